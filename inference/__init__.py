@@ -1,0 +1,1 @@
+"""The algorithm catalogue: fit, bound, sample and diagnose any :class:`ppgen.Program`."""

@@ -1,0 +1,1 @@
+"""Invertible maps with their log-determinants, as Pyro transforms: one family a file."""
