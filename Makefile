@@ -1,0 +1,50 @@
+# The same targets here and in CI. They need Python >= 3.11, git and make; `make PYTHON=python3.12`
+# takes another Python. The stamp keeps a second target from installing again.
+PYTHON ?= python3
+JOBS ?= 2
+RUN ?= runs/demo
+STAMP = .venv/.installed
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: install demo test test-slow lint types docs bench check clean
+.DEFAULT_GOAL = check
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("ppgen needs Python 3.11 or later; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "installing ppgen and what it needs into .venv: a few minutes the first time"
+	.venv/bin/python -m pip install --quiet -e ".[test,lint,docs]" -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)
+	rm -rf $(RUN)
+	ppgen fit vae --data digits --steps 3000 --seed 0 --out $(RUN)
+	ppgen sample $(RUN) -n 64 --out $(RUN)/samples.png
+	ppgen diagnose $(RUN)
+	ppgen plot $(RUN)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(JOBS)
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n $(JOBS)
+
+lint: $(STAMP)
+	ruff check .
+
+types: $(STAMP)
+	mypy
+
+docs: $(STAMP)
+	python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(STAMP)
+	python -m pip install --quiet -e ".[bench]" -c constraints.txt
+	set -e; for script in benchmarks/*.py; do python $$script; done
+
+check: lint types test docs
+
+clean:
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
