@@ -1,0 +1,502 @@
+"""Learning: maximise a lower bound on log p(x) by stochastic gradients. One plain loop.
+
+    θ, φ ← θ, φ + step · ∇ ELBO(θ, φ; minibatch)
+
+`fit` prepares and checks, `train` is the loop, `resume` goes on where a run stopped: to the bit, as
+everything that the next step depends on stands in state.safetensors, and the order of the data is a
+function of the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ppgen import data as data_module
+from ppgen.check import check, columns, require_batch_safe
+from ppgen.errors import PpgenError
+from ppgen.files import read_json, read_tree, write_tree
+from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
+from ppgen.inference.optimise import averaged, learning_rate, make_fabric, make_optimizer
+from ppgen.inference.step import MAX_BAD_STEPS, Step, bad_site, make_step
+from ppgen.program import Program
+from ppgen.run import (
+    Run,
+    default_dtype,
+    describe_program,
+    dtype_of,
+    load_parameters,
+    prepare_columns,
+    rebuild,
+    start_folder,
+    versions,
+    write_metrics,
+)
+from ppgen.structure import Structure
+
+CHECKPOINT_SECONDS = 30.0
+
+Report = Callable[[dict[str, float]], None]
+
+
+def fit(
+    program: Program,
+    data: Any,
+    *,
+    valid: Any = None,
+    steps: int = 2000,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    schedule: str = "constant",
+    optimizer: str = "Adam",
+    clip: float | None = None,
+    ema: float | None = None,
+    kl_warmup: int = 0,
+    patience: int | None = None,
+    elbo: str = "analytic",
+    particles: int = 1,
+    guide: str | None = None,
+    engine: str = "auto",
+    precision: str = "32-true",
+    device: str = "cpu",
+    seed: int = 0,
+    out: str | Path | None = None,
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    source: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> Run:
+    """Fits a program to data by maximising a bound on log p(x).
+
+    The loss that the optimiser sees is −ELBO / N, in nats a row, so that `lr` and `clip` mean the same
+    for every size of data and batch; figures are reported in nats over all N rows.
+
+    Args:
+        program: a `Program`; its parameters are changed in place.
+        data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
+        valid: held-out rows; their ELBO is logged, and `patience` counts on it.
+        steps: gradient steps.
+        batch_size: rows a step; None takes all. Batches run through one random permutation an epoch.
+        lr, schedule: learning rate, and its course over the steps: constant, linear, cosine, exponential.
+        optimizer: a name in torch.optim, with keywords if wanted: "AdamW(weight_decay=0.01)".
+        clip: largest norm of the gradient of the loss a row.
+        ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
+        kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
+        patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
+        elbo, particles: the objective (`ppgen.inference.elbo`), and its draws a step.
+        guide: name of a Pyro autoguide that replaces the program's guide.
+        engine: how a step is run: eager, trace, compile, auto.
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
+        device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
+        seed: the one seed: parameters of the guide, order of the data, draws.
+        out: the run folder to write; None keeps the result in memory.
+        log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
+        checkpoint_every: steps a checkpoint; None: every 30 seconds.
+        source: where the data came from, recorded for `resume` and the shell.
+        report: called with each row of metrics.
+
+    Returns:
+        The `Run`, its program with the final parameters, in eval mode.
+
+    Raises:
+        PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
+            a loss that stays NaN or infinite, with the site's name.
+    """
+    options: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip": clip,
+        "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo, "particles": particles, "guide": guide,
+        "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    _check_options(options, valid)
+    path = Path(out) if out is not None else None
+    if path is not None and (path / "config.json").exists():
+        raise PpgenError(f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it")
+    with _one_seed(seed), default_dtype(dtype_of(precision)):
+        train_data = prepare_columns(data, program, dtype_of(precision))
+        columns(program, train_data)
+        data_module.validate(train_data)
+        valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
+        program.to(dtype_of(precision))
+        program.train()
+        n = data_module.n_rows(train_data)
+        first = data_module.take(train_data, torch.arange(min(batch_size or n, n)))
+        guide, enumerated = _choose_guide(program, first, options)
+        program.setup(first, guide, hide=enumerated)
+        structure = check(program, train_data, batch_size=batch_size, enumerated=enumerated)
+        config = {
+            "versions": versions(),
+            "seed": seed,
+            "fit": options,
+            "data": {**(source or {}), **data_module.fingerprint(train_data), "rows": n},
+        }
+        config["program"], file = describe_program(program, structure, guide)
+        example = _example(train_data, structure, first)
+        if path is not None:
+            start_folder(path, config, example, file)
+        run = Run(program, config, structure, example, path)
+        return train(run, train_data, valid_data, report=report)
+
+
+def resume(
+    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None, steps: int | None = None,
+    report: Report | None = None,
+) -> Run:  # fmt: skip
+    """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
+
+    Args:
+        path: the run folder.
+        data, valid: needed only where the fit was given data in memory.
+        program: needed only where the run cannot build it by itself.
+        steps: a new total, to train longer than was asked at first.
+
+    Raises:
+        PpgenError: no run; other data than the run was fitted to.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
+    config = read_json(path / "config.json")
+    options = config["fit"]
+    if steps is not None:
+        options["steps"] = steps
+    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
+        example = read_tree(path / "example.safetensors")
+        program, structure = rebuild(config, example, path, program)
+        run = Run(program, config, structure, example, path)
+        recorded = config["data"]
+        train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
+        if valid is None and recorded.get("valid_split"):
+            valid = run.data(recorded["valid_split"])
+        valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
+        if data_module.fingerprint(train_data)["sha256"] != recorded["sha256"]:
+            raise PpgenError(f"the data are not those that {path} was fitted to (their fingerprints differ); pass the same rows")
+        first = data_module.take(train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"])))
+        program.train()
+        program.setup(first, None)
+        structure = check(program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"]))
+        run.structure = structure
+        state = read_tree(path / "state.safetensors") if (path / "state.safetensors").is_file() else None
+        return train(run, train_data, valid_data, state=state, report=report)
+
+
+@dataclass
+class Progress:
+    """Where the loop stands, beside parameters, optimiser and random state."""
+
+    step: int = 0
+    window: list[float] = field(default_factory=list)  # the ELBO of each step since the last row of metrics
+    rows: list[dict[str, float]] = field(default_factory=list)
+    bad_steps: int = 0
+    best: float = -float("inf")
+    waited: int = 0
+    grad_norm: float = 0.0
+
+
+def train(
+    run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, *, state: Any = None, report: Report | None = None
+) -> Run:
+    """The loop, from a fresh start or from a saved state."""
+    o, program = run.config["fit"], run.program
+    n = run.config["data"]["rows"]
+    fabric = make_fabric(o["device"], o["precision"])
+    objective = Objective(program, run.structure, n, elbo=o["elbo"], particles=o["particles"])
+    require_batch_safe(program, run.structure, objective.particles)
+    optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
+    wrapped, optimizer = fabric.setup(objective, optimizer)
+    data = {k: v.to(fabric.device) for k, v in data.items()}
+    valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
+    step: Step = make_step(
+        wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], parameters=list(objective.parameters())
+    )
+    ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
+    best: dict[str, Tensor] | None = None
+    now = Progress()
+    if fabric.world_size > 1:
+        torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
+    if state is not None:
+        load_parameters(program, state["parameters"])
+        ema = state["ema"] and {k: v.to(fabric.device) for k, v in state["ema"].items()}
+        best = state["best_parameters"]
+        optimizer.load_state_dict(state["optimizer"])
+        now = Progress(**state["progress"])
+        _set_random_state(state["random"], fabric)
+
+    def final_parameters() -> dict[str, Tensor]:
+        return best if best is not None else ema if ema is not None else program.state_dict()
+
+    def checkpoint() -> None:
+        tree = {
+            "parameters": dict(program.state_dict()),
+            "ema": ema,
+            "best_parameters": best,
+            "optimizer": optimizer.state_dict(),
+            "progress": vars(now),
+            "random": _random_state(fabric),
+        }
+        if run.path is not None and fabric.is_global_zero:
+            write_metrics(run.path / "metrics.csv", now.rows)
+            write_tree(run.path / "parameters.safetensors", dict(final_parameters()))
+            write_tree(run.path / "state.safetensors", tree)
+
+    batch_size = min(o["batch_size"] or n, n)
+    saved_at = time.monotonic()
+    bad_in_a_row = 0
+    if state is None:
+        checkpoint()
+    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(fabric.device):
+        while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]):
+            batch = data
+            if batch_size < n:
+                index = data_module.batch_index(now.step, n, batch_size, o["seed"])
+                batch = data_module.take(data, index.to(fabric.device))
+            batch = _share(batch, fabric)
+            kl_weight = min(1.0, (now.step + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
+            lr = learning_rate(o["schedule"], o["lr"], now.step, o["steps"])
+            before = torch.get_rng_state()
+            elbo, grad_norm, finite = step(batch, lr, kl_weight)
+            now.step += 1
+            if finite:
+                bad_in_a_row = 0
+                now.grad_norm = grad_norm
+                now.window.append(elbo)
+                if ema is not None:
+                    averaged(ema, program.state_dict(), o["ema"], now.step)
+            else:
+                now.bad_steps += 1
+                bad_in_a_row += 1
+                if bad_in_a_row >= MAX_BAD_STEPS:
+                    raise PpgenError(_gone_bad(run, objective, batch, before, now))
+            if now.step % o["log_every"] == 0 or now.step == o["steps"]:
+                row = _row(now, lr)
+                if valid is not None:
+                    with _parameters_of(program, ema):
+                        row |= _validate(objective, valid, o["seed"], now.step, batch_size)
+                    if row["valid_elbo"] > now.best:
+                        now.best, now.waited = row["valid_elbo"], 0
+                        source = ema if ema is not None else program.state_dict()
+                        if o["patience"]:
+                            best = {k: v.detach().clone() for k, v in source.items()}
+                    else:
+                        now.waited += 1
+                now.rows.append(row)
+                now.window.clear()
+                if report is not None and fabric.is_global_zero:
+                    report(row)
+            due = (
+                now.step % o["checkpoint_every"] == 0
+                if o["checkpoint_every"]
+                else now.step % o["log_every"] == 0
+                and fabric.broadcast(time.monotonic() - saved_at > CHECKPOINT_SECONDS)
+            )
+            if stopped or due or now.step == o["steps"]:
+                checkpoint()
+                saved_at = time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt(f"stopped at step {now.step}")
+        checkpoint()
+    run.rows = now.rows
+    load_parameters(program, {k: v.detach().clone() for k, v in final_parameters().items()})
+    program.to("cpu").eval()
+    return run
+
+
+# -- what the loop calls ---------------------------------------------------------------------------
+
+
+def _check_options(o: dict[str, Any], valid: Any) -> None:
+    least = {"steps": 0, "batch_size": 1, "particles": 1, "kl_warmup": 0, "patience": 1, "log_every": 1, "checkpoint_every": 1}
+    for name, low in least.items():
+        if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
+    for name in ("lr", "clip"):
+        if o[name] is not None and not 0 < o[name] < float("inf"):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number")
+    if o["ema"] is not None and not 0 < o["ema"] < 1:
+        raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
+    if o["patience"] is not None and valid is None:
+        raise PpgenError("patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)")
+    if o["elbo"] == "enumerate" and o["kl_warmup"]:
+        raise PpgenError("kl_warmup has no meaning with elbo='enumerate'; leave it out")
+    if o["elbo"] not in OBJECTIVES:
+        Objective(None, None, 1, elbo=o["elbo"])  # type: ignore[arg-type]  # says which there are
+
+
+def _choose_guide(program: Program, first: Mapping[str, Tensor], o: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The autoguide to make, if any, and the latents that are summed out."""
+    try:
+        discrete = discrete_latents(program, first)
+        latent = _latents(program, first)
+    except PpgenError:
+        raise
+    except Exception:  # the checks run it again and put it into a sentence
+        return o["guide"], ()
+    enumerated = discrete if o["elbo"] == "enumerate" else ()
+    guide = o["guide"]
+    if guide is None and not program.has_guide and set(latent) - set(enumerated):
+        guide = program.default_guide
+    if guide is not None and set(discrete) - set(enumerated):
+        raise PpgenError(
+            f"the discrete latent {discrete[0]!r} has no place in {guide}, whose latents are continuous; "
+            "sum it out with elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
+        )
+    return guide, enumerated
+
+
+def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
+    with torch.random.fork_rng(), torch.no_grad():
+        trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
+    return [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
+
+
+def _example(data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rows that set the program up again: two, or all where it has one latent a row and no network."""
+    if structure.locals and data_module.n_rows(first) == data_module.n_rows(data):
+        return dict(first)
+    return data_module.take(first, torch.arange(min(2, data_module.n_rows(first))))
+
+
+def _row(now: Progress, lr: float) -> dict[str, float]:
+    w = np.array(now.window)
+    row: dict[str, float] = {"step": now.step, "lr": lr, "grad_norm": now.grad_norm, "bad_steps": now.bad_steps}
+    if len(w):
+        row["elbo"] = float(w.mean())
+    if len(w) > 1:
+        row["elbo_se"] = float(w.std(ddof=1) / len(w) ** 0.5)
+    return row
+
+
+def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
+    """The ELBO of the held-out rows and the standard error of its draws' blocks, per N training rows: nats over all rows of valid."""
+    n = data_module.n_rows(valid)
+    objective.eval()
+    values = []
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(_rank_seed(seed, step))
+        if not objective.structure.locals:
+            chunk = n  # a global latent has one posterior for all rows
+        for start in range(0, n, chunk):
+            index = torch.arange(start, min(start + chunk, n))
+            _, elbo = objective(data_module.take(valid, index.to(next(iter(valid.values())).device)))
+            values.append((len(index), float(elbo) / objective.rows))
+    objective.train()
+    weights = np.array([w for w, _ in values], dtype=float)
+    means = np.array([v for _, v in values])
+    mean = float((weights * means).sum() / weights.sum())
+    row = {"valid_elbo": mean * n}
+    if len(values) > 1:
+        row["valid_elbo_se"] = float(means.std(ddof=1) / len(values) ** 0.5 * n)
+    return row
+
+
+def _gone_bad(run: Run, objective: Objective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress) -> str:
+    site = bad_site(objective, batch, random_state)
+    keeps = (
+        f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"
+        if run.path is not None
+        else "the parameters are as they were before"
+    )
+    return (
+        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: {site}; {keeps}, "
+        "with a smaller lr, clip=1, or float64 (precision='64-true')"
+    )
+
+
+@contextmanager
+def _parameters_of(program: Program, values: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The program with other parameters, for a while."""
+    if values is None:
+        yield
+        return
+    own = {k: v.detach().clone() for k, v in program.state_dict().items()}
+    program.load_state_dict(values)
+    try:
+        yield
+    finally:
+        program.load_state_dict(own)
+
+
+def _share(batch: Mapping[str, Tensor], fabric: Any) -> Mapping[str, Tensor]:
+    """This process's rows of the batch; gradients are averaged over processes."""
+    if fabric.world_size == 1:
+        return batch
+    n = data_module.n_rows(batch)
+    if n % fabric.world_size:
+        raise PpgenError(f"{n} rows a step cannot be shared evenly by {fabric.world_size} processes; choose a multiple for batch_size")
+    return data_module.take(batch, torch.arange(fabric.global_rank, n, fabric.world_size, device=fabric.device))
+
+
+def _on(device: torch.device) -> Any:
+    """New tensors of a program's code land on the device. (On the CPU they do so already, at no cost.)"""
+    return nullcontext() if device.type == "cpu" else device
+
+
+def _rank_seed(seed: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+
+
+@contextmanager
+def _one_seed(seed: int) -> Iterator[None]:
+    """Seeds torch, numpy and random, and gives the caller's random state back."""
+    if not 0 <= seed < 2**32:
+        raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _random_state(fabric: Any) -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": fabric.all_gather(torch.get_rng_state().to(fabric.device)).cpu().reshape(fabric.world_size, -1),
+        "device": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (name, keys.astype(np.int64), *rest),
+    }
+
+
+def _set_random_state(state: dict[str, Any], fabric: Any) -> None:
+    torch.set_rng_state(state["torch"][min(fabric.global_rank, len(state["torch"]) - 1)].clone())
+    if state["device"] is not None and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], fabric.device)
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.astype(np.uint32), *rest))
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,121 @@
+"""Parts of the loop that are not ppgen's own: torch.optim by name, learning-rate schedules, Fabric, EMA."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.errors import PpgenError, nearest
+
+SCHEDULES = {
+    "constant": "lr",
+    "linear": "lr (1 − t)",
+    "cosine": "lr (1 + cos πt) / 2",
+    "exponential": "lr 100^(−t)",
+}
+
+
+def learning_rate(schedule: str, lr: float, step: int, steps: int) -> float:
+    """The learning rate at a step, t = step / steps. A function of the step alone, so that it needs no state.
+
+    >>> [round(learning_rate("cosine", 1.0, s, 4), 3) for s in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    t = step / max(steps, 1)
+    if schedule == "constant":
+        return lr
+    if schedule == "linear":
+        return lr * (1 - t)
+    if schedule == "cosine":
+        return lr * (1 + math.cos(math.pi * t)) / 2
+    if schedule == "exponential":
+        return lr * 100 ** (-t)
+    raise PpgenError(f"there is no schedule {schedule!r}{nearest(schedule, SCHEDULES)}; they are {', '.join(SCHEDULES)}")
+
+
+def optimizer_names() -> tuple[str, ...]:
+    """The optimisers of torch.optim."""
+    return tuple(
+        n
+        for n, o in vars(torch.optim).items()
+        if inspect.isclass(o) and issubclass(o, torch.optim.Optimizer) and o is not torch.optim.Optimizer
+    )
+
+
+def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    """An optimiser of torch.optim by name, with keywords: `AdamW(weight_decay=0.01)`.
+
+    Raises:
+        PpgenError: no such optimiser or keyword, or one that cannot take these parameters.
+    """
+    name, _, rest = spec.partition("(")
+    names = optimizer_names()
+    if name not in names:
+        raise PpgenError(f"torch.optim has no optimizer {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+    try:
+        call = ast.parse(spec if rest else f"{name}()", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as e:
+        raise PpgenError(f"optimizer {spec!r} cannot be read; write a name, or a name with keywords as in AdamW(weight_decay=0.01)") from e
+    cls = getattr(torch.optim, name)
+    known = [k for k in inspect.signature(cls).parameters if k not in ("params", "lr")]
+    for key in options:
+        if key not in known:
+            raise PpgenError(f"torch.optim.{name} has no option {key!r}{nearest(str(key), known)}; it has {', '.join(known)}")
+    try:
+        return cls(parameters, lr=lr, **options)
+    except (TypeError, ValueError) as e:
+        raise PpgenError(f"torch.optim.{name} does not take these parameters or options: {e}; choose another optimizer") from e
+
+
+def make_fabric(device: str, precision: str) -> Any:
+    """Lightning Fabric: devices, precision, processes. Under torchrun it joins the processes there are.
+
+    Raises:
+        PpgenError: no such device or precision on this machine.
+    """
+    from lightning_fabric import Fabric
+
+    accelerator, _, index = device.partition(":")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    devices: Any = [int(index)] if index.isdigit() else local
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=max(world // local, 1),
+                strategy="ddp" if world > 1 else "auto",
+                precision=precision,  # type: ignore[arg-type]
+            )
+            fabric.launch()
+    except (RuntimeError, ValueError, TypeError) as e:
+        raise PpgenError(
+            f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device cpu, cuda or auto, "
+            "and precision 32-true, 64-true or bf16-mixed"
+        ) from e
+    except Exception as e:  # Fabric's own classes for a device that is not there
+        raise PpgenError(f"device {device!r} is not there: {str(e).splitlines()[0]}; take device cpu or auto") from e
+    return fabric
+
+
+def averaged(ema: dict[str, Tensor], values: Mapping[str, Tensor], decay: float, step: int) -> None:
+    """ema ← d ema + (1 − d) values, in place, with d = min(decay, (1 + step) / (10 + step)) so that the start is forgotten."""
+    d = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in values.items():
+            if value.is_floating_point():
+                ema[name].lerp_(value, 1 - d)
+            else:
+                ema[name].copy_(value)

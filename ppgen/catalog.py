@@ -1,0 +1,178 @@
+"""Finds a model by name, or in a user's own file. Names are file names: the folder is the catalogue."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ppgen.errors import PpgenError, nearest
+
+
+class Found(NamedTuple):
+    """What `find` found: a Program class or instance, or a pair of functions, and where."""
+
+    target: Any
+    spec: dict[str, str]  # as config.json keeps it
+    file: Path | None  # the user's file, None for the catalogue's
+    data: Any = None  # the data that the user's file names for itself
+
+
+def names() -> dict[str, str]:
+    """The catalogue: model name -> first line of its docstring."""
+    import ppgen.models as models
+
+    return {
+        m.name: (inspect.getdoc(importlib.import_module(f"ppgen.models.{m.name}")) or "").split("\n")[0]
+        for m in pkgutil.iter_modules(models.__path__)
+        if not m.name.startswith("_")
+    }
+
+
+def find(spec: str) -> Found:
+    """Finds `vae`, `path/to/file.py` or `path/to/file.py:Name`.
+
+    A file's Name is a Program class or instance. Without a Name the file has one Program class, or
+    functions `model` and (optionally) `guide`.
+
+    Raises:
+        PpgenError: no such model or file; a file that fails to run; several programs to choose from.
+    """
+    path, _, name = spec.partition(".py")
+    if not spec.endswith(".py") and ".py:" not in spec:
+        known = names()
+        if spec not in known:
+            raise PpgenError(
+                f"there is no model {spec!r}{nearest(spec, known)}; the catalogue has {', '.join(known)}, "
+                "and a program of your own is named as path/to/file.py:Name"
+            )
+        module = importlib.import_module(f"ppgen.models.{spec}")
+        return Found(_program_class(module, spec), {"model": spec}, None)
+    file, name = Path(path + ".py"), name.lstrip(":")
+    module = _import_file(file)
+    if name:
+        target = getattr(module, name, None)
+        if target is None:
+            raise PpgenError(f"{file} has no {name!r}{nearest(name, vars(module))}; name a Program class or instance in it")
+    elif hasattr(module, "model"):
+        target = (module.model, getattr(module, "guide", None))
+    else:
+        target = _program_class(module, str(file))
+        name = target.__name__
+    return Found(target, {"file": "program.py", "name": name}, file, getattr(module, "data", None))
+
+
+def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Any:
+    """Makes the program: the class called with `settings`, over what its `from_data` takes from the data.
+
+    Raises:
+        PpgenError: a setting that the constructor does not have, or does not take.
+    """
+    from ppgen.program import Program
+
+    target = found.target
+    if isinstance(target, tuple):
+        _no_settings(settings, "a pair of functions")
+        return Program.from_pair(*target)
+    if isinstance(target, Program):
+        _no_settings(settings, "an instance")
+        return target
+    if not (inspect.isclass(target) and issubclass(target, Program)):
+        raise PpgenError(f"{found.spec} is {target!r}; expected a Program class or instance, or functions model and guide")
+    known = inspect.signature(target.__init__).parameters
+    for key in settings:
+        if key not in known or key == "self":
+            arguments = [k for k in known if k != "self"]
+            raise PpgenError(
+                f"{target.__name__} has no argument {key!r}{nearest(key, arguments)}; it has {', '.join(arguments) or 'none'}"
+            )
+    derived = target.from_data(data) if data is not None and hasattr(target, "from_data") else {}
+    try:
+        return target(**{**derived, **settings})
+    except PpgenError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise PpgenError(f"{target.__name__}({_shown({**derived, **settings})}) failed: {e}; see its arguments with ppgen list {found.spec.get('model', '')}".rstrip()) from e
+
+
+def parse_settings(items: list[str]) -> dict[str, Any]:
+    """`key=value` items as from the shell; values are Python literals, else strings.
+
+    >>> parse_settings(["latent=8", "hidden=(64, 64)", "likelihood=normal"])
+    {'latent': 8, 'hidden': (64, 64), 'likelihood': 'normal'}
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise PpgenError(f"--set {item} is no setting; expected key=value, as in --set latent=8")
+        try:
+            settings[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[key.strip()] = {"true": True, "false": False, "none": None}.get(value.lower(), value)
+    return settings
+
+
+def _no_settings(settings: Mapping[str, Any], what: str) -> None:
+    if settings:
+        raise PpgenError(f"the program is {what}, which takes no arguments, and {', '.join(settings)} was set; name a Program class")
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in settings.items())
+
+
+def _program_class(module: ModuleType, where: str) -> Any:
+    from ppgen.program import Program
+
+    found = [
+        o
+        for o in vars(module).values()
+        if inspect.isclass(o) and issubclass(o, Program) and o.__module__ == module.__name__ and not o.__name__.startswith("_")
+    ]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(c.__name__ for c in found)
+    raise PpgenError(
+        f"{where} has several programs ({listed}); name one, as in {where}:{found[0].__name__}"
+        if found
+        else f"{where} has neither a Program class nor a function model; write one, as ppgen new shows"
+    )
+
+
+def _import_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise PpgenError(f"there is no file {file}; name a Python file, or a model of the catalogue (ppgen list)")
+    name = f"ppgen_user_{file.stem}_{abs(hash(str(file.resolve()))):x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
+    try:
+        spec.loader.exec_module(module)
+    except PpgenError:
+        raise
+    except Exception as e:
+        line = getattr(e, "lineno", None) or (e.__traceback__ and _last_line(e.__traceback__, str(file)))
+        raise PpgenError(f"{file}{f' line {line}' if line else ''} fails when it is run: {type(e).__name__}: {e}; mend it first") from e
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _last_line(tb: Any, file: str) -> int | None:
+    line = None
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename.endswith(file):
+            line = tb.tb_lineno
+        tb = tb.tb_next
+    return line

@@ -1,0 +1,129 @@
+"""The effect handlers that ppgen adds to Pyro's."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Collection
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.distributions import Unit
+from pyro.nn.module import PyroModule, _Context
+from pyro.poutine.messenger import Messenger
+from torch import nn
+from torch.distributions import constraints, transform_to
+
+from ppgen.errors import PpgenError
+
+if TYPE_CHECKING:
+    from ppgen.program import Program
+
+_MODULE_FRAME = pyro.module.__code__
+_PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
+
+if not hasattr(_Context, "param_state"):
+    # A PyroModule made before `module_local_params` was switched on has no such state, and fails at its first
+    # call within `Program.running`. It stays empty: local parameters live in their module.
+    _Context.param_state = {"params": {}, "constraints": {}}
+
+
+class ParamSites(Messenger):
+    """Serves `pyro.param` statements from the program's own parameters.
+
+    Pyro's global store is neither read nor written. The value of a plain `pyro.param(name, init,
+    constraint)` is kept unconstrained in the program, registered at its first run (`Program.setup`).
+    `pyro.module` statements give the module's own parameters, and register the module.
+    """
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self.program = program
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        name, args = msg["name"], msg["args"]
+        if msg["fn"] != pyro.get_param_store().get_param:  # a PyroModule's own parameter: it has its value
+            self._own_module(name.rpartition(".")[0] or name, _PYRO_MODULE_FRAME, "self")
+            return
+        if "$$$" in name:  # from pyro.module: the parameter itself
+            self._own_module(name.split("$$$")[0], _MODULE_FRAME, "nn_module")
+            msg["value"] = args[1]
+            return
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        key = _key(name)
+        if key not in self.program._parameters:
+            self._register(name, key, args, constraint)
+        unconstrained = self.program._parameters[key]
+        value = transform_to(constraint)(unconstrained)
+        value.unconstrained = weakref.ref(unconstrained)
+        msg["value"] = value
+
+    def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
+        if not getattr(self.program, "_collecting", False):
+            raise PpgenError(
+                f"pyro.param {name!r} first appears after the first step, and a fit knows the parameters of the first "
+                "run only; write the statement so that every run reaches it"
+            )
+        if len(args) < 2 or args[1] is None:
+            raise PpgenError(f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))")
+        init = args[1]() if callable(args[1]) else args[1]
+        with torch.no_grad():
+            unconstrained = transform_to(constraint).inv(torch.as_tensor(init).detach()).clone()
+        self.program.register_parameter(key, nn.Parameter(unconstrained))
+
+    def _own_module(self, name: str, code: CodeType, variable: str) -> None:
+        """Registers a module that the program uses and does not own (a closure's), at the first run."""
+        if not getattr(self.program, "_collecting", False):
+            return
+        # Pyro's messages name the parameters one by one; the module itself stands in its frame only.
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        module = frame.f_locals[variable] if frame is not None else None
+        owned = {id(p) for p in self.program.parameters()}
+        if module is None or all(id(p) in owned for p in module.parameters()):
+            return
+        self.program.add_module(name.replace(".", "_"), module)
+
+
+def _key(name: str) -> str:
+    return "param:" + name.replace(".", "/")  # a torch parameter's name takes no dot
+
+
+class Minibatch(Messenger):
+    """Weighs a batch of B out of N rows: the scale of every site inside a row plate is multiplied by N/B.
+
+    In model and guide alike, so that E[gradient of the minibatch ELBO] = gradient of the full ELBO.
+    A plate that subsamples by itself (its size differs from its full size) is left alone: Pyro has weighed it.
+    """
+
+    def __init__(self, scale: float, row_plates: Collection[str]):
+        super().__init__()
+        self.factor, self.row_plates = scale, frozenset(row_plates)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if any(f.name in self.row_plates and f.full_size in (None, f.size) for f in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.factor
+
+
+class Unobserve(Messenger):
+    """Samples the observed sites afresh, the data columns still telling the plates their sizes.
+
+    `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
+    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data.
+    """
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] and not is_factor(msg) and not msg["infer"].get("_deterministic"):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            msg["infer"]["was_observed"] = True
+
+
+def is_factor(site: dict[str, Any]) -> bool:
+    """Whether a site is a `pyro.factor` statement: it adds to the log joint and has no value."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)

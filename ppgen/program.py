@@ -1,0 +1,280 @@
+"""The one abstraction: a generative model is a pair of Pyro programs, `model` and `guide`.
+
+    model   p_θ(x, z): latent z and observed x are named `pyro.sample` sites
+    guide   q_φ(z | x): the same latent sites; empty where nothing is latent (a flow)
+
+Everything else in ppgen (training, bounds on log p(x), sampling, diagnosis) is a function of such a pair.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import autoguide as autoguides
+from torch import Tensor, nn
+
+from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import ParamSites
+
+Columns = dict[str, Tensor]
+
+_ROWS: ContextVar[int] = ContextVar("rows", default=1)
+
+
+def rows(*columns: Tensor | None) -> pyro.plate:
+    """The plate "data" over the rows of the data.
+
+    Its size is the length of the first column that is there; where all are None (the program is
+    run forward, to generate) it is the number of rows that was asked for, see `asked_rows`.
+
+    >>> import torch
+    >>> rows(torch.zeros(7, 2)).size
+    7
+    >>> with asked_rows(3):
+    ...     rows(None).size
+    3
+    """
+    size = next((len(column) for column in columns if column is not None), _ROWS.get())
+    return pyro.plate("data", size)
+
+
+@contextmanager
+def asked_rows(n: int) -> Iterator[None]:
+    """Within it, `rows(None)` is a plate of n rows."""
+    token = _ROWS.set(n)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+class Program(nn.Module):
+    """A generative model as one Pyro program pair. Subclass it and write `model`, and `guide` where one is wanted.
+
+    The argument names of `model` are the names of the data columns; an observed site is
+    `pyro.sample("x", d, obs=x)`, and with the column absent (None) the same line samples.
+    A subclass without a `guide` of its own is given an autoguide when it is fitted, if it has latents.
+
+    Attributes:
+        coords: coordinate labels of its plates, by plate name, for ArviZ (optional).
+
+    Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
+
+    >>> import pyro, torch, ppgen
+    >>> from pyro.distributions import Normal
+    >>> class Line(ppgen.Program):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.theta = torch.nn.Parameter(torch.tensor(1.0))
+    ...         self.encoder = torch.nn.Linear(1, 2)
+    ...     def model(self, x=None):
+    ...         with ppgen.rows(x):
+    ...             z = pyro.sample("z", Normal(0.0, 1.0))
+    ...             return pyro.sample("x", Normal(self.theta * z, 1.0), obs=x)
+    ...     def guide(self, x):
+    ...         loc, log_scale = self.encoder(x[:, None]).unbind(-1)
+    ...         with ppgen.rows(x):
+    ...             pyro.sample("z", Normal(loc, log_scale.exp()))
+    >>> Line().columns
+    ('x',)
+    """
+
+    coords: Mapping[str, list] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        # The arguments are kept, so that a run folder can build the same program again.
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs).arguments
+        except TypeError:  # wrong arguments: __init__ itself says it better
+            bound = {}
+        values = dict(list(bound.items())[1:])
+        values.update(values.pop("kwargs", {}))
+        self.__dict__["arguments"] = values
+        return self
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """The joint p_θ(x, z) as a Pyro program."""
+        raise NotImplementedError(f"{type(self).__name__} has no model(): write one, its sites are the joint p(x, z)")
+
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """q(z | x) as a Pyro program. Not overridden, it is empty: nothing is latent, or an autoguide takes its place."""
+
+    @staticmethod
+    def from_pair(model: Callable, guide: Callable | str | None = None) -> Program:
+        """A program out of a plain pair of Pyro functions, which run unchanged.
+
+        `pyro.param` (constraints included), `pyro.module`, PyroModules and bound methods work as in
+        Pyro; the parameters live in the program, never in Pyro's global store.
+
+        Args:
+            model: a Pyro model: function, bound method or module.
+            guide: a function of the same columns; the name of a Pyro autoguide ("AutoNormal"); an
+                autoguide; or None: an AutoNormal where the model has latents.
+
+        >>> Program.from_pair(lambda x: None).columns
+        ('x',)
+        """
+        return Pair(model, guide)
+
+    # -- what the rest of ppgen asks of a program ------------------------------------------------
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the data columns: the arguments of `model`."""
+        return tuple(p.name for p in _parameters(self.model) if p.kind not in _VARIADIC)
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether the program has a guide of its own, or was given one."""
+        return type(self).guide is not Program.guide or self._autoguide is not None
+
+    @property
+    def default_guide(self) -> str:
+        """The autoguide that a fit gives it where it has latents and no guide."""
+        return "AutoNormal"
+
+    @property
+    def _autoguide(self) -> nn.Module | None:
+        return self._modules.get("autoguide")
+
+    def call(self, part: str, data: Mapping[str, Any]) -> Any:
+        """Runs `model` or `guide` (named by `part`) on those columns of data that it takes."""
+        fn: Callable = self.model if part == "model" else self._autoguide or self.guide
+        # an autoguide takes what the model takes
+        signature = _parameters(self.model if fn is self._autoguide or part == "model" else fn)
+        if any(p.kind is p.VAR_KEYWORD for p in signature):
+            kwargs = dict(data)
+        else:
+            kwargs = {p.name: data[p.name] for p in signature if p.name in data}
+        for p in signature:
+            if p.default is p.empty and p.kind not in _VARIADIC and p.name not in kwargs:
+                raise PpgenError(
+                    f"{part}() of {self.name} needs the column {p.name!r}, and the data have {_list(data)}"
+                    f"{nearest(p.name, data)}; name it with columns= (--columns {p.name}=...)"
+                )
+        with self.running():
+            return fn(**kwargs)
+
+    @property
+    def name(self) -> str:
+        """What messages call the program."""
+        return type(self).__name__
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Parameters come from this program alone, not from Pyro's global store."""
+        with pyro.settings.context(module_local_params=True), ParamSites(self):
+            yield
+
+    def setup(self, data: Columns, guide: str | None = None, hide: tuple[str, ...] = ()) -> Program:
+        """The first run of both parts: makes the autoguide and registers every `pyro.param` site.
+
+        Args:
+            data: the columns, or a batch of them.
+            guide: name of the autoguide that is to replace the program's guide; None keeps it.
+            hide: latent sites that the autoguide leaves out (those that are summed out).
+        """
+        if guide is not None:
+            self.set_autoguide(guide, hide)
+        with torch.no_grad(), torch.random.fork_rng(), pyro.poutine.block():
+            try:
+                self.__dict__["_collecting"] = True
+                self.call("guide", data)
+                self.call("model", data)
+            finally:
+                self.__dict__["_collecting"] = False
+        return self
+
+    def set_autoguide(self, guide: str | nn.Module, hide: tuple[str, ...] = ()) -> None:
+        """Replaces the guide by a Pyro autoguide, named or made."""
+        if isinstance(guide, str):
+            names = autoguide_names()
+            if guide not in names:
+                raise PpgenError(f"there is no guide {guide!r}{nearest(guide, names)}; the guides are {', '.join(names)}")
+            model = pyro.poutine.block(self.model, hide=list(hide)) if hide else self.model
+            guide = getattr(autoguides, guide)(model)
+        self.add_module("autoguide", guide)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model forward, as a PyroModule would."""
+        with self.running():
+            return self.model(*args, **kwargs)
+
+
+class Pair(Program):
+    """The program that `Program.from_pair` makes."""
+
+    def __init__(self, model: Callable, guide: Callable | str | None = None):
+        super().__init__()
+        self.__dict__["arguments"] = {}
+        self.__dict__["pair"] = (model, guide)
+        self.__dict__["model"] = model
+        for fn in (model, guide):
+            self._own(fn)
+        if isinstance(guide, autoguides.AutoGuide):
+            self.set_autoguide(guide)
+        elif callable(guide):
+            self.__dict__["guide"] = guide
+        elif guide is not None and guide not in autoguide_names():
+            raise PpgenError(
+                f"guide is {guide!r}; expected a function, an autoguide's name or None{nearest(str(guide), autoguide_names())}"
+            )
+
+    def _own(self, fn: Any) -> None:
+        # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered.
+        owner = getattr(fn, "__self__", fn)
+        if isinstance(owner, nn.Module) and not isinstance(owner, autoguides.AutoGuide):
+            self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
+
+    @property
+    def default_guide(self) -> str:
+        return self.pair[1] if isinstance(self.pair[1], str) else "AutoNormal"
+
+    @property
+    def has_guide(self) -> bool:
+        return callable(self.pair[1]) or self._autoguide is not None
+
+    @property
+    def name(self) -> str:
+        model = self.pair[0]
+        return getattr(model, "__name__", type(model).__name__)
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _parameters(fn: Callable) -> list[inspect.Parameter]:
+    if isinstance(fn, nn.Module):
+        fn = fn.forward
+    return list(inspect.signature(fn).parameters.values())
+
+
+def autoguide_names() -> tuple[str, ...]:
+    """The names of Pyro's autoguides.
+
+    >>> "AutoNormal" in autoguide_names()
+    True
+    """
+    abstract = {"AutoGuide", "AutoContinuous", "AutoCallable", "AutoGuideList", "AutoNormalizingFlow"}
+    return tuple(sorted(
+        n for n, o in vars(autoguides).items()
+        if inspect.isclass(o) and issubclass(o, autoguides.AutoGuide) and n not in abstract
+    ))
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    taken, n = dict(module.named_children()), name
+    while n in taken or hasattr(module, n):
+        n += "_"
+    return n
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,176 @@
+"""What one traced run shows of a program: its sites, plates, shapes, and what is local to a row of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+
+from ppgen.data import n_rows, row_columns, take
+from ppgen.handlers import Minibatch, is_factor
+from ppgen.program import Program
+
+PARTICLES = "particles"  # the plate of particles, left of every plate of the program
+
+
+class Traces(NamedTuple):
+    """One run of both parts: p the model's trace, at the guide's latents; q the guide's."""
+
+    p: poutine.Trace
+    q: poutine.Trace
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site as it stood in the first trace. Shapes leave out the plate of particles."""
+
+    name: str
+    role: str  # latent, observed, auxiliary, factor, deterministic
+    distribution: str
+    plates: tuple[str, ...]  # from the outermost in
+    batch_shape: tuple[int, ...]
+    event_shape: tuple[int, ...]
+    support: str
+    discrete: bool
+    reparametrised: bool
+    enumerated: bool = False
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The sites of a program on given data, and which of its plates run over the rows.
+
+    Attributes:
+        sites: of the model, in order, then the guide's auxiliary ones.
+        row_plates: names of the plates whose size follows the number of rows.
+        nesting: how many batch dimensions the program's plates take.
+        batch_safe: whether the program runs with several particles at once, and gives the same log joint.
+        unsafe_reason: why it does not.
+    """
+
+    sites: tuple[Site, ...]
+    row_plates: frozenset[str]
+    nesting: int
+    batch_safe: bool = True
+    unsafe_reason: str = ""
+
+    def names(self, *roles: str) -> tuple[str, ...]:
+        """The names of the sites of those roles."""
+        return tuple(s.name for s in self.sites if s.role in roles)
+
+    def __getitem__(self, name: str) -> Site:
+        return next(s for s in self.sites if s.name == name)
+
+    def is_local(self, name: str) -> bool:
+        """Whether a site has one value a row: it stands inside a row plate."""
+        return bool(self.row_plates & set(self[name].plates))
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """The latent sites that the guide draws (those summed out are left out)."""
+        return tuple(s.name for s in self.sites if s.role == "latent" and not s.enumerated)
+
+    @property
+    def locals(self) -> tuple[str, ...]:
+        return tuple(n for n in self.latents if self.is_local(n))
+
+    @property
+    def globals(self) -> tuple[str, ...]:
+        return tuple(n for n in self.latents if not self.is_local(n))
+
+
+def trace_pair(
+    program: Program,
+    data: Mapping[str, Any],
+    *,
+    particles: int = 1,
+    structure: Structure | None = None,
+    weight: float = 1.0,
+) -> Traces:
+    """Runs the guide, then the model at its latents, and keeps both traces.
+
+    Args:
+        particles: 1, or S > 1 draws at once: a plate of size S left of every plate of the program,
+            so that every log-probability has shape (S, ..., rows).
+        structure: needed where particles > 1 or weight != 1.
+        weight: N/B where data are B of N rows.
+    """
+    with ExitStack() as stack:
+        if weight != 1.0:
+            assert structure is not None
+            stack.enter_context(Minibatch(weight, structure.row_plates))
+        if particles > 1:
+            assert structure is not None
+            stack.enter_context(pyro.plate(PARTICLES, particles, dim=-structure.nesting - 1))
+        q = poutine.trace(lambda: program.call("guide", data)).get_trace()
+        p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
+    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+
+
+def inspect(program: Program, data: Mapping[str, Any], *, enumerated: tuple[str, ...] = ()) -> Structure:
+    """Traces the program once and reads its structure; the random state is left as it was.
+
+    Raises whatever the program raises: `ppgen.check.check` puts it into a sentence.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        p, q = trace_pair(program, data)
+        sites = tuple(_site(s, "", enumerated) for s in p.nodes.values() if s["type"] == "sample")
+        sites += tuple(
+            _site(s, "auxiliary", ()) for n, s in q.nodes.items() if s["type"] == "sample" and n not in p.nodes
+        )
+        frames = [f for t in (p, q) for s in t.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+        return Structure(
+            sites=sites,
+            row_plates=_row_plates(program, data, frames),
+            nesting=max((-f.dim for f in frames if f.vectorized), default=0),
+        )
+
+
+def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
+    fn = node["fn"]
+    if not role:
+        if node["infer"].get("_deterministic"):
+            role = "deterministic"
+        elif is_factor(node):
+            role = "factor"
+        else:
+            role = "observed" if node["is_observed"] else "latent"
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
+    frames_named = tuple(f.name for f in frames)
+    support = None if role in ("factor", "deterministic") else fn.support
+    return Site(
+        name=node["name"],
+        role=role,
+        distribution=type(base).__name__,
+        plates=frames_named,
+        batch_shape=tuple(fn.batch_shape),
+        event_shape=tuple(fn.event_shape),
+        support="" if support is None else str(support),
+        discrete=bool(support is not None and support.is_discrete),
+        reparametrised=bool(fn.has_rsample),
+        enumerated=node["name"] in enumerated,
+    )
+
+
+def _row_plates(program: Program, data: Mapping[str, Any], frames: list) -> frozenset[str]:
+    """The plates that grow when a row is added to the data."""
+    sizes = {f.name: f.size for f in frames}
+    if not row_columns(data):
+        return frozenset()
+    n = n_rows(data)
+    more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]))
+    try:
+        q = poutine.trace(lambda: program.call("model", more)).get_trace()
+    except Exception:  # written for one number of rows: told by the size alone
+        return frozenset(name for name, size in sizes.items() if size == n)
+    grown = {f.name: f.size for s in q.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
+    return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size or name == "data")
