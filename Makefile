@@ -15,7 +15,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ppgen needs Python 3.11 or later; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "installing ppgen and what it needs into .venv: a few minutes the first time"
-	.venv/bin/python -m pip install --quiet -e ".[test,lint,docs]" -c constraints.txt
+	PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet -e ".[test,lint,docs]" -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)

@@ -1,0 +1,255 @@
+"""The house rules: what is installed is what is here, both catalogues stay flat, imports go one way."""
+
+import ast
+import configparser
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ppgen
+
+ROOT = Path(__file__).resolve().parent.parent
+CATALOGUES = ("models", "inference")
+CORE = sorted((ROOT / "ppgen").glob("*.py")) + sorted(
+    p for folder in ("nets", "transforms") for p in (ROOT / "ppgen" / folder).rglob("*.py")
+)
+MODELS, INFERENCE = (sorted((ROOT / name).glob("*.py")) for name in CATALOGUES)
+MEMBERS = [p for p in MODELS + INFERENCE if not p.name.startswith("_")]
+HEAVY = {"torch", "pyro", "numpy", "sklearn", "pandas", "xarray", "matplotlib", "arviz_base"}
+
+
+def config() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def package_folders() -> dict[str, Path]:
+    """Every package that the folders hold, by its installed name."""
+    found = {}
+    for init in (ROOT / "ppgen").rglob("__init__.py"):
+        parts = init.parent.relative_to(ROOT).parts
+        if parts[1:2] not in {(name,) for name in CATALOGUES}:
+            found[".".join(parts)] = init.parent
+    return found | {f"ppgen.{name}": ROOT / name for name in CATALOGUES}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# ---------------------------------------------------------------- what is installed
+
+
+def test_packages_are_the_folders():
+    listed = config()["options"]["packages"].split()
+    assert sorted(listed) == sorted(package_folders())
+
+
+def test_package_dir_maps_the_two_catalogues():
+    lines = config()["options"]["package_dir"].strip().splitlines()
+    mapping = dict(re.split(r"\s*=\s*", line) for line in lines)
+    assert mapping == {"ppgen": "ppgen"} | {f"ppgen.{name}": name for name in CATALOGUES}
+
+
+@pytest.mark.parametrize("name", CATALOGUES)
+def test_catalogue_is_flat(name):
+    folders = [p.name for p in (ROOT / name).iterdir() if p.is_dir() and p.name != "__pycache__"]
+    assert folders == []
+    assert (ROOT / name / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("name", CATALOGUES)
+def test_link_and_folder_are_one_module(name):
+    link = ROOT / "ppgen" / name
+    assert link.is_symlink() and os.readlink(link) == f"../{name}"
+    importlib.import_module(f"ppgen.{name}")
+    twins = [m for m in sys.modules if m == name or m.startswith(f"{name}.")]
+    assert twins == [], "imported a second time under a top-level name"
+
+
+def test_coverage_and_version():
+    assert config()["coverage:run"]["source"].split() == ["ppgen", *CATALOGUES]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ppgen.__version__)
+
+
+def test_tested_versions_lie_in_the_ranges():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = {p.name.lower(): p for p in pins if p.marker is None or p.marker.evaluate()}
+    extras = dict(config()["options.extras_require"])
+    wanted = config()["options"]["install_requires"]
+    wanted += "".join(extras[name] for name in ("test", "docs", "lint"))
+    for line in wanted.strip().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        need = Requirement(line)
+        if need.marker is None or need.marker.evaluate():
+            (pin,) = here[need.name.lower()].specifier
+            assert need.specifier.contains(pin.version), f"{need} excludes the tested {pin}"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A wheel and an sdist, built offline from a copy (a build leaves folders behind)."""
+    folder = tmp_path_factory.mktemp("build")
+    leave = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "_build")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave)
+    code = "from setuptools import build_meta as b; b.build_sdist('out'); b.build_wheel('out')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder / "source", capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return folder / "source" / "out"
+
+
+def test_wheel_holds_the_packages_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"ppgen"}
+    expected = {
+        f"{package.replace('.', '/')}/{path.name}"
+        for package, folder in package_folders().items()
+        for path in folder.glob("*.py")
+    }
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert "ppgen/py.typed" in names
+
+
+def test_wheel_imports_without_the_checkout(built):
+    (wheel,) = built.glob("*.whl")
+    code = (
+        "import ppgen, ppgen.models, ppgen.inference, importlib.util as u;"
+        "print(ppgen.__file__, u.find_spec('models'), u.find_spec('inference'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=built,
+        env=os.environ | {"PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(str(wheel)) and run.stdout.split()[1:] == ["None", "None"]
+
+
+def test_sdist_holds_the_sources(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    sources = {relative(path) for path in CORE + MODELS + INFERENCE}
+    assert sources | {"setup.cfg", "pyproject.toml", "LICENSE", "README.md"} <= names
+
+
+# ---------------------------------------------------------------- every file has its row
+
+
+def exported(path: Path) -> bool:
+    tree = ast.parse((ROOT / path.parent.name / "__init__.py").read_text())
+    return re.search(rf"\b{path.stem}\b", ast.unparse(tree)) is not None
+
+
+def importers(path: Path, files: list[Path]) -> list[str]:
+    """Those of the files, by name, that import the catalogue's member."""
+    return [f.name for f in files if f != path and reaches(f, f"ppgen.{path.parent.name}.{path.stem}")]
+
+
+@pytest.mark.parametrize("path", MEMBERS, ids=relative)
+def test_member_is_exported_and_tested(path):
+    """A member has a line of re-export and tests/test_<name>.py; a helper shared by members of its
+    folder has a member and a test that import it."""
+    helper = importers(path, [p for p in path.parent.glob("*.py") if p.name != "__init__.py"])
+    assert exported(path) or helper, f"name {path.stem} in {path.parent.name}/__init__.py"
+    tests = sorted((ROOT / "tests").glob("test_*.py"))
+    own = ROOT / "tests" / f"test_{path.stem}.py"
+    assert own in tests or (helper and importers(path, tests)), f"write {relative(own)}: its oracle"
+
+
+@pytest.mark.parametrize("name", CATALOGUES)
+def test_exports_exist(name):
+    package = importlib.import_module(f"ppgen.{name}")
+    assert [export for export in package.__all__ if not hasattr(package, export)] == []
+
+
+# ---------------------------------------------------------------- imports go one way
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Names of the modules that a file imports; a TYPE_CHECKING block imports nothing."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno} has a relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            children = node.orelse
+            for child in children:
+                walk(child)
+            return
+        elif top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        for child in ast.iter_child_nodes(node):
+            walk(child)
+
+    walk(ast.parse(path.read_text()))
+    return found
+
+
+def reaches(path: Path, package: str) -> list[str]:
+    return sorted(n for n in imports(path) if n == package or n.startswith(package + "."))
+
+
+@pytest.mark.parametrize("path", CORE + MODELS + INFERENCE, ids=relative)
+def test_imports_go_one_way(path):
+    forbidden = {"models", "inference", "ppgen.cli"}  # the top-level names are banned everywhere
+    if path.name == "__main__.py":
+        forbidden.remove("ppgen.cli")
+    if path in MODELS:
+        forbidden |= {"ppgen.inference"}
+    elif path in INFERENCE:
+        forbidden |= {"ppgen.models"}
+    elif path.name != "cli.py":
+        forbidden |= {"ppgen.models", "ppgen.inference"}
+        if path.name == "catalog.py":  # finds models by name, so it looks when it is asked
+            forbidden -= {"ppgen.models"}
+            assert not any(n.startswith("ppgen.models") for n in imports(path, top_level_only=True))
+    assert [name for package in forbidden for name in reaches(path, package)] == []
+
+
+LAZY = [ROOT / "ppgen" / name for name in ("__init__.py", "errors.py", "cli.py")]
+
+
+@pytest.mark.parametrize("path", [p for p in LAZY if p.exists()], ids=relative)
+def test_no_heavy_import_at_the_top(path):
+    assert HEAVY & {name.split(".")[0] for name in imports(path, top_level_only=True)} == set()
+
+
+@pytest.mark.parametrize("module", ["ppgen", "ppgen.cli"])
+def test_light_modules_load_nothing_heavy(module):
+    if not (ROOT / "ppgen" / "cli.py").exists() and module == "ppgen.cli":
+        pytest.skip("there is no command line yet")
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == []
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        ppgen.nonsense  # noqa: B018
+    assert set(ppgen.__all__) <= set(dir(ppgen))
