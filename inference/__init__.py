@@ -1,6 +1,10 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
+from ppgen.inference.diagnose import diagnose
 from ppgen.inference.elbo import Objective
 from ppgen.inference.fit import fit, resume
+from ppgen.inference.loglik import loglik
+from ppgen.inference.posterior import posterior, predict
+from ppgen.inference.sample import reconstruct, sample
 
-__all__ = ["Objective", "fit", "resume"]
+__all__ = ["Objective", "diagnose", "fit", "loglik", "posterior", "predict", "reconstruct", "resume", "sample"]

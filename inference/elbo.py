@@ -62,7 +62,9 @@ class Objective(nn.Module):
     ):
         super().__init__()
         if elbo not in OBJECTIVES:
-            raise PpgenError(f"there is no objective {elbo!r}{nearest(elbo, OBJECTIVES)}; they are {', '.join(OBJECTIVES)}")
+            raise PpgenError(
+                f"there is no objective {elbo!r}{nearest(elbo, OBJECTIVES)}; they are {', '.join(OBJECTIVES)}"
+            )
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")
         self.program, self.structure, self.rows, self.elbo = program, structure, max(rows, 1), elbo

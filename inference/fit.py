@@ -123,7 +123,9 @@ def fit(
     _check_options(options, valid)
     path = Path(out) if out is not None else None
     if path is not None and (path / "config.json").exists():
-        raise PpgenError(f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it")
+        raise PpgenError(
+            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
+        )
     with _one_seed(seed), default_dtype(dtype_of(precision)):
         train_data = prepare_columns(data, program, dtype_of(precision))
         columns(program, train_data)
@@ -182,11 +184,17 @@ def resume(
             valid = run.data(recorded["valid_split"])
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
         if data_module.fingerprint(train_data)["sha256"] != recorded["sha256"]:
-            raise PpgenError(f"the data are not those that {path} was fitted to (their fingerprints differ); pass the same rows")
-        first = data_module.take(train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"])))
+            raise PpgenError(
+                f"the data are not those that {path} was fitted to (their fingerprints differ); pass the same rows"
+            )
+        first = data_module.take(
+            train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
+        )
         program.train()
         program.setup(first, None)
-        structure = check(program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"]))
+        structure = check(
+            program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
+        )
         run.structure = structure
         state = read_tree(path / "state.safetensors") if (path / "state.safetensors").is_file() else None
         return train(run, train_data, valid_data, state=state, report=report)
@@ -206,7 +214,12 @@ class Progress:
 
 
 def train(
-    run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, *, state: Any = None, report: Report | None = None
+    run: Run,
+    data: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor] | None,
+    *,
+    state: Any = None,
+    report: Report | None = None,
 ) -> Run:
     """The loop, from a fresh start or from a saved state."""
     o, program = run.config["fit"], run.program
@@ -317,7 +330,15 @@ def train(
 
 
 def _check_options(o: dict[str, Any], valid: Any) -> None:
-    least = {"steps": 0, "batch_size": 1, "particles": 1, "kl_warmup": 0, "patience": 1, "log_every": 1, "checkpoint_every": 1}
+    least = {
+        "steps": 0,
+        "batch_size": 1,
+        "particles": 1,
+        "kl_warmup": 0,
+        "patience": 1,
+        "log_every": 1,
+        "checkpoint_every": 1,
+    }
     for name, low in least.items():
         if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
@@ -327,14 +348,18 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
     if o["patience"] is not None and valid is None:
-        raise PpgenError("patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)")
+        raise PpgenError(
+            "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
+        )
     if o["elbo"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with elbo='enumerate'; leave it out")
     if o["elbo"] not in OBJECTIVES:
         Objective(None, None, 1, elbo=o["elbo"])  # type: ignore[arg-type]  # says which there are
 
 
-def _choose_guide(program: Program, first: Mapping[str, Tensor], o: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+def _choose_guide(
+    program: Program, first: Mapping[str, Tensor], o: dict[str, Any]
+) -> tuple[str | None, tuple[str, ...]]:
     """The autoguide to make, if any, and the latents that are summed out."""
     try:
         discrete = discrete_latents(program, first)
@@ -379,7 +404,7 @@ def _row(now: Progress, lr: float) -> dict[str, float]:
 
 
 def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
-    """The ELBO of the held-out rows and the standard error of its draws' blocks, per N training rows: nats over all rows of valid."""
+    """The ELBO of the held-out rows in nats, and its standard error over batches."""
     n = data_module.n_rows(valid)
     objective.eval()
     values = []
@@ -409,7 +434,8 @@ def _gone_bad(run: Run, objective: Objective, batch: Mapping[str, Tensor], rando
         else "the parameters are as they were before"
     )
     return (
-        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: {site}; {keeps}, "
+        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: "
+        f"{site}; {keeps}, "
         "with a smaller lr, clip=1, or float64 (precision='64-true')"
     )
 
@@ -434,7 +460,10 @@ def _share(batch: Mapping[str, Tensor], fabric: Any) -> Mapping[str, Tensor]:
         return batch
     n = data_module.n_rows(batch)
     if n % fabric.world_size:
-        raise PpgenError(f"{n} rows a step cannot be shared evenly by {fabric.world_size} processes; choose a multiple for batch_size")
+        raise PpgenError(
+            f"{n} rows a step cannot be shared evenly by {fabric.world_size} processes; choose a multiple for "
+            "batch_size"
+        )
     return data_module.take(batch, torch.arange(fabric.global_rank, n, fabric.world_size, device=fabric.device))
 
 

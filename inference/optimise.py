@@ -38,7 +38,9 @@ def learning_rate(schedule: str, lr: float, step: int, steps: int) -> float:
         return lr * (1 + math.cos(math.pi * t)) / 2
     if schedule == "exponential":
         return lr * 100 ** (-t)
-    raise PpgenError(f"there is no schedule {schedule!r}{nearest(schedule, SCHEDULES)}; they are {', '.join(SCHEDULES)}")
+    raise PpgenError(
+        f"there is no schedule {schedule!r}{nearest(schedule, SCHEDULES)}; they are {', '.join(SCHEDULES)}"
+    )
 
 
 def optimizer_names() -> tuple[str, ...]:
@@ -65,16 +67,22 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
         assert isinstance(call, ast.Call) and not call.args
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as e:
-        raise PpgenError(f"optimizer {spec!r} cannot be read; write a name, or a name with keywords as in AdamW(weight_decay=0.01)") from e
+        raise PpgenError(
+            f"optimizer {spec!r} cannot be read; write a name, or a name with keywords as in AdamW(weight_decay=0.01)"
+        ) from e
     cls = getattr(torch.optim, name)
     known = [k for k in inspect.signature(cls).parameters if k not in ("params", "lr")]
     for key in options:
         if key not in known:
-            raise PpgenError(f"torch.optim.{name} has no option {key!r}{nearest(str(key), known)}; it has {', '.join(known)}")
+            raise PpgenError(
+                f"torch.optim.{name} has no option {key!r}{nearest(str(key), known)}; it has {', '.join(known)}"
+            )
     try:
         return cls(parameters, lr=lr, **options)
     except (TypeError, ValueError) as e:
-        raise PpgenError(f"torch.optim.{name} does not take these parameters or options: {e}; choose another optimizer") from e
+        raise PpgenError(
+            f"torch.optim.{name} does not take these parameters or options: {e}; choose another optimizer"
+        ) from e
 
 
 def make_fabric(device: str, precision: str) -> Any:
@@ -102,7 +110,8 @@ def make_fabric(device: str, precision: str) -> Any:
             fabric.launch()
     except (RuntimeError, ValueError, TypeError) as e:
         raise PpgenError(
-            f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device cpu, cuda or auto, "
+            f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device "
+            "cpu, cuda or auto, "
             "and precision 32-true, 64-true or bf16-mixed"
         ) from e
     except Exception as e:  # Fabric's own classes for a device that is not there
@@ -111,7 +120,7 @@ def make_fabric(device: str, precision: str) -> Any:
 
 
 def averaged(ema: dict[str, Tensor], values: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """ema ← d ema + (1 − d) values, in place, with d = min(decay, (1 + step) / (10 + step)) so that the start is forgotten."""
+    """ema ← d ema + (1 − d) values, in place, with d = min(decay, (1 + step) / (10 + step)): the start is forgotten."""
     d = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, value in values.items():

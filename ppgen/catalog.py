@@ -60,7 +60,9 @@ def find(spec: str) -> Found:
     if name:
         target = getattr(module, name, None)
         if target is None:
-            raise PpgenError(f"{file} has no {name!r}{nearest(name, vars(module))}; name a Program class or instance in it")
+            raise PpgenError(
+                f"{file} has no {name!r}{nearest(name, vars(module))}; name a Program class or instance in it"
+            )
     elif hasattr(module, "model"):
         target = (module.model, getattr(module, "guide", None))
     else:
@@ -85,13 +87,16 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         _no_settings(settings, "an instance")
         return target
     if not (inspect.isclass(target) and issubclass(target, Program)):
-        raise PpgenError(f"{found.spec} is {target!r}; expected a Program class or instance, or functions model and guide")
+        raise PpgenError(
+            f"{found.spec} is {target!r}; expected a Program class or instance, or functions model and guide"
+        )
     known = inspect.signature(target.__init__).parameters
     for key in settings:
         if key not in known or key == "self":
             arguments = [k for k in known if k != "self"]
             raise PpgenError(
-                f"{target.__name__} has no argument {key!r}{nearest(key, arguments)}; it has {', '.join(arguments) or 'none'}"
+                f"{target.__name__} has no argument {key!r}{nearest(key, arguments)}; it has "
+                f"{', '.join(arguments) or 'none'}"
             )
     derived = target.from_data(data) if data is not None and hasattr(target, "from_data") else {}
     try:
@@ -99,7 +104,10 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
     except PpgenError:
         raise
     except (TypeError, ValueError, RuntimeError) as e:
-        raise PpgenError(f"{target.__name__}({_shown({**derived, **settings})}) failed: {e}; see its arguments with ppgen list {found.spec.get('model', '')}".rstrip()) from e
+        shown = ", ".join(f"{k}={v!r}" for k, v in {**derived, **settings}.items())
+        raise PpgenError(
+            f"{target.__name__}({shown}) failed: {e}; give it arguments that it takes, with --set"
+        ) from e
 
 
 def parse_settings(items: list[str]) -> dict[str, Any]:
@@ -122,11 +130,9 @@ def parse_settings(items: list[str]) -> dict[str, Any]:
 
 def _no_settings(settings: Mapping[str, Any], what: str) -> None:
     if settings:
-        raise PpgenError(f"the program is {what}, which takes no arguments, and {', '.join(settings)} was set; name a Program class")
-
-
-def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v!r}" for k, v in settings.items())
+        raise PpgenError(
+            f"the program is {what}, which takes no arguments, and {', '.join(settings)} was set; name a Program class"
+        )
 
 
 def _program_class(module: ModuleType, where: str) -> Any:
@@ -135,7 +141,10 @@ def _program_class(module: ModuleType, where: str) -> Any:
     found = [
         o
         for o in vars(module).values()
-        if inspect.isclass(o) and issubclass(o, Program) and o.__module__ == module.__name__ and not o.__name__.startswith("_")
+        if inspect.isclass(o)
+        and issubclass(o, Program)
+        and o.__module__ == module.__name__
+        and not o.__name__.startswith("_")
     ]
     if len(found) == 1:
         return found[0]
@@ -163,7 +172,9 @@ def _import_file(file: Path) -> ModuleType:
         raise
     except Exception as e:
         line = getattr(e, "lineno", None) or (e.__traceback__ and _last_line(e.__traceback__, str(file)))
-        raise PpgenError(f"{file}{f' line {line}' if line else ''} fails when it is run: {type(e).__name__}: {e}; mend it first") from e
+        raise PpgenError(
+            f"{file}{f' line {line}' if line else ''} fails when it is run: {type(e).__name__}: {e}; mend it first"
+        ) from e
     finally:
         sys.path.remove(folder)
     return module

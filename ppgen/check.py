@@ -148,7 +148,8 @@ def _sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
                 "elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
             )
         raise PpgenError(
-            f"the guide has no site {name!r}, which is a latent of the model{nearest(name, guide)}; sample it in the guide, "
+            f"the guide has no site {name!r}, which is a latent of the model{nearest(name, guide)}; sample it in the "
+            "guide, "
             "observe it in the model, or ask for an autoguide with guide='AutoNormal' (--guide AutoNormal)"
         )
     for name, site in guide.items():
@@ -156,7 +157,8 @@ def _sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             raise PpgenError(f"the guide samples {name!r}, which the model observes; take it out of the guide")
         if name not in model and not site["infer"].get("is_auxiliary"):
             raise PpgenError(
-                f"the guide has the site {name!r}, which the model lacks{nearest(name, model)}; add it to the model, remove it, "
+                f"the guide has the site {name!r}, which the model lacks{nearest(name, model)}; add it to the model, "
+                "remove it, "
                 'or mark it with infer={"is_auxiliary": True}'
             )
 
@@ -172,12 +174,15 @@ def _observed_fit(p: poutine.Trace, program: Program, n: int, batch: Mapping[str
             fixed = [f for f in site["cond_indep_stack"] if f.size == n != rows]
             if fixed:
                 raise PpgenError(
-                    f"the plate {fixed[0].name!r} has {n} rows whatever the batch, and the batch has {rows}; take its size from the "
+                    f"the plate {fixed[0].name!r} has {n} rows whatever the batch, and the batch has {rows}; take "
+                    "its size from the "
                     f"column that is passed, as in pyro.plate({fixed[0].name!r}, len(x))"
                 )
             raise PpgenError(
-                f"the observed site {name!r} is given values of shape {found}, and its distribution has the shape {expected} "
-                f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two agree{_sizes_hint(site, found)}"
+                f"the observed site {name!r} is given values of shape {found}, and its distribution has the shape "
+                f"{expected} "
+                f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
+                f"agree{_sizes_hint(site, found)}"
             )
 
 
@@ -211,20 +216,24 @@ def _plates_fit(t: Traces) -> None:
                 if sizes_q and size in sizes_q.values():
                     continue  # the same plate under another name
                 raise PpgenError(
-                    f"the latent {name!r} stands in the plate {plate!r} of size {size} in the model, and the guide forgot that plate "
+                    f"the latent {name!r} stands in the plate {plate!r} of size {size} in the model, and the guide "
+                    "forgot that plate "
                     f"(its plates: {', '.join(sizes_q) or 'none'}); sample it within the same plate in the guide"
                 )
             if sizes_q[plate] != size:
                 raise PpgenError(
-                    f"the plate {plate!r} around the latent {name!r} has size {size} in the model and {sizes_q[plate]} in the guide; "
+                    f"the plate {plate!r} around the latent {name!r} has size {size} in the model and "
+                    f"{sizes_q[plate]} in the guide; "
                     "give both the same size"
                 )
         p_shape = tuple(p["fn"].batch_shape) + tuple(p["fn"].event_shape)
         q_shape = tuple(q["value"].shape)
         if _broadcast(p_shape, q_shape) != p_shape or len(q["fn"].event_shape) != len(p["fn"].event_shape):
             raise PpgenError(
-                f"the latent {name!r} has batch shape {tuple(p['fn'].batch_shape)} and event shape {tuple(p['fn'].event_shape)} in the "
-                f"model, and {tuple(q['fn'].batch_shape)} and {tuple(q['fn'].event_shape)} in the guide; make them equal, "
+                f"the latent {name!r} has batch shape {tuple(p['fn'].batch_shape)} and event shape "
+                f"{tuple(p['fn'].event_shape)} in the "
+                f"model, and {tuple(q['fn'].batch_shape)} and {tuple(q['fn'].event_shape)} in the guide; make them "
+                "equal, "
                 "for example with .to_event(1)"
             )
 
@@ -241,13 +250,15 @@ def _site_in_plates(trace: poutine.Trace, name: str, site: dict, part: str) -> N
     for dim, frame in dims.items():
         if -dim <= len(batch) and batch[dim] not in (1, frame.size):
             raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it has size {frame.size} "
+                f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it "
+                f"has size {frame.size} "
                 f"at dimension {dim}; make the two agree"
             )
     for i in range(1, len(batch) + 1):
         if batch[-i] > 1 and -i not in dims:
             raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and no plate stands for its dimension {-i} of size {batch[-i]}; "
+                f"the site {name!r} of the {part} has batch shape {batch}, and no plate stands for its dimension "
+                f"{-i} of size {batch[-i]}; "
                 f"put it in a pyro.plate of that size, or make the dimension part of the event with .to_event({i}) "
                 f"(shapes: {_shape_table(trace)})"
             )
@@ -255,7 +266,9 @@ def _site_in_plates(trace: poutine.Trace, name: str, site: dict, part: str) -> N
 
 def _shape_table(trace: poutine.Trace) -> str:
     return ", ".join(
-        f"{n} {tuple(s['fn'].batch_shape)}|{tuple(s['fn'].event_shape)}" for n, s in _nodes(trace).items() if not is_factor(s)
+        f"{n} {tuple(s['fn'].batch_shape)}|{tuple(s['fn'].event_shape)}"
+        for n, s in _nodes(trace).items()
+        if not is_factor(s)
     )
 
 
@@ -305,7 +318,8 @@ def _observed_in_support(name: str, site: dict) -> None:
             "(for the VAE: --set likelihood=logistic or normal)"
         )
     raise PpgenError(
-        f"the observed site {name!r} ({type(base).__name__}) has the support {_describe(fn.support)}, and the data have {example} "
+        f"the observed site {name!r} ({type(base).__name__}) has the support {_describe(fn.support)}, and the data "
+        f"have {example} "
         f"({bad.numel()} such values in this batch); {remedy}"
     )
 
@@ -358,7 +372,8 @@ def _covers(name: str, p: Any, q: Any) -> None:
         )
     if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
         raise PpgenError(
-            f"{said}, so that the guide draws values that the model cannot have; take a guide distribution on that support, "
+            f"{said}, so that the guide draws values that the model cannot have; take a guide distribution on that "
+            "support, "
             "for example a LogNormal for a positive latent"
         )
 
@@ -407,12 +422,15 @@ def _gradients(program: Program, t: Traces) -> None:
             "or give the program a guide that has some (--guide AutoNormal)"
         )
     if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise PpgenError(f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?")
+        raise PpgenError(
+            f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
+        )
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     for name, g in zip(parameters, gradients, strict=True):
         if g is None:
             raise PpgenError(
-                f"the parameter {parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; use it, remove it, "
+                f"the parameter {parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
+                "use it, remove it, "
                 "or freeze it with requires_grad_(False)"
             )
 
@@ -431,18 +449,22 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
             fixed = [(plate, size) for plate, size in _frames(_nodes(t.p)[name]) if size in (n, batch_size)]
             if fixed:
                 raise PpgenError(
-                    f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the column that is "
+                    f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
+                    "column that is "
                     f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
                 )
             raise PpgenError(
-                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of {n} rows cannot be "
+                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
+                f"{n} rows cannot be "
                 "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
             )
     auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
     if program._autoguide is not None and (structure.locals or auxiliary_local):
         raise PpgenError(
-            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns one posterior for each "
-            f"of the rows that it was made with; local latents need an amortised guide under minibatches: write guide(x), or leave out "
+            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns "
+            "one posterior for each "
+            f"of the rows that it was made with; local latents need an amortised guide under minibatches: write "
+            "guide(x), or leave out "
             f"batch_size so that all {n} rows are passed"
         )
 
@@ -489,8 +511,10 @@ def require_batch_safe(program: Program, structure: Structure, particles: int) -
     """Several particles at once ask for a program whose operations leave leading dimensions alone."""
     if particles > 1 and not structure.batch_safe:
         raise PpgenError(
-            f"{program.name} does not run with {particles} particles at once ({structure.unsafe_reason}); write its tensor operations "
-            f"for leading dimensions, such as (X * beta[..., None, :]).sum(-1) in place of X @ beta, or take particles=1"
+            f"{program.name} does not run with {particles} particles at once ({structure.unsafe_reason}); write its "
+            "tensor operations "
+            f"for leading dimensions, such as (X * beta[..., None, :]).sum(-1) in place of X @ beta, or take "
+            "particles=1"
         )
 
 

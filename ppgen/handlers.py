@@ -67,7 +67,9 @@ class ParamSites(Messenger):
                 "run only; write the statement so that every run reaches it"
             )
         if len(args) < 2 or args[1] is None:
-            raise PpgenError(f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))")
+            raise PpgenError(
+                f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))"
+            )
         init = args[1]() if callable(args[1]) else args[1]
         with torch.no_grad():
             unconstrained = transform_to(constraint).inv(torch.as_tensor(init).detach()).clone()

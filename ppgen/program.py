@@ -101,10 +101,10 @@ class Program(nn.Module):
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """The joint p_θ(x, z) as a Pyro program."""
-        raise NotImplementedError(f"{type(self).__name__} has no model(): write one, its sites are the joint p(x, z)")
+        raise NotImplementedError(f"{self.name} has no model(): write one, its sites are the joint p(x, z)")
 
     def guide(self, *args: Any, **kwargs: Any) -> Any:
-        """q(z | x) as a Pyro program. Not overridden, it is empty: nothing is latent, or an autoguide takes its place."""
+        """q(z | x) as a Pyro program. Not overridden it is empty: nothing is latent, or an autoguide is put in."""
 
     @staticmethod
     def from_pair(model: Callable, guide: Callable | str | None = None) -> Program:
@@ -197,7 +197,9 @@ class Program(nn.Module):
         if isinstance(guide, str):
             names = autoguide_names()
             if guide not in names:
-                raise PpgenError(f"there is no guide {guide!r}{nearest(guide, names)}; the guides are {', '.join(names)}")
+                raise PpgenError(
+                    f"there is no guide {guide!r}{nearest(guide, names)}; the guides are {', '.join(names)}"
+                )
             model = pyro.poutine.block(self.model, hide=list(hide)) if hide else self.model
             guide = getattr(autoguides, guide)(model)
         self.add_module("autoguide", guide)
@@ -224,7 +226,8 @@ class Pair(Program):
             self.__dict__["guide"] = guide
         elif guide is not None and guide not in autoguide_names():
             raise PpgenError(
-                f"guide is {guide!r}; expected a function, an autoguide's name or None{nearest(str(guide), autoguide_names())}"
+                f"guide is {guide!r}; expected a function, an autoguide's name or "
+                f"None{nearest(str(guide), autoguide_names())}"
             )
 
     def _own(self, fn: Any) -> None:
@@ -263,10 +266,13 @@ def autoguide_names() -> tuple[str, ...]:
     True
     """
     abstract = {"AutoGuide", "AutoContinuous", "AutoCallable", "AutoGuideList", "AutoNormalizingFlow"}
-    return tuple(sorted(
-        n for n, o in vars(autoguides).items()
-        if inspect.isclass(o) and issubclass(o, autoguides.AutoGuide) and n not in abstract
-    ))
+    return tuple(
+        sorted(
+            n
+            for n, o in vars(autoguides).items()
+            if inspect.isclass(o) and issubclass(o, autoguides.AutoGuide) and n not in abstract
+        )
+    )
 
 
 def _free_name(module: nn.Module, name: str) -> str:

@@ -33,7 +33,8 @@ from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import read_json, read_tree, write_atomic, write_json, write_tree
 from ppgen.program import Pair, Program
-from ppgen.structure import Structure, inspect as inspect_program
+from ppgen.structure import Structure
+from ppgen.structure import inspect as inspect_program
 
 METRICS = ("step", "elbo", "elbo_se", "lr", "grad_norm", "bad_steps", "valid_elbo", "valid_elbo_se")
 
@@ -50,7 +51,12 @@ class Run:
     """
 
     def __init__(
-        self, program: Program, config: dict[str, Any], structure: Structure, example: dict[str, Tensor], path: Path | None
+        self,
+        program: Program,
+        config: dict[str, Any],
+        structure: Structure,
+        example: dict[str, Tensor],
+        path: Path | None,
     ):
         self.program, self.config, self.structure, self.example, self.path = program, config, structure, example, path
         self.rows: list[dict[str, float]] = []
@@ -97,7 +103,9 @@ class Run:
         """
         path = Path(path)
         if not (path / "config.json").is_file():
-            raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
+            raise PpgenError(
+                f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made"
+            )
         config = read_json(path / "config.json")
         example = read_tree(path / "example.safetensors")
         program, structure = rebuild(config, example, path, program)
@@ -121,7 +129,8 @@ def rebuild(
             found = catalog.find(f"{path / spec['file']}{':' + spec['name'] if spec.get('name') else ''}")
         else:
             raise PpgenError(
-                f"the run {path} was fitted to a program made in memory ({spec.get('why', 'no file')}); pass it: Run.load(path, program)"
+                f"the run {path} was fitted to a program made in memory ({spec.get('why', 'no file')}); pass it: "
+                "Run.load(path, program)"
             )
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
@@ -141,7 +150,8 @@ def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path |
     wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise PpgenError(
-            f"the parameters{f' in {path}' if path else ''} are not those of {program.name}: {wrong[0]!r} is on one side only; "
+            f"the parameters{f' in {path}' if path else ''} are not those of {program.name}: {wrong[0]!r} is on one "
+            "side only; "
             "was the program changed since?"
         )
 
@@ -202,7 +212,9 @@ def versions() -> dict[str, str]:
 def start_folder(path: Path, config: dict[str, Any], example: dict[str, Tensor], file: Path | None) -> None:
     """Makes the run folder. config.json comes last: a folder that has one can be resumed."""
     if (path / "config.json").exists():
-        raise PpgenError(f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it")
+        raise PpgenError(
+            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -228,7 +240,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with open(path, newline="") as f:
-        return [{k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v} for r in csv.DictReader(f)]
+        return [
+            {k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v}
+            for r in csv.DictReader(f)
+        ]
 
 
 def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -247,7 +262,7 @@ def dtype_of(precision: str) -> torch.dtype:
     return _DTYPES.get(precision, torch.float32)
 
 
-class default_dtype:  # noqa: N801 - a context manager, named as one
+class default_dtype:
     """Within it, new tensors have this dtype; after it, the one they had before."""
 
     def __init__(self, dtype: torch.dtype):

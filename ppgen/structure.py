@@ -39,6 +39,7 @@ class Site:
     support: str
     discrete: bool
     reparametrised: bool
+    value_shape: tuple[int, ...]
     enumerated: bool = False
 
 
@@ -157,6 +158,7 @@ def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
         support="" if support is None else str(support),
         discrete=bool(support is not None and support.is_discrete),
         reparametrised=bool(fn.has_rsample),
+        value_shape=tuple(node["value"].shape),
         enumerated=node["name"] in enumerated,
     )
 

@@ -1,0 +1,233 @@
+r"""How probable the data are under the learned model: one log p(x) for every family of models.
+
+    exact   no latents: log p(x) is the model's log-probability
+    lower   ELBO = E_q[log w],  and  L_K = E log 1/K Σ_k w_k ≤ log p(x),  w_k = p(x, z_k) / q(z_k | x)
+
+per datum where every latent is local to a row; one figure for all rows where some latent is global.
+L_K rises to log p(x) with K (Burda et al. 2016, arXiv:1509.00519). Nats; bits/dim = −log p(x) / (D ln 2) where
+the observed values are discrete, D their number a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ppgen.check import columns
+from ppgen.data import n_rows, take, validate
+from ppgen.errors import PpgenError
+from ppgen.inference.elbo import log_weights
+from ppgen.inference.sample import dtype_of_program, program_of, seeded
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.structure import Structure, inspect, trace_pair
+
+BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
+MOST_PARTICLES = 100  # particles at once
+
+
+class Bound(NamedTuple):
+    """A figure for log p(x).
+
+    Attributes:
+        name: exact, elbo or iw.
+        kind: exact, or lower (a lower bound in expectation).
+        values: nats, one a row; or one for the whole data set, where some latent is global.
+        se: the Monte Carlo standard error of each value, 0 where exact.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+    se: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats, averaged over the values."""
+        return float(self.values.mean())
+
+    @property
+    def mean_se(self) -> float:
+        """Monte Carlo standard error of `mean`: what other draws of z would change on the same rows."""
+        return float(np.sqrt((self.se**2).sum()) / len(self.se))
+
+    @property
+    def rows_se(self) -> float:
+        """Standard error of `mean` as an estimate for new rows: spread over rows and Monte Carlo; nan for one value."""
+        n = len(self.values)
+        return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+class LogLik(NamedTuple):
+    """What `loglik` returns.
+
+    Attributes:
+        bounds: the exact value, or the ELBO and the importance-weighted bound.
+        per: "row" or "data set": what one value is for.
+        rows: number of rows.
+        particles: K.
+        ess: effective number of the K weights, by value; None where exact.
+        dims: D, observed values a row, where they are discrete: bits/dim is then defined. Else None.
+        log_w: the log weights, (K, values), where they were asked for.
+    """
+
+    bounds: tuple[Bound, ...]
+    per: str
+    rows: int
+    particles: int
+    ess: np.ndarray | None
+    dims: int | None
+    log_w: np.ndarray | None = None
+
+    @property
+    def best(self) -> Bound:
+        """The tightest figure: exact, or the importance-weighted bound."""
+        return self.bounds[-1]
+
+    def bits_per_dim(self, bound: Bound) -> float | None:
+        """−log p(x) / (D ln 2), None where the observed values are continuous."""
+        if self.dims is None:
+            return None
+        scale = self.rows / len(bound.values)  # values for the whole set hold all rows
+        return -bound.mean / scale / (self.dims * math.log(2))
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a bound: what `ppgen evaluate` prints."""
+        return [
+            {
+                "name": b.name,
+                "kind": b.kind,
+                "nats": b.mean,
+                "se": b.mean_se,
+                "rows_se": b.rows_se,
+                "per": self.per,
+                "rows": self.rows,
+                "particles": 1 if b.kind == "exact" else self.particles,
+                "bits_per_dim": self.bits_per_dim(b),
+            }
+            for b in self.bounds
+        ]
+
+
+@torch.no_grad()
+def loglik(
+    run: Run | Program, data: Any, *, particles: int = 1000, seed: int | None = 0, keep_weights: bool = False
+) -> LogLik:
+    """log p(x) of each row: exact where nothing is latent, else the ELBO and the importance-weighted bound.
+
+    Args:
+        run: a run, or a program that was fitted.
+        data: the columns.
+        particles: K, draws of z a row.
+        seed: of the draws.
+        keep_weights: keeps all log weights (particles x rows of them).
+
+    Raises:
+        PpgenError: data that the program does not take; weights that are not finite.
+    """
+    program = program_of(run)
+    if particles < 1:
+        raise PpgenError(f"particles is {particles}; expected at least 1")
+    data = prepare_columns(data, program, dtype_of_program(program))
+    columns(program, data)
+    validate(data)
+    program.eval()
+    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+        enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
+        if enumerated:
+            raise PpgenError(
+                f"the latent {enumerated[0]!r} is summed out, and log p(x) with it is not offered here yet; evaluate "
+                "its ELBO"
+            )
+        structure = _structure(run, program, data)
+        width = _width(program, data)
+        dims = _discrete_dims(program, data, structure)
+        n = n_rows(data)
+        if not structure.latents and not structure.names("auxiliary"):
+            values = torch.cat(
+                [_weights(program, b, structure, 1)[0] for b in _blocks(data, structure, BLOCK // width)]
+            )
+            bound = Bound("exact", "exact", values.double().numpy(), np.zeros(len(values)))
+            return LogLik((bound,), "row" if len(values) == n else "data set", n, 1, None, dims)
+        at_once = min(particles, MOST_PARTICLES) if structure.batch_safe else 1
+        parts = []
+        for block in _blocks(data, structure, max(1, BLOCK // (width * at_once))):
+            log_w, left = [], particles
+            while left:
+                k = min(left, at_once)
+                log_w.append(_weights(program, block, structure, k))
+                left -= k
+            parts.append(_reduce(torch.cat(log_w), keep_weights))
+        elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
+        if np.isnan(elbo).any():
+            raise PpgenError(
+                f"the log weight of row {int(np.isnan(elbo).argmax())} is nan: the program fails there; run ppgen "
+                "check on these data"
+            )
+        bounds = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
+        per = "row" if len(elbo) == n and not structure.globals else "data set"
+        kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
+        return LogLik(bounds, per, n, particles, ess, dims, kept)
+
+
+def _structure(run: Run | Program, program: Program, data: Mapping[str, Tensor]) -> Structure:
+    if isinstance(run, Run):
+        return run.structure
+    from ppgen.check import check
+
+    few = take(data, slice(0, min(n_rows(data), 2)))
+    try:
+        with torch.enable_grad():
+            return check(program, few)
+    except PpgenError:  # a program of one number of rows
+        return inspect(program, data)
+
+
+def _blocks(data: Mapping[str, Tensor], structure: Structure, size: int) -> list[dict[str, Tensor]]:
+    n = n_rows(data)
+    if structure.globals or not structure.row_plates:
+        return [dict(data)]
+    size = max(1, min(size, n))
+    return [take(data, slice(i, min(i + size, n))) for i in range(0, n, size)]
+
+
+def _weights(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Tensor:
+    """log w, of shape (particles, values)."""
+    log_w = log_weights(trace_pair(program, data, particles=particles, structure=structure), structure)
+    return log_w if log_w.dim() > 1 else log_w[:, None]
+
+
+def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
+    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), and ESS = (Σ w)² / Σ w²."""
+    log_w = log_w.double()
+    k = len(log_w)
+    elbo = log_w.mean(0)
+    total, squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
+    ess = (2 * total - squares).exp()
+    if k == 1:
+        nan = torch.full_like(elbo, math.nan)
+        return elbo, nan, total, nan, ess, log_w if keep else log_w[:0]
+    elbo_se = log_w.std(0) / math.sqrt(k)
+    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()  # sd of w over its mean and sqrt(K)
+    return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]
+
+
+def _width(program: Program, data: Mapping[str, Tensor]) -> int:
+    return max(1, sum(v[0].numel() for v in data.values() if v.dim() and len(v) == n_rows(data)))
+
+
+def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
+    """Observed values a row, if all are discrete."""
+    if any(not structure[name].discrete for name in structure.names("observed")):
+        return None
+    few = take(data, slice(0, 1)) if structure.row_plates and not structure.globals else data
+    with torch.random.fork_rng():
+        p, _ = trace_pair(program, few)
+    values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
+    return values // (1 if few is not data else n_rows(data)) or None
