@@ -252,7 +252,7 @@ def _log_mean_exp(log_w: Tensor) -> Tensor:
 
 def discrete_latents(program: Program, batch: Mapping[str, Any]) -> tuple[str, ...]:
     """The model's discrete latents that can be summed out, or are marked for it with `config_enumerate`."""
-    with torch.random.fork_rng(), torch.no_grad():
+    with program.collecting():
         trace = poutine.trace(lambda: program.call("model", batch)).get_trace()
     return tuple(
         n

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from ppgen import data as data_module
-from ppgen.check import check, columns, require_batch_safe
-from ppgen.errors import PpgenError
+from ppgen.check import check, columns, require_batch_safe, running_of
+from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_json, read_tree, write_tree
 from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
 from ppgen.inference.optimise import averaged, learning_rate, make_fabric, make_optimizer
-from ppgen.inference.step import MAX_BAD_STEPS, Step, bad_site, make_step
+from ppgen.inference.step import ENGINES, MAX_BAD_STEPS, Step, bad_site, make_step
 from ppgen.program import Program
 from ppgen.run import (
     Run,
@@ -136,7 +136,8 @@ def fit(
         n = data_module.n_rows(train_data)
         first = data_module.take(train_data, torch.arange(min(batch_size or n, n)))
         guide, enumerated = _choose_guide(program, first, options)
-        program.setup(first, guide, hide=enumerated)
+        with running_of(program, first), pyro.validation_enabled(False):
+            program.setup(first, guide, hide=enumerated)
         structure = check(program, train_data, batch_size=batch_size, enumerated=enumerated)
         config = {
             "versions": versions(),
@@ -144,6 +145,9 @@ def fit(
             "fit": options,
             "data": {**(source or {}), **data_module.fingerprint(train_data), "rows": n},
         }
+        require_batch_safe(
+            program, structure, Objective(program, structure, n, elbo=elbo, particles=particles).particles
+        )
         config["program"], file = describe_program(program, structure, guide)
         example = _example(train_data, structure, first)
         if path is not None:
@@ -226,7 +230,6 @@ def train(
     n = run.config["data"]["rows"]
     fabric = make_fabric(o["device"], o["precision"])
     objective = Objective(program, run.structure, n, elbo=o["elbo"], particles=o["particles"])
-    require_batch_safe(program, run.structure, objective.particles)
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = {k: v.to(fabric.device) for k, v in data.items()}
@@ -353,6 +356,13 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         )
     if o["elbo"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with elbo='enumerate'; leave it out")
+    learning_rate(o["schedule"], o["lr"], 0, 1)
+    make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], 1.0)
+    make_fabric(o["device"], o["precision"])
+    if o["engine"] not in ENGINES:
+        raise PpgenError(
+            f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
+        )
     if o["elbo"] not in OBJECTIVES:
         Objective(None, None, 1, elbo=o["elbo"])  # type: ignore[arg-type]  # says which there are
 
@@ -361,13 +371,9 @@ def _choose_guide(
     program: Program, first: Mapping[str, Tensor], o: dict[str, Any]
 ) -> tuple[str | None, tuple[str, ...]]:
     """The autoguide to make, if any, and the latents that are summed out."""
-    try:
+    with running_of(program, first), pyro.validation_enabled(False):
         discrete = discrete_latents(program, first)
         latent = _latents(program, first)
-    except PpgenError:
-        raise
-    except Exception:  # the checks run it again and put it into a sentence
-        return o["guide"], ()
     enumerated = discrete if o["elbo"] == "enumerate" else ()
     guide = o["guide"]
     if guide is None and not program.has_guide and set(latent) - set(enumerated):
@@ -381,7 +387,7 @@ def _choose_guide(
 
 
 def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
-    with torch.random.fork_rng(), torch.no_grad():
+    with program.collecting():
         trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
     return [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -44,11 +46,12 @@ def check(
     minibatch = batch_size is not None and batch_size < n
     batch = data_module.take(data, torch.arange(batch_size)) if minibatch else data
     with torch.random.fork_rng(), pyro.validation_enabled(False):
+        apart = _run(program, batch, apart=True)
+        _sites_match(apart, enumerated)
+        _observed_fit(apart.p, program, n, batch)
+        _plates_fit(apart)
+        _supports(apart)
         t = _run(program, batch)
-        _observed_fit(t.p, program, n, batch)
-        _plates_fit(t)
-        _sites_match(t, enumerated)
-        _supports(t)
         structure = inspect(program, batch, enumerated=enumerated)
         if minibatch:
             _minibatch(program, structure, t, batch_size, n)
@@ -87,19 +90,31 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
 # -- running it ----------------------------------------------------------------------------------
 
 
-def _run(program: Program, data: Mapping[str, Any]) -> Traces:
-    try:
-        with torch.enable_grad():
+def _run(program: Program, data: Mapping[str, Any], apart: bool = False) -> Traces:
+    """Both traces; `apart`, the model draws latents of its own, so that a guide's shapes cannot upset it."""
+    with running_of(program, data), torch.enable_grad():
+        if not apart:
             return trace_pair(program, data)
+        traces = (poutine.trace(lambda part=part: program.call(part, data)).get_trace() for part in ("model", "guide"))
+        return Traces(*map(prune_subsample_sites, traces))
+
+
+@contextmanager
+def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever a program raises when it is run on data, as one sentence."""
+    try:
+        yield
     except PpgenError:
         raise
-    except NotImplementedError as e:
-        raise PpgenError(f"{program.name} cannot run: {_first_line(e)}") from e
     except Exception as e:
+        if "ImproperUniform" in str(e) or "improper" in str(e).lower():
+            raise PpgenError(
+                f"{program.name} has an ImproperUniform prior, which cannot start an autoguide; write "
+                "ppgen.distributions.Flat(support) in its place, which starts at a feasible point"
+            ) from e
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, Tensor))
-        where = _user_line(e)
         raise PpgenError(
-            f"{program.name} failed on a batch with {shapes}: {type(e).__name__}{where}: {_first_line(e)}; "
+            f"{program.name} failed on a batch with {shapes}: {type(e).__name__}{_user_line(e)}: {_first_line(e)}; "
             "run with --debug to see the traceback"
         ) from e
 
@@ -518,4 +533,4 @@ def require_batch_safe(program: Program, structure: Structure, particles: int) -
         )
 
 
-__all__ = ["PARTICLES", "bad_number", "check", "columns", "parameter_name", "require_batch_safe"]
+__all__ = ["PARTICLES", "bad_number", "check", "columns", "parameter_name", "require_batch_safe", "running_of"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["PpgenError", "nearest"]
+__all__ = ["PpgenError", "nearest", "reason"]
 
 
 class PpgenError(ValueError):
     """A mistake in what ppgen was given; the message is one sentence and names the remedy."""
+
+    def __init__(self, message: object = ""):
+        # one line: Pyro's trace raises every error anew, with its table of shapes appended
+        super().__init__(str(message).partition("\n")[0])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -23,3 +27,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of a library's message, short enough to stand inside a sentence.
+
+    >>> reason(OSError("truncated file.\\nCall stack follows"))
+    'truncated file'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160].rstrip(".: ")

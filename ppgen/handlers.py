@@ -45,7 +45,7 @@ class ParamSites(Messenger):
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         name, args = msg["name"], msg["args"]
         if msg["fn"] != pyro.get_param_store().get_param:  # a PyroModule's own parameter: it has its value
-            self._own_module(name.rpartition(".")[0] or name, _PYRO_MODULE_FRAME, "self")
+            self._own_module(name.rpartition(".")[0], _PYRO_MODULE_FRAME, "self")
             return
         if "$$$" in name:  # from pyro.module: the parameter itself
             self._own_module(name.split("$$$")[0], _MODULE_FRAME, "nn_module")
@@ -87,7 +87,7 @@ class ParamSites(Messenger):
         owned = {id(p) for p in self.program.parameters()}
         if module is None or all(id(p) in owned for p in module.parameters()):
             return
-        self.program.add_module(name.replace(".", "_"), module)
+        self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
 
 
 def _key(name: str) -> str:

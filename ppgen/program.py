@@ -183,14 +183,20 @@ class Program(nn.Module):
         """
         if guide is not None:
             self.set_autoguide(guide, hide)
-        with torch.no_grad(), torch.random.fork_rng(), pyro.poutine.block():
-            try:
-                self.__dict__["_collecting"] = True
-                self.call("guide", data)
-                self.call("model", data)
-            finally:
-                self.__dict__["_collecting"] = False
+        with self.collecting():
+            self.call("guide", data)
+            self.call("model", data)
         return self
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within it, parameters that the program did not have yet are registered; the random state is left alone."""
+        self.__dict__["_collecting"] = True
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), pyro.poutine.block():
+                yield
+        finally:
+            self.__dict__["_collecting"] = False
 
     def set_autoguide(self, guide: str | nn.Module, hide: tuple[str, ...] = ()) -> None:
         """Replaces the guide by a Pyro autoguide, named or made."""
@@ -202,6 +208,10 @@ class Program(nn.Module):
                 )
             model = pyro.poutine.block(self.model, hide=list(hide)) if hide else self.model
             guide = getattr(autoguides, guide)(model)
+        for part in guide.modules():
+            if isinstance(part, autoguides.AutoGuide):
+                # Autoguides trace the model within a block, where the program's own handler would not be reached.
+                part._model = (_with_parameters(self, part._model[0]),)
         self.add_module("autoguide", guide)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -248,6 +258,14 @@ class Pair(Program):
     def name(self) -> str:
         model = self.pair[0]
         return getattr(model, "__name__", type(model).__name__)
+
+
+def _with_parameters(program: Program, model: Callable) -> Callable:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with ParamSites(program):
+            return model(*args, **kwargs)
+
+    return run
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

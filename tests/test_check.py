@@ -1,0 +1,361 @@
+"""Every broken program and every broken table has its one sentence, before the first step."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+from ppgen import PpgenError, Program, rows
+from ppgen.check import check
+from ppgen.inference import fit
+
+X = torch.linspace(-2.0, 2.0, 40)
+
+
+def local_model(x=None):
+    theta = pyro.param("theta", torch.tensor(1.0))
+    with rows(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(theta * z, 1.0), obs=x)
+
+
+def local_guide(x):
+    a = pyro.param("a", torch.tensor(0.3))
+    with rows(x):
+        pyro.sample("z", dist.Normal(a * x, 1.0))
+
+
+def scale_model(x=None):
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    with rows(x):
+        pyro.sample("x", dist.Normal(0.0, s), obs=x)
+
+
+def positive(loc_only=False):
+    m = pyro.param("m", torch.tensor(0.0))
+    pyro.sample("s", dist.LogNormal(m, 1.0))
+
+
+# -- broken guides ---------------------------------------------------------------------------------
+
+
+def guide_missing(x):
+    pyro.param("a", torch.tensor(0.3))
+
+
+def guide_extra(x):
+    local_guide(x)
+    pyro.sample("zz", dist.Normal(0.0, 1.0))
+
+
+def guide_samples_observed(x):
+    a = pyro.param("a", torch.tensor(0.3))
+    with rows(x):
+        pyro.sample("z", dist.Normal(a * x, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+def guide_narrow(x):
+    a = pyro.param("a", torch.tensor(0.3))
+    with rows(x):
+        pyro.sample("z", dist.LogNormal(a * x, 1.0))
+
+
+def guide_wide(x):
+    pyro.sample("s", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+
+def guide_no_plate(x):
+    pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+
+def guide_batch_no_plate(x):
+    pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.3)) * x, 1.0))
+
+
+def guide_other_size(x):
+    with pyro.plate("data", len(x) // 2):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+
+def guide_event(x):
+    a = pyro.param("a", torch.tensor(0.3))
+    with rows(x):
+        pyro.sample("z", dist.Normal(a * x[:, None].expand(-1, 3), 1.0).to_event(1))
+
+
+def guide_discrete(x):
+    p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+    with rows(x):
+        pyro.sample("z", dist.Bernoulli(p))
+
+
+def guide_nan(x):
+    a = pyro.param("a", torch.tensor(-1.0))
+    with rows(x):
+        pyro.sample("z", dist.Normal(torch.sqrt(a) * x, 1.0))
+
+
+# -- broken models ---------------------------------------------------------------------------------
+
+
+def model_unobserved(x=None):
+    with rows(x):
+        z = pyro.sample("z", dist.Normal(pyro.param("t", torch.tensor(0.0)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def model_bernoulli(x=None):
+    with rows(x):
+        pyro.sample("x", dist.Bernoulli(logits=pyro.param("l", torch.tensor(0.0))), obs=x)
+
+
+def model_wrong_shape(x=None):
+    with rows(x):
+        pyro.sample("x", dist.Normal(pyro.param("t", torch.zeros(3)), 1.0).to_event(1), obs=x)
+
+
+def model_column_beside_row(x=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    with rows(x):
+        pyro.sample("x", dist.Normal(t * x[:, None], 1.0), obs=x)
+
+
+def model_fixed_plate(x=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    with pyro.plate("N", 40):
+        pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+
+def model_fixed_plate_sized(x=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    with pyro.plate("N", 40):
+        pyro.sample("x", dist.Normal(t.expand(40), 1.0), obs=x)
+
+
+def model_no_plate(x=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    pyro.sample("x", dist.Normal(t.expand(len(x)), 1.0).to_event(1), obs=x)
+
+
+def model_unplated(x=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    pyro.sample("x", dist.Normal(t.expand(len(x)), 1.0), obs=x)
+
+
+def model_unused(x=None):
+    pyro.param("unused.one", torch.tensor(0.0))
+    local_model(x)
+
+
+def model_no_parameters(x=None):
+    with rows(x):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def model_detached(x=None):
+    t = pyro.param("t", torch.tensor(0.0)).detach()
+    with rows(x):
+        pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+
+def model_crashes(x=None):
+    with rows(x):
+        pyro.sample("x", dist.Normal(torch.zeros(3) @ torch.zeros(4), 1.0), obs=x)
+
+
+def model_discrete(x=None):
+    loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+    with rows(x):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+def model_improper(x=None):
+    t = pyro.sample("t", dist.ImproperUniform(constraints.real, (), ()))
+    with rows(x):
+        pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+
+def model_no_init(x=None):
+    t = pyro.param("t")
+    with rows(x):
+        pyro.sample("x", dist.Normal(t, 1.0), obs=x)
+
+
+def model_two_columns(x, y=None):
+    t = pyro.param("t", torch.tensor(0.0))
+    with rows(x):
+        pyro.sample("y", dist.Normal(t * x, 1.0), obs=y)
+
+
+BROKEN = {
+    # name: (model, guide, data, options, what the sentence must say)
+    "guide lacks a site": (local_model, guide_missing, {"x": X}, {}, ["no site 'z'", "AutoNormal"]),
+    "guide has a site too many": (local_model, guide_extra, {"x": X}, {}, ["'zz'", "did you mean 'z'", "is_auxiliary"]),
+    "guide samples the observed": (local_model, guide_samples_observed, {"x": X}, {}, ["'x'", "observes"]),
+    "guide too narrow": (local_model, guide_narrow, {"x": X}, {}, ["'z'", "(-inf, inf)", "(0, inf)", "narrower"]),
+    "guide too wide": (scale_model, guide_wide, {"x": X}, {}, ["'s'", "(0, inf)", "LogNormal"]),
+    "guide discrete": (local_model, guide_discrete, {"x": X}, {}, ["'z'", "discrete"]),
+    "guide forgot the plate": (local_model, guide_no_plate, {"x": X}, {}, ["'z'", "plate 'data' of size 40", "forgot"]),
+    "guide batch without plate": (local_model, guide_batch_no_plate, {"x": X}, {}, ["'z'", "(40,)", "plate"]),
+    "guide's plate of another size": (local_model, guide_other_size, {"x": X}, {}, ["'data'", "40", "20"]),
+    "guide's event": (local_model, guide_event, {"x": X}, {}, ["'z'", "(3,)"]),
+    "guide gives nan": (local_model, guide_nan, {"x": X}, {}, ["'z'", "nan"]),
+    "nothing observed": (model_unobserved, "AutoNormal", {"x": X}, {}, ["no observed site"]),
+    "grey under Bernoulli": (model_bernoulli, None, {"x": X.abs() / 2}, {}, ["'x'", "{0, 1}", "grey", "binarise"]),
+    "wrong shape": (model_wrong_shape, None, {"x": torch.zeros(40, 5)}, {}, ["'x'", "(40, 5)", "(40, 3)"]),
+    "(N, 1) beside (N,)": (model_column_beside_row, None, {"x": X}, {}, ["'x'", "(40, 40)", "no plate"]),
+    "plate of a fixed size": (model_fixed_plate_sized, None, {"x": X}, {"batch_size": 10}, ["'N'", "40", "whatever"]),
+    "plate of a fixed size, broadcast": (model_fixed_plate, None, {"x": X}, {"batch_size": 10}, ["'N'", "40"]),
+    "no plate over the rows": (model_no_plate, None, {"x": X}, {"batch_size": 10}, ["'x'", "no plate", "ppgen.rows"]),
+    "batch without plate": (model_unplated, None, {"x": X}, {}, ["'x'", "(40,)", "no plate"]),
+    "parameter without gradient": (model_unused, local_guide, {"x": X}, {}, ["'unused.one'", "no gradient"]),
+    "no parameters": (model_no_parameters, None, {"x": X}, {}, ["no parameters"]),
+    "detached": (model_detached, None, {"x": X}, {}, ["detached"]),
+    "model raises": (model_crashes, None, {"x": X}, {}, ["RuntimeError", "test_check.py"]),
+    "discrete latent, no guide": (model_discrete, None, {"x": X}, {}, ["'z'", "enumerate"]),
+    "discrete latent, autoguide": (model_discrete, "AutoNormal", {"x": X}, {}, ["'z'", "--elbo enumerate"]),
+    "improper prior": (model_improper, None, {"x": X}, {}, ["ImproperUniform", "Flat"]),
+    "param without value": (model_no_init, None, {"x": X}, {}, ["'t'", "initial value"]),
+    "autoguide with local latents": (local_model, None, {"x": X}, {"batch_size": 10}, ["'z'", "amortised"]),
+    "column missing": (model_two_columns, None, {"y": X}, {}, ["'x'", "--columns"]),
+    "column too many": (local_model, local_guide, {"x": X, "label": X}, {}, ["'label'", "no argument"]),
+    "nan in the data": (local_model, local_guide, {"x": torch.full((4,), float("nan"))}, {}, ["'x'"]),
+    "inf in the data": (local_model, local_guide, {"x": torch.tensor([1.0, float("inf")])}, {}, ["'x'"]),
+    "no rows": (local_model, local_guide, {"x": torch.zeros(0)}, {}, ["x (0,)", "at least one row"]),
+    "no columns": (local_model, local_guide, {}, {}, ["x"]),
+    "particles on a program that mixes them": (
+        lambda x, y=None: _unsafe(x, y), None, {"x": torch.randn(40, 2), "y": X}, {"particles": 4}, ["particles", "@"],
+    ),
+    "unknown guide": (scale_model, "AutoNormall", {"x": X}, {}, ["AutoNormal"]),
+    "unknown objective": (local_model, local_guide, {"x": X}, {"elbo": "analytical"}, ["'analytic'"]),
+    "unknown optimizer": (local_model, local_guide, {"x": X}, {"optimizer": "Adan"}, ["'Adam'"]),
+    "unknown optimizer option": (local_model, local_guide, {"x": X}, {"optimizer": "Adam(beta=1)"}, ["'betas'"]),
+    "unknown schedule": (local_model, local_guide, {"x": X}, {"schedule": "cosin"}, ["'cosine'"]),
+    "unknown engine": (local_model, local_guide, {"x": X}, {"engine": "jit"}, ["trace"]),
+    "unknown precision": (local_model, local_guide, {"x": X}, {"precision": "12"}, ["precision"]),
+    "unknown device": (local_model, local_guide, {"x": X}, {"device": "gppu"}, ["device"]),
+    "lr of zero": (local_model, local_guide, {"x": X}, {"lr": 0.0}, ["lr"]),
+    "batch_size of zero": (local_model, local_guide, {"x": X}, {"batch_size": 0}, ["batch_size"]),
+    "patience without valid": (local_model, local_guide, {"x": X}, {"patience": 3}, ["patience", "valid"]),
+    "negative seed": (local_model, local_guide, {"x": X}, {"seed": -1}, ["seed"]),
+}  # fmt: skip
+
+
+def _unsafe(x, y):
+    beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with rows(x):
+        pyro.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken(name, tmp_path):
+    model, guide, data, options, said = BROKEN[name]
+    with pytest.raises(PpgenError) as e:
+        fit(Program.from_pair(model, guide), data, steps=5, out=tmp_path / "run", **options)
+    message = str(e.value)
+    for part in said:
+        assert part in message, message
+    assert "\n" not in message
+    assert not (tmp_path / "run").exists(), "a fit that was refused leaves no folder"
+
+
+def test_a_loss_that_goes_bad_names_its_site_and_keeps_the_checkpoint(tmp_path):
+    class Explodes(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(1.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, torch.where(self.t > 1.02, torch.nan, 1.0)), obs=x)
+
+    with pytest.raises(PpgenError) as e:
+        fit(Explodes(), {"x": X + 5}, steps=200, lr=0.01, out=tmp_path / "run", checkpoint_every=1)
+    message = str(e.value)
+    assert "'x'" in message and "nan" in message and "--resume" in message
+    from ppgen import Run
+
+    kept = Run.load(tmp_path / "run", Explodes())
+    assert 1.0 < kept.program.t.item() < 1.05
+
+
+def test_a_parameter_that_comes_late_is_named(tmp_path):
+    calls = []
+
+    def model(x=None):
+        calls.append(1)
+        late = pyro.param("late", torch.tensor(0.0)) if len(calls) > 30 else torch.tensor(0.0)
+        with rows(x):
+            pyro.sample("x", dist.Normal(pyro.param("t", torch.tensor(0.0)) + late, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="'late'"):
+        fit(Program.from_pair(model), {"x": X}, steps=100, engine="eager")
+
+
+def test_the_global_store_is_neither_read_nor_written():
+    pyro.clear_param_store()
+    pyro.param("theta", torch.tensor(77.0))
+    program = Program.from_pair(local_model, local_guide)
+    run = fit(program, {"x": X}, steps=1, lr=1e-6)
+    assert set(pyro.get_param_store().keys()) == {"theta"}
+    assert pyro.param("theta").item() == 77.0
+    assert abs(dict(run.program.named_parameters())["param:theta"].item() - 1.0) < 1e-4
+    pyro.clear_param_store()
+
+
+def test_the_random_state_of_the_caller_is_given_back():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    fit(Program.from_pair(local_model, local_guide), {"x": X}, steps=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("guide", ["AutoNormal", "AutoMultivariateNormal", "AutoDelta", "AutoIAFNormal"])
+def test_sound_programs_pass(guide):
+    program = Program.from_pair(scale_model)
+    program.setup({"x": X}, guide)
+    structure = check(program, {"x": X})
+    assert structure.latents == ("s",) and structure.globals == ("s",) and structure.row_plates == {"data"}
+
+
+def test_structure_tells_rows_from_other_plates():
+    def model(x=None):
+        with pyro.plate("features", 3, dim=-2):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("cases", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(-2), 1.0), obs=x)
+
+    program = Program.from_pair(model)
+    program.setup({"x": X[:3]}, "AutoNormal")
+    structure = check(program, {"x": X[:3]})  # three rows, three features: the sizes do not tell them apart
+    assert structure.row_plates == {"cases"}
+    assert structure.globals == ("w",)
+
+
+def test_pyro_modules_in_a_closure_and_owners_of_methods_are_found():
+    net = nn.Linear(1, 2)
+    shift = pyro.nn.PyroModule[nn.Linear](1, 1)
+
+    class Owner:
+        def model(self, x=None):
+            pyro.module("net", net)
+            with rows(x):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(shift(z[..., None])[..., 0], 1.0), obs=x)
+
+        def guide(self, x):
+            loc, scale = net(x[:, None]).unbind(-1)
+            with rows(x):
+                pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+    owner = Owner()
+    run = fit(Program.from_pair(owner.model, owner.guide), {"x": X}, steps=20, lr=0.05)
+    names = {n for n, _ in run.program.named_parameters()}
+    assert names == {"net.weight", "net.bias", "pyrolinear.weight", "pyrolinear.bias"}
+    assert run.metrics["elbo"][-1] > run.metrics["elbo"][0]
