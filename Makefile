@@ -38,7 +38,7 @@ types: $(STAMP)
 	mypy
 
 docs: $(STAMP)
-	python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	python -m sphinx -E -W --keep-going -q docs docs/_build/html
 
 bench: $(STAMP)
 	python -m pip install --quiet -e ".[bench]" -c constraints.txt

@@ -18,9 +18,7 @@ import ppgen
 
 ROOT = Path(__file__).resolve().parent.parent
 CATALOGUES = ("models", "inference")
-CORE = sorted((ROOT / "ppgen").glob("*.py")) + sorted(
-    p for folder in ("nets", "transforms") for p in (ROOT / "ppgen" / folder).rglob("*.py")
-)
+CORE = sorted(p for p in (ROOT / "ppgen").rglob("*.py") if not set(CATALOGUES) & set(p.parts[-2:-1]))
 MODELS, INFERENCE = (sorted((ROOT / name).glob("*.py")) for name in CATALOGUES)
 MEMBERS = [p for p in MODELS + INFERENCE if not p.name.startswith("_")]
 HEAVY = {"torch", "pyro", "numpy", "sklearn", "pandas", "xarray", "matplotlib", "arviz_base"}

@@ -1,0 +1,48 @@
+"""Sphinx builds the site: `make docs`. Warnings are errors, and every example is run."""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ppgen  # noqa: E402
+
+project = "ppgen"
+author = "The ppgen developers"
+copyright = "The ppgen developers"
+version = release = ppgen.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "run_directive",
+]
+exclude_patterns = ["_build"]
+default_role = "code"  # docstrings write `x` for code
+myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"ppgen {release}"
+html_static_path = ["_static"]
+html_css_files = ["run.css"]
+
+
+def escape_shapes(app, what, name, obj, options, lines):
+    """A shape such as (*batch, D) starts no emphasis."""
+    for i, line in enumerate(lines):
+        lines[i] = re.sub(r"(`[^`]*`)|\(\*", lambda m: m[1] or r"(\*", line)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", escape_shapes)

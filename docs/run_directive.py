@@ -1,0 +1,182 @@
+"""A Sphinx directive that runs the examples: what a page shows is what the code prints.
+
+    ```{run} python           runs in the page's namespace; an expression on the last line is shown
+    ```{run} sh               runs in bash -e, with ppgen on the PATH
+    ```{run} file my_model.py   writes the file for the blocks after it
+
+All blocks of a page run in their order, in one temporary folder of the page's own. A block that fails
+fails the build. Open matplotlib figures are shown under the block, and closed. Options:
+
+    :hide-code:    show only what the block gives
+    :hide-output:  show only the code
+    :image: PATH   show this PNG, made by the block, below it (several: separated by blanks)
+    :alt: TEXT     what the pictures show
+    :fails: TEXT   the block must fail, and TEXT must stand in what it says, which is shown
+    :timeout: N    seconds for a shell block (600)
+
+A fenced example of Python or shell that is not run is an error: `text` is for what is no example.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import linecache
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+
+FENCE = re.compile(r"^\s*(?:```+|~~~+)\s*(python|py|pycon|sh|bash|shell|console)\b", re.MULTILINE)
+
+
+class Page:
+    """What the blocks of one page share: a folder, a namespace, a count of pictures."""
+
+    def __init__(self, name: str):
+        self.folder = Path(tempfile.mkdtemp(prefix="ppgen-docs-"))
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.name = name.replace("/", "-")
+        self.blocks = self.pictures = 0
+
+    def python(self, code: str) -> str:
+        """Runs code, and returns what it printed and the value of its last line."""
+        self.blocks += 1
+        source = f"<{self.name}, block {self.blocks}>"
+        linecache.cache[source] = (len(code), None, code.splitlines(True), source)
+        tree = ast.parse(code, source)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        printed = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+            exec(compile(tree, source, "exec"), self.namespace)
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), source, "eval"), self.namespace)
+                if value is not None:
+                    print(repr(value))
+        return printed.getvalue()
+
+    def shell(self, code: str, timeout: int) -> str:
+        """Runs code in bash, and returns what it printed; RuntimeError with it when it failed."""
+        path = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
+        run = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", code],
+            cwd=self.folder,
+            env=os.environ | {"PATH": path, "COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        if run.returncode:
+            raise RuntimeError(run.stdout + f"[exit code {run.returncode}]")
+        return run.stdout
+
+
+class Run(SphinxDirective):
+    required_arguments = 1
+    optional_arguments = 1
+    has_content = True
+    option_spec = {
+        "hide-code": directives.flag,
+        "hide-output": directives.flag,
+        "image": directives.unchanged_required,
+        "alt": directives.unchanged_required,
+        "fails": directives.unchanged_required,
+        "timeout": directives.positive_int,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        kind, code = self.arguments[0], "\n".join(self.content)
+        page = self.env.temp_data.setdefault("run_page", None) or Page(self.env.docname)
+        self.env.temp_data["run_page"] = page
+        if kind == "file":
+            (page.folder / self.arguments[1]).write_text(code + "\n")
+            output, language = "", "python"
+        elif kind in ("python", "sh"):
+            output, language = self.execute(page, kind, code), {"python": "python", "sh": "bash"}[kind]
+        else:
+            raise self.error(f"{kind!r} cannot be run; it is python, sh or file")
+        block = nodes.container(classes=["run"])
+        if "hide-code" not in self.options:
+            caption = nodes.paragraph("", "", nodes.literal("", self.arguments[1])) if kind == "file" else None
+            block += [n for n in (caption, nodes.literal_block(code, code, language=language)) if n]
+        if output.strip() and "hide-output" not in self.options:
+            text = output.rstrip().replace(str(page.folder) + os.sep, "")
+            block += nodes.literal_block(text, text, language="text", classes=["run-output"])
+        return [block, *self.pictures(page)]
+
+    def execute(self, page: Page, kind: str, code: str) -> str:
+        expected = self.options.get("fails")
+        try:
+            if kind == "python":
+                output = page.python(code)
+            else:
+                output = page.shell(code, self.options.get("timeout", 600))
+        except Exception as error:
+            said = str(error) if kind == "sh" else f"{type(error).__name__}: {error}"
+            if expected is not None and expected in said:
+                return said
+            detail = said if kind == "sh" else traceback.format_exc()
+            raise ExtensionError(f"{self.get_location()}: the example failed\n{code}\n\n{detail}") from None
+        if expected is not None:
+            raise ExtensionError(f"{self.get_location()}: the example should have failed\n{code}")
+        return output
+
+    def pictures(self, page: Page) -> list[nodes.Node]:
+        """The block's pictures, copied to where the builder finds them."""
+        made = [page.folder / name for name in self.options.get("image", "").split()]
+        if "matplotlib.pyplot" in sys.modules:
+            import matplotlib.pyplot as plt
+
+            for number in plt.get_fignums():
+                made.append(page.folder / f"figure-{number}.png")
+                plt.figure(number).savefig(made[-1], dpi=110, bbox_inches="tight")
+            plt.close("all")
+        shown = []
+        for path in made:
+            if not path.is_file():
+                raise ExtensionError(f"{self.get_location()}: the example made no {path.name}")
+            page.pictures += 1
+            kept = Path(self.env.srcdir, "_build", "run", f"{page.name}-{page.pictures}{path.suffix}")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept)
+            uri = "/" + kept.relative_to(self.env.srcdir).as_posix()
+            shown.append(nodes.image(uri=uri, alt=self.options.get("alt", "")))
+        return shown
+
+
+def refuse_idle_examples(app: Sphinx, name: str, source: list[str]) -> None:
+    """Every example is run: a plain fence of Python or shell is an error."""
+    idle = FENCE.search(source[0])
+    if idle:
+        line = source[0].count("\n", 0, idle.start(1)) + 1
+        raise ExtensionError(f"{name}:{line}: this example is not run; write ```{{run}} python or sh")
+
+
+def leave_page(app: Sphinx, tree: nodes.document) -> None:
+    page = app.env.temp_data.pop("run_page", None)
+    if page is not None:
+        shutil.rmtree(page.folder, ignore_errors=True)
+        if "pyro" in sys.modules:
+            sys.modules["pyro"].clear_param_store()
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    os.environ.setdefault("MPLBACKEND", "agg")
+    app.add_directive("run", Run)
+    app.connect("source-read", refuse_idle_examples)
+    app.connect("doctree-read", leave_page)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}
