@@ -105,7 +105,8 @@ def fit(
         log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
         checkpoint_every: steps a checkpoint; None: every 30 seconds.
         source: where the data came from, recorded for `resume` and the shell.
-        report: called with each row of metrics.
+        report: called with each row of metrics, and what to divide its figures by: `per` and `valid_per` rows,
+            1 where a latent is global.
 
     Returns:
         The `Run`, its program with the final parameters, in eval mode.
@@ -150,10 +151,11 @@ def fit(
         )
         config["program"], file = describe_program(program, structure, guide)
         example = _example(train_data, structure, first)
+        fabric = make_fabric(device, precision)
         if path is not None:
             start_folder(path, config, example, file)
         run = Run(program, config, structure, example, path)
-        return train(run, train_data, valid_data, report=report)
+        return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
 def resume(
@@ -224,11 +226,12 @@ def train(
     *,
     state: Any = None,
     report: Report | None = None,
+    fabric: Any = None,
 ) -> Run:
     """The loop, from a fresh start or from a saved state."""
     o, program = run.config["fit"], run.program
     n = run.config["data"]["rows"]
-    fabric = make_fabric(o["device"], o["precision"])
+    fabric = fabric or make_fabric(o["device"], o["precision"])
     objective = Objective(program, run.structure, n, elbo=o["elbo"], particles=o["particles"])
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
@@ -267,6 +270,10 @@ def train(
             write_tree(run.path / "parameters.safetensors", dict(final_parameters()))
             write_tree(run.path / "state.safetensors", tree)
 
+    # What divides the figures of a row: with a global latent they are those of the whole data set.
+    per = {"per": 1, "valid_per": 1}
+    if not run.structure.globals:
+        per = {"per": n, "valid_per": 1 if valid is None else data_module.n_rows(valid)}
     batch_size = min(o["batch_size"] or n, n)
     saved_at = time.monotonic()
     bad_in_a_row = 0
@@ -310,7 +317,7 @@ def train(
                 now.rows.append(row)
                 now.window.clear()
                 if report is not None and fabric.is_global_zero:
-                    report(row)
+                    report(row | per)
             due = (
                 now.step % o["checkpoint_every"] == 0
                 if o["checkpoint_every"]
@@ -363,6 +370,9 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
+    # Each of these says what there is; here, before a folder is made.
+    learning_rate(o["schedule"], o["lr"], 0, 1)
+    make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
     if o["elbo"] not in OBJECTIVES:
         Objective(None, None, 1, elbo=o["elbo"])  # type: ignore[arg-type]  # says which there are
 

@@ -17,7 +17,6 @@ import csv
 import inspect
 import io
 import platform
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -274,8 +273,3 @@ class default_dtype:
 
     def __exit__(self, *_: object) -> None:
         torch.set_default_dtype(self.before)
-
-
-def remove_folder(path: Path) -> None:
-    """Removes a run folder that was begun by a fit which then found its input wrong."""
-    shutil.rmtree(path, ignore_errors=True)
