@@ -195,8 +195,10 @@ def _analytic_kl(name: str, model: dict, guide: dict) -> Tensor | None:
         return torch.zeros_like(_log_prob(q))
     if _has_delta(q["fn"]):
         return None
+    batch_shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
     try:
-        kl = kl_divergence(q["fn"], p["fn"])
+        # expanded first: some of torch's closed forms do not broadcast
+        kl = kl_divergence(q["fn"].expand(batch_shape), p["fn"].expand(batch_shape))
     except NotImplementedError:
         return None
     return scale_and_mask(kl, p["scale"], p["mask"])
