@@ -1,0 +1,282 @@
+"""Anything that holds columns -> ``dict[str, torch.Tensor]``.
+
+One set of rules for files, built-in data sets and whatever a user hands to ``fit``:
+
+* floating-point columns keep their dtype; numbers that carry none (Python lists, CSV, JSON) take
+  ``torch.get_default_dtype()``;
+* integers become int64, except unsigned bytes of two or more dimensions (images), which stay;
+* booleans stay booleans;
+* text becomes category codes, int64: 0 for the first category in sorted order, 1 for the next, …;
+  a pandas categorical keeps the order of its own categories.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.errors import PpgenError, nearest, reason
+
+__all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
+
+Columns = Mapping[str, "str | list[str]"]
+_TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
+
+
+def as_tensors(data: Any) -> dict[str, Tensor]:
+    """Turn what a user holds into columns.
+
+    A mapping, a pandas DataFrame, an xarray Dataset or a DataTree (its groups observed_data and
+    constant_data) gives one tensor a column; a bare tensor, array or list is the column ``x``.
+    Raises :class:`PpgenError` for whatever no tensor holds.
+
+    >>> as_tensors([0.5, 1.5])
+    {'x': tensor([0.5000, 1.5000])}
+    >>> as_tensors({"group": ["b", "a", "b"]})["group"]
+    tensor([1, 0, 1])
+    """
+    if data is None or isinstance(data, str | bytes | Path):
+        raise PpgenError(
+            f"the data are {data!r}, expected columns such as {{'x': tensor}}; "
+            "load a file or a data set by name with ppgen.data.load first"
+        )
+    return select(unpack(data))
+
+
+def parse_columns(text: str) -> dict[str, str | list[str]]:
+    """Read ``"argument=column,argument=column+column"``, the form that a command line takes.
+
+    >>> parse_columns("x=a+b+c, y=target")
+    {'x': ['a', 'b', 'c'], 'y': 'target'}
+    """
+    mapping: dict[str, str | list[str]] = {}
+    for item in text.split(","):
+        argument, equals, names = item.partition("=")
+        argument, parts = argument.strip(), [name.strip() for name in names.split("+")]
+        if not (equals and argument and all(parts)):
+            raise PpgenError(
+                f"columns={text!r}: {item.strip()!r} is not of the form argument=column; "
+                "write for example x=pixels,y=label or x=a+b+c"
+            )
+        if argument in mapping:
+            raise PpgenError(f"columns={text!r} gives {argument!r} twice; join them: x=a+b+c")
+        mapping[argument] = parts if len(parts) > 1 else parts[0]
+    return mapping
+
+
+def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> dict[str, Tensor]:
+    """Pick, rename and gather raw columns into tensors.
+
+    ``columns`` maps an argument's name to a column, or to a list of columns that become one
+    matrix (rows, columns) in that order; a name may hold ``*`` (``pixel*``), which stands for all
+    the columns that match, in the order of the source. What is not named is left out; with
+    ``columns=None`` every column is kept under its own name.
+    """
+    if columns is None:
+        return {str(name): to_tensor(str(name), value, where) for name, value in raw.items()}
+    if isinstance(columns, str):
+        columns = parse_columns(columns)
+    raw = {str(name): value for name, value in raw.items()}
+    for table in [value for value in raw.values() if _is_frame(value)]:
+        raw = {**unpack(table), **raw}  # the columns of a table can be named as well
+    chosen = {}
+    for argument, wanted in columns.items():
+        if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
+            chosen[argument] = to_tensor(wanted, _find(raw, wanted, where), where)
+            continue
+        patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+        names = [name for pattern in patterns for name in _matches(raw, pattern, where)]
+        if not names:
+            raise PpgenError(f"columns: {argument!r} is given an empty list; name its columns")
+        chosen[argument] = _gather(argument, names, raw, where)
+    return chosen
+
+
+def _find(raw: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in raw:
+        listed = ", ".join(list(raw)[:12]) + (", …" if len(raw) > 12 else "")
+        hint = nearest(name, raw) or f"; it has {listed}"
+        raise PpgenError(f"{where} has no column {name!r}{hint}")
+    return raw[name]
+
+
+def _matches(raw: Mapping[str, Any], pattern: str, where: str) -> list[str]:
+    found = [name for name in raw if fnmatchcase(name, pattern)] if "*" in pattern else []
+    if pattern in raw or not found:
+        _find(raw, pattern, where)
+        return [pattern]
+    return found
+
+
+def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str) -> Tensor:
+    parts = [to_tensor(name, raw[name], where, text=False) for name in names]
+    if any(part.dim() == 0 for part in parts) or len({len(part) for part in parts}) > 1:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(names, parts, strict=True))
+        raise PpgenError(
+            f"{where}: the columns of {argument!r} differ in length ({shapes}); "
+            "gather only columns with the same number of rows"
+        )
+    return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
+
+def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = True) -> Tensor:
+    """One raw column -> one tensor by the rules above; ``text=False`` refuses a text column."""
+    if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+        shapes = {tuple(part.shape) for part in value}
+        if len(shapes) > 1:
+            raise PpgenError(f"column {name!r} of {where} is a list of tensors of shapes {shapes}")
+        value = torch.stack(list(value))
+    if _is_frame(value):
+        table = unpack(value)
+        return _gather(name, list(table), table, where)
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise PpgenError(f"column {name!r} of {where} is a sparse tensor; call .to_dense()")
+        tensor = value.detach()
+    else:
+        array = _array(name, value, where)
+        is_text = array.dtype.kind in _TEXT
+        tensor = _from_numpy(name, _codes(name, array, where, text) if is_text else array, where)
+        # np.float64 is a float to Python too, but with it the precision is meant.
+        literal = isinstance(value, list | tuple | float) and not isinstance(value, np.generic)
+        if tensor.is_floating_point() and (is_text or literal):
+            tensor = tensor.to(torch.get_default_dtype())
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    image = tensor.dtype == torch.uint8 and tensor.dim() >= 2
+    return tensor.long() if whole and not image else tensor
+
+
+def _array(name: str, value: Any, where: str) -> np.ndarray:
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, pandas.Series | pandas.Index):
+        return _series_array(name, value, where)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise PpgenError(f"column {name!r} of {where} has masked values; fill or drop them")
+    try:
+        return np.asarray(value)
+    except Exception as error:  # any array-like type may fail in a way of its own
+        raise PpgenError(
+            f"column {name!r} of {where} is ragged or no array ({reason(error)}); give every row the same shape"
+        ) from error
+
+
+def _series_array(name: str, series: Any, where: str) -> np.ndarray:
+    import pandas as pd
+
+    kind, missing = series.dtype, np.asarray(series.isna())
+    if isinstance(kind, pd.CategoricalDtype):
+        _refuse_missing(name, missing, where)
+        return np.asarray(pd.Series(series).cat.codes, dtype=np.int64)
+    if missing.any() and pd.api.types.is_numeric_dtype(kind) and not isinstance(kind, np.dtype):
+        return series.to_numpy(dtype=float, na_value=np.nan)  # pandas' nullable numbers
+    return series.to_numpy()
+
+
+def _refuse_missing(name: str, missing: np.ndarray, where: str) -> None:
+    if missing.any():
+        raise PpgenError(
+            f"column {name!r} of {where} is not numeric and has no value in row "
+            f"{int(missing.argmax())} (counting from 0); fill it, or drop that row"
+        )
+
+
+def _codes(name: str, array: np.ndarray, where: str, text: bool) -> np.ndarray:
+    """Text -> category codes; text that spells nothing but numbers -> those numbers."""
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    _refuse_missing(name, np.array([_is_missing(v) for v in array.flat], bool), where)
+    if array.ndim != 1 or not all(isinstance(v, str) for v in array):
+        kinds = sorted({type(v).__name__ for v in array.flat})
+        raise PpgenError(
+            f"column {name!r} of {where} has shape {array.shape} and holds {', '.join(kinds)}, "
+            "expected numbers, or one text a row; convert it, or leave it out with columns="
+        )
+    categories, codes = np.unique(array.astype(str), return_inverse=True)
+    numbers = [_number(category) for category in categories]
+    wrong = np.array([number is None for number in numbers], bool)[codes]
+    if wrong.all() and text:
+        return codes.astype(np.int64)
+    if wrong.all():
+        raise PpgenError(
+            f"column {name!r} of {where} is text and cannot be part of a matrix; give it an argument of its own"
+        )
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise PpgenError(
+            f"column {name!r} of {where} holds numbers, but {str(array[row])!r} in row {row} (counting "
+            "from 0); correct that cell, or leave the column out with columns="
+        )
+    return np.asarray(numbers)[codes]
+
+
+def _is_missing(cell: Any) -> bool:
+    nan = isinstance(cell, float) and cell != cell
+    return cell is None or nan or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _number(text: str) -> int | float | None:
+    if "_" in text:  # Python reads 1_000 as a number, tables do not
+        return None
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
+    return None
+
+
+def _from_numpy(name: str, array: np.ndarray, where: str) -> Tensor:
+    kind = array.dtype
+    if kind.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise PpgenError(f"column {name!r} of {where} holds integers beyond 64 bits; use floats")
+    if kind.kind == "u" and kind.itemsize > 1:
+        array = array.astype(np.int64)
+    try:
+        native = array.astype(kind.newbyteorder("="), copy=False) if kind.kind in "iufc" else array
+        return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    except (TypeError, ValueError) as error:
+        raise PpgenError(
+            f"column {name!r} of {where} has dtype {kind}, which no tensor holds; convert it to float64, int64 or bool"
+        ) from error
+
+
+def _is_frame(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")  # there is no DataFrame where pandas was never imported
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def unpack(data: Any) -> dict[str, Any]:
+    """Raw columns of a mapping, DataFrame, Dataset, DataTree, or of a bare array (``x``)."""
+    xarray = sys.modules.get("xarray")
+    if _is_frame(data):
+        names = [str(name) for name in data.columns]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PpgenError(f"two columns are called {twice[0]!r}; give each a name of its own")
+        return {name: data.iloc[:, i] for i, name in enumerate(names)}
+    if xarray is not None and isinstance(data, xarray.DataTree):
+        return _tree(data)
+    if xarray is not None and isinstance(data, xarray.Dataset):
+        return {str(name): variable.to_numpy() for name, variable in data.data_vars.items()}
+    if isinstance(data, Mapping):
+        return dict(data)
+    return {"x": data}
+
+
+def _tree(tree: Any) -> dict[str, Any]:
+    groups = [g for g in ("constant_data", "observed_data") if g in tree.children]
+    datasets = [tree[group].to_dataset() for group in groups] or [tree.to_dataset()]
+    columns = {name: value for dataset in datasets for name, value in unpack(dataset).items()}
+    if not columns:
+        raise PpgenError(
+            f"no variable in the groups observed_data and constant_data (there are: "
+            f"{', '.join(tree.children) or 'none'}); save the data under one of these two names"
+        )
+    return columns
