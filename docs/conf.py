@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import ppgen  # noqa: E402
+import ppgen
 
 project = "ppgen"
 author = "The ppgen developers"

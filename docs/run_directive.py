@@ -30,6 +30,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ class Page:
 
     def __init__(self, name: str):
         self.folder = Path(tempfile.mkdtemp(prefix="ppgen-docs-"))
-        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        # A module without a file, as a notebook's is; classes made on the page are found in it.
+        module = sys.modules["example"] = types.ModuleType("example")
+        self.namespace: dict[str, Any] = module.__dict__
         self.name = name.replace("/", "-")
         self.blocks = self.pictures = 0
 
@@ -59,13 +63,32 @@ class Page:
         tree = ast.parse(code, source)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         printed = io.StringIO()
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+        with self.inside(), contextlib.redirect_stdout(printed):
             exec(compile(tree, source, "exec"), self.namespace)
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), source, "eval"), self.namespace)
                 if value is not None:
                     print(repr(value))
         return printed.getvalue()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """In the page's folder, from where the files it wrote can be imported."""
+        with contextlib.chdir(self.folder):
+            sys.path.insert(0, str(self.folder))
+            try:
+                yield
+            finally:
+                sys.path.remove(str(self.folder))
+
+    def leave(self) -> None:
+        """Takes the folder away, and what was imported from it."""
+        for name, module in list(sys.modules.items()):
+            if name == "example" or str(getattr(module, "__file__", None)).startswith(str(self.folder)):
+                del sys.modules[name]
+        if "pyro" in sys.modules:
+            sys.modules["pyro"].clear_param_store()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def shell(self, code: str, timeout: int) -> str:
         """Runs code in bash, and returns what it printed; RuntimeError with it when it failed."""
@@ -121,10 +144,8 @@ class Run(SphinxDirective):
     def execute(self, page: Page, kind: str, code: str) -> str:
         expected = self.options.get("fails")
         try:
-            if kind == "python":
-                output = page.python(code)
-            else:
-                output = page.shell(code, self.options.get("timeout", 600))
+            shell = kind == "sh"
+            output = page.shell(code, self.options.get("timeout", 600)) if shell else page.python(code)
         except Exception as error:
             said = str(error) if kind == "sh" else f"{type(error).__name__}: {error}"
             if expected is not None and expected in said:
@@ -169,9 +190,7 @@ def refuse_idle_examples(app: Sphinx, name: str, source: list[str]) -> None:
 def leave_page(app: Sphinx, tree: nodes.document) -> None:
     page = app.env.temp_data.pop("run_page", None)
     if page is not None:
-        shutil.rmtree(page.folder, ignore_errors=True)
-        if "pyro" in sys.modules:
-            sys.modules["pyro"].clear_param_store()
+        page.leave()
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
