@@ -79,8 +79,8 @@ def diagnose(
     if not s.latents:
         raise PpgenError(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
     local = not s.globals
-    more = take(data, slice(0, 10 * rows)) if local and program._autoguide is None else data
-    few = take(data, slice(0, rows)) if local and program._autoguide is None else data
+    more = take(data, slice(0, 10 * rows), s.row_columns) if local and program._autoguide is None else data
+    few = take(data, slice(0, rows), s.row_columns) if local and program._autoguide is None else data
     ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)
@@ -126,7 +126,7 @@ def _kl(run: Run, data: Mapping[str, Tensor], seed: int | None) -> dict[str, np.
                 value = kl_divergence(q, p)
             except NotImplementedError:
                 continue
-            found[name] = value.reshape(n_rows(data), -1).mean(0).numpy()
+            found[name] = value.reshape(n_rows(data, run.structure.row_columns), -1).mean(0).numpy()
     return found
 
 
@@ -139,7 +139,7 @@ def _activity(run: Run, data: Mapping[str, Tensor], name: str, seed: int | None)
             mean = fn.mean
         except NotImplementedError:
             mean = torch.stack([trace_pair(program, data).q.nodes[name]["value"] for _ in range(50)]).mean(0)
-    return mean.reshape(n_rows(data), -1).var(0).numpy()
+    return mean.reshape(n_rows(data, run.structure.row_columns), -1).var(0).numpy()
 
 
 def _findings(ll: LogLik, khat: np.ndarray, active: dict[str, np.ndarray]) -> list[str]:

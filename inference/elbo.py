@@ -82,7 +82,7 @@ class Objective(nn.Module):
             batch: B rows of the N, whose sites are weighed by N/B.
             kl_weight: multiplies the latent terms in the loss only (KL warm-up).
         """
-        weight = self.rows / max(n_rows(batch), 1)
+        weight = self.rows / n_rows(batch, self.structure.row_columns)
         if self.elbo == "enumerate":
             loss = self._enumerated(batch, weight)
             return loss / self.rows, -loss.detach()

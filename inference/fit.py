@@ -27,7 +27,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
-from ppgen.files import read_json, read_tree, write_tree
+from ppgen.files import read_json, read_tree, write_json, write_tree
 from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
 from ppgen.inference.optimise import averaged, learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES, MAX_BAD_STEPS, Step, bad_site, make_step
@@ -144,8 +144,15 @@ def fit(
             "versions": versions(),
             "seed": seed,
             "fit": options,
-            "data": {**(source or {}), **data_module.fingerprint(train_data), "rows": n},
+            "data": {
+                **(source or {}),
+                **data_module.fingerprint(train_data),
+                "rows": n,
+                "row_columns": list(data_module.row_columns(train_data)),
+            },
         }
+        if valid_data is not None:
+            config["data"]["valid_rows"] = data_module.n_rows(valid_data)
         require_batch_safe(
             program, structure, Objective(program, structure, n, elbo=elbo, particles=particles).particles
         )
@@ -153,7 +160,7 @@ def fit(
         example = _example(train_data, structure, first)
         fabric = make_fabric(device, precision)
         if path is not None:
-            start_folder(path, config, example, file)
+            start_folder(path, example, file)
         run = Run(program, config, structure, example, path)
         return train(run, train_data, valid_data, report=report, fabric=fabric)
 
@@ -182,7 +189,9 @@ def resume(
         options["steps"] = steps
     with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
         example = read_tree(path / "example.safetensors")
+        state = read_tree(path / "state.safetensors")
         program, structure = rebuild(config, example, path, program)
+        load_parameters(program, state["parameters"], path)
         run = Run(program, config, structure, example, path)
         recorded = config["data"]
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
@@ -202,7 +211,6 @@ def resume(
             program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
         )
         run.structure = structure
-        state = read_tree(path / "state.safetensors") if (path / "state.safetensors").is_file() else None
         return train(run, train_data, valid_data, state=state, report=report)
 
 
@@ -228,7 +236,11 @@ def train(
     report: Report | None = None,
     fabric: Any = None,
 ) -> Run:
-    """The loop, from a fresh start or from a saved state."""
+    """The loop, from a fresh start or from a saved state.
+
+    A killed process leaves state.safetensors of its last checkpoint, whole; rows of metrics.csv beyond it are
+    written anew.
+    """
     o, program = run.config["fit"], run.program
     n = run.config["data"]["rows"]
     fabric = fabric or make_fabric(o["device"], o["precision"])
@@ -279,13 +291,15 @@ def train(
     bad_in_a_row = 0
     if state is None:
         checkpoint()
+    if run.path is not None and fabric.is_global_zero:
+        write_json(run.path / "config.json", run.config)
     with _stop_signal() as stopped, pyro.validation_enabled(False), _on(fabric.device):
         while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]):
             batch = data
             if batch_size < n:
                 index = data_module.batch_index(now.step, n, batch_size, o["seed"])
                 batch = data_module.take(data, index.to(fabric.device))
-            batch = _share(batch, fabric)
+            batch = _share(batch, run.structure.row_columns, fabric)
             kl_weight = min(1.0, (now.step + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
             lr = learning_rate(o["schedule"], o["lr"], now.step, o["steps"])
             before = torch.get_rng_state()
@@ -404,9 +418,10 @@ def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
 
 def _example(data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The rows that set the program up again: two, or all where it has one latent a row and no network."""
-    if structure.locals and data_module.n_rows(first) == data_module.n_rows(data):
+    rows = structure.row_columns
+    if structure.locals and data_module.n_rows(first, rows) == data_module.n_rows(data):
         return dict(first)
-    return data_module.take(first, torch.arange(min(2, data_module.n_rows(first))))
+    return data_module.take(first, slice(0, 2), rows)
 
 
 def _row(now: Progress, lr: float) -> dict[str, float]:
@@ -421,7 +436,8 @@ def _row(now: Progress, lr: float) -> dict[str, float]:
 
 def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
     """The ELBO of the held-out rows in nats, and its standard error over batches."""
-    n = data_module.n_rows(valid)
+    rows = objective.structure.row_columns
+    n = data_module.n_rows(valid, rows)
     objective.eval()
     values = []
     with torch.random.fork_rng(), torch.no_grad():
@@ -429,9 +445,8 @@ def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step
         if not objective.structure.locals:
             chunk = n  # a global latent has one posterior for all rows
         for start in range(0, n, chunk):
-            index = torch.arange(start, min(start + chunk, n))
-            _, elbo = objective(data_module.take(valid, index.to(next(iter(valid.values())).device)))
-            values.append((len(index), float(elbo) / objective.rows))
+            _, elbo = objective(data_module.take(valid, slice(start, start + chunk), rows))
+            values.append((min(chunk, n - start), float(elbo) / objective.rows))
     objective.train()
     weights = np.array([w for w, _ in values], dtype=float)
     means = np.array([v for _, v in values])
@@ -470,17 +485,17 @@ def _parameters_of(program: Program, values: Mapping[str, Tensor] | None) -> Ite
         program.load_state_dict(own)
 
 
-def _share(batch: Mapping[str, Tensor], fabric: Any) -> Mapping[str, Tensor]:
+def _share(batch: Mapping[str, Tensor], rows: tuple[str, ...], fabric: Any) -> Mapping[str, Tensor]:
     """This process's rows of the batch; gradients are averaged over processes."""
     if fabric.world_size == 1:
         return batch
-    n = data_module.n_rows(batch)
+    n = data_module.n_rows(batch, rows)
     if n % fabric.world_size:
         raise PpgenError(
             f"{n} rows a step cannot be shared evenly by {fabric.world_size} processes; choose a multiple for "
             "batch_size"
         )
-    return data_module.take(batch, torch.arange(fabric.global_rank, n, fabric.world_size, device=fabric.device))
+    return data_module.take(batch, slice(fabric.global_rank, None, fabric.world_size), rows)
 
 
 def _on(device: torch.device) -> Any:

@@ -146,9 +146,9 @@ def loglik(
                 "its ELBO"
             )
         structure = _structure(run, program, data)
-        width = _width(program, data)
+        width = max(1, sum(data[c][0].numel() for c in structure.row_columns if c in data))
         dims = _discrete_dims(program, data, structure)
-        n = n_rows(data)
+        n = n_rows(data, structure.row_columns)
         if not structure.latents and not structure.names("auxiliary"):
             values = torch.cat(
                 [_weights(program, b, structure, 1)[0] for b in _blocks(data, structure, BLOCK // width)]
@@ -190,11 +190,11 @@ def _structure(run: Run | Program, program: Program, data: Mapping[str, Tensor])
 
 
 def _blocks(data: Mapping[str, Tensor], structure: Structure, size: int) -> list[dict[str, Tensor]]:
-    n = n_rows(data)
+    n = n_rows(data, structure.row_columns)
     if structure.globals or not structure.row_plates:
         return [dict(data)]
     size = max(1, min(size, n))
-    return [take(data, slice(i, min(i + size, n))) for i in range(0, n, size)]
+    return [take(data, slice(i, i + size), structure.row_columns) for i in range(0, n, size)]
 
 
 def _weights(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Tensor:
@@ -218,16 +218,12 @@ def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
     return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]
 
 
-def _width(program: Program, data: Mapping[str, Tensor]) -> int:
-    return max(1, sum(v[0].numel() for v in data.values() if v.dim() and len(v) == n_rows(data)))
-
-
 def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
     """Observed values a row, if all are discrete."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    few = take(data, slice(0, 1)) if structure.row_plates and not structure.globals else data
+    few = take(data, slice(0, 1), structure.row_columns) if structure.row_plates and not structure.globals else data
     with torch.random.fork_rng():
         p, _ = trace_pair(program, few)
     values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
-    return values // (1 if few is not data else n_rows(data)) or None
+    return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None

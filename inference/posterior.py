@@ -7,7 +7,7 @@ independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,7 +121,12 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         }
         structure_like = {d: size for n in names for d, size in zip(dims[n], found[n].shape[2:], strict=True)}
         constant = {n: v.numpy() for n, v in data.items() if n not in names}
-        constant_dims = {n: _column_dims(n, v, data) for n, v in data.items() if n in constant}
+        row_plate = _row_plate(trained) if trained else "data"
+        constant_dims = {
+            n: _column_dims(n, v, trained.row_columns if trained else row_columns(data), row_plate)
+            for n, v in data.items()
+            if n in constant
+        }
         for n, v in constant.items():
             structure_like |= dict(zip(constant_dims[n], v.shape, strict=True))
         return _from_dict(
@@ -255,8 +260,8 @@ def _dims(name: str, plates: list[str], ndim: int) -> list[str]:
     return [*plates, *(f"{name}_dim_{i}" for i in range(ndim - len(plates)))]
 
 
-def _column_dims(name: str, value: Tensor, data: Mapping[str, Tensor], row_dim: str = "data") -> list[str]:
-    if name in row_columns(data) and value.dim():
+def _column_dims(name: str, value: Tensor, rows: Collection[str], row_dim: str = "data") -> list[str]:
+    if name in rows and value.dim():
         return [row_dim, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
     return [f"{name}_dim_{i}" for i in range(value.dim())]
 
@@ -277,7 +282,7 @@ def _tree(
 ) -> DataTree:
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
-    row_plate = next((p for s in structure.sites for p in s.plates if p in structure.row_plates), "data")
+    row_plate = _row_plate(structure)
     for group in found.values():
         for name, value in group.items():
             if name in ("log_p", "log_q"):
@@ -286,12 +291,16 @@ def _tree(
                 dims[name] = _dims(name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
     for name, array in constant.items():
-        dims[name] = _column_dims(name, data[name], data, row_plate)
+        dims[name] = _column_dims(name, data[name], structure.row_columns, row_plate)
         sizes |= dict(zip(dims[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found} | {"observed_data": observed}
     if constant:
         groups["constant_data"] = constant
     return _from_dict(groups, dims, _coords(program, sizes))
+
+
+def _row_plate(structure: Structure) -> str:
+    return next((p for s in structure.sites for p in s.plates if p in structure.row_plates), "data")
 
 
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")

@@ -48,11 +48,11 @@ def check(
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         apart = _run(program, batch, apart=True)
         _sites_match(apart, enumerated)
-        _observed_fit(apart.p, program, n, batch)
+        _observed_fit(apart.p, n, batch_size if minibatch else n)
         _plates_fit(apart)
         _supports(apart)
         t = _run(program, batch)
-        structure = inspect(program, batch, enumerated=enumerated)
+        structure = inspect(program, batch, enumerated=enumerated, rows=data_module.row_columns(data))
         if minibatch:
             _minibatch(program, structure, t, batch_size, n)
         _log_probs(t, structure, enumerated)
@@ -178,8 +178,7 @@ def _sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             )
 
 
-def _observed_fit(p: poutine.Trace, program: Program, n: int, batch: Mapping[str, Any]) -> None:
-    rows = data_module.n_rows(batch)
+def _observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
     for name, site in _nodes(p).items():
         if not site["is_observed"] or is_factor(site):
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -171,19 +171,24 @@ def _order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def n_rows(data: Mapping[str, Tensor]) -> int:
+def n_rows(data: Mapping[str, Tensor], rows: Collection[str] = ()) -> int:
     """The number of rows: the largest leading dimension; 1 where all columns are scalars.
+
+    Args:
+        rows: the names of the row columns, where they are known from the whole data set: in a batch or in a few
+            new rows a constant can be the longest.
 
     Raises:
         PpgenError: no column at all, or an all-zero-length data set.
     """
     if not data:
         raise PpgenError("the data set has no columns; give at least one, such as {'x': tensor}")
-    rows = max((len(column) for column in data.values() if column.dim()), default=1)
-    if rows == 0:
+    lengths = [len(column) for name, column in data.items() if column.dim() and (not rows or name in rows)]
+    n = max(lengths, default=1)
+    if n == 0:
         shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in data.items())
         raise PpgenError(f"an all-zero-length data set ({shapes}); give at least one row")
-    return rows
+    return n
 
 
 def row_columns(data: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -192,13 +197,9 @@ def row_columns(data: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, column in data.items() if column.dim() and len(column) == n)
 
 
-def take(data: Mapping[str, Tensor], index: Tensor | slice) -> dict[str, Tensor]:
-    """Rows ``index`` of the row columns, constants whole.
-
-    Ask the whole data set, not what this returns, which columns are rows: a constant can be longer
-    than a batch.
-    """
-    rows = row_columns(data)
+def take(data: Mapping[str, Tensor], index: Tensor | slice, rows: Collection[str] = ()) -> dict[str, Tensor]:
+    """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
+    rows = rows or row_columns(data)
     return {name: column[index] if name in rows else column for name, column in data.items()}
 
 

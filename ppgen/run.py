@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import inspect
 import io
+import logging
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -30,10 +31,12 @@ import ppgen
 from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
-from ppgen.files import read_json, read_tree, write_atomic, write_json, write_tree
+from ppgen.files import read_json, read_tree, write_atomic, write_tree
 from ppgen.program import Pair, Program
 from ppgen.structure import Structure
 from ppgen.structure import inspect as inspect_program
+
+log = logging.getLogger("ppgen")
 
 METRICS = ("step", "elbo", "elbo_se", "lr", "grad_norm", "bad_steps", "valid_elbo", "valid_elbo_se")
 
@@ -137,15 +140,24 @@ def rebuild(
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
         program.setup(example, spec["guide"], hide=enumerated)
-        return program, inspect_program(program, example, enumerated=enumerated)
+        rows = tuple(config["data"]["row_columns"])
+        return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
 
 
 def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path | None = None) -> None:
-    """Loads a state dict; a `pyro.param` site takes the saved shape."""
+    """Loads a state dict in place; a `pyro.param` site of another size takes the saved one."""
     for name, value in values.items():
-        if name.startswith("param:"):
+        own = program._parameters.get(name)
+        if name.startswith("param:") and (own is None or own.shape != value.shape):
             program.register_parameter(name, nn.Parameter(value.clone()))
-    result = program.load_state_dict(dict(values), strict=False)
+    try:
+        result = program.load_state_dict(dict(values), strict=False)
+    except RuntimeError as e:
+        raise PpgenError(
+            f"the parameters{f' in {path}' if path else ''} do not fit {program.name}: "
+            f"{str(e).splitlines()[-1].strip()}; "
+            "was the program changed since?"
+        ) from e
     wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise PpgenError(
@@ -208,12 +220,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def start_folder(path: Path, config: dict[str, Any], example: dict[str, Tensor], file: Path | None) -> None:
-    """Makes the run folder. config.json comes last: a folder that has one can be resumed."""
-    if (path / "config.json").exists():
-        raise PpgenError(
-            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
-        )
+def start_folder(path: Path, example: dict[str, Tensor], file: Path | None) -> None:
+    """Makes the run folder. config.json follows the first checkpoint: a folder that has one can be resumed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -221,8 +229,6 @@ def start_folder(path: Path, config: dict[str, Any], example: dict[str, Tensor],
     if file is not None:
         write_atomic(path / "program.py", file.read_bytes())
     write_tree(path / "example.safetensors", example)
-    write_metrics(path / "metrics.csv", [])
-    write_json(path / "config.json", config)
 
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
@@ -251,7 +257,14 @@ def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtyp
         data = data_module.as_tensors(data)
         if set(data) == {"x"} and program.columns and "x" not in program.columns:
             data = {program.columns[0]: data["x"]}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in data_module.as_tensors(data).items()}
+    columns = data_module.as_tensors(data)
+    for name, value in columns.items():
+        if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
+            log.info(
+                "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
+                name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
+            )  # fmt: skip
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
 
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

@@ -50,6 +50,7 @@ class Structure:
     Attributes:
         sites: of the model, in order, then the guide's auxiliary ones.
         row_plates: names of the plates whose size follows the number of rows.
+        row_columns: names of the data columns that are rows, as against constants.
         nesting: how many batch dimensions the program's plates take.
         batch_safe: whether the program runs with several particles at once, and gives the same log joint.
         unsafe_reason: why it does not.
@@ -57,6 +58,7 @@ class Structure:
 
     sites: tuple[Site, ...]
     row_plates: frozenset[str]
+    row_columns: tuple[str, ...]
     nesting: int
     batch_safe: bool = True
     unsafe_reason: str = ""
@@ -114,8 +116,14 @@ def trace_pair(
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 
 
-def inspect(program: Program, data: Mapping[str, Any], *, enumerated: tuple[str, ...] = ()) -> Structure:
+def inspect(
+    program: Program, data: Mapping[str, Any], *, enumerated: tuple[str, ...] = (), rows: tuple[str, ...] = ()
+) -> Structure:
     """Traces the program once and reads its structure; the random state is left as it was.
+
+    Args:
+        enumerated: the latents that are summed out.
+        rows: the row columns, as the whole data set tells them; told by these data where empty.
 
     Raises whatever the program raises: `ppgen.check.check` puts it into a sentence.
     """
@@ -128,7 +136,8 @@ def inspect(program: Program, data: Mapping[str, Any], *, enumerated: tuple[str,
         frames = [f for t in (p, q) for s in t.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
         return Structure(
             sites=sites,
-            row_plates=_row_plates(program, data, frames),
+            row_plates=_row_plates(program, data, frames, rows),
+            row_columns=rows or row_columns(data),
             nesting=max((-f.dim for f in frames if f.vectorized), default=0),
         )
 
@@ -163,13 +172,13 @@ def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
     )
 
 
-def _row_plates(program: Program, data: Mapping[str, Any], frames: list) -> frozenset[str]:
+def _row_plates(program: Program, data: Mapping[str, Any], frames: list, rows: tuple[str, ...]) -> frozenset[str]:
     """The plates that grow when a row is added to the data."""
     sizes = {f.name: f.size for f in frames}
     if not row_columns(data):
         return frozenset()
-    n = n_rows(data)
-    more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]))
+    n = n_rows(data, rows)
+    more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]), rows)
     try:
         q = poutine.trace(lambda: program.call("model", more)).get_trace()
     except Exception:  # written for one number of rows: told by the size alone

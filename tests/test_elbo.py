@@ -278,3 +278,27 @@ def test_masks_and_scales_are_kept():
         _, value = obj({"x": X})
         torch.manual_seed(2)
         torch.testing.assert_close(-value.item(), pyros().loss(program.model, program.guide, X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_longer_than_the_batch_does_not_upset_the_weights():
+    """40 groups' covariates beside 100 rows: a batch of 10 rows still weighs 100/10."""
+    groups, u = torch.arange(100) % 40, torch.linspace(-1, 1, 40)
+    y = torch.randn(100, generator=torch.Generator().manual_seed(0))
+
+    class Groups(Program):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(0.5))
+
+        def model(self, u, group, y=None):
+            with rows(group):
+                pyro.sample("y", dist.Normal(self.slope * u[group], 1.0), obs=y)
+
+    program, data = Groups(), {"u": u, "group": groups, "y": y}
+    program.setup(data)
+    structure = check(program, data, batch_size=10)
+    assert structure.row_columns == ("group", "y") and structure.row_plates == {"data"}
+    obj = Objective(program, structure, 100)
+    full = obj(data)[1]
+    parts = [obj(take(data, slice(10 * i, 10 * i + 10)))[1] for i in range(10)]
+    torch.testing.assert_close(torch.stack(parts).mean(), full)

@@ -1,0 +1,370 @@
+"""The loop: equal to Pyro's SVI, seeded, resumed to the bit, and doing what its options say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from ppgen import PpgenError, Program, Run, rows
+from ppgen.data import batch_index
+from ppgen.files import read_tree
+from ppgen.inference import fit, resume
+from ppgen.inference.fit import Progress, _row
+from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+
+torch.set_num_threads(1)
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+SCHOOLS = {
+    "sigma": torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+    "y": torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+}
+
+
+class Small(Program):
+    """A VAE with dropout, so that every step draws, and a buffer that changes."""
+
+    def __init__(self, latent: int = 2):
+        super().__init__()
+        self.latent = latent
+        torch.manual_seed(1)
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2 * latent))
+        self.decoder = nn.Linear(latent, 6)
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([self.latent]).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc, scale = self.encoder(x).chunk(2, -1)
+        with rows(x):
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+# -- equal to Pyro ---------------------------------------------------------------------------------
+
+
+def svi(model, guide, data, steps, lr, n, seed=0):
+    """Pyro's own loop. Adam's eps is N times ppgen's, whose loss is Pyro's over N."""
+    optim = pyro.optim.Adam({"lr": lr, "eps": 1e-8 * n})
+    pyro.set_rng_seed(seed)
+    loop = SVI(model, guide, optim, Trace_ELBO())
+    return [-loop.step(*data) for _ in range(steps)]
+
+
+def assert_equal_to_svi(run, losses):
+    np.testing.assert_allclose(run.metrics["elbo"], losses, rtol=2e-4)
+
+
+def vae_pair():
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 6))
+    encoder = nn.Sequential(nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 4))
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1))
+            pyro.sample("obs", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+def test_pyros_vae_pair_runs_unchanged_and_equals_svi():
+    x = (X > 0).float()
+    pyro.clear_param_store()
+    losses = svi(*vae_pair(), (x,), 20, 0.01, len(x))
+    pyro.clear_param_store()
+    run = fit(Program.from_pair(*vae_pair()), {"x": x}, steps=20, lr=0.01, elbo="sampled", log_every=1)
+    assert_equal_to_svi(run, losses)
+    assert not list(pyro.get_param_store().keys())
+
+
+def schools(sigma, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", len(sigma)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
+
+
+def test_eight_schools_with_no_guide_equals_svi():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoNormal(schools)
+    guide(*SCHOOLS.values())  # its first call draws the initial values
+    losses = svi(schools, guide, SCHOOLS.values(), 20, 0.02, 8)
+    program = Program.from_pair(schools, guide=None)
+    run = fit(program, SCHOOLS, steps=20, lr=0.02, elbo="sampled", log_every=1)
+    pyro.clear_param_store()
+    assert_equal_to_svi(run, losses)
+
+
+def constrained_model(x=None):
+    scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+    weights = pyro.param("net.weights", lambda: torch.tensor([0.2, 0.8]), constraint=constraints.simplex)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z * weights[0], scale), obs=x)
+
+
+def constrained_guide(x):
+    loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+    scale = pyro.param("q_scale", torch.ones(len(x)), constraint=constraints.softplus_positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, scale))
+
+
+def test_constrained_params_equal_svi(tmp_path):
+    x = X[:, 0]
+    pyro.clear_param_store()
+    losses = svi(constrained_model, constrained_guide, (x,), 20, 0.02, len(x))
+    theirs = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    program = Program.from_pair(constrained_model, constrained_guide)
+    run = fit(program, {"x": x}, steps=20, lr=0.02, elbo="sampled", log_every=1, out=tmp_path / "run")
+    assert_equal_to_svi(run, losses)
+    names = {n.removeprefix("param:").replace("/", ".") for n, _ in run.program.named_parameters()}
+    assert names == set(theirs)
+    back = Run.load(tmp_path / "run", Program.from_pair(constrained_model, constrained_guide))
+    assert back.program.get_parameter("param:loc").shape == (64,)  # set up on two rows, loaded with its own size
+
+
+def test_bound_methods_keep_their_owners_parameters():
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+    owner = Owner()
+    fit(Program.from_pair(owner.model), {"x": X[:, 0] + 2}, steps=400, lr=0.05)
+    assert abs(owner.t.item() - (X[:, 0] + 2).mean().item()) < 0.01
+
+
+# -- seeds and resuming ----------------------------------------------------------------------------
+
+OPTIONS = {"steps": 60, "batch_size": 16, "lr": 0.01, "ema": 0.95, "clip": 1.0, "schedule": "cosine", "kl_warmup": 20,
+           "optimizer": "AdamW(weight_decay=0.01)", "log_every": 7, "patience": 50, "engine": "eager"}  # fmt: skip
+
+
+def files_of(path):
+    return {name: (path / name).read_bytes() for name in ("metrics.csv", "parameters.safetensors", "state.safetensors")}
+
+
+def test_same_seed_same_result_and_another_seed_another():
+    runs = [fit(Small(), {"x": X}, valid={"x": X[:20]}, seed=s, **OPTIONS) for s in (3, 3, 4)]
+    states = [torch.cat([v.double().flatten() for v in r.program.state_dict().values()]) for r in runs]
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def killed_and_resumed(path, delay, checkpoint_every):
+    """A child process fits and is killed after a while; then the parent goes on."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover - it is killed
+        os.setsid()
+        try:
+            fit(Small(), {"x": X}, valid={"x": X[:20]}, out=path, checkpoint_every=checkpoint_every, **OPTIONS)
+        finally:
+            os._exit(0)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if not (path / "config.json").is_file():
+        return None
+    steps_done = len((path / "metrics.csv").read_text().splitlines()) - 1
+    resume(path, {"x": X}, valid={"x": X[:20]}, program=Small())
+    return steps_done
+
+
+def test_killed_at_twenty_random_moments_and_resumed_to_the_bit(tmp_path):
+    start = time.monotonic()
+    fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "whole", checkpoint_every=4, **OPTIONS)
+    length = time.monotonic() - start
+    whole = files_of(tmp_path / "whole")
+    rng, seen, tries = np.random.default_rng(0), set(), 0
+    while len(seen) < 20:
+        tries += 1
+        assert tries < 60, "the kills do not fall into the fit"
+        path = tmp_path / f"run{tries}"
+        done = killed_and_resumed(path, rng.uniform(0.1, 1.1) * length, checkpoint_every=4)
+        if done is None:
+            continue
+        seen.add(tries)
+        for name, content in files_of(path).items():
+            assert content == whole[name], f"{name} differs after a kill with {done} rows written"
+
+
+def test_resume_checks_the_data_and_takes_more_steps(tmp_path):
+    fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(PpgenError, match="fingerprints differ"):
+        resume(tmp_path / "run", {"x": X + 1}, program=Small())
+    with pytest.raises(PpgenError, match="in memory"):
+        resume(tmp_path / "run", program=Small())
+    with pytest.raises(PpgenError, match="no run folder"):
+        resume(tmp_path / "nothing")
+    run = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small(), steps=80)
+    assert run.rows[-1]["step"] == 80
+    assert Run.load(tmp_path / "run", Small()).config["fit"]["steps"] == 80
+
+
+def test_interrupt_waits_for_the_step_and_leaves_a_checkpoint(tmp_path):
+    sent = []
+
+    def report(row):
+        if not sent:
+            sent.append(row["step"])
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="step"):
+        fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", report=report, **OPTIONS)
+    assert signal.getsignal(signal.SIGINT) is handler
+    state = read_tree(tmp_path / "run" / "state.safetensors")
+    assert state["progress"]["step"] == sent[0] == 7
+    run = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small())
+    assert run.rows[-1]["step"] == 60
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+
+def test_learning_rates_are_their_formulas():
+    for name in SCHEDULES:
+        assert learning_rate(name, 0.3, 0, 100) == pytest.approx(0.3)
+    assert learning_rate("linear", 0.3, 50, 100) == pytest.approx(0.15)
+    assert learning_rate("cosine", 0.3, 100, 100) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate("exponential", 0.3, 100, 100) == pytest.approx(0.003)
+
+
+def test_ema_forgets_its_start():
+    ema, value = {"t": torch.tensor(100.0), "n": torch.tensor(0)}, {"t": torch.tensor(1.0), "n": torch.tensor(5)}
+    for step in range(1, 200):
+        averaged(ema, value, 0.99, step)
+    assert abs(ema["t"].item() - 1.0) < 0.02 and ema["n"] == 5
+
+
+def test_a_run_with_ema_keeps_the_average():
+    run = fit(Small(), {"x": X}, steps=30, lr=0.05, ema=0.9)
+    raw = fit(Small(), {"x": X}, steps=30, lr=0.05)
+    a, b = run.program.decoder.weight, raw.program.decoder.weight
+    assert not torch.equal(a, b) and torch.dist(a, b) < 0.5
+
+
+def test_clip_bounds_the_step_of_sgd():
+    torch.manual_seed(0)
+    program = Small()
+    before = [p.detach().clone() for p in program.parameters()]
+    fit(program, {"x": X * 100}, steps=1, lr=1.0, optimizer="SGD", clip=0.01)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(program.parameters(), before, strict=True)])
+    assert 0 < moved.norm() <= 0.0101
+
+
+def test_patience_stops_and_keeps_the_best():
+    torch.manual_seed(0)
+    valid = {"x": torch.randn(50, 6) * 3}
+    run = fit(Small(), {"x": X[:8]}, valid=valid, steps=3000, lr=0.05, patience=5, log_every=20)
+    assert run.rows[-1]["step"] < 3000
+    scores = run.metrics["valid_elbo"]
+    assert np.argmax(scores) == len(scores) - 6
+
+
+def test_validation_figure_is_for_the_held_out_rows():
+    x = torch.randn(500, generator=torch.Generator().manual_seed(1))
+
+    class Fixed(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+    run = fit(Fixed(), {"x": x[:400]}, valid={"x": x[400:]}, steps=1, lr=1e-9, batch_size=30)
+    exact = dist.Normal(0.0, 1.0).log_prob(x[400:]).sum().item()
+    assert run.rows[-1]["valid_elbo"] == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD(momentum=0.9)", "RMSprop", "Adagrad", "NAdam", "LBFGS(max_iter=5)"])
+def test_optimizers_of_torch(optimizer):
+    run = fit(Small(), {"x": X}, steps=25, lr=0.02, optimizer=optimizer)
+    assert run.metrics["elbo"][-1] > run.metrics["elbo"][0]
+
+
+def test_precision_is_one_dtype_everywhere(caplog):
+    run = fit(Small(), {"x": X.double()}, steps=3, precision="64-true")
+    assert all(p.dtype == torch.float64 for p in run.program.parameters())
+    assert torch.get_default_dtype() == torch.float32
+    with caplog.at_level("INFO", logger="ppgen"):
+        run = fit(Small(), {"x": X.double()}, steps=3)
+    assert all(p.dtype == torch.float32 for p in run.program.parameters())
+    assert "float64" in caplog.text and "64-true" in caplog.text
+    run = fit(Small(), {"x": X}, steps=3, precision="bf16-mixed", engine="eager")
+    assert all(p.dtype == torch.float32 for p in run.program.parameters())
+
+
+def test_bad_steps_are_skipped_and_counted():
+    class Sometimes(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+            self.register_buffer("count", torch.tensor(0))
+
+        def model(self, x=None):
+            bad = torch.where(torch.rand(()) < 0.2, torch.nan, 0.0) if self.training else 0.0
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t + bad, 1.0), obs=x)
+
+    run = None
+    for seed in range(5):  # the checks run the program too, and may meet a nan there
+        try:
+            run = fit(Sometimes(), {"x": X[:, 0] + 1}, steps=300, lr=0.05, engine="eager", seed=seed)
+            break
+        except PpgenError as e:
+            assert "nan" in str(e)
+    assert run is not None
+    assert 20 < run.rows[-1]["bad_steps"] < 120
+    assert abs(run.program.t.item() - (X[:, 0] + 1).mean().item()) < 0.05
+
+
+def test_rows_of_metrics_give_mean_and_standard_error():
+    row = _row(Progress(step=4, window=[1.0, 2.0, 3.0, 4.0]), 0.1)
+    assert row["elbo"] == 2.5 and row["elbo_se"] == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2)
+
+
+def test_every_row_is_seen_once_an_epoch():
+    n, b = 10, 5
+    first = torch.cat([batch_index(s, n, b, 0) for s in range(2)])
+    second = torch.cat([batch_index(s, n, b, 0) for s in range(2, 4)])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(n))
+    assert first.tolist() != second.tolist()
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path):
+    fit(Small(), {"x": X}, steps=1, out=tmp_path / "run")
+    with pytest.raises(PpgenError, match="holds a run already"):
+        fit(Small(), {"x": X}, steps=1, out=tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PpgenError, match="could not be made"):
+        fit(Small(), {"x": X}, steps=1, out=tmp_path / "file" / "run")
