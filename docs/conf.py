@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
@@ -38,11 +39,20 @@ html_static_path = ["_static"]
 html_css_files = ["run.css"]
 
 
-def escape_shapes(app, what, name, obj, options, lines):
-    """A shape such as (*batch, D) starts no emphasis."""
-    for i, line in enumerate(lines):
-        lines[i] = re.sub(r"(`[^`]*`)|\(\*", lambda m: m[1] or r"(\*", line)
+def as_written(app, what, name, obj, options, lines):
+    """An indented equation stays as it was written, and a shape such as (*batch, D) starts no emphasis."""
+    written, above = [], ""
+    for line in lines:
+        if line.startswith("    ") and not (written and written[-1].strip()):
+            if above and above[0] not in " :." and not above.endswith("::"):
+                written += [".. code-block:: text", ""]
+            above = line
+        elif line.strip():
+            above = line
+        literal = above.startswith("    ")
+        written.append(line if literal else re.sub(r"(`[^`]*`)|\(\*", lambda m: m[1] or r"(\*", line))
+    lines[:] = written
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape_shapes)
+    app.connect("autodoc-process-docstring", as_written)

@@ -1,6 +1,6 @@
 """A Sphinx directive that runs the examples: what a page shows is what the code prints.
 
-    ```{run} python           runs in the page's namespace; an expression on the last line is shown
+    ```{run} python           runs in the page's namespace; a last line's value is shown, unless ; ends it
     ```{run} sh               runs in bash -e, with ppgen on the PATH
     ```{run} file my_model.py   writes the file for the blocks after it
 
@@ -67,7 +67,7 @@ class Page:
             exec(compile(tree, source, "exec"), self.namespace)
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), source, "eval"), self.namespace)
-                if value is not None:
+                if value is not None and not code.rstrip().endswith(";"):
                     print(repr(value))
         return printed.getvalue()
 

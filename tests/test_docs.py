@@ -38,6 +38,7 @@ def test_what_a_page_shows_is_what_the_code_prints(build):
     code, said, text = build(
         block("python", "a = 6\nprint('one', a)\na * 7")
         + block("python", "a + 1", ":hide-code:")
+        + block("python", "a + 1000;")
         + block("file script.py", "print('from', 'script')")
         + block("sh", "python script.py")
         + block("python", "print('un' + 'seen')", ":hide-output:")
@@ -48,7 +49,7 @@ def test_what_a_page_shows_is_what_the_code_prints(build):
     assert code == 0, said
     shown = ["one 6", "42", "7", "script.py", "from script", "'script'", "division by zero", "[exit code 3]"]
     assert [s for s in shown if s not in text] == []
-    assert "a + 1" not in text and "unseen" not in text
+    assert "a + 1\n" not in text and "1006" not in text and "unseen" not in text
 
 
 BROKEN = {
