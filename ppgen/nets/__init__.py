@@ -1,0 +1,9 @@
+"""Neural networks that models are made of: plain torch modules that act on the last dimension.
+
+They take any leading dimensions, so that rows and particles may be batched as they come.
+"""
+
+from ppgen.nets.conv import ConvDecoder, ConvEncoder
+from ppgen.nets.mlp import MLP, activation_module, activations
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "activation_module", "activations"]
