@@ -29,8 +29,8 @@ from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_json, read_tree, write_json, write_tree
 from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
-from ppgen.inference.optimise import averaged, learning_rate, make_fabric, make_optimizer
-from ppgen.inference.step import ENGINES, MAX_BAD_STEPS, Step, bad_site, make_step
+from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.step import ENGINES, MAX_BAD_STEPS, Row, bad_site, make_step
 from ppgen.program import Program
 from ppgen.run import (
     Run,
@@ -249,9 +249,6 @@ def train(
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = {k: v.to(fabric.device) for k, v in data.items()}
     valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
-    step: Step = make_step(
-        wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], parameters=list(objective.parameters())
-    )
     ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
     best: dict[str, Tensor] | None = None
     now = Progress()
@@ -264,6 +261,18 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         now = Progress(**state["progress"])
         _set_random_state(state["random"], fabric)
+
+    step = make_step(
+        wrapped,
+        optimizer,
+        fabric,
+        engine=o["engine"],
+        clip=o["clip"],
+        warm_up=bool(o["kl_warmup"]),
+        ema=ema,
+        ema_decay=o["ema"],
+        steps=o["steps"],
+    )
 
     def final_parameters() -> dict[str, Tensor]:
         return best if best is not None else ema if ema is not None else program.state_dict()
@@ -289,35 +298,33 @@ def train(
     batch_size = min(o["batch_size"] or n, n)
     saved_at = time.monotonic()
     bad_in_a_row = 0
+    whole = _share(data, run.structure.row_columns, fabric) if batch_size == n else data
     if state is None:
         checkpoint()
     if run.path is not None and fabric.is_global_zero:
         write_json(run.path / "config.json", run.config)
     with _stop_signal() as stopped, pyro.validation_enabled(False), _on(fabric.device):
         while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]):
-            batch = data
+            rows = [_step_row(o, s) for s in range(now.step, now.step + _steps_together(o, now.step, step.chunk))]
+            batches = [whole] * len(rows)
             if batch_size < n:
-                index = data_module.batch_index(now.step, n, batch_size, o["seed"])
-                batch = data_module.take(data, index.to(fabric.device))
-            batch = _share(batch, run.structure.row_columns, fabric)
-            kl_weight = min(1.0, (now.step + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
-            lr = learning_rate(o["schedule"], o["lr"], now.step, o["steps"])
+                indices = [data_module.batch_index(r.step - 1, n, batch_size, o["seed"]) for r in rows]
+                parts = (data_module.take(data, i.to(fabric.device)) for i in indices)
+                batches = [_share(part, run.structure.row_columns, fabric) for part in parts]
             before = torch.get_rng_state()
-            elbo, grad_norm, finite = step(batch, lr, kl_weight)
-            now.step += 1
-            if finite:
-                bad_in_a_row = 0
-                now.grad_norm = grad_norm
-                now.window.append(elbo)
-                if ema is not None:
-                    averaged(ema, program.state_dict(), o["ema"], now.step)
-            else:
-                now.bad_steps += 1
-                bad_in_a_row += 1
-                if bad_in_a_row >= MAX_BAD_STEPS:
-                    raise PpgenError(_gone_bad(run, objective, batch, before, now))
+            for batch, (elbo, grad_norm, finite) in zip(batches, step(batches, rows), strict=True):
+                now.step += 1
+                if finite:
+                    bad_in_a_row = 0
+                    now.grad_norm = grad_norm
+                    now.window.append(elbo)
+                else:
+                    now.bad_steps += 1
+                    bad_in_a_row += 1
+                    if bad_in_a_row >= MAX_BAD_STEPS:
+                        raise PpgenError(_gone_bad(run, objective, batch, before, now))
             if now.step % o["log_every"] == 0 or now.step == o["steps"]:
-                row = _row(now, lr)
+                row = _row(now, rows[-1].lr)
                 if valid is not None:
                     with _parameters_of(program, ema):
                         row |= _validate(objective, valid, o["seed"], now.step, batch_size)
@@ -422,6 +429,20 @@ def _example(data: Mapping[str, Tensor], structure: Structure, first: Mapping[st
     if structure.locals and data_module.n_rows(first, rows) == data_module.n_rows(data):
         return dict(first)
     return data_module.take(first, slice(0, 2), rows)
+
+
+def _step_row(o: Mapping[str, Any], s: int) -> Row:
+    """Learning rate and KL weight of the step after s."""
+    kl_weight = min(1.0, (s + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
+    return Row(learning_rate(o["schedule"], o["lr"], s, o["steps"]), kl_weight, s + 1)
+
+
+def _steps_together(o: Mapping[str, Any], s: int, most: int) -> int:
+    """How many steps can be taken at once: up to the next row of metrics, checkpoint or the end."""
+    stops = [o["log_every"] - s % o["log_every"], o["steps"] - s]
+    if o["checkpoint_every"]:
+        stops.append(o["checkpoint_every"] - s % o["checkpoint_every"])
+    return min(most, *stops)
 
 
 def _row(now: Progress, lr: float) -> dict[str, float]:

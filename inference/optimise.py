@@ -119,9 +119,14 @@ def make_fabric(device: str, precision: str) -> Any:
     return fabric
 
 
+def ema_decay(decay: float, step: int) -> float:
+    """min(decay, (1 + step) / (10 + step)), so that the start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
 def averaged(ema: dict[str, Tensor], values: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """ema ← d ema + (1 − d) values, in place, with d = min(decay, (1 + step) / (10 + step)): the start is forgotten."""
-    d = min(decay, (1 + step) / (10 + step))
+    """ema ← d ema + (1 − d) values, in place, with d = `ema_decay(decay, step)`."""
+    d = ema_decay(decay, step)
     with torch.no_grad():
         for name, value in values.items():
             if value.is_floating_point():

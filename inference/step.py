@@ -1,20 +1,42 @@
-"""One gradient step, run as the engine says."""
+"""Gradient steps, run as the engine says.
+
+eager     the program is interpreted at every step
+trace     its tensor operations, recorded once, are run: the same numbers, to the bit
+compile   the whole step is one compiled graph, several steps a call: the same numbers, but for rounding
+auto      eager at first; then trace, then compile, where the steps that are left earn the time back
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppgen.check import bad_number
+from ppgen.engine import compile as compilation
+from ppgen.engine.fused import FusedStep
+from ppgen.engine.gradient import Gradient, shapes
+from ppgen.engine.optimisers import functional
+from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError, nearest
 from ppgen.inference.elbo import Objective
+from ppgen.inference.optimise import averaged, ema_decay
 from ppgen.structure import trace_pair
 
 ENGINES = ("eager", "trace", "compile", "auto")
 MAX_BAD_STEPS = 10  # so many losses in a row that are not finite end the fit
+MAX_TRACES = 4  # shapes of a batch that are traced; further ones run eagerly
+PROBES = 3  # steps that `auto` times before it decides
+CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal is heard
+
+log = logging.getLogger("ppgen")
 
 
 class StepResult(NamedTuple):
@@ -23,41 +45,402 @@ class StepResult(NamedTuple):
     finite: bool  # False: nothing was changed
 
 
-Step = Callable[[Mapping[str, Tensor], float, float], StepResult]
+class Row(NamedTuple):
+    """What differs from step to step, beside the batch."""
+
+    lr: float
+    kl_weight: float
+    step: int  # 1 for the first
 
 
-def make_step(
-    objective: Any, optimizer: Any, fabric: Any, *, engine: str, clip: float | None, parameters: list[Tensor]
-) -> Step:
-    """A function (batch, lr, kl_weight) -> StepResult that moves the parameters once."""
-    if engine not in ENGINES:
-        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
-    parameters = [p for p in parameters if p.requires_grad]
+Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[StepResult]]
 
-    def gradients(batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        optimizer.zero_grad()
-        loss, elbo = objective(batch, kl_weight)
+
+class Step:
+    """Moves the parameters once a row: step(batches, rows) -> one `StepResult` a row.
+
+    Attributes:
+        chunk: how many rows a call should have.
+        running: the engine that ran the last step.
+    """
+
+    def __init__(
+        self,
+        objective: Any,
+        optimizer: Any,
+        fabric: Any,
+        *,
+        engine: str = "auto",
+        clip: float | None = None,
+        warm_up: bool = False,
+        ema: dict[str, Tensor] | None = None,
+        ema_decay: float | None = None,
+        steps: int = 0,
+    ):
+        """
+        Args:
+            objective, optimizer, fabric: as `Fabric.setup` gave them.
+            engine: one of `ENGINES`.
+            clip: largest norm of the gradient.
+            warm_up: whether the KL weight of a row may differ from 1.
+            ema: the averages of the program's state, by name; changed in place, by `ema_decay`.
+            steps: how many there will be; `auto` weighs them.
+
+        Raises:
+            PpgenError: no such engine; `compile` without a C++ compiler.
+        """
+        if engine not in ENGINES:
+            raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+        if engine == "compile":
+            compilation.require_compiler()
+        self.wrapped, self.wrapped_optimizer, self.fabric = objective, optimizer, fabric
+        self.objective: nn.Module = getattr(objective, "module", objective)
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.clip, self.warm_up, self.ema, self.decay, self.steps = clip, warm_up, ema, ema_decay, steps
+        self.asked, self.running, self.chunk = engine, "eager", 1
+        self._runs: dict[tuple, Run] = {}
+        self._seconds: list[float] = []
+        self._eager_seconds, self._trace_next = 0.0, False
+        why = self._unsupported()
+        if why and engine in ("trace", "compile"):
+            log.warning("engine %s: %s; steps run eagerly", engine, why)
+        if why:
+            self.asked = "eager"
+
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        results: list[StepResult] = []
+        while len(results) < len(rows):
+            i = len(results)
+            key = (shapes(batches[i]), self.objective.training)
+            run = self._runs.get(key)
+            if run is None or self.asked == "auto":
+                results += self._considered(key, batches[i], rows[i])
+                continue
+            j = next((j for j in range(i + 1, len(rows)) if (shapes(batches[j]), self.objective.training) != key), len(rows))
+            results += run(batches[i:j], rows[i:j])
+        return results
+
+    # -- which engine ------------------------------------------------------------------------------
+
+    def _unsupported(self) -> str | None:
+        if self.fabric.world_size > 1:
+            return "several processes"
+        if self.fabric.device.type != "cpu":
+            return f"device {self.fabric.device.type}"
+        if str(getattr(self.fabric._precision, "precision", "32-true")) not in ("32-true", "64-true"):
+            return "mixed precision"
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            return "LBFGS evaluates the loss as often as it likes"
+        if not self.parameters:
+            return "nothing is trained"
+        return None
+
+    def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
+        """A step with no graph yet for it, or one that `auto` has under observation."""
+        if self.asked == "auto":
+            return self._auto(key, batch, row)
+        if self.asked == "eager":
+            self._runs[key] = self._eager_steps
+        elif len(self._runs) >= MAX_TRACES:
+            self._fall_back(key, f"batches of more than {MAX_TRACES} shapes; give rows one shape, or a batch_size")
+        else:
+            return [self._first(key, batch, row)]
+        return self._runs[key]([batch], [row])
+
+    def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row, *, compiled: bool | None = None) -> StepResult:
+        """Traces (and compiles); the step itself is run eagerly, and the graph must give the same gradient."""
+        compiled = self.asked == "compile" if compiled is None else compiled
+        start = torch.get_rng_state()
+        with _python_randomness():
+            try:
+                gradient = Gradient(self.objective, batch, warm_up=self.warm_up)
+            except Untraceable as e:
+                self._fall_back(key, f"it cannot be traced: {e}")
+                gradient = None
+        if gradient is None:
+            return self._eager(batch, row)
+        before = [t.detach().clone() for t in self._tensors()]
+        result = self._eager(batch, row)
+        why = self._differs(gradient, batch, row, result, before, start)
+        if why:
+            self._fall_back(
+                key, f"its trace gives {why}: does the program draw from Python's or NumPy's random, or count its calls?"
+            )
+            return result
+        if compiled:
+            self._compile(key, gradient, batch)
+        else:
+            self._runs[key] = _TraceRun(self, gradient)
+            self.running, self.chunk = "trace", 1
+        return result
+
+    def _differs(
+        self, gradient: Gradient, batch: Mapping[str, Tensor], row: Row, eager: StepResult, before: list[Tensor], start: Tensor
+    ) -> str | None:
+        """Runs the graph from the random state and the parameters of the eager step; what it gave else, None if nothing."""
+        if not eager.finite:
+            return None  # nothing to compare; the next shape, or the end of the fit, is near
+        now = [t.detach().clone() for t in self._tensors()]
+        grads = [p.grad for p in gradient.trained]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _copy(self._tensors(), before)
+            torch.set_rng_state(start)
+            info, ours = _finished(self, gradient(batch, row.kl_weight))
+            _copy(self._tensors(), now)
+        elbo, norm, _ = info.tolist()
+        if not _near(elbo, eager.elbo):
+            return f"another ELBO, {elbo:.6g} against {eager.elbo:.6g}"
+        if not _near(norm, eager.grad_norm):
+            return f"another gradient, of norm {norm:.6g} against {eager.grad_norm:.6g}"
+        for p, g, own in zip(gradient.trained, grads, ours, strict=True):
+            if g is None or (g - own).abs().max() > 1e-3 * max(float(g.abs().max()), 1e-6 * eager.grad_norm):
+                name = next(n for n, q in self.objective.named_parameters() if q is p)
+                return f"another gradient of {name.removeprefix('program.')}"
+        return None
+
+    def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor]) -> None:
+        started = time.perf_counter()
+        try:
+            if functional(self.optimizer) is None:
+                self._runs[key], self.chunk = _TraceRun(self, gradient, compiled=True, batch=batch), 1
+            else:
+                self._runs[key] = _FusedRun(self, gradient, batch)
+            self.running = "compile"
+            log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
+        except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            log.warning("engine compile: %s; steps run as engine trace", reason)
+            self._runs[key] = _TraceRun(self, gradient)
+            self.running, self.chunk = "trace", 1
+
+    def _fall_back(self, key: tuple, why: str) -> None:
+        log.warning("engine %s: %s runs eagerly, for %s", self.asked, self.objective.program.name, why)
+        self._runs[key] = self._eager_steps
+        self.running, self.chunk = "eager", 1
+        if self.asked == "auto":
+            self.asked = "eager"
+
+    # -- auto --------------------------------------------------------------------------------------
+
+    def _auto(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
+        """One step; and once enough are timed, the decision.
+
+        Tracing is worth its seconds where Pyro's share of the steps to come exceeds them; compiling, where
+        what the graph's operations cost beyond their work does. Steps are timed once each, and nothing is tried that
+        an eager run of 20 times the cost could not hide.
+        """
+        left = self.steps - row.step
+        run = self._runs.get(key)
+        if run is None and self._trace_next:
+            self._seconds = []
+            return [self._first(key, batch, row, compiled=False)]
+        started = time.perf_counter()
+        results = (run or self._eager_steps)([batch], [row])
+        self._seconds.append(time.perf_counter() - started)
+        if len(self._seconds) <= PROBES:
+            return results
+        took = min(self._seconds[1:])
+        self._seconds = []
+        if run is None:
+            self._eager_seconds = took
+            if not _worth_tracing(took, left, len(self.objective.structure.sites)):
+                self.asked = "eager"
+                return results
+            self._trace_next = True
+        elif isinstance(run, _TraceRun):
+            if took > self._eager_seconds:
+                self._runs[key], self.running = self._eager_steps, "eager"
+                self.asked = "eager"
+            elif not _worth_compiling(self._eager_seconds, took, left, len(run.gradient.traced)):
+                self.asked = "trace"
+            elif compilation.compiler() is None:
+                _say_no_compiler()
+                self.asked = "trace"
+            else:
+                self.asked = "compile"
+                self._compile(key, run.gradient, batch)
+        return results
+
+    # -- eager -------------------------------------------------------------------------------------
+
+    def _eager_steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        return [self._eager(b, r) for b, r in zip(batches, rows, strict=True)]
+
+    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        self.wrapped_optimizer.zero_grad()
+        loss, elbo = self.wrapped(batch, kl_weight)
         if loss.requires_grad:
-            fabric.backward(loss)
-        present = [p.grad for p in parameters if p.grad is not None]
+            self.fabric.backward(loss)
+        present = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(present) if present else torch.zeros(())
-        if clip is not None and present:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        if self.clip is not None and present:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         return loss, elbo, norm
 
-    def step(batch: Mapping[str, Tensor], lr: float, kl_weight: float) -> StepResult:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, elbo, norm = gradients(batch, kl_weight)
+    def _eager(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
+        self._set_lr(row.lr)
+        buffers = {n: b.clone() for n, b in self.objective.named_buffers()}
+        loss, elbo, norm = self._gradients(batch, row.kl_weight)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
-            if isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.LBFGS):
-                optimizer.step(lambda: gradients(batch, kl_weight)[0])
+            if isinstance(self.optimizer, torch.optim.LBFGS):
+                self.wrapped_optimizer.step(lambda: self._gradients(batch, row.kl_weight)[0])
             else:
-                optimizer.step()
+                self.wrapped_optimizer.step()
+            self._average(row)
+        else:
+            with torch.no_grad():
+                for name, buffer in self.objective.named_buffers():
+                    buffer.copy_(buffers[name])
         return StepResult(float(elbo), float(norm), finite)
 
-    return step
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _average(self, row: Row) -> None:
+        if self.ema is not None:
+            averaged(self.ema, self.objective.program.state_dict(), self.decay, row.step)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.objective.parameters(), *self.objective.buffers()]
+
+
+def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> Step:
+    """The step of a fit: see `Step`."""
+    return Step(objective, optimizer, fabric, **options)
+
+
+class _TraceRun:
+    """The gradient from the graph (as it is, or compiled), the update by torch's optimiser."""
+
+    def __init__(self, step: Step, gradient: Gradient, *, compiled: bool = False, batch: Mapping[str, Tensor] | None = None):
+        self.step, self.gradient = step, gradient
+        self._finish: Traced | None = None
+        if compiled:
+            assert batch is not None
+            traced = gradient.traced
+            example = [t.clone() for t in (*gradient.inputs(batch), *traced.constants)]
+            run = compilation.compiled(traced.graph, example)
+            self._run: Callable[..., Any] = lambda *inputs: run([*inputs, *traced.constants])
+        else:
+            self._run = gradient.traced
+
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        return [self._one(b, r) for b, r in zip(batches, rows, strict=True)]
+
+    def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
+        step, gradient = self.step, self.gradient
+        value = gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight)))
+        if self._finish is None:  # the norm of the gradient and the like, a graph as well
+            self._finish = trace(
+                lambda *t: _flat(_finished(step, value._replace(loss=t[0], elbo=t[1], gradients=list(t[2:])))),
+                [value.loss, value.elbo, *value.gradients],
+            )
+        info, *gradients = self._finish(value.loss, value.elbo, *value.gradients)
+        elbo, norm, finite = info.tolist()
+        if finite:
+            step._set_lr(row.lr)
+            for p, g in zip(gradient.trained, gradients, strict=True):
+                p.grad = g
+            step.optimizer.step()
+            with torch.no_grad():
+                _copy(gradient.changed, value.buffers)
+            step._average(row)
+        return StepResult(elbo, norm, bool(finite))
+
+
+class _FusedRun:
+    """The whole step compiled."""
+
+    def __init__(self, step: Step, gradient: Gradient, batch: Mapping[str, Tensor]):
+        self.step = step
+        averages = None
+        if step.ema is not None:
+            names = {id(p): n.removeprefix("program.") for n, p in step.objective.named_parameters(remove_duplicate=False)}
+            averages = [step.ema[names[id(p)]] for p in gradient.parameters]
+        self.fused = FusedStep(gradient, step.optimizer, clip=step.clip, averages=averages)
+        self.fused.build(batch)
+        step.chunk = self.fused.chunk if not self._buffers() else 1
+
+    def _buffers(self) -> bool:
+        """Whether averages of buffers are to be kept, which the graph leaves to the loop."""
+        return self.step.ema is not None and bool(self.fused.gradient.changed)
+
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        step = self.step
+        decay = step.decay
+        table = [(r.lr, r.kl_weight, ema_decay(decay, r.step) if decay else 1.0) for r in rows]
+        started = time.perf_counter()
+        results = [StepResult(e, n, bool(f)) for e, n, f in self.fused(batches, table)]
+        seconds = (time.perf_counter() - started) / len(rows)
+        if self._buffers() and results[-1].finite:
+            own = {id(p) for p in step.objective.program.parameters()}
+            buffers = {n: t for n, t in step.objective.program.state_dict(keep_vars=True).items() if id(t) not in own}
+            averaged({n: step.ema[n] for n in buffers}, buffers, decay, rows[-1].step)  # type: ignore[index, arg-type]
+        elif step.chunk > 1:
+            step.chunk = max(1, min(self.fused.chunk, int(CALL_SECONDS / seconds)))
+        return results
+
+
+def _finished(step: Step, value: Any) -> tuple[Tensor, list[Tensor]]:
+    """[ELBO, norm, finite] and the clipped gradients, by the operations of the eager step."""
+    gradients = [g.clone() if step.clip is not None else g for g in value.gradients]
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    finite = torch.isfinite(value.loss) & torch.isfinite(norm)
+    if step.clip is not None and gradients:
+        coefficient = torch.clamp(step.clip / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, coefficient)
+    return torch.stack([value.elbo, norm.to(value.elbo.dtype), finite.to(value.elbo.dtype)]), gradients
+
+
+def _flat(pair: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+    return [pair[0], *pair[1]]
+
+
+def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for a, b in zip(to, values, strict=True):
+        a.detach().copy_(b)
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-3 * max(abs(a), abs(b)) + 1e-6
+
+
+def _worth_tracing(eager: float, left: int, sites: int) -> bool:
+    """Pyro's share of a step is about 0.2 ms a site, and at most half of it; tracing costs a second and some steps."""
+    share = min(2e-4 * sites, 0.5 * eager)
+    return left * share > 2 * (1.5 + 20 * eager)
+
+
+def _worth_compiling(eager: float, traced: float, left: int, operations: int) -> bool:
+    """An operation of a graph costs about 1.5 µs beside its work; what tracing has saved may be staked."""
+    if operations > compilation.TOO_LARGE:
+        return False
+    cost = compilation.estimated_seconds(operations)
+    gain = min(1.5e-6 * operations, 0.9 * traced)
+    return left * gain > 1.5 * cost and cost < left * (eager - traced + 0.05 * eager)
+
+
+_SAID: set[str] = set()
+
+
+def _say_no_compiler() -> None:
+    if "compiler" not in _SAID:
+        _SAID.add("compiler")
+        log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
+
+
+@contextmanager
+def _python_randomness() -> Iterator[None]:
+    """Python's and NumPy's generators are given back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def bad_site(objective: Objective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
@@ -71,8 +454,8 @@ def bad_site(objective: Objective, batch: Mapping[str, Tensor], random_state: Te
             t = trace_pair(objective.program, batch, particles=objective.particles, structure=objective.structure)
         except Exception as e:
             return f"{type(e).__name__}: {str(e).splitlines()[0]}"
-        for trace, part in ((t.q, "guide"), (t.p, "model")):
-            for name, site in trace.nodes.items():
+        for part_trace, part in ((t.q, "guide"), (t.p, "model")):
+            for name, site in part_trace.nodes.items():
                 if site["type"] != "sample":
                     continue
                 if site["value"].is_floating_point() and not torch.isfinite(site["value"]).all():

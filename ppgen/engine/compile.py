@@ -1,0 +1,119 @@
+"""Graphs compiled by Inductor, called with as little as possible in between."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ppgen.errors import PpgenError
+
+log = logging.getLogger("ppgen")
+
+TOO_LARGE = 4000  # operations: beyond them compilation takes minutes
+_SECONDS, _SECONDS_A_NODE = 3.0, 0.012  # of compilation, as measured (benchmarks/engine.py)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that Inductor would use, None where there is none."""
+    for name in (os.environ.get("CXX"), "clang++" if sys.platform == "darwin" else "g++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
+
+
+def require_compiler() -> None:
+    """
+    Raises:
+        PpgenError: no C++ compiler.
+    """
+    if compiler() is None:
+        raise PpgenError(
+            "engine 'compile' needs a C++ compiler, and there is none on the PATH; install g++ (apt install g++, "
+            "conda install gxx, or Xcode's command line tools), or take engine 'trace'"
+        )
+
+
+def estimated_seconds(operations: int) -> float:
+    """How long a graph of so many operations takes to compile, about."""
+    return _SECONDS + _SECONDS_A_NODE * operations
+
+
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = False) -> Callable[[list[Tensor]], Any]:
+    """Compiles a graph of ATen operations for inputs of these shapes.
+
+    Random operations keep torch's own kernels and stream; tensors that the graph writes to are written to.
+
+    Args:
+        inputs: as many as the graph has placeholders.
+        small: spend a little more time on compiling to save some microseconds a call.
+
+    Returns:
+        A function of a list of tensors, which it empties; its result is what the graph returns, as a sequence.
+    """
+    _keep_cache()
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    kept: list[tuple[Any, int]] = []
+
+    def inner(g: fx.GraphModule, example: Any, **options: Any) -> Any:
+        result = compile_fx_inner(g, example, **options)
+        kept.append((result, sum(n.op == "placeholder" for n in g.graph.nodes)))
+        return result
+
+    patches = {
+        "fallback_random": True,
+        "cpp_wrapper": small,
+        "size_asserts": False,
+        "alignment_asserts": False,
+        "fx_graph_cache": True,
+    }
+    with _silent(), torch.no_grad(), config.patch({k: v for k, v in patches.items() if hasattr(config, k)}):
+        outer = compile_fx(graph, list(inputs), inner_compile=inner)
+        outer(*inputs)  # C++ is built at the first call
+
+    # What lies between is for inputs that share memory or need a gradient: ours do not.
+    direct = getattr(kept[0][0], "current_callable", None) if len(kept) == 1 and kept[0][1] == len(inputs) else None
+    if direct is not None:
+        return direct
+
+    def call(arguments: list[Tensor]) -> Any:
+        with torch.no_grad():
+            return outer(*arguments)
+
+    return call
+
+
+def _keep_cache() -> None:
+    """Compiled code is kept across runs, in the user's cache folder unless torch was told another."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgen" / "inductor"
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            os.environ[name] = str(home)
+        except OSError:  # a home that cannot be written to: torch's own place
+            pass
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inductor's notes on single operations are not for the people who fit a model."""
+    noisy = [logging.getLogger(n) for n in ("torch._inductor.ir", "torch._inductor.utils", "torch._inductor.select_algorithm")]
+    levels = [n.level for n in noisy]
+    for n in noisy:
+        n.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for n, level in zip(noisy, levels, strict=True):
+            n.setLevel(level)

@@ -1,0 +1,234 @@
+"""A whole gradient step as one compiled graph: draws, gradient, clipping, finite test, optimiser, average.
+
+Small parameters lie in one flat vector, and the optimiser's state beside them, so that their update is one
+kernel. The module's parameters and the `state` of the torch optimiser are views of these vectors: what the
+graph writes is there at once for whoever saves, loads or reads them, and another engine can go on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppgen.engine.compile import compiled
+from ppgen.engine.gradient import Gradient
+from ppgen.engine.noise import Noise, hoist
+from ppgen.engine.optimisers import functional
+from ppgen.engine.trace import Traced, Untraceable, trace
+
+SMALL = 8192  # elements of a parameter that joins the flat vector
+CHUNK = 64  # steps a call, at most
+NOISE_BYTES = 2**20  # draws kept ready for the steps of a call
+
+
+class Layout:
+    """Where parameters and optimiser state lie: one slot for all small parameters of a dtype, one for each large one."""
+
+    def __init__(
+        self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, keys: tuple[str, ...], counted: bool,
+        averages: list[Tensor] | None,
+    ):  # fmt: skip
+        self.parameters, self.optimizer = parameters, optimizer
+        small: dict[torch.dtype, list[int]] = {}
+        self.slots: list[list[int]] = []
+        for i, p in enumerate(parameters):
+            if p.numel() <= SMALL:
+                small.setdefault(p.dtype, []).append(i)
+            else:
+                self.slots.append([i])
+        self.slots += list(small.values())
+        self.values = [self._gather(slot, [p.detach() for p in parameters]) for slot in self.slots]
+        old = [optimizer.state.get(p, {}) for p in parameters]
+        self.state = {
+            k: [self._gather(s, [_or_zero(o.get(k), p) for o, p in zip(old, parameters, strict=True)]) for s in self.slots]
+            for k in keys
+        }
+        counts = [float(o.get("step", 0.0)) for o in old]
+        if counted and len(set(counts)) > 1:
+            raise Untraceable("the parameters have made different numbers of steps")
+        self.counts = torch.tensor(counts, dtype=torch.float32)
+        self.averages = [] if averages is None else [self._gather(slot, averages) for slot in self.slots]
+        self._bind(keys, counted, averages)
+
+    def _gather(self, slot: list[int], tensors: Sequence[Tensor]) -> Tensor:
+        if len(slot) == 1 and tensors[slot[0]].numel() > SMALL and tensors[slot[0]].is_contiguous():
+            return tensors[slot[0]].detach()
+        return torch.cat([tensors[i].detach().reshape(-1) for i in slot])
+
+    def _bind(self, keys: tuple[str, ...], counted: bool, averages: list[Tensor] | None) -> None:
+        states: list[dict[str, Any]] = [{"step": self.counts[i]} if counted else {} for i in range(len(self.parameters))]
+        for s, slot in enumerate(self.slots):
+            views = self.views(s, self.values[s])
+            for i, view in zip(slot, views, strict=True):
+                self.parameters[i].data = view
+            for k in keys:
+                for i, view in zip(slot, self.views(s, self.state[k][s]), strict=True):
+                    states[i][k] = view
+            if averages is not None:
+                for i, view in zip(slot, self.views(s, self.averages[s]), strict=True):
+                    averages[i].data = view
+        for p, state in zip(self.parameters, states, strict=True):
+            if state:
+                self.optimizer.state[p] = state
+        self._state = self.optimizer.state
+        self._places = [p.data_ptr() for p in self.parameters]
+
+    def views(self, s: int, tensor: Tensor) -> list[Tensor]:
+        """The slot's tensor as one view a parameter."""
+        shapes = [self.parameters[i].shape for i in self.slots[s]]
+        if len(shapes) == 1:
+            return [tensor.view(shapes[0])]
+        return [part.view(shape) for part, shape in zip(tensor.split([x.numel() for x in shapes]), shapes, strict=True)]
+
+    @property
+    def stale(self) -> bool:
+        """Whether somebody put other tensors in the place of these."""
+        return self.optimizer.state is not self._state or self._places != [p.data_ptr() for p in self.parameters]
+
+
+class FusedStep:
+    """Compiles, and runs up to K steps a call.
+
+    Args:
+        gradient: of the objective.
+        optimizer: of torch.optim; Adam, AdamW, SGD and RMSprop become part of the graph.
+        clip: largest norm of the gradient.
+        averages: an exponential average of each of the gradient's parameters, updated as they are.
+
+    Raises:
+        Untraceable: an optimiser, or options of it, without a functional form.
+    """
+
+    def __init__(
+        self, gradient: Gradient, optimizer: torch.optim.Optimizer, *, clip: float | None = None,
+        averages: list[Tensor] | None = None,
+    ):  # fmt: skip
+        form = functional(optimizer)
+        if form is None:
+            raise Untraceable(f"the optimizer {type(optimizer).__name__} with these options has no functional form here")
+        self.update, self.keys, counted = form
+        self.gradient, self.optimizer, self.clip = gradient, optimizer, clip
+        trained = set(map(id, gradient.trained))
+        average = None
+        if averages is not None:
+            average = [a for p, a in zip(gradient.parameters, averages, strict=True) if id(p) in trained]
+        self.layout = Layout(gradient.trained, optimizer, self.keys, counted, average)
+        self.graph, draws, _ = hoist(gradient.traced)
+        self.chunk = max(1, min(CHUNK, NOISE_BYTES // max(Noise.bytes_a_step(draws), 1)))
+        self.noise = Noise(draws, self.chunk)
+        self.unused = [p.detach() for p in gradient.parameters if id(p) not in trained]
+        self.traced: Traced | None = None
+
+    # -- the step, as a function of tensors --------------------------------------------------------
+
+    def _fixed(self) -> list[Tensor]:
+        """The inputs that are the same tensors at every step; the first ones are written to."""
+        layout = self.layout
+        states = [t for k in self.keys for t in layout.state[k]]
+        return [*layout.values, *states, *layout.averages, layout.counts, *self.gradient.others, *self.unused, *self.graph.constants]
+
+    def _step(self, *inputs: Tensor) -> Tensor:
+        layout, gradient, o = self.layout, self.gradient, self.optimizer.param_groups[0]
+        rest = list(inputs)
+
+        def pop(n: int) -> list[Tensor]:
+            taken, rest[:] = rest[:n], rest[n:]
+            return taken
+
+        n = len(layout.slots)
+        values = pop(n)
+        states = {k: pop(n) for k in self.keys}
+        averages = pop(n) if layout.averages else []
+        (counts,) = pop(1)
+        others, unused, constants = pop(len(gradient.others)), pop(len(self.unused)), pop(len(self.graph.constants))
+        (row,) = pop(1)
+        noise = self.noise.split(tuple(pop(len(self._noise_example))))
+        lr, kl, decay = row[0], row[1], row[2]
+        dtype = values[0].dtype
+
+        views: dict[int, Tensor] = {}
+        for s, slot in enumerate(layout.slots):
+            views |= {id(layout.parameters[i]): v for i, v in zip(slot, layout.views(s, values[s]), strict=True)}
+        spare = iter(unused)
+        parameters = [views[id(p)] if id(p) in views else next(spare) for p in gradient.parameters]
+        weight = [kl.to(dtype)] if gradient.warm_up else []
+        out = self.graph.graph(*parameters, *others, *weight, *rest, *constants, *noise)
+        loss, elbo, gradients, buffers = gradient.outputs(out)
+
+        slots = [gradients[i[0]] if values[s].dim() > 1 else torch.cat([gradients[j].reshape(-1) for j in i]) for s, i in enumerate(layout.slots)]
+        norm = torch.sqrt(sum((g * g).sum() for g in slots))  # type: ignore[arg-type]
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        if self.clip is not None:
+            coefficient = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            slots = [g * coefficient for g in slots]
+        t = counts[0].double() + 1
+        for s, g in enumerate(slots):
+            old = {k: states[k][s] for k in self.keys}
+            new, state = self.update(values[s], g, old, t, lr, o)
+            if averages:
+                averages[s].copy_(torch.where(finite, torch.lerp(averages[s], new, (1 - decay).to(dtype)), averages[s]))
+            values[s].copy_(torch.where(finite, new, values[s]))
+            for k, value in state.items():
+                old[k].copy_(torch.where(finite, value, old[k]))
+        counts.copy_(counts + finite)
+        by_id = {id(t): x for t, x in zip(gradient.others, others, strict=True)}
+        for buffer, value in zip(gradient.changed, buffers, strict=True):
+            target = by_id[id(buffer)]
+            target.copy_(torch.where(finite, value, target))
+        return torch.stack([elbo.to(dtype), norm.to(dtype), finite.to(dtype)])
+
+    # -- compiling and running ---------------------------------------------------------------------
+
+    def build(self, batch: Mapping[str, Any], *, compile: bool = True) -> FusedStep:
+        """Traces the step around the gradient's graph, and compiles it (or leaves it as a graph)."""
+        state = torch.random.get_rng_state()
+        self._noise_example = self.noise.take(1)[0]
+        torch.random.set_rng_state(state)
+        example = [*self._fixed(), torch.zeros(3, dtype=torch.float64), *self._noise_example]
+        example += [batch[k] for k in self.gradient.columns]
+        example = [t.detach().clone() for t in example]
+        self.traced = trace(self._step, example)
+        extra = list(self.traced.constants)
+        if compile:
+            with torch.random.fork_rng(devices=[]):
+                run = compiled(self.traced.graph, [*example, *extra], small=len(self.traced) < 1500)
+            self._run = lambda inputs: run(inputs)[0]
+        else:
+            graph = self.traced.graph
+            run_graph = Traced(graph, ())
+            self._run = lambda inputs: run_graph(*inputs)
+        self._extra = extra
+        self._tail = _Tail(self.gradient.columns)
+        return self
+
+    def __call__(self, batches: Sequence[Mapping[str, Any]], rows: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+        """Runs one step a row (lr, kl_weight, decay of the average) and gives [elbo, norm, finite] of each."""
+        fixed, run, extra = self._fixed(), self._run, self._extra
+        out: list[Tensor] = []
+        table = torch.tensor(rows, dtype=torch.float64).unbind(0)
+        for start in range(0, len(rows), self.chunk):
+            noise = self.noise.take(min(self.chunk, len(rows) - start))
+            for k, draws in enumerate(noise, start):
+                out.append(run([*fixed, table[k], *draws, *self._tail(batches[k]), *extra]))
+        return torch.stack(out).tolist()
+
+
+class _Tail:
+    """A batch's tensors; kept while the same batch comes again."""
+
+    def __init__(self, columns: list[str]):
+        self.columns, self.batch, self.tensors = columns, None, []
+
+    def __call__(self, batch: Any) -> list[Tensor]:
+        if batch is not self.batch:
+            self.batch, self.tensors = batch, [batch[k].detach() for k in self.columns]
+        return self.tensors
+
+
+def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if value is None else value
+
+

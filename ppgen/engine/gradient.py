@@ -1,0 +1,105 @@
+"""The gradient of an objective, traced: parameters, buffers and a batch in; loss, ELBO, gradients and new buffers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ppgen.engine.trace import Traced, trace
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation of a `Gradient` gives."""
+
+    loss: Tensor
+    elbo: Tensor
+    gradients: list[Tensor]  # one a parameter in `Gradient.trained`
+    buffers: list[Tensor]  # the new value of each buffer in `Gradient.changed`
+
+
+class Gradient:
+    """∇ objective, as a graph for batches of one shape.
+
+    Attributes:
+        traced: the graph. Its inputs: `tensors()` of the module, the KL weight if any, the batch's tensors.
+        trained: the parameters that the loss depends on.
+        changed: the buffers that a step changes (batch norm's statistics).
+        frozen: the module's other tensors, read only.
+    """
+
+    def __init__(self, objective: nn.Module, batch: Mapping[str, Any], *, warm_up: bool = False):
+        """
+        Args:
+            objective: forward(batch, kl_weight) -> (loss, elbo), as `ppgen.inference.Objective`.
+            batch: tensors of the shapes to come.
+            warm_up: whether the KL weight is an input, and 1 otherwise.
+
+        Raises:
+            Untraceable: the program cannot be traced.
+        """
+        self.warm_up = warm_up
+        self.columns = [k for k, v in batch.items() if isinstance(v, Tensor)]
+        rest = {k: v for k, v in batch.items() if k not in self.columns}
+        parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        others = {n: p for n, p in objective.named_parameters() if not p.requires_grad}
+        others |= dict(objective.named_buffers())
+        names = list(parameters)
+        used: list[bool] = []
+        changed: list[str] = []
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            n, m = len(names), len(names) + len(others)
+            theta = {k: t.detach().requires_grad_() for k, t in zip(names, inputs[:n], strict=True)}
+            fixed = dict(zip(others, inputs[n:m], strict=True))
+            fixed |= {k: fixed[k].clone() for k in changed}
+            before = {k: (t, t._version) for k, t in fixed.items()}
+            columns = dict(zip(self.columns, inputs[m + warm_up :], strict=True))
+            with _reparametrize_module(objective, {**theta, **fixed}):
+                loss, elbo = objective({**columns, **rest}, inputs[m] if warm_up else 1.0)
+                after = {k: _get(objective, k) for k in fixed}
+            new = [k for k, (t, version) in before.items() if after[k] is not t or t._version != version]
+            if not changed:
+                changed.extend(new)
+            gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+            used[:] = [g is not None for g in gradients]
+            return [loss.detach(), elbo, *(g for g in gradients if g is not None), *(after[k].detach() for k in changed)]
+
+        inputs = [p.detach() for p in parameters.values()] + [t.detach() for t in others.values()]
+        inputs += [torch.ones(())] * warm_up + [batch[k] for k in self.columns]
+        self.traced: Traced = trace(run, inputs)
+        if changed:  # once more, so that the buffers themselves are left alone
+            self.traced = trace(run, inputs)
+        # Some modules keep what they last made (an autoguide its plates): something with a content, then.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with _reparametrize_module(objective, {k: t.clone() for k, t in objective.named_buffers()}):
+                objective(batch)
+        self.parameters = list(parameters.values())
+        self.trained = [p for p, u in zip(self.parameters, used, strict=True) if u]
+        self.others = list(others.values())
+        self.changed = [others[k] for k in changed]
+
+    def inputs(self, batch: Mapping[str, Any], kl_weight: float = 1.0) -> list[Tensor]:
+        """The graph's inputs as they are now, but for its constants."""
+        kl = [torch.tensor(kl_weight)] if self.warm_up else []
+        return [p.detach() for p in self.parameters] + self.others + kl + [batch[k] for k in self.columns]
+
+    def outputs(self, out: Sequence[Tensor]) -> Evaluation:
+        n = 2 + len(self.trained)
+        return Evaluation(out[0], out[1], list(out[2:n]), list(out[n:]))
+
+    def __call__(self, batch: Mapping[str, Any], kl_weight: float = 1.0) -> Evaluation:
+        return self.outputs(self.traced(*self.inputs(batch, kl_weight)))
+
+
+def shapes(batch: Mapping[str, Any]) -> tuple:
+    """What a graph is specialised to."""
+    return tuple((k, v.shape, v.dtype) if isinstance(v, Tensor) else (k, id(v)) for k, v in batch.items())
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)

@@ -1,0 +1,72 @@
+r"""Optimisers as functions of tensors, the same arithmetic as torch.optim's, for a step that is one graph.
+
+Each: (p, g, state, t, lr, options) -> (p', state'), with t the number of this step, in float64.
+
+    Adam (Kingma & Ba 2014, arXiv:1412.6980), AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101),
+    SGD with momentum, RMSprop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Update = Callable[[Tensor, Tensor, State, Tensor, Tensor, dict[str, Any]], tuple[Tensor, State]]
+
+
+def _adam(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+    b1, b2 = o["betas"]
+    if o["weight_decay"] and o.get("decoupled_weight_decay"):
+        p = p * (1 - lr * o["weight_decay"]).to(p.dtype)
+    elif o["weight_decay"]:
+        g = g + o["weight_decay"] * p
+    m = torch.lerp(s["exp_avg"], g, 1 - b1)
+    v = s["exp_avg_sq"] * b2 + g * g * (1 - b2)
+    # Bias corrections in float64, as torch has them: 1 - 0.999^t loses half its digits in float32.
+    size = (lr / (1 - b1**t)).to(p.dtype)
+    root = (1 - b2**t).sqrt().to(p.dtype)
+    return p - size * (m / (v.sqrt() / root + o["eps"])), {"exp_avg": m, "exp_avg_sq": v}
+
+
+def _sgd(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+    if o["weight_decay"]:
+        g = g + o["weight_decay"] * p
+    state: State = {}
+    if o["momentum"]:
+        buffer = s["momentum_buffer"] * o["momentum"] + g
+        state = {"momentum_buffer": buffer}
+        g = g + o["momentum"] * buffer if o["nesterov"] else buffer
+    return p - lr.to(p.dtype) * g, state
+
+
+def _rmsprop(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+    if o["weight_decay"]:
+        g = g + o["weight_decay"] * p
+    v = s["square_avg"] * o["alpha"] + g * g * (1 - o["alpha"])
+    step = g / (v.sqrt() + o["eps"])
+    state = {"square_avg": v}
+    if o["momentum"]:
+        step = s["momentum_buffer"] * o["momentum"] + step
+        state["momentum_buffer"] = step
+    return p - lr.to(p.dtype) * step, state
+
+
+def functional(optimizer: torch.optim.Optimizer) -> tuple[Update, tuple[str, ...], bool] | None:
+    """The update, the names of its state, and whether torch counts its steps; None where there is none for its options."""
+    if len(optimizer.param_groups) != 1:
+        return None
+    o = optimizer.param_groups[0]
+    if o.get("maximize") or o.get("differentiable"):
+        return None
+    kind = type(optimizer)
+    if kind in (torch.optim.Adam, torch.optim.AdamW) and not o["amsgrad"]:
+        return _adam, ("exp_avg", "exp_avg_sq"), True
+    if kind is torch.optim.SGD and not o["dampening"]:
+        return _sgd, ("momentum_buffer",) if o["momentum"] else (), False
+    if kind is torch.optim.RMSprop and not o["centered"]:
+        return _rmsprop, ("square_avg", "momentum_buffer") if o["momentum"] else ("square_avg",), True
+    return None

@@ -1,0 +1,154 @@
+"""A function traced once: its tensor operations as a plain ATen graph, with no Pyro and no Python of the program left.
+
+The function runs once under `make_fx` on tensors that have a shape and a dtype but no content, so that
+nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
+`.numpy()`) is an error there, and the error names the line.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from unittest import mock
+
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppgen.engine.graph import simplify
+
+_HERE = Path(__file__).resolve().parents[1]
+
+
+class Untraceable(Exception):
+    """A function that cannot be traced; the message says which line, and why."""
+
+
+class Traced:
+    """A traced function of tensors.
+
+    Attributes:
+        graph: the `torch.fx.GraphModule`; its placeholders are the function's tensors, then `constants`.
+        constants: tensors that the function made or closed over.
+        outputs: one entry an output: None where the function gave none.
+    """
+
+    def __init__(self, graph: fx.GraphModule, constants: tuple[Tensor, ...]):
+        self.graph, self.constants = graph, constants
+        self._run = executable(graph)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._run(*inputs, *self.constants)
+
+    def __len__(self) -> int:
+        """How many operations the graph has."""
+        return sum(n.op == "call_function" for n in self.graph.graph.nodes)
+
+
+def trace(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
+    """Traces `fn(*inputs)`, which gives a tensor or a list of tensors (None allowed).
+
+    The graph is specialised to the shapes and dtypes of the inputs; random draws stay in it, and take
+    from torch's generator what the function itself would have taken.
+
+    Raises:
+        Untraceable: the function needs a value, not a shape, to decide what to do next.
+    """
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            graph = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as e:
+        raise Untraceable(blame(e)) from e
+    return Traced(*simplify(graph))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Validation off: it reads values. Pyro guards what else reads values by asking whether torch.jit traces."""
+
+    def tracing() -> bool | None:
+        # torch.distributions asks too, and would draw in another way than it does eagerly.
+        return sys._getframe(1).f_globals.get("__name__", "").startswith("pyro.") or None
+
+    with pyro.validation_enabled(False), mock.patch.object(torch._C, "_get_tracing_state", tracing):
+        yield
+
+
+def executable(graph: fx.GraphModule) -> Callable[..., Any]:
+    """The graph as one Python function, each operation bound beforehand.
+
+    (`GraphModule.forward` looks up `torch.ops.aten.add.Tensor` anew, at every node of every call.)
+    """
+    names: dict[str, Any] = {}
+    by_text: dict[str, str] = {}
+    known = {str(n.target): n.target for n in graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+
+    def bound(match: re.Match) -> str:
+        text = match.group(0)
+        op = known.get(text.removeprefix("torch.ops."))
+        if op is None:
+            return text
+        if text not in by_text:
+            by_text[text] = f"_op{len(by_text)}"
+            names[by_text[text]] = op._op
+        return by_text[text]
+
+    code = graph.graph.python_code("self")
+    source = re.sub(r"torch\.ops\.\w+\.\w+\.\w+", bound, code.src)
+    space = {**code.globals, **names}
+    exec(compile(source, "<traced program>", "exec"), space)
+    forward = space["forward"]
+
+    def run(*inputs: Any) -> Any:
+        with torch.no_grad():
+            return forward(graph, *inputs)
+
+    return run
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def blame(error: BaseException) -> str:
+    """`file.py:12: if z > 0:` (what went wrong): the program's own line, deepest in the traceback."""
+    frame = _own_frame(error.__traceback__)
+    reason = _reason(error)
+    if frame is None:
+        return reason
+    file, line = frame
+    return f"{Path(file).name}:{line}: `{linecache.getline(file, line).strip()}` ({reason})"
+
+
+def _own_frame(tb: TracebackType | None) -> tuple[str, int] | None:
+    best, library = None, None
+    while tb is not None:
+        file = tb.tb_frame.f_code.co_filename
+        path = Path(file)
+        if file.startswith("<") or "torch" in path.parts:
+            pass
+        elif "site-packages" in path.parts or (path.is_relative_to(_HERE) and "models" not in path.parts):
+            library = (file, tb.tb_lineno)
+        elif path.parent.name != "inference" or "ppgen" not in str(path.parent.parent):
+            best = (file, tb.tb_lineno)
+        tb = tb.tb_next
+    return best or library
+
+
+def _reason(error: BaseException) -> str:
+    name = type(error).__name__
+    text = str(error)
+    if name in ("DataDependentOutputException", "GuardOnDataDependentSymNode") or "_local_scalar_dense" in text:
+        return "it needs the value of a tensor, which differs from step to step"
+    if name in ("DynamicOutputShapeException",):
+        return "the shape of its result depends on the values"
+    if "numpy" in text or "tolist" in text or "data pointer" in text:
+        return "it takes the tensor out of torch"
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    return f"{name}: {first}" if first else name
