@@ -423,6 +423,12 @@ def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
     return [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
 
 
+def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
+    found = data_module.fingerprint(data)
+    return {"contents": found["columns"], "sha256": found["sha256"]}
+
+
 def _example(data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The rows that set the program up again: two, or all where it has one latent a row and no network."""
     rows = structure.row_columns
