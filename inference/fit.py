@@ -146,7 +146,7 @@ def fit(
             "fit": options,
             "data": {
                 **(source or {}),
-                **data_module.fingerprint(train_data),
+                **_record(train_data),
                 "rows": n,
                 "row_columns": list(data_module.row_columns(train_data)),
             },
