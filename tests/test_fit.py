@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -368,3 +370,36 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PpgenError, match="could not be made"):
         fit(Small(), {"x": X}, steps=1, out=tmp_path / "file" / "run")
+
+
+SCRIPT = """
+import sys, torch, pyro
+import pyro.distributions as dist
+from torch import nn
+from ppgen import Program, rows
+from ppgen.inference import fit
+
+torch.set_num_threads(1)
+
+class Mean(Program):
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.zeros(()))
+    def model(self, x=None):
+        with rows(x):
+            pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+x = torch.linspace(0.0, 3.0, 64)
+fit(Mean(), {"x": x}, steps=30, batch_size=16, lr=0.05, out=sys.argv[1], checkpoint_every=10, engine="eager")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun_equal_one(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    one = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    subprocess.run(one, check=True, timeout=120)
+    subprocess.run([*launch, *one[1:2], str(tmp_path / "two")], check=True, timeout=180)
+    a, b = (read_tree(tmp_path / n / "parameters.safetensors")["t"] for n in ("one", "two"))
+    torch.testing.assert_close(a, b)
