@@ -1,0 +1,23 @@
+"""One thread a test process (several of them run side by side), and no random state of one test in the next."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_state():
+    """Every test starts from the same random state and an empty parameter store, and leaves torch's defaults."""
+    dtype = torch.get_default_dtype()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
