@@ -1,0 +1,154 @@
+"""Programs that many tests run: small ones whose log p(x) and posterior are known, and one row a kind of model.
+
+MODELS names every model of the catalogue (a model may have several rows) with the data that it is tried on: each is
+put through every law of test_models.py. A file in models/ without a row fails the suite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppgen import Program, rows
+from ppgen.models import PPCA, VAE, EightSchools
+
+
+class NormalMean(Program):
+    """m ~ N(0, prior), x_i | m ~ N(m, sd): one global latent, conjugate. No guide of its own."""
+
+    def __init__(self, prior: float = 2.0, sd: float = 1.5):
+        super().__init__()
+        self.prior, self.sd = prior, sd
+
+    def model(self, x=None):
+        m = pyro.sample("m", dist.Normal(0.0, self.prior))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, self.sd), obs=x)
+
+    def posterior(self, x: Tensor) -> dist.Normal:
+        """p(m | x)."""
+        precision = self.prior**-2 + len(x) * self.sd**-2
+        return dist.Normal(x.sum() / self.sd**2 / precision, precision**-0.5)
+
+    def log_evidence(self, x: Tensor) -> float:
+        """log p(x_1 ... x_n): x ~ N(0, sd² I + prior² 1 1ᵀ)."""
+        x = x.double()
+        cov = self.sd**2 * torch.eye(len(x)).double() + self.prior**2
+        return float(dist.MultivariateNormal(torch.zeros(len(x)).double(), covariance_matrix=cov).log_prob(x))
+
+
+class GuidedNormalMean(NormalMean):
+    """`NormalMean` whose guide is the posterior, `width` times as wide."""
+
+    def __init__(self, prior: float = 2.0, sd: float = 1.5, width: float = 1.0):
+        super().__init__(prior, sd)
+        self.log_width = nn.Parameter(torch.tensor(math.log(width)))
+
+    def guide(self, x):
+        q = self.posterior(x)
+        pyro.sample("m", dist.Normal(q.loc, q.scale * self.log_width.exp()))
+
+
+class Gaussian(Program):
+    """x ~ N(mu, s): nothing is latent, log p(x) is exact."""
+
+    def __init__(self, mu: float = 0.5, scale: float = 2.0):
+        super().__init__()
+        self.mu = nn.Parameter(torch.tensor(mu))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def model(self, x=None):
+        with rows(x):
+            pyro.sample("x", dist.Normal(self.mu, self.log_scale.exp()), obs=x)
+
+
+class Regression(Program):
+    """b ~ N(0, I), y | b ~ N(X b, 1), written with `X @ b`: it does not run with several particles at once."""
+
+    def model(self, x, y=None):
+        b = pyro.sample("b", dist.Normal(torch.zeros(x.shape[-1]), 1.0).to_event(1))
+        with rows(x):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    def posterior(self, x: Tensor, y: Tensor) -> dist.MultivariateNormal:
+        """p(b | x, y)."""
+        precision = torch.eye(x.shape[-1]) + x.T @ x
+        return dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y), precision_matrix=precision)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Draws from N(0, 1) that are the same everywhere."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def ppca(features: int = 4, latent: int = 2, *, width: float = 1.0, dead: int = 0) -> PPCA:
+    """A PPCA whose guide has the posterior's mean, and `width` times its standard deviation in every direction.
+
+    The last `dead` latents reach no feature.
+    """
+    program = PPCA(features, latent)
+    program.W.copy_(normal(features, latent, seed=3))
+    program.W[:, latent - dead :] = 0.0
+    program.mu.copy_(normal(features, seed=4))
+    program.log_sigma.fill_(-0.2)
+    program.match_guide_()
+    scale = width * nn.functional.softplus(program.raw_diagonal)
+    program.raw_below.mul_(width)
+    program.raw_diagonal.copy_(scale + torch.log(-torch.expm1(-scale)))
+    return program
+
+
+SCHOOLS = {
+    "sigma": torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+    "y": torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+}
+
+
+def vae(**options: object) -> Callable[[], VAE]:
+    return lambda: VAE(**({"features": 6, "latent": 2, "hidden": (8,)} | options))
+
+
+def binary(rows: int = 12, features: int = 6) -> Tensor:
+    return (normal(rows, features) > 0).float()
+
+
+def grey(rows: int, *shape: int, levels: int = 17) -> Tensor:
+    """Values k / (levels - 1)."""
+    return (torch.sigmoid(normal(rows, *shape)) * (levels - 1)).round() / (levels - 1)
+
+
+LABELS = torch.arange(12) % 3
+
+MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
+    "vae": (vae(), {"x": binary()}),
+    "vae normal": (vae(likelihood="normal", noise="feature", low=-1.0), {"x": normal(12, 6)}),
+    "vae logistic": (vae(likelihood="logistic", levels=17), {"x": grey(12, 6)}),
+    "vae categorical": (vae(likelihood="categorical", levels=17), {"x": grey(12, 6)}),
+    "vae conditional": (vae(classes=3), {"x": binary(), "y": LABELS}),
+    "vae convolutional": (
+        vae(features=(8, 8), net="conv", hidden=(4, 8), likelihood="logistic", levels=17),
+        {"x": grey(6, 8, 8)},
+    ),
+    "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
+    "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
+    "eight_schools": (EightSchools, SCHOOLS),
+    "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
+}
+
+
+def draws_agree(draws: np.ndarray | Tensor, mean: object, var: object, name: str = "") -> None:
+    """Mean and variance of independent draws (leading) are those of theory, to within 4 standard errors."""
+    x = np.asarray(draws, dtype=float)
+    mean, var, n = np.asarray(mean, dtype=float), np.asarray(var, dtype=float), len(x)
+    off = np.abs(x.mean(0) - mean) / (x.std(0) / math.sqrt(n))
+    assert (off < 4).all(), (name, "mean", x.mean(0), mean, off)
+    square = (x - mean) ** 2
+    off = np.abs(square.mean(0) - var) / (square.std(0) / math.sqrt(n))
+    assert (off < 4).all(), (name, "variance", square.mean(0), var, off)
