@@ -39,6 +39,9 @@ html_static_path = ["_static"]
 html_css_files = ["run.css"]
 
 
+SHAPE = re.compile(r"(`[^`]*`)|(\(|, )\*(?=\w+[,)])")
+
+
 def as_written(app, what, name, obj, options, lines):
     """An indented equation stays as it was written, and a shape such as (*batch, D) starts no emphasis."""
     written, above = [], ""
@@ -50,7 +53,7 @@ def as_written(app, what, name, obj, options, lines):
         elif line.strip():
             above = line
         literal = above.startswith("    ")
-        written.append(line if literal else re.sub(r"(`[^`]*`)|\(\*", lambda m: m[1] or r"(\*", line))
+        written.append(line if literal else SHAPE.sub(lambda m: m[1] or rf"{m[2]}\*", line))
     lines[:] = written
 
 
