@@ -4,7 +4,8 @@ from ppgen.inference.diagnose import diagnose
 from ppgen.inference.elbo import Objective
 from ppgen.inference.fit import fit, resume
 from ppgen.inference.loglik import loglik
+from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.sample import reconstruct, sample
 
-__all__ = ["Objective", "diagnose", "fit", "loglik", "posterior", "predict", "reconstruct", "resume", "sample"]
+__all__ = ["Objective", "diagnose", "fit", "loglik", "plot", "posterior", "predict", "reconstruct", "resume", "sample"]

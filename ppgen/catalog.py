@@ -110,6 +110,51 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         ) from e
 
 
+def arguments(spec: str) -> list[dict[str, str]]:
+    """A program's constructor arguments: name, default ("from the data" where `from_data` gives it), and what
+    its docstring says.
+
+    Raises:
+        PpgenError: as `find`; a pair of functions or an instance, which have none.
+    """
+    target = find(spec).target
+    if not inspect.isclass(target):
+        raise PpgenError(f"{spec} is no Program class, so it takes no arguments; ppgen check shows its sites")
+    said = _documented(inspect.getdoc(target) or "") | _documented(inspect.getdoc(target.__init__) or "")
+    listed = []
+    for p in list(inspect.signature(target.__init__).parameters.values())[1:]:
+        required = "from the data" if hasattr(target, "from_data") else "(required)"
+        default = required if p.default is p.empty else repr(p.default)
+        listed.append({"name": p.name, "default": default, "help": said.get(p.name, "")})
+    return listed
+
+
+def _documented(doc: str) -> dict[str, str]:
+    """The entries of a docstring's Args section, each on one line.
+
+    >>> _documented("x\\n\\nArgs:\\n    a: first\\n        of two\\n    b, c: more\\n\\nReturns: y")
+    {'a': 'first of two', 'b': 'more', 'c': 'more'}
+    """
+    found: dict[str, str] = {}
+    names: list[str] = []
+    lines = iter(doc.split("\n"))
+    for line in lines:
+        if line.strip() == "Args:":
+            break
+    for line in lines:
+        if not line.strip():
+            continue
+        if not line.startswith("    "):
+            break
+        head, colon, text = line.strip().partition(":")
+        if colon and not line.startswith("     "):
+            names = [n.split("(")[0].strip() for n in head.split(",")]
+            found |= dict.fromkeys(names, text.strip())
+        else:
+            found |= {n: f"{found[n]} {line.strip()}" for n in names}
+    return found
+
+
 def parse_settings(items: list[str]) -> dict[str, Any]:
     """`key=value` items as from the shell; values are Python literals, else strings.
 

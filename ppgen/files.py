@@ -102,3 +102,16 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
         items = [_unpack(v, tensors) for v in value]
         return tuple(items) if kind == "tuple" else items
     return value
+
+
+def write_netcdf(path: str | Path, tree: Any) -> None:
+    """Writes an xarray DataTree as netCDF: a temporary file beside `path`, renamed once it is whole."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise PpgenError(f"{path} could not be written: {e.strerror or e}; choose another place, or free some") from e
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""What every command shares: errors in one sentence, exit codes, JSON, tables.
+
+Exit codes: 0; 2 the user's error (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of ppgen's own.
+`--debug`, anywhere on the line, shows the traceback of any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from typer.core import TyperGroup
+
+from ppgen.errors import PpgenError
+
+WIDE = 160  # columns, where the output is no terminal: tables are not cut
+
+
+class Commands(TyperGroup):
+    """The group of all commands, which turns what they raise into a sentence and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in words
+        words = [w for w in words if w != "--debug"]
+        _quiet_libraries(debug)
+        try:
+            code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
+        except BrokenPipeError:  # `ppgen list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except KeyboardInterrupt:
+            code = 130
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            code, sentence = explain(error)
+            print(f"ppgen: {sentence}", file=sys.stderr)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the sentence of an error."""
+    if isinstance(error, PpgenError):
+        return 2, " ".join(str(error).split())
+    if hasattr(error, "format_message"):  # the command line itself was wrong
+        message = error.format_message().strip()
+        command = getattr(getattr(error, "ctx", None), "command_path", "ppgen")
+        return 2, f"{message.rstrip('.')}; {command} --help lists what it takes"
+    if isinstance(error, OSError) and error.filename:
+        return 2, f"{error.filename}: {error.strerror}; choose another place"
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return 1, (
+        f"unexpected {type(error).__name__}: {first}; this is a fault of ppgen's: see where with --debug, and report it"
+    )
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Warnings of libraries are for developers; what ppgen logs is for the user."""
+    if not debug:
+        warnings.simplefilter("ignore")
+    logger = logging.getLogger("ppgen")
+    if not any(isinstance(h, _Notes) for h in logger.handlers):
+        logger.addHandler(_Notes())
+        logger.setLevel(logging.INFO)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"ppgen: {record.getMessage()}", file=sys.stderr)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: TextIO | None = None) -> Any:
+    """A rich console on stdout, wide enough for whole tables where it is no terminal."""
+    from rich.console import Console
+
+    stream = sys.stdout if stream is None else stream
+    width = None if is_terminal(stream) or "COLUMNS" in os.environ else WIDE
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table; columns of numbers are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    rows = [[_cell(value) for value in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for i, name in enumerate(head):
+        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    return text[:1] in "–-" or text[:1].isdigit()
+
+
+def number(value: float) -> str:
+    """A figure with as many digits as it can bear.
+
+    >>> number(-1234.5678), number(0.012345), number(float("inf"))
+    ('-1234.57', '0.01235', 'inf')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def print_json(value: Any) -> None:
+    """JSON that any reader takes: nan and infinity become null."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

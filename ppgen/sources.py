@@ -1,0 +1,166 @@
+"""Which rows of which data a command works on: what the shell says, what a program's file says, what a run recorded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppgen import catalog, data
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns
+
+HELD_OUT = "test"
+
+
+class Source(NamedTuple):
+    """Data as a run records them. `spec` is a name or an absolute path, or None for columns that a program's
+    file holds itself (`table`)."""
+
+    spec: str | None
+    split: str = "all"
+    columns: dict[str, Any] | None = None
+    data_dir: str | None = None
+    table: Any = None
+
+    def load(self, split: str | None = None) -> dict[str, Tensor]:
+        """The rows of a split, its own by default."""
+        split = split or self.split
+        if self.spec is not None:
+            return data.load(self.spec, split, columns=self.columns, data_dir=self.data_dir)
+        if split != "all":
+            raise PpgenError(f"the program's own data have no split {split!r}; leave out --split")
+        return data.as_tensors(self.table)
+
+    def record(self, valid_split: str | None) -> dict[str, Any]:
+        """What config.json keeps of it, for `resume` and `Run.data`."""
+        kept = {"source": self.spec, "split": self.split, "columns": self.columns, "data_dir": self.data_dir}
+        return kept | {"valid_split": valid_split} if self.spec is not None else {}
+
+    @property
+    def name(self) -> str:
+        return "its own data" if self.spec is None else Path(self.spec).name
+
+
+def choose(
+    given: str | None,
+    found: catalog.Found | None = None,
+    *,
+    split: str | None = None,
+    columns: str | None = None,
+    data_dir: str | None = None,
+) -> Source:
+    """The data to fit: what was given, or else what the program's file names as `data`.
+
+    Without a split, the rows are the source's train split, or all where it has no splits.
+
+    Raises:
+        PpgenError: neither; no such source.
+    """
+    chosen = data.parse_columns(columns) if columns else None
+    # The folder is kept with the run, which may be asked for its data where PPGEN_DATA is not set.
+    folder = data_dir or os.environ.get("PPGEN_DATA")
+    folder = str(Path(folder).expanduser().resolve()) if folder else None
+    spec = given if given is not None else found.data if found is not None else None
+    if spec is None:
+        raise PpgenError(
+            f"there are no data to fit; name them with --data (built in: {', '.join(data.names())}), or in the "
+            'program\'s file, as in data = "moons"'
+        )
+    if not isinstance(spec, str | Path):
+        return Source(None, split or "all", chosen, None, spec)
+    spec = _absolute(str(spec), found.file if found is not None and given is None else None)
+    if split is None:
+        split = "train" if data.splits(spec, folder) else "all"
+    return Source(spec, split, chosen, folder)
+
+
+def _absolute(spec: str, file: Path | None) -> str:
+    """A path from the root, found beside the program's file where it is not here; names stay names."""
+    if spec in data.names():
+        return spec
+    path = Path(spec).expanduser()
+    if file is not None and not path.exists() and (file.parent / path).exists():
+        path = file.parent / path
+    return str(path.resolve()) if path.exists() else spec
+
+
+def without_label(source: Source, columns: dict[str, Tensor], program: Program) -> tuple[Source, dict[str, Tensor]]:
+    """Leaves out the label `y` of a built-in data set for a program that takes none."""
+    named = source.spec in data.names() and source.columns is None
+    if not named or "y" not in columns or "y" in program.columns or "kwargs" in program.columns:
+        return source, columns
+    kept = {name: column for name, column in columns.items() if name != "y"}
+    return source._replace(columns={name: name for name in kept}), kept
+
+
+def reads_rows(program: Program, columns: dict[str, Tensor], guide: str | None) -> bool:
+    """Whether rows that were not fitted have an ELBO: the guide reads rows, or nothing is latent.
+
+    An autoguide knows the latents of the fitted rows alone.
+    """
+    if guide is not None or program._autoguide is not None:
+        return False
+    if program.has_guide:
+        return True
+    few = data.take(columns, slice(0, 2))
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            trace = pyro.poutine.trace(lambda: program.call("model", few)).get_trace()
+    except Exception:  # the checks of the fit say what is wrong with it
+        return False
+    return not [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
+
+
+def of_run(
+    run: Run,
+    given: str | None = None,
+    split: str | None = None,
+    *,
+    columns: str | None = None,
+    held_out: bool = False,
+    label: bool = False,
+) -> tuple[str, dict[str, Tensor]]:
+    """Data for a fitted run, with their name: other data that were given, or those it was fitted to.
+
+    Args:
+        split: of these data; None takes the rows that were fitted.
+        held_out: None takes the test split instead, where there is one.
+        label: keeps the label of a built-in data set, whether the program takes it or not.
+    """
+    recorded = run.config["data"]
+    if given is None and recorded.get("source") is None:
+        source = Source(None, table=_own_table(run))
+    elif given is None:
+        kept = data.parse_columns(columns) if columns else recorded.get("columns")
+        source = Source(recorded["source"], recorded.get("split", "all"), kept, recorded.get("data_dir"))
+        if held_out and source.split == "train":
+            source = source._replace(split=HELD_OUT)
+    else:
+        source = choose(given, columns=columns, data_dir=recorded.get("data_dir"))
+        if columns is None and source.spec == recorded.get("source"):
+            source = source._replace(columns=recorded.get("columns"))
+        splits = data.splits(given, source.data_dir) if source.spec is not None else ()
+        source = source._replace(split=HELD_OUT if held_out and HELD_OUT in splits else "all")
+    if split is not None:
+        source = source._replace(split=split)
+    loaded = source.load()
+    if not label:
+        source, loaded = without_label(source, loaded, run.program)
+    return f"{source.name} ({source.split})", prepare_columns(loaded, run.program, run.dtype)
+
+
+def _own_table(run: Run) -> Any:
+    """The columns that the program's file holds, out of the copy in the run folder."""
+    spec = run.config["program"]
+    if run.path is None or not spec.get("file"):
+        raise PpgenError("the run was fitted to data in memory, which it does not keep; name the data with --data")
+    table = catalog.find(f"{run.path / spec['file']}{':' + spec['name'] if spec.get('name') else ''}").data
+    if table is None or isinstance(table, str | Path):
+        raise PpgenError("the run does not say which data it was fitted to; name the data with --data")
+    return table

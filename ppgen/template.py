@@ -1,0 +1,30 @@
+"""The program that `ppgen new` writes: templates/program.py.jinja with the names put in."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from importlib.resources import files
+from pathlib import Path
+
+
+def program_text(file: Path) -> str:
+    """The text of a new program for this file name."""
+    from jinja2 import StrictUndefined, Template
+
+    text = files("ppgen").joinpath("templates/program.py.jinja").read_text()
+    return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(
+        file=file.name, name=class_name(file.stem), run=f"runs/{file.stem}"
+    )
+
+
+def class_name(stem: str) -> str:
+    """A class name for a file name.
+
+    >>> class_name("my_model"), class_name("2d-flow"), class_name("class")
+    ('MyModel', 'Program2dFlow', 'Class')
+    """
+    name = "".join(word[:1].upper() + word[1:] for word in re.split(r"\W|_", stem) if word)
+    if not name.isidentifier() or keyword.iskeyword(name) or name == "Program":
+        name = f"Program{name if name != 'Program' else '1'}"
+    return name if name.isidentifier() else "MyProgram"
