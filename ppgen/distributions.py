@@ -45,7 +45,7 @@ class Flat(TorchDistribution):
     tensor([0., 0., 0., 0., 0.])
     """
 
-    arg_constraints = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
         self,
@@ -263,7 +263,10 @@ class DiscretizedLogistic(_OnGrid):
     @property
     def mean(self) -> Tensor:
         # E k = Σ_{k>=1} P(level >= k), summed one by one: L times the memory otherwise
-        return self.grid.value(sum(self._exceeds(k) for k in range(1, self.grid.levels)))
+        total = torch.zeros_like(self.loc)
+        for k in range(1, self.grid.levels):
+            total = total + self._exceeds(k)
+        return self.grid.value(total)
 
     @property
     def variance(self) -> Tensor:

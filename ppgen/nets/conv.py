@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError
-from ppgen.nets.mlp import activation_module, gain_of, initialise
+from ppgen.nets.mlp import SMALL, activation_module, gain_of, initialise
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
@@ -63,7 +63,7 @@ class ConvEncoder(nn.Module):
             activation_module(activation),
             nn.Dropout(dropout) if dropout else nn.Identity(),
         )
-        self.last = initialise(nn.Linear(dense, outputs), 1.0)
+        self.last = initialise(nn.Linear(dense, outputs), SMALL)
         for module in (*self.convolutions, *self.dense):
             if hasattr(module, "weight"):
                 initialise(module, gain)
@@ -119,13 +119,13 @@ class ConvDecoder(nn.Module):
             activation_module(activation),
         )
         out = (*widths[1:], outputs * channels)
-        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, 2, 1) for i, o in zip(widths, out, strict=True))
-        self.sides = sides[-2::-1]
-        self.activation = activation_module(activation)
-        for module in (*self.dense, *self.convolutions[:-1]):
+        *inner, last = (nn.ConvTranspose2d(i, o, 4, 2, 1) for i, o in zip(widths, out, strict=True))
+        for module in (*self.dense, *inner):
             if hasattr(module, "weight"):
                 initialise(module, gain)
-        initialise(self.convolutions[-1], 1.0)
+        self.convolutions = nn.ModuleList([*inner, initialise(last, SMALL)])
+        self.sides = sides[-2::-1]
+        self.activation = activation_module(activation)
 
     def forward(self, z: Tensor) -> Tensor:
         lead = z.shape[:-1]

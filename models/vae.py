@@ -1,0 +1,250 @@
+"""The variational autoencoder, conditional on a label where there are classes.
+
+    z ~ N(0, I_k),   x | z ~ Π_d p(x_d; f_θ(z)_d)          z: (k,), x: (D,) or an array of D values
+    guide:  z | x ~ N(m_φ(x), diag(s_φ(x)²))
+
+f_θ is the decoder, (m_φ, s_φ) the encoder. With labels y, both see y one-hot: p(x, z | y).
+
+Sources: Auto-Encoding Variational Bayes (Kingma & Welling, 2014, arXiv:1312.6114); Semi-Supervised
+Learning with Deep Generative Models (Kingma et al., 2014, arXiv:1406.5298), for the label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Bernoulli, Normal, TorchDistribution
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+import ppgen
+from ppgen.distributions import DiscretizedLogistic, GridCategorical
+from ppgen.errors import PpgenError, nearest
+from ppgen.nets import MLP, ConvDecoder, ConvEncoder
+
+__all__ = ["VAE"]
+
+LIKELIHOODS = ("bernoulli", "normal", "logistic", "categorical")
+NETS = ("mlp", "conv")
+
+
+class VAE(ppgen.Program):
+    """A variational autoencoder, or with `classes` > 0 a conditional one.
+
+    The columns are x, floats or bytes of shape (N, *features), and y, labels 0, 1, ... of shape
+    (N,). With classes = 0 a column y that the data have is not used; with classes > 0 it is needed
+    wherever the program runs, generation included: p(x, z | y) is modelled, p(y) is not.
+
+    Args:
+        features: D, or the shape of one datum, as in (3, 32, 32).
+        latent: k, the dimension of z.
+        hidden: widths of the hidden layers of the encoder, the decoder's being the reverse;
+            (200, 200) for net="mlp", and for net="conv" the channels of its layers, (32, 64).
+        likelihood: of one value given z:
+            "bernoulli": values exactly 0 or 1;
+            "normal": real values, with a learned scale that does not depend on z;
+            "logistic": a discretised logistic on `levels` values from `low` to `high`, location and
+            scale from the decoder;
+            "categorical": free probabilities of those levels.
+        net: "mlp", or "conv" for square images with a side of 8 at least.
+        activation, dropout: of the networks, see `ppgen.nets.MLP`.
+        classes: number of labels, 0 for none.
+        levels, low, high: the grid of values. For "normal" (low, high) is the mean less and plus
+            one standard deviation of the data: the networks work in these units.
+        noise: for "normal", one learned scale ("shared"), or one for each value ("feature").
+        channels: of images that come as flat vectors, for net="conv".
+
+    Raises:
+        PpgenError: an argument out of range; labels missing, or out of range.
+    """
+
+    zero: Tensor
+    one_hot: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        latent: int = 20,
+        hidden: Sequence[int] | None = None,
+        likelihood: str = "bernoulli",
+        net: str = "mlp",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        classes: int = 0,
+        levels: int = 256,
+        low: float = 0.0,
+        high: float = 1.0,
+        noise: str = "shared",
+        channels: int = 1,
+    ):
+        super().__init__()
+        _one_of("likelihood", likelihood, LIKELIHOODS)
+        _one_of("net", net, NETS)
+        _one_of("noise", noise, ("shared", "feature"))
+        self.shape = (features,) if isinstance(features, int) else tuple(features)
+        if min(*self.shape, latent) < 1 or classes < 0 or levels < 2 or not low < high:
+            raise PpgenError(
+                f"VAE got features={features}, latent={latent}, classes={classes}, "
+                f"levels={levels}, low={low}, high={high}; expected features and latent of at "
+                "least 1, classes of at least 0, levels of at least 2, and low < high"
+            )
+        self.likelihood, self.classes = likelihood, classes
+        self.levels, self.low, self.high = levels, float(low), float(high)
+        size, inputs = math.prod(self.shape), latent + classes
+        # parameters of the likelihood that the decoder gives for every value
+        numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)
+        self.numbers = numbers
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if net == "mlp":
+            widths = tuple((200, 200) if hidden is None else hidden)
+            how: dict[str, Any] = {"activation": activation, "dropout": dropout}
+            self.encoder = MLP(size + classes, 2 * latent, widths, **how)
+            self.decoder = MLP(inputs, numbers * size, widths[::-1], **how)
+        else:
+            side, depth = _square(self.shape, channels)
+            how = {"channels": depth, "widths": tuple((32, 64) if hidden is None else hidden)}
+            how |= {"activation": activation, "dropout": dropout}
+            self.encoder = ConvEncoder(side, 2 * latent, context=classes, **how)
+            self.decoder = ConvDecoder(inputs, side, outputs=numbers, **how)
+        if likelihood == "normal":
+            # softplus(-0.43) = 0.5 standard deviations of the data to begin with
+            start = torch.full(self.shape if noise == "feature" else (), -0.43)
+            self.noise = nn.Parameter(start)
+        self.register_buffer("zero", torch.zeros(latent), persistent=False)
+        self.register_buffer("one_hot", torch.eye(classes), persistent=False)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments that follow from the data: features, and a likelihood that suits them.
+
+        Values 0 and 1 get "bernoulli"; values on a grid, such as k/16, k/255 or bytes, "logistic"
+        with its levels; all others "normal".
+        """
+        if "x" not in data or data["x"].dim() < 2 or len(data["x"]) == 0:
+            shapes = {name: tuple(value.shape) for name, value in data.items()}
+            raise PpgenError(
+                f"the VAE needs a column x of shape (rows, features), and the data have {shapes}; "
+                "name or gather it with columns= (--columns x=...)"
+            )
+        x = data["x"]
+        shape = list(x.shape[1:])
+        arguments: dict[str, Any] = {"features": shape[0] if len(shape) == 1 else shape}
+        values = x[torch.isfinite(x)]  # a fit names the others; here they are left out
+        grid = _find_grid(values)
+        if grid is None:
+            mean, sd = values.double().mean().item(), values.double().std().item()
+            sd = sd if sd > 0 else 1.0
+            return arguments | {"likelihood": "normal", "low": mean - sd, "high": mean + sd}
+        if grid == (0.0, 1.0, 2):
+            return arguments | {"likelihood": "bernoulli"}
+        low, high, levels = grid
+        return arguments | {"likelihood": "logistic", "levels": levels, "low": low, "high": high}
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """p(x, z), or p(x, z | y)."""
+        with ppgen.rows(x, y if self.classes else None):
+            z = pyro.sample("z", Normal(self.zero, 1.0).to_event(1))
+            obs = x if x is None or x.is_floating_point() else x.to(self.zero.dtype)
+            return pyro.sample("x", self.decode(z, y), obs=obs)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(z | x), or q(z | x, y)."""
+        with ppgen.rows(x):
+            pyro.sample("z", self.encode(x, y))
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """q(z | x, y): x of shape (..., *features) -> a Normal of event shape (k,)."""
+        h = (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
+        loc, raw = self.encoder(self._with_label(h, y)).chunk(2, -1)
+        return Normal(loc, softplus(raw) + 1e-5).to_event(1)  # no scale of 0: its log is finite
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+        """p(x | z, y): z of shape (..., k) -> a distribution of event shape `features`."""
+        out = self.decoder(self._with_label(z, y))
+        out = out.reshape(out.shape[:-1] + (self.numbers, *self.shape))
+        dims, width = len(self.shape), self.high - self.low
+        first = out.select(-dims - 1, 0)
+        if self.likelihood == "bernoulli":
+            fn = Bernoulli(logits=first)
+        elif self.likelihood == "categorical":
+            fn = GridCategorical(out.movedim(-dims - 1, -1), self.low, self.high)
+        elif self.likelihood == "normal":
+            fn = Normal(self.low + width * (0.5 + first), width * (softplus(self.noise) + 1e-3) / 2)
+        else:
+            # at least a tenth of a step: sharp enough for a sure value, and no infinite density
+            scale = width * (0.1 * softplus(out.select(-dims - 1, 1)) + 0.1 / (self.levels - 1))
+            loc = self.low + width * (0.5 + first)
+            fn = DiscretizedLogistic(loc, scale, self.low, self.high, self.levels)
+        return fn.to_event(dims)
+
+    def _with_label(self, h: Tensor, y: Tensor | None) -> Tensor:
+        if not self.classes:
+            return h
+        if y is None:
+            raise PpgenError(
+                f"VAE(classes={self.classes}) is conditional on the labels y, and got none; "
+                "pass a column y, also to sample from it"
+            )
+        if is_validation_enabled():
+            wrong = (y < 0) | (y >= self.classes) | (y != y.long())
+            if y.dim() != 1 or bool(wrong.any()):
+                what = f"shape {tuple(y.shape)}" if y.dim() != 1 else f"{y[wrong][0].item():g}"
+                raise PpgenError(
+                    f"column y of VAE(classes={self.classes}) has {what}, expected one label a "
+                    f"row out of 0 to {self.classes - 1}; recode it, or set classes"
+                )
+        label = self.one_hot[y.long()]
+        return torch.cat([h, label.expand(h.shape[:-1] + label.shape[-1:])], -1)
+
+
+def _one_of(argument: str, value: str, names: Sequence[str]) -> None:
+    if value not in names:
+        raise PpgenError(f"VAE got {argument}={value!r}{nearest(str(value), names)}; take one of {', '.join(names)}")
+
+
+def _square(shape: tuple[int, ...], channels: int) -> tuple[int, int]:
+    """Side and channels of an image of that shape: (D,), (side, side) or (channels, side, side)."""
+    if len(shape) == 1:
+        side = math.isqrt(shape[0] // channels)
+        shape = (channels, side, side) if channels * side * side == shape[0] else shape
+    elif len(shape) == 2:
+        shape = (1, *shape)
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise PpgenError(
+            f"VAE(net='conv') got features of shape {shape}, expected a square image of "
+            f"channels={channels}; set channels, or take net='mlp'"
+        )
+    return shape[1], shape[0]
+
+
+def _find_grid(x: Tensor) -> tuple[float, float, int] | None:
+    """The coarsest grid (low, high, levels <= 256) that all values x (one dimension) lie on, or None.
+
+    Values in [0, 1] are tried on k/n, those in [-1, 1] on 2k/n - 1, whole numbers on 0, 1, ...; of
+    bytes, only values above 31 make 256 levels.
+    """
+    few = torch.unique(x[:1_000_000])
+    if len(few) > 256 or len(few) == 0:
+        return None
+    least, most = x.min().item(), x.max().item()
+    whole = bool((x == x.round()).all()) if x.is_floating_point() else True
+    if whole and least >= 0 and most <= 255:
+        high = 255 if most > 31 else max(int(most), 1)
+        return 0.0, float(high), high + 1
+    low = 0.0 if least >= 0 else -1.0
+    if least < -1 or most > 1:
+        return None
+    unit = (few.double() - low) / (1 - low)
+    for n in range(1, 256):
+        on_grid = unit * n
+        if ((on_grid - on_grid.round()).abs() < 1e-3).all():
+            rest = (x - low) * (n / (1 - low))
+            if ((rest - rest.round()).abs() < 1e-2).all():
+                return low, 1.0, n + 1
+    return None
