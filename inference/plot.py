@@ -183,7 +183,9 @@ def _image_draws(
     n = min(len(drawn[name]), 64)
     held = {k: v[:n] for k, v in drawn.items() if k in run.structure.latents}
     means = _means(run, name, held, n, given) if held else None
-    figure, axes = _figure(*((8.2, 4.5) if means is not None else (4.4, 4.7)), 2 if means is not None else 1)
+    panels = 2 if means is not None else 1
+    tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
+    figure, axes = _figure(4.1 * panels, 4.0 * tall + 0.35, panels)
     _grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
     if means is not None:
         _grid(axes[1], means, shape, f"their means, E[{name} | z]")
@@ -311,8 +313,8 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
         n = min(20, len(again))
         figure, axes = _figure(8.2, 4.9)
         pairs = torch.cat([torch.cat([few[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
-        _grid(axes[0], pairs, shape, f"odd rows: {name}; below each: E[{name} | z], z ~ q(z | {name})", min(n, 10))
-        figure.set_size_inches(8.2, 0.6 + 7.8 * math.ceil(len(pairs) / 10) / min(n, 10))
+        _grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
+        figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = _flat(few[name]), _flat(again)
     figure, (axis,) = _figure(4.4, 4.4)
@@ -382,7 +384,8 @@ def latent_figure(
     _means_panel(figure, axes[0], means, name, None if label is None else label[: len(means)])
     if panels == 2 and kl is not None and diagnosis is not None:
         active = diagnosis.active[name][np.argsort(-kl)] if name in diagnosis.active else np.ones(len(kl), bool)
-        axes[1].bar(np.arange(len(kl)), np.sort(kl)[::-1], color=np.where(active, BLUE, GREY))
+        axes[1].bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1], color=np.where(active, BLUE, GREY))
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
         axes[1].set(
             xlabel=f"dimension of {name}, sorted",
             ylabel="KL(q, p), nats a row",
@@ -463,8 +466,9 @@ def khat_figure(diagnosis: Diagnosis | None) -> Figure | None:
     figure, (left, right) = _figure(8.4, 3.6, 2)
     bad = k > GOOD_K
     left.scatter(np.arange(len(k)), k, s=6, color=np.where(bad, ORANGE, BLUE), lw=0)
-    left.axhline(GOOD_K, color="black", lw=0.8, ls="--")
-    left.text(0, GOOD_K, f" {GOOD_K}: below it, weights can correct the draws", fontsize=8, va="bottom")
+    left.axhline(GOOD_K, color="black", lw=0.8, ls="--", label=f"{GOOD_K}: below it, weights correct the draws")
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    left.set_ylim(top=max(k[np.isfinite(k)].max(), GOOD_K) + 0.25 * np.ptp([*k[np.isfinite(k)], GOOD_K]))
     left.set(
         xlabel="row, sorted by k-hat",
         ylabel="Pareto k-hat",

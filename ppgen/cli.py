@@ -202,9 +202,9 @@ def _tell_fit(run: Run, seconds: float, json: bool) -> None:
         return
     unit = "nats" if whole else "nats a row"
     if figures["elbo"] is not None:
-        error = f" ± {figures['elbo_se']:.2g}" if figures["elbo_se"] is not None else ""
+        elbo = number(figures["elbo"], figures["elbo_se"])
         valid = f", {number(held_out)} held out" if held_out is not None else ""
-        print(f"ELBO {number(figures['elbo'])}{error} {unit}{valid}; {figures['steps']} steps in {duration(seconds)}")
+        print(f"ELBO {elbo} {unit}{valid}; {figures['steps']} steps in {duration(seconds)}")
     print(f"run  {run.path}")
 
 

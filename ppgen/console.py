@@ -116,15 +116,20 @@ def _is_number(text: str) -> bool:
     return text[:1] in "–-" or text[:1].isdigit()
 
 
-def number(value: float) -> str:
-    """A figure with as many digits as it can bear.
+def number(value: float, error: float | None = None) -> str:
+    """A figure with as many digits as it can bear, and with its standard error where there is one.
 
     >>> number(-1234.5678), number(0.012345), number(float("inf"))
     ('-1234.57', '0.01235', 'inf')
+    >>> number(-1.7304, 0.0021), number(-4512.3, 12.0)
+    ('-1.7304 ± 0.0021', '-4512 ± 12')
     """
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    if error is None or not math.isfinite(error) or error <= 0:
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    digits = min(max(0, 1 - math.floor(math.log10(error))), 6)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def print_json(value: Any) -> None:

@@ -71,8 +71,8 @@ def figures(row: dict[str, float], clock: Clock) -> str:
     unit = "nats a row" if rows > 1 else "nats"
     parts = []
     if "elbo" in row:
-        error = f" ± {row['elbo_se'] / rows:.2g}" if "elbo_se" in row else ""
-        parts.append(f"ELBO {number(row['elbo'] / rows)}{error} {unit}")
+        error = row["elbo_se"] / rows if "elbo_se" in row else None
+        parts.append(f"ELBO {number(row['elbo'] / rows, error)} {unit}")
     if "valid_elbo" in row:
         parts.append(f"valid {number(row['valid_elbo'] / row.get('valid_per', rows))}")
     if row.get("bad_steps"):
