@@ -36,6 +36,7 @@ from ppgen.data import n_rows
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Minibatch
 from ppgen.program import Program
+from ppgen.sites import is_delta
 from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
 
 OBJECTIVES = {
@@ -178,7 +179,7 @@ def _analytic_kl(name: str, model: dict, guide: dict) -> Tensor | None:
     on nothing that q draws after z_i: every latent before z_i in the model comes before it in the guide.
     """
     q, p = guide[name], model.get(name)
-    if p is None or p["is_observed"] or type(q["fn"]).__name__ == "Delta" or q["infer"].get("is_auxiliary"):
+    if p is None or p["is_observed"] or is_delta(q) or q["infer"].get("is_auxiliary"):
         return None
     order = list(guide)
     earlier = set(order[: order.index(name)])
@@ -193,8 +194,6 @@ def _analytic_kl(name: str, model: dict, guide: dict) -> Tensor | None:
         return None
     if q["fn"] is p["fn"]:
         return torch.zeros_like(_log_prob(q))
-    if _has_delta(q["fn"]):
-        return None
     batch_shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
     try:
         # expanded first: some of torch's closed forms do not broadcast
@@ -208,12 +207,6 @@ def _equal(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
-def _has_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__ == "Delta"
-
-
 def log_weights(t: Traces, structure: Structure, kl_weight: float | Tensor = 1.0) -> Tensor:
     """log p(x, z_k) − log q(z_k | x), of shape (K, rows) where every latent is local to a row, else (K,).
 
@@ -221,9 +214,7 @@ def log_weights(t: Traces, structure: Structure, kl_weight: float | Tensor = 1.0
     and makes them one a data set as well.
     """
     particle_dim = -structure.nesting - 1
-    by_row = not structure.globals and all(
-        structure.is_local(n) for n in structure.names("observed", "factor", "auxiliary")
-    )
+    by_row = structure.by_row
     total: Tensor | float = 0.0
     for trace, sign in ((t.p, 1.0), (t.q, -1.0)):
         for name, site in trace.nodes.items():

@@ -44,6 +44,7 @@ from ppgen.run import (
     versions,
     write_metrics,
 )
+from ppgen.sites import sample_sites
 from ppgen.structure import Structure
 
 CHECKPOINT_SECONDS = 30.0
@@ -420,7 +421,7 @@ def _choose_guide(
 def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
     with program.collecting():
         trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
-    return [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
+    return [n for n, s in sample_sites(trace).items() if not s["is_observed"]]
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -11,22 +11,22 @@ the observed values are discrete, D their number a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
-from ppgen.check import columns
+from ppgen.agreement import observed_in_support
 from ppgen.data import n_rows, take, validate
 from ppgen.errors import PpgenError
 from ppgen.inference.elbo import log_weights
-from ppgen.inference.sample import dtype_of_program, program_of, seeded
+from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
-from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.structure import Structure, inspect, trace_pair
+from ppgen.run import Run, prepare_columns
+from ppgen.structure import Structure, trace_pair
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once
@@ -129,39 +129,36 @@ def loglik(
         keep_weights: keeps all log weights (particles x rows of them).
 
     Raises:
-        PpgenError: data that the program does not take; weights that are not finite.
+        PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
+            that are nan.
     """
     program = program_of(run)
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
     data = prepare_columns(data, program, dtype_of_program(program))
-    columns(program, data)
     validate(data)
-    program.eval()
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+    with ready(run, data, seed):
         enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
         if enumerated:
             raise PpgenError(
                 f"the latent {enumerated[0]!r} is summed out, and log p(x) with it is not offered here yet; evaluate "
                 "its ELBO"
             )
-        structure = _structure(run, program, data)
-        width = max(1, sum(data[c][0].numel() for c in structure.row_columns if c in data))
+        structure = structure_of(run, data)
+        _no_point(program, data, structure)
         dims = _discrete_dims(program, data, structure)
         n = n_rows(data, structure.row_columns)
+        per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
-            values = torch.cat(
-                [_weights(program, b, structure, 1)[0] for b in _blocks(data, structure, BLOCK // width)]
-            )
+            values = torch.cat([_weights(program, b, structure, 1)[0] for b, _ in _blocks(program, data, structure, 1)])
             bound = Bound("exact", "exact", values.double().numpy(), np.zeros(len(values)))
-            return LogLik((bound,), "row" if len(values) == n else "data set", n, 1, None, dims)
-        at_once = min(particles, MOST_PARTICLES) if structure.batch_safe else 1
+            return LogLik((bound,), per, n, 1, None, dims)
         parts = []
-        for block in _blocks(data, structure, max(1, BLOCK // (width * at_once))):
+        for block, at_once in _blocks(program, data, structure, particles):
             log_w, left = [], particles
             while left:
                 k = min(left, at_once)
-                log_w.append(_weights(program, block, structure, k))
+                log_w.append(_weights(program, block, structure, k, values=left == particles))
                 left -= k
             parts.append(_reduce(torch.cat(log_w), keep_weights))
         elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
@@ -171,36 +168,50 @@ def loglik(
                 "check on these data"
             )
         bounds = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
-        per = "row" if len(elbo) == n and not structure.globals else "data set"
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
 
 
-def _structure(run: Run | Program, program: Program, data: Mapping[str, Tensor]) -> Structure:
-    if isinstance(run, Run):
-        return run.structure
-    from ppgen.check import check
-
-    few = take(data, slice(0, min(n_rows(data), 2)))
-    try:
-        with torch.enable_grad():
-            return check(program, few)
-    except PpgenError:  # a program of one number of rows
-        return inspect(program, data)
-
-
-def _blocks(data: Mapping[str, Tensor], structure: Structure, size: int) -> list[dict[str, Tensor]]:
-    n = n_rows(data, structure.row_columns)
-    if structure.globals or not structure.row_plates:
-        return [dict(data)]
-    size = max(1, min(size, n))
-    return [take(data, slice(i, i + size), structure.row_columns) for i in range(0, n, size)]
+def _blocks(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int
+) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """Blocks of rows, and how many particles at once: rows are kept together where the weights are not a row's own."""
+    rows = structure.row_columns
+    n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
+    most = min(particles, MOST_PARTICLES) if structure.batch_safe else 1
+    if not structure.by_row or program._autoguide is not None:
+        yield dict(data), max(1, min(most, BLOCK // (width * n)))
+        return
+    size = max(1, BLOCK // (width * most))
+    for i in range(0, n, size):
+        yield take(data, slice(i, i + size), rows), most
 
 
-def _weights(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Tensor:
-    """log w, of shape (particles, values)."""
-    log_w = log_weights(trace_pair(program, data, particles=particles, structure=structure), structure)
+def _weights(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int, values: bool = True
+) -> Tensor:
+    """log w, of shape (particles, values); the observed values are checked on the way, where asked."""
+    t = trace_pair(program, data, particles=particles, structure=structure)
+    for name in structure.names("observed") if values else ():
+        observed_in_support(name, t.p.nodes[name])
+    log_w = log_weights(t, structure)
     return log_w if log_w.dim() > 1 else log_w[:, None]
+
+
+def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+    """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
+    few = data if program._autoguide is not None else take(data, slice(0, 2), structure.row_columns)
+    with torch.random.fork_rng():
+        one, two = (trace_pair(program, few).q.nodes for _ in range(2))
+    for name in structure.latents:
+        fn = one[name]["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, Delta) and torch.equal(one[name]["value"], two[name]["value"]):
+            raise PpgenError(
+                f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
+                "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
+            )
 
 
 def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
@@ -222,7 +233,7 @@ def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Stru
     """Observed values a row, if all are discrete."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    few = take(data, slice(0, 1), structure.row_columns) if structure.row_plates and not structure.globals else data
+    few = take(data, slice(0, 1), structure.row_columns) if structure.by_row and program._autoguide is None else data
     with torch.random.fork_rng():
         p, _ = trace_pair(program, few)
     values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))

@@ -7,15 +7,13 @@ independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import autoguide
 from torch import Tensor
 from xarray import DataTree
 
@@ -23,11 +21,12 @@ from ppgen.check import columns
 from ppgen.data import row_columns
 from ppgen.distributions import Flat
 from ppgen.errors import PpgenError
-from ppgen.handlers import Unobserve, is_factor
+from ppgen.handlers import Unobserve
 from ppgen.inference.elbo import log_weights
-from ppgen.inference.sample import dtype_of_program, program_of, seeded
-from ppgen.program import Program, _parameters
-from ppgen.run import Run, default_dtype, prepare_columns, versions
+from ppgen.inference.sample import dtype_of_program, program_of, ready
+from ppgen.program import Program, arguments
+from ppgen.run import Run, prepare_columns, versions
+from ppgen.sites import innermost, is_deterministic, sample_sites
 from ppgen.structure import PARTICLES, Structure, Traces, inspect, trace_pair
 
 BLOCK = 2**22  # values at once: bounds the memory
@@ -66,8 +65,7 @@ def posterior(
     columns(program, data)
     if draws < 2:
         raise PpgenError(f"draws is {draws}; expected at least 2")
-    program.eval()
-    with _ready(program, data, seed):
+    with ready(run, data, seed):
         structure = _structure(run, program, data)
         if not structure.latents:
             raise PpgenError(
@@ -97,8 +95,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
     """
     program = program_of(run)
     data = prepare_columns(data, program, dtype_of_program(program))
-    program.eval()
-    with _ready(program, data, seed):
+    with ready(run, data, seed):
         trained = run.structure if isinstance(run, Run) else None
         parts = []
         for _ in range(draws):
@@ -108,13 +105,13 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
             parts.append(
                 {
                     n: s["value"].numpy()
-                    for n, s in _sample_sites(p)
+                    for n, s in sample_sites(p).items()
                     if s["infer"].get("was_observed") or _free(s, q, trained)
                 }
             )
         names = parts[0].keys()
         found = {n: np.stack([p[n] for p in parts])[None] for n in names}
-        sites = dict(_sample_sites(p))
+        sites = sample_sites(p)
         dims = {
             n: _dims(n, [f.name for f in sites[n]["cond_indep_stack"] if f.vectorized], found[n].ndim - 2)
             for n in names
@@ -133,21 +130,6 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
             {"predictions": found} | ({"predictions_constant_data": constant} if constant else {}),
             dims | constant_dims, _coords(program, structure_like),
         )  # fmt: skip
-
-
-@contextmanager
-def _ready(program: Program, data: Mapping[str, Tensor], seed: int | None) -> Iterator[None]:
-    """Seeded, in the program's dtype; a Laplace approximation is made from its mode for the while."""
-    mode = program._autoguide
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
-        if isinstance(mode, autoguide.AutoLaplaceApproximation):
-            with program.running(), torch.enable_grad():
-                program.add_module("autoguide", mode.laplace_approximation(**data))
-        try:
-            yield
-        finally:
-            if mode is not None:
-                program.add_module("autoguide", mode)
 
 
 def _structure(run: Run | Program, program: Program, data: Mapping[str, Tensor]) -> Structure:
@@ -171,8 +153,8 @@ def _draw(
     """k draws of every group, k leading."""
     t = trace_pair(program, data, particles=k, structure=structure)
     out: dict[str, Arrays] = {"posterior": {}, "log_likelihood": {}}
-    for name, site in _sample_sites(t.p):
-        if site["infer"].get("_deterministic"):
+    for name, site in sample_sites(t.p).items():
+        if is_deterministic(site):
             # Pyro calls all of its dimensions event ones; the shape of a single run tells them from the particles
             shape = structure[name].value_shape
             out["posterior"][name] = site["value"].reshape(-1, *shape).expand(k, *shape).numpy()
@@ -190,11 +172,13 @@ def _draw(
         if predictive:
             p = poutine.trace(poutine.replay(model, trace=t.q)).get_trace()
             out["posterior_predictive"] = {
-                n: _array(s, s["value"], k, structure) for n, s in _sample_sites(p) if s["infer"].get("was_observed")
+                n: _array(s, s["value"], k, structure)
+                for n, s in sample_sites(p).items()
+                if s["infer"].get("was_observed")
             }
-        if prior and not any(_is_flat(s["fn"]) for _, s in _sample_sites(t.p)):
+        if prior and not any(isinstance(innermost(s["fn"]), Flat) for s in sample_sites(t.p).values()):
             p = poutine.trace(model).get_trace()
-            sites = [(n, s) for n, s in _sample_sites(p) if not s["infer"].get("_deterministic")]
+            sites = sample_sites(p, deterministic=False).items()
             out["prior"] = {
                 n: _array(s, s["value"], k, structure) for n, s in sites if not s["infer"].get("was_observed")
             }
@@ -202,20 +186,6 @@ def _draw(
                 n: _array(s, s["value"], k, structure) for n, s in sites if s["infer"].get("was_observed")
             }
     return out
-
-
-def _is_flat(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Flat)
-
-
-def _sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
-    return [
-        (n, s)
-        for n, s in trace.nodes.items()
-        if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample" and not is_factor(s)
-    ]
 
 
 def _log_prob(t: Traces, structure: Structure, which: str) -> np.ndarray:
@@ -246,10 +216,10 @@ def _data_groups(program: Program, data: Mapping[str, Tensor], structure: Struct
     p, _ = trace_pair(program, data)
     observed = {
         n: _array(s, s["value"], 1, structure)[0]
-        for n, s in _sample_sites(p)
-        if s["is_observed"] and not s["infer"].get("_deterministic")
+        for n, s in sample_sites(p).items()
+        if s["is_observed"] and not is_deterministic(s)
     }
-    taken = {id(s["value"]) for _, s in _sample_sites(p) if s["is_observed"]}
+    taken = {id(s["value"]) for s in sample_sites(p).values() if s["is_observed"]}
     constant = {
         n: v.numpy() for n, v in data.items() if n not in observed and id(v) not in taken and n in program.columns
     }
@@ -327,13 +297,13 @@ def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -
     guide whose column the new rows lack.
     """
     if run is None:
-        return {n: s["value"] for n, s in _sample_sites(poutine.trace(lambda: program.call("guide", data)).get_trace())}
-    needed = [] if program._autoguide is not None else [p.name for p in _parameters(program.guide)]
+        return {n: s["value"] for n, s in sample_sites(poutine.trace(lambda: program.call("guide", data)).get_trace())}
+    needed = [] if program._autoguide is not None else arguments(program.guide).names
     reads = bool(needed) and all(n in data for n in needed)
     same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
     source = data if reads or same else run.example
     q = poutine.trace(lambda: program.call("guide", source)).get_trace()
-    told = {n: s["value"] for n, s in _sample_sites(q)}
+    told = {n: s["value"] for n, s in sample_sites(q).items()}
     return told if reads or same else {n: v for n, v in told.items() if n not in run.structure.locals}
 
 

@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 
+from ppgen.check import check, columns
+from ppgen.data import n_rows, row_columns, take
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import Unobserve, is_factor
-from ppgen.program import _VARIADIC, Program, _parameters, asked_rows
+from ppgen.handlers import Unobserve
+from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.structure import trace_pair
+from ppgen.sites import is_deterministic, sample_sites
+from ppgen.structure import Structure, trace_pair
 
 CHUNK = 1000  # rows at once
 
@@ -57,7 +62,7 @@ def sample(
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
     given = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
     columns = {k: v for k, v in given.items() if k in program.columns}
-    needed = [p.name for p in _parameters(program.model) if p.default is p.empty and p.kind not in _VARIADIC]
+    needed = arguments(program.model).needed
     for name in needed:
         if name not in columns:
             raise PpgenError(
@@ -65,9 +70,9 @@ def sample(
                 f"given={{{name!r}: ...}} "
                 "(--given file)"
             )
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+    with ready(run, given, seed, guide=False):
         one = _probe(program, columns)
-        names = {k for k, s in one.items() if not s["infer"].get("_deterministic")}
+        names = {k for k, s in one.items() if not is_deterministic(s)}
         for name in given:
             if name not in names and name not in columns:
                 raise PpgenError(
@@ -86,15 +91,7 @@ def sample(
 def _probe(program: Program, columns: Mapping[str, Tensor]) -> dict[str, dict]:
     """The sites of one forward run."""
     with torch.random.fork_rng():
-        return _drawn(poutine.trace(lambda: program.call("model", columns)).get_trace())
-
-
-def _drawn(trace: poutine.Trace) -> dict[str, dict]:
-    return {
-        k: s
-        for k, s in trace.nodes.items()
-        if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample" and not is_factor(s)
-    }
+        return sample_sites(poutine.trace(lambda: program.call("model", columns)).get_trace())
 
 
 def _by_rows(
@@ -111,7 +108,7 @@ def _by_rows(
         with asked_rows(min(CHUNK, n - start)):
             run = poutine.condition(Unobserve()(lambda rows=rows: program.call("model", rows)), held)
             trace = poutine.trace(run).get_trace()
-        parts.append({k: s["value"].expand(s["fn"].shape()) for k, s in _drawn(trace).items()})
+        parts.append({k: s["value"].expand(s["fn"].shape()) for k, s in sample_sites(trace).items()})
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -129,7 +126,7 @@ def _by_draws(
     runs = []
     for _ in range(n):
         run = poutine.condition(Unobserve()(lambda: program.call("model", columns)), values)
-        runs.append({k: s["value"] for k, s in _drawn(poutine.trace(run).get_trace()).items()})
+        runs.append({k: s["value"] for k, s in sample_sites(poutine.trace(run).get_trace()).items()})
     return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
 
 
@@ -142,19 +139,63 @@ def reconstruct(run: Run | Program, data: Any, *, seed: int | None = None, mean:
     """
     program = program_of(run)
     data = prepare_columns(data, program, dtype_of_program(program))
-    program.eval()
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+    with ready(run, data, seed):
         t = trace_pair(program, data)
         found = {}
-        for name, site in t.p.nodes.items():
-            if site["type"] == "sample" and site["is_observed"] and not is_factor(site):
-                if site["infer"].get("_deterministic"):
-                    continue
+        for name, site in sample_sites(t.p, deterministic=False).items():
+            if site["is_observed"]:
                 try:
                     found[name] = site["fn"].mean.expand(site["fn"].shape()) if mean else site["fn"].sample()
                 except NotImplementedError:
                     found[name] = site["fn"].sample()
     return found
+
+
+@contextmanager
+def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, guide: bool = True) -> Iterator[None]:
+    """Seeded, in the program's dtype and in eval mode; what it changes it puts back.
+
+    Where the guide is to be run, a Laplace approximation is made from its mode for the while: at the rows that were
+    fitted, where they are known.
+    """
+    program = program_of(run)
+    mode, training = program._autoguide, program.training
+    program.eval()
+    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+        if guide and isinstance(mode, AutoLaplaceApproximation):
+            fitted = run.example if isinstance(run, Run) else data
+            with program.running(), torch.enable_grad(), torch.random.fork_rng():
+                program.add_module("autoguide", mode.laplace_approximation(**fitted))
+        try:
+            yield
+        finally:
+            if mode is not None:
+                program.add_module("autoguide", mode)
+            program.train(training)
+
+
+def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
+    """The structure of a fitted program on data, which are checked: told by two rows where the guide runs on two."""
+    program = program_of(run)
+    columns(program, data)
+    rows = tuple(c for c in run.structure.row_columns if c in data) if isinstance(run, Run) else row_columns(data)
+    enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
+    n = n_rows(data, rows)
+    if isinstance(run, Run) and program._autoguide is not None and run.structure.locals:
+        fitted = n_rows(run.example, run.structure.row_columns)
+        if n != fitted:
+            raise PpgenError(
+                f"the guide {type(program._autoguide).__name__} has one posterior for each of the {fitted} rows that "
+                f"it was fitted to, and these data have {n}; pass the fitted rows, or fit with a guide(x) that reads "
+                "them"
+            )
+    few = take(data, slice(0, 2), rows)
+    try:
+        return check(program, few, rows=rows, enumerated=enumerated, learn=False)
+    except PpgenError:  # a guide of one number of rows
+        if n <= 2:
+            raise
+        return check(program, data, rows=rows, enumerated=enumerated, learn=False)
 
 
 class seeded:

@@ -14,15 +14,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import constraints
 
 from ppgen import data as data_module
+from ppgen.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import is_factor
-from ppgen.program import _VARIADIC, Program, _parameters
+from ppgen.program import Program, arguments
+from ppgen.sites import is_deterministic, sample_sites
 from ppgen.structure import PARTICLES, Structure, Traces, inspect, trace_pair
 
 
@@ -47,10 +46,10 @@ def check(
     batch = data_module.take(data, torch.arange(batch_size)) if minibatch else data
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         apart = _run(program, batch, apart=True)
-        _sites_match(apart, enumerated)
-        _observed_fit(apart.p, n, batch_size if minibatch else n)
-        _plates_fit(apart)
-        _supports(apart)
+        sites_match(apart, enumerated)
+        observed_fit(apart.p, n, batch_size if minibatch else n)
+        plates_fit(apart)
+        supports_match(apart)
         t = _run(program, batch)
         structure = inspect(program, batch, enumerated=enumerated, rows=data_module.row_columns(data))
         if minibatch:
@@ -67,9 +66,7 @@ def check(
 
 def columns(program: Program, data: Mapping[str, Any]) -> None:
     """Every column has its argument, and every argument that must have one its column."""
-    parameters = _parameters(program.model)
-    names = [p.name for p in parameters if p.kind not in _VARIADIC]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+    names, needed, takes_any = arguments(program.model)
     for name in needed:
         if name not in data:
             raise PpgenError(
@@ -77,7 +74,7 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
                 f"{', '.join(map(repr, data)) or 'none'}{nearest(name, data)}; "
                 f"name it with columns={{{name!r}: ...}} (--columns {name}=...)"
             )
-    if any(p.kind in _VARIADIC for p in parameters):
+    if takes_any:
         return
     for name in data:
         if name not in names:
@@ -134,270 +131,12 @@ def _user_line(e: BaseException) -> str:
     return found
 
 
-# -- sites ---------------------------------------------------------------------------------------
-
-
-def _nodes(trace: poutine.Trace) -> dict[str, dict]:
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
-
-
-def _is_latent(site: dict) -> bool:
-    return not site["is_observed"]
-
-
-def _sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
-    model, guide = _nodes(t.p), _nodes(t.q)
-    if not any(s["is_observed"] and not s["infer"].get("_deterministic") for s in model.values()):
-        raise PpgenError(
-            "the model has no observed site, so there is nothing to learn from; write the likelihood as "
-            "pyro.sample(name, distribution, obs=column), and pass that column"
-        )
-    latent = [n for n, s in model.items() if _is_latent(s)]
-    for name in latent:
-        if name in guide or name in enumerated:
-            continue
-        site = model[name]
-        if site["fn"].has_enumerate_support and site["fn"].support.is_discrete:
-            raise PpgenError(
-                f"the discrete latent {name!r} ({type(site['fn']).__name__}) has no site in the guide; sum it out with "
-                "elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
-            )
-        raise PpgenError(
-            f"the guide has no site {name!r}, which is a latent of the model{nearest(name, guide)}; sample it in the "
-            "guide, "
-            "observe it in the model, or ask for an autoguide with guide='AutoNormal' (--guide AutoNormal)"
-        )
-    for name, site in guide.items():
-        if name in model and not _is_latent(model[name]):
-            raise PpgenError(f"the guide samples {name!r}, which the model observes; take it out of the guide")
-        if name not in model and not site["infer"].get("is_auxiliary"):
-            raise PpgenError(
-                f"the guide has the site {name!r}, which the model lacks{nearest(name, model)}; add it to the model, "
-                "remove it, "
-                'or mark it with infer={"is_auxiliary": True}'
-            )
-
-
-def _observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
-    for name, site in _nodes(p).items():
-        if not site["is_observed"] or is_factor(site):
-            continue
-        found, fn = tuple(site["value"].shape), site["fn"]
-        expected = tuple(fn.batch_shape) + tuple(fn.event_shape)
-        if _broadcast(found, expected) != expected:
-            fixed = [f for f in site["cond_indep_stack"] if f.size == n != rows]
-            if fixed:
-                raise PpgenError(
-                    f"the plate {fixed[0].name!r} has {n} rows whatever the batch, and the batch has {rows}; take "
-                    "its size from the "
-                    f"column that is passed, as in pyro.plate({fixed[0].name!r}, len(x))"
-                )
-            raise PpgenError(
-                f"the observed site {name!r} is given values of shape {found}, and its distribution has the shape "
-                f"{expected} "
-                f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
-                f"agree{_sizes_hint(site, found)}"
-            )
-
-
-def _sizes_hint(site: dict, found: tuple[int, ...]) -> str:
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.size not in (1, *found):
-            return f": the plate {frame.name!r} has size {frame.size}"
-    return ""
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
-    try:
-        return tuple(torch.broadcast_shapes(a, b))
-    except RuntimeError:
-        return None
-
-
-def _plates_fit(t: Traces) -> None:
-    model, guide = _nodes(t.p), _nodes(t.q)
-    for trace, part in ((t.q, "guide"), (t.p, "model")):
-        for name, site in _nodes(trace).items():
-            _site_in_plates(trace, name, site, part)
-    for name in model.keys() & guide.keys():
-        p, q = model[name], guide[name]
-        if not _is_latent(p):
-            continue
-        frames_p, frames_q = _frames(p), _frames(q)
-        sizes_q = {name: size for name, size in frames_q}
-        for plate, size in frames_p:
-            if plate not in sizes_q:
-                if sizes_q and size in sizes_q.values():
-                    continue  # the same plate under another name
-                raise PpgenError(
-                    f"the latent {name!r} stands in the plate {plate!r} of size {size} in the model, and the guide "
-                    "forgot that plate "
-                    f"(its plates: {', '.join(sizes_q) or 'none'}); sample it within the same plate in the guide"
-                )
-            if sizes_q[plate] != size:
-                raise PpgenError(
-                    f"the plate {plate!r} around the latent {name!r} has size {size} in the model and "
-                    f"{sizes_q[plate]} in the guide; "
-                    "give both the same size"
-                )
-        p_shape = tuple(p["fn"].batch_shape) + tuple(p["fn"].event_shape)
-        q_shape = tuple(q["value"].shape)
-        if _broadcast(p_shape, q_shape) != p_shape or len(q["fn"].event_shape) != len(p["fn"].event_shape):
-            raise PpgenError(
-                f"the latent {name!r} has batch shape {tuple(p['fn'].batch_shape)} and event shape "
-                f"{tuple(p['fn'].event_shape)} in the "
-                f"model, and {tuple(q['fn'].batch_shape)} and {tuple(q['fn'].event_shape)} in the guide; make them "
-                "equal, "
-                "for example with .to_event(1)"
-            )
-
-
-def _frames(site: dict) -> list[tuple[str, int]]:
-    return [(f.name, f.size) for f in site["cond_indep_stack"] if f.vectorized]
-
-
-def _site_in_plates(trace: poutine.Trace, name: str, site: dict, part: str) -> None:
-    if is_factor(site):
-        return
-    dims = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
-    batch = tuple(site["fn"].batch_shape)
-    for dim, frame in dims.items():
-        if -dim <= len(batch) and batch[dim] not in (1, frame.size):
-            raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it "
-                f"has size {frame.size} "
-                f"at dimension {dim}; make the two agree"
-            )
-    for i in range(1, len(batch) + 1):
-        if batch[-i] > 1 and -i not in dims:
-            raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and no plate stands for its dimension "
-                f"{-i} of size {batch[-i]}; "
-                f"put it in a pyro.plate of that size, or make the dimension part of the event with .to_event({i}) "
-                f"(shapes: {_shape_table(trace)})"
-            )
-
-
-def _shape_table(trace: poutine.Trace) -> str:
-    return ", ".join(
-        f"{n} {tuple(s['fn'].batch_shape)}|{tuple(s['fn'].event_shape)}"
-        for n, s in _nodes(trace).items()
-        if not is_factor(s)
-    )
-
-
-# -- supports ------------------------------------------------------------------------------------
-
-
-def _supports(t: Traces) -> None:
-    guide = _nodes(t.q)
-    for name, site in _nodes(t.p).items():
-        if is_factor(site) or site["infer"].get("_deterministic"):
-            continue
-        if site["is_observed"]:
-            _observed_in_support(name, site)
-        elif name in guide and not _is_delta(guide[name]["fn"]):
-            _covers(name, site["fn"].support, guide[name]["fn"].support)
-
-
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
-def _observed_in_support(name: str, site: dict) -> None:
-    fn, value = site["fn"], site["value"]
-    try:
-        ok = fn.support.check(value)
-    except NotImplementedError:
-        return
-    if isinstance(site["mask"], Tensor):
-        ok = ok | ~site["mask"].expand(ok.shape)
-    if bool(ok.all()):
-        return
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    inner = _unwrap(fn.support)
-    try:
-        bad = value[~inner.check(value)].reshape(-1)
-    except (IndexError, RuntimeError):
-        bad = value.reshape(-1)
-    example = f"{bad[0].item():.6g}" if bad.numel() else "some value"
-    remedy = "choose a likelihood for such values, or transform the data"
-    if type(base).__name__ == "Bernoulli" and bool(((value >= 0) & (value <= 1)).all()):
-        remedy = (
-            "grey values are no outcomes of a Bernoulli: binarise them (x > 0.5), or take a likelihood for grey values "
-            "(for the VAE: --set likelihood=logistic or normal)"
-        )
-    raise PpgenError(
-        f"the observed site {name!r} ({type(base).__name__}) has the support {_describe(fn.support)}, and the data "
-        f"have {example} "
-        f"({bad.numel()} such values in this batch); {remedy}"
-    )
-
-
-def _unwrap(c: Any) -> Any:
-    while isinstance(c, constraints.independent):
-        c = c.base_constraint
-    return c
-
-
-def _describe(c: Any) -> str:
-    c = _unwrap(c)
-    bounds = _bounds(c)
-    if bounds is not None and not c.is_discrete:
-        lower, upper = (float(b.min() if i == 0 else b.max()) for i, b in enumerate(bounds))
-        return f"({lower:g}, {upper:g})"
-    return str(c).rstrip("()").split(".")[-1].lstrip("_").lower().replace("boolean", "{0, 1}")
-
-
-def _bounds(c: Any) -> tuple[Tensor, Tensor] | None:
-    """Lower and upper end of a one-dimensional support, None for others."""
-    c = _unwrap(c)
-    if c is constraints.real or str(c) == "Real()":
-        return torch.tensor(-math.inf), torch.tensor(math.inf)
-    if str(c) == "Boolean()":
-        return torch.tensor(0.0), torch.tensor(1.0)
-    if not (hasattr(c, "lower_bound") or hasattr(c, "upper_bound")):
-        return None
-    return (
-        torch.as_tensor(getattr(c, "lower_bound", -math.inf), dtype=torch.float64),
-        torch.as_tensor(getattr(c, "upper_bound", math.inf), dtype=torch.float64),
-    )
-
-
-def _covers(name: str, p: Any, q: Any) -> None:
-    """The guide's support must be the model's: narrower, the ELBO is no bound; wider, it is minus infinity."""
-    if p is None or q is None:
-        return
-    a, b = _bounds(p), _bounds(q)
-    said = f"the latent {name!r} has the support {_describe(p)} in the model and {_describe(q)} in the guide"
-    if bool(p.is_discrete) != bool(q.is_discrete):
-        raise PpgenError(f"{said}, one discrete and one continuous; take a guide distribution of the model's kind")
-    if a is None or b is None:
-        return
-    eps = 1e-6
-    if bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any()):
-        raise PpgenError(
-            f"{said}, which is narrower, so that the ELBO would be no bound; take a guide distribution that covers it, "
-            "for example by transforming a Normal"
-        )
-    if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
-        raise PpgenError(
-            f"{said}, so that the guide draws values that the model cannot have; take a guide distribution on that "
-            "support, "
-            "for example a LogNormal for a positive latent"
-        )
-
-
 # -- numbers -------------------------------------------------------------------------------------
 
 
 def _log_probs(t: Traces, structure: Structure, enumerated: tuple[str, ...]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
-        for name, site in _nodes(trace).items():
+        for name, site in sample_sites(trace).items():
             if name in enumerated:
                 continue
             try:
@@ -405,7 +144,7 @@ def _log_probs(t: Traces, structure: Structure, enumerated: tuple[str, ...]) -> 
             except Exception as e:
                 raise PpgenError(
                     f"log_prob at the site {name!r} of the {part} failed: {_first_line(e.__cause__ or e)}; "
-                    f"look at its shapes ({_shape_table(trace)})"
+                    f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
             if bad:
@@ -428,7 +167,7 @@ def _extent(value: Tensor) -> str:
 
 
 def _gradients(program: Program, t: Traces) -> None:
-    loss = sum(s["log_prob"].sum() for trace in t for s in _nodes(trace).values() if "log_prob" in s)
+    loss = sum(s["log_prob"].sum() for trace in t for s in sample_sites(trace).values() if "log_prob" in s)
     parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not parameters:
         raise PpgenError(
@@ -460,7 +199,7 @@ def parameter_name(name: str) -> str:
 def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: int, n: int) -> None:
     for name in structure.names("observed"):
         if not structure.is_local(name):
-            fixed = [(plate, size) for plate, size in _frames(_nodes(t.p)[name]) if size in (n, batch_size)]
+            fixed = [(plate, size) for plate, size in plates_of(sample_sites(t.p)[name]) if size in (n, batch_size)]
             if fixed:
                 raise PpgenError(
                     f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
@@ -500,14 +239,16 @@ def _batch_safe(program: Program, data: Mapping[str, Any], structure: Structure)
         dim = -structure.nesting - 1
         for k in range(2):
             values = {
-                n: _pick(s["value"], dim - s["fn"].event_dim, k) for n, s in _nodes(p).items() if n in structure.latents
+                n: _pick(s["value"], dim - s["fn"].event_dim, k)
+                for n, s in sample_sites(p).items()
+                if n in structure.latents
             }
             one = poutine.trace(poutine.condition(lambda: program.call("model", data), values)).get_trace()
             one.compute_log_prob()
-            for n, s in _nodes(p).items():
-                if s["infer"].get("_deterministic"):
+            for n, s in sample_sites(p).items():
+                if is_deterministic(s):
                     continue
-                many, single = s["log_prob"], _nodes(one)[n]["log_prob"]
+                many, single = s["log_prob"], sample_sites(one)[n]["log_prob"]
                 if many.dim() < -dim or many.shape[dim] != 2:
                     return unsafe(f"the site {n!r} does not follow the plate of particles")
                 if not torch.allclose(many.select(dim, k).sum(), single.sum(), rtol=1e-3, atol=1e-3):

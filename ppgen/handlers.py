@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro.distributions import Unit
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
+from ppgen.sites import is_deterministic, is_factor
 
 if TYPE_CHECKING:
     from ppgen.program import Program
@@ -118,14 +118,6 @@ class Unobserve(Messenger):
     """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] and not is_factor(msg) and not msg["infer"].get("_deterministic"):
+        if msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
             msg["infer"]["was_observed"] = True
-
-
-def is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a `pyro.factor` statement: it adds to the log joint and has no value."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Unit)

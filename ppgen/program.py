@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -128,7 +128,7 @@ class Program(nn.Module):
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the data columns: the arguments of `model`."""
-        return tuple(p.name for p in _parameters(self.model) if p.kind not in _VARIADIC)
+        return arguments(self.model).names
 
     @property
     def has_guide(self) -> bool:
@@ -148,17 +148,16 @@ class Program(nn.Module):
         """Runs `model` or `guide` (named by `part`) on those columns of data that it takes."""
         fn: Callable = self.model if part == "model" else self._autoguide or self.guide
         # an autoguide takes what the model takes
-        signature = _parameters(self.model if fn is self._autoguide or part == "model" else fn)
-        if any(p.kind is p.VAR_KEYWORD for p in signature):
-            kwargs = dict(data)
-        else:
-            kwargs = {p.name: data[p.name] for p in signature if p.name in data}
-        for p in signature:
-            if p.default is p.empty and p.kind not in _VARIADIC and p.name not in kwargs:
+        takes = arguments(self.model if fn is self._autoguide else fn)
+        for name in takes.needed:
+            if name not in data:
                 raise PpgenError(
-                    f"{part}() of {self.name} needs the column {p.name!r}, and the data have {_list(data)}"
-                    f"{nearest(p.name, data)}; name it with columns= (--columns {p.name}=...)"
+                    f"{part}() of {self.name} needs the column {name!r}, and the data have {_list(data)}"
+                    f"{nearest(name, data)}; name it with columns= (--columns {name}=...)"
                 )
+        kwargs = dict(data) if takes.any else {name: data[name] for name in takes.names if name in data}
+        # A flow remembers the last x that it inverted: the same tensor at the next step would be answered from memory.
+        kwargs = {k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         with self.running():
             return fn(**kwargs)
 
@@ -268,13 +267,27 @@ def _with_parameters(program: Program, model: Callable) -> Callable:
     return run
 
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+class Arguments(NamedTuple):
+    """The arguments of a model or guide: names of columns."""
+
+    names: tuple[str, ...]
+    needed: tuple[str, ...]  # those without a default
+    any: bool  # takes whatever is passed: **kwargs
 
 
-def _parameters(fn: Callable) -> list[inspect.Parameter]:
-    if isinstance(fn, nn.Module):
-        fn = fn.forward
-    return list(inspect.signature(fn).parameters.values())
+def arguments(fn: Callable) -> Arguments:
+    """What a function, method or module takes.
+
+    >>> arguments(lambda sigma, y=None: None)
+    Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
+    """
+    parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return Arguments(
+        names=tuple(p.name for p in named),
+        needed=tuple(p.name for p in named if p.default is p.empty),
+        any=any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
 
 
 def autoguide_names() -> tuple[str, ...]:

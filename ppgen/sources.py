@@ -14,6 +14,7 @@ from ppgen import catalog, data
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
+from ppgen.sites import sample_sites
 
 HELD_OUT = "test"
 
@@ -114,7 +115,7 @@ def reads_rows(program: Program, columns: dict[str, Tensor], guide: str | None) 
             trace = pyro.poutine.trace(lambda: program.call("model", few)).get_trace()
     except Exception:  # the checks of the fit say what is wrong with it
         return False
-    return not [n for n in trace.stochastic_nodes if type(trace.nodes[n]["fn"]).__name__ != "_Subsample"]
+    return all(s["is_observed"] for s in sample_sites(trace).values())
 
 
 def of_run(

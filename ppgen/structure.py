@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 
 from ppgen.data import n_rows, row_columns, take
-from ppgen.handlers import Minibatch, is_factor
+from ppgen.handlers import Minibatch
 from ppgen.program import Program
+from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
 
 PARTICLES = "particles"  # the plate of particles, left of every plate of the program
 
@@ -87,6 +88,11 @@ class Structure:
     def globals(self) -> tuple[str, ...]:
         return tuple(n for n in self.latents if not self.is_local(n))
 
+    @property
+    def by_row(self) -> bool:
+        """Whether log p(x, z) − log q(z | x) is a sum over rows: nothing global is drawn, observed or added."""
+        return all(self.is_local(n) for n in (*self.latents, *self.names("observed", "factor", "auxiliary")))
+
 
 def trace_pair(
     program: Program,
@@ -129,11 +135,10 @@ def inspect(
     """
     with torch.random.fork_rng(), torch.no_grad():
         p, q = trace_pair(program, data)
-        sites = tuple(_site(s, "", enumerated) for s in p.nodes.values() if s["type"] == "sample")
-        sites += tuple(
-            _site(s, "auxiliary", ()) for n, s in q.nodes.items() if s["type"] == "sample" and n not in p.nodes
-        )
-        frames = [f for t in (p, q) for s in t.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+        model, guide = sample_sites(p, factors=True), sample_sites(q, factors=True)
+        sites = tuple(_site(s, "", enumerated) for s in model.values())
+        sites += tuple(_site(s, "auxiliary", ()) for n, s in guide.items() if n not in model)
+        frames = [f for s in (*model.values(), *guide.values()) for f in s["cond_indep_stack"]]
         return Structure(
             sites=sites,
             row_plates=_row_plates(program, data, frames, rows),
@@ -145,23 +150,19 @@ def inspect(
 def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
     fn = node["fn"]
     if not role:
-        if node["infer"].get("_deterministic"):
+        if is_deterministic(node):
             role = "deterministic"
         elif is_factor(node):
             role = "factor"
         else:
             role = "observed" if node["is_observed"] else "latent"
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
     frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
-    frames_named = tuple(f.name for f in frames)
     support = None if role in ("factor", "deterministic") else fn.support
     return Site(
         name=node["name"],
         role=role,
-        distribution=type(base).__name__,
-        plates=frames_named,
+        distribution=type(innermost(fn)).__name__,
+        plates=tuple(f.name for f in frames),
         batch_shape=tuple(fn.batch_shape),
         event_shape=tuple(fn.event_shape),
         support="" if support is None else str(support),
@@ -180,8 +181,8 @@ def _row_plates(program: Program, data: Mapping[str, Any], frames: list, rows: t
     n = n_rows(data, rows)
     more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]), rows)
     try:
-        q = poutine.trace(lambda: program.call("model", more)).get_trace()
+        p = poutine.trace(lambda: program.call("model", more)).get_trace()
     except Exception:  # written for one number of rows: told by the size alone
         return frozenset(name for name, size in sizes.items() if size == n)
-    grown = {f.name: f.size for s in q.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]}
+    grown = {f.name: f.size for s in sample_sites(p, factors=True).values() for f in s["cond_indep_stack"]}
     return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size or name == "data")
