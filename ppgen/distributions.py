@@ -62,20 +62,22 @@ class Flat(TorchDistribution):
                 f"Flat got the support {support!r}, expected a constraint; "
                 "pass one such as constraints.positive or constraints.interval(0., 1.)"
             )
-        own = support.event_dim
+        try:
+            self._transform = biject_to(support)
+        except NotImplementedError:
+            raise PpgenError(
+                f"Flat got the support {support}, which has no bijection from the reals; use a "
+                "continuous support, or a proper prior such as Categorical for a discrete one"
+            ) from None
+        # Pyro's positive_ordered_vector says event_dim = 0, and checks vectors; its transform knows
+        own = max(support.event_dim, self._transform.codomain.event_dim)
         if len(shape) < own:
             raise PpgenError(
                 f"Flat({support}) got shape={tuple(shape)}, but a value of that support has {own} "
                 f"dimension(s); pass its shape, as in shape={(3,) * own}"
             )
         try:
-            self._transform = biject_to(support)
             self._free_shape = torch.Size(self._transform.inverse_shape(shape))
-        except NotImplementedError:
-            raise PpgenError(
-                f"Flat got the support {support}, which has no bijection from the reals; use a "
-                "continuous support, or a proper prior such as Categorical for a discrete one"
-            ) from None
         except ValueError as error:
             raise PpgenError(
                 f"Flat({support}) got shape={tuple(shape)}, which no value of that support has "
