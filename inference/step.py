@@ -117,7 +117,9 @@ class Step:
             if run is None or self.asked == "auto":
                 results += self._considered(key, batches[i], rows[i])
                 continue
-            j = next((j for j in range(i + 1, len(rows)) if (shapes(batches[j]), self.objective.training) != key), len(rows))
+            j = next(
+                (j for j in range(i + 1, len(rows)) if (shapes(batches[j]), self.objective.training) != key), len(rows)
+            )
             results += run(batches[i:j], rows[i:j])
         return results
 
@@ -165,7 +167,8 @@ class Step:
         why = self._differs(gradient, batch, row, result, before, start)
         if why:
             self._fall_back(
-                key, f"its trace gives {why}: does the program draw from Python's or NumPy's random, or count its calls?"
+                key,
+                f"its trace gives {why}: does the program draw from Python's or NumPy's random, or count its calls?",
             )
             return result
         if compiled:
@@ -176,7 +179,13 @@ class Step:
         return result
 
     def _differs(
-        self, gradient: Gradient, batch: Mapping[str, Tensor], row: Row, eager: StepResult, before: list[Tensor], start: Tensor
+        self,
+        gradient: Gradient,
+        batch: Mapping[str, Tensor],
+        row: Row,
+        eager: StepResult,
+        before: list[Tensor],
+        start: Tensor,
     ) -> str | None:
         """Runs the graph from the random state and the parameters of the eager step; what it gave else, None if nothing."""
         if not eager.finite:
@@ -315,7 +324,9 @@ def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> St
 class _TraceRun:
     """The gradient from the graph (as it is, or compiled), the update by torch's optimiser."""
 
-    def __init__(self, step: Step, gradient: Gradient, *, compiled: bool = False, batch: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self, step: Step, gradient: Gradient, *, compiled: bool = False, batch: Mapping[str, Tensor] | None = None
+    ):
         self.step, self.gradient = step, gradient
         self._finish: Traced | None = None
         if compiled:
@@ -358,7 +369,9 @@ class _FusedRun:
         self.step = step
         averages = None
         if step.ema is not None:
-            names = {id(p): n.removeprefix("program.") for n, p in step.objective.named_parameters(remove_duplicate=False)}
+            names = {
+                id(p): n.removeprefix("program.") for n, p in step.objective.named_parameters(remove_duplicate=False)
+            }
             averages = [step.ema[names[id(p)]] for p in gradient.parameters]
         self.fused = FusedStep(gradient, step.optimizer, clip=step.clip, averages=averages)
         self.fused.build(batch)

@@ -108,7 +108,10 @@ def _keep_cache() -> None:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Inductor's notes on single operations are not for the people who fit a model."""
-    noisy = [logging.getLogger(n) for n in ("torch._inductor.ir", "torch._inductor.utils", "torch._inductor.select_algorithm")]
+    noisy = [
+        logging.getLogger(n)
+        for n in ("torch._inductor.ir", "torch._inductor.utils", "torch._inductor.select_algorithm")
+    ]
     levels = [n.level for n in noisy]
     for n in noisy:
         n.setLevel(logging.ERROR)

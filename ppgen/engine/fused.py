@@ -43,7 +43,10 @@ class Layout:
         self.values = [self._gather(slot, [p.detach() for p in parameters]) for slot in self.slots]
         old = [optimizer.state.get(p, {}) for p in parameters]
         self.state = {
-            k: [self._gather(s, [_or_zero(o.get(k), p) for o, p in zip(old, parameters, strict=True)]) for s in self.slots]
+            k: [
+                self._gather(s, [_or_zero(o.get(k), p) for o, p in zip(old, parameters, strict=True)])
+                for s in self.slots
+            ]
             for k in keys
         }
         counts = [float(o.get("step", 0.0)) for o in old]
@@ -59,7 +62,9 @@ class Layout:
         return torch.cat([tensors[i].detach().reshape(-1) for i in slot])
 
     def _bind(self, keys: tuple[str, ...], counted: bool, averages: list[Tensor] | None) -> None:
-        states: list[dict[str, Any]] = [{"step": self.counts[i]} if counted else {} for i in range(len(self.parameters))]
+        states: list[dict[str, Any]] = [
+            {"step": self.counts[i]} if counted else {} for i in range(len(self.parameters))
+        ]
         for s, slot in enumerate(self.slots):
             views = self.views(s, self.values[s])
             for i, view in zip(slot, views, strict=True):
@@ -108,7 +113,9 @@ class FusedStep:
     ):  # fmt: skip
         form = functional(optimizer)
         if form is None:
-            raise Untraceable(f"the optimizer {type(optimizer).__name__} with these options has no functional form here")
+            raise Untraceable(
+                f"the optimizer {type(optimizer).__name__} with these options has no functional form here"
+            )
         self.update, self.keys, counted = form
         self.gradient, self.optimizer, self.clip = gradient, optimizer, clip
         trained = set(map(id, gradient.trained))
@@ -128,7 +135,15 @@ class FusedStep:
         """The inputs that are the same tensors at every step; the first ones are written to."""
         layout = self.layout
         states = [t for k in self.keys for t in layout.state[k]]
-        return [*layout.values, *states, *layout.averages, layout.counts, *self.gradient.others, *self.unused, *self.graph.constants]
+        return [
+            *layout.values,
+            *states,
+            *layout.averages,
+            layout.counts,
+            *self.gradient.others,
+            *self.unused,
+            *self.graph.constants,
+        ]
 
     def _step(self, *inputs: Tensor) -> Tensor:
         layout, gradient, o = self.layout, self.gradient, self.optimizer.param_groups[0]
@@ -158,7 +173,10 @@ class FusedStep:
         out = self.graph.graph(*parameters, *others, *weight, *rest, *constants, *noise)
         loss, elbo, gradients, buffers = gradient.outputs(out)
 
-        slots = [gradients[i[0]] if values[s].dim() > 1 else torch.cat([gradients[j].reshape(-1) for j in i]) for s, i in enumerate(layout.slots)]
+        slots = [
+            gradients[i[0]] if values[s].dim() > 1 else torch.cat([gradients[j].reshape(-1) for j in i])
+            for s, i in enumerate(layout.slots)
+        ]
         norm = torch.sqrt(sum((g * g).sum() for g in slots))  # type: ignore[arg-type]
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         if self.clip is not None:
@@ -204,7 +222,9 @@ class FusedStep:
         self._tail = _Tail(self.gradient.columns)
         return self
 
-    def __call__(self, batches: Sequence[Mapping[str, Any]], rows: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+    def __call__(
+        self, batches: Sequence[Mapping[str, Any]], rows: Sequence[tuple[float, float, float]]
+    ) -> list[list[float]]:
         """Runs one step a row (lr, kl_weight, decay of the average) and gives [elbo, norm, finite] of each."""
         fixed, run, extra = self._fixed(), self._run, self._extra
         out: list[Tensor] = []
@@ -230,5 +250,3 @@ class _Tail:
 
 def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if value is None else value
-
-

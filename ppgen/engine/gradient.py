@@ -58,7 +58,7 @@ class Gradient:
             fixed |= {k: fixed[k].clone() for k in changed}
             before = {k: (t, t._version) for k, t in fixed.items()}
             columns = dict(zip(self.columns, inputs[m + warm_up :], strict=True))
-            with _reparametrize_module(objective, {**theta, **fixed}):
+            with _reparametrize_module(objective, {**theta, **fixed}, tie_weights=True):
                 loss, elbo = objective({**columns, **rest}, inputs[m] if warm_up else 1.0)
                 after = {k: _get(objective, k) for k in fixed}
             new = [k for k, (t, version) in before.items() if after[k] is not t or t._version != version]
@@ -66,7 +66,12 @@ class Gradient:
                 changed.extend(new)
             gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
             used[:] = [g is not None for g in gradients]
-            return [loss.detach(), elbo, *(g for g in gradients if g is not None), *(after[k].detach() for k in changed)]
+            return [
+                loss.detach(),
+                elbo,
+                *(g for g in gradients if g is not None),
+                *(after[k].detach() for k in changed),
+            ]
 
         inputs = [p.detach() for p in parameters.values()] + [t.detach() for t in others.values()]
         inputs += [torch.ones(())] * warm_up + [batch[k] for k in self.columns]
@@ -74,8 +79,10 @@ class Gradient:
         if changed:  # once more, so that the buffers themselves are left alone
             self.traced = trace(run, inputs)
         # Some modules keep what they last made (an autoguide its plates): something with a content, then.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            with _reparametrize_module(objective, {k: t.clone() for k, t in objective.named_buffers()}):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            with _reparametrize_module(
+                objective, {k: t.clone() for k, t in objective.named_buffers()}, tie_weights=True
+            ):
                 objective(batch)
         self.parameters = list(parameters.values())
         self.trained = [p for p, u in zip(self.parameters, used, strict=True) if u]

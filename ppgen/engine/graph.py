@@ -29,7 +29,8 @@ def simplify(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]
     constants = _lift_constants(graph)
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
         value = node.meta.get("val")
-        node.meta = {"like": (value.shape, value.dtype, value.is_contiguous())} if isinstance(value, Tensor) else {}
+        plain = isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape)
+        node.meta = {"like": (value.shape, value.dtype, value.is_contiguous())} if plain else {}
     g.lint()
     graph.recompile()
     return graph, constants
@@ -40,6 +41,7 @@ def _same_shape(node: fx.Node) -> bool:
     return (
         isinstance(before, Tensor)
         and isinstance(after, Tensor)
+        and all(isinstance(n, int) for n in (*before.shape, *after.shape))
         and before.shape == after.shape
         and before.stride() == after.stride()
     )

@@ -7,6 +7,7 @@ nothing of the data can be baked into the graph: a line that needs the content (
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import re
 import sys
@@ -61,11 +62,20 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
     Raises:
         Untraceable: the function needs a value, not a shape, to decide what to do next.
     """
-    try:
+
+    def run(**mode: Any) -> fx.GraphModule:
         with _quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-            graph = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    except Exception as e:
-        raise Untraceable(blame(e)) from e
+            return make_fx(fn, **mode)(*inputs)
+
+    try:
+        graph = run(tracing_mode="fake", _allow_non_fake_inputs=True)
+    except Exception:  # some constants must have their content (the places of a mask): then all tensors may have theirs
+        try:
+            with _no_way_out():
+                graph = run(tracing_mode="real")
+            _require_shapes(graph)
+        except Exception as e:
+            raise e if isinstance(e, Untraceable) else Untraceable(blame(e)) from e
     return Traced(*simplify(graph))
 
 
@@ -75,10 +85,57 @@ def _quiet() -> Iterator[None]:
 
     def tracing() -> bool | None:
         # torch.distributions asks too, and would draw in another way than it does eagerly.
-        return sys._getframe(1).f_globals.get("__name__", "").startswith("pyro.") or None
+        return _caller().startswith("pyro.") or None
 
-    with pyro.validation_enabled(False), mock.patch.object(torch._C, "_get_tracing_state", tracing):
+    def masked_select(self: Tensor, mask: Tensor) -> Tensor:
+        # How TraceEnum_ELBO leaves out what has probability 0 before it takes an inner product.
+        return torch.where(mask, self, 0.0) if _caller() == "pyro.infer.util" else select(self, mask)
+
+    select = Tensor.masked_select
+    with (
+        pyro.validation_enabled(False),
+        mock.patch.object(torch._C, "_get_tracing_state", tracing),
+        mock.patch.object(Tensor, "masked_select", masked_select),
+        mock.patch.object(pyro.util, "torch_isnan", lambda x: False),
+        mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
+    ):
         yield
+
+
+@contextmanager
+def _no_way_out() -> Iterator[None]:
+    """Tensors have a content, and nothing may take it out of torch unseen."""
+
+    def refuse(self: Tensor, *_: Any, **__: Any) -> Any:
+        raise Untraceable(blame_here())
+
+    with contextlib.ExitStack() as stack:
+        for name in ("numpy", "tolist", "__array__"):
+            stack.enter_context(mock.patch.object(Tensor, name, refuse))
+        yield
+
+
+def _require_shapes(graph: fx.GraphModule) -> None:
+    """
+    Raises:
+        Untraceable: the shape of something depends on the content of an input.
+    """
+    tainted: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or any(n in tainted for n in node.all_input_nodes):
+            tainted.add(node)
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        deciding = node.all_input_nodes
+        if node.target in (torch.ops.aten.index.Tensor, torch.ops.aten.masked_select.default):
+            deciding = [n for n in deciding if getattr(n.meta.get("val"), "dtype", None) in (torch.bool, torch.uint8)]
+        if tainted.intersection(deciding):
+            raise Untraceable(f"{node.target}: the shape of its result depends on the values")
+
+
+def _caller() -> str:
+    """The module that called the function that asks."""
+    return sys._getframe(2).f_globals.get("__name__", "")
 
 
 def executable(graph: fx.GraphModule) -> Callable[..., Any]:
@@ -122,23 +179,43 @@ def blame(error: BaseException) -> str:
     reason = _reason(error)
     if frame is None:
         return reason
-    file, line = frame
-    return f"{Path(file).name}:{line}: `{linecache.getline(file, line).strip()}` ({reason})"
+    return f"{_where(*frame)} ({reason})"
+
+
+def blame_here() -> str:
+    """As `blame`, of the line that is running now."""
+    frames = []
+    frame = sys._getframe(2)
+    while frame is not None:
+        frames.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back  # type: ignore[assignment]
+    own = next((f for f in frames if _kind(f[0]) == "own"), None)
+    reason = "it takes the tensor out of torch"
+    return reason if own is None else f"{_where(*own)} ({reason})"
+
+
+def _where(file: str, line: int) -> str:
+    return f"{Path(file).name}:{line}: `{linecache.getline(file, line).strip()}`"
+
+
+def _kind(file: str) -> str:
+    """Whose code a file is: the author's own, a library's, or torch's."""
+    path = Path(file)
+    if file.startswith("<") or "torch" in path.parts:
+        return "torch"
+    inside = "site-packages" in path.parts or "contextlib.py" in file or "unittest" in path.parts
+    if inside or (path.is_relative_to(_HERE) and path.parent.name != "models") or path.parent.name == "inference":
+        return "library"
+    return "own"
 
 
 def _own_frame(tb: TracebackType | None) -> tuple[str, int] | None:
-    best, library = None, None
+    found: dict[str, tuple[str, int]] = {}
     while tb is not None:
         file = tb.tb_frame.f_code.co_filename
-        path = Path(file)
-        if file.startswith("<") or "torch" in path.parts:
-            pass
-        elif "site-packages" in path.parts or (path.is_relative_to(_HERE) and "models" not in path.parts):
-            library = (file, tb.tb_lineno)
-        elif path.parent.name != "inference" or "ppgen" not in str(path.parent.parent):
-            best = (file, tb.tb_lineno)
+        found[_kind(file)] = (file, tb.tb_lineno)
         tb = tb.tb_next
-    return best or library
+    return found.get("own") or found.get("library")
 
 
 def _reason(error: BaseException) -> str:
