@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.distributions import Delta
 from torch import Tensor
 
 from ppgen.agreement import observed_in_support
@@ -26,6 +25,7 @@ from ppgen.inference.elbo import log_weights
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
+from ppgen.sites import is_delta
 from ppgen.structure import Structure, trace_pair
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
@@ -204,10 +204,7 @@ def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure
     with torch.random.fork_rng():
         one, two = (trace_pair(program, few).q.nodes for _ in range(2))
     for name in structure.latents:
-        fn = one[name]["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
-        if isinstance(fn, Delta) and torch.equal(one[name]["value"], two[name]["value"]):
+        if is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"

@@ -26,7 +26,13 @@ from ppgen.structure import PARTICLES, Structure, Traces, inspect, trace_pair
 
 
 def check(
-    program: Program, data: Mapping[str, Any], *, batch_size: int | None = None, enumerated: tuple[str, ...] = ()
+    program: Program,
+    data: Mapping[str, Any],
+    *,
+    batch_size: int | None = None,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    learn: bool = True,
 ) -> Structure:
     """Runs every check of the contract and returns the program's structure. The random state is left as it was.
 
@@ -35,13 +41,16 @@ def check(
         data: the columns, all rows.
         batch_size: rows a step, if fewer than all.
         enumerated: discrete latents that are summed out: the guide does not have them.
+        rows: the row columns, where these data are a few rows that do not tell them.
+        learn: whether it is to be trained: then each parameter must get a gradient.
 
     Raises:
         PpgenError: one sentence on the first thing that is wrong.
     """
     columns(program, data)
     data_module.validate(data)
-    n = data_module.n_rows(data)
+    rows = rows or data_module.row_columns(data)
+    n = data_module.n_rows(data, rows)
     minibatch = batch_size is not None and batch_size < n
     batch = data_module.take(data, torch.arange(batch_size)) if minibatch else data
     with torch.random.fork_rng(), pyro.validation_enabled(False):
@@ -51,12 +60,13 @@ def check(
         plates_fit(apart)
         supports_match(apart)
         t = _run(program, batch)
-        structure = inspect(program, batch, enumerated=enumerated, rows=data_module.row_columns(data))
+        structure = inspect(program, batch, enumerated=enumerated, rows=rows)
         if minibatch:
             _minibatch(program, structure, t, batch_size, n)
         _log_probs(t, structure, enumerated)
         if not enumerated:
-            _gradients(program, t)
+            if learn:
+                _gradients(program, t)
             return _batch_safe(program, batch, structure)
     return structure
 
