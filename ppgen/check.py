@@ -189,8 +189,9 @@ def _gradients(program: Program, t: Traces) -> None:
             f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
         )
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    replaced = program._autoguide is not None and type(program).guide is not Program.guide  # its parameters rest
     for name, g in zip(parameters, gradients, strict=True):
-        if g is None:
+        if g is None and not replaced:
             raise PpgenError(
                 f"the parameter {parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
                 "use it, remove it, "
