@@ -27,7 +27,6 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import write_atomic
-from ppgen.handlers import Unobserve
 from ppgen.inference.diagnose import GOOD_K, Diagnosis, diagnose
 from ppgen.inference.posterior import posterior
 from ppgen.inference.sample import reconstruct, sample
@@ -73,7 +72,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
     figures = {
         "elbo": elbo_figure(run),
-        "samples": samples_figure(run, data=columns, seed=seed),
+        "samples": samples_figure(run, _first(run, columns, ROWS), seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
         "khat": khat_figure(d),
@@ -141,47 +140,68 @@ def _per(run: Run) -> int:
 
 def samples_figure(
     run: Run,
-    drawn: Mapping[str, Tensor] | None = None,
     data: Mapping[str, Tensor] | None = None,
     *,
+    drawn: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None = None,
     seed: int | None = 0,
 ) -> Figure | None:
-    """Draws of the observed sites: images, points, or histograms.
+    """Draws of the observed site: images, points, or histograms.
 
     Args:
-        drawn: what `sample` returned; None draws it.
-        data: shown beside the draws where they are no images; its covariates are what is given.
+        data: shown beside the draws where they are no images; their covariates are given to the model.
+        drawn, given: what `sample` returned, and what it was given; None draws it.
     """
-    observed = [n for n in run.structure.names("observed") if drawn is None or n in drawn]
-    given = {k: v for k, v in (data or {}).items() if k not in run.structure.names("observed")}
+    seen, covariates = _seen(run, data) if data else ({}, {})
     if drawn is None:
-        n = 64 if _image_shape(run, observed[0]) else ROWS
-        rows = data_module.n_rows(data) if data else 0
-        if set(given) & set(data_module.row_columns(data) if data else ()) and not run.structure.globals:
-            n = min(n, rows)  # a covariate a draw
-            given = {k: v[:n] if v.dim() and len(v) == rows else v for k, v in given.items()}
-        elif run.structure.globals:
-            n = 100
-        drawn = sample(run, n, given=given, seed=seed)
-    name = observed[0]
+        drawn, given = _draw(run, data or {}, covariates, seed)
+    name = next((n for n in run.structure.names("observed") if n in drawn), None)
+    if name is None:
+        return None
     value = drawn[name].detach()
     shape = _image_shape(run, name)
     if shape:
-        return _image_draws(run, name, drawn, given, shape, seed)
-    x = value.flatten(0, 1) if value.dim() > 1 and run.structure.globals else value
-    x = x.reshape(len(x), -1).double().numpy()
-    seen = _flat(data[name]) if data and name in data and data[name].dim() else None
-    what = "from the prior: " if run.structure.globals else ""
-    if x.shape[1] == 2:
-        return _planes({"data": seen, f"draws {what}{name} ~ p({name})": x}, name)
-    return _histograms({"data": seen, f"draws {what}{name} ~ p({name})": x}, name)
+        return _image_draws(run, name, drawn, given or {}, shape)
+    event = len(run.structure[name].event_shape)
+    x = value.reshape(-1, *value.shape[value.dim() - event :])  # draws of whole data sets: all their rows
+    what = f"{name} ~ p({name})" + (", latents from the prior" if run.structure.globals else "")
+    sets = {"data": _flat(seen[name]) if name in seen else None, f"draws {what}": _flat(x)}
+    return _planes(sets, name) if event == 1 and x.shape[1:].numel() == 2 else _histograms(sets, name)
+
+
+def _draw(
+    run: Run, data: Mapping[str, Tensor], covariates: Mapping[str, Tensor], seed: int | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draws for a picture, and what they were given: one a row of the covariates, where the data have some."""
+    name = run.structure.names("observed")[0]
+    n = 100 if run.structure.globals else 64 if _image_shape(run, name) else ROWS
+    given = dict(covariates)
+    rows = [k for k in given if k in run.structure.row_columns]
+    if rows and not run.structure.globals:
+        n = min(n, data_module.n_rows(data))
+        given |= {k: given[k][:n] for k in rows}
+    return sample(run, n, given=given, seed=seed), given
+
+
+@torch.no_grad()
+def _seen(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What each observed site is given out of the data, and the columns that no site observes: the covariates."""
+    program = run.program
+    with default_dtype(run.dtype), pyro.validation_enabled(False), torch.random.fork_rng():
+        nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
+    seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
+    taken = {v.data_ptr() for v in seen.values()}
+    return seen, {k: v for k, v in data.items() if v.data_ptr() not in taken}
 
 
 def _image_draws(
-    run: Run, name: str, drawn: Mapping[str, Tensor], given: Mapping[str, Tensor], shape: tuple[int, ...], seed: Any
+    run: Run, name: str, drawn: Mapping[str, Tensor], given: Mapping[str, Tensor], shape: tuple[int, ...]
 ) -> Figure:
     n = min(len(drawn[name]), 64)
     held = {k: v[:n] for k, v in drawn.items() if k in run.structure.latents}
+    rows = run.structure.row_columns
+    given = {k: v[:n].expand(n, *v.shape[1:]) if k in rows and v.dim() else v for k, v in given.items()}
+    given |= {k: v.expand(n) for k, v in given.items() if k in rows and not v.dim()}
     means = _means(run, name, held, n, given) if held else None
     panels = 2 if means is not None else 1
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
@@ -196,14 +216,14 @@ def _image_draws(
 
 @torch.no_grad()
 def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mapping[str, Tensor]) -> Tensor | None:
-    """E[x | z] at latents that were drawn; None where the distribution has no mean of its own."""
+    """E[x | z] at latents that were drawn; None where the model does not say."""
     program = run.program
-    model = poutine.condition(Unobserve()(lambda: program.call("model", given)), dict(held))
+    model = poutine.condition(lambda: program.call("model", given), dict(held))
     with default_dtype(run.dtype), pyro.validation_enabled(False), asked_rows(n), torch.random.fork_rng():
-        fn = poutine.trace(model).get_trace().nodes[name]["fn"]
         try:
+            fn = poutine.trace(model).get_trace().nodes[name]["fn"]
             return fn.mean.expand(fn.shape())
-        except NotImplementedError:
+        except (NotImplementedError, PpgenError):  # no mean, or a column that the model cannot be run without
             return None
 
 
@@ -218,8 +238,8 @@ def _image_shape(run: Run, name: str) -> tuple[int, ...] | None:
         return event
     if len(event) == 3 and event[0] in (1, 3) and event[1] == event[2]:
         return event[1:] if event[0] == 1 else event
-    column = run.example.get(name)
-    if len(event) != 1 or column is None or column.min() < 0 or column.max() > 255:
+    values = _seen(run, run.example)[0].get(name)
+    if len(event) != 1 or values is None or values.min() < 0 or values.max() > 255:
         return None
     for channels in (1, 3):
         side = math.isqrt(event[0] // channels)
@@ -301,22 +321,22 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
     """x beside E[x | z], z ~ q(z | x); with a global latent, x beside its posterior predictive."""
     if not run.structure.latents:
         return None
-    observed = [n for n in run.structure.names("observed") if n in data]
-    if not observed:
-        return None
-    name = observed[0]
-    if run.structure.globals:
-        return _predictive(run, data, name, seed)
     few = _first(run, data, ROWS)
+    seen = _seen(run, few)[0]
+    name = next(iter(seen), None)
+    if name is None:
+        return None
+    if run.structure.globals:
+        return _predictive(run, data, name, seen[name], seed)
     again, shape = reconstruct(run, few, seed=seed)[name], _image_shape(run, name)
     if shape:
         n = min(20, len(again))
         figure, axes = _figure(8.2, 4.9)
-        pairs = torch.cat([torch.cat([few[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
+        pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
         _grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
-    x, y = _flat(few[name]), _flat(again)
+    x, y = _flat(seen[name]), _flat(again)
     figure, (axis,) = _figure(4.4, 4.4)
     if x.shape[1] == 2:
         x, y = x[:300], y[:300]
@@ -335,21 +355,23 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
     return figure
 
 
-def _predictive(run: Run, data: Mapping[str, Tensor], name: str, seed: int | None) -> Figure | None:
+def _predictive(
+    run: Run, data: Mapping[str, Tensor], name: str, observed: Tensor, seed: int | None
+) -> Figure | None:
     tree = posterior(run, data, draws=500, seed=seed, prior=False)
     if name not in tree.posterior_predictive:
         return None
     variable = tree.posterior_predictive[name]
-    draws, seen = variable.values[0].reshape(500, -1), _flat(data[name]).ravel()
+    draws, seen = variable.values[0].reshape(500, -1), observed.double().numpy().ravel()
     if draws.shape[1] != len(seen):
         return None
     names = _entry_names(variable)
-    figure, (axis,) = _figure(6.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
+    figure, (axis,) = _figure(7.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
     _intervals(axis, draws, names)
     at = -np.arange(min(len(seen), INTERVALS))
     axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{name}, observed")
     axis.set(xlabel=name, title=f"Posterior predictive of {name}")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -423,13 +445,13 @@ def _means_panel(figure: Figure, axis: Axes, means: np.ndarray, name: str, label
 
 def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis | None, seed: int | None) -> Figure:
     tree = diagnosis.tree if diagnosis is not None else posterior(run, data, draws=500, seed=seed, predictive=False)
-    groups = [tree.posterior[n] for n in [*run.structure.globals, *run.structure.locals]]
+    groups = list(tree.posterior.data_vars.values())
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
     names = [n for v in groups for n in _entry_names(v)]
-    figure, (axis,) = _figure(6.4, 0.9 + 0.24 * min(len(names), INTERVALS))
+    figure, (axis,) = _figure(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
     _intervals(axis, draws, names)
     axis.set(xlabel="value", title="Posterior of the latents, under the guide")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 

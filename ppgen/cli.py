@@ -229,11 +229,12 @@ def sample(
     fitted = Run.load(run)
     path = out or run / "samples.png"
     check_suffix(path)
-    drawn = inference.sample(fitted, n, given=_held(given or []), seed=seed)
+    held = _held(given or [])
+    drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
         from ppgen.inference.plot import samples_figure, save
 
-        figure = samples_figure(fitted, drawn, seed=seed)
+        figure = samples_figure(fitted, drawn=drawn, given=_columns(held, fitted))
         if figure is None:
             raise PpgenError(f"{fitted.program.name} has nothing that could be drawn; write the sites with --out x.npz")
         save(figure, path)
@@ -267,10 +268,11 @@ def evaluate(
     if json:
         print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
         return
+    unit = "nats a row" if found.per == "row" else "nats"
     words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws", "exact": "log p(x)"}
     bits = found.dims is not None
     print_table(
-        ["", "kind", f"nats a {found.per}", "± Monte Carlo", "± rows", *(["bits/dim"] if bits else [])],
+        ["", "kind", unit, "± Monte Carlo", "± rows", *(["bits/dim"] if bits else [])],
         [
             [words.get(b["name"], b["name"]), {"lower": "lower bound"}.get(b["kind"], b["kind"]), b["nats"], b["se"]]
             + [b["rows_se"], *([b["bits_per_dim"]] if bits else [])]
@@ -590,6 +592,13 @@ def _held(items: list[str]) -> dict[str, Any] | None:
         else:
             held |= data.load(item)
     return held or None
+
+
+def _columns(held: dict[str, Any] | None, run: Run) -> dict[str, Any]:
+    from ppgen.run import prepare_columns
+
+    columns = prepare_columns(held or {}, run.program, run.dtype) if held else {}
+    return {k: v for k, v in columns.items() if k in run.program.columns}
 
 
 def _amortised(run: Run) -> bool:

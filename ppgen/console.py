@@ -92,18 +92,22 @@ def console(stream: TextIO | None = None) -> Any:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table; columns of numbers are aligned to the right."""
+    """A table and a blank line; columns of numbers are aligned to the right."""
     from rich import box
     from rich.table import Table
 
     rows = [[_cell(value) for value in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(head):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    screen = console()
+    if title:
+        screen.print(title, style="bold", soft_wrap=True)
+    screen.print(table)
+    print()
 
 
 def _cell(value: Any) -> str:

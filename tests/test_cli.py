@@ -1,0 +1,481 @@
+"""The command line: every command on small programs, what wrong input says, exit codes, Ctrl-C."""
+
+import csv
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ppgen
+from ppgen import cli, inference, progress
+from ppgen.run import Run
+
+LINE = '''"""z ~ N(0, 1), x | z ~ N(a z, 0.5)."""
+import pyro
+import torch
+from pyro.distributions import Normal
+
+import ppgen
+
+data = {"x": torch.linspace(-2.0, 2.0, 40)}
+
+
+class Line(ppgen.Program):
+    """A line.
+
+    Args:
+        a: the slope to
+            begin with.
+    """
+
+    def __init__(self, a: float = 1.0):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(a))
+        self.encoder = torch.nn.Linear(1, 2)
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            return pyro.sample("x", Normal(self.a * z, 0.5), obs=x)
+
+    def guide(self, x):
+        loc, log_scale = self.encoder(x[:, None]).unbind(-1)
+        with ppgen.rows(x):
+            pyro.sample("z", Normal(loc, log_scale.exp()))
+'''
+
+PAIR = """import pyro, torch
+from pyro.distributions import Normal
+
+data = "table.csv"  # beside this file
+
+def model(x, y=None):
+    slope = pyro.sample("slope", Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", Normal(slope * x, 0.1), obs=y)
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Runs the command line in an empty folder: call("fit", ..., code=0) -> (stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PPGEN_DATA", raising=False)
+
+    def run(*args, code: int = 0) -> tuple[str, str]:
+        result = CliRunner().invoke(cli.app, [str(a) for a in args])
+        assert result.exit_code == code, result.output
+        return result.stdout, result.stderr
+
+    return run
+
+
+@pytest.fixture
+def line(tmp_path):
+    path = tmp_path / "line.py"
+    path.write_text(LINE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A run of the line, 60 steps."""
+    folder = tmp_path_factory.mktemp("line")
+    (folder / "line.py").write_text(LINE)
+    result = CliRunner().invoke(
+        cli.app, ["fit", str(folder / "line.py"), "--out", str(folder / "run"), "--steps", "60", "--lr", "0.05"]
+    )
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys; from ppgen.cli import main; sys.argv = ['ppgen', '--help']\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'pyro', 'numpy', 'rich', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for name in ("fit", "sample", "evaluate", "diagnose", "plot", "check", "new", "list"):
+        assert f"\n  {name} " in run.stdout
+
+
+@pytest.mark.parametrize("name", ["fit", "sample", "evaluate", "diagnose", "plot", "check", "new", "list"])
+def test_each_command_has_help(call, name):
+    assert f"ppgen {name}" in call(name, "--help")[0]
+
+
+def test_no_command_is_help_and_version(call):
+    assert "Commands" in call()[0]
+    assert call("--version")[0] == f"ppgen {ppgen.__version__}\n"
+
+
+def test_defaults_are_those_of_the_functions():
+    """The layer is thin: an option left out is the function's own default."""
+    shell = {n: p.default for n, p in inspect.signature(cli.fit).parameters.items()}
+    library = {n: p.default for n, p in inspect.signature(inference.fit).parameters.items()}
+    shared = set(shell) & set(library) - {"program", "data"}
+    assert {"steps", "lr", "engine", "patience", "seed", "log_every", "guide"} <= shared
+    assert {n: shell[n] for n in shared} == {n: library[n] for n in shared}
+    options = {n for n in library if n not in ("valid", "source", "report")}
+    assert options <= set(shell), "an option of fit that the shell lacks"
+
+
+# ---------------------------------------------------------------- fit
+
+
+def test_fit_leaves_a_run_and_says_where(call, line, tmp_path):
+    out, err = call("fit", line, "--steps", 20, "--set", "a=0.5", "--seed", 3)
+    assert err == ""
+    assert "Line on its own data: 40 rows (all)" in out
+    assert "step 20/20  ELBO " in out and "nats a row" in out and "steps/s" in out
+    assert out.endswith("run  runs/line-1\n")
+    run = Run.load(tmp_path / "runs" / "line-1")
+    assert run.config["program"]["arguments"] == {"a": 0.5}
+    assert run.config["seed"] == 3 and run.config["fit"]["steps"] == 20
+    assert call("fit", line, "--steps", 2, "--quiet")[0].splitlines()[-1] == "run  runs/line-2"
+
+
+def test_fit_is_the_function(call, line, tmp_path):
+    """The same seed gives the same parameters from the shell as from Python."""
+    call("fit", line, "--steps", 15, "--lr", 0.01, "--seed", 7, "--out", "a", "-q")
+    found = ppgen.run.catalog.find(str(line))
+    torch.manual_seed(7)
+    program = found.target()
+    inference.fit(program, found.data, steps=15, lr=0.01, seed=7)
+    here = Run.load(tmp_path / "a").program.state_dict()
+    assert all(torch.equal(v, here[k]) for k, v in program.state_dict().items())
+
+
+def test_fit_json_is_all_of_stdout(call, line):
+    out, err = call("fit", line, "--steps", 20, "--out", "r", "--json")
+    figures = json.loads(out)
+    assert "steps/s" in err
+    assert figures["run"] == "r" and figures["steps"] == 20 and figures["rows"] == 40 and figures["per"] == "row"
+    last = Run.load("r").rows[-1]
+    assert figures["elbo"] == pytest.approx(last["elbo"] / 40)
+    assert figures["elbo_se"] is None or figures["elbo_se"] > 0
+
+
+def test_fit_takes_a_file_and_its_columns(call, tmp_path):
+    (tmp_path / "pair.py").write_text(PAIR)
+    with open(tmp_path / "table.csv", "w") as f:
+        f.write("a,b\n" + "".join(f"{i / 10},{i / 5}\n" for i in range(20)))
+    out, _ = call("fit", "pair.py", "--data", "table.csv", "--columns", "x=a,y=b", "--steps", 300, "--lr", 0.05,
+                  "--out", "r", "--seed", 1)  # fmt: skip
+    assert "pair" not in out and "20 rows (all)" in out and "nats a row" not in out  # slope is global: of the data set
+    run = Run.load("r")
+    assert run.config["data"]["columns"] == {"x": "a", "y": "b"}
+    assert run.config["data"]["source"] == str(tmp_path / "table.csv")
+    assert set(run.data()) == {"x", "y"}
+    assert run.program.autoguide.median()["slope"].item() == pytest.approx(2.0, abs=0.2)
+
+
+def test_data_that_the_file_names_is_found_beside_it(call, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "pair.py").write_text(PAIR)
+    (tmp_path / "there" / "table.csv").write_text("x,y\n1,2\n2,4\n3,6\n")
+    call("fit", "there/pair.py", "--steps", 2, "--out", "r", "-q")
+    assert Run.load("r").config["data"]["source"] == str(tmp_path / "there" / "table.csv")
+
+
+def test_built_in_label_is_passed_only_where_it_is_taken(call, tmp_path):
+    call("fit", "ppca", "--data", "digits", "--steps", 2, "--out", "a", "-q", "--set", "latent=2")
+    call("fit", "vae", "--data", "digits", "--steps", 2, "--out", "b", "-q", "--set", "classes=10")
+    assert set(Run.load("a").data()) == {"x"} and set(Run.load("b").data()) == {"x", "y"}
+    recorded = Run.load("a").config["data"]
+    assert (recorded["split"], recorded["valid_split"], recorded["rows"], recorded["valid_rows"]) == (
+        "train", "valid", 1437, 180,
+    )  # fmt: skip
+    assert "valid_elbo" in Run.load("a").rows[-1]
+    call("fit", "ppca", "--data", "digits", "--split", "all", "--steps", 2, "--out", "c", "-q")
+    assert Run.load("c").config["data"]["rows"] == 1797
+
+
+def test_valid_rows_are_followed_only_by_a_guide_that_reads_them(call, tmp_path):
+    table = {"x_train": np.zeros((30, 2), np.float32), "x_test": np.ones((10, 2), np.float32)}
+    np.savez(tmp_path / "t.npz", **table)
+    (tmp_path / "local.py").write_text(
+        "import pyro, ppgen\nfrom pyro.distributions import Normal\n\n"
+        "class Local(ppgen.Program):\n"
+        "    def model(self, x=None):\n"
+        "        with ppgen.rows(x):\n"
+        "            z = pyro.sample('z', Normal(0., 1.))\n"
+        "            pyro.sample('x', Normal(z[..., None], 1.).expand(z.shape + (2,)).to_event(1), obs=x)\n"
+    )
+    call("fit", "local.py", "--data", "t.npz", "--steps", 3, "--out", "r", "-q")
+    assert Run.load("r").config["data"]["valid_split"] is None
+
+
+def test_resume_goes_on(call, line):
+    call("fit", line, "--steps", 10, "--out", "r", "-q")
+    call("fit", line, "--steps", 25, "--out", "whole", "-q")
+    out, _ = call("fit", "--resume", "r", "--steps", 25, "--json")
+    assert json.loads(out)["steps"] == 25
+    a, b = Run.load("r").program.state_dict(), Run.load("whole").program.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert call("fit", "--resume", "r", "-q")[0]  # nothing left to do is no error
+
+
+# ---------------------------------------------------------------- what a run is asked
+
+
+def test_sample_writes_each_format(call, fitted, tmp_path):
+    from matplotlib.image import imread
+
+    out, _ = call("sample", fitted, "-n", 12, "--out", "x.npz", "--json")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as saved:
+        npz = dict(saved)
+    assert json.loads(out)["sites"] == {"z": [12], "x": [12]} and {k: v.shape for k, v in npz.items()} == {
+        "z": (12,), "x": (12,),
+    }  # fmt: skip
+    call("sample", fitted, "-n", 12, "--out", "x.csv")
+    rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
+    np.testing.assert_allclose([float(r["x"]) for r in rows], npz["x"], rtol=1e-6)  # one seed, the same draws
+    call("sample", fitted, "-n", 12, "--out", "x.png")
+    assert imread(tmp_path / "x.png").ndim == 3
+    assert "samples.png" in call("sample", fitted)[0] and (fitted / "samples.png").is_file()
+
+
+def test_sample_holds_what_is_given(call, fitted, tmp_path):
+    call("sample", fitted, "-n", 5, "--given", "z=1.5", "--out", "a.npz")
+    np.savez(tmp_path / "given.npz", z=np.full(5, 1.5, np.float32))
+    call("sample", fitted, "-n", 5, "--given", "given.npz", "--out", "b.npz")
+    with np.load("a.npz") as a, np.load("b.npz") as b:
+        assert (a["z"] == 1.5).all() and np.array_equal(a["x"], b["x"])
+
+
+def test_evaluate_is_loglik(call, fitted):
+    out, _ = call("evaluate", fitted, "--particles", 50, "--json")
+    found = json.loads(out)
+    run = Run.load(fitted)
+    again = inference.loglik(run, {"x": torch.linspace(-2.0, 2.0, 40)}, particles=50, seed=0)
+    assert [b["nats"] for b in found["bounds"]] == pytest.approx([b.mean for b in again.bounds])
+    assert found["rows"] == 40 and found["per"] == "row" and found["bounds"][0]["kind"] == "lower"
+    out, _ = call("evaluate", fitted, "--particles", 50)
+    assert "lower bound" in out and "nats a row" in out and "± Monte Carlo" in out and "bits/dim" not in out
+
+
+def test_evaluate_takes_the_test_split_and_bits(call):
+    call("fit", "vae", "--data", "digits", "--steps", 3, "--out", "r", "-q", "--set", "latent=2")
+    out, _ = call("evaluate", "r", "--particles", 5)
+    assert "digits (test), 180 rows" in out and "bits/dim" in out
+    assert "digits (valid)" in call("evaluate", "r", "--split", "valid", "--particles", 2)[0]
+    found = json.loads(call("evaluate", "r", "--data", "digits", "--particles", 5, "--json")[0])
+    assert found["rows"] == 180
+    best = found["bounds"][-1]
+    assert best["bits_per_dim"] == pytest.approx(-best["nats"] / (64 * np.log(2)))
+
+
+def test_diagnose_writes_the_posterior(call, fitted, tmp_path):
+    import xarray
+
+    out, _ = call("diagnose", fitted, "--out", "p.nc", "--draws", 20, "--particles", 100)
+    assert "ArviZ summary" in out and "Pareto k-hat" in out and "\n- " in out and out.endswith("posterior p.nc\n")
+    tree = xarray.open_datatree(tmp_path / "p.nc")
+    assert tree.posterior["z"].shape == (1, 20, 40) and "log_likelihood" in tree.children
+    tree.close()
+    found = json.loads(call("diagnose", fitted, "--draws", 20, "--particles", 100, "--json")[0])
+    assert len(found["khat"]) == 40 and "z[0]" in found["summary"] and found["findings"]
+    assert (fitted / "posterior.nc").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["p.nc"]
+
+
+def test_plot_names_its_files(call, fitted):
+    files = json.loads(call("plot", fitted, "--out", "here", "--json")[0])["files"]
+    assert "here/elbo.png" in files and all(os.path.getsize(f) > 1000 for f in files)
+
+
+def test_check_shows_the_sites(call, line):
+    out, _ = call("check", line)
+    assert "every check passed" in out and "latent" in out and "data (rows)" in out and "a row each" in out
+    found = json.loads(call("check", line, "--json")[0])
+    assert [s["name"] for s in found["sites"]] == ["z", "x"] and found["row_plates"] == ["data"]
+    assert found["columns"]["x"] == {"shape": [40], "dtype": "torch.float32", "rows": True}
+    assert "AutoNormal" in call("check", line, "--guide", "AutoNormal")[0]
+    out, _ = call("check", "eight_schools", "--data", "eight_schools")
+    assert "school" in out and "AutoNormal" in out
+    assert not os.path.exists("runs")
+
+
+def test_new_writes_a_program_that_fits(call, tmp_path):
+    assert "ppgen fit my_model.py" in call("new", "my_model.py")[0]
+    text = (tmp_path / "my_model.py").read_text()
+    assert "class MyModel(ppgen.Program):" in text and "{{" not in text
+    call("check", "my_model.py")
+    out, _ = call("fit", "my_model.py", "--steps", 3)
+    assert "MyModel on moons" in out
+    _, err = call("new", "my_model.py", code=2)
+    assert "not overwritten" in err and (tmp_path / "my_model.py").read_text() == text
+
+
+def test_list(call):
+    out, _ = call("list")
+    for word in ("vae", "digits", "AutoNormal", "analytic"):
+        assert word in out
+    assert "Adam" in call("list", "optimizers")[0] and "cosine" in call("list", "schedules")[0]
+    assert "vae" in json.loads(call("list", "models", "--json")[0])["models"]
+    out, _ = call("list", "vae")
+    assert "latent" in out and "20" in out and "from the data" in out
+
+
+def test_list_shows_the_arguments_of_a_file(call, line):
+    found = json.loads(call("list", line, "--json")[0])["arguments"]
+    assert found == [{"name": "a", "default": "1.0", "help": "the slope to begin with."}]
+
+
+# ---------------------------------------------------------------- wrong input
+
+WRONG = {
+    "no such command": ("fitt x", "Did you mean 'fit'"),
+    "no such option": ("fit line.py --stps 3", "No such option"),
+    "not a number": ("fit line.py --steps many", "--steps"),
+    "no program": ("fit", "no program to fit"),
+    "no such model": ("fit vea --data digits", "did you mean 'vae'"),
+    "no such file": ("fit nothing.py", "no file nothing.py"),
+    "no such name": ("fit line.py:Lin", "did you mean 'Line'"),
+    "a file that fails": ("fit broken.py", "broken.py line 2"),
+    "a file without a program": ("fit empty.py", "neither a Program class"),
+    "no data": ("fit vae", "name them with --data"),
+    "no such data": ("fit vae --data digts", "did you mean 'digits'"),
+    "a truncated file": ("fit line.py --data cut.npz", "cut.npz"),
+    "no such split": ("fit vae --data digits --split tset", "did you mean 'test'"),
+    "split of own data": ("fit line.py --split test", "leave out --split"),
+    "a column that is not there": ("fit line.py --data t.csv --columns x=c", "no column 'c'"),
+    "a column nobody takes": ("fit line.py --data t.csv", "taken by no argument"),
+    "not a mapping": ("fit line.py --data t.csv --columns x", "argument=column"),
+    "NaN in the data": ("fit line.py --data nan.csv", "1 NaN"),
+    "a setting nobody takes": ("fit line.py --set b=1", "no argument 'b'"),
+    "no setting": ("fit line.py --set a", "key=value"),
+    "optimizer": ("fit line.py --optimizer Adan --out r", "did you mean 'Adam"),
+    "optimizer's option": ("fit line.py --optimizer Adam(beta=1) --out r", "'beta'"),
+    "schedule": ("fit line.py --schedule cosin --out r", "did you mean 'cosine'"),
+    "engine": ("fit line.py --engine egaer --out r", "did you mean 'eager'"),
+    "objective": ("fit line.py --elbo iwaee --out r", "did you mean 'iwae'"),
+    "guide": ("fit line.py --guide AutoNorml --out r", "did you mean 'AutoNormal'"),
+    "device": ("fit line.py --device cuda:7 --out r", "device"),
+    "precision": ("fit line.py --precision 31 --out r", "precision"),
+    "negative steps": ("fit line.py --steps -1 --out r", "steps is -1"),
+    "learning rate": ("fit line.py --lr 0 --out r", "lr is 0"),
+    "patience without held-out rows": ("fit line.py --patience 3 --out r", "held-out"),
+    "seed": ("fit line.py --seed -4 --out r", "seed"),
+    "a run that is there": ("fit line.py --out RUN", "holds a run already"),
+    "resume nothing": ("fit --resume nowhere", "no run folder"),
+    "resume with options": ("fit --resume RUN --lr 0.1", "--lr was given"),
+    "resume with a program": ("fit line.py --resume RUN", "PROGRAM was given"),
+    "resume with settings": ("fit --resume RUN --set a=1", "--set was given"),
+    "sample nothing": ("sample nowhere", "no run folder"),
+    "sample none": ("sample RUN -n 0", "at least 1"),
+    "sample into a format": ("sample RUN --out x.jpg", ".png, .npz, .csv"),
+    "sample into no folder": ("sample RUN --out no/x.npz", "no folder no"),
+    "given a stranger": ("sample RUN --given w=1", "'w'"),
+    "given no file": ("sample RUN --given w.npz", "w.npz"),
+    "evaluate nothing": ("evaluate RUN --particles 0", "particles is 0"),
+    "evaluate other data": ("evaluate RUN --data t.csv", "taken by no argument"),
+    "diagnose into a format": ("diagnose RUN --out x.csv", ".nc"),
+    "plot nothing": ("plot nowhere", "no run folder"),
+    "new without a name": ("new", "FILE"),
+    "new of a kind": ("new x.txt", ".py"),
+    "new in no folder": ("new no/x.py", "no folder no"),
+    "list what": ("list modls", "did you mean 'models'"),
+    "list arguments of functions": ("list pair.py", "takes no arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_is_one_sentence(what, call, line, fitted, tmp_path):
+    (tmp_path / "broken.py").write_text("import ppgen\nraise RuntimeError('no luck')\n")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "pair.py").write_text(PAIR)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n")
+    (tmp_path / "nan.csv").write_text("x\n1\nnan\n3\n")
+    np.savez(tmp_path / "cut.npz", x=np.zeros(100))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:90])
+    before = sorted(p.name for p in [*tmp_path.iterdir(), *fitted.iterdir()])
+    words, expected = WRONG[what]
+    out, err = call(*words.replace("RUN", str(fitted)).split(), code=2)
+    assert err.startswith("ppgen: ") and expected in err and len(err.splitlines()) == 1
+    assert "Traceback" not in out + err
+    after = sorted(p.name for p in [*tmp_path.iterdir(), *fitted.iterdir()] if p.name != "__pycache__")
+    assert after == before, "something was left behind"
+
+
+def test_debug_shows_the_traceback(call, line):
+    assert "Traceback" in call("fit", line, "--debug", "--steps", "-1", code=2)[1]
+
+
+def test_a_fault_of_ours_is_told_apart(call, line, monkeypatch):
+    def fault(*args, **kwargs):
+        raise KeyError("lost")
+
+    monkeypatch.setattr(inference, "fit", fault)
+    _, err = call("fit", line, code=1)
+    assert "unexpected KeyError" in err and len(err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- progress and Ctrl-C
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "110")
+    screen = Terminal()
+    with progress.progress(100, screen) as report:
+        for step in (10, 50, 100):
+            report({"step": step, "elbo": -500.0, "elbo_se": 5.0, "valid_elbo": -60.0, "per": 100, "valid_per": 10})
+            time.sleep(0.15)
+    assert "ELBO -5.000 ± 0.050 nats a row" in screen.getvalue() and "valid -6" in screen.getvalue()
+    assert "100/100" in screen.getvalue() and "steps/s" in screen.getvalue()
+
+
+def test_progress_is_lines_elsewhere_and_nothing_when_quiet():
+    lines = io.StringIO()
+    with progress.progress(1000, lines) as report:
+        for step in range(10, 1001, 10):
+            report({"step": step, "elbo": -31.0, "per": 1, "bad_steps": 2})
+    said = lines.getvalue().splitlines()
+    assert len(said) == 10 and said[0].startswith("step  100/1000  ELBO -31.00 nats  2 bad steps")
+    with progress.progress(10, lines, quiet=True) as report:
+        assert report is None
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(line, tmp_path):
+    command = [sys.executable, "-m", "ppgen", "fit", str(line), "--steps", "1000000", "--out", "r", "--engine", "eager"]
+    process = subprocess.Popen(
+        [*command, "--log-every", "20"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while process.poll() is None and not (tmp_path / "r" / "config.json").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "go on with: ppgen fit --resume r" in err and "Traceback" not in err
+    stopped = ppgen.files.read_tree(tmp_path / "r" / "state.safetensors")["progress"]["step"]
+    run = subprocess.run(
+        [sys.executable, "-m", "ppgen", "fit", "--resume", "r", "--steps", str(stopped + 20), "--json"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["steps"] == stopped + 20
