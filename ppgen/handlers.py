@@ -115,9 +115,18 @@ class Unobserve(Messenger):
 
     `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
     infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data.
+
+    Args:
+        only: the names of the sites that are meant; None for all.
     """
 
+    def __init__(self, only: Collection[str] | None = None):
+        super().__init__()
+        self.only = only
+
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if self.only is not None and msg["name"] not in self.only:
+            return
         if msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
             msg["infer"]["was_observed"] = True
