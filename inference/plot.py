@@ -6,8 +6,8 @@ reconstructions   E[x | z] at z ~ q(z | x) beside x; where a latent is global, t
 latent            posterior means of the rows and KL by dimension; intervals of global latents
 khat              Pareto k-hat and effective draws of the guide, row by row
 
-Each figure is a function of its own, which returns None where it has nothing to show. Colours: Okabe & Ito (2008),
-told apart with any kind of colour vision.
+Each figure is a function of its own, which returns None where it has nothing to show. Colours of Okabe & Ito (2008) and
+of Tol (2021), told apart with any kind of colour vision.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-LABELS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#882255", "#999999")
+LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
 ROWS = 1000  # of the data, at most, in a picture
 INTERVALS = 40  # at most, in a picture
 
@@ -206,6 +206,7 @@ def _image_draws(
     panels = 2 if means is not None else 1
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
     figure, axes = _figure(4.1 * panels, 4.0 * tall + 0.35, panels)
+    figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
     _grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
     if means is not None:
         _grid(axes[1], means, shape, f"their means, E[{name} | z]")
@@ -402,8 +403,8 @@ def latent_figure(
         return None
     kl = diagnosis.kl.get(name) if diagnosis is not None else None
     panels = 2 if kl is not None and len(kl) > 1 else 1
-    figure, axes = _figure(4.6 * panels + 0.6, 4.4, panels)
-    _means_panel(figure, axes[0], means, name, None if label is None else label[: len(means)])
+    figure, axes = _figure(4.8 * panels, 4.4, panels)
+    _means_panel(axes[0], means, name, None if label is None else label[: len(means)])
     if panels == 2 and kl is not None and diagnosis is not None:
         active = diagnosis.active[name][np.argsort(-kl)] if name in diagnosis.active else np.ones(len(kl), bool)
         axes[1].bar(np.arange(1, len(kl) + 1), np.sort(kl)[::-1], color=np.where(active, BLUE, GREY))
@@ -416,7 +417,7 @@ def latent_figure(
     return figure
 
 
-def _means_panel(figure: Figure, axis: Axes, means: np.ndarray, name: str, label: Tensor | None) -> None:
+def _means_panel(axis: Axes, means: np.ndarray, name: str, label: Tensor | None) -> None:
     if means.shape[1] == 1:
         axis.hist(means[:, 0], bins=40, color=BLUE)
         axis.set(xlabel=f"E[{name} | x]", ylabel="rows", title="Latent space")
@@ -436,9 +437,8 @@ def _means_panel(figure: Figure, axis: Axes, means: np.ndarray, name: str, label
     else:
         y = label.numpy()
         for i, value in enumerate(np.unique(y)):
-            axis.scatter(*xy[y == value, :2].T, s=10, color=LABELS[i % len(LABELS)], alpha=0.85, lw=0, label=str(value))
-        figure.legend(title="y", loc="outside right", frameon=False, fontsize=8, markerscale=2)
-    axis.set(title=f"Latent space, {len(means)} rows")
+            axis.scatter(*xy[y == value, :2].T, s=26, marker=f"${value}$", color=LABELS[i % len(LABELS)], lw=0.2)
+    axis.set_title(f"Latent space, {len(means)} rows" + (", each at its label y" if label is not None else ""))
     axis.set_xlabel(names[0], fontsize=8)
     axis.set_ylabel(names[1], fontsize=8)
 
