@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError
-from ppgen.nets.mlp import SMALL, activation_module, gain_of, initialise
+from ppgen.nets.mlp import activation_module, gain_of, initialise
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
@@ -28,6 +28,7 @@ class ConvEncoder(nn.Module):
         context: entries of the input that are no pixels.
         activation: its name, see `ppgen.nets.activations`.
         dropout: probability of zeroing a unit of the dense layer while training.
+        dense: width of the dense layer.
 
     Raises:
         PpgenError: a side below 8; more halvings than the side allows; no such activation.
@@ -63,7 +64,7 @@ class ConvEncoder(nn.Module):
             activation_module(activation),
             nn.Dropout(dropout) if dropout else nn.Identity(),
         )
-        self.last = initialise(nn.Linear(dense, outputs), SMALL)
+        self.last = initialise(nn.Linear(dense, outputs), 1.0)
         for module in (*self.convolutions, *self.dense):
             if hasattr(module, "weight"):
                 initialise(module, gain)
@@ -87,7 +88,8 @@ class ConvDecoder(nn.Module):
         side, channels: of the image, the side at least 8.
         outputs: numbers a value.
         widths: channels of the layers, those of the encoder, in its order.
-        activation, dropout: as for the encoder.
+        activation, dropout, dense: as for the encoder.
+        output_gain: as for `ppgen.nets.MLP`.
 
     Raises:
         PpgenError: as for the encoder.
@@ -106,6 +108,7 @@ class ConvDecoder(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         dense: int = 200,
+        output_gain: float = 1.0,
     ):
         super().__init__()
         sides, gain = _sides(side, widths), gain_of(activation)
@@ -123,7 +126,7 @@ class ConvDecoder(nn.Module):
         for module in (*self.dense, *inner):
             if hasattr(module, "weight"):
                 initialise(module, gain)
-        self.convolutions = nn.ModuleList([*inner, initialise(last, SMALL)])
+        self.convolutions = nn.ModuleList([*inner, initialise(last, output_gain)])
         self.sides = sides[-2::-1]
         self.activation = activation_module(activation)
 
