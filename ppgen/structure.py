@@ -136,8 +136,8 @@ def inspect(
     with torch.random.fork_rng(), torch.no_grad():
         p, q = trace_pair(program, data)
         model, guide = sample_sites(p, factors=True), sample_sites(q, factors=True)
-        sites = tuple(_site(s, "", enumerated) for s in model.values())
-        sites += tuple(_site(s, "auxiliary", ()) for n, s in guide.items() if n not in model)
+        sites = tuple(_site(s, guide.get(n), enumerated) for n, s in model.items())
+        sites += tuple(_site(s, s, (), "auxiliary") for n, s in guide.items() if n not in model)
         frames = [f for s in (*model.values(), *guide.values()) for f in s["cond_indep_stack"]]
         return Structure(
             sites=sites,
@@ -147,7 +147,7 @@ def inspect(
         )
 
 
-def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
+def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[str, ...], role: str = "") -> Site:
     fn = node["fn"]
     if not role:
         if is_deterministic(node):
@@ -167,7 +167,7 @@ def _site(node: dict[str, Any], role: str, enumerated: tuple[str, ...]) -> Site:
         event_shape=tuple(fn.event_shape),
         support="" if support is None else str(support),
         discrete=bool(support is not None and support.is_discrete),
-        reparametrised=bool(fn.has_rsample),
+        reparametrised=bool((guide or node)["fn"].has_rsample),  # it is the guide that draws
         value_shape=tuple(node["value"].shape),
         enumerated=node["name"] in enumerated,
     )

@@ -302,3 +302,17 @@ def test_a_constant_longer_than_the_batch_does_not_upset_the_weights():
     full = obj(data)[1]
     parts = [obj(take(data, slice(10 * i, 10 * i + 10)))[1] for i in range(10)]
     torch.testing.assert_close(torch.stack(parts).mean(), full)
+
+
+def test_it_is_the_guides_draw_that_is_reparametrised():
+    class Mixture(Linear):
+        def model(self, x=None):
+            mix = dist.Categorical(torch.tensor([0.5, 0.5]))
+            prior = dist.MixtureSameFamily(mix, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0))
+            with rows(x):
+                z = pyro.sample("z", prior)
+                pyro.sample("x", dist.Normal(self.theta * z, 1.0), obs=x)
+
+    obj = objective(Mixture(), {"x": X}, elbo="iwae", particles=3)
+    assert obj.particles == 3
+    assert objective(Mixture(), {"x": X}).particles == 1
