@@ -147,6 +147,9 @@ def inspect(
         )
 
 
+_WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of a distribution that has its own name
+
+
 def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[str, ...], role: str = "") -> Site:
     fn = node["fn"]
     if not role:
