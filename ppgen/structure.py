@@ -164,7 +164,7 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
     return Site(
         name=node["name"],
         role=role,
-        distribution=type(innermost(fn)).__name__,
+        distribution=_name(fn),
         plates=tuple(f.name for f in frames),
         batch_shape=tuple(fn.batch_shape),
         event_shape=tuple(fn.event_shape),
