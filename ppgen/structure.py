@@ -147,7 +147,11 @@ def inspect(
         )
 
 
-_WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of a distribution that has its own name
+def _name(fn: Any) -> str:
+    """The distribution's own name, without what only shapes or masks it: HalfCauchy, LogNormal, ..."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[str, ...], role: str = "") -> Site:
