@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from ppgen.data import n_rows, row_columns, take
 from ppgen.handlers import Minibatch
 from ppgen.program import Program
-from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
+from ppgen.sites import is_deterministic, is_factor, sample_sites
 
 PARTICLES = "particles"  # the plate of particles, left of every plate of the program
 
