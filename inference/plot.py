@@ -34,7 +34,6 @@ from ppgen.program import asked_rows
 from ppgen.run import Run, default_dtype
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -92,7 +91,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _figure(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -249,7 +248,7 @@ def _image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     return None
 
 
-def _grid(axis: Axes, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
+def _grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
     """Tiles images, one pixel apart."""
     x = images.detach().double().numpy().reshape(-1, *shape)
     x = np.moveaxis(x, 1, -1) if len(shape) == 3 else x[..., None]
@@ -298,7 +297,9 @@ def _histograms(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:
         columns = {k: v[:, min(i, v.shape[1] - 1)] for k, v in shown.items()}
         edges = _edges(np.concatenate(list(columns.values())))
         for (label, x), colour in zip(columns.items(), (GREY, BLUE)[-len(shown) :], strict=True):
-            style = {"histtype": "stepfilled", "alpha": 0.5} if colour == GREY else {"histtype": "step", "lw": 1.6}
+            style: dict[str, Any] = {"histtype": "step", "lw": 1.6}
+            if colour == GREY:
+                style = {"histtype": "stepfilled", "alpha": 0.5}
             axis.hist(x, bins=edges, density=True, color=colour, label=label, **style)
         axis.set_xlabel(name if width == 1 else f"{name}[{i}]")
         if i == 0:
@@ -307,12 +308,12 @@ def _histograms(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:
     return figure
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
+def _edges(x: np.ndarray) -> list[float]:
     values = np.unique(x)
     if len(values) <= 20 and np.allclose(values, np.round(values)):
-        return np.arange(values.min() - 0.5, values.max() + 1.5)
+        return np.arange(values.min() - 0.5, values.max() + 1.5).tolist()
     low, high = np.quantile(x, [0.005, 0.995])
-    return np.linspace(low, high if high > low else low + 1, 41)
+    return np.linspace(low, high if high > low else low + 1, 41).tolist()
 
 
 # -- reconstructions -----------------------------------------------------------------------------
@@ -417,7 +418,7 @@ def latent_figure(
     return figure
 
 
-def _means_panel(axis: Axes, means: np.ndarray, name: str, label: Tensor | None) -> None:
+def _means_panel(axis: Any, means: np.ndarray, name: str, label: Tensor | None) -> None:
     if means.shape[1] == 1:
         axis.hist(means[:, 0], bins=40, color=BLUE)
         axis.set(xlabel=f"E[{name} | x]", ylabel="rows", title="Latent space")
@@ -455,7 +456,7 @@ def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis |
     return figure
 
 
-def _intervals(axis: Axes, draws: np.ndarray, names: list[str]) -> None:
+def _intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     """Median, 50% and 94% interval of each column, from the top down."""
     draws, names = draws[:, :INTERVALS], names[:INTERVALS]
     at = -np.arange(len(names))
@@ -496,7 +497,7 @@ def khat_figure(diagnosis: Diagnosis | None) -> Figure | None:
         ylabel="Pareto k-hat",
         title=f"k-hat > {GOOD_K} in {bad.mean():.0%} of {len(k)} rows",
     )
-    right.hist(ess, bins=np.geomspace(1, particles, 31), color=BLUE)
+    right.hist(ess, bins=np.geomspace(1, particles, 31).tolist(), color=BLUE)
     right.set(
         xscale="log",
         xlabel=f"draws that count, of {particles} a row",

@@ -418,7 +418,7 @@ def check(
     run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
     rows = row_columns(table)
     parameters = sum(p.numel() for p in made.parameters() if p.requires_grad)
-    graph = _graph(run, table, engine)
+    graph = _graph(run, table, batch_size, engine)
     if json:
         listed = {k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows} for k, v in table.items()}
         sites = [vars(s) for s in run.structure.sites]
@@ -440,8 +440,8 @@ def check(
     print(f"parameters  {parameters}")
     print(f"minibatches {_minibatches(run, auto)}")
     print(f"particles   {safe}")
-    for key, value in (graph or {}).items():
-        print(f"{key:<11} {value}")
+    if graph is not None:
+        _tell_graph(graph)
     print("every check passed")
 
 
@@ -466,15 +466,31 @@ def _minibatches(run: Run, auto: str | None) -> str:
     return f"yes: sites in {', '.join(sorted(run.structure.row_plates))} are weighed by N/B"
 
 
-def _graph(run: Run, table: Any, engine: str) -> dict[str, Any] | None:
-    """What the engine makes of the program, where it is asked for."""
+def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[str, Any] | None:
+    """What the engine makes of a step, where it is asked for."""
     if engine == "eager":
         return None
-    try:
-        from ppgen.engine import describe
-    except ImportError as e:
-        raise PpgenError(f"engine {engine!r} has no description of the graph yet; leave --engine out") from e
-    return describe(run.program, table, engine=engine)
+    from ppgen.data import n_rows, take
+    from ppgen.engine import describe
+    from ppgen.inference import Objective
+    from ppgen.inference.step import ENGINES
+    from ppgen.run import prepare_columns
+
+    if engine not in ENGINES:
+        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+    n = n_rows(table)
+    batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
+    return describe(Objective(run.program.train(), run.structure, n, elbo=run.config["fit"]["elbo"]), batch)
+
+
+def _tell_graph(graph: dict[str, Any]) -> None:
+    if not graph["traces"]:
+        print(f"graph       none, every step runs eagerly: {graph['reason']}")
+        return
+    most = ", ".join(f"{name.removeprefix('aten.')} {count}" for name, count in list(graph["operations"].items())[:8])
+    print(f"graph       {graph['size']} operations: {most}{', ...' if len(graph['operations']) > 8 else ''}")
+    print(f"outside     {', '.join(graph['outside'])}")
+    print(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")
 
 
 @app.command(short_help="Write a small program of your own.")

@@ -26,7 +26,9 @@ WIDE = 160  # columns, where the output is no terminal: tables are not cut
 class Commands(TyperGroup):
     """The group of all commands, which turns what they raise into a sentence and an exit code."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # its arguments differ from version to version
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in words
         words = [w for w in words if w != "--debug"]

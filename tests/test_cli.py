@@ -308,7 +308,15 @@ def test_check_shows_the_sites(call, line):
     assert "AutoNormal" in call("check", line, "--guide", "AutoNormal")[0]
     out, _ = call("check", "eight_schools", "--data", "eight_schools")
     assert "school" in out and "AutoNormal" in out
-    assert not os.path.exists("runs")
+    assert "HalfCauchy" in out and not os.path.exists("runs")
+
+
+def test_check_shows_the_traced_graph(call, line):
+    out, _ = call("check", line, "--engine", "trace")
+    assert "operations: " in out and "outside " in out and "compiling " in out
+    found = json.loads(call("check", line, "--engine", "trace", "--json")[0])["graph"]
+    assert found["traces"] and found["size"] == sum(found["operations"].values())
+    assert "did you mean 'trace'" in call("check", line, "--engine", "tarce", code=2)[1]
 
 
 def test_new_writes_a_program_that_fits(call, tmp_path):

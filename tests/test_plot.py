@@ -232,7 +232,7 @@ def test_a_label_that_the_program_does_not_take_colours_the_latents(points, tmp_
     plot(run, {**data, "y": y}, tmp_path)
     plot(run, {**data, "y": torch.arange(150.0)}, tmp_path)
     assert [columns for columns, _ in shown] == [{"x"}, {"x"}]
-    assert shown[0][1] is y and shown[1][1] is None, "real numbers are no label"
+    assert torch.equal(shown[0][1], y) and shown[1][1] is None, "real numbers are no label"
 
 
 def test_save_is_atomic(points, tmp_path):
