@@ -187,7 +187,7 @@ class Step:
         before: list[Tensor],
         start: Tensor,
     ) -> str | None:
-        """Runs the graph from the random state and the parameters of the eager step; what it gave else, None if nothing."""
+        """Runs the graph from the random state and the parameters of the eager step; what it gave else, or None."""
         if not eager.finite:
             return None  # nothing to compare; the next shape, or the end of the fit, is near
         now = [t.detach().clone() for t in self._tensors()]
@@ -236,8 +236,7 @@ class Step:
         """One step; and once enough are timed, the decision.
 
         Tracing is worth its seconds where Pyro's share of the steps to come exceeds them; compiling, where
-        what the graph's operations cost beyond their work does. Steps are timed once each, and nothing is tried that
-        an eager run of 20 times the cost could not hide.
+        what the graph's operations cost beyond their work does. Nothing is staked but what tracing has saved, and 5%.
         """
         left = self.steps - row.step
         run = self._runs.get(key)

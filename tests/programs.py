@@ -141,7 +141,7 @@ def _logistic(x, y):
     b = pyro.sample("b", dist.Normal(0.0, 3.0))
     with pyro.plate("data", len(x)):
         logits = (x * w.unsqueeze(-2)).sum(-1) + b.unsqueeze(-1)
-        pyro.sample("y", dist.Bernoulli(logits=logits.squeeze(-2) if logits.dim() > 1 and w.dim() == 1 else logits), obs=y)
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
 @case(LOGISTIC, "AutoMultivariateNormal")
@@ -288,7 +288,9 @@ def constrained_params():
         w = pyro.param("w", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
         m = pyro.sample("m", dist.Normal((w * torch.arange(3.0)).sum(), 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(m, pyro.param("noise", torch.tensor(0.7), constraint=constraints.positive)), obs=x)
+            pyro.sample(
+                "x", dist.Normal(m, pyro.param("noise", torch.tensor(0.7), constraint=constraints.positive)), obs=x
+            )
 
     def guide(x):
         loc = pyro.param("loc", torch.tensor(0.1), constraint=constraints.interval(-1.0, 2.0))
@@ -349,7 +351,9 @@ def dirichlet_categorical():
             pyro.sample("x", dist.Categorical(p), obs=x)
 
     def guide(x):
-        pyro.sample("p", dist.Dirichlet(pyro.param("a", torch.tensor([2.0, 3.0, 4.0]), constraint=constraints.positive)))
+        pyro.sample(
+            "p", dist.Dirichlet(pyro.param("a", torch.tensor([2.0, 3.0, 4.0]), constraint=constraints.positive))
+        )
 
     return model, guide
 

@@ -1,5 +1,18 @@
-"""The engine: a Pyro program traced once, and from then on run at the speed of its tensor operations."""
+"""The engine: a Pyro program traced once, and from then on run at the speed of its tensor operations.
 
+    trace, Traced, Untraceable   a function of tensors as a plain ATen graph
+    traced                       the same function, faster; itself where it cannot be traced
+    compiled                     a graph through Inductor
+    log_joint                    the log joint and its gradient, one chain or many
+    describe                     what a program's trace is made of
+
+`ppgen.inference.step` runs the steps of a fit through it.
+"""
+
+from ppgen.engine.compile import compiled, compiler
+from ppgen.engine.describe import describe
+from ppgen.engine.joint import LogJoint, log_joint
+from ppgen.engine.repeated import traced
 from ppgen.engine.trace import Traced, Untraceable, trace
 
-__all__ = ["Traced", "Untraceable", "trace"]
+__all__ = ["LogJoint", "Traced", "Untraceable", "compiled", "compiler", "describe", "log_joint", "trace", "traced"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -78,7 +79,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         "fx_graph_cache": True,
     }
     with _silent(), torch.no_grad(), config.patch({k: v for k, v in patches.items() if hasattr(config, k)}):
-        outer = compile_fx(graph, list(inputs), inner_compile=inner)
+        outer = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
         outer(*inputs)  # C++ is built at the first call
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.

@@ -25,7 +25,7 @@ NOISE_BYTES = 2**20  # draws kept ready for the steps of a call
 
 
 class Layout:
-    """Where parameters and optimiser state lie: one slot for all small parameters of a dtype, one for each large one."""
+    """Where parameters and optimiser state lie: a slot for all small parameters of a dtype, one for each large one."""
 
     def __init__(
         self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, keys: tuple[str, ...], counted: bool,
@@ -88,6 +88,10 @@ class Layout:
             return [tensor.view(shapes[0])]
         return [part.view(shape) for part, shape in zip(tensor.split([x.numel() for x in shapes]), shapes, strict=True)]
 
+    def written(self) -> list[Tensor]:
+        """All tensors that a step changes: values, state, averages, counts."""
+        return [*self.values, *(t for part in self.state.values() for t in part), *self.averages, self.counts]
+
     @property
     def stale(self) -> bool:
         """Whether somebody put other tensors in the place of these."""
@@ -122,28 +126,24 @@ class FusedStep:
         average = None
         if averages is not None:
             average = [a for p, a in zip(gradient.parameters, averages, strict=True) if id(p) in trained]
-        self.layout = Layout(gradient.trained, optimizer, self.keys, counted, average)
-        self.graph, draws, _ = hoist(gradient.traced)
+        self._counted, self._averages = counted, average
+        self._lay_out()
+        self.graph, draws, complete = hoist(gradient.traced)
         self.chunk = max(1, min(CHUNK, NOISE_BYTES // max(Noise.bytes_a_step(draws), 1)))
-        self.noise = Noise(draws, self.chunk)
+        self._ahead = self.chunk if complete else 1  # what is drawn in the graph must wait for its turn
+        self.noise = Noise(draws, self._ahead)
         self.unused = [p.detach() for p in gradient.parameters if id(p) not in trained]
         self.traced: Traced | None = None
+
+    def _lay_out(self) -> None:
+        self.layout = Layout(self.gradient.trained, self.optimizer, self.keys, self._counted, self._averages)
 
     # -- the step, as a function of tensors --------------------------------------------------------
 
     def _fixed(self) -> list[Tensor]:
-        """The inputs that are the same tensors at every step; the first ones are written to."""
-        layout = self.layout
-        states = [t for k in self.keys for t in layout.state[k]]
-        return [
-            *layout.values,
-            *states,
-            *layout.averages,
-            layout.counts,
-            *self.gradient.others,
-            *self.unused,
-            *self.graph.constants,
-        ]
+        """The inputs that are the same tensors at every step."""
+        rest = [*self.gradient.others, *self.unused, *self.graph.constants]
+        return [*self.layout.written(), *rest]
 
     def _step(self, *inputs: Tensor) -> Tensor:
         layout, gradient, o = self.layout, self.gradient, self.optimizer.param_groups[0]
@@ -205,35 +205,66 @@ class FusedStep:
         state = torch.random.get_rng_state()
         self._noise_example = self.noise.take(1)[0]
         torch.random.set_rng_state(state)
-        example = [*self._fixed(), torch.zeros(3, dtype=torch.float64), *self._noise_example]
+        example = [*self._fixed(), torch.tensor([1e-3, 1.0, 0.5], dtype=torch.float64), *self._noise_example]
         example += [batch[k] for k in self.gradient.columns]
-        example = [t.detach().clone() for t in example]
-        self.traced = trace(self._step, example)
+        changed = {id(t) for t in (*self.layout.written(), *self.gradient.changed)}
+        written = [i for i, t in enumerate(example) if id(t) in changed]
+        example = [t.detach() for t in example]
+        self.traced = trace(self._step, _fresh(example, written))
         extra = list(self.traced.constants)
+        graph = self.traced.graph
         if compile:
             with torch.random.fork_rng(devices=[]):
-                run = compiled(self.traced.graph, [*example, *extra], small=len(self.traced) < 1500)
+                run = compiled(graph, [*_fresh(example, written), *extra], small=len(self.traced) < 1500)
+                self._agree(lambda inputs: run(inputs)[0], [*example, *extra], written)
             self._run = lambda inputs: run(inputs)[0]
         else:
-            graph = self.traced.graph
-            run_graph = Traced(graph, ())
-            self._run = lambda inputs: run_graph(*inputs)
+            plain = Traced(graph, ())
+            self._run = lambda inputs: plain(*inputs)
         self._extra = extra
         self._tail = _Tail(self.gradient.columns)
         return self
+
+    def _agree(self, run: Any, inputs: list[Tensor], written: list[int]) -> None:
+        """Runs the compiled step and its graph from one state.
+
+        Raises:
+            Untraceable: they give different numbers.
+        """
+        assert self.traced is not None
+        start = torch.random.get_rng_state()
+        results = []
+        for call in (Traced(self.traced.graph, ()), lambda *tensors: run(list(tensors))):
+            torch.random.set_rng_state(start)
+            tensors = _fresh(inputs, written)
+            results.append([call(*tensors), *(tensors[i] for i in written)])
+        n = len(self.layout.values)
+        for i, (graph, other) in enumerate(zip(*results, strict=True)):
+            if 1 <= i <= n:  # new values: where a gradient is 0 but for rounding, Adam goes either way
+                continue
+            a, b = graph.double(), other.double()
+            if torch.isfinite(a).all() and not (a - b).abs().max() <= 1e-3 * a.abs().max() + 1e-12:
+                raise Untraceable("the compiled step gives other numbers than the graph that it was made from")
 
     def __call__(
         self, batches: Sequence[Mapping[str, Any]], rows: Sequence[tuple[float, float, float]]
     ) -> list[list[float]]:
         """Runs one step a row (lr, kl_weight, decay of the average) and gives [elbo, norm, finite] of each."""
+        if self.layout.stale:
+            self._lay_out()
         fixed, run, extra = self._fixed(), self._run, self._extra
         out: list[Tensor] = []
         table = torch.tensor(rows, dtype=torch.float64).unbind(0)
-        for start in range(0, len(rows), self.chunk):
-            noise = self.noise.take(min(self.chunk, len(rows) - start))
+        for start in range(0, len(rows), self._ahead):
+            noise = self.noise.take(min(self._ahead, len(rows) - start))
             for k, draws in enumerate(noise, start):
                 out.append(run([*fixed, table[k], *draws, *self._tail(batches[k]), *extra]))
         return torch.stack(out).tolist()
+
+
+def _fresh(inputs: list[Tensor], written: list[int]) -> list[Tensor]:
+    """The inputs, those that are written to as copies."""
+    return [t.clone() if i in written else t for i, t in enumerate(inputs)]
 
 
 class _Tail:

@@ -1,4 +1,4 @@
-"""The gradient of an objective, traced: parameters, buffers and a batch in; loss, ELBO, gradients and new buffers out."""
+"""The gradient of an objective, traced: parameters, buffers, a batch in; loss, ELBO, gradients, new buffers out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Gradient:
         others |= dict(objective.named_buffers())
         names = list(parameters)
         used: list[bool] = []
-        changed: list[str] = []
+        changed: list[str] = [k for k in _batch_norm_buffers(objective) if k in others]
 
         def run(*inputs: Tensor) -> list[Tensor]:
             n, m = len(names), len(names) + len(others)
@@ -62,8 +62,7 @@ class Gradient:
                 loss, elbo = objective({**columns, **rest}, inputs[m] if warm_up else 1.0)
                 after = {k: _get(objective, k) for k in fixed}
             new = [k for k, (t, version) in before.items() if after[k] is not t or t._version != version]
-            if not changed:
-                changed.extend(new)
+            changed.extend(k for k in new if k not in changed)
             gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
             used[:] = [g is not None for g in gradients]
             return [
@@ -76,14 +75,17 @@ class Gradient:
         inputs = [p.detach() for p in parameters.values()] + [t.detach() for t in others.values()]
         inputs += [torch.ones(())] * warm_up + [batch[k] for k in self.columns]
         self.traced: Traced = trace(run, inputs)
-        if changed:  # once more, so that the buffers themselves are left alone
+        if set(changed) - set(
+            _batch_norm_buffers(objective)
+        ):  # once more, so that the buffers themselves are left alone
             self.traced = trace(run, inputs)
         # Some modules keep what they last made (an autoguide its plates): something with a content, then.
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            with _reparametrize_module(
-                objective, {k: t.clone() for k, t in objective.named_buffers()}, tie_weights=True
-            ):
-                objective(batch)
+        with (
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=[]),
+            _reparametrize_module(objective, {k: t.clone() for k, t in objective.named_buffers()}, tie_weights=True),
+        ):
+            objective(batch)
         self.parameters = list(parameters.values())
         self.trained = [p for p, u in zip(self.parameters, used, strict=True) if u]
         self.others = list(others.values())
@@ -104,7 +106,18 @@ class Gradient:
 
 def shapes(batch: Mapping[str, Any]) -> tuple:
     """What a graph is specialised to."""
-    return tuple((k, v.shape, v.dtype) if isinstance(v, Tensor) else (k, id(v)) for k, v in batch.items())
+    return tuple((k, v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else (k, id(v)) for k, v in batch.items())
+
+
+def _batch_norm_buffers(module: nn.Module) -> list[str]:
+    """Batch norm writes to its statistics behind autograd's back: their version tells nothing."""
+    return [
+        f"{name}.{buffer}" if name else buffer
+        for name, m in module.named_modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.training
+        for buffer, value in m.named_buffers(recurse=False)
+        if value is not None
+    ]
 
 
 def _get(module: nn.Module, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -17,14 +18,16 @@ _SAME_IF_SHAPE = {aten.expand.default, aten.view.default, aten.reshape.default, 
 def simplify(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     """Drops dead nodes and no-ops, turns the tensors that the graph holds into inputs, and returns these tensors."""
     g = graph.graph
+    for node in g.nodes:
+        if node.op == "get_attr" and all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            node.meta["literal"] = True  # written as a literal, `torch.tensor(0.5)`
     for node in list(g.nodes):
         same = node.target in _SAME or (node.target in _SAME_IF_SHAPE and _same_shape(node))
-        if same:
+        if same or node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in _aliases(node)):
             node.replace_all_uses_with(node.args[0])
             g.erase_node(node)
-        elif node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in _aliases(node)):
-            node.replace_all_uses_with(node.args[0])
-            g.erase_node(node)
+    g.eliminate_dead_code()
+    _fold(graph)
     g.eliminate_dead_code()
     constants = _lift_constants(graph)
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
@@ -34,6 +37,61 @@ def simplify(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]
     g.lint()
     graph.recompile()
     return graph, constants
+
+
+def _fold(graph: fx.GraphModule) -> None:
+    """Computes what depends on literals alone, and turns a mask that is known into places that are known.
+
+    (Tensors that the function closed over are no literals: somebody may change them in place.)
+    """
+    g = graph.graph
+    known: dict[fx.Node, Tensor] = {}
+    for node in list(g.nodes):
+        if node.op == "get_attr" and re.fullmatch(r"_tensor_constant\d+", str(node.target)):
+            literal = getattr(graph, node.target)
+            # A literal is a scalar, or a list that somebody typed.
+            if node.meta.get("literal") and isinstance(literal, Tensor):
+                known[node] = literal
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target in _MASKED:
+            _known_places(graph, node, known)
+        pure = not is_in_place(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
+        if not pure or not all(n in known for n in node.all_input_nodes) or any(is_in_place(n) for n in _aliases(node)):
+            continue
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not all(isinstance(n, int) for n in value.shape) or value.numel() > 4096:
+            continue
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: known[n])
+        with torch.no_grad():
+            result = node.target(*args, **kwargs)
+        if isinstance(result, Tensor):
+            known[node] = result
+    for i, (node, value) in enumerate(known.items()):
+        if node.op == "call_function" and any(user not in known for user in node.users):
+            name = f"_folded_{i}"
+            graph.register_buffer(name, value.contiguous().clone())
+            with g.inserting_before(node):
+                constant = g.get_attr(name)
+                constant.meta = dict(node.meta)
+            node.replace_all_uses_with(constant)
+
+
+_MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+def _known_places(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> None:
+    places: list[fx.Node | None] = []
+    for n in node.args[1]:  # type: ignore[union-attr]
+        if n is None or n not in known or known[n].dtype != torch.bool:
+            places.append(n)
+            continue
+        for j, index in enumerate(known[n].nonzero(as_tuple=True)):
+            name = f"_places_{node.name}_{len(places)}_{j}"
+            graph.register_buffer(name, index)
+            with graph.graph.inserting_before(node):
+                places.append(graph.graph.get_attr(name))
+    node.args = (node.args[0], places, *node.args[2:])
 
 
 def _same_shape(node: fx.Node) -> bool:

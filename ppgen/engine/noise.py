@@ -20,8 +20,8 @@ from ppgen.engine.trace import Traced
 aten = torch.ops.aten
 
 _EMPTY = {
-    aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.zeros.default, aten.zeros_like.default,
-    aten.ones_like.default, aten.full.default,
+    aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.zeros.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full.default,
 }  # fmt: skip
 _NORMAL = {aten.randn.default, aten.randn_like.default}
 _UNIFORM = {aten.rand.default, aten.rand_like.default}

@@ -56,7 +56,7 @@ def _rmsprop(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str,
 
 
 def functional(optimizer: torch.optim.Optimizer) -> tuple[Update, tuple[str, ...], bool] | None:
-    """The update, the names of its state, and whether torch counts its steps; None where there is none for its options."""
+    """The update, the names of its state, whether torch counts its steps; None where its options have none."""
     if len(optimizer.param_groups) != 1:
         return None
     o = optimizer.param_groups[0]

@@ -1,0 +1,194 @@
+r"""The log joint of a program as a function of one unconstrained vector, traced, for samplers that run many chains.
+
+    log p(x, z(u)) + Σ_i log |det ∂z_i / ∂u_i|,    z_i = biject_to(support_i)(u_i)
+
+The program is interpreted once. Many chains at once are `torch.func.vmap` of the one-chain function, recorded as
+one graph of batched operations.
+
+Source: Stan's transforms of constrained variables (Stan reference manual, Constraint transforms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, fx
+from torch.distributions import biject_to
+
+from ppgen.engine.compile import compiled
+from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+
+aten = torch.ops.aten
+
+
+class _Block(NamedTuple):
+    """A latent's place in the vector. `shape` is that of its unconstrained value."""
+
+    start: int
+    stop: int
+    shape: torch.Size
+    transform: Any
+
+
+class LogJoint:
+    """log p(x, z(u)) + log |det ∂z/∂u| of one u or of many.
+
+    Attributes:
+        dim: the length of u.
+        latents: the names of the sites in it, in order.
+    """
+
+    def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace"):
+        """
+        Args:
+            program: set up already; its parameters stay as they are.
+            data: the columns.
+            engine: eager, trace or compile.
+
+        Raises:
+            PpgenError: a discrete latent, or no latent.
+        """
+        self.program, self.data, self.engine = program, dict(data), engine
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
+        self._blocks: dict[str, _Block] = {}
+        start = 0
+        for name in sites.stochastic_nodes:
+            site = sites.nodes[name]
+            if site["fn"].support.is_discrete:
+                raise PpgenError(
+                    f"the latent {name!r} is discrete and has no place in an unconstrained vector; "
+                    "sum it out of the model, or fit the program with elbo='enumerate'"
+                )
+            transform = biject_to(site["fn"].support)
+            shape = transform.inv(site["value"]).shape
+            self._blocks[name] = _Block(start, start + shape.numel(), shape, transform)
+            start += shape.numel()
+        if not start:
+            raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
+        self.dim, self.latents = start, tuple(self._blocks)
+        self._graphs: dict[tuple, Callable[..., Any]] = {}
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """(..., dim) -> (...): nats."""
+        (value,) = self._run("value", u)
+        return value
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., dim) -> (...) in nats and (..., dim)."""
+        value, grad = self._run("grad", u)
+        return value, grad
+
+    def unflatten(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents by name, on their own supports, with u's leading dimensions."""
+        lead = u.shape[:-1]
+        return {n: b.transform(u[..., b.start : b.stop].reshape(lead + b.shape)) for n, b in self._blocks.items()}
+
+    def flatten(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `unflatten`."""
+        parts = []
+        for name, b in self._blocks.items():
+            inner = b.transform.inv(latents[name])
+            parts.append(inner.reshape(inner.shape[: inner.dim() - len(b.shape)] + (-1,)))
+        return torch.cat(parts, -1)
+
+    # -- one chain ---------------------------------------------------------------------------------
+
+    def _model(self) -> Any:
+        return self.program.call("model", self.data)
+
+    def _one(self, u: Tensor) -> Tensor:
+        latents, total = {}, torch.zeros((), dtype=u.dtype)
+        for name, b in self._blocks.items():
+            inner = u[b.start : b.stop].view(b.shape)
+            latents[name] = b.transform(inner)
+            total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
+        with pyro.validation_enabled(False):
+            sites = prune_subsample_sites(poutine.trace(poutine.condition(self._model, data=latents)).get_trace())
+            return total + sites.log_prob_sum()
+
+    # -- many --------------------------------------------------------------------------------------
+
+    def _function(self, kind: str, many: bool) -> Callable[[Tensor], Any]:
+        if kind == "grad":
+            one = torch.func.grad_and_value(self._one)
+            run = torch.func.vmap(one) if many else one
+            return lambda u: run(u)[::-1]
+        run = torch.func.vmap(self._one) if many else self._one
+        return lambda u: (run(u),)
+
+    def _run(self, kind: str, u: Tensor) -> Any:
+        lead = u.shape[:-1]
+        flat = u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()
+        key = (kind, flat.shape, flat.dtype)
+        if key not in self._graphs:
+            self._graphs[key] = self._build(self._function(kind, flat.dim() > 1), flat)
+        value, *grad = self._graphs[key](flat)
+        return value.reshape(lead), *(g.reshape(u.shape) for g in grad)
+
+    def _build(self, fn: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
+        if self.engine == "eager":
+            return fn
+        try:
+            traced = trace(fn, [example])
+        except Untraceable as e:
+            raise PpgenError(
+                f"the log joint of {self.program.name} cannot be traced: {e}; take engine='eager', one chain at a time"
+            ) from e
+        traced = Traced(_forgiving(traced.graph), traced.constants)
+        if self.engine == "trace":
+            return traced
+        run = compiled(traced.graph, [example.clone(), *traced.constants], small=len(traced) < 1500)
+        return lambda u: run([u, *traced.constants])
+
+
+def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace") -> LogJoint:
+    """The traced log joint of a program on data, and its gradient, for one vector or for many chains at once.
+
+    >>> import pyro, torch
+    >>> from pyro.distributions import Exponential, Normal
+    >>> def model(x):
+    ...     s = pyro.sample("s", Exponential(1.0))
+    ...     pyro.sample("x", Normal(0.0, s), obs=x)
+    >>> data = {"x": torch.tensor(1.0)}
+    >>> joint = log_joint(Program.from_pair(model), data)
+    >>> joint.dim, joint(torch.zeros(1)), joint.value_and_grad(torch.zeros(64, 1))[1].shape
+    (1, tensor(-2.4189), torch.Size([64, 1]))
+    """
+    return LogJoint(program, data, engine=engine)
+
+
+def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:
+    """A Cholesky factorisation that fails gives NaN to its own chain, where torch raises for all of them."""
+    g = graph.graph
+    for check in [n for n in g.nodes if n.target is aten._linalg_check_errors.default]:
+        info = check.args[0]
+        factor = info.args[0]
+        if factor.target is aten.linalg_cholesky_ex.default:
+            part = next((n for n in factor.users if n.args[1] == 0), None)
+            if part is not None:
+                with g.inserting_after(info if _later(g, info, part) else part):
+                    bad = g.call_function(aten.ne.Scalar, (info, 0))
+                with g.inserting_after(bad):
+                    row = g.call_function(aten.unsqueeze.default, (bad, -1))
+                with g.inserting_after(row):
+                    matrix = g.call_function(aten.unsqueeze.default, (row, -1))
+                with g.inserting_after(matrix):
+                    masked = g.call_function(aten.masked_fill.Scalar, (part, matrix, float("nan")))
+                part.replace_all_uses_with(masked, delete_user_cb=lambda user, masked=masked: user is not masked)
+        g.erase_node(check)
+    g.lint()
+    graph.recompile()
+    return graph
+
+
+def _later(g: fx.Graph, a: fx.Node, b: fx.Node) -> bool:
+    order = {n: i for i, n in enumerate(g.nodes)}
+    return order[a] > order[b]
