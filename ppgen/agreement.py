@@ -232,7 +232,11 @@ def _bounds(c: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _covers(name: str, p: Any, q: Any) -> None:
-    """The guide's support must be the model's: narrower, the ELBO is no bound; wider, it is minus infinity."""
+    """The guide's support must be the model's.
+
+    Narrower, the ELBO and the importance-weighted bounds stay below log ∫ p(x, z) over the guide's support, and so
+    never reach log p(x); wider, the ELBO is minus infinity.
+    """
     if p is None or q is None:
         return
     a, b = _bounds(p), _bounds(q)
@@ -244,7 +248,7 @@ def _covers(name: str, p: Any, q: Any) -> None:
     eps = 1e-6
     if bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any()):
         raise PpgenError(
-            f"{said}, which is narrower, so that the ELBO would be no bound; take a guide distribution that covers it, "
+            f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that covers it, "
             "for example by transforming a Normal"
         )
     if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
