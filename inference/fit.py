@@ -294,7 +294,7 @@ def train(
 
     # What divides the figures of a row: with a global latent they are those of the whole data set.
     per = {"per": 1, "valid_per": 1}
-    if not run.structure.globals:
+    if run.structure.by_row:
         per = {"per": n, "valid_per": 1 if valid is None else data_module.n_rows(valid)}
     batch_size = min(o["batch_size"] or n, n)
     saved_at = time.monotonic()
