@@ -110,7 +110,7 @@ def elbo_figure(run: Run) -> Figure | None:
     seen = np.isfinite(m["elbo"])
     if seen.sum() < 2:
         return None
-    whole = bool(run.structure.globals)
+    whole = not run.structure.by_row
     recorded = run.config["data"]
     step, elbo, se = (m[k][seen] / s for k, s in (("step", 1), *((k, _per(run)) for k in ("elbo", "elbo_se"))))
     figure, (axis,) = _figure(6.4, 3.6)
@@ -131,7 +131,7 @@ def elbo_figure(run: Run) -> Figure | None:
 
 
 def _per(run: Run) -> int:
-    return 1 if run.structure.globals else run.config["data"]["rows"]
+    return run.config["data"]["rows"] if run.structure.by_row else 1
 
 
 # -- draws ---------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ppgen
-from ppgen.console import Commands, number, print_json, print_table
+from ppgen import tell
+from ppgen.console import Commands, print_json, print_table
 from ppgen.errors import PpgenError, nearest
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def fit(
             said = "stopped before the first step"
         print(f"ppgen: {said}", file=sys.stderr)
         raise typer.Exit(130) from None
-    _tell_fit(run, time.monotonic() - begun, json)
+    tell.fit(run, time.monotonic() - begun, json)
 
 
 def _fit(
@@ -176,36 +177,6 @@ def _resume(path: Path, steps: int | None, stream: Any, quiet: bool) -> Run:
         print(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", file=stream)
     with progress(total, stream, quiet) as report:
         return inference.resume(path, data, steps=steps, report=report)
-
-
-def _tell_fit(run: Run, seconds: float, json: bool) -> None:
-    from ppgen.progress import duration
-
-    last: dict[str, float] = dict(run.rows[-1]) if run.rows else {"step": 0}
-    whole, recorded = bool(run.structure.globals), run.config["data"]
-    per = 1 if whole else recorded["rows"]
-    held_out = last.get("valid_elbo")
-    if held_out is not None:
-        held_out /= 1 if whole else recorded.get("valid_rows", 1)
-    figures = {
-        "run": str(run.path),
-        "steps": int(last["step"]),
-        "seconds": round(seconds, 3),
-        "per": "data set" if whole else "row",
-        "rows": recorded["rows"],
-        "elbo": last["elbo"] / per if "elbo" in last else None,
-        "elbo_se": last["elbo_se"] / per if "elbo_se" in last else None,
-        "valid_elbo": held_out,
-    }
-    if json:
-        print_json(figures)
-        return
-    unit = "nats" if whole else "nats a row"
-    if figures["elbo"] is not None:
-        elbo = number(figures["elbo"], figures["elbo_se"])
-        valid = f", {number(held_out)} held out" if held_out is not None else ""
-        print(f"ELBO {elbo} {unit}{valid}; {figures['steps']} steps in {duration(seconds)}")
-    print(f"run  {run.path}")
 
 
 @app.command(short_help="Draw from a fitted model.")
@@ -268,18 +239,7 @@ def evaluate(
     if json:
         print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
         return
-    unit = "nats a row" if found.per == "row" else "nats"
-    words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws", "exact": "log p(x)"}
-    bits = found.dims is not None
-    print_table(
-        ["", "kind", unit, "± Monte Carlo", "± rows", *(["bits/dim"] if bits else [])],
-        [
-            [words.get(b["name"], b["name"]), {"lower": "lower bound"}.get(b["kind"], b["kind"]), b["nats"], b["se"]]
-            + [b["rows_se"], *([b["bits_per_dim"]] if bits else [])]
-            for b in table
-        ],
-        title=f"{fitted.program.name} on {name}, {found.rows} rows",
-    )
+    tell.bounds(found, f"{fitted.program.name} on {name}")
 
 
 @app.command(short_help="Whether to believe the guide; writes posterior.nc.")
@@ -309,60 +269,10 @@ def diagnose(
     found = inference.diagnose(fitted, cols, draws=draws, rows=rows, particles=particles, seed=seed)
     write_netcdf(path, found.tree)
     if json:
-        print_json(_diagnosis(found) | {"run": str(run), "data": name, "posterior": str(path)})
+        print_json(tell.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})
     else:
-        _tell_diagnosis(found, f"{fitted.program.name} on {name}")
+        tell.diagnosis(found, f"{fitted.program.name} on {name}")
         print(f"posterior {path}")
-
-
-def _diagnosis(found: Any) -> dict[str, Any]:
-    return {
-        "summary": found.summary.to_dict("index"),
-        "bounds": found.bounds.table(),
-        "khat": found.khat,
-        "ess": found.ess,
-        "kl": found.kl,
-        "active": found.active,
-        "findings": found.findings,
-    }
-
-
-SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
-
-
-def _tell_diagnosis(found: Any, title: str) -> None:
-    import numpy as np
-
-    for site, kl in found.kl.items():
-        order = np.argsort(-kl)[:SUMMARY_ROWS]
-        active = found.active.get(site, np.ones(len(kl), bool))
-        print_table(
-            [f"dimension of {site}", "KL(q, p), nats", "active"],
-            [[f"{site}[{i}]", float(kl[i]), "yes" if active[i] else "no"] for i in order],
-            title=f"What each dimension carries, nats a row: {kl.sum():.2f} in all"
-            + (f"; the first {len(order)} of {len(kl)}" if len(kl) > len(order) else ""),
-        )
-    table = found.summary
-    shown = table.head(SUMMARY_ROWS)
-    print_table(
-        ["", *map(str, table.columns)],
-        [[index, *(float(v) for v in row)] for index, row in zip(shown.index, shown.values, strict=True)],
-        title=f"{title}: ArviZ summary of the posterior"
-        + (f", {len(shown)} of {len(table)} entries" if len(table) > len(shown) else ""),
-    )
-    k, ess = found.khat[~np.isnan(found.khat)], found.ess
-    if len(k):
-        quantiles = [0.05, 0.5, 0.95] if len(k) > 1 else [0.5]
-        print_table(
-            ["", *(f"{q:.0%} of rows" if len(k) > 1 else "data set" for q in quantiles)],
-            [
-                ["Pareto k-hat", *map(float, np.quantile(k, quantiles))],
-                [f"effective draws of {found.bounds.particles}", *map(float, np.quantile(ess, quantiles))],
-            ],
-            title="The guide's importance weights",
-        )
-    for sentence in found.findings:
-        print(f"- {sentence}")
 
 
 @app.command(short_help="Pictures of a run.")
@@ -407,7 +317,6 @@ def check(
     import torch
 
     from ppgen import catalog, inference, sources
-    from ppgen.data import row_columns
 
     torch.manual_seed(seed)
     found = catalog.find(program)
@@ -416,54 +325,11 @@ def check(
     made = catalog.build(found, catalog.parse_settings(settings or []), table)
     source, table = sources.without_label(source, table, made)
     run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
-    rows = row_columns(table)
-    parameters = sum(p.numel() for p in made.parameters() if p.requires_grad)
     graph = _graph(run, table, batch_size, engine)
     if json:
-        listed = {k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows} for k, v in table.items()}
-        sites = [vars(s) for s in run.structure.sites]
-        print_json({"program": made.name, "columns": listed, "parameters": parameters, "sites": sites,
-                    "row_plates": sorted(run.structure.row_plates), "guide": run.config["program"]["guide"],
-                    "batch_safe": run.structure.batch_safe, "graph": graph})  # fmt: skip
+        print_json(tell.check_figures(run, table) | {"graph": graph})
         return
-    kind = {True: "a row each", False: "constant"}
-    print_table(
-        ["column", "shape", "type", "passed as"],
-        [[k, tuple(v.shape), str(v.dtype).removeprefix("torch."), kind[k in rows]] for k, v in table.items()],
-        title=f"{made.name} on {source.name} ({source.split})",
-    )
-    head = ["site", "role", "distribution", "plates", "batch", "event", "support"]
-    print_table(head, [_site_row(run, s) for s in run.structure.sites])
-    auto = run.config["program"]["guide"]
-    safe = "yes" if run.structure.batch_safe else f"no ({run.structure.unsafe_reason})"
-    print(f"guide       {auto or ('its own' if made.has_guide else 'empty: nothing is latent')}")
-    print(f"parameters  {parameters}")
-    print(f"minibatches {_minibatches(run, auto)}")
-    print(f"particles   {safe}")
-    if graph is not None:
-        _tell_graph(graph)
-    print("every check passed")
-
-
-def _site_row(run: Run, s: Any) -> list[Any]:
-    plates = ", ".join(f"{p} (rows)" if p in run.structure.row_plates else p for p in s.plates)
-    role = f"{s.role}, summed out" if s.enumerated else s.role
-    return [s.name, role, s.distribution, plates or None, s.batch_shape, s.event_shape, _support(s.support)]
-
-
-def _support(text: str) -> str | None:
-    """Independent(Real(), 1) -> real."""
-    while text.startswith(("Independent", "IndependentConstraint")):
-        text = text.partition("(")[2].rpartition(",")[0]
-    return text.removesuffix("()").lstrip("_") or None
-
-
-def _minibatches(run: Run, auto: str | None) -> str:
-    if not run.structure.row_plates:
-        return "no: no plate follows the rows"
-    if auto and run.structure.locals:
-        return "no: an autoguide has one posterior for each of the rows"
-    return f"yes: sites in {', '.join(sorted(run.structure.row_plates))} are weighed by N/B"
+    tell.check(run, table, f"{made.name} on {source.name} ({source.split})", graph)
 
 
 def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[str, Any] | None:
@@ -481,16 +347,6 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
     n = n_rows(table)
     batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
     return describe(Objective(run.program.train(), run.structure, n, elbo=run.config["fit"]["elbo"]), batch)
-
-
-def _tell_graph(graph: dict[str, Any]) -> None:
-    if not graph["traces"]:
-        print(f"graph       none, every step runs eagerly: {graph['reason']}")
-        return
-    most = ", ".join(f"{name.removeprefix('aten.')} {count}" for name, count in list(graph["operations"].items())[:8])
-    print(f"graph       {graph['size']} operations: {most}{', ...' if len(graph['operations']) > 8 else ''}")
-    print(f"outside     {', '.join(graph['outside'])}")
-    print(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")
 
 
 @app.command(short_help="Write a small program of your own.")

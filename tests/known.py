@@ -82,6 +82,18 @@ class Regression(Program):
         return dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y), precision_matrix=precision)
 
 
+class GuidedRegression(Regression):
+    """`Regression` whose guide is the posterior."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_width = nn.Parameter(torch.tensor(0.0))
+
+    def guide(self, x, y):
+        q = self.posterior(x, y)
+        pyro.sample("b", dist.MultivariateNormal(q.loc, scale_tril=q.scale_tril * self.log_width.exp()))
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Draws from N(0, 1) that are the same everywhere."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
