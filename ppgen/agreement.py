@@ -248,7 +248,8 @@ def _covers(name: str, p: Any, q: Any) -> None:
     eps = 1e-6
     if bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any()):
         raise PpgenError(
-            f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that covers it, "
+            f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that "
+            "covers it, "
             "for example by transforming a Normal"
         )
     if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
