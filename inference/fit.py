@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 
 from ppgen import data as data_module
@@ -158,7 +159,7 @@ def fit(
             program, structure, Objective(program, structure, n, elbo=elbo, particles=particles).particles
         )
         config["program"], file = describe_program(program, structure, guide)
-        example = _example(train_data, structure, first)
+        example = _example(program, train_data, structure, first)
         fabric = make_fabric(device, precision)
         if path is not None:
             start_folder(path, example, file)
@@ -430,12 +431,44 @@ def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"contents": found["columns"], "sha256": found["sha256"]}
 
 
-def _example(data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows that set the program up again: two, or all where it has one latent a row and no network."""
+def _example(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The rows that set the program up again: two, or all where its guide needs all.
+
+    It does where it knows them one by one, where it reads the global latents off them, and for Laplace's approximation.
+    """
+    if isinstance(program._autoguide, AutoLaplaceApproximation):
+        return dict(data)
     rows = structure.row_columns
-    if structure.locals and data_module.n_rows(first, rows) == data_module.n_rows(data):
-        return dict(first)
-    return data_module.take(first, slice(0, 2), rows)
+    few = data_module.take(first, slice(0, 2), rows)
+    if structure.locals:
+        try:
+            enumerated = tuple(s.name for s in structure.sites if s.enumerated)
+            check(program, few, rows=rows, enumerated=enumerated, learn=False)
+        except PpgenError:  # an autoguide, or parameters of one value a row
+            return dict(first)
+    return dict(data) if _reads_globals(program, structure, few, first) else few
+
+
+def _reads_globals(
+    program: Program, structure: Structure, few: Mapping[str, Tensor], first: Mapping[str, Tensor]
+) -> bool:
+    """Whether the guide's global latents have another distribution at fewer rows, or it cannot run on fewer."""
+    if not structure.globals or program._autoguide is not None:
+        return False
+    trace = pyro.poutine.trace
+    with program.collecting():
+        one = sample_sites(trace(lambda: program.call("guide", first)).get_trace())
+        values = {n: one[n]["value"] for n in structure.globals}
+        try:
+            two = sample_sites(trace(pyro.poutine.condition(lambda: program.call("guide", few), values)).get_trace())
+            return any(
+                not torch.equal(one[n]["fn"].log_prob(value), two[n]["fn"].log_prob(value))
+                for n, value in values.items()
+            )
+        except Exception:  # shapes of all rows
+            return True
 
 
 def _step_row(o: Mapping[str, Any], s: int) -> Row:

@@ -17,17 +17,18 @@ from pyro import poutine
 from torch import Tensor
 from xarray import DataTree
 
-from ppgen.check import columns
-from ppgen.data import row_columns
+from ppgen.agreement import observed_in_support
+from ppgen.check import columns, running_of
+from ppgen.data import row_columns, validate
 from ppgen.distributions import Flat
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.elbo import log_weights
-from ppgen.inference.sample import dtype_of_program, program_of, ready
+from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns, versions
 from ppgen.sites import innermost, is_deterministic, sample_sites
-from ppgen.structure import PARTICLES, Structure, Traces, inspect, trace_pair
+from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
 
 BLOCK = 2**22  # values at once: bounds the memory
 
@@ -57,26 +58,33 @@ def posterior(
         Groups as above; each variable has the dimensions chain, draw, its plates, its event dimensions. In
         sample_stats, log_p = log p(x, z) and log_q = log q(z | x), by row where every latent is local.
 
+        Latents that were summed out are not in it, nor are log-probabilities that would need their sum.
+
     Raises:
         PpgenError: a program without latents (it has no posterior); data that the program does not take.
     """
     program = program_of(run)
     data = prepare_columns(data, program, dtype_of_program(program))
-    columns(program, data)
-    if draws < 2:
-        raise PpgenError(f"draws is {draws}; expected at least 2")
+    if not isinstance(draws, int) or draws < 2:
+        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 2")
+    validate(data)
     with ready(run, data, seed):
-        structure = _structure(run, program, data)
+        structure = structure_of(run, data)
         if not structure.latents:
             raise PpgenError(
                 f"{program.name} has no latent to infer, so no posterior; its log p(x) is exact: evaluate it"
             )
+        with torch.random.fork_rng():
+            here = sample_sites(trace_pair(program, data).p)
+        for name in structure.names("observed"):
+            observed_in_support(name, here[name])
         groups: dict[str, list[Arrays]] = {}
         for k in _blocks(draws, data, structure):
-            for group, arrays in _draw(program, data, structure, k, predictive, prior).items():
+            for group, arrays in _draw(program, data, structure, here, k, predictive, prior).items():
                 groups.setdefault(group, []).append(arrays)
         found = {g: {n: np.concatenate([p[n] for p in parts])[None] for n in parts[0]} for g, parts in groups.items()}
-        observed, constant = _data_groups(program, data, structure)
+        observed = {n: _array(here[n], here[n]["value"], 1, structure)[0] for n in structure.names("observed")}
+        constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
         return _tree(program, structure, found, observed, constant, data)
 
 
@@ -95,8 +103,15 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
     """
     program = program_of(run)
     data = prepare_columns(data, program, dtype_of_program(program))
-    with ready(run, data, seed):
+    if not isinstance(draws, int) or draws < 1:
+        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
+    columns(program, data)
+    if data:
+        validate(data)
+    with ready(run, data, seed), running_of(program, data):
         trained = run.structure if isinstance(run, Run) else None
+        with torch.random.fork_rng():
+            given = sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
         parts = []
         for _ in range(draws):
             q = _guide_draw(program, data, run if isinstance(run, Run) else None)
@@ -117,7 +132,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
             for n in names
         }
         structure_like = {d: size for n in names for d, size in zip(dims[n], found[n].shape[2:], strict=True)}
-        constant = {n: v.numpy() for n, v in data.items() if n not in names}
+        constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
         row_plate = _row_plate(trained) if trained else "data"
         constant_dims = {
             n: _column_dims(n, v, trained.row_columns if trained else row_columns(data), row_plate)
@@ -132,41 +147,40 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         )  # fmt: skip
 
 
-def _structure(run: Run | Program, program: Program, data: Mapping[str, Tensor]) -> Structure:
-    """The run's record, with the plates' sizes of these data."""
-    if isinstance(run, Run):
-        return run.structure
-    return inspect(program, data)
-
-
 def _blocks(draws: int, data: Mapping[str, Tensor], structure: Structure) -> list[int]:
     """Draws at once: as many as fit, one where the program does not run with particles."""
-    if not structure.batch_safe:
+    if not structure.batch_safe or any(s.enumerated for s in structure.sites):
         return [1] * draws
     at_once = max(1, min(draws, BLOCK // max(1, sum(v.numel() for v in data.values()))))
     return [min(at_once, draws - i) for i in range(0, draws, at_once)]
 
 
 def _draw(
-    program: Program, data: Mapping[str, Tensor], structure: Structure, k: int, predictive: bool, prior: bool
+    program: Program,
+    data: Mapping[str, Tensor],
+    structure: Structure,
+    here: Mapping[str, dict],
+    k: int,
+    predictive: bool,
+    prior: bool,
 ) -> dict[str, Arrays]:
-    """k draws of every group, k leading."""
+    """k draws of every group, k leading; `here` are the sites of a single run."""
     t = trace_pair(program, data, particles=k, structure=structure)
     out: dict[str, Arrays] = {"posterior": {}, "log_likelihood": {}}
+    summed = {s.name for s in structure.sites if s.enumerated}
     for name, site in sample_sites(t.p).items():
+        if name in summed:
+            continue
         if is_deterministic(site):
-            # Pyro calls all of its dimensions event ones; the shape of a single run tells them from the particles
-            shape = structure[name].value_shape
-            out["posterior"][name] = site["value"].reshape(-1, *shape).expand(k, *shape).numpy()
+            out["posterior"][name] = _deterministic(site, here[name]["value"], k)
         elif not site["is_observed"]:
             out["posterior"][name] = _array(site, site["value"], k, structure)
         else:
             value = site["fn"].log_prob(site["value"])
             out["log_likelihood"][name] = _array(site, value, k, structure, event=False)
-    out["sample_stats"] = {
-        "log_p": _log_prob(t, structure, "p"),
-        "log_q": _log_prob(t, structure, "q"),
-    }
+    out["sample_stats"] = {"log_p": _log_prob(t, structure, "p"), "log_q": _log_prob(t, structure, "q")}
+    if summed:
+        out = {"posterior": out["posterior"]}
     with pyro.plate(PARTICLES, k, dim=-structure.nesting - 1) if k > 1 else poutine.mask(mask=True):
         model = Unobserve()(lambda: program.call("model", data))
         if predictive:
@@ -180,7 +194,9 @@ def _draw(
             p = poutine.trace(model).get_trace()
             sites = sample_sites(p, deterministic=False).items()
             out["prior"] = {
-                n: _array(s, s["value"], k, structure) for n, s in sites if not s["infer"].get("was_observed")
+                n: _array(s, s["value"], k, structure)
+                for n, s in sites
+                if not s["infer"].get("was_observed") and n not in summed
             }
             out["prior_predictive"] = {
                 n: _array(s, s["value"], k, structure) for n, s in sites if s["infer"].get("was_observed")
@@ -211,19 +227,19 @@ def _array(site: dict, value: Tensor, k: int, structure: Structure, event: bool 
     return value.expand(k, *value.shape[1:]).numpy()
 
 
-def _data_groups(program: Program, data: Mapping[str, Tensor], structure: Structure) -> tuple[Arrays, Arrays]:
-    """Observed values by site, and the columns that are no observed site."""
-    p, _ = trace_pair(program, data)
-    observed = {
-        n: _array(s, s["value"], 1, structure)[0]
-        for n, s in sample_sites(p).items()
-        if s["is_observed"] and not is_deterministic(s)
-    }
-    taken = {id(s["value"]) for s in sample_sites(p).values() if s["is_observed"]}
-    constant = {
-        n: v.numpy() for n, v in data.items() if n not in observed and id(v) not in taken and n in program.columns
-    }
-    return observed, constant
+def _deterministic(site: dict, single: Tensor, k: int) -> np.ndarray:
+    """A deterministic site's values as (k, its plates, the rest). Pyro calls all of its dimensions event ones: the
+    shape in a single run tells them from the particles, and plates are the leading ones."""
+    value = site["value"].reshape(-1, *single.shape)
+    dims = {f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
+    nesting = max((-d for d in dims), default=0)
+    kept = [n for i, n in enumerate(single.shape) if i >= nesting or i - nesting in dims or n > 1]
+    return value.reshape(-1, *kept).expand(k, *kept).numpy()
+
+
+def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
+    """Whether a column is what some site observes, by whatever name."""
+    return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
 def _dims(name: str, plates: list[str], ndim: int) -> list[str]:
@@ -293,18 +309,26 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
 def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
-    An amortised guide reads the rows. An autoguide knows the local latents of the fitted rows only, as does a
-    guide whose column the new rows lack.
+    Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
+    latents of the fitted rows only, as does a guide whose column the new rows lack.
     """
+
+    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
+        return {n: s["value"] for n, s in sample_sites(poutine.trace(guide).get_trace()).items()}
+
     if run is None:
-        return {n: s["value"] for n, s in sample_sites(poutine.trace(lambda: program.call("guide", data)).get_trace())}
+        return drawn(data, {})
     needed = [] if program._autoguide is not None else arguments(program.guide).names
     reads = bool(needed) and all(n in data for n in needed)
     same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
-    source = data if reads or same else run.example
-    q = poutine.trace(lambda: program.call("guide", source)).get_trace()
-    told = {n: s["value"] for n, s in sample_sites(q).items()}
-    return told if reads or same else {n: v for n, v in told.items() if n not in run.structure.locals}
+    if reads and not run.structure.globals:
+        return drawn(data, {})
+    told = drawn(run.example, {})
+    if same:
+        return told
+    told = {n: v for n, v in told.items() if n not in run.structure.locals}
+    return drawn(data, told) if reads else told
 
 
 def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
