@@ -1,1 +1,36 @@
-"""Invertible maps with their log-determinants, as Pyro transforms: one family a file."""
+"""Invertible maps with their log-determinants, as Pyro transforms: one family a file.
+
+Each function or class gives a `TransformModule` for `TransformedDistribution(base, [t1, t2, ...])`, or with
+context > 0 a `ConditionalTransformModule`. `FAMILIES` stacks them into flows.
+"""
+
+from ppgen.transforms.autoregressive import (
+    Autoregressive,
+    bernstein,
+    circular_spline,
+    iaf,
+    maf,
+    naf,
+    sos,
+    spline,
+    unaf,
+)
+from ppgen.transforms.continuous import Continuous, cnf, ffjord
+from ppgen.transforms.coupling import Coupling, nice, realnvp, spline_coupling
+from ppgen.transforms.elementwise import ActNorm, Mixtures, gaussianization
+from ppgen.transforms.families import FAMILIES, stack
+from ppgen.transforms.glow import ConvCoupling, glow, glow_step
+from ppgen.transforms.kept import Kept, keep
+from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, conv1x1
+from ppgen.transforms.multiscale import Multiscale, Split, Squeeze
+from ppgen.transforms.planar import Planar, Radial, Sylvester
+from ppgen.transforms.residual import Residual, residual
+from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, gather
+
+__all__ = [
+    "FAMILIES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling", "FlowTransform",
+    "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "Permutation", "Planar", "Radial",
+    "Residual", "Split", "Squeeze", "Sylvester", "bernstein", "circular_spline", "cnf", "conv1x1", "ffjord",
+    "gather", "gaussianization", "glow", "glow_step", "iaf", "keep", "maf", "naf", "nice", "realnvp", "residual",
+    "sos", "spline", "spline_coupling", "stack", "unaf",
+]  # fmt: skip

@@ -1,0 +1,237 @@
+r"""Masked autoregressive transforms: z_i = f(x_i; θ_i(x_<i)), f increasing, θ from one masked network.
+
+The density takes one pass of the network and sampling D passes (`maf` and its kin); for an inverse autoregressive
+transform (`iaf`) it is the reverse. `passes=2` makes two groups, which is a coupling: fast both ways.
+
+Sources: Masked Autoregressive Flow (Papamakarios et al., 2017, arXiv:1705.07057); Improved Variational Inference
+with Inverse Autoregressive Flow (Kingma et al., 2016, arXiv:1606.04934). The masked networks are zuko's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+from zuko.utils import broadcast, unpack
+
+from ppgen.transforms import univariate as u
+from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, Pair, gather
+
+__all__ = ["Autoregressive", "bernstein", "circular_spline", "iaf", "maf", "naf", "sos", "spline", "unaf"]
+
+Order = Sequence[int] | Tensor | None
+
+
+class Autoregressive(FlowTransform):
+    """An autoregressive transform of (..., D) vectors.
+
+    Args:
+        features: D.
+        context: features of the context that θ depends on, 0 for none.
+        univariate: makes the increasing functions from their parameters, each of shape (..., D, *shape).
+        shapes: of these parameters, for one feature.
+        hidden: widths of the masked network.
+        order: the place of each feature in the order; 0, 1, ... if None.
+        passes: groups of features that are conditionally independent within; D if None.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        univariate: Callable[..., Transform] = u.MonotonicAffineTransform,
+        shapes: Sequence[Sequence[int]] = ((), ()),
+        hidden: Sequence[int] = (64, 64),
+        order: Order = None,
+        passes: int | None = None,
+    ):
+        super().__init__((features,), context)
+        order = None if order is None else torch.as_tensor(order)
+        self.conditioner = MaskedAutoregressiveTransform(
+            features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes
+        )
+        groups = getattr(self.conditioner, "order", None)
+        # the features that each pass of the inverse finds
+        passes = 1 if groups is None else self.conditioner.passes
+        for i in range(passes):
+            index = torch.arange(features) if groups is None else (groups == i).nonzero()[:, 0]
+            self.register_buffer(f"group{i}", index, persistent=False)
+        self.passes = passes
+        # functions with networks of their own, one for each feature, come for all features at once
+        self.whole = isinstance(univariate, nn.Module)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        z, ladj = self.conditioner(context).call_and_ladj(x)
+        return z, ladj
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
+        c = self.conditioner
+        if not hasattr(c, "passes"):  # one feature: nothing to condition on but the context
+            return c(context).inv(z), None
+        x = torch.zeros_like(z)
+        for i in range(self.passes):
+            index = getattr(self, f"group{i}")
+            if self.whole:
+                found = c.meta(context, x).inv(z)[..., index]
+            else:
+                found = self._functions(x, context, index).inv(z[..., index])
+            x = x.index_copy(-1, index, found)
+        return x, None
+
+    def _functions(self, x: Tensor, context: Tensor | None, index: Tensor) -> Transform:
+        """The functions of some features only: the last layer, the widest, is computed for these alone."""
+        c = self.conditioner
+        h = x if context is None else torch.cat(broadcast(x, context, ignore=1), -1)
+        *layers, last = c.hyper
+        for layer in layers:
+            h = layer(h)
+        weight = (last.mask * last.weight).unflatten(0, (-1, c.total))[index]
+        bias = last.bias.unflatten(0, (-1, c.total))[index]
+        phi = nn.functional.linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (-1, c.total))
+        return c.univariate(*unpack(phi, c.shapes))
+
+
+class _Circular(Autoregressive):
+    """On the torus [-π, π)^D; the masked networks see the angles."""
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(u.Circular.domain, 1)
+
+    codomain = domain
+
+
+class _Networks(nn.Module):
+    """Increasing networks, one for each feature, that a signal from the masked network modulates."""
+
+    def __init__(self, features: int, signal: int, hidden: Sequence[int]):
+        super().__init__()
+        self.network = zuko.nn.MonotonicMLP(1 + signal, 1, hidden_features=hidden, stack=features)
+
+    def forward(self, signal: Tensor) -> Transform:
+        return u.IncreasingNetwork(self.network, signal)
+
+
+class _Integrands(nn.Module):
+    """Positive networks, one for each feature, between e⁻⁷ and e⁷, that a signal modulates."""
+
+    def __init__(self, features: int, signal: int, hidden: Sequence[int], points: int):
+        super().__init__()
+        # smooth, as the quadrature's error falls with the smoothness of what is integrated
+        self.network = zuko.nn.MLP(1 + signal, 1, hidden_features=hidden, activation=nn.SiLU, stack=features)
+        self.points = points
+
+    def _density(self, signal: Tensor, x: Tensor) -> Tensor:
+        h = self.network(torch.cat(broadcast(x[..., None] / 10, signal, ignore=1), -1))[..., 0]
+        return (7 * (h / 7).tanh()).exp()
+
+    def forward(self, signal: Tensor, constant: Tensor) -> Transform:
+        return u.PositiveIntegral(partial(self._density, signal), constant, self.points)
+
+
+def maf(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None
+) -> FlowTransform | Conditional:
+    """Masked autoregressive affine transform: z_i = exp(a_i(x_<i)) x_i + b_i(x_<i). One pass for the density.
+
+    Args as `Autoregressive`; with context > 0 a conditional transform.
+
+    >>> from pyro.distributions import Normal, TransformedDistribution
+    >>> base = Normal(torch.zeros(3), 1.0).to_event(1)
+    >>> TransformedDistribution(base, [maf(3), maf(3, order=[2, 1, 0])]).log_prob(torch.zeros(5, 3)).shape
+    torch.Size([5])
+    """
+    return gather(Autoregressive(features, context, hidden=hidden, order=order, passes=passes))
+
+
+def iaf(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None
+) -> FlowTransform | Conditional:
+    """Inverse autoregressive affine transform: x_i = exp(a_i(z_<i)) z_i + b_i(z_<i). One pass to sample."""
+    return gather(Inverse(Autoregressive(features, context, hidden=hidden, order=order, passes=passes)))
+
+
+def spline(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    bins: int = 8, bound: float = 5.0,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Neural spline transform: rational-quadratic with `bins` bins on [-bound, bound], the identity outside.
+
+    Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032).
+    """
+    functions = partial(u.Spline, bound=bound)
+    shapes = ((bins,), (bins,), (bins - 1,))
+    return gather(Autoregressive(features, context, functions, shapes, hidden, order, passes))
+
+
+def circular_spline(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    bins: int = 8,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Neural spline transform of D angles in [-π, π); take a uniform base.
+
+    Source: Normalizing Flows on Tori and Spheres (Rezende et al., 2020, arXiv:2002.02428).
+    """
+    shapes = ((bins,), (bins,), (bins - 1,))
+    return gather(_Circular(features, context, u.Circular, shapes, hidden, order, passes))
+
+
+def naf(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    signal: int = 16, units: Sequence[int] = (32, 32),
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Neural autoregressive transform: f is a network with positive weights, inverted by bisection.
+
+    Args:
+        signal: numbers by which the masked network modulates it.
+        units: its widths, even.
+
+    Source: Neural Autoregressive Flows (Huang et al., 2018, arXiv:1804.00779).
+    """
+    functions = _Networks(features, signal, units)
+    return gather(Autoregressive(features, context, functions, ((signal,),), hidden, order, passes))
+
+
+def unaf(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    signal: int = 16, units: Sequence[int] = (32, 32), points: int = 32,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Unconstrained monotonic transform: f is the integral of a positive network, inverted by bisection.
+
+    Args:
+        points: of the quadrature.
+
+    Source: Unconstrained Monotonic Neural Networks (Wehenkel & Louppe, 2019, arXiv:1908.05164).
+    """
+    functions = _Integrands(features, signal, units, points)
+    return gather(Autoregressive(features, context, functions, ((signal,), ()), hidden, order, passes))
+
+
+def sos(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    degree: int = 4, polynomials: int = 3,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Sum-of-squares polynomial transform, straight beyond ±10, inverted by bisection.
+
+    Source: Sum-of-Squares Polynomial Flow (Jaini et al., 2019, arXiv:1905.02325).
+    """
+    shapes = ((polynomials, degree + 1), ())
+    return gather(Autoregressive(features, context, u.SumOfSquares, shapes, hidden, order, passes))
+
+
+def bernstein(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    degree: int = 16, bound: float = 5.0,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Bernstein polynomial transform on [-bound, bound], the identity outside, inverted by bisection.
+
+    Source: Short-Term Density Forecasting with Bernstein-Polynomial Normalizing Flows (Arpogaus et al., 2022,
+    arXiv:2204.13939).
+    """
+    functions = partial(u.Bernstein, bound=bound)
+    return gather(Autoregressive(features, context, functions, ((degree - 4,),), hidden, order, passes))

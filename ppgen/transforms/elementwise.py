@@ -1,0 +1,110 @@
+r"""Elementwise transforms: ActNorm, a fixed standardisation, and the mixtures of Gaussianisation.
+
+Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039), section 3.1; Gaussianization Flows (Meng et al., 2020,
+arXiv:2003.01941).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import zuko
+from torch import Tensor, nn
+from zuko.utils import unpack
+
+from ppgen.transforms.univariate import Gaussianize
+from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
+
+__all__ = ["ActNorm", "Mixtures", "gaussianization"]
+
+
+class ActNorm(FlowTransform):
+    """z = (x - loc) exp(-log_scale) for each feature, or each channel of images.
+
+    The first batch that is pulled in training mode sets loc and log_scale so that z has mean 0 and standard deviation
+    1; from then on they are parameters like any other. That this has happened is saved and loaded with them.
+
+    Args:
+        shape: D, or (C, H, W).
+    """
+
+    def __init__(self, shape: int | Sequence[int]):
+        super().__init__((shape,) if isinstance(shape, int) else shape)
+        self.loc = nn.Parameter(torch.zeros(self.shape[0]))
+        self.log_scale = nn.Parameter(torch.zeros(self.shape[0]))
+        self.register_buffer("ready", torch.zeros(()))
+        self.is_ready = False  # `ready` for Python's eyes: a traced program must not ask a tensor
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_ready = bool(self.ready > 0)
+
+    @torch.no_grad()
+    def _begin(self, x: Tensor) -> None:
+        rows = x.reshape(-1, self.shape[0], self.shape[1:].numel()).movedim(1, 0).flatten(1)
+        if rows.shape[1] < 2:
+            return
+        self.loc.copy_(rows.mean(1))
+        self.log_scale.copy_(rows.std(1).clamp_min(1e-6).log())
+        self.ready.fill_(1)
+        self.is_ready = True
+
+    def _of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sites = (1,) * (len(self.shape) - 1)
+        ladj = self.log_scale.sum() * self.shape[1:].numel()
+        ladj = ladj.expand(x.shape[: x.dim() - len(self.shape)])
+        return self.loc.reshape(-1, *sites), self.log_scale.reshape(-1, *sites), ladj
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        if self.training and not self.is_ready:
+            self._begin(x)
+        loc, log_scale, ladj = self._of(x)
+        return (x - loc) * (-log_scale).exp(), -ladj
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        loc, log_scale, ladj = self._of(z)
+        return loc + log_scale.exp() * z, ladj
+
+
+class Mixtures(FlowTransform):
+    """z_i = Φ⁻¹(F_i(x_i)) with F_i a mixture of normals: makes each marginal Gaussian.
+
+    Args:
+        features: D.
+        context: features of a context on which the mixtures depend, through a network with widths `hidden`.
+        components: of each mixture.
+    """
+
+    def __init__(self, features: int, context: int = 0, components: int = 8, hidden: Sequence[int] = (64, 64)):
+        super().__init__((features,), context)
+        self.shapes = [torch.Size((components,))] * 2
+        if context:
+            self.network = zuko.nn.MLP(context, 2 * components * features, hidden_features=hidden)
+        # components side by side, of about the width of their distance: near the identity, and none like another
+        centres = torch.linspace(-2, 2, components) if components > 1 else torch.zeros(1)
+        scale = 0.0 if components == 1 else 0.4
+        self.shift = nn.Parameter((-centres * torch.tensor(scale).exp()).repeat(features, 1))
+        self.scale = nn.Parameter(torch.full((features, components), scale))
+
+    def _functions(self, context: Tensor | None) -> Gaussianize:
+        if context is None:
+            return Gaussianize(self.shift, self.scale)
+        phi = self.network(context).unflatten(-1, (self.shape[0], -1))
+        shift, scale = unpack(phi, self.shapes)
+        return Gaussianize(self.shift + shift, self.scale + scale)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        z, ladj = self._functions(context).call_and_ladj(x)
+        return z, ladj.sum(-1)
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
+        return self._functions(context).inv(z), None
+
+
+def gaussianization(
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), components: int = 8
+) -> FlowTransform | Conditional:
+    """One layer of Gaussianisation, inverted by bisection; put an `Orthogonal` between two."""
+    return gather(Mixtures(features, context, components, hidden))

@@ -1,0 +1,120 @@
+r"""Linear transforms: permutations, LU-parametrised matrices and products of Householder reflections.
+
+Each acts on one dimension: the last one of vectors, or the channels of images (..., C, H, W), where it is the
+invertible 1x1 convolution of Glow.
+
+Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039), sections 3.2 and 3.3; Improving Variational Auto-Encoders
+using Householder Flow (Tomczak & Welling, 2016, arXiv:1611.09630).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppgen.errors import PpgenError
+from ppgen.transforms.wrap import FlowTransform, Pair
+
+__all__ = ["LULinear", "Orthogonal", "Permutation", "conv1x1"]
+
+
+class LULinear(FlowTransform):
+    """z = P L U x with L unit lower and U upper triangular: log |det| is the sum of log |diag U|.
+
+    Args:
+        shape: D, or (C, H, W) to mix the channels of images.
+        permute: False leaves P out (the identity).
+
+    It begins as a random rotation, or without P as the identity.
+    """
+
+    def __init__(self, shape: int | Sequence[int], permute: bool = True):
+        super().__init__((shape,) if isinstance(shape, int) else shape)
+        n = self.shape[0]
+        if permute:
+            P, L, U = torch.linalg.lu(torch.linalg.qr(torch.randn(n, n)).Q)
+        else:
+            P = L = U = torch.eye(n)
+        self.register_buffer("P", P)
+        self.register_buffer("signs", U.diagonal().sign())
+        self.lower = nn.Parameter(L.tril(-1))
+        self.upper = nn.Parameter(U.triu(1))
+        self.log_diagonal = nn.Parameter(U.diagonal().abs().log())
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        L = self.lower.tril(-1) + torch.eye(self.shape[0]).to(self.lower)
+        return L, self.upper.triu(1) + (self.signs * self.log_diagonal.exp()).diag()
+
+    def _columns(self, value: Tensor) -> Tensor:
+        return value.reshape(*value.shape[: value.dim() - len(self.shape)], self.shape[0], self.shape[1:].numel())
+
+    def _ladj(self, value: Tensor) -> Tensor:
+        total = self.log_diagonal.sum() * self.shape[1:].numel()
+        return total.expand(value.shape[: value.dim() - len(self.shape)])
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        L, U = self._factors()
+        return (self.P @ L @ U @ self._columns(x)).reshape(x.shape), self._ladj(x)
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        L, U = self._factors()
+        y = torch.linalg.solve_triangular(L, self.P.mT @ self._columns(z), upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(U, y, upper=True).reshape(z.shape), -self._ladj(z)
+
+
+def conv1x1(shape: Sequence[int]) -> LULinear:
+    """The invertible 1x1 convolution of images of shape (C, H, W), by its LU factors.
+
+    >>> conv1x1((3, 4, 4)).pull(torch.zeros(2, 3, 4, 4))[1].shape
+    torch.Size([2])
+    """
+    if len(shape) != 3:
+        raise PpgenError(f"conv1x1 got the shape {tuple(shape)}; expected that of images, (channels, height, width)")
+    return LULinear(shape)
+
+
+class Orthogonal(FlowTransform):
+    """z = H_1 ... H_n x with H_i = I - 2 v_i v_iᵀ / |v_i|²: any rotation (n >= D), log |det| = 0.
+
+    Args:
+        features: D.
+        reflections: n; D if None.
+    """
+
+    def __init__(self, features: int, reflections: int | None = None):
+        super().__init__((features,))
+        self.v = nn.Parameter(torch.randn(features if reflections is None else reflections, features))
+
+    def _turn(self, x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+        for v in vectors:
+            x = x - 2 * ((x @ v) / (v @ v))[..., None] * v
+        return x
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        return self._turn(x, self.v.unbind(0)[::-1]), torch.zeros_like(x[..., 0])
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        return self._turn(z, self.v.unbind(0)), torch.zeros_like(z[..., 0])
+
+
+class Permutation(FlowTransform):
+    """z_i = x_{order i}.
+
+    Args:
+        order: a permutation of 0, ..., D - 1; or D itself, for a random one (kept with the parameters).
+    """
+
+    def __init__(self, order: int | Sequence[int] | Tensor):
+        index = torch.randperm(order) if isinstance(order, int) else torch.as_tensor(order)
+        super().__init__((len(index),))
+        if not torch.equal(index.sort().values, torch.arange(len(index))):
+            raise PpgenError(f"Permutation got {index.tolist()}; expected each of 0 to {len(index) - 1} once")
+        self.register_buffer("order", index)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        return x[..., self.order], torch.zeros_like(x[..., 0])
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        return z[..., self.order.argsort()], torch.zeros_like(z[..., 0])

@@ -1,0 +1,271 @@
+r"""Increasing functions of one variable, each with parameters given entry by entry: what autoregressive, coupling and
+elementwise transforms apply to every feature.
+
+Each is a `torch.distributions.Transform` x -> z with `call_and_ladj(x)`, as zuko's are. Bijections of all of ℝ:
+outside the interval where their family lives they go on as straight lines, so that densities integrate to one
+and far outliers get a finite log-probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+from zuko.transforms import AdditiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
+
+from ppgen.transforms.wrap import Pair, solve_increasing
+
+__all__ = [
+    "AdditiveTransform", "Bernstein", "Circular", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
+    "PositiveIntegral", "Spline", "SumOfSquares",
+]  # fmt: skip
+
+
+class Univariate(Transform):
+    """An increasing function ℝ -> ℝ, elementwise; subclasses write `call_and_ladj`."""
+
+    domain: constraints.Constraint = constraints.real
+    codomain: constraints.Constraint = constraints.real
+    bijective = True
+    sign = 1
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        raise NotImplementedError
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return solve_increasing(self.call_and_ladj, y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[1]
+
+
+class Spline(MonotonicRQSTransform):
+    """zuko's rational-quadratic spline; its inverse cannot meet a negative discriminant by rounding.
+
+    Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032), section 3.1.
+    """
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        inside, x0, x1, y0, y1, d0, d1, s = self.bin(self.searchsorted(self.vertical, y) - 1)
+        rise, height = inside * (y - y0), y1 - y0
+        bend = d0 + d1 - 2 * s
+        a = height * (s - d0) + rise * bend
+        b = height * d0 - rise * bend
+        c = -s * rise
+        # the sum of b and the root is positive, and so is the discriminant but for rounding
+        root = (b.square() - 4 * a * c).clamp_min(torch.finfo(y.dtype).tiny).sqrt()
+        t = (-2 * c / (b + root)).clamp(0, 1)
+        return torch.where(inside, x0 + t * (x1 - x0), y)
+
+
+class Circular(Univariate):
+    """A rational-quadratic spline on the circle [-π, π), after a shift by half a turn: periodic, with slope 1 at ±π.
+
+    Source: Normalizing Flows on Tori and Spheres (Rezende et al., 2020, arXiv:2002.02428), section 2.1.2.
+    """
+
+    domain: constraints.Constraint = constraints.interval(-math.pi, math.pi)
+    codomain: constraints.Constraint = domain
+
+    def __init__(self, widths: Tensor, heights: Tensor, derivatives: Tensor, slope: float = 1e-3):
+        super().__init__()
+        self.spline = Spline(widths, heights, derivatives, bound=math.pi, slope=slope)
+
+    @staticmethod
+    def _turn(x: Tensor) -> Tensor:
+        return torch.remainder(x, 2 * math.pi) - math.pi
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        return self.spline.call_and_ladj(self._turn(x))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._turn(self.spline._inverse(y))
+
+
+class IncreasingNetwork(Univariate):
+    """A monotone network: positive weights, activations that grow without bound on both sides.
+
+    The derivative is carried forward beside the value, so that no second backward pass is needed.
+    Source: Neural Autoregressive Flows (Huang et al., 2018, arXiv:1804.00779), with zuko's network.
+
+    Args:
+        network: a `zuko.nn.MonotonicMLP` of 1 + signal inputs.
+        signal: (..., S), what it depends on beside x.
+    """
+
+    def __init__(self, network: nn.Sequential, signal: Tensor):
+        super().__init__()
+        self.network, self.signal = network, signal
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        signal = self.signal.expand(*x.shape, -1)
+        h = torch.cat((x[..., None], signal), -1)
+        dh = torch.cat((torch.ones_like(x[..., None]), torch.zeros_like(signal)), -1)
+        for layer in self.network:
+            if isinstance(layer, zuko.nn.Linear):
+                weight = layer.weight.abs()
+                h, dh = zuko.nn.linear(h, weight, layer.bias), zuko.nn.linear(dh, weight)
+            else:  # elu(h) for one half, -elu(-h) for the other
+                a, b = h.chunk(2, -1)
+                slope = torch.cat((a, -b), -1).clamp_max(0).exp()
+                h, dh = torch.cat((nn.functional.elu(a), -nn.functional.elu(-b)), -1), dh * slope
+        return h[..., 0], dh[..., 0].log()
+
+
+@cache
+def _legendre(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return tuple((nodes + 1) / 2), tuple(weights / 2)
+
+
+class PositiveIntegral(Univariate):
+    r"""f(x) = b + ∫₀ˣ g(u) du with g > 0, by n-point Gauss-Legendre quadrature; g is constant beyond ±reach.
+
+    Args:
+        g: positive function of (n, ..., D) points.
+        constant: b.
+        n: points; exact for polynomials g up to degree 2 n - 1.
+        reach: half the length of the interval in which g varies.
+
+    Source: Unconstrained Monotonic Neural Networks (Wehenkel & Louppe, 2019, arXiv:1908.05164).
+    """
+
+    def __init__(self, g: Callable[[Tensor], Tensor], constant: Tensor, n: int, reach: float = 10.0):
+        super().__init__()
+        self.g, self.constant, self.n, self.reach = g, constant, n, reach
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        within = x.clamp(-self.reach, self.reach)
+        nodes, weights = (x.new_tensor(v) for v in _legendre(self.n))
+        column = (-1, *(1,) * x.dim())
+        values = self.g(torch.cat((within * nodes.reshape(column), within[None])))
+        slope = values[-1]
+        area = within * (values[:-1] * weights.reshape(column)).sum(0)
+        return self.constant + area + (x - within) * slope, slope.log()
+
+
+class SumOfSquares(PositiveIntegral):
+    r"""f(x) = b + ∫₀ˣ 1/K Σ_k (1 + Σ_l a_kl (u/r)ˡ)² + slope du, r = 10 its reach.
+
+    Source: Sum-of-Squares Polynomial Flow (Jaini et al., 2019, arXiv:1905.02325).
+
+    Args:
+        a: (..., K, L + 1).
+        constant: b.
+    """
+
+    def __init__(self, a: Tensor, constant: Tensor, slope: float = 1e-3):
+        super().__init__(self._density, constant, n=a.shape[-1])
+        # |a| < 5, so that what a network says of an outlier does not overflow when it is squared, layer after layer
+        self.a, self.slope = a / (1 + a.abs() / 5), slope
+
+    def _density(self, u: Tensor) -> Tensor:
+        u = (u / self.reach)[..., None]
+        p = torch.zeros_like(u)  # Horner
+        for coefficient in reversed(self.a.unbind(-1)):
+            p = p * u + coefficient
+        return (1 + p).square().mean(-1) + self.slope
+
+
+class Bernstein(Univariate):
+    r"""f(x) = Σ_m θ_m b_{m,M}((x + B) / 2B) with θ increasing from -B to B; the identity outside [-B, B].
+
+    The two outermost differences of θ on either side are 2B/M: slope 1 and curvature 0 where the identity begins.
+    Source: Deep transformation models (Sick et al., 2020, arXiv:2004.00464).
+
+    Args:
+        free: (..., M - 4) unconstrained differences of θ.
+    """
+
+    def __init__(self, free: Tensor, bound: float = 5.0):
+        super().__init__()
+        self.bound, self.degree = bound, free.shape[-1] + 4
+        edge = torch.full_like(free[..., :2], 2 * bound / self.degree)
+        inner = free.softmax(-1) * (2 * bound * (1 - 4 / self.degree))
+        self.steps = torch.cat((edge, inner, edge), -1)
+        start = torch.full_like(free[..., :1], -bound)
+        self.theta = torch.cat((start, start + self.steps.cumsum(-1)), -1)
+
+    @staticmethod
+    def _basis(u: Tensor, degree: int) -> Tensor:
+        k = range(degree + 1)
+        powers = torch.stack([u**i for i in k], -1) * torch.stack([(1 - u) ** (degree - i) for i in k], -1)
+        return powers * u.new_tensor([math.comb(degree, i) for i in k])
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        inside = x.abs() < self.bound
+        u = (torch.where(inside, x, 0.0) + self.bound) / (2 * self.bound)
+        y = (self._basis(u, self.degree) * self.theta).sum(-1)
+        slope = (self._basis(u, self.degree - 1) * self.steps).sum(-1) * (self.degree / (2 * self.bound))
+        return torch.where(inside, y, x), torch.where(inside, slope.log(), 0.0)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        inside = y.abs() < self.bound
+        return torch.where(inside, solve_increasing(self.call_and_ladj, torch.where(inside, y, 0.0), self.bound), y)
+
+
+class Gaussianize(Univariate):
+    r"""f(x) = Φ⁻¹(1/K Σ_k Φ(e^{a_k} x + b_k)): the quantile of x under a mixture, as a normal score.
+
+    Computed through logarithms of the smaller tail, so that it stays increasing and finite far out.
+    Source: Gaussianization Flows (Meng et al., 2020, arXiv:2003.01941).
+
+    Args:
+        shift: b, (..., K).
+        scale: a, (..., K).
+    """
+
+    def __init__(self, shift: Tensor, scale: Tensor):
+        super().__init__()
+        self.shift, self.log_scale = shift, scale
+        self.scale = scale.exp()
+
+    def call_and_ladj(self, x: Tensor) -> Pair:
+        u = x[..., None] * self.scale + self.shift
+        log_k = math.log(u.shape[-1])
+        below = _log_ndtr(u).logsumexp(-1) - log_k
+        above = _log_ndtr(-u).logsumexp(-1) - log_k
+        sign = torch.where(below < above, 1.0, -1.0).to(x)
+        y = sign * _normal_quantile(torch.minimum(below, above))
+        # log of the mixture's density less the normal's, squares taken together where both are huge
+        peak = (y[..., None] - u) * (y[..., None] + u) / 2 + self.log_scale
+        return y, peak.logsumexp(-1) - log_k
+
+
+def _hazard(x: Tensor, log_cdf: Tensor) -> Tensor:
+    """φ(x) / Φ(x), from log Φ(x); beyond -20 by its expansion -x + 1/-x - 2/-x³."""
+    far = x < -20
+    t = torch.where(far, -x, 20.0)
+    near = torch.where(far, 0.0, -x.square() / 2 - log_cdf - 0.5 * math.log(2 * math.pi)).exp()
+    return torch.where(far, t + 1 / t - 2 / t**3, near)
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x), its first derivative right in the far tail too, where that of torch's overflows."""
+    fixed = x.detach()
+    value = torch.special.log_ndtr(fixed)
+    return value + _hazard(fixed, value) * (x - fixed)
+
+
+def _normal_quantile(log_p: Tensor) -> Tensor:
+    """The y <= 0 with log Φ(y) = log_p, for log_p <= log 1/2: Newton's steps on log Φ, which is concave."""
+    with torch.no_grad():
+        # Φ(-t) <= exp(-t²/2) / 2, so this is below the root, from where Newton's steps rise to it without passing it
+        y = -(-2 * (log_p + math.log(2)).clamp_max(0)).sqrt()
+        for _ in range(6):
+            y = _quantile_step(y, log_p)
+    return _quantile_step(y, log_p)
+
+
+def _quantile_step(y: Tensor, log_p: Tensor) -> Tensor:
+    log_cdf = torch.special.log_ndtr(y)
+    return y + (log_p - log_cdf) / _hazard(y, log_cdf)
