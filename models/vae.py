@@ -76,7 +76,7 @@ class VAE(ppgen.Program):
         self,
         features: int | Sequence[int],
         latent: int = 20,
-        hidden: Sequence[int] | None = None,
+        hidden: int | Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         net: str = "mlp",
         activation: str = "relu",
@@ -94,7 +94,7 @@ class VAE(ppgen.Program):
         _one_of("net", net, NETS)
         _one_of("noise", noise, ("shared", "feature"))
         self.shape = (features,) if isinstance(features, int) else tuple(features)
-        if min(*self.shape, latent) < 1 or classes < 0 or levels < 2 or not low < high:
+        if not self.shape or min(*self.shape, latent) < 1 or classes < 0 or levels < 2 or not low < high:
             raise PpgenError(
                 f"VAE got features={features}, latent={latent}, classes={classes}, "
                 f"levels={levels}, low={low}, high={high}; expected features and latent of at "
@@ -108,14 +108,16 @@ class VAE(ppgen.Program):
         self.numbers = numbers
         self.encoder: nn.Module
         self.decoder: nn.Module
+        if hidden is None:
+            hidden = (200, 200) if net == "mlp" else (32, 64)
+        widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         if net == "mlp":
-            widths = tuple((200, 200) if hidden is None else hidden)
             how: dict[str, Any] = {"activation": activation, "dropout": dropout}
             self.encoder = MLP(size + classes, 2 * latent, widths, **how)
             self.decoder = MLP(inputs, numbers * size, widths[::-1], output_gain=DECODER_GAIN, **how)
         else:
             side, depth = _square(self.shape, channels)
-            how = {"channels": depth, "widths": tuple((32, 64) if hidden is None else hidden)}
+            how = {"channels": depth, "widths": widths}
             how |= {"activation": activation, "dropout": dropout}
             self.encoder = ConvEncoder(side, 2 * latent, context=classes, **how)
             self.decoder = ConvDecoder(inputs, side, outputs=numbers, output_gain=DECODER_GAIN, **how)
@@ -262,6 +264,6 @@ def _find_grid(x: Tensor) -> tuple[float, float, int] | None:
         on_grid = unit * n
         if ((on_grid - on_grid.round()).abs() < 1e-3).all():
             rest = (x - low) * (n / (1 - low))
-            if ((rest - rest.round()).abs() < 1e-2).all():
+            if ((rest - rest.round()).abs() < 1e-3).all():
                 return low, 1.0, n + 1
     return None

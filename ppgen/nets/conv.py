@@ -72,7 +72,8 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lead, pixels = x.shape[:-1], math.prod(self.image)
         images, context = x[..., :pixels], x[..., pixels:]
-        h = self.convolutions(images.reshape(-1, *self.image)).reshape(*lead, -1)
+        h = self.convolutions(images.reshape(-1, *self.image)).flatten(1)
+        h = h.reshape(*lead, h.shape[-1])
         return self.last(self.dense(torch.cat([h, context], -1) if self.context else h))
 
 
@@ -135,7 +136,8 @@ class ConvDecoder(nn.Module):
         h = self.dense(z).reshape(-1, *self.start)
         for i, (layer, side) in enumerate(zip(self.convolutions, self.sides, strict=True)):
             h = layer(self.activation(h) if i else h)[..., :side, :side]
-        return h.reshape(*lead, -1)
+        h = h.flatten(1)
+        return h.reshape(*lead, h.shape[-1])
 
 
 def _sides(side: int, widths: Sequence[int]) -> list[int]:
