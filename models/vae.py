@@ -208,7 +208,7 @@ class VAE(ppgen.Program):
         if y is None:
             raise PpgenError(
                 f"VAE(classes={self.classes}) is conditional on the labels y, and got none; "
-                "pass a column y, also to sample from it"
+                "pass a column y, and to sample from it given={'y': ...} (--given file)"
             )
         if is_validation_enabled():
             wrong = (y < 0) | (y >= self.classes) | (y != y.long())

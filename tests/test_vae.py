@@ -168,7 +168,7 @@ def test_labels_matter_and_are_needed():
     assert not torch.allclose(logits, vae.decode(z, (data["y"] + 1) % 4).base_dist.logits)
     with pytest.raises(PpgenError, match="labels y, and got none"):
         vae.guide(data["x"])
-    with asked_rows(3), pytest.raises(PpgenError, match="also to sample"):
+    with asked_rows(3), pytest.raises(PpgenError, match="to sample from it given="):
         vae.model()
     for wrong, said in (
         (torch.full((11,), 4), "has 4, expected one label a row out of 0 to 3"),
