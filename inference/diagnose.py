@@ -19,18 +19,22 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 from xarray import DataTree
 
-from ppgen.data import n_rows, take
+from ppgen.data import take
 from ppgen.errors import PpgenError
 from ppgen.inference.loglik import LogLik, loglik
 from ppgen.inference.posterior import posterior
-from ppgen.inference.sample import dtype_of_program, seeded
-from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.structure import trace_pair
+from ppgen.inference.sample import dtype_of_program, ready
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns
+from ppgen.sites import is_delta
+from ppgen.structure import Structure, trace_pair
 
 GOOD_K = 0.7
+SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones
+MEAN_DRAWS = 200  # for a posterior mean that is not known in closed form
 ACTIVE = 0.01  # variance over rows of a latent's posterior mean, above which it is active (Burda et al. 2016)
 
 
@@ -41,9 +45,10 @@ class Diagnosis(NamedTuple):
         tree: the posterior's DataTree (on the first rows, where latents are local).
         summary: ArviZ's table of the latents: mean, sd and interval.
         bounds: ELBO and importance-weighted bound on the rows.
-        khat, ess: one a row where every latent is local, else one for the data set.
+        khat, ess: one a row where every latent is local, else one for the data set; khat is -inf where all weights
+            are equal: the guide is the posterior.
         kl: KL(q, p) in nats of each latent dimension, mean over rows, by site; only where both are factorised.
-        active: by site, which dimensions of the latent are active.
+        active: by site, which dimensions of the latent are active; for local latents on two rows or more.
         findings: sentences; the first says whether to believe the posterior.
     """
 
@@ -85,13 +90,18 @@ def diagnose(
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)
     tree = posterior(run, few, draws=draws, seed=seed)
-    kl = _kl(run, more, seed)
-    active = {n: _activity(run, more, n, seed) > ACTIVE for n in s.locals} if ll.per == "row" else {}
+    kl, active = {}, {}
+    with ready(run, more, seed):
+        if s.locals:
+            t = trace_pair(program, more)
+            kl = {n: v for n in s.locals if (v := _kl(t.q.nodes[n], t.p.nodes[n], s)) is not None}
+        if ll.per == "row" and ll.rows > 1:
+            active = {n: v > ACTIVE for n, v in _activity(program, more, s).items()}
     return Diagnosis(tree, summarise(tree), ll, khat, ll.ess, kl, active, _findings(ll, khat, active))
 
 
 def pareto_k(log_w: np.ndarray) -> np.ndarray:
-    """Pareto k-hat of the weights, (K, n) -> (n,). nan where all weights are equal: the guide is exact.
+    """Pareto k-hat of the weights, (K, n) -> (n,): -inf where all are equal, the guide being exact.
 
     ArviZ's `psislw` is made for leave-one-out and takes negative log weights.
     """
@@ -100,7 +110,7 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
     k = np.empty(log_w.shape[1])
     for i, column in enumerate(log_w.T.astype(np.float64)):
         spread = column.max() - column.min()
-        k[i] = -np.inf if spread < 1e-6 else array_stats.psislw(-column)[1]
+        k[i] = -np.inf if spread < SAME else array_stats.psislw(-column)[1]
     return k
 
 
@@ -111,62 +121,80 @@ def summarise(tree: DataTree) -> pd.DataFrame:
     return summary(tree, kind="stats", round_to="none")
 
 
-def _kl(run: Run, data: Mapping[str, Tensor], seed: int | None) -> dict[str, np.ndarray]:
-    program = run.program
-    with seeded(seed), default_dtype(dtype_of_program(program)):
-        t = trace_pair(program, data)
-        found = {}
-        for name in run.structure.locals:
-            q, p = t.q.nodes[name]["fn"], t.p.nodes[name]["fn"]
-            while hasattr(q, "base_dist") and type(q).__name__ == "Independent":
-                q = q.base_dist
-            while hasattr(p, "base_dist") and type(p).__name__ == "Independent":
-                p = p.base_dist
-            try:
-                value = kl_divergence(q, p)
-            except NotImplementedError:
-                continue
-            found[name] = value.reshape(n_rows(data, run.structure.row_columns), -1).mean(0).numpy()
-    return found
+def _kl(q: dict, p: dict, structure: Structure) -> np.ndarray | None:
+    """KL(q, p) of each dimension of one latent, mean over rows; None where they are not factorised."""
+    if is_delta(q):  # an autoguide's value: its density stands elsewhere
+        return None
+    a, b = (_factors(site["fn"]) for site in (q, p))
+    if a.event_shape or b.event_shape:
+        return None
+    try:
+        value = kl_divergence(a, b)
+    except NotImplementedError:
+        return None
+    return _rows_first(value.expand(q["fn"].shape()), q, structure).mean(0).numpy()
 
 
-def _activity(run: Run, data: Mapping[str, Tensor], name: str, seed: int | None) -> np.ndarray:
-    """Variance over rows of E_q[z | x], by dimension."""
-    program = run.program
-    with seeded(seed), default_dtype(dtype_of_program(program)):
-        fn = trace_pair(program, data).q.nodes[name]["fn"]
+def _factors(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def _rows_first(value: Tensor, site: dict, structure: Structure) -> Tensor:
+    """(rows, dimensions)."""
+    row = next(f.dim for f in site["cond_indep_stack"] if f.name in structure.row_plates)
+    value = value.movedim(row - site["fn"].event_dim, 0)
+    return value.reshape(len(value), -1)
+
+
+def _activity(program: Program, data: Mapping[str, Tensor], structure: Structure) -> dict[str, np.ndarray]:
+    """Variance over rows of E_q[z | x], by latent and dimension."""
+    sites = trace_pair(program, data).q.nodes
+    means: dict[str, Tensor] = {}
+    for name in structure.locals:
         try:
-            mean = fn.mean
+            if not is_delta(sites[name]):
+                means[name] = sites[name]["fn"].mean
         except NotImplementedError:
-            mean = torch.stack([trace_pair(program, data).q.nodes[name]["value"] for _ in range(50)]).mean(0)
-    return mean.reshape(n_rows(data, run.structure.row_columns), -1).var(0).numpy()
+            continue
+    drawn = [n for n in structure.locals if n not in means or torch.isnan(means[n]).any()]
+    if drawn:
+        runs = [trace_pair(program, data).q.nodes for _ in range(MEAN_DRAWS)]
+        means |= {n: torch.stack([r[n]["value"].to(torch.get_default_dtype()) for r in runs]).mean(0) for n in drawn}
+    full = {n: means[n].expand(sites[n]["fn"].shape()) for n in structure.locals}
+    return {n: _rows_first(v, sites[n], structure).var(0).numpy() for n, v in full.items()}
 
 
 def _findings(ll: LogLik, khat: np.ndarray, active: dict[str, np.ndarray]) -> list[str]:
-    elbo, iw = ll.bounds[0], ll.bounds[-1]
-    gap = iw.mean - elbo.mean
+    gap = max(ll.best.mean - ll.bounds[0].mean, 0.0)
     what = "a row" if ll.per == "row" else "for the data set"
-    k = float(np.max(khat[np.isfinite(khat)], initial=-np.inf))
     bad = float((khat > GOOD_K).mean())
+    k = float(khat.max())
     ess = float(np.median(ll.ess))  # type: ignore[arg-type]
+    count = f"{ess:.0f} of {ll.particles} draws count after weighting"
     said = []
-    if bad == 0:
+    if k == -np.inf:
+        said.append("The guide is the posterior: all importance weights are equal; draws and bounds can be believed.")
+    elif bad == 0 and ess > ll.particles / 2:
         said.append(
-            f"The guide is close to the posterior: k-hat is at most {k:.2f} (good below {GOOD_K}), and {ess:.0f} of "
-            f"{ll.particles} draws count after weighting; draws and bounds can be believed."
+            f"The guide is close to the posterior: k-hat is at most {k:.2f} (good below {GOOD_K}), and {count}; "
+            "draws and bounds can be believed."
+        )
+    elif bad == 0:
+        said.append(
+            f"The guide covers the posterior without being close to it: k-hat is at most {k:.2f} (good below "
+            f"{GOOD_K}), but {count}; bounds can be believed, and draws once they are weighted by log_p - log_q."
         )
     elif len(khat) == 1:
         said.append(
-            f"The guide misses part of the posterior: k-hat is {k:.2f} (good below {GOOD_K}), and {ess:.0f} of "
-            f"{ll.particles} draws "
-            "count after weighting; do not trust its spread, and try a richer guide (--guide AutoMultivariateNormal)."
+            f"The guide misses part of the posterior: k-hat is {k:.2f} (good below {GOOD_K}), and {count}; do not "
+            "trust its spread, and try a richer guide (--guide AutoMultivariateNormal)."
         )
     else:
         said.append(
-            f"k-hat is above {GOOD_K} for {bad:.0%} of the rows, and {ess:.0f} of {ll.particles} draws count after "
-            "weighting in the "
-            "median row: single draws are fine for reconstructions, while posterior spreads of those rows are not to "
-            "be trusted."
+            f"k-hat is above {GOOD_K} for {bad:.0%} of the rows, and {count} in the median row: single draws are fine "
+            "for reconstructions, while posterior spreads of those rows are not to be trusted."
         )
     said.append(
         f"The importance-weighted bound lies {gap:.3g} nats {what} above the ELBO: that much of the bound's gap is "
@@ -174,9 +202,9 @@ def _findings(ll: LogLik, khat: np.ndarray, active: dict[str, np.ndarray]) -> li
     )
     for name, units in active.items():
         if not units.all():
+            idle = int((~units).sum())
             said.append(
-                f"{int((~units).sum())} of {len(units)} dimensions of {name!r} are inactive: their posterior is the "
-                "prior for every row; "
-                "a smaller latent, or a KL warm-up (--kl-warmup), would do."
+                f"{idle} of {len(units)} dimensions of {name!r} {'is' if idle == 1 else 'are'} inactive: the posterior "
+                "is the prior for every row; a smaller latent, or a KL warm-up (--kl-warmup), would do."
             )
     return said

@@ -1,0 +1,199 @@
+"""`diagnose` on guides whose faults are planted: exact, too narrow, too wide, with dead dimensions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import SCHOOLS, Gaussian, GuidedNormalMean, NormalMean, normal, ppca
+from scipy import stats
+from torch import nn
+
+from ppgen import PpgenError, Program, rows
+from ppgen.inference import diagnose, fit
+from ppgen.inference.diagnose import ACTIVE, pareto_k
+from ppgen.models import VAE, EightSchools
+
+X = normal(60, 4, seed=1) * 1.5
+
+
+def diagnosed(program, data, **options):
+    return diagnose(fit(program, data, steps=0), data, **({"draws": 100} | options))
+
+
+# -- k-hat -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0.3, 0.8])
+def test_pareto_k_of_a_tail_that_is_known(k):
+    """Weights drawn from a generalised Pareto law of shape k; from the negated log weights it is less than 0."""
+    w = stats.genpareto(c=k, loc=1.0).rvs(size=(4000, 60), random_state=np.random.default_rng(0))
+    found = pareto_k(np.log(w))
+    assert found.mean() == pytest.approx(k, abs=4 * found.std() / 60**0.5 + 0.02)
+    assert pareto_k(-np.log(w)).mean() < 0
+
+
+def test_equal_weights_have_no_tail():
+    assert pareto_k(np.full((100, 2), -3.0)).tolist() == [-np.inf, -np.inf]
+
+
+def narrow_k(width):
+    """Shape of the weights' tail for q = N(0, width²), p = N(0, 1): w = exp((1 - width²) g² / 2), g ~ N(0, 1)."""
+    return 1 - width**2
+
+
+@pytest.mark.parametrize("width, sentence", [(1.0, "is the posterior"), (1.1, "close to"), (2.2, "covers"), (0.4, "%")])
+def test_planted_widths_by_row(width, sentence):
+    found = diagnosed(ppca(width=width), {"x": X}, particles=2000)
+    assert found.khat.shape == found.ess.shape == (60,)
+    assert sentence in found.findings[0]
+    k, log_ess = 2, np.log(found.ess / 2000).mean()
+    if width == 1.0:
+        assert np.all(found.khat == -np.inf) and "lies " in found.findings[1]
+    elif width > 1:  # E w² / (E w)² is finite: width² / sqrt(2 width² - 1) a dimension
+        assert np.all(found.khat < 0.3)
+        assert log_ess == pytest.approx(k * (math.log(2 * width**2 - 1) / 2 - 2 * math.log(width)), abs=0.05)
+    else:
+        assert np.mean(found.khat > 0.7) > 0.6 and np.median(found.khat) == pytest.approx(narrow_k(width), abs=0.15)
+        assert f"above 0.7 for {np.mean(found.khat > 0.7):.0%} of the rows" in found.findings[0]
+        assert np.exp(log_ess) < 0.2
+
+
+@pytest.mark.parametrize("width, sentence", [(1.0, "is the posterior"), (1.2, "close to"), (0.3, "misses part of")])
+def test_planted_widths_of_a_global_latent(width, sentence):
+    found = diagnosed(GuidedNormalMean(width=width), {"x": normal(20)}, particles=20_000)
+    assert found.khat.shape == (1,) and found.bounds.per == "data set"
+    assert sentence in found.findings[0] and "for the data set" in found.findings[1]
+    if width == 0.3:
+        assert found.khat[0] == pytest.approx(narrow_k(width), abs=0.25)
+    assert found.active == {}
+
+
+def test_the_gap_is_what_the_guide_costs():
+    width = 1.3
+    found = diagnosed(ppca(width=width), {"x": X}, particles=2000)
+    gap = 2 * (width**2 / 2 - 0.5 - math.log(width))
+    said = float(found.findings[1].split("lies ")[1].split(" nats")[0])
+    assert said == pytest.approx(gap, abs=0.02)
+
+
+# -- KL and active dimensions ----------------------------------------------------------------------
+
+
+class Factorised(Program):
+    """A guide N(slope x, width²) of three dimensions, the last of which reads nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([1.0, -0.5, 0.0]))
+        self.width = nn.Parameter(torch.tensor([0.5, 0.8, 1.0]))
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0] - z[..., 1], 1.0), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            pyro.sample("z", dist.Normal(self.slope * x[..., None], self.width).to_event(1))
+
+
+def test_kl_of_each_dimension_and_inactive_ones():
+    x = normal(50)
+    found = diagnosed(Factorised(), {"x": x})
+    m, s = np.outer(x, [1.0, -0.5, 0.0]), np.array([0.5, 0.8, 1.0])
+    exact = (m**2 / 2 + s**2 / 2 - 0.5 - np.log(s)).mean(0)
+    assert np.allclose(found.kl["z"], exact, atol=1e-4)
+    assert found.active["z"].tolist() == [True, True, False]
+    assert "1 of 3 dimensions of 'z' is inactive" in found.findings[-1]
+
+
+class Crossed(Program):
+    """Rows right of a plate of 3: the dimensions of a value are (plate, rows)."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([[1.0], [0.0], [-1.0]]))
+
+    def model(self, x=None):
+        with pyro.plate("unit", 3, dim=-2), rows(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("unit", 3, dim=-2), rows(x):
+            pyro.sample("z", dist.Normal(self.slope * x, 1.0))
+
+
+def test_rows_that_are_not_the_leading_dimension():
+    x = normal(30)
+    found = diagnosed(Crossed(), {"x": x})
+    assert np.allclose(found.kl["z"], [float((x**2).mean()) / 2, 0.0, float((x**2).mean()) / 2], atol=1e-4)
+    assert found.active["z"].tolist() == [True, False, True]
+    assert found.khat.shape == (30,)
+
+
+def test_dead_dimensions_of_ppca():
+    found = diagnosed(ppca(latent=3, dead=2), {"x": X})
+    assert found.active["z"].tolist() == [True, False, False]
+    assert "2 of 3 dimensions of 'z' are inactive" in found.findings[-1]
+    assert found.kl == {}  # a full covariance has no KL a dimension
+
+
+class Local(Program):
+    """A latent a row without a guide of its own: AutoNormal's sites are points, drawn elsewhere."""
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(3 * z + 0 * w, 0.5), obs=x)
+
+
+def test_an_autoguide_of_local_latents():
+    x = normal(25) * 3
+    run = fit(Local(), {"x": x}, steps=600, lr=0.05, schedule="cosine", particles=32)
+    found = diagnose(run, {"x": x}, draws=100)
+    assert found.active == {"z": np.array([True]), "w": np.array([False])} and found.kl == {}
+    assert found.khat.shape == (25,) and np.median(found.khat) < 0.7
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+
+def test_a_diagnosis_of_eight_schools():
+    run = fit(EightSchools(), SCHOOLS, steps=400, lr=0.05)
+    found = diagnose(run, SCHOOLS, draws=300)
+    assert found.tree["posterior"].sizes["draw"] == 300
+    assert found.summary.loc["mu", "mean"] == pytest.approx(float(found.tree["posterior"]["mu"].mean()), rel=1e-5)
+    assert "ess_bulk" not in found.summary.columns and "r_hat" not in found.summary.columns
+    assert found.khat.shape == (1,) and len(found.findings) == 2
+
+
+def test_rows_are_cut_for_local_latents():
+    torch.manual_seed(0)
+    data = {"x": (normal(90, 6) > 0).float()}
+    found = diagnosed(VAE(6, 2, (8,)), data, rows=8, particles=50)
+    assert found.tree["posterior"].sizes["data"] == 8 and found.khat.shape == (80,)
+    assert found.kl["z"].shape == (2,) and found.active["z"].shape == (2,)
+    assert ACTIVE == 0.01
+    one = diagnosed(VAE(6, 2, (8,)), {"x": data["x"][:1]}, particles=50)
+    assert one.active == {} and np.isfinite(one.kl["z"]).all()
+
+
+def test_laplace_is_diagnosed_as_a_normal():
+    x = normal(20)
+    run = fit(NormalMean(), {"x": x}, steps=500, lr=0.05, schedule="cosine", guide="AutoLaplaceApproximation")
+    assert "close to" in (said := diagnose(run, {"x": x}, draws=100).findings[0]) or "is the posterior" in said
+
+
+def test_what_cannot_be_diagnosed_is_said():
+    with pytest.raises(PpgenError, match="Gaussian has no latents"):
+        diagnosed(Gaussian(), {"x": normal(5)})
+    run = fit(NormalMean(), {"x": normal(20)}, steps=1, guide="AutoDelta")
+    with pytest.raises(PpgenError, match="'m' as a point"):
+        diagnose(run, {"x": normal(20)})
