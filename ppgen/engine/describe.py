@@ -23,11 +23,11 @@ def describe(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch: the columns that a step sees.
 
     Returns:
-        `traces` (bool) and `reason` (the line that broke the trace, or None); where it traces: `operations` by name,
-        most frequent first; `size`, their number; `random`, the draws, and whether all are made ahead
-        of the graph; `constants` (tensors that the program closed over: their shapes); `outside`, what a step does outside of the
-        graph; `parameters` that the loss depends on and `unused` ones; `buffers` that a step changes; `seconds`, an
-        estimate of the compilation, `compiler` (its path or None), and `advice` where compiling is not worth it.
+        `traces` (bool) and `reason` (the line that broke the trace, or None). Where it traces: `operations` by name,
+        most frequent first, and `size`, their number; `random`, the draws, and whether all are made ahead of the
+        graph; `constants`, the shapes of tensors that the program closed over; `outside`, what a step does outside of
+        the graph; `parameters` that the loss depends on, and `unused` ones; `buffers` that a step changes; `seconds`,
+        an estimate of the compilation; `compiler`, its path or None; `advice` where compiling is not worth it.
     """
     try:
         gradient = Gradient(objective, batch)

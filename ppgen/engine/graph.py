@@ -23,7 +23,7 @@ def simplify(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]
             node.meta["literal"] = True  # written as a literal, `torch.tensor(0.5)`
     for node in list(g.nodes):
         same = node.target in _SAME or (node.target in _SAME_IF_SHAPE and _same_shape(node))
-        if same or node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in _aliases(node)):
+        if same or node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in aliases(node)):
             node.replace_all_uses_with(node.args[0])
             g.erase_node(node)
     g.eliminate_dead_code()
@@ -57,7 +57,7 @@ def _fold(graph: fx.GraphModule) -> None:
         if node.target in _MASKED:
             _known_places(graph, node, known)
         pure = not is_in_place(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
-        if not pure or not all(n in known for n in node.all_input_nodes) or any(is_in_place(n) for n in _aliases(node)):
+        if not pure or not all(n in known for n in node.all_input_nodes) or any(is_in_place(n) for n in aliases(node)):
             continue
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not all(isinstance(n, int) for n in value.shape) or value.numel() > 4096:
@@ -105,7 +105,7 @@ def _same_shape(node: fx.Node) -> bool:
     )
 
 
-def _aliases(node: fx.Node) -> Iterator[fx.Node]:
+def aliases(node: fx.Node) -> Iterator[fx.Node]:
     """Users of a node, and of what may share its memory."""
     todo, seen = [node], set()
     while todo:

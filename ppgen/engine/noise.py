@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.graph import is_in_place
+from ppgen.engine.graph import aliases, is_in_place
 from ppgen.engine.trace import Traced
 
 aten = torch.ops.aten
@@ -72,6 +72,10 @@ def hoist(traced: Traced) -> tuple[Traced, list[Draw], bool]:
         source = node.args[0] if node.target in _FILL else node
         source.replace_all_uses_with(inputs[-1], delete_user_cb=lambda user, node=node: user is not node)
         node.replace_all_uses_with(inputs[-1])
+        if any(is_in_place(user) for user in aliases(inputs[-1]) if user is not node):  # dropout scales its mask so
+            with graph.graph.inserting_before(node):
+                own = graph.graph.call_function(aten.clone.default, (inputs[-1],))
+            inputs[-1].replace_all_uses_with(own, delete_user_cb=lambda user, own=own: user is not own)
         graph.graph.erase_node(node)
         if source is not node:
             graph.graph.erase_node(source)
