@@ -86,6 +86,7 @@ class MLP(nn.Module):
     Raises:
         PpgenError: no such activation; a dropout outside [0, 1).
 
+    >>> import torch
     >>> MLP(3, 2)(torch.zeros(7, 5, 3)).shape
     torch.Size([7, 5, 2])
     """
