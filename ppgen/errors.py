@@ -17,16 +17,16 @@ class PpgenError(ValueError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of ``names``, or ``""`` if none is close.
+    """Return ``" (did you mean 'x'?)"`` for the closest of ``names``, or ``""`` if none is close.
 
     >>> nearest("digit", ["digits", "moons"])
-    "; did you mean 'digits'?"
+    " (did you mean 'digits'?)"
     >>> nearest("zebra", ["digits", "moons"])
     ''
     """
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
 def reason(error: Exception) -> str:

@@ -157,7 +157,7 @@ def test_select_renames_and_gathers():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"x": "P0"}, "no column 'P0'; did you mean 'p0'"),
+        ({"x": "P0"}, "no column 'P0' .did you mean 'p0'"),
         ({"x": "income"}, "no column 'income'; it has p1, p0"),
         ({"x": ["p0", "q*"]}, r"no column 'q\*'"),
         ({"x": ["p0", "g"]}, "'g'.*text.*argument of its own"),

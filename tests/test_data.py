@@ -88,7 +88,7 @@ def test_valid_is_held_out_of_train(tmp_path, n):
 
 
 SPLIT_ERRORS = {
-    "unknown split": ({"x": np.ones(20)}, "tset", "no split 'tset'; did you mean 'test'"),
+    "unknown split": ({"x": np.ones(20)}, "tset", "no split 'tset' .did you mean 'test'"),
     "no test": ({"x_train": np.ones(9), "x_valid": np.ones(2)}, "test", "no split 'test'"),
     "one row": ({"x_train": np.ones(1), "x_test": np.ones(2)}, "train", "one row in train"),
     "lengths": (

@@ -278,7 +278,7 @@ def test_idx_with_bytes_to_spare(tmp_path):
 def test_paths(tmp_path, monkeypatch):
     (tmp_path / "radon.cvs").write_text("a\n1\n")
     np.save(tmp_path / "faces.npy", X)
-    with pytest.raises(PpgenError, match="unknown extension '.cvs'; did you mean '.csv'"):
+    with pytest.raises(PpgenError, match="unknown extension '.cvs' .did you mean '.csv'"):
         data.load(tmp_path / "radon.cvs")
     with pytest.raises(PpgenError, match="did you mean 'faces.npy'"):
         data.load(tmp_path / "face.npy")

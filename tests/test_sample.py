@@ -227,7 +227,7 @@ def test_constants_are_passed_whole():
     [
         (ppca, 0, {}, "n is 0"),
         (ppca, 2.5, {}, "n is 2.5"),
-        (ppca, 5, {"zz": torch.zeros(2)}, "'zz' is neither a column nor a site of PPCA; did you mean 'z'?"),
+        (ppca, 5, {"zz": torch.zeros(2)}, "'zz' is neither a column nor a site of PPCA .did you mean 'z'"),
         (ppca, 5, {"z": torch.zeros(3)}, r"'z' has the shape \(3,\); expected \(2,\) for all draws, or \(5, 2\)"),
         (EightSchools, 5, {}, "cannot be run without the column 'sigma'"),
         (EightSchools, 5, {"sigma": SCHOOLS["sigma"], "theta": torch.zeros(8)}, "'theta' is neither"),
