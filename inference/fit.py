@@ -28,7 +28,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
-from ppgen.files import read_json, read_tree, write_json, write_tree
+from ppgen.files import read_tree, write_json, write_tree
 from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES, MAX_BAD_STEPS, Row, bad_site, make_step
@@ -40,6 +40,7 @@ from ppgen.run import (
     dtype_of,
     load_parameters,
     prepare_columns,
+    read_config,
     rebuild,
     start_folder,
     versions,
@@ -142,7 +143,7 @@ def fit(
         with running_of(program, first), pyro.validation_enabled(False):
             program.setup(first, guide, hide=enumerated)
         structure = check(program, train_data, batch_size=batch_size, enumerated=enumerated)
-        config = {
+        config: dict[str, Any] = {
             "versions": versions(),
             "seed": seed,
             "fit": options,
@@ -183,15 +184,15 @@ def resume(
         PpgenError: no run; other data than the run was fitted to.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
-    config = read_json(path / "config.json")
+    config = read_config(path)
     options = config["fit"]
     if steps is not None:
         options["steps"] = steps
     with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
         example = read_tree(path / "example.safetensors")
         state = read_tree(path / "state.safetensors")
+        if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
+            raise PpgenError(f"{path / 'state.safetensors'} is no state of a fit; restore it, or fit again")
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
         run = Run(program, config, structure, example, path)
@@ -589,7 +590,7 @@ def _random_state(fabric: Any) -> dict[str, Any]:
         "torch": fabric.all_gather(torch.get_rng_state().to(fabric.device)).cpu().reshape(fabric.world_size, -1),
         "device": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
         "python": random.getstate(),
-        "numpy": (name, keys.astype(np.int64), *rest),
+        "numpy": (name, np.asarray(keys).astype(np.int64), *rest),
     }
 
 

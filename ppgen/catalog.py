@@ -45,7 +45,6 @@ def find(spec: str) -> Found:
     Raises:
         PpgenError: no such model or file; a file that fails to run; several programs to choose from.
     """
-    path, _, name = spec.partition(".py")
     if not spec.endswith(".py") and ".py:" not in spec:
         known = names()
         if spec not in known:
@@ -55,7 +54,10 @@ def find(spec: str) -> Found:
             )
         module = importlib.import_module(f"ppgen.models.{spec}")
         return Found(_program_class(module, spec), {"model": spec}, None)
-    file, name = Path(path + ".py"), name.lstrip(":")
+    path, _, name = spec.rpartition(".py")  # the last: a folder may have it in its name too
+    from ppgen.program import Program
+
+    file, name = Path(path + ".py"), name.removeprefix(":")
     module = _import_file(file)
     if name:
         target = getattr(module, name, None)
@@ -63,7 +65,9 @@ def find(spec: str) -> Found:
             raise PpgenError(
                 f"{file} has no {name!r}{nearest(name, vars(module))}; name a Program class or instance in it"
             )
-    elif hasattr(module, "model"):
+    elif isinstance(getattr(module, "model", None), Program):
+        target, name = module.model, "model"
+    elif callable(getattr(module, "model", None)):
         target = (module.model, getattr(module, "guide", None))
     else:
         target = _program_class(module, str(file))
@@ -103,10 +107,10 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         return target(**{**derived, **settings})
     except PpgenError:
         raise
-    except (TypeError, ValueError, RuntimeError) as e:
+    except Exception as e:
         shown = ", ".join(f"{k}={v!r}" for k, v in {**derived, **settings}.items())
         raise PpgenError(
-            f"{target.__name__}({shown}) failed: {e}; give it arguments that it takes, with --set"
+            f"{target.__name__}({shown}) failed: {type(e).__name__}: {e}; give it arguments that it takes, with --set"
         ) from e
 
 
@@ -213,10 +217,12 @@ def _import_file(file: Path) -> ModuleType:
     sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
     try:
         spec.loader.exec_module(module)
-    except PpgenError:
-        raise
-    except Exception as e:
-        line = getattr(e, "lineno", None) or (e.__traceback__ and _last_line(e.__traceback__, str(file)))
+    except (Exception, SystemExit) as e:
+        if isinstance(e, PpgenError):
+            raise
+        line = _last_line(e.__traceback__, file)
+        if isinstance(e, SyntaxError) and Path(e.filename or "").resolve() == file.resolve():
+            line = e.lineno
         raise PpgenError(
             f"{file}{f' line {line}' if line else ''} fails when it is run: {type(e).__name__}: {e}; mend it first"
         ) from e
@@ -225,10 +231,10 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _last_line(tb: Any, file: str) -> int | None:
+def _last_line(tb: Any, file: Path) -> int | None:
     line = None
     while tb is not None:
-        if tb.tb_frame.f_code.co_filename.endswith(file):
+        if Path(tb.tb_frame.f_code.co_filename).resolve() == file.resolve():
             line = tb.tb_lineno
         tb = tb.tb_next
     return line

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, reason
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -49,7 +49,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as e:
         raise PpgenError(f"there is no file {path}; is it a run folder?") from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise PpgenError(f"{path} is no JSON ({e}); it is damaged: restore it, or fit again") from e
+        raise PpgenError(f"{path} is no JSON ({reason(e)}); it is damaged: restore it, or fit again") from e
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
@@ -68,11 +68,11 @@ def read_tree(path: str | Path) -> Any:
         with safe_open(str(path), framework="pt") as f:
             skeleton = json.loads((f.metadata() or {})["tree"])
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
+        return _unpack(skeleton, tensors)
     except FileNotFoundError as e:
         raise PpgenError(f"there is no file {path}; is it a run folder?") from e
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as e:
-        raise PpgenError(f"{path} is no file of ppgen's, or is damaged ({e}); restore it, or fit again") from e
-    return _unpack(skeleton, tensors)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as e:
+        raise PpgenError(f"{path} is no file of ppgen's, or is damaged ({reason(e)}); restore it, or fit again") from e
 
 
 def _pack(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:

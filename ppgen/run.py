@@ -30,7 +30,8 @@ from torch import Tensor, nn
 import ppgen
 from ppgen import catalog
 from ppgen import data as data_module
-from ppgen.errors import PpgenError
+from ppgen.check import running_of
+from ppgen.errors import PpgenError, reason
 from ppgen.files import read_json, read_tree, write_atomic, write_tree
 from ppgen.program import Pair, Program
 from ppgen.structure import Structure
@@ -104,19 +105,30 @@ class Run:
             PpgenError: no run folder, a damaged file, a program that cannot be built again.
         """
         path = Path(path)
-        if not (path / "config.json").is_file():
-            raise PpgenError(
-                f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made"
-            )
-        config = read_json(path / "config.json")
+        config = read_config(path)
         example = read_tree(path / "example.safetensors")
-        program, structure = rebuild(config, example, path, program)
-        if (path / "parameters.safetensors").is_file():
-            load_parameters(program, read_tree(path / "parameters.safetensors"), path)
+        parameters = read_tree(path / "parameters.safetensors")
+        with torch.random.fork_rng():
+            program, structure = rebuild(config, example, path, program)
+        load_parameters(program, parameters, path)
         program.eval()
         run = cls(program, config, structure, example, path)
         run.rows = read_metrics(path / "metrics.csv")
         return run
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a run folder."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
+    config = read_json(file)
+    parts = {"program": ("arguments", "guide", "enumerated"), "fit": ("precision", "seed"), "data": ("row_columns",)}
+    for part, keys in parts.items():
+        for key in keys:
+            if not (isinstance(config, dict) and isinstance(config.get(part), dict) and key in config[part]):
+                raise PpgenError(f"{file} is not that of a run: {part} has no {key!r}; restore it, or fit again")
+    return config
 
 
 def rebuild(
@@ -139,13 +151,16 @@ def rebuild(
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
-        program.setup(example, spec["guide"], hide=enumerated)
+        with running_of(program, example):
+            program.setup(example, spec["guide"], hide=enumerated)
         rows = tuple(config["data"]["row_columns"])
         return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
 
 
 def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path | None = None) -> None:
     """Loads a state dict in place; a `pyro.param` site of another size takes the saved one."""
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise PpgenError(f"the parameters{f' in {path}' if path else ''} are no tensors by name; fit again")
     for name, value in values.items():
         own = program._parameters.get(name)
         if name.startswith("param:") and (own is None or own.shape != value.shape):
@@ -187,8 +202,8 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
     name = type(program).__module__
     if name.startswith("ppgen.models."):
         return spec | {"model": name.removeprefix("ppgen.models.")}, None
-    file = Path(module.__file__) if module is not None and getattr(module, "__file__", None) else None
-    if file is None or not file.is_file() or "." in type(program).__qualname__:
+    file = Path(getattr(module, "__file__", None) or "")
+    if not file.is_file() or "." in type(program).__qualname__:
         return spec | {"why": "its class stands in no file"}, None
     return spec | {"file": "program.py", "name": type(program).__name__}, file
 
@@ -244,11 +259,14 @@ def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with open(path, newline="") as f:
-        return [
-            {k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v}
-            for r in csv.DictReader(f)
-        ]
+    try:
+        with open(path, newline="") as f:
+            return [
+                {k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v}
+                for r in csv.DictReader(f)
+            ]
+    except (ValueError, TypeError, csv.Error) as e:
+        raise PpgenError(f"{path} is damaged ({reason(e)}); remove it: the run can do without") from e
 
 
 def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
