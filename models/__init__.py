@@ -1,6 +1,7 @@
 """The catalogue of models: one Pyro program a file, found by its file's name."""
 
 from ppgen.models.eight_schools import EightSchools
+from ppgen.models.flow import Flow
 from ppgen.models.ppca import PPCA
 from ppgen.models.vae import VAE
 
