@@ -2,7 +2,8 @@
 
 from ppgen.models.eight_schools import EightSchools
 from ppgen.models.flow import Flow
+from ppgen.models.image_flow import ImageFlow
 from ppgen.models.ppca import PPCA
 from ppgen.models.vae import VAE
 
-__all__ = ["PPCA", "VAE", "EightSchools"]
+__all__ = ["PPCA", "VAE", "EightSchools", "Flow", "ImageFlow"]

@@ -1,0 +1,140 @@
+r"""A flow for images: Glow at several scales, on dequantised pixels.
+
+    z ~ N(0, I_D),   v = cells(f_θ(z)),   x = the level whose cell holds v
+    guide:  v = k(x) + u, u uniform on [0, 1)^D
+
+f_θ: glow steps (ActNorm, invertible 1x1 convolution, affine coupling) between squeezes, half of the channels leaving
+after each scale; `cells` the sigmoid from ℝ to index units, its Jacobian counted. E[log p(v)] <= log P(x) is the ELBO.
+
+Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039); Density estimation using Real NVP (Dinh et al., 2017,
+arXiv:1605.08803) for scales and logit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Normal, TorchDistribution, TransformedDistribution
+from torch import Tensor
+from torch.distributions import ReshapeTransform
+
+import ppgen
+from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
+from ppgen.distributions import grid
+from ppgen.errors import PpgenError
+from ppgen.transforms import glow
+
+__all__ = ["ImageFlow"]
+
+
+class ImageFlow(ppgen.Program):
+    """P(x) of images with values on a grid.
+
+    The column is x, (N, C H W) flat or (N, C, H, W); draws are flat.
+
+    Args:
+        shape: (C, H, W), height and width divisible by 2^scales.
+        scales: squeezes, each to half the height and width.
+        steps: glow steps a scale.
+        hidden: channels of the couplings' networks.
+        levels, low, high: the grid of pixel values.
+        margin: a of the logit, see `ppgen.dequantize.logit_cells`.
+
+    Raises:
+        PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.
+    """
+
+    zero: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        scales: int = 2,
+        steps: int = 8,
+        hidden: int = 64,
+        levels: int = 256,
+        low: float = 0.0,
+        high: float = 1.0,
+        margin: float = 0.05,
+    ):
+        super().__init__()
+        self.shape = torch.Size(shape)
+        require_grid(low, high, levels)
+        if len(self.shape) != 3 or not 0 < margin < 0.5:
+            raise PpgenError(
+                f"ImageFlow got shape={tuple(shape)}, margin={margin}; expected (channels, height, width) and "
+                "0 < margin < 0.5"
+            )
+        self.transform = glow(shape, scales, steps, hidden)
+        self.levels, self.low, self.high, self.margin = levels, low, high, margin
+        self.register_buffer("zero", torch.zeros(self.shape.numel()), persistent=False)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
+        """Shape, scales and grid; flat rows are taken for square grey images."""
+        x = data.get("x")
+        if x is None or x.dim() not in (2, 4):
+            shapes = {name: tuple(value.shape) for name, value in data.items()}
+            raise PpgenError(
+                f"ImageFlow needs a column x of images, (rows, pixels) or (rows, channels, height, width), and the "
+                f"data have {shapes}; name it with columns= (--columns x=...)"
+            )
+        shape = tuple(x.shape[1:]) if x.dim() == 4 else (1, *(math.isqrt(x.shape[1]),) * 2)
+        if x.dim() == 2 and shape[1] ** 2 != x.shape[1]:
+            raise PpgenError(
+                f"the rows of x have {x.shape[1]} values, which make no square grey image; say shape=(channels, "
+                "height, width) (--set)"
+            )
+        found = find_grid(x)
+        if found is None:
+            raise PpgenError(
+                "the values of x lie on no grid of up to 256 levels, as pixels do; for continuous values take the "
+                "model flow"
+            )
+        scales = 1 + (shape[1] % 4 == 0 and shape[2] % 4 == 0)
+        return {"shape": list(shape), "scales": scales, **dict(zip(("low", "high", "levels"), found, strict=True))}
+
+    def model(self, x: Tensor | None = None) -> Tensor:
+        """p(v, x)."""
+        with ppgen.rows(x):
+            v = pyro.sample("v", self.density())
+            quantised = Quantised(v, self.low, self.high, self.levels)
+            return pyro.sample("x", quantised, obs=None if x is None else self._flat(x))
+
+    def guide(self, x: Tensor | None = None) -> None:
+        """q(v | x)."""
+        if x is not None:
+            with ppgen.rows(x):
+                pyro.sample("v", self.dequantised(x))
+
+    def density(self) -> TorchDistribution:
+        """p(v), v in index units."""
+        flat = ReshapeTransform(self.shape, torch.Size((self.shape.numel(),)))
+        cells = logit_cells(self.levels, self.margin)
+        return TransformedDistribution(Normal(self.zero, self.zero + 1).to_event(1), [self.transform, flat, *cells])
+
+    def dequantised(self, x: Tensor) -> Cell:
+        """q(v | x), v uniform in x's cell."""
+        return Cell(grid(self.low, self.high, self.levels).position(self._flat(x)).round())
+
+    def setup(self, data: dict[str, Tensor], guide: str | None = None, hide: tuple[str, ...] = ()) -> ImageFlow:
+        """Before the first step: ActNorm layers begin with these rows; see `Program.setup`."""
+        if self.training and "x" in data:
+            with torch.no_grad(), torch.random.fork_rng():
+                self.density().log_prob(self.dequantised(data["x"]).sample())
+        super().setup(data, guide, hide)
+        return self
+
+    def _flat(self, x: Tensor) -> Tensor:
+        x = x.to(self.zero.dtype)
+        flat = x.flatten(-3) if x.shape[-3:] == self.shape else x
+        if flat.shape[-1] != self.shape.numel():
+            raise PpgenError(
+                f"the images are of shape {tuple(self.shape)}, {self.shape.numel()} values, and x is of shape "
+                f"{tuple(x.shape)}"
+            )
+        return flat
