@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
-from ppgen.models import PPCA, VAE, EightSchools
+from ppgen.models import PPCA, VAE, EightSchools, Flow
 
 
 class NormalMean(Program):
@@ -150,6 +150,16 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     ),
     "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
     "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
+    "flow": (lambda: Flow(2, "nsf", 2, hidden=(8,)), {"x": normal(12, 2)}),
+    "flow conditional": (
+        lambda: Flow(2, "maf", 2, hidden=(8,), context=3, base="student"),
+        {"x": normal(12, 2), "context": normal(12, 3, seed=1)},
+    ),
+    "flow discrete": (lambda: Flow(4, "realnvp", 2, hidden=(8,), levels=17), {"x": grey(12, 4)}),
+    "flow variational": (
+        lambda: Flow(4, "maf", 2, hidden=(8,), levels=17, dequantise="variational"),
+        {"x": grey(12, 4)},
+    ),
     "eight_schools": (EightSchools, SCHOOLS),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
 }

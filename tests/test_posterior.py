@@ -11,7 +11,6 @@ import pytest
 import torch
 import xarray as xr
 from known import (
-    MODELS,
     SCHOOLS,
     GuidedNormalMean,
     GuidedRegression,
@@ -138,19 +137,6 @@ def test_nested_plates_and_rows_of_another_number(n):
     assert np.allclose(post["ab"], made, atol=1e-5)
     loglik = stats.norm(post["ab"], 1.0).logpdf(normal(n, 3).T.numpy())
     assert np.allclose(tree["log_likelihood"]["x"].values[0], loglik, atol=1e-4)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", list(MODELS))
-def test_every_model_has_its_tree(name):
-    factory, data = MODELS[name]
-    run = fit(factory(), data, steps=1)
-    tree = posterior(run, data, draws=7)
-    assert set(tree.children) - {"constant_data"} == GROUPS | {"observed_data"}
-    for group in tree.children.values():
-        assert set(group.dims) == set(group.coords)
-        assert all(np.isfinite(v.values).all() for v in group.data_vars.values())
-    assert set(tree["posterior"].data_vars) >= set(run.structure.latents)
 
 
 # -- conjugate targets -----------------------------------------------------------------------------

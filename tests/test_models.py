@@ -1,0 +1,305 @@
+"""Every model of the catalogue against every law, and every algorithm against one conjugate target.
+
+A model or an algorithm is a file; its row here is what makes it part of the catalogue. A file without a row fails.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known import MODELS, GuidedNormalMean, NormalMean, draws_agree, normal
+from pyro import poutine
+from torch import Tensor
+
+from ppgen import PpgenError, Program, Run, catalog
+from ppgen.agreement import observed_in_support
+from ppgen.check import check
+from ppgen.data import n_rows, row_columns, take
+from ppgen.handlers import Minibatch
+from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, sample
+from ppgen.inference.elbo import Objective
+from ppgen.inference.plot import plot
+from ppgen.sites import sample_sites
+from ppgen.structure import trace_pair
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ready(name: str) -> tuple[Program, dict[str, Tensor]]:
+    """A fresh program, its guide made."""
+    factory, data = MODELS[name]
+    torch.manual_seed(0)
+    return fit(factory(), data, steps=0).program, data
+
+
+@pytest.fixture(params=list(MODELS))
+def name(request):
+    return request.param
+
+
+# -- the laws --------------------------------------------------------------------------------------
+
+
+def test_it_says_what_it_is(name):
+    found = catalog.find(name.split()[0])
+    program = MODELS[name][0]()
+    assert isinstance(program, found.target) and type(program).__doc__
+    assert set(program.columns) >= set(MODELS[name][1])
+
+
+def test_its_contract_holds_and_it_runs_many_particles_at_once(name):
+    program, data = ready(name)
+    structure = check(program, data)
+    assert structure.names("observed") and structure.batch_safe, structure.unsafe_reason
+
+
+def test_draws_have_the_shape_of_the_data_and_lie_in_the_support(name):
+    program, data = ready(name)
+    structure = check(program, data)
+    observed = structure.names("observed")
+    n = n_rows(data)
+    drawn = sample(program, n, given={k: v for k, v in data.items() if k not in observed}, seed=0)
+    if structure.globals:  # n data sets: the first
+        drawn = {k: v[0] for k, v in drawn.items()}
+    again = data | {k: drawn[k].to(data[k].dtype) for k in observed}
+    latents = {k: drawn[k] for k in structure.latents}
+    model = poutine.condition(lambda: program.call("model", again), latents)
+    sites = sample_sites(poutine.trace(model).get_trace())
+    for column in observed:
+        assert drawn[column].shape == data[column].shape
+        observed_in_support(column, sites[column])
+        assert torch.isfinite(sites[column]["fn"].log_prob(sites[column]["value"])).all()
+
+
+def test_every_parameter_has_a_finite_gradient(name):
+    program, data = ready(name)
+    structure = check(program, data)
+    loss, _ = Objective(program, structure, n_rows(data))(data)
+    parameters = dict(program.named_parameters())
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    for key, g in zip(parameters, gradients, strict=True):
+        assert g is not None and torch.isfinite(g).all(), key
+    assert any((g != 0).any() for g in gradients)
+
+
+def test_the_guides_draws_are_values_of_the_model(name):
+    """Where the guide draws what the model cannot have, the ELBO is minus infinity."""
+    program, data = ready(name)
+    structure = check(program, data)
+    t = trace_pair(program, data, particles=20, structure=structure)
+    for site in structure.latents:
+        node = t.p.nodes[site]
+        assert node["fn"].support.check(node["value"]).all()
+        assert torch.isfinite(node["fn"].log_prob(node["value"])).all()
+
+
+def test_a_batch_stands_for_all_rows(name):
+    """At the same latents, the weighted log joint of the batches of a partition is on average that of all rows."""
+    program, data = ready(name)
+    structure = check(program, data)
+    n, rows = n_rows(data), row_columns(data)
+
+    def joint(batch, latents, weight):
+        with Minibatch(weight, structure.row_plates):
+            trace = poutine.trace(poutine.condition(lambda: program.call("model", batch), latents)).get_trace()
+        return float(trace.log_prob_sum().detach())
+
+    drawn = trace_pair(program, data).q.nodes
+    latents = {k: drawn[k]["value"].detach() for k in structure.latents}
+    full = joint(data, latents, 1.0)
+    batches = [torch.arange(i, i + n // 2) for i in (0, n // 2)]
+    parts = [
+        joint(take(data, i, rows), {k: v[i] if structure.is_local(k) else v for k, v in latents.items()}, n / len(i))
+        for i in batches
+    ]
+    assert np.mean(parts) == pytest.approx(full, rel=1e-4)
+    assert abs(parts[0] - parts[1]) > 1e-6
+
+
+def test_engines_agree(name):
+    _, data = MODELS[name]
+    runs = {}
+    for engine in ("eager", "trace"):
+        torch.manual_seed(0)
+        runs[engine] = fit(MODELS[name][0](), data, steps=4, lr=0.01, engine=engine, log_every=1)
+    for key, value in runs["eager"].program.state_dict().items():
+        assert torch.allclose(value, runs["trace"].program.state_dict()[key], rtol=1e-4, atol=1e-5), key
+    assert np.allclose(runs["eager"].metrics["elbo"], runs["trace"].metrics["elbo"], rtol=1e-5)
+
+
+def test_one_seed_one_fit_and_it_comes_back(name, tmp_path):
+    _, data = MODELS[name]
+    runs = []
+    for i in range(2):
+        torch.manual_seed(0)
+        runs.append(fit(MODELS[name][0](), data, steps=3, seed=5, out=tmp_path / str(i)))
+    loaded = Run.load(tmp_path / "0")
+    state = runs[0].program.state_dict()
+    for other in (runs[1], loaded):
+        assert other.program.state_dict().keys() == state.keys()
+        assert all(torch.equal(v, state[k]) for k, v in other.program.state_dict().items())
+    observed = runs[0].structure.names("observed")
+    given = {k: v for k, v in data.items() if k not in observed}
+    a, b = (sample(r, n_rows(data), given=given, seed=0) for r in (runs[0], loaded))
+    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_float64(name):
+    factory, data = MODELS[name]
+    data = {k: v.double() if v.is_floating_point() else v for k, v in data.items()}
+    run = fit(factory(), data, steps=2, precision="64-true")
+    assert all(p.dtype == torch.float64 for p in run.program.parameters())
+    assert loglik(run, data, particles=3).best.values.dtype == np.float64
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_bounds_on_its_log_likelihood(name):
+    program, data = ready(name)
+    found = loglik(program, data, particles=20)
+    values = [b.values for b in found.bounds]
+    assert all(np.isfinite(v).all() for v in values)
+    if len(values) == 2:
+        assert np.all(values[0] <= values[1] + 1e-5)
+    else:
+        assert found.best.kind == "exact"
+    discrete = all(found.dims is not None for _ in values)
+    assert (found.bits_per_dim(found.best) is not None) == discrete
+
+
+@pytest.mark.filterwarnings("error")
+def test_its_posterior_is_a_tree_of_arvizs_schema(name):
+    program, data = ready(name)
+    latents = check(program, data).latents
+    if not latents:
+        with pytest.raises(PpgenError, match="no latent to infer"):
+            posterior(program, data)
+        return
+    tree = posterior(program, data, draws=7)
+    groups = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
+    assert set(tree.children) - {"constant_data"} == groups | {"observed_data"}
+    for group in tree.children.values():
+        assert set(group.dims) == set(group.coords), "every dimension has a coordinate"
+        assert all(np.isfinite(v.values).all() for v in group.data_vars.values())
+    assert set(tree["posterior"].data_vars) >= set(latents)
+    assert all(dict(v.sizes).items() >= {"chain": 1, "draw": 7}.items() for v in tree["posterior"].data_vars.values())
+
+
+def test_its_reconstructions_have_the_shape_of_the_data(name):
+    program, data = ready(name)
+    found = reconstruct(program, data, seed=0)
+    assert list(found) == list(check(program, data).names("observed"))
+    for column, x in found.items():
+        assert x.shape == data[column].shape and torch.isfinite(x).all()
+        assert torch.equal(x, reconstruct(program, data, seed=0)[column])
+
+
+@settings(max_examples=5, deadline=None)
+@given(n=st.integers(1, 7), seed=st.integers(0, 1000))
+@pytest.mark.parametrize("model", list(MODELS))
+def test_any_number_of_rows(model, n, seed):
+    """One step on n rows, one included."""
+    factory, data = MODELS[model]
+    index = torch.randint(n_rows(data), (n,), generator=torch.Generator().manual_seed(seed))
+    run = fit(factory(), take(data, index), steps=1, seed=seed)
+    assert math.isfinite(run.metrics["elbo"][-1])
+
+
+# -- one conjugate target --------------------------------------------------------------------------
+
+X = normal(20) + 1.0
+EXACT = NormalMean().posterior(X)
+EVIDENCE = NormalMean().log_evidence(X)
+
+
+def of_fit(folder):
+    run = fit(NormalMean(), {"x": X}, steps=500, lr=0.05, schedule="cosine", particles=8)
+    assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.1
+    m = posterior(run, {"x": X}, draws=2000)["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+
+
+def of_elbo(folder):
+    program = GuidedNormalMean(width=1.2)
+    objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)
+    with torch.no_grad():
+        assert float(objective({"x": X})[1]) == pytest.approx(EVIDENCE, abs=0.02)
+
+
+def of_loglik(folder):
+    iw = loglik(GuidedNormalMean(width=1.2), {"x": X}, particles=5000).best
+    assert abs(iw.mean - EVIDENCE) < 4 * iw.mean_se
+
+
+def of_posterior(folder):
+    tree = posterior(GuidedNormalMean(), {"x": X}, draws=3000)
+    draws_agree(tree["posterior"]["m"].values[0], EXACT.loc, EXACT.variance)
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    new = predict(run, {}, draws=2000)["predictions"]["x"].values[0, :, 0]
+    draws_agree(new, EXACT.loc, float(EXACT.variance) + 1.5**2)
+
+
+def of_sample(folder):
+    found = sample(GuidedNormalMean(), 2000, seed=0)
+    draws_agree(found["m"], 0.0, 4.0)
+    draws_agree(found["x"][:, 0] - found["m"], 0.0, 1.5**2)
+
+
+def of_diagnose(folder):
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    assert "The guide is the posterior" in diagnose(run, {"x": X}, draws=50, particles=200).findings[0]
+
+
+def of_plot(folder):
+    run = fit(NormalMean(), {"x": X}, steps=30, out=folder / "run")
+    written = plot(run, {"x": X})
+    assert written and all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+
+
+def of_optimise(folder):
+    for optimizer in ("SGD(momentum=0.9)", "Adam", "AdamW(weight_decay=0.0)", "RMSprop"):
+        run = fit(
+            NormalMean(), {"x": X}, steps=300, lr=0.05, schedule="cosine", particles=8, optimizer=optimizer, clip=1.0
+        )
+        assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
+
+
+def of_step(folder):
+    """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
+    program = GuidedNormalMean(width=1.5)
+    before = float(program.log_width)
+    fit(program, {"x": X}, steps=1, lr=0.1, optimizer="SGD", particles=50_000)
+    slope = (1 - 1.5**2) / len(X)  # of the loss −ELBO / N in log(width), up to its sign
+    assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
+
+
+CONJUGATE = {name.removeprefix("of_"): test for name, test in list(globals().items()) if name.startswith("of_")}
+
+
+@pytest.mark.parametrize("algorithm", list(CONJUGATE))
+def test_on_a_conjugate_target(algorithm, tmp_path):
+    pyro.set_rng_seed(0)
+    CONJUGATE[algorithm](tmp_path)
+
+
+# -- no file without a row -------------------------------------------------------------------------
+
+
+def members(folder: str) -> set[str]:
+    return {p.stem for p in (ROOT / folder).glob("*.py") if not p.stem.startswith("_")}
+
+
+def test_every_model_has_a_row():
+    missing = members("models") - {name.split()[0] for name in MODELS}
+    assert not missing, f"add rows for {sorted(missing)} to MODELS in tests/known.py"
+
+
+def test_every_algorithm_has_a_row():
+    missing = members("inference") - set(CONJUGATE)
+    assert not missing, f"write of_{min(missing)}(folder) in tests/test_models.py: it on the conjugate target"
