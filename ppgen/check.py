@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,18 +52,19 @@ def check(
     data_module.validate(data)
     rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)
-    minibatch = batch_size is not None and batch_size < n
-    batch = data_module.take(data, torch.arange(batch_size)) if minibatch else data
+    size = min(batch_size or n, n)
+    minibatch = size < n
+    batch = data_module.take(data, torch.arange(size)) if minibatch else data
     with torch.random.fork_rng(), pyro.validation_enabled(False):
         apart = _run(program, batch, apart=True)
         sites_match(apart, enumerated)
-        observed_fit(apart.p, n, batch_size if minibatch else n)
+        observed_fit(apart.p, n, size)
         plates_fit(apart)
         supports_match(apart)
         t = _run(program, batch)
         structure = inspect(program, batch, enumerated=enumerated, rows=rows)
         if minibatch:
-            _minibatch(program, structure, t, batch_size, n)
+            _minibatch(program, structure, t, size, n)
         _log_probs(t, structure, enumerated)
         if not enumerated:
             if learn:
@@ -118,6 +120,12 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
             raise PpgenError(
                 f"{program.name} has an ImproperUniform prior, which cannot start an autoguide; write "
                 "ppgen.distributions.Flat(support) in its place, which starts at a feasible point"
+            ) from e
+        twice = re.match(r"Multiple sample sites named '(.*)'", str(e))
+        if twice:
+            raise PpgenError(
+                f"{program.name} uses the name {twice[1]!r} twice in one run; give each site a name of its own, and "
+                "make a plate once: data = ppgen.rows(x), then `with data:` as often as it is wanted"
             ) from e
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, Tensor))
         raise PpgenError(

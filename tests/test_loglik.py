@@ -10,13 +10,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import Gaussian, GuidedNormalMean, NormalMean, Regression, normal, ppca
+from known import SCHOOLS, Gaussian, GuidedNormalMean, NormalMean, Regression, binary, normal, ppca
 from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.data import take
 from ppgen.inference import fit, loglik
+from ppgen.models import VAE, EightSchools
 
 X = normal(40, 4, seed=1) * 1.5
 
@@ -288,6 +289,20 @@ def test_a_run_on_other_rows_equals_the_rows_alone():
     for part in (slice(0, 1), slice(3, 10)):
         found = loglik(run, take({"x": X}, part), particles=3000)
         assert np.all(np.abs(found.best.values - exact[part]) < 4.5 * found.best.se)
+
+
+def test_a_grey_image_among_binary_ones_is_found_in_any_row():
+    """torch's Bernoulli gives grey values a figure; it would be no log-probability."""
+    run = fit(VAE(6, 2, (8,)), {"x": binary()}, steps=1)
+    x = torch.cat([binary(), torch.full((1, 6), 0.5)])
+    with pytest.raises(PpgenError, match="'x' .Bernoulli. has the support .0, 1., and the data have 0.5"):
+        loglik(run, {"x": x}, particles=3)
+
+
+def test_a_missing_observed_column_is_no_latent():
+    run = fit(EightSchools(), SCHOOLS, steps=1)
+    with pytest.raises(PpgenError, match="no observed site"):
+        loglik(run, {"sigma": SCHOOLS["sigma"]}, particles=3)
 
 
 # -- errors ----------------------------------------------------------------------------------------

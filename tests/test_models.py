@@ -273,7 +273,7 @@ def of_optimise(folder):
 def of_step(folder):
     """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
     program = GuidedNormalMean(width=1.5)
-    before = float(program.log_width)
+    before = float(program.log_width.detach())
     fit(program, {"x": X}, steps=1, lr=0.1, optimizer="SGD", particles=50_000)
     slope = (1 - 1.5**2) / len(X)  # of the loss −ELBO / N in log(width), up to its sign
     assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)

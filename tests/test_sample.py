@@ -219,12 +219,25 @@ def test_constants_are_passed_whole():
     draws_agree(sample(run, 3, given={"t": t}, seed=0)["x"], 7.0, 1.0)  # as many draws as t is long
 
 
+class Twice(Program):
+    def __init__(self):
+        super().__init__()
+        self.mu = nn.Parameter(torch.tensor(0.0))
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(self.mu, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "program, n, held, message",
     [
+        (Twice, 3, {}, "Twice uses the name 'data' twice in one run"),
         (ppca, 0, {}, "n is 0"),
         (ppca, 2.5, {}, "n is 2.5"),
         (ppca, 5, {"zz": torch.zeros(2)}, "'zz' is neither a column nor a site of PPCA .did you mean 'z'"),
