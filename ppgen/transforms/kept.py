@@ -52,6 +52,10 @@ class Kept(FlowTransform):
         if isinstance(transform, pyro_transforms.BlockAutoregressive) and transform.residual is None:
             self.directions = ("push",)  # its last layer is bounded: most x have no z
 
+    @property
+    def title(self) -> str:
+        return type(self.map).__name__
+
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         with self._fresh():
             x = self.map(z)

@@ -161,13 +161,18 @@ class FlowTransform(_Paired, TransformModule):
         """z and log |det ∂z/∂x| of shape (...)."""
         raise NotImplementedError
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     def require(self, direction: str) -> None:
         """Raises PpgenError where the direction, "push" or "pull", does not exist."""
         if direction not in self.directions:
             use = {"push": "sampling from a base", "pull": "the density of data"}
             there = self.directions[0]
             raise PpgenError(
-                f"{type(self).__name__} has no {direction} (needed for {use[direction]}), only {there} ({use[there]}); "
+                f"{self.title} has no {direction} (needed for {use[direction]}), only {there} ({use[there]}); "
                 "use its .inv the other way round, or another family"
             )
 
@@ -177,19 +182,19 @@ class FlowTransform(_Paired, TransformModule):
         n = len(shape)
         if value.shape[value.dim() - n :] != shape:
             raise PpgenError(
-                f"{type(self).__name__} is of event shape {tuple(shape)} and got a value of shape "
+                f"{self.title} is of event shape {tuple(shape)} and got a value of shape "
                 f"{tuple(value.shape)}; its last {n} dimension(s) must agree"
             )
         if context is None:
             if self.context:
                 raise PpgenError(
-                    f"{type(self).__name__} has {self.context} context features and no context was given; "
+                    f"{self.title} has {self.context} context features and no context was given; "
                     "call .condition(context) on it first"
                 )
             return value
         if context.shape[-1] != self.context:
             raise PpgenError(
-                f"{type(self).__name__} has {self.context} context features and got a context of shape "
+                f"{self.title} has {self.context} context features and got a context of shape "
                 f"{tuple(context.shape)}; its last dimension must be {self.context}"
             )
         batch = torch.broadcast_shapes(value.shape[: value.dim() - n], context.shape[:-1])
