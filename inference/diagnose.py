@@ -105,7 +105,7 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
 
     ArviZ's `psislw` is made for leave-one-out and takes negative log weights.
     """
-    from arviz_stats.base import array_stats
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     k = np.empty(log_w.shape[1])
     for i, column in enumerate(log_w.T.astype(np.float64)):
@@ -116,7 +116,7 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
 
 def summarise(tree: DataTree) -> pd.DataFrame:
     """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
-    from arviz_stats import summary
+    from arviz_stats import summary  # type: ignore[attr-defined]
 
     return summary(tree, kind="stats", round_to="none")
 

@@ -58,6 +58,12 @@ class Objective(nn.Module):
         particles: draws of z a step, run at once.
     """
 
+    program: Program
+    structure: Structure
+    rows: int
+    elbo: str
+    particles: int
+
     def __init__(
         self, program: Program, structure: Structure, rows: int, *, elbo: str = "analytic", particles: int = 1
     ):

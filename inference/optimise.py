@@ -65,7 +65,7 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
     try:
         call = ast.parse(spec if rest else f"{name}()", mode="eval").body
         assert isinstance(call, ast.Call) and not call.args
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as e:
         raise PpgenError(
             f"optimizer {spec!r} cannot be read; write a name, or a name with keywords as in AdamW(weight_decay=0.01)"
@@ -75,7 +75,7 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
     for key in options:
         if key not in known:
             raise PpgenError(
-                f"torch.optim.{name} has no option {key!r}{nearest(str(key), known)}; it has {', '.join(known)}"
+                f"torch.optim.{name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}"
             )
     try:
         return cls(parameters, lr=lr, **options)

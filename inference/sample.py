@@ -172,7 +172,7 @@ def _by_rows(
         rows = {k: v[block] for k, v in columns.items()} | dict(constants)
         with asked_rows(min(CHUNK, n - start)), _Hold({k: v[block] for k, v in held.items()}, plates):
             sites = sample_sites(poutine.trace(lambda rows=rows: model(rows)).get_trace())
-        parts.append({k: _full(s).movedim(_row_dim(s, plates), 0) for k, s in sites.items()})
+        parts.append({k: _full(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -190,7 +190,7 @@ class _Hold(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]].movedim(0, _row_dim(msg, self.plates))
+            msg["value"] = self.values[msg["name"]].movedim(0, _row_dim(msg, self.plates) or 0)
             msg["is_observed"] = True
 
 

@@ -94,7 +94,7 @@ class Step:
         if engine == "compile":
             compilation.require_compiler()
         self.wrapped, self.wrapped_optimizer, self.fabric = objective, optimizer, fabric
-        self.objective: nn.Module = getattr(objective, "module", objective)
+        self.objective: Objective = getattr(objective, "module", objective)
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.clip, self.warm_up, self.ema, self.decay, self.steps = clip, warm_up, ema, ema_decay, steps
@@ -308,7 +308,7 @@ class Step:
             group["lr"] = lr
 
     def _average(self, row: Row) -> None:
-        if self.ema is not None:
+        if self.ema is not None and self.decay is not None:
             averaged(self.ema, self.objective.program.state_dict(), self.decay, row.step)
 
     def _tensors(self) -> list[Tensor]:

@@ -86,8 +86,9 @@ class Program(nn.Module):
     """
 
     coords: Mapping[str, list] = {}
+    arguments: dict[str, Any]  # the constructor's, as they were given
 
-    def __new__(cls, *args: Any, **kwargs: Any):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # The arguments are kept, so that a run folder can build the same program again.
         self = super().__new__(cls)
         try:
@@ -207,6 +208,7 @@ class Program(nn.Module):
                 )
             model = pyro.poutine.block(self.model, hide=list(hide)) if hide else self.model
             guide = getattr(autoguides, guide)(model)
+        assert isinstance(guide, nn.Module)
         for part in guide.modules():
             if isinstance(part, autoguides.AutoGuide):
                 # Autoguides trace the model within a block, where the program's own handler would not be reached.
@@ -221,6 +223,8 @@ class Program(nn.Module):
 
 class Pair(Program):
     """The program that `Program.from_pair` makes."""
+
+    pair: tuple[Callable, Callable | str | None]
 
     def __init__(self, model: Callable, guide: Callable | str | None = None):
         super().__init__()

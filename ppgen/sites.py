@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyro import poutine
@@ -34,16 +35,16 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
-def is_factor(site: dict[str, Any]) -> bool:
+def is_factor(site: Mapping[str, Any]) -> bool:
     """Whether a site is a `pyro.factor` statement: it adds to the log joint and has no value."""
     return isinstance(innermost(site["fn"]), Unit)
 
 
-def is_deterministic(site: dict[str, Any]) -> bool:
+def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Whether a site is a `pyro.deterministic` statement: it records a value and adds nothing."""
     return bool(site["infer"].get("_deterministic"))
 
 
-def is_delta(site: dict[str, Any]) -> bool:
+def is_delta(site: Mapping[str, Any]) -> bool:
     """Whether a site is a point mass, as autoguides write the constrained value of each latent."""
     return isinstance(innermost(site["fn"]), Delta)
