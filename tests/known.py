@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
-from ppgen.models import PPCA, VAE, EightSchools, Flow
+from ppgen.models import PPCA, VAE, EightSchools, Flow, ImageFlow
 
 
 class NormalMean(Program):
@@ -159,6 +159,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "flow variational": (
         lambda: Flow(4, "maf", 2, hidden=(8,), levels=17, dequantise="variational"),
         {"x": grey(12, 4)},
+    ),
+    "image_flow": (
+        lambda: ImageFlow((1, 4, 4), scales=1, steps=2, hidden=8, levels=17),
+        {"x": grey(12, 16)},
     ),
     "eight_schools": (EightSchools, SCHOOLS),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
