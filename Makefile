@@ -22,7 +22,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: export OMP_NUM_THREADS = 1
 demo: $(STAMP)
 	rm -rf $(RUN)
-	ppgen fit vae --data digits --set latent=8 --set dropout=0.2 --batch-size 128 --steps 3000 \
+	ppgen fit vae --data digits --set latent=8 --set dropout=0.1 --batch-size 128 --steps 3000 \
 	    --lr 0.002 --schedule cosine --out $(RUN)
 	ppgen sample $(RUN) -n 64 --out $(RUN)/samples.png
 	ppgen evaluate $(RUN)
@@ -42,7 +42,7 @@ types: $(STAMP)
 	mypy
 
 docs: $(STAMP)
-	python -m sphinx -E -W --keep-going -q docs docs/_build/html
+	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q docs docs/_build/html
 
 bench: $(STAMP)
 	python -m pip install --quiet -e ".[bench]" -c constraints.txt

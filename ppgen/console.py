@@ -108,8 +108,9 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str |
     screen = console()
     if title:
         screen.print(title, style="bold", soft_wrap=True)
-    screen.print(table)
-    print()
+    with screen.capture() as text:
+        screen.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()), end="\n\n")
 
 
 def _cell(value: Any) -> str:
