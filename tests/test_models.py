@@ -23,7 +23,7 @@ from ppgen.agreement import observed_in_support
 from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
 from ppgen.handlers import Minibatch
-from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, sample
+from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
 from ppgen.inference.elbo import Objective
 from ppgen.inference.plot import plot
 from ppgen.sites import sample_sites
@@ -223,6 +223,15 @@ def of_fit(folder):
     assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.1
     m = posterior(run, {"x": X}, draws=2000)["posterior"]["m"].values
     assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+
+
+def of_train(folder):
+    options = {"lr": 0.05, "schedule": "cosine", "particles": 8, "seed": 1}
+    whole = fit(NormalMean(), {"x": X}, steps=200, **options)
+    fit(NormalMean(), {"x": X}, steps=200, checkpoint_every=80, out=folder / "run", **options)
+    again = resume(folder / "run", {"x": X})
+    assert np.array_equal(whole.metrics["elbo"], again.metrics["elbo"])
+    assert abs(again.metrics["elbo"][-1] - EVIDENCE) < 0.2
 
 
 def of_elbo(folder):
