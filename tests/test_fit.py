@@ -22,8 +22,8 @@ from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
 from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.fit import Progress, _row
 from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+from ppgen.inference.train import Progress, _row
 
 torch.set_num_threads(1)
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
