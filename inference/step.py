@@ -446,7 +446,7 @@ def _say_no_compiler() -> None:
 
 @contextmanager
 def _python_randomness() -> Iterator[None]:
-    """Python's and NumPy's generators, elsewhere in their streams meanwhile, so that who draws from them is found out."""
+    """Python's and NumPy's generators stand elsewhere in their streams meanwhile: who draws from them is found out."""
     python, numpy = random.getstate(), np.random.get_state()
     random.random(), np.random.random()
     try:
