@@ -36,7 +36,8 @@ def write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str]
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         write_atomic(path, out.getvalue())
         return
-    flat = {name: arrays[name].reshape(len(arrays[name]), -1) for name in observed if name in arrays}
+    # as text in numpy, which writes a float32 in as few digits as it has
+    flat = {name: arrays[name].reshape(len(arrays[name]), -1).astype(str) for name in observed if name in arrays}
     head = [name if v.shape[1] == 1 else f"{name}_{i}" for name, v in flat.items() for i in range(v.shape[1])]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

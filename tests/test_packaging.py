@@ -121,7 +121,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built):
         for path in folder.glob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == expected
-    assert "ppgen/py.typed" in names
+    assert {"ppgen/py.typed", "ppgen/templates/program.py.jinja"} <= set(names)
 
 
 def test_wheel_imports_without_the_checkout(built):
