@@ -355,8 +355,9 @@ class _TraceRun:
             for p, g in zip(gradient.trained, gradients, strict=True):
                 p.grad = g
             step.optimizer.step()
-            with torch.no_grad():
-                _copy(gradient.changed, value.buffers)
+            if gradient.changed:
+                with torch.no_grad():
+                    _copy(gradient.changed, value.buffers)
             step._average(row)
         return StepResult(elbo, norm, bool(finite))
 

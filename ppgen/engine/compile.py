@@ -58,9 +58,8 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         small: spend a little more time on compiling to save some microseconds a call.
 
     Returns:
-        A function of a list of tensors, which it empties; its result is what the graph returns, as a sequence.
+        A function of a list of tensors; its result is what the graph returns, as a sequence.
     """
-    _keep_cache()
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
@@ -77,33 +76,66 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         "size_asserts": False,
         "alignment_asserts": False,
         "fx_graph_cache": True,
+        # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
+        "aot_inductor.allow_stack_allocation": small
+        and not any(n.all_input_nodes for n in graph.graph.nodes if n.op == "output"),
     }
-    with _silent(), torch.no_grad(), config.patch({k: v for k, v in patches.items() if hasattr(config, k)}):
+    with _own_cache(), _silent(), torch.no_grad(), config.patch(patches):
         outer = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
         outer(*inputs)  # C++ is built at the first call
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.
     direct = getattr(kept[0][0], "current_callable", None) if len(kept) == 1 and kept[0][1] == len(inputs) else None
-    if direct is not None:
-        return direct
+    if direct is None:
 
-    def call(arguments: list[Tensor]) -> Any:
-        with torch.no_grad():
-            return outer(*arguments)
+        def call(arguments: list[Tensor]) -> Any:
+            with torch.no_grad():
+                return outer(*arguments)
 
-    return call
+        return call
+    entry = _entry(direct)
+    if entry is None:
+        return lambda arguments: direct(list(arguments))  # it empties the list
+    aoti = torch._C._aoti
+
+    def enter(arguments: list[Tensor]) -> Any:
+        return aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(aoti.unsafe_alloc_void_ptrs_from_tensors(arguments)))
+
+    return enter
 
 
-def _keep_cache() -> None:
+def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The C++ function behind the wrapper that Inductor writes around it; None where there is none."""
+    cells = [cell.cell_contents for cell in getattr(direct, "__closure__", None) or ()]
+    found = [c for c in cells if getattr(c, "__name__", "") == "inductor_entry_cpp"]
+    names = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
+    known = all(hasattr(getattr(torch._C, "_aoti", None), name) for name in names)
+    return found[0] if len(found) == 1 and known else None
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
     """Compiled code is kept across runs, in the user's cache folder unless torch was told another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     name = "TORCHINDUCTOR_CACHE_DIR"
-    if name not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgen" / "inductor"
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            os.environ[name] = str(home)
-        except OSError:  # a home that cannot be written to: torch's own place
-            pass
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgen" / "inductor"
+    before = os.environ.get(name)
+    if before not in (None, default_cache_dir()):
+        yield
+        return
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(home)
+    except OSError:  # a home that cannot be written to: torch's own place
+        pass
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class FusedStep:
         rest = [*self.gradient.others, *self.unused, *self.graph.constants]
         return [*self.layout.written(), *rest]
 
-    def _step(self, *inputs: Tensor) -> Tensor:
+    def _step(self, *inputs: Tensor) -> list[Tensor]:
         layout, gradient, o = self.layout, self.gradient, self.optimizer.param_groups[0]
         rest = list(inputs)
 
@@ -159,6 +159,7 @@ class FusedStep:
         averages = pop(n) if layout.averages else []
         (counts,) = pop(1)
         others, unused, constants = pop(len(gradient.others)), pop(len(self.unused)), pop(len(self.graph.constants))
+        (result,) = pop(1)
         (row,) = pop(1)
         noise = self.noise.split(tuple(pop(len(self._noise_example))))
         lr, kl, decay = row[0], row[1], row[2]
@@ -196,7 +197,8 @@ class FusedStep:
         for buffer, value in zip(gradient.changed, buffers, strict=True):
             target = by_id[id(buffer)]
             target.copy_(torch.where(finite, value, target))
-        return torch.stack([elbo.to(dtype), norm.to(dtype), finite.to(dtype)])
+        result.copy_(torch.stack([elbo.to(dtype), norm.to(dtype), finite.to(dtype)]))
+        return []  # what a graph returns must be allocated; what it writes lies ready
 
     # -- compiling and running ---------------------------------------------------------------------
 
@@ -205,9 +207,11 @@ class FusedStep:
         state = torch.random.get_rng_state()
         self._noise_example = self.noise.take(1)[0]
         torch.random.set_rng_state(state)
-        example = [*self._fixed(), torch.tensor([1e-3, 1.0, 0.5], dtype=torch.float64), *self._noise_example]
+        row = torch.tensor([1e-3, 1.0, 0.5], dtype=torch.float64)
+        result = torch.zeros(3, dtype=self.layout.values[0].dtype)
+        example = [*self._fixed(), result, row, *self._noise_example]
         example += [batch[k] for k in self.gradient.columns]
-        changed = {id(t) for t in (*self.layout.written(), *self.gradient.changed)}
+        changed = {id(t) for t in (*self.layout.written(), *self.gradient.changed, result)}
         written = [i for i, t in enumerate(example) if id(t) in changed]
         example = [t.detach() for t in example]
         self.traced = trace(self._step, _fresh(example, written))
@@ -216,13 +220,12 @@ class FusedStep:
         if compile:
             with torch.random.fork_rng(devices=[]):
                 run = compiled(graph, [*_fresh(example, written), *extra], small=len(self.traced) < 1500)
-                self._agree(lambda inputs: run(inputs)[0], [*example, *extra], written)
-            self._run = lambda inputs: run(inputs)[0]
+                self._agree(run, [*example, *extra], written)
+            self._run = run
         else:
             plain = Traced(graph, ())
             self._run = lambda inputs: plain(*inputs)
         self._extra = extra
-        self._tail = _Tail(self.gradient.columns)
         return self
 
     def _agree(self, run: Any, inputs: list[Tensor], written: list[int]) -> None:
@@ -237,10 +240,11 @@ class FusedStep:
         for call in (Traced(self.traced.graph, ()), lambda *tensors: run(list(tensors))):
             torch.random.set_rng_state(start)
             tensors = _fresh(inputs, written)
-            results.append([call(*tensors), *(tensors[i] for i in written)])
+            call(*tensors)
+            results.append([tensors[i] for i in written])
         n = len(self.layout.values)
         for i, (graph, other) in enumerate(zip(*results, strict=True)):
-            if 1 <= i <= n:  # new values: where a gradient is 0 but for rounding, Adam goes either way
+            if i < n:  # new values: where a gradient is 0 but for rounding, Adam goes either way
                 continue
             a, b = graph.double(), other.double()
             if torch.isfinite(a).all() and not (a - b).abs().max() <= 1e-3 * a.abs().max() + 1e-12:
@@ -252,31 +256,31 @@ class FusedStep:
         """Runs one step a row (lr, kl_weight, decay of the average) and gives [elbo, norm, finite] of each."""
         if self.layout.stale:
             self._lay_out()
-        fixed, run, extra = self._fixed(), self._run, self._extra
-        out: list[Tensor] = []
+        fixed, run = self._fixed(), self._run
+        drawn = len(self._noise_example)
+        at, end = len(fixed), len(fixed) + 2 + drawn
+        arguments: list[Any] = [*fixed, *[None] * (2 + drawn), *self._columns(batches[0]), *self._extra]
         table = torch.tensor(rows, dtype=torch.float64).unbind(0)
+        results = torch.empty(len(rows), 3, dtype=fixed[0].dtype)
+        out = results.unbind(0)
+        batch = batches[0]
         for start in range(0, len(rows), self._ahead):
-            noise = self.noise.take(min(self._ahead, len(rows) - start))
-            for k, draws in enumerate(noise, start):
-                out.append(run([*fixed, table[k], *draws, *self._tail(batches[k]), *extra]))
-        return torch.stack(out).tolist()
+            for k, draws in enumerate(self.noise.take(min(self._ahead, len(rows) - start)), start):
+                if batches[k] is not batch:
+                    batch = batches[k]
+                    arguments[end : end + len(self.gradient.columns)] = self._columns(batch)
+                arguments[at], arguments[at + 1] = out[k], table[k]
+                arguments[at + 2 : end] = draws
+                run(arguments)
+        return results.tolist()
+
+    def _columns(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        return [batch[k].detach() for k in self.gradient.columns]
 
 
 def _fresh(inputs: list[Tensor], written: list[int]) -> list[Tensor]:
     """The inputs, those that are written to as copies."""
     return [t.clone() if i in written else t for i, t in enumerate(inputs)]
-
-
-class _Tail:
-    """A batch's tensors; kept while the same batch comes again."""
-
-    def __init__(self, columns: list[str]):
-        self.columns, self.batch, self.tensors = columns, None, []
-
-    def __call__(self, batch: Any) -> list[Tensor]:
-        if batch is not self.batch:
-            self.batch, self.tensors = batch, [batch[k].detach() for k in self.columns]
-        return self.tensors
 
 
 def _or_zero(value: Tensor | None, like: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def _where(file: str, line: int) -> str:
 def _kind(file: str) -> str:
     """Whose code a file is: the author's own, a library's, or torch's."""
     path = Path(file)
-    if file.startswith("<") or "torch" in path.parts:
+    if "torch" in path.parts or file.startswith(("<eval_with_key>", "<string>", "<frozen", "<traced program>")):
         return "torch"
     inside = "site-packages" in path.parts or "contextlib.py" in file or "unittest" in path.parts
     if inside or (path.is_relative_to(_HERE) and path.parent.name != "models") or path.parent.name == "inference":
