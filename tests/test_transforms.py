@@ -23,7 +23,8 @@ from ppgen.transforms.wrap import solve_increasing
 HIDDEN = (8, 8)
 SLOW_SOLVER = {"cnf", "ffjord"}  # adaptive: values by tolerance, graph not traceable
 NO_CONTEXT = {"lu", "planar", "radial", "sylvester"}
-SOME_SLOW = [pytest.param(f, marks=pytest.mark.slow) if f in SLOW_SOLVER else f for f in FAMILIES]
+SLOW = {*SLOW_SOLVER, "unaf"}
+SOME_SLOW = [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES]
 CONTEXTUAL = [f for f in FAMILIES if f not in NO_CONTEXT]
 
 
@@ -326,7 +327,13 @@ def test_extreme_inputs_stay_finite(family, dtype):
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in SLOW_SOLVER])
+QUICK_TO_TRACE = ("realnvp", "maf", "nsf", "ncsf", "gf", "residual")
+TRACED = [
+    f if f in QUICK_TO_TRACE else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in SLOW_SOLVER
+]
+
+
+@pytest.mark.parametrize("family", TRACED)
 def test_traced_graph_equals_eager(family):
     chain = Chain(family, 3)
     x = chain.values(6)
@@ -423,9 +430,9 @@ def test_extra_terms_of_the_residual_series_are_unbiased():
         t = T.Residual(5, hidden=(16,), exact_up_to=0, terms=2)
     x = torch.randn(3, 5, dtype=torch.float64)
     exact = log_det_by_autograd(t.inv, x)
-    draws = torch.stack([t.pull(x)[1].detach() for _ in range(3000)])
-    error, se = draws.mean(0) - exact, draws.std(0) / 3000**0.5
-    assert (error.abs() < 4 * se).all() and (se < 0.05).all()
+    draws = torch.stack([t.pull(x)[1].detach() for _ in range(1500)])
+    error, se = draws.mean(0) - exact, draws.std(0) / 1500**0.5
+    assert (error.abs() < 4 * se).all() and (se < 0.07).all()
 
 
 def test_residual_layers_keep_their_lipschitz_bound():
@@ -499,6 +506,21 @@ def test_torchs_cache_and_composition():
     copy.deepcopy(cached)
 
 
+@pytest.mark.parametrize("passes", [None, 2, 3])
+@pytest.mark.parametrize("context", [0, 2])
+def test_the_inverse_by_passes_is_that_of_the_whole_network(passes, context):
+    torch.manual_seed(0)
+    order = torch.randperm(7)
+    t = T.Autoregressive(7, context, hidden=(16, 12, 9), order=order, passes=passes).double()
+    other = T.Autoregressive(7, context, hidden=(16, 12, 9), passes=passes).double()
+    other.load_state_dict(t.state_dict())  # the order with it
+    z, c = torch.randn(4, 7).double(), torch.randn(4, context).double() if context else None
+    for made in (t, other):
+        x = made.push(z, c)[0]
+        assert torch.allclose(x, made.conditioner(c).inv(z), atol=1e-10)
+        assert torch.allclose(made.pull(x, c)[0], z, atol=1e-10)
+
+
 def test_conditional_distribution_of_pyro():
     t = T.spline(2, context=3, hidden=HIDDEN)
     p = ConditionalTransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1), [t, T.realnvp(2)])
@@ -514,15 +536,15 @@ def test_a_sample_and_its_density_take_one_network_call_each_way():
     """As a guide, an IAF draws and scores in one pass; scoring its draw must not invert it."""
     t = T.iaf(4, hidden=HIDDEN)
     calls = []
-    t.transform.conditioner.hyper[0].register_forward_hook(lambda *_: calls.append(1))
+    t.transform.conditioner.hyper[1].register_forward_hook(lambda *_: calls.append(1))
     p = TransformedDistribution(dist.Normal(torch.zeros(4), 1.0).to_event(1), [t])
     p.log_prob(p.rsample((3,)))
     assert len(calls) == 1
     calls.clear()
     p.log_prob(torch.zeros(3, 4))
-    assert len(calls) > 1
+    assert len(calls) == 4
     t = T.maf(4, hidden=HIDDEN)
-    t.conditioner.hyper[0].register_forward_hook(lambda *_: calls.append(1))
+    t.conditioner.hyper[1].register_forward_hook(lambda *_: calls.append(1))
     calls.clear()
     TransformedDistribution(dist.Normal(torch.zeros(4), 1.0).to_event(1), [t]).log_prob(torch.zeros(3, 4))
     assert len(calls) == 1

@@ -55,15 +55,35 @@ class Autoregressive(FlowTransform):
         self.conditioner = MaskedAutoregressiveTransform(
             features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes
         )
-        groups = getattr(self.conditioner, "order", None)
-        # the features that each pass of the inverse finds
-        passes = 1 if groups is None else self.conditioner.passes
-        for i in range(passes):
-            index = torch.arange(features) if groups is None else (groups == i).nonzero()[:, 0]
-            self.register_buffer(f"group{i}", index, persistent=False)
-        self.passes = passes
         # functions with networks of their own, one for each feature, come for all features at once
         self.whole = isinstance(univariate, nn.Module)
+        self._plan()
+        self.register_load_state_dict_post_hook(_plan_anew)  # the order is loaded with the parameters
+
+    def _plan(self) -> None:
+        """When each hidden unit can be computed in the passes of the inverse: in pass i, what depends on the features
+        of passes before i only. Units are sorted by that, so that each is computed once and not in every pass."""
+        c = self.conditioner
+        features = self.shape[0]
+        groups = getattr(c, "order", None)
+        if groups is None:  # one feature: nothing to condition on but the context
+            self.passes = 1
+            return
+        self.passes = c.passes
+        known = torch.cat((groups, groups.new_full((self.context,), -1)))
+        self._keep("sorted0", known.argsort(stable=True))
+        for i in range(self.passes):
+            self._keep(f"group{i}", (groups == i).nonzero()[:, 0])
+        self._keep("back", torch.cat([getattr(self, f"group{i}") for i in range(self.passes)]).argsort())
+        self.counts = []
+        for n, layer in enumerate(list(c.hyper)[:-1:2]):
+            known = torch.where(layer.mask, known, -1).amax(1)
+            self._keep(f"sorted{n + 1}", known.argsort(stable=True))
+            self.counts.append([int((known < i).sum()) for i in range(self.passes)])
+        assert len(c.hyper[-1].bias) == features * c.total
+
+    def _keep(self, name: str, index: Tensor) -> None:
+        self.register_buffer(name, index, persistent=False)
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         z, ladj = self.conditioner(context).call_and_ladj(x)
@@ -73,27 +93,47 @@ class Autoregressive(FlowTransform):
         c = self.conditioner
         if not hasattr(c, "passes"):  # one feature: nothing to condition on but the context
             return c(context).inv(z), None
-        x = torch.zeros_like(z)
-        for i in range(self.passes):
-            index = getattr(self, f"group{i}")
-            if self.whole:
-                found = c.meta(context, x).inv(z)[..., index]
-            else:
-                found = self._functions(x, context, index).inv(z[..., index])
-            x = x.index_copy(-1, index, found)
-        return x, None
+        if self.whole:
+            x = torch.zeros_like(z)
+            for i in range(self.passes):
+                index = getattr(self, f"group{i}")
+                x = x.index_copy(-1, index, c.meta(context, x).inv(z)[..., index])
+            return x, None
+        return self._substitute(z, context), None
 
-    def _functions(self, x: Tensor, context: Tensor | None, index: Tensor) -> Transform:
-        """The functions of some features only: the last layer, the widest, is computed for these alone."""
+    def _substitute(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """The inverse, one group of features after the other; every unit of the network is computed once."""
         c = self.conditioner
-        h = x if context is None else torch.cat(broadcast(x, context, ignore=1), -1)
-        *layers, last = c.hyper
-        for layer in layers:
-            h = layer(h)
-        weight = (last.mask * last.weight).unflatten(0, (-1, c.total))[index]
-        bias = last.bias.unflatten(0, (-1, c.total))[index]
-        phi = nn.functional.linear(h, weight.flatten(0, 1), bias.flatten()).unflatten(-1, (-1, c.total))
-        return c.univariate(*unpack(phi, c.shapes))
+        *hidden, last = list(c.hyper)[::2]
+        activations = list(c.hyper)[1::2]
+        orders = [getattr(self, f"sorted{n}") for n in range(len(hidden) + 1)]
+        weights, biases = [], []
+        for layer, rows, columns in zip(hidden, orders[1:], orders, strict=False):
+            weights.append((layer.mask * layer.weight)[rows][:, columns])
+            biases.append(layer.bias[rows])
+        out = (last.mask * last.weight)[:, orders[-1]].unflatten(0, (-1, c.total))
+        shift = last.bias.unflatten(0, (-1, c.total))
+        # what is known of each layer so far: inputs first, the context's before the features
+        known = [z[..., :0] if context is None else context.expand(*z.shape[:-1], -1)]
+        known += [z[..., :0] for _ in hidden]
+        found = []
+        for i in range(self.passes):
+            for n, (weight, bias, activation) in enumerate(zip(weights, biases, activations, strict=True)):
+                before, now = known[n + 1].shape[-1], self.counts[n][i]
+                if now > before:
+                    new = nn.functional.linear(known[n], weight[before:now, : known[n].shape[-1]], bias[before:now])
+                    known[n + 1] = torch.cat((known[n + 1], activation(new)), -1)
+            index = getattr(self, f"group{i}")
+            weight = out[index].flatten(0, 1)[:, : known[-1].shape[-1]]
+            phi = nn.functional.linear(known[-1], weight, shift[index].flatten()).unflatten(-1, (-1, c.total))
+            x = c.univariate(*unpack(phi, c.shapes)).inv(z[..., index])
+            known[0] = torch.cat((known[0], x), -1)
+            found.append(x)
+        return torch.cat(found, -1)[..., self.back]
+
+
+def _plan_anew(module: Autoregressive, _: object) -> None:
+    module._plan()
 
 
 class _Circular(Autoregressive):

@@ -1,0 +1,203 @@
+"""Flows beside zuko, nflows and normflows: CPU time a training step, time to sample, held-out log-likelihood.
+
+    python benchmarks/flows.py [--families maf nsf nsf_coupling] [--engines trace compile] [--steps 300] [--repeats 5]
+
+One process, one thread; the contestants take turns, and the medians of the turns are printed. All have the same
+architecture (5 transforms, networks of 64-64, splines of 8 bins on [-5, 5]), the same 8-D data, batches of 512 in the
+same order, and Adam. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+D, BATCH, LAYERS, HIDDEN, BINS = 8, 512, 5, (64, 64), 8
+LR = 1e-3
+
+
+class Contestant(NamedTuple):
+    """What is timed: `step(x)` trains on a batch, `log_prob(x)` and `sample(n)` use the result."""
+
+    step: Callable[[Tensor], object]
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[[int], Tensor]
+
+
+def data(n: int, seed: int) -> Tensor:
+    """Two bananas in 8 dimensions, about standardised."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, D, generator=g)
+    side = torch.where(torch.rand(n, 1, generator=g) < 0.5, -1.0, 1.0)
+    x = 0.6 * z + 0.7 * side
+    x[:, 1::2] = 0.5 * z[:, 1::2] + 0.6 * (x[:, ::2] ** 2 - 0.9)
+    return x
+
+
+def of_module(module: nn.Module, log_prob: Callable[[Tensor], Tensor], sample: Callable[[int], Tensor]) -> Contestant:
+    """A peer's flow, trained by torch's Adam."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=LR)
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        (-log_prob(x).mean()).backward()
+        optimizer.step()
+
+    return Contestant(step, log_prob, sample)
+
+
+def of_ppgen(family: str, engine: str) -> Contestant:
+    from ppgen.inference import Objective
+    from ppgen.inference.optimise import make_fabric, make_optimizer
+    from ppgen.inference.step import Row, make_step
+    from ppgen.models import Flow
+    from ppgen.structure import inspect
+
+    flow = Flow(D, family=family, transforms=LAYERS, hidden=HIDDEN).prepare({"x": data(5000, 2)})
+    batch = {"x": data(BATCH, 0)}
+    flow.setup(batch)
+    objective = Objective(flow, inspect(flow, batch), BATCH)
+    fabric = make_fabric("cpu", "32-true")
+    wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), LR))
+    train = make_step(wrapped, optimizer, fabric, engine=engine)
+    done = 0
+
+    def step(x: Tensor) -> None:
+        nonlocal done
+        done += 1
+        train([{"x": x}], [Row(LR, 1.0, done)])
+        if train.running != engine:
+            raise SystemExit(f"engine {engine} was not used")
+
+    return Contestant(step, flow.log_prob, lambda n: flow.density().sample((n,)))
+
+
+def of_zuko(family: str) -> Contestant | None:
+    import zuko
+
+    make = {
+        "maf": lambda: zuko.flows.MAF(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "nsf": lambda: zuko.flows.NSF(D, bins=BINS, transforms=LAYERS, hidden_features=HIDDEN),
+        "realnvp": lambda: zuko.flows.RealNVP(D, transforms=LAYERS, hidden_features=HIDDEN),
+    }
+    if family not in make:
+        return None
+    flow = make[family]()
+    return of_module(flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)))
+
+
+def of_nflows(family: str) -> Contestant | None:
+    from nflows import distributions, flows, transforms
+    from nflows.nn.nets import ResidualNet
+
+    how = {"features": D, "hidden_features": 64, "num_blocks": 2, "use_residual_blocks": False}
+    tails = {"num_bins": BINS, "tails": "linear", "tail_bound": 5.0}
+
+    def coupling(i: int, cls: type, **more: object) -> nn.Module:
+        mask = torch.tensor([1.0 if j % 2 == i % 2 else -1.0 for j in range(D)])
+        return cls(mask, lambda a, b: ResidualNet(a, b, hidden_features=64, num_blocks=1), **more)
+
+    def layer(i: int) -> list[nn.Module]:
+        if family == "maf":
+            return [transforms.ReversePermutation(D), transforms.MaskedAffineAutoregressiveTransform(**how)]
+        if family == "nsf":
+            spline = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**how, **tails)
+            return [transforms.ReversePermutation(D), spline]
+        if family == "realnvp":
+            return [coupling(i, transforms.AffineCouplingTransform)]
+        return [coupling(i, transforms.PiecewiseRationalQuadraticCouplingTransform, **tails)]
+
+    if family not in ("maf", "nsf", "realnvp", "nsf_coupling"):
+        return None
+    parts = [t for i in range(LAYERS) for t in layer(i)]
+    flow = flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([D]))
+    return of_module(flow, flow.log_prob, flow.sample)
+
+
+def of_normflows(family: str) -> Contestant | None:
+    import normflows as nf
+
+    parts: list[nn.Module] = []
+    for i in range(LAYERS):
+        if family == "maf":
+            parts += [nf.flows.MaskedAffineAutoregressive(D, 64, num_blocks=2), nf.flows.Permute(D, mode="swap")]
+        elif family == "nsf":
+            parts.append(
+                nf.flows.AutoregressiveRationalQuadraticSpline(
+                    D, 2, 64, num_bins=BINS, tail_bound=5, permute_mask=i % 2 == 1
+                )
+            )
+        elif family == "nsf_coupling":
+            parts.append(
+                nf.flows.CoupledRationalQuadraticSpline(D, 2, 64, num_bins=BINS, tail_bound=5, reverse_mask=i % 2 == 1)
+            )
+        else:
+            return None
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(D, trainable=False), parts)
+    return of_module(flow, flow.log_prob, lambda n: flow.sample(n)[0])
+
+
+def contestants(family: str, engines: list[str]) -> dict[str, Contestant]:
+    found: dict[str, Contestant | None] = {}
+    for engine in engines:
+        torch.manual_seed(0)
+        found[f"ppgen {engine}"] = of_ppgen(family, engine)
+    for name, make in (("zuko", of_zuko), ("nflows", of_nflows), ("normflows", of_normflows)):
+        if importlib.util.find_spec(name) is not None:
+            torch.manual_seed(0)
+            found[name] = make(family)
+    return {name: c for name, c in found.items() if c is not None}
+
+
+def race(family: str, options: argparse.Namespace) -> None:
+    """Trains all, then times steps and draws in turns."""
+    train, test = data(20_000, 0), data(5_000, 1)
+    runs = contestants(family, options.engines)
+    for c in runs.values():
+        order = torch.Generator().manual_seed(3)
+        for _ in range(options.steps):
+            c.step(train[torch.randint(len(train), (BATCH,), generator=order)])
+    with torch.no_grad():
+        nats = {name: c.log_prob(test).mean().item() for name, c in runs.items()}
+    steps: dict[str, list[float]] = {name: [] for name in runs}
+    draws: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, c in runs.items():
+            began = time.process_time()
+            for _ in range(10):
+                c.step(train[:BATCH])
+            steps[name].append((time.process_time() - began) * 100)
+            with torch.no_grad():
+                began = time.process_time()
+                c.sample(512)
+                draws[name].append((time.process_time() - began) * 1000)
+    print(f"\n{family}: {D}-D, {LAYERS} transforms, {HIDDEN}, batch {BATCH}")
+    print(f"{'':16s}{'ms a step':>10s}{'ms for 512 draws':>18s}{f'nats, {options.steps} steps':>18s}")
+    for name in runs:
+        step, draw = statistics.median(steps[name]), statistics.median(draws[name])
+        print(f"{name:16s}{step:10.1f}{draw:18.1f}{nats[name]:18.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=["maf", "nsf", "realnvp", "nsf_coupling"])
+    parser.add_argument("--engines", nargs="+", default=["eager", "trace", "compile"])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pyro.enable_validation(False)
+    for family in options.families:
+        race(family, options)
+
+
+if __name__ == "__main__":
+    main()
