@@ -56,7 +56,8 @@ def main() -> None:
         epoch = len(columns["train"]["x"]) // o.batch_size
         run = fit(
             program, columns["train"], valid=columns["valid"], steps=o.epochs * epoch, batch_size=o.batch_size, lr=o.lr,
-            schedule="cosine", ema=0.999, patience=1000, kl_warmup=5 * epoch, elbo=o.elbo, particles=o.particles, engine=o.engine, seed=0,
+            schedule="cosine", ema=0.999, patience=1000, kl_warmup=5 * epoch, elbo=o.elbo, particles=o.particles,
+            engine=o.engine, seed=0,
             out=o.out, log_every=2 * epoch, report=lambda row: print(_line(row, start), flush=True),
         )  # fmt: skip
     trained = time.perf_counter() - start, time.process_time() - cpu

@@ -1,4 +1,4 @@
-"""The programs that `benchmarks/engine.py` times: each in Pyro, by hand in PyTorch, and the classical ones in NumPyro."""
+"""What `benchmarks/engine.py` times: each in Pyro and in PyTorch by hand, the classical ones in NumPyro."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Loss = Callable[[], Tensor]
 class Entry(NamedTuple):
     """One program.
 
-    program: makes it; data: its batch; elbo: the objective; guide: an autoguide, or None for its own; hide: latents that
-    are summed out; by_hand: (parameters, loss) in plain PyTorch, the same estimator; numpyro: (model, data).
+    program: makes it; data: its batch; elbo: the objective; guide: an autoguide, or None for its own; hide: latents
+    that are summed out; by_hand: (parameters, loss) in plain PyTorch, the same estimator; numpyro: (model, data).
     """
 
     program: Callable[[], Program]

@@ -81,7 +81,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         and not any(n.all_input_nodes for n in graph.graph.nodes if n.op == "output"),
     }
     with _own_cache(), _silent(), torch.no_grad(), config.patch(patches):
-        outer = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
+        outer: Any = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
         outer(*inputs)  # C++ is built at the first call
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.

@@ -45,7 +45,7 @@ class Gradient:
         self.columns = [k for k, v in batch.items() if isinstance(v, Tensor)]
         rest = {k: v for k, v in batch.items() if k not in self.columns}
         parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        others = {n: p for n, p in objective.named_parameters() if not p.requires_grad}
+        others: dict[str, Tensor] = {n: p for n, p in objective.named_parameters() if not p.requires_grad}
         others |= dict(objective.named_buffers())
         names = list(parameters)
         used: list[bool] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -82,7 +83,8 @@ _MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, a
 
 def _known_places(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> None:
     places: list[fx.Node | None] = []
-    for n in node.args[1]:  # type: ignore[union-attr]
+    indices: Any = node.args[1]
+    for n in indices:
         if n is None or n not in known or known[n].dtype != torch.bool:
             places.append(n)
             continue
@@ -95,7 +97,8 @@ def _known_places(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Ten
 
 
 def _same_shape(node: fx.Node) -> bool:
-    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    source: Any = node.args[0]
+    before, after = source.meta.get("val"), node.meta.get("val")
     return (
         isinstance(before, Tensor)
         and isinstance(after, Tensor)

@@ -119,10 +119,10 @@ class LogJoint:
     def _function(self, kind: str, many: bool) -> Callable[[Tensor], Any]:
         if kind == "grad":
             one = torch.func.grad_and_value(self._one)
-            run = torch.func.vmap(one) if many else one
-            return lambda u: run(u)[::-1]
-        run = torch.func.vmap(self._one) if many else self._one
-        return lambda u: (run(u),)
+            both: Callable[[Tensor], Any] = torch.func.vmap(one) if many else one
+            return lambda u: both(u)[::-1]
+        value: Callable[[Tensor], Any] = torch.func.vmap(self._one) if many else self._one
+        return lambda u: (value(u),)
 
     def _run(self, kind: str, u: Tensor) -> Any:
         lead = u.shape[:-1]

@@ -102,7 +102,8 @@ def _draw(node: fx.Node) -> Draw | None:
         return None
     if any(user is not node and (user < node or is_in_place(user)) for user in source.users):
         return None
-    return Draw(_FILL[node.target], tuple(node.args[1:]), tuple(shape), dtype)
+    arguments: Any = node.args[1:]
+    return Draw(_FILL[node.target], tuple(arguments), tuple(shape), dtype)
 
 
 class Noise:
