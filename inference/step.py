@@ -117,9 +117,9 @@ class Step:
             if run is None or self.asked == "auto":
                 results += self._considered(key, batches[i], rows[i])
                 continue
-            j = next(
-                (j for j in range(i + 1, len(rows)) if (shapes(batches[j]), self.objective.training) != key), len(rows)
-            )
+            j = i + 1
+            while j < len(rows) and (batches[j] is batches[i] or shapes(batches[j]) == key[0]):
+                j += 1
             results += run(batches[i:j], rows[i:j])
         return results
 
@@ -386,7 +386,7 @@ class _FusedRun:
         decay = step.decay
         table = [(r.lr, r.kl_weight, ema_decay(decay, r.step) if decay else 1.0) for r in rows]
         started = time.perf_counter()
-        results = [StepResult(e, n, bool(f)) for e, n, f in self.fused(batches, table)]
+        results = [StepResult(e, n, f == 1.0) for e, n, f in self.fused(batches, table)]
         seconds = (time.perf_counter() - started) / len(rows)
         if self._buffers() and results[-1].finite:
             own = {id(p) for p in step.objective.program.parameters()}

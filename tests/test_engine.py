@@ -511,6 +511,14 @@ def test_traced_functions_fall_back_on_themselves():
     assert float(fast(torch.ones(3))) == 6.0
 
 
+def test_distributions_that_validate_are_traced():
+    """A PyroModule keeps its priors, and these what Pyro's validation was when they were made."""
+    with pyro.validation_enabled(True):
+        prior = dist.Normal(0.0, 1.0)
+    traced_prior = trace(lambda x: prior.log_prob(x), [torch.ones(3)])
+    assert torch.equal(traced_prior(torch.zeros(3)), prior.log_prob(torch.zeros(3)))
+
+
 def test_a_trace_refuses_shapes_that_depend_on_values():
     with pytest.raises(Untraceable, match="test_engine.py"):
         trace(lambda x: x[: int(x.sum())], [torch.ones(3)])
