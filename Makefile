@@ -28,6 +28,7 @@ demo: $(STAMP)
 	ppgen evaluate $(RUN)
 	ppgen plot $(RUN)
 	ppgen diagnose $(RUN)
+	@ls -m $(RUN) $(RUN)/plots
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(JOBS)

@@ -446,7 +446,7 @@ def _refuse_options(ctx: typer.Context, allowed: set[str]) -> None:
 
 def _free_folder(program: str) -> Path:
     """runs/<model>-<n>, the first that is free."""
-    stem = Path(program.partition(".py")[0]).name or "run"
+    stem = Path(program.rpartition(".py")[0] or program).name or "run"
     n = 1
     while (Path("runs") / f"{stem}-{n}").exists():
         n += 1

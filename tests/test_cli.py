@@ -149,6 +149,13 @@ def test_fit_leaves_a_run_and_says_where(call, line, tmp_path):
     assert call("fit", line, "--steps", 2, "--quiet")[0].splitlines()[-1] == "run  runs/line-2"
 
 
+def test_a_folder_may_have_py_in_its_name(call, tmp_path):
+    (tmp_path / ".pyenv").mkdir()
+    (tmp_path / ".pyenv" / "line.py").write_text(LINE)
+    call("fit", ".pyenv/line.py:Line", "--steps", 2, "-q")
+    call("evaluate", "runs/line-1", "--particles", 2)
+
+
 def test_fit_is_the_function(call, line, tmp_path):
     """The same seed gives the same parameters from the shell as from Python."""
     call("fit", line, "--steps", 15, "--lr", 0.01, "--seed", 7, "--out", "a", "-q")
