@@ -13,14 +13,12 @@ al. 2018, arXiv:1802.02538); active units: Importance Weighted Autoencoders (Bur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
-from xarray import DataTree
 
 from ppgen.data import take
 from ppgen.errors import PpgenError
@@ -31,6 +29,10 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
 from ppgen.structure import Structure, trace_pair
+
+if TYPE_CHECKING:  # they take a second to import
+    import pandas as pd
+    from xarray import DataTree
 
 GOOD_K = 0.7
 SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones

@@ -8,14 +8,13 @@ independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from xarray import DataTree
 
 from ppgen.agreement import observed_in_support
 from ppgen.check import columns, running_of
@@ -29,6 +28,9 @@ from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns, versions
 from ppgen.sites import innermost, is_deterministic, sample_sites
 from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
 
 BLOCK = 2**22  # values at once: bounds the memory
 
