@@ -131,6 +131,8 @@ def fit(
         program.train()
         n = data_module.n_rows(train_data)
         first = data_module.take(train_data, torch.arange(min(batch_size or n, n)))
+        with running_of(program, train_data):
+            program.prepare(train_data)
         guide, enumerated = _choose_guide(program, first, options)
         with running_of(program, first), pyro.validation_enabled(False):
             program.setup(first, guide, hide=enumerated)

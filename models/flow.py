@@ -238,7 +238,7 @@ class Flow(ppgen.Program):
 
     @torch.no_grad()
     def prepare(self, data: dict[str, Tensor]) -> Flow:
-        """Records mean and standard deviation of these rows; all later data are standardised by them.
+        """Records mean and standard deviation of these rows, once; all later data are standardised by them.
 
         Raises:
             PpgenError: rows that have no density.
@@ -253,6 +253,8 @@ class Flow(ppgen.Program):
             _check_angles(x)
         elif not self.levels:
             check_density(x)
+        if self.prepared:
+            return self
         self._standardise(_mean(x), _spread(x))
         if self.context_features:
             if "context" not in data:

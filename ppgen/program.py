@@ -124,6 +124,10 @@ class Program(nn.Module):
         """
         return Pair(model, guide)
 
+    def prepare(self, data: Columns) -> Program:
+        """Looks at all rows of the data, before a fit's first step: for standardisation and the like."""
+        return self
+
     # -- what the rest of ppgen asks of a program ------------------------------------------------
 
     @property

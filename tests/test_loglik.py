@@ -346,3 +346,23 @@ def test_laplace_approximation_gives_a_bound():
 def test_what_it_cannot_take_is_said(options, data, message):
     with pytest.raises(PpgenError, match=message):
         loglik(ppca(), data, **options)
+
+
+def test_a_log_density_that_is_drawn_is_called_an_estimate():
+    class Noisy(Program):
+        """log p(x) = N(x; t, 1), observed with noise of mean 0, as a stochastic trace gives it."""
+
+        def __init__(self):
+            super().__init__()
+            self.t = torch.nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+                pyro.factor("noise", 0.1 * torch.randn(len(x)))
+
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    bound = loglik(Noisy(), {"x": x}, particles=20).best
+    exact = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
+    assert (bound.name, bound.kind) == ("estimate", "estimate") and 0 < bound.mean_se < 0.01
+    assert abs(bound.mean - exact) < 4.5 * bound.mean_se
