@@ -215,6 +215,7 @@ def _import_file(file: Path) -> ModuleType:
     sys.modules[name] = module
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
@@ -227,6 +228,7 @@ def _import_file(file: Path) -> ModuleType:
             f"{file}{f' line {line}' if line else ''} fails when it is run: {type(e).__name__}: {e}; mend it first"
         ) from e
     finally:
+        sys.dont_write_bytecode = bytecode
         sys.path.remove(folder)
     return module
 
