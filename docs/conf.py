@@ -39,11 +39,12 @@ html_static_path = ["_static"]
 html_css_files = ["run.css"]
 
 
-SHAPE = re.compile(r"(`[^`]*`)|(\(|, )\*(?=\w+[,)])")
+CODE, SHAPE = r"(`[^`]*`)", r"(?<=[( ])\*(?=\w+[,)])"  # code stays; (*batch, D) is a shape
+MARKUP = re.compile(rf"{CODE}|{SHAPE}|\|")
 
 
 def as_written(app, what, name, obj, options, lines):
-    """An indented equation stays as it was written, and a shape such as (*batch, D) starts no emphasis."""
+    """An indented equation stays as it was written; neither a shape (*batch, D) nor |det W| is markup."""
     written, above = [], ""
     for line in lines:
         if line.startswith("    ") and not (written and written[-1].strip()):
@@ -53,7 +54,7 @@ def as_written(app, what, name, obj, options, lines):
         elif line.strip():
             above = line
         literal = above.startswith("    ")
-        written.append(line if literal else SHAPE.sub(lambda m: m[1] or rf"{m[2]}\*", line))
+        written.append(line if literal else MARKUP.sub(lambda m: m[1] or "\\" + m[0], line))
     lines[:] = written
 
 
