@@ -12,7 +12,7 @@ the observed values are discrete, D their number a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppgen.agreement import observed_in_support
 from ppgen.data import n_rows, take, validate
+from ppgen.engine import traced
 from ppgen.errors import PpgenError
 from ppgen.inference.elbo import log_weights
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
@@ -31,6 +32,7 @@ from ppgen.structure import Structure, trace_pair
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once
+WORTH_TRACING = 50  # runs: tracing costs some of them
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
 
 
@@ -154,11 +156,16 @@ def loglik(
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
         parts = []
-        for block, at_once in _blocks(program, data, structure, particles):
-            log_w, left = [], particles
-            while left:
+        blocks = list(_blocks(program, data, structure, particles))
+        runs: dict[tuple, Callable[..., Tensor]] = {}  # of each shape: many are worth a trace
+        for block, at_once in blocks:
+            log_w, left = [_weights(program, block, structure, min(particles, at_once))], particles - at_once
+            while left > 0:
                 k = min(left, at_once)
-                log_w.append(_weights(program, block, structure, k, values=left == particles))
+                key = (k, *(tuple(v.shape) for v in block.values()))
+                if key not in runs:
+                    runs[key] = _repeated(program, block, structure, k, particles // at_once * len(blocks))
+                log_w.append(runs[key](*block.values()))
                 left -= k
             parts.append(_reduce(torch.cat(log_w), keep_weights))
         elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
@@ -212,6 +219,17 @@ def _weights(
         observed_in_support(name, t.p.nodes[name])
     log_w = log_weights(t, structure)
     return log_w if log_w.dim() > 1 else log_w[:, None]
+
+
+def _repeated(
+    program: Program, block: Mapping[str, Tensor], structure: Structure, particles: int, times: int
+) -> Callable[..., Tensor]:
+    """Columns -> log w, traced where it will be run often enough to earn the tracing back."""
+
+    def run(*columns: Tensor) -> Tensor:
+        return _weights(program, dict(zip(block, columns, strict=True)), structure, particles, values=False)
+
+    return traced(run, list(block.values())) if times >= WORTH_TRACING else run
 
 
 def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:

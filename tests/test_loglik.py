@@ -366,3 +366,14 @@ def test_a_log_density_that_is_drawn_is_called_an_estimate():
     exact = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
     assert (bound.name, bound.kind) == ("estimate", "estimate") and 0 < bound.mean_se < 0.01
     assert abs(bound.mean - exact) < 4.5 * bound.mean_se
+
+
+def test_many_runs_are_traced_and_give_the_same_figures(monkeypatch):
+    module = import_module("ppgen.inference.loglik")
+    program, data = VAE(6, latent=2, hidden=(8,)), {"x": binary(40)}
+    figures = {}
+    for least in (1, 10**9):
+        monkeypatch.setattr(module, "WORTH_TRACING", least)
+        figures[least] = loglik(program, data, particles=700, seed=3)
+    for one, two in zip(figures[1].bounds, figures[10**9].bounds, strict=True):
+        np.testing.assert_allclose(one.values, two.values, rtol=1e-5)
