@@ -210,11 +210,14 @@ class Step:
 
     def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor]) -> None:
         started = time.perf_counter()
+        if functional(self.optimizer) is None:
+            log.warning(
+                "engine compile: %s has no compiled form; steps run as engine trace", type(self.optimizer).__name__
+            )
+            self._runs[key], self.running, self.chunk = _TraceRun(self, gradient), "trace", 1
+            return
         try:
-            if functional(self.optimizer) is None:
-                self._runs[key], self.chunk = _TraceRun(self, gradient, compiled=True, batch=batch), 1
-            else:
-                self._runs[key] = _FusedRun(self, gradient, batch)
+            self._runs[key] = _FusedRun(self, gradient, batch)
             self.running = "compile"
             log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
@@ -321,28 +324,18 @@ def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> St
 
 
 class _TraceRun:
-    """The gradient from the graph (as it is, or compiled), the update by torch's optimiser."""
+    """The gradient from the graph, the update by torch's optimiser."""
 
-    def __init__(
-        self, step: Step, gradient: Gradient, *, compiled: bool = False, batch: Mapping[str, Tensor] | None = None
-    ):
+    def __init__(self, step: Step, gradient: Gradient):
         self.step, self.gradient = step, gradient
         self._finish: Traced | None = None
-        if compiled:
-            assert batch is not None
-            traced = gradient.traced
-            example = [t.clone() for t in (*gradient.inputs(batch), *traced.constants)]
-            run = compilation.compiled(traced.graph, example)
-            self._run: Callable[..., Any] = lambda *inputs: run([*inputs, *traced.constants])
-        else:
-            self._run = gradient.traced
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
         return [self._one(b, r) for b, r in zip(batches, rows, strict=True)]
 
     def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         step, gradient = self.step, self.gradient
-        value = gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight)))
+        value = gradient.outputs(gradient.traced(*gradient.inputs(batch, row.kl_weight)))
         if self._finish is None:  # the norm of the gradient and the like, a graph as well
             self._finish = trace(
                 lambda *t: _flat(_finished(step, value._replace(loss=t[0], elbo=t[1], gradients=list(t[2:])))),
