@@ -24,7 +24,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -247,14 +246,3 @@ def _to_weights(value: Tensor, site: dict, particle_dim: int, structure: Structu
 
 def _log_mean_exp(log_w: Tensor) -> Tensor:
     return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])
-
-
-def discrete_latents(program: Program, batch: Mapping[str, Any]) -> tuple[str, ...]:
-    """The model's discrete latents that can be summed out, or are marked for it with `config_enumerate`."""
-    with program.collecting():
-        trace = poutine.trace(lambda: program.call("model", batch)).get_trace()
-    return tuple(
-        n
-        for n, s in trace.nodes.items()
-        if s["type"] == "sample" and not s["is_observed"] and s["fn"].has_enumerate_support
-    )

@@ -25,7 +25,7 @@ from ppgen import data as data_module
 from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_tree
-from ppgen.inference.elbo import OBJECTIVES, Objective, discrete_latents
+from ppgen.inference.elbo import OBJECTIVES, Objective
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Report, train
@@ -241,7 +241,6 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"], o["lr"], 0, 1)
     make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
-    make_fabric(o["device"], o["precision"])
     if o["engine"] not in ENGINES:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
@@ -255,8 +254,8 @@ def _choose_guide(
 ) -> tuple[str | None, tuple[str, ...]]:
     """The autoguide to make, if any, and the latents that are summed out."""
     with running_of(program, first), pyro.validation_enabled(False):
-        discrete = discrete_latents(program, first)
         latent = _latents(program, first)
+    discrete = tuple(n for n, site in latent.items() if site["fn"].has_enumerate_support)
     enumerated = discrete if o["elbo"] == "enumerate" else ()
     guide = o["guide"]
     if guide is None and not program.has_guide and set(latent) - set(enumerated):
@@ -269,10 +268,11 @@ def _choose_guide(
     return guide, enumerated
 
 
-def _latents(program: Program, first: Mapping[str, Tensor]) -> list[str]:
+def _latents(program: Program, first: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The latent sites of the model."""
     with program.collecting():
         trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
-    return [n for n, s in sample_sites(trace).items() if not s["is_observed"]]
+    return {n: s for n, s in sample_sites(trace).items() if not s["is_observed"]}
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
