@@ -357,9 +357,7 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
     return figure
 
 
-def _predictive(
-    run: Run, data: Mapping[str, Tensor], name: str, observed: Tensor, seed: int | None
-) -> Figure | None:
+def _predictive(run: Run, data: Mapping[str, Tensor], name: str, observed: Tensor, seed: int | None) -> Figure | None:
     tree = posterior(run, data, draws=500, seed=seed, prior=False)
     if name not in tree.posterior_predictive:
         return None

@@ -57,9 +57,7 @@ class NormalMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         precision = self.scale**-2
-        quadratic = (
-            value**2 @ precision.mT - 2 * value @ (self.loc * precision).mT + (self.loc**2 * precision).sum(-1)
-        )
+        quadratic = value**2 @ precision.mT - 2 * value @ (self.loc * precision).mT + (self.loc**2 * precision).sum(-1)
         log_n = -0.5 * quadratic - self.scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
         log_p = torch.logsumexp(torch.log_softmax(self.logits, -1) + log_n, -1)
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))

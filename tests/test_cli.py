@@ -125,7 +125,7 @@ def test_no_command_is_help_and_version(call):
 
 def test_defaults_are_those_of_the_functions():
     """The layer is thin: an option left out is the function's own default."""
-    shell = {n: p.default for n, p in inspect.signature(cli.fit).parameters.items()}
+    shell = {n: p.default for n, p in inspect.signature(cli.fit.fit).parameters.items()}
     library = {n: p.default for n, p in inspect.signature(inference.fit).parameters.items()}
     shared = set(shell) & set(library) - {"program", "data"}
     assert {"steps", "lr", "engine", "patience", "seed", "log_every", "guide"} <= shared

@@ -1,0 +1,156 @@
+"""`ppgen fit`: a program, data and options to a run folder; and going on with one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppgen import tell
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
+from ppgen.errors import PpgenError
+
+if TYPE_CHECKING:
+    from ppgen.run import Run
+
+
+@app.command(short_help="Fit a program to data; leaves a run folder.")
+def fit(
+    ctx: typer.Context,
+    program: Annotated[str | None, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="[default: runs/<model>-<n>]")] = None,
+    settings: Set = None,
+    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 2000,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: all]")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    schedule: Annotated[str, typer.Option(help="constant, linear, cosine or exponential.")] = "constant",
+    optimizer: Annotated[str, typer.Option(help="Any of torch.optim, as in 'AdamW(weight_decay=0.01)'.")] = "Adam",
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
+    kl_warmup: Annotated[int, typer.Option(help="Steps over which the latent terms come in.")] = 0,
+    patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
+    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae or enumerate.")] = "analytic",
+    particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
+    guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
+    engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed or 16-mixed.")] = "32-true",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="The one seed: parameters, order of the data, draws.")] = 0,
+    columns: Columns = None,
+    split: Annotated[str | None, typer.Option(help="Rows to fit. [default: train where the data have splits]")] = None,
+    valid_split: Annotated[
+        str | None, typer.Option(help="Held-out rows to follow, or none. [default: valid beside train]")
+    ] = None,
+    data_dir: DataDir = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps a row of metrics. [default: steps / 100]")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps a checkpoint. [default: each 30 s]")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on where a stopped run was.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a program to data by maximising a bound on log p(x); leaves a run folder.
+
+    ppgen fit vae --data digits --set latent=8      ppgen fit my_model.py --data table.csv --columns x=a+b
+    """
+    if resume is not None:
+        _refuse_options(ctx, {"resume", "steps", "json", "quiet"})
+        path, total = resume, steps if _given(ctx, "steps") else None
+    elif program is None:
+        raise PpgenError("there is no program to fit; name one of the catalogue (ppgen list), or path/to/file.py")
+    else:
+        path, total = out or _free_folder(program), steps
+    stream = sys.stderr if json else sys.stdout
+    begun = time.monotonic()
+    try:
+        if resume is not None:
+            run = _resume(path, total, stream, quiet)
+        else:
+            options = {
+                "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
+                "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo,
+                "particles": particles, "guide": guide, "engine": engine, "precision": precision, "device": device,
+                "seed": seed, "log_every": log_every, "checkpoint_every": checkpoint_every,
+            }  # fmt: skip
+            where = {"split": split, "columns": columns, "data_dir": data_dir}
+            run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
+    except KeyboardInterrupt as stop:
+        if (path / "state.safetensors").is_file():
+            said = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
+        else:
+            said = "stopped before the first step"
+        print(f"ppgen: {said}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    tell.fit(run, time.monotonic() - begun, json)
+
+
+def _fit(
+    spec: str, data: str | None, settings: list[str], where: dict[str, Any], valid_split: str | None, path: Path,
+    options: dict[str, Any], stream: Any, quiet: bool,
+) -> Run:  # fmt: skip
+    import torch
+
+    from ppgen import catalog, inference, sources
+    from ppgen.data import n_rows
+    from ppgen.progress import progress
+
+    torch.manual_seed(options["seed"])  # the constructor draws the first parameters
+    found = catalog.find(spec)
+    source = sources.choose(data, found, **where)
+    columns = source.load()
+    program = catalog.build(found, catalog.parse_settings(settings), columns)
+    source, columns = sources.without_label(source, columns, program)
+    if valid_split is None and source.split == "train":
+        follow = options["patience"] is not None or sources.reads_rows(program, columns, options["guide"])
+        valid_split = "valid" if follow else None
+    valid_split = None if valid_split in (None, "none") else valid_split
+    valid = source.load(valid_split) if valid_split else None
+    if not quiet:
+        held_out = f", {n_rows(valid)} held out ({valid_split})" if valid is not None else ""
+        print(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){held_out}", file=stream)
+    with progress(options["steps"], stream, quiet) as report:
+        return inference.fit(
+            program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
+        )
+
+
+def _resume(path: Path, steps: int | None, stream: Any, quiet: bool) -> Run:
+    from ppgen import inference, sources
+    from ppgen.progress import progress
+    from ppgen.run import Run
+
+    run = Run.load(path)
+    total = steps if steps is not None else run.config["fit"]["steps"]
+    done = int(run.rows[-1]["step"]) if run.rows else 0
+    data = None if run.config["data"].get("source") else sources.of_run(run)[1]
+    if not quiet:
+        print(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", file=stream)
+    with progress(total, stream, quiet) as report:
+        return inference.resume(path, data, steps=steps, report=report)
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_options(ctx: typer.Context, allowed: set[str]) -> None:
+    for name in ctx.params:
+        if name not in allowed and _given(ctx, name):
+            option = name.upper() if name == "program" else f"--{name.replace('_', '-').replace('settings', 'set')}"
+            raise PpgenError(
+                f"--resume goes on with the run's own program, data and options, and {option} was given; only --steps "
+                "can be changed"
+            )
+
+
+def _free_folder(program: str) -> Path:
+    """runs/<model>-<n>, the first that is free."""
+    stem = Path(program.rpartition(".py")[0] or program).name or "run"
+    n = 1
+    while (Path("runs") / f"{stem}-{n}").exists():
+        n += 1
+    return Path("runs") / f"{stem}-{n}"

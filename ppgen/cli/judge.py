@@ -1,0 +1,93 @@
+"""`ppgen evaluate`, `diagnose` and `plot`: what a fit is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppgen import tell
+from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app
+from ppgen.console import print_json
+
+
+@app.command(short_help="Bounds on log p(x) of data.")
+def evaluate(
+    run: RunPath,
+    data: Data = None,
+    split: Annotated[str | None, typer.Option(help="[default: test where the data have splits, else the rows fitted]")]
+    = None,
+    particles: Annotated[int, typer.Option(help="Draws of the latents a row.")] = 1000,
+    columns: Columns = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Bounds on log p(x): value, kind, Monte Carlo standard error; bits/dim where the data are discrete."""
+    from ppgen import inference, sources
+    from ppgen.run import Run
+
+    fitted = Run.load(run)
+    name, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
+    found = inference.loglik(fitted, rows, particles=particles, seed=seed)
+    table = found.table()
+    if json:
+        print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
+        return
+    tell.bounds(found, f"{fitted.program.name} on {name}")
+
+
+@app.command(short_help="Whether to believe the guide; writes posterior.nc.")
+def diagnose(
+    run: RunPath,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/posterior.nc]")] = None,
+    split: Split = None,
+    rows: Annotated[int, typer.Option(help="Rows in the posterior, where latents are local; ten times more weighed.")]
+    = 100,
+    draws: Annotated[int, typer.Option(help="Draws in the posterior.")] = 1000,
+    particles: Annotated[int, typer.Option(help="Importance weights a row.")] = 1000,
+    columns: Columns = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Whether to believe the guide: summary, k-hat, effective draws, KL. Writes the posterior as netCDF."""
+    from ppgen import inference, sources
+    from ppgen.export import check_suffix
+    from ppgen.files import write_netcdf
+    from ppgen.run import Run
+
+    fitted = Run.load(run)
+    path = out or run / "posterior.nc"
+    check_suffix(path, (".nc",))
+    name, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
+    found = inference.diagnose(fitted, cols, draws=draws, rows=rows, particles=particles, seed=seed)
+    write_netcdf(path, found.tree)
+    if json:
+        print_json(tell.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})
+    else:
+        tell.diagnosis(found, f"{fitted.program.name} on {name}")
+        print(f"posterior {path}")
+
+
+@app.command(short_help="Pictures of a run.")
+def plot(
+    run: RunPath,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: RUN/plots]")] = None,
+    split: Split = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Pictures: ELBO, samples, reconstructions, latent space, k-hat; those that make sense for the program."""
+    from ppgen import inference, sources
+    from ppgen.run import Run
+
+    fitted = Run.load(run)
+    _, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted), label=True)
+    files = inference.plot(fitted, cols, out, seed=seed)
+    if json:
+        print_json({"run": str(run), "files": files})
+    else:
+        print("\n".join(map(str, files)))

@@ -1,0 +1,42 @@
+"""The application, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppgen.console import Commands
+
+if TYPE_CHECKING:
+    from ppgen.run import Run
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Errors are one sentence and exit code 2; --debug, on any command, shows the traceback.",
+)
+
+FORMATS = ".npz .npy .csv .parquet .json .nc .safetensors or IDX"
+PROGRAM = "A model of the catalogue, or path/to/file.py[:Name]."
+
+Data = Annotated[
+    str | None, typer.Option("--data", "-d", metavar="DATA", help=f"Built in (ppgen list), or a file: {FORMATS}.")
+]
+Columns = Annotated[str | None, typer.Option(metavar="ARG=COL", help="Columns to arguments, as in x=a+b+c,y=target.")]
+DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Where mnist, fashion, ... lie. [env: PPGEN_DATA]")]
+Split = Annotated[str | None, typer.Option(help="train, valid, test or all.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only the result.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A constructor argument.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+
+
+def amortised(run: Run) -> bool:
+    """Whether rows that were not fitted can be asked about: the guide reads rows, or nothing is latent."""
+    return run.program._autoguide is None and not run.structure.globals

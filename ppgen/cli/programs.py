@@ -1,0 +1,144 @@
+"""`ppgen check`, `new` and `list`: programs before they are fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppgen import tell
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.console import print_json, print_table
+from ppgen.errors import PpgenError, nearest
+
+if TYPE_CHECKING:
+    from ppgen.run import Run
+
+
+@app.command(short_help="Check a program on its data, and show its sites.")
+def check(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)],
+    data: Data = None,
+    settings: Set = None,
+    batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
+    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae or enumerate.")] = "analytic",
+    guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
+    engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
+    columns: Columns = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports."""
+    import torch
+
+    from ppgen import catalog, inference, sources
+
+    torch.manual_seed(seed)
+    found = catalog.find(program)
+    source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
+    table = source.load()
+    made = catalog.build(found, catalog.parse_settings(settings or []), table)
+    source, table = sources.without_label(source, table, made)
+    run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
+    graph = _graph(run, table, batch_size, engine)
+    if json:
+        print_json(tell.check_figures(run, table) | {"graph": graph})
+        return
+    tell.check(run, table, f"{made.name} on {source.name} ({source.split})", graph)
+
+
+def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[str, Any] | None:
+    """What the engine makes of a step, where it is asked for."""
+    if engine == "eager":
+        return None
+    from ppgen.data import n_rows, take
+    from ppgen.engine import describe
+    from ppgen.inference import Objective
+    from ppgen.inference.step import ENGINES
+    from ppgen.run import prepare_columns
+
+    if engine not in ENGINES:
+        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+    n = n_rows(table)
+    batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
+    return describe(Objective(run.program.train(), run.structure, n, elbo=run.config["fit"]["elbo"]), batch)
+
+
+@app.command(short_help="Write a small program of your own.")
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)],
+) -> None:
+    """Write a small commented program of your own, which `ppgen fit FILE` runs at once."""
+    from ppgen.files import write_atomic
+    from ppgen.template import program_text
+
+    if file.suffix != ".py":
+        raise PpgenError(f"{file} is no Python file; let its name end in .py, as in my_model.py")
+    if file.exists():
+        raise PpgenError(f"{file} is there already, and is not overwritten; choose another name")
+    if not file.parent.is_dir():
+        raise PpgenError(f"there is no folder {file.parent} to write {file.name} into; make it first")
+    write_atomic(file, program_text(file))
+    print(f"wrote {file}; run it with: ppgen fit {file}")
+
+
+@app.command("list", short_help="Models, data sets, guides, objectives, a model's arguments.")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="models, data, guides, objectives, optimizers, schedules, engines; or a model's name."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List models, data sets, guides, objectives; `ppgen list vae` shows a model's arguments."""
+    from ppgen import catalog
+
+    sections = _sections()
+    if what is None or what in sections:
+        shown = {what: sections[what]} if what else {k: v for k, v in sections.items() if k not in LONG}
+        if json:
+            print_json(shown)
+            return
+        for name, entries in shown.items():
+            print_table([name, ""], entries.items())
+        if what is None:
+            print(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
+        return
+    if what not in sections["models"] and ".py" not in what:
+        raise PpgenError(
+            f"there is nothing called {what!r} to list{nearest(what, [*sections, *sections['models']])}; "
+            f"it is one of {', '.join(sections)}, or a model's name"
+        )
+    arguments = catalog.arguments(what)
+    if json:
+        print_json({"model": what, "arguments": arguments})
+        return
+    print_table(
+        ["argument", "default", ""],
+        [[a["name"], a["default"], a["help"]] for a in arguments],
+        title=sections["models"].get(what, what),
+    )
+
+
+LONG = ("optimizers", "schedules", "engines")
+
+
+def _sections() -> dict[str, dict[str, str]]:
+    from ppgen import catalog, data
+    from ppgen.inference.elbo import OBJECTIVES
+    from ppgen.inference.optimise import SCHEDULES, optimizer_names
+    from ppgen.inference.step import ENGINES
+    from ppgen.program import autoguide_names
+
+    return {
+        "models": catalog.names(),
+        "data": data.names(),
+        "guides": {n: "Pyro's autoguide" for n in autoguide_names()},
+        "objectives": OBJECTIVES,
+        "optimizers": {n: f"torch.optim.{n}" for n in optimizer_names()},
+        "schedules": {n: f"{d}, t = step / steps" for n, d in SCHEDULES.items()},
+        "engines": dict.fromkeys(ENGINES, ""),
+    }
