@@ -210,14 +210,11 @@ class Step:
 
     def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor]) -> None:
         started = time.perf_counter()
-        if functional(self.optimizer) is None:
-            log.warning(
-                "engine compile: %s has no compiled form; steps run as engine trace", type(self.optimizer).__name__
-            )
-            self._runs[key], self.running, self.chunk = _TraceRun(self, gradient), "trace", 1
-            return
         try:
-            self._runs[key] = _FusedRun(self, gradient, batch)
+            if functional(self.optimizer) is None:
+                self._runs[key], self.chunk = _TraceRun(self, gradient, _compiled(gradient, batch)), 1
+            else:
+                self._runs[key] = _FusedRun(self, gradient, batch)
             self.running = "compile"
             log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
@@ -324,10 +321,11 @@ def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> St
 
 
 class _TraceRun:
-    """The gradient from the graph, the update by torch's optimiser."""
+    """The gradient from the graph (as it is, or compiled), the update by torch's optimiser."""
 
-    def __init__(self, step: Step, gradient: Gradient):
+    def __init__(self, step: Step, gradient: Gradient, run: Callable[..., Any] | None = None):
         self.step, self.gradient = step, gradient
+        self._run = run or gradient.traced
         self._finish: Traced | None = None
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
@@ -335,7 +333,7 @@ class _TraceRun:
 
     def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         step, gradient = self.step, self.gradient
-        value = gradient.outputs(gradient.traced(*gradient.inputs(batch, row.kl_weight)))
+        value = gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight)))
         if self._finish is None:  # the norm of the gradient and the like, a graph as well
             self._finish = trace(
                 lambda *t: _flat(_finished(step, value._replace(loss=t[0], elbo=t[1], gradients=list(t[2:])))),
@@ -353,6 +351,14 @@ class _TraceRun:
                     _copy(gradient.changed, value.buffers)
             step._average(row)
         return StepResult(elbo, norm, bool(finite))
+
+
+def _compiled(gradient: Gradient, batch: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """The gradient's graph, compiled: for the optimisers that have no functional form."""
+    constants = gradient.traced.constants
+    example = [t.clone() for t in (*gradient.inputs(batch), *constants)]
+    run = compilation.compiled(gradient.traced.graph, example)
+    return lambda *inputs: run([*inputs, *constants])
 
 
 class _FusedRun:

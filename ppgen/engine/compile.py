@@ -80,9 +80,10 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         "aot_inductor.allow_stack_allocation": small
         and not any(n.all_input_nodes for n in graph.graph.nodes if n.op == "output"),
     }
-    with _own_cache(), _silent(), torch.no_grad(), config.patch(patches):
+    # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
+    with _own_cache(), _silent(), torch.no_grad(), torch.random.fork_rng(devices=[]), config.patch(patches):
         outer: Any = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
-        outer(*inputs)  # C++ is built at the first call
+        outer(*inputs)
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.
     direct = getattr(kept[0][0], "current_callable", None) if len(kept) == 1 and kept[0][1] == len(inputs) else None

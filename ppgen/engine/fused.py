@@ -218,8 +218,8 @@ class FusedStep:
         extra = list(self.traced.constants)
         graph = self.traced.graph
         if compile:
+            run = compiled(graph, [*_fresh(example, written), *extra], small=len(self.traced) < 1500)
             with torch.random.fork_rng(devices=[]):
-                run = compiled(graph, [*_fresh(example, written), *extra], small=len(self.traced) < 1500)
                 self._agree(run, [*example, *extra], written)
             self._run = run
         else:
