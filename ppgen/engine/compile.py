@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx
@@ -60,15 +61,19 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
     Returns:
         A function of a list of tensors; its result is what the graph returns, as a sequence.
     """
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.output_code import CompiledFxGraph
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    kept: list[tuple[Any, int]] = []
+    made: list[tuple[Any, int]] = []
+    post_compile = CompiledFxGraph.post_compile
 
-    def inner(g: fx.GraphModule, example: Any, **options: Any) -> Any:
-        result = compile_fx_inner(g, example, **options)
-        kept.append((result, sum(n.op == "placeholder" for n in g.graph.nodes)))
-        return result
+    def keep(self: Any, example: Any, *rest: Any) -> None:  # what is compiled and what the cache holds both pass here
+        post_compile(self, example, *rest)
+        made.append((self, len(example)))
 
     patches = {
         "fallback_random": True,
@@ -80,13 +85,24 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         "aot_inductor.allow_stack_allocation": small
         and not any(n.all_input_nodes for n in graph.graph.nodes if n.op == "output"),
     }
+
+    def compile_under(context: AbstractContextManager[Any]) -> Callable[..., Any]:
+        made.clear()
+        with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
+        run(*inputs)
+        return run
+
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with _own_cache(), _silent(), torch.no_grad(), torch.random.fork_rng(devices=[]), config.patch(patches):
-        outer: Any = compile_fx(copy.deepcopy(graph), list(inputs), inner_compile=inner)
-        outer(*inputs)
+        try:  # without an environment of shapes Inductor does not look into its cache
+            shapes = ShapeEnv(assume_static_by_default=True)
+            outer = compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
+        except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
+            outer = compile_under(nullcontext())
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.
-    direct = getattr(kept[0][0], "current_callable", None) if len(kept) == 1 and kept[0][1] == len(inputs) else None
+    direct = getattr(made[0][0], "current_callable", None) if len(made) == 1 and made[0][1] == len(inputs) else None
     if direct is None:
 
         def call(arguments: list[Tensor]) -> Any:

@@ -10,7 +10,8 @@ Source: Stan's transforms of constrained variables (Stan reference manual, Const
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,7 +21,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
 from torch.distributions import biject_to
 
-from ppgen.engine.compile import compiled
+from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_seconds
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
 from ppgen.program import Program
@@ -45,17 +46,18 @@ class LogJoint:
         latents: the names of the sites in it, in order.
     """
 
-    def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace"):
+    def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0):
         """
         Args:
             program: set up already; its parameters stay as they are.
             data: the columns.
-            engine: eager, trace or compile.
+            engine: eager, trace, compile, or auto: compile where `calls` calls earn the compilation back.
+            calls: how many calls are expected.
 
         Raises:
             PpgenError: a discrete latent, or no latent.
         """
-        self.program, self.data, self.engine = program, dict(data), engine
+        self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
         self._blocks: dict[str, _Block] = {}
@@ -85,6 +87,34 @@ class LogJoint:
         """(..., dim) -> (...) in nats and (..., dim)."""
         value, grad = self._run("grad", u)
         return value, grad
+
+    def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]:
+        """One leapfrog step of many chains, in the coordinates y in which the metric is the identity.
+
+            u = centre + root y,   p += step/2 ∇_y log p,   y += step p,   p += step/2 ∇_y log p
+
+        Args:
+            y, p, g: (chains, dim): position, momentum, gradient of the log joint in y.
+            step: the step size, a scalar tensor.
+            centre, root: (dim,), and (dim,) or lower-triangular (dim, dim).
+
+        Returns:
+            y, p, g, and log p (chains,) at the new place; NaN where it cannot be evaluated.
+        """
+
+        def fn(y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]:
+            p = p + 0.5 * step * g
+            y = y + step * p
+            u = centre + (y * root if root.dim() == 1 else y @ root.mT)
+            grad, value = torch.func.vmap(torch.func.grad_and_value(self._one))(u)
+            g = grad * root if root.dim() == 1 else grad @ root
+            return [y, p + 0.5 * step * g, g, value]
+
+        inputs = [y, p, g, step, centre, root]
+        key = ("leapfrog", y.shape, y.dtype, root.dim())
+        if key not in self._graphs:
+            self._graphs[key] = self._build(fn, inputs)
+        return list(self._graphs[key](*inputs))
 
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
@@ -129,27 +159,37 @@ class LogJoint:
         flat = u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()
         key = (kind, flat.shape, flat.dtype)
         if key not in self._graphs:
-            self._graphs[key] = self._build(self._function(kind, flat.dim() > 1), flat)
+            self._graphs[key] = self._build(self._function(kind, flat.dim() > 1), [flat])
         value, *grad = self._graphs[key](flat)
         return value.reshape(lead), *(g.reshape(u.shape) for g in grad)
 
-    def _build(self, fn: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
+    def _build(self, fn: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., Any]:
         if self.engine == "eager":
             return fn
         try:
-            traced = trace(fn, [example])
+            traced = trace(fn, example)
         except Untraceable as e:
             raise PpgenError(
                 f"the log joint of {self.program.name} cannot be traced: {e}; take engine='eager', one chain at a time"
             ) from e
         traced = Traced(_forgiving(traced.graph), traced.constants)
-        if self.engine == "trace":
+        if self.engine == "trace" or self.engine == "auto" and not self._earns(traced, example):
             return traced
-        run = compiled(traced.graph, [example.clone(), *traced.constants], small=len(traced) < 1500)
-        return lambda u: run([u, *traced.constants])
+        inputs = [x.clone() for x in example]
+        run = compiled(traced.graph, [*inputs, *traced.constants], small=len(traced) < 1500)
+        return lambda *u: run([*u, *traced.constants])
+
+    def _earns(self, traced: Traced, example: Sequence[Tensor]) -> bool:
+        """Whether compiled calls, at a fifth of the time, pay for the compilation."""
+        if compiler() is None or len(traced) > TOO_LARGE:
+            return False
+        traced(*example)
+        start = time.perf_counter()
+        traced(*example)
+        return 0.8 * self.calls * (time.perf_counter() - start) > estimated_seconds(len(traced))
 
 
-def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace") -> LogJoint:
+def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0) -> LogJoint:
     """The traced log joint of a program on data, and its gradient, for one vector or for many chains at once.
 
     >>> import pyro, torch
@@ -162,7 +202,7 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     >>> joint.dim, joint(torch.zeros(1)), joint.value_and_grad(torch.zeros(64, 1))[1].shape
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
-    return LogJoint(program, data, engine=engine)
+    return LogJoint(program, data, engine=engine, calls=calls)
 
 
 def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:
