@@ -22,7 +22,7 @@ from torch import Tensor
 from ppgen.check import bad_number
 from ppgen.engine import compile as compilation
 from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Gradient, shapes
+from ppgen.engine.gradient import Evaluation, Gradient, shapes
 from ppgen.engine.optimisers import functional
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError, nearest
@@ -126,8 +126,6 @@ class Step:
     # -- which engine ------------------------------------------------------------------------------
 
     def _unsupported(self) -> str | None:
-        if self.fabric.world_size > 1:
-            return "several processes"
         if self.fabric.device.type != "cpu":
             return f"device {self.fabric.device.type}"
         if str(getattr(self.fabric._precision, "precision", "32-true")) not in ("32-true", "64-true"):
@@ -156,19 +154,20 @@ class Step:
         start = torch.get_rng_state()
         with _python_randomness():
             try:
-                gradient = Gradient(self.objective, batch, warm_up=self.warm_up)
+                gradient, why = Gradient(self.objective, batch, warm_up=self.warm_up), None
             except Untraceable as e:
-                self._fall_back(key, f"it cannot be traced: {e}")
-                gradient = None
-        if gradient is None:
+                gradient, why = None, str(e)
+        if not self._everywhere(gradient is not None) or gradient is None:
+            self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
             return self._eager(batch, row)
         before = [t.detach().clone() for t in self._tensors()]
         result = self._eager(batch, row)
         why = self._differs(gradient, batch, row, result, before, start)
-        if why:
+        if not self._everywhere(why is None):
             self._fall_back(
                 key,
-                f"its trace gives {why}: does the program draw from Python's or NumPy's random, or count its calls?",
+                f"its trace gives {why or 'other numbers in another process'}: does the program draw from Python's or "
+                "NumPy's random, or count its calls?",
             )
             return result
         if compiled:
@@ -195,7 +194,7 @@ class Step:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _copy(self._tensors(), before)
             torch.set_rng_state(start)
-            info, ours = _finished(self, gradient(batch, row.kl_weight))
+            info, ours = _finished(self, self._shared(gradient(batch, row.kl_weight)))
             _copy(self._tensors(), now)
         elbo, norm, _ = info.tolist()
         if not _near(elbo, eager.elbo):
@@ -211,7 +210,7 @@ class Step:
     def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor]) -> None:
         started = time.perf_counter()
         try:
-            if functional(self.optimizer) is None:
+            if functional(self.optimizer) is None or self.fabric.world_size > 1:
                 self._runs[key], self.chunk = _TraceRun(self, gradient, _compiled(gradient, batch)), 1
             else:
                 self._runs[key] = _FusedRun(self, gradient, batch)
@@ -248,7 +247,7 @@ class Step:
         self._seconds.append(time.perf_counter() - started)
         if len(self._seconds) <= PROBES:
             return results
-        took = min(self._seconds[1:])
+        took = self.fabric.broadcast(min(self._seconds[1:]))  # all processes decide alike
         self._seconds = []
         if run is None:
             self._eager_seconds = took
@@ -280,6 +279,8 @@ class Step:
         loss, elbo = self.wrapped(batch, kl_weight)
         if loss.requires_grad:
             self.fabric.backward(loss)
+        if self.fabric.world_size > 1:  # the gradients are averaged by DDP: so is what is said of them
+            loss, elbo = self.fabric.all_reduce(torch.stack([loss.detach(), elbo.detach()]), reduce_op="mean")
         present = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(present) if present else torch.zeros(())
         if self.clip is not None and present:
@@ -302,6 +303,21 @@ class Step:
                 for name, buffer in self.objective.named_buffers():
                     buffer.copy_(buffers[name])
         return StepResult(float(elbo), float(norm), finite)
+
+    def _shared(self, value: Evaluation) -> Evaluation:
+        """Loss, ELBO and gradients averaged over the processes, in one exchange."""
+        if self.fabric.world_size == 1:
+            return value
+        own = [value.loss, value.elbo, *value.gradients]
+        mean = self.fabric.all_reduce(torch.cat([t.reshape(-1) for t in own]), reduce_op="mean")
+        parts = [m.view(t.shape).to(t.dtype) for m, t in zip(mean.split([t.numel() for t in own]), own, strict=True)]
+        return value._replace(loss=parts[0], elbo=parts[1], gradients=parts[2:])
+
+    def _everywhere(self, holds: bool) -> bool:
+        """Whether it holds in every process: they go on alike, or they would wait for each other for ever."""
+        if self.fabric.world_size == 1:
+            return holds
+        return bool(self.fabric.all_reduce(torch.tensor(float(holds)), reduce_op="mean") == 1.0)
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -333,7 +349,7 @@ class _TraceRun:
 
     def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         step, gradient = self.step, self.gradient
-        value = gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight)))
+        value = step._shared(gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight))))
         if self._finish is None:  # the norm of the gradient and the like, a graph as well
             self._finish = trace(
                 lambda *t: _flat(_finished(step, value._replace(loss=t[0], elbo=t[1], gradients=list(t[2:])))),
@@ -356,8 +372,7 @@ class _TraceRun:
 def _compiled(gradient: Gradient, batch: Mapping[str, Tensor]) -> Callable[..., Any]:
     """The gradient's graph, compiled: for the optimisers that have no functional form."""
     constants = gradient.traced.constants
-    example = [t.clone() for t in (*gradient.inputs(batch), *constants)]
-    run = compilation.compiled(gradient.traced.graph, example)
+    run = compilation.compiled(gradient.traced.graph, [*gradient.inputs(batch), *constants])
     return lambda *inputs: run([*inputs, *constants])
 
 

@@ -23,6 +23,7 @@ from ppgen.data import batch_index
 from ppgen.files import read_tree
 from ppgen.inference import fit, resume
 from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Progress, _row
 
 torch.set_num_threads(1)
@@ -390,16 +391,20 @@ class Mean(Program):
             pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
 
 x = torch.linspace(0.0, 3.0, 64)
-fit(Mean(), {"x": x}, steps=30, batch_size=16, lr=0.05, out=sys.argv[1], checkpoint_every=10, engine="eager")
+fit(Mean(), {"x": x}, steps=30, batch_size=16, lr=0.05, out=sys.argv[1], checkpoint_every=10, engine=sys.argv[2])
 """
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_equal_one(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_under_torchrun_equal_one(tmp_path, engine: str):
     (tmp_path / "script.py").write_text(SCRIPT)
-    one = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "one")]
+    script = str(tmp_path / "script.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    subprocess.run(one, check=True, timeout=120)
-    subprocess.run([*launch, *one[1:2], str(tmp_path / "two")], check=True, timeout=180)
+    subprocess.run([sys.executable, script, str(tmp_path / "one"), "eager"], check=True, timeout=120)
+    said = subprocess.run(
+        [*launch, script, str(tmp_path / "two"), engine], check=True, timeout=180, capture_output=True, text=True
+    )
+    assert "eagerly" not in said.stderr and "steps run as" not in said.stderr
     a, b = (read_tree(tmp_path / n / "parameters.safetensors")["t"] for n in ("one", "two"))
     torch.testing.assert_close(a, b)
