@@ -102,7 +102,7 @@ class LogJoint:
             y, p, g, and log p (chains,) at the new place; NaN where it cannot be evaluated.
         """
 
-        def fn(y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]:
+        def fn(y, p, g, step, centre, root):  # type: ignore[no-untyped-def]  # annotations would go into the graph
             p = p + 0.5 * step * g
             y = y + step * p
             u = centre + (y * root if root.dim() == 1 else y @ root.mT)
@@ -113,7 +113,7 @@ class LogJoint:
         inputs = [y, p, g, step, centre, root]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
         if key not in self._graphs:
-            self._graphs[key] = self._build(fn, inputs)
+            self._graphs[key] = self._build(fn, [x.clone() for x in inputs])  # one tensor given twice is one input
         return list(self._graphs[key](*inputs))
 
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
