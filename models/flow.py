@@ -12,7 +12,7 @@ those of the families in `ppgen.transforms`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -26,7 +26,7 @@ import ppgen
 from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.distributions import grid
 from ppgen.errors import PpgenError, nearest
-from ppgen.transforms import Conditional, FlowTransform, stack
+from ppgen.transforms import Conditional, FlowTransform, Whitening, stack
 
 __all__ = ["Flow"]
 
@@ -56,6 +56,9 @@ class Flow(ppgen.Program):
         low, high: least and greatest level's value.
         dequantise: "uniform" noise, or "variational": a conditional flow of the noise given x, learned.
         margin: a of the logit that maps the cells to ℝ, see `ppgen.dequantize.logit_cells`.
+        mix: a linear map between two transforms: "lu", "rotation" or "shuffle", see `ppgen.transforms.stack`.
+        whiten: x is not only standardised but made uncorrelated, by the covariance of the data that `prepare` sees.
+        settings: further keywords of the family's transforms, as {"bins": 16, "bound": 8.0}.
         loc, scale, context_loc, context_scale: mean and standard deviation of the data's columns; measured by
             `prepare` where None.
 
@@ -83,6 +86,9 @@ class Flow(ppgen.Program):
         high: float = 1.0,
         dequantise: str = "uniform",
         margin: float = 0.05,
+        mix: str | None = None,
+        whiten: bool = False,
+        settings: Mapping[str, Any] | None = None,
         loc: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
         context_loc: Sequence[float] | None = None,
@@ -90,7 +96,9 @@ class Flow(ppgen.Program):
     ):
         super().__init__()
         _one_of("dequantise", dequantise, DEQUANTISE)
-        self.transforms = nn.ModuleList(stack(family, features, transforms, hidden, context))
+        self.transforms = nn.ModuleList(
+            stack(family, features, transforms, hidden, context, mix=mix, **dict(settings or {}))
+        )
         for t in self.transforms:
             flow = t.transform if isinstance(t, Conditional) else t
             assert isinstance(flow, FlowTransform)
@@ -101,6 +109,9 @@ class Flow(ppgen.Program):
         if base == "student":
             self.raw_df = nn.Parameter(torch.full((features,), 9.0))
         self.levels, self.low, self.high, self.margin = levels, low, high, margin
+        if whiten and (levels or self.circular):
+            raise PpgenError("whiten=True is for continuous data on the real line; leave it out")
+        self.whitening = Whitening(features) if whiten else None
         if levels:
             require_grid(low, high, levels)
             if self.circular or not 0 < margin < 0.5:
@@ -167,6 +178,8 @@ class Flow(ppgen.Program):
             parts = [t.condition(c) if isinstance(t, Conditional) else t for t in parts]
         if self.base == "uniform" and not self.circular:
             parts.insert(0, SigmoidTransform().inv)
+        if self.whitening is not None:
+            parts.append(self.whitening)
         if not self.circular:
             parts.append(AffineTransform(self.loc, self.scale, event_dim=1))
         if self.levels:
@@ -225,7 +238,7 @@ class Flow(ppgen.Program):
 
     # -- what the data tell ---------------------------------------------------------------------------
 
-    def setup(self, data: dict[str, Tensor], guide: str | None = None, hide: tuple[str, ...] = ()) -> Flow:
+    def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> Flow:
         """Before the first step: standardises by these rows, if nothing was recorded yet; see `Program.setup`."""
         if not self.prepared and "x" in data:
             self.prepare(data)
@@ -233,7 +246,7 @@ class Flow(ppgen.Program):
             with torch.no_grad(), torch.random.fork_rng():  # ActNorm layers begin with these rows
                 x = _column(data)
                 self.density(data.get("context")).log_prob(self.dequantised(x).sample() if self.levels else x)
-        super().setup(data, guide, hide)
+        super().setup(data, *args, **kwargs)
         return self
 
     @torch.no_grad()
@@ -253,8 +266,13 @@ class Flow(ppgen.Program):
             _check_angles(x)
         elif not self.levels:
             check_density(x)
-        if self.prepared:
-            return self
+        if not self.prepared:
+            self._standardise_by(x, data)
+        if self.whitening is not None and not self.whitening.measured:
+            self.whitening.measure((x.double() - self.loc) / self.scale)
+        return self
+
+    def _standardise_by(self, x: Tensor, data: dict[str, Tensor]) -> None:
         self._standardise(_mean(x), _spread(x))
         if self.context_features:
             if "context" not in data:
@@ -262,7 +280,6 @@ class Flow(ppgen.Program):
             c = data["context"].to(self.zero.dtype).reshape(len(x), -1)
             self.context_loc.copy_(_mean(c))
             self.context_scale.copy_(_spread(c))
-        return self
 
     @torch.no_grad()
     def _standardise(self, mean: Tensor, sd: Tensor) -> None:

@@ -121,12 +121,12 @@ class ImageFlow(ppgen.Program):
         """q(v | x), v uniform in x's cell."""
         return Cell(grid(self.low, self.high, self.levels).position(self._flat(x)).round())
 
-    def setup(self, data: dict[str, Tensor], guide: str | None = None, hide: tuple[str, ...] = ()) -> ImageFlow:
+    def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> ImageFlow:
         """Before the first step: ActNorm layers begin with these rows; see `Program.setup`."""
         if self.training and "x" in data:
             with torch.no_grad(), torch.random.fork_rng():
                 self.density().log_prob(self.dequantised(data["x"]).sample())
-        super().setup(data, guide, hide)
+        super().setup(data, *args, **kwargs)
         return self
 
     def _flat(self, x: Tensor) -> Tensor:

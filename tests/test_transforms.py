@@ -7,6 +7,7 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
+import zuko
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.distributions import ConditionalTransformedDistribution, TransformedDistribution
@@ -17,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ppgen.transforms as T
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
-from ppgen.transforms.univariate import Spline
+from ppgen.transforms.splines import Spline
 from ppgen.transforms.wrap import solve_increasing
 
 HIDDEN = (8, 8)
@@ -73,6 +74,8 @@ SINGLES = {
     "lu without permutation": (lambda: T.LULinear(3, permute=False), (3,)),
     "conv1x1": (lambda: T.conv1x1((3, 2, 2)), (3, 2, 2)),
     "orthogonal": (lambda: T.Orthogonal(3), (3,)),
+    "whitening": (lambda: T.Whitening(3).measure(torch.randn(9, 3)), (3,)),
+    "residual spline coupling": (lambda: T.spline_coupling(4, hidden=HIDDEN, residual=True, bins=4), (4,)),
     "permutation": (lambda: T.Permutation([2, 0, 1]), (3,)),
     "squeeze": (lambda: T.Squeeze((1, 4, 2)), (1, 4, 2)),
     "split": (lambda: T.Split((2, 2, 2)), (2, 2, 2)),
@@ -90,7 +93,7 @@ KEPT = [
 OPTIONS = {"matrix_exponential": {"iterations": 24}, "block_autoregressive": {"residual": "gated"}}
 for name in KEPT:
     SINGLES[f"Pyro's {name}"] = (lambda name=name: T.keep(name, 2, **OPTIONS.get(name, {})), (2,))
-WITH_PARAMETERS = [s for s in SINGLES if s not in ("permutation", "squeeze", "Pyro's permute")]
+WITH_PARAMETERS = [s for s in SINGLES if s not in ("permutation", "squeeze", "whitening", "Pyro's permute")]
 
 
 def single(name):
@@ -474,9 +477,24 @@ def test_conv1x1_is_torchs_convolution():
 def test_spline_at_its_knots_and_beyond():
     torch.manual_seed(0)
     f = Spline(torch.randn(3, 8), torch.randn(3, 8), 5 * torch.randn(3, 7))
-    y = torch.cat((f.vertical.mT, f.vertical.mT + 1e-6, torch.tensor([[-5.0], [5.0], [7.0], [-1e4]]).expand(4, 3)))
+    knots = torch.stack(f.heights).cumsum(0) - 5
+    y = torch.cat((knots, knots + 1e-6, torch.tensor([[-5.0], [5.0], [7.0], [-1e4]]).expand(4, 3)))
     x = f.inv(y)
     assert x.isfinite().all() and torch.allclose(f(x), y, atol=1e-3)
+
+
+def test_spline_is_zukos():
+    torch.manual_seed(0)
+    parameters = [torch.randn(50, 8), torch.randn(50, 8), torch.randn(50, 7)]
+    x = (3 * torch.randn(50)).double().requires_grad_()
+    ours, zukos = ([p.double().requires_grad_() for p in parameters] for _ in range(2))
+    found = {}
+    for make, own in ((Spline, ours), (zuko.transforms.MonotonicRQSTransform, zukos)):
+        z, ladj = make(*own).call_and_ladj(x)
+        back = make(*own).inv(z.detach())
+        found[make] = z, ladj, back, *torch.autograd.grad((z * z + ladj).sum() + back.sum(), [x, *own])
+    for a, b in zip(*found.values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
 
 
 @settings(max_examples=30, deadline=None)

@@ -121,8 +121,12 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.last = initialise(nn.Linear(widths[-1], outputs), output_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last layer sees, (..., the last hidden width)."""
         for layer, skip in zip(self.layers, self.skip, strict=True):
             h = self.dropout(self.activation(layer(x)))
             x = x + h if skip else h
-        return self.last(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.hidden(x))

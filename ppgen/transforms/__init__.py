@@ -18,19 +18,19 @@ from ppgen.transforms.autoregressive import (
 from ppgen.transforms.continuous import Continuous, cnf, ffjord
 from ppgen.transforms.coupling import Coupling, nice, realnvp, spline_coupling
 from ppgen.transforms.elementwise import ActNorm, Mixtures, gaussianization
-from ppgen.transforms.families import FAMILIES, stack
+from ppgen.transforms.families import FAMILIES, MIXES, stack
 from ppgen.transforms.glow import ConvCoupling, glow, glow_step
 from ppgen.transforms.kept import Kept, keep
-from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, conv1x1
+from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, Whitening, conv1x1
 from ppgen.transforms.multiscale import Multiscale, Split, Squeeze
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import Residual, residual
 from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, gather
 
 __all__ = [
-    "FAMILIES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling", "FlowTransform",
+    "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling", "FlowTransform",
     "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "Permutation", "Planar", "Radial",
-    "Residual", "Split", "Squeeze", "Sylvester", "bernstein", "circular_spline", "cnf", "conv1x1", "ffjord",
+    "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein", "circular_spline", "cnf", "conv1x1", "ffjord",
     "gather", "gaussianization", "glow", "glow_step", "iaf", "keep", "maf", "naf", "nice", "realnvp", "residual",
     "sos", "spline", "spline_coupling", "stack", "unaf",
 ]  # fmt: skip

@@ -20,6 +20,8 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.utils import broadcast, unpack
 
 from ppgen.transforms import univariate as u
+from ppgen.transforms.conditioner import START, entries
+from ppgen.transforms.splines import Circular, Spline
 from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, Pair, gather
 
 __all__ = ["Autoregressive", "bernstein", "circular_spline", "iaf", "maf", "naf", "sos", "spline", "unaf"]
@@ -57,6 +59,10 @@ class Autoregressive(FlowTransform):
         )
         # functions with networks of their own, one for each feature, come for all features at once
         self.whole = isinstance(univariate, nn.Module)
+        if hasattr(self.conditioner, "hyper") and not self.whole:
+            with torch.no_grad():
+                self.conditioner.hyper[-1].weight.mul_(START)
+                self.conditioner.hyper[-1].bias.mul_(START)
         self._plan()
         self.register_load_state_dict_post_hook(_plan_anew)  # the order is loaded with the parameters
 
@@ -85,9 +91,20 @@ class Autoregressive(FlowTransform):
     def _keep(self, name: str, index: Tensor) -> None:
         self.register_buffer(name, index, persistent=False)
 
+    def _functions(self, x: Tensor, context: Tensor | None) -> Transform:
+        c = self.conditioner
+        h = x if context is None else torch.cat(broadcast(x, context, ignore=1), -1)
+        *layers, last = c.hyper
+        for layer in layers:
+            h = layer(h)
+        phi = entries(h, last.mask * last.weight, last.bias, c.total)
+        return c.univariate(*unpack(phi, c.shapes))
+
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        z, ladj = self.conditioner(context).call_and_ladj(x)
-        return z, ladj
+        if not hasattr(self.conditioner, "passes"):
+            return self.conditioner(context).call_and_ladj(x)
+        z, ladj = self._functions(x, context).call_and_ladj(x)
+        return z, ladj.sum(-1)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
         c = self.conditioner
@@ -141,7 +158,7 @@ class _Circular(Autoregressive):
 
     @property
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.independent(u.Circular.domain, 1)
+        return constraints.independent(Circular.domain, 1)
 
     codomain = domain
 
@@ -204,7 +221,7 @@ def spline(
 
     Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032).
     """
-    functions = partial(u.Spline, bound=bound)
+    functions = partial(Spline, bound=bound)
     shapes = ((bins,), (bins,), (bins - 1,))
     return gather(Autoregressive(features, context, functions, shapes, hidden, order, passes))
 
@@ -218,7 +235,7 @@ def circular_spline(
     Source: Normalizing Flows on Tori and Spheres (Rezende et al., 2020, arXiv:2002.02428).
     """
     shapes = ((bins,), (bins,), (bins - 1,))
-    return gather(_Circular(features, context, u.Circular, shapes, hidden, order, passes))
+    return gather(_Circular(features, context, Circular, shapes, hidden, order, passes))
 
 
 def naf(

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import zuko
 from torch import Tensor
 from zuko.utils import broadcast, unpack
 
 from ppgen.errors import PpgenError
+from ppgen.nets import MLP
 from ppgen.transforms import univariate as u
+from ppgen.transforms.conditioner import START, entries
+from ppgen.transforms.splines import Spline
 from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
 
 __all__ = ["Coupling", "nice", "realnvp", "spline_coupling"]
@@ -31,6 +33,7 @@ class Coupling(FlowTransform):
         univariate, shapes: the increasing functions and the shapes of their parameters, as in `Autoregressive`.
         hidden: widths of the network from x_a to θ.
         mask: D booleans, true where x passes unchanged; every second feature if None.
+        net: further keywords of the network, a `ppgen.nets.MLP`: activation, residual, dropout.
 
     Raises:
         PpgenError: a mask that keeps all or none.
@@ -44,6 +47,7 @@ class Coupling(FlowTransform):
         shapes: Sequence[Sequence[int]] = ((), ()),
         hidden: Sequence[int] = (64, 64),
         mask: Sequence[bool] | Tensor | None = None,
+        **net: Any,
     ):
         super().__init__((features,), context)
         keep = torch.arange(features) % 2 == 1 if mask is None else torch.as_tensor(mask).bool()
@@ -58,7 +62,7 @@ class Coupling(FlowTransform):
         self.register_buffer("back", torch.cat((a, b)).argsort(), persistent=False)
         self.univariate, self.shapes = univariate, [torch.Size(s) for s in shapes]
         self.total = sum(s.numel() for s in self.shapes)
-        self.network = zuko.nn.MLP(len(a) + context, len(b) * self.total, hidden_features=hidden)
+        self.network = MLP(len(a) + context, len(b) * self.total, hidden, output_gain=START, **net)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -66,7 +70,8 @@ class Coupling(FlowTransform):
 
     def _functions(self, a: Tensor, context: Tensor | None) -> Any:
         h = a if context is None else torch.cat(broadcast(a, context, ignore=1), -1)
-        phi = self.network(h).unflatten(-1, (-1, self.total))
+        last = self.network.last
+        phi = entries(self.network.hidden(h), last.weight, last.bias, self.total)
         return self.univariate(*unpack(phi, self.shapes))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -85,23 +90,23 @@ Mask = Sequence[bool] | Tensor | None
 
 
 def nice(
-    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), mask: Mask = None
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), mask: Mask = None, **net: Any
 ) -> FlowTransform | Conditional:
     """Additive coupling: z_b = x_b + m(x_a). Volume-preserving."""
-    return gather(Coupling(features, context, u.AdditiveTransform, ((),), hidden, mask))
+    return gather(Coupling(features, context, u.AdditiveTransform, ((),), hidden, mask, **net))
 
 
 def realnvp(
-    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), mask: Mask = None
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), mask: Mask = None, **net: Any
 ) -> FlowTransform | Conditional:
     """Affine coupling: z_b = exp(a(x_a)) x_b + b(x_a)."""
-    return gather(Coupling(features, context, hidden=hidden, mask=mask))
+    return gather(Coupling(features, context, hidden=hidden, mask=mask, **net))
 
 
 def spline_coupling(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), mask: Mask = None, bins: int = 8,
-    bound: float = 5.0,
+    bound: float = 5.0, **net: Any,
 ) -> FlowTransform | Conditional:  # fmt: skip
     """Rational-quadratic coupling on [-bound, bound], the identity outside."""
-    functions = partial(u.Spline, bound=bound)
-    return gather(Coupling(features, context, functions, ((bins,), (bins,), (bins - 1,)), hidden, mask))
+    functions = partial(Spline, bound=bound)
+    return gather(Coupling(features, context, functions, ((bins,), (bins,), (bins - 1,)), hidden, mask, **net))

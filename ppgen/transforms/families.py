@@ -12,12 +12,12 @@ from ppgen.transforms import autoregressive as ar
 from ppgen.transforms.continuous import cnf, ffjord
 from ppgen.transforms.coupling import nice, realnvp, spline_coupling
 from ppgen.transforms.elementwise import ActNorm, gaussianization
-from ppgen.transforms.linear import LULinear, Orthogonal
+from ppgen.transforms.linear import LULinear, Orthogonal, Permutation
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import residual
 from ppgen.transforms.wrap import Conditional, FlowTransform
 
-__all__ = ["FAMILIES", "stack"]
+__all__ = ["FAMILIES", "MIXES", "stack"]
 
 Part = FlowTransform | Conditional
 Layer = Callable[..., Part]
@@ -59,13 +59,13 @@ def _between(layer: Layer, mix: Callable[[int], FlowTransform]) -> Callable[...,
 def _plain(layer: Layer) -> Callable[..., list[Part]]:
     """Layers that know neither context nor hidden widths."""
 
-    def make(features: int, i: int, context: int = 0, hidden: Sequence[int] = ()) -> list[Part]:
+    def make(features: int, i: int, context: int = 0, hidden: Sequence[int] = (), **how: Any) -> list[Part]:
         if context:
             raise PpgenError(
                 f"{layer.__name__} transforms have no context, and context={context} was asked for; take another "
                 "family, such as 'nsf'"
             )
-        return [layer(features)]
+        return [layer(features, **how)]
 
     return make
 
@@ -93,9 +93,18 @@ FAMILIES: dict[str, Callable[..., list[Part]]] = {
 }
 
 
+# Linear maps that may stand between the transforms of any family.
+MIXES: dict[str, Callable[[int], FlowTransform]] = {
+    "lu": lambda features: LULinear(features, permute=features > 1),
+    "rotation": Orthogonal,
+    "shuffle": Permutation,
+}
+
+
 def stack(
-    family: str, features: int, transforms: int = 5, hidden: Sequence[int] = (64, 64), context: int = 0
-) -> list[Part]:
+    family: str, features: int, transforms: int = 5, hidden: Sequence[int] = (64, 64), context: int = 0,
+    mix: str | None = None, **how: Any,
+) -> list[Part]:  # fmt: skip
     """A family's transforms, in the order in which `TransformedDistribution` applies them to draws of the base.
 
     Args:
@@ -104,20 +113,39 @@ def stack(
         transforms: how many, the mixings between them not counted.
         hidden: widths of each network.
         context: features of the context, 0 for none.
+        mix: what stands between two transforms: "lu", a matrix in its LU factors; "rotation", of Householder
+            reflections; "shuffle", a random order of the features; None leaves it to the family.
+        how: further keywords of each transform, as bins=16, bound=8.0 for splines, residual=True, dropout=0.1 for the
+            networks of couplings.
 
     Raises:
-        PpgenError: no such family; one without context where a context is asked for; fewer than one transform.
+        PpgenError: no such family, mix or keyword; one without context where a context is asked for; fewer than one
+            transform.
 
     >>> len(stack("maf", features=3, transforms=4))
     4
+    >>> len(stack("nsf_coupling", features=3, transforms=4, mix="lu", bins=4))
+    7
     """
     if family not in FAMILIES:
         raise PpgenError(
             f"there is no flow family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}"
         )
+    if mix is not None and mix not in MIXES:
+        raise PpgenError(f"there is no mix {mix!r}{nearest(str(mix), MIXES)}; they are {', '.join(MIXES)}, and None")
     if features < 1 or transforms < 1 or context < 0:
         raise PpgenError(
             f"a flow got features={features}, transforms={transforms}, context={context}; expected at least 1, 1 and 0"
         )
-    layers = [FAMILIES[family](features, i, context=context, hidden=tuple(hidden)) for i in range(transforms)]
+    try:
+        layers = [FAMILIES[family](features, i, context=context, hidden=tuple(hidden), **how) for i in range(transforms)]
+    except TypeError as e:
+        if not how or "keyword" not in str(e):
+            raise
+        raise PpgenError(
+            f"the transforms of family {family!r} do not take all of {', '.join(how)}: {e}; see "
+            f"help(ppgen.transforms.stack)"
+        ) from e
+    if mix is not None:
+        layers = [[*([MIXES[mix](features)] if i else []), *layer] for i, layer in enumerate(layers)]
     return [part for layer in reversed(layers) for part in reversed(layer)]

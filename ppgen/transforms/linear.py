@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppgen.errors import PpgenError
 from ppgen.transforms.wrap import FlowTransform, Pair
 
-__all__ = ["LULinear", "Orthogonal", "Permutation", "conv1x1"]
+__all__ = ["LULinear", "Orthogonal", "Permutation", "Whitening", "conv1x1"]
 
 
 class LULinear(FlowTransform):
@@ -48,7 +48,13 @@ class LULinear(FlowTransform):
         return L, self.upper.triu(1) + (self.signs * self.log_diagonal.exp()).diag()
 
     def _columns(self, value: Tensor) -> Tensor:
+        """Vectors as the columns of one matrix, (D, rows); each image as its own, (..., C, H W)."""
+        if len(self.shape) == 1:
+            return value.reshape(-1, self.shape[0]).mT
         return value.reshape(*value.shape[: value.dim() - len(self.shape)], self.shape[0], self.shape[1:].numel())
+
+    def _values(self, columns: Tensor, like: Tensor) -> Tensor:
+        return (columns.mT if len(self.shape) == 1 else columns).reshape(like.shape)
 
     def _ladj(self, value: Tensor) -> Tensor:
         total = self.log_diagonal.sum() * self.shape[1:].numel()
@@ -56,12 +62,12 @@ class LULinear(FlowTransform):
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         L, U = self._factors()
-        return (self.P @ L @ U @ self._columns(x)).reshape(x.shape), self._ladj(x)
+        return self._values(self.P @ L @ U @ self._columns(x), x), self._ladj(x)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         L, U = self._factors()
         y = torch.linalg.solve_triangular(L, self.P.mT @ self._columns(z), upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(U, y, upper=True).reshape(z.shape), -self._ladj(z)
+        return self._values(torch.linalg.solve_triangular(U, y, upper=True), z), -self._ladj(z)
 
 
 def conv1x1(shape: Sequence[int]) -> LULinear:
@@ -118,3 +124,53 @@ class Permutation(FlowTransform):
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         return z[..., self.order.argsort()], torch.zeros_like(z[..., 0])
+
+
+class Whitening(FlowTransform):
+    r"""z = R⁻¹ x with R Rᵀ = Σ, a fixed covariance: z is uncorrelated, and with R lower triangular it is what each
+    feature adds to those before it.
+
+    Args:
+        features: D. It begins as the identity; `measure` sets it.
+    """
+
+    root: Tensor
+    inverse_root: Tensor
+    ladj: Tensor
+
+    def __init__(self, features: int):
+        super().__init__((features,))
+        self.register_buffer("root", torch.eye(features))
+        self.register_buffer("inverse_root", torch.eye(features))
+        self.register_buffer("ladj", torch.zeros(()))
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> Whitening:
+        """Takes Σ from rows x, (N, D), of mean 0.
+
+        Raises:
+            PpgenError: rows that lie in a hyperplane.
+        """
+        x = x.double()
+        root, failed = torch.linalg.cholesky_ex(x.mT @ x / len(x))
+        if failed:
+            raise PpgenError(
+                f"feature {int(failed) - 1} of {x.shape[1]} follows from those before it in these {len(x)} rows, so "
+                "that they cannot be whitened; drop it, or give more rows"
+            )
+        self.root.copy_(root)
+        self.inverse_root.copy_(torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False))
+        self.ladj.copy_(-root.diagonal().log().sum())
+        return self
+
+    @property
+    def measured(self) -> bool:
+        return bool((self.root != torch.eye(len(self.root)).to(self.root)).any())
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        # in float64: what is left of strongly correlated features is a small difference of large numbers
+        z = x.double() @ self.inverse_root.double().mT
+        return z.to(x.dtype), self.ladj.expand(x.shape[:-1])
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        return z @ self.root.mT, -self.ladj.expand(z.shape[:-1])

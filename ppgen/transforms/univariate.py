@@ -17,13 +17,13 @@ import torch
 import zuko
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
-from zuko.transforms import AdditiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
+from zuko.transforms import AdditiveTransform, MonotonicAffineTransform
 
 from ppgen.transforms.wrap import Pair, solve_increasing
 
 __all__ = [
-    "AdditiveTransform", "Bernstein", "Circular", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
-    "PositiveIntegral", "Spline", "SumOfSquares",
+    "AdditiveTransform", "Bernstein", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
+    "PositiveIntegral", "SumOfSquares", "Univariate",
 ]  # fmt: skip
 
 
@@ -46,49 +46,6 @@ class Univariate(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.call_and_ladj(x)[1]
-
-
-class Spline(MonotonicRQSTransform):
-    """zuko's rational-quadratic spline; its inverse cannot meet a negative discriminant by rounding.
-
-    Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032), section 3.1.
-    """
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        inside, x0, x1, y0, y1, d0, d1, s = self.bin(self.searchsorted(self.vertical, y) - 1)
-        rise, height = inside * (y - y0), y1 - y0
-        bend = d0 + d1 - 2 * s
-        a = height * (s - d0) + rise * bend
-        b = height * d0 - rise * bend
-        c = -s * rise
-        # the sum of b and the root is positive, and so is the discriminant but for rounding
-        root = (b.square() - 4 * a * c).clamp_min(torch.finfo(y.dtype).tiny).sqrt()
-        t = (-2 * c / (b + root)).clamp(0, 1)
-        return torch.where(inside, x0 + t * (x1 - x0), y)
-
-
-class Circular(Univariate):
-    """A rational-quadratic spline on the circle [-π, π), after a shift by half a turn: periodic, with slope 1 at ±π.
-
-    Source: Normalizing Flows on Tori and Spheres (Rezende et al., 2020, arXiv:2002.02428), section 2.1.2.
-    """
-
-    domain: constraints.Constraint = constraints.interval(-math.pi, math.pi)
-    codomain: constraints.Constraint = domain
-
-    def __init__(self, widths: Tensor, heights: Tensor, derivatives: Tensor, slope: float = 1e-3):
-        super().__init__()
-        self.spline = Spline(widths, heights, derivatives, bound=math.pi, slope=slope)
-
-    @staticmethod
-    def _turn(x: Tensor) -> Tensor:
-        return torch.remainder(x, 2 * math.pi) - math.pi
-
-    def call_and_ladj(self, x: Tensor) -> Pair:
-        return self.spline.call_and_ladj(self._turn(x))
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self._turn(self.spline._inverse(y))
 
 
 class IncreasingNetwork(Univariate):
