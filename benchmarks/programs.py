@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -179,7 +180,8 @@ def radon() -> Entry:
     return Entry(lambda: Program.from_pair(model), data, "sampled", "AutoNormal", (), by_hand, numpyro)
 
 
-def gaussian_mixture() -> Entry:
+def gaussian_mixture(enumerated: bool = True) -> Entry:
+    """Its components summed out by Pyro, or by the distribution itself: the same loss, and NumPyro's form is the second."""
     torch.manual_seed(0)
     x = torch.randn(200) + 3 * torch.randint(3, (200,))
 
@@ -188,8 +190,11 @@ def gaussian_mixture() -> Entry:
         with pyro.plate("components", 3):
             loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+            if enumerated:
+                k = pyro.sample("k", dist.Categorical(weights), infer={"enumerate": "parallel"})
+                pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+            else:
+                pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(loc, 1.0)), obs=x)
 
     def by_hand():
         parameters, draw = _auto_normal((2,), (3,))
@@ -218,7 +223,8 @@ def gaussian_mixture() -> Entry:
 
         return other, {"x": x.numpy()}
 
-    return Entry(lambda: Program.from_pair(model), {"x": x}, "enumerate", "AutoNormal", ("k",), by_hand, numpyro)
+    elbo, hidden = ("enumerate", ("k",)) if enumerated else ("sampled", ())
+    return Entry(lambda: Program.from_pair(model), {"x": x}, elbo, "AutoNormal", hidden, by_hand, numpyro)
 
 
 def hidden_markov_model() -> Entry:
@@ -454,6 +460,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "logistic regression, 1000 x 20": logistic_regression,
     "radon-like regression": radon,
     "Gaussian mixture, enumerated": gaussian_mixture,
+    "Gaussian mixture, one distribution": partial(gaussian_mixture, enumerated=False),
     "HMM of 12 steps, enumerated": hidden_markov_model,
     "probabilistic PCA": probabilistic_pca,
     "VAE 784-64-20, batch 32": vae_small,
