@@ -181,7 +181,7 @@ def radon() -> Entry:
 
 
 def gaussian_mixture(enumerated: bool = True) -> Entry:
-    """Its components summed out by Pyro, or by the distribution itself: the same loss, and NumPyro's form is the second."""
+    """Its components summed out by Pyro, or by the distribution itself (as in NumPyro): the same loss."""
     torch.manual_seed(0)
     x = torch.randn(200) + 3 * torch.randint(3, (200,))
 
