@@ -7,6 +7,7 @@ r"""Objectives: lower bounds on log p(x) whose gradients train both parts of a p
 `iwae`       log 1/K Σ_k p(x, z_k) / q(z_k | x), a tighter bound for K > 1 particles; one weight a row
              where every latent is local, one for all rows otherwise
 `enumerate`  discrete latents summed out exactly (Pyro's TraceEnum_ELBO), the others drawn
+`subsampled` some of the terms of a chain's ELBO, drawn at random (`ppgen.inference.chain`)
 
 Gradients are pathwise where a latent has a reparametrisation. Where it has none, the score function
 ∇ log q(z_i | ·) · (cost_i − b_i), with cost_i the terms that z_i can influence, within its own plates,
@@ -31,9 +32,11 @@ from pyro.infer.util import MultiFrameTensor
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from ppgen.chain import Chain
 from ppgen.data import n_rows
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Minibatch
+from ppgen.inference.chain import subsampled
 from ppgen.program import Program
 from ppgen.sites import is_delta
 from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
@@ -43,6 +46,7 @@ OBJECTIVES = {
     "sampled": "ELBO, every term drawn (Pyro's Trace_ELBO)",
     "iwae": "importance-weighted bound with as many weights as particles",
     "enumerate": "ELBO with discrete latents summed out (Pyro's TraceEnum_ELBO)",
+    "subsampled": "ELBO of a chain of latents, by terms drawn at random",
 }
 
 
@@ -71,6 +75,11 @@ class Objective(nn.Module):
             raise PpgenError(
                 f"there is no objective {elbo!r}{nearest(elbo, OBJECTIVES)}; they are {', '.join(OBJECTIVES)}"
             )
+        if elbo == "subsampled" and program is not None and not isinstance(program, Chain):
+            raise PpgenError(
+                f"elbo='subsampled' draws terms of the ELBO of a chain of latents, and {program.name} is none; leave elbo "
+                "out, or take elbo='analytic'"
+            )
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")
         self.program, self.structure, self.rows, self.elbo = program, structure, max(rows, 1), elbo
@@ -89,6 +98,10 @@ class Objective(nn.Module):
             kl_weight: multiplies the latent terms in the loss only (KL warm-up).
         """
         weight = self.rows / n_rows(batch, self.structure.row_columns)
+        if self.elbo == "subsampled":
+            assert isinstance(self.program, Chain)
+            drawn = subsampled(self.program, batch, self.particles)
+            return -weight * drawn.target.sum() / self.rows, (weight * drawn.elbo.sum()).detach()
         if self.elbo == "enumerate":
             loss = self._enumerated(batch, weight)
             return loss / self.rows, -loss.detach()
@@ -119,6 +132,11 @@ class Objective(nn.Module):
                 program.call("guide", batch)
 
         return elbo.differentiable_loss(config_enumerate(model), guide)
+
+
+def default_elbo(program: Program) -> str:
+    """The objective of a fit that was asked for none."""
+    return "subsampled" if isinstance(program, Chain) else "analytic"
 
 
 def elbo_terms(

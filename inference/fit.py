@@ -25,7 +25,7 @@ from ppgen import data as data_module
 from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_tree
-from ppgen.inference.elbo import OBJECTIVES, Objective
+from ppgen.inference.elbo import OBJECTIVES, Objective, default_elbo
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Report, train
@@ -60,7 +60,7 @@ def fit(
     ema: float | None = None,
     kl_warmup: int = 0,
     patience: int | None = None,
-    elbo: str = "analytic",
+    elbo: str | None = None,
     particles: int = 1,
     guide: str | None = None,
     engine: str = "auto",
@@ -90,7 +90,8 @@ def fit(
         ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
         kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
-        elbo, particles: the objective (`ppgen.inference.elbo`), and its draws a step.
+        elbo, particles: the objective (`ppgen.inference.elbo`), and its draws a step; None is "subsampled" for a chain
+            of latents, "analytic" otherwise.
         guide: name of a Pyro autoguide that replaces the program's guide.
         engine: how a step is run: eager, trace, compile, auto.
         precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
@@ -110,6 +111,7 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
+    elbo = elbo or default_elbo(program)
     options: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip": clip,
         "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo, "particles": particles, "guide": guide,
@@ -270,6 +272,7 @@ def _choose_guide(
 
 def _latents(program: Program, first: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """The latent sites of the model."""
+    program = program.brief()
     with program.collecting():
         trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
     return {n: s for n, s in sample_sites(trace).items() if not s["is_observed"]}

@@ -49,6 +49,7 @@ def check(
         PpgenError: one sentence on the first thing that is wrong.
     """
     columns(program, data)
+    program = program.brief()
     data_module.validate(data)
     rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)

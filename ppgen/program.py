@@ -128,6 +128,11 @@ class Program(nn.Module):
         """Looks at all rows of the data, before a fit's first step: for standardisation and the like."""
         return self
 
+    def brief(self) -> Program:
+        """A program of the same contract and parameters that is cheaper to run: what checks are run on. Itself, unless
+        its sites repeat."""
+        return self
+
     # -- what the rest of ppgen asks of a program ------------------------------------------------
 
     @property

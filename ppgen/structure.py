@@ -133,6 +133,7 @@ def inspect(
 
     Raises whatever the program raises: `ppgen.check.check` puts it into a sentence.
     """
+    program = program.brief()
     with torch.random.fork_rng(), torch.no_grad():
         p, q = trace_pair(program, data)
         model, guide = sample_sites(p, factors=True), sample_sites(q, factors=True)

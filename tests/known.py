@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
-from ppgen.models import PPCA, VAE, EightSchools, Flow, ImageFlow
+from ppgen.gaussian_chain import GaussianChain
+from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow, ImageFlow
+from ppgen.schedules import make_schedule
 
 
 class NormalMean(Program):
@@ -94,6 +96,86 @@ class GuidedRegression(Regression):
         pyro.sample("b", dist.MultivariateNormal(q.loc, scale_tril=q.scale_tril * self.log_width.exp()))
 
 
+class KnownChain(GaussianChain):
+    """A chain for x ~ N(m, C) whose denoiser is exact: E[x | z_t] = m + α C (α² C + σ² I)⁻¹ (z_t − α m).
+
+    With many steps it is the diffusion model of these data, and everything about it is known.
+    """
+
+    def __init__(self, mean=(1.0, -0.5), factor=((1.0, 0.0), (0.6, 0.5)), steps=1000, schedule="cosine", process="vp",
+                 low=-10.0, high=8.0):  # fmt: skip
+        super().__init__()
+        self.steps, self.process, self.variance = steps, process, "posterior"
+        self.schedule = make_schedule(schedule, low, high)
+        self.register_buffer("mean", torch.tensor(mean).double())
+        self.register_buffer("factor", torch.tensor(factor).double())
+        self.register_buffer("zero", torch.zeros_like(self.mean))
+        self.nothing = nn.Parameter(torch.zeros(()).double())
+        self.eval()
+
+    @property
+    def data(self) -> dist.MultivariateNormal:
+        return dist.MultivariateNormal(self.mean, scale_tril=self.factor)
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        return torch.linalg.eigvalsh(self.data.covariance_matrix)
+
+    def encode(self, x):
+        return x
+
+    def decode(self, x):
+        return x
+
+    def predict(self, z, t, **columns):
+        gamma, alpha, _ = self.coefficients(t)
+        c = self.data.covariance_matrix
+        precision = torch.linalg.inv(c + gamma.exp()[..., None] * torch.eye(len(c)).double())
+        return self.mean + ((z / alpha - self.mean)[..., None, :] @ precision @ c)[..., 0, :] + self.nothing, None
+
+    def likelihood(self, z, **columns):
+        gamma, alpha, _ = self.coefficients(0.0)
+        return dist.Normal(z / alpha, (gamma / 2).exp().expand(z.shape)).to_event(1)
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample(f"z_{self.steps}", self.base())
+            for i, (s, t) in zip(reversed(range(self.steps)), self.grid(), strict=True):
+                z = pyro.sample(f"z_{i}", self.reverse(z, s, t))
+            return pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            z = pyro.sample(f"z_{self.steps}", self.forward(x, 1.0))
+            for i, (s, t) in zip(reversed(range(self.steps)), self.grid(), strict=True):
+                z = pyro.sample(f"z_{i}", self.posterior(z, x, s, t))
+
+    def error(self, gamma: Tensor) -> Tensor:
+        """E |x - E[x | z_t]|², (...)."""
+        return (self.eigenvalues / (1 + self.eigenvalues * (-gamma[..., None]).exp())).sum(-1)
+
+    def expected_terms(self, steps: int | None = None) -> dict[str, Tensor]:
+        """E over data of each term of the ELBO: prior, the KL of each step (its limit's sum for 0), reconstruction."""
+        n = self.steps if steps is None else steps
+        gamma = self.schedule(torch.linspace(0, 1, n + 1).double()) if n else self.schedule(torch.arange(2).double())
+        snr = (-gamma).exp()
+        _, alpha, sigma = self.coefficients(1.0)
+        total = alpha**2 + sigma**2
+        second = alpha**2 * (self.mean @ self.mean + self.eigenvalues.sum())
+        d = len(self.mean)
+        kl = 0.5 * (d * (sigma**2 / total - 1 - (sigma**2 / total).log()) + second / total)
+        if n:
+            steps_kl = 0.5 * (snr[:-1] - snr[1:]) * self.error(gamma[1:])
+        else:
+            log_ratio = torch.log1p(self.eigenvalues * snr[0]) - torch.log1p(self.eigenvalues * snr[1])
+            steps_kl = 0.5 * log_ratio.sum()[None]
+        return {"prior": -kl, "steps": -steps_kl, "data": -0.5 * d * (math.log(2 * math.pi * math.e) + gamma[:1])}
+
+    def expected_elbo(self, steps: int | None = None) -> float:
+        """E over data of the ELBO, nats a row; steps = 0 is the limit."""
+        return float(sum(v.sum() for v in self.expected_terms(steps).values()))
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Draws from N(0, 1) that are the same everywhere."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -163,6 +245,19 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "image_flow": (
         lambda: ImageFlow((1, 4, 4), scales=1, steps=2, hidden=8, levels=17),
         {"x": grey(12, 16)},
+    ),
+    "diffusion": (lambda: Diffusion(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
+    "diffusion learned": (
+        lambda: Diffusion(3, hidden=(8,), steps=3, schedule="learned", variance="learned", gamma_low=-2.0),
+        {"x": normal(12, 3)},
+    ),
+    "diffusion conditional": (
+        lambda: Diffusion(3, hidden=(8,), steps=2, classes=3, likelihood="discrete", levels=17),
+        {"x": grey(12, 3), "y": LABELS},
+    ),
+    "diffusion u-net": (
+        lambda: Diffusion((1, 8, 8), "unet", (4, 8), steps=2, likelihood="bernoulli"),
+        {"x": binary(6, 64)},
     ),
     "eight_schools": (EightSchools, SCHOOLS),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),

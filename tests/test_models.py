@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known import MODELS, GuidedNormalMean, NormalMean, draws_agree, normal
+from known import MODELS, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal
 from pyro import poutine
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
 from ppgen.handlers import Minibatch
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
+from ppgen.inference.chain import subsampled
 from ppgen.inference.elbo import Objective
 from ppgen.inference.plot import plot
 from ppgen.sites import sample_sites
@@ -252,6 +253,12 @@ def of_posterior(folder):
     run = fit(GuidedNormalMean(), {"x": X}, steps=0)
     new = predict(run, {}, draws=2000)["predictions"]["x"].values[0, :, 0]
     draws_agree(new, EXACT.loc, float(EXACT.variance) + 1.5**2)
+
+
+def of_chain(folder):
+    known = KnownChain()
+    drawn = subsampled(known, {"x": known.data.sample((20_000,))}).elbo.detach()
+    assert abs(float(drawn.mean()) - known.expected_elbo()) < 4 * float(drawn.std()) / 20_000**0.5
 
 
 def of_sample(folder):

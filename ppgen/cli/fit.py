@@ -33,7 +33,7 @@ def fit(
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
     kl_warmup: Annotated[int, typer.Option(help="Steps over which the latent terms come in.")] = 0,
     patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
-    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae or enumerate.")] = "analytic",
+    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, enumerate or subsampled.")] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",

@@ -5,5 +5,16 @@ They take any leading dimensions, so that rows and particles may be batched as t
 
 from ppgen.nets.conv import ConvDecoder, ConvEncoder
 from ppgen.nets.mlp import MLP, activation_module, activations
+from ppgen.nets.time import TimeEmbedding, TimeMLP
+from ppgen.nets.unet import UNet
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "activation_module", "activations"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "TimeEmbedding",
+    "TimeMLP",
+    "UNet",
+    "activation_module",
+    "activations",
+]

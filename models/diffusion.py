@@ -1,0 +1,304 @@
+r"""The diffusion model: a chain of latents from noise to data, whose guide has nothing to learn but the schedule.
+
+    z_1 ~ N(0, s² I),   z_s | z_t ~ N(μ_θ(z_t, s, t), v),   x | z_0 ~ p(x | z_0)          1 = t_T > ... > t_0 = 0
+    guide:  z_1 | x ~ N(α_1 x, σ_1²),   z_s | z_t, x ~ q(z_s | z_t, x)
+
+μ_θ is the mean of q(z_s | z_t, x) with x̂_θ(z_t, t) put in x's place; `ppgen.gaussian_chain` has the algebra. The
+network may give x̂ as it is or by way of something that is easier to learn:
+
+    data  x̂      noise  (z − σ x̂) -> ε̂      velocity  α ε − σ x      edm  c_skip z + c_out F(c_in z)      flow  ε − x
+
+Sources: Denoising Diffusion Probabilistic Models (Ho et al., 2020, arXiv:2006.11239); Variational Diffusion Models
+(Kingma et al., 2021, arXiv:2107.00630); Progressive Distillation (Salimans & Ho, 2022, arXiv:2202.00512), velocity;
+Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022, arXiv:2206.00364), edm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Bernoulli, Normal, TorchDistribution
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+
+import ppgen
+from ppgen.dequantize import find_grid
+from ppgen.errors import PpgenError, nearest
+from ppgen.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
+from ppgen.grid_normal import GridNormal
+from ppgen.nets import TimeMLP, UNet
+from ppgen.schedules import make_schedule
+
+__all__ = ["Diffusion"]
+
+PREDICTIONS = ("data", "noise", "velocity", "edm", "flow")
+LIKELIHOODS = ("normal", "discrete", "bernoulli")
+
+
+class Diffusion(GaussianChain):
+    """A diffusion model of x, or with `classes` > 0 of x given a label y.
+
+    The columns are x, (N, D) or images (N, C, H, W), and y, labels 0, 1, ... of shape (N,). Draws of x are flat.
+
+    Args:
+        features: D, or the shape (C, H, W) of an image.
+        net: "mlp", or "unet" for images.
+        hidden: widths of the residual blocks of the mlp, or of the levels of the U-Net; None: (128, 128, 128) and
+            (32, 64, 64).
+        steps: T of the chain; 0 trains its limit T → ∞, the explicit chain then having 1 000 steps.
+        process: "vp", "ve", "sub-vp" or "ot", see `ppgen.gaussian_chain`.
+        schedule: see `ppgen.schedules`.
+        prediction: what the network gives: "data", "noise", "velocity", "edm" or "flow".
+        variance: of the reverse steps: "posterior", "forward" or "learned" between these.
+        likelihood: "normal", of scale σ_0 / α_0; "discrete": its restriction to a grid of `levels`; "bernoulli".
+        weighting: "elbo", or "simple", "min_snr", "edm", "flow": what is then trained on is no bound on log p(x),
+            while the figures that are shown stay those of the ELBO.
+        importance: draws times in proportion to the root of a running mean of the squared cost, instead of uniformly.
+        classes: number of labels, 0 for none.
+        label_dropout: share of the rows whose label is hidden in training, which guidance needs.
+        levels, low, high: the grid of values of a discrete likelihood.
+        loc, scale: of the data, for the normal likelihood; measured by `prepare` where None.
+        gamma_low, gamma_high: −log SNR at t = 0 and t = 1. None for the first: a noise of a sixth of a level, or for
+            continuous data of e⁻⁵ standard deviations.
+        data_scale: σ_data of "edm": the standard deviation of the data in the units of the chain.
+        blocks, attention, fourier: of the U-Net, see `ppgen.nets.UNet`.
+
+    Raises:
+        PpgenError: an argument out of range; a schedule that saturates; labels missing, or out of range.
+    """
+
+    zero: Tensor
+    loc: Tensor
+    scale: Tensor
+    prepared: Tensor
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        net: str = "mlp",
+        hidden: Sequence[int] | None = None,
+        steps: int = 1000,
+        process: str = "vp",
+        schedule: str = "cosine",
+        prediction: str = "velocity",
+        variance: str = "posterior",
+        likelihood: str = "normal",
+        weighting: str = "elbo",
+        importance: bool = False,
+        classes: int = 0,
+        label_dropout: float = 0.1,
+        levels: int = 256,
+        low: float = 0.0,
+        high: float = 1.0,
+        loc: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        gamma_low: float | None = None,
+        gamma_high: float = 6.0,
+        data_scale: float = 1.0,
+        blocks: int = 1,
+        attention: int = 8,
+        fourier: Sequence[int] = (),
+    ):
+        super().__init__()
+        _one_of("net", net, ("mlp", "unet"))
+        _one_of("process", process, PROCESSES)
+        _one_of("prediction", prediction, PREDICTIONS)
+        _one_of("variance", variance, VARIANCES)
+        _one_of("likelihood", likelihood, LIKELIHOODS)
+        _one_of("weighting", weighting, WEIGHTINGS)
+        self.shape = torch.Size((features,) if isinstance(features, int) else features)
+        if not self.shape or min(self.shape) < 1 or classes < 0 or steps < 0 or levels < 2 or not low < high:
+            raise PpgenError(
+                f"Diffusion got features={features}, classes={classes}, steps={steps}, levels={levels}, low={low}, "
+                f"high={high}; expected features of at least 1, classes and steps of at least 0, at least 2 levels and "
+                "low < high"
+            )
+        if schedule == "learned" and weighting != "elbo":
+            raise PpgenError(
+                f"weighting={weighting!r} is no bound, and a learned schedule would undo it; take schedule='cosine', "
+                "or weighting='elbo'"
+            )
+        self.steps, self.limit = steps or 1000, steps == 0
+        self.process, self.prediction, self.variance = process, prediction, variance
+        self.likelihood_name, self.weighting, self.importance = likelihood, weighting, importance
+        self.classes, self.label_dropout, self.data_scale = classes, label_dropout, data_scale
+        self.levels, self.low, self.high = (2 if likelihood == "bernoulli" else levels), float(low), float(high)
+        size = math.prod(self.shape)
+        if gamma_low is None:
+            gamma_low = -10.0 if likelihood == "normal" else 2 * math.log(2 / (self.levels - 1) / 6)
+        self.schedule = make_schedule(schedule, gamma_low, gamma_high)
+        self.range = (gamma_low, gamma_high)
+        numbers = 2 if variance == "learned" else 1
+        self.net: nn.Module
+        if net == "mlp":
+            self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes)
+        else:
+            self.net = UNet(self.shape, numbers, hidden or (32, 64, 64), blocks, attention, classes, fourier)
+        middle, half = torch.tensor((self.low + self.high) / 2), torch.tensor((self.high - self.low) / 2)
+        known = likelihood != "normal" or (loc is not None and scale is not None)
+        if likelihood == "normal":
+            middle, half = _vector("loc", loc, size, 0.0), _vector("scale", scale, size, 1.0)
+        self.register_buffer("loc", middle.expand(size).clone())
+        self.register_buffer("scale", half.expand(size).clone())
+        self.register_buffer("prepared", torch.tensor(float(known)))
+        self.register_buffer("zero", torch.zeros(size), persistent=False)
+        self.register_buffer("history", torch.ones(32) if importance else None)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments that follow from the data: the shape and net, the likelihood, location and scale."""
+        x = data.get("x")
+        if x is None or x.dim() not in (2, 4) or len(x) == 0:
+            shapes = {name: tuple(value.shape) for name, value in data.items()}
+            raise PpgenError(
+                f"Diffusion needs a column x, (rows, features) or (rows, channels, height, width), and the data have "
+                f"{shapes}; name or gather it with columns= (--columns x=...)"
+            )
+        arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
+        found = find_grid(x)
+        if found is None:
+            flat = x.flatten(1).double()
+            spread = flat.std(0) if len(x) > 1 else torch.zeros(flat.shape[1])
+            spread = torch.where(spread > 0, spread, 1.0)
+            return arguments | {"loc": flat.mean(0).tolist(), "scale": spread.tolist()}
+        low, high, levels = found
+        arguments |= {"likelihood": "bernoulli"} if found == (0.0, 1.0, 2) else {
+            "likelihood": "discrete", "low": low, "high": high, "levels": levels
+        }  # fmt: skip
+        side = math.isqrt(x.shape[1])
+        if x.dim() == 2 and side >= 8 and side**2 == x.shape[1]:
+            arguments["features"] = [1, side, side]
+        if isinstance(arguments["features"], list):
+            halvings = next((n for n in (2, 1) if all(s % 2**n == 0 for s in arguments["features"][1:])), 0)
+            arguments |= {"net": "unet", "hidden": [32, 64, 64][: halvings + 1]}
+        return arguments
+
+    # -- the program -------------------------------------------------------------------------------------
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        """p_θ(x, z_0..z_1), or given y."""
+        columns = self.context({} if y is None else {"y": y})
+        with ppgen.rows(x, y if self.classes else None):
+            z = pyro.sample(f"z_{self.steps}", self.base())
+            for i, (s, t) in zip(reversed(range(self.steps)), self.grid(), strict=True):
+                z = pyro.sample(f"z_{i}", self.reverse(z, s, t, **columns))
+            return pyro.sample("x", self.likelihood(z, **columns), obs=None if x is None else self.values(x))
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(z | x)."""
+        with ppgen.rows(x):
+            z = pyro.sample(f"z_{self.steps}", self.forward(x, 1.0))
+            for i, (s, t) in zip(reversed(range(self.steps)), self.grid(), strict=True):
+                z = pyro.sample(f"z_{i}", self.posterior(z, x, s, t))
+
+    def predict(self, z: Tensor, t: Tensor | float, **columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x̂(z_t, t), and the number that says where a learned variance lies."""
+        gamma, alpha, sigma = self.coefficients(t)
+        a, s = shares("vp", gamma)
+        h = z / (alpha**2 + sigma**2).sqrt()  # a x + s ε, whatever the process
+        u = (gamma[..., 0] - self.range[0]) / (self.range[1] - self.range[0])
+        fed, spread = h, (s**2 + (self.data_scale * a) ** 2).sqrt()
+        if self.prediction == "edm":
+            fed = h / spread
+        out = self.net(fed, u.expand(z.shape[:-1]), columns.get("y"))
+        raw = None
+        if self.variance == "learned":
+            out, raw = out.chunk(2, -1)
+        if self.prediction == "data":
+            return out, raw
+        if self.prediction == "noise":
+            return (h - s * out) / a, raw
+        if self.prediction == "velocity":
+            return a * h - s * out, raw
+        if self.prediction == "flow":
+            return (h - s * out) / (a + s), raw
+        skip, reach = a * (self.data_scale / spread) ** 2, s * self.data_scale / spread
+        return skip * h + reach * out, raw
+
+    def likelihood(self, z: Tensor, **columns: Tensor) -> TorchDistribution:
+        """p(x | z_0): z_0 / α_0 with a noise of σ_0 / α_0, as it is or restricted to the values that x can have."""
+        gamma, alpha, _ = self.coefficients(0.0)
+        mean, scale = z / alpha, (gamma / 2).exp()
+        if self.likelihood_name == "normal":
+            return Normal(self.loc + self.scale * mean, self.scale * scale).to_event(1)
+        if self.likelihood_name == "bernoulli":
+            return Bernoulli(logits=2 * mean / scale**2).to_event(1)
+        fixed = not self.schedule.low.requires_grad
+        window = max(2, math.ceil(3 * (self.levels - 1) * math.exp(self.range[0] / 2))) if fixed else None
+        mean, scale = self.loc + self.scale * mean, (self.scale * scale).expand_as(mean)
+        return GridNormal(mean, scale, self.low, self.high, self.levels, window=window).to_event(1)
+
+    # -- data --------------------------------------------------------------------------------------------
+
+    def prepare(self, data: dict[str, Tensor]) -> Diffusion:
+        """Location and scale of continuous data, and whether the schedule can be told apart from step to step."""
+        self.require_increasing()
+        if not self.prepared:
+            x = self.values(data["x"])
+            spread = x.double().std(0).to(x) if len(x) > 1 else torch.zeros_like(x[0])
+            self.loc.copy_(x.double().mean(0))
+            self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+            self.prepared.fill_(1.0)
+        return self
+
+    def values(self, x: Tensor) -> Tensor:
+        """x flat, as floats."""
+        flat = x.flatten(-len(self.shape)) if x.shape[-len(self.shape) :] == self.shape else x
+        if flat.shape[-1] != len(self.zero):
+            raise PpgenError(
+                f"Diffusion(features={tuple(self.shape)}) has rows of {len(self.zero)} values, and x is of shape "
+                f"{tuple(x.shape)}; fit a model to these data, or name the column with columns= (--columns x=...)"
+            )
+        return flat.to(self.zero.dtype)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (self.values(x) - self.loc) / self.scale
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.loc + self.scale * x
+
+    def context(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The label as the network takes it: number `classes` where it is not known."""
+        if not self.classes:
+            return {}
+        y = data.get("y")
+        if y is None:
+            if not self.label_dropout:
+                raise PpgenError(
+                    f"Diffusion(classes={self.classes}) is conditional on the labels y, and got none; pass a column "
+                    "y, and to sample from it given={'y': ...} (--given y=3)"
+                )
+            return {"y": torch.full((), self.classes, device=self.zero.device)}
+        if is_validation_enabled() and (y.dim() > 1 or bool(((y < 0) | (y > self.classes) | (y != y.long())).any())):
+            raise PpgenError(
+                f"column y of Diffusion(classes={self.classes}) has shape {tuple(y.shape)} and values from "
+                f"{float(y.min()):g} to {float(y.max()):g}; expected one label a row out of 0 to {self.classes - 1}"
+            )
+        return {"y": y.long()}
+
+    def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns with a share of the labels hidden: number `classes`."""
+        if not self.classes or not self.label_dropout:
+            return columns
+        hidden = torch.rand(columns["y"].shape, dtype=self.zero.dtype) < self.label_dropout
+        return columns | {"y": torch.where(hidden, self.classes, columns["y"])}
+
+
+def _one_of(argument: str, value: str, names: Any) -> None:
+    if value not in names:
+        raise PpgenError(
+            f"Diffusion got {argument}={value!r}{nearest(str(value), names)}; take one of {', '.join(names)}"
+        )
+
+
+def _vector(name: str, values: Sequence[float] | None, size: int, default: float) -> Tensor:
+    if values is None:
+        return torch.full((size,), default)
+    vector = torch.as_tensor(values, dtype=torch.get_default_dtype())
+    if vector.dim() > 1 or vector.numel() not in (1, size):
+        raise PpgenError(f"Diffusion got {name} of {vector.numel()} numbers for {size} features; pass one a feature")
+    return vector.expand(size)

@@ -1,0 +1,128 @@
+r"""Programs that are a chain of latents, z_1 → ... → z_0 → x: what a diffusion model is, whatever its process.
+
+Four conditionals say all there is, with times 1 = t_T > ... > t_0 = 0:
+
+    forward     q(z_t | x)              posterior   q(z_s | z_t, x),  s < t
+    reverse     p_θ(z_s | z_t)          likelihood  p_θ(x | z_0)      and the base p(z_1)
+
+`model` and `guide` write the whole chain out, sites z_T, ..., z_0 and x; its ELBO,
+
+    −KL(q(z_1 | x), p(z_1)) − Σ_i E KL(q(z_s | z_t, x), p_θ(z_s | z_t)) + E log p_θ(x | z_0),
+
+is a sum over i, and one i drawn at random and weighed by T is an unbiased estimate: what `elbo="subsampled"` trains by
+(`ppgen.inference.chain`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et
+al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppgen.program import Program
+
+__all__ = ["Chain"]
+
+SHORT = 2  # steps of the chain that checks are run on
+LONG = 8  # steps above which they are
+
+
+class Chain(Program):
+    """A program whose latents are a chain of T + 1 states of one shape. Abstract: a subclass gives the conditionals,
+    and the pair that they make.
+
+    Each conditional has event shape (D,), takes states of shape (..., D), and times that are numbers or tensors of
+    shape (...). Columns of the model other than x (a label) are passed to `reverse`, `likelihood` and `denoise` by
+    name.
+
+    Attributes:
+        steps: T of the explicit chain.
+        limit: whether training takes T → ∞; the subclass then has a `rate`.
+        history: a buffer of running means of squared costs, by time, where times are to be drawn by it (optional).
+        weighting: "elbo", or the name of a reweighting: what is trained on is then **not** a bound.
+    """
+
+    steps: int = 1000
+    limit: bool = False
+    weighting: str = "elbo"
+
+    # -- the conditionals ----------------------------------------------------------------------------
+
+    def base(self) -> TorchDistribution:
+        """p(z_1)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:  # type: ignore[override]
+        """q(z_t | x)."""
+        raise NotImplementedError
+
+    def posterior(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
+        """q(z_s | z_t, x) at z_t = z, s < t."""
+        raise NotImplementedError
+
+    def reverse(self, z: Tensor, s: Tensor | float, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
+        """p_θ(z_s | z_t) at z_t = z, s < t."""
+        raise NotImplementedError
+
+    def likelihood(self, z: Tensor, **columns: Tensor) -> TorchDistribution:
+        """p_θ(x | z_0) at z_0 = z."""
+        raise NotImplementedError
+
+    # -- what follows, and what a subclass may give in closed form --------------------------------------
+
+    def values(self, x: Tensor) -> Tensor:
+        """The column x as the likelihood takes it: (..., D) floats."""
+        return x
+
+    def cost(self, x: Tensor, z: Tensor, s: Tensor, t: Tensor, **columns: Tensor) -> Tensor:
+        """KL(q(z_s | z_t, x), p_θ(z_s | z_t)) in nats, (...)."""
+        return kl_divergence(self.posterior(z, x, s, t), self.reverse(z, s, t, **columns))
+
+    def rate(self, x: Tensor, z: Tensor, t: Tensor, **columns: Tensor) -> Tensor:
+        """lim KL / (t − s) as s → t, in nats a unit of time, (...): what `limit` needs."""
+        raise NotImplementedError(f"{self.name} has no rate(), so no limit of infinitely many steps")
+
+    def weight(self, s: Tensor, t: Tensor) -> Tensor:
+        """What `weighting` multiplies the KL of the step from t to s by, (...); s = t in the limit."""
+        return torch.ones_like(t)
+
+    def learning_variance(self, scale: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Within it, gradients of what changes only the variance of `rate` are multiplied by `scale()`."""
+        return nullcontext()
+
+    def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns as training sees them, a label left out here and there."""
+        return columns
+
+    def grid(self, steps: int | None = None) -> list[tuple[float, float]]:
+        """The T steps (s, t) from t = 1 down to s = 0."""
+        n = steps or self.steps
+        return [(i / n, (i + 1) / n) for i in reversed(range(n))]
+
+    def context(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns beside x that the model takes."""
+        return {k: v for k, v in data.items() if k != "x" and k in self.columns}
+
+    def brief(self) -> Chain:
+        """The chain with the same parameters and two steps: its steps are alike, and so is what may be wrong."""
+        if self.steps <= LONG:
+            return self
+        short = copy.copy(self)  # of the module itself: parameters, buffers and submodules are shared
+        short.__dict__["steps"] = SHORT
+        return short
+
+    def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> Chain:
+        """As `Program.setup`, on two steps."""
+        brief = self.brief()
+        if brief is not self:
+            brief.setup(data, *args, **kwargs)
+            return self
+        super().setup(data, *args, **kwargs)
+        return self
