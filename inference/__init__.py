@@ -1,6 +1,7 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
 from ppgen.inference.diagnose import diagnose
+from ppgen.inference.drawer import drawer
 from ppgen.inference.elbo import Objective
 from ppgen.inference.fit import fit, resume
 from ppgen.inference.loglik import loglik
@@ -8,4 +9,16 @@ from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.sample import reconstruct, sample
 
-__all__ = ["Objective", "diagnose", "fit", "loglik", "plot", "posterior", "predict", "reconstruct", "resume", "sample"]
+__all__ = [
+    "Objective",
+    "diagnose",
+    "fit",
+    "loglik",
+    "plot",
+    "posterior",
+    "predict",
+    "reconstruct",
+    "resume",
+    "sample",
+    "drawer",
+]
