@@ -196,7 +196,22 @@ class Diffusion(GaussianChain):
                 z = pyro.sample(f"z_{i}", self.posterior(z, x, s, t))
 
     def predict(self, z: Tensor, t: Tensor | float, **columns: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x̂(z_t, t), and the number that says where a learned variance lies."""
+        """x̂(z_t, t), and the number that says where a learned variance lies.
+
+        With a column `guidance` w, x̂ = x̂(z) + w (x̂(z, y) − x̂(z)), the label being left out in the first (Ho &
+        Salimans, 2022, arXiv:2207.12598).
+        """
+        guidance = columns.pop("guidance", None)
+        if guidance is not None:
+            if not self.classes or not self.label_dropout:
+                raise PpgenError(
+                    "guidance needs a model that knows the data with and without their label; fit one with classes= "
+                    "and label_dropout= (--set classes=10)"
+                )
+            y = columns["y"].expand(z.shape[:-1])
+            both = torch.stack([y, torch.full_like(y, self.classes)])
+            guess, raw = self.predict(z.expand(2, *z.shape), t, y=both)
+            return guess[1] + guidance * (guess[0] - guess[1]), None if raw is None else raw[0]
         gamma, alpha, sigma = self.coefficients(t)
         a, s = shares("vp", gamma)
         h = z / (alpha**2 + sigma**2).sqrt()  # a x + s ε, whatever the process

@@ -26,7 +26,9 @@ from ppgen.handlers import Minibatch
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.elbo import Objective
+from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
+from ppgen.inference.samplers import draw
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
 
@@ -259,6 +261,17 @@ def of_chain(folder):
     known = KnownChain()
     drawn = subsampled(known, {"x": known.data.sample((20_000,))}).elbo.detach()
     assert abs(float(drawn.mean()) - known.expected_elbo()) < 4 * float(drawn.std()) / 20_000**0.5
+
+
+def of_ode(folder):
+    known = KnownChain(low=-12.0, high=14.0)
+    x = known.data.sample((20,))
+    assert ode_loglik(known, {"x": x}).values == pytest.approx(known.data.log_prob(x).numpy(), abs=0.01)
+
+
+def of_samplers(folder):
+    known = KnownChain()
+    draws_agree(draw(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
 
 
 def of_sample(folder):

@@ -1,0 +1,190 @@
+"""Samplers on Gaussian data, where every answer is known, and beside diffusers' schedulers."""
+
+import math
+
+import pytest
+import torch
+from known import KnownChain, draws_agree, normal
+
+from ppgen import PpgenError
+from ppgen.inference.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of
+from ppgen.models import Diffusion
+
+STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}
+
+
+def moments_agree(x, known, name=""):
+    whitened = torch.linalg.solve_triangular(known.factor, (x - known.mean).T, upper=False).T
+    draws_agree(whitened, 0.0, 1.0, name)
+    draws_agree(whitened[:, 0] * whitened[:, 1], 0.0, 1.0, name)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "ot"])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_it_draws_from_the_gaussian(sampler, process):
+    known = KnownChain(process=process)
+    x = draw(known, 10_000, sampler, STEPS[sampler] // (4 if process != "vp" and STEPS[sampler] > 300 else 1), seed=1)
+    if process == "vp" or STEPS[sampler] <= 300:
+        moments_agree(x, known, sampler)
+    else:  # coarse: the first-order samplers by their mean only
+        assert ((x.mean(0) - known.mean).abs() < 0.03).all()
+
+
+@pytest.mark.parametrize("how", [{"eta": 1.0}, {"eta": 0.5}])
+def test_ddim_with_noise(how):
+    known = KnownChain()
+    moments_agree(draw(known, 10_000, "ddim", 400, seed=1, **how), known)
+
+
+def test_heun_with_churn():
+    known = KnownChain()
+    moments_agree(draw(known, 10_000, "heun", 100, seed=1, churn=20.0, churn_noise=1.0), known)
+
+
+def test_ddim_of_eta_one_is_ancestral():
+    known = KnownChain(steps=5)
+    z = known.base().expand([4]).sample()
+    for s, t in known.grid():
+        mean = known.reverse(z, s, t).base_dist
+        torch.manual_seed(0)
+        state = z.clone()
+        known.grid = lambda steps, s=s, t=t: [(s, t)]
+        found = ddim(known, 1, state, eta=1.0)
+        torch.manual_seed(0)
+        assert torch.allclose(found, mean.loc + mean.scale * torch.randn_like(z))
+        del known.grid
+
+
+def test_orders_of_convergence():
+    """Against the ODE's own map: halving the step divides the error by 2 or by 4."""
+    known = KnownChain(low=-4.0, high=4.0)
+    z = known.base().expand([200]).sample()
+    exact = SAMPLERS["ode"](known, 1, z, tolerance=1e-9)
+    for sampler, order in ((ddim, 1), (heun, 2), (dpmpp, 2)):
+        off = [float((sampler(known, n, z) - exact).abs().max().detach()) for n in (80, 160)]
+        assert math.log2(off[0] / off[1]) == pytest.approx(order, abs=0.25), (sampler.__name__, off)
+
+
+def test_time_of_a_noise_level():
+    known = KnownChain()
+    assert float(known.gamma(time_of(known, 1.7))) == pytest.approx(1.7, abs=1e-6)
+    assert time_of(known, 100.0) == pytest.approx(1.0) and time_of(known, -100.0) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_draws_are_reported_and_watched():
+    seen, states = [], []
+    n = 2 * BLOCK // 2 + 5  # three blocks of rows
+    x = draw(
+        KnownChain(), n, "ddim", 7, seed=0, report=lambda i, n: seen.append((i, n)), watch=lambda t, z: states.append(t)
+    )
+    assert x.shape == (n, 2) and seen[-1] == (21, 21) and len(seen) == 21
+    assert states == pytest.approx([1 - i / 7 for i in range(8)])
+
+
+def test_guidance():
+    torch.manual_seed(0)
+    model = Diffusion(2, hidden=(8,), classes=3, steps=10)
+    torch.nn.init.normal_(model.net.last.weight)
+    torch.nn.init.normal_(model.net.time.label.weight)
+    z, y = normal(4, 2), torch.tensor([0, 1, 2, 0])
+    with_label, without = model.denoise(z, 0.5, y=y), model.denoise(z, 0.5, y=torch.tensor(3))
+    assert not torch.allclose(with_label, without)
+    assert torch.allclose(model.denoise(z, 0.5, y=y, guidance=1.0), with_label, atol=1e-6)
+    assert torch.allclose(model.denoise(z, 0.5, y=y, guidance=3.0), without + 3 * (with_label - without), atol=1e-5)
+    x = draw(model, 4, "dpmpp", 3, given={"y": y}, guidance=2.0, seed=0)
+    assert x.shape == (4, 2) and not torch.allclose(x, draw(model, 4, "dpmpp", 3, given={"y": y}, seed=0))
+    with pytest.raises(PpgenError, match="with and without their label"):
+        draw(Diffusion(2, hidden=(8,)), 4, "ddim", 3, guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"sampler": "dpm++"}, "no sampler 'dpm\\+\\+'.*dpmpp"),
+        ({"steps": 0}, "steps is 0"),
+        ({"given": {"y": torch.zeros(3)}}, "3 rows for n=2"),
+    ],
+)
+def test_errors(how, message):
+    with pytest.raises(PpgenError, match=message):
+        draw(Diffusion(2, hidden=(8,), classes=2), 2, **how)
+
+
+def test_programs_that_are_no_chain():
+    from known import Gaussian
+
+    with pytest.raises(PpgenError, match="Gaussian is none"):
+        draw(Gaussian(), 2)
+
+
+# -- beside diffusers ------------------------------------------------------------------------------
+
+
+class Table(torch.nn.Module):
+    """A schedule that passes through given values of γ at t = 0, 1/n, ..., 1."""
+
+    def __init__(self, gamma):
+        super().__init__()
+        self.register_buffer("gamma", gamma)
+
+    def forward(self, t):
+        return self.gamma[(t * (len(self.gamma) - 1)).round().long()]
+
+
+def theirs(cls, steps, model, z, generator=None, **how):
+    """Their scheduler run on the same x̂; the states, from z on, and γ at their times with the end that they take."""
+    scheduler = cls(beta_schedule="linear", prediction_type="sample", **how)
+    scheduler.set_timesteps(steps)
+    betas = torch.linspace(0.0001, 0.02, 1000)
+    kept = (1 - betas).cumprod(0).double()
+    for t in scheduler.timesteps:
+        a = kept[int(t)].sqrt()
+        x = model(z, a, (1 - kept[int(t)]).sqrt())
+        more = {"generator": generator} if generator is not None else {}
+        z = scheduler.step(x, t, z, **more).prev_sample
+    gamma = torch.log1p(-kept) - kept.log()
+    return z, gamma[scheduler.timesteps.long()].flip(0), gamma
+
+
+def ours(known, gamma):
+    known.schedule = Table(gamma)
+    return known
+
+
+def exact(known):
+    return lambda z, a, s: (
+        known.mean
+        + (z / a - known.mean)
+        @ torch.linalg.solve(
+            known.data.covariance_matrix + (s / a) ** 2 * torch.eye(2).double(), known.data.covariance_matrix
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_ddim_is_theirs(steps):
+    diffusers = pytest.importorskip("diffusers")
+    known, z = KnownChain(), normal(5, 2).double()
+    found, gamma, table = theirs(
+        diffusers.DDIMScheduler, steps, exact(known), z, clip_sample=False, set_alpha_to_one=False
+    )
+    whole = torch.cat([table[:1], gamma])
+    assert torch.allclose(ddim(ours(known, whole), steps, z).detach(), found, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [10, 20, 50])
+@pytest.mark.parametrize("kind", ["dpmsolver++", "sde-dpmsolver++"])
+def test_dpm_solver_is_theirs(kind, steps):
+    diffusers = pytest.importorskip("diffusers")
+    known, z = KnownChain(), normal(5, 2).double()
+    generator = torch.Generator().manual_seed(3)
+    how = {"algorithm_type": kind, "final_sigmas_type": "sigma_min"}
+    found, gamma, table = theirs(
+        diffusers.DPMSolverMultistepScheduler, steps, exact(known), z, generator if "sde" in kind else None, **how
+    )
+    whole = torch.cat([table[:1], gamma])
+    torch.manual_seed(3)
+    sampler = dpmpp_sde if "sde" in kind else dpmpp
+    assert torch.allclose(sampler(ours(known, whole), steps, z).detach(), found, atol=1e-4)
