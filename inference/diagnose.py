@@ -86,8 +86,8 @@ def diagnose(
     if not s.latents:
         raise PpgenError(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
     local = not s.globals
-    more = take(data, slice(0, 10 * rows), s.row_columns) if local and program._autoguide is None else data
-    few = take(data, slice(0, rows), s.row_columns) if local and program._autoguide is None else data
+    more = take(data, slice(0, 10 * rows), s.row_columns) if local and not program.fixed_rows else data
+    few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data
     ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)

@@ -25,6 +25,8 @@ from ppgen import data as data_module
 from ppgen.check import check, columns, require_batch_safe, running_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_tree
+from ppgen.guides import FLOW, guide_spec, parse
+from ppgen.guides.start import start_at
 from ppgen.inference.elbo import OBJECTIVES, Objective, default_elbo
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES
@@ -51,7 +53,8 @@ def fit(
     data: Any,
     *,
     valid: Any = None,
-    steps: int = 2000,
+    steps: int | None = None,
+    until: str | None = None,
     batch_size: int | None = None,
     lr: float = 1e-3,
     schedule: str = "constant",
@@ -63,6 +66,7 @@ def fit(
     elbo: str | None = None,
     particles: int = 1,
     guide: str | None = None,
+    starts: int | None = None,
     engine: str = "auto",
     precision: str = "32-true",
     device: str = "cpu",
@@ -82,7 +86,9 @@ def fit(
         program: a `Program`; its parameters are changed in place.
         data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
         valid: held-out rows; their ELBO is logged, and `patience` counts on it.
-        steps: gradient steps.
+        steps: gradient steps; 2000 if None.
+        until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
+            (50 000 if None), and keeps the average (`ppgen.inference.converge`).
         batch_size: rows a step; None takes all. Batches run through one random permutation an epoch.
         lr, schedule: learning rate, and its course over the steps: constant, linear, cosine, exponential.
         optimizer: a name in torch.optim, with keywords if wanted: "AdamW(weight_decay=0.01)".
@@ -92,7 +98,9 @@ def fit(
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
         elbo, particles: the objective (`ppgen.inference.elbo`), and its draws a step; None is "subsampled" for a chain
             of latents, "analytic" otherwise.
-        guide: name of a Pyro autoguide that replaces the program's guide.
+        guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
+        starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
+            or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
         precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
@@ -112,10 +120,12 @@ def fit(
             a loss that stays NaN or infinite, with the site's name.
     """
     elbo = elbo or default_elbo(program)
+    steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
-        "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer, "clip": clip,
+        "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
+        "optimizer": optimizer, "clip": clip,
         "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo, "particles": particles, "guide": guide,
-        "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     _check_options(options, valid)
@@ -135,9 +145,13 @@ def fit(
         first = data_module.take(train_data, torch.arange(min(batch_size or n, n)))
         with running_of(program, train_data):
             program.prepare(train_data)
-        guide, enumerated = _choose_guide(program, first, options)
+        guide, enumerated = _choose_guide(program, first, options, n)
         with running_of(program, first), pyro.validation_enabled(False):
             program.setup(first, guide, hide=enumerated)
+            guide = getattr(program._autoguide, "spec", guide) if guide else guide
+            many = (8 if parse(guide)[0] == FLOW else 0) if guide and starts is None else starts
+            if guide and many and len(enumerated) == 0 and (batch_size is None or batch_size >= n):
+                start_at(program, first, many, seed)
         structure = check(program, train_data, batch_size=batch_size, enumerated=enumerated)
         config: dict[str, Any] = {
             "versions": versions(),
@@ -224,6 +238,7 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         "kl_warmup": 0,
         "patience": 1,
         "log_every": 1,
+        "starts": 0,
         "checkpoint_every": 1,
     }
     for name, low in least.items():
@@ -234,6 +249,14 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number")
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
+    if o["until"] not in (None, "converged"):
+        raise PpgenError(f"until is {o['until']!r}; expected 'converged', or None to take all steps")
+    for name, default in (("schedule", "constant"), ("ema", None), ("patience", None)):
+        if o["until"] and o[name] != default:
+            raise PpgenError(
+                f"until='converged' lowers the learning rate and averages by itself, and {name} is {o[name]!r}; leave "
+                f"{name} out"
+            )
     if o["patience"] is not None and valid is None:
         raise PpgenError(
             "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
@@ -252,7 +275,7 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
 
 
 def _choose_guide(
-    program: Program, first: Mapping[str, Tensor], o: dict[str, Any]
+    program: Program, first: Mapping[str, Tensor], o: dict[str, Any], rows: int
 ) -> tuple[str | None, tuple[str, ...]]:
     """The autoguide to make, if any, and the latents that are summed out."""
     with running_of(program, first), pyro.validation_enabled(False):
@@ -262,6 +285,10 @@ def _choose_guide(
     guide = o["guide"]
     if guide is None and not program.has_guide and set(latent) - set(enumerated):
         guide = program.default_guide
+    if guide is not None and parse(guide)[0] == FLOW and "amortised" not in guide:
+        n = data_module.n_rows(first)
+        if o["batch_size"] is not None and rows > n:  # a batch has other rows at every step
+            guide = guide_spec(guide, amortised=True)
     if guide is not None and set(discrete) - set(enumerated):
         raise PpgenError(
             f"the discrete latent {discrete[0]!r} has no place in {guide}, whose latents are continuous; "

@@ -202,7 +202,7 @@ def _blocks(
     rows = structure.row_columns
     n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
     most = min(particles, MOST_PARTICLES) if structure.batch_safe else 1
-    if not structure.by_row or program._autoguide is not None:
+    if not structure.by_row or program.fixed_rows:
         yield dict(data), max(1, min(most, BLOCK // (width * n)))
         return
     size = max(1, BLOCK // (width * most))
@@ -234,7 +234,7 @@ def _repeated(
 
 def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
     """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
-    few = data if program._autoguide is not None else take(data, slice(0, 2), structure.row_columns)
+    few = data if program.fixed_rows else take(data, slice(0, 2), structure.row_columns)
     with torch.random.fork_rng():
         one, two = (trace_pair(program, few).q.nodes for _ in range(2))
     for name in structure.latents:
@@ -264,7 +264,7 @@ def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Stru
     """Observed values a row, if all are discrete."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    few = take(data, slice(0, 1), structure.row_columns) if structure.by_row and program._autoguide is None else data
+    few = take(data, slice(0, 1), structure.row_columns) if structure.by_row and not program.fixed_rows else data
     with torch.random.fork_rng():
         p, _ = trace_pair(program, few)
     values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))

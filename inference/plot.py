@@ -510,7 +510,7 @@ def khat_figure(diagnosis: Diagnosis | None) -> Figure | None:
 
 def _first(run: Run, data: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     """The first rows, where the guide reads rows; all, where it knows the fitted ones only."""
-    if run.program._autoguide is not None or run.structure.globals:
+    if run.program.fixed_rows or run.structure.globals:
         return dict(data)
     return data_module.take(data, slice(0, n))
 

@@ -24,7 +24,7 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.elbo import log_weights
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
-from ppgen.program import Program, arguments
+from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
 from ppgen.sites import innermost, is_deterministic, sample_sites
 from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
@@ -81,13 +81,15 @@ def posterior(
         for name in structure.names("observed"):
             observed_in_support(name, here[name])
         groups: dict[str, list[Arrays]] = {}
-        for k in _blocks(draws, data, structure):
-            for group, arrays in _draw(program, data, structure, here, k, predictive, prior).items():
+        for k in blocks(draws, data, structure):
+            t = trace_pair(program, data, particles=k, structure=structure)
+            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=prior)
+            if "log_likelihood" in made:
+                made["sample_stats"] = {"log_p": _log_prob(t, structure, "p"), "log_q": _log_prob(t, structure, "q")}
+            for group, arrays in made.items():
                 groups.setdefault(group, []).append(arrays)
         found = {g: {n: np.concatenate([p[n] for p in parts])[None] for n in parts[0]} for g, parts in groups.items()}
-        observed = {n: _array(here[n], here[n]["value"], 1, structure)[0] for n in structure.names("observed")}
-        constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
-        return _tree(program, structure, found, observed, constant, data)
+        return tree_of(program, structure, here, found, data)
 
 
 @torch.no_grad()
@@ -149,7 +151,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         )  # fmt: skip
 
 
-def _blocks(draws: int, data: Mapping[str, Tensor], structure: Structure) -> list[int]:
+def blocks(draws: int, data: Mapping[str, Tensor], structure: Structure) -> list[int]:
     """Draws at once: as many as fit, one where the program does not run with particles."""
     if not structure.batch_safe or any(s.enumerated for s in structure.sites):
         return [1] * draws
@@ -157,17 +159,18 @@ def _blocks(draws: int, data: Mapping[str, Tensor], structure: Structure) -> lis
     return [min(at_once, draws - i) for i in range(0, draws, at_once)]
 
 
-def _draw(
+def groups_of(
     program: Program,
     data: Mapping[str, Tensor],
     structure: Structure,
     here: Mapping[str, dict],
+    t: Traces,
     k: int,
+    *,
     predictive: bool,
     prior: bool,
 ) -> dict[str, Arrays]:
-    """k draws of every group, k leading; `here` are the sites of a single run."""
-    t = trace_pair(program, data, particles=k, structure=structure)
+    """k draws of every group, k leading, from the traces of k particles; `here` are the sites of a single run."""
     out: dict[str, Arrays] = {"posterior": {}, "log_likelihood": {}}
     summed = {s.name for s in structure.sites if s.enumerated}
     for name, site in sample_sites(t.p).items():
@@ -180,7 +183,6 @@ def _draw(
         else:
             value = site["fn"].log_prob(site["value"])
             out["log_likelihood"][name] = _array(site, value, k, structure, event=False)
-    out["sample_stats"] = {"log_p": _log_prob(t, structure, "p"), "log_q": _log_prob(t, structure, "q")}
     if summed:
         out = {"posterior": out["posterior"]}
     with pyro.plate(PARTICLES, k, dim=-structure.nesting - 1) if k > 1 else poutine.mask(mask=True):
@@ -260,20 +262,22 @@ def _coords(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
     return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
 
 
-def _tree(
+def tree_of(
     program: Program,
     structure: Structure,
+    here: Mapping[str, dict],
     found: dict[str, Arrays],
-    observed: Arrays,
-    constant: Arrays,
     data: Mapping[str, Tensor],
 ) -> DataTree:
+    """The tree of what was drawn, (chain, draw, ...) by group and site, with observed and constant data."""
+    observed = {n: _array(here[n], here[n]["value"], 1, structure)[0] for n in structure.names("observed")}
+    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
     row_plate = _row_plate(structure)
-    for group in found.values():
+    for group_name, group in found.items():
         for name, value in group.items():
-            if name in ("log_p", "log_q"):
+            if group_name == "sample_stats":
                 dims[name] = [row_plate] if value.ndim == 3 else []
             elif name not in dims or len(dims[name]) < value.ndim - 2:
                 dims[name] = _dims(name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
@@ -321,7 +325,7 @@ def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -
 
     if run is None:
         return drawn(data, {})
-    needed = [] if program._autoguide is not None else arguments(program.guide).names
+    needed = program.guide_columns
     reads = bool(needed) and all(n in data for n in needed)
     same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
     if reads and not run.structure.globals:

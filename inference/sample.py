@@ -260,7 +260,7 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
     rows = tuple(c for c in run.structure.row_columns if c in data) if isinstance(run, Run) else row_columns(data)
     enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
     n = n_rows(data, rows)
-    if isinstance(run, Run) and program._autoguide is not None and run.structure.locals:
+    if isinstance(run, Run) and program.fixed_rows and run.structure.locals:
         fitted = n_rows(run.example, run.structure.row_columns)
         if n != fitted:
             raise PpgenError(

@@ -6,6 +6,7 @@ moving average, and the checkpoints that a killed run is resumed from to the bit
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
 import threading
@@ -23,6 +24,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import write_json, write_tree
+from ppgen.inference.converge import EVERY, Convergence, probe
 from ppgen.inference.elbo import Objective
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import MAX_BAD_STEPS, Row, bad_site, make_step
@@ -30,6 +32,8 @@ from ppgen.program import Program
 from ppgen.run import Run, load_parameters, write_metrics
 
 CHECKPOINT_SECONDS = 30.0
+
+log = logging.getLogger("ppgen")
 
 Report = Callable[[dict[str, float]], None]
 
@@ -72,6 +76,7 @@ def train(
     ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
     best: dict[str, Tensor] | None = None
     now = Progress()
+    until = Convergence() if o.get("until") else None
     if fabric.world_size > 1:
         torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
     if state is not None:
@@ -80,6 +85,8 @@ def train(
         best = state["best_parameters"]
         optimizer.load_state_dict(state["optimizer"])
         now = Progress(**state["progress"])
+        if until is not None and state.get("convergence"):
+            until = Convergence(**state["convergence"])
         _set_random_state(state["random"], fabric)
 
     step = make_step(
@@ -95,6 +102,8 @@ def train(
     )
 
     def final_parameters() -> dict[str, Tensor]:
+        if until is not None and until.average is not None:
+            return until.average
         return best if best is not None else ema if ema is not None else program.state_dict()
 
     def checkpoint() -> None:
@@ -104,6 +113,7 @@ def train(
             "best_parameters": best,
             "optimizer": optimizer.state_dict(),
             "progress": vars(now),
+            "convergence": until and until.saved(),
             "random": _random_state(fabric),
         }
         if run.path is not None and fabric.is_global_zero:
@@ -124,8 +134,9 @@ def train(
     if run.path is not None and fabric.is_global_zero:
         write_json(run.path / "config.json", run.config)
     with _stop_signal() as stopped, pyro.validation_enabled(False), _on(fabric.device):
-        while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]):
-            rows = [_step_row(o, s) for s in range(now.step, now.step + _steps_together(o, now.step, step.chunk))]
+        while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]) and not _settled(until):
+            fall = until.lr_factor if until is not None else 1.0
+            rows = [_step_row(o, s, fall) for s in range(now.step, now.step + _steps_together(o, now.step, step.chunk))]
             batches = [whole] * len(rows)
             if batch_size < n:
                 indices = [data_module.batch_index(r.step - 1, n, batch_size, o["seed"]) for r in rows]
@@ -143,7 +154,9 @@ def train(
                     bad_in_a_row += 1
                     if bad_in_a_row >= MAX_BAD_STEPS:
                         raise PpgenError(_gone_bad(run, objective, batch, before, now))
-            if now.step % o["log_every"] == 0 or now.step == o["steps"]:
+            if until is not None and now.step % EVERY == 0:
+                until.note(program.state_dict(), probe(program, whole, run.structure))
+            if now.step % o["log_every"] == 0 or now.step == o["steps"] or _settled(until):
                 row = _row(now, rows[-1].lr)
                 if valid is not None:
                     with _parameters_of(program, ema):
@@ -171,6 +184,11 @@ def train(
             if stopped:
                 raise KeyboardInterrupt(f"stopped at step {now.step}")
         checkpoint()
+    if until is not None:
+        run.config["converged"] = until.converged
+        _say_converged(until, now)
+        if run.path is not None and fabric.is_global_zero:
+            write_json(run.path / "config.json", run.config)
     run.rows = now.rows
     load_parameters(program, {k: v.detach().clone() for k, v in final_parameters().items()})
     program.to("cpu").eval()
@@ -180,15 +198,35 @@ def train(
 # -- what the loop calls -------------------------------------------------------------------------
 
 
-def _step_row(o: Mapping[str, Any], s: int) -> Row:
+def _settled(until: Convergence | None) -> bool:
+    return until is not None and until.converged
+
+
+def _say_converged(until: Convergence, now: Progress) -> None:
+    if until.converged:
+        log.info(
+            "converged after %d steps: the average of the iterates no longer moves (%d falls of the learning rate); it "
+            "is kept", now.step, until.phase,
+        )  # fmt: skip
+        return
+    kept = "their average so far is kept" if until.average is not None else "the last of them is kept"
+    log.warning(
+        "not converged after %d steps, at fall %d of the learning rate: the iterates still move; %s; take more steps, "
+        "or a larger lr where it has not fallen yet", now.step, until.phase, kept,
+    )  # fmt: skip
+
+
+def _step_row(o: Mapping[str, Any], s: int, fall: float = 1.0) -> Row:
     """Learning rate and KL weight of the step after s."""
     kl_weight = min(1.0, (s + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
-    return Row(learning_rate(o["schedule"], o["lr"], s, o["steps"]), kl_weight, s + 1)
+    return Row(fall * learning_rate(o["schedule"], o["lr"], s, o["steps"]), kl_weight, s + 1)
 
 
 def _steps_together(o: Mapping[str, Any], s: int, most: int) -> int:
     """How many steps can be taken at once: up to the next row of metrics, checkpoint or the end."""
     stops = [o["log_every"] - s % o["log_every"], o["steps"] - s]
+    if o.get("until"):
+        stops.append(EVERY - s % EVERY)
     if o["checkpoint_every"]:
         stops.append(o["checkpoint_every"] - s % o["checkpoint_every"])
     return min(most, *stops)

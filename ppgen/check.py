@@ -232,7 +232,7 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
                 "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
             )
     auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
-    if program._autoguide is not None and (structure.locals or auxiliary_local):
+    if program.fixed_rows and (structure.locals or auxiliary_local):
         raise PpgenError(
             f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns "
             "one posterior for each "
@@ -279,7 +279,7 @@ def _batch_safe(program: Program, data: Mapping[str, Any], structure: Structure)
 def _pick(value: Tensor, dim: int, k: int) -> Tensor:
     if value.dim() < -dim or value.shape[dim] == 1:
         return value
-    return value.narrow(dim, k, 1).reshape(value.shape[:dim] + (1,) + value.shape[dim + 1 :]).squeeze(dim)
+    return value.select(dim, k)
 
 
 def require_batch_safe(program: Program, structure: Structure, particles: int) -> None:

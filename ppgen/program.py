@@ -20,6 +20,7 @@ from pyro.infer import autoguide as autoguides
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError, nearest
+from ppgen.guides import guide_names, make_guide, parse
 from ppgen.handlers import ParamSites
 
 Columns = dict[str, Tensor]
@@ -154,6 +155,18 @@ class Program(nn.Module):
     def _autoguide(self) -> nn.Module | None:
         return self._modules.get("autoguide")
 
+    @property
+    def fixed_rows(self) -> bool:
+        """Whether its guide has one posterior for the rows that it was made with, as Pyro's autoguides have."""
+        guide = self._autoguide
+        return guide is not None and not getattr(guide, "amortised", False)
+
+    @property
+    def guide_columns(self) -> tuple[str, ...]:
+        """The names of the columns that its guide reads; none where it has learnt its rows by heart."""
+        guide = self._autoguide
+        return arguments(self.guide).names if guide is None else tuple(getattr(guide, "columns", ()))
+
     def call(self, part: str, data: Mapping[str, Any]) -> Any:
         """Runs `model` or `guide` (named by `part`) on those columns of data that it takes."""
         fn: Callable = self.model if part == "model" else self._autoguide or self.guide
@@ -182,16 +195,21 @@ class Program(nn.Module):
         with pyro.settings.context(module_local_params=True), ParamSites(self):
             yield
 
-    def setup(self, data: Columns, guide: str | None = None, hide: tuple[str, ...] = ()) -> Program:
+    def setup(
+        self, data: Columns, guide: str | None = None, hide: tuple[str, ...] = (), rows: tuple[str, ...] = ()
+    ) -> Program:
         """The first run of both parts: makes the autoguide and registers every `pyro.param` site.
 
         Args:
             data: the columns, or a batch of them.
-            guide: name of the autoguide that is to replace the program's guide; None keeps it.
+            guide: name of the guide that is to replace the program's (`ppgen.guides`); None keeps it.
             hide: latent sites that the autoguide leaves out (those that are summed out).
+            rows: the row columns, where these data are too few to tell.
         """
         if guide is not None:
-            self.set_autoguide(guide, hide)
+            with self.collecting():
+                made = make_guide(guide, self, data, hide, rows)
+            self.set_autoguide(made)
         with self.collecting():
             self.call("guide", data)
             self.call("model", data)
@@ -207,17 +225,8 @@ class Program(nn.Module):
         finally:
             self.__dict__["_collecting"] = False
 
-    def set_autoguide(self, guide: str | nn.Module, hide: tuple[str, ...] = ()) -> None:
-        """Replaces the guide by a Pyro autoguide, named or made."""
-        if isinstance(guide, str):
-            names = autoguide_names()
-            if guide not in names:
-                raise PpgenError(
-                    f"there is no guide {guide!r}{nearest(guide, names)}; the guides are {', '.join(names)}"
-                )
-            model = pyro.poutine.block(self.model, hide=list(hide)) if hide else self.model
-            guide = getattr(autoguides, guide)(model)
-        assert isinstance(guide, nn.Module)
+    def set_autoguide(self, guide: nn.Module) -> None:
+        """Replaces the guide by an autoguide."""
         for part in guide.modules():
             if isinstance(part, autoguides.AutoGuide):
                 # Autoguides trace the model within a block, where the program's own handler would not be reached.
@@ -246,10 +255,11 @@ class Pair(Program):
             self.set_autoguide(guide)
         elif callable(guide):
             self.__dict__["guide"] = guide
-        elif guide is not None and guide not in autoguide_names():
+        elif isinstance(guide, str):
+            parse(guide)
+        elif guide is not None:
             raise PpgenError(
-                f"guide is {guide!r}; expected a function, an autoguide's name or "
-                f"None{nearest(str(guide), autoguide_names())}"
+                f"guide is {guide!r}; expected a function, an autoguide, None, or a name: {', '.join(guide_names())}"
             )
 
     def _own(self, fn: Any) -> None:
@@ -300,22 +310,6 @@ def arguments(fn: Callable) -> Arguments:
         names=tuple(p.name for p in named),
         needed=tuple(p.name for p in named if p.default is p.empty),
         any=any(p.kind is p.VAR_KEYWORD for p in parameters),
-    )
-
-
-def autoguide_names() -> tuple[str, ...]:
-    """The names of Pyro's autoguides.
-
-    >>> "AutoNormal" in autoguide_names()
-    True
-    """
-    abstract = {"AutoGuide", "AutoContinuous", "AutoCallable", "AutoGuideList", "AutoNormalizingFlow"}
-    return tuple(
-        sorted(
-            n
-            for n, o in vars(autoguides).items()
-            if inspect.isclass(o) and issubclass(o, autoguides.AutoGuide) and n not in abstract
-        )
     )
 
 

@@ -151,9 +151,9 @@ def rebuild(
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
-        with running_of(program, example):
-            program.setup(example, spec["guide"], hide=enumerated)
         rows = tuple(config["data"]["row_columns"])
+        with running_of(program, example):
+            program.setup(example, spec["guide"], hide=enumerated, rows=rows)
         return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
 
 

@@ -142,7 +142,7 @@ def inspect(
         frames = [f for s in (*model.values(), *guide.values()) for f in s["cond_indep_stack"]]
         return Structure(
             sites=sites,
-            row_plates=_row_plates(program, data, frames, rows),
+            row_plates=row_plates(program, data, frames, rows),
             row_columns=rows or row_columns(data),
             nesting=max((-f.dim for f in frames if f.vectorized), default=0),
         )
@@ -181,7 +181,7 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
     )
 
 
-def _row_plates(program: Program, data: Mapping[str, Any], frames: list, rows: tuple[str, ...]) -> frozenset[str]:
+def row_plates(program: Program, data: Mapping[str, Any], frames: list, rows: tuple[str, ...]) -> frozenset[str]:
     """The plates that grow when a row is added to the data."""
     sizes = {f.name: f.size for f in frames}
     if not row_columns(data):

@@ -237,6 +237,12 @@ def of_train(folder):
     assert abs(again.metrics["elbo"][-1] - EVIDENCE) < 0.2
 
 
+def of_converge(folder):
+    run = fit(NormalMean(), {"x": X}, until="converged", lr=0.1, particles=8, steps=6000, engine="trace")
+    m = posterior(run, {"x": X}, draws=4000)["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.2 * float(EXACT.scale)
+
+
 def of_elbo(folder):
     program = GuidedNormalMean(width=1.2)
     objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)

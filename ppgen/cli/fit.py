@@ -24,7 +24,9 @@ def fit(
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="[default: runs/<model>-<n>]")] = None,
     settings: Set = None,
-    steps: Annotated[int, typer.Option(help="Gradient steps.")] = 2000,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")]
+    = None,
+    until: Annotated[str | None, typer.Option(help="converged: stop when averaged iterates no longer move.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: all]")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     schedule: Annotated[str, typer.Option(help="constant, linear, cosine or exponential.")] = "constant",
@@ -35,7 +37,9 @@ def fit(
     patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
     elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, enumerate or subsampled.")] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
-    guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
+    guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
+    starts: Annotated[int | None, typer.Option(help="Starting points tried for the guide. [default: 8 for a flow]")]
+    = None,
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed or 16-mixed.")] = "32-true",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
@@ -70,10 +74,10 @@ def fit(
             run = _resume(path, total, stream, quiet)
         else:
             options = {
-                "steps": steps, "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
-                "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo,
-                "particles": particles, "guide": guide, "engine": engine, "precision": precision, "device": device,
-                "seed": seed, "log_every": log_every, "checkpoint_every": checkpoint_every,
+                "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
+                "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
+                "elbo": elbo, "particles": particles, "guide": guide, "starts": starts, "engine": engine, "precision": precision,
+                "device": device, "seed": seed, "log_every": log_every, "checkpoint_every": checkpoint_every,
             }  # fmt: skip
             where = {"split": split, "columns": columns, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
@@ -111,7 +115,7 @@ def _fit(
     if not quiet:
         held_out = f", {n_rows(valid)} held out ({valid_split})" if valid is not None else ""
         print(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){held_out}", file=stream)
-    with progress(options["steps"], stream, quiet) as report:
+    with progress(options["steps"] or (50_000 if options["until"] else 2000), stream, quiet) as report:
         return inference.fit(
             program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
         )

@@ -39,4 +39,4 @@ Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 def amortised(run: Run) -> bool:
     """Whether rows that were not fitted can be asked about: the guide reads rows, or nothing is latent."""
-    return run.program._autoguide is None and not run.structure.globals
+    return not run.program.fixed_rows and not run.structure.globals

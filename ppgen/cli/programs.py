@@ -128,15 +128,16 @@ LONG = ("optimizers", "schedules", "engines")
 
 def _sections() -> dict[str, dict[str, str]]:
     from ppgen import catalog, data
+    from ppgen.guides import autoguide_names
     from ppgen.inference.elbo import OBJECTIVES
     from ppgen.inference.optimise import SCHEDULES, optimizer_names
     from ppgen.inference.step import ENGINES
-    from ppgen.program import autoguide_names
 
     return {
         "models": catalog.names(),
         "data": data.names(),
-        "guides": {n: "Pyro's autoguide" for n in autoguide_names()},
+        "guides": {n: "Pyro's autoguide" for n in autoguide_names()}
+        | {"flow": "a flow in the latents' unconstrained space"},
         "objectives": OBJECTIVES,
         "optimizers": {n: f"torch.optim.{n}" for n in optimizer_names()},
         "schedules": {n: f"{d}, t = step / steps" for n, d in SCHEDULES.items()},

@@ -1,0 +1,107 @@
+"""Guides that any program can be given by name: Pyro's autoguides, and a flow.
+
+A name may have keywords: `flow`, `flow(transforms=8)`, `AutoLowRankMultivariateNormal(rank=5)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pyro.infer import autoguide as autoguides
+from torch import nn
+
+from ppgen.errors import PpgenError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ppgen.program import Program
+
+__all__ = ["FLOW", "autoguide_names", "guide_names", "guide_spec", "make_guide", "parse"]
+
+FLOW = "flow"
+
+
+def autoguide_names() -> tuple[str, ...]:
+    """The names of Pyro's autoguides.
+
+    >>> "AutoNormal" in autoguide_names()
+    True
+    """
+    abstract = {"AutoGuide", "AutoContinuous", "AutoCallable", "AutoGuideList", "AutoNormalizingFlow"}
+    return tuple(
+        sorted(
+            n
+            for n, o in vars(autoguides).items()
+            if inspect.isclass(o) and issubclass(o, autoguides.AutoGuide) and n not in abstract
+        )
+    )
+
+
+def guide_names() -> tuple[str, ...]:
+    """Every name that `--guide` takes."""
+    return (*autoguide_names(), FLOW)
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """A guide's name and its keywords.
+
+    Raises:
+        PpgenError: no such guide, or text that cannot be read.
+
+    >>> parse("flow(transforms=8)")
+    ('flow', {'transforms': 8})
+    """
+    name, _, rest = spec.partition("(")
+    if name not in guide_names():
+        raise PpgenError(
+            f"there is no guide {name!r}{nearest(name, guide_names())}; the guides are {', '.join(guide_names())}"
+        )
+    try:
+        call = ast.parse(spec if rest else f"{name}()", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as e:
+        raise PpgenError(
+            f"the guide {spec!r} cannot be read; write a name, or a name with keywords as in flow(transforms=8)"
+        ) from e
+
+
+def guide_spec(spec: str, **more: Any) -> str:
+    """The guide with further keywords.
+
+    >>> guide_spec("flow(transforms=8)", amortised=True)
+    'flow(transforms=8, amortised=True)'
+    """
+    name, options = parse(spec)
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in {**options, **more}.items())})"
+
+
+def make_guide(
+    spec: str, program: Program, data: Mapping[str, Tensor], hide: tuple[str, ...] = (), rows: tuple[str, ...] = ()
+) -> nn.Module:
+    """The guide of that name for the program's latents, those in `hide` left out.
+
+    Args:
+        data: columns on which the model is run, to learn its latents.
+        rows: the row columns, where these data are too few to tell.
+
+    Raises:
+        PpgenError: no such guide, or a keyword that it does not take.
+    """
+    import pyro
+
+    from ppgen.guides.flow import FlowGuide
+
+    name, options = parse(spec)
+    made: Any = FlowGuide if name == FLOW else getattr(autoguides, name)
+    known = [k for k in inspect.signature(made).parameters if k not in ("model", "program", "data", "hide", "rows")]
+    for key in options:
+        if key not in known:
+            raise PpgenError(f"the guide {name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}")
+    if name == FLOW:
+        return FlowGuide(program, data, hide, rows, **options)
+    return made(pyro.poutine.block(program.model, hide=list(hide)) if hide else program.model, **options)

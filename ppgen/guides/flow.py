@@ -1,0 +1,345 @@
+r"""A flow as the guide of any program: q(z | x) = f_# N(0, I), in the latents' unconstrained space.
+
+    e ~ N(0, I),   u = loc + L (f_K ∘ ... ∘ f_1)(e),   z_i = biject_to(support_i)(u_i)
+    log q(z | x) = log N(e; 0, I) − log |det ∂u/∂e| − Σ_i log |det ∂z_i/∂u_i|
+
+f_k are inverse autoregressive: affine maps and rational-quadratic splines whose parameters depend on the entries of e
+before them, so that a draw and its density take one pass. They begin as the identity: the flow begins as N(loc, L Lᵀ).
+
+Global latents are one vector. Latents in a plate over the rows are, where they are few, part of that vector
+(one posterior for the rows that were fitted); else, and with minibatches, each row has a vector of its own, and one
+flow whose context is the row's columns and the global latents draws them all: rows are independent given the global
+latents in the model, and so they are here.
+
+Sources: Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016, arXiv:1606.04934); Neural
+Spline Flows (Durkan et al., 2019, arXiv:1906.04032); Automatic structured variational inference (Ambrogioni et al.,
+2021, arXiv:2002.00643), for a guide with the model's plates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.util import sum_rightmost
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from ppgen.data import row_columns
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+from ppgen.sites import sample_sites
+from ppgen.structure import row_plates
+from ppgen.transforms import Conditional, FlowTransform, iaf, spline
+from ppgen.transforms.wrap import Inverse
+
+JOINT = 100  # entries up to which local latents join the global vector
+DENSE = 500  # entries up to which L is a full triangle
+
+
+class Stack(nn.Module):
+    """e -> loc + L f(e) of (..., D) vectors, f the identity at first; with its log-determinant.
+
+    Args:
+        features: D.
+        context: features of the context, 0 for none.
+        transforms: pairs of an affine map and a spline, in alternating orders.
+        hidden: widths of each network.
+    """
+
+    parts: Any  # a ModuleList of FlowTransforms
+
+    def __init__(self, features: int, context: int = 0, transforms: int = 2, hidden: Sequence[int] = (32, 32)):
+        super().__init__()
+        parts: list[FlowTransform] = []
+        for i in range(transforms):
+            order = torch.arange(features)
+            order = order.flip(0) if i % 2 else order
+            parts.append(_plain(iaf(features, context, hidden, order)))
+            parts.append(Inverse(_plain(spline(features, context, hidden, order))))
+        for part in parts:
+            _vanish(part)
+        self.features = features
+        self.parts = nn.ModuleList(parts)
+        self.loc = nn.Parameter(torch.zeros(features))
+        self.log_diagonal = nn.Parameter(torch.full((features,), math.log(0.1)))
+        dense = 1 < features <= DENSE
+        self.lower = nn.Parameter(torch.zeros(features, features)) if dense else None  # in units of the diagonal
+
+    @torch.no_grad()
+    def start_at(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """f stays; loc and L are set."""
+        diagonal = scale_tril.diagonal()
+        self.loc.copy_(loc)
+        self.log_diagonal.copy_(diagonal.log())
+        if self.lower is not None:
+            self.lower.copy_((scale_tril / diagonal[:, None]).tril(-1))
+
+    def push(self, e: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u and log |det ∂u/∂e|, of shapes (..., D) and (...)."""
+        total = self.log_diagonal.sum()
+        for part in self.parts:
+            e, ladj = part.push(e, context)
+            total = total + ladj
+        mixed = e if self.lower is None else e + (self.lower.tril(-1) * e[..., None, :]).sum(-1)
+        return self.loc + self.log_diagonal.exp() * mixed, total
+
+    def pull(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """e and log |det ∂e/∂u|; D passes of each network."""
+        e = (u - self.loc) * (-self.log_diagonal).exp()
+        if self.lower is not None:
+            unit = self.lower.tril(-1) + torch.eye(self.features).to(u)
+            e = torch.linalg.solve_triangular(unit, e[..., None], upper=False, unitriangular=True)[..., 0]
+        total = -self.log_diagonal.sum()
+        for part in reversed(self.parts):
+            e, ladj = part.pull(e, context)
+            total = total + ladj
+        return e, total
+
+
+def _plain(part: FlowTransform | Conditional) -> FlowTransform:
+    """The transform that takes its context as an argument."""
+    return part.transform if isinstance(part, Conditional) else part
+
+
+def _vanish(part: FlowTransform) -> None:
+    """Parameters of affine maps and splines are 0, where both are the identity."""
+    layers = [m for m in part.modules() if isinstance(getattr(m, "weight", None), nn.Parameter)]
+    with torch.no_grad():
+        for parameter in layers[-1].parameters() if layers else part.parameters():  # of one entry there is no network
+            parameter.zero_()
+
+
+class Pushed(TorchDistribution):
+    """The law of push(e), e ~ N(0, I): vectors. What it drew itself it knows the density of without an inverse."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, stack: Stack, context: Tensor | None = None, batch_shape: Sequence[int] | None = None):
+        self.stack, self.context = stack, context
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        own = () if context is None else context.shape[:-1]
+        shape = torch.Size(own if batch_shape is None else batch_shape)
+        super().__init__(shape, torch.Size((stack.features,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Pushed:
+        return Pushed(self.stack, self.context, torch.Size(batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        e = torch.randn(self._extended_shape(torch.Size(sample_shape))).to(self.stack.loc)
+        u, ladj = self.stack.push(e, self.context)
+        self._drawn = u, _log_normal(e) - ladj
+        return u
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._drawn is not None and self._drawn[0] is value:
+            return self._drawn[1]
+        e, ladj = self.stack.pull(value, self.context)
+        return _log_normal(e) + ladj
+
+
+def _log_normal(e: Tensor) -> Tensor:
+    return -0.5 * (e * e).sum(-1) - 0.5 * e.shape[-1] * math.log(2 * math.pi)
+
+
+class Latent(NamedTuple):
+    """A latent's place in its vector, and how it is written."""
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]  # of the unconstrained value in a single run, the dimension of the rows left out
+    batch_dim: int  # plates and other batch dimensions of the value, the rows' included
+    event_dim: int
+    frames: tuple[tuple[str, int, int | None], ...]  # plates: name, dim, size (None: as many as there are rows)
+    transform: Any
+    row_dim: int | None  # of the rows, counted from the right of the batch; None for one of the global vector
+
+
+class FlowGuide(nn.Module):
+    """The flow guide of a program; see above.
+
+    Args:
+        program: its model is run once, to learn its latents.
+        data: columns, or a batch of them.
+        hide: latents that are left out.
+        rows: the row columns, where the data are too few to tell.
+        transforms, hidden: of the flows: pairs of transforms, and widths of their networks.
+        amortised: whether local latents are read off their row; None: where they have more than `JOINT` entries.
+
+    Attributes:
+        spec: what `make_guide` makes it of again.
+        amortised: whether it can be asked about other rows than it was made with.
+        columns: the row columns that it reads.
+
+    Raises:
+        PpgenError: a latent in a plate that subsamples by itself, or in two plates over the rows.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(
+        self,
+        program: Program,
+        data: Mapping[str, Tensor],
+        hide: tuple[str, ...] = (),
+        rows: tuple[str, ...] = (),
+        *,
+        transforms: int = 2,
+        hidden: Sequence[int] = (32, 32),
+        amortised: bool | None = None,
+    ):
+        super().__init__()
+        sites = _latent_sites(program, data, hide)
+        over_rows = _over_rows(program, data, sites, rows)
+        local = {n for n, s in sites.items() if _row_frame(n, s, over_rows) is not None}
+        if amortised is None:
+            amortised = bool(local) and sum(s["value"].numel() for s in sites.values()) > JOINT
+        self.amortised = amortised and bool(local)
+        self.columns = (rows or row_columns(data)) if self.amortised else ()
+        joint = {n: s for n, s in sites.items() if not (self.amortised and n in local)}
+        self.of_all = _places(joint, {})
+        self.of_rows = _places({n: s for n, s in sites.items() if n not in joint}, over_rows)
+        if self.of_all:
+            self.flow = Stack(self.of_all[-1].stop, 0, transforms, hidden)
+        if self.of_rows:
+            x = self._table(data)
+            self.register_buffer("mean", x.mean(0))
+            self.register_buffer("sd", x.std(0, correction=0).clamp_min(1e-6))
+            context = x.shape[-1] + (self.of_all[-1].stop if self.of_all else 0)
+            self.row_flow = Stack(self.of_rows[-1].stop, context, transforms, hidden)
+        self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={self.amortised})"
+
+    def forward(self, **columns: Tensor) -> None:
+        table = self._table(columns) if self.of_rows else None
+        rows = 0 if table is None else len(table)
+        frames = {f for latent in (*self.of_all, *self.of_rows) for f in latent.frames}
+        plates = {name: pyro.plate(name, rows if size is None else size, dim=dim) for name, dim, size in sorted(frames)}
+        u: Tensor | None = None
+        if self.of_all:
+            u = pyro.sample("_flow", Pushed(self.flow), infer={"is_auxiliary": True})
+            for latent in self.of_all:
+                _emit(latent, u, plates, u.dim() - 1)
+        if table is None:
+            return
+        x = (table - self.mean) / self.sd
+        (name, dim, _) = next(f for f in self.of_rows[0].frames if f[2] is None)
+        x = x.reshape(rows, *(1,) * (-dim - 1), -1)
+        if u is not None:
+            centred = (u - self.flow.loc.detach()) * (-self.flow.log_diagonal.detach()).exp()
+            batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
+            x = torch.cat((x.expand(*batch, -1), centred.expand(*batch, -1)), -1)
+        with plates[name]:
+            v = pyro.sample("_flow_rows", Pushed(self.row_flow, x), infer={"is_auxiliary": True})
+        for latent in self.of_rows:
+            _emit(latent, v, plates, v.dim() - 1 if v.dim() - 1 > -dim else 0)
+
+    def _table(self, data: Mapping[str, Tensor]) -> Tensor:
+        """The row columns side by side, (rows, features)."""
+        for name in self.columns:
+            if name not in data or data[name] is None:
+                raise PpgenError(f"the flow guide reads the column {name!r}, and the data lack it; pass it")
+        like = torch.get_default_dtype()
+        return torch.cat([data[n].to(like).reshape(len(data[n]), -1) for n in self.columns], -1)
+
+    @torch.no_grad()
+    def start_at(self, values: Mapping[str, slice], loc: Tensor, scale_tril: Tensor) -> None:
+        """Begins as the Gaussian of these moments of the unconstrained latents, as far as it has a place for them.
+
+        Args:
+            values: where each latent stands in loc.
+        """
+        if self.of_all:
+            index = torch.cat([torch.arange(values[a.name].start, values[a.name].stop) for a in self.of_all])
+            rows = scale_tril[index]
+            self.flow.start_at(loc[index], torch.linalg.cholesky(rows @ rows.T))
+
+
+def _latent_sites(program: Program, data: Mapping[str, Tensor], hide: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    trace = prune_subsample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
+    sites = {n: s for n, s in sample_sites(trace, deterministic=False).items() if not s["is_observed"]}
+    sites = {n: s for n, s in sites.items() if n not in hide}
+    for name, site in sites.items():
+        for f in site["cond_indep_stack"]:
+            if f.full_size not in (None, f.size):
+                raise PpgenError(
+                    f"the latent {name!r} stands in the plate {f.name!r}, which draws {f.size} of {f.full_size} rows "
+                    "by itself; leave subsample_size out, and pass batch_size to fit"
+                )
+    return sites
+
+
+def _over_rows(
+    program: Program, data: Mapping[str, Tensor], sites: Mapping[str, dict[str, Any]], rows: tuple[str, ...]
+) -> dict[str, int]:
+    frames = [f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized]
+    found = row_plates(program, data, frames, rows)
+    return {f.name: f.dim for f in frames if f.name in found}
+
+
+def _row_frame(name: str, site: Mapping[str, Any], over_rows: Mapping[str, int]) -> int | None:
+    dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in over_rows]
+    if len(dims) > 1:
+        raise PpgenError(
+            f"the latent {name!r} stands in two plates over the rows, for which the flow guide has no form; write a "
+            "guide of its own"
+        )
+    return dims[0] if dims else None
+
+
+def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[Latent]:
+    found, start = [], 0
+    for name, site in sites.items():
+        event_dim = site["fn"].event_dim
+        transform = biject_to(site["fn"].support)
+        shape = list(transform.inv(site["value"]).shape)
+        batch_dim = site["value"].dim() - event_dim
+        row_dim = _row_frame(name, site, over_rows)
+        if row_dim is not None:
+            del shape[batch_dim + row_dim]
+        frames = tuple(
+            (f.name, f.dim, None if f.name in over_rows else f.size)
+            for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)
+            if f.vectorized
+        )
+        size = math.prod(shape)
+        found.append(Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
+        start += size
+    return found
+
+
+def _emit(latent: Latent, vector: Tensor, plates: Mapping[str, Any], batch: int) -> None:
+    """Writes one latent's site out of its vector.
+
+    Args:
+        vector: (particles and 1s, [rows, 1s], D).
+        plates: by name.
+        batch: its batch dimensions where there is a plate of particles, else 0.
+    """
+    u = vector[..., latent.start : latent.stop]
+    b = latent.batch_dim
+    if latent.row_dim is None:
+        u = u.reshape(-1, *latent.shape)
+    else:
+        u = u.movedim(latent.row_dim - 1, 0)
+        u = u.reshape(len(u), -1, *latent.shape).movedim(0, 1 + b + latent.row_dim)
+    u = u.reshape(len(u), *(1,) * (batch - 1 - b), *u.shape[1:]) if batch else u.reshape(u.shape[1:])
+    value = latent.transform(u)
+    ladj = latent.transform.log_abs_det_jacobian(u, value)
+    ladj = sum_rightmost(ladj, ladj.dim() - value.dim() + latent.event_dim)
+    delta = Delta(value, -ladj, event_dim=latent.event_dim)
+    with ExitStack() as stack:
+        for name, *_ in latent.frames:
+            stack.enter_context(plates[name])
+        pyro.sample(latent.name, delta)

@@ -1,0 +1,322 @@
+"""The guides that a name makes: the flow guide's laws and oracles, and where a guide begins."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import SCHOOLS, GuidedNormalMean, NormalMean, Regression, draws_agree, normal
+from programs import PROGRAMS
+from torch import Tensor
+
+import ppgen
+from ppgen import PpgenError, Program, Run
+from ppgen.check import check
+from ppgen.guides import guide_names, parse
+from ppgen.guides.flow import Pushed, Stack
+from ppgen.guides.start import gaussian
+from ppgen.inference import diagnose, fit, loglik, posterior, resume
+from ppgen.inference.elbo import log_weights
+from ppgen.structure import trace_pair
+
+SINGLE = {"precision": "64-true", "engine": "eager"}
+
+
+def shaken(stack: Stack, by: float = 0.3) -> Stack:
+    """A stack that is no longer the identity."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in stack.parameters():
+            p.add_(by * torch.randn(p.shape, generator=generator))
+    return stack
+
+
+# -- its density -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("features, context", [(1, 0), (1, 2), (4, 0), (4, 2)])
+def test_density_of_a_stack_is_that_of_the_change_of_variables(features, context):
+    torch.manual_seed(0)
+    stack = shaken(Stack(features, context, 2, (8,))).double()
+    e = torch.randn(5, features).double()
+    c = torch.randn(5, context).double() if context else None
+    u, ladj = stack.push(e, c)
+    for i in range(5):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, i=i: stack.push(v, None if c is None else c[i])[0], e[i]
+        )
+        assert float(ladj[i].detach()) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-8)
+    back, other = stack.pull(u, c)
+    assert torch.allclose(back, e, atol=1e-5) and torch.allclose(other, -ladj, atol=1e-5)
+
+
+def test_what_it_drew_it_knows_the_density_of():
+    torch.manual_seed(0)
+    fn = Pushed(shaken(Stack(3, 0, 2, (8,)))).expand([4])
+    u = fn.rsample()
+    assert u.shape == (4, 3)
+    assert torch.allclose(fn.log_prob(u), fn.log_prob(u.clone()), atol=1e-3)
+
+
+def test_a_stack_begins_as_the_gaussian_it_is_given():
+    stack = Stack(3)
+    L = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.1, 0.0], [-1.0, 0.3, 4.0]])
+    stack.start_at(torch.tensor([1.0, 2.0, 3.0]), L)
+    u = normal(6, 3)
+    expected = dist.MultivariateNormal(torch.tensor([1.0, 2.0, 3.0]), scale_tril=L).log_prob(u)
+    assert torch.allclose(Pushed(stack).log_prob(u), expected, atol=1e-4)
+
+
+# -- any program -----------------------------------------------------------------------------------
+
+CONTINUOUS = [
+    "normal_normal", "minibatch", "eight_schools", "reparam_handler", "logistic_full_covariance", "hierarchical",
+    "nested_plates", "correlated_normal", "autoregression_loop", "counts", "mask_and_scale", "condition_handler",
+    "factor_and_deterministic", "constrained_params", "beta_bernoulli", "dirichlet_categorical", "gamma_guide",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize("amortised", [False, True])
+def test_any_program_takes_it(name, amortised):
+    case = PROGRAMS[name]
+    torch.manual_seed(0)
+    program = case.program()
+    program.setup(case.data, f"flow(hidden=(4,), amortised={amortised})")
+    structure = check(program, case.data, learn=False)
+    program.setup(case.data, "AutoDiagonalNormal")
+    assert structure.batch_safe == check(program, case.data, learn=False).batch_safe, structure.unsafe_reason
+    program.setup(case.data, f"flow(hidden=(4,), amortised={amortised})")
+    particles = 6 if structure.batch_safe else 1
+    t = trace_pair(program, case.data, particles=particles, structure=structure)
+    w = log_weights(t, structure)
+    assert w.shape[0] == particles and torch.isfinite(w).all()
+    for site in structure.latents:
+        assert t.p.nodes[site]["fn"].support.check(t.p.nodes[site]["value"]).all()
+
+
+@pytest.mark.parametrize("amortised", [False, True])
+def test_a_traced_step_is_an_eager_one(amortised):
+    runs = [
+        fit(Crossed(), CROSSED, steps=4, lr=0.01, guide=f"flow(transforms=1, hidden=(4,), amortised={amortised})",
+            engine=engine, log_every=1, particles=2, starts=0)
+        for engine in ("eager", "trace")
+    ]  # fmt: skip
+    assert torch.allclose(*(torch.tensor(r.metrics["elbo"]) for r in runs), rtol=1e-5)
+
+
+class Crossed(Program):
+    """A latent in two plates, rows right of units; one that is a simplex; a global scale."""
+
+    def model(self, x=None):
+        s = pyro.sample("s", dist.Gamma(2.0, 2.0))
+        with ppgen.rows(x):
+            p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+            with pyro.plate("unit", 2, dim=-2):
+                z = pyro.sample("z", dist.Normal(0.0, s))
+                pyro.sample("x", dist.Normal((p * torch.arange(3.0)).sum(-1) + z, 1.0), obs=x)
+
+
+CROSSED = {"x": normal(5)}
+
+
+@pytest.mark.parametrize("amortised", [False, True])
+def test_plates_and_constraints(amortised):
+    torch.manual_seed(0)
+    program = Crossed().setup(CROSSED, f"flow(hidden=(4,), amortised={amortised})")
+    structure = check(program, CROSSED)
+    assert structure.locals == ("p", "z") and structure.globals == ("s",)
+    one = trace_pair(program, CROSSED).p.nodes
+    assert one["p"]["value"].shape == (5, 3) and one["z"]["value"].shape == (2, 5) and one["s"]["value"].shape == ()
+    many = trace_pair(program, CROSSED, particles=7, structure=structure).p.nodes
+    assert many["p"]["value"].shape == (7, 1, 5, 3) and many["z"]["value"].shape == (7, 2, 5)
+    assert many["s"]["value"].shape == (7, 1, 1)
+    assert torch.allclose(many["p"]["value"].sum(-1), torch.ones(()))
+    tree = posterior(program, CROSSED, draws=6)
+    assert tree["posterior"]["z"].shape == (1, 6, 2, 5)
+    if amortised:
+        assert loglik(program, {"x": normal(9)}, particles=3).rows == 9
+
+
+# -- posteriors that are known ---------------------------------------------------------------------
+
+
+def test_of_a_gaussian_posterior_it_begins_as_the_posterior():
+    x, y = normal(40, 4, seed=1), normal(40, seed=2)
+    run = fit(Regression(), {"x": x, "y": y}, steps=0, guide="flow", **SINGLE)
+    with torch.no_grad():
+        b = torch.stack([trace_pair(run.program, run.example).q.nodes["b"]["value"] for _ in range(1500)])
+    exact = Regression().posterior(x, y)
+    draws_agree(b, exact.loc, exact.variance)
+
+
+@pytest.mark.parametrize("guide", ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal"])
+def test_pyros_gaussian_guides_begin_there_too(guide):
+    x = normal(20) + 1.0
+    run = fit(NormalMean(), {"x": x}, steps=0, guide=guide, starts=2, **SINGLE)
+    exact = NormalMean().posterior(x)
+    m = posterior(run, {"x": x}, draws=4000)["posterior"]["m"].values[0]
+    draws_agree(m, exact.loc, exact.variance)
+
+
+def _rate(x=None):
+    rate = pyro.sample("rate", dist.Gamma(0.6, 0.5))
+    with ppgen.rows(x):
+        pyro.sample("x", dist.Exponential(rate), obs=x)
+
+
+def test_a_skewed_posterior():
+    """One observation of an exponential: the posterior is Gamma(1.6, 0.5 + x), a Gaussian guide of log rate misses."""
+    data = {"x": torch.tensor([0.4])}
+    run = fit(Program.from_pair(_rate), data, steps=400, lr=0.02, schedule="cosine", particles=16, guide="flow",
+              precision="64-true", engine="trace")  # fmt: skip
+    found = diagnose(run, data, draws=2000, particles=4000)
+    gap = found.bounds.best.mean - found.bounds.bounds[0].mean
+    assert found.khat[0] < 0.7 and gap < 0.02
+    rate = found.tree["posterior"]["rate"].values[0]
+    assert rate.mean() == pytest.approx(1.6 / 0.9, abs=4.5 * 1.6**0.5 / 0.9 / 2000**0.5 + 0.02)
+
+
+class Measured(Program):
+    """m ~ N(0, 2), z_i ~ N(m, 1), x_i ~ N(z_i, 1): given m, E[z_i | x] = (m + x_i) / 2; m | x is normal."""
+
+    def model(self, x=None):
+        m = pyro.sample("m", dist.Normal(0.0, 2.0))
+        with ppgen.rows(x):
+            z = pyro.sample("z", dist.Normal(m, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    @staticmethod
+    def mean(x: Tensor) -> dist.Normal:
+        precision = 1 / 4 + len(x) / 2
+        return dist.Normal(x.sum() / 2 / precision, precision**-0.5)
+
+
+@pytest.mark.slow
+def test_local_latents_are_amortised_under_minibatches():
+    x = 3 + 1.5 * normal(300)
+    run = fit(Measured(), {"x": x}, batch_size=50, steps=1500, lr=0.01, schedule="cosine", guide="flow", particles=4,
+              engine="trace")  # fmt: skip
+    assert "amortised=True" in run.config["program"]["guide"] and not run.program.fixed_rows
+    tree = posterior(run, {"x": x}, draws=1000)["posterior"]
+    exact = Measured.mean(x)
+    m, z = tree["m"].values[0], tree["z"].values[0]
+    assert abs(m.mean() - float(exact.loc)) < 0.5 * float(exact.scale)
+    assert m.std() / float(exact.scale) == pytest.approx(1, abs=0.3)
+    shrunk = (float(exact.loc) + x.numpy()) / 2
+    assert abs(z.mean(0) - shrunk).mean() < 0.08
+    assert z.std(0).mean() == pytest.approx(math.sqrt(0.5 + 0.25 * float(exact.variance)), abs=0.08)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_run_comes_back_and_goes_on(tmp_path):
+    options = {"guide": "flow(hidden=(4,))", "steps": 6, "seed": 3, "log_every": 2, "engine": "eager"}
+    whole = fit(ppgen.models.EightSchools(), SCHOOLS, **options)
+    fit(ppgen.models.EightSchools(), SCHOOLS, out=tmp_path / "run", **(options | {"steps": 4}))
+    again = resume(tmp_path / "run", SCHOOLS, steps=6)
+    for key, value in whole.program.state_dict().items():
+        assert torch.equal(value, again.program.state_dict()[key]), key
+    loaded = Run.load(tmp_path / "run")
+    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["mu"].values for r in (again, loaded))
+    assert (a == b).all()
+
+
+def test_an_amortised_run_comes_back_from_two_rows(tmp_path):
+    x = normal(30)
+    fit(Measured(), {"x": x}, batch_size=10, steps=2, guide="flow(hidden=(4,))", out=tmp_path / "run", engine="eager")
+    loaded = Run.load(tmp_path / "run")
+    assert len(loaded.example["x"]) == 2
+    assert loglik(loaded, {"x": normal(11)}, particles=3).rows == 11
+
+
+# -- where a guide begins --------------------------------------------------------------------------
+
+
+def test_a_start_far_away_and_badly_scaled():
+    """N((3000, -0.01), diag(50², 0.002²)) with correlation 0.9, from starts in [-2, 2]."""
+    loc, sd = torch.tensor([3000.0, -0.01]).double(), torch.tensor([50.0, 0.002]).double()
+    cov = torch.tensor([[1.0, 0.9], [0.9, 1.0]]).double() * sd[:, None] * sd
+    target = dist.MultivariateNormal(loc, cov)
+
+    def score(u: Tensor) -> tuple[Tensor, Tensor]:
+        u = u.detach().double().requires_grad_()
+        value = target.log_prob(u)
+        return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+
+    with ppgen.run.default_dtype(torch.float64):
+        found = gaussian(score, 2, starts=2)
+    assert torch.allclose(found.loc, loc, rtol=1e-3)
+    assert torch.allclose(found.scale_tril @ found.scale_tril.T, cov, rtol=0.05)
+    assert found.elbo == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_start_in_a_funnel_is_where_the_mass_is():
+    """Neal's funnel: v ~ N(0, 3), x ~ N(0, e^{v/2}): the density rises without end as v falls."""
+
+    def score(u: Tensor) -> tuple[Tensor, Tensor]:
+        u = u.detach().requires_grad_()
+        value = dist.Normal(0.0, 3.0).log_prob(u[:, 0])
+        value = value + dist.Normal(0.0, (u[:, :1] / 2).exp(), validate_args=False).log_prob(u[:, 1:]).sum(-1)
+        return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+
+    found = gaussian(score, 6, starts=4)
+    assert abs(float(found.loc[0])) < 3 and found.elbo > -4
+
+
+def test_no_start_is_no_error():
+    assert gaussian(lambda u: (u.sum(-1) * math.nan, u), 2, starts=2) is None
+
+
+def test_heavy_tails_do_not_kill_a_start():
+    """A rate under a very wide log-normal prior: Pyro's own start is often far off."""
+
+    def model(x=None):
+        a = pyro.sample("a", dist.LogNormal(0.0, 10.0))
+        b = pyro.sample("b", dist.HalfCauchy(1000.0))
+        with ppgen.rows(x):
+            pyro.sample("x", dist.Normal(a, b), obs=x)
+
+    data = {"x": 5 + 0.1 * normal(50)}
+    run = fit(Program.from_pair(model), data, steps=0, guide="AutoNormal", starts=8, **SINGLE)
+    a = posterior(run, data, draws=500)["posterior"]["a"].values
+    assert abs(a.mean() - 5) < 0.05 and a.std() < 0.05
+
+
+# -- what cannot be ----------------------------------------------------------------------------------
+
+
+def test_names():
+    assert "flow" in guide_names() and "AutoNormal" in guide_names()
+    with pytest.raises(PpgenError, match="did you mean 'flow'"):
+        parse("flwo")
+    with pytest.raises(PpgenError, match="cannot be read"):
+        parse("flow(transforms=")
+    with pytest.raises(PpgenError, match="flow has no option 'layers'"):
+        fit(NormalMean(), {"x": normal(3)}, steps=0, guide="flow(layers=3)")
+    run = fit(NormalMean(), {"x": normal(3)}, steps=0, guide="AutoNormal(init_scale=0.5)")
+    assert float(run.program.autoguide.scales.m.detach()) == pytest.approx(0.5)
+
+
+def test_pyros_guides_of_local_latents_are_refused_under_minibatches():
+    with pytest.raises(PpgenError, match="local latents need an amortised guide"):
+        fit(Measured(), {"x": normal(20)}, batch_size=5, guide="AutoNormal")
+
+
+def test_a_plate_that_subsamples_a_latent_by_itself():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    with pytest.raises(PpgenError, match="draws 3 of 9 rows by itself"):
+        fit(Program.from_pair(model), {"x": normal(9)}, guide="flow")
+
+
+def test_a_guide_of_its_own_is_replaced():
+    run = fit(GuidedNormalMean(), {"x": normal(20)}, steps=0, guide="flow", **SINGLE)
+    assert run.program.fixed_rows and run.program.guide_columns == ()
