@@ -2,9 +2,10 @@
 
     python benchmarks/flows.py [--families maf nsf nsf_coupling] [--engines trace compile] [--steps 300] [--repeats 5]
 
-One process, one thread; the contestants take turns, and the medians of the turns are printed. All have the same
-architecture (5 transforms, networks of 64-64, splines of 8 bins on [-5, 5]), the same 8-D data, batches of 512 in the
-same order, and Adam. A peer that is not installed is left out.
+One process, one thread; the contestants take turns, and the medians of the turns are printed, in CPU time. All have
+the same architecture (5 transforms, networks of 64-64, splines of 8 bins on [-5, 5]; each peer's own initial values),
+the same 8-D data, batches of 512 in the same order, and Adam. A peer that is not installed, or lacks a family, is left
+out. Draws of ppgen are those of `ppgen.inference.drawer` under its engines. All families take long: name some.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 D, BATCH, LAYERS, HIDDEN, BINS = 8, 512, 5, (64, 64), 8
 LR = 1e-3
+FAMILIES = ["maf", "nsf", "realnvp", "nice", "nsf_coupling", "gf", "bpf", "sospf", "naf", "unaf", "residual", "cnf"]
 
 
 class Contestant(NamedTuple):
@@ -55,13 +57,14 @@ def of_module(module: nn.Module, log_prob: Callable[[Tensor], Tensor], sample: C
 
 
 def of_ppgen(family: str, engine: str) -> Contestant:
-    from ppgen.inference import Objective
+    from ppgen.inference import Objective, drawer
     from ppgen.inference.optimise import make_fabric, make_optimizer
     from ppgen.inference.step import Row, make_step
     from ppgen.models import Flow
     from ppgen.structure import inspect
 
-    flow = Flow(D, family=family, transforms=LAYERS, hidden=HIDDEN).prepare({"x": data(5000, 2)})
+    transforms = 1 if family == "cnf" else LAYERS
+    flow = Flow(D, family=family, transforms=transforms, hidden=HIDDEN).prepare({"x": data(5000, 2)})
     batch = {"x": data(BATCH, 0)}
     flow.setup(batch)
     objective = Objective(flow, inspect(flow, batch), BATCH)
@@ -77,16 +80,32 @@ def of_ppgen(family: str, engine: str) -> Contestant:
         if train.running != engine:
             raise SystemExit(f"engine {engine} was not used")
 
-    return Contestant(step, flow.log_prob, lambda n: flow.density().sample((n,)))
+    def sample(n: int) -> Tensor:
+        if engine == "eager":
+            return flow.density().sample((n,))
+        if n not in drawers:
+            drawers[n] = drawer(flow, n, engine=engine)
+        return drawers[n]()["x"]
+
+    drawers: dict[int, Callable[..., dict[str, Tensor]]] = {}
+    return Contestant(step, flow.log_prob, sample)
 
 
 def of_zuko(family: str) -> Contestant | None:
     import zuko
 
+    narrow = {"hidden_features": (32, 32)}
     make = {
         "maf": lambda: zuko.flows.MAF(D, transforms=LAYERS, hidden_features=HIDDEN),
         "nsf": lambda: zuko.flows.NSF(D, bins=BINS, transforms=LAYERS, hidden_features=HIDDEN),
         "realnvp": lambda: zuko.flows.RealNVP(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "nice": lambda: zuko.flows.NICE(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "naf": lambda: zuko.flows.NAF(D, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
+        "unaf": lambda: zuko.flows.UNAF(D, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
+        "sospf": lambda: zuko.flows.SOSPF(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "bpf": lambda: zuko.flows.BPF(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "gf": lambda: zuko.flows.GF(D, transforms=LAYERS, hidden_features=HIDDEN),
+        "cnf": lambda: zuko.flows.CNF(D, hidden_features=HIDDEN),
     }
     if family not in make:
         return None
@@ -113,9 +132,11 @@ def of_nflows(family: str) -> Contestant | None:
             return [transforms.ReversePermutation(D), spline]
         if family == "realnvp":
             return [coupling(i, transforms.AffineCouplingTransform)]
+        if family == "nice":
+            return [coupling(i, transforms.AdditiveCouplingTransform)]
         return [coupling(i, transforms.PiecewiseRationalQuadraticCouplingTransform, **tails)]
 
-    if family not in ("maf", "nsf", "realnvp", "nsf_coupling"):
+    if family not in ("maf", "nsf", "realnvp", "nice", "nsf_coupling"):
         return None
     parts = [t for i in range(LAYERS) for t in layer(i)]
     flow = flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([D]))
@@ -139,6 +160,12 @@ def of_normflows(family: str) -> Contestant | None:
             parts.append(
                 nf.flows.CoupledRationalQuadraticSpline(D, 2, 64, num_bins=BINS, tail_bound=5, reverse_mask=i % 2 == 1)
             )
+        elif family == "realnvp":
+            mask = torch.tensor([float(j % 2 == i % 2) for j in range(D)])
+            scale, shift = (nf.nets.MLP([D, *HIDDEN, D], init_zeros=True) for _ in range(2))
+            parts.append(nf.flows.MaskedAffineFlow(mask, shift, scale))
+        elif family == "residual":
+            parts.append(nf.flows.Residual(nf.nets.LipschitzMLP([D, *HIDDEN, D])))
         else:
             return None
     flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(D, trainable=False), parts)
@@ -165,16 +192,18 @@ def race(family: str, options: argparse.Namespace) -> None:
         order = torch.Generator().manual_seed(3)
         for _ in range(options.steps):
             c.step(train[torch.randint(len(train), (BATCH,), generator=order)])
-    with torch.no_grad():
-        nats = {name: c.log_prob(test).mean().item() for name, c in runs.items()}
+    nats = {name: _mean_log_prob(c, test) for name, c in runs.items()}
     steps: dict[str, list[float]] = {name: [] for name in runs}
     draws: dict[str, list[float]] = {name: [] for name in runs}
+    for c in runs.values():
+        with torch.no_grad():
+            c.sample(512)
     for _ in range(options.repeats):
         for name, c in runs.items():
             began = time.process_time()
-            for _ in range(10):
+            for _ in range(options.block):
                 c.step(train[:BATCH])
-            steps[name].append((time.process_time() - began) * 100)
+            steps[name].append((time.process_time() - began) * 1000 / options.block)
             with torch.no_grad():
                 began = time.process_time()
                 c.sample(512)
@@ -186,12 +215,17 @@ def race(family: str, options: argparse.Namespace) -> None:
         print(f"{name:16s}{step:10.1f}{draw:18.1f}{nats[name]:18.3f}", flush=True)
 
 
+def _mean_log_prob(c: Contestant, x: Tensor) -> float:
+    return sum(c.log_prob(part).detach().sum().item() for part in x.split(1000)) / len(x)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=["maf", "nsf", "realnvp", "nsf_coupling"])
+    parser.add_argument("--families", nargs="+", default=FAMILIES)
     parser.add_argument("--engines", nargs="+", default=["eager", "trace", "compile"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--block", type=int, default=10, help="steps a turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pyro.enable_validation(False)
