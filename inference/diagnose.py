@@ -24,6 +24,7 @@ from ppgen.data import take
 from ppgen.errors import PpgenError
 from ppgen.inference.loglik import LogLik, loglik
 from ppgen.inference.posterior import posterior
+from ppgen.inference.psis import GOOD_K, moments, pareto_k, smoothed
 from ppgen.inference.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
@@ -34,8 +35,6 @@ if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
     from xarray import DataTree
 
-GOOD_K = 0.7
-SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones
 MEAN_DRAWS = 200  # for a posterior mean that is not known in closed form
 ACTIVE = 0.01  # variance over rows of a latent's posterior mean, above which it is active (Burda et al. 2016)
 
@@ -52,6 +51,8 @@ class Diagnosis(NamedTuple):
         kl: KL(q, p) in nats of each latent dimension, mean over rows, by site; only where both are factorised.
         active: by site, which dimensions of the latent are active; for local latents on two rows or more.
         findings: sentences; the first says whether to believe the posterior.
+        moments: mean and sd of each latent as the guide has them, corrected by the importance weights where latents are
+            global and k-hat allows it, and of the reference draws where some were given.
     """
 
     tree: DataTree
@@ -62,11 +63,19 @@ class Diagnosis(NamedTuple):
     kl: dict[str, np.ndarray]
     active: dict[str, np.ndarray]
     findings: list[str]
+    moments: pd.DataFrame
 
 
 @torch.no_grad()
 def diagnose(
-    run: Run, data: Any, *, draws: int = 1000, rows: int = 100, particles: int = 1000, seed: int | None = 0
+    run: Run,
+    data: Any,
+    *,
+    draws: int = 1000,
+    rows: int = 100,
+    particles: int = 1000,
+    reference: DataTree | None = None,
+    seed: int | None = 0,
 ) -> Diagnosis:
     """Diagnoses a run's guide on data.
 
@@ -76,6 +85,7 @@ def diagnose(
         draws: draws of the posterior in the tree.
         rows: where latents are local: the first rows go into the tree, ten times as many into k-hat and KL.
         particles: importance weights a row.
+        reference: a DataTree of the same posterior, such as `mcmc` gives, to stand beside the guide's.
 
     Raises:
         PpgenError: a program without latents.
@@ -99,21 +109,69 @@ def diagnose(
             kl = {n: v for n in s.locals if (v := _kl(t.q.nodes[n], t.p.nodes[n], s)) is not None}
         if ll.per == "row" and ll.rows > 1:
             active = {n: v > ACTIVE for n, v in _activity(program, more, s).items()}
-    return Diagnosis(tree, summarise(tree), ll, khat, ll.ess, kl, active, _findings(ll, khat, active))
+    table = compare_moments(tree, khat, reference)
+    said = [*_findings(ll, khat, active), *_said_of(table)]
+    return Diagnosis(tree, summarise(tree), ll, khat, ll.ess, kl, active, said, table)
 
 
-def pareto_k(log_w: np.ndarray) -> np.ndarray:
-    """Pareto k-hat of the weights, (K, n) -> (n,): -inf where all are equal, the guide being exact.
+def compare_moments(tree: DataTree, khat: np.ndarray, reference: DataTree | None = None) -> pd.DataFrame:
+    """Mean and sd of each entry of each latent: the guide's, the corrected ones, the reference draws'.
 
-    ArviZ's `psislw` is made for leave-one-out and takes negative log weights.
+    Raises:
+        PpgenError: the reference has none of the latents, or one of another shape.
     """
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+    import pandas as pd
 
-    k = np.empty(log_w.shape[1])
-    for i, column in enumerate(log_w.T.astype(np.float64)):
-        spread = column.max() - column.min()
-        k[i] = -np.inf if spread < SAME else array_stats.psislw(-column)[1]
-    return k
+    group = tree["posterior"].dataset
+    stats = tree.children.get("sample_stats")
+    log_w = None
+    if stats is not None and stats["log_p"].ndim == 2 and len(khat) == 1 and khat[0] < GOOD_K:
+        log_w = smoothed((stats["log_p"] - stats["log_q"]).values[0][:, None])[0][:, 0]
+    parts = []
+    for name, value in group.data_vars.items():
+        table = dict(zip(("mean", "sd"), moments(value.values), strict=True))
+        if log_w is not None:
+            table |= dict(zip(("corrected_mean", "corrected_sd"), moments(value.values, log_w), strict=True))
+        if reference is not None and name in reference["posterior"].dataset:
+            other = reference["posterior"][name].values
+            if other.shape[2:] != value.shape[2:]:
+                raise PpgenError(
+                    f"the reference's {name!r} has the shape {other.shape[2:]} and the guide's {value.shape[2:]}; pass "
+                    "draws of the same posterior"
+                )
+            flat = other.reshape(1, -1, *other.shape[2:])
+            table |= dict(zip(("reference_mean", "reference_sd"), moments(flat), strict=True))
+        labels = [name] if value.ndim == 2 else [f"{name}[{', '.join(map(str, i))}]" for i in _labels(value)]
+        parts.append(pd.DataFrame(table, index=labels))
+    found = pd.concat(parts)
+    if reference is not None and "reference_mean" not in found:
+        raise PpgenError(
+            f"the reference has none of the latents {', '.join(map(str, group.data_vars))}; pass draws of the same "
+            "posterior"
+        )
+    return found
+
+
+def _labels(value: Any) -> list[tuple]:
+    from itertools import product
+
+    return list(product(*(value[d].values.tolist() for d in value.dims[2:])))
+
+
+def _said_of(table: pd.DataFrame) -> list[str]:
+    """What the corrected and the reference moments say of the guide's."""
+    said = []
+    for kind, words in (("corrected", "corrected by its weights"), ("reference", "the reference draws'")):
+        if f"{kind}_mean" not in table:
+            continue
+        scale = table[f"{kind}_sd"].where(table[f"{kind}_sd"] > 0)
+        off = ((table["mean"] - table[f"{kind}_mean"]).abs() / scale).fillna(0.0)
+        wide = np.log(table["sd"].where(table["sd"] > 0) / scale).abs().fillna(0.0)
+        said.append(
+            f"Beside the moments {words}, the guide's mean is off by at most {off.max():.2f} sd ({off.idxmax()}), and "
+            f"its sd by at most {np.expm1(wide.max()):.0%} ({wide.idxmax()})."
+        )
+    return said
 
 
 def summarise(tree: DataTree) -> pd.DataFrame:
@@ -191,7 +249,7 @@ def _findings(ll: LogLik, khat: np.ndarray, active: dict[str, np.ndarray]) -> li
     elif len(khat) == 1:
         said.append(
             f"The guide misses part of the posterior: k-hat is {k:.2f} (good below {GOOD_K}), and {count}; do not "
-            "trust its spread, and try a richer guide (--guide AutoMultivariateNormal)."
+            "trust its spread, and try a richer guide (--guide flow)."
         )
     else:
         said.append(

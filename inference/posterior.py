@@ -22,6 +22,7 @@ from ppgen.data import row_columns, validate
 from ppgen.distributions import Flat
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
+from ppgen.inference import psis
 from ppgen.inference.elbo import log_weights
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
@@ -46,6 +47,7 @@ def posterior(
     seed: int | None = 0,
     predictive: bool = True,
     prior: bool = True,
+    corrected: bool = False,
 ) -> DataTree:
     """Draws z ~ q(z | x), with the model's predictions, and the log-probabilities that diagnose them.
 
@@ -55,6 +57,8 @@ def posterior(
         draws: S.
         seed: of the draws.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        corrected: resamples more of the guide's draws by their importance weights (`ppgen.inference.psis`), so that
+            they are draws from the posterior; only where k-hat allows it.
 
     Returns:
         Groups as above; each variable has the dimensions chain, draw, its plates, its event dimensions. In
@@ -63,7 +67,8 @@ def posterior(
         Latents that were summed out are not in it, nor are log-probabilities that would need their sum.
 
     Raises:
-        PpgenError: a program without latents (it has no posterior); data that the program does not take.
+        PpgenError: a program without latents (it has no posterior); data that the program does not take; weights that
+            cannot be trusted.
     """
     program = program_of(run)
     data = prepare_columns(data, program, dtype_of_program(program))
@@ -81,7 +86,8 @@ def posterior(
         for name in structure.names("observed"):
             observed_in_support(name, here[name])
         groups: dict[str, list[Arrays]] = {}
-        for k in blocks(draws, data, structure):
+        drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
+        for k in blocks(drawn, data, structure):
             t = trace_pair(program, data, particles=k, structure=structure)
             made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=prior)
             if "log_likelihood" in made:
@@ -89,6 +95,8 @@ def posterior(
             for group, arrays in made.items():
                 groups.setdefault(group, []).append(arrays)
         found = {g: {n: np.concatenate([p[n] for p in parts])[None] for n in parts[0]} for g, parts in groups.items()}
+        if corrected:
+            found = psis.corrected(found, structure, draws, seed)
         return tree_of(program, structure, here, found, data)
 
 

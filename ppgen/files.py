@@ -115,3 +115,18 @@ def write_netcdf(path: str | Path, tree: Any) -> None:
         raise PpgenError(f"{path} could not be written: {e.strerror or e}; choose another place, or free some") from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_netcdf(path: str | Path) -> Any:
+    """Reads a DataTree with a group posterior, whole."""
+    from xarray import load_datatree
+
+    try:
+        tree = load_datatree(path, engine="h5netcdf")
+    except FileNotFoundError as e:
+        raise PpgenError(f"there is no file {path}; name a netCDF file, such as the posterior.nc of a run") from e
+    except (OSError, ValueError) as e:
+        raise PpgenError(f"{path} cannot be read as netCDF ({reason(e)}); name a posterior.nc") from e
+    if "posterior" not in tree.children:
+        raise PpgenError(f"{path} has no group posterior; name a file that ppgen diagnose or ppgen mcmc wrote")
+    return tree

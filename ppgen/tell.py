@@ -65,6 +65,7 @@ def diagnosis_figures(found: Any) -> dict[str, Any]:
         "ess": found.ess,
         "kl": found.kl,
         "active": found.active,
+        "moments": found.moments.to_dict("index"),
         "findings": found.findings,
     }
 
@@ -88,6 +89,13 @@ def diagnosis(found: Any, title: str) -> None:
         [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)],
         title=f"{title}: ArviZ summary of the posterior{_first(shown, table, 'entries')}",
     )
+    beside = found.moments.head(SUMMARY_ROWS)
+    if len(beside.columns) > 2:
+        print_table(
+            ["", *(c.replace("_", " ") for c in beside.columns)],
+            [[index, *map(float, row)] for index, row in zip(beside.index, beside.values, strict=True)],
+            title="The guide's moments beside better ones" + _first(beside, found.moments, "entries"),
+        )
     k, ess = found.khat[~np.isnan(found.khat)], found.ess
     if len(k):
         quantiles = [0.05, 0.5, 0.95] if len(k) > 1 else [0.5]

@@ -237,6 +237,11 @@ def of_train(folder):
     assert abs(again.metrics["elbo"][-1] - EVIDENCE) < 0.2
 
 
+def of_psis(folder):
+    tree = posterior(GuidedNormalMean(width=1.5), {"x": X}, draws=3000, corrected=True)
+    draws_agree(tree["posterior"]["m"].values[0], EXACT.loc, EXACT.variance)
+
+
 def of_converge(folder):
     run = fit(NormalMean(), {"x": X}, until="converged", lr=0.1, particles=8, steps=6000, engine="trace")
     m = posterior(run, {"x": X}, draws=4000)["posterior"]["m"].values

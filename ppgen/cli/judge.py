@@ -47,6 +47,8 @@ def diagnose(
     = 100,
     draws: Annotated[int, typer.Option(help="Draws in the posterior.")] = 1000,
     particles: Annotated[int, typer.Option(help="Importance weights a row.")] = 1000,
+    reference: Annotated[Path | None, typer.Option(metavar="NC", help="A posterior.nc to compare with: ppgen mcmc's.")]
+    = None,
     columns: Columns = None,
     seed: Seed = 0,
     json: Json = False,
@@ -54,14 +56,15 @@ def diagnose(
     """Whether to believe the guide: summary, k-hat, effective draws, KL. Writes the posterior as netCDF."""
     from ppgen import inference, sources
     from ppgen.export import check_suffix
-    from ppgen.files import write_netcdf
+    from ppgen.files import read_netcdf, write_netcdf
     from ppgen.run import Run
 
     fitted = Run.load(run)
     path = out or run / "posterior.nc"
     check_suffix(path, (".nc",))
     name, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
-    found = inference.diagnose(fitted, cols, draws=draws, rows=rows, particles=particles, seed=seed)
+    beside = None if reference is None else read_netcdf(reference)
+    found = inference.diagnose(fitted, cols, draws=draws, rows=rows, particles=particles, reference=beside, seed=seed)
     write_netcdf(path, found.tree)
     if json:
         print_json(tell.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})

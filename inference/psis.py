@@ -1,0 +1,128 @@
+r"""Pareto-smoothed importance sampling: a guide's draws, corrected by their weights where these can be trusted.
+
+    w_s = p(x, z_s) / q(z_s | x),  z_s ~ q        the largest √-few of them replaced by quantiles of a generalised
+                                                  Pareto law fitted to them, whose shape is k-hat
+
+k-hat < 0.7: the weights' law is tame enough for averages at practical numbers of draws, and z_s resampled by w_s are
+draws from the posterior. With S draws the threshold is min(0.7, 1 − 1 / log10 S).
+
+Source: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ppgen.errors import PpgenError
+from ppgen.structure import Structure
+
+GOOD_K = 0.7
+SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones
+PROPOSALS = 4  # draws of the guide for each corrected one
+
+Arrays = dict[str, np.ndarray]
+
+
+def pareto_k(log_w: np.ndarray) -> np.ndarray:
+    """Pareto k-hat of the weights, (K, n) -> (n,): -inf where all are equal, the guide being exact."""
+    return smoothed(log_w)[1]
+
+
+def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed log weights that sum to one, (K, n), and k-hat, (n,).
+
+    ArviZ's `psislw` is made for leave-one-out and takes negative log weights.
+    """
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
+    for i, column in enumerate(log_w.T.astype(np.float64)):
+        if column.max() - column.min() < SAME:
+            out[:, i], k[i] = -math.log(len(column)), -np.inf
+        else:
+            out[:, i], k[i] = array_stats.psislw(-column)
+    return out, k
+
+
+def threshold(draws: int) -> float:
+    """The largest k-hat at which that many weighted draws can be trusted.
+
+    >>> threshold(1000), threshold(100_000)
+    (0.6666666666666667, 0.7)
+    """
+    return min(GOOD_K, 1 - 1 / math.log10(draws))
+
+
+def resampled(log_w: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of draws in proportion to their weights, in random order: systematic resampling, (draws,).
+
+    Args:
+        log_w: (K,), normalised.
+    """
+    steps = (np.arange(draws) + rng.random()) / draws
+    index = np.searchsorted(np.cumsum(np.exp(log_w)), steps).clip(max=len(log_w) - 1)
+    return rng.permutation(index)
+
+
+def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: int | None) -> dict[str, Arrays]:
+    """The groups of `posterior`, resampled by their weights; each row by its own where every latent is local.
+
+    Args:
+        found: by group and name, (1, K, ...), with sample_stats log_p and log_q.
+        draws: how many are wanted.
+
+    Raises:
+        PpgenError: k-hat is too high for it.
+    """
+    if "sample_stats" not in found:
+        raise PpgenError(
+            "latents are summed out, and the guide's draws have no weights to be corrected by; leave it out"
+        )
+    log_w = found["sample_stats"]["log_p"][0] - found["sample_stats"]["log_q"][0]
+    per_row = log_w.ndim == 2
+    weights, k = smoothed(log_w if per_row else log_w[:, None])
+    most = threshold(len(log_w))
+    bad = ~(k < most)
+    if bad.any():
+        what = f"{bad.sum()} of {len(k)} rows have a k-hat above {most:.2f}, the largest" if per_row else "k-hat is"
+        raise PpgenError(
+            f"the guide's draws cannot be corrected by their weights: {what} {k[bad].max():.2f}, and they can be "
+            f"trusted below {most:.2f} only; take a richer guide (--guide flow), or sample the posterior (ppgen mcmc)"
+        )
+    rng = np.random.default_rng(seed)
+    index = np.stack([resampled(w, draws, rng) for w in weights.T], -1)  # (draws, rows or 1)
+    out: dict[str, Arrays] = {}
+    for group, arrays in found.items():
+        if group in ("prior", "prior_predictive"):
+            out[group] = {n: v[:, :draws] for n, v in arrays.items()}
+        else:
+            out[group] = {
+                n: _picked(v, index, _row_axis(n, v, structure) if per_row else None) for n, v in arrays.items()
+            }
+    return out
+
+
+def _row_axis(name: str, value: np.ndarray, structure: Structure) -> int:
+    """Which axis of (1, K, plates, event) runs over the rows."""
+    if name in ("log_p", "log_q"):
+        return 2
+    plates = structure[name].plates
+    return 2 + next(i for i, p in enumerate(plates) if p in structure.row_plates)
+
+
+def _picked(value: np.ndarray, index: np.ndarray, axis: int | None) -> np.ndarray:
+    if axis is None:
+        return value[:, index[:, 0]]
+    rows_last = np.moveaxis(value, axis, -1)  # (1, K, ..., rows)
+    shape = (1, len(index), *(1,) * (rows_last.ndim - 3), index.shape[1])
+    return np.moveaxis(np.take_along_axis(rows_last, index.reshape(shape), 1), -1, axis)
+
+
+def moments(value: np.ndarray, log_w: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd over the draws of (1, K, ...), weighted by (K,) log weights that sum to one."""
+    x = value[0].reshape(value.shape[1], -1).astype(np.float64)
+    w = np.full(len(x), 1 / len(x)) if log_w is None else np.exp(log_w - np.logaddexp.reduce(log_w))
+    mean = w @ x
+    return mean, np.sqrt((w @ (x - mean) ** 2).clip(min=0))

@@ -1,0 +1,135 @@
+"""Importance weights, smoothed, and the guide's draws corrected by them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from arviz_base import from_dict
+from known import GuidedNormalMean, draws_agree, normal, ppca
+from torch import nn
+
+from ppgen import Program, rows
+from ppgen.errors import PpgenError
+from ppgen.files import read_netcdf, write_netcdf
+from ppgen.inference import diagnose, fit, posterior
+from ppgen.inference.psis import moments, resampled, smoothed, threshold
+
+X = normal(20) + 1.0
+EXACT = GuidedNormalMean().posterior(X)
+
+
+def wide(width=1.6):
+    return fit(GuidedNormalMean(width=width), {"x": X}, steps=0)
+
+
+def test_weights_sum_to_one_and_keep_their_order():
+    log_w = np.random.default_rng(0).normal(size=(2000, 3))
+    out, k = smoothed(log_w)
+    assert np.allclose(np.logaddexp.reduce(out), 0) and np.all(k < 0.5)
+    assert all(np.corrcoef(a, b)[0, 1] > 0.999 for a, b in zip(out.T, log_w.T, strict=True))
+    assert threshold(10) == 0 and threshold(10_000) == 0.7
+
+
+def test_resampling_is_in_proportion():
+    log_w = np.log([0.5, 0.2, 0.3])
+    index = resampled(log_w, 1000, np.random.default_rng(0))
+    assert np.allclose(np.bincount(index), [500, 200, 300], atol=1)
+    assert (np.diff(index) < 0).sum() > 100, "in random order"
+
+
+def test_moments_by_weights():
+    value = np.array([[[1.0, 10.0], [3.0, 10.0]]])
+    mean, sd = moments(value, np.log([0.25, 0.75]))
+    assert np.allclose(mean, [2.5, 10.0]) and np.allclose(sd, [0.75**0.5, 0.0])
+
+
+def test_a_guide_that_is_too_wide_is_corrected():
+    tree = posterior(wide(), {"x": X}, draws=3000, corrected=True)
+    draws = tree["posterior"]["m"].values[0]
+    assert draws.shape == (3000,) and tree["posterior_predictive"]["x"].shape == (1, 3000, 20)
+    draws_agree(draws, EXACT.loc, EXACT.variance)
+    assert tree["prior"]["m"].shape == (1, 3000)
+
+
+def test_each_row_is_corrected_by_its_own_weights():
+    x = normal(30, 4, seed=1)
+    program = ppca(width=1.5)
+    tree = posterior(fit(program, {"x": x}, steps=0), {"x": x}, draws=2000, corrected=True)
+    z = tree["posterior"]["z"].values[0]
+    exact = program.posterior(x)
+    sd = exact.variance.sqrt().detach().numpy()
+    off = (z.mean(0) - exact.mean.detach().numpy()) / sd
+    assert np.sqrt((off**2).mean()) < 3 / 2000**0.5 and np.allclose(z.std(0).mean(), sd.mean(), rtol=0.02)
+    assert tree["log_likelihood"]["x"].shape == (1, 2000, 30)
+
+
+class Crossed(Program):
+    """Rows right of a plate of units; the guide twice as wide as the prior, and nothing is told by x."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = nn.Parameter(torch.tensor(1.5))
+
+    def model(self, x=None):
+        with pyro.plate("unit", 3, dim=-2), rows(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0 * z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("unit", 3, dim=-2), rows(x):
+            pyro.sample("z", dist.Normal(0.0 * x, self.width))
+
+
+def test_rows_that_do_not_lead():
+    z = posterior(fit(Crossed(), {"x": normal(5)}, steps=0), {"x": normal(5)}, draws=2000, corrected=True)["posterior"][
+        "z"
+    ]
+    assert z.shape == (1, 2000, 3, 5) and float(z.std()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_what_is_too_narrow_is_refused():
+    with pytest.raises(PpgenError, match=r"k-hat is 0\.\d+, and they can be trusted below 0\.70 only"):
+        posterior(wide(0.3), {"x": X}, draws=2000, corrected=True)
+    x = normal(30, 4, seed=1)
+    with pytest.raises(PpgenError, match="of 30 rows have a k-hat above"):
+        posterior(fit(ppca(width=0.3), {"x": x}, steps=0), {"x": x}, corrected=True)
+
+
+# -- beside the guide's moments ---------------------------------------------------------------------
+
+
+def test_moments_stand_beside_each_other():
+    exact = np.random.default_rng(0).normal(float(EXACT.loc), float(EXACT.scale), size=(4, 5000))
+    found = diagnose(wide(), {"x": X}, draws=4000, reference=from_dict({"posterior": {"m": exact}}))
+    row = found.moments.loc["m"]
+    assert row["sd"] == pytest.approx(1.6 * float(EXACT.scale), rel=0.05)
+    assert row["corrected_sd"] == pytest.approx(float(EXACT.scale), rel=0.06)
+    assert row["reference_sd"] == pytest.approx(float(EXACT.scale), rel=0.03)
+    assert "corrected by its weights" in found.findings[-2] and "reference draws" in found.findings[-1]
+    assert 0.5 < float(found.findings[-1].split("sd by at most ")[1].split("%")[0]) / 100 < 0.7
+
+
+def test_a_narrow_guide_has_no_corrected_moments():
+    found = diagnose(wide(0.3), {"x": X}, particles=4000)
+    assert list(found.moments) == ["mean", "sd"]
+
+
+def test_a_reference_of_something_else():
+    run = wide()
+    with pytest.raises(PpgenError, match="none of the latents m"):
+        diagnose(run, {"x": X}, reference=from_dict({"posterior": {"b": np.zeros((1, 5))}}))
+    with pytest.raises(PpgenError, match="'m' has the shape"):
+        diagnose(run, {"x": X}, reference=from_dict({"posterior": {"m": np.zeros((1, 5, 2))}}))
+
+
+def test_a_tree_is_read_back(tmp_path):
+    write_netcdf(tmp_path / "posterior.nc", posterior(wide(1.0), {"x": X}, draws=50))
+    assert read_netcdf(tmp_path / "posterior.nc")["posterior"]["m"].shape == (1, 50)
+    with pytest.raises(PpgenError, match="there is no file"):
+        read_netcdf(tmp_path / "nothing.nc")
+    (tmp_path / "bad.nc").write_text("no netCDF")
+    with pytest.raises(PpgenError, match="cannot be read as netCDF"):
+        read_netcdf(tmp_path / "bad.nc")
