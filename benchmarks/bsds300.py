@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference import fit, loglik
+from ppgen.inference import fit, loglik, resume
 from ppgen.models import Flow
 from ppgen.run import Run
 
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--valid-rows", type=int, default=5000, help="for the log; all 10 000 at the end")
     parser.add_argument("--no-test", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", type=Path, help="a run of this script that was stopped; it ends at --steps")
     parser.add_argument("--evaluate", type=Path, help="a run of this script, evaluated again")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
@@ -90,6 +91,9 @@ def main() -> None:
 
     if o.evaluate:
         run = Run.load(o.evaluate)
+    elif o.resume:
+        followed = {"x": valid[: o.valid_rows]}
+        run = resume(o.resume, {"x": train}, valid=followed, steps=o.steps, report=say)
     else:
         torch.manual_seed(0)
         settings: dict = {}

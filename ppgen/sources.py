@@ -54,16 +54,23 @@ def choose(
     *,
     split: str | None = None,
     columns: str | None = None,
+    context: str | None = None,
     data_dir: str | None = None,
 ) -> Source:
     """The data to fit: what was given, or else what the program's file names as `data`.
 
     Without a split, the rows are the source's train split, or all where it has no splits.
 
+    Args:
+        given, found: a name or a path, and the program; columns as in "x=a+b".
+        context: the columns, as in "c+d", that become the argument `context`, what a density is conditioned on.
+
     Raises:
-        PpgenError: neither; no such source.
+        PpgenError: neither; no such source; a context that is named twice.
     """
     chosen = data.parse_columns(columns) if columns else None
+    if context is not None:
+        chosen = _with_context(chosen, context)
     # The folder is kept with the run, which may be asked for its data where PPGEN_DATA is not set.
     folder = data_dir or os.environ.get("PPGEN_DATA")
     folder = str(Path(folder).expanduser().resolve()) if folder else None
@@ -79,6 +86,30 @@ def choose(
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
     return Source(spec, split, chosen, folder)
+
+
+def _with_context(columns: dict[str, Any] | None, context: str) -> dict[str, Any]:
+    if columns is None:
+        raise PpgenError(
+            f"--context {context} says what x is conditioned on, and x itself is not named; add --columns, as in "
+            f"--columns x=a+b --context {context}"
+        )
+    if "context" in columns:
+        raise PpgenError(
+            f"--context {context} and --columns context=... both name the context; join the columns in one: "
+            "--context c+d"
+        )
+    if "," in context or "=" in context:
+        raise PpgenError(f"--context is {context!r}; expected column names joined by +, as in --context c+d")
+    chosen = data.parse_columns(f"context={context}")
+    names = {argument: [v] if isinstance(v, str) else list(v) for argument, v in {**columns, **chosen}.items()}
+    for argument, own in names.items():
+        if argument != "context" and (twice := [c for c in own if c in names["context"]]):
+            raise PpgenError(
+                f"the column {twice[0]!r} is in {argument} and in --context, so that its density given itself is "
+                "infinite; leave it in one of them"
+            )
+    return {**columns, **chosen}
 
 
 def _absolute(spec: str, file: Path | None) -> str:

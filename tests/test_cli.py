@@ -177,6 +177,17 @@ def test_fit_json_is_all_of_stdout(call, line):
     assert figures["elbo_se"] is None or figures["elbo_se"] > 0
 
 
+def test_fit_takes_condition_columns(call, tmp_path):
+    rows = "".join(f"{i % 7 / 3},{i % 5 / 2 + i / 100},{i % 11 / 4}\n" for i in range(60))
+    (tmp_path / "three.csv").write_text("a,b,c\n" + rows)
+    call("fit", "flow", "--data", "three.csv", "--columns", "x=a+b", "--context", "c", "--steps", 2, "--set",
+         "transforms=1", "--set", "hidden=(4,)", "--out", "r")  # fmt: skip
+    run = Run.load(tmp_path / "r")
+    assert run.config["data"]["columns"] == {"x": ["a", "b"], "context": "c"}
+    assert run.program.context_features == 1 and run.program.features == 2
+    assert "no context was given" in call("sample", "r", code=2)[1]
+
+
 def test_fit_takes_a_file_and_its_columns(call, tmp_path):
     (tmp_path / "pair.py").write_text(PAIR)
     with open(tmp_path / "table.csv", "w") as f:
@@ -371,6 +382,12 @@ WRONG = {
     "split of own data": ("fit line.py --split test", "leave out --split"),
     "a column that is not there": ("fit line.py --data t.csv --columns x=c", "no column 'c'"),
     "a column nobody takes": ("fit line.py --data t.csv", "taken by no argument"),
+    "a context without x": ("fit flow --data t.csv --context b", "add --columns"),
+    "a context twice": ("fit flow --data t.csv --columns x=a,context=b --context b", "both name the context"),
+    "a context that is x": ("fit flow --data t.csv --columns x=a+b --context b", "'b' is in x and in --context"),
+    "a context that is not there": ("fit flow --data t.csv --columns x=a --context c", "no column 'c'"),
+    "a context nobody takes": ("fit line.py --data t.csv --columns x=a --context b", "takes no context"),
+    "no context": ("fit flow --data t.csv --columns x=a --context b,a", "joined by +"),
     "not a mapping": ("fit line.py --data t.csv --columns x", "argument=column"),
     "NaN in the data": ("fit line.py --data nan.csv", "1 NaN"),
     "a setting nobody takes": ("fit line.py --set b=1", "no argument 'b'"),

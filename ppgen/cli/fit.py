@@ -45,6 +45,9 @@ def fit(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
     seed: Annotated[int, typer.Option(help="The one seed: parameters, order of the data, draws.")] = 0,
     columns: Columns = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Rows to fit. [default: train where the data have splits]")] = None,
     valid_split: Annotated[
         str | None, typer.Option(help="Held-out rows to follow, or none. [default: valid beside train]")
@@ -59,6 +62,7 @@ def fit(
     """Fit a program to data by maximising a bound on log p(x); leaves a run folder.
 
     ppgen fit vae --data digits --set latent=8      ppgen fit my_model.py --data table.csv --columns x=a+b
+    ppgen fit flow --data table.csv --columns x=a+b --context c
     """
     if resume is not None:
         _refuse_options(ctx, {"resume", "steps", "json", "quiet"})
@@ -79,7 +83,7 @@ def fit(
                 "elbo": elbo, "particles": particles, "guide": guide, "starts": starts, "engine": engine, "precision": precision,
                 "device": device, "seed": seed, "log_every": log_every, "checkpoint_every": checkpoint_every,
             }  # fmt: skip
-            where = {"split": split, "columns": columns, "data_dir": data_dir}
+            where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
         if (path / "state.safetensors").is_file():
@@ -106,6 +110,11 @@ def _fit(
     source = sources.choose(data, found, **where)
     columns = source.load()
     program = catalog.build(found, catalog.parse_settings(settings), columns)
+    if where["context"] and "context" not in program.columns and "kwargs" not in program.columns:
+        raise PpgenError(
+            f"{program.name} takes no context, only {', '.join(program.columns)}; name its covariates with --columns, "
+            "or fit a conditional density with the model flow"
+        )
     source, columns = sources.without_label(source, columns, program)
     if valid_split is None and source.split == "train":
         follow = options["patience"] is not None or sources.reads_rows(program, columns, options["guide"])
