@@ -6,7 +6,8 @@ r"""The diffusion model: a chain of latents from noise to data, whose guide has 
 μ_θ is the mean of q(z_s | z_t, x) with x̂_θ(z_t, t) put in x's place; `ppgen.gaussian_chain` has the algebra. The
 network may give x̂ as it is or by way of something that is easier to learn:
 
-    data  x̂      noise  (z − σ x̂) -> ε̂      velocity  α ε − σ x      edm  c_skip z + c_out F(c_in z)      flow  ε − x
+    data  x̂      noise  ε      velocity  α ε − σ x      flow  ε − x      edm  x̂ = c_skip z + c_out F(c_in z)
+    levels  what each value may be before z's own evidence on it is taken in: `ppgen.grid_normal.posterior_mean`
 
 Sources: Denoising Diffusion Probabilistic Models (Ho et al., 2020, arXiv:2006.11239); Variational Diffusion Models
 (Kingma et al., 2021, arXiv:2107.00630); Progressive Distillation (Salimans & Ho, 2022, arXiv:2202.00512), velocity;
@@ -29,13 +30,13 @@ import ppgen
 from ppgen.dequantize import find_grid
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
-from ppgen.grid_normal import GridNormal
+from ppgen.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.nets import TimeMLP, UNet
 from ppgen.schedules import make_schedule
 
 __all__ = ["Diffusion"]
 
-PREDICTIONS = ("data", "noise", "velocity", "edm", "flow")
+PREDICTIONS = ("data", "noise", "velocity", "edm", "flow", "levels")
 LIKELIHOODS = ("normal", "discrete", "bernoulli")
 
 
@@ -52,7 +53,7 @@ class Diffusion(GaussianChain):
         steps: T of the chain; 0 trains its limit T → ∞, the explicit chain then having 1 000 steps.
         process: "vp", "ve", "sub-vp" or "ot", see `ppgen.gaussian_chain`.
         schedule: see `ppgen.schedules`.
-        prediction: what the network gives: "data", "noise", "velocity", "edm" or "flow".
+        prediction: what the network gives: "data", "noise", "velocity", "edm" or "flow"; "levels" for data on a grid.
         variance: of the reverse steps: "posterior", "forward" or "learned" between these.
         likelihood: "normal", of scale σ_0 / α_0; "discrete": its restriction to a grid of `levels`; "bernoulli".
         weighting: "elbo", or "simple", "min_snr", "edm", "flow": what is then trained on is no bound on log p(x),
@@ -132,7 +133,10 @@ class Diffusion(GaussianChain):
             gamma_low = -10.0 if likelihood == "normal" else 2 * math.log(2 / (self.levels - 1) / 6)
         self.schedule = make_schedule(schedule, gamma_low, gamma_high)
         self.range = (gamma_low, gamma_high)
-        numbers = 2 if variance == "learned" else 1
+        if prediction == "levels" and likelihood == "normal":
+            raise PpgenError("prediction='levels' is for data on a grid of levels; take 'velocity' for continuous data")
+        numbers = levels_numbers(self.levels) if prediction == "levels" else 1
+        numbers += variance == "learned"
         self.net: nn.Module
         if net == "mlp":
             self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes)
@@ -222,7 +226,9 @@ class Diffusion(GaussianChain):
         out = self.net(fed, u.expand(z.shape[:-1]), columns.get("y"))
         raw = None
         if self.variance == "learned":
-            out, raw = out.chunk(2, -1)
+            out, raw = out[..., : -len(self.zero)], out[..., -len(self.zero) :]
+        if self.prediction == "levels":
+            return posterior_mean(out, z / alpha, gamma.exp(), self.levels), raw
         if self.prediction == "data":
             return out, raw
         if self.prediction == "noise":
