@@ -1,5 +1,6 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
+from ppgen.inference.calibrate import calibrate
 from ppgen.inference.diagnose import diagnose
 from ppgen.inference.drawer import drawer
 from ppgen.inference.elbo import Objective
@@ -11,6 +12,7 @@ from ppgen.inference.sample import reconstruct, sample
 
 __all__ = [
     "Objective",
+    "calibrate",
     "diagnose",
     "fit",
     "loglik",

@@ -23,12 +23,14 @@ from ppgen.agreement import observed_in_support
 from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
 from ppgen.handlers import Minibatch
-from ppgen.inference import diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
+from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.elbo import Objective
 from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
+from ppgen.inference.refit import refit
 from ppgen.inference.samplers import draw
+from ppgen.inference.uniform import p_value
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
 
@@ -235,6 +237,23 @@ def of_train(folder):
     again = resume(folder / "run", {"x": X})
     assert np.array_equal(whole.metrics["elbo"], again.metrics["elbo"])
     assert abs(again.metrics["elbo"][-1] - EVIDENCE) < 0.2
+
+
+def of_calibrate(folder):
+    assert calibrate(GuidedNormalMean(), {"x": X}, simulations=100, refit=False).passes
+    assert not calibrate(GuidedNormalMean(width=0.5), {"x": X}, simulations=100, refit=False).passes
+
+
+def of_refit(folder):
+    program = NormalMean().setup({"x": X}, "AutoNormal")
+    structure = check(program, {"x": X})
+    (values,) = refit(program, structure, {"x": X}, {"x": X[None]}, steps=400, lr=0.1, particles=8)
+    assert abs(float(values["autoguide.locs.m_unconstrained"]) - float(EXACT.loc)) < 0.15 * float(EXACT.scale)
+
+
+def of_uniform(folder):
+    u = np.random.default_rng(0).random(200)
+    assert p_value(u) > 0.01 and p_value(u**2) < 0.01
 
 
 def of_psis(folder):

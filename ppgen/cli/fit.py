@@ -80,8 +80,9 @@ def fit(
             options = {
                 "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
                 "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
-                "elbo": elbo, "particles": particles, "guide": guide, "starts": starts, "engine": engine, "precision": precision,
-                "device": device, "seed": seed, "log_every": log_every, "checkpoint_every": checkpoint_every,
+                "elbo": elbo, "particles": particles, "guide": guide, "starts": starts, "engine": engine,
+                "precision": precision, "device": device, "seed": seed, "log_every": log_every,
+                "checkpoint_every": checkpoint_every,
             }  # fmt: skip
             where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)

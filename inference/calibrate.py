@@ -1,0 +1,421 @@
+r"""Simulation-based calibration: are the posteriors of a pair right on average over data that its model can give?
+
+    θ* ~ p(θ),  x* ~ p(x | θ*),  θ_1 ... θ_L ~ q(θ | x*)      the rank of θ* among them is uniform on 0 ... L
+
+if q is the posterior, for every function of θ and x; here each entry of each latent, and log p(x* | θ), which sees a
+guide that ignores the data. Ranks of equal values (discrete latents) are drawn among those that they could be.
+
+A guide that is fitted to one data set is fitted anew to each simulated one, all at once. A guide that reads local
+latents off their row needs one fit, to thousands of simulated rows (a run's guide is taken as it is): each further row
+is a simulation.
+
+    contraction  1 − Var(θ | x) / Var(θ), mean over the simulations: 0 where the data tell nothing
+    z-score      (E[θ | x] − θ*) / sd(θ | x): mean 0 and sd 1 where calibrated
+
+Sources: Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al. 2018,
+arXiv:1804.06788); Simulation-Based Calibration Checking for Bayesian Computation (Modrák et al. 2023,
+arXiv:2211.02383), for the likelihood as a test quantity; Towards a Principled Bayesian Workflow (Betancourt 2020), for
+contraction and z-score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.check import check, columns, running_of
+from ppgen.data import n_rows, row_columns, take, validate
+from ppgen.distributions import Flat
+from ppgen.errors import PpgenError
+from ppgen.handlers import Unobserve
+from ppgen.inference import uniform
+from ppgen.inference.fit import fit
+from ppgen.inference.refit import refit as fit_each
+from ppgen.inference.sample import dtype_of_program, program_of, ready
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns
+from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
+from ppgen.structure import PARTICLES, Structure, trace_pair
+
+LEVEL = 0.05
+LIKELIHOOD = "log p(x | z)"
+BATCH, TRAINING = 256, 40  # rows a step, and how many such batches one network sees
+
+
+class Calibration(NamedTuple):
+    """What `calibrate` returns. P parameters: the entries of the latents, and the log-likelihood.
+
+    Attributes:
+        names: of the parameters.
+        ranks: (S, P), each from 0 to draws; u: the same as numbers in [0, 1], ties and steps smoothed by chance.
+        draws: L.
+        p: probability of such an ECDF of ranks if calibrated, by parameter, corrected for their number.
+        contraction, z_mean, z_sd: by parameter; nan for the log-likelihood.
+        band: the simultaneous band of the ECDFs, of level 0.05 for all parameters together.
+        findings: sentences; the first says whether it is calibrated.
+    """
+
+    names: list[str]
+    ranks: np.ndarray
+    u: np.ndarray
+    draws: int
+    p: np.ndarray
+    contraction: np.ndarray
+    z_mean: np.ndarray
+    z_sd: np.ndarray
+    band: uniform.Band
+    findings: list[str]
+
+    @property
+    def passes(self) -> bool:
+        return bool((self.p > LEVEL).all())
+
+    def figures(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        per = {n: {"p": float(self.p[i]), "contraction": float(self.contraction[i]), "z_mean": float(self.z_mean[i]),
+                   "z_sd": float(self.z_sd[i]), "ecdf": uniform.ecdf(self.u[:, i]).tolist()}
+               for i, n in enumerate(self.names)}  # fmt: skip
+        at = {"z": self.band.z.tolist(), "low": self.band.low.tolist(), "high": self.band.high.tolist()}
+        return {"simulations": len(self.u), "draws": self.draws, "passes": self.passes, "parameters": per, "band": at,
+                "findings": self.findings}  # fmt: skip
+
+
+def calibrate(
+    run: Run | Program,
+    data: Any,
+    *,
+    simulator: Program | None = None,
+    simulations: int = 200,
+    draws: int = 99,
+    refit: bool | None = None,
+    guide: str | None = None,
+    steps: int = 1000,
+    lr: float = 0.05,
+    particles: int = 4,
+    seed: int = 0,
+) -> Calibration:
+    """Calibrates a pair on data simulated by its model (or another program's).
+
+    Args:
+        run: a run, whose model keeps its learnt parameters; or a program.
+        data: columns: covariates are taken from them, and the shapes of what is simulated.
+        simulator: the program that simulates; None: the pair's own model. It has the same sites.
+        simulations: S: data sets, or rows where every latent is local and the guide reads rows.
+        draws: L, of each posterior.
+        refit: whether the guide is fitted to each simulated data set; None: unless it reads local latents off rows.
+        guide: name of a guide that replaces the program's.
+        steps, lr, particles: of each fit.
+        seed: of everything random.
+
+    Raises:
+        PpgenError: a model that cannot simulate: an improper prior, an observed site that is no column; no latents.
+    """
+    program = program_of(run)
+    for name, value, least in (("simulations", simulations, 20), ("draws", draws, 9), ("steps", steps, 1)):
+        if not isinstance(value, int) or value < least:
+            raise PpgenError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    data = prepare_columns(data, program, dtype_of_program(program))
+    columns(program, data)
+    validate(data)
+    with ready(run, data, seed):
+        if not isinstance(run, Run) or guide is not None:
+            named = guide or (None if program.has_guide else program.default_guide)
+            with running_of(program, data):
+                program.setup(data, named)
+        structure = check(program, data, learn=False)
+        if not structure.latents:
+            raise PpgenError(f"{program.name} has no latent, so there is no posterior to calibrate; look at its PPC")
+        made = simulator or program
+        with running_of(made, data):
+            if simulator is not None:
+                made.setup(data, None)
+            observed = _observed(made, data)
+        by_row = structure.by_row and not program.fixed_rows
+        if refit is None:
+            refit = not by_row
+        rng = np.random.default_rng(seed)
+        if by_row and not refit:
+            if not isinstance(run, Run):
+                _, rows_ = _simulated_rows(made, data, structure, observed, TRAINING * BATCH, rng)
+                _trained(program, data, rows_, steps, lr, particles, seed)
+            true, sets = _simulated_rows(made, data, structure, observed, simulations, rng)
+            return _calibration(*_rank_rows(program, true, sets, structure, draws), draws, rng)
+        drawn = [_simulated(made, data, structure, observed) for _ in range(simulations)]
+        parameters: list[dict[str, Tensor]] = [{}] * simulations
+        if refit:
+            changed = {c: torch.stack([x[c] for _, x in drawn]) for c in observed.values()}
+            parameters = _fitted(program, structure, data, changed, steps, lr, particles)
+        own = {k: v.detach().clone() for k, v in program.state_dict().items()}
+        rows = []
+        for (true, x), values in zip(drawn, parameters, strict=True):
+            program.load_state_dict(own | values)
+            rows.append(_of_one(program, structure, true, dict(data) | x, draws))
+        program.load_state_dict(own)
+        names = rows[0][0]
+        return _calibration(names, *(np.stack(part) for part in list(zip(*rows, strict=True))[1:]), draws, rng)
+
+
+# -- simulating ------------------------------------------------------------------------------------
+
+
+def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
+    """The column that each observed site observes."""
+    with torch.random.fork_rng(), torch.no_grad():
+        trace = poutine.trace(lambda: program.call("model", data)).get_trace()
+    places = {v.data_ptr(): k for k, v in data.items()}
+    found = {}
+    for name, site in sample_sites(trace, factors=True).items():
+        if is_deterministic(site):
+            continue
+        if is_factor(site):
+            raise PpgenError(f"the factor {name!r} has no draws, so that {program.name} cannot simulate data")
+        if isinstance(innermost(site["fn"]), Flat):
+            raise PpgenError(
+                f"the prior of {name!r} is flat, and no data can be drawn from it; give it a proper prior to calibrate"
+            )
+        if site["is_observed"]:
+            if (
+                site["value"].data_ptr() not in places
+                or site["value"].shape != data[places[site["value"].data_ptr()]].shape
+            ):
+                raise PpgenError(
+                    f"the observed site {name!r} is no column as it stands, so that data cannot be simulated; observe "
+                    "the column itself, and transform within the model's distribution"
+                )
+            found[name] = places[site["value"].data_ptr()]
+    return found
+
+
+@torch.no_grad()
+def _simulated(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, observed: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Latents and columns, one draw of the joint."""
+    p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
+    sites = sample_sites(p)
+    x = {c: sites[s]["value"].expand(data[c].shape).to(data[c].dtype) for s, c in observed.items()}
+    return {n: sites[n]["value"] for n in structure.latents}, x
+
+
+def _simulated_rows(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, observed: Mapping[str, str], n: int,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    """n rows of one draw; their covariates are rows of the data, drawn with replacement."""
+    rows = structure.row_columns or row_columns(data)
+    index = torch.as_tensor(rng.integers(0, n_rows(data, rows), n))
+    many = take(data, index, rows)
+    true, x = _simulated(program, many, structure, observed)
+    return true, many | x
+
+
+# -- fitting and ranking -----------------------------------------------------------------------------
+
+
+def _fitted(
+    program: Program, structure: Structure, data: Mapping[str, Tensor], changed: Mapping[str, Tensor], steps: int,
+    lr: float, particles: int,
+) -> list[dict[str, Tensor]]:  # fmt: skip
+    """The guide's parameters for each data set; the model's stay as they are."""
+    guides = _of_guide(program, data)
+    if not guides:
+        return [{}] * len(next(iter(changed.values())))
+    asked = {n: p.requires_grad for n, p in program.named_parameters()}
+    try:
+        for name, p in program.named_parameters():
+            p.requires_grad_(name in guides)
+        with torch.enable_grad():
+            many = particles if structure.batch_safe else 1
+            return fit_each(program, structure, data, changed, steps=steps, lr=lr, particles=many)
+    finally:
+        for name, p in program.named_parameters():
+            p.requires_grad_(asked[name])
+
+
+def _trained(
+    program: Program, data: Mapping[str, Tensor], simulated: Mapping[str, Tensor], steps: int, lr: float,
+    particles: int, seed: int,
+) -> None:  # fmt: skip
+    """One guide for all simulated rows; the model's parameters stay as they are."""
+    guides = _of_guide(program, data)
+    asked = {n: p.requires_grad for n, p in program.named_parameters()}
+    try:
+        for name, p in program.named_parameters():
+            p.requires_grad_(name in guides)
+        if guides:
+            precision = "64-true" if dtype_of_program(program) == torch.float64 else "32-true"
+            with torch.enable_grad():
+                fit(program, simulated, steps=steps, lr=lr, schedule="cosine", batch_size=BATCH, particles=particles,
+                    precision=precision, seed=seed)  # fmt: skip
+    finally:
+        for name, p in program.named_parameters():
+            p.requires_grad_(asked[name])
+        program.eval()
+
+
+def _of_guide(program: Program, data: Mapping[str, Tensor]) -> set[str]:
+    """The parameters that the guide depends on."""
+    with torch.enable_grad(), torch.random.fork_rng():
+        q = trace_pair(program, data).q
+        total = sum(s["fn"].log_prob(s["value"]).sum() + s["value"].sum() for s in sample_sites(q).values())
+    parameters = dict(program.named_parameters())
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        return set()
+    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {n for n, g in zip(parameters, grads, strict=True) if g is not None}
+
+
+@torch.no_grad()
+def _posterior(
+    program: Program, structure: Structure, data: Mapping[str, Tensor], draws: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of each latent, (L, ...) with its shape in a single run, and log p(x | z): (L,) or, by row, (L, rows)."""
+    many = draws if structure.batch_safe else 1
+    runs = [trace_pair(program, data, particles=many, structure=structure).p for _ in range(draws // many)]
+    values: dict[str, list[Tensor]] = {n: [] for n in structure.latents}
+    logs = []
+    for p in runs:
+        for name in structure.latents:
+            values[name].append(_leading(p.nodes[name]["value"], p.nodes[name], many, p.nodes[name]["fn"].event_dim))
+        logs.append(_likelihood(p, structure, many))
+    return {n: torch.cat(v) for n, v in values.items()}, torch.cat(logs)
+
+
+def _leading(value: Tensor, site: Mapping[str, Any], draws: int, event_dim: int) -> Tensor:
+    """The particles first, then what the site has in a single run."""
+    dim = next((f.dim for f in site["cond_indep_stack"] if f.name == PARTICLES), None)
+    if dim is None:
+        return value[None].expand(draws, *value.shape)
+    shape = torch.broadcast_shapes(value.shape, (draws, *(1,) * (event_dim - dim - 1)))
+    value = value.expand(shape).movedim(dim - event_dim, 0)
+    inner = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES), default=0)
+    extra = value.dim() - 1 - event_dim - max(inner, len(_own_batch(site, dim)))
+    return value.reshape(draws, *value.shape[1 + max(extra, 0) :])
+
+
+def _own_batch(site: Mapping[str, Any], dim: int) -> tuple[int, ...]:
+    """Batch dimensions right of the particles, without the ones that only fill up."""
+    shape = tuple(site["fn"].batch_shape)[dim + 1 :] if dim < -1 else ()
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _likelihood(p: poutine.Trace, structure: Structure, draws: int) -> Tensor:
+    total: Tensor | float = 0.0
+    for name in structure.names("observed"):
+        site = p.nodes[name]
+        value = _leading(site["fn"].log_prob(site["value"]), site, draws, 0)
+        if structure.by_row:
+            row = next(f.dim for f in site["cond_indep_stack"] if f.name in structure.row_plates)
+            value = value.movedim(row, 1).flatten(2).sum(-1) if value.dim() > 2 else value
+        else:
+            value = value.reshape(draws, -1).sum(-1)
+        total = total + value
+    assert isinstance(total, Tensor)
+    return total
+
+
+@torch.no_grad()
+def _at(program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
+    """log p(x | z) at the latents that made x: () or, by row, (rows,)."""
+    p = poutine.trace(poutine.condition(lambda: program.call("model", data), dict(true))).get_trace()
+    return _likelihood(p, structure, 1)[0]
+
+
+def _of_one(
+    program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor], draws: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, true values (P,) and posterior draws (L, P) of one data set."""
+    values, logs = _posterior(program, structure, data, draws)
+    names, x, z = [], [], []
+    for n in structure.latents:
+        names += _labels(n, true[n].shape)
+        x.append(true[n].reshape(-1).double())
+        z.append(values[n].reshape(len(values[n]), -1).double())
+    return (
+        [*names, LIKELIHOOD],
+        torch.cat([*x, _at(program, structure, true, data).double()[None]]).numpy(),
+        torch.cat([*z, logs.double()[:, None]], 1).numpy(),
+    )
+
+
+def _rank_rows(
+    program: Program, true: Mapping[str, Tensor], data: Mapping[str, Tensor], structure: Structure, draws: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """As `_of_one`, a simulation being a row: (S, P) and (S, L, P)."""
+    values, logs = _posterior(program, structure, data, draws)
+    names, x, z = [], [], []
+    for n in structure.latents:
+        row = next(i for i, p in enumerate(structure[n].plates) if p in structure.row_plates)
+        one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
+        names += _labels(n, one.shape[1:])
+        x.append(one.reshape(len(one), -1).double())
+        z.append(many.reshape(len(many), many.shape[1], -1).double())
+    x.append(_at(program, structure, true, data).double()[:, None])
+    z.append(logs.double().T[..., None])
+    return [*names, LIKELIHOOD], torch.cat(x, -1).numpy(), torch.cat(z, -1).numpy()
+
+
+def _labels(name: str, shape: torch.Size) -> list[str]:
+    return [f"{name}[{', '.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
+
+
+# -- what the ranks say ------------------------------------------------------------------------------
+
+
+def _calibration(
+    names: list[str], true: np.ndarray, draws: np.ndarray, many: int, rng: np.random.Generator
+) -> Calibration:
+    """Of true values (S, P) and posterior draws (S, L, P)."""
+    below = (draws < true[:, None]).sum(1)
+    ties = (draws == true[:, None]).sum(1)
+    ranks = below + rng.integers(0, ties + 1)
+    u = (ranks + rng.random(ranks.shape)) / (many + 1)
+    tests = len(names)
+    p = np.array([uniform.p_value(column, tests) for column in u.T])
+    mean, sd = draws.mean(1), draws.std(1, ddof=1)
+    prior = true.var(0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        contraction = 1 - (sd**2).mean(0) / prior
+        z = (mean - true) / sd
+    nan = np.array([n == LIKELIHOOD for n in names])
+    z_mean, z_sd = np.where(nan, np.nan, z.mean(0)), np.where(nan, np.nan, z.std(0, ddof=1))
+    found = Calibration(
+        names, ranks, u, many, p, np.where(nan, np.nan, contraction), z_mean, z_sd, uniform.band(len(u), tests), []
+    )
+    return found._replace(findings=_findings(found))
+
+
+def _findings(c: Calibration) -> list[str]:
+    bad = np.flatnonzero(c.p <= LEVEL)
+    if not len(bad):
+        return [
+            f"Calibrated as far as {len(c.u)} simulations can tell: the ranks of all {len(c.names)} quantities are "
+            f"uniform (smallest p-value {c.p.min():.2g}, corrected for their number)."
+        ]
+    said = [
+        f"Not calibrated: the ranks of {len(bad)} of {len(c.names)} quantities are not uniform over {len(c.u)} "
+        f"simulations: {', '.join(c.names[i] for i in bad[:8])}{', ...' if len(bad) > 8 else ''}."
+    ]
+    for i in bad[np.argsort(c.p[bad])][:4]:
+        said.append(f"{c.names[i]}: {_shape(c.u[:, i])} (p = {c.p[i]:.2g}).")
+    return said
+
+
+def _shape(u: np.ndarray) -> str:
+    """In what way they are not uniform."""
+    n = len(u)
+    lean = (u.mean() - 0.5) / (1 / 12 / n) ** 0.5
+    spread = (u.var() - 1 / 12) / (1 / 180 / n) ** 0.5
+    if abs(lean) > abs(spread):
+        lies, ranks = ("low", "high") if lean > 0 else ("high", "low")
+        return f"its posterior lies too {lies}: the true value ranks {ranks}"
+    if spread > 0:
+        return "its posterior is too narrow: the true value ranks at the ends"
+    return "its posterior is too wide: the true value ranks in the middle"

@@ -1,0 +1,79 @@
+"""`ppgen calibrate`: simulation-based calibration of a program or a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.console import print_json, print_table
+from ppgen.errors import PpgenError
+
+
+@app.command(short_help="Whether posteriors are right on average over simulated data.")
+def calibrate(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{PROGRAM} Or a run folder.")],
+    data: Data = None,
+    settings: Set = None,
+    simulator: Annotated[str | None, typer.Option(metavar="PROGRAM", help="Simulates in place of the model.")] = None,
+    simulations: Annotated[int, typer.Option(help="Data sets, or rows where latents are local.")] = 200,
+    draws: Annotated[int, typer.Option(help="Draws of each posterior.")] = 99,
+    refit: Annotated[bool | None, typer.Option(help="Fit the guide to each. [default: unless it reads rows]")] = None,
+    guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
+    steps: Annotated[int, typer.Option(help="Gradient steps of each fit.")] = 1000,
+    lr: Annotated[float, typer.Option(help="Learning rate of each fit.")] = 0.05,
+    particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 4,
+    columns: Columns = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file. [default: RUN/calibration.json]")] = None,
+    json: Json = False,
+) -> None:
+    """Simulation-based calibration: ranks of the truth among posterior draws, over data that the model simulates.
+
+    ppgen calibrate eight_schools --data eight_schools --guide AutoNormal      ppgen calibrate runs/schools
+    """
+    from ppgen import catalog, inference, sources
+    from ppgen.files import write_json
+    from ppgen.run import Run
+
+    is_run = (Path(program) / "config.json").is_file()
+    if is_run:
+        target: Any = Run.load(program)
+        _, rows = sources.of_run(target, data, split, columns=columns)
+        if target.config["program"]["guide"] and guide is None and refit is None and target.program.fixed_rows:
+            guide = target.config["program"]["guide"]
+    else:
+        found = catalog.find(program)
+        source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
+        rows = source.load()
+        target = catalog.build(found, catalog.parse_settings(settings or []), rows)
+        source, rows = sources.without_label(source, rows, target)
+    if is_run and settings:
+        raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
+    other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None
+    result = inference.calibrate(
+        target, rows, simulator=other, simulations=simulations, draws=draws, refit=refit, guide=guide, steps=steps,
+        lr=lr, particles=particles, seed=seed,
+    )  # fmt: skip
+    path = out or (Path(program) / "calibration.json" if is_run else None)
+    if path is not None:
+        write_json(path, result.figures())
+    if json:
+        print_json(result.figures())
+        return
+    print_table(
+        ["", "p-value", "contraction", "mean z", "sd of z"],
+        [
+            [n, *map(float, (result.p[i], result.contraction[i], result.z_mean[i], result.z_sd[i]))]
+            for i, n in enumerate(result.names)
+        ],
+        title=f"Ranks over {len(result.u)} simulations, {result.draws} draws each; p-values corrected for their number",
+    )
+    for sentence in result.findings:
+        print(f"- {sentence}")
+    if path is not None:
+        print(f"figures  {path}")

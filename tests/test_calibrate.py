@@ -1,0 +1,218 @@
+"""Simulation-based calibration: conjugate pairs pass, planted bugs fail, and the band is what it says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import GuidedNormalMean, NormalMean, normal, ppca
+from scipy import stats
+from torch import Tensor, nn
+
+from ppgen import PpgenError, Program, rows
+from ppgen.check import check
+from ppgen.distributions import Flat
+from ppgen.inference import calibrate, fit
+from ppgen.inference.refit import refit
+from ppgen.inference.uniform import band, ecdf, p_value
+
+X = {"x": normal(10)}
+
+
+# -- the band ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, tests", [(50, 1), (200, 4)])
+def test_the_band_holds_with_the_probability_that_it_says(n, tests):
+    rng = np.random.default_rng(1)
+    found, repeats = band(n, tests, 0.1), 1500
+    out = 0
+    for _ in range(repeats):
+        f = np.stack([ecdf(rng.random(n)) for _ in range(tests)])
+        out += bool(((f < found.low) | (f > found.high)).any())
+    assert out / repeats == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / repeats) ** 0.5 + 0.01)
+
+
+def test_p_values_of_uniform_numbers_are_uniform_and_others_small():
+    rng = np.random.default_rng(2)
+    p = np.array([p_value(rng.random(100)) for _ in range(300)])
+    assert np.mean(p <= 0.2) == pytest.approx(0.2, abs=0.1) and np.mean(p <= 0.05) < 0.1
+    assert p_value(rng.random(200) ** 1.5) < 0.01
+    once = rng.random(100) ** 1.2
+    assert p_value(once, tests=10) >= p_value(once)
+
+
+# -- pairs that are right ------------------------------------------------------------------------------
+
+
+def test_a_conjugate_pair_passes():
+    found = calibrate(GuidedNormalMean(), X, simulations=300, refit=False)
+    assert found.passes and found.findings[0].startswith("Calibrated")
+    assert found.names == ["m", "log p(x | z)"] and found.ranks.shape == (300, 2)
+    assert found.ranks.min() >= 0 and found.ranks.max() <= 99
+    exact = 1 - float(NormalMean().posterior(X["x"]).variance) / 4
+    assert found.contraction[0] == pytest.approx(exact, abs=0.05)
+    assert found.z_mean[0] == pytest.approx(0, abs=4.5 / 300**0.5) and found.z_sd[0] == pytest.approx(1, abs=0.2)
+    assert np.isnan(found.contraction[1])
+
+
+def test_a_guide_that_is_fitted_anew_passes():
+    found = calibrate(NormalMean(), X, simulations=100, steps=400, lr=0.1, guide="AutoNormal")
+    assert found.passes, found.findings
+    assert found.z_sd[0] == pytest.approx(1, abs=0.3)
+
+
+def test_one_network_for_local_latents_passes():
+    """PPCA whose guide is not the posterior yet: trained on simulated rows."""
+    program = ppca(latent=2, width=3.0)
+    before = program.W.detach().clone()
+    found = calibrate(program, {"x": normal(50, 4)}, simulations=200, steps=400, lr=0.02)
+    assert found.names == ["z[0]", "z[1]", "log p(x | z)"] and found.passes, found.findings
+    assert torch.equal(before, program.W), "the model is not trained"
+
+
+def test_a_run_is_taken_as_it_is():
+    run = fit(ppca(width=1.0), {"x": normal(50, 4)}, steps=0)
+    assert calibrate(run, {"x": normal(50, 4)}, simulations=200).passes
+    run = fit(ppca(width=0.5), {"x": normal(50, 4)}, steps=0)
+    found = calibrate(run, {"x": normal(50, 4)}, simulations=200)
+    assert not found.passes and "too narrow" in " ".join(found.findings)
+
+
+class Coin(Program):
+    """k ~ Bernoulli(0.3), x | k ~ N(k, 1): a discrete latent whose posterior is known."""
+
+    def __init__(self, prior: float = 0.3):
+        super().__init__()
+        self.prior, self.shift = prior, nn.Parameter(torch.tensor(0.0))
+
+    def model(self, x=None):
+        with rows(x):
+            k = pyro.sample("k", dist.Bernoulli(self.prior))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            logit = math.log(self.prior / (1 - self.prior)) + x - 0.5 + self.shift
+            pyro.sample("k", dist.Bernoulli(logits=logit))
+
+
+def test_ranks_of_a_discrete_latent_are_drawn_among_ties():
+    x = {"x": normal(50)}
+    right = calibrate(fit(Coin(), x, steps=0), x, simulations=300)
+    assert right.passes and len(np.unique(right.ranks[:, 0])) > 50
+    wrong = fit(Coin(), x, steps=0)
+    with torch.no_grad():
+        wrong.program.shift.fill_(1.5)
+    assert not calibrate(wrong, x, simulations=300).passes
+
+
+# -- planted bugs --------------------------------------------------------------------------------------
+
+
+class MisScaled(GuidedNormalMean):
+    """Its likelihood counts every row twice."""
+
+    def posterior(self, x: Tensor) -> dist.Normal:
+        return super().posterior(torch.cat((x, x)))
+
+
+PLANTED = {
+    "a guide with half the variance": (lambda: GuidedNormalMean(width=0.5**0.5), "too narrow"),
+    "a likelihood that is scaled wrongly": (MisScaled, "too narrow"),
+    "a wrong prior": (lambda: GuidedNormalMean(prior=0.5), "m:"),
+}
+
+
+@pytest.mark.parametrize("bug", list(PLANTED))
+def test_planted_bugs_fail(bug):
+    make, words = PLANTED[bug]
+    data = {"x": normal(4)}
+    found = calibrate(make(), data, simulator=NormalMean(), simulations=400, refit=False)
+    assert not found.passes and found.p.min() < 0.01
+    assert found.findings[0].startswith("Not calibrated") and words in " ".join(found.findings)
+
+
+def test_a_scaled_model_fails_when_it_is_fitted():
+    """The pair's own model weighs its rows by a handler, which its simulations do not see."""
+
+    class Heavy(NormalMean):
+        def model(self, x=None):
+            with pyro.poutine.scale(scale=3.0):
+                return super().model(x)
+
+    found = calibrate(Heavy(), {"x": normal(5)}, simulator=NormalMean(), simulations=200, steps=300, lr=0.1)
+    assert not found.passes and "too narrow" in " ".join(found.findings)
+
+
+# -- many fits at once ---------------------------------------------------------------------------------
+
+
+def test_fits_at_once_are_each_the_posterior():
+    program = NormalMean().setup(X, "AutoNormal")
+    structure = check(program, X)
+    many = normal(6, 10, seed=5) * 1.5
+    found = refit(program, structure, X, {"x": many}, steps=500, lr=0.1, particles=8)
+    for values, x in zip(found, many, strict=True):
+        exact = NormalMean().posterior(x)
+        loc, scale = values["autoguide.locs.m_unconstrained"], nn.functional.softplus(values["autoguide.scales.m_unconstrained"])
+        assert abs(float(loc - exact.loc)) < 0.15 * float(exact.scale)
+        assert float(scale / exact.scale) == pytest.approx(1, abs=0.1)
+
+
+def test_draws_that_depend_on_values_are_fitted_one_by_one():
+    def model(x=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Exponential(rate), obs=x)
+
+    def guide(x):
+        a = pyro.param("a", torch.tensor(3.0), constraint=dist.constraints.positive)
+        pyro.sample("rate", dist.Gamma(a, pyro.param("b", torch.tensor(2.0), constraint=dist.constraints.positive)))
+
+    found = calibrate(
+        Program.from_pair(model, guide), {"x": normal(5).abs()}, simulations=20, draws=19, steps=150, lr=0.1, refit=True
+    )
+    assert found.z_sd[0] == pytest.approx(1, abs=0.6)
+
+
+# -- what cannot be ------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_and_nothing_else_changes():
+    program = GuidedNormalMean()
+    before = torch.get_rng_state()
+    a, b = (calibrate(program, X, simulations=30, refit=False, seed=4) for _ in range(2))
+    assert np.array_equal(a.ranks, b.ranks) and np.array_equal(a.u, b.u)
+    assert torch.equal(before, torch.get_rng_state())
+    figures = a.figures()
+    assert figures["passes"] == a.passes and set(figures["parameters"]) == {"m", "log p(x | z)"}
+
+
+def test_what_cannot_be_calibrated():
+    def flat(x):
+        m = pyro.sample("m", Flat(dist.constraints.real))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def logged(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=x.abs().log())
+
+    with pytest.raises(PpgenError, match="the prior of 'm' is flat"):
+        calibrate(Program.from_pair(flat), X)
+    with pytest.raises(PpgenError, match="'y' is no column as it stands"):
+        calibrate(Program.from_pair(logged), X)
+    with pytest.raises(PpgenError, match="at least 20"):
+        calibrate(NormalMean(), X, simulations=3)
+
+
+def test_ranks_against_scipy():
+    """u of exact draws is uniform by another test as well."""
+    found = calibrate(GuidedNormalMean(), X, simulations=300, refit=False, seed=7)
+    assert stats.kstest(found.u[:, 0], "uniform").pvalue > 0.001
