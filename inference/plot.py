@@ -2,6 +2,8 @@
 
 elbo              the ELBO over the steps with its standard error, and that of the held-out rows
 samples           draws of the model: images, points of a plane, or histograms, beside the data
+density           p(x) itself between data and draws, for points of a plane where nothing is latent
+corner            pairs of 3 to 8 dimensions: regions of the data and of draws
 reconstructions   E[x | z] at z ~ q(z | x) beside x; where a latent is global, the posterior predictive beside x
 latent            posterior means of the rows and KL by dimension; intervals of global latents
 khat              Pareto k-hat and effective draws of the guide, row by row
@@ -27,6 +29,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import write_atomic
+from ppgen.inference.corner import MOST, corner_figure, plane_figure
 from ppgen.inference.diagnose import GOOD_K, Diagnosis, diagnose
 from ppgen.inference.posterior import posterior
 from ppgen.inference.sample import reconstruct, sample
@@ -40,6 +43,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
 ROWS = 1000  # of the data, at most, in a picture
 INTERVALS = 40  # at most, in a picture
+PAIRS = 5000  # rows, at most, of a picture of densities
 
 
 def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int = 0) -> list[Path]:
@@ -72,6 +76,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     figures = {
         "elbo": elbo_figure(run),
         "samples": samples_figure(run, _first(run, columns, ROWS), seed=seed),
+        **density_figures(run, columns, seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
         "khat": khat_figure(d),
@@ -191,6 +196,28 @@ def _seen(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
     taken = {v.data_ptr() for v in seen.values()}
     return seen, {k: v for k, v in data.items() if v.data_ptr() not in taken}
+
+
+def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
+    """The figures `density` and `corner`, for rows of 2 to 8 continuous values."""
+    name = run.structure.names("observed")[0]
+    site = run.structure[name]
+    if run.structure.globals or site.discrete or len(site.event_shape) != 1 or not 2 <= site.event_shape[0] <= MOST:
+        return {}
+    few = _first(run, data, PAIRS)
+    seen, covariates = _seen(run, few)
+    n = data_module.n_rows(few)
+    draws, x = _flat(sample(run, n, given=covariates, seed=seed)[name]), _flat(seen[name])
+    if x.shape[1] == 2:
+        return {"density": plane_figure(run, x, draws, name)}
+    return {"corner": corner_figure(x, draws, _column_names(run, name, x.shape[1]))}
+
+
+def _column_names(run: Run, name: str, d: int) -> list[str]:
+    """Those of the table's columns, where the run knows them."""
+    known = (run.config["data"].get("columns") or {}).get(name)
+    plain = isinstance(known, list) and len(known) == d and not any("*" in k for k in known)
+    return list(known) if plain else [f"{name}[{i}]" for i in range(d)]
 
 
 def _image_draws(
@@ -525,4 +552,13 @@ def _is_label(y: Tensor, columns: Mapping[str, Tensor]) -> bool:
     return whole and y.shape == (data_module.n_rows(columns),) and len(torch.unique(y)) <= 20
 
 
-__all__ = ["elbo_figure", "khat_figure", "latent_figure", "plot", "reconstructions_figure", "samples_figure", "save"]
+__all__ = [
+    "density_figures",
+    "elbo_figure",
+    "khat_figure",
+    "latent_figure",
+    "plot",
+    "reconstructions_figure",
+    "samples_figure",
+    "save",
+]

@@ -57,7 +57,8 @@ class Flow(ppgen.Program):
         dequantise: "uniform" noise, or "variational": a conditional flow of the noise given x, learned.
         margin: a of the logit that maps the cells to ℝ, see `ppgen.dequantize.logit_cells`.
         mix: a linear map between two transforms: "lu", "rotation" or "shuffle", see `ppgen.transforms.stack`.
-        whiten: x is not only standardised but made uncorrelated, by the covariance of the data that `prepare` sees.
+        whiten: x is not only standardised but made uncorrelated, by the covariance of the first data that `prepare`
+            sees, of more than D rows.
         settings: further keywords of the family's transforms, as {"bins": 16, "bound": 8.0}.
         loc, scale, context_loc, context_scale: mean and standard deviation of the data's columns; measured by
             `prepare` where None.
@@ -268,7 +269,7 @@ class Flow(ppgen.Program):
             check_density(x)
         if not self.prepared:
             self._standardise_by(x, data)
-        if self.whitening is not None and not self.whitening.measured:
+        if self.whitening is not None and not self.whitening.measured and len(x) > self.features:
             self.whitening.measure((x.double() - self.loc) / self.scale)
         return self
 
