@@ -1,6 +1,7 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
 from ppgen.inference.calibrate import calibrate
+from ppgen.inference.compare import compare
 from ppgen.inference.diagnose import diagnose
 from ppgen.inference.drawer import drawer
 from ppgen.inference.elbo import Objective
@@ -13,6 +14,7 @@ from ppgen.inference.sample import reconstruct, sample
 __all__ = [
     "Objective",
     "calibrate",
+    "compare",
     "diagnose",
     "fit",
     "loglik",

@@ -25,6 +25,7 @@ from ppgen.data import n_rows, row_columns, take
 from ppgen.handlers import Minibatch
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
 from ppgen.inference.chain import subsampled
+from ppgen.inference.compare import compare, loo
 from ppgen.inference.elbo import Objective
 from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
@@ -237,6 +238,14 @@ def of_train(folder):
     again = resume(folder / "run", {"x": X})
     assert np.array_equal(whole.metrics["elbo"], again.metrics["elbo"])
     assert abs(again.metrics["elbo"][-1] - EVIDENCE) < 0.2
+
+
+def of_compare(folder):
+    a, b = (
+        loo(posterior(GuidedNormalMean(sd=s), {"x": X}, draws=2000, predictive=False, prior=False)) for s in (1.5, 5.0)
+    )
+    found = compare({"right": a, "wide": b})
+    assert list(found.scores) == ["right", "wide"] and found.differences["wide"][0] < -5
 
 
 def of_calibrate(folder):

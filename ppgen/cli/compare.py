@@ -1,0 +1,66 @@
+"""`ppgen compare`: which of several runs predicts better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppgen.cli.options import Columns, Data, Json, Seed, app
+from ppgen.console import print_json, print_table
+from ppgen.errors import PpgenError
+
+
+@app.command(short_help="Which of several runs predicts better.")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, or posterior.nc files.")],
+    data: Data = None,
+    split: Annotated[str | None, typer.Option(help="Score held-out rows of that split. [default: LOO, else test]")]
+    = None,
+    draws: Annotated[int, typer.Option(help="Posterior draws, where latents are global.")] = 1000,
+    particles: Annotated[int, typer.Option(help="Importance weights a row, where latents are local.")] = 1000,
+    columns: Columns = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """One table over models and families: log predictive density, its kind, and paired differences with their s.e.
+
+    Leave-one-out where what rows share was inferred; else log p(x) of held-out rows.
+    """
+    from ppgen import sources
+    from ppgen.cli.options import amortised
+    from ppgen.files import read_netcdf
+    from ppgen.inference.compare import Score, compare, loo, score
+    from ppgen.run import Run
+
+    found: dict[str, Score] = {}
+    for path in runs:
+        name = str(path)
+        if name in found:
+            raise PpgenError(f"{name} is named twice; name two different runs")
+        if path.suffix == ".nc":
+            found[name] = loo(read_netcdf(path))
+            continue
+        run = Run.load(path)
+        rows = None
+        if data is not None or split is not None or not run.structure.globals:
+            _, rows = sources.of_run(run, data, split, columns=columns, held_out=amortised(run))
+        found[name] = score(run, rows, draws=draws, particles=particles, seed=seed)
+    result = compare(found)
+    if json:
+        print_json({"models": result.table(), "findings": result.findings})
+        return
+    table = result.table()
+    words = {"loo": "LOO", "lower": "lower bound", "exact": "exact", "estimate": "posterior predictive"}
+    print_table(
+        ["", "kind", "nats", "± rows", "± Monte Carlo", "nats a row", "from the best", "± paired", "k > 0.7"],
+        [
+            [t["name"], words[t["kind"]], t["nats"], t["rows_se"], t["se"], t["per_row"], t["difference"],
+             t["difference_se"] if t["difference"] else None, t["bad_k"] if t["kind"] == "loo" else None]
+            for t in table
+        ],
+        title=f"Log predictive density over {table[0]['rows']} rows",
+    )  # fmt: skip
+    for sentence in result.findings:
+        print(f"- {sentence}")

@@ -1,0 +1,127 @@
+"""Comparing models: leave-one-out and held-out rows against closed forms, and what may not be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from known import Gaussian, NormalMean, normal, ppca
+from scipy import stats
+from typer.testing import CliRunner
+
+from ppgen import PpgenError
+from ppgen.cli import app
+from ppgen.inference import fit, posterior
+from ppgen.inference.compare import Score, compare, held_out, loo, score
+
+X = normal(40) + 1.0
+NEW = normal(30, seed=3) + 1.0
+SOURCE = {"precision": "64-true", "guide": "AutoNormal", "starts": 1, "steps": 0}
+
+
+def exact_loo(x: torch.Tensor, sd: float = 1.5, prior: float = 2.0) -> np.ndarray:
+    found = []
+    for i in range(len(x)):
+        q = NormalMean(prior, sd).posterior(torch.cat((x[:i], x[i + 1 :])))
+        found.append(stats.norm(float(q.loc), math.hypot(sd, float(q.scale))).logpdf(float(x[i])))
+    return np.array(found)
+
+
+def run_of(sd: float = 1.5, prior: float = 2.0):
+    return fit(NormalMean(prior, sd), {"x": X}, **SOURCE)
+
+
+def tree_of(**how):
+    return posterior(run_of(**how), {"x": X}, draws=4000, predictive=False, prior=False)
+
+
+def test_loo_is_that_of_the_closed_form():
+    found = loo(tree_of())
+    assert found.kind == "loo" and found.bad == 0
+    assert np.allclose(found.values, exact_loo(X), atol=0.02)
+    assert found.total == pytest.approx(exact_loo(X).sum(), abs=0.1)
+
+
+def test_held_out_rows_given_a_global_latent():
+    found = held_out(run_of(), {"x": NEW}, draws=4000)
+    q = NormalMean().posterior(X)
+    exact = stats.norm(float(q.loc), math.hypot(1.5, float(q.scale))).logpdf(NEW.numpy())
+    assert found.kind == "estimate" and found.se < 0.1
+    assert abs(found.total - exact.sum()) < 4.5 * found.se
+    assert np.allclose(found.values, exact, atol=0.03)
+
+
+def test_a_paired_difference_is_that_of_the_rows():
+    a, b = loo(tree_of()), loo(tree_of(sd=4.0))
+    found = compare({"wide": b, "right": a})
+    d = exact_loo(X, 4.0) - exact_loo(X)
+    assert list(found.scores) == ["right", "wide"]
+    assert found.differences["wide"][0] == pytest.approx(d.sum(), abs=0.15)
+    assert found.differences["wide"][1] == pytest.approx(d.std(ddof=1) * len(d) ** 0.5, rel=0.02)
+    assert found.differences["right"] == (0.0, 0.0) and "right predicts best" in found.findings[0]
+    assert found.differences["wide"][1] < b.rows_se + a.rows_se
+
+
+def test_models_that_are_alike_cannot_be_told_apart():
+    found = compare({"a": loo(tree_of()), "b": loo(tree_of(prior=2.5))})
+    assert "cannot be told apart" in found.findings[0]
+
+
+def test_across_families_and_kinds():
+    x = normal(40, 4)
+    latent = score(fit(ppca(width=1.2), {"x": x}, steps=0), {"x": x}, particles=1500)
+    other = Score("exact", latent.values + 1, 0.0, 0, latent.observed)
+    found = compare({"ppca": latent, "flow": other})
+    assert latent.kind == "lower" and len(latent.values) == 40
+    assert np.allclose(latent.values, ppca().log_prob(x).detach(), atol=0.05)
+    assert "Kinds are mixed: ppca is a lower bound" in found.findings[-1]
+    assert found.differences["ppca"] == (pytest.approx(-40.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
+    assert {"name", "kind", "nats", "difference", "difference_se"} <= set(found.table()[0])
+
+
+def test_no_latents_is_exact():
+    program = Gaussian()
+    found = score(fit(program, {"x": X}, steps=0), {"x": NEW})
+    assert found.kind == "exact" and found.se == 0
+    exact = stats.norm(0.5, 2.0).logpdf(NEW.numpy())
+    assert np.allclose(found.values, exact, atol=1e-5)
+
+
+def test_what_may_not_be_compared():
+    a = held_out(fit(Gaussian(), {"x": X}, steps=0), {"x": NEW})
+    with pytest.raises(PpgenError, match="name two runs"):
+        compare({"a": a})
+    with pytest.raises(PpgenError, match="about other rows"):
+        compare({"a": a, "b": loo(tree_of())})
+    with pytest.raises(PpgenError, match="is scored on 30 rows"):
+        compare({"a": a, "b": held_out(fit(Gaussian(), {"x": X}, steps=0), {"x": NEW[:20]})})
+    with pytest.raises(PpgenError, match="predict other values"):
+        compare({"a": a, "b": held_out(fit(Gaussian(), {"x": X}, steps=0), {"x": 2 * NEW})})
+    tree = tree_of()
+    with pytest.raises(PpgenError, match="no group log_likelihood"):
+        loo(tree.drop_nodes("log_likelihood"))
+
+
+def test_in_the_shell(tmp_path):
+    file = tmp_path / "x.csv"
+    np.savetxt(file, X.numpy(), header="x", comments="", fmt="%.6f")
+    source = tmp_path / "m.py"
+    source.write_text(
+        "import pyro, ppgen\nfrom pyro.distributions import Normal\n"
+        "class M(ppgen.Program):\n"
+        "    def __init__(self, sd=1.5):\n        super().__init__()\n        self.sd = sd\n"
+        "    def model(self, x=None):\n        m = pyro.sample('m', Normal(0.0, 2.0))\n"
+        "        with ppgen.rows(x):\n            pyro.sample('x', Normal(m, self.sd), obs=x)\n"
+    )
+    runner = CliRunner()
+    for sd in ("1.5", "4.0"):
+        words = ["fit", f"{source}:M", "--data", str(file), "--set", f"sd={sd}", "--steps", "300", "--lr", "0.05",
+                 "--out", str(tmp_path / sd), "--quiet"]  # fmt: skip
+        assert runner.invoke(app, words).exit_code == 0
+    out = runner.invoke(app, ["compare", str(tmp_path / "1.5"), str(tmp_path / "4.0"), "--json"])
+    assert out.exit_code == 0, out.output
+    table = json.loads(out.stdout)["models"]
+    assert [t["kind"] for t in table] == ["loo", "loo"] and table[0]["name"].endswith("1.5")
