@@ -5,7 +5,7 @@ r"""The ELBO of a chain, from its four conditionals, without running the chain.
 z_t is drawn from `forward` at once, so each term stands by itself. `subsampled` draws one i a row, of probability P_i,
 and divides by it: unbiased for the ELBO and, the random t depending on no parameter, for its gradient. The times of a
 batch are spread evenly (low discrepancy): each is uniform by itself, and their mean has less variance.
-`full` runs over every i, and `ledger` keeps the terms apart.
+`ppgen.inference.ledger` runs over every i and keeps the terms apart.
 
 A reweighted objective (`weighting`) changes what the gradient is of, never the ELBO that is returned beside it.
 
@@ -27,7 +27,7 @@ from ppgen.chain import Chain
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs
 
-__all__ = ["Draw", "subsampled"]
+__all__ = ["Draw", "prior", "reconstruction", "subsampled", "terms"]
 
 
 class Draw(NamedTuple):
@@ -57,7 +57,7 @@ def subsampled(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> Dr
         n = len(x)
         u = spread_times(times, n, like=program.forward(x[:1], 0.5).mean)
         t, density = timed(program, u)
-        cost, target = _terms(program, x, t, columns)
+        cost, target = terms(program, x, t, columns)
         cost, target = cost / density, target / density
         if program.training:
             _remember(program, t, cost.detach() * density)
@@ -77,7 +77,7 @@ def reconstruction(program: Chain, x: Tensor, columns: Mapping[str, Tensor]) -> 
     return program.likelihood(z, **columns).log_prob(program.values(x))
 
 
-def _terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
     weighted = program.weighting != "elbo"
     if program.limit:
@@ -101,11 +101,11 @@ def _terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) 
 
 
 def spread_times(times: int, rows: int, like: Tensor) -> Tensor:
-    """(times, rows) numbers in [0, 1), each uniform, evenly spread over all of them by one random shift."""
+    """(times, rows) numbers in [0, 1), each uniform, evenly spread over all and each row's by one random shift."""
     n = times * rows
     shift = torch.rand((), dtype=like.dtype, device=like.device)
     even = torch.arange(n, dtype=like.dtype, device=like.device) / n
-    return ((even + shift) % 1.0).reshape(rows, times).T
+    return ((even + shift) % 1.0).reshape(times, rows)
 
 
 def timed(program: Chain, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,8 +77,8 @@ class Objective(nn.Module):
             )
         if elbo == "subsampled" and program is not None and not isinstance(program, Chain):
             raise PpgenError(
-                f"elbo='subsampled' draws terms of the ELBO of a chain of latents, and {program.name} is none; leave elbo "
-                "out, or take elbo='analytic'"
+                f"elbo='subsampled' draws terms of the ELBO of a chain of latents, and {program.name} is none; leave "
+                "elbo out, or take elbo='analytic'"
             )
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")

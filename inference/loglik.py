@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ppgen.agreement import observed_in_support
+from ppgen.chain import Chain
 from ppgen.data import n_rows, take, validate
 from ppgen.engine import traced
 from ppgen.errors import PpgenError
@@ -34,6 +35,7 @@ BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once
 WORTH_TRACING = 50  # runs: tracing costs some of them
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
+ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
 
 
 class Bound(NamedTuple):
@@ -121,26 +123,40 @@ class LogLik(NamedTuple):
 
 @torch.no_grad()
 def loglik(
-    run: Run | Program, data: Any, *, particles: int = 1000, seed: int | None = 0, keep_weights: bool = False
+    run: Run | Program,
+    data: Any,
+    *,
+    particles: int | None = None,
+    seed: int | None = 0,
+    keep_weights: bool = False,
+    ode: bool = False,
 ) -> LogLik:
     """log p(x) of each row: exact where nothing is latent, else the ELBO and the importance-weighted bound.
 
     Args:
         run: a run, or a program that was fitted.
         data: the columns.
-        particles: K, draws of z a row.
+        particles: K, draws of z a row; for a chain of more than a few steps, how many of its times are drawn. None:
+            1 000, and 100 times of a chain.
         seed: of the draws.
         keep_weights: keeps all log weights (particles x rows of them).
+        ode: for a Gaussian chain, log p(x) by its probability-flow ODE as well.
 
     Raises:
         PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
             that are nan.
     """
     program = program_of(run)
+    chain = isinstance(program, Chain) and not keep_weights and (ode or program.brief() is not program)
+    particles = (100 if chain else 1000) if particles is None else particles
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
     data = prepare_columns(data, program, dtype_of_program(program))
     validate(data)
+    if chain:
+        return _of_chain(run, data, particles, seed, ode)
+    if ode:
+        raise PpgenError(f"{program.name} is no Gaussian chain, and so has no ODE; leave ode (--ode) out")
     with ready(run, data, seed):
         enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
         if enumerated:
@@ -177,6 +193,20 @@ def loglik(
         bounds = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
+
+
+def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:
+    """The ELBO by times drawn at random, and the ODE's figure after it."""
+    from ppgen.inference.ledger import chain_elbo
+    from ppgen.inference.ode import ode_loglik
+    from ppgen.inference.samplers import chain_of
+
+    found = chain_elbo(run, data, times=times, seed=seed)
+    if not ode:
+        return found
+    program = chain_of(run, "the ODE")
+    with ready(run, data, seed, guide=False):
+        return found._replace(bounds=(*found.bounds, ode_loglik(program, data, draws=min(times, ODE_DRAWS))))
 
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:

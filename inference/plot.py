@@ -29,6 +29,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import write_atomic
+from ppgen.gaussian_chain import GaussianChain
 from ppgen.inference.corner import MOST, corner_figure, plane_figure
 from ppgen.inference.diagnose import GOOD_K, Diagnosis, diagnose
 from ppgen.inference.posterior import posterior
@@ -70,6 +71,10 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     columns = {k: v for k, v in columns.items() if k != "y" or k in run.program.columns}
     if label is not None and not _is_label(label, columns):
         label = None
+    if isinstance(run.program, GaussianChain):
+        from ppgen.inference.chain_plots import chain_figures
+
+        return _write(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)})
     d = None
     if run.structure.latents:
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
@@ -81,6 +86,10 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
         "latent": latent_figure(run, columns, d, label, seed=seed),
         "khat": khat_figure(d),
     }
+    return _write(folder, figures)
+
+
+def _write(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

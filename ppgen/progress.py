@@ -33,6 +33,19 @@ def progress(total: int, stream: TextIO, quiet: bool = False) -> Iterator[Report
 
 
 @contextmanager
+def counter(what: str, stream: TextIO, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """A report(done, of how many) for work that is counted: a bar on a terminal, nothing elsewhere."""
+    if quiet or not is_terminal(stream):
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console(stream), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def _bar(total: int, stream: TextIO) -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

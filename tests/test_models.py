@@ -27,10 +27,12 @@ from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict
 from ppgen.inference.chain import subsampled
 from ppgen.inference.compare import compare, loo
 from ppgen.inference.elbo import Objective
+from ppgen.inference.ledger import ledger
 from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
 from ppgen.inference.refit import refit
 from ppgen.inference.samplers import draw
+from ppgen.inference.weights import chain_weights
 from ppgen.inference.uniform import p_value
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
@@ -306,6 +308,67 @@ def of_ode(folder):
     known = KnownChain(low=-12.0, high=14.0)
     x = known.data.sample((20,))
     assert ode_loglik(known, {"x": x}).values == pytest.approx(known.data.log_prob(x).numpy(), abs=0.01)
+
+
+def of_ledger(folder):
+    known = KnownChain(steps=30)
+    found = ledger(known, {"x": known.data.sample((3000,))}, intervals=30)
+    assert abs(found.elbo - known.expected_elbo()) < 4 * found.elbo_se
+
+
+def of_weights(folder):
+    known = KnownChain(low=-4.0)
+    x = known.data.sample((20,))
+    log_w = chain_weights(known, {"x": x}, particles=1000, steps=150)
+    # z_0 and x given z_0 have a noise of e^-4 each
+    cov = known.data.covariance_matrix + 2 * math.exp(-4) * torch.eye(2).double()
+    exact = torch.distributions.MultivariateNormal(known.mean, cov).log_prob(x)
+    assert torch.allclose(log_w.logsumexp(0) - math.log(1000), exact, atol=0.12)
+
+
+def of_chain_plots(folder):
+    run = fit(MODELS["diffusion u-net"][0](), MODELS["diffusion u-net"][1], steps=2, out=folder / "run", log_every=1)
+    names = {p.stem for p in plot(run, MODELS["diffusion u-net"][1])}
+    assert names == {"elbo", "samples", "chain", "ledger"}
+
+
+def of_samplers(folder):
+    known = KnownChain()
+    draws_agree(draw(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
+
+
+def of_sample(folder):
+    found = sample(GuidedNormalMean(), 2000, seed=0)
+    draws_agree(found["m"], 0.0, 4.0)
+    draws_agree(found["x"][:, 0] - found["m"], 0.0, 1.5**2)
+
+
+def of_diagnose(folder):
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    assert "The guide is the posterior" in diagnose(run, {"x": X}, draws=50, particles=200).findings[0]
+
+
+def of_plot(folder):
+    run = fit(NormalMean(), {"x": X}, steps=30, out=folder / "run")
+    written = plot(run, {"x": X})
+    assert written and all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+
+
+def of_optimise(folder):
+    for optimizer in ("SGD(momentum=0.9)", "Adam", "AdamW(weight_decay=0.0)", "RMSprop"):
+        run = fit(
+            NormalMean(), {"x": X}, steps=300, lr=0.05, schedule="cosine", particles=8, optimizer=optimizer, clip=1.0
+        )
+        assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
+
+
+def of_step(folder):
+    """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
+    program = GuidedNormalMean(width=1.5)
+    before = float(program.log_width.detach())
+    fit(program, {"x": X}, steps=1, lr=0.1, optimizer="SGD", particles=50_000)
+    slope = (1 - 1.5**2) / len(X)  # of the loss −ELBO / N in log(width), up to its sign
+    assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
 
 
 def of_samplers(folder):

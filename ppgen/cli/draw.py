@@ -25,6 +25,12 @@ def sample(
     given: Annotated[
         list[str] | None, typer.Option(metavar="FILE|KEY=VALUE", help="Columns or sites to hold fixed: a file, or y=3.")
     ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, ode. [default: dpmpp]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Weight of the label, with --given y=3.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 that of the chain.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -37,7 +43,10 @@ def sample(
     path = out or run / "samples.png"
     check_suffix(path)
     held = _held(given or [])
-    drawn = inference.sample(fitted, n, given=held, seed=seed)
+    how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
+    drawn = _by_sampler(fitted, n, held, seed, {k: v for k, v in how.items() if v is not None}, json)
+    if drawn is None:
+        drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
         from ppgen.inference.plot import samples_figure, save
 
@@ -51,6 +60,23 @@ def sample(
         print_json({"out": str(path), "n": n, "sites": {k: list(v.shape) for k, v in drawn.items()}})
     else:
         print(f"{n} draws of {', '.join(drawn)} in {path}")
+
+
+def _by_sampler(
+    run: Run, n: int, held: dict[str, Any] | None, seed: int, how: dict[str, Any], quiet: bool
+) -> dict[str, Any] | None:
+    """Draws of a Gaussian chain by a sampler; None where the program is another, or has only a few steps."""
+    import sys
+
+    from ppgen.gaussian_chain import GaussianChain
+    from ppgen.inference.samplers import draw
+    from ppgen.progress import counter
+
+    chain = isinstance(run.program, GaussianChain)
+    if not how and not (chain and run.program.brief() is not run.program):
+        return None
+    with counter("sample", sys.stderr, quiet) as report:
+        return {"x": draw(run, n, given=held, seed=seed, report=report, **how)}
 
 
 def _held(items: list[str]) -> dict[str, Any] | None:

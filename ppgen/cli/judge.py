@@ -18,7 +18,9 @@ def evaluate(
     data: Data = None,
     split: Annotated[str | None, typer.Option(help="[default: test where the data have splits, else the rows fitted]")]
     = None,
-    particles: Annotated[int, typer.Option(help="Draws of the latents a row.")] = 1000,
+    particles: Annotated[int | None, typer.Option(help="Draws of the latents a row. [default: 1000, of a chain 100]")]
+    = None,
+    ode: Annotated[bool, typer.Option("--ode", help="For a diffusion, its probability-flow ODE's figure too.")] = False,
     columns: Columns = None,
     seed: Seed = 0,
     json: Json = False,
@@ -29,7 +31,7 @@ def evaluate(
 
     fitted = Run.load(run)
     name, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
-    found = inference.loglik(fitted, rows, particles=particles, seed=seed)
+    found = inference.loglik(fitted, rows, particles=particles, seed=seed, ode=ode)
     table = found.table()
     if json:
         print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
