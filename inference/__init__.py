@@ -7,6 +7,7 @@ from ppgen.inference.drawer import drawer
 from ppgen.inference.elbo import Objective
 from ppgen.inference.fit import fit, resume
 from ppgen.inference.loglik import loglik
+from ppgen.inference.mcmc import mcmc
 from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.sample import reconstruct, sample
@@ -18,6 +19,7 @@ __all__ = [
     "diagnose",
     "fit",
     "loglik",
+    "mcmc",
     "plot",
     "posterior",
     "predict",

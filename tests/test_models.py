@@ -22,18 +22,22 @@ from ppgen import PpgenError, Program, Run, catalog
 from ppgen.agreement import observed_in_support
 from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
+from ppgen.engine import log_joint
 from ppgen.handlers import Minibatch
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.compare import compare, loo
 from ppgen.inference.elbo import Objective
 from ppgen.inference.ledger import ledger
+from ppgen.inference.mcmc import mcmc
 from ppgen.inference.ode import ode_loglik
+from ppgen.inference.pathfinder import pathfinder
 from ppgen.inference.plot import plot
 from ppgen.inference.refit import refit
 from ppgen.inference.samplers import draw
-from ppgen.inference.weights import chain_weights
+from ppgen.inference.start import runaway, starts
 from ppgen.inference.uniform import p_value
+from ppgen.inference.weights import chain_weights
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
 
@@ -371,43 +375,40 @@ def of_step(folder):
     assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
 
 
-def of_samplers(folder):
-    known = KnownChain()
-    draws_agree(draw(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
+def sampled(**options):
+    tree = mcmc(NormalMean(), {"x": X}, predictive=False, prior=False, **options)
+    m = tree["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
 
 
-def of_sample(folder):
-    found = sample(GuidedNormalMean(), 2000, seed=0)
-    draws_agree(found["m"], 0.0, 4.0)
-    draws_agree(found["x"][:, 0] - found["m"], 0.0, 1.5**2)
+def of_mcmc(folder):
+    sampled(chains=32, draws=100, warmup=60)
 
 
-def of_diagnose(folder):
-    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
-    assert "The guide is the posterior" in diagnose(run, {"x": X}, draws=50, particles=200).findings[0]
+def of_chees(folder):
+    sampled(chains=16, draws=200, warmup=60, metric="diag")
 
 
-def of_plot(folder):
-    run = fit(NormalMean(), {"x": X}, steps=30, out=folder / "run")
-    written = plot(run, {"x": X})
-    assert written and all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+def of_nuts(folder):
+    pytest.importorskip("nutpie")
+    sampled(kernel="nuts", chains=4, draws=1500, warmup=100)
 
 
-def of_optimise(folder):
-    for optimizer in ("SGD(momentum=0.9)", "Adam", "AdamW(weight_decay=0.0)", "RMSprop"):
-        run = fit(
-            NormalMean(), {"x": X}, steps=300, lr=0.05, schedule="cosine", particles=8, optimizer=optimizer, clip=1.0
-        )
-        assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
+def of_pathfinder(folder):
+    joint = log_joint(NormalMean(), {"x": X})
+    paths = pathfinder(joint.value_and_grad, normal(32, 1))
+    assert (
+        abs(float(paths.mean) - float(EXACT.loc)) < 0.02
+        and abs(float(paths.covariance) / float(EXACT.variance) - 1) < 0.05
+    )
+    assert float(paths.elbo.median()) == pytest.approx(EVIDENCE, abs=0.1)
 
 
-def of_step(folder):
-    """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
-    program = GuidedNormalMean(width=1.5)
-    before = float(program.log_width.detach())
-    fit(program, {"x": X}, steps=1, lr=0.1, optimizer="SGD", particles=50_000)
-    slope = (1 - 1.5**2) / len(X)  # of the loss −ELBO / N in log(width), up to its sign
-    assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
+def of_start(folder):
+    joint = log_joint(NormalMean(), {"x": X})
+    u = starts(joint, 16, 1, joint.prior, torch.Generator().manual_seed(0))
+    assert (joint(u) > joint(normal(16, 1) * 2).mean()).all()
+    assert runaway(joint, EXACT.loc[None], EXACT.scale[None], torch.ones(1, 1), 16) is None
 
 
 CONJUGATE = {name.removeprefix("of_"): test for name, test in list(globals().items()) if name.startswith("of_")}

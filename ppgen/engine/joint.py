@@ -10,21 +10,31 @@ Source: Stan's transforms of constrained variables (Stan reference manual, Const
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops import special
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
 from torch.distributions import biject_to
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_seconds
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
 from ppgen.program import Program
+
+log = logging.getLogger("ppgen")
 
 aten = torch.ops.aten
 
@@ -44,6 +54,8 @@ class LogJoint:
     Attributes:
         dim: the length of u.
         latents: the names of the sites in it, in order.
+        labels: of the entries of u: `mu`, `theta[0]`, ...
+        summed: discrete latents that are summed out.
     """
 
     def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0):
@@ -55,27 +67,41 @@ class LogJoint:
             calls: how many calls are expected.
 
         Raises:
-            PpgenError: a discrete latent, or no latent.
+            PpgenError: a discrete latent that cannot be summed out, or no latent.
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
         self._blocks: dict[str, _Block] = {}
         start = 0
+        summed: list[str] = []
         for name in sites.stochastic_nodes:
             site = sites.nodes[name]
             if site["fn"].support.is_discrete:
-                raise PpgenError(
-                    f"the latent {name!r} is discrete and has no place in an unconstrained vector; "
-                    "sum it out of the model, or fit the program with elbo='enumerate'"
-                )
+                if not site["fn"].has_enumerate_support:
+                    raise PpgenError(
+                        f"the latent {name!r} is discrete and has no place in an unconstrained vector, and "
+                        f"{type(site['fn']).__name__} has too many values to sum it out; sum it out of the model by "
+                        "hand, or fit the program with a guide for it"
+                    )
+                summed.append(name)
+                continue
             transform = biject_to(site["fn"].support)
             shape = transform.inv(site["value"]).shape
             self._blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()
+        self.summed = tuple(summed)
+        frames = [f for s in sites.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+        self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
+        if summed and not start:
+            raise PpgenError(
+                f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous, so there is "
+                "nothing to sample; its exact log p(x) is what fit(elbo='enumerate') maximises"
+            )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
         self.dim, self.latents = start, tuple(self._blocks)
+        self.labels = tuple(label for name, b in self._blocks.items() for label in _labels(name, b.shape))
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -102,19 +128,40 @@ class LogJoint:
             y, p, g, and log p (chains,) at the new place; NaN where it cannot be evaluated.
         """
 
-        def fn(y, p, g, step, centre, root):  # type: ignore[no-untyped-def]  # annotations would go into the graph
+        def fn(y, p, g, step, centre, root):  # annotations would go into the graph
             p = p + 0.5 * step * g
             y = y + step * p
             u = centre + (y * root if root.dim() == 1 else y @ root.mT)
-            grad, value = torch.func.vmap(torch.func.grad_and_value(self._one))(u)
+            grad, value = both(u)
             g = grad * root if root.dim() == 1 else grad @ root
             return [y, p + 0.5 * step * g, g, value]
 
+        both = torch.func.vmap(torch.func.grad_and_value(self._one))
         inputs = [y, p, g, step, centre, root]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
+        if self.engine == "eager":
+            return self._chain_by_chain(*inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._build(fn, [x.clone() for x in inputs])  # one tensor given twice is one input
+            example = [x.clone() for x in inputs]  # one tensor given twice would be one input
+            try:
+                self._graphs[key] = self._build(fn, example)
+            except PpgenError as e:  # an operation that cannot be batched
+                log.info("%s; its chains are run one after the other", e)
+                self._graphs[key] = self._chain_by_chain
         return list(self._graphs[key](*inputs))
+
+    def _chain_by_chain(
+        self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor
+    ) -> list[Tensor]:
+        p = p + 0.5 * step * g
+        y = y + step * p
+        u = centre + (y * root if root.dim() == 1 else y @ root.mT)
+        value, grad = torch.full_like(y[:, 0], torch.nan), torch.full_like(y, torch.nan)
+        for i, row in enumerate(u):
+            with contextlib.suppress(LinAlgError, ValueError):  # a factor that does not exist
+                value[i], grad[i] = self.value_and_grad(row)
+        g = grad * root if root.dim() == 1 else grad @ root
+        return [y, p + 0.5 * step * g, g, value]
 
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
@@ -140,9 +187,26 @@ class LogJoint:
             inner = u[b.start : b.stop].view(b.shape)
             latents[name] = b.transform(inner)
             total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
+        model = poutine.condition(self._model, data=latents)
         with pyro.validation_enabled(False):
-            sites = prune_subsample_sites(poutine.trace(poutine.condition(self._model, data=latents)).get_trace())
-            return total + sites.log_prob_sum()
+            if self.summed:
+                return total + self._enumerated(model)
+            return total + prune_subsample_sites(poutine.trace(model).get_trace()).log_prob_sum()
+
+    def _enumerated(self, model: Callable[[], Any]) -> Tensor:
+        """The log joint with the discrete latents summed out, by Pyro's tensor contraction."""
+        every = config_enumerate(model, default="parallel")
+        with poutine.block(), poutine.trace() as tracer, poutine.enum(first_available_dim=-1 - self._nesting):
+            every()
+        sites = prune_subsample_sites(tracer.trace)
+        with mock.patch.object(special, "_SafeLog", _Log):
+            return TraceEinsumEvaluator(sites, True, self._nesting).log_prob(sites)
+
+    def prior(self) -> Tensor:
+        """One draw from the prior, (dim,); from torch's random state."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            nodes = poutine.trace(self._model).get_trace().nodes
+        return self.flatten({name: nodes[name]["value"] for name in self._blocks})
 
     # -- many --------------------------------------------------------------------------------------
 
@@ -203,6 +267,20 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
     return LogJoint(program, data, engine=engine, calls=calls)
+
+
+class _Log:
+    """Pyro's logarithm with a finite slope at 0, written so that `torch.func` can go through it."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        return x.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+def _labels(name: str, shape: torch.Size) -> list[str]:
+    if not shape:
+        return [name]
+    return [f"{name}[{', '.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
 
 
 def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,361 @@
+r"""ChEES-HMC: Hamiltonian Monte Carlo on many chains at once, whose trajectory length the chains learn together.
+
+    maximise over T   E[ (|y' - E y'|² - |y - E y|²)² ] / 4       y: a chain's position, y': its proposal after time h T
+    y = root⁻¹ (u - centre)                                       root rootᵀ: the pooled covariance of the warm-up
+
+All chains take the same number of leapfrog steps, so that one batched call is one step of all of them. h in (0, 1] is
+a Halton sequence; T rises by Adam on log T along the gradient of the criterion; the step size is set by dual averaging
+to a harmonic mean acceptance of 0.651; metric and centre are those of the last, doubling window of the warm-up.
+In the coordinates y the metric is the identity.
+
+Sources: An Adaptive MCMC Scheme for Setting Trajectory Lengths in Hamiltonian Monte Carlo (Hoffman, Radul, Sountsov,
+AISTATS 2021); dual averaging: The No-U-Turn Sampler (Hoffman & Gelman 2014, arXiv:1111.4246), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
+DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
+MAX_STEPS = 1000  # leapfrog steps a draw
+SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
+LARGE_DIM = 1000  # beyond it a covariance is its diagonal
+CONDITION = 10.0  # of the correlations, above which it pays between the two
+START = 2.0  # trajectory length to begin with: near the best for a standard normal
+
+
+class Target(Protocol):
+    """What is sampled: `ppgen.engine.LogJoint` is one."""
+
+    def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]: ...
+
+
+class Draws(NamedTuple):
+    """What a sampler leaves.
+
+    Attributes:
+        u: (draws, chains, dim).
+        stats: by name (draws, chains): lp, energy, acceptance_rate, diverging, n_steps, step_size.
+        steps: leapfrog steps of warm-up and sampling, of each chain.
+        growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
+        metric: "diag" or "dense".
+        trajectory: T at the end, in standard deviations.
+    """
+
+    u: Tensor
+    stats: dict[str, Tensor]
+    steps: int
+    growth: Tensor
+    metric: str
+    trajectory: float
+
+
+class Chains(NamedTuple):
+    """Where the chains are: y, the gradient in y and the log joint at each."""
+
+    y: Tensor
+    g: Tensor
+    lp: Tensor
+
+
+class Frame(NamedTuple):
+    """u = centre + root y."""
+
+    centre: Tensor
+    root: Tensor
+
+    def out(self, y: Tensor) -> Tensor:
+        return self.centre + (y * self.root if self.root.dim() == 1 else y @ self.root.mT)
+
+    def into(self, u: Tensor) -> Tensor:
+        if self.root.dim() == 1:
+            return (u - self.centre) / self.root
+        return torch.linalg.solve_triangular(self.root, (u - self.centre).mT, upper=False).mT
+
+    def chains(self, target: Target, u: Tensor) -> Chains:
+        """Where the chains are: a step of length 0 (one graph serves for all)."""
+        y, zero = self.into(u), torch.zeros_like(u)
+        _, _, g, lp = target.leapfrog(y, zero, zero, torch.tensor(0.0).to(u), self.centre, self.root)
+        return Chains(y, g, lp)
+
+
+def chees(
+    target: Target,
+    start: Tensor,
+    *,
+    draws: int,
+    warmup: int,
+    frame: Frame | None = None,
+    generator: torch.Generator | None = None,
+    report: Callable[[int], None] | None = None,
+) -> Draws:
+    """Runs the chains.
+
+    Args:
+        target: the log joint of unconstrained vectors.
+        start: (chains, dim), where the log joint is finite. Two chains at least.
+        draws, warmup: iterations; draws after the warm-up are kept.
+        frame: the coordinates to begin with; its root, (dim,) or (dim, dim), says whether the metric is diagonal.
+        report: called with the number of iterations done.
+    """
+    C, D = start.shape
+    frame = frame or Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
+    chains = frame.chains(target, start)
+    step = Averaged(_first_step(target, chains, frame, generator))
+    length = Length(START)
+    ends = windows(warmup)
+    seen = Moments(D, start)
+    growth = torch.zeros(D).to(start)
+    kept: dict[str, list[Tensor]] = {"u": []}
+    steps = 0
+    for i in range(warmup + draws):
+        warm = i < warmup
+        size = step.current if warm else step.average
+        h = halton(i + 1)
+        cap = 32 if len(ends) > 2 and i < ends[1] else MAX_STEPS  # the metric is still unknown
+        n = min(max(math.ceil(h * length.value / size), 1), cap)
+        old, chains, p, alpha, moved = _transition(target, chains, frame, size, n, generator)
+        steps += n
+        if warm:
+            step.update(harmonic(alpha.acceptance, alpha.diverging))
+            length.update(old.y, moved.y, p, alpha.acceptance, n * size, size)
+            seen.add(frame.out(chains.y))
+            if i + 1 in ends:
+                frame, chains, growth = _reframe(target, frame, chains, seen)
+                seen = Moments(D, start)
+                if i + 1 < ends[-1]:
+                    step, length = Averaged(_first_step(target, chains, frame, generator)), Length(START)
+                else:
+                    step = Averaged(step.current)
+        else:
+            kept["u"].append(frame.out(chains.y))
+            stats = alpha._asdict() | {"lp": chains.lp}
+            for name, value in stats.items():
+                kept.setdefault(name, []).append(value)
+            for name, number in (("n_steps", n), ("step_size", size)):
+                kept.setdefault(name, []).append(torch.full((C,), number))
+        if report is not None:
+            report(i + 1)
+    found = {name: torch.stack(values) for name, values in kept.items()}
+    found["acceptance_rate"] = found.pop("acceptance")
+    kind = "diag" if frame.root.dim() == 1 else "dense"
+    return Draws(found.pop("u"), found, steps, growth, kind, length.value)
+
+
+# -- one iteration -----------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """Of each chain's proposal."""
+
+    acceptance: Tensor
+    diverging: Tensor
+    energy: Tensor
+
+
+def _transition(
+    target: Target, old: Chains, frame: Frame, step: float, n: int, generator: torch.Generator | None
+) -> tuple[Chains, Chains, Tensor, Outcome, Chains]:
+    """n leapfrog steps and the Metropolis decision: old, new, the proposal's momentum, outcome, proposal."""
+    start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
+    y, p, g, lp = old.y, start, old.g, old.lp
+    size = torch.tensor(step).to(y)
+    for _ in range(n):
+        y, p, g, lp = target.leapfrog(y, p, g, size, frame.centre, frame.root)
+    before, after = 0.5 * (start**2).sum(-1) - old.lp, 0.5 * (p**2).sum(-1) - lp
+    error = after - before
+    bad = ~torch.isfinite(error) | ~torch.isfinite(g).all(-1)
+    alpha = torch.where(bad, 0.0, (-error).clamp_max(0.0).exp())
+    accept = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype) < alpha
+    new = Chains(
+        torch.where(accept[:, None], y, old.y),
+        torch.where(accept[:, None], g, old.g),
+        torch.where(accept, lp, old.lp),
+    )
+    outcome = Outcome(alpha, bad | (error > DIVERGENT), torch.where(accept, after, before))
+    return old, new, p, outcome, Chains(y, g, lp)
+
+
+def harmonic(alpha: Tensor, diverging: Tensor) -> float:
+    """The harmonic mean of acceptances over chains; those that diverge count by their number alone: one chain that
+    is stuck would otherwise bring the step size of all to zero."""
+    share = 1 - float(diverging.to(alpha.dtype).mean())
+    return share / float((1 / alpha[~diverging].clamp_min(0.01)).mean()) if share else 0.0
+
+
+def halton(i: int) -> float:
+    """Element i >= 1 of the van der Corput sequence of base 2.
+
+    >>> [halton(i) for i in range(1, 5)]
+    [0.5, 0.25, 0.75, 0.125]
+    """
+    value, scale = 0.0, 0.5
+    while i:
+        value, scale, i = value + scale * (i & 1), scale / 2, i >> 1
+    return value
+
+
+# -- what is learned ---------------------------------------------------------------------------------------
+
+
+class Averaged:
+    """The step size by dual averaging."""
+
+    def __init__(self, first: float):
+        self.mu, self.count, self.error = math.log(10 * first), 0, 0.0
+        self.log, self.log_average = math.log(first), math.log(first)
+
+    def update(self, acceptance: float) -> None:
+        self.count += 1
+        w = 1 / (self.count + 10)
+        self.error += w * (ACCEPTANCE - acceptance - self.error)
+        self.log = self.mu - self.count**0.5 / 0.05 * self.error
+        w = self.count**-0.75
+        self.log_average += w * (self.log - self.log_average)
+
+    @property
+    def current(self) -> float:
+        return math.exp(self.log)
+
+    @property
+    def average(self) -> float:
+        return math.exp(self.log_average)
+
+
+class Length:
+    """log T by Adam (rate 0.025, β = 0 and 0.95) up the gradient of the criterion."""
+
+    def __init__(self, first: float):
+        self.log, self.square, self.count = math.log(first), 0.0, 0
+        self.log_average = self.log
+
+    @property
+    def value(self) -> float:
+        return math.exp(self.log_average)
+
+    def update(self, y: Tensor, moved: Tensor, p: Tensor, alpha: Tensor, time: float, step: float) -> None:
+        weight = torch.where(alpha > 0, alpha, 0.0)
+        total = float(weight.sum())
+        if total < 1e-3:
+            return
+        ok = (alpha > 0)[:, None]
+        moved, p = torch.where(ok, moved, y), torch.where(ok, p, 0.0)
+        a, b = y - y.mean(0), moved - (weight[:, None] * moved).sum(0) / total
+        each = time * ((b**2).sum(-1) - (a**2).sum(-1)) * (b * p).sum(-1)
+        gradient = float((weight * each).sum()) / total
+        if not math.isfinite(gradient):
+            return
+        self.count += 1
+        self.square = 0.95 * self.square + 0.05 * gradient**2
+        scale = math.sqrt(self.square / (1 - 0.95**self.count))
+        self.log += 0.025 * gradient / max(scale, 1e-30)
+        self.log = min(max(self.log, math.log(step)), math.log(MAX_STEPS * step))
+        w = max(self.count**-0.5, 0.02)
+        self.log_average += w * (self.log - self.log_average)
+
+
+class Moments:
+    """Pooled mean and covariance over chains and iterations (Welford's, a batch at a time)."""
+
+    def __init__(self, dim: int, like: Tensor):
+        self.n, self.mean = 0, torch.zeros(dim).to(like)
+        self.sum = torch.zeros(dim, dim).to(like) if dim <= LARGE_DIM else torch.zeros(dim).to(like)
+
+    def add(self, u: Tensor) -> None:
+        n = len(u)
+        before = u - self.mean
+        self.n += n
+        self.mean = self.mean + before.sum(0) / self.n
+        after = u - self.mean
+        self.sum += before.mT @ after if self.sum.dim() == 2 else (before * after).sum(0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(dim, dim), or its diagonal where dim is large."""
+        c = self.sum / max(self.n - 1, 1)
+        return 0.5 * (c + c.mT) if c.dim() == 2 else c
+
+
+def windows(warmup: int) -> list[int]:
+    """Where the metric is set anew: each window twice as long as the one before, and a rest for the step size.
+
+    >>> windows(400)
+    [11, 34, 80, 171, 355]
+    """
+    usable = warmup - max(warmup // 9, 1)
+    first = max(usable // 31, 4)
+    ends: list[int] = []
+    size = first
+    while usable - sum(ends[-1:]) >= 3 * size or not ends:
+        ends.append((ends[-1] if ends else 0) + size)
+        size *= 2
+    ends[-1:] = [usable] if usable > (ends[-2] if len(ends) > 1 else 0) else []
+    return ends
+
+
+def _reframe(target: Target, frame: Frame, chains: Chains, seen: Moments) -> tuple[Frame, Chains, Tensor]:
+    """The frame of a window's covariance, the chains in it, and the direction that grew most."""
+    u, cov, dense = frame.out(chains.y), seen.covariance, frame.root.dim() == 2
+    variance = cov if cov.dim() == 1 else cov.diagonal()
+    sd = torch.where(variance > 0, variance, 1.0).sqrt()
+    if cov.dim() == 2:
+        inside = frame.into(frame.centre + cov)
+        inside = frame.into(frame.centre + inside.mT)  # root⁻¹ cov root⁻ᵀ
+        growth = frame.out(torch.linalg.eigh(0.5 * (inside + inside.mT))[1][:, -1]) - frame.centre
+    else:
+        growth = torch.zeros_like(sd).index_fill(0, (sd / frame.root).argmax(), 1.0) * sd
+    new = Frame(seen.mean, root_of(cov, seen.n) if dense else sd)
+    return new, new.chains(target, u), growth
+
+
+def root_of(covariance: Tensor, n: int) -> Tensor:
+    """Lower-triangular; correlations of few draws are shrunk, and those of a singular matrix left out."""
+    sd = covariance.diagonal().clamp_min(0.0).sqrt()
+    sd = torch.where(sd > 0, sd, 1.0)
+    identity = torch.eye(len(sd)).to(sd)
+    weight = 1e-10 if n >= 10 * len(sd) else len(sd) / (len(sd) + n)
+    factor, info = torch.linalg.cholesky_ex((1 - weight) * covariance / sd / sd[:, None] + weight * identity)
+    return sd[:, None] * (identity if info else factor)
+
+
+def first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
+    """Coordinates of a first guess at the posterior.
+
+    Args:
+        mean: (dim,).
+        covariance: (dim, dim), or (dim,) its diagonal.
+        metric: diag, dense, or auto: dense where it is small, or where the correlations make it worth the products.
+    """
+    dim = len(mean)
+    variance = covariance.diagonal() if covariance.dim() == 2 else covariance
+    sd = variance.clamp_min(1e-30).sqrt()
+    if metric == "auto" and covariance.dim() == 2 and SMALL_DIM < dim <= DENSE_DIM:
+        metric = "dense" if _condition(covariance / sd / sd[:, None]) > CONDITION else "diag"
+    elif metric == "auto":
+        metric = "dense" if dim <= SMALL_DIM else "diag"
+    if metric == "diag":
+        return Frame(mean, sd)
+    return Frame(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
+
+
+def _condition(correlation: Tensor) -> float:
+    values = torch.linalg.eigvalsh(correlation)
+    return float(values[-1] / values[0].clamp_min(1e-12))
+
+
+def _first_step(target: Target, chains: Chains, frame: Frame, generator: torch.Generator | None) -> float:
+    """A step size near which one leapfrog step is accepted 8 times in 10 by the median chain."""
+    step, direction = 0.5, 0
+    for _ in range(60):
+        *_, outcome, _ = _transition(target, chains, frame, step, 1, generator)
+        wanted = 1 if float(outcome.acceptance.median()) > 0.8 else -1
+        if direction and wanted != direction:
+            return step
+        direction, step = wanted, step * 2.0**wanted
+    return step

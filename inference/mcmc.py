@@ -1,0 +1,351 @@
+"""Reference sampling: Hamiltonian Monte Carlo on the traced log joint, as the same DataTree that `posterior` gives.
+
+    u: the latents on an unconstrained scale,  p(u | x) ∝ p(x, z(u)) |det ∂z/∂u|
+
+kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
+few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
+rejects that proposal, never the run. What is wrong is logged, and stands in the tree's attribute "findings".
+
+Sources: see chees.py, nuts.py and pathfinder.py; R-hat and ESS: Rank-normalization, folding, and localization
+(Vehtari et al. 2021, arXiv:1903.08008); E-BFMI: Betancourt 2016, arXiv:1604.00695.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from ppgen.check import _batch_safe, columns, running_of
+from ppgen.data import row_columns, validate
+from ppgen.engine import LogJoint, log_joint
+from ppgen.errors import PpgenError
+from ppgen.inference.chees import DENSE_DIM, Draws, chees, first_frame
+from ppgen.inference.nuts import nuts
+from ppgen.inference.pathfinder import Paths, pathfinder
+from ppgen.inference.posterior import blocks, groups_of, tree_of
+from ppgen.inference.sample import dtype_of_program, program_of, ready
+from ppgen.inference.start import name_direction, runaway, starts
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.sites import sample_sites
+from ppgen.structure import PARTICLES, Structure, Traces, inspect
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+log = logging.getLogger("ppgen")
+
+DEFAULTS = {"chees": (64, 250, 400), "nuts": (4, 1000, 500)}  # chains, draws, warmup
+TRIES = 50
+GOOD_RHAT, GOOD_ESS, GOOD_BFMI = 1.01, 400, 0.3
+
+
+@torch.no_grad()
+def mcmc(
+    program: Run | Program | Callable[..., Any],
+    data: Any,
+    kernel: str = "chees",
+    *,
+    chains: int | None = None,
+    draws: int | None = None,
+    warmup: int | None = None,
+    metric: str = "auto",
+    engine: str = "auto",
+    seed: int = 0,
+    predictive: bool = True,
+    prior: bool = True,
+    report: Callable[[int], None] | None = None,
+) -> DataTree:
+    """Draws from p(z | x), every chain on its own, with what `posterior` gives beside a guide's draws.
+
+    Args:
+        program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
+        data: the columns, all rows.
+        kernel: chees or nuts.
+        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain.
+        metric: diag, dense, or auto: dense where the posterior is small, or found to be correlated.
+        engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
+        seed: of starts, draws and predictions.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        report: called with the number of iterations done (chees).
+
+    Returns:
+        Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
+        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size. It is
+        computed in float64 unless the program has parameters of another dtype.
+
+    Raises:
+        PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
+
+    >>> import pyro, torch, ppgen
+    >>> from pyro.distributions import Normal
+    >>> def model(x):
+    ...     m = pyro.sample("m", Normal(0.0, 2.0))
+    ...     with ppgen.rows(x):
+    ...         pyro.sample("x", Normal(m, 1.0), obs=x)
+    >>> tree = mcmc(model, {"x": torch.tensor([1.0, 2.0])}, chains=16, draws=100, warmup=100)
+    >>> dict(tree["posterior"]["m"].sizes)
+    {'chain': 16, 'draw': 100}
+    """
+    if not isinstance(program, Run | Program):
+        program = Program.from_pair(program)
+    C, S, W = _numbers(kernel, chains, draws, warmup)
+    if metric not in ("diag", "dense", "auto"):
+        raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
+    run, program = program, program_of(program)
+    dtype = next((p.dtype for p in program.parameters()), torch.float64)
+    with default_dtype(dtype), pyro.validation_enabled(False):
+        data = prepare_columns(data, program, dtype_of_program(program))
+        columns(program, data)
+        validate(data)
+        with ready(run, data, seed, guide=False), running_of(program, data):
+            if not isinstance(run, Run):
+                _somewhere(lambda: program.setup(data))
+            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
+            calls = 15 * (S + W) * (1 if kernel == "chees" else C)
+            joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
+            structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
+            found = _run(joint, kernel, C, S, W, metric, seed, structure, report)
+            tree = _tree(program, data, structure, joint, found, predictive, prior)
+    said = findings(found, joint)
+    tree.attrs |= {
+        "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
+        "findings": "\n".join(said),
+    }  # fmt: skip
+    for sentence in said:
+        log.warning("%s", sentence)
+    return tree
+
+
+def _numbers(kernel: str, *given: int | None) -> list[int]:
+    if kernel not in DEFAULTS:
+        raise PpgenError(f"kernel is {kernel!r}; expected chees or nuts")
+    numbers = [d if g is None else g for g, d in zip(given, DEFAULTS[kernel], strict=True)]
+    least = {"chains": 4 if kernel == "chees" else 1, "draws": 4, "warmup": 20}
+    for (name, low), n in zip(least.items(), numbers, strict=True):
+        if not isinstance(n, int) or n < low:
+            raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
+    return numbers
+
+
+def _structure(
+    program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
+) -> Structure:
+    """Told by the model alone: a guide is not needed, and not looked at."""
+    with _without_guide(program):
+        structure = inspect(program, data, enumerated=summed, rows=rows)
+        return structure if summed else _batch_safe(program, data, structure)
+
+
+@contextmanager
+def _without_guide(program: Program) -> Iterator[None]:
+    own, autoguide = program.__dict__.get("guide"), program._modules.pop("autoguide", None)
+    program.__dict__["guide"] = lambda: None
+    try:
+        yield
+    finally:
+        del program.__dict__["guide"]
+        if own is not None:
+            program.__dict__["guide"] = own
+        if autoguide is not None:
+            program._modules["autoguide"] = autoguide
+
+
+def _somewhere(fn: Callable[[], Any]) -> Any:
+    """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
+    for left in reversed(range(TRIES)):
+        try:
+            return fn()
+        except (LinAlgError, ValueError) as e:
+            if isinstance(e, PpgenError) or not left:
+                raise
+            torch.rand(1)  # another draw
+
+
+def _run(
+    joint: LogJoint, kernel: str, C: int, S: int, W: int, metric: str, seed: int, structure: Structure, report: Any
+) -> Draws:
+    generator = torch.Generator().manual_seed(seed)
+    step, zero = torch.tensor(0.0), torch.zeros(joint.dim)
+    dense = metric != "diag" and joint.dim <= DENSE_DIM
+    root = torch.eye(joint.dim) if dense else torch.ones(joint.dim)
+
+    def together(u: Tensor) -> tuple[Tensor, Tensor]:
+        """Of C vectors, by the graph that the chains use."""
+        still = torch.zeros_like(u)
+        _, _, g, lp = joint.leapfrog(u, still, still, step, zero, root)
+        return lp, g
+
+    value_and_grad = _one_by_one(joint) if kernel == "nuts" else together
+
+    def value(u: Tensor) -> Tensor:
+        return value_and_grad(u)[0]
+
+    proper = not any(s.distribution == "Flat" for s in structure.sites)
+    start = starts(value, C, joint.dim, (lambda: _somewhere(joint.prior)) if proper else None, generator)
+    if joint.dim <= DENSE_DIM:
+        paths = pathfinder(value_and_grad, start, generator=generator)
+    else:
+        paths = Paths(start, value(start), start.mean(0), torch.ones(joint.dim), 0)
+    if kernel == "nuts":
+        found = nuts(joint.value_and_grad, paths.u, draws=S, warmup=W, dense=metric == "dense", seed=seed)
+    else:
+        frame = first_frame(paths.mean, paths.covariance, metric)
+        found = chees(joint, paths.u, draws=S, warmup=W, frame=frame, generator=generator, report=report)
+    flat = found.u.reshape(-1, joint.dim)
+    sd = flat.std(0).clamp_min(1e-12)
+    directions = [found.growth] if bool(found.growth.any()) else []
+    if joint.dim <= DENSE_DIM:
+        correlation = torch.cov((flat / sd).mT).reshape(joint.dim, joint.dim)
+        directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
+    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], C)
+    if v is not None:
+        binary = [
+            s.name for s in structure.sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")
+        ]
+        separated = (
+            f" (a column, or a combination of them, may separate the zeros from the ones of {binary[0]!r})"
+            if binary
+            else ""
+        )
+        raise PpgenError(
+            f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
+            f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as Normal(0, 10)"
+        )
+    return found
+
+
+def _one_by_one(joint: LogJoint) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [joint.value_and_grad(row) for row in u]
+        return torch.stack([v for v, _ in parts]), torch.stack([g for _, g in parts])
+
+    return value_and_grad
+
+
+def _tree(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, joint: LogJoint, found: Draws,
+    predictive: bool, prior: bool,
+) -> DataTree:  # fmt: skip
+    """The draws through the model: deterministic sites, log-likelihood, predictions."""
+    S, C, _ = found.u.shape
+    latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
+    here = sample_sites(_somewhere(lambda: poutine.trace(lambda: program.call("model", data)).get_trace()))
+    parts: dict[str, list[dict[str, np.ndarray]]] = {}
+    first = 0
+    for k in blocks(C * S, data, structure):
+        values = {n: _placed(v[first : first + k], here[n], structure, k) for n, v in latents.items()}
+        q = poutine.trace(lambda values=values: _deltas(values, here)).get_trace()
+        with pyro.plate(PARTICLES, k, dim=-structure.nesting - 1) if k > 1 else poutine.mask(mask=True):
+            p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
+        t = Traces(p, q)
+        try:
+            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=prior)
+        except LinAlgError:  # at some draw from the prior
+            if not prior:
+                raise
+            log.info("%s cannot be run at every draw from its prior: the tree has no prior groups", program.name)
+            prior = False
+            for group in ("prior", "prior_predictive"):
+                parts.pop(group, None)
+            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=False)
+        for group, arrays in made.items():
+            parts.setdefault(group, []).append(arrays)
+        first += k
+    groups = {g: {n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for g, ps in parts.items()}
+    groups = {g: {n: v.reshape(C, S, *v.shape[1:]) for n, v in group.items()} for g, group in groups.items()}
+    groups["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
+    return tree_of(program, structure, here, groups, data)
+
+
+def _deltas(values: Mapping[str, Tensor], here: Mapping[str, dict]) -> None:
+    for name, value in values.items():
+        pyro.sample(name, Delta(value, event_dim=here[name]["fn"].event_dim))
+
+
+def _placed(value: Tensor, site: dict, structure: Structure, k: int) -> Tensor:
+    """k draws of a latent, k at the place of the plate of particles; without it where k is 1."""
+    if k == 1:
+        return value[0]
+    event = site["fn"].event_dim
+    batch = value.shape[1 : value.dim() - event]
+    return value.reshape(k, *[1] * (structure.nesting - len(batch)), *value.shape[1:])
+
+
+# -- whether to believe it ---------------------------------------------------------------------------------
+
+
+def findings(found: Draws, joint: LogJoint) -> list[str]:
+    """Sentences on what is wrong with the chains; none where nothing is."""
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    said = []
+    u, lp = found.u.movedim(1, 0).numpy(), found.stats["lp"].T.numpy()  # (chains, draws, ...)
+    C = len(u)
+    labels = list(joint.labels)
+    stuck = np.flatnonzero((np.ptp(u, axis=1) == 0).all(-1))
+    apart = _apart(lp, u)
+    if len(stuck):
+        said.append(
+            f"chain {_list(stuck)} never moved in {u.shape[1]} draws: it sits where no proposal is accepted; run with "
+            "another seed or a longer warm-up, and look at what is narrow there"
+        )
+    elif len(apart):
+        others = np.setdiff1d(np.arange(C), apart)
+        said.append(
+            f"chain {_list(apart)} stands apart from the others, at a mean log joint of {lp[apart].mean():.1f} nats "
+            f"beside {lp[others].mean():.1f}: it is stuck, or the posterior has several modes"
+        )
+    if C > 1:
+        rhat = np.array([array_stats.rhat(np.ascontiguousarray(u[..., i])) for i in range(u.shape[-1])])
+        worst = int(np.nanargmax(rhat)) if np.isfinite(rhat).any() else 0
+        if not rhat[worst] <= GOOD_RHAT:
+            said.append(
+                f"the chains do not agree: R-hat of {labels[worst]} is {rhat[worst]:.4f} (good below {GOOD_RHAT}); do "
+                "not use the draws as they are, run a longer warm-up and more draws, or reparametrise"
+            )
+    ess = np.array([array_stats.ess(np.ascontiguousarray(u[..., i])) for i in range(u.shape[-1])])
+    least = int(np.nanargmin(ess)) if np.isfinite(ess).any() else 0
+    if not ess[least] >= GOOD_ESS:
+        said.append(
+            f"only {ess[least]:.0f} effective draws of {labels[least]} (good from {GOOD_ESS} on); take more draws"
+        )
+    diverging = int(found.stats["diverging"].sum())
+    if diverging > 0.001 * lp.size:
+        said.append(
+            f"{diverging} of {lp.size} draws diverged: the posterior has a place too narrow for the step size, such as "
+            "the neck of a funnel, and draws miss it; write hierarchical latents non-centred, or tighten a prior"
+        )
+    energy = found.stats["energy"].T.numpy()
+    bfmi = (np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)
+    if float(np.median(bfmi)) < GOOD_BFMI:
+        said.append(
+            f"E-BFMI is {np.median(bfmi):.2f} (good from {GOOD_BFMI} on): the energy moves too slowly for the tails of "
+            "the posterior, as with heavy tails or a funnel; reparametrise"
+        )
+    return said
+
+
+def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Chains whose mean log joint, or position, is not that of the others, by robust deviations."""
+    if len(lp) < 4:
+        return np.array([], int)
+    figures = np.concatenate([lp.mean(1)[:, None], u.mean(1)], 1)
+    within = np.concatenate([lp.std(1)[:, None], u.std(1)], 1)
+    off = np.abs(figures - np.median(figures, 0)) / np.maximum(np.median(within, 0), 1e-12)
+    between = np.median(off, 0)
+    return np.flatnonzero((off > 4 + 6 * between).any(1))
+
+
+def _list(chains: np.ndarray) -> str:
+    return ", ".join(map(str, chains[:5])) + (f" and {len(chains) - 5} more" if len(chains) > 5 else "")

@@ -1,0 +1,163 @@
+r"""Pathfinder: where to start many chains, by normal approximations along quasi-Newton paths up the log joint.
+
+    d = H ∇ log p,  u' = u + t d,      H: the BFGS estimate of minus the inverse Hessian
+    q_k = N(u_k + H_k ∇ log p(u_k), H_k),   kept: the k of the largest ELBO, E_q[log p(u) - log q(u)]
+
+A mode can be a bad place to start, or infinitely high and without mass (a scale that goes to zero); the ELBO tells.
+A path whose ELBO lies far below the best one's ended where there is no mass: its chain starts from another path's
+normal distribution.
+
+Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
+arXiv:2108.03782), with a dense H in place of its factored form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DRAWS = 3  # of each normal approximation, for its ELBO
+HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
+HALVINGS = 10
+ITERATIONS = 200
+
+
+Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # (n, dim) -> (n,) nats and (n, dim)
+
+
+class Paths(NamedTuple):
+    """What `pathfinder` returns.
+
+    Attributes:
+        u: (chains, dim), one draw of the best normal distribution of each path.
+        elbo: (chains,) in nats, of the paths.
+        mean, covariance: (dim,) and (dim, dim), of the best path of all.
+        kept: how many paths gave a draw of their own.
+    """
+
+    u: Tensor
+    elbo: Tensor
+    mean: Tensor
+    covariance: Tensor
+    kept: int
+
+
+@torch.no_grad()
+def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
+    """Follows one path from each start.
+
+    Args:
+        target: the log joint of unconstrained vectors, n at once, and its gradient.
+        start: (chains, dim).
+    """
+    n, dim = start.shape
+    u = start
+    lp, g = _safe(target, u)
+    identity = torch.eye(dim).to(u)
+    H = identity / g.norm(dim=-1).clamp_min(1.0)[:, None, None]
+    fresh = torch.ones(n, dtype=torch.bool)  # H has seen no curvature yet
+    still = torch.zeros(n, dtype=torch.long)  # iterations without progress
+    elbo = torch.full_like(lp, -torch.inf)
+    best = (u, identity.expand(n, dim, dim) * 1e-4, u)  # mean, root, draw
+    for _ in range(ITERATIONS):
+        direction = (H @ g[..., None])[..., 0]
+        uphill = (direction * g).sum(-1) > 0
+        direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
+        new, new_lp, new_g, moved = _search(target, u, lp, g, direction)
+        s, y = new - u, g - new_g
+        H, fresh = _bfgs(H, s, y, moved, fresh, identity)
+        small = (new_lp - lp).abs() < 1e-6 * (1 + lp.abs().clamp_max(1e4))
+        still = torch.where(moved & ~small, 0, still + 1)
+        again = ~moved & (still < 3)  # once more, straight up
+        H = torch.where(again[:, None, None], identity / new_g.norm(dim=-1).clamp_min(1.0)[:, None, None], H)
+        fresh = fresh | again
+        u, lp, g = new, new_lp, new_g
+        found, mean, root, draw = _approximate(target, u, g, H, generator)
+        found = torch.where(fresh, -torch.inf, found)
+        better = found > elbo
+        elbo = torch.where(better, found, elbo)
+        best = tuple(  # type: ignore[assignment]
+            torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
+            for a, b in zip(best, (mean, root, draw), strict=True)
+        )
+        if (still >= 5).float().mean() > 0.9:
+            break
+    means, roots, draws = best
+    top = int(elbo.argmax())
+    good = elbo > elbo[top] - max(HOPELESS, dim)
+    chosen = torch.where(
+        good, torch.arange(n), good.nonzero()[:, 0][torch.arange(n) % max(int(good.sum()), 1)] if good.any() else 0
+    )
+    noise = torch.randn(start.shape, generator=generator, dtype=u.dtype)
+    other = means[chosen] + (roots[chosen] @ noise[..., None])[..., 0]
+    drawn = torch.where(good[:, None], draws, other)
+    finite = torch.isfinite(_safe(target, drawn)[0])
+    drawn = torch.where(finite[:, None], drawn, means[chosen])
+    return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
+
+
+def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus infinity, and no slope, where the log joint or its gradient is not a number."""
+    lp, g = target(u)
+    ok = torch.isfinite(lp) & torch.isfinite(g).all(-1)
+    return torch.where(ok, lp, -torch.inf), torch.where(ok[:, None], g, 0.0)
+
+
+def _search(
+    target: Density, u: Tensor, lp: Tensor, g: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Backtracking until the log joint has risen by a share of what the slope promises (Armijo)."""
+    slope = (direction * g).sum(-1)
+    t = torch.ones_like(lp)
+    out = (u, lp, g)
+    moved = torch.zeros(len(u), dtype=torch.bool)
+    for _ in range(HALVINGS):
+        trial = torch.where(moved[:, None], out[0], u + t[:, None] * direction)
+        trial_lp, trial_g = _safe(target, trial)
+        ok = ~moved & (trial_lp > lp + 1e-4 * t * slope)
+        out = (
+            torch.where(ok[:, None], trial, out[0]),
+            torch.where(ok, trial_lp, out[1]),
+            torch.where(ok[:, None], trial_g, out[2]),
+        )
+        moved = moved | ok
+        if moved.all():
+            break
+        t = torch.where(moved, t, 0.3 * t)
+    return *out, moved
+
+
+def _bfgs(H: Tensor, s: Tensor, y: Tensor, moved: Tensor, fresh: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """The update of the inverse Hessian where the curvature along s is positive."""
+    sy = (s * y).sum(-1)
+    ok = moved & (sy > 1e-12 * s.norm(dim=-1) * y.norm(dim=-1)) & torch.isfinite(y).all(-1)
+    rho = torch.where(ok, 1 / torch.where(ok, sy, 1.0), 0.0)
+    scale = torch.where(ok, sy / (y * y).sum(-1).clamp_min(1e-300), 1.0)
+    H = torch.where((ok & fresh)[:, None, None], identity * scale[:, None, None], H)
+    Hy = (H @ y[..., None])[..., 0]
+    cross = s[:, :, None] * Hy[:, None, :]
+    curved = rho * (1 + rho * (y * Hy).sum(-1))
+    new = H - rho[:, None, None] * (cross + cross.mT) + curved[:, None, None] * s[:, :, None] * s[:, None, :]
+    use = ok & torch.isfinite(new).all(-1).all(-1)
+    return torch.where(use[:, None, None], new, H), fresh & ~use
+
+
+def _approximate(
+    target: Density, u: Tensor, g: Tensor, H: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ELBO, mean, root and one draw of N(u + H g, H)."""
+    root, info = torch.linalg.cholesky_ex(H)
+    usable = (info == 0) & torch.isfinite(root).all(-1).all(-1)
+    root = torch.where(usable[:, None, None], root, torch.eye(u.shape[1]).to(u))
+    mean = u + (H @ g[..., None])[..., 0]
+    total = torch.zeros(len(u)).to(u)
+    draw = mean
+    for _ in range(DRAWS):
+        z = torch.randn(u.shape, generator=generator, dtype=u.dtype)
+        draw = mean + (root @ z[..., None])[..., 0]
+        total = total + _safe(target, draw)[0] + 0.5 * (z**2).sum(-1)
+    elbo = total / DRAWS + root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * u.shape[1]
+    return torch.where(usable, elbo, -torch.inf), mean, root, draw

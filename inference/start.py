@@ -1,0 +1,97 @@
+"""Where chains may start, and whether there is a posterior to start in.
+
+Starts: for each chain the best of several draws, half from Uniform(-2, 2) in the unconstrained space and half from
+the prior, so that neither a heavy-tailed prior nor one far from 0 leaves a chain where nothing is finite.
+
+Impropriety: along a ray u₀ + t v a density that can be normalised falls faster than 1/t. Where log p + log t does not
+fall far out, that direction runs away: a flat prior that the likelihood does not close, coefficients
+that separate a binary outcome, two sums of which only one is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ppgen.errors import PpgenError
+
+CANDIDATES = 8  # a chain
+FALL = 1.0  # nats of log p + log t between the two; a Cauchy tail falls by 3.5, a flat one rises by 3.5
+REACH = (3.0, 100.0)  # t, in standard deviations: no farther, since a direction is only known as well as the draws tell
+
+Value = Callable[[Tensor], Tensor]
+
+
+def starts(
+    value: Value, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
+) -> Tensor:
+    """(chains, dim), each the best of `CANDIDATES`.
+
+    Args:
+        value: the log joint of (chains, dim) vectors at once.
+        prior: one draw from the prior, unconstrained; None where there is none.
+
+    Raises:
+        PpgenError: the log joint is finite nowhere that was tried.
+    """
+    best = torch.zeros(chains, dim)
+    top = torch.full((chains,), -torch.inf)
+    for i in range(CANDIDATES):
+        if i % 2 and prior is not None:
+            u = torch.stack([prior() for _ in range(chains)])
+        else:
+            u = 4 * torch.rand(chains, dim, generator=generator) - 2
+        lp = value(u)
+        lp = torch.where(torch.isfinite(lp), lp, -torch.inf)
+        better = lp > top
+        best, top = torch.where(better[:, None], u, best), torch.where(better, lp, top)
+    alive = torch.isfinite(top)
+    if not alive.any():
+        raise PpgenError(
+            f"the log joint is not finite at any of {CANDIDATES * chains} starting points; check that the data lie in "
+            "the support of the likelihood, and that no scale is zero or infinite"
+        )
+    places = alive.nonzero()[:, 0]
+    return torch.where(alive[:, None], best, best[places[torch.arange(chains) % len(places)]])
+
+
+def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor, rows: int) -> Tensor | None:
+    """The first direction along which the density cannot be normalised; None where there is none.
+
+    Args:
+        value: the log joint of (rows, dim) vectors at once.
+        centre, sd: (dim,), of the draws so far.
+        directions: (n, dim), in units of the draws; each axis, up and down, is tried after them.
+    """
+    dim = len(centre)
+    axes = torch.eye(dim).to(sd) * sd[:, None]
+    tried = torch.cat([directions, -directions, axes, -axes])
+    near, far = (value_at(value, centre + t * tried, rows) for t in REACH)
+    change = far - near + torch.log(torch.tensor(REACH[1] / REACH[0]))
+    bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
+    return tried[int(bad.nonzero()[0, 0])] if bad.any() else None
+
+
+def value_at(value: Value, u: Tensor, rows: int) -> Tensor:
+    """The log joint of any number of vectors, `rows` at a time."""
+    parts = []
+    for block in u.split(rows):
+        full = torch.cat([block, block[-1:].expand(rows - len(block), -1)])
+        parts.append(value(full)[: len(block)])
+    return torch.cat(parts)
+
+
+def name_direction(labels: Sequence[str], v: Tensor) -> str:
+    """`b[2] to +inf`, or `a up and b down`: which entries of which latents a direction moves.
+
+    Args:
+        labels: of the entries of the unconstrained vector.
+    """
+    big = (v.abs() > 0.2 * v.abs().max()).nonzero()[:, 0].tolist()
+    if len(big) == 1:
+        return f"{labels[big[0]]} to {'+' if v[big[0]] > 0 else '-'}inf on its unconstrained scale"
+    named = [f"{labels[i]} {'up' if v[i] > 0 else 'down'}" for i in big[:4]]
+    more = f" and {len(big) - 4} more" if len(big) > 4 else ""
+    return f"{', '.join(named)}{more}, together"

@@ -1,0 +1,354 @@
+"""Sampling against closed forms: moments, discrete latents summed out, the tree, and what is refused or said."""
+
+import logging
+import math
+
+import arviz_stats
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import SCHOOLS, Gaussian, NormalMean, Regression, normal
+from pyro.distributions import constraints
+from scipy import special, stats
+
+from ppgen import PpgenError, Program, rows
+from ppgen.distributions import Flat
+from ppgen.engine import log_joint
+from ppgen.inference import fit, posterior
+from ppgen.inference.chees import chees, first_frame, halton, windows
+from ppgen.inference.mcmc import mcmc
+from ppgen.inference.pathfinder import pathfinder
+from ppgen.models import EightSchools
+
+X = normal(20) + 1.0
+FEW = {"chains": 32, "draws": 100, "warmup": 100}
+
+
+def agree(draws: np.ndarray, mean: float, var: float) -> None:
+    """(chain, draw): mean and variance within 4.5 standard errors, each from the spread over chains."""
+    for value, exact in ((draws, mean), ((draws - mean) ** 2, var)):
+        per_chain = value.mean(1)
+        se = per_chain.std(ddof=1) / math.sqrt(len(per_chain))
+        assert abs(per_chain.mean() - exact) < 4.5 * se, (per_chain.mean(), exact, se)
+
+
+# -- closed forms ------------------------------------------------------------------------------------------
+
+
+def test_a_normal_mean():
+    exact = NormalMean().posterior(X)
+    tree = mcmc(NormalMean(), {"x": X}, chains=64, draws=200, warmup=100)
+    agree(tree["posterior"]["m"].values, float(exact.loc), float(exact.variance))
+    assert tree.attrs["findings"] == ""
+    loo = sum(  # of the conjugate model
+        stats.norm(float(m.loc), math.sqrt(float(m.variance) + 1.5**2)).logpdf(float(x))
+        for i, x in enumerate(X)
+        for m in [NormalMean().posterior(torch.cat([X[:i], X[i + 1 :]]))]
+    )
+    assert arviz_stats.loo(tree).elpd == pytest.approx(loo, abs=0.05)
+
+
+@pytest.mark.parametrize("metric", ["diag", "dense"])
+def test_a_collinear_regression_that_is_not_batch_safe(metric):
+    x = normal(30, 2).double()
+    x = torch.stack([x[:, 0], x[:, 0] + 0.1 * x[:, 1]], -1)
+    y = x.sum(-1) + normal(30, seed=1)
+    exact = Regression().posterior(x, y)
+    tree = mcmc(Regression(), {"x": x, "y": y}, metric=metric, predictive=False, prior=False, **FEW)
+    for i in range(2):
+        agree(tree["posterior"]["b"].values[..., i], float(exact.mean[i]), float(exact.covariance_matrix[i, i]))
+    assert tree.attrs["metric"] == metric
+    b = tree["posterior"]["b"].values
+    loglik = stats.norm(b @ x.numpy().T, 1.0).logpdf(y.double().numpy())
+    assert np.allclose(tree["log_likelihood"]["y"].values, loglik)
+
+
+def test_constrained_latents():
+    """Gamma and Beta by conjugacy, a simplex by Dirichlet's."""
+    counts, k = torch.tensor([3.0, 0.0, 2.0, 4.0]), torch.tensor([0] * 12 + [1] * 3 + [2] * 5)
+
+    def model(n, k):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("n", len(n)):
+            pyro.sample("count", dist.Poisson(rate), obs=n)
+        with pyro.plate("k_plate", len(k)):
+            pyro.sample("k", dist.Categorical(p), obs=k)
+
+    tree = mcmc(model, {"n": counts, "k": k}, chains=64, draws=200, warmup=150)
+    exact = stats.gamma(2 + 9, scale=1 / (1 + 4))
+    agree(tree["posterior"]["rate"].values, exact.mean(), exact.var())
+    exact = stats.beta(13, 10)
+    agree(tree["posterior"]["p"].values[..., 0], exact.mean(), exact.var())
+
+
+def test_discrete_latents_are_summed_out():
+    """A mixture by Pyro's enumeration, against the mean by quadrature."""
+    x = torch.tensor([-1.0, 0.2, 0.4, 2.5])
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 2.0))
+        with rows(x):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(m + 2 * z, 1.0), obs=x)
+
+    grid = np.linspace(-6, 6, 2001)
+    each = np.log(0.7 * stats.norm(grid[:, None], 1).pdf(x) + 0.3 * stats.norm(grid[:, None] + 2, 1).pdf(x))
+    w = special.softmax(each.sum(1) + stats.norm(0, 2).logpdf(grid))
+    mean = (w * grid).sum()
+    tree = mcmc(model, {"x": x}, **FEW)
+    assert set(tree["posterior"].data_vars) == {"m"}
+    agree(tree["posterior"]["m"].values, mean, (w * (grid - mean) ** 2).sum())
+
+
+def test_engines_agree_and_one_seed_is_one_run():
+    few = {"chains": 8, "draws": 10, "warmup": 20}
+    trees = [mcmc(EightSchools(), SCHOOLS, engine=e, **few) for e in ("trace", "trace", "eager")]
+    first = trees[0]["posterior"]["theta"].values
+    assert np.array_equal(first, trees[1]["posterior"]["theta"].values)
+    assert np.allclose(first[:, 0], trees[2]["posterior"]["theta"].values[:, 0], atol=1e-6)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_operation_that_cannot_be_batched_is_run_chain_by_chain():
+    """A multinomial's log-density masks by value."""
+
+    def model(k):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(2)))
+        pyro.sample("k", dist.Multinomial(20, p), obs=k)
+
+    tree = mcmc(model, {"k": torch.tensor([15.0, 5.0])}, chains=8, draws=50, warmup=30, predictive=False, prior=False)
+    assert abs(tree["posterior"]["p"].values[..., 0].mean() - 16 / 22) < 0.05
+
+
+# -- the parts ---------------------------------------------------------------------------------------------
+
+
+def test_the_pieces_of_chees():
+    assert [halton(i) for i in (1, 2, 3, 4, 5, 6)] == [0.5, 0.25, 0.75, 0.125, 0.625, 0.375]
+    for warmup in (20, 50, 100, 400, 2000):
+        ends = windows(warmup)
+        assert ends == sorted(set(ends)) and 0 < ends[-1] < warmup
+
+
+def test_a_leapfrog_step_by_hand():
+    joint = log_joint(Program.from_pair(NormalMean().model), {"x": X})
+    y, p = torch.tensor([[0.3], [-1.0]]), torch.tensor([[0.5], [0.2]])
+    centre, root, step = torch.tensor([0.4]), torch.tensor([0.7]), torch.tensor(0.1)
+
+    def slope(y):
+        u = centre + root * y
+        return root * (-u / 4 + (X - u).sum(-1, keepdim=True) / 1.5**2)
+
+    half = p + 0.05 * slope(y)
+    there = y + 0.1 * half
+    found = joint.leapfrog(y, p, slope(y), step, centre, root)
+    for a, b in zip(found, (there, half + 0.05 * slope(there), slope(there)), strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[3], joint(centre + root * there), rtol=1e-4, atol=1e-4)
+    dense = joint.leapfrog(y, p, slope(y), step, centre, root[:, None])
+    torch.testing.assert_close(dense[0], found[0])
+
+
+def test_pathfinder_finds_a_normal():
+    """On a normal target the last approximation is the target: its ELBO is log Z."""
+    A = torch.tensor([[2.0, 0.9], [0.9, 0.5]], dtype=torch.float64)
+    exact = dist.MultivariateNormal(torch.tensor([3.0, -50.0]).double(), A)
+
+    def target(u):
+        return exact.log_prob(u), torch.linalg.solve(A, (exact.loc - u).mT).mT
+
+    generator = torch.Generator().manual_seed(0)
+    paths = pathfinder(target, 4 * torch.rand(200, 2, generator=generator).double() - 2, generator=generator)
+    assert paths.kept == 200 and float(paths.elbo.median()) == pytest.approx(0.0, abs=0.05)
+    assert torch.allclose(paths.mean, exact.loc, atol=0.2) and torch.allclose(paths.covariance, A, rtol=0.2)
+    assert torch.allclose(paths.u.mean(0), exact.loc, atol=4.5 * 2**0.5 / 200**0.5)
+
+
+def test_a_proposal_that_cannot_be_evaluated_is_rejected():
+    """The Cholesky factor exists for a > -1/2 alone: chains stay there, and find the posterior on that half-line."""
+
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        k = torch.eye(2) + a[..., None, None] * torch.ones(2, 2)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance_matrix=k), obs=y)
+
+    y = torch.tensor([1.5, 1.0])
+    tree = mcmc(model, {"y": y}, **FEW)
+    grid = np.linspace(-0.499999, 6, 40001)
+    lp = stats.norm.logpdf(grid) - 0.5 * np.log(1 + 2 * grid) - 0.25 * 2.5**2 / (1 + 2 * grid)
+    w = special.softmax(lp)
+    mean = (w * grid).sum()
+    draws = tree["posterior"]["a"].values
+    assert draws.min() > -0.5
+    agree(draws, mean, (w * (grid - mean) ** 2).sum())
+    assert tree["sample_stats"]["diverging"].values.sum() > 0
+
+
+# -- the tree ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_tree_is_that_of_posterior():
+    tree = mcmc(EightSchools(), SCHOOLS, chains=8, draws=50, warmup=60)
+    guide = posterior(fit(EightSchools(), SCHOOLS, steps=1), SCHOOLS, draws=50)
+    assert set(tree.children) == set(guide.children)
+    for group in set(tree.children) - {"sample_stats"}:
+        a, b = tree[group], guide[group]
+        assert {n: v.dims for n, v in a.data_vars.items()} == {n: v.dims for n, v in b.data_vars.items()}
+        assert {d: list(c.values) for d, c in a.coords.items() if d not in ("chain", "draw")} == {
+            d: list(c.values) for d, c in b.coords.items() if d not in ("chain", "draw")
+        }
+    for group in tree.children.values():
+        assert set(group.dims) == set(group.coords)
+        assert all(np.isfinite(v.values).all() for v in group.data_vars.values())
+    stats_ = tree["sample_stats"]
+    names = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size"}
+    assert set(stats_.data_vars) == names and all(v.dims == ("chain", "draw") for v in stats_.data_vars.values())
+    assert stats_["diverging"].dtype == bool
+    post = {n: v.values for n, v in tree["posterior"].data_vars.items()}
+    assert np.allclose(post["theta"], post["mu"][..., None] + post["tau"][..., None] * post["eta"])
+    loglik = stats.norm(post["theta"], SCHOOLS["sigma"].double().numpy()).logpdf(SCHOOLS["y"].numpy())
+    assert np.allclose(tree["log_likelihood"]["y"].values, loglik)
+    lp = stats.norm(0, 5).logpdf(post["mu"]) + stats.halfcauchy(scale=5).logpdf(post["tau"]) + np.log(post["tau"])
+    lp = lp + stats.norm.logpdf(post["eta"]).sum(-1) + loglik.sum(-1)
+    assert np.allclose(stats_["lp"].values, lp)
+    assert len(arviz_stats.summary(tree)) == 18
+
+
+def test_a_run_is_sampled_at_its_learned_parameters(tmp_path):
+    def model(x):
+        prior = pyro.param("prior", torch.tensor(3.0), constraint=constraints.positive)
+        m = pyro.sample("m", dist.Normal(0.0, prior))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.5), obs=x)
+
+    run = fit(Program.from_pair(model), {"x": X}, steps=0)
+    exact = NormalMean(prior=3.0).posterior(X)
+    tree = mcmc(run, {"x": X}, **FEW)
+    agree(tree["posterior"]["m"].values, float(exact.loc), float(exact.variance))
+    assert tree["posterior"]["m"].dtype == np.float32
+
+
+# -- bad input ---------------------------------------------------------------------------------------------
+
+
+def flat(x=None):
+    m = pyro.sample("m", Flat())
+    pyro.sample("extra", Flat())
+    with rows(x):
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+
+def sum_alone(x=None):
+    a, b = pyro.sample("a", Flat()), pyro.sample("b", Flat())
+    with rows(x):
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+
+def logistic(x, y=None):
+    b = pyro.sample("b", Flat())
+    with rows(x):
+        pyro.sample("y", dist.Bernoulli(logits=b * x), obs=y)
+
+
+def counted(x=None):
+    n = pyro.sample("n", dist.Poisson(3.0))
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(x):
+        pyro.sample("x", dist.Normal(n + m, 1.0), obs=x)
+
+
+def impossible(x=None):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(x):
+        pyro.sample("x", dist.Normal(m, math.inf), obs=x)
+
+
+@pytest.mark.parametrize(
+    "model, data, options, message",
+    [
+        (Gaussian(), {"x": X}, {}, "has no latent"),
+        (counted, {"x": X}, {}, "latent 'n' is discrete.*Poisson has too many values"),
+        (flat, {"x": X}, {}, "cannot be normalised.*extra to .inf"),
+        (sum_alone, {"x": X}, {}, "cannot be normalised.*a (up|down), b (up|down)"),
+        (
+            logistic,
+            {"x": X - 0.3, "y": (X > 0.3).float()},
+            {"draws": 20, "warmup": 40},
+            r"b to \+inf.*may separate the zeros from the ones of 'y'",
+        ),
+        (impossible, {"x": X}, {}, "not finite at any"),
+        (NormalMean(), {"x": X}, {"chains": 1}, "chains is 1"),
+        (NormalMean(), {"x": X}, {"draws": 0}, "draws is 0"),
+        (NormalMean(), {"x": X}, {"kernel": "gibbs"}, "kernel is 'gibbs'"),
+        (NormalMean(), {"x": X}, {"metric": "full"}, "metric is 'full'"),
+        (NormalMean(), {"z": X}, {}, "column 'z'"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said(model, data, options, message):
+    with pytest.raises(PpgenError, match=message):
+        mcmc(model, data, **(FEW | options))
+
+
+def test_heavy_tails_are_proper():
+    def model(x):
+        m = pyro.sample("m", dist.Cauchy(0.0, 1.0))
+        pyro.sample("x", dist.Normal(m * 0, 1.0), obs=x)
+
+    mcmc(model, {"x": torch.tensor(0.0)}, **FEW)
+
+
+def test_a_chain_that_is_stuck_is_named(caplog):
+    """Two modes 60 standard deviations apart, of equal mass: no chain goes from one to the other."""
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 100.0))
+        pyro.sample("x", dist.Normal(m.abs(), 0.5), obs=x)
+
+    with caplog.at_level(logging.WARNING, "ppgen"):
+        tree = mcmc(model, {"x": torch.tensor(15.0)}, **FEW)
+    assert "the chains do not agree: R-hat of m" in tree.attrs["findings"] and "R-hat" in caplog.text
+
+    class Well:
+        """N(0, 1), and for the last chain a place that nothing leaves."""
+
+        labels = ("u[0]",)
+
+        def leapfrog(self, y, p, g, step, centre, root):
+            p = p + 0.5 * step * g
+            y = y + step * p
+            u = centre + root * y
+            lp = -0.5 * (u**2).sum(-1)
+            lp = torch.cat([lp[:-1], torch.where(step > 0, -torch.inf, 0.0)[None]])
+            return [y, p - 0.5 * step * u * root, -u * root, lp]
+
+    from ppgen.inference.mcmc import findings
+
+    found = chees(
+        Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
+    )
+    assert any("chain 7 never moved" in said for said in findings(found, Well())), found.u.std(0)
+
+
+# -- the other kernel --------------------------------------------------------------------------------------
+
+
+def test_nuts_on_a_normal_mean():
+    pytest.importorskip("nutpie")
+    exact = NormalMean().posterior(X)
+    tree = mcmc(NormalMean(), {"x": X}, "nuts", chains=8, draws=300, warmup=150)
+    m = tree["posterior"]["m"].values
+    assert abs(m.mean() - float(exact.loc)) < 0.1 * float(exact.scale)
+    assert m.std() == pytest.approx(float(exact.scale), rel=0.1)
+    assert set(tree["sample_stats"].data_vars) >= {"lp", "energy", "diverging", "acceptance_rate", "n_steps"}
+
+
+def test_nuts_without_nutpie(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "nutpie", None)
+    with pytest.raises(PpgenError, match=r"pip install 'ppgen\[mcmc\]'"):
+        mcmc(NormalMean(), {"x": X}, "nuts", chains=2, draws=10, warmup=20)
