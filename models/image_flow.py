@@ -1,10 +1,11 @@
 r"""A flow for images: Glow at several scales, on dequantised pixels.
 
-    z ~ N(0, I_D),   v = cells(f_θ(z)),   x = the level whose cell holds v
+    z ~ N(0, I_D),   v = cells(m + s f_θ(z)),   x = the level whose cell holds v
     guide:  v = k(x) + u, u uniform on [0, 1)^D
 
 f_θ: glow steps (ActNorm, invertible 1x1 convolution, affine coupling) between squeezes, half of the channels leaving
-after each scale; `cells` the sigmoid from ℝ to index units, its Jacobian counted. E[log p(v)] <= log P(x) is the ELBO.
+after each scale; m and s the mean and standard deviation of each pixel's logit, kept with the parameters; `cells` the
+sigmoid from ℝ to index units. All Jacobians are counted. E[log p(v)] <= log P(x) is the ELBO.
 
 Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039); Density estimation using Real NVP (Dinh et al., 2017,
 arXiv:1605.08803) for scales and logit.
@@ -20,7 +21,7 @@ import pyro
 import torch
 from pyro.distributions import Normal, TorchDistribution, TransformedDistribution
 from torch import Tensor
-from torch.distributions import ReshapeTransform
+from torch.distributions import AffineTransform, ComposeTransform, ReshapeTransform
 
 import ppgen
 from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
@@ -42,13 +43,17 @@ class ImageFlow(ppgen.Program):
         steps: glow steps a scale.
         hidden: channels of the couplings' networks.
         levels, low, high: the grid of pixel values.
-        margin: a of the logit, see `ppgen.dequantize.logit_cells`.
+        margin: a of the logit, see `ppgen.dequantize.logit_cells`. Pixels are mostly at the ends of their range, and a
+            small a spreads the cells there over as much of ℝ as those in the middle.
 
     Raises:
         PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.
     """
 
     zero: Tensor
+    loc: Tensor
+    scale: Tensor
+    prepared: Tensor
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class ImageFlow(ppgen.Program):
         levels: int = 256,
         low: float = 0.0,
         high: float = 1.0,
-        margin: float = 0.05,
+        margin: float = 1e-5,
     ):
         super().__init__()
         self.shape = torch.Size(shape)
@@ -71,7 +76,11 @@ class ImageFlow(ppgen.Program):
             )
         self.transform = glow(shape, scales, steps, hidden)
         self.levels, self.low, self.high, self.margin = levels, low, high, margin
-        self.register_buffer("zero", torch.zeros(self.shape.numel()), persistent=False)
+        size = self.shape.numel()
+        self.register_buffer("zero", torch.zeros(size), persistent=False)
+        self.register_buffer("loc", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("prepared", torch.zeros(()))
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
@@ -114,8 +123,9 @@ class ImageFlow(ppgen.Program):
     def density(self) -> TorchDistribution:
         """p(v), v in index units."""
         flat = ReshapeTransform(self.shape, torch.Size((self.shape.numel(),)))
-        cells = logit_cells(self.levels, self.margin)
-        return TransformedDistribution(Normal(self.zero, self.zero + 1).to_event(1), [self.transform, flat, *cells])
+        pixels = AffineTransform(self.loc, self.scale, event_dim=1)
+        parts = [self.transform, flat, pixels, *logit_cells(self.levels, self.margin)]
+        return TransformedDistribution(Normal(self.zero, self.zero + 1).to_event(1), parts)
 
     def dequantised(self, x: Tensor) -> Cell:
         """q(v | x), v uniform in x's cell."""
@@ -123,10 +133,27 @@ class ImageFlow(ppgen.Program):
 
     def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> ImageFlow:
         """Before the first step: ActNorm layers begin with these rows; see `Program.setup`."""
+        if "x" in data:
+            self.prepare(data)
         if self.training and "x" in data:
             with torch.no_grad(), torch.random.fork_rng():
                 self.density().log_prob(self.dequantised(data["x"]).sample())
         super().setup(data, *args, **kwargs)
+        return self
+
+    @torch.no_grad()
+    def prepare(self, data: dict[str, Tensor]) -> ImageFlow:
+        """Records mean and standard deviation of each pixel's logit in these rows (10 000 at most), once."""
+        if self.prepared:
+            return self
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            v = self.dequantised(data["x"][:10_000]).sample()
+        logits = ComposeTransform(logit_cells(self.levels, self.margin)).inv(v.double())
+        self.loc.copy_(logits.mean(0))
+        if len(logits) > 1:
+            self.scale.copy_(logits.std(0))
+        self.prepared.fill_(1)
         return self
 
     def _flat(self, x: Tensor) -> Tensor:
