@@ -375,45 +375,6 @@ def of_step(folder):
     assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
 
 
-def of_samplers(folder):
-    known = KnownChain()
-    draws_agree(draw(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
-
-
-def of_sample(folder):
-    found = sample(GuidedNormalMean(), 2000, seed=0)
-    draws_agree(found["m"], 0.0, 4.0)
-    draws_agree(found["x"][:, 0] - found["m"], 0.0, 1.5**2)
-
-
-def of_diagnose(folder):
-    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
-    assert "The guide is the posterior" in diagnose(run, {"x": X}, draws=50, particles=200).findings[0]
-
-
-def of_plot(folder):
-    run = fit(NormalMean(), {"x": X}, steps=30, out=folder / "run")
-    written = plot(run, {"x": X})
-    assert written and all(p.read_bytes().startswith(b"\x89PNG") for p in written)
-
-
-def of_optimise(folder):
-    for optimizer in ("SGD(momentum=0.9)", "Adam", "AdamW(weight_decay=0.0)", "RMSprop"):
-        run = fit(
-            NormalMean(), {"x": X}, steps=300, lr=0.05, schedule="cosine", particles=8, optimizer=optimizer, clip=1.0
-        )
-        assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
-
-
-def of_step(folder):
-    """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
-    program = GuidedNormalMean(width=1.5)
-    before = float(program.log_width.detach())
-    fit(program, {"x": X}, steps=1, lr=0.1, optimizer="SGD", particles=50_000)
-    slope = (1 - 1.5**2) / len(X)  # of the loss −ELBO / N in log(width), up to its sign
-    assert float(program.log_width.detach()) - before == pytest.approx(0.1 * slope, rel=0.05)
-
-
 def sampled(**options):
     tree = mcmc(NormalMean(), {"x": X}, predictive=False, prior=False, **options)
     m = tree["posterior"]["m"].values
