@@ -56,16 +56,18 @@ def of_module(module: nn.Module, log_prob: Callable[[Tensor], Tensor], sample: C
     return Contestant(step, log_prob, sample)
 
 
-def of_ppgen(family: str, engine: str) -> Contestant:
+def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
+    """Ours, standardised by the rows; batches are as many as the first of them."""
     from ppgen.inference import Objective, drawer
     from ppgen.inference.optimise import make_fabric, make_optimizer
     from ppgen.inference.step import Row, make_step
     from ppgen.models import Flow
     from ppgen.structure import inspect
 
+    d = rows.shape[1]
     transforms = 1 if family == "cnf" else LAYERS
-    flow = Flow(D, family=family, transforms=transforms, hidden=HIDDEN).prepare({"x": data(5000, 2)})
-    batch = {"x": data(BATCH, 0)}
+    flow = Flow(d, family=family, transforms=transforms, hidden=HIDDEN).prepare({"x": rows})
+    batch = {"x": rows[:BATCH]}
     flow.setup(batch)
     objective = Objective(flow, inspect(flow, batch), BATCH)
     fabric = make_fabric("cpu", "32-true")
@@ -91,21 +93,21 @@ def of_ppgen(family: str, engine: str) -> Contestant:
     return Contestant(step, flow.log_prob, sample)
 
 
-def of_zuko(family: str) -> Contestant | None:
+def of_zuko(family: str, d: int) -> Contestant | None:
     import zuko
 
     narrow = {"hidden_features": (32, 32)}
     make = {
-        "maf": lambda: zuko.flows.MAF(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "nsf": lambda: zuko.flows.NSF(D, bins=BINS, transforms=LAYERS, hidden_features=HIDDEN),
-        "realnvp": lambda: zuko.flows.RealNVP(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "nice": lambda: zuko.flows.NICE(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "naf": lambda: zuko.flows.NAF(D, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
-        "unaf": lambda: zuko.flows.UNAF(D, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
-        "sospf": lambda: zuko.flows.SOSPF(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "bpf": lambda: zuko.flows.BPF(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "gf": lambda: zuko.flows.GF(D, transforms=LAYERS, hidden_features=HIDDEN),
-        "cnf": lambda: zuko.flows.CNF(D, hidden_features=HIDDEN),
+        "maf": lambda: zuko.flows.MAF(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "nsf": lambda: zuko.flows.NSF(d, bins=BINS, transforms=LAYERS, hidden_features=HIDDEN),
+        "realnvp": lambda: zuko.flows.RealNVP(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "nice": lambda: zuko.flows.NICE(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "naf": lambda: zuko.flows.NAF(d, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
+        "unaf": lambda: zuko.flows.UNAF(d, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
+        "sospf": lambda: zuko.flows.SOSPF(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "bpf": lambda: zuko.flows.BPF(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "gf": lambda: zuko.flows.GF(d, transforms=LAYERS, hidden_features=HIDDEN),
+        "cnf": lambda: zuko.flows.CNF(d, hidden_features=HIDDEN),
     }
     if family not in make:
         return None
@@ -113,23 +115,23 @@ def of_zuko(family: str) -> Contestant | None:
     return of_module(flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)))
 
 
-def of_nflows(family: str) -> Contestant | None:
+def of_nflows(family: str, d: int) -> Contestant | None:
     from nflows import distributions, flows, transforms
     from nflows.nn.nets import ResidualNet
 
-    how = {"features": D, "hidden_features": 64, "num_blocks": 2, "use_residual_blocks": False}
+    how = {"features": d, "hidden_features": 64, "num_blocks": 2, "use_residual_blocks": False}
     tails = {"num_bins": BINS, "tails": "linear", "tail_bound": 5.0}
 
     def coupling(i: int, cls: type, **more: object) -> nn.Module:
-        mask = torch.tensor([1.0 if j % 2 == i % 2 else -1.0 for j in range(D)])
+        mask = torch.tensor([1.0 if j % 2 == i % 2 else -1.0 for j in range(d)])
         return cls(mask, lambda a, b: ResidualNet(a, b, hidden_features=64, num_blocks=1), **more)
 
     def layer(i: int) -> list[nn.Module]:
         if family == "maf":
-            return [transforms.ReversePermutation(D), transforms.MaskedAffineAutoregressiveTransform(**how)]
+            return [transforms.ReversePermutation(d), transforms.MaskedAffineAutoregressiveTransform(**how)]
         if family == "nsf":
             spline = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**how, **tails)
-            return [transforms.ReversePermutation(D), spline]
+            return [transforms.ReversePermutation(d), spline]
         if family == "realnvp":
             return [coupling(i, transforms.AffineCouplingTransform)]
         if family == "nice":
@@ -139,55 +141,56 @@ def of_nflows(family: str) -> Contestant | None:
     if family not in ("maf", "nsf", "realnvp", "nice", "nsf_coupling"):
         return None
     parts = [t for i in range(LAYERS) for t in layer(i)]
-    flow = flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([D]))
+    flow = flows.Flow(transforms.CompositeTransform(parts), distributions.StandardNormal([d]))
     return of_module(flow, flow.log_prob, flow.sample)
 
 
-def of_normflows(family: str) -> Contestant | None:
+def of_normflows(family: str, d: int) -> Contestant | None:
     import normflows as nf
 
     parts: list[nn.Module] = []
     for i in range(LAYERS):
         if family == "maf":
-            parts += [nf.flows.MaskedAffineAutoregressive(D, 64, num_blocks=2), nf.flows.Permute(D, mode="swap")]
+            parts += [nf.flows.MaskedAffineAutoregressive(d, 64, num_blocks=2), nf.flows.Permute(d, mode="swap")]
         elif family == "nsf":
             parts.append(
                 nf.flows.AutoregressiveRationalQuadraticSpline(
-                    D, 2, 64, num_bins=BINS, tail_bound=5, permute_mask=i % 2 == 1
+                    d, 2, 64, num_bins=BINS, tail_bound=5, permute_mask=i % 2 == 1
                 )
             )
         elif family == "nsf_coupling":
             parts.append(
-                nf.flows.CoupledRationalQuadraticSpline(D, 2, 64, num_bins=BINS, tail_bound=5, reverse_mask=i % 2 == 1)
+                nf.flows.CoupledRationalQuadraticSpline(d, 2, 64, num_bins=BINS, tail_bound=5, reverse_mask=i % 2 == 1)
             )
         elif family == "realnvp":
-            mask = torch.tensor([float(j % 2 == i % 2) for j in range(D)])
-            scale, shift = (nf.nets.MLP([D, *HIDDEN, D], init_zeros=True) for _ in range(2))
+            mask = torch.tensor([float(j % 2 == i % 2) for j in range(d)])
+            scale, shift = (nf.nets.MLP([d, *HIDDEN, d], init_zeros=True) for _ in range(2))
             parts.append(nf.flows.MaskedAffineFlow(mask, shift, scale))
         elif family == "residual":
-            parts.append(nf.flows.Residual(nf.nets.LipschitzMLP([D, *HIDDEN, D])))
+            parts.append(nf.flows.Residual(nf.nets.LipschitzMLP([d, *HIDDEN, d])))
         else:
             return None
-    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(D, trainable=False), parts)
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(d, trainable=False), parts)
     return of_module(flow, flow.log_prob, lambda n: flow.sample(n)[0])
 
 
-def contestants(family: str, engines: list[str]) -> dict[str, Contestant]:
+def contestants(family: str, rows: Tensor, engines: list[str]) -> dict[str, Contestant]:
+    """All that have the family, for rows like these."""
     found: dict[str, Contestant | None] = {}
     for engine in engines:
         torch.manual_seed(0)
-        found[f"ppgen {engine}"] = of_ppgen(family, engine)
+        found[f"ppgen {engine}"] = of_ppgen(family, rows, engine)
     for name, make in (("zuko", of_zuko), ("nflows", of_nflows), ("normflows", of_normflows)):
         if importlib.util.find_spec(name) is not None:
             torch.manual_seed(0)
-            found[name] = make(family)
+            found[name] = make(family, rows.shape[1])
     return {name: c for name, c in found.items() if c is not None}
 
 
 def race(family: str, options: argparse.Namespace) -> None:
     """Trains all, then times steps and draws in turns."""
     train, test = data(20_000, 0), data(5_000, 1)
-    runs = contestants(family, options.engines)
+    runs = contestants(family, train, options.engines)
     for c in runs.values():
         order = torch.Generator().manual_seed(3)
         for _ in range(options.steps):
