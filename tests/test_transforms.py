@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pyro.distributions import ConditionalTransformedDistribution, TransformedDistribution
 from torch import nn
 from torch.distributions import ComposeTransform
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import ppgen.transforms as T
+from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
 from ppgen.transforms.splines import Spline
@@ -330,35 +330,47 @@ def test_extreme_inputs_stay_finite(family, dtype):
     assert out.isfinite().all()
 
 
-QUICK_TO_TRACE = ("realnvp", "maf", "nsf", "ncsf", "gf", "residual")
-TRACED = [
-    f if f in QUICK_TO_TRACE else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in SLOW_SOLVER
-]
+TRACED = [f for f in FAMILIES if f not in SLOW_SOLVER]
+
+
+def loss_and_gradients(chain):
+    """A function of the parameters' values and x, and these values."""
+    names, parameters = zip(*chain.named_parameters(), strict=True)
+
+    def f(*inputs):
+        *values, x = inputs
+        with torch.nn.utils.stateless._reparametrize_module(chain, dict(zip(names, values, strict=True))):
+            loss = -chain.distribution().log_prob(x).mean()
+            return [loss, *torch.autograd.grad(loss, values)]
+
+    return f, [p.detach().clone().requires_grad_() for p in parameters]
 
 
 @pytest.mark.parametrize("family", TRACED)
 def test_traced_graph_equals_eager(family):
-    chain = Chain(family, 3)
+    chain = Chain(family, 3, transforms=1)
+    f, values = loss_and_gradients(chain)
     x = chain.values(6)
-    names, parameters = zip(*chain.named_parameters(), strict=True)
+    graph = trace(f, [*values, x])
+    for at in (values, [(p + 0.01).detach().requires_grad_() for p in values]):
+        for own, traced in zip(f(*at, x), graph(*at, x), strict=True):
+            assert torch.allclose(own, traced, atol=1e-10)
 
-    def loss_and_gradients(values, x):
-        with torch.nn.utils.stateless._reparametrize_module(chain, dict(zip(names, values, strict=True))):
-            loss = -chain.distribution().log_prob(x).mean()
-            return loss, torch.autograd.grad(loss, values)
 
-    values = tuple(p.detach().clone().requires_grad_() for p in parameters)
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
-        graph = make_fx(loss_and_gradients)(values, x)
-        moved = tuple((p + 0.01).detach().requires_grad_() for p in values)
-        for at in (values, moved):
-            loss, gradients = loss_and_gradients(at, x)
-            traced_loss, traced = graph(at, x)
-            assert torch.allclose(loss, traced_loss)
-            assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(gradients, traced, strict=True))
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(__debug__)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TRACED)
+def test_compiled_graph_equals_eager(family):
+    chain = Chain(family, 3, transforms=1)
+    f, values = loss_and_gradients(chain)
+    inputs = [*values, chain.values(6)]
+    graph = trace(f, inputs)
+    inputs = [t.detach() for t in (*inputs, *graph.constants)]
+    run = compiled(graph.graph, inputs)
+    for moved in (0.0, 0.01):
+        at = [t + moved for t in inputs[: len(values)]]
+        own = f(*(t.clone().requires_grad_() for t in at), inputs[len(values)])
+        for a, b in zip(own, run([*at, *inputs[len(values) :]]), strict=True):
+            assert torch.allclose(a, b, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in SLOW_SOLVER])
