@@ -10,6 +10,7 @@ from ppgen.inference.loglik import loglik
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
+from ppgen.inference.report import report
 from ppgen.inference.sample import reconstruct, sample
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "posterior",
     "predict",
     "reconstruct",
+    "report",
     "resume",
     "sample",
     "drawer",

@@ -135,7 +135,7 @@ def score(run: Run, data: Any = None, *, draws: int = 1000, particles: int = 100
         PpgenError: neither is defined: both global and local latents; no row has a likelihood of its own.
     """
     s = run.structure
-    if data is None and s.globals and not s.locals:
+    if data is None and s.globals:
         tree = posterior(run, run.data(), draws=draws, seed=seed, predictive=False, prior=False)
         return loo(tree)
     return held_out(run, run.data() if data is None else data, draws=draws, particles=particles, seed=seed)

@@ -24,9 +24,10 @@ from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
 from ppgen.engine import log_joint
 from ppgen.handlers import Minibatch
-from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, resume, sample
+from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.compare import compare, loo
+from ppgen.inference.drawing import edges_of
 from ppgen.inference.elbo import Objective
 from ppgen.inference.ledger import ledger
 from ppgen.inference.mcmc import mcmc
@@ -38,6 +39,7 @@ from ppgen.inference.samplers import draw
 from ppgen.inference.start import runaway, starts
 from ppgen.inference.uniform import p_value
 from ppgen.inference.weights import chain_weights
+from ppgen.inference.worries import worries
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
 
@@ -269,6 +271,22 @@ def of_refit(folder):
 def of_uniform(folder):
     u = np.random.default_rng(0).random(200)
     assert p_value(u) > 0.01 and p_value(u**2) < 0.01
+
+
+def of_report(folder):
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    assert "The guide is the posterior" in report(run, {"x": X}, folder / "report.html").read_text()
+
+
+def of_drawing(folder):
+    program = NormalMean()
+    assert edges_of(program, {"x": X}, fit(program, {"x": X}, steps=0).structure) == [("m", "x")]
+
+
+def of_worries(folder):
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    said = worries(run, diagnose(run, {"x": X}, draws=500))
+    assert not [w for w in said if w.grave == "wrong"]
 
 
 def of_psis(folder):

@@ -1,0 +1,38 @@
+"""`ppgen report`: a run on one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app
+from ppgen.console import print_json
+
+
+@app.command(short_help="A run on one HTML page.")
+def report(
+    run: RunPath,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/report.html]")] = None,
+    split: Split = None,
+    draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
+    columns: Columns = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """One self-contained page: the model's graph, the data, training, posterior, checks, what to worry about first.
+
+    It shows calibration where ppgen calibrate RUN was run before.
+    """
+    from ppgen import inference, sources
+    from ppgen.export import check_suffix
+    from ppgen.run import Run
+
+    if out is not None:
+        check_suffix(out, (".html",))
+    fitted = Run.load(run)
+    _, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
+    path = inference.report(fitted, rows, out, draws=draws, seed=seed)
+    print_json({"run": str(run), "report": str(path)}) if json else print(path)

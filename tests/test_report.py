@@ -1,0 +1,245 @@
+"""The page of a run: everything in one file, every picture with its words, the gravest first, the graph as it is."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from arviz_base import from_dict
+from known import SCHOOLS, Gaussian, GuidedNormalMean, NormalMean, normal, ppca
+from scipy import stats
+
+from ppgen import PpgenError, Program, rows
+from ppgen.inference import calibrate, diagnose, fit, report
+from ppgen.inference.drawing import describe, edges_of, layout, svg
+from ppgen.inference.worries import FINE, GRAVE, LOOK, predictive_checks, worries
+from ppgen.models import VAE, EightSchools
+
+X = {"x": normal(20) + 1.0}
+
+
+class Page(HTMLParser):
+    """What a reader without eyes, or without a network, meets."""
+
+    VOID = {"meta", "img", "br", "link"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"{self.open} not closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def all(self, tag):
+        return [a for t, a in self.tags if t == tag]
+
+
+def page_of(run, data, folder):
+    path = report(run, data, folder / "report.html", draws=100)
+    text = path.read_text(encoding="utf-8")
+    return Page(text), text
+
+
+PROGRAMS = {
+    "a global latent": lambda: (fit(NormalMean(), X, steps=50, log_every=2), X),
+    "eight schools": lambda: (fit(EightSchools(), SCHOOLS, steps=50, log_every=2), SCHOOLS),
+    "local latents": lambda: (fit(ppca(), {"x": normal(30, 4)}, steps=4, log_every=1), {"x": normal(30, 4)}),
+    "images": lambda: (
+        fit(VAE(49, 2, (8,)), {"x": (normal(30, 49) > 0).float()}, steps=4, log_every=1),
+        {"x": (normal(30, 49) > 0).float()},
+    ),
+    "nothing latent": lambda: (fit(Gaussian(), X, steps=50, log_every=2), X),
+    "a flow guide": lambda: (fit(NormalMean(), X, steps=4, guide="flow(hidden=(4,))", engine="eager"), X),
+}
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_the_page_stands_by_itself_and_can_be_read(name, tmp_path):
+    run, data = PROGRAMS[name]()
+    page, text = page_of(run, data, tmp_path)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", text), "nothing is fetched"
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", text) and not page.all("script") and not page.all("link")
+    for image in page.all("img"):
+        assert (
+            len(image["alt"]) > 20 and int(image["width"]) > 100 and image["src"].startswith("data:image/png;base64,")
+        )
+    for picture in page.all("svg"):
+        assert picture["role"] == "img" and len(picture["aria-label"]) > 20
+    levels = [int(t[1]) for t, _ in page.tags if re.fullmatch(r"h[1-6]", t)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert all(a["href"][1:] in ids for a in page.all("a")), "every link leads somewhere"
+    assert page.all("html")[0]["lang"] == "en" and page.all("main") and page.all("nav")
+    assert len(page.all("table")) == sum(
+        a.get("class") == "scroll" and a.get("tabindex") == "0" for a in page.all("div")
+    )
+    assert all("scope" in a for a in page.all("th"))
+    assert run.config["data"]["sha256"] in text and "nan" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_what_the_user_wrote_is_shown_as_text(tmp_path):
+    class Odd(NormalMean):
+        """<script>alert(1)</script> & more."""
+
+    _, text = page_of(fit(Odd(), X, steps=0), X, tmp_path)
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_where_it_goes(tmp_path):
+    run = fit(NormalMean(), X, steps=5, out=tmp_path / "run")
+    assert report(run, X, draws=50) == tmp_path / "run" / "report.html"
+    with pytest.raises(PpgenError, match="pass out="):
+        report(fit(NormalMean(), X, steps=0), X)
+    with pytest.raises(PpgenError, match="pass the data"):
+        report(run)
+
+
+def test_calibration_is_on_the_page(tmp_path):
+    run = fit(GuidedNormalMean(width=0.5), X, steps=0, out=tmp_path / "run")
+    found = calibrate(run, X, simulations=100, refit=False)
+    (tmp_path / "run" / "calibration.json").write_text(json.dumps(found.figures()))
+    text = report(run, X, draws=50).read_text()
+    assert 'id="calibration"' in text and "Not calibrated" in text and text.index("Wrong:") < text.index("Fine:")
+
+
+# -- the graph ---------------------------------------------------------------------------------------
+
+
+def structure_of(program, data):
+    return fit(program, data, steps=0).structure
+
+
+def test_edges_are_what_each_site_depends_on():
+    program = EightSchools()
+    structure = structure_of(program, SCHOOLS)
+    edges = edges_of(program, SCHOOLS, structure)
+    assert sorted(edges) == [("eta", "theta"), ("mu", "theta"), ("tau", "theta"), ("theta", "y")]
+    nodes = {n.name: n for n in layout(structure, edges)}
+    assert nodes["theta"].level == 1 and nodes["y"].level == 2 and nodes["mu"].level == 0
+    assert "y (observed, Normal) in plate school given theta" in describe(list(nodes.values()), edges)
+
+
+def test_boxes_do_not_overlap_what_is_outside():
+    class Nested(Program):
+        def model(self, x=None):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            with pyro.plate("unit", 3, dim=-2):
+                b = pyro.sample("b", dist.Normal(a, 1.0))
+                with rows(x):
+                    z = pyro.sample("z", dist.Normal(b, 1.0))
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    program = Nested()
+    structure = structure_of(program, {"x": normal(5)})
+    nodes = layout(structure, edges_of(program, {"x": normal(5)}, structure))
+    spans = {}
+    for n in nodes:
+        for i in range(len(n.plates)):
+            spans.setdefault(n.plates[: i + 1], []).append(n.x)
+    for stack, xs in spans.items():
+        for n in nodes:
+            if n.plates[: len(stack)] != stack:
+                assert n.x > max(xs) or n.x < min(xs), (stack, n.name)
+    picture, words = svg(program, {"x": normal(5)}, structure)
+    assert picture.count('class="plate"') == 2 and "unit, data" in words
+    Page(picture)
+
+
+def test_a_long_chain_is_no_picture():
+    def model(x):
+        z = torch.zeros(())
+        for i in range(60):
+            z = pyro.sample(f"z{i}", dist.Normal(z, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    program = Program.from_pair(model)
+    assert svg(program, X, structure_of(program, X)) is None
+
+
+# -- what to worry about -----------------------------------------------------------------------------
+
+
+def test_predictive_checks_against_a_law_that_is_known():
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=50)
+    tree = from_dict({"posterior_predictive": {"x": rng.normal(size=(1, 2000, 50))}, "observed_data": {"x": seen}})
+    mean = next(c for c in predictive_checks(tree) if c.statistic == "mean")
+    assert mean.p == pytest.approx(stats.norm.sf(seen.mean() * 50**0.5), abs=0.05) and not mean.off
+    far = from_dict({"posterior_predictive": {"x": rng.normal(size=(1, 2000, 50))}, "observed_data": {"x": 3 * seen}})
+    assert {c.statistic for c in predictive_checks(far) if c.off} >= {"sd"}
+
+
+def test_a_narrow_guide_comes_first():
+    run = fit(GuidedNormalMean(width=0.2), X, steps=0)
+    found = worries(run, diagnose(run, X, draws=100, particles=4000))
+    assert found[0].grave == GRAVE and "misses part of the posterior" in found[0].what and "--guide flow" in found[0].do
+    assert any(w.grave == LOOK and "calibrated was not checked" in w.what for w in found)
+    assert [w.grave for w in found] == sorted((w.grave for w in found), key=(GRAVE, LOOK, FINE).index)
+
+
+def test_training_that_was_too_short():
+    run = fit(NormalMean(), X, steps=60, lr=0.01, log_every=1, particles=30)
+    assert any("still rising" in w.what for w in worries(run))
+    run = fit(NormalMean(), X, steps=40, until="converged", lr=1e-4)
+    assert any(w.grave == GRAVE and "stopped moving" in w.what for w in worries(run))
+
+
+# -- in a browser ------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-quic", "--allow-file-access-from-files",
+    "--enable-logging=stderr", "--virtual-time-budget=4000",
+]  # fmt: skip
+MEASURE = """<body><iframe id="f" width="390" height="800" srcdoc="%s"></iframe><script>
+f.onload = () => { const d = f.contentDocument; const list = s => [...d.querySelectorAll(s)];
+  list('details').forEach(e => { e.open = true; });
+  const wide = list('main *').filter(e => !e.closest('.scroll') && !e.closest('svg')
+    && e.getBoundingClientRect().right > 391).map(e => e.tagName);
+  const reached = list('a[href], summary, [tabindex="0"]').filter(e => { e.focus(); return d.activeElement === e; });
+  document.body.innerHTML = '<pre>' + JSON.stringify({ page: d.documentElement.scrollWidth, wide,
+    broken: list('img').filter(i => !i.naturalWidth).length, images: list('img').length,
+    focusable: list('a[href], summary, [tabindex="0"]').length, reached: reached.length,
+    small: list('nav a').filter(a => a.getBoundingClientRect().height < 24).length }) + '</pre>'; };
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("name", ["eight schools", "images"])
+def test_in_a_browser_as_wide_as_a_phone(name, tmp_path):
+    run, data = PROGRAMS[name]()
+    _, text = page_of(run, data, tmp_path)
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(MEASURE % html.escape(text, quote=True), encoding="utf-8")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", done.stdout, re.S)[1]))
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert found["page"] <= 390 and found["wide"] == [], found
+    assert found["images"] >= 2 and found["broken"] == 0
+    assert found["reached"] == found["focusable"] > 8 and found["small"] == 0
