@@ -144,7 +144,8 @@ def calibrate(
                 _, rows_ = _simulated_rows(made, data, structure, observed, TRAINING * BATCH, rng)
                 _trained(program, data, rows_, steps, lr, particles, seed)
             true, sets = _simulated_rows(made, data, structure, observed, simulations, rng)
-            return _calibration(*_rank_rows(program, true, sets, structure, draws), draws, rng)
+            names, truth, many = _rank_rows(program, true, sets, structure, draws)
+            return _calibration(names, truth, many, draws, rng)
         drawn = [_simulated(made, data, structure, observed) for _ in range(simulations)]
         parameters: list[dict[str, Tensor]] = [{}] * simulations
         if refit:
@@ -156,8 +157,8 @@ def calibrate(
             program.load_state_dict(own | values)
             rows.append(_of_one(program, structure, true, dict(data) | x, draws))
         program.load_state_dict(own)
-        names = rows[0][0]
-        return _calibration(names, *(np.stack(part) for part in list(zip(*rows, strict=True))[1:]), draws, rng)
+        truth, many = np.stack([x for _, x, _ in rows]), np.stack([z for *_, z in rows])
+        return _calibration(rows[0][0], truth, many, draws, rng)
 
 
 # -- simulating ------------------------------------------------------------------------------------

@@ -159,8 +159,8 @@ def loo(tree: DataTree) -> Score:
         raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
     total = _by_row(sites)
     small = DataTree.from_dict({"posterior": tree["posterior"].dataset, "log_likelihood": Dataset({"x": total})})
-    stats = tree.children.get("sample_stats")
-    if stats is not None and "log_q" in stats.dataset:
+    stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
+    if stats is not None and "log_q" in stats:
         if stats["log_q"].ndim != 2:
             raise PpgenError("the latents are one a row, so that leaving a row out leaves its latents out: no LOO here")
         found = loo_approximate_posterior(

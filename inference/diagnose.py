@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from ppgen.chain import Chain
 from ppgen.data import take
 from ppgen.errors import PpgenError
 from ppgen.inference.loglik import LogLik, loglik
@@ -95,6 +96,11 @@ def diagnose(
     s = run.structure
     if not s.latents:
         raise PpgenError(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
+    if isinstance(program, Chain) and program.brief() is not program:
+        raise PpgenError(
+            f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
+            "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"
+        )
     local = not s.globals
     more = take(data, slice(0, 10 * rows), s.row_columns) if local and not program.fixed_rows else data
     few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data
@@ -123,7 +129,8 @@ def compare_moments(tree: DataTree, khat: np.ndarray, reference: DataTree | None
     import pandas as pd
 
     group = tree["posterior"].dataset
-    stats = tree.children.get("sample_stats")
+    stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
+    others = reference["posterior"].dataset if reference is not None else None
     log_w = None
     if stats is not None and stats["log_p"].ndim == 2 and len(khat) == 1 and khat[0] < GOOD_K:
         log_w = smoothed((stats["log_p"] - stats["log_q"]).values[0][:, None])[0][:, 0]
@@ -132,8 +139,8 @@ def compare_moments(tree: DataTree, khat: np.ndarray, reference: DataTree | None
         table = dict(zip(("mean", "sd"), moments(value.values), strict=True))
         if log_w is not None:
             table |= dict(zip(("corrected_mean", "corrected_sd"), moments(value.values, log_w), strict=True))
-        if reference is not None and name in reference["posterior"].dataset:
-            other = reference["posterior"][name].values
+        if others is not None and name in others:
+            other = others[name].values
             if other.shape[2:] != value.shape[2:]:
                 raise PpgenError(
                     f"the reference's {name!r} has the shape {other.shape[2:]} and the guide's {value.shape[2:]}; pass "
@@ -144,7 +151,7 @@ def compare_moments(tree: DataTree, khat: np.ndarray, reference: DataTree | None
         labels = [name] if value.ndim == 2 else [f"{name}[{', '.join(map(str, i))}]" for i in _labels(value)]
         parts.append(pd.DataFrame(table, index=labels))
     found = pd.concat(parts)
-    if reference is not None and "reference_mean" not in found:
+    if others is not None and "reference_mean" not in found:
         raise PpgenError(
             f"the reference has none of the latents {', '.join(map(str, group.data_vars))}; pass draws of the same "
             "posterior"

@@ -31,8 +31,9 @@ from ppgen.errors import PpgenError
 from ppgen.files import write_atomic
 from ppgen.gaussian_chain import GaussianChain
 from ppgen.inference.corner import MOST, corner_figure, plane_figure
-from ppgen.inference.diagnose import GOOD_K, Diagnosis, diagnose
+from ppgen.inference.diagnose import Diagnosis, diagnose
 from ppgen.inference.posterior import posterior
+from ppgen.inference.psis import GOOD_K
 from ppgen.inference.sample import reconstruct, sample
 from ppgen.program import asked_rows
 from ppgen.run import Run, default_dtype

@@ -93,7 +93,7 @@ def weigh(
         steps: T; None takes the chain's own.
         given: other columns of the model, one a draw.
     """
-    from ppgen.inference.diagnose import pareto_k
+    from ppgen.inference.psis import pareto_k
 
     program = require_chain(run)
     columns = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}

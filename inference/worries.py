@@ -40,7 +40,7 @@ class Check(NamedTuple):
         return not 0.01 <= self.p <= 0.99
 
 
-STATISTICS = {"mean": np.mean, "sd": np.std, "least": np.min, "largest": np.max}
+STATISTICS: dict[str, Any] = {"mean": np.mean, "sd": np.std, "least": np.min, "largest": np.max}
 
 
 def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
