@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -175,7 +176,8 @@ def draw(
     if columns and n_rows(columns) not in (1, n):
         raise PpgenError(f"given has {n_rows(columns)} rows for n={n} draws; pass one row, or one a draw")
     with ready(run, columns, seed, guide=False), program.running():
-        context: dict[str, Any] = program.context(columns)
+        with pyro.validation_enabled(True):
+            context: dict[str, Any] = program.context(columns)
         if guidance is not None and guidance != 1.0:
             context["guidance"] = guidance
         most = max(1, BLOCK // len(program.zero))

@@ -173,6 +173,7 @@ class Diffusion(GaussianChain):
         arguments |= {"likelihood": "bernoulli"} if found == (0.0, 1.0, 2) else {
             "likelihood": "discrete", "low": low, "high": high, "levels": levels
         }  # fmt: skip
+        arguments["prediction"] = "levels"
         side = math.isqrt(x.shape[1])
         if x.dim() == 2 and side >= 8 and side**2 == x.shape[1]:
             arguments["features"] = [1, side, side]
@@ -258,6 +259,8 @@ class Diffusion(GaussianChain):
     def prepare(self, data: dict[str, Tensor]) -> Diffusion:
         """Location and scale of continuous data, and whether the schedule can be told apart from step to step."""
         self.require_increasing()
+        with pyro.validation_enabled(True):
+            self.context(data)
         if not self.prepared:
             x = self.values(data["x"])
             spread = x.double().std(0).to(x) if len(x) > 1 else torch.zeros_like(x[0])

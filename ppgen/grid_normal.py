@@ -116,7 +116,7 @@ def posterior_mean(out: Tensor, y: Tensor, variance: Tensor, levels: int) -> Ten
 
     The prior is w₋ δ(−1) + w₊ δ(1) + w N(m, s²): the ends have mass of their own, as the black and white of pixels do.
     By Bayes' rule the noisy value's evidence then does by itself what a network finds hard: as the noise falls the
-    mean becomes one of the levels, to all digits. In N(m, s²)'s part, y is first replaced by its expected level.
+    mean becomes one of the levels, to all digits. N(m, s²)'s part is on the levels as well, where the noise tells them.
 
     Args:
         out: the network's numbers, (..., n D), the first of each value first: the log-odds of 1 for 2 levels, else
@@ -139,12 +139,12 @@ def posterior_mean(out: Tensor, y: Tensor, variance: Tensor, levels: int) -> Ten
     ])  # fmt: skip
     w = log_w.softmax(0)
     step = 2 / (levels - 1)
-    mean = (m * variance + _expected_level(y, variance, step) * s2) / total
+    mean = _expected_level((m * variance + y * s2) / total, variance * s2 / total, step)
     return w[1] - w[0] + w[2] * mean
 
 
 def _expected_level(y: Tensor, variance: Tensor, step: float) -> Tensor:
-    """The mean level given y, all levels being equally likely: y itself where the noise is wider than a step."""
+    """The mean of N(y, variance) restricted to the levels: y itself where it is wider than a step."""
     nearest = ((y.detach() + 1) / step).round() * step - 1
     levels = nearest + step * torch.arange(-3, 4, dtype=y.dtype, device=y.device).reshape(-1, *(1,) * y.dim())
     weight = (-((y - levels) ** 2) / (2 * variance.clamp(max=step**2))).softmax(0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppgen import Program, rows
 from ppgen.gaussian_chain import GaussianChain
-from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow, ImageFlow
+from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow, FlowMatching, ImageFlow
 from ppgen.schedules import make_schedule
 
 
@@ -255,6 +255,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         lambda: Diffusion(3, hidden=(8,), steps=2, classes=3, likelihood="discrete", levels=17),
         {"x": grey(12, 3), "y": LABELS},
     ),
+    "flow_matching": (lambda: FlowMatching(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
     "diffusion u-net": (
         lambda: Diffusion((1, 8, 8), "unet", (4, 8), steps=2, likelihood="bernoulli"),
         {"x": binary(6, 64)},

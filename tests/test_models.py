@@ -29,6 +29,7 @@ from ppgen.inference.chain import subsampled
 from ppgen.inference.compare import compare, loo
 from ppgen.inference.drawing import edges_of
 from ppgen.inference.elbo import Objective
+from ppgen.inference.impute import impute
 from ppgen.inference.ledger import ledger
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.ode import ode_loglik
@@ -352,6 +353,15 @@ def of_chain_plots(folder):
     run = fit(MODELS["diffusion u-net"][0](), MODELS["diffusion u-net"][1], steps=2, out=folder / "run", log_every=1)
     names = {p.stem for p in plot(run, MODELS["diffusion u-net"][1])}
     assert names == {"elbo", "samples", "chain", "ledger"}
+
+
+def of_impute(folder):
+    known = KnownChain()
+    x = torch.tensor([[0.0, math.nan]]).double().repeat(1000, 1)
+    c = known.data.covariance_matrix
+    mean = known.mean[1] - c[1, 0] / c[0, 0] * known.mean[0]
+    drawn = impute(known, x, particles=50, steps=80, seed=0)[0, :, 1]
+    draws_agree(drawn, mean, c[1, 1] - c[1, 0] ** 2 / c[0, 0])
 
 
 def of_samplers(folder):

@@ -1,0 +1,191 @@
+"""The diffusion model: its likelihoods, networks, labels, and the ends of what it can be asked."""
+
+import math
+
+import pytest
+import torch
+from known import KnownChain, binary, grey, normal
+
+from ppgen import PpgenError, Run
+from ppgen.inference import diagnose, fit, loglik, sample
+from ppgen.inference.chain import subsampled
+from ppgen.inference.ledger import chain_elbo, ledger
+from ppgen.inference.samplers import SAMPLERS, draw
+from ppgen.inference.weights import chain_weights, weigh
+from ppgen.models import Diffusion, FlowMatching
+
+
+def trained(x, updates=400, **options):
+    torch.manual_seed(0)
+    return fit(Diffusion(x.shape[1], hidden=(32, 32), **options), {"x": x}, steps=updates, lr=0.005, batch_size=64)
+
+
+def test_it_learns_a_gaussian():
+    known = KnownChain()
+    x = known.data.sample((2000,)).float()
+    run = trained(x, 1200, steps=0)
+    found = loglik(run, {"x": known.data.sample((500,)).float()}, particles=50)
+    assert found.best.kind == "lower" and found.dims is None
+    assert -float(known.data.entropy()) - 0.25 < found.best.mean < -float(known.data.entropy()) + 0.15
+    drawn = draw(run, 2000, "dpmpp", 25, seed=0)
+    assert ((drawn.mean(0) - x.mean(0)).abs() < 0.15).all() and ((drawn.std(0) / x.std(0) - 1).abs() < 0.15).all()
+
+
+def test_the_elbo_by_strata_is_that_of_the_closed_form():
+    known = KnownChain(steps=20)
+    x = known.data.sample((4000,))
+    for times in (20, 7):
+        found = chain_elbo(known, {"x": x}, times=times).best
+        assert abs(found.mean - known.expected_elbo()) < 4.5 * found.rows_se
+    assert chain_elbo(known, {"x": x[:5]}, times=100).particles == 20  # the whole chain, once
+
+
+def test_the_ledger_keeps_the_terms_apart():
+    known = KnownChain(steps=10)
+    x = known.data.sample((6000,))
+    found, exact = ledger(known, {"x": x}), known.expected_terms()
+    assert found.kl.shape == (10,) and found.dims is None
+    assert (abs(found.kl + exact["steps"].numpy()) < 5 * found.kl_se).all()
+    assert abs(found.prior + float(exact["prior"])) < 5 * found.prior_se
+    assert abs(found.reconstruction + float(exact["data"])) < 5 * found.reconstruction_se
+    assert found.bits_per_dim(1.0) is None
+
+
+def test_more_steps_and_the_limit():
+    """On Gaussian data the bound is known: it rises with the steps, to the limit, to log p(x)."""
+    known = KnownChain(low=-8.0, high=12.0)
+    elbos = [known.expected_elbo(n) for n in (10, 100, 1000, 10_000, 0)]
+    gaps = [elbos[-1] - e for e in elbos[1:-1]]
+    assert elbos == sorted(elbos) and gaps[1] / gaps[2] == pytest.approx(10, rel=0.1) and gaps[2] < 0.02
+    assert elbos[-1] == pytest.approx(-float(known.data.entropy()), abs=2e-3)
+
+
+def test_weights_of_whole_paths():
+    """Their mean is the ELBO of the explicit chain, and the reverse chain is a good proposal for its own data."""
+    known = KnownChain(steps=30, low=-4.0)
+    x = known.data.sample((4000,))
+    log_w = chain_weights(known, {"x": x}, particles=1)[0]
+    assert abs(float(log_w.mean()) - known.expected_elbo()) < 4 * float(log_w.std()) / 4000**0.5
+    cov = known.data.covariance_matrix + 2 * math.exp(-4) * torch.eye(2).double()
+    target = torch.distributions.MultivariateNormal(known.mean, cov)
+    good = weigh(known, lambda x: target.log_prob(x) + 3.0, 2000, steps=200, seed=0)
+    assert good.ess > 400 and good.khat < 0.7
+    assert float(good.log_w.logsumexp(0)) - math.log(2000) == pytest.approx(3.0, abs=0.15)
+    far = weigh(known, lambda x: target.log_prob(x - 4.0), 2000, steps=200, seed=0)
+    assert far.ess < 20
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "discrete"])
+@pytest.mark.parametrize("prediction", ["levels", "velocity"])
+def test_levels(likelihood, prediction):
+    x = binary(12, 6) if likelihood == "bernoulli" else grey(12, 6)
+    model = Diffusion(6, hidden=(16,), likelihood=likelihood, levels=17, prediction=prediction)
+    run = fit(model, {"x": x}, steps=3)
+    found = loglik(run, {"x": x}, particles=5)
+    assert found.dims == 6 and found.bits_per_dim(found.best) > 0
+    drawn = draw(run, 5, "ddim", 4, seed=0)
+    assert torch.isin((drawn * 16).round().long(), torch.arange(17)).all()
+    both = loglik(run, {"x": x[:2]}, particles=3, ode=True)
+    assert [b.name for b in both.bounds] == ["elbo", "ode"] and both.best.kind == "lower"
+
+
+def test_flow_matching_is_the_limit_on_straight_paths():
+    torch.manual_seed(0)
+    model = FlowMatching(2, hidden=(8,), loc=[0.0, 0.0], scale=[1.0, 1.0]).eval()
+    torch.nn.init.normal_(model.net.last.weight)
+    z, t = normal(4, 2), torch.tensor([0.2, 0.5, 0.7, 0.9])
+    gamma, alpha, sigma = model.coefficients(t)
+    v = (z - model.denoise(z, t)) / sigma  # z = x + σ v on a straight path
+    u = (gamma[:, 0] - model.range[0]) / (model.range[1] - model.range[0])
+    assert torch.allclose(alpha + sigma, torch.ones(4, 1)) and model.limit
+    unit = (alpha**2 + sigma**2).sqrt()
+    assert torch.allclose(v, model.net(z / unit, u), atol=1e-5)
+
+
+def test_labels_are_hidden_in_training_only():
+    model = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.5)
+    y = torch.arange(2000) % 3
+    hidden = model.hide({"y": y})["y"]
+    assert 850 < int((hidden == 3).sum()) < 1150 and torch.equal(hidden[hidden < 3], y[hidden < 3])
+    assert torch.equal(model.context({"y": y})["y"], y)
+    assert sample(fit(model, {"x": normal(12, 3), "y": y[:12]}, steps=1, batch_size=6), 2, seed=0, given={"y": 1})
+
+
+# -- the ends of what it can be asked ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 9, 1000])
+def test_any_number_of_steps(steps):
+    run = trained(normal(50, 2), 3, steps=steps)
+    assert math.isfinite(loglik(run, {"x": normal(5, 2)}, particles=4).best.mean)
+    for sampler in SAMPLERS:
+        for n in (1, 3):
+            assert torch.isfinite(draw(run, 4, sampler, n, seed=0)).all(), (sampler, n)
+
+
+def test_a_thousand_steps_of_each_sampler():
+    run = trained(normal(50, 2), 3)
+    for sampler in SAMPLERS:
+        assert torch.isfinite(draw(run, 2, sampler, 1000, seed=0)).all(), sampler
+
+
+def test_one_datum_and_a_constant_column():
+    one = trained(normal(1, 2), 3)
+    assert math.isfinite(loglik(one, {"x": normal(1, 2)}, particles=4).best.mean)
+    x = torch.cat([normal(20, 1), torch.full((20, 1), 3.0)], 1)
+    assert math.isfinite(loglik(trained(x, 3), {"x": x}, particles=4).best.mean)
+
+
+def test_a_schedule_that_saturates_says_so():
+    with pytest.raises(PpgenError, match="saturates.*float64"):
+        fit(Diffusion(2, hidden=(8,), steps=10_000, gamma_high=-9.999), {"x": normal(4, 2)}, steps=1)
+
+
+def test_float64_and_back(tmp_path):
+    x = normal(20, 2).double()
+    run = fit(Diffusion(2, hidden=(8,), steps=30), {"x": x}, steps=2, precision="64-true", out=tmp_path / "run")
+    again = Run.load(tmp_path / "run")
+    a, b = (draw(r, 3, "heun", 4, seed=0) for r in (run, again))
+    assert a.dtype == torch.float64 and torch.equal(a, b)
+
+
+def test_its_figure_is_the_bound_whatever_is_trained_on():
+    x = normal(64, 2)
+    run = trained(x, 5, weighting="simple", steps=0)
+    torch.manual_seed(0)
+    drawn = subsampled(run.program, {"x": x}, 50)
+    assert loglik(run, {"x": x}, particles=200).best.mean == pytest.approx(float(drawn.elbo.mean().detach()), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"prediction": "velocty"}, "prediction='velocty'.*velocity"),
+        ({"weighting": "simple", "schedule": "learned"}, "no bound"),
+        ({"prediction": "levels"}, "continuous data"),
+        ({"steps": -1}, "steps=-1"),
+        ({"features": 6, "net": "unet"}, "UNet got shape"),
+        ({"loc": [0.0, 1.0, 2.0], "scale": [1.0, 1.0]}, "loc of 3 numbers"),
+    ],
+)
+def test_errors(how, message):
+    with pytest.raises(PpgenError, match=message):
+        Diffusion(**({"features": 2, "hidden": (8,)} | how))
+
+
+def test_its_states_are_no_posterior_to_summarise():
+    run = trained(normal(50, 2), 1)
+    with pytest.raises(PpgenError, match="1001 states.*ppgen plot"):
+        diagnose(run, {"x": normal(5, 2)})
+
+
+def test_errors_of_data():
+    model = Diffusion(3, hidden=(8,), classes=2, label_dropout=0.0)
+    with pytest.raises(PpgenError, match="conditional on the labels"):
+        draw(model, 2, "ddim", 2)
+    with pytest.raises(PpgenError, match="values from 0 to 5"):
+        fit(model, {"x": normal(6, 3), "y": torch.arange(6)}, steps=1)
+    with pytest.raises(PpgenError, match="values from 7 to 7"):
+        draw(model, 2, "ddim", 2, given={"y": 7})
+    with pytest.raises(PpgenError, match="rows of 3 values"):
+        loglik(Diffusion(3, hidden=(8,)), {"x": normal(6, 4)}, particles=2)
