@@ -115,7 +115,7 @@ def mcmc(
             calls = 15 * (S + W) * (1 if kernel == "chees" else C)
             joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
             structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
-            found = _run(joint, kernel, C, S, W, metric, seed, structure, report)
+            found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
     said = findings(found, joint)
     tree.attrs |= {
@@ -172,13 +172,29 @@ def _somewhere(fn: Callable[[], Any]) -> Any:
             torch.rand(1)  # another draw
 
 
-def _run(
-    joint: LogJoint, kernel: str, C: int, S: int, W: int, metric: str, seed: int, structure: Structure, report: Any
+def run_chains(
+    joint: LogJoint,
+    kernel: str,
+    chains: int,
+    draws: int,
+    warmup: int,
+    *,
+    structure: Structure | None = None,
+    metric: str = "auto",
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
 ) -> Draws:
+    """The chains alone, on the unconstrained scale: starts, Pathfinder, the kernel, and whether it can be normalised.
+
+    Args:
+        joint: the log joint; torch's default dtype is that of its data.
+        structure: of the program, where it is known; else it is taken to have flat priors.
+    """
+    C, dim = chains, joint.dim
     generator = torch.Generator().manual_seed(seed)
-    step, zero = torch.tensor(0.0), torch.zeros(joint.dim)
-    dense = metric != "diag" and joint.dim <= DENSE_DIM
-    root = torch.eye(joint.dim) if dense else torch.ones(joint.dim)
+    step, zero = torch.tensor(0.0), torch.zeros(dim)
+    dense = metric != "diag" and dim <= DENSE_DIM
+    root = torch.eye(dim) if dense else torch.ones(dim)
 
     def together(u: Tensor) -> tuple[Tensor, Tensor]:
         """Of C vectors, by the graph that the chains use."""
@@ -191,28 +207,27 @@ def _run(
     def value(u: Tensor) -> Tensor:
         return value_and_grad(u)[0]
 
-    proper = not any(s.distribution == "Flat" for s in structure.sites)
-    start = starts(value, C, joint.dim, (lambda: _somewhere(joint.prior)) if proper else None, generator)
-    if joint.dim <= DENSE_DIM:
+    sites = structure.sites if structure is not None else ()
+    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
+    start = starts(value, C, dim, (lambda: _somewhere(joint.prior)) if proper else None, generator)
+    if dim <= DENSE_DIM:
         paths = pathfinder(value_and_grad, start, generator=generator)
     else:
-        paths = Paths(start, value(start), start.mean(0), torch.ones(joint.dim), 0)
+        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
     if kernel == "nuts":
-        found = nuts(joint.value_and_grad, paths.u, draws=S, warmup=W, dense=metric == "dense", seed=seed)
+        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=metric == "dense", seed=seed)
     else:
         frame = first_frame(paths.mean, paths.covariance, metric)
-        found = chees(joint, paths.u, draws=S, warmup=W, frame=frame, generator=generator, report=report)
-    flat = found.u.reshape(-1, joint.dim)
+        found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+    flat = found.u.reshape(-1, dim)
     sd = flat.std(0).clamp_min(1e-12)
     directions = [found.growth] if bool(found.growth.any()) else []
-    if joint.dim <= DENSE_DIM:
-        correlation = torch.cov((flat / sd).mT).reshape(joint.dim, joint.dim)
+    if dim <= DENSE_DIM:
+        correlation = torch.cov((flat / sd).mT).reshape(dim, dim)
         directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
     v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], C)
     if v is not None:
-        binary = [
-            s.name for s in structure.sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")
-        ]
+        binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
         separated = (
             f" (a column, or a combination of them, may separate the zeros from the ones of {binary[0]!r})"
             if binary

@@ -152,6 +152,19 @@ def test_a_leapfrog_step_by_hand():
     torch.testing.assert_close(dense[0], found[0])
 
 
+@pytest.mark.slow
+def test_a_compiled_step_reads_any_layout():
+    """A Cholesky factor comes column by column, and compiled code does not look."""
+    pytest.importorskip("torch._inductor")
+    joints = [log_joint(EightSchools(), SCHOOLS, engine=e) for e in ("trace", "compile")]
+    y, p, g = (normal(8, 10, seed=i) for i in range(3))
+    root = torch.linalg.cholesky(torch.eye(10) + 0.5)
+    for r in (root.contiguous(), root, root.mT.contiguous().mT):
+        a, b = (j.leapfrog(y, p, g, torch.tensor(0.1), torch.zeros(10), r) for j in joints)
+        for left, right in zip(a, b, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+
+
 def test_pathfinder_finds_a_normal():
     """On a normal target the last approximation is the target: its ELBO is log Z."""
     A = torch.tensor([[2.0, 0.9], [0.9, 0.5]], dtype=torch.float64)

@@ -137,7 +137,8 @@ class LogJoint:
             return [y, p + 0.5 * step * g, g, value]
 
         both = torch.func.vmap(torch.func.grad_and_value(self._one))
-        inputs = [y, p, g, step, centre, root]
+        # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
+        inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
         if self.engine == "eager":
             return self._chain_by_chain(*inputs)
@@ -220,7 +221,7 @@ class LogJoint:
 
     def _run(self, kind: str, u: Tensor) -> Any:
         lead = u.shape[:-1]
-        flat = u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()
+        flat = (u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()).contiguous()
         key = (kind, flat.shape, flat.dtype)
         if key not in self._graphs:
             self._graphs[key] = self._build(self._function(kind, flat.dim() > 1), [flat])
