@@ -17,7 +17,7 @@ from zuko.utils import broadcast, unpack
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 from ppgen.transforms import univariate as u
-from ppgen.transforms.conditioner import START, entries
+from ppgen.transforms.conditioner import HIDDEN, START, entries
 from ppgen.transforms.splines import Spline
 from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
 
@@ -63,6 +63,9 @@ class Coupling(FlowTransform):
         self.univariate, self.shapes = univariate, [torch.Size(s) for s in shapes]
         self.total = sum(s.numel() for s in self.shapes)
         self.network = MLP(len(a) + context, len(b) * self.total, hidden, output_gain=START, **net)
+        with torch.no_grad():
+            for layer in self.network.layers:
+                layer.weight.mul_(HIDDEN)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
