@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppgen.inference.ledger import Ledger, ledger
 from ppgen.inference.plot import BLUE, GREY, ORANGE, _figure, _grid, _image_shape, samples_figure
-from ppgen.inference.samplers import draw
+from ppgen.inference.samplers import chain_of, draw
 from ppgen.run import Run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
 
     Images: one row a draw. Otherwise points of the first two features, or histograms of the only one.
     """
-    program = run.program
+    program = chain_of(run, "this picture")
     shape = _image_shape(run, "x")
     n = 6 if shape else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in (given or {}).items()}

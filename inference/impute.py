@@ -80,7 +80,7 @@ def impute(
         z = torch.where(mask, path[0], program.base().expand([particles, rows]).sample())
         log_w = values.new_zeros(particles, rows)
         for i, ((s, t), target) in enumerate(zip(grid, path[1:], strict=True)):
-            p: Any = program.reverse(z, s, t, **context).base_dist  # type: ignore[attr-defined]
+            p: Any = program.reverse(z, s, t, **context).base_dist
             log_w = log_w + (p.log_prob(target) * mask).sum(-1)
             z = torch.where(mask, target, p.sample())
             z, log_w = _resampled(z, log_w)

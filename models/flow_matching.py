@@ -26,8 +26,9 @@ class FlowMatching(Diffusion):
     """A `Diffusion` on the conditional-OT path, trained by flow matching.
 
     Args:
-        features, net, hidden, classes: as for `Diffusion`.
-        options: its other arguments; those that make it flow matching are set.
+        steps: T of the explicit chain; 0, the default, trains the limit T → ∞, which flow matching is.
+        features, net, hidden, likelihood, classes, label_dropout, levels, low, high, loc, scale, gamma_low, gamma_high,
+            blocks, attention, fourier: as for `Diffusion`.
     """
 
     def __init__(
@@ -35,11 +36,26 @@ class FlowMatching(Diffusion):
         features: int | Sequence[int],
         net: str = "mlp",
         hidden: Sequence[int] | None = None,
+        steps: int = 0,
+        likelihood: str = "normal",
         classes: int = 0,
-        **kwargs: Any,
+        label_dropout: float = 0.1,
+        levels: int = 256,
+        low: float = 0.0,
+        high: float = 1.0,
+        loc: Sequence[float] | None = None,
+        scale: Sequence[float] | None = None,
+        gamma_low: float | None = None,
+        gamma_high: float = 6.0,
+        blocks: int = 1,
+        attention: int = 8,
+        fourier: Sequence[int] = (),
     ):
-        path = {"process": "ot", "schedule": "ot", "prediction": "flow", "weighting": "flow", "steps": 0}
-        super().__init__(features, net, hidden, classes=classes, **(path | kwargs))
+        super().__init__(
+            features, net, hidden, steps, "ot", "ot", "flow", "posterior", likelihood, "flow",
+            classes=classes, label_dropout=label_dropout, levels=levels, low=low, high=high, loc=loc, scale=scale,
+            gamma_low=gamma_low, gamma_high=gamma_high, blocks=blocks, attention=attention, fourier=fourier,
+        )  # fmt: skip
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Chain(Program):
         """p(z_1)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:  # type: ignore[override]
+    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
         """q(z_t | x)."""
         raise NotImplementedError
 

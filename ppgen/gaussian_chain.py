@@ -88,7 +88,7 @@ class GaussianChain(Chain):
         size = self.zero.shape
         return Normal(self.zero, (alpha**2 + sigma**2).sqrt().expand(size)).to_event(1)
 
-    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:  # type: ignore[override]
+    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
         """q(z_t | x)."""
         x = self.encode(x)
         _, alpha, sigma = self.coefficients(t)

@@ -98,7 +98,7 @@ class UNet(nn.Module):
         h = self.first(torch.cat([h, *(w.sin() for w in waves), *(w.cos() for w in waves)], 1))
         skips, levels = [h], len(self.shrink)
         for level in range(levels):
-            for block in self.down[level * self.blocks : (level + 1) * self.blocks]:  # type: ignore[union-attr]
+            for block in self.down[level * self.blocks : (level + 1) * self.blocks]:
                 h = block(h, e)
                 skips.append(h)
             if level < levels - 1:
@@ -106,7 +106,7 @@ class UNet(nn.Module):
                 skips.append(h)
         h = self.middle(h, e)
         for level in range(levels):
-            for block in self.up[level * (self.blocks + 1) : (level + 1) * (self.blocks + 1)]:  # type: ignore[union-attr]
+            for block in self.up[level * (self.blocks + 1) : (level + 1) * (self.blocks + 1)]:
                 h = block(torch.cat([h, skips.pop()], 1), e)
             if level < levels - 1:
                 h = self.grow[level](interpolate(h, scale_factor=2.0, mode="nearest"))
