@@ -70,9 +70,9 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
             axis.hist(v[:, 0], bins=40, density=True, color=BLUE)
             continue
         axis.scatter(v[:, 0], v[:, 1], s=1.5, color=BLUE, alpha=0.5, lw=0)
-        low, high = np.quantile(flat[-1][:, :2], [0.001, 0.999], axis=0)
-        margin = 0.3 * (high - low)
-        axis.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+        least, most = np.quantile(flat[-1][:, :2], [0.001, 0.999], axis=0)
+        margin = 0.3 * (most - least)
+        axis.set(xlim=(least[0] - margin[0], most[0] + margin[0]), ylim=(least[1] - margin[1], most[1] + margin[1]))
     return figure
 
 

@@ -46,7 +46,8 @@ def fit(run: Run, seconds: float, json: bool) -> None:
 
 def bounds(found: Any, title: str) -> None:
     """The table of a `LogLik`."""
-    words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws", "exact": "log p(x)", "ode": "probability-flow ODE"}
+    words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws", "exact": "log p(x)"}
+    words["ode"] = "probability-flow ODE"
     kinds = {"lower": "lower bound", "upper": "upper bound"}
     bits = ["bits/dim"] if found.dims is not None else []
     rows = []

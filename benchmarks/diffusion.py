@@ -1,0 +1,240 @@
+"""Diffusion: two-dimensional toys, bits/dim of images, and speed beside Hugging Face diffusers.
+
+    python benchmarks/diffusion.py toys [NAME ...] [--steps 3000]
+    python benchmarks/diffusion.py images RUN [--rows 200] [--times 50]      a run of ppgen fit diffusion on images
+    python benchmarks/diffusion.py speed [--repeats 5]
+
+toys: a classifier is trained to tell draws from data, and its accuracy on held-out halves is printed: 0.5 is chance.
+images: the bound and the figure of the ODE on test rows, both bits/dim and both upper bounds on what the model spends,
+and a grid of draws at 20 steps, RUN/draws.png.
+speed: one process, one thread, contestants taking turns; the same U-Net; medians. diffusers is left out where it is not
+installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def toy(name: str, n: int, seed: int) -> Tensor:
+    """(n, 2) points of a distribution in the plane."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(n, 2))
+    if name == "moons":
+        a, side = rng.uniform(0, math.pi, n), rng.integers(0, 2, n)
+        x = np.stack([np.cos(a) * (1 - 2 * side) + side, np.sin(a) * (1 - 2 * side) + side * 0.5], 1) * 2 + 0.1 * noise
+    elif name == "rings":
+        a, r = rng.uniform(0, 2 * math.pi, n), rng.choice([1.0, 2.0, 3.0], n)
+        x = np.stack([np.cos(a), np.sin(a)], 1) * r[:, None] + 0.08 * noise
+    elif name == "checkerboard":
+        u = rng.uniform(-4, 4, n)
+        v = rng.uniform(0, 2, n) + 2 * (np.floor(u / 2) % 2) + rng.choice([-4.0, 0.0], n)
+        x = np.stack([u, v], 1)
+    elif name == "eight_gaussians":
+        a = rng.integers(0, 8, n) * math.pi / 4
+        x = 3 * np.stack([np.cos(a), np.sin(a)], 1) + 0.3 * noise
+    elif name == "pinwheel":
+        arm = rng.integers(0, 5, n)
+        radial, across = 0.3 * noise[:, 0] + 1, 0.1 * noise[:, 1]
+        a = arm * 2 * math.pi / 5 + 0.25 * np.exp(radial)
+        x = 2 * np.stack([radial * np.cos(a) - across * np.sin(a), radial * np.sin(a) + across * np.cos(a)], 1)
+    elif name == "spirals":
+        a = np.sqrt(rng.uniform(size=n)) * 3 * math.pi
+        x = np.stack([-np.cos(a), np.sin(a)], 1) * a[:, None] * rng.choice([-1, 1], n)[:, None] / 3 + 0.1 * noise
+    elif name == "swiss_roll":
+        a = 1.5 * math.pi * (1 + 2 * rng.uniform(size=n))
+        x = np.stack([np.cos(a), np.sin(a)], 1) * a[:, None] / 5 + 0.1 * noise
+    else:  # waves
+        u = rng.uniform(-4, 4, n)
+        x = np.stack([u, 2 * np.sin(2 * u) + 0.2 * noise[:, 1]], 1)
+    return torch.tensor(x, dtype=torch.float32)
+
+
+TOYS = ("moons", "rings", "checkerboard", "eight_gaussians", "pinwheel", "spirals", "swiss_roll", "waves")
+
+
+def accuracy(a: Tensor, b: Tensor) -> float:
+    """Of a classifier that tells a from b, on the half that it has not seen."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    x = torch.cat([a, b]).numpy()
+    y = np.repeat([0, 1], len(a))
+    order = np.random.default_rng(0).permutation(len(x))
+    half = len(x) // 2
+    model = HistGradientBoostingClassifier(max_iter=100, random_state=0).fit(x[order[:half]], y[order[:half]])
+    return float(model.score(x[order[half:]], y[order[half:]]))
+
+
+def toys(names: list[str], steps: int) -> None:
+    from ppgen.inference import fit, loglik
+    from ppgen.inference.samplers import draw
+    from ppgen.models import Diffusion
+
+    print(f"{'':16s}{'accuracy':>10s}{'chance':>9s}{'nats, bound':>13s}{'± rows':>8s}{'CPU s':>7s}", flush=True)
+    for name in names or TOYS:
+        x, test, more = (toy(name, 10_000, seed) for seed in (0, 1, 2))
+        began = time.process_time()
+        torch.manual_seed(0)
+        how = {"batch_size": 256, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
+        run = fit(Diffusion(2, hidden=(128,) * 3, steps=0), {"x": x}, steps=steps, **how)
+        seconds = time.process_time() - began
+        drawn = draw(run, 10_000, "dpmpp", 50, seed=0)
+        bound = loglik(run, {"x": test[:1000]}, particles=50).best
+        print(
+            f"{name:16s}{accuracy(test, drawn):10.3f}{accuracy(test, more):9.3f}{bound.mean:13.3f}{bound.rows_se:8.3f}"
+            f"{seconds:7.0f}",
+            flush=True,
+        )
+
+
+def images(path: str, rows: int, times: int, ode: bool, data_dir: str | None) -> None:
+    from ppgen import data
+    from ppgen.inference import loglik
+    from ppgen.inference.plot import samples_figure, save
+    from ppgen.inference.samplers import draw
+    from ppgen.run import Run
+
+    run = Run.load(path)
+    source = run.config["data"]
+    x = data.load(source["source"], "test", data_dir=data_dir or source.get("data_dir"))["x"]
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:rows]]
+    for part in (False, True) if ode else (False,):
+        began = time.process_time()
+        found = loglik(run, {"x": x}, particles=times, ode=part)
+        b = found.best
+        scale = 1 / (found.dims * math.log(2))
+        print(
+            f"{path}: {b.name}, {b.kind} bound on log P(x): {found.bits_per_dim(b):.4f} bits/dim, Monte Carlo "
+            f"± {b.mean_se * scale:.4f}, rows ± {b.rows_se * scale:.4f}, {len(x)} test rows, "
+            f"{time.process_time() - began:.0f} CPU s",
+            flush=True,
+        )
+    began = time.process_time()
+    drawn = draw(run, 64, "dpmpp", 20, seed=0)
+    print(f"64 draws at 20 steps in {time.process_time() - began:.1f} CPU s")
+    figure = samples_figure(run, drawn={"x": drawn})
+    if figure is not None:
+        print(save(figure, Path(path) / "draws.png"))
+
+
+def turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median CPU seconds of each, after one turn that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(repeats + 1):
+        for name, run in contestants.items():
+            began = time.process_time()
+            run()
+            if i:
+                found[name].append(time.process_time() - began)
+    return {name: statistics.median(v) for name, v in found.items()}
+
+
+def speed(repeats: int, engines: list[str]) -> None:
+    from ppgen.inference import Objective
+    from ppgen.inference.optimise import make_fabric, make_optimizer
+    from ppgen.inference.samplers import SAMPLERS
+    from ppgen.inference.step import Row, make_step
+    from ppgen.models import Diffusion
+    from ppgen.structure import inspect
+
+    def model() -> Diffusion:
+        torch.manual_seed(0)
+        how = {"prediction": "noise", "schedule": "linear", "likelihood": "discrete", "weighting": "simple"}
+        return Diffusion((1, 32, 32), "unet", (32, 64, 64), blocks=1, **how)
+
+    x = torch.randint(0, 256, (32, 1024)) / 255
+    print(f"U-Net of {sum(p.numel() for p in model().parameters())} parameters, 32 x 32, batch 32, one thread")
+    contestants: dict[str, Callable[[], object]] = {}
+
+    def ours(engine: str) -> Callable[[], object]:
+        program = model().train()
+        objective = Objective(program, inspect(program, {"x": x[:2]}), 32, elbo="subsampled")
+        fabric = make_fabric("cpu", "32-true")
+        wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), 1e-3))
+        step = make_step(wrapped, optimizer, fabric, engine=engine)
+        return lambda: step([{"x": x}], [Row(1e-3, 1.0, 1)])
+
+    for engine in engines:
+        contestants[f"ppgen {engine}"] = ours(engine)
+    has = importlib.util.find_spec("diffusers") is not None
+    if has:
+        import diffusers
+
+        net = model().net
+        adam = torch.optim.Adam(net.parameters(), 1e-3)
+        noising = diffusers.DDPMScheduler()
+
+        def theirs() -> None:
+            z = 2 * x - 1
+            noise, t = torch.randn_like(z), torch.randint(0, 1000, (32,))
+            loss = (net(noising.add_noise(z, noise, t), t / 1000) - noise).pow(2).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+        contestants["diffusers"] = theirs
+    for name, seconds in turns(contestants, repeats).items():
+        print(f"training step   {name:16s} {1000 * seconds:8.1f} ms", flush=True)
+
+    program = model().eval()
+    z = torch.randn(16, 1024)
+    for steps in (20, 50):
+        runs: dict[str, Callable[[], object]] = {
+            f"ppgen {s}": lambda s=s, n=steps: SAMPLERS[s](program, n, z) for s in ("ddim", "dpmpp")
+        }
+        runs["network alone"] = lambda n=steps: [program.net(z, torch.full((16,), 0.5)) for _ in range(n)]
+        if has:
+            for label, cls in (("ddim", diffusers.DDIMScheduler), ("dpmpp", diffusers.DPMSolverMultistepScheduler)):
+
+                def sample(cls: type = cls, n: int = steps) -> None:
+                    scheduler, state = cls(), z
+                    scheduler.set_timesteps(n)
+                    for t in scheduler.timesteps:
+                        state = scheduler.step(program.net(state, (t / 1000).expand(16)), t, state).prev_sample
+
+                runs[f"diffusers {label}"] = sample
+        with torch.no_grad():
+            found = turns(runs, max(repeats // 2, 1))
+        alone = found["network alone"]
+        for name, seconds in found.items():
+            print(
+                f"{steps} calls, 16 images   {name:16s} {16 / seconds:7.1f} images/s   outside the network "
+                f"{100 * (seconds - alone) / seconds:5.1f}%",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="speed", choices=["toys", "images", "speed"])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--ode", action="store_true")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--engines", nargs="+", default=["eager", "trace"])
+    parser.add_argument("--repeats", type=int, default=5)
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    if o.what == "toys":
+        toys(o.names, o.steps)
+    elif o.what == "images":
+        for path in o.names:
+            images(path, o.rows, o.times, o.ode, o.data_dir)
+    else:
+        speed(o.repeats, o.engines)
+
+
+if __name__ == "__main__":
+    main()
