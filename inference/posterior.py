@@ -254,8 +254,12 @@ def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
-def _dims(name: str, plates: list[str], ndim: int) -> list[str]:
-    return [*plates, *(f"{name}_dim_{i}" for i in range(ndim - len(plates)))]
+def _dims(program: Program, name: str, plates: list[str], ndim: int) -> list[str]:
+    """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
+    event = list(program.dims.get(name, ()))
+    if len(event) != ndim - len(plates):
+        event = [f"{name}_dim_{i}" for i in range(ndim - len(plates))]
+    return [*plates, *event]
 
 
 def _column_dims(name: str, value: Tensor, rows: Collection[str], row_dim: str = "data") -> list[str]:
@@ -309,15 +313,16 @@ _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log
 def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any]) -> DataTree:
     from arviz_base import from_dict
 
-    tree = from_dict(
+    used = versions()
+    made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
+    return from_dict(
         groups,
         dims=dims,
         coords=coords,
         pred_dims=dims,
         pred_coords=coords,
-        attrs={"/": {"inference_library": "ppgen", **versions()}},
+        attrs={"/": made_by | used, **dict.fromkeys(groups, made_by)},
     )
-    return tree
 
 
 def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -> dict[str, Tensor]:
