@@ -14,7 +14,7 @@ import argparse
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pyro
@@ -174,14 +174,16 @@ def of_normflows(family: str, d: int) -> Contestant | None:
     return of_module(flow, flow.log_prob, lambda n: flow.sample(n)[0])
 
 
-def contestants(family: str, rows: Tensor, engines: list[str]) -> dict[str, Contestant]:
+def contestants(
+    family: str, rows: Tensor, engines: list[str], peers: Sequence[str] = ("zuko", "nflows", "normflows")
+) -> dict[str, Contestant]:
     """All that have the family, for rows like these."""
     found: dict[str, Contestant | None] = {}
     for engine in engines:
         torch.manual_seed(0)
         found[f"ppgen {engine}"] = of_ppgen(family, rows, engine)
     for name, make in (("zuko", of_zuko), ("nflows", of_nflows), ("normflows", of_normflows)):
-        if importlib.util.find_spec(name) is not None:
+        if name in peers and importlib.util.find_spec(name) is not None:
             torch.manual_seed(0)
             found[name] = make(family, rows.shape[1])
     return {name: c for name, c in found.items() if c is not None}

@@ -12,7 +12,6 @@ the steps, those best on it are reported. All contestants see the same rows in t
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from pathlib import Path
 
@@ -67,6 +66,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--families", nargs="+", default=["maf", "nsf_coupling"])
+    parser.add_argument("--peers", nargs="*", default=["zuko", "nflows", "normflows"])
     parser.add_argument("--engine", default="trace")
     parser.add_argument("--steps", type=int, default=1000)
     o = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         sizes = "/".join(str(len(p)) for p in parts)
         print(f"\n{name}: {parts[0].shape[1]}-D, {sizes} rows, {o.steps} steps", flush=True)
         for family in o.families:
-            for contestant, c in flows.contestants(family, copy.deepcopy(parts[0]), [o.engine]).items():
+            for contestant, c in flows.contestants(family, parts[0], [o.engine], o.peers).items():
                 mean, se, spent = score(c, parts, o.steps)
                 print(f"  {family:14s}{contestant:16s}{mean:9.3f} ± {se:.3f} nats a row{spent:8.1f} s", flush=True)
 
