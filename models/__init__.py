@@ -1,11 +1,35 @@
 """The catalogue of models: one Pyro program a file, found by its file's name."""
 
+from ppgen.models.arma import ARMA
+from ppgen.models.count_regression import CountRegression
 from ppgen.models.diffusion import Diffusion
 from ppgen.models.eight_schools import EightSchools
 from ppgen.models.flow import Flow
 from ppgen.models.flow_matching import FlowMatching
+from ppgen.models.gaussian_mixture import GaussianMixture
+from ppgen.models.gaussian_process import GaussianProcess
+from ppgen.models.hidden_markov import HiddenMarkov
 from ppgen.models.image_flow import ImageFlow
+from ppgen.models.linear_regression import LinearRegression
+from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.ppca import PPCA
+from ppgen.models.radon import Radon
 from ppgen.models.vae import VAE
 
-__all__ = ["PPCA", "VAE", "Diffusion", "EightSchools", "Flow", "FlowMatching", "ImageFlow"]
+__all__ = [
+    "ARMA",
+    "PPCA",
+    "VAE",
+    "CountRegression",
+    "Diffusion",
+    "EightSchools",
+    "Flow",
+    "FlowMatching",
+    "GaussianMixture",
+    "GaussianProcess",
+    "HiddenMarkov",
+    "ImageFlow",
+    "LinearRegression",
+    "LogisticRegression",
+    "Radon",
+]

@@ -17,7 +17,23 @@ from torch import Tensor, nn
 
 from ppgen import Program, rows
 from ppgen.gaussian_chain import GaussianChain
-from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow, FlowMatching, ImageFlow
+from ppgen.models import (
+    ARMA,
+    PPCA,
+    VAE,
+    CountRegression,
+    Diffusion,
+    EightSchools,
+    Flow,
+    FlowMatching,
+    GaussianMixture,
+    GaussianProcess,
+    HiddenMarkov,
+    ImageFlow,
+    LinearRegression,
+    LogisticRegression,
+    Radon,
+)
 from ppgen.schedules import make_schedule
 
 
@@ -219,6 +235,7 @@ def grey(rows: int, *shape: int, levels: int = 17) -> Tensor:
 
 
 LABELS = torch.arange(12) % 3
+COUNTS = torch.tensor([0.0, 2, 1, 0, 4, 1, 3, 0, 0, 1, 7, 2])
 
 MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vae": (vae(), {"x": binary()}),
@@ -261,6 +278,23 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": binary(6, 64)},
     ),
     "eight_schools": (EightSchools, SCHOOLS),
+    "linear_regression": (lambda: LinearRegression(2), {"x": normal(12, 2), "y": normal(12, seed=1)}),
+    "linear_regression horseshoe": (
+        lambda: LinearRegression(2, prior="horseshoe"),
+        {"x": normal(12, 2), "y": normal(12, seed=1)},
+    ),
+    "logistic_regression": (lambda: LogisticRegression(2), {"x": normal(12, 2), "y": binary(12, 1)[:, 0]}),
+    "count_regression": (lambda: CountRegression(2), {"x": normal(12, 2), "y": COUNTS}),
+    "count_regression negative_binomial": (
+        lambda: CountRegression(2, family="negative_binomial"),
+        {"x": normal(12, 2), "exposure": normal(12, seed=2).exp(), "y": COUNTS},
+    ),
+    "radon": (lambda: Radon(3), {"county": LABELS, "floor": binary(12, 1)[:, 0], "y": normal(12, seed=1)}),
+    "gaussian_mixture": (lambda: GaussianMixture(2), {"x": normal(12)}),
+    "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
+    "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),
+    "arma": (lambda: ARMA(1, 1, 5), {"y": normal(12, 5)}),
+    "arma autoregression": (lambda: ARMA(2, 0, 5), {"y": normal(12, 5)}),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
 }
 
