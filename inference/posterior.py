@@ -140,7 +140,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         found = {n: np.stack([p[n] for p in parts])[None] for n in names}
         sites = sample_sites(p)
         dims = {
-            n: _dims(n, [f.name for f in sites[n]["cond_indep_stack"] if f.vectorized], found[n].ndim - 2)
+            n: _dims(program, n, [f.name for f in sites[n]["cond_indep_stack"] if f.vectorized], found[n].ndim - 2)
             for n in names
         }
         structure_like = {d: size for n in names for d, size in zip(dims[n], found[n].shape[2:], strict=True)}
@@ -292,7 +292,7 @@ def tree_of(
             if group_name == "sample_stats":
                 dims[name] = [row_plate] if value.ndim == 3 else []
             elif name not in dims or len(dims[name]) < value.ndim - 2:
-                dims[name] = _dims(name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
+                dims[name] = _dims(program, name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
     for name, array in constant.items():
         dims[name] = _column_dims(name, data[name], structure.row_columns, row_plate)

@@ -63,7 +63,8 @@ class Program(nn.Module):
     A subclass without a `guide` of its own is given an autoguide when it is fitted, if it has latents.
 
     Attributes:
-        coords: coordinate labels of its plates, by plate name, for ArviZ (optional).
+        coords: coordinate labels of its dimensions (plates, and those named in `dims`), by name, for ArviZ (optional).
+        dims: names of the dimensions of a site's single value, by site, for ArviZ (optional).
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
 
@@ -87,6 +88,7 @@ class Program(nn.Module):
     """
 
     coords: Mapping[str, list] = {}
+    dims: Mapping[str, list[str]] = {}
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
