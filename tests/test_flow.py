@@ -62,6 +62,36 @@ def test_standardisation_is_counted_and_undone():
     assert torch.allclose(a, plain.density().sample((5,)) * flow.scale + flow.loc, atol=1e-3)
 
 
+def test_whitening_is_counted_and_undone():
+    x = correlated().double()
+    flow = made(family="maf", whiten=True).double().prepare({"x": x}).eval()
+    unit = (x - flow.loc) / flow.scale
+    white = flow.whitening.inv(unit)
+    assert torch.allclose(white.T @ white / len(x), torch.eye(2).double(), atol=1e-5)
+    plain = copy.deepcopy(flow)
+    plain.loc.zero_()
+    plain.scale.fill_(1)
+    plain.whitening = None
+    covariance = (len(x) - 1) / len(x) * torch.corrcoef(x.T)  # standard deviations have N - 1 below them
+    expected = plain.log_prob(white) - flow.scale.log().sum() - torch.logdet(covariance) / 2
+    assert torch.allclose(flow.log_prob(x), expected, atol=1e-5)
+    torch.manual_seed(0)
+    a = flow.density().sample((5,))
+    torch.manual_seed(0)
+    b = plain.density().sample((5,))
+    assert torch.allclose(a, flow.whitening(b) * flow.scale + flow.loc, atol=1e-4)
+
+
+def test_a_run_with_every_option_is_loaded_as_it_was_saved(tmp_path):
+    x = correlated()
+    how = {"bins": 4, "bound": 4.0, "residual": True, "dropout": 0.1}
+    flow = made(family="nsf_coupling", mix="lu", whiten=True, settings=how)
+    run = fit(flow, {"x": x}, steps=3, batch_size=100, engine="trace", out=tmp_path / "run")
+    again = ppgen.Run.load(tmp_path / "run")
+    assert torch.equal(again.program.whitening.root, run.program.whitening.root) and again.program.whitening.measured
+    assert torch.equal(again.program.log_prob(x), run.program.log_prob(x))
+
+
 def test_a_linear_flow_learns_the_normal_that_made_the_data():
     x = correlated(2000)
     run = fit(Flow(2, family="lu", transforms=1), {"x": x}, steps=400, lr=0.03, engine="eager")
@@ -315,6 +345,10 @@ def test_data_without_a_density_have_their_sentence():
         ({"levels": 1}, "at least 2 levels"),
         ({"levels": 4, "margin": 0.0}, "0 < margin"),
         ({"dequantise": "none"}, "take one of uniform, variational"),
+        ({"mix": "rotate"}, "did you mean 'rotation'"),
+        ({"settings": {"bns": 4}}, "do not take all of bns"),
+        ({"family": "lu", "settings": {"bins": 4}}, "do not take all of bins"),
+        ({"family": "ncsf", "whiten": True}, "whiten=True is for continuous data"),
         ({"loc": [0.0]}, "expected 2 finite ones"),
         ({"loc": [0.0, 0.0], "scale": [1.0, 0.0]}, "positive for a scale"),
         ({"features": 1, "family": "realnvp"}, "two features at least"),

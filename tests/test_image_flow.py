@@ -47,6 +47,20 @@ def test_density_is_autograds_change_of_variables():
     assert draws.shape == (5, 16) and draws.isfinite().all()
 
 
+def test_pixels_are_standardised_by_the_first_rows_only():
+    x = pictures()
+    flow = made(margin=0.05)
+    state = torch.get_rng_state()
+    flow.prepare({"x": x})
+    assert torch.equal(state, torch.get_rng_state())
+    v = flow.dequantised(x).sample()
+    logits = (v / 4 * 0.9 + 0.05).logit()
+    unit = (logits - flow.loc) / flow.scale
+    assert unit.mean(0).abs().max() < 0.1 and (unit.std(0) - 1).abs().max() < 0.1
+    before = flow.loc.clone()
+    assert torch.equal(flow.prepare({"x": 1 - x}).loc, before)
+
+
 def test_learns_samples_and_is_saved(tmp_path):
     x = pictures()
     before = loglik(made().setup({"x": x}).eval(), {"x": x}, particles=5)

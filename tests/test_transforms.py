@@ -591,6 +591,9 @@ def test_a_wrong_number_of_features_has_its_sentence():
         (lambda: stack("nfs", 2), "did you mean 'nsf'"),
         (lambda: stack("maf", 0), "features=0"),
         (lambda: stack("realnvp", 1), "two features at least"),
+        (lambda: stack("maf", 2, mix="Lu"), "did you mean 'lu'"),
+        (lambda: stack("maf", 2, bins=4), "do not take all of bins"),
+        (lambda: T.Whitening(2).measure(torch.ones(5, 2)), "follows from those before it"),
         (lambda: stack("planar", 2, context=1), "Planar transforms have no context"),
         (lambda: T.Coupling(3, mask=[1, 1, 1]), "both values"),
         (lambda: T.Permutation([0, 0]), "each of 0 to 1 once"),
@@ -606,6 +609,18 @@ def test_a_wrong_number_of_features_has_its_sentence():
 def test_wrong_arguments_have_their_sentence(make, message):
     with pytest.raises(PpgenError, match=message):
         make()
+
+
+@pytest.mark.parametrize("mix", T.MIXES)
+def test_mixed_layers_are_one_bijection(mix):
+    torch.manual_seed(0)
+    parts = nn.ModuleList(stack("realnvp", 4, 3, HIDDEN, mix=mix)).double()
+    assert len(parts) == 5
+    t, x = ComposeTransform(list(parts)), torch.randn(6, 4).double()
+    z = t.inv(x)
+    assert torch.allclose(t(z.detach().clone()), x, atol=1e-10)
+    found = -t.log_abs_det_jacobian(z, x)
+    assert torch.allclose(found, log_det_by_autograd(lambda v: t.inv(v), x), atol=1e-10)
 
 
 def test_a_missing_direction_has_its_sentence_before_training():
