@@ -6,19 +6,25 @@ from ppgen.inference.diagnose import diagnose
 from ppgen.inference.drawer import drawer
 from ppgen.inference.elbo import Objective
 from ppgen.inference.fit import fit, resume
+from ppgen.inference.impute import impute
+from ppgen.inference.ledger import ledger
 from ppgen.inference.loglik import loglik
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.report import report
 from ppgen.inference.sample import reconstruct, sample
+from ppgen.inference.samplers import draw
 
 __all__ = [
     "Objective",
     "calibrate",
     "compare",
     "diagnose",
+    "draw",
     "fit",
+    "impute",
+    "ledger",
     "loglik",
     "mcmc",
     "plot",

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ppgen.data import n_rows, take
 from ppgen.gaussian_chain import GaussianChain, shares
@@ -131,6 +130,8 @@ def _first(program: GaussianChain, data: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _solve(f: Callable, start: Any, times: Tensor, tolerance: float) -> Any:
     """The state at the last time, by Dormand-Prince steps; the last of them ends there: beyond is no schedule."""
+    from torchdiffeq import odeint
+
     found = odeint(f, start, times, rtol=tolerance, atol=tolerance, options={"step_t": times[-1:]})
     return tuple(s[-1] for s in found) if isinstance(found, tuple) else found[-1]
 
