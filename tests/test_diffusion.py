@@ -1,12 +1,15 @@
 """The diffusion model: its likelihoods, networks, labels, and the ends of what it can be asked."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from known import KnownChain, binary, grey, normal
+from typer.testing import CliRunner
 
-from ppgen import PpgenError, Run
+from ppgen import PpgenError, Run, cli
 from ppgen.inference import diagnose, fit, loglik, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
@@ -189,3 +192,25 @@ def test_errors_of_data():
         draw(model, 2, "ddim", 2, given={"y": 7})
     with pytest.raises(PpgenError, match="rows of 3 values"):
         loglik(Diffusion(3, hidden=(8,)), {"x": normal(6, 4)}, particles=2)
+
+
+# -- the command line --------------------------------------------------------------------------------
+
+
+def test_fit_sample_and_evaluate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", x=normal(60, 2).numpy(), y=np.arange(60) % 2)
+    runner = CliRunner()
+
+    def say(*words: str) -> str:
+        done = runner.invoke(cli.app, [*words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    how = ["--set", "hidden=[8]", "--set", "classes=2", "--steps", "30", "--log-every", "10", "-q"]
+    say("fit", "diffusion", "--data", "data.npz", *how, "--out", "run")
+    options = ["--sampler", "heun", "--steps", "3", "--given", "y=1", "--guidance", "2"]
+    said = json.loads(say("sample", "run", "-n", "5", *options, "--out", "x.npz", "--json"))
+    assert said["sites"] == {"x": [5, 2]} and np.load("x.npz")["x"].shape == (5, 2)
+    bounds = json.loads(say("evaluate", "run", "--particles", "4", "--ode", "--json"))["bounds"]
+    assert [(b["name"], b["kind"]) for b in bounds] == [("elbo", "lower"), ("ode", "exact")]
