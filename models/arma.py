@@ -103,8 +103,8 @@ class ARMA(ppgen.Program):
         super().__init__()
         if min(p, q) < 0 or p + q < 1 or duration < 1 or scale <= 0:
             raise PpgenError(
-                f"ARMA got p={p}, q={q}, duration={duration}, scale={scale}; expected orders of which one is at least 1, "
-                "a step and a positive scale"
+                f"ARMA got p={p}, q={q}, duration={duration}, scale={scale}; expected orders of which one is at least "
+                "1, a step and a positive scale"
             )
         self.p, self.q, self.duration, self.scale = p, q, duration, scale
         self.coords = {"lag": list(range(1, p + 1)), "noise_lag": list(range(1, q + 1))}

@@ -45,8 +45,10 @@ class GaussianProcess(ppgen.Program):
         eye = torch.eye(len(x)).to(x)
         noise = (sigma**2 + self.jitter * alpha**2)[..., None, None] * eye
         function = MultivariateNormal(x.new_zeros(len(x)), covariance_matrix=K + noise)
-        with ppgen.rows(y if y is None or y.dim() > 1 else y[None]):
-            return pyro.sample("y", function, obs=y if y is None or y.dim() > 1 else y[None])
+        if y is not None and y.dim() == 1:
+            return pyro.sample("y", function, obs=y)
+        with ppgen.rows(y):
+            return pyro.sample("y", function, obs=y)
 
     @staticmethod
     def kernel(a: Tensor, b: Tensor, rho: Tensor, alpha: Tensor) -> Tensor:

@@ -308,3 +308,16 @@ def draws_agree(draws: np.ndarray | Tensor, mean: object, var: object, name: str
     square = (x - mean) ** 2
     off = np.abs(square.mean(0) - var) / (square.std(0) / math.sqrt(n))
     assert (off < 4).all(), (name, "variance", square.mean(0), var, off)
+
+
+def chains_agree(draws: np.ndarray, mean: float, var: float) -> None:
+    """Of (chain, draw): mean and variance within 4.5 standard errors, told by the spread over chains."""
+    for value, exact in ((draws, mean), ((draws - mean) ** 2, var)):
+        per_chain = value.mean(1)
+        error = per_chain.std(ddof=1) / math.sqrt(len(per_chain))
+        assert abs(per_chain.mean() - exact) < 4.5 * error, (per_chain.mean(), exact, error)
+
+
+def log_joint_at(program: Program, latents: dict[str, Tensor], data: dict[str, Tensor]) -> float:
+    """log p(x, z) in nats."""
+    return float(pyro.poutine.trace(pyro.condition(program.model, latents)).get_trace(**data).log_prob_sum())

@@ -1,0 +1,62 @@
+"""Gaussian-process regression: density and predictions against scikit-learn's, the posterior by quadrature."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from known import log_joint_at, normal
+from scipy import special, stats
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+from ppgen import PpgenError
+from ppgen.inference import mcmc
+from ppgen.models import GaussianProcess
+
+X = torch.linspace(-2, 2, 9).double()
+Y = (torch.sin(2 * X) + 0.2 * normal(9)).double()
+PROGRAM = GaussianProcess(jitter=0.0)
+
+
+def evidence(rho: float, alpha: float, sigma: float) -> float:
+    K = alpha**2 * np.exp(-0.5 * ((X[:, None] - X) / rho).numpy() ** 2) + sigma**2 * np.eye(9)
+    return stats.multivariate_normal(np.zeros(9), K).logpdf(Y.numpy())
+
+
+def test_density_and_predictions():
+    z = {k: torch.tensor(v).double() for k, v in {"rho": 0.7, "alpha": 1.1, "sigma": 0.3}.items()}
+    expected = evidence(0.7, 1.1, 0.3) + stats.lognorm(1).logpdf(0.7)
+    expected += stats.halfnorm(scale=2).logpdf(1.1) + stats.halfnorm.logpdf(0.3)
+    assert log_joint_at(PROGRAM, z, {"x": X, "y": Y}) == pytest.approx(expected, rel=1e-6)
+    peer = GaussianProcessRegressor(ConstantKernel(1.1**2) * RBF(0.7), alpha=0.3**2, optimizer=None)
+    peer.fit(X.numpy()[:, None], Y.numpy())
+    new = torch.tensor([-2.5, 0.1, 1.0]).double()
+    mean, sd = peer.predict(new.numpy()[:, None], return_std=True)
+    found = PROGRAM.function(X, Y, new, *(v[None] for v in (z["rho"], z["alpha"], z["sigma"])))
+    np.testing.assert_allclose(found.loc[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(found.scale[0], sd, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_posterior_against_quadrature():
+    grid = [
+        (r, a, s) for r in np.geomspace(0.05, 15, 28) for a in np.linspace(0.1, 5, 24) for s in np.linspace(0.02, 2, 24)
+    ]
+    r, _, s = (np.array(v) for v in zip(*grid, strict=True))
+    a = np.array([g[1] for g in grid])
+    log_p = np.array([evidence(*g) for g in grid]) + stats.norm.logpdf(np.log(r))  # in log ρ
+    log_p += stats.halfnorm(scale=2).logpdf(a) + stats.halfnorm.logpdf(s)
+    w = special.softmax(log_p)
+    tree = mcmc(PROGRAM, {"x": X, "y": Y}, chains=64, draws=100, warmup=200, prior=False)
+    for name, value in (("rho", np.log(r)), ("sigma", s)):
+        mean = (w * value).sum()
+        sd = (w * (value - mean) ** 2).sum() ** 0.5
+        draws = tree["posterior"][name].values
+        draws = np.log(draws) if name == "rho" else draws
+        assert abs(draws.mean() - mean) < 0.1 * sd and abs(draws.std() / sd - 1) < 0.1, name
+
+
+def test_what_makes_no_process_is_said():
+    with pytest.raises(PpgenError, match="scale=0"):
+        GaussianProcess(scale=0)

@@ -1,0 +1,34 @@
+"""Logistic regression: the posterior by quadrature, and under separation."""
+
+import numpy as np
+import torch
+from known import chains_agree, normal
+from scipy import special, stats
+
+from ppgen.inference import mcmc
+from ppgen.models import LogisticRegression
+
+X = normal(20, 1).double()
+Y = (X[:, 0] + normal(20, seed=1) > 0).double()
+
+
+def exact(y: torch.Tensor) -> tuple[float, float]:
+    """Mean and variance of β on a grid of α and β."""
+    a, b = np.linspace(-12, 12, 300)[:, None, None], np.linspace(-12, 25, 600)[None, :, None]
+    eta = a + b * X.numpy()[:, 0]
+    log_p = (y.numpy() * special.log_expit(eta) + (1 - y.numpy()) * special.log_expit(-eta)).sum(-1)
+    log_p = log_p + stats.norm(0, 5).logpdf(a[..., 0]) + stats.norm(0, 2.5).logpdf(b[..., 0])
+    w = special.softmax(log_p)
+    mean = (w * b[..., 0]).sum()
+    return mean, (w * (b[..., 0] - mean) ** 2).sum()
+
+
+def test_the_posterior_against_quadrature():
+    tree = mcmc(LogisticRegression(1), {"x": X, "y": Y}, chains=64, draws=150, warmup=200)
+    chains_agree(tree["posterior"]["beta"].values[..., 0], *exact(Y))
+
+
+def test_separation_leaves_it_to_the_prior():
+    y = (X[:, 0] > 0).double()
+    tree = mcmc(LogisticRegression(1), {"x": X, "y": y}, chains=64, draws=150, warmup=200)
+    chains_agree(tree["posterior"]["beta"].values[..., 0], *exact(y))
