@@ -19,6 +19,7 @@ from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
 from ppgen.transforms.splines import Spline
+from ppgen.transforms.univariate import Gaussianize
 from ppgen.transforms.wrap import solve_increasing
 
 HIDDEN = (8, 8)
@@ -493,6 +494,16 @@ def test_spline_at_its_knots_and_beyond():
     y = torch.cat((knots, knots + 1e-6, torch.tensor([[-5.0], [5.0], [7.0], [-1e4]]).expand(4, 3)))
     x = f.inv(y)
     assert x.isfinite().all() and torch.allclose(f(x), y, atol=1e-3)
+
+
+def test_quantiles_of_mixtures_with_gaps_and_far_out():
+    torch.manual_seed(0)
+    f = Gaussianize(3 * torch.randn(500, 8).double(), torch.randn(500, 8).double())
+    y = torch.cat((2 * torch.randn(490), torch.linspace(-200, 200, 10))).double().requires_grad_()
+    x = f.inv(y)
+    assert torch.allclose(f(x), y, atol=1e-9, rtol=1e-12)
+    (slope,) = torch.autograd.grad(x.sum(), y)
+    assert torch.allclose(slope.log(), -f.log_abs_det_jacobian(x, y), atol=1e-6)
 
 
 def test_spline_is_zukos():

@@ -28,9 +28,9 @@ from ppgen.transforms.residual import Residual, residual
 from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, gather
 
 __all__ = [
-    "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling", "FlowTransform",
-    "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "Permutation", "Planar", "Radial",
-    "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein", "circular_spline", "cnf", "conv1x1", "ffjord",
-    "gather", "gaussianization", "glow", "glow_step", "iaf", "keep", "maf", "naf", "nice", "realnvp", "residual",
-    "sos", "spline", "spline_coupling", "stack", "unaf",
+    "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling",
+    "FlowTransform", "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "Permutation", "Planar",
+    "Radial", "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein", "circular_spline", "cnf",
+    "conv1x1", "ffjord", "gather", "gaussianization", "glow", "glow_step", "iaf", "keep", "maf", "naf", "nice",
+    "realnvp", "residual", "sos", "spline", "spline_coupling", "stack", "unaf",
 ]  # fmt: skip

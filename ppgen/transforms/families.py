@@ -138,7 +138,9 @@ def stack(
             f"a flow got features={features}, transforms={transforms}, context={context}; expected at least 1, 1 and 0"
         )
     try:
-        layers = [FAMILIES[family](features, i, context=context, hidden=tuple(hidden), **how) for i in range(transforms)]
+        layers = [
+            FAMILIES[family](features, i, context=context, hidden=tuple(hidden), **how) for i in range(transforms)
+        ]
     except TypeError as e:
         if not how or "keyword" not in str(e):
             raise

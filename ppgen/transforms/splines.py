@@ -47,9 +47,7 @@ class Spline(Univariate):
         slope: lower bound of the derivatives; bins are no narrower than slope relative to the widest.
     """
 
-    def __init__(
-        self, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float = 5.0, slope: float = 1e-3
-    ):
+    def __init__(self, widths: Tensor, heights: Tensor, derivatives: Tensor, bound: float = 5.0, slope: float = 1e-3):
         super().__init__()
         self.bound, limit = bound, -math.log(slope)
         # |w| < limit / 2, so that neither exp nor the sum of some can overflow

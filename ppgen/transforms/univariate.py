@@ -197,6 +197,36 @@ class Gaussianize(Univariate):
         peak = (y[..., None] - u) * (y[..., None] + u) / 2 + self.log_scale
         return y, peak.logsumexp(-1) - log_k
 
+    def _inverse(self, y: Tensor) -> Tensor:
+        """Newton's steps on the logarithm of the smaller tail, halving the bracket where they leave it or are slow.
+
+        The quantile of a mixture lies between the least and the greatest of its components' quantiles.
+        """
+        with torch.no_grad():
+            each = (y[..., None] - self.shift) / self.scale
+            low, high = each.amin(-1), each.amax(-1)
+            side = torch.where(y < 0, 1.0, -1.0).to(y)
+            target, log_k = torch.special.log_ndtr(side * y), math.log(each.shape[-1])
+            x, last = (low + high) / 2, high - low
+            for _ in range(SOLVED):
+                u = side[..., None] * (x[..., None] * self.scale + self.shift)
+                parts = torch.special.log_ndtr(u)
+                value = parts.logsumexp(-1)
+                slope = ((parts - value[..., None]).exp() * _hazard(u, parts) * self.scale).sum(-1)
+                excess = side * (value - log_k - target)  # rises with x
+                low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
+                step = -excess / slope
+                bad = ~((x + step >= low) & (x + step <= high) & (step.abs() < last / 2))
+                new = torch.where(bad, (low + high) / 2, x + step)
+                x, last = new, (new - x).abs()
+        value, log_slope = self.call_and_ladj(x)
+        x = x.detach() - ((value - y) * (-log_slope).exp()).detach()
+        value, log_slope = self.call_and_ladj(x)
+        return x - (value - y) * (-log_slope.detach()).exp()
+
+
+SOLVED = 26  # steps of Newton or halvings, after which the quantile of a mixture is known to rounding
+
 
 def _hazard(x: Tensor, log_cdf: Tensor) -> Tensor:
     """φ(x) / Φ(x), from log Φ(x); beyond -20 by its expansion -x + 1/-x - 2/-x³."""
@@ -213,12 +243,17 @@ def _log_ndtr(x: Tensor) -> Tensor:
     return value + _hazard(fixed, value) * (x - fixed)
 
 
+FAR = 80.0  # nats: probabilities below exp(-FAR) are not computed as such
+
+
 def _normal_quantile(log_p: Tensor) -> Tensor:
     """The y <= 0 with log Φ(y) = log_p, for log_p <= log 1/2: Newton's steps on log Φ, which is concave."""
     with torch.no_grad():
-        # Φ(-t) <= exp(-t²/2) / 2, so this is below the root, from where Newton's steps rise to it without passing it
-        y = -(-2 * (log_p + math.log(2)).clamp_max(0)).sqrt()
-        for _ in range(6):
+        # from torch's quantile, and far out, where the probability underflows, from Φ(-t) ~ exp(-t²/2) / (t √2π)
+        far = -log_p.clamp_max(-FAR)
+        t = (2 * far - (4 * math.pi * far).log()).sqrt()
+        y = torch.where(log_p < -FAR, -t, torch.special.ndtri(log_p.clamp_min(-FAR).exp()))
+        for _ in range(2):
             y = _quantile_step(y, log_p)
     return _quantile_step(y, log_p)
 
