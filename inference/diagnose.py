@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ppgen.chain import Chain
+from ppgen.chain import require_few_states
 from ppgen.data import take
 from ppgen.errors import PpgenError
 from ppgen.inference.loglik import LogLik, loglik
@@ -96,11 +96,7 @@ def diagnose(
     s = run.structure
     if not s.latents:
         raise PpgenError(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
-    if isinstance(program, Chain) and program.brief() is not program:
-        raise PpgenError(
-            f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
-            "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"
-        )
+    require_few_states(program)
     local = not s.globals
     more = take(data, slice(0, 10 * rows), s.row_columns) if local and not program.fixed_rows else data
     few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data

@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.agreement import observed_in_support
+from ppgen.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.distributions import Flat
@@ -71,6 +72,7 @@ def posterior(
             cannot be trusted.
     """
     program = program_of(run)
+    require_few_states(program)
     data = prepare_columns(data, program, dtype_of_program(program))
     if not isinstance(draws, int) or draws < 2:
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 2")
@@ -114,6 +116,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         PpgenError: a column that the model cannot do without.
     """
     program = program_of(run)
+    require_few_states(program)
     data = prepare_columns(data, program, dtype_of_program(program))
     if not isinstance(draws, int) or draws < 1:
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")

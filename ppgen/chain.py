@@ -26,9 +26,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppgen.errors import PpgenError
 from ppgen.program import Program
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "require_few_states"]
 
 SHORT = 2  # steps of the chain that checks are run on
 LONG = 8  # steps above which they are
@@ -126,3 +127,15 @@ class Chain(Program):
             return self
         super().setup(data, *args, **kwargs)
         return self
+
+
+def require_few_states(program: Program) -> None:
+    """
+    Raises:
+        PpgenError: a long chain: its guide has nothing to learn, and its states are nothing to summarise.
+    """
+    if isinstance(program, Chain) and program.brief() is not program:
+        raise PpgenError(
+            f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
+            "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"
+        )

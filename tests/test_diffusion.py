@@ -10,7 +10,7 @@ from known import KnownChain, binary, grey, normal
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, Run, cli
-from ppgen.inference import diagnose, fit, loglik, sample
+from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
 from ppgen.inference.samplers import SAMPLERS, draw
@@ -178,8 +178,9 @@ def test_errors(how, message):
 
 def test_its_states_are_no_posterior_to_summarise():
     run = trained(normal(50, 2), 1)
-    with pytest.raises(PpgenError, match="1001 states.*ppgen plot"):
-        diagnose(run, {"x": normal(5, 2)})
+    for ask in (diagnose, posterior, predict):
+        with pytest.raises(PpgenError, match="1001 states.*ppgen plot"):
+            ask(run, {"x": normal(5, 2)})
 
 
 def test_errors_of_data():
