@@ -226,8 +226,9 @@ def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 
 def _column_names(run: Run, name: str, d: int) -> list[str]:
     """Those of the table's columns, where the run knows them."""
     known = (run.config["data"].get("columns") or {}).get(name)
-    plain = isinstance(known, list) and len(known) == d and not any("*" in k for k in known)
-    return list(known) if plain else [f"{name}[{i}]" for i in range(d)]
+    if isinstance(known, list) and len(known) == d and not any("*" in k for k in known):
+        return list(known)
+    return [f"{name}[{i}]" for i in range(d)]
 
 
 def _image_draws(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import zuko
@@ -91,7 +92,7 @@ class Autoregressive(FlowTransform):
     def _keep(self, name: str, index: Tensor) -> None:
         self.register_buffer(name, index, persistent=False)
 
-    def _functions(self, x: Tensor, context: Tensor | None) -> Transform:
+    def _functions(self, x: Tensor, context: Tensor | None) -> Any:
         c = self.conditioner
         h = x if context is None else torch.cat(broadcast(x, context, ignore=1), -1)
         *layers, last = c.hyper

@@ -64,8 +64,8 @@ class Coupling(FlowTransform):
         self.total = sum(s.numel() for s in self.shapes)
         self.network = MLP(len(a) + context, len(b) * self.total, hidden, output_gain=START, **net)
         with torch.no_grad():
-            for layer in self.network.layers:
-                layer.weight.mul_(HIDDEN)
+            for p in self.network.layers.parameters():
+                p.mul_(HIDDEN)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
