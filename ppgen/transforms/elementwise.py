@@ -6,6 +6,7 @@ arXiv:2003.01941).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,9 @@ class ActNorm(FlowTransform):
         return loc + log_scale.exp() * z, ladj
 
 
+WIDTH = 0.8
+
+
 class Mixtures(FlowTransform):
     """z_i = Φ⁻¹(F_i(x_i)) with F_i a mixture of normals: makes each marginal Gaussian.
 
@@ -82,11 +86,12 @@ class Mixtures(FlowTransform):
         self.shapes = [torch.Size((components,))] * 2
         if context:
             self.network = zuko.nn.MLP(context, 2 * components * features, hidden_features=hidden)
-        # components side by side, of about the width of their distance: near the identity, and none like another
-        centres = torch.linspace(-2, 2, components) if components > 1 else torch.zeros(1)
-        scale = 0.0 if components == 1 else 0.4
-        self.shift = nn.Parameter((-centres * torch.tensor(scale).exp()).repeat(features, 1))
-        self.scale = nn.Parameter(torch.full((features, components), scale))
+        # a mixture that is about N(0, 1), so that the transform begins near the identity far out as well, by components
+        # none like another: quantiles of N(0, 1 - h²), each of standard deviation h
+        h = WIDTH if components > 1 else 1.0
+        centres = torch.special.ndtri((torch.arange(components) + 0.5) / components) * (1 - h**2) ** 0.5
+        self.shift = nn.Parameter((-centres / h).repeat(features, 1))
+        self.scale = nn.Parameter(torch.full((features, components), -math.log(h)))
 
     def _functions(self, context: Tensor | None) -> Gaussianize:
         if context is None:
@@ -106,5 +111,5 @@ class Mixtures(FlowTransform):
 def gaussianization(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), components: int = 8
 ) -> FlowTransform | Conditional:
-    """One layer of Gaussianisation, inverted by bisection; put an `Orthogonal` between two."""
+    """One layer of Gaussianisation, inverted by Newton's steps; put an `Orthogonal` between two."""
     return gather(Mixtures(features, context, components, hidden))
