@@ -172,12 +172,11 @@ def test_a_skewed_posterior():
     """One observation of an exponential: the posterior is Gamma(1.6, 0.5 + x), a Gaussian guide of log rate misses."""
     data = {"x": torch.tensor([0.4])}
     run = fit(Program.from_pair(_rate), data, steps=400, lr=0.02, schedule="cosine", particles=16, guide="flow",
-              precision="64-true", engine="trace")  # fmt: skip
-    found = diagnose(run, data, draws=2000, particles=4000)
-    gap = found.bounds.best.mean - found.bounds.bounds[0].mean
-    assert found.khat[0] < 0.7 and gap < 0.02
-    rate = found.tree["posterior"]["rate"].values[0]
-    assert rate.mean() == pytest.approx(1.6 / 0.9, abs=4.5 * 1.6**0.5 / 0.9 / 2000**0.5 + 0.02)
+              precision="64-true", engine="trace", elbo="iwae")  # fmt: skip
+    found = diagnose(run, data, draws=50, particles=4000)
+    assert found.khat[0] < 0.6 and found.ess[0] > 2000
+    rate = posterior(run, data, draws=3000, corrected=True)["posterior"]["rate"].values[0]
+    draws_agree(rate, 1.6 / 0.9, 1.6 / 0.9**2)
 
 
 class Measured(Program):

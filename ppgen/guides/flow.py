@@ -4,7 +4,8 @@ r"""A flow as the guide of any program: q(z | x) = f_# N(0, I), in the latents' 
     log q(z | x) = log N(e; 0, I) − log |det ∂u/∂e| − Σ_i log |det ∂z_i/∂u_i|
 
 f_k are inverse autoregressive: affine maps and rational-quadratic splines whose parameters depend on the entries of e
-before them, so that a draw and its density take one pass. They begin as the identity: the flow begins as N(loc, L Lᵀ).
+before them, so that a draw and its density take one pass. They begin as the identity, f_1 excepted, which makes the
+tails heavier: the flow begins as N(loc, L Lᵀ) within 2.5 sd, and its importance weights have a chance to be bounded.
 
 Global latents are one vector. Latents in a plate over the rows are, where they are few, part of that vector
 (one posterior for the rows that were fitted); else, and with minibatches, each row has a vector of its own, and one
@@ -45,8 +46,31 @@ JOINT = 100  # entries up to which local latents join the global vector
 DENSE = 500  # entries up to which L is a full triangle
 
 
+class Tails(FlowTransform):
+    """x = e, and beyond ±2.5 faster: |x| = |e| + (|e| − 2.5)³ / 2. No parameters.
+
+    Draws so far out are too few to teach a flow its tails, and a normal's are lighter than those of many posteriors (a
+    log scale's are exponential), so that a few importance weights would be without bound. These are heavier.
+    """
+
+    begin, rate = 2.5, 0.5
+
+    def __init__(self, features: int):
+        super().__init__((features,))
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        t = (z.abs() - self.begin).relu()
+        return z + self.rate * t**3 * z.sign(), (3 * self.rate * t * t).log1p().sum(-1)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        root = (3 * self.rate) ** 0.5
+        beyond = (x.abs() - self.begin).relu()
+        t = 2 / root * ((1.5 * root * beyond).asinh() / 3).sinh()  # of t + rate t³ = beyond
+        return x + (t - beyond) * x.sign(), -(3 * self.rate * t * t).log1p().sum(-1)
+
+
 class Stack(nn.Module):
-    """e -> loc + L f(e) of (..., D) vectors, f the identity at first; with its log-determinant.
+    """e -> loc + L f(e) of (..., D) vectors, f the identity at first, but for its tails; with its log-determinant.
 
     Args:
         features: D.
@@ -59,13 +83,13 @@ class Stack(nn.Module):
 
     def __init__(self, features: int, context: int = 0, transforms: int = 2, hidden: Sequence[int] = (32, 32)):
         super().__init__()
-        parts: list[FlowTransform] = []
+        parts: list[FlowTransform] = [Tails(features)]
         for i in range(transforms):
             order = torch.arange(features)
             order = order.flip(0) if i % 2 else order
             parts.append(_plain(iaf(features, context, hidden, order)))
             parts.append(Inverse(_plain(spline(features, context, hidden, order))))
-        for part in parts:
+        for part in parts[1:]:
             _vanish(part)
         self.features = features
         self.parts = nn.ModuleList(parts)
