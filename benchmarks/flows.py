@@ -96,12 +96,12 @@ def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
 def of_zuko(family: str, d: int) -> Contestant | None:
     import zuko
 
+    # its NICE has affine couplings, as its RealNVP
     narrow = {"hidden_features": (32, 32)}
     make = {
         "maf": lambda: zuko.flows.MAF(d, transforms=LAYERS, hidden_features=HIDDEN),
         "nsf": lambda: zuko.flows.NSF(d, bins=BINS, transforms=LAYERS, hidden_features=HIDDEN),
         "realnvp": lambda: zuko.flows.RealNVP(d, transforms=LAYERS, hidden_features=HIDDEN),
-        "nice": lambda: zuko.flows.NICE(d, transforms=LAYERS, hidden_features=HIDDEN),
         "naf": lambda: zuko.flows.NAF(d, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
         "unaf": lambda: zuko.flows.UNAF(d, transforms=LAYERS, hidden_features=HIDDEN, network=narrow),
         "sospf": lambda: zuko.flows.SOSPF(d, transforms=LAYERS, hidden_features=HIDDEN),
