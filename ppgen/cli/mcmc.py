@@ -1,0 +1,81 @@
+"""`ppgen mcmc`: reference draws from a posterior."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
+from ppgen.console import print_json, print_table
+
+
+@app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
+def mcmc(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: PROGRAM.nc, or RUN/mcmc.nc]")]
+    = None,
+    settings: Set = None,
+    kernel: Annotated[str, typer.Option(help="chees: many chains at once; nuts: a few, through nutpie.")] = "chees",
+    chains: Annotated[int | None, typer.Option(help="[default: 64 for chees, 4 for nuts]")] = None,
+    draws: Annotated[int | None, typer.Option(help="Of each chain. [default: 250 for chees, 1000 for nuts]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="[default: 400 for chees, 500 for nuts]")] = None,
+    metric: Annotated[str, typer.Option(help="diag, dense or auto.")] = "auto",
+    engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of starts and draws.")] = 0,
+    columns: Columns = None,
+    split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Draws from p(z | x) by Hamiltonian Monte Carlo: what a guide is held against. Writes the posterior as netCDF.
+
+    ppgen mcmc eight_schools --data eight_schools --out schools.nc
+    """
+    import torch
+
+    from ppgen import catalog, inference, sources
+    from ppgen.export import check_suffix
+    from ppgen.files import write_netcdf
+    from ppgen.progress import counter
+    from ppgen.run import Run
+
+    torch.manual_seed(seed)
+    model: Any
+    if (Path(program) / "config.json").is_file():
+        model = Run.load(Path(program))
+        name, table = sources.of_run(model, data, split, columns=columns)
+        path = out or Path(program) / "mcmc.nc"
+    else:
+        found = catalog.find(program)
+        source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
+        table = source.load()
+        model = catalog.build(found, catalog.parse_settings(settings or []), table)
+        source, table = sources.without_label(source, table, model)
+        name, path = source.name, out or Path(f"{Path(program.partition('.py')[0]).name}.nc")
+    check_suffix(path, (".nc",))
+    with counter("mcmc", sys.stderr, quiet or json) as report:
+        tree = inference.mcmc(
+            model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
+            report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
+        )  # fmt: skip
+    write_netcdf(path, tree)
+    from arviz_stats import summary  # type: ignore[attr-defined]
+
+    shown = summary(tree, round_to="none")
+    said = [s for s in tree.attrs["findings"].split("\n") if s]  # they are logged, on stderr
+    if json:
+        latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
+        print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents, "findings": said})
+        return
+    program_name = model.program.name if isinstance(model, Run) else model.name
+    head = [c for c in ("mean", "sd", "ess_bulk", "ess_tail", "r_hat") if c in shown]
+    rows = [[k, *(float(row[c]) for c in head)] for k, row in list(shown.iterrows())[:40]]
+    print_table(["", *head], rows, title=f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
+    if len(shown) > 40:
+        print(f"and {len(shown) - 40} more in the file")
+    print(f"posterior {path}")
