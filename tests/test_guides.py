@@ -65,7 +65,7 @@ def test_a_stack_begins_as_the_gaussian_it_is_given():
     stack = Stack(3)
     L = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.1, 0.0], [-1.0, 0.3, 4.0]])
     stack.start_at(torch.tensor([1.0, 2.0, 3.0]), L)
-    u = normal(6, 3)
+    u = torch.tensor([1.0, 2.0, 3.0]) + normal(6, 3).clamp(-2.4, 2.4) @ L.T
     expected = dist.MultivariateNormal(torch.tensor([1.0, 2.0, 3.0]), scale_tril=L).log_prob(u)
     assert torch.allclose(Pushed(stack).log_prob(u), expected, atol=1e-4)
 

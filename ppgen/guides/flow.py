@@ -47,13 +47,13 @@ DENSE = 500  # entries up to which L is a full triangle
 
 
 class Tails(FlowTransform):
-    """x = e, and beyond ±2.5 faster: |x| = |e| + (|e| − 2.5)³ / 2. No parameters.
+    """x = e, and beyond ±2.5 faster: |x| = |e| + (|e| − 2.5)³ / 10. No parameters.
 
     Draws so far out are too few to teach a flow its tails, and a normal's are lighter than those of many posteriors (a
     log scale's are exponential), so that a few importance weights would be without bound. These are heavier.
     """
 
-    begin, rate = 2.5, 0.5
+    begin, rate = 2.5, 0.1
 
     def __init__(self, features: int):
         super().__init__((features,))
