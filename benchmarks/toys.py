@@ -1,6 +1,6 @@
 """Eight toys in the plane: data, the density of a flow and draws from it, side by side in one picture.
 
-    python benchmarks/toys.py [--steps 500] [--out docs/benchmarks/toys.png]
+    python benchmarks/toys.py [--steps 300] [--out docs/benchmarks/toys.png]
 
 Each flow is fitted to 20 000 points by `ppgen.fit`; the table gives the exact log-likelihood of 5 000 others, and for
 those toys whose density is known, what the true density would give them.
@@ -95,7 +95,7 @@ def true_log_density(name: str, x: np.ndarray) -> np.ndarray | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--bins", type=int, default=16)
     parser.add_argument("--family", default="nsf_coupling")
     parser.add_argument("--transforms", type=int, default=6)
