@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from known import GuidedNormalMean, NormalMean, normal, ppca
 from scipy import stats
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
+from ppgen.cli import app
 from ppgen.distributions import Flat
 from ppgen.inference import calibrate, fit
 from ppgen.inference.refit import refit
@@ -159,7 +162,10 @@ def test_fits_at_once_are_each_the_posterior():
     found = refit(program, structure, X, {"x": many}, steps=500, lr=0.1, particles=8)
     for values, x in zip(found, many, strict=True):
         exact = NormalMean().posterior(x)
-        loc, scale = values["autoguide.locs.m_unconstrained"], nn.functional.softplus(values["autoguide.scales.m_unconstrained"])
+        loc, scale = (
+            values["autoguide.locs.m_unconstrained"],
+            nn.functional.softplus(values["autoguide.scales.m_unconstrained"]),
+        )
         assert abs(float(loc - exact.loc)) < 0.15 * float(exact.scale)
         assert float(scale / exact.scale) == pytest.approx(1, abs=0.1)
 
@@ -216,3 +222,24 @@ def test_ranks_against_scipy():
     """u of exact draws is uniform by another test as well."""
     found = calibrate(GuidedNormalMean(), X, simulations=300, refit=False, seed=7)
     assert stats.kstest(found.u[:, 0], "uniform").pvalue > 0.001
+
+
+def test_in_the_shell(tmp_path):
+    runner = CliRunner()
+    source = tmp_path / "m.py"
+    source.write_text(
+        "import pyro, torch, ppgen\nfrom pyro.distributions import Normal\ndata = {'x': torch.zeros(5)}\n"
+        "class M(ppgen.Program):\n    def model(self, x=None):\n        m = pyro.sample('m', Normal(0.0, 2.0))\n"
+        "        with ppgen.rows(x):\n            pyro.sample('x', Normal(m, 1.0), obs=x)\n"
+    )
+    words = ["calibrate", f"{source}:M", "--simulations", "30", "--steps", "150", "--lr", "0.1", "--json"]
+    out = runner.invoke(app, [*words, "--out", str(tmp_path / "c.json")])
+    assert out.exit_code == 0, out.output
+    assert set(json.loads(out.stdout)["parameters"]) == {"m", "log p(x | z)"}
+    assert json.loads((tmp_path / "c.json").read_text())["simulations"] == 30
+    fitted = runner.invoke(app, ["fit", f"{source}:M", "--steps", "20", "--out", str(tmp_path / "run"), "--quiet"])
+    assert fitted.exit_code == 0, fitted.output
+    out = runner.invoke(app, ["calibrate", str(tmp_path / "run"), "--simulations", "30", "--steps", "100"])
+    assert out.exit_code == 0 and "p-value" in out.stdout and (tmp_path / "run" / "calibration.json").is_file()
+    out = runner.invoke(app, ["report", str(tmp_path / "run"), "--draws", "50", "--json"])
+    assert out.exit_code == 0 and 'id="calibration"' in (tmp_path / "run" / "report.html").read_text()
