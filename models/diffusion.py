@@ -52,7 +52,8 @@ class Diffusion(GaussianChain):
             (32, 64, 64).
         steps: T of the chain; 0 trains its limit T → ∞, the explicit chain then having 1 000 steps.
         process: "vp", "ve", "sub-vp" or "ot", see `ppgen.gaussian_chain`.
-        schedule: see `ppgen.schedules`.
+        schedule: see `ppgen.schedules`. Times uniform in log-SNR suit the ELBO, whose costs lie at low noise, where
+            the other curves hardly come; "cosine" suits the reweightings.
         prediction: what the network gives: "data", "noise", "velocity", "edm" or "flow"; "levels" for data on a grid.
         variance: of the reverse steps: "posterior", "forward" or "learned" between these.
         likelihood: "normal", of scale σ_0 / α_0; "discrete": its restriction to a grid of `levels`; "bernoulli".
@@ -84,7 +85,7 @@ class Diffusion(GaussianChain):
         hidden: Sequence[int] | None = None,
         steps: int = 1000,
         process: str = "vp",
-        schedule: str = "cosine",
+        schedule: str = "loglinear",
         prediction: str = "velocity",
         variance: str = "posterior",
         likelihood: str = "normal",

@@ -156,8 +156,10 @@ def test_its_figure_is_the_bound_whatever_is_trained_on():
     x = normal(64, 2)
     run = trained(x, 5, weighting="simple", steps=0)
     torch.manual_seed(0)
-    drawn = subsampled(run.program, {"x": x}, 50)
-    assert loglik(run, {"x": x}, particles=200).best.mean == pytest.approx(float(drawn.elbo.mean().detach()), rel=0.1)
+    with torch.no_grad():
+        drawn = torch.stack([subsampled(run.program, {"x": x}, 50).elbo.mean() for _ in range(40)])
+    found, se = loglik(run, {"x": x}, particles=2000).best, float(drawn.std()) / 40**0.5
+    assert abs(found.mean - float(drawn.mean())) < 4.5 * math.hypot(se, found.mean_se)
 
 
 @pytest.mark.parametrize(
