@@ -31,7 +31,8 @@ def compare(
     from ppgen import sources
     from ppgen.cli.options import amortised
     from ppgen.files import read_netcdf
-    from ppgen.inference.compare import Score, compare, loo, score
+    from ppgen.inference import posterior
+    from ppgen.inference.compare import Score, compare, held_out, loo
     from ppgen.run import Run
 
     found: dict[str, Score] = {}
@@ -43,10 +44,11 @@ def compare(
             found[name] = loo(read_netcdf(path))
             continue
         run = Run.load(path)
-        rows = None
-        if data is not None or split is not None or not run.structure.globals:
-            _, rows = sources.of_run(run, data, split, columns=columns, held_out=amortised(run))
-        found[name] = score(run, rows, draws=draws, particles=particles, seed=seed)
+        _, rows = sources.of_run(run, data, split, columns=columns, held_out=amortised(run))
+        if data is None and split is None and run.structure.globals:
+            found[name] = loo(posterior(run, rows, draws=draws, seed=seed, predictive=False, prior=False))
+        else:
+            found[name] = held_out(run, rows, draws=draws, particles=particles, seed=seed)
     result = compare(found)
     if json:
         print_json({"models": result.table(), "findings": result.findings})
