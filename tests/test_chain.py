@@ -10,12 +10,12 @@ from torch.distributions import kl_divergence
 from ppgen.gaussian_chain import PROCESSES, VARIANCES
 from ppgen.inference.chain import spread_times, subsampled, timed
 from ppgen.inference.elbo import Objective
-from ppgen.models import Diffusion
-from ppgen.models.diffusion import PREDICTIONS
+from ppgen.models import Diffusion, diffusion
 from ppgen.schedules import SCHEDULES
 from ppgen.structure import inspect
 
 D = 2
+PREDICTIONS = [p for p in diffusion.PREDICTIONS if p != "levels"]  # which is for data on a grid: a test of its own
 X = normal(4, D, seed=1).double()
 
 
@@ -44,7 +44,7 @@ def estimates(program, how, chunks, rows):
     """(chunks, 1 + projections): the ELBO a row and its gradient, along itself and in random directions."""
     parameters = [p for p in program.parameters() if p.requires_grad]
     directions = torch.randn(6, sum(p.numel() for p in parameters), generator=torch.Generator().manual_seed(5)).double()
-    x = X.repeat(rows // len(X), 1)
+    x = (X if program.likelihood_name == "normal" else (X > 0).double()).repeat(rows // len(X), 1)
     found = []
     for _ in range(chunks):
         elbo = how(program, x) / rows
@@ -78,6 +78,11 @@ def test_a_fraction_of_the_trace_is_the_trace(schedule, prediction):
 @pytest.mark.parametrize(("process", "variance"), [("ve", "forward"), ("sub-vp", "learned"), ("ot", "posterior")])
 def test_of_any_process_and_variance(process, variance):
     compare(4, process=process, variance=variance)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "discrete"])
+def test_of_levels(likelihood):
+    compare(4, likelihood=likelihood, prediction="levels", levels=5, gamma_low=-1.0)
 
 
 def test_of_twenty_steps():
