@@ -235,7 +235,8 @@ def run_chains(
         )
         raise PpgenError(
             f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
-            f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as Normal(0, 10)"
+            f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as "
+            "Normal(0, 10), or a longer warm-up if it has one already"
         )
     return found
 

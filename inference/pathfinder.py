@@ -21,7 +21,7 @@ from torch import Tensor
 
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
-HALVINGS = 10
+HALVINGS = 25
 ITERATIONS = 200
 
 
@@ -69,7 +69,8 @@ def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | N
         new, new_lp, new_g, moved = _search(target, u, lp, g, direction)
         s, y = new - u, g - new_g
         H, fresh = _bfgs(H, s, y, moved, fresh, identity)
-        small = (new_lp - lp).abs() < 1e-6 * (1 + lp.abs().clamp_max(1e4))
+        # A plateau is no end: the steps double on it until the long direction is known. Rounding is one.
+        small = (new_lp - lp).abs() <= 1e-13 * lp.abs()
         still = torch.where(moved & ~small, 0, still + 1)
         again = ~moved & (still < 3)  # once more, straight up
         H = torch.where(again[:, None, None], identity / new_g.norm(dim=-1).clamp_min(1.0)[:, None, None], H)
