@@ -123,7 +123,7 @@ def compare(scores: Mapping[str, Score]) -> Comparison:
 
 
 @torch.no_grad()
-def score(run: Run, data: Any = None, *, draws: int = 1000, particles: int = 1000, seed: int = 0) -> Score:
+def score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
     """LOO of the rows that were fitted where it is defined (and `data` is None), else of held-out `data`.
 
     Args:
@@ -184,7 +184,7 @@ def _by_row(sites: Mapping[Any, Any]) -> Any:
 
 
 @torch.no_grad()
-def held_out(run: Run, data: Any, *, draws: int = 1000, particles: int = 1000, seed: int = 0) -> Score:
+def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
     """log p(x_i) of each row of data.
 
     Raises:

@@ -18,7 +18,7 @@ def compare(
     data: Data = None,
     split: Annotated[str | None, typer.Option(help="Score held-out rows of that split. [default: LOO, else test]")]
     = None,
-    draws: Annotated[int, typer.Option(help="Posterior draws, where latents are global.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Posterior draws, where latents are global.")] = 4000,
     particles: Annotated[int, typer.Option(help="Importance weights a row, where latents are local.")] = 1000,
     columns: Columns = None,
     seed: Seed = 0,
