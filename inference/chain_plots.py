@@ -62,14 +62,14 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
             _grid(axis, scaled, shape, title, columns=1)
         return figure
     flat = [v.reshape(len(v), -1).numpy() for v in values]
-    for axis, title, v in zip(axes, titles, flat, strict=True):
+    for axis, title, points in zip(axes, titles, flat, strict=True):
         axis.set_title(title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-        if v.shape[1] == 1:
-            axis.hist(v[:, 0], bins=40, density=True, color=BLUE)
+        if points.shape[1] == 1:
+            axis.hist(points[:, 0], bins=40, density=True, color=BLUE)
             continue
-        axis.scatter(v[:, 0], v[:, 1], s=1.5, color=BLUE, alpha=0.5, lw=0)
+        axis.scatter(points[:, 0], points[:, 1], s=1.5, color=BLUE, alpha=0.5, lw=0)
         least, most = np.quantile(flat[-1][:, :2], [0.001, 0.999], axis=0)
         margin = 0.3 * (most - least)
         axis.set(xlim=(least[0] - margin[0], most[0] + margin[0]), ylim=(least[1] - margin[1], most[1] + margin[1]))

@@ -1,6 +1,5 @@
 """Gaussian-process regression: density and predictions against scikit-learn's, the posterior by quadrature."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -24,8 +24,9 @@ def fit(
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="[default: runs/<model>-<n>]")] = None,
     settings: Set = None,
-    steps: Annotated[int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")]
-    = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="converged: stop when averaged iterates no longer move.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: all]")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -38,8 +39,9 @@ def fit(
     elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, enumerate or subsampled.")] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
-    starts: Annotated[int | None, typer.Option(help="Starting points tried for the guide. [default: 8 for a flow]")]
-    = None,
+    starts: Annotated[
+        int | None, typer.Option(help="Starting points tried for the guide. [default: 8 for a flow]")
+    ] = None,
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed or 16-mixed.")] = "32-true",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
