@@ -1,6 +1,6 @@
 """Diffusion: two-dimensional toys, bits/dim of images, and speed beside Hugging Face diffusers.
 
-    python benchmarks/diffusion.py toys [NAME ...] [--steps 3000]
+    python benchmarks/diffusion.py toys [NAME ...] [--steps 3000] [--schedule cosine]
     python benchmarks/diffusion.py images RUN [--rows 200] [--times 50]      a run of ppgen fit diffusion on images
     python benchmarks/diffusion.py speed [--repeats 5]
 
@@ -75,7 +75,7 @@ def accuracy(a: Tensor, b: Tensor) -> float:
     return float(model.score(x[order[half:]], y[order[half:]]))
 
 
-def toys(names: list[str], steps: int) -> None:
+def toys(names: list[str], steps: int, schedule: str) -> None:
     from ppgen.inference import fit, loglik
     from ppgen.inference.samplers import draw
     from ppgen.models import Diffusion
@@ -86,7 +86,7 @@ def toys(names: list[str], steps: int) -> None:
         began = time.process_time()
         torch.manual_seed(0)
         how = {"batch_size": 256, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
-        run = fit(Diffusion(2, hidden=(128,) * 3, steps=0), {"x": x}, steps=steps, **how)
+        run = fit(Diffusion(2, hidden=(128,) * 3, steps=0, schedule=schedule), {"x": x}, steps=steps, **how)
         seconds = time.process_time() - began
         drawn = draw(run, 10_000, "dpmpp", 50, seed=0)
         bound = loglik(run, {"x": test[:1000]}, particles=50).best
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", default="speed", choices=["toys", "images", "speed"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--schedule", default="loglinear")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--ode", action="store_true")
@@ -228,7 +229,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     if o.what == "toys":
-        toys(o.names, o.steps)
+        toys(o.names, o.steps, o.schedule)
     elif o.what == "images":
         for path in o.names:
             images(path, o.rows, o.times, o.ode, o.data_dir)
