@@ -283,10 +283,10 @@ class Moments:
 
 
 def windows(warmup: int) -> list[int]:
-    """Where the metric is set anew: each window twice as long as the one before, and a rest for the step size.
+    """Where the metric is set anew: windows that double, a last one of what is left, and a rest for the step size.
 
     >>> windows(400)
-    [11, 34, 80, 171, 355]
+    [11, 33, 77, 356]
     """
     usable = warmup - max(warmup // 9, 1)
     first = max(usable // 31, 4)
