@@ -15,13 +15,16 @@ from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.report import report
 from ppgen.inference.sample import reconstruct, sample
 from ppgen.inference.samplers import draw
+from ppgen.inference.weights import chain_weights, weigh
 
 __all__ = [
     "Objective",
     "calibrate",
+    "chain_weights",
     "compare",
     "diagnose",
     "draw",
+    "drawer",
     "fit",
     "impute",
     "ledger",
@@ -34,5 +37,5 @@ __all__ = [
     "report",
     "resume",
     "sample",
-    "drawer",
+    "weigh",
 ]

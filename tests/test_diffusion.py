@@ -14,8 +14,7 @@ from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
 from ppgen.inference.samplers import SAMPLERS, draw
-from ppgen.inference.weights import chain_weights, weigh
-from ppgen.models import Diffusion, FlowMatching
+from ppgen.models import Diffusion
 
 
 def trained(x, updates=400, **options):
@@ -63,21 +62,6 @@ def test_more_steps_and_the_limit():
     assert elbos[-1] == pytest.approx(-float(known.data.entropy()), abs=2e-3)
 
 
-def test_weights_of_whole_paths():
-    """Their mean is the ELBO of the explicit chain, and the reverse chain is a good proposal for its own data."""
-    known = KnownChain(steps=30, low=-4.0)
-    x = known.data.sample((4000,))
-    log_w = chain_weights(known, {"x": x}, particles=1)[0]
-    assert abs(float(log_w.mean()) - known.expected_elbo()) < 4 * float(log_w.std()) / 4000**0.5
-    cov = known.data.covariance_matrix + 2 * math.exp(-4) * torch.eye(2).double()
-    target = torch.distributions.MultivariateNormal(known.mean, cov)
-    good = weigh(known, lambda x: target.log_prob(x) + 3.0, 2000, steps=200, seed=0)
-    assert good.ess > 400 and good.khat < 0.7
-    assert float(good.log_w.logsumexp(0)) - math.log(2000) == pytest.approx(3.0, abs=0.15)
-    far = weigh(known, lambda x: target.log_prob(x - 4.0), 2000, steps=200, seed=0)
-    assert far.ess < 20
-
-
 @pytest.mark.parametrize("likelihood", ["bernoulli", "discrete"])
 @pytest.mark.parametrize("prediction", ["levels", "velocity"])
 def test_levels(likelihood, prediction):
@@ -90,19 +74,6 @@ def test_levels(likelihood, prediction):
     assert torch.isin((drawn * 16).round().long(), torch.arange(17)).all()
     both = loglik(run, {"x": x[:2]}, particles=3, ode=True)
     assert [b.name for b in both.bounds] == ["elbo", "ode"] and both.best.kind == "lower"
-
-
-def test_flow_matching_is_the_limit_on_straight_paths():
-    torch.manual_seed(0)
-    model = FlowMatching(2, hidden=(8,), loc=[0.0, 0.0], scale=[1.0, 1.0]).eval()
-    torch.nn.init.normal_(model.net.last.weight)
-    z, t = normal(4, 2), torch.tensor([0.2, 0.5, 0.7, 0.9])
-    gamma, alpha, sigma = model.coefficients(t)
-    v = (z - model.denoise(z, t)) / sigma  # z = x + σ v on a straight path
-    u = (gamma[:, 0] - model.range[0]) / (model.range[1] - model.range[0])
-    assert torch.allclose(alpha + sigma, torch.ones(4, 1)) and model.limit
-    unit = (alpha**2 + sigma**2).sqrt()
-    assert torch.allclose(v, model.net(z / unit, u), atol=1e-5)
 
 
 def test_labels_are_hidden_in_training_only():

@@ -336,24 +336,3 @@ def test_a_chain_that_is_stuck_is_named(caplog):
         Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
     )
     assert any("chain 7 never moved" in said for said in findings(found, Well())), found.u.std(0)
-
-
-# -- the other kernel --------------------------------------------------------------------------------------
-
-
-def test_nuts_on_a_normal_mean():
-    pytest.importorskip("nutpie")
-    exact = NormalMean().posterior(X)
-    tree = mcmc(NormalMean(), {"x": X}, "nuts", chains=8, draws=300, warmup=150)
-    m = tree["posterior"]["m"].values
-    assert abs(m.mean() - float(exact.loc)) < 0.1 * float(exact.scale)
-    assert m.std() == pytest.approx(float(exact.scale), rel=0.1)
-    assert set(tree["sample_stats"].data_vars) >= {"lp", "energy", "diverging", "acceptance_rate", "n_steps"}
-
-
-def test_nuts_without_nutpie(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "nutpie", None)
-    with pytest.raises(PpgenError, match=r"pip install 'ppgen\[mcmc\]'"):
-        mcmc(NormalMean(), {"x": X}, "nuts", chains=2, draws=10, warmup=20)
