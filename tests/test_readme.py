@@ -10,7 +10,9 @@ from ppgen import cli
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = [line.split("#")[0] for line in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[1].splitlines()]
+_, VAE, OTHERS = (
+    [line.split("#")[0] for line in block.splitlines()] for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+)
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=["library", "own model"])
@@ -21,13 +23,18 @@ def test_python(code, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_shell(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lines", [VAE, OTHERS], ids=["vae", "others"])
+def test_shell(lines, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(SHELL) == 10
-    for line in SHELL:
-        words = line.replace("--steps 3000", "--steps 5").replace("--steps 4000", "--steps 8").split()
+    assert len(lines) in (8, 10)
+    for line in lines:
+        words = re.sub(r"--steps (1000|500|3000)", "--steps 5", line).replace("--steps 4000", "--steps 8").split()
         if words[1] in ("evaluate", "diagnose"):
             words += ["--particles", "50"]
+        if words[1:3] == ["fit", "flow"]:
+            words += ["--steps", "5"]
+        if words[1] == "mcmc":
+            words += ["--chains", "8", "--draws", "20", "--warmup", "20"]
         assert words[0] == "ppgen"
         result = CliRunner().invoke(cli.app, words[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}"
