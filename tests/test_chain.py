@@ -64,7 +64,7 @@ def agree(a: torch.Tensor, b: torch.Tensor, precise: float = 0.0) -> None:
 def compare(steps: int, **options) -> None:
     program = chain(steps=steps, **options)
     torch.manual_seed(1)
-    agree(estimates(program, full, 20, 5600), estimates(program, fraction, 20, 4000), precise=0.02)
+    agree(estimates(program, full, 30, 5600), estimates(program, fraction, 30, 4000), precise=0.02)
 
 
 PAIRS = [(s, "velocity") for s in SCHEDULES] + [("cosine", p) for p in PREDICTIONS if p != "velocity"]

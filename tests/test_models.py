@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known import MODELS, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal
+from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal
 from pyro import poutine
 from torch import Tensor
 
@@ -27,6 +27,8 @@ from ppgen.handlers import Minibatch
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.compare import compare, loo
+from ppgen.inference.corner import corner_figure
+from ppgen.inference.drawer import drawer
 from ppgen.inference.drawing import edges_of
 from ppgen.inference.elbo import Objective
 from ppgen.inference.impute import impute
@@ -438,6 +440,21 @@ def of_start(folder):
     u = starts(joint, 16, 1, joint.prior, torch.Generator().manual_seed(0))
     assert (joint(u) > joint(normal(16, 1) * 2).mean()).all()
     assert runaway(joint, EXACT.loc[None], EXACT.scale[None], torch.ones(1, 1), 16) is None
+
+
+def of_drawer(folder):
+    """The prior predictive of a model without latents, drawn from its traced graph."""
+    draw = drawer(Gaussian(0.5, 2.0), 4000, engine="trace")
+    draws_agree(draw(seed=0)["x"], 0.5, 4.0)
+
+
+def of_corner(folder):
+    """Draws of the guide beside draws of the posterior: regions of the same place and size."""
+    tree = posterior(GuidedNormalMean(), {"x": X}, draws=2000, predictive=False, prior=False)
+    ours = np.stack((tree["posterior"]["m"].values[0], np.random.default_rng(0).normal(size=2000)), 1)
+    exact = EXACT.sample((2000,)).numpy()
+    figure = corner_figure(np.stack((exact, ours[:, 1]), 1), ours, ["m", "noise"])
+    assert len([axis for axis in figure.axes if axis.axison]) == 3
 
 
 CONJUGATE = {name.removeprefix("of_"): test for name, test in list(globals().items()) if name.startswith("of_")}
