@@ -145,7 +145,7 @@ def guided(p: posteriordb.Posterior, options: argparse.Namespace, guide: str) ->
     begun = time.process_time()
     run = fit(
         p.program(), p.columns, steps=options.steps, lr=0.01, schedule="cosine", particles=16, guide=guide,
-        precision="64-true", seed=options.seed,
+        precision="64-true", seed=options.seed, starts=8,
     )  # fmt: skip
     seconds = time.process_time() - begun
     rows = []

@@ -27,8 +27,8 @@ class FlowMatching(Diffusion):
 
     Args:
         steps: T of the explicit chain; 0, the default, trains the limit T → ∞, which flow matching is.
-        features, net, hidden, likelihood, classes, label_dropout, levels, low, high, loc, scale, gamma_low, gamma_high,
-            blocks, attention, fourier: as for `Diffusion`.
+        features: as for `Diffusion`, and so are all others: net, hidden, likelihood, classes, label_dropout, levels,
+            low, high, loc, scale, gamma_low, gamma_high, blocks, attention, fourier.
     """
 
     def __init__(
