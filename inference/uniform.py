@@ -11,10 +11,9 @@ comparison (Säilynoja et al. 2022, arXiv:2103.10522).
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 REPEATS = 4000  # of the simulation, at least
 POINTS = 50  # K, at most
@@ -44,7 +43,7 @@ def band(n: int, tests: int = 1, level: float = 0.05) -> Band:
     each = 1 - (1 - level) ** (1 / tests)
     gamma = float(np.quantile(_null(n, _repeats(each)), each))
     z = points(n)
-    return Band(z, stats.binom.ppf(gamma / 2, n, z) / n, stats.binom.ppf(1 - gamma / 2, n, z) / n)
+    return Band(z, _binomial().ppf(gamma / 2, n, z) / n, _binomial().ppf(1 - gamma / 2, n, z) / n)
 
 
 def ecdf(u: np.ndarray) -> np.ndarray:
@@ -61,6 +60,12 @@ def p_value(u: np.ndarray, tests: int = 1) -> float:
     return float(1 - (1 - min(each, 1.0)) ** tests)
 
 
+def _binomial() -> Any:
+    from scipy.stats import binom  # it takes half a second to import
+
+    return binom
+
+
 def _repeats(each: float) -> int:
     return int(min(max(REPEATS, 20 / each), 40_000))
 
@@ -69,8 +74,8 @@ def _pointwise(counts: np.ndarray, n: int) -> np.ndarray:
     """The smallest two-sided binomial p-value over the points, (samples, points) -> (samples,)."""
     z = points(n)
     table = np.arange(n + 1)
-    below = stats.binom.cdf(table[:, None], n, z)
-    above = stats.binom.sf(table[:, None] - 1, n, z)
+    below = _binomial().cdf(table[:, None], n, z)
+    above = _binomial().sf(table[:, None] - 1, n, z)
     both = np.minimum(2 * np.minimum(below, above), 1.0)
     return both[counts.astype(int), np.arange(len(z))].min(1)
 
