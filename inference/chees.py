@@ -45,7 +45,6 @@ class Draws(NamedTuple):
         steps: leapfrog steps of warm-up and sampling, of each chain.
         growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
         metric: "diag" or "dense".
-        trajectory: T at the end, in standard deviations.
     """
 
     u: Tensor
@@ -53,7 +52,6 @@ class Draws(NamedTuple):
     steps: int
     growth: Tensor
     metric: str
-    trajectory: float
 
 
 class Chains(NamedTuple):
@@ -145,7 +143,7 @@ def chees(
     found = {name: torch.stack(values) for name, values in kept.items()}
     found["acceptance_rate"] = found.pop("acceptance")
     kind = "diag" if frame.root.dim() == 1 else "dense"
-    return Draws(found.pop("u"), found, steps, growth, kind, length.value)
+    return Draws(found.pop("u"), found, steps, growth, kind)
 
 
 # -- one iteration -----------------------------------------------------------------------------------------

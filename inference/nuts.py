@@ -77,9 +77,7 @@ def nuts(
     stats = {
         k: torch.from_numpy(np.asarray(trace.sample_stats[v].values).astype(_dtype(k))).T for k, v in _STATS.items()
     }
-    return Draws(
-        u, stats, int(stats["n_steps"].sum()) // chains, torch.zeros(dim), "dense" if dense else "diag", np.nan
-    )
+    return Draws(u, stats, int(stats["n_steps"].sum()) // chains, torch.zeros(dim), "dense" if dense else "diag")
 
 
 def _dtype(name: str) -> type:

@@ -122,6 +122,22 @@ def _absolute(spec: str, file: Path | None) -> str:
     return str(path.resolve()) if path.exists() else spec
 
 
+def program_and_rows(
+    program: str, settings: list[str] | None, given: str | None, **where: Any
+) -> tuple[Program, Source, dict[str, Tensor]]:
+    """A program built for its data, the source of these, and their rows.
+
+    Args:
+        program, settings: a model's name or a file, and its arguments as in "latent=8".
+        given, where: of `choose`.
+    """
+    found = catalog.find(program)
+    source = choose(given, found, **where)
+    rows = source.load()
+    made = catalog.build(found, catalog.parse_settings(settings or []), rows)
+    return made, *without_label(source, rows, made)
+
+
 def without_label(source: Source, columns: dict[str, Tensor], program: Program) -> tuple[Source, dict[str, Tensor]]:
     """Leaves out the label `y` of a built-in data set for a program that takes none."""
     named = source.spec in data.names() and source.columns is None

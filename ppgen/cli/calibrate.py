@@ -47,11 +47,8 @@ def calibrate(
         if target.config["program"]["guide"] and guide is None and refit is None and target.program.fixed_rows:
             guide = target.config["program"]["guide"]
     else:
-        found = catalog.find(program)
-        source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
-        rows = source.load()
-        target = catalog.build(found, catalog.parse_settings(settings or []), rows)
-        source, rows = sources.without_label(source, rows, target)
+        where = {"split": split, "columns": columns, "data_dir": data_dir}
+        target, _, rows = sources.program_and_rows(program, settings, data, **where)
     if is_run and settings:
         raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
     other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None

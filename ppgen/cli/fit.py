@@ -104,21 +104,17 @@ def _fit(
 ) -> Run:  # fmt: skip
     import torch
 
-    from ppgen import catalog, inference, sources
+    from ppgen import inference, sources
     from ppgen.data import n_rows
     from ppgen.progress import progress
 
     torch.manual_seed(options["seed"])  # the constructor draws the first parameters
-    found = catalog.find(spec)
-    source = sources.choose(data, found, **where)
-    columns = source.load()
-    program = catalog.build(found, catalog.parse_settings(settings), columns)
+    program, source, columns = sources.program_and_rows(spec, settings, data, **where)
     if where["context"] and "context" not in program.columns and "kwargs" not in program.columns:
         raise PpgenError(
             f"{program.name} takes no context, only {', '.join(program.columns)}; name its covariates with --columns, "
             "or fit a conditional density with the model flow"
         )
-    source, columns = sources.without_label(source, columns, program)
     if valid_split is None and source.split == "train":
         follow = options["patience"] is not None or sources.reads_rows(program, columns, options["guide"])
         valid_split = "valid" if follow else None

@@ -38,7 +38,7 @@ def mcmc(
     """
     import torch
 
-    from ppgen import catalog, inference, sources
+    from ppgen import inference, sources
     from ppgen.export import check_suffix
     from ppgen.files import write_netcdf
     from ppgen.progress import counter
@@ -51,11 +51,8 @@ def mcmc(
         name, table = sources.of_run(model, data, split, columns=columns)
         path = out or Path(program) / "mcmc.nc"
     else:
-        found = catalog.find(program)
-        source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
-        table = source.load()
-        model = catalog.build(found, catalog.parse_settings(settings or []), table)
-        source, table = sources.without_label(source, table, model)
+        where = {"split": split, "columns": columns, "data_dir": data_dir}
+        model, source, table = sources.program_and_rows(program, settings, data, **where)
         name, path = source.name, out or Path(f"{Path(program.partition('.py')[0]).name}.nc")
     check_suffix(path, (".nc",))
     with counter("mcmc", sys.stderr, quiet or json) as report:

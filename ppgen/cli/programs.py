@@ -34,14 +34,11 @@ def check(
     """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports."""
     import torch
 
-    from ppgen import catalog, inference, sources
+    from ppgen import inference, sources
 
     torch.manual_seed(seed)
-    found = catalog.find(program)
-    source = sources.choose(data, found, split=split, columns=columns, data_dir=data_dir)
-    table = source.load()
-    made = catalog.build(found, catalog.parse_settings(settings or []), table)
-    source, table = sources.without_label(source, table, made)
+    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    made, source, table = sources.program_and_rows(program, settings, data, **where)
     run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
     graph = _graph(run, table, batch_size, engine)
     if json:

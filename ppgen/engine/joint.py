@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -128,41 +129,31 @@ class LogJoint:
             y, p, g, and log p (chains,) at the new place; NaN where it cannot be evaluated.
         """
 
-        def fn(y, p, g, step, centre, root):  # annotations would go into the graph
-            p = p + 0.5 * step * g
-            y = y + step * p
-            u = centre + (y * root if root.dim() == 1 else y @ root.mT)
-            grad, value = both(u)
-            g = grad * root if root.dim() == 1 else grad @ root
-            return [y, p + 0.5 * step * g, g, value]
+        def fn(*inputs):  # annotations would go into the graph
+            return _leapfrog(both, *inputs)
 
         both = torch.func.vmap(torch.func.grad_and_value(self._one))
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
         if self.engine == "eager":
-            return self._chain_by_chain(*inputs)
+            return _leapfrog(self._chain_by_chain, *inputs)
         if key not in self._graphs:
             example = [x.clone() for x in inputs]  # one tensor given twice would be one input
             try:
                 self._graphs[key] = self._build(fn, example)
             except PpgenError as e:  # an operation that cannot be batched
                 log.info("%s; its chains are run one after the other", e)
-                self._graphs[key] = self._chain_by_chain
+                self._graphs[key] = partial(_leapfrog, self._chain_by_chain)
         return list(self._graphs[key](*inputs))
 
-    def _chain_by_chain(
-        self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor
-    ) -> list[Tensor]:
-        p = p + 0.5 * step * g
-        y = y + step * p
-        u = centre + (y * root if root.dim() == 1 else y @ root.mT)
-        value, grad = torch.full_like(y[:, 0], torch.nan), torch.full_like(y, torch.nan)
+    def _chain_by_chain(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient and value of each chain."""
+        value, grad = torch.full_like(u[:, 0], torch.nan), torch.full_like(u, torch.nan)
         for i, row in enumerate(u):
             with contextlib.suppress(LinAlgError, ValueError):  # a factor that does not exist
                 value[i], grad[i] = self.value_and_grad(row)
-        g = grad * root if root.dim() == 1 else grad @ root
-        return [y, p + 0.5 * step * g, g, value]
+        return grad, value
 
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
@@ -282,6 +273,15 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
     if not shape:
         return [name]
     return [f"{name}[{', '.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
+
+
+def _leapfrog(both, y, p, g, step, centre, root):  # traced: no annotations
+    """One step, where both(u) gives gradient and value of the log joint at each chain."""
+    p = p + 0.5 * step * g
+    y = y + step * p
+    grad, value = both(centre + (y * root if root.dim() == 1 else y @ root.mT))
+    g = grad * root if root.dim() == 1 else grad @ root
+    return [y, p + 0.5 * step * g, g, value]
 
 
 def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:
