@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -176,7 +177,38 @@ class _OnGrid(TorchDistribution):
         return values.expand((-1, *self.batch_shape)) if expand else values
 
 
-class DiscretizedLogistic(_OnGrid):
+class _LocScaleOnGrid(_OnGrid):
+    """Those with a location and a scale."""
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        low: float = 0.0,
+        high: float = 1.0,
+        levels: int = 256,
+        validate_args: bool | None = None,
+    ):
+        self.loc, self.scale = broadcast_all(loc, scale)
+        self._set_grid(low, high, levels)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @property
+    def _param(self) -> Tensor:
+        return self.loc
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        shape = torch.Size(batch_shape)
+        new.loc, new.scale, new.grid = self.loc.expand(shape), self.scale.expand(shape), self.grid
+        super(_LocScaleOnGrid, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+class DiscretizedLogistic(_LocScaleOnGrid):
     """A logistic variable rounded to a grid of levels, the two end levels taking the tails.
 
     With F the logistic distribution function and step the distance of neighbouring levels,
@@ -200,33 +232,6 @@ class DiscretizedLogistic(_OnGrid):
     >>> float(d.log_prob(d.enumerate_support()).logsumexp(0).abs() < 1e-6)
     1.0
     """
-
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
-
-    def __init__(
-        self,
-        loc: Tensor | float,
-        scale: Tensor | float,
-        low: float = 0.0,
-        high: float = 1.0,
-        levels: int = 256,
-        validate_args: bool | None = None,
-    ):
-        self.loc, self.scale = broadcast_all(loc, scale)
-        self._set_grid(low, high, levels)
-        super().__init__(self.loc.shape, validate_args=validate_args)
-
-    @property
-    def _param(self) -> Tensor:
-        return self.loc
-
-    def expand(self, batch_shape: Sequence[int], _instance: DiscretizedLogistic | None = None) -> DiscretizedLogistic:
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        shape = torch.Size(batch_shape)
-        new.loc, new.scale, new.grid = self.loc.expand(shape), self.scale.expand(shape), self.grid
-        super(DiscretizedLogistic, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def _in_steps(self) -> tuple[Tensor, Tensor]:
         """Location, and 1 / scale, in index units: edges that neighbours share are then equal."""

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
-from torch.distributions.utils import broadcast_all
 
-from ppgen.distributions import _OnGrid
+from ppgen.distributions import _LocScaleOnGrid
 
 __all__ = ["GridNormal", "levels_numbers", "posterior_mean"]
 
 
-class GridNormal(_OnGrid):
+class GridNormal(_LocScaleOnGrid):
     """p(v_k) ∝ exp(−(v_k − loc)² / 2 scale²) over the levels v_k of a grid.
 
     By Bayes' rule, the probability of v given v + noise = loc when all levels are equally likely beforehand. With
@@ -33,8 +31,6 @@ class GridNormal(_OnGrid):
     1.0
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
-
     def __init__(
         self,
         loc: Tensor | float,
@@ -45,22 +41,12 @@ class GridNormal(_OnGrid):
         window: int | None = None,
         validate_args: bool | None = None,
     ):
-        self.loc, self.scale = broadcast_all(loc, scale)
-        self._set_grid(low, high, levels)
         self.window = None if window is None or 2 * window + 1 >= levels else window
-        super().__init__(self.loc.shape, validate_args=validate_args)
-
-    @property
-    def _param(self) -> Tensor:
-        return self.loc
+        super().__init__(loc, scale, low, high, levels, validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: GridNormal | None = None) -> GridNormal:
-        new = self._get_checked_instance(GridNormal, _instance)
-        shape = torch.Size(batch_shape)
-        new.loc, new.scale = self.loc.expand(shape), self.scale.expand(shape)
-        new.grid, new.window = self.grid, self.window
-        super(GridNormal, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new = super().expand(batch_shape, _instance)
+        new.window = self.window
         return new
 
     def _nearby(self) -> tuple[Tensor, Tensor]:
