@@ -15,7 +15,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["chees"], choices=METHODS)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of posteriors' names")
     parser.add_argument("--steps", type=int, default=500, help="of a guide's fit: the same for every posterior")
+    parser.add_argument(
+        "--numpyro", nargs="+", default=["1", "4", "64", "4 dense", "64 dense"],
+        help="chains of NumPyro's NUTS, vectorised, with a diagonal or a dense metric",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines, one a posterior and method")
     options = parser.parse_args()
@@ -49,16 +53,22 @@ def main() -> None:
             continue
         posterior = posteriordb.load(options.data_dir, name)
         for method in options.methods:
-            try:
-                rows = run[method](posterior, options)
-            except Exception as e:  # the table goes on
-                rows = [{"method": method, "remark": f"{type(e).__name__}: {e}"[:90]}]
-            for row in rows:
+            for row in rows(run[method], posterior, options, method):
                 row = {"posterior": name, **row}
                 print(line(row), flush=True)
                 if options.out:
                     with options.out.open("a") as f:
                         f.write(json.dumps(row) + "\n")
+
+
+def rows(
+    run: Callable[..., Iterable[dict[str, Any]]], p: posteriordb.Posterior, options: argparse.Namespace, method: str
+) -> Iterator[dict[str, Any]]:
+    """Of one method, as they come; one that fails says why, and the table goes on."""
+    try:
+        yield from run(p, options)
+    except Exception as e:
+        yield {"method": method, "remark": f"{type(e).__name__}: {e}"[:90]}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -177,97 +187,13 @@ def pyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dic
     return [{"method": "Pyro NUTS"} | chained(p, p.stacked(_reported(p, draws)), seconds)]
 
 
-def numpyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """NUTS at its defaults, one chain; and 4 and 64 vectorised. The second run of a compiled sampler is timed."""
-    import jax
-    import numpyro
-    from numpyro.infer import MCMC, NUTS
+def numpyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from posteriors_numpyro import sampled
 
-    numpyro.enable_x64()
-    model = _numpyro_model(p)
-    if model is None:
-        return [{"method": "NumPyro", "remark": "not written"}]
-    data = {k: np.asarray(v) for k, v in p.columns.items()}
-    rows = []
-    for chains, draws in ((1, 1000), (4, 1000), (64, 250)):
-        begun = time.process_time()
-        sampler = MCMC(
-            NUTS(model), num_warmup=1000 if chains < 64 else 400, num_samples=draws, num_chains=chains,
-            chain_method="vectorized" if chains > 1 else "sequential", progress_bar=False, jit_model_args=True,
-        )  # fmt: skip
-        sampler.run(jax.random.PRNGKey(options.seed + 1), **data)
-        middle = time.process_time()
-        sampler.run(jax.random.PRNGKey(options.seed), **data)
-        found = {n: np.asarray(v) for n, v in sampler.get_samples(group_by_chain=True).items()}
-        seconds = time.process_time() - middle
-        method = "NumPyro" + (f" x {chains}" if chains > 1 else "")
-        build = max(middle - begun - seconds, 0.0)
-        rows.append({"method": method, "build": build} | chained(p, p.stacked(_reported(p, found)), seconds))
-    return rows
-
-
-def _numpyro_model(p: posteriordb.Posterior) -> Callable[..., None] | None:
-    """The same density in NumPyro, where it is short to write."""
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
-    from numpyro.distributions import constraints
-
-    real, positive = constraints.real, constraints.positive
-
-    def regression(X, y, beta=None, sigma=None, name="beta", intercept=None):  # type: ignore[no-untyped-def]
-        prior = beta or dist.ImproperUniform(real, (), (X.shape[1],))
-        b = numpyro.sample(name, prior)
-        a = numpyro.sample("Intercept", intercept) if intercept is not None else 0.0
-        s = numpyro.sample("sigma", sigma or dist.ImproperUniform(positive, (), ()))
-        numpyro.sample("y", dist.Normal(a + X @ b, s), obs=y)
-
-    def wide(X: Any, y: Any) -> None:
-        regression(X, y, dist.Normal(0, 10).expand([X.shape[1]]).to_event(1), dist.HalfNormal(10.0))
-
-    def diamonds(X: Any, y: Any) -> None:
-        half = dist.FoldedDistribution(dist.StudentT(3.0, 0.0, 10.0))
-        regression(X, y, dist.Normal(0, 1).expand([X.shape[1]]).to_event(1), half, "b", dist.StudentT(3.0, 8.0, 10.0))
-
-    def ark(lagged: Any, y: Any) -> None:
-        b = dist.Normal(0, 10).expand([lagged.shape[1]]).to_event(1)
-        alpha = numpyro.sample("alpha", dist.Normal(0.0, 10.0))
-        beta, sigma = numpyro.sample("beta", b), numpyro.sample("sigma", dist.HalfCauchy(2.5))
-        numpyro.sample("y", dist.Normal(alpha + lagged @ beta, sigma), obs=y)
-
-    def schools(sigma: Any, y: Any, centred: bool = False) -> None:
-        mu, tau = numpyro.sample("mu", dist.Normal(0, 5)), numpyro.sample("tau", dist.HalfCauchy(5))
-        if centred:
-            theta = numpyro.sample("theta", dist.Normal(mu, tau).expand([len(sigma)]))
-        else:
-            theta = mu + tau * numpyro.sample("theta_trans", dist.Normal(0, 1).expand([len(sigma)]))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-    def mixture(y: Any) -> None:
-        mu = numpyro.sample("mu", dist.ImproperUniform(constraints.ordered_vector, (), (2,)))
-        numpyro.factor("prior", dist.Normal(0, 2).log_prob(mu).sum())
-        sigma = numpyro.sample("sigma", dist.HalfNormal(2.0).expand([2]))
-        theta = numpyro.sample("theta", dist.Beta(5.0, 5.0))
-        parts = dist.Normal(mu, sigma).log_prob(y[:, None]) + jnp.log(jnp.stack([theta, 1 - theta]))
-        numpyro.factor("y", jnp.logaddexp(parts[:, 0], parts[:, 1]).sum())
-
-    def gp(x: Any, y: Any) -> None:
-        rho, alpha = numpyro.sample("rho", dist.Gamma(25.0, 4.0)), numpyro.sample("alpha", dist.HalfNormal(2.0))
-        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
-        k = alpha**2 * jnp.exp(-0.5 * ((x[:, None] - x) / rho) ** 2) + sigma * jnp.eye(len(x))
-        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(len(x)), covariance_matrix=k), obs=y)
-
-    return {
-        posteriordb.flat_regression: lambda X, y: regression(X, y),
-        posteriordb.cauchy_regression: lambda X, y: regression(X, y, sigma=dist.HalfCauchy(2.5)),
-        posteriordb.blr: wide,
-        posteriordb.diamonds: diamonds,
-        posteriordb.arK: ark,
-        posteriordb.eight_schools_noncentered: schools,
-        posteriordb.eight_schools_centered: lambda sigma, y: schools(sigma, y, True),
-        posteriordb.low_dim_gauss_mix: mixture,
-        posteriordb.gp_regr: gp,
-    }.get(p.model)
+    for setting in options.numpyro:
+        draws, seconds, build = sampled(p, setting, options.seed)
+        x = p.stacked(_reported(p, draws))
+        yield {"method": f"NumPyro x {setting}", "build": build} | chained(p, x, seconds)
 
 
 if __name__ == "__main__":
