@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -94,7 +95,10 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         return run
 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
-    with _own_cache(), _silent(), torch.no_grad(), torch.random.fork_rng(devices=[]), config.patch(patches):
+    with (
+        _own_cache(), _silent(), _instructions_asked(), config.patch(patches),
+        torch.no_grad(), torch.random.fork_rng(devices=[]),
+    ):  # fmt: skip
         try:  # without an environment of shapes Inductor does not look into its cache
             shapes = ShapeEnv(assume_static_by_default=True)
             outer = compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
@@ -153,6 +157,26 @@ def _own_cache() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+def _instructions_asked() -> AbstractContextManager[Any]:
+    """Asks the compiler whether it knows an instruction set, in 20 ms.
+
+    Inductor builds a library with torch's headers for each set (8 s of CPU time in all) and loads each in a process of
+    its own, anew in every run (2 s). That the processor has the instructions it sees by other means; and the
+    program's own library is built and loaded a moment later, where what fails is an error with a reason.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    if not hasattr(VecISA, "check_build"):  # another torch
+        return nullcontext()
+
+    def knows(self: Any, code: str) -> bool:
+        command = [get_cpp_compiler(), *self.build_arch_flags().split(), "-fsyntax-only", "-x", "c++", os.devnull]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    return mock.patch.object(VecISA, "check_build", knows)
 
 
 @contextmanager
