@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--valid-rows", type=int, default=1000)
     parser.add_argument("--particles", type=int, default=1, help="of the bound at the end")
+    parser.add_argument("--dequantise", default="uniform")
+    parser.add_argument("--half", action="store_true", help="train the networks in bfloat16")
     parser.add_argument("--engine", default="compile")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -60,7 +62,8 @@ def main() -> None:
     if o.evaluate:
         run = Run.load(o.evaluate)
     else:
-        program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin)
+        program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin,
+                            dequantise=o.dequantise, half=o.half)  # fmt: skip
         print(f"{sum(p.numel() for p in program.parameters())} parameters, {settings}", flush=True)
         run = fit(program, {"x": train}, valid={"x": valid}, steps=o.steps, batch_size=o.batch_size, lr=o.lr,
                   schedule="cosine", clip=50.0, ema=0.999, patience=1000, engine=o.engine, out=o.out,

@@ -1,14 +1,17 @@
 r"""A flow for images: Glow at several scales, on dequantised pixels.
 
     z ~ N(0, I_D),   v = cells(m + s f_θ(z)),   x = the level whose cell holds v
-    guide:  v = k(x) + u, u uniform on [0, 1)^D
+    guide:  v = k(x) + u, u uniform on [0, 1)^D, or u = sigmoid(μ(x) + σ(x) ε), ε ~ N(0, I_D) ("variational")
 
 f_θ: glow steps (ActNorm, invertible 1x1 convolution, affine coupling) between squeezes, half of the channels leaving
-after each scale; m and s the mean and standard deviation of each pixel's logit, kept with the parameters; `cells` the
-sigmoid from ℝ to index units. All Jacobians are counted. E[log p(v)] <= log P(x) is the ELBO.
+after each scale; m and s the mean and standard deviation of all pixels' logits, kept with the parameters; `cells` the
+sigmoid from ℝ to index units. All Jacobians are counted. E[log p(v) - log q(v | x)] <= log P(x) is the ELBO.
+
+Uniform noise in the end cells, where the logit runs to ±∞, is far from what affine maps of a normal can follow: most
+pixels of MNIST are 0, and lose half a bit each. μ and σ, a small network's, let the noise be what the flow finds easy.
 
 Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039); Density estimation using Real NVP (Dinh et al., 2017,
-arXiv:1605.08803) for scales and logit.
+arXiv:1605.08803) for scales and logit; Flow++ (Ho et al., 2019, arXiv:1902.00275) for noise that is learned.
 """
 
 from __future__ import annotations
@@ -22,14 +25,19 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, TransformedDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, ReshapeTransform
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import ppgen
 from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.distributions import grid
 from ppgen.errors import PpgenError
 from ppgen.transforms import glow
+from ppgen.transforms.glow import convolve, small_net
 
 __all__ = ["ImageFlow"]
+
+DEQUANTISE = ("uniform", "variational")
+WIDE = 1.6  # the sigmoid of N(0, 1.6²) is uniform but for a few hundredths of a nat
 
 
 class ImageFlow(ppgen.Program):
@@ -43,6 +51,8 @@ class ImageFlow(ppgen.Program):
         steps: glow steps a scale.
         hidden: channels of the couplings' networks.
         levels, low, high: the grid of pixel values.
+        dequantise: "uniform" noise, or "variational": its distribution given x is learned.
+        half: while training, networks compute in bfloat16, see `ppgen.transforms.ConvCoupling`.
         margin: a of the logit, see `ppgen.dequantize.logit_cells`. Pixels are mostly at the ends of their range, and a
             small a spreads the cells there over as much of ℝ as those in the middle.
 
@@ -65,6 +75,8 @@ class ImageFlow(ppgen.Program):
         low: float = 0.0,
         high: float = 1.0,
         margin: float = 1e-5,
+        dequantise: str = "uniform",
+        half: bool = False,
     ):
         super().__init__()
         self.shape = torch.Size(shape)
@@ -74,7 +86,12 @@ class ImageFlow(ppgen.Program):
                 f"ImageFlow got shape={tuple(shape)}, margin={margin}; expected (channels, height, width) and "
                 "0 < margin < 0.5"
             )
-        self.transform = glow(shape, scales, steps, hidden)
+        if dequantise not in DEQUANTISE:
+            raise PpgenError(f"dequantise is {dequantise!r}; expected one of {', '.join(DEQUANTISE)}")
+        self.transform = glow(shape, scales, steps, hidden, half)
+        self.half, self.noise = half, None
+        if dequantise == "variational":
+            self.noise = small_net(4 * self.shape[0], hidden, 8 * self.shape[0])
         self.levels, self.low, self.high, self.margin = levels, low, high, margin
         size = self.shape.numel()
         self.register_buffer("zero", torch.zeros(size), persistent=False)
@@ -128,8 +145,14 @@ class ImageFlow(ppgen.Program):
         return TransformedDistribution(Normal(self.zero, self.zero + 1).to_event(1), parts)
 
     def dequantised(self, x: Tensor) -> Cell:
-        """q(v | x), v uniform in x's cell."""
-        return Cell(grid(self.low, self.high, self.levels).position(self._flat(x)).round())
+        """q(v | x), v in x's cell."""
+        k = grid(self.low, self.high, self.levels).position(self._flat(x)).round()
+        if self.noise is None:
+            return Cell(k)
+        images = ((k + 0.5) / self.levels * 4 - 2).reshape(*k.shape[:-1], *self.shape)
+        out = convolve(self.noise, pixel_unshuffle(images, 2), self.half and self.training)
+        loc, log_scale = (pixel_shuffle(part, 2).flatten(-3) for part in out.chunk(2, -3))
+        return Cell(k, Normal(WIDE * loc, (3 * (log_scale / 3).tanh()).exp() * WIDE).to_event(1))
 
     def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> ImageFlow:
         """Before the first step: ActNorm layers begin with these rows; see `Program.setup`."""
@@ -143,16 +166,19 @@ class ImageFlow(ppgen.Program):
 
     @torch.no_grad()
     def prepare(self, data: dict[str, Tensor]) -> ImageFlow:
-        """Records mean and standard deviation of each pixel's logit in these rows (10 000 at most), once."""
+        """Records mean and standard deviation of all pixels' logits in these rows (10 000 at most), once.
+
+        Of all, not of each: a pixel that is nearly always 0 has a logit that hardly varies but for the noise, which a
+        scale of its own would blow up to the size of the strokes beside it.
+        """
         if self.prepared:
             return self
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             v = self.dequantised(data["x"][:10_000]).sample()
         logits = ComposeTransform(logit_cells(self.levels, self.margin)).inv(v.double())
-        self.loc.copy_(logits.mean(0))
-        if len(logits) > 1:
-            self.scale.copy_(logits.std(0))
+        self.loc.fill_(logits.mean())
+        self.scale.fill_(logits.std())
         self.prepared.fill_(1)
         return self
 

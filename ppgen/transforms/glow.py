@@ -19,28 +19,51 @@ from ppgen.transforms.wrap import FlowTransform, Pair
 __all__ = ["ConvCoupling", "glow", "glow_step"]
 
 
+def small_net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Glow's network: 3x3, 1x1 and 3x3 convolutions, the last of them zero to begin with."""
+    last = nn.Conv2d(hidden, outputs, 3, padding=1)
+    begin_at_zero(last)
+    return nn.Sequential(
+        nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), last
+    )
+
+
+def convolve(network: nn.Sequential, images: Tensor, half: bool = False) -> Tensor:
+    """What a network of convolutions makes of (..., C, H, W), computed in bfloat16 if `half`; in the images' dtype.
+
+    Channels lie last in memory meanwhile, which the kernels for processors want.
+    """
+    dtype = torch.bfloat16 if half else images.dtype
+    h = images.reshape(-1, *images.shape[-3:]).to(dtype, memory_format=torch.channels_last)
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            weight = layer.weight.to(dtype, memory_format=torch.channels_last)
+            h = nn.functional.conv2d(h, weight, layer.bias.to(dtype), padding=layer.padding)
+        else:
+            h = layer(h)
+    return h.to(images.dtype).reshape(*images.shape[:-3], *h.shape[-3:])
+
+
 class ConvCoupling(FlowTransform):
     """z_b = (x_b - m(x_a)) exp(-s(x_a)) on the halves of the channels, |s| < 2; the identity to begin with.
 
     Args:
         shape: (C, H, W), C >= 2.
         hidden: channels of the network's two hidden layers (3x3 and 1x1).
+        half: while training, the network computes in bfloat16 (several times faster on processors that have it); what
+            it gives acts on x in x's own precision, and in eval mode the network computes in that as well.
     """
 
-    def __init__(self, shape: Sequence[int], hidden: int = 64):
+    def __init__(self, shape: Sequence[int], hidden: int = 64, half: bool = False):
         super().__init__(shape)
         if shape[0] < 2:
             raise PpgenError(f"ConvCoupling got {shape[0]} channel; expected two at least: squeeze the images first")
-        self.keep = shape[0] // 2
-        last = nn.Conv2d(hidden, 2 * (shape[0] - self.keep), 3, padding=1)
-        begin_at_zero(last)
-        self.network = nn.Sequential(
-            nn.Conv2d(self.keep, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, hidden, 1), nn.ReLU(), last
-        )
+        self.keep, self.half = shape[0] // 2, half
+        self.network = small_net(self.keep, hidden, 2 * (shape[0] - self.keep))
 
     def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.network(a.reshape(-1, *a.shape[-3:]))
-        loc, log_scale = out.reshape(*a.shape[:-3], *out.shape[-3:]).chunk(2, -3)
+        loc, log_scale = convolve(self.network, a, self.half and self.training).chunk(2, -3)
         return loc, 2 * (log_scale / 2).tanh()
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,12 +80,12 @@ class ConvCoupling(FlowTransform):
         return torch.cat((a, loc + log_scale.exp() * b), -3), log_scale.flatten(-3).sum(-1)
 
 
-def glow_step(shape: Sequence[int], hidden: int = 64) -> list[FlowTransform]:
+def glow_step(shape: Sequence[int], hidden: int = 64, half: bool = False) -> list[FlowTransform]:
     """ActNorm, 1x1 convolution and coupling of images of one shape, in the order of the density direction."""
-    return [ActNorm(shape), conv1x1(shape), ConvCoupling(shape, hidden)]
+    return [ActNorm(shape), conv1x1(shape), ConvCoupling(shape, hidden, half)]
 
 
-def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64) -> Multiscale:
+def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64, half: bool = False) -> Multiscale:
     """The multi-scale flow of images from a vector of as many standard normals.
 
     Args:
@@ -70,6 +93,7 @@ def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64
         levels: squeezes; half of the channels leave after each but the last.
         steps: glow steps a level.
         hidden: channels of the networks.
+        half: see `ConvCoupling`.
 
     >>> from pyro.distributions import Normal, TransformedDistribution
     >>> p = TransformedDistribution(Normal(torch.zeros(64), 1.0).to_event(1), [glow((1, 8, 8)).eval()])
@@ -87,7 +111,7 @@ def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64
         c, h, w = squeeze.base_shape
         level: list[FlowTransform] = [squeeze]
         for _ in range(steps):
-            level += glow_step((c, h, w), hidden)
+            level += glow_step((c, h, w), hidden, half)
         if i < levels - 1:
             level.append(Split((c, h, w)))
             c //= 2
