@@ -242,10 +242,11 @@ def one_comp_mm_elim_abs(times: Tensor, dose: Tensor, volume: Tensor, C_hat: Ten
     starts = steps.cumsum(0) - steps
     at = starts[:, None] + steps[:, None] * torch.tensor([0.0, 0.5, 1.0])
     k, rate = k_a[..., None, None], V_m / volume
-    absorbed = torch.exp(-k * at) * k * (dose / volume)  # (..., steps, 3): it depends on the time alone
+    absorbed = torch.exp(-k * at) * k * (dose / volume) - rate[..., None, None]  # (..., steps, 3): of time alone
+    lost = rate * K_m
 
     def slope(inflow: Tensor, C: Tensor) -> Tensor:
-        return inflow - rate * C / (K_m + C)
+        return inflow + lost / (K_m + C)  # V_m/V C / (K_m + C) = V_m/V - V_m/V K_m / (K_m + C)
 
     C, found = torch.zeros_like(k_a), []
     for i, h in enumerate(steps.unbind()):

@@ -115,7 +115,8 @@ def nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str
 def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed: int) -> dict[str, Any]:
     """Twice: the first time, of a few draws, builds the graphs."""
     from ppgen.engine import log_joint
-    from ppgen.inference.mcmc import findings, run_chains
+    from ppgen.inference.findings import findings
+    from ppgen.inference.mcmc import run_chains
     from ppgen.run import default_dtype
 
     with default_dtype(torch.float64):

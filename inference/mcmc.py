@@ -6,15 +6,13 @@ kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (
 few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
 rejects that proposal, never the run. What is wrong is logged, and stands in the tree's attribute "findings".
 
-Sources: see chees.py, nuts.py and pathfinder.py; R-hat and ESS: Rank-normalization, folding, and localization
-(Vehtari et al. 2021, arXiv:1903.08008); E-BFMI: Betancourt 2016, arXiv:1604.00695.
+Sources: see chees.py, nuts.py, pathfinder.py and findings.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +23,12 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.check import _batch_safe, columns, running_of
+from ppgen.check import batch_safe, columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.errors import PpgenError
 from ppgen.inference.chees import DENSE_DIM, Draws, chees, first_frame
+from ppgen.inference.findings import findings
 from ppgen.inference.nuts import nuts
 from ppgen.inference.pathfinder import Paths, pathfinder
 from ppgen.inference.posterior import blocks, groups_of, tree_of
@@ -47,7 +46,6 @@ log = logging.getLogger("ppgen")
 
 DEFAULTS = {"chees": (64, 250, 400), "nuts": (4, 1000, 500)}  # chains, draws, warmup
 TRIES = 50
-GOOD_RHAT, GOOD_ESS, GOOD_BFMI = 1.01, 400, 0.3
 
 
 @torch.no_grad()
@@ -110,7 +108,7 @@ def mcmc(
         validate(data)
         with ready(run, data, seed, guide=False), running_of(program, data):
             if not isinstance(run, Run):
-                _somewhere(lambda: program.setup(data))
+                _somewhere(lambda: _register(program, data))
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
             calls = 15 * (S + W) * (1 if kernel == "chees" else C)
             joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
@@ -142,23 +140,14 @@ def _structure(
     program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
 ) -> Structure:
     """Told by the model alone: a guide is not needed, and not looked at."""
-    with _without_guide(program):
-        structure = inspect(program, data, enumerated=summed, rows=rows)
-        return structure if summed else _batch_safe(program, data, structure)
+    structure = inspect(program, data, enumerated=summed, rows=rows, guide=False)
+    return structure if summed else batch_safe(program, data, structure, guide=False)
 
 
-@contextmanager
-def _without_guide(program: Program) -> Iterator[None]:
-    own, autoguide = program.__dict__.get("guide"), program._modules.pop("autoguide", None)
-    program.__dict__["guide"] = lambda: None
-    try:
-        yield
-    finally:
-        del program.__dict__["guide"]
-        if own is not None:
-            program.__dict__["guide"] = own
-        if autoguide is not None:
-            program._modules["autoguide"] = autoguide
+def _register(program: Program, data: Mapping[str, Tensor]) -> None:
+    """The parameters that the model makes as it runs."""
+    with program.collecting():
+        program.call("model", data)
 
 
 def _somewhere(fn: Callable[[], Any]) -> Any:
@@ -296,72 +285,3 @@ def _placed(value: Tensor, site: dict, structure: Structure, k: int) -> Tensor:
     event = site["fn"].event_dim
     batch = value.shape[1 : value.dim() - event]
     return value.reshape(k, *[1] * (structure.nesting - len(batch)), *value.shape[1:])
-
-
-# -- whether to believe it ---------------------------------------------------------------------------------
-
-
-def findings(found: Draws, joint: LogJoint) -> list[str]:
-    """Sentences on what is wrong with the chains; none where nothing is."""
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
-
-    said = []
-    u, lp = found.u.movedim(1, 0).numpy(), found.stats["lp"].T.numpy()  # (chains, draws, ...)
-    C = len(u)
-    labels = list(joint.labels)
-    stuck = np.flatnonzero((np.ptp(u, axis=1) == 0).all(-1))
-    apart = _apart(lp, u)
-    if len(stuck):
-        said.append(
-            f"chain {_list(stuck)} never moved in {u.shape[1]} draws: it sits where no proposal is accepted; run with "
-            "another seed or a longer warm-up, and look at what is narrow there"
-        )
-    elif len(apart):
-        others = np.setdiff1d(np.arange(C), apart)
-        said.append(
-            f"chain {_list(apart)} stands apart from the others, at a mean log joint of {lp[apart].mean():.1f} nats "
-            f"beside {lp[others].mean():.1f}: it is stuck, or the posterior has several modes"
-        )
-    if C > 1:
-        rhat = np.array([array_stats.rhat(np.ascontiguousarray(u[..., i])) for i in range(u.shape[-1])])
-        worst = int(np.nanargmax(rhat)) if np.isfinite(rhat).any() else 0
-        if not rhat[worst] <= GOOD_RHAT:
-            said.append(
-                f"the chains do not agree: R-hat of {labels[worst]} is {rhat[worst]:.4f} (good below {GOOD_RHAT}); do "
-                "not use the draws as they are, run a longer warm-up and more draws, or reparametrise"
-            )
-    ess = np.array([array_stats.ess(np.ascontiguousarray(u[..., i])) for i in range(u.shape[-1])])
-    least = int(np.nanargmin(ess)) if np.isfinite(ess).any() else 0
-    if not ess[least] >= GOOD_ESS:
-        said.append(
-            f"only {ess[least]:.0f} effective draws of {labels[least]} (good from {GOOD_ESS} on); take more draws"
-        )
-    diverging = int(found.stats["diverging"].sum())
-    if diverging > 0.001 * lp.size:
-        said.append(
-            f"{diverging} of {lp.size} draws diverged: the posterior has a place too narrow for the step size, such as "
-            "the neck of a funnel, and draws miss it; write hierarchical latents non-centred, or tighten a prior"
-        )
-    energy = found.stats["energy"].T.numpy()
-    bfmi = (np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)
-    if float(np.median(bfmi)) < GOOD_BFMI:
-        said.append(
-            f"E-BFMI is {np.median(bfmi):.2f} (good from {GOOD_BFMI} on): the energy moves too slowly for the tails of "
-            "the posterior, as with heavy tails or a funnel; reparametrise"
-        )
-    return said
-
-
-def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Chains whose mean log joint, or position, is not that of the others, by robust deviations."""
-    if len(lp) < 4:
-        return np.array([], int)
-    figures = np.concatenate([lp.mean(1)[:, None], u.mean(1)], 1)
-    within = np.concatenate([lp.std(1)[:, None], u.std(1)], 1)
-    off = np.abs(figures - np.median(figures, 0)) / np.maximum(np.median(within, 0), 1e-12)
-    between = np.median(off, 0)
-    return np.flatnonzero((off > 4 + 6 * between).any(1))
-
-
-def _list(chains: np.ndarray) -> str:
-    return ", ".join(map(str, chains[:5])) + (f" and {len(chains) - 5} more" if len(chains) > 5 else "")

@@ -70,7 +70,7 @@ def check(
         if not enumerated:
             if learn:
                 _gradients(program, t)
-            return _batch_safe(program, batch, structure)
+            return batch_safe(program, batch, structure)
     return structure
 
 
@@ -242,8 +242,15 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
         )
 
 
-def _batch_safe(program: Program, data: Mapping[str, Any], structure: Structure) -> Structure:
-    """Runs two particles at once, and compares each one's log joint with that of a run of its own."""
+def batch_safe(program: Program, data: Mapping[str, Any], structure: Structure, *, guide: bool = True) -> Structure:
+    """Runs two particles at once, and compares each one's log joint with that of a run of its own.
+
+    Args:
+        guide: whether its latents are the guide's draws; else the model's own.
+
+    Returns:
+        The structure, with what was found in `batch_safe` and `unsafe_reason`.
+    """
     if not structure.latents:
         return structure
 
@@ -252,7 +259,7 @@ def _batch_safe(program: Program, data: Mapping[str, Any], structure: Structure)
 
     with torch.no_grad():
         try:
-            p, q = trace_pair(program, data, particles=2, structure=structure)
+            p, q = trace_pair(program, data, particles=2, structure=structure, guide=guide)
             p.compute_log_prob()
         except Exception as e:
             return unsafe(f"{type(e).__name__}{_user_line(e)}: {_first_line(e)}")
@@ -293,4 +300,6 @@ def require_batch_safe(program: Program, structure: Structure, particles: int) -
         )
 
 
-__all__ = ["PARTICLES", "bad_number", "check", "columns", "parameter_name", "require_batch_safe", "running_of"]
+__all__ = [
+    "PARTICLES", "bad_number", "batch_safe", "check", "columns", "parameter_name", "require_batch_safe", "running_of",
+]  # fmt: skip

@@ -101,6 +101,7 @@ def trace_pair(
     particles: int = 1,
     structure: Structure | None = None,
     weight: float = 1.0,
+    guide: bool = True,
 ) -> Traces:
     """Runs the guide, then the model at its latents, and keeps both traces.
 
@@ -109,6 +110,7 @@ def trace_pair(
             so that every log-probability has shape (S, ..., rows).
         structure: needed where particles > 1 or weight != 1.
         weight: N/B where data are B of N rows.
+        guide: whether there is one; without it the model draws its own latents, and q is empty.
     """
     with ExitStack() as stack:
         if weight != 1.0:
@@ -117,29 +119,35 @@ def trace_pair(
         if particles > 1:
             assert structure is not None
             stack.enter_context(pyro.plate(PARTICLES, particles, dim=-structure.nesting - 1))
-        q = poutine.trace(lambda: program.call("guide", data)).get_trace()
+        q = poutine.trace(lambda: program.call("guide", data) if guide else None).get_trace()
         p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 
 
 def inspect(
-    program: Program, data: Mapping[str, Any], *, enumerated: tuple[str, ...] = (), rows: tuple[str, ...] = ()
+    program: Program,
+    data: Mapping[str, Any],
+    *,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    guide: bool = True,
 ) -> Structure:
     """Traces the program once and reads its structure; the random state is left as it was.
 
     Args:
         enumerated: the latents that are summed out.
         rows: the row columns, as the whole data set tells them; told by these data where empty.
+        guide: whether to look at the guide as well; the model alone tells all but the guide's own sites.
 
     Raises whatever the program raises: `ppgen.check.check` puts it into a sentence.
     """
     program = program.brief()
     with torch.random.fork_rng(), torch.no_grad():
-        p, q = trace_pair(program, data)
-        model, guide = sample_sites(p, factors=True), sample_sites(q, factors=True)
-        sites = tuple(_site(s, guide.get(n), enumerated) for n, s in model.items())
-        sites += tuple(_site(s, s, (), "auxiliary") for n, s in guide.items() if n not in model)
-        frames = [f for s in (*model.values(), *guide.values()) for f in s["cond_indep_stack"]]
+        p, q = trace_pair(program, data, guide=guide)
+        model, drawn = sample_sites(p, factors=True), sample_sites(q, factors=True)
+        sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
+        sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
+        frames = [f for s in (*model.values(), *drawn.values()) for f in s["cond_indep_stack"]]
         return Structure(
             sites=sites,
             row_plates=row_plates(program, data, frames, rows),

@@ -18,6 +18,7 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.inference import fit, posterior
 from ppgen.inference.chees import chees, first_frame, halton, windows
+from ppgen.inference.findings import findings, heavy_tails, tail_shape
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.pathfinder import pathfinder
 from ppgen.models import EightSchools
@@ -303,7 +304,26 @@ def test_heavy_tails_are_proper():
         m = pyro.sample("m", dist.Cauchy(0.0, 1.0))
         pyro.sample("x", dist.Normal(m * 0, 1.0), obs=x)
 
-    mcmc(model, {"x": torch.tensor(0.0)}, **FEW)
+    tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW)
+    assert "tails of m are heavy" in tree.attrs["findings"]
+
+
+def test_tails_are_told_by_their_shape():
+    """Student's t with ν degrees of freedom has tails of shape 1/ν: its sd is well defined from three on."""
+    rng = np.random.default_rng(0)
+
+    def draws(nu, n=100):
+        return [rng.standard_t(nu, size=(64, 250)) for _ in range(n)]
+
+    for nu in (1.0, 2.0, 4.0):
+        k = np.array([tail_shape(x) for x in draws(nu, 20)])
+        assert k.mean() == pytest.approx(1 / nu, abs=0.1)
+    assert heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}) == []
+    assert sum(bool(heavy_tails({"a": x})) for x in draws(8.0)) == 0
+    (said,) = heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)})
+    assert "tails of b[" in said and "those of 1 more" in said and "its sd is not determined" in said
+    (said,) = heavy_tails({"c": draws(1.0, 1)[0]})
+    assert "its mean and sd are not determined" in said
 
 
 def test_a_chain_that_is_stuck_is_named(caplog):
@@ -322,6 +342,9 @@ def test_a_chain_that_is_stuck_is_named(caplog):
 
         labels = ("u[0]",)
 
+        def unflatten(self, u):
+            return {"u": u}
+
         def leapfrog(self, y, p, g, step, centre, root):
             p = p + 0.5 * step * g
             y = y + step * p
@@ -329,8 +352,6 @@ def test_a_chain_that_is_stuck_is_named(caplog):
             lp = -0.5 * (u**2).sum(-1)
             lp = torch.cat([lp[:-1], torch.where(step > 0, -torch.inf, 0.0)[None]])
             return [y, p - 0.5 * step * u * root, -u * root, lp]
-
-    from ppgen.inference.mcmc import findings
 
     found = chees(
         Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
