@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pyro
@@ -52,6 +53,11 @@ def _auto_normal(*shapes: tuple[int, ...]) -> tuple[list[Tensor], Callable[[], t
         return z, log_q
 
     return locs + scales, draw
+
+
+def _twin(name: str, *arguments: Any) -> Callable[[], tuple[Callable, dict[str, Any]]]:
+    """NumPyro's program of that name, imported when it is its turn."""
+    return lambda: getattr(import_module("programs_numpyro"), name)(*arguments)
 
 
 def eight_schools() -> Entry:
@@ -258,7 +264,15 @@ def hidden_markov_model() -> Entry:
         return parameters, loss
 
     hide = tuple(f"z_{t}" for t in range(length))
-    return Entry(lambda: Program.from_pair(model), {"x": x}, "enumerate", "AutoNormal", hide, by_hand, None)
+    return Entry(
+        lambda: Program.from_pair(model),
+        {"x": x},
+        "enumerate",
+        "AutoNormal",
+        hide,
+        by_hand,
+        _twin("hidden_markov_model", x, states),
+    )
 
 
 def probabilistic_pca() -> Entry:
@@ -333,7 +347,7 @@ class VAE(Program):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def _vae(nets: Callable[[], tuple[nn.Module, nn.Module]], batch: int) -> Entry:
+def _vae(nets: Callable[[], tuple[nn.Module, nn.Module]], batch: int, twin: str, *sizes: int) -> Entry:
     torch.manual_seed(0)
     x = (torch.rand(batch, 784) > 0.7).float()
 
@@ -348,7 +362,7 @@ def _vae(nets: Callable[[], tuple[nn.Module, nn.Module]], batch: int) -> Entry:
 
         return list(p.parameters()), loss
 
-    return Entry(lambda: VAE(*nets()), {"x": x}, "analytic", None, (), by_hand, None)
+    return Entry(lambda: VAE(*nets()), {"x": x}, "analytic", None, (), by_hand, _twin(twin, x, *sizes))
 
 
 def _mlp(hidden: int) -> Callable[[], tuple[nn.Module, nn.Module]]:
@@ -359,11 +373,11 @@ def _mlp(hidden: int) -> Callable[[], tuple[nn.Module, nn.Module]]:
 
 
 def vae_small() -> Entry:
-    return _vae(_mlp(64), 32)
+    return _vae(_mlp(64), 32, "vae", 64)
 
 
 def vae_large() -> Entry:
-    return _vae(_mlp(400), 128)
+    return _vae(_mlp(400), 128, "vae", 400)
 
 
 def vae_convolutional() -> Entry:
@@ -378,7 +392,7 @@ def vae_convolutional() -> Entry:
         )  # fmt: skip
         return encoder, decoder
 
-    return _vae(nets, 32)
+    return _vae(nets, 32, "vae_convolutional")
 
 
 def spline_flow() -> Entry:
@@ -452,7 +466,7 @@ def deep_markov_model() -> Entry:
 
         return list(p.parameters()), loss
 
-    return Entry(DMM, {"x": x}, "analytic", None, (), by_hand, None)
+    return Entry(DMM, {"x": x}, "analytic", None, (), by_hand, _twin("deep_markov_model", x, latent))
 
 
 ENTRIES: dict[str, Callable[[], Entry]] = {
