@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--valid-rows", type=int, default=1000)
     parser.add_argument("--particles", type=int, default=1, help="of the bound at the end")
     parser.add_argument("--dequantise", default="uniform")
-    parser.add_argument("--half", action="store_true", help="train the networks in bfloat16")
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed trains the networks in bfloat16")
     parser.add_argument("--engine", default="compile")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -63,11 +63,11 @@ def main() -> None:
         run = Run.load(o.evaluate)
     else:
         program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin,
-                            dequantise=o.dequantise, half=o.half)  # fmt: skip
+                            dequantise=o.dequantise)  # fmt: skip
         print(f"{sum(p.numel() for p in program.parameters())} parameters, {settings}", flush=True)
         run = fit(program, {"x": train}, valid={"x": valid}, steps=o.steps, batch_size=o.batch_size, lr=o.lr,
-                  schedule="cosine", clip=50.0, ema=0.999, patience=1000, engine=o.engine, out=o.out,
-                  log_every=max(1, o.steps // 25), report=say)  # fmt: skip
+                  schedule="cosine", clip=50.0, ema=0.999, patience=1000, engine=o.engine, precision=o.precision,
+                  out=o.out, log_every=max(1, o.steps // 25), report=say)  # fmt: skip
     spent = time.perf_counter() - start, time.process_time() - cpu
     found = loglik(run, {"x": test}, particles=o.particles)
     print(

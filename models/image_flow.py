@@ -32,7 +32,8 @@ from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_gr
 from ppgen.distributions import grid
 from ppgen.errors import PpgenError
 from ppgen.transforms import glow
-from ppgen.transforms.glow import convolve, small_net
+from ppgen.transforms.glow import small_net
+from ppgen.transforms.multiscale import convolve
 
 __all__ = ["ImageFlow"]
 
@@ -52,7 +53,6 @@ class ImageFlow(ppgen.Program):
         hidden: channels of the couplings' networks.
         levels, low, high: the grid of pixel values.
         dequantise: "uniform" noise, or "variational": its distribution given x is learned.
-        half: while training, networks compute in bfloat16, see `ppgen.transforms.ConvCoupling`.
         margin: a of the logit, see `ppgen.dequantize.logit_cells`. Pixels are mostly at the ends of their range, and a
             small a spreads the cells there over as much of ℝ as those in the middle.
 
@@ -76,7 +76,6 @@ class ImageFlow(ppgen.Program):
         high: float = 1.0,
         margin: float = 1e-5,
         dequantise: str = "uniform",
-        half: bool = False,
     ):
         super().__init__()
         self.shape = torch.Size(shape)
@@ -88,8 +87,8 @@ class ImageFlow(ppgen.Program):
             )
         if dequantise not in DEQUANTISE:
             raise PpgenError(f"dequantise is {dequantise!r}; expected one of {', '.join(DEQUANTISE)}")
-        self.transform = glow(shape, scales, steps, hidden, half)
-        self.half, self.noise = half, None
+        self.transform = glow(shape, scales, steps, hidden)
+        self.noise = None
         if dequantise == "variational":
             self.noise = small_net(4 * self.shape[0], hidden, 8 * self.shape[0])
         self.levels, self.low, self.high, self.margin = levels, low, high, margin
@@ -150,7 +149,7 @@ class ImageFlow(ppgen.Program):
         if self.noise is None:
             return Cell(k)
         images = ((k + 0.5) / self.levels * 4 - 2).reshape(*k.shape[:-1], *self.shape)
-        out = convolve(self.noise, pixel_unshuffle(images, 2), self.half and self.training)
+        out = convolve(self.noise, pixel_unshuffle(images, 2))
         loc, log_scale = (pixel_shuffle(part, 2).flatten(-3) for part in out.chunk(2, -3))
         return Cell(k, Normal(WIDE * loc, (3 * (log_scale / 3).tanh()).exp() * WIDE).to_event(1))
 

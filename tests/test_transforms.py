@@ -196,6 +196,20 @@ def test_density_integrates_to_one(family):
     assert abs(mass - 1) < 2e-3, float(mass)
 
 
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "ffjord"])
+def test_mixed_precision_is_the_networks_alone(family):
+    chain = Chain(family, 3).float()
+    x = chain.values(9, dtype=torch.float32)
+    with torch.no_grad():
+        exact = chain.distribution().log_prob(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = chain.transform().inv(x)
+            rounded = chain.distribution().log_prob(x)
+            draws = chain.distribution().sample((9,))
+    assert z.dtype == rounded.dtype == draws.dtype == torch.float32
+    assert (rounded - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
 @pytest.mark.parametrize("family", SOME_SLOW)
 def test_gradients_reach_every_parameter_from_both_directions(family):
     chain = Chain(family, 3).train()

@@ -143,7 +143,8 @@ class Autoregressive(FlowTransform):
                     known[n + 1] = torch.cat((known[n + 1], activation(new)), -1)
             index = getattr(self, f"group{i}")
             weight = out[index].flatten(0, 1)[:, : known[-1].shape[-1]]
-            phi = nn.functional.linear(known[-1], weight, shift[index].flatten()).unflatten(-1, (-1, c.total))
+            phi = nn.functional.linear(known[-1], weight, shift[index].flatten())
+            phi = phi.to(z.dtype).unflatten(-1, (-1, c.total))
             x = c.univariate(*unpack(phi, c.shapes)).inv(z[..., index])
             known[0] = torch.cat((known[0], x), -1)
             found.append(x)

@@ -29,4 +29,5 @@ def entries(h: Tensor, weight: Tensor, bias: Tensor, total: int) -> Tensor:
     """
     rows = torch.addmm(bias[:, None], weight, h.reshape(-1, h.shape[-1]).mT)
     n = h.dim() - 1
+    rows = rows.to(weight.dtype)  # networks may have been computed in mixed precision, what acts on x is not
     return rows.reshape(-1, total, *h.shape[:-1]).permute(*range(2, n + 2), 0, 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from zuko.flows.continuous import FFJTransform
 from zuko.transforms import FreeFormJacobianTransform
 
-from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
+from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
 
 __all__ = ["Continuous", "cnf", "ffjord"]
 
@@ -54,9 +54,11 @@ class Continuous(FlowTransform):
             f, *self.field.times.unbind(), phi=phi, atol=self.atol, rtol=self.rtol, exact=self.exact
         )
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         return self._flow(context).call_and_ladj(x)
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         return self._flow(context).inv.call_and_ladj(z)
 

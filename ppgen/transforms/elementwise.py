@@ -96,7 +96,7 @@ class Mixtures(FlowTransform):
     def _functions(self, context: Tensor | None) -> Gaussianize:
         if context is None:
             return Gaussianize(self.shift, self.scale)
-        phi = self.network(context).unflatten(-1, (self.shape[0], -1))
+        phi = self.network(context).to(context.dtype).unflatten(-1, (self.shape[0], -1))
         shift, scale = unpack(phi, self.shapes)
         return Gaussianize(self.shift + shift, self.scale + scale)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppgen.errors import PpgenError
 from ppgen.transforms.elementwise import ActNorm
 from ppgen.transforms.linear import conv1x1
-from ppgen.transforms.multiscale import Multiscale, Split, Squeeze, begin_at_zero
+from ppgen.transforms.multiscale import Multiscale, Split, Squeeze, begin_at_zero, convolve
 from ppgen.transforms.wrap import FlowTransform, Pair
 
 __all__ = ["ConvCoupling", "glow", "glow_step"]
@@ -28,42 +28,23 @@ def small_net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
-def convolve(network: nn.Sequential, images: Tensor, half: bool = False) -> Tensor:
-    """What a network of convolutions makes of (..., C, H, W), computed in bfloat16 if `half`; in the images' dtype.
-
-    Channels lie last in memory meanwhile, which the kernels for processors want.
-    """
-    dtype = torch.bfloat16 if half else images.dtype
-    h = images.reshape(-1, *images.shape[-3:]).to(dtype, memory_format=torch.channels_last)
-    for layer in network:
-        if isinstance(layer, nn.Conv2d):
-            assert layer.bias is not None
-            weight = layer.weight.to(dtype, memory_format=torch.channels_last)
-            h = nn.functional.conv2d(h, weight, layer.bias.to(dtype), padding=layer.padding)
-        else:
-            h = layer(h)
-    return h.to(images.dtype).reshape(*images.shape[:-3], *h.shape[-3:])
-
-
 class ConvCoupling(FlowTransform):
     """z_b = (x_b - m(x_a)) exp(-s(x_a)) on the halves of the channels, |s| < 2; the identity to begin with.
 
     Args:
         shape: (C, H, W), C >= 2.
         hidden: channels of the network's two hidden layers (3x3 and 1x1).
-        half: while training, the network computes in bfloat16 (several times faster on processors that have it); what
-            it gives acts on x in x's own precision, and in eval mode the network computes in that as well.
     """
 
-    def __init__(self, shape: Sequence[int], hidden: int = 64, half: bool = False):
+    def __init__(self, shape: Sequence[int], hidden: int = 64):
         super().__init__(shape)
         if shape[0] < 2:
             raise PpgenError(f"ConvCoupling got {shape[0]} channel; expected two at least: squeeze the images first")
-        self.keep, self.half = shape[0] // 2, half
+        self.keep = shape[0] // 2
         self.network = small_net(self.keep, hidden, 2 * (shape[0] - self.keep))
 
     def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = convolve(self.network, a, self.half and self.training).chunk(2, -3)
+        loc, log_scale = convolve(self.network, a).chunk(2, -3)
         return loc, 2 * (log_scale / 2).tanh()
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +61,12 @@ class ConvCoupling(FlowTransform):
         return torch.cat((a, loc + log_scale.exp() * b), -3), log_scale.flatten(-3).sum(-1)
 
 
-def glow_step(shape: Sequence[int], hidden: int = 64, half: bool = False) -> list[FlowTransform]:
+def glow_step(shape: Sequence[int], hidden: int = 64) -> list[FlowTransform]:
     """ActNorm, 1x1 convolution and coupling of images of one shape, in the order of the density direction."""
-    return [ActNorm(shape), conv1x1(shape), ConvCoupling(shape, hidden, half)]
+    return [ActNorm(shape), conv1x1(shape), ConvCoupling(shape, hidden)]
 
 
-def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64, half: bool = False) -> Multiscale:
+def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64) -> Multiscale:
     """The multi-scale flow of images from a vector of as many standard normals.
 
     Args:
@@ -93,7 +74,6 @@ def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64
         levels: squeezes; half of the channels leave after each but the last.
         steps: glow steps a level.
         hidden: channels of the networks.
-        half: see `ConvCoupling`.
 
     >>> from pyro.distributions import Normal, TransformedDistribution
     >>> p = TransformedDistribution(Normal(torch.zeros(64), 1.0).to_event(1), [glow((1, 8, 8)).eval()])
@@ -111,7 +91,7 @@ def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64
         c, h, w = squeeze.base_shape
         level: list[FlowTransform] = [squeeze]
         for _ in range(steps):
-            level += glow_step((c, h, w), hidden, half)
+            level += glow_step((c, h, w), hidden)
         if i < levels - 1:
             level.append(Split((c, h, w)))
             c //= 2

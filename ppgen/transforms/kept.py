@@ -17,7 +17,7 @@ from torch.distributions import Transform
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.transforms.planar import Planar, Radial, Sylvester
-from ppgen.transforms.wrap import FlowTransform, Pair
+from ppgen.transforms.wrap import FlowTransform, Pair, full_precision
 
 __all__ = ["Kept", "keep"]
 
@@ -56,6 +56,7 @@ class Kept(FlowTransform):
     def title(self) -> str:
         return type(self.map).__name__
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         with self._fresh():
             x = self.map(z)
@@ -65,6 +66,7 @@ class Kept(FlowTransform):
         ladj = self.map.log_abs_det_jacobian(z, x)
         return ladj.expand(z.shape[:-1]) if self.map.domain.event_dim else ladj.expand(z.shape).sum(-1)
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         with self._fresh():
             if self.triangular:

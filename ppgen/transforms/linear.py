@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError
-from ppgen.transforms.wrap import FlowTransform, Pair
+from ppgen.transforms.wrap import FlowTransform, Pair, full_precision
 
 __all__ = ["LULinear", "Orthogonal", "Permutation", "Whitening", "conv1x1"]
 
@@ -60,10 +60,12 @@ class LULinear(FlowTransform):
         total = self.log_diagonal.sum() * self.shape[1:].numel()
         return total.expand(value.shape[: value.dim() - len(self.shape)])
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         L, U = self._factors()
         return self._values(self.P @ L @ U @ self._columns(x), x), self._ladj(x)
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         L, U = self._factors()
         y = torch.linalg.solve_triangular(L, self.P.mT @ self._columns(z), upper=False, unitriangular=True)
@@ -98,9 +100,11 @@ class Orthogonal(FlowTransform):
             x = x - 2 * ((x @ v) / (v @ v))[..., None] * v
         return x
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         return self._turn(x, self.v.unbind(0)[::-1]), torch.zeros_like(x[..., 0])
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         return self._turn(z, self.v.unbind(0)), torch.zeros_like(z[..., 0])
 
@@ -167,10 +171,12 @@ class Whitening(FlowTransform):
     def measured(self) -> bool:
         return bool((self.root != torch.eye(len(self.root)).to(self.root)).any())
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         # in float64: what is left of strongly correlated features is a small difference of large numbers
         z = x.double() @ self.inverse_root.double().mT
         return z.to(x.dtype), self.ladj.expand(x.shape[:-1])
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         return z @ self.root.mT, -self.ladj.expand(z.shape[:-1])

@@ -23,6 +23,21 @@ def begin_at_zero(layer: nn.Conv2d) -> None:
         nn.init.zeros_(p)
 
 
+def convolve(network: nn.Module, images: Tensor) -> Tensor:
+    """What convolutions make of (..., C, H, W), in the images' dtype also where they are computed in mixed precision.
+
+    Channels lie last in memory meanwhile, which the kernels for processors want.
+    """
+    h = images.reshape(-1, *images.shape[-3:]).to(memory_format=torch.channels_last)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            weight = layer.weight.to(memory_format=torch.channels_last)
+            h = nn.functional.conv2d(h, weight, layer.bias, padding=layer.padding)
+        elif isinstance(layer, nn.ReLU):
+            h = layer(h)
+    return h.to(images.dtype).reshape(*images.shape[:-3], *h.shape[-3:])
+
+
 class Squeeze(FlowTransform):
     """Each 2x2 block of pixels becomes four channels: (C, H, W) -> (4 C, H/2, W/2) in the density direction.
 
@@ -66,8 +81,7 @@ class Split(FlowTransform):
         begin_at_zero(self.network)
 
     def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.network(a.reshape(-1, *a.shape[-3:]))
-        loc, log_scale = out.reshape(*a.shape[:-3], *out.shape[-3:]).chunk(2, -3)
+        loc, log_scale = convolve(self.network, a).chunk(2, -3)
         return loc, 3 * (log_scale / 3).tanh()
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:

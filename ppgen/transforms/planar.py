@@ -18,7 +18,7 @@ from pyro.distributions import transforms as pyro_transforms
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppgen.transforms.wrap import FlowTransform, Pair, solve_increasing
+from ppgen.transforms.wrap import FlowTransform, Pair, full_precision, solve_increasing
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 
@@ -40,11 +40,13 @@ class Planar(FlowTransform):
         w, b = self.map.w, self.map.bias.squeeze(-1)
         return self.map.u_hat(self.map.u, w), w, b
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         u, w, b = self._parts()
         t = (z @ w + b).tanh()
         return z + u * t[..., None], torch.log1p((1 - t.square()) * (w @ u))
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         u, w, b = self._parts()
         a = _solve_tanh(w @ u, b, x @ w)
@@ -126,11 +128,13 @@ class Sylvester(FlowTransform):
     def _ladj(self, t: Tensor, R: Tensor, S: Tensor) -> Tensor:
         return torch.log1p((1 - t.square()) * R.diagonal() * S.diagonal()).sum(-1)
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         Q, R, S = self._parts()
         t = (z @ Q @ S.mT + self.b).tanh()
         return z + t @ R.mT @ Q.mT, self._ladj(t, R, S)
 
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         Q, R, S = self._parts()
         y = x @ Q

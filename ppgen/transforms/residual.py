@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
+from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
 
 __all__ = ["Residual", "residual"]
 
@@ -28,7 +28,7 @@ class Residual(FlowTransform):
         features: D.
         context: features of a context that g depends on as well (without a bound on its slope there).
         hidden: widths of g.
-        lipschitz: bound on the spectral norm of each layer of g, below 1.
+        lipschitz: bound on the spectral norm of each layer of g, below 1: see `spectral_bound`.
         exact_up_to: largest D for which the determinant is computed and not estimated.
         terms: of the series that are always computed; the roulette begins after them.
     """
@@ -51,66 +51,108 @@ class Residual(FlowTransform):
         self.lipschitz, self.exact, self.terms = lipschitz, features <= exact_up_to, terms
 
     def _weights(self) -> list[Tensor]:
-        # The norm itself, not a power iteration's lower bound of it: the bound on g holds at every step.
-        return [w * (self.lipschitz / torch.linalg.matrix_norm(w, 2)).clamp_max(1.0) for w in self.weights]
+        return [w * (self.lipschitz / spectral_bound(w)).clamp_max(1.0) for w in self.weights]
 
-    def _residual(self, x: Tensor, context: Tensor | None, weights: list[Tensor]) -> Tensor:
+    def _network(self, x: Tensor, context: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """g of the columns x, (D, N), and the slopes of its hidden layers, (H, N) each."""
+        slopes = []
         for i, (w, b) in enumerate(zip(weights, self.biases, strict=True)):
-            if i:
-                x = nn.functional.silu(x) / 1.1  # "LipSwish": its slope stays within ±1
-            x = nn.functional.linear(x, w, b)
+            if i:  # silu / 1.1, "LipSwish": its slope stays within ±1
+                share = x.sigmoid()
+                slopes.append(share * (1 + x * (1 - share)) / 1.1)
+                x = x * share / 1.1
+            x = torch.addmm(b[:, None], w, x)
             if i == 0 and self.given is not None:
-                x = x + self.given(context)
-        return x
+                assert context is not None
+                x = x + self.given(context).reshape(-1, len(b)).mT
+        return x, slopes
 
+    def _columns(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if context is not None:
+            context = context.expand(*x.shape[:-1], -1)
+        return x.reshape(-1, x.shape[-1]).mT, context
+
+    @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         weights = self._weights()
-        with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
-            g = self._residual(at, context, weights)
-            ladj = self._exact(at, g) if self.exact else self._series(at, g)
-        if not torch.is_grad_enabled():
-            g, ladj = g.detach(), ladj.detach()
-        return x + g, ladj
+        columns, context = self._columns(x, context)
+        g, slopes = self._network(columns, context, weights)
+        ladj = log_det(jacobian(weights, slopes)) if self.exact else self._series(weights, slopes)
+        return x + g.mT.reshape(x.shape), ladj.reshape(x.shape[:-1])
 
-    def _exact(self, x: Tensor, g: Tensor) -> Tensor:
-        return torch.linalg.slogdet(torch.eye(x.shape[-1]).to(x) + _jacobian(x, g)).logabsdet
-
-    def _series(self, x: Tensor, g: Tensor) -> Tensor:
+    def _series(self, weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
         # terms beyond the fixed ones: each is kept with probability 1/2 given the one before
         extra = int(torch.empty(()).geometric_(0.5).item()) - 1
-        v = torch.randn_like(x)
-        w, total = v, torch.zeros_like(x[..., 0])
+        v = torch.randn(self.shape[0], slopes[0].shape[-1]).to(slopes[0])
+        w, total = v, torch.zeros_like(v[0])
         for k in range(1, self.terms + extra + 1):
-            (w,) = torch.autograd.grad(g, x, w, create_graph=True)
+            for weight, slope in zip(reversed(weights), [*reversed(slopes), None], strict=True):
+                w = weight.mT @ w
+                w = w if slope is None else slope * w
             kept = 0.5 ** max(k - self.terms, 0)
-            total = total + (-1) ** (k + 1) / (k * kept) * (w * v).sum(-1)
+            total = total + (-1) ** (k + 1) / (k * kept) * (w * v).sum(0)
         return total
 
+    @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
+        columns, context = self._columns(z, context)
         with torch.no_grad():
             weights = self._weights()
-            x = z
+            x = columns
             tolerance = 4 * torch.finfo(z.dtype).eps
             for _ in range(1000):
-                step = z - self._residual(x, context, weights) - x
+                step = columns - self._network(x, context, weights)[0] - x
                 x = x + step
                 if bool((step.abs() <= tolerance * (1 + x.abs())).all()):
                     break
-        if not torch.is_grad_enabled():
-            return x, None
-        # one Newton step through which the gradients are those of the implicit function
-        weights = self._weights()
-        at = x.detach().requires_grad_()
-        jacobian = torch.eye(x.shape[-1]).to(x) + _jacobian(at, self._residual(at, context, weights)).detach()
-        error = x + self._residual(x, context, weights) - z
-        return x - torch.linalg.solve(jacobian, error[..., None])[..., 0], None
+        if torch.is_grad_enabled():  # one Newton step through which the gradients are those of the implicit function
+            weights = self._weights()
+            g, slopes = self._network(x, context, weights)
+            slope = (torch.eye(len(x)).to(x)[..., None] + jacobian(weights, slopes).detach()).movedim(-1, 0)
+            x = x - torch.linalg.solve(slope, (x + g - columns).mT[..., None])[..., 0].mT
+        return x.mT.reshape(z.shape), None
 
 
-def _jacobian(x: Tensor, y: Tensor) -> Tensor:
-    """∂y/∂x of shape (..., D, D), rows independent."""
-    rows = [torch.autograd.grad(y_i.sum(), x, create_graph=True)[0] for y_i in y.unbind(-1)]
-    return torch.stack(rows, -2)
+SQUARINGS = 9
+
+
+def spectral_bound(w: Tensor) -> Tensor:
+    """An upper bound on the spectral norm of a matrix, too large by 0.2% at most for one of 64 rows.
+
+    The Schatten norm of order p = 2^(k + 2), (Σ σᵢᵖ)^(1 / p), by k squarings of wᵀw: unlike a power iteration's
+    lower bound it holds at every step, unlike singular values it is cheap and smooth.
+
+    Source: Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram Iteration (Delattre et al., 2023,
+    arXiv:2305.16173).
+    """
+    gram = w @ w.mT if w.shape[0] < w.shape[1] else w.mT @ w
+    log_norm = torch.zeros_like(gram[0, 0])
+    for k in range(SQUARINGS + 1):
+        gram = gram @ gram if k else gram
+        size = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(w.dtype).tiny)
+        gram = gram / size
+        log_norm = log_norm + size.log() / 2 ** (k + 1)
+    return log_norm.exp()
+
+
+def jacobian(weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
+    """w_L diag(s_L) ... diag(s_1) w_1 for each column of the slopes (H, N): (D, D, N)."""
+    first, *rest = weights
+    product = first[..., None].expand(*first.shape, slopes[0].shape[-1])
+    for weight, slope in zip(rest, slopes, strict=True):
+        product = weight @ (slope[:, None] * product).flatten(1)
+        product = product.reshape(len(weight), first.shape[1], -1)
+    return product
+
+
+def log_det(j: Tensor) -> Tensor:
+    """log det(I + J) of J, (D, D, N), |J| < 1: by elimination, which needs no pivots as xᵀ(I + J)x > 0."""
+    a = torch.eye(len(j)).to(j)[..., None] + j
+    total = a[0, 0].log()
+    while len(a) > 1:
+        a = a[1:, 1:] - a[1:, :1] * (a[:1, 1:] / a[0, 0])
+        total = total + a[0, 0].log()
+    return total
 
 
 def residual(

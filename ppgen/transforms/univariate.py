@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from zuko.transforms import AdditiveTransform, MonotonicAffineTransform
 
-from ppgen.transforms.wrap import Pair, solve_increasing
+from ppgen.transforms.wrap import Pair, full_precision, solve_increasing
 
 __all__ = [
     "AdditiveTransform", "Bernstein", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
@@ -63,6 +63,7 @@ class IncreasingNetwork(Univariate):
         super().__init__()
         self.network, self.signal = network, signal
 
+    @full_precision
     def call_and_ladj(self, x: Tensor) -> Pair:
         signal = self.signal.expand(*x.shape, -1)
         h = torch.cat((x[..., None], signal), -1)
@@ -100,6 +101,7 @@ class PositiveIntegral(Univariate):
         super().__init__()
         self.g, self.constant, self.n, self.reach = g, constant, n, reach
 
+    @full_precision
     def call_and_ladj(self, x: Tensor) -> Pair:
         within = x.clamp(-self.reach, self.reach)
         nodes, weights = (x.new_tensor(v) for v in _legendre(self.n))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch.distributions import Transform, constraints
 
 from ppgen.errors import PpgenError
 
-__all__ = ["Conditional", "FlowTransform", "Inverse", "gather", "real_array", "solve_increasing"]
+__all__ = ["Conditional", "FlowTransform", "Inverse", "full_precision", "gather", "real_array", "solve_increasing"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -35,6 +36,23 @@ Pair = tuple[Tensor, Tensor]
 def real_array(dims: int) -> constraints.Constraint:
     """Real arrays whose last `dims` dimensions are one event."""
     return constraints.independent(constraints.real, dims) if dims else constraints.real
+
+
+def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Leaves mixed precision (torch.autocast) out of a method of one tensor and what else it takes.
+
+    Networks that say how x is transformed may be rounded; what acts on x itself may not, or the density is of another
+    map than the one that is inverted.
+    """
+
+    @wraps(method)
+    def run(self: Any, value: Tensor, *rest: Any, **more: Any) -> Any:
+        if not torch.is_autocast_enabled(value.device.type):
+            return method(self, value, *rest, **more)
+        with torch.autocast(value.device.type, enabled=False):
+            return method(self, value, *rest, **more)
+
+    return run
 
 
 class _Paired(Transform):
