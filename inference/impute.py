@@ -57,7 +57,8 @@ def impute(
         report: called with (steps done, of how many).
 
     Raises:
-        PpgenError: a program that is no Gaussian chain; shapes that do not fit; more draws than particles.
+        PpgenError: a program that is no Gaussian chain; shapes that do not fit; more draws than particles; a known
+            value that x cannot have.
     """
     program = chain_of(run, "impute")
     columns = prepare_columns({"x": x, **(given or {})}, program, dtype_of_program(program))
@@ -74,6 +75,7 @@ def impute(
         # What stands in a missing place reaches nothing: each value has its own noise.
         filled = torch.where(mask, values, program.decode(torch.zeros_like(values)))
         path = [program.forward(filled, 1.0).sample()]
+        _require_possible(program.likelihood(path[0], **{k: v[0] for k, v in context.items()}), values, mask)
         grid = program.grid(steps)
         for s, t in grid:
             path.append(program.posterior(path[-1], filled, s, t).sample())
@@ -104,6 +106,21 @@ def _resampled(z: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.searchsorted(w.cumsum(0).T.contiguous(), at.T.contiguous()).clamp(max=k - 1).T
     index = torch.where(poor, index, torch.arange(k, device=w.device)[:, None])
     return z.gather(0, index[..., None].expand_as(z)), torch.where(poor, 0.0, log_w)
+
+
+def _require_possible(likelihood: Any, values: Tensor, mask: Tensor) -> None:
+    """
+    Raises:
+        PpgenError: a known value outside the support.
+    """
+    support = likelihood.base_dist.support
+    wrong = mask & ~(support.check(values.nan_to_num()) & values.isfinite())
+    if wrong.any():
+        row, column = (int(i) for i in wrong.nonzero()[0])
+        raise PpgenError(
+            f"value {column} of row {row} of x is {float(values[row, column]):g}, outside the support {support}; "
+            "leave it empty (nan) to have it filled in, or give it in the units of the data that were fitted"
+        )
 
 
 def _mask(program: Any, known: Any, values: Tensor) -> Tensor:

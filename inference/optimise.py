@@ -108,6 +108,8 @@ def make_fabric(device: str, precision: str) -> Any:
                 precision=precision,  # type: ignore[arg-type]
             )
             fabric.launch()
+        if precision.endswith("-mixed"):  # operations are cast, data are not: a rounded pixel is another pixel
+            fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
     except (RuntimeError, ValueError, TypeError) as e:
         raise PpgenError(
             f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device "

@@ -128,8 +128,9 @@ class Step:
     def _unsupported(self) -> str | None:
         if self.fabric.device.type != "cpu":
             return f"device {self.fabric.device.type}"
-        if str(getattr(self.fabric._precision, "precision", "32-true")) not in ("32-true", "64-true"):
-            return "mixed precision"
+        precision = str(getattr(self.fabric._precision, "precision", "32-true"))
+        if precision not in ("32-true", "64-true", "bf16-mixed"):
+            return f"precision {precision}"
         if isinstance(self.optimizer, torch.optim.LBFGS):
             return "LBFGS evaluates the loss as often as it likes"
         if not self.parameters:
@@ -154,7 +155,8 @@ class Step:
         start = torch.get_rng_state()
         with _python_randomness():
             try:
-                gradient, why = Gradient(self.objective, batch, warm_up=self.warm_up), None
+                precision = self.fabric._precision.forward_context
+                gradient, why = Gradient(self.objective, batch, warm_up=self.warm_up, precision=precision), None
             except Untraceable as e:
                 gradient, why = None, str(e)
         if not self._everywhere(gradient is not None) or gradient is None:

@@ -38,6 +38,7 @@ __all__ = ["Diffusion"]
 
 PREDICTIONS = ("data", "noise", "velocity", "edm", "flow", "levels")
 LIKELIHOODS = ("normal", "discrete", "bernoulli")
+ATOMS = 8  # at most, beside the ends
 
 
 class Diffusion(GaussianChain):
@@ -63,6 +64,7 @@ class Diffusion(GaussianChain):
         classes: number of labels, 0 for none.
         label_dropout: share of the rows whose label is hidden in training, which guidance needs.
         levels, low, high: the grid of values of a discrete likelihood.
+        atoms: levels, from 0, that have mass of their own in the prediction "levels"; none: the two ends.
         loc, scale: of the data, for the normal likelihood; measured by `prepare` where None.
         gamma_low, gamma_high: −log SNR at t = 0 and t = 1. None for the first: a noise of a sixth of a level, or for
             continuous data of e⁻⁵ standard deviations.
@@ -96,6 +98,7 @@ class Diffusion(GaussianChain):
         levels: int = 256,
         low: float = 0.0,
         high: float = 1.0,
+        atoms: Sequence[int] = (),
         loc: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
         gamma_low: float | None = None,
@@ -136,7 +139,12 @@ class Diffusion(GaussianChain):
         self.range = (gamma_low, gamma_high)
         if prediction == "levels" and likelihood == "normal":
             raise PpgenError("prediction='levels' is for data on a grid of levels; take 'velocity' for continuous data")
-        numbers = levels_numbers(self.levels) if prediction == "levels" else 1
+        self.atoms = tuple(int(k) for k in atoms)
+        if not all(0 <= k < self.levels for k in self.atoms) or len(set(self.atoms)) < len(self.atoms):
+            raise PpgenError(
+                f"Diffusion got atoms={list(atoms)}; expected different levels from 0 to {self.levels - 1}"
+            )
+        numbers = levels_numbers(self.levels, self.atoms) if prediction == "levels" else 1
         numbers += variance == "learned"
         self.net: nn.Module
         if net == "mlp":
@@ -175,6 +183,8 @@ class Diffusion(GaussianChain):
             "likelihood": "discrete", "low": low, "high": high, "levels": levels
         }  # fmt: skip
         arguments["prediction"] = "levels"
+        if len(atoms := _atoms(x[:10_000], low, high, levels)) > 2:
+            arguments["atoms"] = atoms
         side = math.isqrt(x.shape[1])
         if x.dim() == 2 and side >= 8 and side**2 == x.shape[1]:
             arguments["features"] = [1, side, side]
@@ -230,7 +240,7 @@ class Diffusion(GaussianChain):
         if self.variance == "learned":
             out, raw = out[..., : -len(self.zero)], out[..., -len(self.zero) :]
         if self.prediction == "levels":
-            return posterior_mean(out, z / alpha, gamma.exp(), self.levels), raw
+            return posterior_mean(out, z / alpha, gamma.exp(), self.levels, self.atoms), raw
         if self.prediction == "data":
             return out, raw
         if self.prediction == "noise":
@@ -311,6 +321,14 @@ class Diffusion(GaussianChain):
             return columns
         hidden = torch.rand(columns["y"].shape, dtype=self.zero.dtype) < self.label_dropout
         return columns | {"y": torch.where(hidden, self.classes, columns["y"])}
+
+
+def _atoms(x: Tensor, low: float, high: float, levels: int) -> list[int]:
+    """The ends of the grid, and those of the `ATOMS` most frequent levels that are more frequent than most."""
+    k = ((x.flatten() - low) * ((levels - 1) / (high - low))).round().long()
+    share = torch.bincount(k, minlength=levels).double() / len(k)
+    frequent = [int(i) for i in share.topk(min(ATOMS, levels)).indices if share[i] > 1.5 / levels]
+    return sorted({0, levels - 1, *frequent})
 
 
 def _one_of(argument: str, value: str, names: Any) -> None:

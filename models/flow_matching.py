@@ -60,4 +60,4 @@ class FlowMatching(Diffusion):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """As for `Diffusion`."""
-        return {k: v for k, v in Diffusion.from_data(data).items() if k != "prediction"}
+        return {k: v for k, v in Diffusion.from_data(data).items() if k not in ("prediction", "atoms")}

@@ -92,41 +92,44 @@ class GridNormal(_LocScaleOnGrid):
         return (p * (self.grid.value(k) - self.mean[..., None]) ** 2).sum(-1)
 
 
-def levels_numbers(levels: int) -> int:
+def levels_numbers(levels: int, atoms: Sequence[int] = ()) -> int:
     """How many numbers a value `posterior_mean` takes."""
-    return 1 if levels == 2 else 5
+    return 1 if levels == 2 else 3 + (len(atoms) or 2)
 
 
-def posterior_mean(out: Tensor, y: Tensor, variance: Tensor, levels: int) -> Tensor:
+def posterior_mean(out: Tensor, y: Tensor, variance: Tensor, levels: int, atoms: Sequence[int] = ()) -> Tensor:
     r"""E[x | y] of values x on a grid from -1 to 1, seen as y = x + noise, the prior being told by a network.
 
-    The prior is w₋ δ(−1) + w₊ δ(1) + w N(m, s²): the ends have mass of their own, as the black and white of pixels do.
-    By Bayes' rule the noisy value's evidence then does by itself what a network finds hard: as the noise falls the
-    mean becomes one of the levels, to all digits. N(m, s²)'s part is on the levels as well, where the noise tells them.
+    The prior is Σ_j w_j δ(v_j) + w N(m, s²): some levels v_j, the atoms, have mass of their own, as the black and the
+    whites of pixels do. By Bayes' rule the noisy value's evidence then does by itself what a network finds hard: as
+    the noise falls the mean becomes one of the levels, to all digits. N(m, s²)'s part is on the levels as well, where
+    the noise tells them.
 
     Args:
         out: the network's numbers, (..., n D), the first of each value first: the log-odds of 1 for 2 levels, else
-            three logits, m and log s.
+            a logit an atom, one for N, m and log s.
         y: (..., D), in the units of the grid.
         variance: of the noise, (..., 1).
+        atoms: numbers of levels, from 0; the two ends where none is given.
 
     Sources: after Continuous Diffusion for Categorical Data (Dieleman et al., 2022, arXiv:2211.15089), where the
     network gives probabilities of the values; the evidence is ours to add.
     """
     if levels == 2:
         return torch.tanh(out + y / variance)
-    black, white, grey, m, log_s = out.chunk(5, -1)
+    numbers = out.chunk(levels_numbers(levels, atoms), -1)
+    grey, m, log_s = numbers[-3:]
+    step = 2 / (levels - 1)
+    points = [step * k - 1 for k in atoms or (0, levels - 1)]
     s2 = (2 * log_s.clamp(-6.0, 3.0)).exp()
     total = s2 + variance
     log_w = torch.stack([
-        black - (y + 1) ** 2 / (2 * variance),
-        white - (y - 1) ** 2 / (2 * variance),
+        *(logit - (y - v) ** 2 / (2 * variance) for logit, v in zip(numbers, points, strict=False)),
         grey - (y - m) ** 2 / (2 * total) - 0.5 * (total / variance).log(),
     ])  # fmt: skip
     w = log_w.softmax(0)
-    step = 2 / (levels - 1)
     mean = _expected_level((m * variance + y * s2) / total, variance * s2 / total, step)
-    return w[1] - w[0] + w[2] * mean
+    return w[-1] * mean + sum(weight * v for weight, v in zip(w, points, strict=False))
 
 
 def _expected_level(y: Tensor, variance: Tensor, step: float) -> Tensor:

@@ -14,7 +14,7 @@ from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
 from ppgen.inference.samplers import SAMPLERS, draw
-from ppgen.models import Diffusion
+from ppgen.models import Diffusion, FlowMatching
 
 
 def trained(x, updates=400, **options):
@@ -60,6 +60,16 @@ def test_more_steps_and_the_limit():
     gaps = [elbos[-1] - e for e in elbos[1:-1]]
     assert elbos == sorted(elbos) and gaps[1] / gaps[2] == pytest.approx(10, rel=0.1) and gaps[2] < 0.02
     assert elbos[-1] == pytest.approx(-float(known.data.entropy()), abs=2e-3)
+
+
+def test_frequent_levels_are_atoms():
+    x = torch.arange(1020).reshape(170, 6) % 17 / 16
+    x[:40, :3] = 15 / 16
+    arguments = Diffusion.from_data({"x": x})
+    assert arguments["atoms"] == [0, 15, 16] and "atoms" not in FlowMatching.from_data({"x": x})
+    assert "atoms" not in Diffusion.from_data({"x": torch.linspace(0, 1, 17).repeat(2, 1)})
+    run = fit(Diffusion(**arguments, hidden=(16,), steps=5), {"x": x}, steps=2)
+    assert torch.isfinite(torch.tensor(loglik(run, {"x": x[:5]}, particles=2).best.mean))
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "discrete"])
@@ -139,6 +149,7 @@ def test_its_figure_is_the_bound_whatever_is_trained_on():
         ({"prediction": "velocty"}, "prediction='velocty'.*velocity"),
         ({"weighting": "simple", "schedule": "learned"}, "no bound"),
         ({"prediction": "levels"}, "continuous data"),
+        ({"atoms": [0, 256]}, "different levels from 0 to 255"),
         ({"steps": -1}, "steps=-1"),
         ({"features": 6, "net": "unet"}, "UNet got shape"),
         ({"loc": [0.0, 1.0, 2.0], "scale": [1.0, 1.0]}, "loc of 3 numbers"),

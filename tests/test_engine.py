@@ -29,6 +29,7 @@ from ppgen.inference import Objective, fit
 from ppgen.inference import step as step_module
 from ppgen.inference.optimise import make_fabric, make_optimizer
 from ppgen.inference.step import Row, Step
+from ppgen.models import Diffusion
 from ppgen.program import Program
 from ppgen.structure import inspect
 
@@ -291,10 +292,12 @@ def test_the_optimizer_of_a_compiled_step_goes_on_elsewhere():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def _step(program: Program, data: dict, engine: str, **options) -> Step:
-    fabric = make_fabric("cpu", "32-true")
+def _step(
+    program: Program, data: dict, engine: str, precision: str = "32-true", elbo: str = "sampled", **options
+) -> Step:
+    fabric = make_fabric("cpu", precision)
     program.setup(data)
-    o = Objective(program, inspect(program, data), n_rows(data), elbo="sampled")
+    o = Objective(program, inspect(program, data), n_rows(data), elbo=elbo)
     optimizer = make_optimizer("Adam", list(o.parameters()), 1e-2)
     wrapped, optimizer = fabric.setup(o, optimizer)
     return Step(wrapped, optimizer, fabric, engine=engine, **options)
@@ -318,6 +321,34 @@ def test_bad_steps_change_nothing(engine: str):
     assert torch.equal(parameter, before)
     assert step([good], rows[2:])[0].finite and not torch.equal(parameter, before)
     assert float(step.optimizer.state[parameter]["step"]) == 3
+
+
+@pytest.mark.parametrize("engine", ["trace", pytest.param("compile", marks=pytest.mark.slow)])
+def test_mixed_precision(engine: str):
+    """bf16-mixed: matrix products and convolutions in bfloat16, by every engine; data stay as they are."""
+
+    def program() -> Program:
+        torch.manual_seed(0)
+        how = {"likelihood": "discrete", "prediction": "levels", "steps": 0, "net": "unet", "hidden": (8, 8)}
+        return Diffusion((1, 8, 8), **how)
+
+    x = {"x": torch.randint(0, 256, (16, 64)) / 255}  # rounded to bfloat16 these are off the grid
+    rows = [Row(1e-3, 1.0, k) for k in range(1, 4)]
+    found = []
+    for name in ("eager", engine):
+        step = _step(program(), x, name, precision="bf16-mixed", elbo="subsampled")
+        with pyro.validation_enabled(True):
+            results = seeded(1, step, [x] * 3, rows)
+        assert step.running == name
+        found.append(([r.elbo for r in results], [p.detach() for p in step.parameters]))
+    (eager, values), (other, ours) = found
+    if engine == "trace":
+        assert eager == other and all(map(torch.equal, values, ours))
+    np.testing.assert_allclose(eager, other, rtol=0.02)
+    step = _step(program(), x, "eager", elbo="subsampled")
+    exact = [r.elbo for r in seeded(1, step, [x] * 3, rows)]
+    assert exact != eager
+    np.testing.assert_allclose(exact, eager, rtol=0.02)
 
 
 def test_draws_follow_the_seed_and_differ_at_every_step():

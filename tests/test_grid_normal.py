@@ -32,14 +32,14 @@ def test_gradients_are_finite_far_away():
     assert torch.isfinite(loc.grad).all()
 
 
-def brute(out, y, variance, levels):
-    """E[x | y] by summing over a fine grid of the prior's grey part, and its two ends."""
-    black, white, grey, m, log_s = out
+def brute(out, y, variance, atoms=(-1.0, 1.0)):
+    """E[x | y] by summing over a fine grid of the prior's grey part, and its atoms."""
+    *logits, m, log_s = out
     x = torch.linspace(-20, 20, 400_001, dtype=torch.double)
     density = torch.distributions.Normal(m, log_s.exp()).log_prob(x).exp() * (x[1] - x[0])
-    w = torch.stack([black, white, grey]).softmax(0)
-    points = torch.cat([torch.tensor([-1.0, 1.0]).double(), x])
-    prior = torch.cat([w[:2], w[2] * density])
+    w = torch.stack(logits).softmax(0)
+    points = torch.cat([torch.tensor(atoms).double(), x])
+    prior = torch.cat([w[:-1], w[-1] * density])
     posterior = prior * torch.exp(-((y - points) ** 2) / (2 * variance))
     return (posterior * points).sum() / posterior.sum()
 
@@ -49,7 +49,10 @@ def test_the_posterior_mean_in_wide_noise(variance):
     for i in range(6):
         out, y = normal(5, seed=i).double() * 0.7, normal(1, seed=i + 50).double()
         found = posterior_mean(out, y, torch.tensor([variance]).double(), 17)
-        assert torch.allclose(found, brute(out, y[0], variance, 17), atol=1e-5)
+        assert torch.allclose(found, brute(out, y[0], variance), atol=1e-5)
+        out = normal(7, seed=i).double()
+        found = posterior_mean(out, y, torch.tensor([variance]).double(), 17, (0, 4, 15, 16))
+        assert torch.allclose(found, brute(out, y[0], variance, (-1.0, -0.5, 0.875, 1.0)), atol=1e-5)
 
 
 def test_the_posterior_mean_in_narrow_noise_is_a_level():
@@ -62,4 +65,4 @@ def test_of_two_levels():
     out, y, v = torch.tensor([0.4]).double(), torch.tensor([-0.3]).double(), torch.tensor([0.5]).double()
     odds = math.exp(2 * 0.4) * math.exp((-((-0.3 - 1) ** 2) + (-0.3 + 1) ** 2) / (2 * 0.5))
     assert float(posterior_mean(out, y, v, 2)) == pytest.approx((odds - 1) / (odds + 1))
-    assert levels_numbers(2) == 1 and levels_numbers(256) == 5
+    assert levels_numbers(2) == 1 and levels_numbers(256) == 5 and levels_numbers(256, [0, 7, 9]) == 6

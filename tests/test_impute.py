@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from known import KnownChain, draws_agree
+from typer.testing import CliRunner
 
-from ppgen import PpgenError
+from ppgen import PpgenError, cli
 from ppgen.inference.impute import impute
+from ppgen.models import Diffusion
 
 
 def conditional(known, value):
@@ -57,3 +60,95 @@ def test_errors():
         impute(known, torch.zeros(1, 2).double(), draws=9, particles=4)
     with pytest.raises(PpgenError, match=r"known has the shape \(3,\)"):
         impute(known, torch.zeros(1, 2).double(), [True, False, True])
+
+
+def test_a_known_value_that_x_cannot_have():
+    torch.manual_seed(0)
+    model = Diffusion(2, hidden=(4,), likelihood="discrete", levels=5, prediction="levels", steps=4)
+    x = torch.tensor([[0.25, math.nan]])
+    drawn = impute(model, x, draws=3, particles=4, steps=3, seed=0)
+    assert (drawn[..., 0] == 0.25).all() and torch.isin(drawn[..., 1] * 4, torch.arange(5.0)).all()
+    with pytest.raises(PpgenError, match="value 0 of row 0 of x is 0.3, outside"):
+        impute(model, torch.tensor([[0.3, math.nan]]), steps=3)
+
+
+# -- the same from the shell ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs: columns a and b of a table as x; x with a label y."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    a = torch.randn(60)
+    lines = [f"{float(v)},{float(v) + 0.1 * float(e)}" for v, e in zip(a, torch.randn(60), strict=True)]
+    (folder / "table.csv").write_text("\n".join(["a,b", *lines]))
+    fit("diffusion", "table.csv", "--columns", "x=a+b", "--out", "plain", *SMALL, where=folder)
+    np.savez(folder / "labelled.npz", x=torch.randn(60, 2).numpy(), y=torch.randint(0, 3, (60,)).numpy())
+    fit("diffusion", "labelled.npz", "--set", "classes=3", "--out", "labelled", *SMALL, where=folder)
+    return folder
+
+
+SMALL = ("--set", "hidden=[8]", "--set", "steps=20", "--steps", "4", "--quiet")
+
+
+def fit(model, data, *options, where):
+    call("fit", model, "--data", where / data, *(where / o if o in ("plain", "labelled") else o for o in options))
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(cli.app, [str(w) for w in words])
+    assert result.exit_code == code, result.output
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("head", ["a,b", "x_0,x_1"])
+def test_a_table_with_gaps(runs, tmp_path, head):
+    (tmp_path / "gaps.csv").write_text(f"{head}\n0.5,\n,1.25\n-1,2\n")
+    out = tmp_path / "filled.csv"
+    how = ("--steps", 5, "--particles", 4, "--out", out)
+    said = call("sample", runs / "plain", "--given", tmp_path / "gaps.csv", "-n", 2, *how)
+    assert "6 draws of x" in said
+    rows = np.loadtxt(out, delimiter=",", skiprows=1)
+    assert out.read_text().startswith("x_0,x_1\n") and np.isfinite(rows).all()
+    assert rows[[0, 1], 0].tolist() == [0.5, 0.5] and rows[[2, 3], 1].tolist() == [1.25, 1.25]
+    assert rows[[4, 5]].tolist() == [[-1.0, 2.0]] * 2
+    call("sample", runs / "plain", "--given", tmp_path / "gaps.csv", "--steps", 5, "--out", out)
+    assert len(np.loadtxt(out, delimiter=",", skiprows=1)) == 3  # once each
+    figure = tmp_path / "filled.png"
+    call("sample", runs / "plain", "--given", tmp_path / "gaps.csv", "-n", 20, *how[:2], "--out", figure)
+    assert figure.stat().st_size > 1000
+
+
+def test_gaps_with_a_label(runs, tmp_path):
+    np.savez(tmp_path / "gaps.npz", x=np.array([[0.5, np.nan]]))
+    out = tmp_path / "filled.npz"
+    given = ("--given", tmp_path / "gaps.npz")
+    call("sample", runs / "labelled", *given, "--given", "y=2", "-n", 3, "--steps", 4, "--out", out)
+    assert np.load(out)["x"].shape == (3, 2)
+    call("sample", runs / "labelled", "--given", "y=2", "--guidance", 2, "--steps", 4, "--out", out, "-n", 5)
+    assert np.load(out)["x"].shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "says"),
+    [
+        ("a,b\n1,2\n", (), "no cell of the x in --given is empty"),
+        ("a,b\n1,\n", ("--sampler", "ddim"), "--sampler has no part in filling in"),
+        ("a,b\n1,\n", ("-n", 9, "--particles", 4), "draws is 9, particles 4"),
+        ("a,b\n1,\n", ("--particles", 4, "--steps", 0), "steps of at least 1"),
+        ("a,c\n1,\n", (), "'b'"),
+        (None, ("--particles", 4), "--given holds no x"),
+    ],
+)
+def test_bad_words(runs, tmp_path, text, words, says):
+    if text is not None:
+        (tmp_path / "gaps.csv").write_text(text)
+        words = ("--given", tmp_path / "gaps.csv", *words)
+    assert says in call("sample", runs / "plain", *words, "--out", tmp_path / "x.npz", code=2)
+
+
+def test_a_table_of_other_columns(runs, tmp_path):
+    (tmp_path / "gaps.csv").write_text("u,v\n1,\n")
+    said = call("sample", runs / "labelled", "--given", tmp_path / "gaps.csv", "--out", tmp_path / "x.npz", code=2)
+    assert "has the columns u, v" in said and "x_0 to x_1" in said

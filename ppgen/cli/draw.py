@@ -18,23 +18,32 @@ if TYPE_CHECKING:
 @app.command(short_help="Draw from a fitted model.")
 def sample(
     run: RunPath,
-    n: Annotated[int, typer.Option("-n", help="Number of draws.")] = 64,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Number of draws; of each row that is filled in. [default: 64; 1 a row]")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help=".png, .npz (all sites) or .csv. [default: RUN/samples.png]")
     ] = None,
     given: Annotated[
-        list[str] | None, typer.Option(metavar="FILE|KEY=VALUE", help="Columns or sites to hold fixed: a file, or y=3.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|KEY=VALUE",
+            help="Columns or sites to hold fixed: a file, or y=3. A diffusion fills in the empty cells of x.",
+        ),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, ode. [default: dpmpp]")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of the label, with --given y=3.")] = None,
+    particles: Annotated[
+        int | None, typer.Option(help="To fill in by, each a network call a step. [default: 64]")
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 that of the chain.")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Draw from the fitted model, p(x) at the learned parameters."""
+    """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest)."""
     from ppgen import inference
     from ppgen.export import check_suffix, write_draws
     from ppgen.run import Run
@@ -42,9 +51,16 @@ def sample(
     fitted = Run.load(run)
     path = out or run / "samples.png"
     check_suffix(path)
-    held = _held(given or [])
-    how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
-    drawn = _by_sampler(fitted, n, held, seed, {k: v for k, v in how.items() if v is not None}, json)
+    held = _held(given or [], fitted)
+    how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta, "particles": particles}
+    drawn = _filled(fitted, n, held, seed, how, json)
+    if drawn is not None:
+        held = {k: v for k, v in (held or {}).items() if k != "x"}
+    n = len(drawn["x"]) if drawn is not None else 64 if n is None else n
+    if drawn is None:
+        if particles is not None:
+            raise PpgenError("--particles is for rows to fill in, and --given holds no x; leave it out, or give x")
+        drawn = _by_sampler(fitted, n, held, seed, {k: v for k, v in how.items() if v is not None}, json)
     if drawn is None:
         drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
@@ -79,7 +95,32 @@ def _by_sampler(
         return {"x": draw(run, n, given=held, seed=seed, report=report, **how)}
 
 
-def _held(items: list[str]) -> dict[str, Any] | None:
+def _filled(
+    run: Run, n: int | None, held: dict[str, Any] | None, seed: int, how: dict[str, Any], quiet: bool
+) -> dict[str, Any] | None:
+    """Rows of x with their gaps filled in, n times each, a row's draws together; None where no x is held."""
+    import sys
+
+    from ppgen.gaussian_chain import GaussianChain
+    from ppgen.inference import impute
+    from ppgen.progress import counter
+
+    if not isinstance(run.program, GaussianChain) or "x" not in (held or {}):
+        return None
+    held = dict(held or {})
+    x = held.pop("x")
+    for name in ("sampler", "guidance", "eta"):
+        if how[name] is not None:
+            raise PpgenError(f"--{name} has no part in filling in x, which --given holds; leave it out")
+    if not x.is_floating_point() or not x.isnan().any():
+        raise PpgenError("no cell of the x in --given is empty, so that there is nothing to fill in; leave one empty")
+    options = {k: how[k] for k in ("steps", "particles") if how[k] is not None}
+    with counter("fill in", sys.stderr, quiet) as report:
+        filled = impute(run, x, draws=1 if n is None else n, given=held, seed=seed, report=report, **options)
+    return {"x": filled.transpose(0, 1).flatten(0, 1)}
+
+
+def _held(items: list[str], run: Run) -> dict[str, Any] | None:
     """--given: files of columns, and key=value."""
     from ppgen import catalog, data
 
@@ -88,8 +129,33 @@ def _held(items: list[str]) -> dict[str, Any] | None:
         if "=" in item and not Path(item).exists():
             held |= data.as_tensors(catalog.parse_settings([item]))
         else:
-            held |= data.load(item)
+            held |= _gathered(data.load(item), item, run)
     return held or None
+
+
+def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
+    """A file's columns as the program's: as the fit gathered them, or x_0, x_1, ... as `sample` writes them."""
+    import torch
+
+    from ppgen import data
+    from ppgen.gaussian_chain import GaussianChain
+
+    if "x" in columns or not isinstance(run.program, GaussianChain):
+        return columns
+    size = len(run.program.zero)
+    names = [f"x_{i}" for i in range(size)]
+    if set(names) <= set(columns):
+        rest = {k: v for k, v in columns.items() if k not in names}
+        return rest | {"x": torch.stack([columns[name].float() for name in names], -1)}
+    if set(columns) <= set(run.program.columns):
+        return columns
+    chosen = run.config["data"].get("columns")
+    if chosen:
+        return data.load(file, columns=chosen)
+    raise PpgenError(
+        f"{file} has the columns {', '.join(columns)}, and x of {run.program.name} has {size} values; name them x_0 to "
+        f"x_{size - 1}, as sample --out x.csv does, or give x as one matrix (.npz)"
+    )
 
 
 def _columns(held: dict[str, Any] | None, run: Run) -> dict[str, Any]:

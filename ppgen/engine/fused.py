@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppgen.engine.compile import compiled
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.noise import Noise, hoist
-from ppgen.engine.optimisers import functional
+from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.trace import Traced, Untraceable, trace
 
 SMALL = 8192  # elements of a parameter that joins the flat vector
@@ -53,6 +53,7 @@ class Layout:
         if counted and len(set(counts)) > 1:
             raise Untraceable("the parameters have made different numbers of steps")
         self.counts = torch.tensor(counts, dtype=torch.float32)
+        self.corrections = bias_corrections(self.counts[0] + 1, optimizer.param_groups[0])
         self.averages = [] if averages is None else [self._gather(slot, averages) for slot in self.slots]
         self._bind(keys, counted, averages)
 
@@ -89,8 +90,9 @@ class Layout:
         return [part.view(shape) for part, shape in zip(tensor.split([x.numel() for x in shapes]), shapes, strict=True)]
 
     def written(self) -> list[Tensor]:
-        """All tensors that a step changes: values, state, averages, counts."""
-        return [*self.values, *(t for part in self.state.values() for t in part), *self.averages, self.counts]
+        """All tensors that a step changes: values, state, averages, counts, corrections."""
+        state = [t for part in self.state.values() for t in part]
+        return [*self.values, *state, *self.averages, self.counts, self.corrections]
 
     @property
     def stale(self) -> bool:
@@ -157,7 +159,7 @@ class FusedStep:
         values = pop(n)
         states = {k: pop(n) for k in self.keys}
         averages = pop(n) if layout.averages else []
-        (counts,) = pop(1)
+        counts, corrections = pop(2)
         others, unused, constants = pop(len(gradient.others)), pop(len(self.unused)), pop(len(self.graph.constants))
         (result,) = pop(1)
         (row,) = pop(1)
@@ -183,16 +185,17 @@ class FusedStep:
         if self.clip is not None:
             coefficient = (self.clip / (norm + 1e-6)).clamp(max=1.0)
             slots = [g * coefficient for g in slots]
-        t = counts[0].double() + 1
         for s, g in enumerate(slots):
             old = {k: states[k][s] for k in self.keys}
-            new, state = self.update(values[s], g, old, t, lr, o)
+            new, state = self.update(values[s], g, old, corrections, lr, o)
             if averages:
                 averages[s].copy_(torch.where(finite, torch.lerp(averages[s], new, (1 - decay).to(dtype)), averages[s]))
             values[s].copy_(torch.where(finite, new, values[s]))
             for k, value in state.items():
                 old[k].copy_(torch.where(finite, value, old[k]))
-        counts.copy_(counts + finite)
+        done = counts + finite
+        corrections.copy_(bias_corrections(done[0] + 1, o))
+        counts.copy_(done)
         by_id = {id(t): x for t, x in zip(gradient.others, others, strict=True)}
         for buffer, value in zip(gradient.changed, buffers, strict=True):
             target = by_id[id(buffer)]
@@ -243,11 +246,14 @@ class FusedStep:
             call(*tensors)
             results.append([tensors[i] for i in written])
         n = len(self.layout.values)
+        # Inductor rounds to bfloat16 less often than the graph's single operations do.
+        half = any(node.kwargs.get("dtype") is torch.bfloat16 for node in self.traced.graph.graph.nodes)
+        tolerance = 0.1 if half else 1e-3
         for i, (graph, other) in enumerate(zip(*results, strict=True)):
             if i < n:  # new values: where a gradient is 0 but for rounding, Adam goes either way
                 continue
             a, b = graph.double(), other.double()
-            if torch.isfinite(a).all() and not (a - b).abs().max() <= 1e-3 * a.abs().max() + 1e-12:
+            if torch.isfinite(a).all() and not (a - b).abs().max() <= tolerance * a.abs().max() + 1e-12:
                 raise Untraceable("the compiled step gives other numbers than the graph that it was made from")
 
     def __call__(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +32,20 @@ class Gradient:
         frozen: the module's other tensors, read only.
     """
 
-    def __init__(self, objective: nn.Module, batch: Mapping[str, Any], *, warm_up: bool = False):
+    def __init__(
+        self,
+        objective: nn.Module,
+        batch: Mapping[str, Any],
+        *,
+        warm_up: bool = False,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
         """
         Args:
             objective: forward(batch, kl_weight) -> (loss, elbo), as `ppgen.inference.Objective`.
             batch: tensors of the shapes to come.
             warm_up: whether the KL weight is an input, and 1 otherwise.
+            precision: what the objective runs under: torch.autocast for mixed precision.
 
         Raises:
             Untraceable: the program cannot be traced.
@@ -59,7 +68,8 @@ class Gradient:
             before = {k: (t, t._version) for k, t in fixed.items()}
             columns = dict(zip(self.columns, inputs[m + warm_up :], strict=True))
             with _reparametrize_module(objective, {**theta, **fixed}, tie_weights=True):
-                loss, elbo = objective({**columns, **rest}, inputs[m] if warm_up else 1.0)
+                with precision():
+                    loss, elbo = objective({**columns, **rest}, inputs[m] if warm_up else 1.0)
                 after = {k: _get(objective, k) for k in fixed}
             new = [k for k, (t, version) in before.items() if after[k] is not t or t._version != version]
             changed.extend(k for k in new if k not in changed)

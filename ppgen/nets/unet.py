@@ -110,7 +110,8 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], 1), e)
             if level < levels - 1:
                 h = self.grow[level](interpolate(h, scale_factor=2.0, mode="nearest"))
-        h = self.last(silu(self.norm(h)))
+        with torch.autocast(h.device.type, enabled=False):  # what comes out is not rounded in mixed precision
+            h = self.last(silu(self.norm(h.to(self.last.weight.dtype))))
         return h.reshape(*lead, -1)
 
 
