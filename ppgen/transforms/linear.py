@@ -95,18 +95,19 @@ class Orthogonal(FlowTransform):
         super().__init__((features,))
         self.v = nn.Parameter(torch.randn(features if reflections is None else reflections, features))
 
-    def _turn(self, x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
-        for v in vectors:
-            x = x - 2 * ((x @ v) / (v @ v))[..., None] * v
-        return x
+    def _turn(self, x: Tensor, v: Tensor) -> Tensor:
+        # H_1 ... H_n = I - Vᵀ T V, where T⁻¹ is half of the diagonal of V Vᵀ and what is above it: all at once
+        inner = v @ v.mT
+        inner = inner.triu(1) + inner.diagonal().diag() / 2
+        return x - x @ (v.mT @ torch.linalg.solve_triangular(inner, v, upper=True)).mT
 
     @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        return self._turn(x, self.v.unbind(0)[::-1]), torch.zeros_like(x[..., 0])
+        return self._turn(x, self.v), torch.zeros_like(x[..., 0])
 
     @full_precision
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        return self._turn(z, self.v.unbind(0)), torch.zeros_like(z[..., 0])
+        return self._turn(z, self.v.flip(0)), torch.zeros_like(z[..., 0])
 
 
 class Permutation(FlowTransform):

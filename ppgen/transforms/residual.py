@@ -113,26 +113,32 @@ class Residual(FlowTransform):
         return x.mT.reshape(z.shape), None
 
 
-SQUARINGS = 9
+SQUARINGS = 6
 
 
 def spectral_bound(w: Tensor) -> Tensor:
-    """An upper bound on the spectral norm of a matrix, too large by 0.2% at most for one of 64 rows.
+    """An upper bound on the spectral norm of a matrix, too large by 1.7% at most for one of 64 rows.
 
-    The Schatten norm of order p = 2^(k + 2), (Σ σᵢᵖ)^(1 / p), by k squarings of wᵀw: unlike a power iteration's
-    lower bound it holds at every step, unlike singular values it is cheap and smooth.
+    The Schatten norm of order p = 2^(k + 2), (Σ σᵢᵖ)^(1 / p), by k squarings of G = wᵀw: unlike a power iteration's
+    lower bound it holds at every step, unlike singular values it is cheap and smooth. Its gradient, a multiple of
+    w G^(p/2 - 1), comes from the same squares.
 
     Source: Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram Iteration (Delattre et al., 2023,
     arXiv:2305.16173).
     """
-    gram = w @ w.mT if w.shape[0] < w.shape[1] else w.mT @ w
-    log_norm = torch.zeros_like(gram[0, 0])
-    for k in range(SQUARINGS + 1):
-        gram = gram @ gram if k else gram
-        size = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(w.dtype).tiny)
-        gram = gram / size
-        log_norm = log_norm + size.log() / 2 ** (k + 1)
-    return log_norm.exp()
+    with torch.no_grad():
+        wide, tiny = w.shape[0] < w.shape[1], torch.finfo(w.dtype).tiny
+        power = w @ w.mT if wide else w.mT @ w
+        product, log_norm = power, torch.zeros_like(w[0, 0])
+        for k in range(SQUARINGS + 1):
+            power = power @ power if k else power
+            size = power.square().sum().sqrt().clamp_min(tiny)
+            power = power / size
+            product = product @ power if k else power
+            log_norm = log_norm + size.log() / 2 ** (k + 1)
+        bound, slope = log_norm.exp(), product @ w if wide else w @ product
+        slope = slope * (bound / (slope * w).sum().clamp_min(tiny))  # a norm is what its gradient makes of w
+    return bound + ((w - w.detach()) * slope).sum()
 
 
 def jacobian(weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
