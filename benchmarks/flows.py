@@ -1,6 +1,7 @@
 """Flows beside zuko, nflows and normflows: CPU time a training step, time to sample, held-out log-likelihood.
 
     python benchmarks/flows.py [--families maf nsf nsf_coupling] [--engines trace compile] [--steps 300] [--repeats 5]
+    python benchmarks/flows.py --families nsf realnvp --engines trace --seeds 6    (held-out log-likelihood only)
 
 One process, one thread; the contestants take turns, and the medians of the turns are printed, in CPU time. All have
 the same architecture (5 transforms, networks of 64-64, splines of 8 bins on [-5, 5]; each peer's own initial values),
@@ -179,30 +180,56 @@ def of_normflows(family: str, d: int) -> Contestant | None:
     return of_module(flow, flow.log_prob, lambda n: flow.sample(n)[0])
 
 
+PEERS = ("zuko", "nflows", "normflows")
+
+
 def contestants(
-    family: str, rows: Tensor, engines: list[str], peers: Sequence[str] = ("zuko", "nflows", "normflows")
+    family: str, rows: Tensor, engines: list[str], peers: Sequence[str] = PEERS, seed: int = 0
 ) -> dict[str, Contestant]:
-    """All that have the family, for rows like these."""
+    """All that have the family, for rows like these; the seed is that of their initial values."""
     found: dict[str, Contestant | None] = {}
     for engine in engines:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         found[f"ppgen {engine}"] = of_ppgen(family, rows, engine)
     for name, make in (("zuko", of_zuko), ("nflows", of_nflows), ("normflows", of_normflows)):
         if name in peers and importlib.util.find_spec(name) is not None:
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             found[name] = make(family, rows.shape[1])
     return {name: c for name, c in found.items() if c is not None}
+
+
+def trained(c: Contestant, rows: Tensor, steps: int, seed: int = 3) -> Contestant:
+    """The contestant after so many batches, in the order of the seed."""
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        c.step(rows[torch.randint(len(rows), (BATCH,), generator=order)])
+    return c
+
+
+def compare(family: str, options: argparse.Namespace) -> None:
+    """Held-out log-likelihood over seeds, of initial values and batches, and its paired difference from the first."""
+    train, test = data(20_000, 0), data(5_000, 1)
+    nats: dict[str, list[float]] = {}
+    for seed in range(options.seeds):
+        for name, c in contestants(family, train, options.engines, options.peers, seed).items():
+            nats.setdefault(name, []).append(_mean_log_prob(trained(c, train, options.steps, 100 + seed), test))
+    first = torch.tensor(next(iter(nats.values())))
+    print(f"\n{family}: nats after {options.steps} steps, {options.seeds} seeds")
+    for name, values in nats.items():
+        mean, se = _mean_se(torch.tensor(values))
+        less, its_se = _mean_se(first - torch.tensor(values))
+        print(f"{name:16s}{mean:9.3f} ± {se:.3f}; the first less this {less:+.3f} ± {its_se:.3f}", flush=True)
+
+
+def _mean_se(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def race(family: str, options: argparse.Namespace) -> None:
     """Trains all, then times steps and draws in turns."""
     train, test = data(20_000, 0), data(5_000, 1)
-    runs = contestants(family, train, options.engines)
-    for c in runs.values():
-        order = torch.Generator().manual_seed(3)
-        for _ in range(options.steps):
-            c.step(train[torch.randint(len(train), (BATCH,), generator=order)])
-    nats = {name: _mean_log_prob(c, test) for name, c in runs.items()}
+    runs = contestants(family, train, options.engines, options.peers)
+    nats = {name: _mean_log_prob(trained(c, train, options.steps), test) for name, c in runs.items()}
     steps: dict[str, list[float]] = {name: [] for name in runs}
     draws: dict[str, list[float]] = {name: [] for name in runs}
     for c in runs.values():
@@ -236,11 +263,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--block", type=int, default=10, help="steps a turn")
+    parser.add_argument("--peers", nargs="*", default=PEERS)
+    parser.add_argument("--seeds", type=int, default=0, help="compare log-likelihoods over so many, and time nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     for family in options.families:
-        race(family, options)
+        (compare if options.seeds else race)(family, options)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Autoregressive(FlowTransform):
             x = torch.zeros_like(z)
             for i in range(self.passes):
                 index = getattr(self, f"group{i}")
-                x = x.index_copy(-1, index, c.meta(context, x).inv(z)[..., index])
+                x = x.index_copy(-1, index, self._functions(x, context).inv(z)[..., index])
             return x, None
         return self._substitute(z, context), None
 
@@ -186,8 +186,12 @@ class _Integrands(nn.Module):
         self.points = points
 
     def _density(self, signal: Tensor, x: Tensor) -> Tensor:
-        h = self.network(torch.cat(broadcast(x[..., None] / 10, signal, ignore=1), -1))[..., 0]
-        return (7 * (h / 7).tanh()).exp()
+        """At points x, (P, ..., D)."""
+        first, *rest = (layer for layer in self.network if isinstance(layer, zuko.nn.Linear))
+        h = u.signalled(first.weight, first.bias, signal, x / 10).flatten(2)
+        for layer in rest:
+            h = torch.baddbmm(layer.bias[..., None], layer.weight, nn.functional.silu(h))
+        return (7 * (h[:, 0].mT.reshape(x.shape) / 7).tanh()).exp()
 
     def forward(self, signal: Tensor, constant: Tensor) -> Transform:
         return u.PositiveIntegral(partial(self._density, signal), constant, self.points)

@@ -23,7 +23,7 @@ from ppgen.transforms.wrap import Pair, full_precision, solve_increasing
 
 __all__ = [
     "AdditiveTransform", "Bernstein", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
-    "PositiveIntegral", "SumOfSquares", "Univariate",
+    "PositiveIntegral", "SumOfSquares", "Univariate", "signalled",
 ]  # fmt: skip
 
 
@@ -51,7 +51,8 @@ class Univariate(Transform):
 class IncreasingNetwork(Univariate):
     """A monotone network: positive weights, activations that grow without bound on both sides.
 
-    The derivative is carried forward beside the value, so that no second backward pass is needed.
+    The derivative is carried forward beside the value, so that no second backward pass is needed. Inside, arrays are
+    (D, units, rows): one product of matrices for each feature, rows in a line.
     Source: Neural Autoregressive Flows (Huang et al., 2018, arXiv:1804.00779), with zuko's network.
 
     Args:
@@ -65,18 +66,35 @@ class IncreasingNetwork(Univariate):
 
     @full_precision
     def call_and_ladj(self, x: Tensor) -> Pair:
-        signal = self.signal.expand(*x.shape, -1)
-        h = torch.cat((x[..., None], signal), -1)
-        dh = torch.cat((torch.ones_like(x[..., None]), torch.zeros_like(signal)), -1)
-        for layer in self.network:
-            if isinstance(layer, zuko.nn.Linear):
-                weight = layer.weight.abs()
-                h, dh = zuko.nn.linear(h, weight, layer.bias), zuko.nn.linear(dh, weight)
-            else:  # elu(h) for one half, -elu(-h) for the other
-                a, b = h.chunk(2, -1)
-                slope = torch.cat((a, -b), -1).clamp_max(0).exp()
-                h, dh = torch.cat((nn.functional.elu(a), -nn.functional.elu(-b)), -1), dh * slope
-        return h[..., 0], dh[..., 0].log()
+        first, *rest = (layer for layer in self.network if isinstance(layer, zuko.nn.Linear))
+        weight = first.weight.abs()
+        h, dh = signalled(weight, first.bias, self.signal, x[None])[:, :, 0], weight[..., :1]
+        for layer in rest:  # elu(h) for one half of the units, -elu(-h) for the other
+            half = h.shape[1] // 2
+            side = torch.cat((h.new_ones(half), -h.new_ones(half)))[:, None]
+            t = side * h
+            slope = t.clamp_max(0).exp()
+            weight = layer.weight.abs()
+            h = torch.baddbmm(layer.bias[..., None], weight, side * (t.clamp_min(0) + slope - 1))
+            dh = weight @ (dh * slope)
+        return h[:, 0].mT.reshape(x.shape), dh[:, 0].log().mT.reshape(x.shape)
+
+
+def signalled(weight: Tensor, bias: Tensor, signal: Tensor, x: Tensor) -> Tensor:
+    """The first layer of one network for each feature, of x and a signal that all points have in common.
+
+    Args:
+        weight, bias: (D, H, 1 + S) and (D, H).
+        signal: (..., D, S).
+        x: (P, ..., D).
+
+    Returns:
+        (D, H, P, N), the rows last, N of them.
+    """
+    points, features = len(x), x.shape[-1]
+    signal = signal.expand(*x.shape[1:], -1).reshape(-1, *signal.shape[-2:]).permute(1, 2, 0)
+    shared = torch.baddbmm(bias[..., None], weight[..., 1:], signal)
+    return weight[..., :1, None] * x.reshape(points, -1, features).permute(2, 0, 1)[:, None] + shared[:, :, None]
 
 
 @cache
