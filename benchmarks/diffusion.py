@@ -1,24 +1,18 @@
-"""Diffusion: two-dimensional toys, bits/dim of images, and speed beside Hugging Face diffusers.
+"""Diffusion: two-dimensional toys, and bits/dim of images. `benchmarks/denoisers.py` has speed beside its peers.
 
     python benchmarks/diffusion.py toys [NAME ...] [--steps 3000] [--schedule cosine]
     python benchmarks/diffusion.py images RUN [--rows 200] [--times 50]      a run of ppgen fit diffusion on images
-    python benchmarks/diffusion.py speed [--repeats 5]
 
 toys: a classifier is trained to tell draws from data, and its accuracy on held-out halves is printed: 0.5 is chance.
 images: the bound and the figure of the ODE on test rows, both bits/dim and both upper bounds on what the model spends,
 and a grid of draws at 20 steps, RUN/draws.png.
-speed: one process, one thread, contestants taking turns; the same U-Net; medians. diffusers is left out where it is not
-installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,96 +121,9 @@ def images(path: str, rows: int, times: int, ode: bool, data_dir: str | None) ->
         print(save(figure, Path(path) / "draws.png"))
 
 
-def turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median CPU seconds of each, after one turn that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in range(repeats + 1):
-        for name, run in contestants.items():
-            began = time.process_time()
-            run()
-            if i:
-                found[name].append(time.process_time() - began)
-    return {name: statistics.median(v) for name, v in found.items()}
-
-
-def speed(repeats: int, engines: list[str]) -> None:
-    from ppgen.inference import Objective
-    from ppgen.inference.optimise import make_fabric, make_optimizer
-    from ppgen.inference.samplers import SAMPLERS
-    from ppgen.inference.step import Row, make_step
-    from ppgen.models import Diffusion
-    from ppgen.structure import inspect
-
-    def model() -> Diffusion:
-        torch.manual_seed(0)
-        how = {"prediction": "noise", "schedule": "linear", "likelihood": "discrete", "weighting": "simple"}
-        return Diffusion((1, 32, 32), "unet", (32, 64, 64), blocks=1, **how)
-
-    x = torch.randint(0, 256, (32, 1024)) / 255
-    print(f"U-Net of {sum(p.numel() for p in model().parameters())} parameters, 32 x 32, batch 32, one thread")
-    contestants: dict[str, Callable[[], object]] = {}
-
-    def ours(engine: str) -> Callable[[], object]:
-        program = model().train()
-        objective = Objective(program, inspect(program, {"x": x[:2]}), 32, elbo="subsampled")
-        fabric = make_fabric("cpu", "32-true")
-        wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), 1e-3))
-        step = make_step(wrapped, optimizer, fabric, engine=engine)
-        return lambda: step([{"x": x}], [Row(1e-3, 1.0, 1)])
-
-    for engine in engines:
-        contestants[f"ppgen {engine}"] = ours(engine)
-    has = importlib.util.find_spec("diffusers") is not None
-    if has:
-        import diffusers
-
-        net = model().net
-        adam = torch.optim.Adam(net.parameters(), 1e-3)
-        noising = diffusers.DDPMScheduler()
-
-        def theirs() -> None:
-            z = 2 * x - 1
-            noise, t = torch.randn_like(z), torch.randint(0, 1000, (32,))
-            loss = (net(noising.add_noise(z, noise, t), t / 1000) - noise).pow(2).mean()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-
-        contestants["diffusers"] = theirs
-    for name, seconds in turns(contestants, repeats).items():
-        print(f"training step   {name:16s} {1000 * seconds:8.1f} ms", flush=True)
-
-    program = model().eval()
-    z = torch.randn(16, 1024)
-    for steps in (20, 50):
-        runs: dict[str, Callable[[], object]] = {
-            f"ppgen {s}": lambda s=s, n=steps: SAMPLERS[s](program, n, z) for s in ("ddim", "dpmpp")
-        }
-        runs["network alone"] = lambda n=steps: [program.net(z, torch.full((16,), 0.5)) for _ in range(n)]
-        if has:
-            for label, cls in (("ddim", diffusers.DDIMScheduler), ("dpmpp", diffusers.DPMSolverMultistepScheduler)):
-
-                def sample(cls: type = cls, n: int = steps) -> None:
-                    scheduler, state = cls(), z
-                    scheduler.set_timesteps(n)
-                    for t in scheduler.timesteps:
-                        state = scheduler.step(program.net(state, (t / 1000).expand(16)), t, state).prev_sample
-
-                runs[f"diffusers {label}"] = sample
-        with torch.no_grad():
-            found = turns(runs, max(repeats // 2, 1))
-        alone = found["network alone"]
-        for name, seconds in found.items():
-            print(
-                f"{steps} calls, 16 images   {name:16s} {16 / seconds:7.1f} images/s   outside the network "
-                f"{100 * (seconds - alone) / seconds:5.1f}%",
-                flush=True,
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="speed", choices=["toys", "images", "speed"])
+    parser.add_argument("what", nargs="?", default="toys", choices=["toys", "images"])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--schedule", default="loglinear")
@@ -224,17 +131,13 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--ode", action="store_true")
     parser.add_argument("--data-dir")
-    parser.add_argument("--engines", nargs="+", default=["eager", "trace"])
-    parser.add_argument("--repeats", type=int, default=5)
     o = parser.parse_args()
     torch.set_num_threads(1)
     if o.what == "toys":
         toys(o.names, o.steps, o.schedule)
-    elif o.what == "images":
+    else:
         for path in o.names:
             images(path, o.rows, o.times, o.ode, o.data_dir)
-    else:
-        speed(o.repeats, o.engines)
 
 
 if __name__ == "__main__":

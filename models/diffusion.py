@@ -148,7 +148,7 @@ class Diffusion(GaussianChain):
         numbers += variance == "learned"
         self.net: nn.Module
         if net == "mlp":
-            self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes)
+            self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes, fourier)
         else:
             self.net = UNet(self.shape, numbers, hidden or (32, 64, 64), blocks, attention, classes, fourier)
         middle, half = torch.tensor((self.low + self.high) / 2), torch.tensor((self.high - self.low) / 2)

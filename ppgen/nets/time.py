@@ -55,6 +55,8 @@ class TimeMLP(nn.Module):
         outputs: of the last dimension that comes out; at first it is 0.
         hidden: width of each residual block; one width for all, and a list's length says how many blocks.
         classes: number of labels, 0 for none.
+        fourier: exponents n of sin(2ⁿ π z) and cos(2ⁿ π z) that are appended to the input: without them a perceptron
+            is slow to learn what changes over a small part of the data's range.
 
     Raises:
         PpgenError: widths that differ.
@@ -63,7 +65,14 @@ class TimeMLP(nn.Module):
     torch.Size([7, 5, 2])
     """
 
-    def __init__(self, features: int, outputs: int, hidden: Sequence[int] = (128, 128, 128), classes: int = 0):
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        hidden: Sequence[int] = (128, 128, 128),
+        classes: int = 0,
+        fourier: Sequence[int] = (),
+    ):
         super().__init__()
         widths = tuple(hidden)
         if not widths or len(set(widths)) > 1 or widths[0] < 1:
@@ -72,7 +81,8 @@ class TimeMLP(nn.Module):
             )
         width = widths[0]
         self.time = TimeEmbedding(width, classes)
-        self.first = initialise(nn.Linear(features, width), 1.0)
+        self.fourier = tuple(fourier)
+        self.first = initialise(nn.Linear(features * (1 + 2 * len(self.fourier)), width), 1.0)
         self.inner = nn.ModuleList(initialise(nn.Linear(width, width), 2**0.5) for _ in widths)
         self.outer = nn.ModuleList(initialise(nn.Linear(width, width), len(widths) ** -0.5) for _ in widths)
         self.film = nn.ModuleList(initialise(nn.Linear(width, 2 * width), 0.1) for _ in widths)
@@ -80,7 +90,8 @@ class TimeMLP(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor, label: Tensor | None = None) -> Tensor:
         e, silu = self.time(u, label), nn.functional.silu
-        h = self.first(z)
+        waves = [2.0**n * math.pi * z for n in self.fourier]
+        h = self.first(torch.cat([z, *(w.sin() for w in waves), *(w.cos() for w in waves)], -1))
         for inner, outer, film in zip(self.inner, self.outer, self.film, strict=True):
             scale, shift = film(e).chunk(2, -1)
             h = h + outer(silu(inner(silu(h)) * (1 + scale) + shift))
