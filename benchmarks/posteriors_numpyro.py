@@ -1,7 +1,7 @@
 """The 23 posteriors of `posteriordb` in NumPyro, each the same density, and its NUTS on them: for `posteriors.py`.
 
-Every sampler is run twice, and the second run, compiled already, is timed: warm-up and draws, as of ppgen's. A run of
-more than `LONG` CPU seconds is made once, and what JAX says of its compilation is taken off.
+Warm-up and draws are timed, as of ppgen's sampler; the CPU seconds in which JAX traces, lowers and compiles are taken
+off, and stand apart.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import posteriordb
@@ -21,11 +22,13 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import lax
+from jax._src import compiler
+from jax._src.interpreters import mlir
+from jax._src.interpreters import partial_eval as pe
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 numpyro.enable_x64()
-LONG = 40.0
 REAL, POSITIVE = constraints.real, constraints.positive
 
 # chains, draws, warm-up and a dense metric: its default, then what may be its best
@@ -39,45 +42,46 @@ SETTINGS = {
 
 
 def sampled(p: posteriordb.Posterior, setting: str, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
-    """Draws by site, CPU seconds of warm-up and draws, and those of compiling; several chains are vectorised."""
+    """Draws by site, CPU seconds of warm-up and draws, and those of tracing and compiling; chains are vectorised."""
     chains, draws, warmup, dense = SETTINGS[setting]
-    data = {k: np.asarray(v) for k, v in p.columns.items()}
     sampler = MCMC(
         NUTS(MODELS[p.model], dense_mass=dense), num_warmup=warmup, num_samples=draws, num_chains=chains,
-        chain_method="vectorized" if chains > 1 else "sequential", progress_bar=False, jit_model_args=True,
+        chain_method="vectorized" if chains > 1 else "sequential", progress_bar=False,
     )  # fmt: skip
-
-    def run(number: int) -> float:
-        begun = time.process_time()
-        sampler.run(jax.random.PRNGKey(number), **data)
-        jax.block_until_ready(sampler.get_samples())
-        return time.process_time() - begun
-
+    begun = time.process_time()
     with _compiling() as spent:
-        first = run(seed + 1)
-    if first < LONG:
-        seconds = run(seed)
-        build = max(first - seconds, 0.0)
-    else:
-        build = sum(spent)
-        seconds = first - build
+        sampler.run(jax.random.PRNGKey(seed), **{k: np.asarray(v) for k, v in p.columns.items()})
+        jax.block_until_ready(sampler.get_samples())
+    build = sum(spent)
+    seconds = time.process_time() - begun - build
     return {n: np.asarray(v) for n, v in sampler.get_samples(group_by_chain=True).items()}, seconds, build
 
 
 @contextmanager
 def _compiling() -> Iterator[list[float]]:
-    """Seconds that JAX spends on tracing and compiling."""
+    """CPU seconds that JAX spends on tracing, lowering and compiling: it tells when each ends, and how long it was."""
     spent: list[float] = []
+    parts = [(pe, "trace_to_jaxpr"), (mlir, "lower_jaxpr_to_module"), (compiler, "compile_or_get_cached")]
+    depth = 0
 
-    def listen(event: str, duration: float, **_: Any) -> None:
-        if "/compile/" in event:
-            spent.append(duration)
+    def timed(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            begun, depth = time.process_time(), depth + 1
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                depth -= 1
+                if not depth:
+                    spent.append(time.process_time() - begun)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+        call.__dict__.update({n: getattr(fn, n) for n in ("evict_weakref",) if hasattr(fn, n)})
+        return call
+
+    with ExitStack() as stack:
+        for module, name in parts:
+            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name))))
         yield spent
-    finally:
-        jax.monitoring.clear_event_listeners()
 
 
 # -- the models --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.ledger import Ledger, ledger
-from ppgen.inference.plot import BLUE, GREY, ORANGE, _figure, _grid, _image_shape, samples_figure
+from ppgen.inference.plot import BLUE, GREY, ORANGE, _grid, _image_shape, figure_of, samples_figure
 from ppgen.inference.samplers import chain_of, draw
 from ppgen.run import Run
 
@@ -54,7 +54,7 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
             shown.append((t, program.decode(z / (alpha**2 + sigma**2).sqrt())))
     titles = [f"t = {t:.2f}" for t, _ in shown] + ["x"]
     values = [v for _, v in shown] + [x]
-    figure, axes = _figure(1.15 * len(values) if shape else 1.6 * len(values), 6.6 if shape else 2.0, len(values))
+    figure, axes = figure_of(1.15 * len(values) if shape else 1.6 * len(values), 6.6 if shape else 2.0, len(values))
     if shape:
         low, high = float(x.min()), max(float(x.max()), float(x.min()) + 1e-6)
         for axis, title, v in zip(axes, titles, values, strict=True):
@@ -84,7 +84,7 @@ def ledger_figure(found: Ledger, run: Run | None = None) -> Figure:
         value = np.asarray(nats, dtype=float)
         return value if found.dims is None else value / (found.dims * np.log(2))
 
-    figure, (axis, ends) = _figure(7.6, 3.4, 2, width_ratios=[4, 1])
+    figure, (axis, ends) = figure_of(7.6, 3.4, 2, width_ratios=[4, 1])
     width = np.diff(found.times)
     axis.bar(found.times[:-1], of(found.kl), width, align="edge", color=BLUE, lw=0)
     axis.errorbar(found.times[:-1] + width / 2, of(found.kl), 2 * of(found.kl_se), fmt="none", ecolor=GREY, lw=0.8)

@@ -122,7 +122,8 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> list[str]:
     Args:
         latents: by name (chains, draws, ...), on their own scales.
     """
-    names, k = [], []
+    names: list[str] = []
+    k: list[float] = []
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
         for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
@@ -147,22 +148,23 @@ def tail_shape(draws: np.ndarray) -> float:
     the draws are all the same there, or fewer than `LEAST` of them are effective."""
     if np.ptp(draws) == 0 or not np.isfinite(draws).all():
         return -np.inf
-    share = float(_statistic("ess", draws, method="tail", prob=TAILS)) / draws.size
+    share = float(statistic("ess", draws, method="tail", prob=TAILS)) / draws.size
     if not share * draws.size >= LEAST:
         return -np.inf
     try:
         with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
-            return float(_statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
+            return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
     except ValueError:  # a tail of equal values
         return -np.inf
 
 
 def _each(u: np.ndarray, name: str, **options: Any) -> np.ndarray:
     """A statistic of each entry of (chains, draws, entries)."""
-    return np.array([_statistic(name, u[..., i], **options) for i in range(u.shape[-1])])
+    return np.array([statistic(name, u[..., i], **options) for i in range(u.shape[-1])])
 
 
-def _statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
+def statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
+    """One of ArviZ's statistics of chains, of (chains, draws)."""
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)

@@ -75,7 +75,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     if isinstance(run.program, GaussianChain):
         from ppgen.inference.chain_plots import chain_figures
 
-        return _write(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)})
+        return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)})
     d = None
     if run.structure.latents:
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
@@ -87,10 +87,10 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
         "latent": latent_figure(run, columns, d, label, seed=seed),
         "khat": khat_figure(d),
     }
-    return _write(folder, figures)
+    return write_figures(folder, figures)
 
 
-def _write(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+def write_figures(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -106,7 +106,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
-def _figure(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:
+def figure_of(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -128,7 +128,7 @@ def elbo_figure(run: Run) -> Figure | None:
     whole = not run.structure.by_row
     recorded = run.config["data"]
     step, elbo, se = (m[k][seen] / s for k, s in (("step", 1), *((k, _per(run)) for k in ("elbo", "elbo_se"))))
-    figure, (axis,) = _figure(6.4, 3.6)
+    figure, (axis,) = figure_of(6.4, 3.6)
     axis.fill_between(step, elbo - 2 * se, elbo + 2 * se, color=BLUE, alpha=0.25, lw=0, label="± 2 standard errors")
     axis.plot(step, elbo, color=BLUE, lw=1.4, label="ELBO, rows fitted")
     shown = [elbo]
@@ -242,7 +242,7 @@ def _image_draws(
     means = _means(run, name, held, n, given) if held else None
     panels = 2 if means is not None else 1
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
-    figure, axes = _figure(4.1 * panels, 4.0 * tall + 0.35, panels)
+    figure, axes = figure_of(4.1 * panels, 4.0 * tall + 0.35, panels)
     figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
     _grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
     if means is not None:
@@ -308,7 +308,7 @@ def _grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns
 def _planes(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:
     """Points of a plane, one panel a set, on the same axes."""
     shown = {k: v[:2000] for k, v in sets.items() if v is not None}
-    figure, axes = _figure(4.0 * len(shown), 4.0, len(shown), sharex=True, sharey=True)
+    figure, axes = figure_of(4.0 * len(shown), 4.0, len(shown), sharex=True, sharey=True)
     # One stray draw must not shrink the rest: the axes follow the first set, the data where they are there.
     first = next(iter(shown.values()))
     low, high = np.quantile(first, 0.001, axis=0), np.quantile(first, 0.999, axis=0)
@@ -326,7 +326,7 @@ def _histograms(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:
     shown = {k: v for k, v in sets.items() if v is not None}
     width = min(12, min(v.shape[1] for v in shown.values()))
     across = min(width, 4)
-    figure, _ = _figure(max(5.2, 2.6 * across), 0.6 + 2.6 * math.ceil(width / across))
+    figure, _ = figure_of(max(5.2, 2.6 * across), 0.6 + 2.6 * math.ceil(width / across))
     figure.clear()
     for i in range(width):
         axis = figure.add_subplot(math.ceil(width / across), across, i + 1)
@@ -371,13 +371,13 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
     again, shape = reconstruct(run, few, seed=seed)[name], _image_shape(run, name)
     if shape:
         n = min(20, len(again))
-        figure, axes = _figure(8.2, 4.9)
+        figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
         _grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = _flat(seen[name]), _flat(again)
-    figure, (axis,) = _figure(4.4, 4.4)
+    figure, (axis,) = figure_of(4.4, 4.4)
     if x.shape[1] == 2:
         x, y = x[:300], y[:300]
         axis.plot(*np.stack([x, y]).transpose(2, 0, 1), color=GREY, lw=0.5)
@@ -403,9 +403,9 @@ def _predictive(run: Run, data: Mapping[str, Tensor], name: str, observed: Tenso
     draws, seen = variable.values[0].reshape(500, -1), observed.double().numpy().ravel()
     if draws.shape[1] != len(seen):
         return None
-    names = _entry_names(variable)
-    figure, (axis,) = _figure(7.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
-    _intervals(axis, draws, names)
+    names = entry_names(variable)
+    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
+    draw_intervals(axis, draws, names)
     at = -np.arange(min(len(seen), INTERVALS))
     axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{name}, observed")
     axis.set(xlabel=name, title=f"Posterior predictive of {name}")
@@ -440,7 +440,7 @@ def latent_figure(
         return None
     kl = diagnosis.kl.get(name) if diagnosis is not None else None
     panels = 2 if kl is not None and len(kl) > 1 else 1
-    figure, axes = _figure(4.8 * panels, 4.4, panels)
+    figure, axes = figure_of(4.8 * panels, 4.4, panels)
     _means_panel(axes[0], means, name, None if label is None else label[: len(means)])
     if panels == 2 and kl is not None and diagnosis is not None:
         active = diagnosis.active[name][np.argsort(-kl)] if name in diagnosis.active else np.ones(len(kl), bool)
@@ -484,15 +484,15 @@ def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis |
     tree = diagnosis.tree if diagnosis is not None else posterior(run, data, draws=500, seed=seed, predictive=False)
     groups = list(tree.posterior.data_vars.values())
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
-    names = [n for v in groups for n in _entry_names(v)]
-    figure, (axis,) = _figure(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
-    _intervals(axis, draws, names)
+    names = [n for v in groups for n in entry_names(v)]
+    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
+    draw_intervals(axis, draws, names)
     axis.set(xlabel="value", title="Posterior of the latents, under the guide")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
-def _intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
+def draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     """Median, 50% and 94% interval of each column, from the top down."""
     draws, names = draws[:, :INTERVALS], names[:INTERVALS]
     at = -np.arange(len(names))
@@ -504,7 +504,7 @@ def _intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     axis.set_ylim(at[-1] - 0.7, 0.7)
 
 
-def _entry_names(variable: Any) -> list[str]:
+def entry_names(variable: Any) -> list[str]:
     """theta[A], theta[B], ...: an entry's coordinates."""
     dims = [d for d in variable.dims if d not in ("chain", "draw")]
     names = [str(variable.name)]
@@ -522,7 +522,7 @@ def khat_figure(diagnosis: Diagnosis | None) -> Figure | None:
     if diagnosis is None or len(diagnosis.khat) < 2 or not np.isfinite(diagnosis.khat).any():
         return None
     k, ess, particles = np.sort(diagnosis.khat), diagnosis.ess, diagnosis.bounds.particles
-    figure, (left, right) = _figure(8.4, 3.6, 2)
+    figure, (left, right) = figure_of(8.4, 3.6, 2)
     bad = k > GOOD_K
     left.scatter(np.arange(len(k)), k, s=6, color=np.where(bad, ORANGE, BLUE), lw=0)
     left.axhline(GOOD_K, color="black", lw=0.8, ls="--", label=f"{GOOD_K}: below it, weights correct the draws")

@@ -150,7 +150,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
         row_plate = _row_plate(trained) if trained else "data"
         constant_dims = {
-            n: _column_dims(n, v, trained.row_columns if trained else row_columns(data), row_plate)
+            n: _column_dims(program, n, v, trained.row_columns if trained else row_columns(data), row_plate)
             for n, v in data.items()
             if n in constant
         }
@@ -265,10 +265,8 @@ def _dims(program: Program, name: str, plates: list[str], ndim: int) -> list[str
     return [*plates, *event]
 
 
-def _column_dims(name: str, value: Tensor, rows: Collection[str], row_dim: str = "data") -> list[str]:
-    if name in rows and value.dim():
-        return [row_dim, *(f"{name}_dim_{i}" for i in range(value.dim() - 1))]
-    return [f"{name}_dim_{i}" for i in range(value.dim())]
+def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
+    return _dims(program, name, [row_dim] if name in rows and value.dim() else [], value.dim())
 
 
 def _coords(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -298,7 +296,7 @@ def tree_of(
                 dims[name] = _dims(program, name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
     for name, array in constant.items():
-        dims[name] = _column_dims(name, data[name], structure.row_columns, row_plate)
+        dims[name] = _column_dims(program, name, data[name], structure.row_columns, row_plate)
         sizes |= dict(zip(dims[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found} | {"observed_data": observed}
     if constant:

@@ -99,6 +99,8 @@ class ARMA(ppgen.Program):
         scale: s, in units of y.
     """
 
+    dims = {"y": ["time"]}
+
     def __init__(self, p: int = 1, q: int = 1, duration: int = 100, scale: float = 2.5):
         super().__init__()
         if min(p, q) < 0 or p + q < 1 or duration < 1 or scale <= 0:

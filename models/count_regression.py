@@ -36,6 +36,8 @@ class CountRegression(ppgen.Program):
         names: of the features, for tables and plots.
     """
 
+    dims = {"x": ["feature"]}
+
     def __init__(
         self,
         features: int,

@@ -29,6 +29,8 @@ class GaussianMixture(ppgen.Program):
         scale: s, in units of x.
     """
 
+    dims = {"weights": ["component"]}
+
     def __init__(self, components: int = 2, scale: float = 5.0):
         super().__init__()
         if components < 2 or scale <= 0:

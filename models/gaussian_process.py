@@ -29,6 +29,8 @@ class GaussianProcess(ppgen.Program):
         jitter: added to the diagonal of K, in units of α².
     """
 
+    dims = {"y": ["point"]}
+
     def __init__(self, scale: float = 1.0, jitter: float = 1e-5):
         super().__init__()
         if scale <= 0 or jitter < 0:

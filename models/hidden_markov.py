@@ -90,6 +90,8 @@ class HiddenMarkov(ppgen.Program):
         stay: what the prior adds to the diagonal of A.
     """
 
+    dims = {"transition": ["to_state"], "y": ["time"]}
+
     def __init__(self, states: int = 2, duration: int = 100, scale: float = 5.0, stay: float = 1.0):
         super().__init__()
         if states < 2 or duration < 1 or scale <= 0 or stay < 0:

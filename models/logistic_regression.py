@@ -33,6 +33,8 @@ class LogisticRegression(ppgen.Program):
         names: of the features, for tables and plots.
     """
 
+    dims = {"x": ["feature"]}
+
     def __init__(
         self,
         features: int,

@@ -64,7 +64,7 @@ class Program(nn.Module):
 
     Attributes:
         coords: coordinate labels of its dimensions (plates, and those named in `dims`), by name, for ArviZ (optional).
-        dims: names of the dimensions of a site's single value, by site, for ArviZ (optional).
+        dims: names of the dimensions of a site's single value, by site, or of a column's row, for ArviZ (optional).
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
 

@@ -120,6 +120,11 @@ class Run:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a run folder."""
     file = path / "config.json"
+    if not file.is_file() and path.suffix == ".nc":
+        raise PpgenError(
+            f"{path} is a posterior, and a run folder is expected; ppgen evaluate, plot and compare take posteriors as "
+            f"well, and ppgen diagnose RUN --reference {path} holds a run's guide against it"
+        )
     if not file.is_file():
         raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
     config = read_json(file)

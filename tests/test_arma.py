@@ -58,6 +58,7 @@ def test_the_posterior_of_an_autoregression_against_quadrature():
     draws = tree["posterior"]["phi"].values[..., 0]
     assert abs(draws.mean() - mean) < 0.06 * sd and abs(draws.std() / sd - 1) < 0.06
     assert list(tree["posterior"]["phi"].coords["lag"].values) == [1]
+    assert tree["observed_data"]["y"].dims == ("data", "time")
 
 
 def test_orders_of_zero_are_no_model():

@@ -1,14 +1,21 @@
-"""`ppgen mcmc`: what it prints and writes."""
+"""`ppgen mcmc`: what it prints and writes, and what other commands do with that."""
 
 import json
 import subprocess
 import sys
 
+import pytest
 import xarray as xr
+from known import SCHOOLS
+
+from ppgen.files import read_netcdf, write_netcdf
+from ppgen.inference import fit, mcmc
+from ppgen.inference.compare import loo
+from ppgen.models import EightSchools
 
 
 def ppgen(*arguments: str, cwd: object, ok: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ppgen", "mcmc", *arguments]
+    command = [sys.executable, "-m", "ppgen", *arguments]
     done = subprocess.run(command, cwd=str(cwd), capture_output=True, text=True, timeout=200)
     assert (done.returncode == 0) == ok, done.stderr
     return done
@@ -18,7 +25,7 @@ FEW = ("--chains", "8", "--draws", "20", "--warmup", "30")
 
 
 def test_a_table_and_a_file(tmp_path):
-    done = ppgen("eight_schools", "--data", "eight_schools", *FEW, "--json", cwd=tmp_path)
+    done = ppgen("mcmc", "eight_schools", "--data", "eight_schools", *FEW, "--json", cwd=tmp_path)
     said = json.loads(done.stdout)
     assert {"mu", "tau", "theta[A]"} <= set(said["summary"]) and said["posterior"] == "eight_schools.nc"
     assert any("R-hat" in s for s in said["findings"]) and "R-hat" in done.stderr
@@ -28,5 +35,39 @@ def test_a_table_and_a_file(tmp_path):
 
 
 def test_errors_are_one_sentence(tmp_path):
-    done = ppgen("eight_schools", "--data", "eight_schools", "--kernel", "gibbs", cwd=tmp_path, ok=False)
+    done = ppgen("mcmc", "eight_schools", "--data", "eight_schools", "--kernel", "gibbs", cwd=tmp_path, ok=False)
     assert done.returncode == 2 and "kernel is 'gibbs'" in done.stderr and "Traceback" not in done.stderr
+    fit(EightSchools(), SCHOOLS, steps=0, out=tmp_path / "run")
+    done = ppgen("mcmc", "run", "--set", "centred=True", cwd=tmp_path, ok=False)
+    assert done.returncode == 2 and "--set gives arguments to a program" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def posterior_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("posterior") / "schools.nc"
+    write_netcdf(path, mcmc(EightSchools(), SCHOOLS, chains=8, draws=50, warmup=60, engine="trace"))
+    return path
+
+
+def test_a_posterior_is_judged_as_it_is(posterior_file):
+    """The same estimate as ppgen compare's, and pictures without a program."""
+    done = ppgen("evaluate", "schools.nc", "--json", cwd=posterior_file.parent)
+    said = json.loads(done.stdout)
+    assert said["rows"] == 8 and said["loo"] == pytest.approx(loo(read_netcdf(posterior_file)).total)
+    done = ppgen("plot", "schools.nc", "--json", cwd=posterior_file.parent)
+    files = [posterior_file.parent / f for f in json.loads(done.stdout)["files"]]
+    assert [f.name for f in files] == ["latents.png", "ranks.png", "energy.png", "predictive.png"]
+    assert all(f.read_bytes().startswith(b"\x89PNG") and f.parent.name == "schools-plots" for f in files)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("evaluate", "schools.nc", "--split", "test"), "--split is for a run, and schools.nc is a posterior"),
+        (("plot", "schools.nc", "--data", "x.csv"), "--data is for a run, and schools.nc is a posterior"),
+        (("report", "schools.nc"), "schools.nc is a posterior, and a run folder is expected"),
+    ],
+)
+def test_what_a_posterior_cannot_do(posterior_file, arguments, said):
+    done = ppgen(*arguments, cwd=posterior_file.parent, ok=False)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -50,7 +50,7 @@ def test_the_states_are_found():
         assert abs(mu.mean() - float(2 * MU[k])) < 5 * mu.std() and mu.std() < 0.5
         stay = post["transition"].values[..., k, k]
         assert abs(stay.mean() - float(A[k, k])) < 4 * stay.std()
-    assert post["transition"].dims == ("chain", "draw", "state", "transition_dim_0")
+    assert post["transition"].dims == ("chain", "draw", "state", "to_state")
 
 
 def test_one_state_is_refused():

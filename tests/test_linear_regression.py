@@ -36,6 +36,7 @@ def test_the_posterior_against_quadrature():
     tree = mcmc(LinearRegression(2, names=["a", "b"]), {"x": X, "y": Y}, chains=64, draws=150, warmup=200)
     post = tree["posterior"]
     assert list(post["beta"].coords["feature"].values) == ["a", "b"]
+    assert tree["constant_data"]["x"].dims == ("data", "feature")
     mean, var = exact()
     chains_agree(post["alpha"].values, mean[0], var[0])
     for i in range(2):

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ppgen import tell
-from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app
-from ppgen.console import print_json
+from ppgen.cli.options import Columns, Data, Json, RunOrPosterior, RunPath, Seed, Split, amortised, app, refuse
+from ppgen.console import print_json, print_table
 
 
 @app.command(short_help="Bounds on log p(x) of data.")
 def evaluate(
-    run: RunPath,
+    run: RunOrPosterior,
     data: Data = None,
     split: Annotated[str | None, typer.Option(help="[default: test where the data have splits, else the rows fitted]")]
     = None,
@@ -25,10 +25,17 @@ def evaluate(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Bounds on log p(x): value, kind, Monte Carlo standard error; bits/dim where the data are discrete."""
+    """Bounds on log p(x): value, kind, Monte Carlo standard error; bits/dim where the data are discrete.
+
+    Of a posterior.nc, the leave-one-out estimate of the log predictive density.
+    """
     from ppgen import inference, sources
     from ppgen.run import Run
 
+    if run.suffix == ".nc":
+        refuse(run, {"data": data, "split": split, "particles": particles, "ode": ode, "columns": columns})
+        _evaluate_posterior(run, json)
+        return
     fitted = Run.load(run)
     name, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
     found = inference.loglik(fitted, rows, particles=particles, seed=seed, ode=ode)
@@ -37,6 +44,26 @@ def evaluate(
         print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
         return
     tell.bounds(found, f"{fitted.program.name} on {name}")
+
+
+def _evaluate_posterior(path: Path, json: bool) -> None:
+    from ppgen.files import read_netcdf
+    from ppgen.inference.compare import loo
+
+    found = loo(read_netcdf(path))
+    rows = len(found.values)
+    if json:
+        print_json(
+            {"posterior": str(path), "rows": rows, "loo": found.total, "rows_se": found.rows_se, "bad_k": found.bad}
+        )
+        return
+    print_table(
+        ["", "nats", "± rows", "nats a row", "k > 0.7"],
+        [["LOO", found.total, found.rows_se, found.total / rows, found.bad]],
+        title=f"Log predictive density of {path}, each of {rows} rows left out in turn",
+    )
+    if found.bad:
+        print(f"- {found.bad} of {rows} rows weigh so much (k-hat above 0.7) that their terms are not to be relied on")
 
 
 @app.command(short_help="Whether to believe the guide; writes posterior.nc.")
@@ -77,21 +104,32 @@ def diagnose(
 
 @app.command(short_help="Pictures of a run.")
 def plot(
-    run: RunPath,
+    run: RunOrPosterior,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: RUN/plots]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: RUN/plots, or NC-plots]")]
+    = None,
     split: Split = None,
     columns: Columns = None,
     seed: Seed = 0,
     json: Json = False,
-) -> None:
-    """Pictures: ELBO, samples, reconstructions, latent space, k-hat; those that make sense for the program."""
+) -> None:  # fmt: skip
+    """Pictures: ELBO, samples, reconstructions, latent space, k-hat; those that make sense for the program.
+
+    Of a posterior.nc: latents, ranks of the chains, energy, posterior predictive.
+    """
     from ppgen import inference, sources
     from ppgen.run import Run
 
-    fitted = Run.load(run)
-    _, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted), label=True)
-    files = inference.plot(fitted, cols, out, seed=seed)
+    if run.suffix == ".nc":
+        from ppgen.files import read_netcdf
+        from ppgen.inference.tree_plots import plot_tree
+
+        refuse(run, {"data": data, "split": split, "columns": columns})
+        files = plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"))
+    else:
+        fitted = Run.load(run)
+        _, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted), label=True)
+        files = inference.plot(fitted, cols, out, seed=seed)
     if json:
         print_json({"run": str(run), "files": files})
     else:

@@ -10,6 +10,7 @@ import typer
 
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
 from ppgen.console import print_json, print_table
+from ppgen.errors import PpgenError
 
 
 @app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
@@ -47,6 +48,8 @@ def mcmc(
     torch.manual_seed(seed)
     model: Any
     if (Path(program) / "config.json").is_file():
+        if settings:
+            raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
         model = Run.load(Path(program))
         name, table = sources.of_run(model, data, split, columns=columns)
         path = out or Path(program) / "mcmc.nc"

@@ -34,7 +34,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only the result.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A constructor argument.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
+RunOrPosterior = Annotated[
+    Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a posterior.nc.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+
+
+def refuse(path: Path, options: dict[str, object]) -> None:
+    """Options that ask for a program, given with a posterior that has none."""
+    from ppgen.errors import PpgenError
+
+    for name, value in options.items():
+        if value not in (None, False):
+            raise PpgenError(f"--{name} is for a run, and {path} is a posterior on its own; leave it out")
 
 
 def amortised(run: Run) -> bool:
