@@ -69,7 +69,8 @@ class Diffusion(GaussianChain):
         gamma_low, gamma_high: −log SNR at t = 0 and t = 1. None for the first: a noise of a sixth of a level, or for
             continuous data of e⁻⁵ standard deviations.
         data_scale: σ_data of "edm": the standard deviation of the data in the units of the chain.
-        blocks, attention, fourier: of the U-Net, see `ppgen.nets.UNet`.
+        fourier: exponents of waves of the input, see `ppgen.nets.UNet`.
+        blocks, attention: of the U-Net.
 
     Raises:
         PpgenError: an argument out of range; a schedule that saturates; labels missing, or out of range.
@@ -185,6 +186,8 @@ class Diffusion(GaussianChain):
         arguments["prediction"] = "levels"
         if len(atoms := _atoms(x[:10_000], low, high, levels)) > 2:
             arguments["atoms"] = atoms
+        if levels > 32:  # waves of 16, 8 and 4 levels a period
+            arguments["fourier"] = [round(math.log2((levels - 1) / period)) for period in (16, 8, 4)]
         side = math.isqrt(x.shape[1])
         if x.dim() == 2 and side >= 8 and side**2 == x.shape[1]:
             arguments["features"] = [1, side, side]

@@ -36,7 +36,8 @@ class UNet(nn.Module):
         attention: largest side with self-attention, 0 for none.
         classes: number of labels, 0 for none.
         fourier: exponents n of sin(2ⁿ π z) and cos(2ⁿ π z) that are appended to the input's channels: they tell
-            neighbouring grey levels apart.
+            neighbouring grey levels apart. Each is let through at the times when it is more than noise: a factor of
+            the time's own, learned.
 
     Raises:
         PpgenError: a shape that cannot be halved so often.
@@ -66,6 +67,7 @@ class UNet(nn.Module):
         channels, embed = shape[0], 4 * widths[0]
         self.fourier = tuple(fourier)
         self.time = TimeEmbedding(embed, classes)
+        self.gate = initialise(nn.Linear(embed, 2 * len(self.fourier)), 1.0) if self.fourier else None
         self.first = _conv(channels * (1 + 2 * len(self.fourier)), widths[0])
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
         skips, width = [widths[0]], widths[0]
@@ -94,8 +96,12 @@ class UNet(nn.Module):
         e = self.time(u.expand(lead), None if label is None else label.expand(lead))
         h = z.reshape(-1, *self.shape)
         e = e.reshape(len(h), -1)
-        waves = [2.0**n * math.pi * h for n in self.fourier]
-        h = self.first(torch.cat([h, *(w.sin() for w in waves), *(w.cos() for w in waves)], 1))
+        if self.gate is not None:
+            open_ = torch.sigmoid(self.gate(e)).to(h.dtype)[..., None, None].split(1, 1)
+            angles = [2.0**n * math.pi * h for n in self.fourier]
+            waves = [*(a.sin() for a in angles), *(a.cos() for a in angles)]
+            h = torch.cat([h, *(g * w for g, w in zip(open_, waves, strict=True))], 1)
+        h = self.first(h)
         skips, levels = [h], len(self.shrink)
         for level in range(levels):
             for block in self.down[level * self.blocks : (level + 1) * self.blocks]:
