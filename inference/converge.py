@@ -6,10 +6,12 @@ the log-probabilities of some observed rows, at noise that is the same for all t
 directions that change nothing; a probe does not.) Its unit is the spread over the draws, the posterior's sd. In phases,
 each with a quarter of the learning rate of the one before:
 
-1. wait until the probe is stationary: split R-hat of a late window is below 1.1, or the wandering is below 0.02 units;
+1. wait until the probe is stationary: split R-hat of a late window is below 1.1, or its halves differ by less than 0.02
+   units; by less than 0.15 after the learning rate has fallen once, since a slow wandering about a place that is known
+   to be near has a high R-hat for long, and matters only by how far it goes;
 2. average from there until the Monte Carlo standard error of the mean probe (by batch means) is below 0.08 units;
 3. where that mean has moved by less than 0.15 units since the phase before, the fit has converged, and the average of
-   the parameters is kept; else the learning rate falls.
+   the parameters is kept; else, or where 60 iterates were not enough for the second, the learning rate falls.
 
 Each is asked of all entries of the probe but the worst hundredth.
 
@@ -36,6 +38,7 @@ EVERY = 20  # steps an iterate
 FALL = 0.25  # of the learning rate
 CHECK = 10  # iterates a check
 LEAST = 30  # iterates in a window
+ENOUGH = 60  # iterates of an average that is still not precise: the learning rate is what makes it so
 MOST = 400  # iterates that are remembered: then every second is forgotten
 DRAWS, ROWS, ENTRIES = 8, 64, 2000  # of the probe, at most
 R_HAT, SMALL, ERROR, MOVED = 1.1, 0.02, 0.08, 0.15
@@ -88,24 +91,26 @@ class Convergence:
         n, u = len(self.iterates), unit(self.iterates)
         if not self.averaging:
             windows = {max(LEAST, int(n * share)) for share in (0.95, 0.75, 0.5, 0.35)}
-            if any(_stationary(self.iterates[-w:], u) for w in windows):
+            if any(self._settled(self.iterates[-w:], u) for w in windows):
                 self.averaging, self.count, self.average = True, 0, None
                 self._forget()
             return
-        if not _stationary(self.iterates, u):
+        if not self._settled(self.iterates, u):
             if _most(split_r_hat(self.iterates)) > 2 * R_HAT:  # it was not stationary: begin the average anew
                 self.count, self.average = 0, None
                 self._forget()
             return
-        if _most(_mcse(self.iterates) / u) > ERROR:
-            return
-        mean = self.iterates.mean(0)
-        if self.phase and _most((mean - self.last).abs() / u) < MOVED:
+        mean, precise = self.iterates.mean(0), _most(_mcse(self.iterates) / u) < ERROR
+        if precise and self.phase and _most((mean - self.last).abs() / u) < MOVED:
             self.converged = True
-            return
-        self.last, self.averaging = mean, False
-        self.phase += 1
-        self._forget()
+        elif n >= ENOUGH or precise and not self.phase:
+            self.last, self.averaging = mean, False
+            self.phase += 1
+            self._forget()
+
+    def _settled(self, iterates: Tensor, u: Tensor) -> bool:
+        """Whether a window is stationary, by the measure of this phase."""
+        return _stationary(iterates, u, MOVED if self.phase else SMALL)
 
     def _forget(self) -> None:
         self.seen, self.stride, self.iterates = 0, 1, torch.empty(0)
@@ -187,12 +192,12 @@ def split_r_hat(iterates: Tensor) -> Tensor:
     return torch.where(within > 0, r, 1.0)
 
 
-def _stationary(iterates: Tensor, u: Tensor) -> bool:
+def _stationary(iterates: Tensor, u: Tensor, small: float) -> bool:
+    """Whether the halves of a window tell the same mean: by R-hat, or to within so many units."""
     r = split_r_hat(iterates)
     half = len(iterates) // 2
     drift = (iterates[-half:].mean(0) - iterates[-2 * half : -half].mean(0)).abs()
-    still = (iterates.std(0) < SMALL * u) & (drift < SMALL * u)
-    return _most(torch.where(still, 1.0, r)) < R_HAT
+    return _most(torch.where(drift < small * u, 1.0, r)) < R_HAT
 
 
 def _mcse(iterates: Tensor) -> Tensor:

@@ -66,6 +66,24 @@ def test_what_another_learning_rate_moves_does_not():
     assert not c.converged and c.phase > 5
 
 
+def test_a_slow_wandering_that_stays_near_does_not_hold_up_the_end():
+    """R-hat is high for long where the iterates are correlated for long; in a later phase the distance decides."""
+    slow = 0.006 * normal(4000, 5, seed=3)  # 0.06 in all, beside draws that lie 1 apart
+    for t in range(1, len(slow)):
+        slow[t] += 0.995 * slow[t - 1]
+    c = Convergence()
+    c.phase, c.last = 1, torch.arange(4.0)[:, None].expand(4, 5)
+    for i, x in enumerate(slow):
+        c.note({"w": x}, x + torch.arange(4.0)[:, None])
+        if c.converged:
+            break
+    assert c.converged and i < 150 and split_r_hat(slow[: i + 1]).max() > 1.1
+    first = Convergence()
+    for x in slow[: i + 1]:
+        first.note({"w": x}, x + torch.arange(4.0)[:, None])
+    assert not first.averaging  # at the first learning rate it is R-hat that decides
+
+
 def test_many_iterates_are_thinned():
     c = Convergence()
     for probed in wander(2000, drift=0.05):
