@@ -93,9 +93,10 @@ FAMILIES: dict[str, Callable[..., list[Part]]] = {
 }
 
 
-# Linear maps that may stand between the transforms of any family.
+# Linear maps that may stand between the transforms of any family. LU layers begin as permutations, which leave features
+# as they are: of whitened patches of images a rotation hides the heavy tails, which splines know how to take.
 MIXES: dict[str, Callable[[int], FlowTransform]] = {
-    "lu": lambda features: LULinear(features, permute=features > 1),
+    "lu": lambda features: LULinear(features, permute=features > 1, rotate=False),
     "rotation": Orthogonal,
     "shuffle": Permutation,
 }
@@ -113,8 +114,8 @@ def stack(
         transforms: how many, the mixings between them not counted.
         hidden: widths of each network.
         context: features of the context, 0 for none.
-        mix: what stands between two transforms: "lu", a matrix in its LU factors; "rotation", of Householder
-            reflections; "shuffle", a random order of the features; None leaves it to the family.
+        mix: what stands between two transforms: "lu", a matrix in its LU factors, at first a permutation; "rotation",
+            of Householder reflections; "shuffle", a random order of the features; None leaves it to the family.
         how: further keywords of each transform, as bins=16, bound=8.0 for splines, residual=True, dropout=0.1 for the
             networks of couplings.
 

@@ -26,14 +26,15 @@ class LULinear(FlowTransform):
     Args:
         shape: D, or (C, H, W) to mix the channels of images.
         permute: False leaves P out (the identity).
-
-    It begins as a random rotation, or without P as the identity.
+        rotate: it begins as a random rotation; else L and U begin as the identity.
     """
 
-    def __init__(self, shape: int | Sequence[int], permute: bool = True):
+    def __init__(self, shape: int | Sequence[int], permute: bool = True, rotate: bool = True):
         super().__init__((shape,) if isinstance(shape, int) else shape)
         n = self.shape[0]
-        if permute:
+        if permute and not rotate:
+            P, L, U = torch.eye(n)[torch.randperm(n)], torch.eye(n), torch.eye(n)
+        elif permute:
             P, L, U = torch.linalg.lu(torch.linalg.qr(torch.randn(n, n)).Q)
         else:
             P = L = U = torch.eye(n)
