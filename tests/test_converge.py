@@ -73,13 +73,13 @@ def test_a_slow_wandering_that_stays_near_does_not_hold_up_the_end():
         slow[t] += 0.995 * slow[t - 1]
     c = Convergence()
     c.phase, c.last = 1, torch.arange(4.0)[:, None].expand(4, 5)
-    for i, x in enumerate(slow):
-        c.note({"w": x}, x + torch.arange(4.0)[:, None])
-        if c.converged:
-            break
-    assert c.converged and i < 150 and split_r_hat(slow[: i + 1]).max() > 1.1
+    n = 0
+    while not c.converged and n < 150:
+        c.note({"w": slow[n]}, slow[n] + torch.arange(4.0)[:, None])
+        n += 1
+    assert c.converged and split_r_hat(slow[:n]).max() > 1.1
     first = Convergence()
-    for x in slow[: i + 1]:
+    for x in slow[:n]:
         first.note({"w": x}, x + torch.arange(4.0)[:, None])
     assert not first.averaging  # at the first learning rate it is R-hat that decides
 
