@@ -5,13 +5,15 @@
 One process for each number of threads; in it the contestants take turns, and the medians of the turns are printed.
 A step is gradient and Adam update on one fixed batch, with the ELBO read by the program that runs it. CPU time
 (`time.process_time`) counts every thread and leaves out what else the machine does. "By hand" is plain PyTorch with
-the same estimator and torch.optim.Adam; "compiled" is the same with its loss under torch.compile.
+the same estimator and torch.optim.Adam; "compiled" is the same with its loss under torch.compile. "graph" is what
+`trace` runs, in a bare loop: the traced loss and gradient, and torch.optim.Adam.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-COLUMNS = ("Pyro SVI", "eager", "trace", "compile", "by hand", "by hand, compiled", "NumPyro")
+COLUMNS = ("Pyro SVI", "eager", "trace", "graph", "compile", "by hand", "by hand, compiled", "NumPyro")
 TURN = 0.15  # seconds of CPU time that a turn lasts
 STARTS = ("eight schools", "VAE 784-64-20, batch 32")
 
@@ -89,12 +91,13 @@ def _race(options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 continue
             run = _contestant(column, make())
             if run is not None:
-                run(70)  # warm
-                run(70)
+                n = getattr(run, "steps_a_call", 70 if column == "compile" else 5)
+                run(max(n, 5))  # warm
+                run(n)
                 started = time.process_time()
-                run(70 if column in ("compile", "NumPyro") else 5)
-                each = (time.process_time() - started) / (70 if column in ("compile", "NumPyro") else 5)
-                runs[column] = run, max(3, int(TURN / max(each, 1e-6)))
+                run(n)
+                each = (time.process_time() - started) / n
+                runs[column] = run, n * max(1, int(TURN / max(each * n, 1e-6)))
         times: dict[str, list[float]] = {column: [] for column in runs}
         for _ in range(options.repeats):
             for column, (run, n) in runs.items():
@@ -111,21 +114,47 @@ def _contestant(column: str, entry) -> Callable[[int], None] | None:
         return _ppgen(entry, column)
     if column == "Pyro SVI":
         return _svi(entry)
+    if column == "graph":
+        return _graph(entry)
     if column == "NumPyro":
         return _numpyro(entry)
     return _by_hand(entry, compiled=column != "by hand")
 
 
-def _ppgen(entry, engine: str) -> Callable[[int], None]:
+def _objective(entry):
     from ppgen.data import n_rows
     from ppgen.inference import Objective
-    from ppgen.inference.optimise import make_fabric, make_optimizer
-    from ppgen.inference.step import Row, make_step
     from ppgen.structure import inspect
 
     program = entry.program().setup(entry.data, entry.guide, entry.hide)
     structure = inspect(program, entry.data, enumerated=entry.hide)
-    objective = Objective(program, structure, n_rows(entry.data), elbo=entry.elbo)
+    return Objective(program, structure, n_rows(entry.data), elbo=entry.elbo)
+
+
+def _graph(entry) -> Callable[[int], None]:
+    import torch
+
+    from ppgen.engine.gradient import Gradient
+
+    gradient = Gradient(_objective(entry), entry.data)
+    optimizer, inputs = torch.optim.Adam(gradient.trained, lr=1e-3), gradient.inputs(entry.data)
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            value = gradient.outputs(gradient.traced(*inputs))
+            for p, g in zip(gradient.trained, value.gradients, strict=True):
+                p.grad = g
+            optimizer.step()
+            value.elbo.item()
+
+    return run
+
+
+def _ppgen(entry, engine: str) -> Callable[[int], None]:
+    from ppgen.inference.optimise import make_fabric, make_optimizer
+    from ppgen.inference.step import Row, make_step
+
+    objective = _objective(entry)
     fabric = make_fabric("cpu", "32-true")
     wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), 1e-3))
     step = make_step(wrapped, optimizer, fabric, engine=engine)
@@ -208,15 +237,21 @@ def _numpyro(entry) -> Callable[[int], None] | None:
     elbo = TraceMeanField_ELBO() if entry.elbo == "analytic" else Trace_ELBO()
     svi = SVI(model, guide, Adam(1e-3), elbo)
     state = svi.init(jax.random.PRNGKey(0), **data)
-    many = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, **data), s, None, length=70))
+    one = jax.jit(lambda s: svi.update(s, **data))
+    jax.block_until_ready(one(state))
+    started = time.process_time()
+    jax.block_until_ready(one(state))
+    chunk = 70 if time.process_time() - started < 0.1 else 1
+    many = jax.jit(lambda s: jax.lax.scan(lambda s, _: svi.update(s, **data), s, None, length=chunk))
 
     def run(n: int) -> None:
         nonlocal state
-        for _ in range(max(1, round(n / 70))):
+        for _ in range(math.ceil(n / chunk)):
             state, losses = many(state)
         jax.block_until_ready(losses)
 
-    return lambda n: run(max(70, round(n / 70) * 70))
+    run.steps_a_call = chunk  # type: ignore[attr-defined]
+    return run
 
 
 # -- start and memory ------------------------------------------------------------------------------
@@ -276,6 +311,9 @@ def _report(results: dict, starts: dict, options: argparse.Namespace) -> str:
         lines += ["| program | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
         for name, row in table.items():
             lines.append(f"| {name} | " + " | ".join(f"{row[c]:,.0f}" if c in row else "–" for c in columns) + " |")
+        if {"trace", "graph"} <= set(columns):
+            shares = [f"{name} {row['trace'] / row['graph'] - 1:+.1%}" for name, row in table.items() if "graph" in row]
+            lines += ["", f"What `trace` costs beyond its graph: {', '.join(shares)}."]
         lines += ["", "Ratios of `compile` (below 1: faster than the peer):", ""]
         peers = [c for c in ("Pyro SVI", "by hand", "by hand, compiled", "NumPyro") if c in columns]
         if "compile" in columns and peers:

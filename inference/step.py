@@ -9,6 +9,7 @@ auto      eager at first; then trace, then compile, where the steps that are lef
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from ppgen.engine import compile as compilation
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Evaluation, Gradient, shapes
 from ppgen.engine.optimisers import functional
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError, nearest
 from ppgen.inference.elbo import Objective
 from ppgen.inference.optimise import averaged, ema_decay
@@ -109,6 +110,10 @@ class Step:
             self.asked = "eager"
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        with _flushed():
+            return self._steps(batches, rows)
+
+    def _steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
         results: list[StepResult] = []
         while len(results) < len(rows):
             i = len(results)
@@ -196,9 +201,9 @@ class Step:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _copy(self._tensors(), before)
             torch.set_rng_state(start)
-            info, ours = _finished(self, self._shared(gradient(batch, row.kl_weight)))
+            value = self._shared(gradient(batch, row.kl_weight))
+            (elbo, norm, _), ours = self._measured(value.loss, value.elbo, value.gradients)
             _copy(self._tensors(), now)
-        elbo, norm, _ = info.tolist()
         if not _near(elbo, eager.elbo):
             return f"another ELBO, {elbo:.6g} against {eager.elbo:.6g}"
         if not _near(norm, eager.grad_norm):
@@ -276,25 +281,34 @@ class Step:
     def _eager_steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
         return [self._eager(b, r) for b, r in zip(batches, rows, strict=True)]
 
-    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, StepResult]:
         self.wrapped_optimizer.zero_grad()
         loss, elbo = self.wrapped(batch, kl_weight)
         if loss.requires_grad:
             self.fabric.backward(loss)
         if self.fabric.world_size > 1:  # the gradients are averaged by DDP: so is what is said of them
             loss, elbo = self.fabric.all_reduce(torch.stack([loss.detach(), elbo.detach()]), reduce_op="mean")
-        present = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(present) if present else torch.zeros(())
-        if self.clip is not None and present:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        return loss, elbo, norm
+        trained = [p for p in self.parameters if p.grad is not None]
+        result, gradients = self._measured(loss.detach(), elbo, [p.grad for p in trained if p.grad is not None])
+        for p, g in zip(trained, gradients, strict=True):
+            p.grad = g
+        return loss, result
+
+    def _measured(self, loss: Tensor, elbo: Tensor, gradients: list[Tensor]) -> tuple[StepResult, list[Tensor]]:
+        """What is said of a step, and its gradients, clipped; one wait for the device."""
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        loss_, elbo_, *parts = torch.stack([t.to(elbo.dtype) for t in (loss, elbo, *norms)]).tolist()
+        norm = math.hypot(*parts)
+        finite = math.isfinite(loss_) and math.isfinite(norm)
+        if self.clip is not None and norm > self.clip and finite:
+            gradients = list(torch._foreach_mul(gradients, self.clip / (norm + 1e-6)))
+        return StepResult(elbo_, norm, finite), gradients
 
     def _eager(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         self._set_lr(row.lr)
         buffers = {n: b.clone() for n, b in self.objective.named_buffers()}
-        loss, elbo, norm = self._gradients(batch, row.kl_weight)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
+        _, result = self._gradients(batch, row.kl_weight)
+        if result.finite:
             if isinstance(self.optimizer, torch.optim.LBFGS):
                 self.wrapped_optimizer.step(lambda: self._gradients(batch, row.kl_weight)[0])
             else:
@@ -304,7 +318,7 @@ class Step:
             with torch.no_grad():
                 for name, buffer in self.objective.named_buffers():
                     buffer.copy_(buffers[name])
-        return StepResult(float(elbo), float(norm), finite)
+        return result
 
     def _shared(self, value: Evaluation) -> Evaluation:
         """Loss, ELBO and gradients averaged over the processes, in one exchange."""
@@ -333,6 +347,21 @@ class Step:
         return [*self.objective.parameters(), *self.objective.buffers()]
 
 
+_SUBNORMAL, _ONE = np.float32(1e-40), np.float32(1.0)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0. Adam's averages get there where a gradient vanishes (a ReLU that is never on),
+    and arithmetic on them takes the processor a hundred times as long: up to half of a step."""
+    before = bool(_SUBNORMAL * _ONE == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> Step:
     """The step of a fit: see `Step`."""
     return Step(objective, optimizer, fabric, **options)
@@ -344,7 +373,6 @@ class _TraceRun:
     def __init__(self, step: Step, gradient: Gradient, run: Callable[..., Any] | None = None):
         self.step, self.gradient = step, gradient
         self._run = run or gradient.traced
-        self._finish: Traced | None = None
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
         return [self._one(b, r) for b, r in zip(batches, rows, strict=True)]
@@ -352,14 +380,8 @@ class _TraceRun:
     def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         step, gradient = self.step, self.gradient
         value = step._shared(gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight))))
-        if self._finish is None:  # the norm of the gradient and the like, a graph as well
-            self._finish = trace(
-                lambda *t: _flat(_finished(step, value._replace(loss=t[0], elbo=t[1], gradients=list(t[2:])))),
-                [value.loss, value.elbo, *value.gradients],
-            )
-        info, *gradients = self._finish(value.loss, value.elbo, *value.gradients)
-        elbo, norm, finite = info.tolist()
-        if finite:
+        result, gradients = step._measured(value.loss, value.elbo, value.gradients)
+        if result.finite:
             step._set_lr(row.lr)
             for p, g in zip(gradient.trained, gradients, strict=True):
                 p.grad = g
@@ -368,7 +390,7 @@ class _TraceRun:
                 with torch.no_grad():
                     _copy(gradient.changed, value.buffers)
             step._average(row)
-        return StepResult(elbo, norm, bool(finite))
+        return result
 
 
 def _compiled(gradient: Gradient, batch: Mapping[str, Tensor]) -> Callable[..., Any]:
@@ -411,21 +433,6 @@ class _FusedRun:
         elif step.chunk > 1:
             step.chunk = max(1, min(self.fused.chunk, int(CALL_SECONDS / seconds)))
         return results
-
-
-def _finished(step: Step, value: Any) -> tuple[Tensor, list[Tensor]]:
-    """[ELBO, norm, finite] and the clipped gradients, by the operations of the eager step."""
-    gradients = [g.clone() if step.clip is not None else g for g in value.gradients]
-    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-    finite = torch.isfinite(value.loss) & torch.isfinite(norm)
-    if step.clip is not None and gradients:
-        coefficient = torch.clamp(step.clip / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, coefficient)
-    return torch.stack([value.elbo, norm.to(value.elbo.dtype), finite.to(value.elbo.dtype)]), gradients
-
-
-def _flat(pair: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
-    return [pair[0], *pair[1]]
 
 
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

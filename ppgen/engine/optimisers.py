@@ -1,6 +1,6 @@
 r"""Optimisers as functions of tensors, the same arithmetic as torch.optim's, for a step that is one graph.
 
-Each: (p, g, state, t, lr, options) -> (p', state'), with t the number of this step, in float64.
+Each: (p, g, state, corrections, lr, options) -> (p', state'), with the step's `bias_corrections`.
 
     Adam (Kingma & Ba 2014, arXiv:1412.6980), AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101),
     SGD with momentum, RMSprop
@@ -18,7 +18,17 @@ State = dict[str, Tensor]
 Update = Callable[[Tensor, Tensor, State, Tensor, Tensor, dict[str, Any]], tuple[Tensor, State]]
 
 
-def _adam(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+def bias_corrections(t: Tensor, o: dict[str, Any]) -> Tensor:
+    """(1 / (1 - β₁^t), 1 / √(1 - β₂^t)) of Adam's step t; in float64, for 1 - 0.999^t loses half its digits in float32.
+
+    Computed a step ahead, and once: a power within the loop over the parameters costs more than the rest of it.
+    """
+    b1, b2 = o.get("betas", (0.0, 0.0))
+    t = t.double()
+    return torch.stack([1 / (1 - b1**t), (1 - b2**t).rsqrt()])
+
+
+def _adam(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
     b1, b2 = o["betas"]
     if o["weight_decay"] and o.get("decoupled_weight_decay"):
         p = p * (1 - lr * o["weight_decay"]).to(p.dtype)
@@ -26,13 +36,11 @@ def _adam(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, An
         g = g + o["weight_decay"] * p
     m = torch.lerp(s["exp_avg"], g, 1 - b1)
     v = s["exp_avg_sq"] * b2 + g * g * (1 - b2)
-    # Bias corrections in float64, as torch has them: 1 - 0.999^t loses half its digits in float32.
-    size = (lr / (1 - b1**t)).to(p.dtype)
-    root = (1 - b2**t).sqrt().to(p.dtype)
-    return p - size * (m / (v.sqrt() / root + o["eps"])), {"exp_avg": m, "exp_avg_sq": v}
+    size, root = (lr * c[0]).to(p.dtype), c[1].to(p.dtype)
+    return p - size * (m / (v.sqrt() * root + o["eps"])), {"exp_avg": m, "exp_avg_sq": v}
 
 
-def _sgd(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+def _sgd(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
     if o["weight_decay"]:
         g = g + o["weight_decay"] * p
     state: State = {}
@@ -43,7 +51,7 @@ def _sgd(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any
     return p - lr.to(p.dtype) * g, state
 
 
-def _rmsprop(p: Tensor, g: Tensor, s: State, t: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+def _rmsprop(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
     if o["weight_decay"]:
         g = g + o["weight_decay"] * p
     v = s["square_avg"] * o["alpha"] + g * g * (1 - o["alpha"])
