@@ -233,7 +233,8 @@ def gaussian_mixture(enumerated: bool = True) -> Entry:
     return Entry(lambda: Program.from_pair(model), {"x": x}, elbo, "AutoNormal", hidden, by_hand, numpyro)
 
 
-def hidden_markov_model() -> Entry:
+def hidden_markov_model(enumerated: bool = True) -> Entry:
+    """Its states summed out by Pyro, or by the distribution itself: the same loss."""
     torch.manual_seed(0)
     length, states = 12, 3
     x = torch.randn(length) + torch.randint(3, (length,))
@@ -241,6 +242,11 @@ def hidden_markov_model() -> Entry:
     def model(x):
         step = pyro.sample("step", dist.Dirichlet(torch.ones(states, states)).to_event(1))
         loc = pyro.sample("loc", dist.Normal(torch.arange(3.0), 1.0).to_event(1))
+        if not enumerated:
+            begin = torch.tensor([0.0, -torch.inf, -torch.inf])
+            emission = dist.Normal(loc, 1.0)
+            pyro.sample("x", dist.DiscreteHMM(begin, step.log(), emission, duration=length), obs=x)
+            return
         z = 0
         for t in pyro.markov(range(length)):
             z = pyro.sample(f"z_{t}", dist.Categorical(step[z]), infer={"enumerate": "parallel"})
@@ -476,6 +482,7 @@ ENTRIES: dict[str, Callable[[], Entry]] = {
     "Gaussian mixture, enumerated": gaussian_mixture,
     "Gaussian mixture, one distribution": partial(gaussian_mixture, enumerated=False),
     "HMM of 12 steps, enumerated": hidden_markov_model,
+    "HMM of 12 steps, one distribution": partial(hidden_markov_model, enumerated=False),
     "probabilistic PCA": probabilistic_pca,
     "VAE 784-64-20, batch 32": vae_small,
     "VAE 784-400-20, batch 128": vae_large,
