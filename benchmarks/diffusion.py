@@ -1,6 +1,6 @@
 """Diffusion: two-dimensional toys, and bits/dim of images. `benchmarks/denoisers.py` has speed beside its peers.
 
-    python benchmarks/diffusion.py toys [NAME ...] [--steps 3000] [--schedule cosine]
+    python benchmarks/diffusion.py toys [NAME ...] [--steps 1500] [--schedule cosine]
     python benchmarks/diffusion.py images RUN [--rows 200] [--times 50] [--ode 40]   a run on images
 
 toys: a classifier is trained to tell draws from data, and its accuracy on held-out halves is printed: 0.5 is chance.
@@ -79,10 +79,10 @@ def toys(names: list[str], steps: int, schedule: str) -> None:
         x, test, more = (toy(name, 10_000, seed) for seed in (0, 1, 2))
         began = time.process_time()
         torch.manual_seed(0)
-        how = {"batch_size": 256, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
+        how = {"batch_size": 1024, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
         run = fit(Diffusion(2, hidden=(128,) * 3, steps=0, schedule=schedule), {"x": x}, steps=steps, **how)
         seconds = time.process_time() - began
-        drawn = draw(run, 10_000, "dpmpp", 50, seed=0)
+        drawn = draw(run, 10_000, seed=0)
         bound = loglik(run, {"x": test[:1000]}, particles=50).best
         print(
             f"{name:16s}{accuracy(test, drawn):10.3f}{accuracy(test, more):9.3f}{bound.mean:13.3f}{bound.rows_se:8.3f}"
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="toys", choices=["toys", "images"])
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--schedule", default="loglinear")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--times", type=int, default=50)

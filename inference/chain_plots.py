@@ -27,7 +27,7 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     given = _columns(run, data)
     n = 64 if _image_shape(run, "x") else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in given.items()}
-    drawn = {"x": draw(run, n, SAMPLER, STEPS, given=held, seed=seed)}
+    drawn = {"x": draw(run, n, given=held, seed=seed)}
     return {
         "samples": samples_figure(run, data, drawn=drawn, given=held),
         "chain": chain_figure(run, given, seed=seed),

@@ -33,6 +33,7 @@ from ppgen.run import Run, prepare_columns
 
 __all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "draw", "heun", "ode"]
 
+FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory
 Watch = Callable[[float, Tensor], object]  # called with the time and the state after every step
 
@@ -139,8 +140,8 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 def draw(
     run: Run | Program,
     n: int = 1,
-    sampler: str = "dpmpp",
-    steps: int = 50,
+    sampler: str | None = None,
+    steps: int | None = None,
     *,
     given: Mapping[str, Any] | None = None,
     guidance: float | None = None,
@@ -154,8 +155,8 @@ def draw(
 
     Args:
         run: a run, or a program: a Gaussian chain.
-        sampler: a key of `SAMPLERS`.
-        steps: of the sampler, whatever the chain's own number.
+        sampler: a key of `SAMPLERS`; None chooses one by the number of values a row, see `usual`.
+        steps: of the sampler, whatever the chain's own number; None: 50, of `ancestral` 200.
         given: other columns of the model (a label y), one value for all draws or one a draw.
         guidance: w of classifier-free guidance, x̂ = x̂(z) + w (x̂(z, y) − x̂(z)); None or 1 is the model itself.
         mean: the mean of p(x | z_0) in place of a draw.
@@ -167,7 +168,8 @@ def draw(
     Raises:
         PpgenError: no such sampler; a program that is no Gaussian chain.
     """
-    program = chain_of(run, f"the sampler {sampler!r}")
+    program = chain_of(run, "the sampler" if sampler is None else f"the sampler {sampler!r}")
+    sampler, steps = usual(program, sampler, steps)
     if sampler not in SAMPLERS:
         raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
     if steps < 1 or n < 1:
@@ -201,6 +203,17 @@ def draw(
             fn = program.likelihood(z, **held)
             parts.append(fn.mean if mean else fn.sample())
         return torch.cat(parts)
+
+
+def usual(program: GaussianChain, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
+    """The sampler and its steps, where one or both are not chosen.
+
+    A deterministic sampler adds up the network's errors; a stochastic one forgets them, with enough steps. Of a few
+    values a row these are cheap: `ancestral` at 200 steps below `FEW` values, else `dpmpp` at 50.
+    """
+    if sampler is None:
+        sampler = "ancestral" if len(program.zero) < FEW and (steps is None or steps >= 100) else "dpmpp"
+    return sampler, (200 if sampler == "ancestral" else 50) if steps is None else steps
 
 
 def chain_of(run: Run | Program, what: str) -> GaussianChain:

@@ -7,7 +7,7 @@ import torch
 from known import KnownChain, draws_agree, normal
 
 from ppgen import PpgenError
-from ppgen.inference.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of
+from ppgen.inference.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of, usual
 from ppgen.models import Diffusion
 
 STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}
@@ -95,6 +95,14 @@ def test_guidance():
     assert x.shape == (4, 2) and not torch.allclose(x, draw(model, 4, "dpmpp", 3, given={"y": y}, seed=0))
     with pytest.raises(PpgenError, match="with and without their label"):
         draw(Diffusion(2, hidden=(8,)), 4, "ddim", 3, guidance=2.0)
+
+
+def test_the_usual_sampler():
+    few, many = Diffusion(2, hidden=(4,)), Diffusion(64, hidden=(4,))
+    assert usual(few) == ("ancestral", 200) and usual(many) == ("dpmpp", 50)
+    assert usual(few, steps=20) == ("dpmpp", 20) and usual(few, "heun") == ("heun", 50)
+    assert usual(many, "ancestral") == ("ancestral", 200) and usual(many, "ancestral", 7) == ("ancestral", 7)
+    assert torch.equal(draw(few, 3, seed=0), draw(few, 3, "ancestral", 200, seed=0))
 
 
 @pytest.mark.parametrize(

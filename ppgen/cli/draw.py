@@ -32,9 +32,12 @@ def sample(
         ),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, ode. [default: dpmpp]")
+        str | None,
+        typer.Option(
+            help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, ode. [default: dpmpp, or ancestral]"
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50; of ancestral 200]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of the label, with --given y=3.")] = None,
     particles: Annotated[
         int | None, typer.Option(help="To fill in by, each a network call a step. [default: 64]")
