@@ -69,7 +69,7 @@ def accuracy(a: Tensor, b: Tensor) -> float:
     return float(model.score(x[order[half:]], y[order[half:]]))
 
 
-def toys(names: list[str], steps: int, schedule: str) -> None:
+def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
     from ppgen.inference import fit, loglik
     from ppgen.inference.samplers import draw
     from ppgen.models import Diffusion
@@ -79,7 +79,7 @@ def toys(names: list[str], steps: int, schedule: str) -> None:
         x, test, more = (toy(name, 10_000, seed) for seed in (0, 1, 2))
         began = time.process_time()
         torch.manual_seed(0)
-        how = {"batch_size": 1024, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
+        how = {"batch_size": batch, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
         run = fit(Diffusion(2, hidden=(128,) * 3, steps=0, schedule=schedule), {"x": x}, steps=steps, **how)
         seconds = time.process_time() - began
         drawn = draw(run, 10_000, seed=0)
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--schedule", default="loglinear")
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--ode", type=int, default=0, help="rows whose figure by the ODE is computed")
@@ -151,7 +152,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     if o.what == "toys":
-        toys(o.names, o.steps, o.schedule)
+        toys(o.names, o.steps, o.schedule, o.batch_size)
     else:
         for path in o.names:
             images(path, o.rows, o.times, o.ode, o.tolerance, o.data_dir)
