@@ -6,7 +6,7 @@ kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (
 few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
 rejects that proposal, never the run. What is wrong is logged, and stands in the tree's attribute "findings".
 
-Sources: see chees.py, nuts.py, pathfinder.py and findings.py.
+Sources: see chees.py, nuts.py, findings.py and ppgen/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ppgen.errors import PpgenError
 from ppgen.inference.chees import DENSE_DIM, Draws, chees, first_frame
 from ppgen.inference.findings import findings
 from ppgen.inference.nuts import nuts
-from ppgen.inference.pathfinder import Paths, pathfinder
 from ppgen.inference.posterior import blocks, groups_of, tree_of
 from ppgen.inference.sample import dtype_of_program, program_of, ready
 from ppgen.inference.start import name_direction, runaway, starts
+from ppgen.pathfinder import Paths, pathfinder
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import sample_sites

@@ -243,9 +243,10 @@ def test_a_start_far_away_and_badly_scaled():
     target = dist.MultivariateNormal(loc, cov)
 
     def score(u: Tensor) -> tuple[Tensor, Tensor]:
-        u = u.detach().double().requires_grad_()
-        value = target.log_prob(u)
-        return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+        with torch.enable_grad():
+            u = u.detach().double().requires_grad_()
+            value = target.log_prob(u)
+            return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
     with ppgen.run.default_dtype(torch.float64):
         found = gaussian(score, 2, starts=2)
@@ -258,10 +259,11 @@ def test_a_start_in_a_funnel_is_where_the_mass_is():
     """Neal's funnel: v ~ N(0, 3), x ~ N(0, e^{v/2}): the density rises without end as v falls."""
 
     def score(u: Tensor) -> tuple[Tensor, Tensor]:
-        u = u.detach().requires_grad_()
-        value = dist.Normal(0.0, 3.0).log_prob(u[:, 0])
-        value = value + dist.Normal(0.0, (u[:, :1] / 2).exp(), validate_args=False).log_prob(u[:, 1:]).sum(-1)
-        return value.detach(), torch.autograd.grad(value.sum(), u)[0]
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = dist.Normal(0.0, 3.0).log_prob(u[:, 0])
+            value = value + dist.Normal(0.0, (u[:, :1] / 2).exp(), validate_args=False).log_prob(u[:, 1:]).sum(-1)
+            return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
     found = gaussian(score, 6, starts=4)
     assert abs(float(found.loc[0])) < 3 and found.elbo > -4

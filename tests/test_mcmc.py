@@ -20,8 +20,8 @@ from ppgen.inference import fit, posterior
 from ppgen.inference.chees import chees, first_frame, halton, windows
 from ppgen.inference.findings import findings, heavy_tails, tail_shape
 from ppgen.inference.mcmc import mcmc
-from ppgen.inference.pathfinder import pathfinder
 from ppgen.models import EightSchools
+from ppgen.pathfinder import pathfinder
 
 X = normal(20) + 1.0
 FEW = {"chains": 32, "draws": 100, "warmup": 100}

@@ -26,23 +26,26 @@ from ppgen.engine import log_joint
 from ppgen.handlers import Minibatch
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
 from ppgen.inference.chain import subsampled
+from ppgen.inference.chees import Draws
 from ppgen.inference.compare import compare, loo
 from ppgen.inference.corner import corner_figure
 from ppgen.inference.drawer import drawer
 from ppgen.inference.drawing import edges_of
 from ppgen.inference.elbo import Objective
+from ppgen.inference.findings import findings
 from ppgen.inference.impute import impute
 from ppgen.inference.ledger import ledger
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.ode import ode_loglik
-from ppgen.inference.pathfinder import pathfinder
 from ppgen.inference.plot import plot
 from ppgen.inference.refit import refit
 from ppgen.inference.samplers import draw
 from ppgen.inference.start import runaway, starts
+from ppgen.inference.tree_plots import latents_figure, plot_tree
 from ppgen.inference.uniform import p_value
 from ppgen.inference.weights import chain_weights
 from ppgen.inference.worries import worries
+from ppgen.pathfinder import pathfinder
 from ppgen.sites import sample_sites
 from ppgen.structure import trace_pair
 
@@ -433,6 +436,27 @@ def of_pathfinder(folder):
         and abs(float(paths.covariance) / float(EXACT.variance) - 1) < 0.05
     )
     assert float(paths.elbo.median()) == pytest.approx(EVIDENCE, abs=0.1)
+
+
+def of_findings(folder):
+    """Nothing is wrong with independent draws of the posterior; a chain that is elsewhere is."""
+    joint = log_joint(NormalMean(), {"x": X})
+    m = EXACT.sample((1000, 8))[..., None]
+    stats_ = {"lp": joint(m), "energy": torch.rand(1000, 8), "diverging": torch.zeros(1000, 8, dtype=torch.bool)}
+    found = Draws(m, stats_, 0, torch.zeros(1), "diag")
+    assert findings(found, joint) == []
+    apart = m.clone()
+    apart[:, 3] += 20 * EXACT.scale
+    said = findings(found._replace(u=apart, stats=stats_ | {"lp": joint(apart)}), joint)
+    assert "chain 3 stands apart" in said[0] and "R-hat of m" in said[1]
+
+
+def of_tree_plots(folder):
+    tree = posterior(GuidedNormalMean(), {"x": X}, draws=500, prior=False)
+    files = plot_tree(tree, folder)
+    assert [f.name for f in files] == ["latents.png", "predictive.png"]
+    median = float(latents_figure(tree).axes[0].collections[-1].get_offsets()[0, 0])
+    assert abs(median - float(tree["posterior"]["m"].median())) < 1e-6
 
 
 def of_start(folder):

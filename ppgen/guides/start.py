@@ -1,16 +1,15 @@
 r"""Where a guide begins: a Gaussian in the latents' unconstrained space, the best of several starts.
 
-From each start L-BFGS climbs the log joint; each point of its path, with the inverse Hessian that its steps have told
-so far, is a Gaussian, and the one with the highest ELBO is kept: a mode that has no mass, such as that of a funnel,
-is passed on the way and not taken. The best of all starts is then matched to the scores (gradients of the log joint)
-at its own draws, which for a Gaussian posterior is exact after a few rounds:
+Pathfinder climbs the log joint from each start (`ppgen.pathfinder`) and keeps the Gaussian of the highest ELBO: a mode
+that has no mass, such as that of a funnel, is passed on the way and not taken. The best of all starts is then matched
+to the scores (gradients of the log joint) at its own draws, which for a Gaussian posterior is exact after a few rounds:
 
     V = Σ + λ C + λ/(1+λ) (μ − ū)(μ − ū)ᵀ,   U = λ Γ + λ/(1+λ) ḡ ḡᵀ,   Σ' = 2 V (I + (I + 4 U V)^½)⁻¹,
     μ' = (μ + λ (Σ' ḡ + ū)) / (1 + λ)
 
 with ū, C and ḡ, Γ the means and covariances of the draws and of their scores.
 
-Sources: Pathfinder (Zhang et al., 2022, arXiv:2108.03782); Batch and match (Cai et al., 2024, arXiv:2402.14758).
+Source: Batch and match (Cai et al., 2024, arXiv:2402.14758).
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from ppgen.engine import log_joint
 from ppgen.errors import PpgenError
+from ppgen.pathfinder import pathfinder
 from ppgen.program import Program
 
 log = logging.getLogger("ppgen")
@@ -82,56 +82,14 @@ def gaussian(score: Score, dim: int, *, starts: int = 8, seed: int = 0) -> Gauss
         score: log joint in nats, and gradients, of many points at once.
     """
     generator = torch.Generator().manual_seed(seed)
-    dtype = torch.get_default_dtype()
-    best: Gaussian | None = None
-    for i in range(starts):
-        first = torch.zeros(dim) if i == 0 else REACH * (2 * torch.rand(dim, generator=generator, dtype=dtype) - 1)
-        for found in _path(score, first):
-            found = found._replace(elbo=_elbo(score, found, generator))
-            if np.isfinite(found.elbo) and (best is None or found.elbo > best.elbo):
-                best = found
-    return None if best is None else _matched(score, best, generator)
-
-
-def _path(score: Score, first: Tensor) -> list[Gaussian]:
-    """The Gaussians along one climb; L-BFGS forgets, the inverse Hessian here is that of all steps."""
-    from scipy.optimize import minimize
-
-    points: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def loss(u: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = score(torch.as_tensor(u, dtype=first.dtype)[None])
-        if not (torch.isfinite(value).all() and torch.isfinite(grad).all()):
-            return 1e100, np.zeros_like(u)
-        return -float(value), -grad[0].double().numpy()
-
-    def note(u: np.ndarray) -> None:
-        points.append((u.copy(), loss(u)[1]))
-
-    note(first.double().numpy())
-    minimize(loss, points[0][0], jac=True, method="L-BFGS-B", callback=note, options={"maxiter": 300, "maxfun": 600})
-    found = []
-    n = len(first)
-    H = np.eye(n)
-    every = max(1, len(points) // 25)
-    for i in range(1, len(points)):
-        s, y = points[i][0] - points[i - 1][0], points[i][1] - points[i - 1][1]
-        sy, yy = float(s @ y), float(y @ y)
-        if sy > 1e-10 * yy and sy > 0:
-            if i == 1:
-                H = np.eye(n) * (sy / yy)
-            rest = np.eye(n) - np.outer(s, y) / sy
-            H = rest @ H @ rest.T + np.outer(s, s) / sy
-        if i % every and i != len(points) - 1:
-            continue
-        u, g = points[i]
-        try:
-            L = np.linalg.cholesky((H + H.T) / 2)
-        except np.linalg.LinAlgError:
-            continue
-        for loc in (u, u - H @ g):
-            found.append(Gaussian(torch.tensor(loc, dtype=first.dtype), torch.tensor(L, dtype=first.dtype), 0.0))
-    return found
+    first = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=torch.get_default_dtype()) - 1)
+    first[0] = 0
+    paths = pathfinder(score, first, generator=generator)
+    root, info = torch.linalg.cholesky_ex(paths.covariance)
+    if info or not torch.isfinite(paths.elbo).any():
+        return None
+    found = Gaussian(paths.mean, root, 0.0)
+    return _matched(score, found._replace(elbo=_elbo(score, found, generator)), generator)
 
 
 def _elbo(score: Score, q: Gaussian, generator: torch.Generator, draws: int = DRAWS) -> float:

@@ -1,11 +1,11 @@
-r"""Pathfinder: where to start many chains, by normal approximations along quasi-Newton paths up the log joint.
+r"""Pathfinder: where to begin, by normal approximations along quasi-Newton paths up the log joint, many paths at once.
 
     d = H ∇ log p,  u' = u + t d,      H: the BFGS estimate of minus the inverse Hessian
     q_k = N(u_k + H_k ∇ log p(u_k), H_k),   kept: the k of the largest ELBO, E_q[log p(u) - log q(u)]
 
 A mode can be a bad place to start, or infinitely high and without mass (a scale that goes to zero); the ELBO tells.
-A path whose ELBO lies far below the best one's ended where there is no mass: its chain starts from another path's
-normal distribution.
+A path whose ELBO lies far below the best one's ended where there is no mass: its draw is another path's. Many chains
+begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`ppgen.guides.start`).
 
 Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
 arXiv:2108.03782), with a dense H in place of its factored form.
