@@ -232,9 +232,9 @@ def race(family: str, options: argparse.Namespace) -> None:
     nats = {name: _mean_log_prob(trained(c, train, options.steps), test) for name, c in runs.items()}
     steps: dict[str, list[float]] = {name: [] for name in runs}
     draws: dict[str, list[float]] = {name: [] for name in runs}
-    for c in runs.values():
+    for c in runs.values() if options.draws else ():
         with torch.no_grad():
-            c.sample(512)
+            c.sample(options.draws)
     for _ in range(options.repeats):
         for name, c in runs.items():
             began = time.process_time()
@@ -243,10 +243,11 @@ def race(family: str, options: argparse.Namespace) -> None:
             steps[name].append((time.process_time() - began) * 1000 / options.block)
             with torch.no_grad():
                 began = time.process_time()
-                c.sample(512)
+                if options.draws:
+                    c.sample(options.draws)
                 draws[name].append((time.process_time() - began) * 1000)
     print(f"\n{family}: {D}-D, {LAYERS} transforms, {HIDDEN}, batch {BATCH}")
-    print(f"{'':16s}{'ms a step':>10s}{'ms for 512 draws':>18s}{f'nats, {options.steps} steps':>18s}")
+    print(f"{'':16s}{'ms a step':>10s}{f'ms for {options.draws} draws':>18s}{f'nats, {options.steps} steps':>18s}")
     for name in runs:
         step, draw = statistics.median(steps[name]), statistics.median(draws[name])
         print(f"{name:16s}{step:10.1f}{draw:18.1f}{nats[name]:18.3f}", flush=True)
@@ -265,7 +266,10 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=10, help="steps a turn")
     parser.add_argument("--peers", nargs="*", default=PEERS)
     parser.add_argument("--seeds", type=int, default=0, help="compare log-likelihoods over so many, and time nothing")
+    parser.add_argument("--transforms", type=int, default=LAYERS)
+    parser.add_argument("--draws", type=int, default=512, help="0 leaves them out: their graphs take long to compile")
     options = parser.parse_args()
+    globals()["LAYERS"] = options.transforms
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     for family in options.families:

@@ -204,18 +204,32 @@ class Gaussianize(Univariate):
     def __init__(self, shift: Tensor, scale: Tensor):
         super().__init__()
         self.shift, self.log_scale = shift, scale
-        self.scale = scale.exp()
+        self.log_k = math.log(scale.shape[-1])
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """b, a and e^a, components first: what is done component by component then runs over rows that are
+        neighbours."""
+        new = (1,) * (x.dim() - self.shift.dim() + 1)
+        b, a = (p.movedim(-1, 0).reshape(p.shape[-1], *new, *p.shape[:-1]) for p in (self.shift, self.log_scale))
+        return b, a, a.exp()
 
     def call_and_ladj(self, x: Tensor) -> Pair:
-        u = x[..., None] * self.scale + self.shift
-        log_k = math.log(u.shape[-1])
-        below = _log_ndtr(u).logsumexp(-1) - log_k
-        above = _log_ndtr(-u).logsumexp(-1) - log_k
-        sign = torch.where(below < above, 1.0, -1.0).to(x)
-        y = sign * _normal_quantile(torch.minimum(below, above))
+        b, a, scale = self._parts(x)
+        u = x * scale + b
+        fixed = u.detach()
+        with torch.no_grad():
+            y = self._score(fixed)
+            weights = ((y - fixed) * (y + fixed) / 2 - self.log_k).exp()  # ∂y/∂u_k = φ(u_k) / (K φ(y))
+        y = y + (weights * (u - fixed)).sum(0)
         # log of the mixture's density less the normal's, squares taken together where both are huge
-        peak = (y[..., None] - u) * (y[..., None] + u) / 2 + self.log_scale
-        return y, peak.logsumexp(-1) - log_k
+        peak = (y - u) * (y + u) / 2 + a
+        return y, peak.logsumexp(0) - self.log_k
+
+    def _score(self, u: Tensor) -> Tensor:
+        """Φ⁻¹(1/K Σ_k Φ(u_k)), by the smaller of the two tails."""
+        above = torch.special.erf(u * 0.5**0.5).sum(0) > 0
+        side = torch.where(above, -1.0, 1.0).to(u)
+        return side * _normal_quantile((_log_cdf(side * u).logsumexp(0) - self.log_k).clamp_max(-math.log(2)))
 
     def _inverse(self, y: Tensor) -> Tensor:
         """Newton's steps on the logarithm of the smaller tail, halving the bracket where they leave it or are slow.
@@ -223,16 +237,17 @@ class Gaussianize(Univariate):
         The quantile of a mixture lies between the least and the greatest of its components' quantiles.
         """
         with torch.no_grad():
-            each = (y[..., None] - self.shift) / self.scale
-            low, high = each.amin(-1), each.amax(-1)
+            b, _, scale = self._parts(y)
+            each = (y - b) / scale
+            low, high = each.amin(0), each.amax(0)
             side = torch.where(y < 0, 1.0, -1.0).to(y)
-            target, log_k = _log_cdf(side * y), math.log(each.shape[-1])
+            target = _log_cdf(side * y) + self.log_k
             x, last = (low + high) / 2, high - low
             for _ in range(SOLVED):
-                u = side[..., None] * (x[..., None] * self.scale + self.shift)
-                value = _log_cdf(u).logsumexp(-1)
-                slope = ((_log_density(u) - value[..., None]).exp() * self.scale).sum(-1)
-                excess = side * (value - log_k - target)  # rises with x
+                u = side * (x * scale + b)
+                value = _log_cdf(u).logsumexp(0)
+                slope = ((_log_density(u) - value).exp() * scale).sum(0)
+                excess = side * (value - target)  # rises with x
                 low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
                 step = -excess / slope
                 bad = ~((x + step >= low) & (x + step <= high) & (step.abs() < last / 2))
@@ -266,13 +281,6 @@ def _log_cdf(x: Tensor) -> Tensor:
     return torch.where(x < -end, _log_density(t) + (series / t).log(), near)
 
 
-def _log_ndtr(x: Tensor) -> Tensor:
-    """log Φ(x), with its first derivative φ(x) / Φ(x) right in the far tail too."""
-    fixed = x.detach()
-    value = _log_cdf(fixed)
-    return value + _hazard(fixed, value) * (x - fixed)
-
-
 def _hazard(x: Tensor, log_cdf: Tensor) -> Tensor:
     """φ(x) / Φ(x), from log Φ(x); beyond -20 by its expansion -x + 1/-x - 2/-x³."""
     far = x < -20
@@ -287,12 +295,11 @@ def _normal_quantile(log_p: Tensor) -> Tensor:
     They begin at the rational approximation 26.2.23 of Abramowitz and Stegun's Handbook of Mathematical Functions
     (1964), whose error is below 4.5e-4.
     """
-    with torch.no_grad():
-        t = (-2 * log_p).sqrt()
-        y = (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))) - t
-        for _ in range(2):
-            y = _quantile_step(y, log_p)
-    return _quantile_step(y, log_p)
+    t = (-2 * log_p).sqrt()
+    y = (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))) - t
+    for _ in range(3):
+        y = _quantile_step(y, log_p)
+    return y
 
 
 def _quantile_step(y: Tensor, log_p: Tensor) -> Tensor:
