@@ -81,7 +81,7 @@ def drawer(
         except Untraceable as e:
             raise PpgenError(f"{program.name} cannot be traced: {e}; draw with sample()") from e
         inputs += graph.constants
-        call = compiled(graph.graph, inputs, small=len(graph) < 1500) if engine == "compile" else None
+        call = compiled(graph.graph, inputs) if engine == "compile" else None
         bare = Traced(graph.graph, ())
 
     def draw(seed: int | None = None) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ppgen.engine import describe, log_joint, trace, traced
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.noise import Draw, Noise
+from ppgen.engine.small import decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.handlers import Minibatch
@@ -564,3 +565,37 @@ def test_the_program_is_left_as_it_was():
     assert all(torch.equal(v, before[k]) for k, v in o.state_dict().items())
     torch.save(o.state_dict(), "/dev/null")
     o.program.call("guide", LOGISTIC)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("op", ["cumsum", "cumprod"])
+def test_short_accumulations_are_written_out(op: str, dim: int):
+    out = decompositions()[getattr(torch.ops.aten, op).default]
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    x[1, 2, 3] = torch.inf
+    for values in (x, torch.randint(-3, 4, (3, 5, 4)), torch.tensor([True, False, True]).expand(2, 2, 3)):
+        expected = getattr(torch, op)(values, dim)
+        torch.testing.assert_close(out(values, dim), expected, rtol=1e-12, atol=0)
+    assert out(x, dim, dtype=torch.float32).dtype == torch.float32
+    assert out(torch.randn(50), 0) is NotImplemented
+
+
+def test_small_matrix_products_are_written_out():
+    table, a = decompositions(), torch.randn(6, 3, 4, dtype=torch.float64)
+    for b in (torch.randn(6, 4, 2, dtype=torch.float64), torch.randn(6, 2, 4, dtype=torch.float64).mT):
+        torch.testing.assert_close(table[torch.ops.aten.bmm.default](a, b), a @ b)
+        torch.testing.assert_close(table[torch.ops.aten.mm.default](a[0], b[0]), a[0] @ b[0])
+    large = torch.randn(64, 64)
+    assert table[torch.ops.aten.mm.default](large, large) is NotImplemented
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_step_leaves_the_processor_as_it_was(before: bool):
+    tiny = torch.tensor(1e-40)
+    torch.set_flush_denormal(before)
+    try:
+        with step_module._flushed():
+            assert tiny * 1 == 0
+        assert bool(tiny * 1 == 0) == before
+    finally:
+        torch.set_flush_denormal(False)

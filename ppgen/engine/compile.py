@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
+from ppgen.engine.small import decompositions
 from ppgen.errors import PpgenError
 
 log = logging.getLogger("ppgen")
@@ -50,14 +51,13 @@ def estimated_seconds(operations: int) -> float:
     return _SECONDS + _SECONDS_A_NODE * operations
 
 
-def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = False) -> Callable[[list[Tensor]], Any]:
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
     """Compiles a graph of ATen operations for inputs of these shapes.
 
     Random operations keep torch's own kernels and stream; tensors that the graph writes to are written to.
 
     Args:
         inputs: as many as the graph has placeholders.
-        small: spend a little more time on compiling to save some microseconds a call.
 
     Returns:
         A function of a list of tensors; its result is what the graph returns, as a sequence.
@@ -78,19 +78,20 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
 
     patches = {
         "fallback_random": True,
-        "cpp_wrapper": small,
+        "cpp_wrapper": True,
         "size_asserts": False,
         "alignment_asserts": False,
         "fx_graph_cache": True,
         # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
-        "aot_inductor.allow_stack_allocation": small
-        and not any(n.all_input_nodes for n in graph.graph.nodes if n.op == "output"),
+        "aot_inductor.allow_stack_allocation": not any(
+            n.all_input_nodes for n in graph.graph.nodes if n.op == "output"
+        ),
     }
 
     def compile_under(context: AbstractContextManager[Any]) -> Callable[..., Any]:
         made.clear()
         with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
-            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs), decompositions=decompositions())
         run(*inputs)
         return run
 
@@ -100,7 +101,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], *, small: bool = F
         torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         try:  # without an environment of shapes Inductor does not look into its cache
-            shapes = ShapeEnv(assume_static_by_default=True)
+            shapes = ShapeEnv(assume_static_by_default=True, allow_dynamic_output_shape_ops=False)
             outer = compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
         except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
             outer = compile_under(nullcontext())

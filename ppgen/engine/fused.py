@@ -221,7 +221,7 @@ class FusedStep:
         extra = list(self.traced.constants)
         graph = self.traced.graph
         if compile:
-            run = compiled(graph, [*_fresh(example, written), *extra], small=len(self.traced) < 1500)
+            run = compiled(graph, [*_fresh(example, written), *extra])
             with torch.random.fork_rng(devices=[]):
                 self._agree(run, [*example, *extra], written)
             self._run = run

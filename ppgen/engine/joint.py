@@ -232,7 +232,7 @@ class LogJoint:
         if self.engine == "trace" or self.engine == "auto" and not self._earns(traced, example):
             return traced
         inputs = [x.clone() for x in example]
-        run = compiled(traced.graph, [*inputs, *traced.constants], small=len(traced) < 1500)
+        run = compiled(traced.graph, [*inputs, *traced.constants])
         return lambda *u: run([*u, *traced.constants])
 
     def _earns(self, traced: Traced, example: Sequence[Tensor]) -> bool:

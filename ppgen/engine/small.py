@@ -1,0 +1,71 @@
+"""Operations on little that Inductor would call from torch's library, written out so that they fuse.
+
+A call costs a microsecond and the memory of its result; and with the first call in it, a graph's other buffers leave
+the stack as well. Dirichlets (cumulative sums and products over a few categories) and Markov chains (products of K x K
+matrices) are full of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+LONG = 16  # entries that are accumulated, at most
+WORK = 2048  # products of a matrix product, at most
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Inductor's own, and these."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    table = dict(select_decomp_table())
+    own: dict[Any, Callable[..., Any]] = {
+        aten.cumsum.default: _cumsum, aten.cumprod.default: _cumprod, aten.mm.default: _mm, aten.bmm.default: _bmm,
+    }  # fmt: skip
+    return table | {op: _first(fn, table.get(op)) for op, fn in own.items()}
+
+
+def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable[..., Any]:
+    def decomposed(*args: Any, **kwargs: Any) -> Any:
+        found = fn(*args, **kwargs)
+        return other(*args, **kwargs) if found is NotImplemented and other is not None else found
+
+    return decomposed
+
+
+def _accumulated(x: Tensor, dim: int, neutral: float, dtype: Any) -> tuple[Tensor, int] | None:
+    """x[j] where j <= i and the neutral element elsewhere, with j in a dimension behind i's."""
+    if x.dim() == 0 or x.shape[dim] > LONG:
+        return None
+    x, dim = x if dtype is None else x.to(dtype), dim % x.dim()
+    x = x.to(torch.int64) if not x.is_floating_point() and not x.is_complex() else x
+    i = torch.arange(x.shape[dim], device=x.device)
+    before = (i[:, None] >= i).view(*i.shape, *i.shape, *[1] * (x.dim() - dim - 1))
+    return torch.where(before, x.unsqueeze(dim), neutral).to(x.dtype), dim + 1
+
+
+def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Any:
+    found = _accumulated(x, dim, 0, dtype)
+    return NotImplemented if found is None else found[0].sum(found[1])
+
+
+def _cumprod(x: Tensor, dim: int, *, dtype: Any = None) -> Any:
+    found = _accumulated(x, dim, 1, dtype)
+    return NotImplemented if found is None else found[0].prod(found[1])
+
+
+def _mm(a: Tensor, b: Tensor) -> Any:
+    if a.shape[0] * a.shape[1] * b.shape[1] > WORK:
+        return NotImplemented
+    return (a[:, :, None] * b).sum(1)
+
+
+def _bmm(a: Tensor, b: Tensor) -> Any:
+    if a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2] > WORK:
+        return NotImplemented
+    return (a[:, :, :, None] * b[:, None]).sum(2)
