@@ -193,7 +193,9 @@ def samplers(program: Any, z: Tensor, steps: int) -> dict[str, Step]:
     return runs
 
 
-def bits(source: str, data_dir: str | None, seconds: float, rows: int, precisions: list[str]) -> None:
+def bits(
+    source: str, data_dir: str | None, seconds: float, rows: int, precisions: list[str], contestants: list[str]
+) -> None:
     from ppgen import data
     from ppgen.inference.ledger import chain_elbo
     from ppgen.models import Diffusion
@@ -203,7 +205,7 @@ def bits(source: str, data_dir: str | None, seconds: float, rows: int, precision
     arguments = Diffusion.from_data({"x": x}) | {"hidden": (16, 32, 48)[: len(Diffusion.from_data({"x": x})["hidden"])]}
     low, high = arguments.get("low", 0.0), arguments.get("high", 1.0)
     for p in precisions:
-        for who in ("ppgen", "diffusers")[: 1 + installed("diffusers")]:
+        for who in [c for c in contestants if c == "ppgen" or installed(c)]:
             torch.manual_seed(0)
             if who == "ppgen":
                 program = Diffusion(**arguments, steps=0)
@@ -243,13 +245,14 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--contestants", nargs="+", default=["ppgen", "diffusers"])
     o = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TQDM_DISABLE"] = "1"
     if o.what == "speed":
         speed(o.repeats, o.engines, o.precisions)
     else:
-        bits(o.data, o.data_dir, o.seconds, o.rows, o.precisions)
+        bits(o.data, o.data_dir, o.seconds, o.rows, o.precisions, o.contestants)
 
 
 if __name__ == "__main__":
