@@ -127,9 +127,9 @@ class Autoregressive(FlowTransform):
         orders = [getattr(self, f"sorted{n}") for n in range(len(hidden) + 1)]
         weights, biases = [], []
         for layer, rows, columns in zip(hidden, orders[1:], orders, strict=False):
-            weights.append((layer.mask * layer.weight)[rows][:, columns])
+            weights.append(_sorted(layer.mask * layer.weight, columns)[rows])
             biases.append(layer.bias[rows])
-        out = (last.mask * last.weight)[:, orders[-1]].unflatten(0, (-1, c.total))
+        out = _sorted(last.mask * last.weight, orders[-1]).unflatten(0, (-1, c.total))
         shift = last.bias.unflatten(0, (-1, c.total))
         # what is known of each layer so far: inputs first, the context's before the features
         known = [z[..., :0] if context is None else context.expand(*z.shape[:-1], -1)]
@@ -149,6 +149,11 @@ class Autoregressive(FlowTransform):
             known[0] = torch.cat((known[0], x), -1)
             found.append(x)
         return torch.cat(found, -1)[..., self.back]
+
+
+def _sorted(weight: Tensor, columns: Tensor) -> Tensor:
+    """weight[:, columns], by a product: Inductor (torch 2.13) miscompiles the gradient of the index."""
+    return weight @ torch.eye(len(columns)).to(weight)[columns].mT
 
 
 def _plan_anew(module: Autoregressive, _: object) -> None:
