@@ -259,6 +259,7 @@ def _mean_log_prob(c: Contestant, x: Tensor) -> float:
 
 
 def main() -> None:
+    global LAYERS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=FAMILIES)
     parser.add_argument("--engines", nargs="+", default=["eager", "trace", "compile"])
@@ -270,7 +271,7 @@ def main() -> None:
     parser.add_argument("--transforms", type=int, default=LAYERS)
     parser.add_argument("--draws", type=int, default=512, help="0 leaves them out: their graphs take long to compile")
     options = parser.parse_args()
-    globals()["LAYERS"] = options.transforms
+    LAYERS = options.transforms
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     for family in options.families:

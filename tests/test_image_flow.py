@@ -77,6 +77,35 @@ def test_learns_samples_and_is_saved(tmp_path):
     assert torch.equal((3 * draws).round() / 3, draws) and draws.shape == (20, 16)
 
 
+def test_noise_that_is_learned_starts_in_its_cell_and_tightens_the_bound():
+    x = pictures()
+    flow = made(dequantise="variational").setup({"x": x}).eval()
+    q = flow.dequantised(x)
+    v = q.sample()
+    assert ((v >= q.k) & (v <= q.k + 1)).all()
+    u = (v - q.k).flatten()
+    assert abs(u.mean() - 0.5) < 0.02 and abs(u.var() - 1 / 12) < 0.01  # about uniform to begin with
+    found = []
+    for how in ("uniform", "variational"):
+        run = fit(made(dequantise=how), {"x": x}, steps=100, batch_size=50, lr=5e-3, engine="trace")
+        found.append(loglik(run, {"x": x}, particles=20))
+    uniform, learned = (f.bits_per_dim(f.bounds[0]) for f in found)
+    assert (16 * math.log(2) + math.log(4)) / (16 * math.log(2)) < learned < uniform - 0.05
+    with pytest.raises(PpgenError, match="uniform, variational"):
+        made(dequantise="gaussian")
+
+
+def test_networks_train_in_bfloat16_and_the_rest_does_not():
+    x = pictures()
+    runs = [
+        fit(made(), {"x": x}, steps=30, batch_size=50, lr=5e-3, engine="trace", precision=p)
+        for p in ("32-true", "bf16-mixed")
+    ]
+    whole, mixed = (loglik(r, {"x": x}, particles=5) for r in runs)
+    assert abs(whole.best.mean - mixed.best.mean) < 0.05 * abs(whole.best.mean)
+    assert {p.dtype for p in runs[1].program.parameters()} == {torch.float32}
+
+
 def test_actnorm_began_with_the_first_batch():
     flow = made().setup({"x": pictures()})
     layers = [m for m in flow.modules() if type(m).__name__ == "ActNorm"]

@@ -18,8 +18,9 @@ import ppgen.transforms as T
 from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
+from ppgen.transforms.residual import log_det, spectral_bound
 from ppgen.transforms.splines import Spline
-from ppgen.transforms.univariate import Gaussianize
+from ppgen.transforms.univariate import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.wrap import solve_increasing
 
 HIDDEN = (8, 8)
@@ -478,6 +479,34 @@ def test_residual_layers_keep_their_lipschitz_bound():
     assert slopes.max() <= 0.9**3 + 1e-9
     z = t.inv(x)
     assert torch.allclose(t(z.detach().clone()), x, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (2, 7), (7, 2)])
+def test_the_bound_on_a_norm_holds_is_tight_and_has_its_gradient(shape):
+    torch.manual_seed(0)
+    for w in (torch.randn(shape).double(), nn.init.orthogonal_(torch.empty(shape)).double()):
+        norm = torch.linalg.matrix_norm(w, 2)
+        assert norm * (1 - 1e-12) <= spectral_bound(w) <= 1.02 * norm
+    assert torch.autograd.gradcheck(spectral_bound, torch.randn(shape).double().requires_grad_())
+    zero = torch.zeros(shape).requires_grad_()
+    spectral_bound(zero).backward()
+    assert zero.grad.isfinite().all()
+
+
+def test_elimination_without_pivots_is_the_determinant():
+    torch.manual_seed(0)
+    j = torch.randn(5, 5, 9).double()
+    j = 0.95 * j / torch.linalg.matrix_norm(j.movedim(-1, 0), 2)
+    assert torch.allclose(log_det(j), torch.linalg.slogdet(torch.eye(5) + j.movedim(-1, 0)).logabsdet, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5)])
+def test_log_of_the_normal_distribution_function_and_its_inverse(dtype, tolerance):
+    x = torch.cat((torch.linspace(-60, 9, 2001), torch.tensor([-1e4, -300.0]))).to(dtype)
+    expected = torch.special.log_ndtr(x.double())
+    assert ((_log_cdf(x) - expected).abs() <= tolerance * expected.abs() + 1e-30).all()
+    below = x[x < 0]
+    assert torch.allclose(_normal_quantile(torch.special.log_ndtr(below.double()).to(dtype)), below, rtol=tolerance)
 
 
 def test_actnorm_begins_with_the_first_batch_in_training_only():
