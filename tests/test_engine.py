@@ -589,6 +589,19 @@ def test_small_matrix_products_are_written_out():
     assert table[torch.ops.aten.mm.default](large, large) is NotImplemented
 
 
+def test_the_second_compilation_is_found_in_the_cache(tmp_path, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    case = PROGRAMS["exact_mixture"]
+    for found in (0, 1):
+        counters.clear()
+        o = objective(case)
+        FusedStep(Gradient(o, case.data), torch.optim.SGD(o.parameters(), lr=1e-3)).build(case.data)
+        assert counters["inductor"]["fxgraph_cache_bypass"] == 0
+        assert counters["aot_autograd"]["autograd_cache_hit"] == found
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_a_step_leaves_the_processor_as_it_was(before: bool):
     tiny = torch.tensor(1e-40)

@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.small import decompositions
+from ppgen.engine.small import written_out
 from ppgen.errors import PpgenError
 
 log = logging.getLogger("ppgen")
@@ -91,13 +91,13 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
     def compile_under(context: AbstractContextManager[Any]) -> Callable[..., Any]:
         made.clear()
         with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
-            run: Any = compile_fx(copy.deepcopy(graph), list(inputs), decompositions=decompositions())
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
         run(*inputs)
         return run
 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with (
-        _own_cache(), _silent(), _instructions_asked(), config.patch(patches),
+        _own_cache(), _silent(), _instructions_asked(), config.patch(patches), written_out(),
         torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         try:  # without an environment of shapes Inductor does not look into its cache

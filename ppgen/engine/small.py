@@ -8,26 +8,33 @@ matrices) are full of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 aten = torch.ops.aten
 
-LONG = 16  # entries that are accumulated, at most
-WORK = 2048  # products of a matrix product, at most
+WORK = 2048  # operations, at most: beyond them torch's own are faster
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Inductor's own, and these."""
-    from torch._inductor.decomposition import select_decomp_table
-
-    table = dict(select_decomp_table())
+    """By operation; each gives NotImplemented where there is much to do."""
     own: dict[Any, Callable[..., Any]] = {
         aten.cumsum.default: _cumsum, aten.cumprod.default: _cumprod, aten.mm.default: _mm, aten.bmm.default: _bmm,
     }  # fmt: skip
-    return table | {op: _first(fn, table.get(op)) for op, fn in own.items()}
+    from torch._inductor.decomposition import decompositions as inductors
+
+    return {op: _first(fn, inductors.get(op)) for op, fn in own.items()}
+
+
+def written_out() -> AbstractContextManager[Any]:
+    """Inductor writes out these as well. (A table handed to it would keep it from its cache.)"""
+    from torch._inductor.decomposition import decompositions as inductors
+
+    return mock.patch.dict(inductors, decompositions())
 
 
 def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -40,7 +47,7 @@ def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable
 
 def _accumulated(x: Tensor, dim: int, neutral: float, dtype: Any) -> tuple[Tensor, int] | None:
     """x[j] where j <= i and the neutral element elsewhere, with j in a dimension behind i's."""
-    if x.dim() == 0 or x.shape[dim] > LONG:
+    if x.dim() == 0 or x.numel() * x.shape[dim] > WORK:
         return None
     x, dim = x if dtype is None else x.to(dtype), dim % x.dim()
     x = x.to(torch.int64) if not x.is_floating_point() and not x.is_complex() else x
