@@ -15,6 +15,7 @@ from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.report import report
 from ppgen.inference.sample import reconstruct, sample
 from ppgen.inference.samplers import draw
+from ppgen.inference.tree_plots import plot_tree
 from ppgen.inference.weights import chain_weights, weigh
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "loglik",
     "mcmc",
     "plot",
+    "plot_tree",
     "posterior",
     "predict",
     "reconstruct",

@@ -122,10 +122,9 @@ def plot(
 
     if run.suffix == ".nc":
         from ppgen.files import read_netcdf
-        from ppgen.inference.tree_plots import plot_tree
 
         refuse(run, {"data": data, "split": split, "columns": columns})
-        files = plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"))
+        files = inference.plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"))
     else:
         fitted = Run.load(run)
         _, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted), label=True)
