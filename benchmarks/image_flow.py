@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ppgen import data
-from ppgen.inference import fit, loglik
+from ppgen.inference import fit, loglik, resume
 from ppgen.models import ImageFlow
 from ppgen.run import Run
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--engine", default="compile")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", type=Path, help="a run of this script that was stopped; it ends at --steps")
     parser.add_argument("--evaluate", type=Path, help="a run of this script, evaluated again")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
@@ -61,6 +62,8 @@ def main() -> None:
         settings["scales"] = o.scales
     if o.evaluate:
         run = Run.load(o.evaluate)
+    elif o.resume:
+        run = resume(o.resume, {"x": train}, valid={"x": valid}, steps=o.steps, report=say)
     else:
         program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin,
                             dequantise=o.dequantise)  # fmt: skip

@@ -403,13 +403,14 @@ def _predictive(run: Run, data: Mapping[str, Tensor], name: str, observed: Tenso
     draws, seen = variable.values[0].reshape(500, -1), observed.double().numpy().ravel()
     if draws.shape[1] != len(seen):
         return None
-    names = entry_names(variable)
-    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
-    draw_intervals(axis, draws, names)
+    return predictive_intervals(draws, entry_names(variable), seen, name)
+
+
+def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, name: str) -> Figure:
+    """Intervals of the posterior predictive of a site, (draws, entries), and what was observed, (entries,)."""
+    figure, axis = intervals_figure(draws, names, name, f"Posterior predictive of {name}")
     at = -np.arange(min(len(seen), INTERVALS))
     axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{name}, observed")
-    axis.set(xlabel=name, title=f"Posterior predictive of {name}")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -485,14 +486,19 @@ def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis |
     groups = list(tree.posterior.data_vars.values())
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
     names = [n for v in groups for n in entry_names(v)]
+    return intervals_figure(draws, names, "value", "Posterior of the latents, under the guide")[0]
+
+
+def intervals_figure(draws: np.ndarray, names: list[str], xlabel: str, title: str) -> tuple[Figure, Any]:
+    """A figure of the columns' intervals, and its axis."""
     figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
-    draw_intervals(axis, draws, names)
-    axis.set(xlabel="value", title="Posterior of the latents, under the guide")
+    _draw_intervals(axis, draws, names)
+    axis.set(xlabel=xlabel, title=title)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+    return figure, axis
 
 
-def draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
+def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     """Median, 50% and 94% interval of each column, from the top down."""
     draws, names = draws[:, :INTERVALS], names[:INTERVALS]
     at = -np.arange(len(names))

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppgen.inference.findings import statistic
-from ppgen.inference.plot import BLUE, GREY, INTERVALS, ORANGE, draw_intervals, entry_names, figure_of, write_figures
+from ppgen.inference.plot import (
+    BLUE,
+    GREY,
+    ORANGE,
+    entry_names,
+    figure_of,
+    intervals_figure,
+    predictive_intervals,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +64,7 @@ def _entries(group: Any) -> tuple[np.ndarray, list[str]]:
 def latents_figure(tree: DataTree) -> Figure:
     """Intervals of the latents, all chains together."""
     values, names = _entries(tree["posterior"].dataset)
-    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
-    draw_intervals(axis, values.reshape(-1, values.shape[-1]), names)
-    axis.set(xlabel="value", title="Posterior of the latents")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+    return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")[0]
 
 
 def ranks_figure(tree: DataTree) -> Figure | None:
@@ -114,10 +119,4 @@ def predictive_figure(tree: DataTree) -> Figure | None:
     values, seen = predicted[name].values, observed[name].values.ravel()
     if values[0, 0].size != len(seen):
         return None
-    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(seen), INTERVALS))
-    draw_intervals(axis, values.reshape(-1, len(seen)), entry_names(predicted[name]))
-    at = -np.arange(min(len(seen), INTERVALS))
-    axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{name}, observed")
-    axis.set(xlabel=str(name), title=f"Posterior predictive of {name}")
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure
+    return predictive_intervals(values.reshape(-1, len(seen)), entry_names(predicted[name]), seen, str(name))

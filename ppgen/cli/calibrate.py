@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, refuse_settings
 from ppgen.console import print_json, print_table
-from ppgen.errors import PpgenError
 
 
 @app.command(short_help="Whether posteriors are right on average over simulated data.")
@@ -42,6 +41,7 @@ def calibrate(
 
     is_run = (Path(program) / "config.json").is_file()
     if is_run:
+        refuse_settings(settings)
         target: Any = Run.load(program)
         _, rows = sources.of_run(target, data, split, columns=columns)
         if target.config["program"]["guide"] and guide is None and refit is None and target.program.fixed_rows:
@@ -49,8 +49,6 @@ def calibrate(
     else:
         where = {"split": split, "columns": columns, "data_dir": data_dir}
         target, _, rows = sources.program_and_rows(program, settings, data, **where)
-    if is_run and settings:
-        raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
     other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None
     result = inference.calibrate(
         target, rows, simulator=other, simulations=simulations, draws=draws, refit=refit, guide=guide, steps=steps,

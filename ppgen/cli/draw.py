@@ -58,14 +58,14 @@ def sample(
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta, "particles": particles}
     drawn = _filled(fitted, n, held, seed, how, json)
     if drawn is not None:
-        held = {k: v for k, v in (held or {}).items() if k != "x"}
-    n = len(drawn["x"]) if drawn is not None else 64 if n is None else n
-    if drawn is None:
-        if particles is not None:
-            raise PpgenError("--particles is for rows to fill in, and --given holds no x; leave it out, or give x")
+        n, held = len(drawn["x"]), {k: v for k, v in (held or {}).items() if k != "x"}
+    elif particles is not None:
+        raise PpgenError("--particles is for rows to fill in, and --given holds no x; leave it out, or give x")
+    else:
+        n = 64 if n is None else n
         drawn = _by_sampler(fitted, n, held, seed, {k: v for k, v in how.items() if v is not None}, json)
-    if drawn is None:
-        drawn = inference.sample(fitted, n, given=held, seed=seed)
+        if drawn is None:
+            drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
         from ppgen.inference.plot import samples_figure, save
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, refuse_settings
 from ppgen.console import print_json, print_table
-from ppgen.errors import PpgenError
 
 
 @app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
@@ -48,8 +47,7 @@ def mcmc(
     torch.manual_seed(seed)
     model: Any
     if (Path(program) / "config.json").is_file():
-        if settings:
-            raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
+        refuse_settings(settings)
         model = Run.load(Path(program))
         name, table = sources.of_run(model, data, split, columns=columns)
         path = out or Path(program) / "mcmc.nc"

@@ -40,6 +40,14 @@ RunOrPosterior = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
+def refuse_settings(settings: list[str] | None) -> None:
+    """--set, given with a run."""
+    from ppgen.errors import PpgenError
+
+    if settings:
+        raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
+
+
 def refuse(path: Path, options: dict[str, object]) -> None:
     """Options that ask for a program, given with a posterior that has none."""
     from ppgen.errors import PpgenError

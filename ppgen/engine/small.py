@@ -45,7 +45,7 @@ def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable
     return decomposed
 
 
-def _accumulated(x: Tensor, dim: int, neutral: float, dtype: Any) -> tuple[Tensor, int] | None:
+def _accumulated(x: Tensor, dim: int, neutral: int, dtype: Any) -> tuple[Tensor, int] | None:
     """x[j] where j <= i and the neutral element elsewhere, with j in a dimension behind i's."""
     if x.dim() == 0 or x.numel() * x.shape[dim] > WORK:
         return None
@@ -53,7 +53,7 @@ def _accumulated(x: Tensor, dim: int, neutral: float, dtype: Any) -> tuple[Tenso
     x = x.to(torch.int64) if not x.is_floating_point() and not x.is_complex() else x
     i = torch.arange(x.shape[dim], device=x.device)
     before = (i[:, None] >= i).view(*i.shape, *i.shape, *[1] * (x.dim() - dim - 1))
-    return torch.where(before, x.unsqueeze(dim), neutral).to(x.dtype), dim + 1
+    return torch.where(before, x.unsqueeze(dim), neutral), dim + 1
 
 
 def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Any:

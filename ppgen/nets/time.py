@@ -47,6 +47,12 @@ class TimeEmbedding(nn.Module):
         return nn.functional.silu(h)
 
 
+def waves(z: Tensor, exponents: Sequence[int]) -> list[Tensor]:
+    """sin(2ⁿ π z) for each exponent n, then cos(2ⁿ π z)."""
+    angles = [2.0**n * math.pi * z for n in exponents]
+    return [*(a.sin() for a in angles), *(a.cos() for a in angles)]
+
+
 class TimeMLP(nn.Module):
     """A residual perceptron whose layers are scaled and shifted by the time: (..., D), (...) -> (..., outputs).
 
@@ -90,8 +96,7 @@ class TimeMLP(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor, label: Tensor | None = None) -> Tensor:
         e, silu = self.time(u, label), nn.functional.silu
-        waves = [2.0**n * math.pi * z for n in self.fourier]
-        h = self.first(torch.cat([z, *(w.sin() for w in waves), *(w.cos() for w in waves)], -1))
+        h = self.first(torch.cat([z, *waves(z, self.fourier)], -1))
         for inner, outer, film in zip(self.inner, self.outer, self.film, strict=True):
             scale, shift = film(e).chunk(2, -1)
             h = h + outer(silu(inner(silu(h)) * (1 + scale) + shift))

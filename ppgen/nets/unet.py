@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import initialise
-from ppgen.nets.time import TimeEmbedding
+from ppgen.nets.time import TimeEmbedding, waves
 
 __all__ = ["UNet"]
 
@@ -98,9 +98,7 @@ class UNet(nn.Module):
         e = e.reshape(len(h), -1)
         if self.gate is not None:
             open_ = torch.sigmoid(self.gate(e)).to(h.dtype)[..., None, None].split(1, 1)
-            angles = [2.0**n * math.pi * h for n in self.fourier]
-            waves = [*(a.sin() for a in angles), *(a.cos() for a in angles)]
-            h = torch.cat([h, *(g * w for g, w in zip(open_, waves, strict=True))], 1)
+            h = torch.cat([h, *(g * w for g, w in zip(open_, waves(h, self.fourier), strict=True))], 1)
         h = self.first(h)
         skips, levels = [h], len(self.shrink)
         for level in range(levels):
