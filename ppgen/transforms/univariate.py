@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from zuko.transforms import AdditiveTransform, MonotonicAffineTransform
 
-from ppgen.transforms.wrap import Pair, full_precision, solve_increasing
+from ppgen.transforms.wrap import Pair, full_precision, newton, solve_increasing
 
 __all__ = [
     "AdditiveTransform", "Bernstein", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
@@ -239,27 +239,50 @@ class Gaussianize(Univariate):
         with torch.no_grad():
             b, _, scale = self._parts(y)
             each = (y - b) / scale
-            low, high = each.amin(0), each.amax(0)
+            low, high, x = each.amin(0), each.amax(0), each.mean(0)
             side = torch.where(y < 0, 1.0, -1.0).to(y)
-            target = _log_cdf(side * y) + self.log_k
-            x, last = (low + high) / 2, high - low
+            tail, last, rounding = _Tail(-y.abs()), high - low, 16 * torch.finfo(y.dtype).eps
             for _ in range(SOLVED):
                 u = side * (x * scale + b)
-                value = _log_cdf(u).logsumexp(0)
-                slope = ((_log_density(u) - value).exp() * scale).sum(0)
-                excess = side * (value - target)  # rises with x
-                low, high = torch.where(excess < 0, x, low), torch.where(excess < 0, high, x)
-                step = -excess / slope
-                bad = ~((x + step >= low) & (x + step <= high) & (step.abs() < last / 2))
-                new = torch.where(bad, (low + high) / 2, x + step)
+                value, slope = tail(u, scale)
+                low, high = torch.where(side * value < 0, x, low), torch.where(side * value < 0, high, x)
+                step = -side * value / slope
+                # at the root steps are rounding, which does not fall: halving would lead away from it again
+                there = (value.abs() <= rounding) | (step.abs() <= rounding * (1 + x.abs()))
+                good = (x + step >= low) & (x + step <= high) & (step.abs() < last / 2)
+                new = torch.where(good | there, (x + step).clamp(low, high), (low + high) / 2)
                 x, last = new, (new - x).abs()
         value, log_slope = self.call_and_ladj(x)
-        x = x.detach() - ((value - y) * (-log_slope).exp()).detach()
+        x = newton(x, value, log_slope, y).detach()
         value, log_slope = self.call_and_ladj(x)
-        return x - (value - y) * (-log_slope.detach()).exp()
+        return newton(x, value, log_slope.detach(), y)
 
 
-SOLVED = 26  # steps of Newton or halvings, after which the quantile of a mixture is known to rounding
+SOLVED = 20  # steps of Newton or halvings, after which the quantile of a mixture is known to rounding
+
+
+class _Tail:
+    """The lower tail of a mixture, relative to a normal's below its score y <= 0; by one erfc and one exp a component.
+
+    Where Φ(y) underflows, tails are as their densities, in error by 1 / y²; u above that end is cut to what is far too
+    much in any case.
+    """
+
+    def __init__(self, y: Tensor):
+        end = _end(y)
+        self.y, self.far = y, y < -end
+        self.cut = torch.where(self.far, -end, math.inf)
+        log_cdf = _log_cdf(y)
+        self.hazard = _hazard(y, log_cdf)
+        self.inverse = torch.where(self.far, 0.0, -log_cdf).exp() / 2
+
+    def __call__(self, u: Tensor, scale: Tensor) -> Pair:
+        """log of the mean of Φ(u) / Φ(y) over the components, and its derivative by x, u = x scale + b."""
+        u = torch.minimum(u, self.cut)
+        density = ((self.y - u) * (self.y + u) / 2).clamp_max(80.0).exp()  # φ(u) / φ(y)
+        near = torch.special.erfc(u * -(0.5**0.5)).mean(0) * self.inverse
+        share = torch.where(self.far, density.mean(0), near)
+        return share.log(), (density * scale).mean(0) * self.hazard / share
 
 
 def _log_density(x: Tensor) -> Tensor:
@@ -272,13 +295,18 @@ def _log_cdf(x: Tensor) -> Tensor:
 
     By erfc as far as that does not underflow, and beyond by Φ(-t) = φ(t) / t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...).
     """
-    end = 35.0 if x.dtype == torch.float64 else 12.0
+    end = _end(x)
     tail = torch.special.erfc(x.abs().clamp_max(end) * 0.5**0.5) / 2
     near = torch.where(x < 0, tail.log(), torch.log1p(-tail))
     t = -x.clamp_max(-end)
     w = 1 / t.square()
     series = 1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w * (1 - 9 * w))))
     return torch.where(x < -end, _log_density(t) + (series / t).log(), near)
+
+
+def _end(x: Tensor) -> float:
+    """How far below 0 erfc does not underflow."""
+    return 35.0 if x.dtype == torch.float64 else 12.0
 
 
 def _hazard(x: Tensor, log_cdf: Tensor) -> Tensor:

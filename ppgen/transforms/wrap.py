@@ -28,7 +28,9 @@ from torch.distributions import Transform, constraints
 
 from ppgen.errors import PpgenError
 
-__all__ = ["Conditional", "FlowTransform", "Inverse", "full_precision", "gather", "real_array", "solve_increasing"]
+__all__ = [
+    "Conditional", "FlowTransform", "Inverse", "full_precision", "gather", "newton", "real_array", "solve_increasing",
+]  # fmt: skip
 
 Pair = tuple[Tensor, Tensor]
 
@@ -363,10 +365,11 @@ def solve_increasing(f: Callable[[Tensor], Pair], y: Tensor, reach: float = 1e6,
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         x = ((low + high) / 2).sinh()
         value, log_slope = f(x)
-        x = _newton(x, value, log_slope, y)
+        x = newton(x, value, log_slope, y)
     value, log_slope = f(x)
-    return _newton(x, value, log_slope.detach(), y)
+    return newton(x, value, log_slope.detach(), y)
 
 
-def _newton(x: Tensor, value: Tensor, log_slope: Tensor, y: Tensor) -> Tensor:
+def newton(x: Tensor, value: Tensor, log_slope: Tensor, y: Tensor) -> Tensor:
+    """One step of Newton's from x, with f(x) and log f'(x), towards f(x) = y."""
     return x - (value - y) * (-log_slope).exp()
