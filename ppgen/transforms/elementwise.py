@@ -90,8 +90,9 @@ class Mixtures(FlowTransform):
         # none like another: quantiles of N(0, 1 - h²), each of standard deviation h
         h = WIDTH if components > 1 else 1.0
         centres = torch.special.ndtri((torch.arange(components) + 0.5) / components) * (1 - h**2) ** 0.5
-        self.shift = nn.Parameter((-centres / h).repeat(features, 1))
-        self.scale = nn.Parameter(torch.full((features, components), -math.log(h)))
+        # in memory the components come first, so that what is compiled runs over features and rows within each
+        self.shift = nn.Parameter((-centres / h)[:, None].repeat(1, features).mT)
+        self.scale = nn.Parameter(torch.full((components, features), -math.log(h)).mT)
 
     def _functions(self, context: Tensor | None) -> Gaussianize:
         if context is None:

@@ -100,7 +100,9 @@ class Orthogonal(FlowTransform):
         # H_1 ... H_n = I - Vᵀ T V, where T⁻¹ is half of the diagonal of V Vᵀ and what is above it: all at once
         inner = v @ v.mT
         inner = inner.triu(1) + inner.diagonal().diag() / 2
-        return x - x @ (v.mT @ torch.linalg.solve_triangular(inner, v, upper=True)).mT
+        columns = x.reshape(-1, x.shape[-1]).mT
+        turned = columns - v.mT @ torch.linalg.solve_triangular(inner, v, upper=True) @ columns
+        return turned.mT.reshape(x.shape)
 
     @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from zuko.transforms import AdditiveTransform, MonotonicAffineTransform
 
-from ppgen.transforms.wrap import Pair, full_precision, newton, solve_increasing
+from ppgen.transforms.wrap import Pair, full_precision, newton, root, solve_increasing
 
 __all__ = [
     "AdditiveTransform", "Bernstein", "Gaussianize", "IncreasingNetwork", "MonotonicAffineTransform",
@@ -204,85 +204,99 @@ class Gaussianize(Univariate):
     def __init__(self, shift: Tensor, scale: Tensor):
         super().__init__()
         self.shift, self.log_scale = shift, scale
-        self.log_k = math.log(scale.shape[-1])
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """b, a and e^a, components first: what is done component by component then runs over rows that are
-        neighbours."""
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, (D, ...), and b, a and e^a, (K, D, ...): what is done entry by entry then runs over rows that are
+        neighbours, however few features there are."""
         new = (1,) * (x.dim() - self.shift.dim() + 1)
-        b, a = (p.movedim(-1, 0).reshape(p.shape[-1], *new, *p.shape[:-1]) for p in (self.shift, self.log_scale))
-        return b, a, a.exp()
+        b, a = (
+            p.movedim(-1, 0).reshape(p.shape[-1], *new, *p.shape[:-1]).movedim(-1, 1)
+            for p in (self.shift, self.log_scale)
+        )
+        return x.movedim(-1, 0).contiguous(), b, a, a.exp()
 
     def call_and_ladj(self, x: Tensor) -> Pair:
-        b, a, scale = self._parts(x)
-        u = x * scale + b
-        fixed = u.detach()
-        with torch.no_grad():
-            y = self._score(fixed)
-            weights = ((y - fixed) * (y + fixed) / 2 - self.log_k).exp()  # ∂y/∂u_k = φ(u_k) / (K φ(y))
-        y = y + (weights * (u - fixed)).sum(0)
-        # log of the mixture's density less the normal's, squares taken together where both are huge
-        peak = (y - u) * (y + u) / 2 + a
-        return y, peak.logsumexp(0) - self.log_k
+        y, ladj = self._gaussianize(*self._parts(x))
+        return y.movedim(0, -1), ladj.movedim(0, -1)
 
-    def _score(self, u: Tensor) -> Tensor:
-        """Φ⁻¹(1/K Σ_k Φ(u_k)), by the smaller of the two tails."""
-        above = torch.special.erf(u * 0.5**0.5).sum(0) > 0
-        side = torch.where(above, -1.0, 1.0).to(u)
-        return side * _normal_quantile((_log_cdf(side * u).logsumexp(0) - self.log_k).clamp_max(-math.log(2)))
+    def _gaussianize(self, x: Tensor, b: Tensor, a: Tensor, scale: Tensor) -> Pair:
+        """y and log ∂y/∂x. No gradient goes through the tails: the derivatives of both are known, and are put in as
+        the slopes of linear terms whose value is 0."""
+        u = x * scale + b
+        with torch.no_grad():
+            y = _mixture_score(u)
+            weights = ((y - u) * (y + u) / 2).clamp(-80.0, 80.0).exp() / len(u)  # ∂y/∂u_k = φ(u_k) / (K φ(y))
+            shares = weights * scale
+            slope = shares.sum(0)
+        ladj = slope.log()
+        if torch.is_grad_enabled():
+            shares = shares / slope
+            move = u - u.detach()
+            ladj = ladj + ((y * weights - shares * u.detach()) * move + shares * (a - a.detach())).sum(0)
+            y = y + (weights * move).sum(0)
+        return y, ladj
 
     def _inverse(self, y: Tensor) -> Tensor:
-        """Newton's steps on the logarithm of the smaller tail, halving the bracket where they leave it or are slow.
-
-        The quantile of a mixture lies between the least and the greatest of its components' quantiles.
-        """
+        """The root of the logarithm of the smaller tail less that of a normal's beyond y."""
+        y, *parts = self._parts(y)
         with torch.no_grad():
-            b, _, scale = self._parts(y)
-            each = (y - b) / scale
-            low, high, x = each.amin(0), each.amax(0), each.mean(0)
-            side = torch.where(y < 0, 1.0, -1.0).to(y)
-            tail, last, rounding = _Tail(-y.abs()), high - low, 16 * torch.finfo(y.dtype).eps
-            for _ in range(SOLVED):
-                u = side * (x * scale + b)
-                value, slope = tail(u, scale)
-                low, high = torch.where(side * value < 0, x, low), torch.where(side * value < 0, high, x)
-                step = -side * value / slope
-                # at the root steps are rounding, which does not fall: halving would lead away from it again
-                there = (value.abs() <= rounding) | (step.abs() <= rounding * (1 + x.abs()))
-                good = (x + step >= low) & (x + step <= high) & (step.abs() < last / 2)
-                new = torch.where(good | there, (x + step).clamp(low, high), (low + high) / 2)
-                x, last = new, (new - x).abs()
-        value, log_slope = self.call_and_ladj(x)
-        x = newton(x, value, log_slope, y).detach()
-        value, log_slope = self.call_and_ladj(x)
-        return newton(x, value, log_slope.detach(), y)
-
-
-SOLVED = 20  # steps of Newton or halvings, after which the quantile of a mixture is known to rounding
+            tail = _Tail(y, parts[0], parts[2])
+            x = root(tail, *tail.start(), lambda low, high: (low + high) / 2, steps=20)
+            x = newton(x, *self._gaussianize(x, *parts), y)
+        value, log_slope = self._gaussianize(x, *parts)
+        return newton(x, value, log_slope.detach(), y).movedim(0, -1)
 
 
 class _Tail:
-    """The lower tail of a mixture, relative to a normal's below its score y <= 0; by one erfc and one exp a component.
+    """The smaller tail of a mixture, relative to a normal's beyond a score y; by one erfc and one exp a component.
 
-    Where Φ(y) underflows, tails are as their densities, in error by 1 / y²; u above that end is cut to what is far too
-    much in any case.
+    Where Φ(-|y|) underflows, tails are as their densities, in error by 1 / y²; what lies nearer to 0 than where that
+    begins is cut to what is far too much in any case. Component by component, not as one array: what a compiler makes
+    of that is one loop over the rows.
     """
 
-    def __init__(self, y: Tensor):
-        end = _end(y)
-        self.y, self.far = y, y < -end
+    def __init__(self, y: Tensor, b: Tensor, scale: Tensor):
+        self.y, self.parts = y, list(zip(b.unbind(), scale.unbind(), strict=True))
+        self.side = torch.where(y < 0, 1.0, -1.0).to(y)
+        self.score, end = -y.abs(), _end(y)
+        self.far = self.score < -end
         self.cut = torch.where(self.far, -end, math.inf)
-        log_cdf = _log_cdf(y)
-        self.hazard = _hazard(y, log_cdf)
+        log_cdf = _log_cdf(self.score)
+        self.hazard = _hazard(self.score, log_cdf)
         self.inverse = torch.where(self.far, 0.0, -log_cdf).exp() / 2
 
-    def __call__(self, u: Tensor, scale: Tensor) -> Pair:
-        """log of the mean of Φ(u) / Φ(y) over the components, and its derivative by x, u = x scale + b."""
-        u = torch.minimum(u, self.cut)
-        density = ((self.y - u) * (self.y + u) / 2).clamp_max(80.0).exp()  # φ(u) / φ(y)
-        near = torch.special.erfc(u * -(0.5**0.5)).mean(0) * self.inverse
-        share = torch.where(self.far, density.mean(0), near)
-        return share.log(), (density * scale).mean(0) * self.hazard / share
+    def start(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean, the least and the greatest of the components' quantiles; the mixture's lies between the two."""
+        each = [(self.y - b) / scale for b, scale in self.parts]
+        return _mean(each), reduce(torch.minimum, each), reduce(torch.maximum, each)
+
+    def __call__(self, x: Tensor) -> Pair:
+        """log of the mean of Φ(u) / Φ(y) over the components, u = x scale + b, and its derivative by x; both with the
+        sign that makes them rise with x, where Φ is 1 - Φ in the upper tail."""
+        densities, tails = [], []
+        for b, scale in self.parts:
+            u = torch.minimum(self.side * (x * scale + b), self.cut)
+            densities.append(((self.score - u) * (self.score + u) / 2).clamp_max(80.0).exp())  # φ(u) / φ(y)
+            tails.append(torch.special.erfc(u * -(0.5**0.5)))
+        share = torch.where(self.far, _mean(densities), _mean(tails) * self.inverse)
+        slope = _mean([d * scale for d, (_, scale) in zip(densities, self.parts, strict=True)])
+        return self.side * share.log(), slope * self.hazard / share
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return reduce(torch.add, values) / len(values)
+
+
+def _mixture_score(u: Tensor) -> Tensor:
+    """Φ⁻¹(1/K Σ_k Φ(u_k)), u (K, ...), by the smaller of the two tails, and by Mills' ratio where erfc underflows."""
+    lower, upper = (torch.special.erfc(u * c).mean(0) for c in (-(0.5**0.5), 0.5**0.5))
+    side = torch.where(lower < upper, 1.0, -1.0).to(u)
+    v, end = side * u, _end(u)
+    t = -v.clamp_max(-end)
+    least = t.amin(0)
+    far = (_mills(t) * ((least - t) * (least + t) / 2).exp()).mean(0).log() + _log_density(least)
+    near = (torch.minimum(lower, upper) / 2).log()
+    return side * _normal_quantile(torch.where(least > end, far, near))
 
 
 def _log_density(x: Tensor) -> Tensor:
@@ -293,15 +307,19 @@ def _log_density(x: Tensor) -> Tensor:
 def _log_cdf(x: Tensor) -> Tensor:
     """log Φ(x), by operations that run on many numbers at once, as those of torch's log_ndtr do not.
 
-    By erfc as far as that does not underflow, and beyond by Φ(-t) = φ(t) / t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...).
+    By erfc as far as that does not underflow, and beyond by Mills' ratio.
     """
     end = _end(x)
     tail = torch.special.erfc(x.abs().clamp_max(end) * 0.5**0.5) / 2
     near = torch.where(x < 0, tail.log(), torch.log1p(-tail))
     t = -x.clamp_max(-end)
+    return torch.where(x < -end, _log_density(t) + _mills(t).log(), near)
+
+
+def _mills(t: Tensor) -> Tensor:
+    """Φ(-t) / φ(t) for t of 12 or more, = 1/t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...)."""
     w = 1 / t.square()
-    series = 1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w * (1 - 9 * w))))
-    return torch.where(x < -end, _log_density(t) + (series / t).log(), near)
+    return (1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w * (1 - 9 * w))))) / t
 
 
 def _end(x: Tensor) -> float:
