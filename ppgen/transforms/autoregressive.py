@@ -58,9 +58,7 @@ class Autoregressive(FlowTransform):
         self.conditioner = MaskedAutoregressiveTransform(
             features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes
         )
-        # functions with networks of their own, one for each feature, come for all features at once
-        self.whole = isinstance(univariate, nn.Module)
-        if hasattr(self.conditioner, "hyper") and not self.whole:
+        if hasattr(self.conditioner, "hyper") and not isinstance(univariate, _OfFeatures):
             with torch.no_grad():
                 self.conditioner.hyper[-1].weight.mul_(START)
                 self.conditioner.hyper[-1].bias.mul_(START)
@@ -111,12 +109,6 @@ class Autoregressive(FlowTransform):
         c = self.conditioner
         if not hasattr(c, "passes"):  # one feature: nothing to condition on but the context
             return c(context).inv(z), None
-        if self.whole:
-            x = torch.zeros_like(z)
-            for i in range(self.passes):
-                index = getattr(self, f"group{i}")
-                x = x.index_copy(-1, index, self._functions(x, context).inv(z)[..., index])
-            return x, None
         return self._substitute(z, context), None
 
     def _substitute(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -145,7 +137,8 @@ class Autoregressive(FlowTransform):
             weight = out[index].flatten(0, 1)[:, : known[-1].shape[-1]]
             phi = nn.functional.linear(known[-1], weight, shift[index].flatten())
             phi = phi.to(z.dtype).unflatten(-1, (-1, c.total))
-            x = c.univariate(*unpack(phi, c.shapes)).inv(z[..., index])
+            functions = c.univariate.of(index) if isinstance(c.univariate, _OfFeatures) else c.univariate
+            x = functions(*unpack(phi, c.shapes)).inv(z[..., index])
             known[0] = torch.cat((known[0], x), -1)
             found.append(x)
         return torch.cat(found, -1)[..., self.back]
@@ -170,19 +163,36 @@ class _Circular(Autoregressive):
     codomain = domain
 
 
-class _Networks(nn.Module):
-    """Increasing networks, one for each feature, that a signal from the masked network modulates."""
+class _OfFeatures(nn.Module):
+    """Functions with networks of their own, one for each feature, that a signal from the masked network modulates."""
+
+    network: nn.Module
+
+    def _layers(self, features: Tensor | slice) -> list[Pair]:
+        linear = (layer for layer in self.network.children() if isinstance(layer, zuko.nn.Linear))
+        return [(layer.weight[features], layer.bias[features]) for layer in linear]
+
+    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
+        """Those of some features, made from their parameters."""
+        raise NotImplementedError
+
+    def forward(self, *parameters: Tensor) -> Transform:
+        return self.of(slice(None))(*parameters)
+
+
+class _Networks(_OfFeatures):
+    """Increasing networks."""
 
     def __init__(self, features: int, signal: int, hidden: Sequence[int]):
         super().__init__()
         self.network = zuko.nn.MonotonicMLP(1 + signal, 1, hidden_features=hidden, stack=features)
 
-    def forward(self, signal: Tensor) -> Transform:
-        return u.IncreasingNetwork(self.network, signal)
+    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
+        return partial(u.IncreasingNetwork, self._layers(features))
 
 
-class _Integrands(nn.Module):
-    """Positive networks, one for each feature, between e⁻⁷ and e⁷, that a signal modulates."""
+class _Integrands(_OfFeatures):
+    """Integrals of positive networks, between e⁻⁷ and e⁷."""
 
     def __init__(self, features: int, signal: int, hidden: Sequence[int], points: int):
         super().__init__()
@@ -190,16 +200,22 @@ class _Integrands(nn.Module):
         self.network = zuko.nn.MLP(1 + signal, 1, hidden_features=hidden, activation=nn.SiLU, stack=features)
         self.points = points
 
-    def _density(self, signal: Tensor, x: Tensor) -> Tensor:
-        """At points x, (P, ..., D)."""
-        first, *rest = (layer for layer in self.network if isinstance(layer, zuko.nn.Linear))
-        h = u.signalled(first.weight, first.bias, signal, x / 10).flatten(2)
-        for layer in rest:
-            h = torch.baddbmm(layer.bias[..., None], layer.weight, nn.functional.silu(h))
-        return (7 * (h[:, 0].mT.reshape(x.shape) / 7).tanh()).exp()
+    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
+        layers = self._layers(features)
 
-    def forward(self, signal: Tensor, constant: Tensor) -> Transform:
-        return u.PositiveIntegral(partial(self._density, signal), constant, self.points)
+        def make(signal: Tensor, constant: Tensor) -> Transform:
+            return u.PositiveIntegral(partial(_density, layers, signal), constant, self.points)
+
+        return make
+
+
+def _density(layers: list[Pair], signal: Tensor, x: Tensor) -> Tensor:
+    """What `_Integrands` integrate, at points x, (P, ..., D)."""
+    (weight, bias), *rest = layers
+    h = u.signalled(weight, bias, signal, x / 10).flatten(2)
+    for weight, bias in rest:
+        h = torch.baddbmm(bias[..., None], weight, nn.functional.silu(h))
+    return (7 * (h[:, 0].mT.reshape(x.shape) / 7).tanh()).exp()
 
 
 def maf(

@@ -14,8 +14,7 @@ from functools import cache, reduce
 
 import numpy as np
 import torch
-import zuko
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 from zuko.transforms import AdditiveTransform, MonotonicAffineTransform
 
@@ -56,26 +55,26 @@ class IncreasingNetwork(Univariate):
     Source: Neural Autoregressive Flows (Huang et al., 2018, arXiv:1804.00779), with zuko's network.
 
     Args:
-        network: a `zuko.nn.MonotonicMLP` of 1 + signal inputs.
+        layers: weights and biases, one network of 1 + S inputs for each feature.
         signal: (..., S), what it depends on beside x.
     """
 
-    def __init__(self, network: nn.Sequential, signal: Tensor):
+    def __init__(self, layers: list[Pair], signal: Tensor):
         super().__init__()
-        self.network, self.signal = network, signal
+        self.layers, self.signal = layers, signal
 
     @full_precision
     def call_and_ladj(self, x: Tensor) -> Pair:
-        first, *rest = (layer for layer in self.network if isinstance(layer, zuko.nn.Linear))
-        weight = first.weight.abs()
-        h, dh = signalled(weight, first.bias, self.signal, x[None])[:, :, 0], weight[..., :1]
-        for layer in rest:  # elu(h) for one half of the units, -elu(-h) for the other
+        (weight, bias), *rest = self.layers
+        weight = weight.abs()
+        h, dh = signalled(weight, bias, self.signal, x[None])[:, :, 0], weight[..., :1]
+        for weight, bias in rest:  # elu(h) for one half of the units, -elu(-h) for the other
             half = h.shape[1] // 2
             side = torch.cat((h.new_ones(half), -h.new_ones(half)))[:, None]
             t = side * h
             slope = t.clamp_max(0).exp()
-            weight = layer.weight.abs()
-            h = torch.baddbmm(layer.bias[..., None], weight, side * (t.clamp_min(0) + slope - 1))
+            weight = weight.abs()
+            h = torch.baddbmm(bias[..., None], weight, side * (t.clamp_min(0) + slope - 1))
             dh = weight @ (dh * slope)
         return h[:, 0].mT.reshape(x.shape), dh[:, 0].log().mT.reshape(x.shape)
 
@@ -170,19 +169,24 @@ class Bernstein(Univariate):
         inner = free.softmax(-1) * (2 * bound * (1 - 4 / self.degree))
         self.steps = torch.cat((edge, inner, edge), -1)
         start = torch.full_like(free[..., :1], -bound)
-        self.theta = torch.cat((start, start + self.steps.cumsum(-1)), -1)
+        self.theta = torch.cat((start, start + self.steps[..., :-1].cumsum(-1)), -1)
 
-    @staticmethod
-    def _basis(u: Tensor, degree: int) -> Tensor:
-        k = range(degree + 1)
-        powers = torch.stack([u**i for i in k], -1) * torch.stack([(1 - u) ** (degree - i) for i in k], -1)
-        return powers * u.new_tensor([math.comb(degree, i) for i in k])
+    def _basis(self, u: Tensor) -> Tensor:
+        """The M polynomials of degree M - 1, last."""
+        up, down = ([torch.ones_like(u)] for _ in range(2))
+        for _ in range(self.degree - 1):
+            up.append(up[-1] * u)
+            down.append(down[-1] * (1 - u))
+        binomials = u.new_tensor([math.comb(self.degree - 1, i) for i in range(self.degree)])
+        return torch.stack(up, -1) * torch.stack(down[::-1], -1) * binomials
 
     def call_and_ladj(self, x: Tensor) -> Pair:
         inside = x.abs() < self.bound
         u = (torch.where(inside, x, 0.0) + self.bound) / (2 * self.bound)
-        y = (self._basis(u, self.degree) * self.theta).sum(-1)
-        slope = (self._basis(u, self.degree - 1) * self.steps).sum(-1) * (self.degree / (2 * self.bound))
+        basis = self._basis(u)
+        rise = (basis * self.steps).sum(-1)
+        y = (basis * self.theta).sum(-1) + u * rise  # de Casteljau's last step
+        slope = rise * (self.degree / (2 * self.bound))
         return torch.where(inside, y, x), torch.where(inside, slope.log(), 0.0)
 
     def _inverse(self, y: Tensor) -> Tensor:
