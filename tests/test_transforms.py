@@ -18,6 +18,7 @@ import ppgen.transforms as T
 from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
+from ppgen.transforms.continuous import _trace
 from ppgen.transforms.residual import log_det, spectral_bound
 from ppgen.transforms.splines import Spline
 from ppgen.transforms.univariate import Gaussianize, _log_cdf, _normal_quantile
@@ -507,6 +508,21 @@ def test_log_of_the_normal_distribution_function_and_its_inverse(dtype, toleranc
     assert ((_log_cdf(x) - expected).abs() <= tolerance * expected.abs() + 1e-30).all()
     below = x[x < 0]
     assert torch.allclose(_normal_quantile(torch.special.log_ndtr(below.double()).to(dtype)), below, rtol=tolerance)
+
+
+@pytest.mark.parametrize("hidden", [(5,), (5, 4), (5, 4, 6)])
+def test_traces_carried_forward_are_those_of_autograds_jacobian(hidden):
+    torch.manual_seed(0)
+    t = T.Continuous(3, context=2, hidden=hidden).double()
+    x, c, noise, at = (torch.randn(*shape).double() for shape in ((2, 4, 3), (2, 4, 2), (2, 4, 3), ()))
+    v, slopes, weights = t._rate(at, x, c)
+    assert torch.allclose(v, t.field.f(at, x, c), atol=1e-12)
+    rows = zip(x.reshape(-1, 3), c.reshape(-1, 2), strict=True)
+    j = torch.stack([torch.autograd.functional.jacobian(lambda x, c=c: t.field.f(at, x, c), x) for x, c in rows])
+    exact, estimate = (_trace(weights, slopes, e).flatten() for e in (None, noise))
+    assert torch.allclose(exact, j.diagonal(dim1=1, dim2=2).sum(-1), atol=1e-12)
+    e = noise.reshape(-1, 3)
+    assert torch.allclose(estimate, torch.einsum("ni,nij,nj->n", e, j, e), atol=1e-12)
 
 
 def test_actnorm_begins_with_the_first_batch_in_training_only():

@@ -1,6 +1,6 @@
 r"""Continuous transforms: z = x(1), dx/dt = v(x, t), log |det ∂z/∂x| = ∫ tr ∂v/∂x dt.
 
-The trace is exact (D backward passes), or Hutchinson's unbiased estimate εᵀ ∂v/∂x ε with one ε a call (FFJORD).
+The trace is exact, or Hutchinson's unbiased estimate εᵀ ∂v/∂x ε with one ε a call (FFJORD).
 The solver is zuko's adaptive Dormand-Prince with checkpointed adjoint gradients; it chooses its steps for a batch
 as a whole, so that values of one row differ by its tolerances between batches, and its graph cannot be traced.
 
@@ -11,12 +11,13 @@ arXiv:1810.01367).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
+import torch
 from torch import Tensor
 from zuko.flows.continuous import FFJTransform
-from zuko.transforms import FreeFormJacobianTransform
+from zuko.utils import odeint
 
+from ppgen.transforms.residual import jacobian
 from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
 
 __all__ = ["Continuous", "cnf", "ffjord"]
@@ -46,21 +47,63 @@ class Continuous(FlowTransform):
         self.field = FFJTransform(features, context, hidden_features=hidden)
         self.exact, self.atol, self.rtol = exact, atol, rtol
 
-    def _flow(self, context: Tensor | None) -> FreeFormJacobianTransform:
+    def _rate(self, t: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """v(x, t), the slopes of its hidden layers, and the weights by which x comes to v through them."""
+        first, *rest = list(self.field.ode)[::2]
+        angles = self.field.freqs * t
+        by_t, by_x, by_context = first.weight.split((2 * len(angles), x.shape[-1], self.context), -1)
+        h = x @ by_x.mT + (first.bias + by_t @ torch.cat((angles.cos(), angles.sin())))
+        h = h if context is None else h + context @ by_context.mT
+        slopes = []
+        for layer in rest:
+            slopes.append(h.clamp_max(0).exp())
+            h = layer(h.clamp_min(0) + slopes[-1] - 1)  # elu
+        return h, slopes, [by_x, *(layer.weight for layer in rest)]
+
+    def _integrate(self, x: Tensor, start: Tensor, end: Tensor, context: Tensor | None, trace: bool = True) -> Pair:
         # all parameters, in eval mode too: those left out here would silently get no gradient
-        phi = [*self.field.parameters()] + ([] if context is None else [context])
-        f = partial(self.field.f, c=context)
-        return FreeFormJacobianTransform(
-            f, *self.field.times.unbind(), phi=phi, atol=self.atol, rtol=self.rtol, exact=self.exact
-        )
+        phi = [p for p in (*self.field.parameters(), *([] if context is None else [context])) if p.requires_grad]
+        zeros = torch.zeros_like(x[..., 0])
+        if not trace:
+            moved = odeint(lambda t, x: self._rate(t, x, context)[0], x, start, end, phi, self.atol, self.rtol)
+            return moved, zeros
+        noise = None if self.exact else torch.randn_like(x)
+
+        def rates(t: Tensor, x: Tensor, _: Tensor) -> Pair:
+            rate, slopes, weights = self._rate(t, x, context)
+            return rate, SHARE * _trace(weights, slopes, noise)
+
+        moved, ladj = odeint(rates, (x, zeros), start, end, phi, self.atol, self.rtol)
+        return moved, ladj / SHARE
 
     @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        return self._flow(context).call_and_ladj(x)
+        start, end = self.field.times.unbind()
+        return self._integrate(x, start, end, context)
 
     @full_precision
-    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        return self._flow(context).inv.call_and_ladj(z)
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        start, end = self.field.times.unbind()
+        if torch.is_grad_enabled():  # a guide's draw, whose density is asked for next
+            return self._integrate(z, end, start, context)
+        return self._integrate(z, end, start, context, trace=False)[0], None
+
+
+SHARE = 0.01  # at which errors of the log-determinant count beside those of x, as zuko has it
+
+
+def _trace(weights: list[Tensor], slopes: list[Tensor], noise: Tensor | None) -> Tensor:
+    """tr ∂v/∂x for each row, carried forward with no backward pass; or its estimate εᵀ ∂v/∂x ε."""
+    if noise is not None:
+        moved = noise @ weights[0].mT
+        for weight, slope in zip(weights[1:], slopes, strict=True):
+            moved = (slope * moved) @ weight.mT
+        return (noise * moved).sum(-1)
+    if len(slopes) == 2:  # tr W₃ S₂ W₂ S₁ W₁ = Σᵢⱼ s₂ᵢ (W₂)ᵢⱼ (W₁ W₃)ⱼᵢ s₁ⱼ
+        first, second, last = weights
+        return ((slopes[1] @ (second * (first @ last).mT)) * slopes[0]).sum(-1)
+    columns = [slope.reshape(-1, slope.shape[-1]).mT for slope in slopes]
+    return jacobian(weights, columns).diagonal().sum(-1).reshape(slopes[0].shape[:-1])
 
 
 def cnf(
