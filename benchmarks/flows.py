@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 D, BATCH, LAYERS, HIDDEN, BINS = 8, 512, 5, (64, 64), 8
 LR = 1e-3
-FAMILIES = ["maf", "nsf", "realnvp", "nice", "nsf_coupling", "gf", "bpf", "sospf", "naf", "unaf", "residual", "cnf"]
+FAMILIES = [
+    "maf", "iaf", "nsf", "realnvp", "nice", "nsf_coupling", "gf", "bpf", "sospf", "naf", "unaf", "residual", "cnf",
+]  # fmt: skip
 
 
 class Contestant(NamedTuple):
@@ -157,7 +159,7 @@ def of_normflows(family: str, d: int) -> Contestant | None:
 
     parts: list[nn.Module] = []
     for i in range(LAYERS):
-        if family == "maf":
+        if family in ("maf", "iaf"):  # its cheap direction is sampling: it is an inverse autoregressive flow
             parts += [nf.flows.MaskedAffineAutoregressive(d, 64, num_blocks=2), nf.flows.Permute(d, mode="swap")]
         elif family == "nsf":
             parts.append(

@@ -514,7 +514,7 @@ def test_log_of_the_normal_distribution_function_and_its_inverse(dtype, toleranc
 def test_traces_carried_forward_are_those_of_autograds_jacobian(hidden):
     torch.manual_seed(0)
     t = T.Continuous(3, context=2, hidden=hidden).double()
-    x, c, noise, at = (torch.randn(*shape).double() for shape in ((2, 4, 3), (2, 4, 2), (2, 4, 3), ()))
+    x, c, noise, at = (torch.randn(shape).double() for shape in ((2, 4, 3), (2, 4, 2), (2, 4, 3), ()))
     v, slopes, weights = t._rate(at, x, c)
     assert torch.allclose(v, t.field.f(at, x, c), atol=1e-12)
     rows = zip(x.reshape(-1, 3), c.reshape(-1, 2), strict=True)
