@@ -269,7 +269,7 @@ def naf(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     signal: int = 16, units: Sequence[int] = (32, 32),
 ) -> FlowTransform | Conditional:  # fmt: skip
-    """Neural autoregressive transform: f is a network with positive weights, inverted by bisection.
+    """Neural autoregressive transform: f is a network with positive weights, inverted by Newton's steps.
 
     Args:
         signal: numbers by which the masked network modulates it.
@@ -285,7 +285,7 @@ def unaf(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     signal: int = 16, units: Sequence[int] = (32, 32), points: int = 32,
 ) -> FlowTransform | Conditional:  # fmt: skip
-    """Unconstrained monotonic transform: f is the integral of a positive network, inverted by bisection.
+    """Unconstrained monotonic transform: f is the integral of a positive network, inverted by Newton's steps.
 
     Args:
         points: of the quadrature.
@@ -300,7 +300,7 @@ def sos(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     degree: int = 4, polynomials: int = 3,
 ) -> FlowTransform | Conditional:  # fmt: skip
-    """Sum-of-squares polynomial transform, straight beyond ±10, inverted by bisection.
+    """Sum-of-squares polynomial transform, straight beyond ±10, inverted by Newton's steps.
 
     Source: Sum-of-Squares Polynomial Flow (Jaini et al., 2019, arXiv:1905.02325).
     """
@@ -312,7 +312,7 @@ def bernstein(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     degree: int = 16, bound: float = 5.0,
 ) -> FlowTransform | Conditional:  # fmt: skip
-    """Bernstein polynomial transform on [-bound, bound], the identity outside, inverted by bisection.
+    """Bernstein polynomial transform on [-bound, bound], the identity outside, inverted by Newton's steps.
 
     Source: Short-Term Density Forecasting with Bernstein-Polynomial Normalizing Flows (Arpogaus et al., 2022,
     arXiv:2204.13939).

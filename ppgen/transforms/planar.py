@@ -4,8 +4,8 @@ r"""Pyro's planar, radial and Sylvester transforms, with the inverses that Pyro 
     radial     x = z + β (z - z_0) / (α + |z - z_0|)
     Sylvester  x = z + Q R tanh(S Qᵀ z + b), R and S upper triangular, Q orthogonal
 
-Sampling is the closed form. The density of data needs z: planar by bisection on the one number wᵀz, Sylvester by one
-bisection after the other from the last row of the triangular system up, radial by a quadratic equation.
+Sampling is the closed form. The density of data needs z: planar by Newton's steps on the one number wᵀz, Sylvester by
+one such solution after the other from the last row of the triangular system up, radial by a quadratic equation.
 
 Sources: Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015, arXiv:1505.05770); Sylvester
 Normalizing Flows for Variational Inference (van den Berg et al., 2018, arXiv:1803.05649).
