@@ -555,14 +555,24 @@ def test_spline_at_its_knots_and_beyond():
     assert x.isfinite().all() and torch.allclose(f(x), y, atol=1e-3)
 
 
-def test_quantiles_of_mixtures_with_gaps_and_far_out():
+@pytest.mark.parametrize(("spread", "scales"), [(3.0, 1.0), (10.0, 2.0)])
+def test_quantiles_of_mixtures_with_gaps_and_far_out(spread, scales):
     torch.manual_seed(0)
-    f = Gaussianize(3 * torch.randn(500, 8).double(), torch.randn(500, 8).double())
+    f = Gaussianize(spread * torch.randn(500, 8).double(), scales * torch.randn(500, 8).double())
     y = torch.cat((2 * torch.randn(490), torch.linspace(-200, 200, 10))).double().requires_grad_()
     x = f.inv(y)
     assert torch.allclose(f(x), y, atol=1e-9, rtol=1e-12)
     (slope,) = torch.autograd.grad(x.sum(), y)
     assert torch.allclose(slope.log(), -f.log_abs_det_jacobian(x, y), atol=1e-6)
+    narrow = Gaussianize(f.shift.float(), f.log_scale.float())
+    assert torch.allclose(narrow(narrow.inv(y.float())), y.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slope_of_a_mixtures_score_within_a_gap(dtype):
+    f = Gaussianize(torch.tensor([[-30.0, 30.0]], dtype=dtype), torch.zeros(1, 2, dtype=dtype))
+    y, ladj = f.call_and_ladj(torch.zeros(1, dtype=dtype))
+    assert y.abs() < 1e-6 and torch.allclose(ladj, torch.tensor(-450.0, dtype=dtype), rtol=1e-6)
 
 
 def test_spline_is_zukos():

@@ -229,10 +229,13 @@ class Gaussianize(Univariate):
         u = x * scale + b
         with torch.no_grad():
             y = _mixture_score(u)
-            weights = ((y - u) * (y + u) / 2).clamp(-80.0, 80.0).exp() / len(u)  # ∂y/∂u_k = φ(u_k) / (K φ(y))
+            ratio = (y - u) * (y + u) / 2  # log φ(u_k) / φ(y)
+            peak = ratio.amax(0)
+            weights = (ratio - peak).exp() / len(u)
             shares = weights * scale
             slope = shares.sum(0)
-        ladj = slope.log()
+            weights = weights * peak.clamp_max(80.0).exp()  # ∂y/∂u_k
+        ladj = slope.log() + peak
         if torch.is_grad_enabled():
             shares = shares / slope
             move = u - u.detach()
