@@ -19,10 +19,10 @@ from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, stack
 from ppgen.transforms.continuous import _trace
+from ppgen.transforms.mixture import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.residual import log_det, spectral_bound
+from ppgen.transforms.roots import solve_increasing
 from ppgen.transforms.splines import Spline
-from ppgen.transforms.univariate import Gaussianize, _log_cdf, _normal_quantile
-from ppgen.transforms.wrap import solve_increasing
 
 HIDDEN = (8, 8)
 SLOW_SOLVER = {"cnf", "ffjord"}  # adaptive: values by tolerance, graph not traceable

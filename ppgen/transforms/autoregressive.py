@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import zuko
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
@@ -22,6 +21,7 @@ from zuko.utils import broadcast, unpack
 
 from ppgen.transforms import univariate as u
 from ppgen.transforms.conditioner import START, entries
+from ppgen.transforms.networks import Integrands, Networks, OfFeatures
 from ppgen.transforms.splines import Circular, Spline
 from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, Pair, gather
 
@@ -58,7 +58,7 @@ class Autoregressive(FlowTransform):
         self.conditioner = MaskedAutoregressiveTransform(
             features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes
         )
-        if hasattr(self.conditioner, "hyper") and not isinstance(univariate, _OfFeatures):
+        if hasattr(self.conditioner, "hyper") and not isinstance(univariate, OfFeatures):
             with torch.no_grad():
                 self.conditioner.hyper[-1].weight.mul_(START)
                 self.conditioner.hyper[-1].bias.mul_(START)
@@ -137,7 +137,7 @@ class Autoregressive(FlowTransform):
             weight = out[index].flatten(0, 1)[:, : known[-1].shape[-1]]
             phi = nn.functional.linear(known[-1], weight, shift[index].flatten())
             phi = phi.to(z.dtype).unflatten(-1, (-1, c.total))
-            functions = c.univariate.of(index) if isinstance(c.univariate, _OfFeatures) else c.univariate
+            functions = c.univariate.of(index) if isinstance(c.univariate, OfFeatures) else c.univariate
             x = functions(*unpack(phi, c.shapes)).inv(z[..., index])
             known[0] = torch.cat((known[0], x), -1)
             found.append(x)
@@ -161,61 +161,6 @@ class _Circular(Autoregressive):
         return constraints.independent(Circular.domain, 1)
 
     codomain = domain
-
-
-class _OfFeatures(nn.Module):
-    """Functions with networks of their own, one for each feature, that a signal from the masked network modulates."""
-
-    network: nn.Module
-
-    def _layers(self, features: Tensor | slice) -> list[Pair]:
-        linear = (layer for layer in self.network.children() if isinstance(layer, zuko.nn.Linear))
-        return [(layer.weight[features], layer.bias[features]) for layer in linear]
-
-    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
-        """Those of some features, made from their parameters."""
-        raise NotImplementedError
-
-    def forward(self, *parameters: Tensor) -> Transform:
-        return self.of(slice(None))(*parameters)
-
-
-class _Networks(_OfFeatures):
-    """Increasing networks."""
-
-    def __init__(self, features: int, signal: int, hidden: Sequence[int]):
-        super().__init__()
-        self.network = zuko.nn.MonotonicMLP(1 + signal, 1, hidden_features=hidden, stack=features)
-
-    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
-        return partial(u.IncreasingNetwork, self._layers(features))
-
-
-class _Integrands(_OfFeatures):
-    """Integrals of positive networks, between e⁻⁷ and e⁷."""
-
-    def __init__(self, features: int, signal: int, hidden: Sequence[int], points: int):
-        super().__init__()
-        # smooth, as the quadrature's error falls with the smoothness of what is integrated
-        self.network = zuko.nn.MLP(1 + signal, 1, hidden_features=hidden, activation=nn.SiLU, stack=features)
-        self.points = points
-
-    def of(self, features: Tensor | slice) -> Callable[..., Transform]:
-        layers = self._layers(features)
-
-        def make(signal: Tensor, constant: Tensor) -> Transform:
-            return u.PositiveIntegral(partial(_density, layers, signal), constant, self.points)
-
-        return make
-
-
-def _density(layers: list[Pair], signal: Tensor, x: Tensor) -> Tensor:
-    """What `_Integrands` integrate, at points x, (P, ..., D)."""
-    (weight, bias), *rest = layers
-    h = u.signalled(weight, bias, signal, x / 10).flatten(2)
-    for weight, bias in rest:
-        h = torch.baddbmm(bias[..., None], weight, nn.functional.silu(h))
-    return (7 * (h[:, 0].mT.reshape(x.shape) / 7).tanh()).exp()
 
 
 def maf(
@@ -277,7 +222,7 @@ def naf(
 
     Source: Neural Autoregressive Flows (Huang et al., 2018, arXiv:1804.00779).
     """
-    functions = _Networks(features, signal, units)
+    functions = Networks(features, signal, units)
     return gather(Autoregressive(features, context, functions, ((signal,),), hidden, order, passes))
 
 
@@ -292,7 +237,7 @@ def unaf(
 
     Source: Unconstrained Monotonic Neural Networks (Wehenkel & Louppe, 2019, arXiv:1908.05164).
     """
-    functions = _Integrands(features, signal, units, points)
+    functions = Integrands(features, signal, units, points)
     return gather(Autoregressive(features, context, functions, ((signal,), ()), hidden, order, passes))
 
 

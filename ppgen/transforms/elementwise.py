@@ -15,7 +15,7 @@ import zuko
 from torch import Tensor, nn
 from zuko.utils import unpack
 
-from ppgen.transforms.univariate import Gaussianize
+from ppgen.transforms.mixture import Gaussianize
 from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
 
 __all__ = ["ActNorm", "Mixtures", "gaussianization"]

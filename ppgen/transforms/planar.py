@@ -18,7 +18,8 @@ from pyro.distributions import transforms as pyro_transforms
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppgen.transforms.wrap import FlowTransform, Pair, full_precision, solve_increasing
+from ppgen.transforms.roots import solve_increasing
+from ppgen.transforms.wrap import FlowTransform, Pair, full_precision
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 
