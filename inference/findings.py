@@ -152,8 +152,7 @@ def tail_shape(draws: np.ndarray) -> float:
     if not share * draws.size >= LEAST:
         return -np.inf
     try:
-        with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
-            return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
+        return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
     except ValueError:  # a tail of equal values
         return -np.inf
 
@@ -167,7 +166,8 @@ def statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
     """One of ArviZ's statistics of chains, of (chains, draws)."""
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
-    return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)
+    with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
+        return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)
 
 
 def _list(chains: np.ndarray) -> str:

@@ -70,7 +70,8 @@ def mcmc(
         program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
         data: the columns, all rows.
         kernel: chees or nuts.
-        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain.
+        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
+            warm-up of chees ends before where it has settled.
         metric: diag, dense, or auto: dense where the posterior is small, or found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         seed: of starts, draws and predictions.

@@ -4,8 +4,9 @@ r"""Pathfinder: where to begin, by normal approximations along quasi-Newton path
     q_k = N(u_k + H_k ∇ log p(u_k), H_k),   kept: the k of the largest ELBO, E_q[log p(u) - log q(u)]
 
 A mode can be a bad place to start, or infinitely high and without mass (a scale that goes to zero); the ELBO tells.
-A path whose ELBO lies far below the best one's ended where there is no mass: its draw is another path's. Many chains
-begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`ppgen.guides.start`).
+A path ends where nothing is left to climb, or where its ELBO, among the best of all, rises no more: early, on the way
+up a funnel. A path whose ELBO lies far below the best one's ended where there is no mass: its draw is another path's.
+Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`ppgen.guides.start`).
 
 Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
 arXiv:2108.03782), with a dense H in place of its factored form.
@@ -21,7 +22,10 @@ from torch import Tensor
 
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
-HALVINGS = 25
+SHORTER = 25  # trials of a line search
+STILL = 5  # iterations without progress after which a path ends,
+IDLE = 10  # and those without a better ELBO, where its ELBO is among the best
+FLAT = 1e-11  # a promised rise, relative to the log joint, that is not worth a search
 ITERATIONS = 200
 
 
@@ -60,13 +64,17 @@ def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | N
     H = identity / g.norm(dim=-1).clamp_min(1.0)[:, None, None]
     fresh = torch.ones(n, dtype=torch.bool)  # H has seen no curvature yet
     still = torch.zeros(n, dtype=torch.long)  # iterations without progress
+    idle = torch.zeros(n, dtype=torch.long)  # iterations without a better ELBO
     elbo = torch.full_like(lp, -torch.inf)
     best = (u, identity.expand(n, dim, dim) * 1e-4, u)  # mean, root, draw
     for _ in range(ITERATIONS):
         direction = (H @ g[..., None])[..., 0]
         uphill = (direction * g).sum(-1) > 0
         direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
-        new, new_lp, new_g, moved = _search(target, u, lp, g, direction)
+        ended = (still >= STILL) | (idle >= IDLE)
+        if ended.float().mean() > 0.9:
+            break
+        new, new_lp, new_g, moved = _search(target, u, lp, g, direction, ended)
         s, y = new - u, g - new_g
         H, fresh = _bfgs(H, s, y, moved, fresh, identity)
         # A plateau is no end: the steps double on it until the long direction is known. Rounding is one.
@@ -79,13 +87,12 @@ def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | N
         found, mean, root, draw = _approximate(target, u, g, H, generator)
         found = torch.where(fresh, -torch.inf, found)
         better = found > elbo
+        idle = torch.where(better, 0, idle + (elbo > elbo.max() - HOPELESS))
         elbo = torch.where(better, found, elbo)
         best = tuple(  # type: ignore[assignment]
             torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
             for a, b in zip(best, (mean, root, draw), strict=True)
         )
-        if (still >= 5).float().mean() > 0.9:
-            break
     means, roots, draws = best
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
@@ -108,26 +115,29 @@ def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(
-    target: Density, u: Tensor, lp: Tensor, g: Tensor, direction: Tensor
+    target: Density, u: Tensor, lp: Tensor, g: Tensor, direction: Tensor, ended: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Backtracking until the log joint has risen by a share of what the slope promises (Armijo)."""
     slope = (direction * g).sum(-1)
     t = torch.ones_like(lp)
     out = (u, lp, g)
     moved = torch.zeros(len(u), dtype=torch.bool)
-    for _ in range(HALVINGS):
-        trial = torch.where(moved[:, None], out[0], u + t[:, None] * direction)
+    flat = max(FLAT, 10 * torch.finfo(lp.dtype).eps)
+    idle = ended | (slope <= flat * (1 + lp.abs()))  # of these nothing more is to be had
+    for _ in range(SHORTER):
+        trial = torch.where((moved | idle)[:, None], out[0], u + t[:, None] * direction)
         trial_lp, trial_g = _safe(target, trial)
-        ok = ~moved & (trial_lp > lp + 1e-4 * t * slope)
+        ok = ~moved & ~idle & (trial_lp > lp + 1e-4 * t * slope)
         out = (
             torch.where(ok[:, None], trial, out[0]),
             torch.where(ok, trial_lp, out[1]),
             torch.where(ok[:, None], trial_g, out[2]),
         )
         moved = moved | ok
-        if moved.all():
+        if (moved | idle).all():
             break
-        t = torch.where(moved, t, 0.3 * t)
+        short = 0.5 * slope * t**2 / (lp + slope * t - trial_lp)  # the top of the parabola
+        t = torch.where(torch.isfinite(short), short.clamp(0.05 * t, 0.5 * t), 0.1 * t)
     return *out, moved
 
 
