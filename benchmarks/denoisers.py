@@ -4,8 +4,9 @@
     python benchmarks/denoisers.py bits --data mnist [--seconds 60] [--rows 200]
 
 speed: a training step, and images a second at 20 and 50 network calls. One process, one thread, contestants taking
-turns; medians of CPU time. bf16-mixed runs matrix products and convolutions in bfloat16, which pays on CPUs with AMX or
-AVX512_BF16; the peers run under torch.autocast then.
+turns; medians of CPU time. The network is ppgen's for all; for the peers its images lie in memory as in theirs, and in
+rows of their own ("lent") channels last, as ppgen has them. bf16-mixed runs matrix products and convolutions in
+bfloat16, which pays on CPUs with AMX or AVX512_BF16; the peers run under torch.autocast then.
 bits: ppgen's program, and a short training loop on diffusers' scheduler (L_simple, the linear schedule, T = 1000), each
 given the same CPU time; both networks are then judged by the same bound, bits/dim of test rows.
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 Step = Callable[[], object]
 LR = 2e-3
+LAYOUTS = {"": torch.contiguous_format, ", lent": torch.channels_last}  # of images in the peers' networks
 
 
 def turns(contestants: dict[str, Step], repeats: int) -> dict[str, float]:
@@ -125,10 +127,12 @@ def by_lucidrains(net: nn.Module, precision: str) -> tuple[Callable[[Tensor], ob
 def speed(repeats: int, engines: list[str], precisions: list[str]) -> None:
     from ppgen.models import Diffusion
 
-    def model() -> Diffusion:
+    def model(layout: torch.memory_format = torch.channels_last) -> Diffusion:
         torch.manual_seed(0)
         how = {"prediction": "noise", "schedule": "linear", "likelihood": "discrete", "weighting": "simple"}
-        return Diffusion((1, 32, 32), "unet", (32, 64, 64), blocks=1, **how)
+        program = Diffusion((1, 32, 32), "unet", (32, 64, 64), blocks=1, **how)
+        program.net.layout = layout
+        return program
 
     x = torch.randint(0, 256, (32, 1024)) / 255
     print(f"U-Net of {sum(p.numel() for p in model().parameters())} parameters, 32 x 32, batch 32, one thread")
@@ -138,22 +142,24 @@ def speed(repeats: int, engines: list[str], precisions: list[str]) -> None:
         for engine in engines:
             step = ours(model(), x, engine, p)
             contestants[f"ppgen {engine} {p}"] = lambda step=step: step(x, LR)
-        if diffusers:
-            hand = by_diffusers(model().net, p, None)
-            contestants[f"diffusers {p}"] = lambda hand=hand: hand(x, LR)
-        if lucidrains:
-            other, _ = by_lucidrains(model().net, p)
-            contestants[f"denoising-diffusion {p}"] = lambda other=other: other(x)
+        for lent, layout in LAYOUTS.items():
+            if diffusers:
+                hand = by_diffusers(model(layout).net, p, None)
+                contestants[f"diffusers {p}{lent}"] = lambda hand=hand: hand(x, LR)
+            if lucidrains:
+                other, _ = by_lucidrains(model(layout).net, p)
+                contestants[f"denoising-diffusion {p}{lent}"] = lambda other=other: other(x)
     for name, seconds in turns(contestants, repeats).items():
         print(f"training step   {name:32s} {1000 * seconds:8.1f} ms", flush=True)
 
-    whole, without = model().eval(), model().eval()
+    without = model().eval()
     without.net = Nothing()
     z = torch.randn(16, 1024)
     for steps in (20, 50):
         with torch.no_grad():
-            found = turns(samplers(whole, z, steps), max(repeats // 2, 1))
-            outside = turns(samplers(without, z, steps), 5)
+            theirs = peers(model(torch.contiguous_format).eval(), z, steps)
+            found = turns({**samplers(model().eval(), z, steps), **theirs}, max(repeats // 2, 1))
+            outside = turns({**samplers(without, z, steps), **peers(without, z, steps)}, 5)
         for name, seconds in found.items():
             print(
                 f"{steps} calls, 16 images   {name:26s} {16 / seconds:7.1f} images/s   outside the network "
@@ -170,10 +176,15 @@ class Nothing(nn.Module):
 
 
 def samplers(program: Any, z: Tensor, steps: int) -> dict[str, Step]:
-    """Draws from the same noise, of the same network: name -> what to time."""
+    """Draws by ppgen: name -> what to time."""
     from ppgen.inference.samplers import SAMPLERS
 
-    runs: dict[str, Step] = {f"ppgen {s}": lambda s=s: SAMPLERS[s](program, steps, z) for s in ("ddim", "dpmpp")}
+    return {f"ppgen {s}": lambda s=s: SAMPLERS[s](program, steps, z) for s in ("ddim", "dpmpp")}
+
+
+def peers(program: Any, z: Tensor, steps: int) -> dict[str, Step]:
+    """Draws from the same noise by the peers' samplers, of the program's network."""
+    runs: dict[str, Step] = {}
     if installed("diffusers"):
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 

@@ -23,6 +23,7 @@ from ppgen.errors import PpgenError
 log = logging.getLogger("ppgen")
 
 TOO_LARGE = 4000  # operations: beyond them compilation takes minutes
+LARGE = 1000  # operations: beyond them most of the compiler's time goes to what calls the kernels
 _SECONDS, _SECONDS_A_NODE = 3.0, 0.012  # of compilation, as measured (benchmarks/engine.py)
 
 
@@ -87,6 +88,9 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
             n.all_input_nodes for n in graph.graph.nodes if n.op == "output"
         ),
     }
+
+    if hasattr(config, "cpp_wrapper_build_separate"):  # torch 2.8; what calls the kernels is then optimised less
+        patches["cpp_wrapper_build_separate"] = len(graph.graph.nodes) > LARGE
 
     def compile_under(context: AbstractContextManager[Any]) -> Callable[..., Any]:
         made.clear()

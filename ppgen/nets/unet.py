@@ -46,6 +46,8 @@ class UNet(nn.Module):
     torch.Size([3, 2, 64])
     """
 
+    layout = torch.channels_last  # in memory, in which a training step takes 0.85 of the time (benchmarks/denoisers.py)
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -99,7 +101,7 @@ class UNet(nn.Module):
         if self.gate is not None:
             open_ = torch.sigmoid(self.gate(e)).to(h.dtype)[..., None, None].split(1, 1)
             h = torch.cat([h, *(g * w for g, w in zip(open_, waves(h, self.fourier), strict=True))], 1)
-        h = self.first(h)
+        h = self.first(h).contiguous(memory_format=self.layout)
         skips, levels = [h], len(self.shrink)
         for level in range(levels):
             for block in self.down[level * self.blocks : (level + 1) * self.blocks]:
