@@ -23,7 +23,7 @@ import numpy as np
 import posteriordb
 import torch
 
-METHODS = ("chees", "nuts", "normal", "mvn", "flow", "numpyro", "pyro")
+METHODS = ("chees", "nuts", "normal", "mvn", "flow", "numpyro", "numpyro-svi", "pyro")
 GUIDES = {"normal": "AutoNormal", "mvn": "AutoMultivariateNormal", "flow": "flow"}
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     logging.getLogger("ppgen").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     run = {
-        "chees": chees, "nuts": nuts, "numpyro": numpyro_nuts, "pyro": pyro_nuts,
+        "chees": chees, "nuts": nuts, "numpyro": numpyro_nuts, "numpyro-svi": numpyro_svi, "pyro": pyro_nuts,
         **{name: lambda p, o, g=guide: guided(p, o, g) for name, guide in GUIDES.items()},
     }  # fmt: skip
     print(f"{'posterior':28} {'method':14} mean/sd log sd   R-hat  k-hat build s    CPU s   ESS   ESS/s  remarks")
@@ -200,6 +200,16 @@ def numpyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> Itera
         draws, seconds, build = sampled(p, setting, options.seed)
         x = p.stacked(_reported(p, draws))
         yield {"method": f"NumPyro x {setting}", "build": build} | chained(p, x, seconds)
+
+
+def numpyro_svi(p: posteriordb.Posterior, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from posteriors_numpyro import fitted
+
+    for short in ("normal", "mvn"):
+        draws, seconds, build = fitted(p, GUIDES[short], options.steps, options.seed)
+        yield {"method": f"NumPyro {short}", "build": build, "seconds": seconds} | errors(
+            p, p.stacked(_reported(p, draws))
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The 23 posteriors of `posteriordb` in NumPyro, each the same density, and its NUTS on them: for `posteriors.py`.
+"""The 23 posteriors of `posteriordb` in NumPyro, each the same density, with its NUTS and SVI: for `posteriors.py`.
 
-Warm-up and draws are timed, as of ppgen's sampler; the CPU seconds in which JAX traces, lowers and compiles are taken
-off, and stand apart.
+Warm-up and draws are timed, as of ppgen's sampler, or a fit; the CPU seconds in which JAX traces, lowers and compiles
+are taken off, and stand apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jax._src import compiler
 from jax._src.interpreters import mlir
 from jax._src.interpreters import partial_eval as pe
 from numpyro.distributions import constraints
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
 
 numpyro.enable_x64()
 REAL, POSITIVE = constraints.real, constraints.positive
@@ -55,6 +55,22 @@ def sampled(p: posteriordb.Posterior, setting: str, seed: int) -> tuple[dict[str
     build = sum(spent)
     seconds = time.process_time() - begun - build
     return {n: np.asarray(v) for n, v in sampler.get_samples(group_by_chain=True).items()}, seconds, build
+
+
+def fitted(p: posteriordb.Posterior, guide: str, steps: int, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
+    """10 000 draws of one of its autoguides, fitted as ppgen's are but for the start, and CPU seconds as `sampled`."""
+    columns = {k: np.asarray(v) for k, v in p.columns.items()}
+    made = getattr(autoguide, guide)(MODELS[p.model])
+    adam = numpyro.optim.Adam(lambda i: 0.005 * (1 + jnp.cos(jnp.pi * i / steps)))
+    svi = SVI(MODELS[p.model], made, adam, Trace_ELBO(num_particles=16))
+    begun = time.process_time()
+    with _compiling() as spent:
+        found = svi.run(jax.random.PRNGKey(seed), steps, progress_bar=False, **columns)
+        jax.block_until_ready(found.params)
+    build = sum(spent)
+    seconds = time.process_time() - begun - build
+    draws = made.sample_posterior(jax.random.PRNGKey(seed + 1), found.params, sample_shape=(10_000,))
+    return {n: np.asarray(v)[None] for n, v in draws.items()}, seconds, build
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
+from ppgen.engine.joint import _leapfrog
 from ppgen.inference import fit, posterior
-from ppgen.inference.chees import chees, first_frame, halton, windows
+from ppgen.inference.chees import Frame, chees, first_frame, halton, windows
 from ppgen.inference.findings import findings, heavy_tails, tail_shape
 from ppgen.inference.mcmc import mcmc
 from ppgen.models import EightSchools
@@ -171,6 +172,51 @@ def test_pathfinder_finds_a_normal():
     assert paths.kept == 200 and float(paths.elbo.median()) == pytest.approx(0.0, abs=0.05)
     assert torch.allclose(paths.mean, exact.loc, atol=0.2) and torch.allclose(paths.covariance, A, rtol=0.2)
     assert torch.allclose(paths.u.mean(0), exact.loc, atol=4.5 * 2**0.5 / 200**0.5)
+
+
+class Evaluations:
+    """A log joint that counts them: the standard normal of d dimensions, pulled up a funnel at u[0] where asked."""
+
+    def __init__(self, funnel: bool = False):
+        self.n, self.funnel = 0, funnel
+
+    def __call__(self, u):
+        self.n += 1
+        if not self.funnel:
+            return -0.5 * (u**2).sum(-1), -u
+        inner = u.detach().requires_grad_()
+        with torch.enable_grad():
+            scale = inner[:, :1].exp()
+            lp = -(inner[:, 0] ** 2) / 18 - (0.5 * (inner[:, 1:] / scale) ** 2 + scale.log()).sum(-1)
+            (grad,) = torch.autograd.grad(lp.sum(), inner)
+        return lp.detach(), grad
+
+    def leapfrog(self, y, p, g, step, centre, root):
+        return _leapfrog(lambda u: self(u)[::-1], y, p, g, step, centre, root)
+
+
+def test_a_path_ends_where_nothing_is_left_to_climb():
+    """Nor does it go on up a funnel, which rises without end and has no mass there."""
+    for funnel, most in ((False, 60), (True, 800)):
+        target = Evaluations(funnel)
+        start = 2 * normal(64, 8, seed=1).double() + 1
+        paths = pathfinder(target, start, generator=torch.Generator().manual_seed(0))
+        assert target.n < most and paths.kept > 50 and abs(paths.mean[0]) < 4, (funnel, target.n, paths.mean)
+
+
+def test_a_warm_up_that_has_settled_ends():
+    """On a normal, from far too small a scale as well; one of a single window goes its length."""
+    for sd, warmup in ((1.0, 400), (1e-6, 400), (1.0, 20)):
+        done: list[int] = []
+        frame = Frame(torch.zeros(4).double(), sd * torch.ones(4).double())
+        found = chees(
+            Evaluations(), sd * normal(64, 4, seed=2).double(), draws=200, warmup=warmup, frame=frame,
+            generator=torch.Generator().manual_seed(0), report=done.append,
+        )  # fmt: skip
+        assert len(found.u) == 200 and done[-1] == 200 + warmup
+        assert len(done) == 220 if warmup == 20 else 250 < len(done) < 350
+        for z in found.u.movedim(-1, 0):
+            chains_agree(z.T.numpy(), 0.0, 1.0)
 
 
 def test_a_proposal_that_cannot_be_evaluated_is_rejected():
