@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.ledger import Ledger, ledger
-from ppgen.inference.plot import BLUE, GREY, ORANGE, _grid, _image_shape, figure_of, samples_figure
+from ppgen.inference.plot import BLUE, GREY, ORANGE, figure_of, image_grid, image_shape, samples_figure
 from ppgen.inference.samplers import chain_of, draw
 from ppgen.run import Run
 
@@ -25,7 +25,7 @@ ROWS = 200  # of the data, in the ledger
 def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
     """The pictures of `ppgen plot` for a chain: draws, the chain, the ledger."""
     given = _columns(run, data)
-    n = 64 if _image_shape(run, "x") else 1000
+    n = 64 if image_shape(run, "x") else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in given.items()}
     drawn = {"x": draw(run, n, given=held, seed=seed)}
     return {
@@ -41,7 +41,7 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
     Images: one row a draw. Otherwise points of the first two features, or histograms of the only one.
     """
     program = chain_of(run, "this picture")
-    shape = _image_shape(run, "x")
+    shape = image_shape(run, "x")
     n = 6 if shape else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in (given or {}).items()}
     states: list[tuple[float, Tensor]] = []
@@ -59,7 +59,7 @@ def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: i
         low, high = float(x.min()), max(float(x.max()), float(x.min()) + 1e-6)
         for axis, title, v in zip(axes, titles, values, strict=True):
             scaled = ((v[:n] - low) / (high - low)).clamp(0, 1)
-            _grid(axis, scaled, shape, title, columns=1)
+            image_grid(axis, scaled, shape, title, columns=1)
         return figure
     flat = [v.reshape(len(v), -1).numpy() for v in values]
     for axis, title, points in zip(axes, titles, flat, strict=True):

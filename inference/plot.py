@@ -41,7 +41,7 @@ from ppgen.run import Run, default_dtype
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
 LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
 ROWS = 1000  # of the data, at most, in a picture
 INTERVALS = 40  # at most, in a picture
@@ -173,7 +173,7 @@ def samples_figure(
     if name is None:
         return None
     value = drawn[name].detach()
-    shape = _image_shape(run, name)
+    shape = image_shape(run, name)
     if shape:
         return _image_draws(run, name, drawn, given or {}, shape)
     event = len(run.structure[name].event_shape)
@@ -188,7 +188,7 @@ def _draw(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws for a picture, and what they were given: one a row of the covariates, where the data have some."""
     name = run.structure.names("observed")[0]
-    n = 100 if run.structure.globals else 64 if _image_shape(run, name) else ROWS
+    n = 100 if run.structure.globals else 64 if image_shape(run, name) else ROWS
     given = dict(covariates)
     rows = [k for k in given if k in run.structure.row_columns]
     if rows and not run.structure.globals:
@@ -244,9 +244,9 @@ def _image_draws(
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
     figure, axes = figure_of(4.1 * panels, 4.0 * tall + 0.35, panels)
     figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
-    _grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
+    image_grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
     if means is not None:
-        _grid(axes[1], means, shape, f"their means, E[{name} | z]")
+        image_grid(axes[1], means, shape, f"their means, E[{name} | z]")
     else:
         axes[0].set_title(f"{n} draws, {name} ~ p({name})", fontsize=10)
     return figure
@@ -265,7 +265,7 @@ def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mappi
             return None
 
 
-def _image_shape(run: Run, name: str) -> tuple[int, ...] | None:
+def image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     """(side, side) or (3, side, side) where a row of the site is an image: a square of at least 7 x 7 values
     between bounds."""
     site = run.structure[name]
@@ -286,7 +286,7 @@ def _image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     return None
 
 
-def _grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
+def image_grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
     """Tiles images, one pixel apart."""
     x = images.detach().double().numpy().reshape(-1, *shape)
     x = np.moveaxis(x, 1, -1) if len(shape) == 3 else x[..., None]
@@ -368,12 +368,12 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
         return None
     if run.structure.globals:
         return _predictive(run, data, name, seen[name], seed)
-    again, shape = reconstruct(run, few, seed=seed)[name], _image_shape(run, name)
+    again, shape = reconstruct(run, few, seed=seed)[name], image_shape(run, name)
     if shape:
         n = min(20, len(again))
         figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
-        _grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
+        image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = _flat(seen[name]), _flat(again)
