@@ -27,7 +27,7 @@ from ppgen.check import batch_safe, columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.errors import PpgenError
-from ppgen.inference.chees import DENSE_DIM, Draws, chees, first_frame
+from ppgen.inference.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
 from ppgen.inference.findings import findings
 from ppgen.inference.nuts import nuts
 from ppgen.inference.posterior import blocks, groups_of, tree_of
@@ -72,7 +72,8 @@ def mcmc(
         kernel: chees or nuts.
         chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
             warm-up of chees ends before where it has settled.
-        metric: diag, dense, or auto: dense where the posterior is small, or found to be correlated.
+        metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
+            chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
@@ -205,7 +206,8 @@ def run_chains(
     else:
         paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
     if kernel == "nuts":
-        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=metric == "dense", seed=seed)
+        dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
+        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=dense, seed=seed)
     else:
         frame = first_frame(paths.mean, paths.covariance, metric)
         found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
