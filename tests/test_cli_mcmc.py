@@ -49,6 +49,7 @@ def posterior_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # 400 draws are few for PSIS
 def test_a_posterior_is_judged_as_it_is(posterior_file):
     """The same estimate as ppgen compare's, and pictures without a program."""
     done = ppgen("evaluate", "schools.nc", "--json", cwd=posterior_file.parent)
