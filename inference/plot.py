@@ -408,10 +408,7 @@ def _predictive(run: Run, data: Mapping[str, Tensor], name: str, observed: Tenso
 
 def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, name: str) -> Figure:
     """Intervals of the posterior predictive of a site, (draws, entries), and what was observed, (entries,)."""
-    figure, axis = intervals_figure(draws, names, name, f"Posterior predictive of {name}")
-    at = -np.arange(min(len(seen), INTERVALS))
-    axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{name}, observed")
-    return figure
+    return intervals_figure(draws, names, name, f"Posterior predictive of {name}", seen)
 
 
 # -- latents -------------------------------------------------------------------------------------
@@ -486,16 +483,21 @@ def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis |
     groups = list(tree.posterior.data_vars.values())
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
     names = [n for v in groups for n in entry_names(v)]
-    return intervals_figure(draws, names, "value", "Posterior of the latents, under the guide")[0]
+    return intervals_figure(draws, names, "value", "Posterior of the latents, under the guide")
 
 
-def intervals_figure(draws: np.ndarray, names: list[str], xlabel: str, title: str) -> tuple[Figure, Any]:
-    """A figure of the columns' intervals, and its axis."""
+def intervals_figure(
+    draws: np.ndarray, names: list[str], xlabel: str, title: str, seen: np.ndarray | None = None
+) -> Figure:
+    """Intervals of the columns, and what was observed of each, where it was."""
     figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
     _draw_intervals(axis, draws, names)
+    if seen is not None:
+        at = -np.arange(min(len(seen), INTERVALS))
+        axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{xlabel}, observed")
     axis.set(xlabel=xlabel, title=title)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return figure, axis
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)  # of all that is drawn by now
+    return figure
 
 
 def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:

@@ -64,7 +64,7 @@ def _entries(group: Any) -> tuple[np.ndarray, list[str]]:
 def latents_figure(tree: DataTree) -> Figure:
     """Intervals of the latents, all chains together."""
     values, names = _entries(tree["posterior"].dataset)
-    return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")[0]
+    return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")
 
 
 def ranks_figure(tree: DataTree) -> Figure | None:

@@ -20,6 +20,12 @@ def test_every_picture(tree, tmp_path):
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files)
 
 
+def test_what_was_observed_is_in_the_legend(tree):
+    figure = predictive_figure(tree)
+    assert figure is not None
+    assert any("observed" in text.get_text() for text in figure.legends[0].get_texts())
+
+
 def test_what_is_not_there_is_not_drawn(tmp_path):
     guide = posterior(fit(EightSchools(), SCHOOLS, steps=0), SCHOOLS, draws=20, predictive=False, prior=False)
     assert [f.stem for f in plot_tree(guide, tmp_path)] == ["latents"]

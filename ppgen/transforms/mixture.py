@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ppgen.transforms.roots import newton, root
+from ppgen.transforms.roots import implicit, root
 from ppgen.transforms.univariate import Univariate
 from ppgen.transforms.wrap import Pair
 
@@ -70,9 +70,7 @@ class Gaussianize(Univariate):
         with torch.no_grad():
             tail = _Tail(y, parts[0], parts[2])
             x = root(tail, *tail.start(), lambda low, high: (low + high) / 2, steps=20)
-            x = newton(x, *self._gaussianize(x, *parts), y)
-        value, log_slope = self._gaussianize(x, *parts)
-        return newton(x, value, log_slope.detach(), y).movedim(0, -1)
+        return implicit(lambda x: self._gaussianize(x, *parts), x, y).movedim(0, -1)
 
 
 class _Tail:

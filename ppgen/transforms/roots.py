@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ppgen.transforms.wrap import Pair
 
-__all__ = ["newton", "root", "solve_increasing"]
+__all__ = ["implicit", "root", "solve_increasing"]
 
 
 def solve_increasing(f: Callable[[Tensor], Pair], y: Tensor, reach: float = 1e6) -> Tensor:
     """The x with f(x) = y, for f increasing in each entry of x by itself, and |x| < reach.
 
-    What is halved is the range of asinh(x), so that the relative precision is the same near 0 and far out. By the last
-    of Newton's steps the gradients by y and by whatever f depends on are those of the implicit function.
+    What is halved is the range of asinh(x), so that the relative precision is the same near 0 and far out. Gradients
+    are those of the implicit function.
 
     Args:
         f: gives f(x) and log f'(x).
@@ -30,9 +30,7 @@ def solve_increasing(f: Callable[[Tensor], Pair], y: Tensor, reach: float = 1e6)
 
         high = torch.full_like(y, reach)
         x = root(relative, y.clamp(-reach, reach), -high, high, lambda a, b: ((a.asinh() + b.asinh()) / 2).sinh())
-        x = newton(x, *f(x), y)
-    value, log_slope = f(x)
-    return newton(x, value, log_slope.detach(), y)
+    return implicit(f, x, y)
 
 
 def root(
@@ -66,6 +64,18 @@ def root(
     return x
 
 
-def newton(x: Tensor, value: Tensor, log_slope: Tensor, y: Tensor) -> Tensor:
-    """One step of Newton's from x, with f(x) and log f'(x), towards f(x) = y."""
+def implicit(f: Callable[[Tensor], Pair], x: Tensor, y: Tensor) -> Tensor:
+    """x, near the root of f(x) = y, after two of Newton's steps. Through the second go the gradients by y and by
+    whatever f depends on, those of the implicit function.
+
+    Args:
+        f: gives f(x) and log f'(x).
+    """
+    with torch.no_grad():
+        x = _newton(x, *f(x), y)
+    value, log_slope = f(x)
+    return _newton(x, value, log_slope.detach(), y)
+
+
+def _newton(x: Tensor, value: Tensor, log_slope: Tensor, y: Tensor) -> Tensor:
     return x - (value - y) * (-log_slope).exp()
