@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
+from ppgen.draws import ManyTerms
 from ppgen.gaussian_chain import GaussianChain
+from ppgen.inference.bounds import Setting, log_weights
 from ppgen.models import (
     ARMA,
     PPCA,
@@ -35,6 +38,7 @@ from ppgen.models import (
     Radon,
 )
 from ppgen.schedules import make_schedule
+from ppgen.structure import Structure
 
 
 class NormalMean(Program):
@@ -321,3 +325,24 @@ def chains_agree(draws: np.ndarray, mean: float, var: float) -> None:
 def log_joint_at(program: Program, latents: dict[str, Tensor], data: dict[str, Tensor]) -> float:
     """log p(x, z) in nats."""
     return float(pyro.poutine.trace(pyro.condition(program.model, latents)).get_trace(**data).log_prob_sum())
+
+
+# -- terms: the one place where tests touch how a bound is computed -----------------------------------
+
+
+class Subsampled(NamedTuple):
+    """One estimate of the ELBO of each row of a chain, and what it is trained on."""
+
+    elbo: Tensor
+    target: Tensor
+
+
+def subsampled(program: Program, data: dict[str, Tensor], times: int = 1) -> Subsampled:
+    found = program.subsampled_terms(data, times)
+    elbo = sum(t.log_prob.mean(0) for t in found)
+    return Subsampled(elbo, sum((t.log_prob if t.target is None else t.target).mean(0) for t in found))
+
+
+def weights(program: Program, data: dict[str, Tensor], structure: Structure, draws: int) -> Tensor:
+    """log w: (draws, rows) where it is a sum over rows, else (draws,)."""
+    return log_weights(ManyTerms(program, data, structure)(draws, data), Setting.of(structure))

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from known import normal
+from known import normal, subsampled
 from torch.distributions import kl_divergence
 
+from ppgen.chain_terms import spread_times, timed
 from ppgen.gaussian_chain import PROCESSES, VARIANCES
-from ppgen.inference.chain import spread_times, subsampled, timed
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 from ppgen.models import Diffusion, diffusion
 from ppgen.schedules import SCHEDULES
 from ppgen.structure import inspect

@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from known import KnownChain, binary, grey, normal
+from known import KnownChain, binary, grey, normal, subsampled
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, Run, cli
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
-from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
 from ppgen.inference.samplers import SAMPLERS, draw
 from ppgen.models import Diffusion, FlowMatching

@@ -14,7 +14,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
 from ppgen.data import take
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 
 torch.set_num_threads(1)
 N = 12

@@ -90,6 +90,7 @@ def test_blocks_and_chunks_of_particles_change_nothing_but_the_noise(monkeypatch
     whole = loglik(program, {"x": X}, particles=2000)
     monkeypatch.setattr(module, "BLOCK", 7 * 4 * 30)
     monkeypatch.setattr(module, "MOST_PARTICLES", 30)
+    monkeypatch.setattr(import_module("ppgen.draws"), "BLOCK", 7 * 4 * 30)
     blocks = loglik(program, {"x": X}, particles=2000)
     for a, b in zip(whole.bounds, blocks.bounds, strict=True):
         assert not np.array_equal(a.values, b.values)
@@ -234,10 +235,9 @@ def test_bits_per_dim_where_a_latent_is_global():
     assert found.bits_per_dim(found.best) == pytest.approx(-found.best.mean / (6 * math.log(2)))
 
 
-def test_a_program_that_takes_one_particle_at_a_time():
+def test_a_program_whose_operations_take_no_leading_dimension():
     x, y = normal(12, 2), normal(12, seed=1)
     run = fit(Regression(), {"x": x, "y": y}, steps=300, lr=0.05, guide="AutoMultivariateNormal")
-    assert not run.structure.batch_safe
     exact = dist.MultivariateNormal(torch.zeros(12), torch.eye(12) + x @ x.T).log_prob(y).item()
     for what in (run, run.program):
         iw = loglik(what, {"x": x, "y": y}, particles=300).best

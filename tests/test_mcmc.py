@@ -45,7 +45,7 @@ def test_a_normal_mean():
 
 
 @pytest.mark.parametrize("metric", ["diag", "dense"])
-def test_a_collinear_regression_that_is_not_batch_safe(metric):
+def test_a_collinear_regression(metric):
     x = normal(30, 2).double()
     x = torch.stack([x[:, 0], x[:, 0] + 0.1 * x[:, 1]], -1)
     y = x.sum(-1) + normal(30, seed=1)
