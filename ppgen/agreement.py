@@ -72,6 +72,21 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
                 f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
                 f"agree{_sizes_hint(site, found)}"
             )
+        _not_repeated(name, site, found, expected)
+
+
+def _not_repeated(name: str, site: dict, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Observed values that broadcasting repeats along a dimension that is no plate's would be counted many times."""
+    plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    events = len(site["fn"].event_shape)
+    for i in range(1, len(expected) + 1):
+        own = found[-i] if i <= len(found) else 1
+        if own != expected[-i] and (i <= events or events - i not in plates):
+            raise PpgenError(
+                f"the observed site {name!r} is given values of shape {found}, which its distribution of shape "
+                f"{expected} repeats along a dimension that no plate stands for, so that each is counted "
+                f"{expected[-i]} times; give parameters and values one shape, as with x[:, 0] for a column (N, 1)"
+            )
 
 
 def _sizes_hint(site: dict, found: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -278,8 +278,10 @@ class Program(nn.Module):
         try:
             self.call("guide", data)
         except Exception:
-            if model.trace is not None:
-                _latents(model.trace, spec, hide)  # says what it has no place for
+            p = poutine.Trace()
+            with suppress(Exception):
+                p = poutine.trace(lambda: self.call("model", data)).get_trace()
+            _latents(p, spec, hide)  # says what it has no place for, if that was it
             raise
         assert model.trace is not None
         if not _latents(model.trace, spec, hide):

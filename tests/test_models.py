@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal, subsampled
+from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal, subsampled, weights
 from pyro import poutine
 from torch import Tensor
 
@@ -306,11 +306,18 @@ def of_converge(folder):
     assert abs(m.mean() - float(EXACT.loc)) < 0.2 * float(EXACT.scale)
 
 
-def of_elbo(folder):
+def of_objective(folder):
     program = GuidedNormalMean(width=1.2)
     objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)
     with torch.no_grad():
         assert float(objective({"x": X})[1]) == pytest.approx(EVIDENCE, abs=0.02)
+
+
+def of_bounds(folder):
+    """log w of an exact guide: the evidence, each."""
+    program = GuidedNormalMean()
+    log_w = weights(program, {"x": X}, check(program, {"x": X}), 20)
+    assert torch.allclose(log_w, torch.full((20,), EVIDENCE).to(log_w), atol=1e-3)
 
 
 def of_loglik(folder):
@@ -326,7 +333,7 @@ def of_posterior(folder):
     draws_agree(new, EXACT.loc, float(EXACT.variance) + 1.5**2)
 
 
-def of_chain(folder):
+def of_chain_terms(folder):
     known = KnownChain()
     drawn = subsampled(known, {"x": known.data.sample((20_000,))}).elbo.detach()
     assert abs(float(drawn.mean()) - known.expected_elbo()) < 4 * float(drawn.std()) / 20_000**0.5
