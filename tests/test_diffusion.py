@@ -53,6 +53,31 @@ def test_the_ledger_keeps_the_terms_apart():
     assert found.bits_per_dim(1.0) is None
 
 
+def test_the_standard_errors_of_the_ledger():
+    known, n = KnownChain(steps=10), 40_000
+    found = ledger(known, {"x": known.data.sample((n,))})
+    exact = {name: sd.numpy() / n**0.5 for name, sd in known.term_deviations().items()}
+    assert found.kl_se == pytest.approx(exact["steps"], rel=0.05)
+    assert found.prior_se == pytest.approx(exact["prior"].item(), rel=0.05)
+    assert found.reconstruction_se == pytest.approx(exact["data"].item(), rel=0.03)
+    assert found.elbo_se == pytest.approx(math.sqrt(sum((sd**2).sum() for sd in exact.values())), rel=0.05)
+
+
+def test_the_standard_error_of_a_chains_elbo():
+    """Over seeds, of rows one by one. The strata differ so little here that it is the spread between all terms."""
+    known = KnownChain(steps=50, schedule="loglinear", low=-0.1, high=0.1)
+    x = known.data.sample((1000,))
+    found = [loglik(known, {"x": x}, particles=50, seed=s).best for s in range(20)]
+    spread = np.stack([b.values for b in found]).var(0, ddof=1).mean()
+    assert spread / np.stack([b.se**2 for b in found]).mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_bits_of_the_ledger_are_of_base_two_and_by_value():
+    found = ledger(Diffusion(3, hidden=(8,), likelihood="discrete", levels=17), {"x": grey(12, 3)})
+    assert found.dims == 3
+    assert found.bits_per_dim(3 * math.log(17)) == pytest.approx(math.log2(17))
+
+
 def test_more_steps_and_the_limit():
     """On Gaussian data the bound is known: it rises with the steps, to the limit, to log p(x)."""
     known = KnownChain(low=-8.0, high=12.0)
