@@ -120,6 +120,25 @@ def test_labels_are_hidden_in_training_only():
     assert sample(fit(model, {"x": normal(12, 3), "y": y[:12]}, steps=1, batch_size=6), 2, seed=0, given={"y": 1})
 
 
+def test_few_labels_are_hidden_where_few_are_asked_for():
+    """At a label_dropout of a half the share and what it leaves are one."""
+    y = torch.arange(20_000) % 3
+    hidden = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.1).hide({"y": y})["y"] == 3
+    assert abs(float(hidden.double().mean()) - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 20_000)
+
+
+@pytest.mark.parametrize("gamma_low", [-2.0, -4.0, -6.0])
+def test_no_level_is_left_out_of_the_likelihood(gamma_low):
+    """However wide the noise at t = 0 is, the probabilities of the 17 levels sum to 1 and are those of all levels."""
+    model = Diffusion(1, hidden=(8,), likelihood="discrete", levels=17, gamma_low=gamma_low).double()
+    z, x = torch.linspace(-1.2, 1.2, 9).double()[:, None, None], torch.linspace(0, 1, 17).double()[:, None]
+    log_p = model.likelihood(z).log_prob(x)  # (states, levels)
+    assert torch.allclose(log_p.exp().sum(-1), torch.ones(9).double(), atol=1e-7)
+    _, alpha, sigma = model.coefficients(0.0)
+    weight = -0.5 * ((2 * x[:, 0] - 1 - z[:, 0] / alpha) * alpha / sigma) ** 2  # values in [0, 1], states in [-1, 1]
+    assert torch.allclose(log_p, weight.log_softmax(-1), atol=1e-6)
+
+
 # -- the ends of what it can be asked ------------------------------------------------------------------
 
 
