@@ -366,6 +366,8 @@ def test_a_log_density_that_is_drawn_is_called_an_estimate():
     exact = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
     assert (bound.name, bound.kind) == ("estimate", "estimate") and 0 < bound.mean_se < 0.01
     assert abs(bound.mean - exact) < 4.5 * bound.mean_se
+    se = loglik(Noisy(), {"x": normal(20_000)}, particles=20).best.se
+    assert np.mean(se**2) == pytest.approx(0.1**2 / 20, rel=0.01)
 
 
 def test_many_runs_are_traced_and_give_the_same_figures(monkeypatch):
