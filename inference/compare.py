@@ -158,7 +158,7 @@ def loo(tree: DataTree) -> Score:
     ndims = {v.ndim for v in sites.values()}
     if not sites or ndims == {2}:
         raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
-    total = _by_row(sites)
+    total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
     small = DataTree.from_dict({"posterior": tree["posterior"].dataset, "log_likelihood": Dataset({"x": total})})
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
     if stats is not None and "log_q" in stats:
@@ -174,13 +174,14 @@ def loo(tree: DataTree) -> Score:
     return Score("loo", np.asarray(found.elpd_i, dtype=float).ravel(), math.nan, bad, observed.astype(float))
 
 
-def _by_row(sites: Mapping[Any, Any]) -> Any:
-    """The log-likelihoods of all sites, summed over everything but chain, draw and the rows' dimension."""
+def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:
+    """The log-likelihoods of all sites, summed over everything but chain, draw and the rows' dimension: `row_dim`, or
+    where the sites lack that the innermost that they share."""
     shared = [d for d in next(iter(sites.values())).dims if all(d in v.dims for v in sites.values())]
     rows = [d for d in shared if d not in ("chain", "draw")]
     if not rows:
         raise PpgenError("the observed sites stand in no common plate, so that there are no rows to leave out")
-    keep = ("chain", "draw", "data" if "data" in rows else rows[-1])
+    keep = ("chain", "draw", row_dim if row_dim in rows else rows[-1])
     return sum(v.sum([d for d in v.dims if d not in keep]) for v in sites.values())
 
 

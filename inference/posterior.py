@@ -307,13 +307,15 @@ def tree_of(
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    return _from_dict(groups, dims, _coords(program, sizes))
+    return _from_dict(groups, dims, _coords(program, sizes), row_dim=structure.row_plate)
 
 
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
 
 
-def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any]) -> DataTree:
+def _from_dict(
+    groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str
+) -> DataTree:
     from arviz_base import from_dict
 
     used = versions()
@@ -324,7 +326,7 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
         coords=coords,
         pred_dims=dims,
         pred_coords=coords,
-        attrs={"/": made_by | used, **dict.fromkeys(groups, made_by)},
+        attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
     )
 
 

@@ -50,6 +50,7 @@ def check(
     """
     columns(program, data)
     data_module.validate(data)
+    rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)
     batch = data_module.take(data, torch.arange(size), rows) if size < n else data

@@ -69,10 +69,7 @@ class Raters(NormalMean):
             pyro.sample("x", dist.Normal(m, self.sd), obs=x if x is None or self.outermost else x.T)
 
 
-WRONG_PLATE = pytest.mark.xfail(strict=True, reason="loo takes the innermost plate for the rows, not the rows' own")
-
-
-@pytest.mark.parametrize("outermost", [False, pytest.param(True, marks=WRONG_PLATE)])
+@pytest.mark.parametrize("outermost", [False, True])
 def test_loo_leaves_out_rows_and_not_another_plate(outermost):
     x = normal(7, 3) + 1.0
     run = fit(Raters(outermost), {"x": x}, **SOURCE)

@@ -157,7 +157,6 @@ def test_iwae_on_minibatches_is_unbiased_where_latents_are_local():
     within(found.unflatten(0, (15, 4)).mean(1), 200 * exact_of(program, X, "iwae"), precise=0.005)
 
 
-@pytest.mark.xfail(strict=True, reason="with a global latent the iwae objective of a batch does not weigh it by N/B")
 def test_iwae_on_minibatches_is_unbiased_where_a_latent_is_global():
     """One particle: iwae is then the ELBO. (The log of a mean over more has a bias by minibatches.)"""
 
@@ -295,7 +294,6 @@ def test_kl_weight_reaches_both_latent_terms_of_iwae():
     within(draws(obj, program, 100, {"x": MANY}, 0.5)[:, 1:], exact[1:])
 
 
-@pytest.mark.xfail(strict=True, reason="the figure of iwae is that of the weighted terms: above the bound in a warm-up")
 def test_kl_weight_reaches_the_loss_of_iwae_and_not_its_figure():
     program = Linear()
     obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)

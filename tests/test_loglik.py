@@ -368,14 +368,3 @@ def test_a_log_density_that_is_drawn_is_called_an_estimate():
     assert abs(bound.mean - exact) < 4.5 * bound.mean_se
     se = loglik(Noisy(), {"x": normal(20_000)}, particles=20).best.se
     assert np.mean(se**2) == pytest.approx(0.1**2 / 20, rel=0.01)
-
-
-def test_many_runs_are_traced_and_give_the_same_figures(monkeypatch):
-    module = import_module("ppgen.inference.loglik")
-    program, data = VAE(6, latent=2, hidden=(8,)), {"x": binary(40)}
-    figures = {}
-    for least in (1, 10**9):
-        monkeypatch.setattr(module, "WORTH_TRACING", least)
-        figures[least] = loglik(program, data, particles=700, seed=3)
-    for one, two in zip(figures[1].bounds, figures[10**9].bounds, strict=True):
-        np.testing.assert_allclose(one.values, two.values, rtol=1e-5)
