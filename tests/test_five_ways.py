@@ -146,18 +146,16 @@ def has_none(tree, group: str) -> bool:
 
 
 @every_way
-@pytest.mark.parametrize("particles", [1, ROWS])
-@pytest.mark.parametrize("objective", ["sampled", "iwae"])
-def test_the_bound_of_the_posterior_is_the_evidence(way, particles, objective):
+@pytest.mark.parametrize(("objective", "particles"), [("sampled", 1), ("sampled", ROWS), ("iwae", ROWS)])
+def test_the_bound_of_the_posterior_is_the_evidence(way, objective, particles):
     run = fit(program(way), DATA, steps=2, lr=1e-12, particles=particles, elbo=objective, log_every=1,
               precision="64-true")  # fmt: skip
     assert run.metrics["elbo"] == pytest.approx([EVIDENCE] * 2, abs=1e-8)
 
 
 @every_way
-@pytest.mark.parametrize("particles", [1, ROWS])
-@pytest.mark.parametrize("engine", ["eager", "trace"])
-def test_gradient_descent_of_almost_a_point(way, particles, engine):
+@pytest.mark.parametrize(("engine", "particles"), [("eager", 1), ("eager", ROWS), ("trace", ROWS)])
+def test_gradient_descent_of_almost_a_point(way, engine, particles):
     """In units of the posterior's Cholesky factor the ELBO is -|shift|² / 2 + const: a step of SGD shrinks shift by
     1 - lr / N."""
     shift, rate, steps = (1.0, -0.5), 0.05, 20
@@ -169,9 +167,8 @@ def test_gradient_descent_of_almost_a_point(way, particles, engine):
 
 
 @every_way
-@pytest.mark.parametrize("particles", [1, ROWS])
-def test_an_autoguide_that_holds_the_posterior_finds_it(way, particles):
-    run = fit(Program.from_pair(WAYS[way]), DATA, guide="AutoMultivariateNormal", starts=4, particles=particles,
+def test_an_autoguide_that_holds_the_posterior_finds_it(way):
+    run = fit(Program.from_pair(WAYS[way]), DATA, guide="AutoMultivariateNormal", starts=4, particles=ROWS,
               steps=2, lr=1e-12, log_every=1, elbo="sampled", precision="64-true")  # fmt: skip
     assert run.metrics["elbo"] == pytest.approx([EVIDENCE] * 2, abs=1e-3)
     tree = posterior(run, DATA, draws=2000, predictive=False, prior=False)
@@ -253,11 +250,10 @@ def test_draws_have_their_moments(way):
 
 
 @every_way
-@pytest.mark.parametrize("draws", [2, 5])
-def test_draws_that_are_corrected_by_their_weights(way, draws):
-    tree = posterior(guided(way, WIDTH), DATA, draws=draws, corrected=True, predictive=False, prior=False)
+def test_draws_that_are_corrected_by_their_weights(way):
+    tree = posterior(guided(way, WIDTH), DATA, draws=5, corrected=True, predictive=False, prior=False)
     beta = torch.as_tensor(tree["posterior"]["beta"].values)
-    assert beta.shape == (1, draws, 2)
+    assert beta.shape == (1, 5, 2)
     assert tree["sample_stats"]["log_p"].values == pytest.approx(log_joint(beta).numpy(), abs=1e-8)
 
 
@@ -265,17 +261,16 @@ def test_draws_that_are_corrected_by_their_weights(way, draws):
 
 
 @every_way
-@pytest.mark.parametrize("width", [1.0, WIDTH])
-def test_leave_one_out(way, width):
-    tree = posterior(guided(way, width), DATA, draws=4000, predictive=False, prior=False)
+def test_leave_one_out(way):
+    tree = posterior(guided(way, WIDTH), DATA, draws=4000, predictive=False, prior=False)
     if way not in BY_ROW:
         with pytest.raises(PpgenError, match=r"row|log_likelihood"):
             loo(tree)
         return
     score = loo(tree)
     assert score.kind == "loo" and score.bad == 0
-    assert score.values == pytest.approx(exact_loo().numpy(), abs=0.05)
-    assert score.total == pytest.approx(float(exact_loo().sum()), abs=0.1)
+    assert score.values == pytest.approx(exact_loo().numpy(), abs=0.05)  # of 8 seeds: sd 0.01
+    assert score.total == pytest.approx(float(exact_loo().sum()), abs=0.1)  # of 8 seeds: sd 0.02
 
 
 @every_way
@@ -331,7 +326,7 @@ def test_predict(way):
             return
         assert has_none(tree, "predictions")
         return
-    tree = predict(guided(way), {"x": NEW}, draws=2000)
-    assert tree["predictions"]["y"].shape == (1, 2000, 3)
+    tree = predict(guided(way), {"x": NEW}, draws=1000)
+    assert tree["predictions"]["y"].shape == (1, 1000, 3)
     mean, var = NEW @ EXACT.loc, SD**2 + (NEW @ EXACT.covariance_matrix * NEW).sum(-1)
     draws_agree(tree["predictions"]["y"].values[0], mean, var)
