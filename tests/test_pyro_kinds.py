@@ -289,7 +289,7 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 
 def size_of(k: Kind) -> int:
     """As many as a plate has: where a draw is easily mistaken for a row."""
-    return max(len(v) for v in k.data.values())
+    return max(2, *(len(v) for v in k.data.values()))
 
 
 @cache
@@ -353,27 +353,37 @@ def test_posterior(name):
     assert log_p - log_q == pytest.approx(oracle(name).evidence, abs=1e-6)
 
 
+def shape_of(name: str, site: str) -> tuple[int, ...]:
+    """A site's value as the program gave it; in plates, without the dimensions of one that stand for no plate."""
+    k = KINDS[name]
+    node = poutine.trace(k.model).get_trace(**k.data).nodes[site]
+    plates = {f.dim for f in node["cond_indep_stack"] if f.vectorized}
+    shape = tuple(node["fn"].shape())
+    batch, event = len(node["fn"].batch_shape), len(node["fn"].event_shape)
+    return tuple(
+        n for i, n in enumerate(shape) if i >= batch or not plates or n != 1 or i + event - len(shape) in plates
+    )
+
+
 def _draws_of(tree, name: str, lead: tuple[int, int]) -> None:
     """The draws have the shapes that the program gave them; so have predictions, where there is an observed site."""
     k = KINDS[name]
     assert set(tree["posterior"].data_vars) == set(oracle(name).shapes)
-    for latent, shape in oracle(name).shapes.items():
-        assert tree["posterior"][latent].shape == (*lead, *shape), latent
+    for latent in oracle(name).shapes:
+        assert tree["posterior"][latent].shape == (*lead, *shape_of(name, latent)), latent
     groups = [g for g in ("posterior_predictive", "log_likelihood") if g in tree.children and tree[g].data_vars]
     assert bool(groups) == bool(k.observed)
-    trace = poutine.trace(k.model).get_trace(**k.data)
     for site in k.observed:
-        assert tree["posterior_predictive"][site].shape == (*lead, *trace.nodes[site]["value"].shape)
+        assert tree["posterior_predictive"][site].shape == (*lead, *shape_of(name, site))
         assert tree["log_likelihood"][site].shape[:2] == lead
 
 
 def _log_joints(tree, name: str) -> np.ndarray:
     """log p(x, z) of every draw, by Pyro, (chains x draws)."""
     k = KINDS[name]
-    values = {n: v.values.reshape(-1, *v.shape[2:]) for n, v in tree["posterior"].data_vars.items()}
-    n = len(next(iter(values.values())))
-    return np.array([float(log_joint(k.model, k.data, {m: torch.as_tensor(v[i]) for m, v in values.items()}))
-                     for i in range(n)])  # fmt: skip
+    draws = {n: torch.as_tensor(tree["posterior"][n].values).reshape(-1, *s) for n, s in oracle(name).shapes.items()}
+    n = len(next(iter(draws.values())))
+    return np.array([float(log_joint(k.model, k.data, {m: v[i] for m, v in draws.items()})) for i in range(n)])
 
 
 @every_kind
@@ -389,9 +399,8 @@ def test_predict_and_diagnose(name):
     k = KINDS[name]
     if k.observed:
         tree = predict(fitted(name), k.data, draws=3)
-        trace = poutine.trace(k.model).get_trace(**k.data)
         for site in k.observed:
-            assert tree["predictions"][site].shape == (1, 3, *trace.nodes[site]["value"].shape)
+            assert tree["predictions"][site].shape == (1, 3, *shape_of(name, site))
     found = diagnose(fitted(name), k.data, draws=size_of(k), particles=200)
     assert found.bounds.best.values.sum() == pytest.approx(oracle(name).evidence, abs=1e-6)
 
