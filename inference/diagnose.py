@@ -24,7 +24,8 @@ from ppgen.chain import require_few_states
 from ppgen.data import take
 from ppgen.draws import Many
 from ppgen.errors import PpgenError
-from ppgen.inference.loglik import LogLik, loglik
+from ppgen.inference.estimates import LogLik
+from ppgen.inference.loglik import loglik
 from ppgen.inference.posterior import posterior
 from ppgen.inference.psis import GOOD_K, moments, pareto_k, smoothed
 from ppgen.inference.sample import dtype_of_program, ready

@@ -16,7 +16,7 @@ Diffusion Probabilistic Models (Nichol & Dhariwal, 2021, arXiv:2102.09672), time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from torch.distributions import kl_divergence
 
 from ppgen.terms import Term
 
-if TYPE_CHECKING:
-    from ppgen.chain import Chain
+Chain = Any  # a `ppgen.chain.Chain`, whose file imports this one
 
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs

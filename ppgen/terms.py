@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro import poutine
@@ -23,8 +23,16 @@ from torch.distributions import kl_divergence
 
 from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites
 
-if TYPE_CHECKING:
-    from ppgen.program import Program
+
+class Pair(Protocol):
+    """What can be run: a `ppgen.Program`."""
+
+    name: Any
+    fixed_rows: Any
+
+    def call(self, part: str, data: Mapping[str, Any]) -> Any: ...
+
+    def in_brief(self) -> AbstractContextManager[None]: ...
 
 
 class Term(NamedTuple):
@@ -78,7 +86,7 @@ class Traces(NamedTuple):
 
 
 def run(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     *,
     guide: bool = True,
@@ -101,7 +109,7 @@ def run(
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 
 
-def guide_run(program: Program, data: Mapping[str, Any]) -> poutine.Trace:
+def guide_run(program: Pair, data: Mapping[str, Any]) -> poutine.Trace:
     """One run of the guide, its subsamples included."""
     return poutine.trace(lambda: program.call("guide", data)).get_trace()
 
