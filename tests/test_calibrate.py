@@ -114,6 +114,28 @@ def test_ranks_of_a_discrete_latent_are_drawn_among_ties():
     assert not calibrate(wrong, x, simulations=300).passes
 
 
+def test_a_rank_has_its_own_share_of_the_unit_interval():
+    """u of rank r of L draws lies in [r, r + 1) / (L + 1), all of it; at L = 9 a share is a tenth."""
+    found = calibrate(GuidedNormalMean(), X, simulations=400, draws=9, refit=False)
+    assert found.draws == 9 and set(np.unique(found.ranks)) == set(range(10))
+    assert np.array_equal(np.floor(10 * found.u), found.ranks)
+    within = 10 * found.u - found.ranks
+    assert stats.kstest(within.ravel(), "uniform").pvalue > 0.001
+
+
+def test_contraction_and_z_scores_against_their_closed_forms():
+    """20 000 rows, a simulation each: sd's to 2%. With L draws E z² = (1 + 1/L) (L − 1) / (L − 3) if calibrated."""
+    simulations, draws = 20_000, 50
+    program = ppca(latent=1, width=1.0)
+    run, x = fit(program, {"x": normal(50, 4)}, steps=0), {"x": normal(50, 4)}
+    found = calibrate(run, x, simulations=simulations, draws=draws)
+    remains = program.posterior(x["x"][:1]).variance.item()
+    z_sd = ((1 + 1 / draws) * (draws - 1) / (draws - 3)) ** 0.5
+    assert 1 - found.contraction[0] == pytest.approx(remains, rel=4 * (2 / simulations) ** 0.5)
+    assert found.z_sd[0] == pytest.approx(z_sd, rel=4 * (0.55 / simulations) ** 0.5)  # of a t: more than a normal's ½
+    assert found.z_mean[0] == pytest.approx(0, abs=4 * z_sd / simulations**0.5)
+
+
 # -- planted bugs --------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,18 @@ def test_infinitely_many_steps(variance):
     assert off[2] < 1e-2 and off[1] / off[2] > 7, off
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_base_has_the_variance_of_unit_data(process):
+    """At log SNR = −2 the data are still an eighth of it."""
+    program = chain(process=process)
+    ratio = math.exp(2.0)  # σ² / α²
+    alpha = {"vp": (1 + ratio) ** -0.5, "ve": 1.0, "ot": 1 / (1 + ratio**0.5)}.get(process)
+    if alpha is None:  # sub-vp: 1 − α² = σ = α e^(γ/2)
+        alpha = (-(ratio**0.5) + (ratio + 4) ** 0.5) / 2
+    base = program.base()
+    assert torch.allclose(base.variance, torch.tensor(alpha**2 * (1 + ratio)).double()) and (base.mean == 0).all()
+
+
 def test_processes_are_one_model():
     """The same data, times and noise: the ELBO of a process is that of the others."""
     of = {p: chain(process=p, steps=7) for p in PROCESSES}
@@ -131,6 +143,24 @@ def test_processes_are_one_model():
         torch.manual_seed(3)
         values.append(subsampled(program, {"x": X}).elbo)
     assert all(torch.allclose(v, values[0]) for v in values)
+
+
+def test_a_batch_of_a_chain_stands_for_all_rows():
+    """At one seed the same rows, once all there are and once a quarter: nats a row are the same, the whole's are four
+    times as many."""
+    program = chain(steps=5)
+    losses, elbos, slopes = [], [], []
+    for rows in (len(X), 4 * len(X)):
+        torch.manual_seed(3)
+        loss, elbo = Objective(program, inspect(program, {"x": X}), rows, elbo="subsampled", particles=2)({"x": X})
+        losses.append(loss)
+        elbos.append(elbo)
+        slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(program.net.parameters()))]))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(slopes[0], slopes[1])
+    torch.testing.assert_close(4 * elbos[0], elbos[1])
+    torch.manual_seed(3)
+    torch.testing.assert_close(-losses[0], subsampled(program, {"x": X}, 2).target.mean())
 
 
 def test_times_are_spread_evenly_and_uniform():

@@ -84,6 +84,14 @@ def test_a_slow_wandering_that_stays_near_does_not_hold_up_the_end():
     assert not first.averaging  # at the first learning rate it is R-hat that decides
 
 
+def test_the_average_is_the_mean_of_the_states_that_it_has_seen():
+    c = Convergence(averaging=True)
+    states = normal(5, 3)
+    for n, w in enumerate(states, 1):
+        c.note({"w": w}, w[:, None])
+        assert torch.allclose(c.average["w"], states[:n].mean(0), atol=1e-6)
+
+
 def test_many_iterates_are_thinned():
     c = Convergence()
     for probed in wander(2000, drift=0.05):

@@ -22,7 +22,7 @@ from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
 from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+from ppgen.inference.optimise import SCHEDULES, averaged, ema_decay, learning_rate
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Progress, _row
 
@@ -258,6 +258,14 @@ def test_learning_rates_are_their_formulas():
     assert learning_rate("linear", 0.3, 50, 100) == pytest.approx(0.15)
     assert learning_rate("cosine", 0.3, 100, 100) == pytest.approx(0.0, abs=1e-12)
     assert learning_rate("exponential", 0.3, 100, 100) == pytest.approx(0.003)
+
+
+def test_ema_begins_with_the_mean_of_few():
+    for step, decay in ((1, 2 / 11), (10, 11 / 20), (1000, 1001 / 1010), (10**6, 0.999)):
+        assert ema_decay(0.999, step) == pytest.approx(decay)
+        ema = {"t": torch.tensor(2.0)}
+        averaged(ema, {"t": torch.tensor(1.0)}, 0.999, step)
+        assert float(ema["t"]) == pytest.approx(1 + decay)
 
 
 def test_ema_forgets_its_start():

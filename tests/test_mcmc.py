@@ -2,6 +2,7 @@
 
 import logging
 import math
+from importlib import import_module
 
 import arviz_stats
 import numpy as np
@@ -18,12 +19,13 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import _leapfrog
 from ppgen.inference import fit, posterior
-from ppgen.inference.chees import Frame, chees, first_frame, halton, windows
+from ppgen.inference.chees import Averaged, Frame, _transition, chees, first_frame, halton, windows
 from ppgen.inference.findings import findings, heavy_tails, tail_shape
 from ppgen.inference.mcmc import mcmc
 from ppgen.models import EightSchools
 from ppgen.pathfinder import pathfinder
 
+chees_module = import_module("ppgen.inference.chees")
 X = normal(20) + 1.0
 FEW = {"chains": 32, "draws": 100, "warmup": 100}
 
@@ -144,6 +146,48 @@ def test_a_leapfrog_step_by_hand():
     torch.testing.assert_close(found[3], joint(centre + root * there), rtol=1e-4, atol=1e-4)
     dense = joint.leapfrog(y, p, slope(y), step, centre, root[:, None])
     torch.testing.assert_close(dense[0], found[0])
+
+
+def test_a_proposal_by_hand():
+    """Its acceptance is exp(−ΔH) at most 1, and the energy H of the state that is kept: where the chain was, or is."""
+    target, frame = Evaluations(), Frame(torch.zeros(3).double(), torch.ones(3).double())
+    old = frame.chains(target, 1.5 * normal(400, 3, seed=1).double())
+    _, new, p, outcome, moved = _transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    y, start = old.y, torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    momentum = start
+    for _ in range(2):  # leapfrog of ½ y² + ½ p²
+        momentum = momentum - 0.625 * y
+        y = y + 1.25 * momentum
+        momentum = momentum - 0.625 * y
+    before, after = (0.5 * (y**2 + p**2).sum(-1) for y, p in ((old.y, start), (y, momentum)))
+    torch.testing.assert_close(moved.y, y)
+    torch.testing.assert_close(p, momentum)
+    torch.testing.assert_close(outcome.acceptance, (before - after).exp().clamp(max=1.0))
+    accepted = torch.rand(400, generator=generator, dtype=torch.float64) < (before - after).exp()
+    assert 100 < int(accepted.sum()) < 380
+    torch.testing.assert_close(new.y, torch.where(accepted[:, None], y, old.y))
+    torch.testing.assert_close(outcome.energy, torch.where(accepted, after, before))
+    torch.testing.assert_close(new.lp, -0.5 * (new.y**2).sum(-1))
+
+
+def test_dual_averaging_by_hand(monkeypatch):
+    """Hoffman & Gelman's equation (6), γ = 0.05, t_0 = 10, κ = 0.75; it is the average that the draws are taken at."""
+    step, mu, error, average = Averaged(0.2), math.log(2.0), 0.0, math.log(0.2)
+    for t, alpha in enumerate((0.9, 0.1, 0.5, 0.8, 0.7), 1):
+        step.update(alpha)
+        error = (1 - 1 / (t + 10)) * error + (0.651 - alpha) / (t + 10)
+        log = mu - t**0.5 / 0.05 * error
+        average = t**-0.75 * log + (1 - t**-0.75) * average
+        assert math.log(step.current) == pytest.approx(log) and math.log(step.average) == pytest.approx(average)
+
+    made: list[Averaged] = []
+    monkeypatch.setattr(chees_module, "Averaged", lambda first: (made.append(Averaged(first)), made[-1])[1])
+    start, generator = normal(16, 4, seed=2).double(), torch.Generator().manual_seed(0)
+    found = chees(Evaluations(), start, draws=5, warmup=100, generator=generator)
+    sizes = found.stats["step_size"]
+    assert (sizes == sizes[0, 0]).all() and float(sizes[0, 0]) == pytest.approx(made[-1].average)
+    assert abs(made[-1].log - made[-1].log_average) > 0.01
 
 
 @pytest.mark.slow

@@ -10,9 +10,16 @@ import re
 import pytest
 import table_chains
 import table_core
+import table_fitting
+import table_sampling
 from planting import ROOT, Mutant, PlantingError, complaint, planted, run, sources
 
-TABLES = {"core": table_core.MUTANTS, "chains": table_chains.MUTANTS}
+TABLES = {
+    "core": table_core.MUTANTS,
+    "chains": table_chains.MUTANTS,
+    "sampling": table_sampling.MUTANTS,
+    "fitting": table_fitting.MUTANTS,
+}
 MUTANTS = {m.name: m for table in TABLES.values() for m in table}
 
 
@@ -64,4 +71,3 @@ def test_nothing_fails_where_nothing_is_planted(area):
 def test_it_is_noticed(name):
     code, output = run(MUTANTS[name].tests.split(), MUTANTS[name])
     assert not (why := complaint(code, output)), f"{name}: {why}\n{output[-5000:]}"
-
