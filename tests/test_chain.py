@@ -113,6 +113,20 @@ def test_the_cost_is_the_kl(process, variance):
     assert torch.allclose(program.cost(X, z, s, t), kl)
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_conditionals_are_one_joint(process):
+    """q(z_s | x) q(z_t | z_s, x) = q(z_t | x) q(z_s | z_t, x), with z_t | z_s, x independent of x: by moments of Gaussians."""
+    program = chain(process=process)
+    s, t = 0.3, 0.8
+    (_, alpha_s, sigma_s), (_, alpha_t, sigma_t) = program.coefficients(s), program.coefficients(t)
+    step = alpha_t / alpha_s  # z_t = step z_s + noise of variance σ_t² − step² σ_s²
+    joint = torch.stack([sigma_s**2, step * sigma_s**2, step * sigma_s**2, sigma_t**2]).reshape(2, 2)
+    z, gain = normal(4, D, seed=2).double(), joint[0, 1] / joint[1, 1]
+    q = program.posterior(z, X, s, t)
+    torch.testing.assert_close(q.mean, alpha_s * X + gain * (z - alpha_t * X))
+    torch.testing.assert_close(q.variance, (joint[0, 0] - gain * joint[0, 1]).expand(4, D))
+
+
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_infinitely_many_steps(variance):
     """T KL -> rate as T grows, the difference like 1/T."""

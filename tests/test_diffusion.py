@@ -10,6 +10,7 @@ from known import KnownChain, binary, grey, normal
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, Run, cli
+from ppgen.gaussian_chain import PROCESSES
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
@@ -88,6 +89,36 @@ def test_levels(likelihood, prediction):
     assert torch.isin((drawn * 16).round().long(), torch.arange(17)).all()
     both = loglik(run, {"x": x[:2]}, particles=3, ode=True)
     assert [b.name for b in both.bounds] == ["elbo", "ode"] and both.best.kind == "lower"
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("prediction", ["data", "noise", "velocity", "flow"])
+def test_a_network_that_knows_gives_the_data(prediction, process):
+    """What each prediction is of, at the unit-variance state h = a x + s ε: x, ε, v = a ε − s x, ε − x."""
+    torch.manual_seed(0)
+    model = Diffusion(2, hidden=(8,), prediction=prediction, process=process).double().eval()
+    x, noise, t = normal(4, 2).double(), normal(4, 2, seed=1).double(), torch.tensor([0.1, 0.4, 0.6, 0.9]).double()
+    gamma, alpha, sigma = model.coefficients(t)
+    a, s = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+    target = {"data": x, "noise": noise, "velocity": a * noise - s * x, "flow": noise - x}[prediction]
+    model.net.forward = lambda *_: target
+    torch.testing.assert_close(model.denoise(alpha * x + sigma * noise, t), x)
+
+
+def test_the_likelihood_has_the_noise_of_the_last_state():
+    """z_0 / α_0 has noise of sd e^(γ/2) in the units of the chain: a normal in those of the data; Bayes' rule on levels."""
+    z = normal(5, 2).double()
+    model = Diffusion(2, hidden=(8,), loc=[3.0, -1.0], scale=[2.0, 5.0], gamma_low=-2.0).double().eval()
+    _, alpha, _ = model.coefficients(0.0)
+    expected = torch.distributions.Normal(
+        torch.tensor([3.0, -1.0]) + torch.tensor([2.0, 5.0]) * z / alpha, torch.tensor([2.0, 5.0]) * math.exp(-1.0)
+    )
+    x = normal(5, 2, seed=1).double()
+    torch.testing.assert_close(model.likelihood(z).log_prob(x), expected.log_prob(x).sum(-1))
+    coins = Diffusion(2, hidden=(8,), likelihood="bernoulli", gamma_low=-1.0).double().eval()
+    _, alpha, _ = coins.coefficients(0.0)
+    odds = sum(s * -((z / alpha - s) ** 2) / (2 * math.exp(-1.0)) for s in (1, -1))
+    torch.testing.assert_close(coins.likelihood(z).base_dist.logits, odds)
 
 
 @pytest.mark.parametrize("process", ["vp", "ve"])

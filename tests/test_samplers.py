@@ -76,7 +76,7 @@ def test_each_ancestral_step_is_a_draw_of_its_conditional():
 
 @pytest.mark.parametrize("steps", [4, 15])
 def test_dpm_solver_by_hand(steps):
-    """Both solvers of Lu et al., step by step, at unequal steps of λ and at held noise; few steps end by one of order 1."""
+    """Both solvers of Lu et al., step by step, at unequal steps of λ, noise held; few steps end by one of order 1."""
     known, z = KnownChain(low=-6.0, high=5.0, schedule="cosine"), normal(6, 2).double()
     ode_states, grid = walked(dpmpp, known, steps, z)
     torch.manual_seed(2)

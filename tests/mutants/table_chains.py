@@ -82,4 +82,176 @@ MUTANTS = [
         "skip, reach = a * (self.data_scale / spread), s * self.data_scale / spread",
         "tests/test_diffusion.py::test_edm_is_that_of_karras",
     ),
+    Mutant(
+        "posterior_variance_of_the_wrong_end",
+        "return mean, (c * sigma_s**2, c * sigma_t**2)",
+        "return mean, (c * sigma_t**2, c * sigma_s**2)",
+        "tests/test_chain.py::test_the_cost_is_the_kl",
+    ),
+    Mutant(
+        "posterior_mean_without_alpha",
+        "mean = alpha_s * ((gamma_s - gamma_t).exp() * z / alpha_t + c * x)",
+        "mean = alpha_s * ((gamma_s - gamma_t).exp() * z + c * x)",
+        "tests/test_chain.py::test_the_conditionals_are_one_joint",
+    ),
+    Mutant(
+        "rate_half",
+        "return 0.5 * slope * (-gamma).exp() * error.sum(-1)",
+        "return slope * (-gamma).exp() * error.sum(-1)",
+        "tests/test_chain.py::test_infinitely_many_steps",
+    ),
+    Mutant(
+        "cost_of_variances",
+        "0.5 * (ratio - 1 - log_ratio)",
+        "(ratio - 1 - log_ratio)",
+        "tests/test_chain.py::test_the_cost_is_the_kl",
+    ),
+    Mutant(
+        "sub_vp_alpha",
+        "alpha = 2 / (ratio + (ratio**2 + 4).sqrt())",
+        "alpha = 2 / (ratio + (ratio**2 + 3).sqrt())",
+        "tests/test_schedules.py::test_processes",
+    ),
+    Mutant(
+        "weighting_of_flow_matching",
+        '"flow": lambda gamma, rate: (1 + (gamma / 2).exp()) ** 2',
+        '"flow": lambda gamma, rate: 1 + (gamma / 2).exp()',
+        "tests/test_chain.py::test_reweightings_are_the_published_losses",
+    ),
+    Mutant(
+        "min_snr_of_four",
+        '"min_snr": lambda gamma, rate: (5 * gamma.exp()).clamp(max=1.0)',
+        '"min_snr": lambda gamma, rate: (4 * gamma.exp()).clamp(max=1.0)',
+        "tests/test_chain.py::test_reweightings_are_the_published_losses",
+    ),
+    Mutant(
+        "weight_of_finite_steps",
+        "own = rate if s is t else torch.expm1(gamma - self.schedule(s)) / (t - s)",
+        "own = rate",
+        "tests/test_chain.py::test_reweightings_are_the_published_losses",
+    ),
+    Mutant(
+        "velocity_for_noise",
+        "return a * h - s * out, raw",
+        "return (h - s * out) / a, raw",
+        "tests/test_diffusion.py::test_a_network_that_knows_gives_the_data",
+    ),
+    Mutant(
+        "bernoulli_logits",
+        "return Bernoulli(logits=2 * mean / scale**2).to_event(1)",
+        "return Bernoulli(logits=mean / scale**2).to_event(1)",
+        "tests/test_diffusion.py::test_the_likelihood_has_the_noise_of_the_last_state",
+    ),
+    Mutant(
+        "likelihood_not_in_the_datas_units",
+        "return Normal(self.loc + self.scale * mean, self.scale * scale).to_event(1)",
+        "return Normal(self.loc + self.scale * mean, scale.expand_as(mean)).to_event(1)",
+        "tests/test_diffusion.py::test_the_likelihood_has_the_noise_of_the_last_state",
+    ),
+    Mutant(
+        "guidance_from_the_label",
+        "return guess[1] + guidance * (guess[0] - guess[1])",
+        "return guess[0] + guidance * (guess[0] - guess[1])",
+        "tests/test_samplers.py::test_guidance",
+    ),
+    # -- schedules -----------------------------------------------------------------------------------------------
+    Mutant(
+        "linear_rate",
+        "lambda u: (b0 + (b1 - b0) * u) / -torch.expm1(-integral(u))",
+        "lambda u: b0 + (b1 - b0) * u",
+        "tests/test_schedules.py::test_its_rate_is_its_derivative",
+    ),
+    Mutant(
+        "linear_betas",
+        "BETA = (0.1, 20.0)",
+        "BETA = (0.1, 19.0)",
+        "tests/test_schedules.py::test_published_values",
+    ),
+    Mutant(
+        "edm_rho",
+        "RHO = 7.0",
+        "RHO = 6.8",
+        "tests/test_schedules.py::test_published_values",
+    ),
+    Mutant(
+        "cosine_end",
+        "lambda gamma: 2 / math.pi * math.atan(math.exp(gamma / 2))",
+        "lambda gamma: 2 / math.pi * math.atan(math.exp(gamma))",
+        "tests/test_schedules.py::test_it_increases_between_its_ends",
+    ),
+    Mutant(
+        "learned_rate",
+        "a + (w * b * s * (1 - s)).sum(-1)",
+        "a + (w * s * (1 - s)).sum(-1)",
+        "tests/test_schedules.py::test_its_rate_is_its_derivative",
+    ),
+    # -- times of a subsampled bound -----------------------------------------------------------------------------
+    Mutant(
+        "density_of_times",
+        "return t, p[k] * bins",
+        "return t, p[k].sqrt() * bins",
+        "tests/test_chain.py::test_times_by_running_loss_have_the_density_that_they_say[0]",
+    ),
+    Mutant(
+        "times_not_weighed",
+        "cost, target = cost / density, target / density",
+        "cost, target = cost, target / density",
+        "tests/test_chain.py::test_times_by_running_loss_leave_the_elbo_as_it_is",
+    ),
+    Mutant(
+        "one_step_too_few",
+        "cost = program.steps * program.cost(x, z, s, t, **columns)",
+        "cost = (program.steps - 1) * program.cost(x, z, s, t, **columns)",
+        "tests/test_chain.py::test_of_twenty_steps",
+    ),
+    Mutant(
+        "noise_of_the_earlier_time",
+        """
+        s, t = i / program.steps, (i + 1) / program.steps
+        z = program.forward(x, t).rsample()
+        """,
+        """
+        s, t = i / program.steps, (i + 1) / program.steps
+        z = program.forward(x, s).rsample()
+        """,
+        "tests/test_chain.py::test_of_twenty_steps",
+    ),
+    Mutant(
+        "schedule_learns_nothing_of_its_variance",
+        "held.append(cost.detach() / cost.detach().mean())",
+        "held.append(torch.ones_like(cost))",
+        "tests/test_chain.py::test_a_learned_schedule_lowers_the_variance_of_the_limit",
+    ),
+    # -- the probability-flow ODE --------------------------------------------------------------------------------
+    Mutant(
+        "ode_units_of_the_data",
+        "rest = mean.shape[-1] * a.log().squeeze(-1) - stretch.log().sum()",
+        "rest = mean.shape[-1] * a.log().squeeze(-1)",
+        "tests/test_ode.py::test_units_of_the_data",
+    ),
+    Mutant(
+        "ode_field_2pct",
+        "return 0.5 * rate * a * (a * h - x)",
+        "return 0.49 * rate * a * (a * h - x)",
+        "tests/test_ode.py::test_exact_on_a_gaussian[vp]",
+    ),
+    Mutant(
+        "ode_probes_too_long",
+        "torch.randint(0, 2, h.shape).to(h) * 2 - 1",
+        "1.05 * (torch.randint(0, 2, h.shape).to(h) * 2 - 1)",
+        "tests/test_ode.py::test_an_unbiased_estimate_where_the_trace_is_drawn",
+    ),
+    # -- whole paths ---------------------------------------------------------------------------------------------
+    Mutant(
+        "paths_without_their_first_density",
+        "log_w = program.base().log_prob(z) - q.log_prob(z)",
+        "log_w = program.base().log_prob(z)",
+        "tests/test_weights.py::test_weights_of_whole_paths",
+    ),
+    Mutant(
+        "weighed_ess",
+        "float(relative.sum() ** 2 / (relative**2).sum())",
+        "float(relative.sum() / (relative**2).sum())",
+        "tests/test_weights.py::test_weights_of_whole_paths",
+    ),
 ]

@@ -11,12 +11,16 @@ import pytest
 import table_chains
 import table_core
 import table_fitting
+import table_models
 import table_sampling
+import table_transforms
 from planting import ROOT, Mutant, PlantingError, complaint, planted, run, sources
 
 TABLES = {
     "core": table_core.MUTANTS,
     "chains": table_chains.MUTANTS,
+    "transforms": table_transforms.MUTANTS,
+    "models": table_models.MUTANTS,
     "sampling": table_sampling.MUTANTS,
     "fitting": table_fitting.MUTANTS,
 }
