@@ -115,7 +115,7 @@ def test_the_cost_is_the_kl(process, variance):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_conditionals_are_one_joint(process):
-    """q(z_s | x) q(z_t | z_s, x) = q(z_t | x) q(z_s | z_t, x), with z_t | z_s, x independent of x: by moments of Gaussians."""
+    """q(z_s | z_t, x) is what q(z_s | x) and z_t = step z_s + noise make of it: by the moments of a joint normal."""
     program = chain(process=process)
     s, t = 0.3, 0.8
     (_, alpha_s, sigma_s), (_, alpha_t, sigma_t) = program.coefficients(s), program.coefficients(t)
@@ -205,6 +205,11 @@ def test_times_by_running_loss_leave_the_elbo_as_it_is():
     weighed = estimates(program, fraction, 12, 4000)
     assert not torch.equal(program.history, torch.ones(32).double())
     agree(plain, weighed)
+    x = X.repeat(20_000, 1)
+    with torch.no_grad():
+        drawn = subsampled(program, {"x": x}).elbo  # what a fit shows
+        exact = subsampled(program.eval(), {"x": x}, 20).elbo.mean()
+    assert abs(drawn.mean() - exact) < 4.5 * drawn.std() / len(x) ** 0.5 < 0.02 * abs(exact)
 
 
 def test_a_learned_schedule_lowers_the_variance_of_the_limit():
@@ -240,8 +245,9 @@ def test_reweightings_leave_the_figure_and_change_the_target(weighting, steps):
 
 @pytest.mark.parametrize("weighting", ["simple", "min_snr", "edm", "flow"])
 def test_reweightings_are_the_published_losses(weighting):
+    """In the limit, and as the mean over the steps of a finite chain, each at its noisier end."""
     program = chain(steps=0, weighting=weighting, process="ot", schedule="ot")
-    z, t = normal(4, D, seed=2).double(), torch.tensor([0.2, 0.5, 0.7, 0.9]).double()
+    z, t = normal(4, D, seed=2).double(), torch.tensor([0.01, 0.5, 0.7, 0.9]).double()
     gamma, alpha, sigma = (c[:, 0] for c in program.coefficients(t))
     guess = program.denoise(z, t)
     error = ((X - guess) ** 2).sum(-1)
@@ -262,3 +268,5 @@ def test_reweightings_are_the_published_losses(weighting):
         rate = program.schedule.with_rate(t)[1] / 2  # of log σ
         theirs = weight * density * rate * error / 2
     assert torch.allclose(ours, theirs)
+    s = t - 0.01
+    assert torch.allclose(100 * program.cost(X, z, s, t) * program.weight(s, t), theirs)

@@ -106,7 +106,7 @@ def test_a_network_that_knows_gives_the_data(prediction, process):
 
 
 def test_the_likelihood_has_the_noise_of_the_last_state():
-    """z_0 / α_0 has noise of sd e^(γ/2) in the units of the chain: a normal in those of the data; Bayes' rule on levels."""
+    """z_0 / α_0 has noise of sd e^(γ/2) in the chain's units: normal in those of the data, Bayes' rule on levels."""
     z = normal(5, 2).double()
     model = Diffusion(2, hidden=(8,), loc=[3.0, -1.0], scale=[2.0, 5.0], gamma_low=-2.0).double().eval()
     _, alpha, _ = model.coefficients(0.0)

@@ -169,9 +169,9 @@ MUTANTS = [
         "tests/test_flow.py::test_quantised_and_its_cells",
     ),
     Mutant(
-        "cell_half_filled",
+        "noise_beyond_the_cell",
         "parts = [SigmoidTransform(), AffineTransform(k, 1.0, event_dim=1)]",
-        "parts = [SigmoidTransform(), AffineTransform(k, 0.5, event_dim=1)]",
+        "parts = [SigmoidTransform(), AffineTransform(k, 1.1, event_dim=1)]",
         "tests/test_flow.py::test_variational_noise_is_a_density_in_the_cell",
     ),
     Mutant(
