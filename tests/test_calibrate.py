@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import GuidedNormalMean, NormalMean, normal, ppca
+from known import Gaussian, GuidedNormalMean, NormalMean, normal, ppca
 from scipy import stats
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from ppgen.check import check
 from ppgen.cli import app
 from ppgen.distributions import Flat
 from ppgen.inference import calibrate, fit
+from ppgen.inference.optimise import learning_rate
 from ppgen.inference.refit import refit
 from ppgen.inference.uniform import band, ecdf, p_value
 
@@ -190,6 +191,23 @@ def test_fits_at_once_are_each_the_posterior():
         )
         assert abs(float(loc - exact.loc)) < 0.15 * float(exact.scale)
         assert float(scale / exact.scale) == pytest.approx(1, abs=0.1)
+
+
+def test_fits_at_once_are_those_of_torchs_adam():
+    """Without latents the loss has no noise: step by step the same, from the same start."""
+    program, many = Gaussian(), 1.0 + 2.0 * normal(3, 10, seed=5)
+    structure = check(program, X)
+    found = refit(program, structure, X, {"x": many}, steps=25, lr=0.1, particles=1)
+    for values, x in zip(found, many, strict=True):
+        alone = Gaussian()
+        optimizer = torch.optim.Adam(alone.parameters())
+        for step in range(25):
+            optimizer.param_groups[0]["lr"] = learning_rate("cosine", 0.1, step, 25)
+            optimizer.zero_grad()
+            (-dist.Normal(alone.mu, alone.log_scale.exp()).log_prob(x).mean()).backward()
+            optimizer.step()
+        for name, p in alone.named_parameters():
+            torch.testing.assert_close(values[name], p.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_draws_that_depend_on_values_are_fitted_one_by_one():
