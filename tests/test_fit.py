@@ -300,6 +300,25 @@ def test_patience_stops_and_keeps_the_best():
     assert np.argmax(scores) == len(scores) - 6
 
 
+def test_patience_keeps_the_parameters_that_were_best():
+    """On its way to the mean of the rows that it is fitted to, 3, it passes that of those held out, 1."""
+
+    class Mean(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+    x = torch.linspace(-1, 1, 20)
+    run = fit(Mean(), {"x": 3 + x}, valid={"x": 1 + x}, steps=500, lr=0.02, optimizer="SGD", patience=3, log_every=4)
+    kept = dist.Normal(run.program.t.detach(), 1.0).log_prob(1 + x).sum().item()
+    assert kept == pytest.approx(run.metrics["valid_elbo"].max(), abs=1e-4) and abs(run.program.t.item() - 1) < 0.1
+    assert run.metrics["valid_elbo"][-1] < kept - 0.1
+
+
 def test_validation_figure_is_for_the_held_out_rows():
     x = torch.randn(500, generator=torch.Generator().manual_seed(1))
 

@@ -19,7 +19,18 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import _leapfrog
 from ppgen.inference import fit, posterior
-from ppgen.inference.chees import Averaged, Frame, _transition, chees, first_frame, halton, windows
+from ppgen.inference.chees import (
+    Averaged,
+    Frame,
+    Length,
+    Moments,
+    _transition,
+    chees,
+    first_frame,
+    halton,
+    harmonic,
+    windows,
+)
 from ppgen.inference.findings import findings, heavy_tails, tail_shape
 from ppgen.inference.mcmc import mcmc
 from ppgen.models import EightSchools
@@ -188,6 +199,44 @@ def test_dual_averaging_by_hand(monkeypatch):
     sizes = found.stats["step_size"]
     assert (sizes == sizes[0, 0]).all() and float(sizes[0, 0]) == pytest.approx(made[-1].average)
     assert abs(made[-1].log - made[-1].log_average) > 0.01
+
+
+def test_the_length_climbs_the_criterion():
+    """Its gradient by log T is that of C(T) / T^κ, here a difference quotient along the exact flow of a normal."""
+    half = normal(2, 500, 3, seed=3).double()
+    y, p = (torch.cat([v, -v]) for v in half)  # means are 0 at every time
+
+    def moved(time):
+        return y * math.cos(time) + p * math.sin(time), p * math.cos(time) - y * math.sin(time)
+
+    def criterion(time):
+        return float((((moved(time)[0] ** 2).sum(-1) - (y**2).sum(-1)) ** 2).mean()) / 4
+
+    for time in (0.7, 1.4, 2.9):
+        h = 1e-5
+        slope = (criterion(time * math.exp(h)) - criterion(time * math.exp(-h))) / (2 * h) - criterion(time) / 8
+        length = Length(2.0)
+        length.update(y, *moved(time), torch.ones(1000).double(), time, 0.1)
+        found = math.copysign((length.square / 0.05) ** 0.5, length.log - math.log(2.0))
+        assert found == pytest.approx(slope, rel=1e-6), time
+
+
+def test_one_refused_chain_does_not_set_the_step():
+    alpha, none = torch.full((64,), 0.7), torch.zeros(64, dtype=torch.bool)
+    assert harmonic(alpha, none) == pytest.approx(0.7)
+    alpha[0] = 0.0
+    assert harmonic(alpha, none) == pytest.approx(64 / (63 / 0.7 + 1 / 0.03))
+    assert harmonic(alpha, alpha == 0) == pytest.approx(0.7 * 63 / 64)  # one that diverges counts by its number
+
+
+def test_moments_by_batches_are_those_of_all():
+    u = normal(7, 20, 4, seed=4).double() * torch.tensor([1.0, 2.0, 0.1, 30.0]).double() + 100.0
+    u[..., 1] += u[..., 0]
+    seen = Moments(4, u)
+    for batch in u:
+        seen.add(batch)
+    torch.testing.assert_close(seen.mean, u.flatten(0, 1).mean(0))
+    torch.testing.assert_close(seen.covariance, torch.cov(u.flatten(0, 1).mT))
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import re
 import pytest
 import table_chains
 import table_core
+import table_data
 import table_fitting
 import table_models
 import table_sampling
@@ -23,6 +24,7 @@ TABLES = {
     "models": table_models.MUTANTS,
     "sampling": table_sampling.MUTANTS,
     "fitting": table_fitting.MUTANTS,
+    "data": table_data.MUTANTS,
 }
 MUTANTS = {m.name: m for table in TABLES.values() for m in table}
 
