@@ -376,7 +376,7 @@ def test_validation_is_in_eval_mode_and_training_is_not(engine):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6])
 def test_the_weight_of_the_kl_rises_step_by_step(steps):
-    """The loss is the weighted KL, m² / 2, over N = 10 rows, so that SGD multiplies m by 1 - lr w / N: w = ¼, ½, ¾, 1."""
+    """The loss a row is w m² / 2 N, N = 10, so that SGD multiplies m by 1 - lr w / N: w = ¼, ½, ¾, 1."""
 
     class OnlyKL(Program):
         def __init__(self):
