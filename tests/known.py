@@ -187,6 +187,19 @@ class KnownChain(GaussianChain):
             steps_kl = 0.5 * log_ratio.sum()[None]
         return {"prior": -kl, "steps": -steps_kl, "data": -0.5 * d * (math.log(2 * math.pi * math.e) + gamma[:1])}
 
+    def term_deviations(self) -> dict[str, Tensor]:
+        """The standard deviation over data and noise of each term of a row's ELBO, as `expected_terms` has them."""
+        gamma = self.schedule(torch.linspace(0, 1, self.steps + 1).double())
+        snr, c = (-gamma).exp(), self.data.covariance_matrix
+        _, alpha, sigma = self.coefficients(1.0)
+        length = (2 * (c @ c).trace() + 4 * self.mean @ c @ self.mean).sqrt()  # of |x|²
+        errors = self.eigenvalues / (1 + self.eigenvalues * snr[1:, None])  # variances of x - E[x | z_t]
+        return {
+            "prior": 0.5 * alpha**2 / (alpha**2 + sigma**2) * length,
+            "steps": 0.5 * (snr[:-1] - snr[1:]) * (2 * (errors**2).sum(-1)).sqrt(),
+            "data": torch.tensor(len(self.mean) / 2).sqrt()[None],
+        }
+
     def expected_elbo(self, steps: int | None = None) -> float:
         """E over data of the ELBO, nats a row; steps = 0 is the limit."""
         return float(sum(v.sum() for v in self.expected_terms(steps).values()))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from importlib import import_module
 
 import arviz_stats
@@ -21,6 +22,7 @@ from ppgen.engine.joint import _leapfrog
 from ppgen.inference import fit, posterior
 from ppgen.inference.chees import (
     Averaged,
+    Draws,
     Frame,
     Length,
     Moments,
@@ -496,3 +498,30 @@ def test_a_chain_that_is_stuck_is_named(caplog):
         Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
     )
     assert any("chain 7 never moved" in said for said in findings(found, Well())), found.u.std(0)
+
+
+@pytest.mark.parametrize(("persistence", "bfmi"), [(0.9, 0.2), (0.8, 0.4)])
+def test_energies_of_a_known_bfmi(persistence, bfmi):
+    """An AR(1) energy has E (ΔE)² / var E = 2 (1 - persistence): said below 0.3, and how much it is; not above."""
+
+    class Standard:
+        labels = ("u[0]",)
+
+        def unflatten(self, u):
+            return {"u": u}
+
+    generator = np.random.default_rng(0)
+    energy = [generator.normal(size=8)]
+    for _ in range(7999):
+        energy.append(persistence * energy[-1] + math.sqrt(1 - persistence**2) * generator.normal(size=8))
+    u = normal(8000, 8, 1).double()
+    stats_ = {
+        "lp": -0.5 * (u**2).sum(-1), "energy": torch.as_tensor(np.stack(energy)), "diverging": torch.zeros(8000, 8)
+    }  # fmt: skip
+    said = findings(Draws(u, stats_, 0, torch.zeros(1), "diag"), Standard())
+    if bfmi > 0.3:
+        assert said == []
+    else:
+        (sentence,) = said
+        figure = float(re.search(r"E-BFMI is ([0-9.]+)", sentence)[1])
+        assert figure == pytest.approx(bfmi, abs=0.011)  # it is given to two digits
