@@ -270,4 +270,98 @@ MUTANTS: list[Mutant] = [
         'return _rows_first(value.expand(q["fn"].shape()), q, structure).sum(0).numpy()',
         "tests/test_diagnose.py::test_kl_of_each_dimension_and_inactive_ones",
     ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "loo_swap_pq",
+        'small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"',
+        'small, stats["log_q"].values.ravel(), stats["log_p"].values.ravel(), pointwise=True, var_name="x"',
+        "tests/test_compare.py::test_loo_of_a_guide_that_is_not_the_posterior",
+    ),
+    Mutant(
+        "loo_wrong_dim",
+        '"data" if "data" in rows else rows[-1])',
+        '"data" if "data" in rows else rows[0])',
+        "tests/test_compare.py::test_loo_leaves_out_rows_and_not_another_plate[False]",
+    ),
+    Mutant(
+        "pred_se_sqrt2",
+        "error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s",
+        "error = (relative - 1).sum(1).std() / math.sqrt(2 * len(log_p))  # the rows share z_s",
+        "tests/test_compare.py::test_the_standard_error_of_a_predictive_whose_rows_share_a_latent",
+    ),
+    Mutant(
+        "compare_pred_se",
+        "error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s",
+        "error = ((relative - 1).var(0).sum() / len(log_p)).sqrt()  # as if the rows did not share z_s",
+        "tests/test_compare.py::test_the_standard_error_of_a_predictive_whose_rows_share_a_latent",
+    ),
+    Mutant(
+        "score_se_sqrt2",
+        "float(np.sqrt((best.se**2).sum())), 0, _observed(run, data))",
+        "float(np.sqrt((best.se**2).sum() / 2)), 0, _observed(run, data))",
+        "tests/test_compare.py::test_the_standard_error_of_a_bound_on_new_rows",
+    ),
+    Mutant(
+        "NB_iwae",
+        "bound = _log_mean_exp(log_w).sum() * (weight if log_w.dim() > 1 else 1.0)",
+        "bound = _log_mean_exp(log_w).sum()",
+        "tests/test_elbo.py::test_iwae_on_minibatches_is_unbiased_where_latents_are_local",
+    ),
+    Mutant(
+        "iwae_klweight",
+        "value = sign * _log_prob(site) * (kl_weight if latent else 1.0)",
+        "value = sign * _log_prob(site) * (kl_weight if sign < 0 else 1.0)",
+        "tests/test_elbo.py::test_kl_weight_reaches_both_latent_terms_of_iwae",
+    ),
+    Mutant(
+        "score_klweight",
+        '(value if kind == "x" else value * kl_weight).detach()))',
+        "value.detach()))",
+        "tests/test_elbo.py::test_kl_weight_reaches_the_score_function",
+    ),
+    Mutant(
+        "NB_chain_report",
+        "return -weight * drawn.target.sum() / self.rows, (weight * drawn.elbo.sum()).detach()",
+        "return -weight * drawn.target.sum() / self.rows, drawn.elbo.sum().detach()",
+        "tests/test_chain.py::test_the_figure_of_a_fit_is_that_of_all_rows_at_all_times[50]",
+    ),
+    Mutant(
+        "estimate_se_sqrt2",
+        "(draws.std(0) / len(draws) ** 0.5).numpy())",
+        "(draws.std(0) / (2 * len(draws)) ** 0.5).numpy())",
+        "tests/test_loglik.py::test_a_log_density_that_is_drawn_is_called_an_estimate",
+    ),
+    Mutant(
+        "mcse",
+        "return means.std(0) / batches**0.5",
+        "return means.std(0) / (2 * batches) ** 0.5",
+        "tests/test_converge.py::test_the_standard_error_of_a_mean_of_iterates",
+    ),
+    Mutant(
+        "vae_latent_dropout_train",
+        """
+        training = program.training
+        program.eval()
+        """,
+        "training = program.training",
+        "tests/test_converge.py::test_a_probe_is_in_eval_mode_and_leaves_training_as_it_was",
+    ),
+    Mutant(
+        "iw_without_log_k",
+        "return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]",
+        "return elbo, elbo_se, total, iw_se, ess, log_w if keep else log_w[:0]",
+        "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
+    ),
+    Mutant(
+        "weights_guide_10pct",
+        "for trace, sign in ((t.p, 1.0), (t.q, -1.0)):",
+        "for trace, sign in ((t.p, 1.0), (t.q, -0.9)):",
+        "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
+    ),
+    Mutant(
+        "bits_of_continuous",
+        'if any(not structure[name].discrete for name in structure.names("observed")):',
+        'if not structure.names("observed"):',
+        "tests/test_models.py::test_its_bits_per_dim_are_of_the_values_in_a_row[ppca]",
+    ),
 ]

@@ -89,4 +89,47 @@ MUTANTS = [
         'row = {"valid_elbo": mean * objective.rows}',
         "tests/test_fit.py::test_validation_figure_is_for_the_held_out_rows",
     ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "valid_weights",
+        "values.append((min(chunk, n - start), float(elbo) / objective.rows))",
+        "values.append((chunk, float(elbo) / objective.rows))",
+        "tests/test_fit.py::test_validation_in_batches_counts_every_row_once",
+    ),
+    Mutant(
+        "valid_se_sqrt2",
+        "float(means.std(ddof=1) / len(values) ** 0.5 * n)",
+        "float(means.std(ddof=1) / (2 * len(values)) ** 0.5 * n)",
+        "tests/test_fit.py::test_the_standard_error_of_validation_is_that_over_its_batches",
+    ),
+    Mutant(
+        "valid_raw_params",
+        "with _parameters_of(program, ema):",
+        "with _parameters_of(program, None):",
+        "tests/test_fit.py::test_validation_is_of_the_averaged_parameters",
+    ),
+    Mutant(
+        "valid_train_mode",
+        """
+        objective.eval()
+        values = []
+        """,
+        "values = []",
+        "tests/test_fit.py::test_validation_is_in_eval_mode_and_training_is_not[eager]",
+    ),
+    Mutant(
+        "valid_stays_in_eval_mode",
+        """
+        objective.train()
+        weights = np.array
+        """,
+        "weights = np.array",
+        "tests/test_fit.py::test_validation_is_in_eval_mode_and_training_is_not[eager]",
+    ),
+    Mutant(
+        "warmup_off_by_one",
+        'kl_weight = min(1.0, (s + 1) / o["kl_warmup"])',
+        'kl_weight = min(1.0, (s + 2) / o["kl_warmup"])',
+        "tests/test_fit.py::test_the_weight_of_the_kl_rises_step_by_step[1]",
+    ),
 ]

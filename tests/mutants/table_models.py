@@ -192,4 +192,23 @@ MUTANTS = [
         "return torch.where(((u >= 0) & (u <= 1)).all(-1), 0.1, -torch.inf).to(value)",
         "tests/test_flow.py::test_a_uniform_distribution_has_log2_of_its_levels",
     ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "hmm_prior",
+        "HalfNormal(zero + self.scale)).clamp_min(1e-6)",
+        "HalfNormal(zero + 1.02 * self.scale)).clamp_min(1e-6)",
+        "tests/test_hidden_markov.py::test_the_joint_density_with_its_priors",
+    ),
+    Mutant(
+        "hmm_stay",
+        "Dirichlet(1 + self.stay * torch.eye(K).to(zero)))",
+        "Dirichlet(1 + self.stay * torch.ones(K, K).to(zero)))",
+        "tests/test_hidden_markov.py::test_the_joint_density_with_its_priors",
+    ),
+    Mutant(
+        "hmm_sample_sd10",
+        "here = torch.normal(*(p.gather(-1, state[..., None])[..., 0] for p in (mu, sigma)))",
+        "here = torch.normal(*(p.gather(-1, state[..., None])[..., 0] for p in (mu, 1.1 * sigma)))",
+        "tests/test_hidden_markov.py::test_draws_have_the_chains_moments",
+    ),
 ]

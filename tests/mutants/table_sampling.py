@@ -139,4 +139,11 @@ MUTANTS = [
         "share / float((1 / alpha[~diverging].clamp_min(1e-9)).mean())",
         "tests/test_mcmc.py::test_one_refused_chain_does_not_set_the_step",
     ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "bfmi",
+        "(np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)))",
+        "(np.diff(energy, axis=1) ** 2).mean(1) / 2 / energy.var(1).clip(1e-300)))",
+        "tests/test_mcmc.py::test_energies_of_a_known_bfmi[0.9-0.2]",
+    ),
 ]
