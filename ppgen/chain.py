@@ -16,7 +16,7 @@ al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -94,9 +94,9 @@ class Chain(Program):
         """What `weighting` multiplies the KL of the step from t to s by, (...); s = t in the limit."""
         return torch.ones_like(t)
 
-    def learning_variance(self, scale: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Within it, gradients of what changes only the variance of `rate` are multiplied by `scale()`."""
-        return nullcontext()
+    def variance_only(self) -> AbstractContextManager[list[Tensor]]:
+        """Lists the tensors made meanwhile, in the shape of the times, that change the variance of `rate` alone."""
+        return nullcontext([])
 
     def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """The columns as training sees them, a label left out here and there."""

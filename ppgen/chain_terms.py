@@ -79,13 +79,14 @@ def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
     weighted = program.weighting != "elbo"
     if program.limit:
-        held: list[Tensor] = []
-        # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
-        # is that of E cost².
-        with program.learning_variance(lambda: held[0]):
+        with program.variance_only() as shape:
             z = program.forward(x, t).rsample()
             cost = program.rate(x, z, t, **columns)
-        held.append(cost.detach() / cost.detach().mean())
+        # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
+        # is made that of E cost².
+        relative = cost.detach() / cost.detach().mean()
+        for tensor in shape:
+            tensor.register_hook(relative.mul)
         s = t
     else:
         i = (t * program.steps).floor().clamp(0, program.steps - 1)

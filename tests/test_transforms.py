@@ -17,7 +17,7 @@ from torch.distributions import ComposeTransform
 import ppgen.transforms as T
 from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
-from ppgen.transforms import FAMILIES, stack
+from ppgen.transforms import FAMILIES, continuous, stack
 from ppgen.transforms.continuous import _trace
 from ppgen.transforms.mixture import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.residual import log_det, spectral_bound
@@ -327,8 +327,10 @@ def test_saved_loaded_copied_and_pickled_after_use(family, tmp_path):
         p.data.zero_()
     loaded.load_state_dict(torch.load(tmp_path / "state.pt"))
     with torch.no_grad():
+        torch.manual_seed(0)  # the noise of ffjord's trace is among what its solver chooses its steps by
         expected = t.inv(x)
         for other in (copied, pickled, loaded):
+            torch.manual_seed(0)
             assert torch.equal(other.transform().inv(x), expected)
 
 
@@ -546,6 +548,28 @@ def test_traces_carried_forward_are_those_of_autograds_jacobian(hidden):
     assert torch.allclose(exact, j.diagonal(dim1=1, dim2=2).sum(-1), atol=1e-12)
     e = noise.reshape(-1, 3)
     assert torch.allclose(estimate, torch.einsum("ni,nij,nj->n", e, j, e), atol=1e-12)
+
+
+def test_a_large_continuous_transform_forgets_its_layers_and_has_the_same_gradient(monkeypatch):
+    torch.manual_seed(0)
+    t = T.Continuous(3, context=2, hidden=(5, 4), exact=False).double()
+    x, c = torch.randn(7, 3).double(), torch.randn(7, 2).double().requires_grad_()
+    results = []
+    for limit in (10**6, 0):
+        monkeypatch.setattr(continuous, "LARGE", limit)
+        torch.manual_seed(1)
+        z, log_det = t.pull(x, c)
+        results.append([z, log_det, *torch.autograd.grad((z**2).sum() + log_det.sum(), [*t.parameters(), c])])
+    for kept, again in zip(*results, strict=True):
+        assert torch.allclose(kept, again, rtol=1e-12, atol=1e-14)
+
+
+def test_a_field_that_is_not_finite_is_an_error_and_no_endless_search_for_a_step():
+    t = T.Continuous(2)
+    with torch.no_grad():
+        t.field.ode[0].bias.fill_(math.nan)
+    with pytest.raises(PpgenError, match="the ODE cannot be solved"):
+        t.pull(torch.zeros(4, 2))
 
 
 def test_actnorm_begins_with_the_first_batch_in_training_only():
