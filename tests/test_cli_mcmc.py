@@ -28,7 +28,7 @@ def test_a_table_and_a_file(tmp_path):
     done = ppgen("mcmc", "eight_schools", "--data", "eight_schools", *FEW, "--json", cwd=tmp_path)
     said = json.loads(done.stdout)
     assert {"mu", "tau", "theta[A]"} <= set(said["summary"]) and said["posterior"] == "eight_schools.nc"
-    assert any("R-hat" in s for s in said["findings"]) and "R-hat" in done.stderr
+    assert any("R-hat" in f["sentence"] for f in said["findings"]) and "R-hat" in done.stderr
     with xr.open_datatree(tmp_path / "eight_schools.nc") as tree:
         assert dict(tree["posterior"].sizes) == {"chain": 8, "draw": 20, "school": 8}
         assert tree.attrs["kernel"] == "chees" and "findings" in tree.attrs
