@@ -3,7 +3,7 @@ r"""Whether to believe a guide: what its importance weights and its latents say,
     w = p(x, z) / q(z | x),  z ~ q      k-hat: Pareto shape of the largest weights, ESS = (Σ w)² / Σ w²
 
 k-hat: below min(0.7, 1 − 1 / log10 K) averages by K weights can be relied on (Vehtari et al. 2024); above, the guide
-is narrower than the posterior somewhere. One row above it is a "look", the data set above it "wrong". Of a guide that
+is narrower than the posterior somewhere. One row above it is a "look", the data set above 0.7 "wrong". Of a guide that
 is too *wide* k-hat is low: it does not make a guide fine.
 
 ESS: K / ESS is 1 + χ²(p, q) (Agapiou et al. 2017), and a mean over the guide's draws is off by at most √χ² sd of the
@@ -27,7 +27,7 @@ import numpy as np
 
 from ppgen.inference.findings import FINE, LOOK, WRONG, Finding, grade, verdict
 from ppgen.inference.loglik import LogLik
-from ppgen.inference.psis import threshold
+from ppgen.inference.psis import GOOD_K, threshold
 
 LEAST_ESS = 10  # a mean over so many draws is off by 0.3 sd
 LOOSE = math.log(2)  # nats
@@ -59,8 +59,8 @@ def weight_checks(ll: LogLik, khat: np.ndarray) -> list[Finding]:
     most, K = threshold(ll.particles), ll.particles
     said = {"per": ll.per, "rows": len(khat), "particles": K}
     largest = float(np.nan if np.isnan(khat).all() else np.nanmax(khat))
-    k = Finding("khat", "", largest, most, grade(largest, most, math.inf if ll.per == "row" else most),
-                said | {"bad_share": float((khat > most).mean())})  # fmt: skip
+    graded = grade(largest, most, math.inf if ll.per == "row" else GOOD_K)
+    k = Finding("khat", "", largest, most, graded, said | {"bad_share": float((khat > most).mean())})
     ess = float(np.median(ll.ess))
     graded = FINE if ess >= K / 2 else LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG
     return [k, Finding("ess", "", ess, K / 2, graded, said)]
