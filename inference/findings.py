@@ -114,6 +114,12 @@ def verdict(findings: Iterable[Finding]) -> str:
     return LOOK if worst == FINE and part else worst
 
 
+def figures(findings: Iterable[Finding]) -> dict[str, Any]:
+    """What JSON holds of them: the verdict of all, and each."""
+    found = list(findings)
+    return {"verdict": verdict(found), "findings": [f.as_dict() for f in found]}
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Sorted by verdict; in the order given where these are the same."""
     return sorted(findings, key=lambda f: VERDICTS.index(f.verdict))

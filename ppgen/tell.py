@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppgen.console import number, print_json, print_table
@@ -10,7 +10,6 @@ from ppgen.console import number, print_json, print_table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppgen.inference.findings import Finding
     from ppgen.run import Run
 
 SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
@@ -68,17 +67,12 @@ def diagnosis_figures(found: Any) -> dict[str, Any]:
         "kl": found.kl,
         "active": found.active,
         "moments": found.moments.to_dict("index"),
-    } | finding_figures(found.findings)
+        "verdict": found.verdict,
+        "findings": [f.as_dict() for f in found.findings],
+    }
 
 
-def finding_figures(found: Sequence[Finding]) -> dict[str, Any]:
-    """The verdict of all, and the records."""
-    from ppgen.inference.findings import verdict
-
-    return {"verdict": verdict(found), "findings": [f.as_dict() for f in found]}
-
-
-def findings(found: Sequence[Finding]) -> None:
+def findings(found: Iterable[Any]) -> None:
     """A line each: the sentence, and what to do."""
     for f in found:
         print(f"- {f}{' ' if f.remedy else ''}{f.remedy}")

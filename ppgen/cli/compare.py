@@ -33,6 +33,7 @@ def compare(
     from ppgen.files import read_netcdf
     from ppgen.inference import posterior
     from ppgen.inference.compare import Score, compare, held_out, loo
+    from ppgen.inference.findings import figures
     from ppgen.run import Run
 
     found: dict[str, Score] = {}
@@ -51,7 +52,7 @@ def compare(
             found[name] = held_out(run, rows, draws=draws, particles=particles, seed=seed)
     result = compare(found)
     if json:
-        print_json({"models": result.table()} | tell.finding_figures(result.findings))
+        print_json({"models": result.table()} | figures(result.findings))
         return
     table = result.table()
     words = {"loo": "LOO", "lower": "lower bound", "exact": "exact", "estimate": "posterior predictive"}

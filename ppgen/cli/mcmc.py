@@ -38,10 +38,10 @@ def mcmc(
     """
     import torch
 
-    from ppgen import inference, sources, tell
+    from ppgen import inference, sources
     from ppgen.export import check_suffix
     from ppgen.files import write_netcdf
-    from ppgen.inference.findings import load_findings
+    from ppgen.inference.findings import figures, load_findings
     from ppgen.progress import counter
     from ppgen.run import Run
 
@@ -68,7 +68,7 @@ def mcmc(
     shown = summary(tree, round_to="none")
     if json:
         latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
-        said = tell.finding_figures(load_findings(tree))  # what is not fine is logged, on stderr
+        said = figures(load_findings(tree))  # what is not fine is logged, on stderr
         print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents} | said)
         return
     program_name = model.program.name if isinstance(model, Run) else model.name

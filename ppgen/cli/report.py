@@ -26,8 +26,9 @@ def report(
 
     It shows calibration where ppgen calibrate RUN was run before.
     """
-    from ppgen import sources, tell
+    from ppgen import sources
     from ppgen.export import check_suffix
+    from ppgen.inference.findings import figures
     from ppgen.inference.report import write_report
     from ppgen.run import Run
 
@@ -37,6 +38,6 @@ def report(
     _, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
     path, findings = write_report(fitted, rows, out, draws=draws, seed=seed)
     if json:
-        print_json({"run": str(run), "report": str(path)} | tell.finding_figures(findings))
+        print_json({"run": str(run), "report": str(path)} | figures(findings))
     else:
         print(path)
