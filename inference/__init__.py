@@ -4,13 +4,13 @@ from ppgen.inference.calibrate import calibrate
 from ppgen.inference.compare import compare
 from ppgen.inference.diagnose import diagnose
 from ppgen.inference.drawer import drawer
-from ppgen.inference.elbo import Objective
 from ppgen.inference.findings import Finding, load_findings, verdict
 from ppgen.inference.fit import fit, resume
 from ppgen.inference.impute import impute
 from ppgen.inference.ledger import ledger
 from ppgen.inference.loglik import loglik
 from ppgen.inference.mcmc import mcmc
+from ppgen.inference.objective import Objective
 from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.report import report

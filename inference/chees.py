@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.engine.optimisers import adam, bias_corrections
+
 ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
 MAX_STEPS = 1000  # leapfrog steps a draw
@@ -34,6 +36,7 @@ CONDITION = 10.0  # of the correlations, above which it pays between the two
 SETTLED = 0.2  # the change of coordinates (in sd, log sd) and of log T below which the warm-up ends
 REFUSED = 0.03  # the least acceptance in a harmonic mean: one chain in 64 that is always refused takes it to 0.66
 COST = 0.125  # κ
+RATE, BETAS = 0.025, (0.0, 0.95)  # of Adam on log T
 START = 2.0  # trajectory length to begin with: near the best for a standard normal
 
 
@@ -237,10 +240,10 @@ class Averaged:
 
 
 class Length:
-    """log T by Adam (rate 0.025, β = 0 and 0.95) up the gradient of the criterion."""
+    """log T by Adam up the gradient of the criterion."""
 
     def __init__(self, first: float):
-        self.log, self.square, self.count = math.log(first), 0.0, 0
+        self.log, self.moments, self.count = math.log(first), (0.0, 0.0), 0
         self.log_average = self.log
 
     @property
@@ -266,9 +269,8 @@ class Length:
         if not math.isfinite(gradient):
             return
         self.count += 1
-        self.square = 0.95 * self.square + 0.05 * gradient**2
-        scale = math.sqrt(self.square / (1 - 0.95**self.count))
-        self.log += 0.025 * gradient / max(scale, 1e-30)
+        corrections = bias_corrections(float(self.count), BETAS)
+        self.log, self.moments = adam(self.log, -gradient, self.moments, corrections, RATE, BETAS, 1e-30)
         # a large step that is being tried must not lift T
         self.log = min(max(self.log, math.log(min(step, START))), math.log(MAX_STEPS * step))
         w = max(self.count**-0.5, 0.02)

@@ -22,6 +22,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ppgen.chain import require_few_states
 from ppgen.data import take
+from ppgen.draws import Many
 from ppgen.errors import PpgenError
 from ppgen.inference.findings import Finding, store_findings, verdict
 from ppgen.inference.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
@@ -33,7 +34,8 @@ from ppgen.inference.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
-from ppgen.structure import Structure, trace_pair
+from ppgen.structure import Structure
+from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -116,7 +118,7 @@ def diagnose(
     kl, active = {}, {}
     with ready(run, more, seed):
         if s.locals:
-            t = trace_pair(program, more)
+            t = run_once(program, more)
             kl = {n: v for n in s.locals if (v := _kl(t.q.nodes[n], t.p.nodes[n], s)) is not None}
         if ll.per == "row" and ll.rows > 1:
             active = {n: v > ACTIVE for n, v in _activity(program, more, s).items()}
@@ -163,7 +165,7 @@ def _rows_first(value: Tensor, site: dict, structure: Structure) -> Tensor:
 
 def _activity(program: Program, data: Mapping[str, Tensor], structure: Structure) -> dict[str, np.ndarray]:
     """Variance over rows of E_q[z | x], by latent and dimension."""
-    sites = trace_pair(program, data).q.nodes
+    sites = run_once(program, data).q.nodes
     means: dict[str, Tensor] = {}
     for name in structure.locals:
         try:
@@ -173,7 +175,11 @@ def _activity(program: Program, data: Mapping[str, Tensor], structure: Structure
             continue
     drawn = [n for n in structure.locals if n not in means or torch.isnan(means[n]).any()]
     if drawn:
-        runs = [trace_pair(program, data).q.nodes for _ in range(MEAN_DRAWS)]
-        means |= {n: torch.stack([r[n]["value"].to(torch.get_default_dtype()) for r in runs]).mean(0) for n in drawn}
+
+        def one() -> list[Tensor]:
+            q = run_once(program, data).q.nodes
+            return [q[n]["value"].to(torch.get_default_dtype()) for n in drawn]
+
+        means |= {n: v.mean(0) for n, v in zip(drawn, Many(one, name=program.name)(MEAN_DRAWS), strict=True)}
     full = {n: means[n].expand(sites[n]["fn"].shape()) for n in structure.locals}
     return {n: _rows_first(v, sites[n], structure).var(0).numpy() for n, v in full.items()}

@@ -115,8 +115,8 @@ def _row_axis(name: str, value: np.ndarray, structure: Structure) -> int:
     """Which axis of (1, K, plates, event) runs over the rows."""
     if name in ("log_p", "log_q"):
         return 2
-    plates = structure[name].plates
-    return 2 + next(i for i, p in enumerate(plates) if p in structure.row_plates)
+    dims = structure[name].dims
+    return 2 + next(i for i, d in enumerate(dims) if d in structure.row_plates)
 
 
 def _picked(value: np.ndarray, index: np.ndarray, axis: int | None) -> np.ndarray:

@@ -17,16 +17,17 @@ from torch import Tensor
 from ppgen.data import n_rows
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.noise import Draw, hoist
+from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 from ppgen.inference.optimise import learning_rate
 from ppgen.program import Program
 from ppgen.structure import Structure
 
 log = logging.getLogger("ppgen")
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETAS = (0.9, 0.999)
 
 
 def refit(
@@ -57,7 +58,8 @@ def refit(
     start = [p.detach().clone() for p in gradient.parameters]
     values = [p[None].repeat(count, *(1,) * p.dim()) for p in start]
     step = _all_at_once(gradient, data, changed, count) or _one_by_one(gradient, data, changed)
-    elbos = _adam(step, values, [i for i, p in enumerate(gradient.parameters) if _in(p, gradient.trained)], steps, lr)
+    moved = set(map(id, gradient.trained))
+    elbos = _train(step, values, [i for i, p in enumerate(gradient.parameters) if id(p) in moved], steps, lr)
     if not torch.isfinite(elbos).all():
         bad = int((~torch.isfinite(elbos)).sum())
         raise PpgenError(
@@ -70,14 +72,10 @@ def refit(
 Step = Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]  # parameters -> ELBO (S,), gradients of the trained
 
 
-def _in(p: Tensor, among: Sequence[Tensor]) -> bool:
-    return any(p is q for q in among)
-
-
-def _adam(step: Step, values: list[Tensor], trained: list[int], steps: int, lr: float) -> Tensor:
-    """Moves the values in place; the ELBOs of the last step. A step that is not finite moves nothing of its fit."""
-    first = [torch.zeros_like(values[i]) for i in trained]
-    second = [torch.zeros_like(values[i]) for i in trained]
+def _train(step: Step, values: list[Tensor], trained: list[int], steps: int, lr: float) -> Tensor:
+    """Adam on the trained values, in place; the ELBOs of the last step. A step that is not finite moves nothing of its
+    fit."""
+    moments = [(torch.zeros_like(values[i]), torch.zeros_like(values[i])) for i in trained]
     elbo = torch.zeros(len(values[0]) if values else 0)
     for t in range(1, steps + 1):
         elbo, gradients = step(values)
@@ -85,14 +83,11 @@ def _adam(step: Step, values: list[Tensor], trained: list[int], steps: int, lr: 
         good = torch.isfinite(elbo)
         for g in gradients:
             good = good & torch.isfinite(g.reshape(len(g), -1)).all(1)
-        for i, g, m, v in zip(trained, gradients, first, second, strict=True):
+        corrections = bias_corrections(float(t), BETAS)
+        for k, (i, g) in enumerate(zip(trained, gradients, strict=True)):
             ok = good.reshape(-1, *(1,) * (g.dim() - 1))
-            g = torch.where(ok, g, 0.0)
-            m.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
-            v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-            size = rate / (1 - BETAS[0] ** t)
-            move = size * m / ((v / (1 - BETAS[1] ** t)).sqrt() + EPSILON)
-            values[i].sub_(torch.where(ok, move, 0.0))
+            moved, moments[k] = adam(values[i], torch.where(ok, g, 0.0), moments[k], corrections, rate, BETAS)
+            values[i].copy_(torch.where(ok, moved, values[i]))
     return elbo
 
 

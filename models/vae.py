@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import ppgen
+from ppgen.dequantize import find_grid
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.errors import PpgenError, nearest
 from ppgen.mixtures import NormalMixture
@@ -149,7 +150,7 @@ class VAE(ppgen.Program):
         shape = list(x.shape[1:])
         arguments: dict[str, Any] = {"features": shape[0] if len(shape) == 1 else shape}
         values = x[torch.isfinite(x)]  # a fit names the others; here they are left out
-        grid = _find_grid(values)
+        grid = find_grid(values)
         if grid is None:
             mean, sd = values.double().mean().item(), values.double().std().item()
             sd = sd if sd > 0 else 1.0
@@ -240,30 +241,3 @@ def _square(shape: tuple[int, ...], channels: int) -> tuple[int, int]:
             f"channels={channels}; set channels, or take net='mlp'"
         )
     return shape[1], shape[0]
-
-
-def _find_grid(x: Tensor) -> tuple[float, float, int] | None:
-    """The coarsest grid (low, high, levels <= 256) that all values x (one dimension) lie on, or None.
-
-    Values in [0, 1] are tried on k/n, those in [-1, 1] on 2k/n - 1, whole numbers on 0, 1, ...; of
-    bytes, only values above 31 make 256 levels.
-    """
-    few = torch.unique(x[:1_000_000])
-    if len(few) > 256 or len(few) == 0:
-        return None
-    least, most = x.min().item(), x.max().item()
-    whole = bool((x == x.round()).all()) if x.is_floating_point() else True
-    if whole and least >= 0 and most <= 255:
-        high = 255 if most > 31 else max(int(most), 1)
-        return 0.0, float(high), high + 1
-    low = 0.0 if least >= 0 else -1.0
-    if least < -1 or most > 1:
-        return None
-    unit = (few.double() - low) / (1 - low)
-    for n in range(1, 256):
-        on_grid = unit * n
-        if ((on_grid - on_grid.round()).abs() < 1e-3).all():
-            rest = (x - low) * (n / (1 - low))
-            if ((rest - rest.round()).abs() < 1e-3).all():
-                return low, 1.0, n + 1
-    return None

@@ -121,30 +121,37 @@ def logit_cells(levels: int, margin: float) -> list[Transform]:
 
 
 def find_grid(x: Tensor) -> tuple[float, float, int] | None:
-    """The grid (low, high, levels <= 256) on which all values of x lie: whole numbers from 0, or k/n in [0, 1].
+    """The coarsest grid (low, high, levels <= 256) on which all values of x lie, or None.
+
+    Whole numbers lie on 0, 1, ..., of bytes up to 255 where one is above 31; fractions on k/n in [0, 1] or 2k/n - 1 in
+    [-1, 1]. One fraction alone makes no grid.
 
     >>> find_grid(torch.tensor([[0, 3], [7, 1]]))
     (0.0, 7.0, 8)
-    >>> find_grid(torch.tensor([0.0, 0.25, 1.0]))
-    (0.0, 1.0, 5)
+    >>> find_grid(torch.tensor([-1.0, 0.5, 1.0]))
+    (-1.0, 1.0, 5)
     >>> find_grid(torch.randn(4, 2)) is None
     True
     """
-    few = torch.unique(x[:100_000]).double()
-    if not 1 < len(few) <= 256 or few[0] < 0:
+    values = torch.unique(x.flatten()[:1_000_000]).double()
+    if not 1 <= len(values) <= 256:
         return None
-    if bool((few == few.round()).all()):
-        top = int(x.max())
-        top = 255 if 31 < top <= 255 else top
-        return (0.0, float(top), top + 1) if top <= 255 else None
-    if few[-1] > 1:
+    least, most = x.min().item(), x.max().item()
+    if least >= 0 and most <= 255 and (not x.is_floating_point() or bool((x == x.round()).all())):
+        top = 255 if most > 31 else max(int(most), 1)
+        return 0.0, float(top), top + 1
+    low = 0.0 if least >= 0 else -1.0
+    if least < -1 or most > 1 or len(values) == 1:
         return None
     for n in range(1, 256):
-        k = few * n
-        if bool(((k - k.round()).abs() < 1e-4).all()):
-            rest = x.double() * n
-            return (0.0, 1.0, n + 1) if bool(((rest - rest.round()).abs() < 1e-4).all()) else None
+        step = (1 - low) / n
+        if _whole((values - low) / step) and _whole((x.double() - low) / step):
+            return low, 1.0, n + 1
     return None
+
+
+def _whole(position: Tensor) -> bool:
+    return bool(((position - position.round()).abs() < 1e-3).all())
 
 
 def require_grid(low: float, high: float, levels: int) -> None:

@@ -94,22 +94,6 @@ def _key(name: str) -> str:
     return "param:" + name.replace(".", "/")  # a torch parameter's name takes no dot
 
 
-class Minibatch(Messenger):
-    """Weighs a batch of B out of N rows: the scale of every site inside a row plate is multiplied by N/B.
-
-    In model and guide alike, so that E[gradient of the minibatch ELBO] = gradient of the full ELBO.
-    A plate that subsamples by itself (its size differs from its full size) is left alone: Pyro has weighed it.
-    """
-
-    def __init__(self, scale: float, row_plates: Collection[str]):
-        super().__init__()
-        self.factor, self.row_plates = scale, frozenset(row_plates)
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if any(f.name in self.row_plates and f.full_size in (None, f.size) for f in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.factor
-
-
 class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 

@@ -131,7 +131,6 @@ def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
         "sites": [vars(site) for site in run.structure.sites],
         "row_plates": sorted(run.structure.row_plates),
         "guide": run.config["program"]["guide"],
-        "batch_safe": run.structure.batch_safe,
     }
 
 
@@ -152,7 +151,6 @@ def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, An
     print(f"guide       {found['guide'] or own}")
     print(f"parameters  {found['parameters']}")
     print(f"minibatches {_minibatches(run)}")
-    print(f"particles   {'yes' if found['batch_safe'] else f'one at a time: {run.structure.unsafe_reason}'}")
     if graph is not None:
         _graph(graph)
     print("every check passed")

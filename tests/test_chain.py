@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from known import normal
+from known import KnownChain, normal, subsampled
 from torch.distributions import kl_divergence
 
+from ppgen.chain_terms import spread_times, timed
 from ppgen.gaussian_chain import PROCESSES, VARIANCES
-from ppgen.inference.chain import spread_times, subsampled, timed
-from ppgen.inference.elbo import Objective
+from ppgen.inference import fit, loglik
+from ppgen.inference.objective import Objective
 from ppgen.models import Diffusion, diffusion
 from ppgen.schedules import SCHEDULES
 from ppgen.structure import inspect
@@ -137,8 +138,22 @@ def test_times_are_spread_evenly_and_uniform():
     torch.manual_seed(0)
     u = spread_times(3, 5, like=X)
     assert u.shape == (3, 5) and torch.allclose(u.flatten().sort().values.diff(), torch.tensor(1 / 15).double())
-    many = torch.stack([spread_times(3, 5, like=X)[1, 2] for _ in range(2000)])
-    assert abs(float(many.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 2000)
+    many = torch.stack([spread_times(3, 5, like=X) for _ in range(2000)]).flatten(1)
+    assert (abs(many.mean(0) - 0.5) < 4 * math.sqrt(1 / 12 / 2000)).all()  # each entry's, the first and last as well
+    assert (abs(many.var(0) - 1 / 12) < 4 * math.sqrt(1 / 180 / 2000)).all()
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_the_figure_of_a_fit_is_that_of_all_rows_at_all_times(batch_size):
+    """Rows of two kinds, the first costly at the chain's start and the last at its end."""
+    known = KnownChain(steps=20, schedule="loglinear", low=-5.0, high=1.0)
+    x = torch.stack([known.mean, known.mean + 3 * known.factor.sum(1)]).repeat_interleave(100, 0)
+    how = {"batch_size": batch_size, "lr": 1e-12, "precision": "64-true", "engine": "trace"}
+    figures = fit(known, {"x": x}, steps=200, log_every=1, **how).metrics["elbo"]
+    exact = loglik(known, {"x": x.repeat(20, 1)}, particles=20).best  # every step of the chain
+    se = figures.std() / len(figures) ** 0.5
+    assert se < 0.02 * abs(figures.mean())
+    assert abs(figures.mean() - len(x) * exact.mean) < 4.5 * math.hypot(se, len(x) * exact.mean_se)
 
 
 @pytest.mark.parametrize("steps", [0, 7, 100])

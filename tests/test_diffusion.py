@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from known import KnownChain, binary, grey, normal
+from known import KnownChain, binary, grey, normal, subsampled
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, Run, cli
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
-from ppgen.inference.chain import subsampled
 from ppgen.inference.ledger import chain_elbo, ledger
 from ppgen.inference.samplers import SAMPLERS, draw
 from ppgen.models import Diffusion, FlowMatching
@@ -51,6 +50,31 @@ def test_the_ledger_keeps_the_terms_apart():
     assert abs(found.prior + float(exact["prior"])) < 5 * found.prior_se
     assert abs(found.reconstruction + float(exact["data"])) < 5 * found.reconstruction_se
     assert found.bits_per_dim(1.0) is None
+
+
+def test_the_standard_errors_of_the_ledger():
+    known, n = KnownChain(steps=10), 40_000
+    found = ledger(known, {"x": known.data.sample((n,))})
+    exact = {name: sd.numpy() / n**0.5 for name, sd in known.term_deviations().items()}
+    assert found.kl_se == pytest.approx(exact["steps"], rel=0.05)
+    assert found.prior_se == pytest.approx(exact["prior"].item(), rel=0.05)
+    assert found.reconstruction_se == pytest.approx(exact["data"].item(), rel=0.03)
+    assert found.elbo_se == pytest.approx(math.sqrt(sum((sd**2).sum() for sd in exact.values())), rel=0.05)
+
+
+def test_the_standard_error_of_a_chains_elbo():
+    """Over seeds, of rows one by one. The strata differ so little here that it is the spread between all terms."""
+    known = KnownChain(steps=50, schedule="loglinear", low=-0.1, high=0.1)
+    x = known.data.sample((1000,))
+    found = [loglik(known, {"x": x}, particles=50, seed=s).best for s in range(20)]
+    spread = np.stack([b.values for b in found]).var(0, ddof=1).mean()
+    assert spread / np.stack([b.se**2 for b in found]).mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_bits_of_the_ledger_are_of_base_two_and_by_value():
+    found = ledger(Diffusion(3, hidden=(8,), likelihood="discrete", levels=17), {"x": grey(12, 3)})
+    assert found.dims == 3
+    assert found.bits_per_dim(3 * math.log(17)) == pytest.approx(math.log2(17))
 
 
 def test_more_steps_and_the_limit():
@@ -93,6 +117,25 @@ def test_labels_are_hidden_in_training_only():
     assert 850 < int((hidden == 3).sum()) < 1150 and torch.equal(hidden[hidden < 3], y[hidden < 3])
     assert torch.equal(model.context({"y": y})["y"], y)
     assert sample(fit(model, {"x": normal(12, 3), "y": y[:12]}, steps=1, batch_size=6), 2, seed=0, given={"y": 1})
+
+
+def test_few_labels_are_hidden_where_few_are_asked_for():
+    """At a label_dropout of a half the share and what it leaves are one."""
+    y = torch.arange(20_000) % 3
+    hidden = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.1).hide({"y": y})["y"] == 3
+    assert abs(float(hidden.double().mean()) - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 20_000)
+
+
+@pytest.mark.parametrize("gamma_low", [-2.0, -4.0, -6.0])
+def test_no_level_is_left_out_of_the_likelihood(gamma_low):
+    """However wide the noise at t = 0 is, the probabilities of the 17 levels sum to 1 and are those of all levels."""
+    model = Diffusion(1, hidden=(8,), likelihood="discrete", levels=17, gamma_low=gamma_low).double()
+    z, x = torch.linspace(-1.2, 1.2, 9).double()[:, None, None], torch.linspace(0, 1, 17).double()[:, None]
+    log_p = model.likelihood(z).log_prob(x)  # (states, levels)
+    assert torch.allclose(log_p.exp().sum(-1), torch.ones(9).double(), atol=1e-7)
+    _, alpha, sigma = model.coefficients(0.0)
+    weight = -0.5 * ((2 * x[:, 0] - 1 - z[:, 0] / alpha) * alpha / sigma) ** 2  # values in [0, 1], states in [-1, 1]
+    assert torch.allclose(log_p, weight.log_softmax(-1), atol=1e-6)
 
 
 # -- the ends of what it can be asked ------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import LOGISTIC, PROGRAMS, SCHOOLS, Case, Y
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.poutine.messenger import Messenger
 
 from ppgen.data import n_rows
 from ppgen.engine import compile as compile_module  # noqa: F401 - the module, for monkeypatching
@@ -25,7 +26,6 @@ from ppgen.engine.noise import Draw, Noise
 from ppgen.engine.small import decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
-from ppgen.handlers import Minibatch
 from ppgen.inference import Objective, fit
 from ppgen.inference import step as step_module
 from ppgen.inference.optimise import make_fabric, make_optimizer
@@ -46,6 +46,9 @@ def no_validation():
 def objective(case: Case) -> Objective:
     program = case.program()
     structure = inspect(program, case.data)
+    if case.elbo == "enumerate":
+        discrete = tuple(s.name for s in structure.sites if s.discrete and s.role == "latent")
+        structure = inspect(program, case.data, enumerated=discrete)
     return Objective(program, structure, case.rows or n_rows(case.data), elbo=case.elbo, particles=case.particles)
 
 
@@ -55,6 +58,18 @@ def seeded(seed: int, fn, *args):
 
 
 # -- the table -------------------------------------------------------------------------------------
+
+
+class Minibatch(Messenger):
+    """N/B as a scale of every site in a plate over the rows, for Pyro's own classes."""
+
+    def __init__(self, scale: float, row_plates: frozenset[str]):
+        super().__init__()
+        self.factor, self.row_plates = scale, row_plates
+
+    def _pyro_sample(self, msg):
+        if any(f.name in self.row_plates and f.full_size in (None, f.size) for f in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.factor
 
 
 def pyros_own(case: Case, o: Objective) -> torch.Tensor:

@@ -46,7 +46,7 @@ def test_a_normal_mean():
 
 
 @pytest.mark.parametrize("metric", ["diag", "dense"])
-def test_a_collinear_regression_that_is_not_batch_safe(metric):
+def test_a_collinear_regression(metric):
     x = normal(30, 2).double()
     x = torch.stack([x[:, 0], x[:, 0] + 0.1 * x[:, 1]], -1)
     y = x.sum(-1) + normal(30, seed=1)
@@ -94,7 +94,11 @@ def test_discrete_latents_are_summed_out():
     w = special.softmax(each.sum(1) + stats.norm(0, 2).logpdf(grid))
     mean = (w * grid).sum()
     tree = mcmc(model, {"x": x}, **FEW)
-    assert set(tree["posterior"].data_vars) == {"m"}
+    assert set(tree["posterior"].data_vars) == {"m", "z"}
+    m, z = tree["posterior"]["m"].values[..., None], tree["posterior"]["z"].values
+    ones = 0.3 * stats.norm(m + 2, 1).pdf(x) / (0.3 * stats.norm(m + 2, 1).pdf(x) + 0.7 * stats.norm(m, 1).pdf(x))
+    error = np.sqrt((ones * (1 - ones)).mean((0, 1)) / z[..., 0].size)
+    assert np.all(np.abs(z.mean((0, 1)) - ones.mean((0, 1))) < 4.5 * error)
     chains_agree(tree["posterior"]["m"].values, mean, (w * (grid - mean) ** 2).sum())
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal
+from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal, subsampled, weights
 from pyro import poutine
 from torch import Tensor
 
@@ -22,16 +22,14 @@ from ppgen import PpgenError, Program, Run, catalog
 from ppgen.agreement import observed_in_support
 from ppgen.check import check
 from ppgen.data import n_rows, row_columns, take
+from ppgen.draws import one_draw
 from ppgen.engine import log_joint
-from ppgen.handlers import Minibatch
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
-from ppgen.inference.chain import subsampled
 from ppgen.inference.chees import Draws
 from ppgen.inference.compare import compare, loo
 from ppgen.inference.corner import corner_figure
 from ppgen.inference.drawer import drawer
 from ppgen.inference.drawing import edges_of
-from ppgen.inference.elbo import Objective
 from ppgen.inference.findings import load_findings, verdict, worst_first
 from ppgen.inference.guide_checks import weight_checks
 from ppgen.inference.impute import impute
@@ -39,6 +37,7 @@ from ppgen.inference.ledger import ledger
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.mcmc_diagnostics import findings
 from ppgen.inference.moments import compare_moments
+from ppgen.inference.objective import Objective
 from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
 from ppgen.inference.refit import refit
@@ -50,7 +49,7 @@ from ppgen.inference.uniform import p_value
 from ppgen.inference.weights import chain_weights
 from ppgen.pathfinder import pathfinder
 from ppgen.sites import sample_sites
-from ppgen.structure import trace_pair
+from ppgen.terms import run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,10 +76,10 @@ def test_it_says_what_it_is(name):
     assert set(program.columns) >= set(MODELS[name][1])
 
 
-def test_its_contract_holds_and_it_runs_many_particles_at_once(name):
+def test_its_contract_holds(name):
     program, data = ready(name)
     structure = check(program, data)
-    assert structure.names("observed") and structure.batch_safe, structure.unsafe_reason
+    assert structure.names("observed")
 
 
 def test_draws_have_the_shape_of_the_data_and_lie_in_the_support(name):
@@ -117,11 +116,12 @@ def test_the_guides_draws_are_values_of_the_model(name):
     """Where the guide draws what the model cannot have, the ELBO is minus infinity."""
     program, data = ready(name)
     structure = check(program, data)
-    t = trace_pair(program, data, particles=20, structure=structure)
-    for site in structure.latents:
-        node = t.p.nodes[site]
-        assert node["fn"].support.check(node["value"]).all()
-        assert torch.isfinite(node["fn"].log_prob(node["value"])).all()
+    for _ in range(20):
+        t = run(program, data)
+        for site in structure.latents:
+            node = t.p.nodes[site]
+            assert node["fn"].support.check(node["value"]).all()
+            assert torch.isfinite(node["fn"].log_prob(node["value"])).all()
 
 
 def test_a_batch_stands_for_all_rows(name):
@@ -131,11 +131,10 @@ def test_a_batch_stands_for_all_rows(name):
     n, rows = n_rows(data), row_columns(data)
 
     def joint(batch, latents, weight):
-        with Minibatch(weight, structure.row_plates):
-            trace = poutine.trace(poutine.condition(lambda: program.call("model", batch), latents)).get_trace()
-        return float(trace.log_prob_sum().detach())
+        found = one_draw(program, batch, structure, latents=latents)
+        return float(sum(t.weight(structure.row_plates, weight) * t.log_prob.sum() for t in found).detach())
 
-    drawn = trace_pair(program, data).q.nodes
+    drawn = run(program, data).q.nodes
     latents = {k: drawn[k]["value"].detach() for k in structure.latents}
     full = joint(data, latents, 1.0)
     batches = [torch.arange(i, i + n // 2) for i in (0, n // 2)]
@@ -311,11 +310,18 @@ def of_converge(folder):
     assert abs(m.mean() - float(EXACT.loc)) < 0.2 * float(EXACT.scale)
 
 
-def of_elbo(folder):
+def of_objective(folder):
     program = GuidedNormalMean(width=1.2)
     objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)
     with torch.no_grad():
         assert float(objective({"x": X})[1]) == pytest.approx(EVIDENCE, abs=0.02)
+
+
+def of_bounds(folder):
+    """log w of an exact guide: the evidence, each."""
+    program = GuidedNormalMean()
+    log_w = weights(program, {"x": X}, check(program, {"x": X}), 20)
+    assert torch.allclose(log_w, torch.full((20,), EVIDENCE).to(log_w), atol=1e-3)
 
 
 def of_loglik(folder):
@@ -331,7 +337,7 @@ def of_posterior(folder):
     draws_agree(new, EXACT.loc, float(EXACT.variance) + 1.5**2)
 
 
-def of_chain(folder):
+def of_chain_terms(folder):
     known = KnownChain()
     drawn = subsampled(known, {"x": known.data.sample((20_000,))}).elbo.detach()
     assert abs(float(drawn.mean()) - known.expected_elbo()) < 4 * float(drawn.std()) / 20_000**0.5

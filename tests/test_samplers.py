@@ -65,6 +65,28 @@ def test_orders_of_convergence():
         assert math.log2(off[0] / off[1]) == pytest.approx(order, abs=0.25), (sampler.__name__, off)
 
 
+@pytest.mark.parametrize("steps", [5, 16])
+def test_dpmpp_is_its_published_update(steps):
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, at steps of λ that are unequal; the last of few is first order."""
+    known, states = KnownChain(low=-6.0, high=6.0), []
+    z = known.base().expand([4]).sample()
+    dpmpp(known, steps, z, watch=lambda time, state: states.append(state))
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.double)
+    gamma, alpha, sigma = known.coefficients(times)
+    lam = -gamma / 2
+    h = lam[1:] - lam[:-1]
+    assert ((h[1:] / h[:-1] - 1).abs() > 0.05).any()
+    guesses = [known.denoise(state, t) for state, t in zip([z, *states], times[:-1], strict=False)]
+    before = [z, *states]
+    for i in range(steps):
+        d = guesses[i]
+        if i and not (steps < 15 and i == steps - 1):
+            r = h[i - 1] / h[i]
+            d = (1 + 1 / (2 * r)) * guesses[i] - guesses[i - 1] / (2 * r)
+        exact = sigma[i + 1] / sigma[i] * before[i] - alpha[i + 1] * ((-h[i]).exp() - 1) * d
+        assert torch.allclose(states[i], exact, rtol=1e-9), i
+
+
 def test_time_of_a_noise_level():
     known = KnownChain()
     assert float(known.gamma(time_of(known, 1.7))) == pytest.approx(1.7, abs=1e-6)

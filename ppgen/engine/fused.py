@@ -53,7 +53,7 @@ class Layout:
         if counted and len(set(counts)) > 1:
             raise Untraceable("the parameters have made different numbers of steps")
         self.counts = torch.tensor(counts, dtype=torch.float32)
-        self.corrections = bias_corrections(self.counts[0] + 1, optimizer.param_groups[0])
+        self.corrections = _corrections(self.counts[0] + 1, optimizer.param_groups[0])
         self.averages = [] if averages is None else [self._gather(slot, averages) for slot in self.slots]
         self._bind(keys, counted, averages)
 
@@ -194,7 +194,7 @@ class FusedStep:
             for k, value in state.items():
                 old[k].copy_(torch.where(finite, value, old[k]))
         done = counts + finite
-        corrections.copy_(bias_corrections(done[0] + 1, o))
+        corrections.copy_(_corrections(done[0] + 1, o))
         counts.copy_(done)
         by_id = {id(t): x for t, x in zip(gradient.others, others, strict=True)}
         for buffer, value in zip(gradient.changed, buffers, strict=True):
@@ -282,6 +282,11 @@ class FusedStep:
 
     def _columns(self, batch: Mapping[str, Any]) -> list[Tensor]:
         return [batch[k].detach() for k in self.gradient.columns]
+
+
+def _corrections(t: Tensor, o: Mapping[str, Any]) -> Tensor:
+    """Adam's, of a step to come: a power within the loop over the parameters costs more than the rest of it."""
+    return torch.stack(bias_corrections(t.double(), o.get("betas", (0.0, 0.0))))
 
 
 def _fresh(inputs: list[Tensor], written: list[int]) -> list[Tensor]:

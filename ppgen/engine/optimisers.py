@@ -1,6 +1,7 @@
 r"""Optimisers as functions of tensors, the same arithmetic as torch.optim's, for a step that is one graph.
 
-Each: (p, g, state, corrections, lr, options) -> (p', state'), with the step's `bias_corrections`.
+Each: (p, g, state, corrections, lr, options) -> (p', state'), with the step's `bias_corrections`. `adam` is also
+the step of loops outside the graph.
 
     Adam (Kingma & Ba 2014, arXiv:1412.6980), AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101),
     SGD with momentum, RMSprop
@@ -9,35 +10,44 @@ Each: (p, g, state, corrections, lr, options) -> (p', state'), with the step's `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
 Update = Callable[[Tensor, Tensor, State, Tensor, Tensor, dict[str, Any]], tuple[Tensor, State]]
+Value = TypeVar("Value", float, Tensor)
 
 
-def bias_corrections(t: Tensor, o: dict[str, Any]) -> Tensor:
-    """(1 / (1 - β₁^t), 1 / √(1 - β₂^t)) of Adam's step t; in float64, for 1 - 0.999^t loses half its digits in float32.
+def bias_corrections(t: Value, betas: tuple[float, float]) -> tuple[Value, Value]:
+    """1 / (1 - β₁^t) and 1 / √(1 - β₂^t) of Adam's step t. In float64: 1 - 0.999^t loses half its digits in float32."""
+    b1, b2 = betas
+    return 1 / (1 - b1**t), (1 - b2**t) ** -0.5
 
-    Computed a step ahead, and once: a power within the loop over the parameters costs more than the rest of it.
+
+def adam(
+    p: Value, g: Value, moments: tuple[Value, Value], corrections: tuple[Any, Any], lr: Any, betas: tuple[float, float],
+    eps: float = 1e-8,
+) -> tuple[Value, tuple[Value, Value]]:  # fmt: skip
+    """One step against the gradient g of numbers or tensors p, and the new moments (m, v).
+
+    m' = β₁ m + (1 - β₁) g,  v' = β₂ v + (1 - β₂) g²,  p' = p - lr c₁ m' / (√v' c₂ + ε), with the corrections (c₁, c₂).
     """
-    b1, b2 = o.get("betas", (0.0, 0.0))
-    t = t.double()
-    return torch.stack([1 / (1 - b1**t), (1 - b2**t).rsqrt()])
+    m, v = moments
+    m = m + (1 - betas[0]) * (g - m)
+    v = betas[1] * v + (1 - betas[1]) * (g * g)
+    return p - lr * corrections[0] * (m / (v**0.5 * corrections[1] + eps)), (m, v)
 
 
 def _adam(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
-    b1, b2 = o["betas"]
     if o["weight_decay"] and o.get("decoupled_weight_decay"):
         p = p * (1 - lr * o["weight_decay"]).to(p.dtype)
     elif o["weight_decay"]:
         g = g + o["weight_decay"] * p
-    m = torch.lerp(s["exp_avg"], g, 1 - b1)
-    v = s["exp_avg_sq"] * b2 + g * g * (1 - b2)
     size, root = (lr * c[0]).to(p.dtype), c[1].to(p.dtype)
-    return p - size * (m / (v.sqrt() * root + o["eps"])), {"exp_avg": m, "exp_avg_sq": v}
+    p, (m, v) = adam(p, g, (s["exp_avg"], s["exp_avg_sq"]), (1.0, root), size, o["betas"], o["eps"])
+    return p, {"exp_avg": m, "exp_avg_sq": v}
 
 
 def _sgd(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
