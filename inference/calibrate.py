@@ -35,6 +35,7 @@ from ppgen.draws import Many, one_draw
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference import uniform
+from ppgen.inference.findings import FINE, WRONG, Finding
 from ppgen.inference.fit import fit
 from ppgen.inference.refit import refit as fit_each
 from ppgen.inference.sample import dtype_of_program, program_of, ready
@@ -59,7 +60,7 @@ class Calibration(NamedTuple):
         p: probability of such an ECDF of ranks if calibrated, by parameter, corrected for their number.
         contraction, z_mean, z_sd: by parameter; nan for the log-likelihood.
         band: the simultaneous band of the ECDFs, of level 0.05 for all parameters together.
-        findings: sentences; the first says whether it is calibrated.
+        findings: the first says whether it is calibrated, the others what fails; printed, each is a sentence.
     """
 
     names: list[str]
@@ -71,7 +72,7 @@ class Calibration(NamedTuple):
     z_mean: np.ndarray
     z_sd: np.ndarray
     band: uniform.Band
-    findings: list[str]
+    findings: list[Finding]
 
     @property
     def passes(self) -> bool:
@@ -84,7 +85,7 @@ class Calibration(NamedTuple):
                for i, n in enumerate(self.names)}  # fmt: skip
         at = {"z": self.band.z.tolist(), "low": self.band.low.tolist(), "high": self.band.high.tolist()}
         return {"simulations": len(self.u), "draws": self.draws, "passes": self.passes, "parameters": per, "band": at,
-                "findings": self.findings}  # fmt: skip
+                "findings": [f.as_dict() for f in self.findings]}  # fmt: skip
 
 
 def calibrate(
@@ -373,30 +374,21 @@ def _calibration(
     return found._replace(findings=_findings(found))
 
 
-def _findings(c: Calibration) -> list[str]:
+def _findings(c: Calibration) -> list[Finding]:
+    """All quantities together, then those that fail, the least probable first: four at most."""
     bad = np.flatnonzero(c.p <= LEVEL)
-    if not len(bad):
-        return [
-            f"Calibrated as far as {len(c.u)} simulations can tell: the ranks of all {len(c.names)} quantities are "
-            f"uniform (smallest p-value {c.p.min():.2g}, corrected for their number)."
-        ]
-    said = [
-        f"Not calibrated: the ranks of {len(bad)} of {len(c.names)} quantities are not uniform over {len(c.u)} "
-        f"simulations: {', '.join(c.names[i] for i in bad[:8])}{', ...' if len(bad) > 8 else ''}."
-    ]
+    said = {"simulations": len(c.u), "quantities": len(c.names), "failed": [c.names[i] for i in bad]}
+    found = [Finding("calibration", "", float(c.p.min()), LEVEL, WRONG if len(bad) else FINE, said)]
     for i in bad[np.argsort(c.p[bad])][:4]:
-        said.append(f"{c.names[i]}: {_shape(c.u[:, i])} (p = {c.p[i]:.2g}).")
-    return said
+        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, WRONG, {"shape": _shape(c.u[:, i])}))
+    return found
 
 
 def _shape(u: np.ndarray) -> str:
-    """In what way they are not uniform."""
+    """In what way ranks are not uniform: the posterior is low, high, narrow or wide."""
     n = len(u)
     lean = (u.mean() - 0.5) / (1 / 12 / n) ** 0.5
     spread = (u.var() - 1 / 12) / (1 / 180 / n) ** 0.5
     if abs(lean) > abs(spread):
-        lies, ranks = ("low", "high") if lean > 0 else ("high", "low")
-        return f"its posterior lies too {lies}: the true value ranks {ranks}"
-    if spread > 0:
-        return "its posterior is too narrow: the true value ranks at the ends"
-    return "its posterior is too wide: the true value ranks in the middle"
+        return "low" if lean > 0 else "high"
+    return "narrow" if spread > 0 else "wide"

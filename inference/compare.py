@@ -28,6 +28,7 @@ from ppgen.data import n_rows, validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
+from ppgen.inference.findings import FINE, LOOK, Finding
 from ppgen.inference.loglik import loglik
 from ppgen.inference.posterior import posterior
 from ppgen.inference.psis import GOOD_K
@@ -73,12 +74,12 @@ class Comparison(NamedTuple):
     Attributes:
         scores: by name, the best first.
         differences: by name, (difference from the best, its standard error), in nats over all rows.
-        findings: sentences: what the table says, and what to beware of.
+        findings: what the table says, and what to beware of; printed, each is a sentence.
     """
 
     scores: dict[str, Score]
     differences: dict[str, tuple[float, float]]
-    findings: list[str]
+    findings: list[Finding]
 
     def table(self) -> list[dict[str, Any]]:
         """One dict a model."""
@@ -253,28 +254,18 @@ def _words(s: Score) -> str:
     return "leave-one-out of the rows fitted" if s.kind == "loo" else "held-out rows"
 
 
-def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, float]]) -> list[str]:
-    (best, top), *others = scores.items()
-    said = []
-    name, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
-    if not se > 0 or abs(gap) > 4 * se:
-        said.append(f"{best} predicts best: {-gap:.3g} nats above {name}, over {len(top.values)} rows, s.e. {se:.2g}.")
-    elif abs(gap) > 2 * se:
-        said.append(f"{best} probably predicts best: {-gap:.3g} nats above {name}, which is {abs(gap) / se:.1f} s.e.")
-    else:
-        said.append(
-            f"{best} and {name} cannot be told apart: {-gap:.2g} nats between them, with a standard error of {se:.2g}."
-        )
+def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, float]]) -> list[Finding]:
+    """Whether the best two can be told apart; rows whose LOO is not to be relied on; bounds of several kinds."""
+    best, top = next(iter(scores.items()))
+    other, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
+    told = not se > 0 or abs(gap) > 4 * se
+    said = {"other": other, "se": se, "rows": len(top.values)}
+    found = [Finding("score_difference", best, -gap, 4 * se, FINE if told else LOOK, said)]
     for name, s in scores.items():
         if s.bad:
-            said.append(
-                f"{s.bad} of {len(s.values)} rows of {name} have a k-hat above {GOOD_K}: its LOO is not to be trusted "
-                "there; compare on held-out rows, or sample the posterior (ppgen mcmc)."
-            )
+            rows = {"rows": len(s.values), "khat_threshold": GOOD_K}
+            found.append(Finding("loo_khat", name, float(s.bad), 0.0, LOOK, rows))
     lower = [n for n, s in scores.items() if s.kind == "lower"]
     if lower and len(lower) < len(scores):
-        said.append(
-            f"Kinds are mixed: {', '.join(lower)} {'is a lower bound' if len(lower) == 1 else 'are lower bounds'}, and "
-            "may be better than shown; more particles raise it."
-        )
-    return said
+        found.append(Finding("bound_kinds", "", float(len(lower)), 0.0, LOOK, {"lower": lower}))
+    return found

@@ -4,9 +4,10 @@
 
 kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
 few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
-rejects that proposal, never the run. What is wrong is logged, and stands in the tree's attribute "findings".
+rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's attribute "findings",
+which `load_findings` reads.
 
-Sources: see chees.py, nuts.py, findings.py and ppgen/pathfinder.py.
+Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.errors import PpgenError
 from ppgen.inference.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
-from ppgen.inference.findings import findings
+from ppgen.inference.findings import FINE, store_findings
+from ppgen.inference.mcmc_diagnostics import findings
 from ppgen.inference.nuts import nuts
 from ppgen.inference.posterior import Groups, tree_of
 from ppgen.inference.sample import dtype_of_program, program_of, ready
@@ -118,10 +120,11 @@ def mcmc(
     said = findings(found, joint)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
-        "findings": "\n".join(said),
     }  # fmt: skip
-    for sentence in said:
-        log.warning("%s", sentence)
+    store_findings(tree, said)
+    for finding in said:
+        if finding.verdict != FINE:
+            log.warning("%s. %s", finding, finding.remedy)
     return tree
 
 

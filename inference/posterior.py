@@ -255,12 +255,13 @@ def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
-def _dims(program: Program, name: str, plates: list[str], ndim: int) -> list[str]:
+def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
     """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
     event = list(program.dims.get(name, ()))
-    if len(event) != ndim - len(plates):
-        event = [f"{name}_dim_{i}" for i in range(ndim - len(plates))]
-    return [*plates, *event]
+    if len(event) != ndim - len(batch):
+        own = sum(d.startswith(f"{name}_dim_") for d in batch)  # batch dimensions without a plate
+        event = [f"{name}_dim_{own + i}" for i in range(ndim - len(batch))]
+    return [*batch, *event]
 
 
 def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:

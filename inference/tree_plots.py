@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppgen.inference.findings import statistic
+from ppgen.inference.mcmc_diagnostics import statistic
 from ppgen.inference.plot import (
     BLUE,
     GREY,

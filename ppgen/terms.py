@@ -27,8 +27,11 @@ from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites
 class Pair(Protocol):
     """What can be run: a `ppgen.Program`."""
 
-    name: Any
-    fixed_rows: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fixed_rows(self) -> bool: ...
 
     def call(self, part: str, data: Mapping[str, Any]) -> Any: ...
 

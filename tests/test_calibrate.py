@@ -55,7 +55,7 @@ def test_p_values_of_uniform_numbers_are_uniform_and_others_small():
 
 def test_a_conjugate_pair_passes():
     found = calibrate(GuidedNormalMean(), X, simulations=300, refit=False)
-    assert found.passes and found.findings[0].startswith("Calibrated")
+    assert found.passes and str(found.findings[0]).startswith("Calibrated")
     assert found.names == ["m", "log p(x | z)"] and found.ranks.shape == (300, 2)
     assert found.ranks.min() >= 0 and found.ranks.max() <= 99
     exact = 1 - float(NormalMean().posterior(X["x"]).variance) / 4
@@ -84,7 +84,7 @@ def test_a_run_is_taken_as_it_is():
     assert calibrate(run, {"x": normal(50, 4)}, simulations=200).passes
     run = fit(ppca(width=0.5), {"x": normal(50, 4)}, steps=0)
     found = calibrate(run, {"x": normal(50, 4)}, simulations=200)
-    assert not found.passes and "too narrow" in " ".join(found.findings)
+    assert not found.passes and "too narrow" in " ".join(map(str, found.findings))
 
 
 class Coin(Program):
@@ -160,7 +160,7 @@ def test_planted_bugs_fail(bug):
     data = {"x": normal(4)}
     found = calibrate(make(), data, simulator=NormalMean(), simulations=400, refit=False)
     assert not found.passes and found.p.min() < 0.01
-    assert found.findings[0].startswith("Not calibrated") and words in " ".join(found.findings)
+    assert str(found.findings[0]).startswith("Not calibrated") and words in " ".join(map(str, found.findings))
 
 
 def test_a_scaled_model_fails_when_it_is_fitted():
@@ -172,7 +172,7 @@ def test_a_scaled_model_fails_when_it_is_fitted():
                 return super().model(x)
 
     found = calibrate(Heavy(), {"x": normal(5)}, simulator=NormalMean(), simulations=200, steps=300, lr=0.1)
-    assert not found.passes and "too narrow" in " ".join(found.findings)
+    assert not found.passes and "too narrow" in " ".join(map(str, found.findings))
 
 
 # -- many fits at once ---------------------------------------------------------------------------------

@@ -32,20 +32,23 @@ from ppgen.inference.compare import compare, loo
 from ppgen.inference.corner import corner_figure
 from ppgen.inference.drawer import drawer
 from ppgen.inference.drawing import edges_of
-from ppgen.inference.findings import findings
+from ppgen.inference.findings import load_findings, verdict, worst_first
+from ppgen.inference.guide_checks import weight_checks
 from ppgen.inference.impute import impute
 from ppgen.inference.ledger import ledger
 from ppgen.inference.mcmc import mcmc
+from ppgen.inference.mcmc_diagnostics import findings
+from ppgen.inference.moments import compare_moments
 from ppgen.inference.objective import Objective
 from ppgen.inference.ode import ode_loglik
 from ppgen.inference.plot import plot
 from ppgen.inference.refit import refit
+from ppgen.inference.report_checks import report_checks
 from ppgen.inference.samplers import draw
 from ppgen.inference.start import runaway, starts
 from ppgen.inference.tree_plots import latents_figure, plot_tree
 from ppgen.inference.uniform import p_value
 from ppgen.inference.weights import chain_weights
-from ppgen.inference.worries import worries
 from ppgen.pathfinder import pathfinder
 from ppgen.sites import sample_sites
 from ppgen.terms import run
@@ -321,10 +324,11 @@ def of_drawing(folder):
     assert edges_of(program, {"x": X}, fit(program, {"x": X}, steps=0).structure) == [("m", "x")]
 
 
-def of_worries(folder):
+def of_report_checks(folder):
     run = fit(GuidedNormalMean(), {"x": X}, steps=0)
-    said = worries(run, diagnose(run, {"x": X}, draws=500))
-    assert not [w for w in said if w.grave == "wrong"]
+    assert verdict(report_checks(run, diagnose(run, {"x": X}, draws=500))) == "look"  # calibration was not checked
+    calibrated = calibrate(run, {"x": X}, simulations=100, refit=False).findings
+    assert verdict(report_checks(run, diagnose(run, {"x": X}, draws=500), calibration=calibrated)) == "fine"
 
 
 def of_psis(folder):
@@ -421,7 +425,7 @@ def of_sample(folder):
 
 def of_diagnose(folder):
     run = fit(GuidedNormalMean(), {"x": X}, steps=0)
-    assert "The guide is the posterior" in diagnose(run, {"x": X}, draws=50, particles=200).findings[0]
+    assert "The guide is the posterior" in str(diagnose(run, {"x": X}, draws=50, particles=200).findings[0])
 
 
 def of_plot(folder):
@@ -476,17 +480,41 @@ def of_pathfinder(folder):
     assert float(paths.elbo.median()) == pytest.approx(EVIDENCE, abs=0.1)
 
 
-def of_findings(folder):
+def of_mcmc_diagnostics(folder):
     """Nothing is wrong with independent draws of the posterior; a chain that is elsewhere is."""
     joint = log_joint(NormalMean(), {"x": X})
     m = EXACT.sample((1000, 8))[..., None]
     stats_ = {"lp": joint(m), "energy": torch.rand(1000, 8), "diverging": torch.zeros(1000, 8, dtype=torch.bool)}
     found = Draws(m, stats_, 0, torch.zeros(1), "diag")
-    assert findings(found, joint) == []
+    assert {f.verdict for f in findings(found, joint)} == {"fine"}
     apart = m.clone()
     apart[:, 3] += 20 * EXACT.scale
-    said = findings(found._replace(u=apart, stats=stats_ | {"lp": joint(apart)}), joint)
-    assert "chain 3 stands apart" in said[0] and "R-hat of m" in said[1]
+    said = worst_first(findings(found._replace(u=apart, stats=stats_ | {"lp": joint(apart)}), joint))
+    assert "chain 3 stands apart" in str(said[0]) and "R-hat of m" in str(said[1])
+
+
+def of_findings(folder):
+    """Written with the posterior, and read again: the same records."""
+    found = diagnose(fit(GuidedNormalMean(width=2.5), {"x": X}, steps=0), {"x": X})
+    assert load_findings(found.tree) == found.findings and verdict(found.findings) == "wrong"
+
+
+def of_finding_words(folder):
+    found = diagnose(fit(GuidedNormalMean(), {"x": X}, steps=0), {"x": X}, draws=50).findings
+    assert all(f.sentence and not f.remedy for f in found)
+
+
+def of_guide_checks(folder):
+    """ESS of weights p / q, q twice as wide: K √(2 · 2² − 1) / 2²."""
+    _, ess = weight_checks(loglik(GuidedNormalMean(width=2.0), {"x": X}, particles=20_000), np.zeros(1))
+    assert ess.figure == pytest.approx(20_000 * 7**0.5 / 4, rel=0.02) and ess.verdict == "fine"
+
+
+def of_moments(folder):
+    tree = posterior(GuidedNormalMean(width=1.5), {"x": X}, draws=10_000, predictive=False, prior=False)
+    table, (off, ratio) = compare_moments(tree, np.zeros(1))
+    assert ratio.figure == pytest.approx(1.5, abs=4 * ratio.details["se"] * 1.5) and off.figure < 0.05
+    assert table.loc["m", "corrected_sd"] == pytest.approx(float(EXACT.scale), rel=0.03)
 
 
 def of_tree_plots(folder):

@@ -22,7 +22,8 @@ from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
 from ppgen.inference.drawing import describe, edges_of, layout, svg
-from ppgen.inference.worries import FINE, GRAVE, LOOK, predictive_checks, worries
+from ppgen.inference.findings import VERDICTS, WRONG
+from ppgen.inference.report_checks import predictive_checks, report_checks
 from ppgen.models import VAE, EightSchools
 
 X = {"x": normal(20) + 1.0}
@@ -223,7 +224,7 @@ def test_a_long_chain_is_no_picture():
     assert svg(program, X, structure_of(program, X)) is None
 
 
-# -- what to worry about -----------------------------------------------------------------------------
+# -- findings ----------------------------------------------------------------------------------------
 
 
 def test_predictive_checks_against_a_law_that_is_known():
@@ -238,17 +239,18 @@ def test_predictive_checks_against_a_law_that_is_known():
 
 def test_a_narrow_guide_comes_first():
     run = fit(GuidedNormalMean(width=0.2), X, steps=0)
-    found = worries(run, diagnose(run, X, draws=100, particles=4000))
-    assert found[0].grave == GRAVE and "misses part of the posterior" in found[0].what and "--guide flow" in found[0].do
-    assert any(w.grave == LOOK and "calibrated was not checked" in w.what for w in found)
-    assert [w.grave for w in found] == sorted((w.grave for w in found), key=(GRAVE, LOOK, FINE).index)
+    found = report_checks(run, diagnose(run, X, draws=100, particles=4000))
+    assert found[0].verdict == WRONG and "misses part of the posterior" in str(found[0])
+    assert "--guide flow" in found[0].remedy
+    assert any(f.verdict == "look" and "calibrated was not checked" in str(f) for f in found)
+    assert [f.verdict for f in found] == sorted((f.verdict for f in found), key=VERDICTS.index)
 
 
 def test_training_that_was_too_short():
     run = fit(NormalMean(), X, steps=60, lr=0.01, log_every=1, particles=30)
-    assert any("still rising" in w.what for w in worries(run))
+    assert any("still rising" in str(f) for f in report_checks(run))
     run = fit(NormalMean(), X, steps=40, until="converged", lr=1e-4)
-    assert any(w.grave == GRAVE and "stopped moving" in w.what for w in worries(run))
+    assert any(f.verdict == WRONG and "stopped moving" in str(f) for f in report_checks(run))
 
 
 # -- in a browser ------------------------------------------------------------------------------------
