@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -139,7 +140,8 @@ def require_few_states(program: Program) -> None:
         PpgenError: a long chain: its guide has nothing to learn, and its states are nothing to summarise.
     """
     if program.repeats:
+        steps: Any = program.steps
         raise PpgenError(
-            f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
+            f"the guide of {program.name} has nothing to learn, and its {steps + 1} states are no posterior to "
             "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"
         )
