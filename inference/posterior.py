@@ -301,7 +301,8 @@ def tree_of(
                 dims[name] = _dims(program, name, list(own)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
     for name, array in observed.items():
-        dims.setdefault(name, _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim))
+        if len(dims.get(name, ())) < array.ndim:  # a log-likelihood lacks those of the event
+            dims[name] = _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim)
         sizes |= dict(zip(dims[name], array.shape, strict=False))
     row_dim = structure.row_plate
     over_rows = {n for n in structure.row_columns if len(data[n]) == sizes.get(row_dim, len(data[n]))}

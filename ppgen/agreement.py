@@ -151,7 +151,7 @@ def _site_in_plates(name: str, site: dict, part: str) -> None:
     dims = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
     batch = tuple(site["fn"].batch_shape)
     for dim, frame in dims.items():
-        if -dim <= len(batch) and batch[dim] not in (1, frame.size):
+        if -dim <= len(batch) and frame.size >= 0 and batch[dim] not in (1, frame.size):
             raise PpgenError(
                 f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it "
                 f"has size {frame.size} "
