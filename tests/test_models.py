@@ -207,9 +207,9 @@ def test_bounds_on_its_log_likelihood(name):
     assert np.allclose(elbo.values, found.log_w.mean(0), rtol=1e-5)
     assert np.allclose(iw.values, special.logsumexp(found.log_w, 0) - math.log(100), rtol=1e-5)
     error = math.hypot(math.sqrt((elbo.se**2).sum()), pyros.std(ddof=1) / 20**0.5)
-    assert abs(first - pyros.mean()) < 4.5 * error
+    assert abs(first - pyros.mean()) < 5 * error
     others = loglik(program, data, particles=20, seed=1).best  # other draws: a tighter bound for all that
-    assert others.values.sum() > first - 4.5 * error
+    assert others.values.sum() > first - 5 * error
 
 
 def test_its_bits_per_dim_are_of_the_values_in_a_row(name):
