@@ -22,18 +22,11 @@ from ppgen.errors import PpgenError
 from ppgen.files import read_json, write_atomic
 from ppgen.inference.diagnose import Diagnosis, diagnose
 from ppgen.inference.drawing import svg
+from ppgen.inference.figures import BLUE, GREY, ORANGE
 from ppgen.inference.loglik import LogLik, loglik
-from ppgen.inference.plot import (
-    BLUE,
-    GREY,
-    ORANGE,
-    elbo_figure,
-    khat_figure,
-    latent_figure,
-    reconstructions_figure,
-    samples_figure,
-)
+from ppgen.inference.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.sample import ready
+from ppgen.inference.sample_plots import samples_figure
 from ppgen.inference.worries import FINE, GRAVE, LOOK, Check, predictive_checks, worries
 from ppgen.run import Run
 
