@@ -120,8 +120,9 @@ def nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str
 def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed: int) -> dict[str, Any]:
     """The graphs are built before the clock starts."""
     from ppgen.engine import log_joint
-    from ppgen.inference.findings import findings
+    from ppgen.inference.findings import FINE, worst_first
     from ppgen.inference.mcmc import run_chains
+    from ppgen.inference.mcmc_diagnostics import findings
     from ppgen.run import default_dtype
 
     with default_dtype(torch.float64):
@@ -139,11 +140,11 @@ def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed:
         found = run_chains(joint, kernel, C, S, W, seed=seed)
         done = cpu()
         x = p.stacked(_reported(p, {n: v.movedim(0, 1).numpy() for n, v in joint.unflatten(found.u).items()}))
-        said = findings(found, joint)
+        said = worst_first(f for f in findings(found, joint) if f.verdict != FINE)
     row = chained(p, x, done - built) | {"build": built - begun}
     divergent = int(found.stats["diverging"].sum())
-    remark = f"{found.steps} leapfrog steps, {divergent} divergent" + "".join(f"; {s.split(':')[0]}" for s in said)
-    return {"method": kernel, "remark": remark[:150], "findings": said} | row
+    remark = "; ".join([f"{found.steps} leapfrog steps, {divergent} divergent", *(f.measure for f in said)])
+    return {"method": kernel, "remark": remark[:150], "findings": [f.as_dict() for f in said]} | row
 
 
 def _reported(p: posteriordb.Posterior, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,12 +4,13 @@ from ppgen.inference.calibrate import calibrate
 from ppgen.inference.compare import compare
 from ppgen.inference.diagnose import diagnose
 from ppgen.inference.drawer import drawer
-from ppgen.inference.elbo import Objective
+from ppgen.inference.findings import Finding, load_findings, verdict
 from ppgen.inference.fit import fit, resume
 from ppgen.inference.impute import impute
 from ppgen.inference.ledger import ledger
 from ppgen.inference.loglik import loglik
 from ppgen.inference.mcmc import mcmc
+from ppgen.inference.objective import Objective
 from ppgen.inference.plot import plot
 from ppgen.inference.posterior import posterior, predict
 from ppgen.inference.report import report
@@ -19,6 +20,7 @@ from ppgen.inference.tree_plots import plot_tree
 from ppgen.inference.weights import chain_weights, weigh
 
 __all__ = [
+    "Finding",
     "Objective",
     "calibrate",
     "chain_weights",
@@ -29,6 +31,7 @@ __all__ = [
     "fit",
     "impute",
     "ledger",
+    "load_findings",
     "loglik",
     "mcmc",
     "plot",
@@ -39,5 +42,6 @@ __all__ = [
     "report",
     "resume",
     "sample",
+    "verdict",
     "weigh",
 ]

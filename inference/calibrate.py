@@ -20,7 +20,7 @@ contraction and z-score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,16 +31,19 @@ from torch import Tensor
 from ppgen.check import check, columns, running_of
 from ppgen.data import n_rows, row_columns, take, validate
 from ppgen.distributions import Flat
+from ppgen.draws import Many, one_draw
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference import uniform
+from ppgen.inference.findings import FINE, WRONG, Finding
 from ppgen.inference.fit import fit
 from ppgen.inference.refit import refit as fit_each
 from ppgen.inference.sample import dtype_of_program, program_of, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
-from ppgen.structure import PARTICLES, Structure, trace_pair
+from ppgen.structure import Structure
+from ppgen.terms import Term, guide_run, run, total, value_of
 
 LEVEL = 0.05
 LIKELIHOOD = "log p(x | z)"
@@ -57,7 +60,7 @@ class Calibration(NamedTuple):
         p: probability of such an ECDF of ranks if calibrated, by parameter, corrected for their number.
         contraction, z_mean, z_sd: by parameter; nan for the log-likelihood.
         band: the simultaneous band of the ECDFs, of level 0.05 for all parameters together.
-        findings: sentences; the first says whether it is calibrated.
+        findings: the first says whether it is calibrated, the others what fails; printed, each is a sentence.
     """
 
     names: list[str]
@@ -69,7 +72,7 @@ class Calibration(NamedTuple):
     z_mean: np.ndarray
     z_sd: np.ndarray
     band: uniform.Band
-    findings: list[str]
+    findings: list[Finding]
 
     @property
     def passes(self) -> bool:
@@ -82,7 +85,7 @@ class Calibration(NamedTuple):
                for i, n in enumerate(self.names)}  # fmt: skip
         at = {"z": self.band.z.tolist(), "low": self.band.low.tolist(), "high": self.band.high.tolist()}
         return {"simulations": len(self.u), "draws": self.draws, "passes": self.passes, "parameters": per, "band": at,
-                "findings": self.findings}  # fmt: skip
+                "findings": [f.as_dict() for f in self.findings]}  # fmt: skip
 
 
 def calibrate(
@@ -152,10 +155,10 @@ def calibrate(
             changed = {c: torch.stack([x[c] for _, x in drawn]) for c in observed.values()}
             parameters = _fitted(program, structure, data, changed, steps, lr, particles)
         own = {k: v.detach().clone() for k, v in program.state_dict().items()}
-        rows = []
+        rows, posterior = [], _Posterior(program, structure, data)
         for (true, x), values in zip(drawn, parameters, strict=True):
             program.load_state_dict(own | values)
-            rows.append(_of_one(program, structure, true, dict(data) | x, draws))
+            rows.append(_of_one(posterior, true, dict(data) | x, draws))
         program.load_state_dict(own)
         truth, many = np.stack([x for _, x, _ in rows]), np.stack([z for *_, z in rows])
         return _calibration(rows[0][0], truth, many, draws, rng)
@@ -200,7 +203,7 @@ def _simulated(
     p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
     sites = sample_sites(p)
     x = {c: sites[s]["value"].expand(data[c].shape).to(data[c].dtype) for s, c in observed.items()}
-    return {n: sites[n]["value"] for n in structure.latents}, x
+    return {n: value_of(sites[n])[0] for n in structure.latents}, x
 
 
 def _simulated_rows(
@@ -231,8 +234,7 @@ def _fitted(
         for name, p in program.named_parameters():
             p.requires_grad_(name in guides)
         with torch.enable_grad():
-            many = particles if structure.batch_safe else 1
-            return fit_each(program, structure, data, changed, steps=steps, lr=lr, particles=many)
+            return fit_each(program, structure, data, changed, steps=steps, lr=lr, particles=particles)
     finally:
         for name, p in program.named_parameters():
             p.requires_grad_(asked[name])
@@ -262,78 +264,57 @@ def _trained(
 def _of_guide(program: Program, data: Mapping[str, Tensor]) -> set[str]:
     """The parameters that the guide depends on."""
     with torch.enable_grad(), torch.random.fork_rng():
-        q = trace_pair(program, data).q
-        total = sum(s["fn"].log_prob(s["value"]).sum() + s["value"].sum() for s in sample_sites(q).values())
+        q = guide_run(program, data)
+        value = sum(s["fn"].log_prob(s["value"]).sum() + s["value"].sum() for s in sample_sites(q).values())
     parameters = dict(program.named_parameters())
-    if not isinstance(total, Tensor) or not total.requires_grad:
+    if not isinstance(value, Tensor) or not value.requires_grad:
         return set()
-    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     return {n for n, g in zip(parameters, grads, strict=True) if g is not None}
 
 
-@torch.no_grad()
-def _posterior(
-    program: Program, structure: Structure, data: Mapping[str, Tensor], draws: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of each latent, (L, ...) with its shape in a single run, and log p(x | z): (L,) or, by row, (L, rows)."""
-    many = draws if structure.batch_safe else 1
-    runs = [trace_pair(program, data, particles=many, structure=structure).p for _ in range(draws // many)]
-    values: dict[str, list[Tensor]] = {n: [] for n in structure.latents}
-    logs = []
-    for p in runs:
-        for name in structure.latents:
-            values[name].append(_leading(p.nodes[name]["value"], p.nodes[name], many, p.nodes[name]["fn"].event_dim))
-        logs.append(_likelihood(p, structure, many))
-    return {n: torch.cat(v) for n, v in values.items()}, torch.cat(logs)
+class _Posterior:
+    """Draws of each latent, (L, ...) with its shape in a single run, and log p(x | z): (L,) or, by row, (L, rows).
+
+    Recorded once, for data sets of one shape.
+    """
+
+    def __init__(self, program: Program, structure: Structure, data: Mapping[str, Tensor]):
+        self.program, self.structure, self.columns = program, structure, list(data)
+        self._many = Many(self._one, list(data.values()), name=program.name)
+
+    def _one(self, *columns: Tensor) -> list[Tensor]:
+        data = dict(zip(self.columns, columns, strict=True))
+        q = guide_run(self.program, data)
+        sites = sample_sites(run(self.program, data, q=q).p)
+        return [
+            *(value_of(sites[n])[0] for n in self.structure.latents),
+            _likelihood(one_draw(self.program, data, self.structure, q=q), self.structure),
+        ]
+
+    @torch.no_grad()
+    def __call__(self, data: Mapping[str, Tensor], draws: int) -> tuple[dict[str, Tensor], Tensor]:
+        *values, logs = self._many(draws, [data[c] for c in self.columns])
+        return dict(zip(self.structure.latents, values, strict=True)), logs
 
 
-def _leading(value: Tensor, site: Mapping[str, Any], draws: int, event_dim: int) -> Tensor:
-    """The particles first, then what the site has in a single run."""
-    dim = next((f.dim for f in site["cond_indep_stack"] if f.name == PARTICLES), None)
-    if dim is None:
-        return value[None].expand(draws, *value.shape)
-    shape = torch.broadcast_shapes(value.shape, (draws, *(1,) * (event_dim - dim - 1)))
-    value = value.expand(shape).movedim(dim - event_dim, 0)
-    inner = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES), default=0)
-    extra = value.dim() - 1 - event_dim - max(inner, len(_own_batch(site, dim)))
-    return value.reshape(draws, *value.shape[1 + max(extra, 0) :])
-
-
-def _own_batch(site: Mapping[str, Any], dim: int) -> tuple[int, ...]:
-    """Batch dimensions right of the particles, without the ones that only fill up."""
-    shape = tuple(site["fn"].batch_shape)[dim + 1 :] if dim < -1 else ()
-    while shape and shape[0] == 1:
-        shape = shape[1:]
-    return shape
-
-
-def _likelihood(p: poutine.Trace, structure: Structure, draws: int) -> Tensor:
-    total: Tensor | float = 0.0
-    for name in structure.names("observed"):
-        site = p.nodes[name]
-        value = _leading(site["fn"].log_prob(site["value"]), site, draws, 0)
-        if structure.by_row:
-            row = next(f.dim for f in site["cond_indep_stack"] if f.name in structure.row_plates)
-            value = value.movedim(row, 1).flatten(2).sum(-1) if value.dim() > 2 else value
-        else:
-            value = value.reshape(draws, -1).sum(-1)
-        total = total + value
-    assert isinstance(total, Tensor)
-    return total
+def _likelihood(found: Sequence[Term], structure: Structure) -> Tensor:
+    keep = structure.row_plates if structure.by_row else frozenset()
+    return total([t for t in found if t.role in ("likelihood", "summed")], keep=keep)
 
 
 @torch.no_grad()
 def _at(program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
     """log p(x | z) at the latents that made x: () or, by row, (rows,)."""
-    p = poutine.trace(poutine.condition(lambda: program.call("model", data), dict(true))).get_trace()
-    return _likelihood(p, structure, 1)[0]
+    return _likelihood(one_draw(program, data, structure, latents=true), structure)
 
 
 def _of_one(
-    program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor], draws: int
+    posterior: _Posterior, true: Mapping[str, Tensor], data: Mapping[str, Tensor], draws: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, true values (P,) and posterior draws (L, P) of one data set."""
-    values, logs = _posterior(program, structure, data, draws)
+    program, structure = posterior.program, posterior.structure
+    values, logs = posterior(data, draws)
     names, x, z = [], [], []
     for n in structure.latents:
         names += _labels(n, true[n].shape)
@@ -350,10 +331,10 @@ def _rank_rows(
     program: Program, true: Mapping[str, Tensor], data: Mapping[str, Tensor], structure: Structure, draws: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """As `_of_one`, a simulation being a row: (S, P) and (S, L, P)."""
-    values, logs = _posterior(program, structure, data, draws)
+    values, logs = _Posterior(program, structure, data)(data, draws)
     names, x, z = [], [], []
     for n in structure.latents:
-        row = next(i for i, p in enumerate(structure[n].plates) if p in structure.row_plates)
+        row = next(i for i, d in enumerate(structure[n].dims) if d in structure.row_plates)
         one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
         names += _labels(n, one.shape[1:])
         x.append(one.reshape(len(one), -1).double())
@@ -393,30 +374,21 @@ def _calibration(
     return found._replace(findings=_findings(found))
 
 
-def _findings(c: Calibration) -> list[str]:
+def _findings(c: Calibration) -> list[Finding]:
+    """All quantities together, then those that fail, the least probable first: four at most."""
     bad = np.flatnonzero(c.p <= LEVEL)
-    if not len(bad):
-        return [
-            f"Calibrated as far as {len(c.u)} simulations can tell: the ranks of all {len(c.names)} quantities are "
-            f"uniform (smallest p-value {c.p.min():.2g}, corrected for their number)."
-        ]
-    said = [
-        f"Not calibrated: the ranks of {len(bad)} of {len(c.names)} quantities are not uniform over {len(c.u)} "
-        f"simulations: {', '.join(c.names[i] for i in bad[:8])}{', ...' if len(bad) > 8 else ''}."
-    ]
+    said = {"simulations": len(c.u), "quantities": len(c.names), "failed": [c.names[i] for i in bad]}
+    found = [Finding("calibration", "", float(c.p.min()), LEVEL, WRONG if len(bad) else FINE, said)]
     for i in bad[np.argsort(c.p[bad])][:4]:
-        said.append(f"{c.names[i]}: {_shape(c.u[:, i])} (p = {c.p[i]:.2g}).")
-    return said
+        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, WRONG, {"shape": _shape(c.u[:, i])}))
+    return found
 
 
 def _shape(u: np.ndarray) -> str:
-    """In what way they are not uniform."""
+    """In what way ranks are not uniform: the posterior is low, high, narrow or wide."""
     n = len(u)
     lean = (u.mean() - 0.5) / (1 / 12 / n) ** 0.5
     spread = (u.var() - 1 / 12) / (1 / 180 / n) ** 0.5
     if abs(lean) > abs(spread):
-        lies, ranks = ("low", "high") if lean > 0 else ("high", "low")
-        return f"its posterior lies too {lies}: the true value ranks {ranks}"
-    if spread > 0:
-        return "its posterior is too narrow: the true value ranks at the ends"
-    return "its posterior is too wide: the true value ranks in the middle"
+        return "low" if lean > 0 else "high"
+    return "narrow" if spread > 0 else "wide"

@@ -22,21 +22,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from ppgen.data import n_rows, validate
+from ppgen.draws import Many, one_draw
+from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
+from ppgen.inference.findings import FINE, LOOK, Finding
 from ppgen.inference.loglik import loglik
 from ppgen.inference.posterior import posterior
 from ppgen.inference.psis import GOOD_K
 from ppgen.inference.sample import dtype_of_program, ready
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
-from ppgen.structure import trace_pair
+from ppgen.terms import guide_run, latents_of, total
 
 if TYPE_CHECKING:
     from xarray import DataTree
-
-AT_ONCE = 50  # draws of global latents at once
 
 
 class Score(NamedTuple):
@@ -72,12 +74,12 @@ class Comparison(NamedTuple):
     Attributes:
         scores: by name, the best first.
         differences: by name, (difference from the best, its standard error), in nats over all rows.
-        findings: sentences: what the table says, and what to beware of.
+        findings: what the table says, and what to beware of; printed, each is a sentence.
     """
 
     scores: dict[str, Score]
     differences: dict[str, tuple[float, float]]
-    findings: list[str]
+    findings: list[Finding]
 
     def table(self) -> list[dict[str, Any]]:
         """One dict a model."""
@@ -157,7 +159,7 @@ def loo(tree: DataTree) -> Score:
     ndims = {v.ndim for v in sites.values()}
     if not sites or ndims == {2}:
         raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
-    total = _by_row(sites)
+    total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
     small = DataTree.from_dict({"posterior": tree["posterior"].dataset, "log_likelihood": Dataset({"x": total})})
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
     if stats is not None and "log_q" in stats:
@@ -173,13 +175,14 @@ def loo(tree: DataTree) -> Score:
     return Score("loo", np.asarray(found.elpd_i, dtype=float).ravel(), math.nan, bad, observed.astype(float))
 
 
-def _by_row(sites: Mapping[Any, Any]) -> Any:
-    """The log-likelihoods of all sites, summed over everything but chain, draw and the rows' dimension."""
+def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:
+    """The log-likelihoods of all sites, summed over everything but chain, draw and the rows' dimension: `row_dim`, or
+    where the sites lack that the innermost that they share."""
     shared = [d for d in next(iter(sites.values())).dims if all(d in v.dims for v in sites.values())]
     rows = [d for d in shared if d not in ("chain", "draw")]
     if not rows:
         raise PpgenError("the observed sites stand in no common plate, so that there are no rows to leave out")
-    keep = ("chain", "draw", "data" if "data" in rows else rows[-1])
+    keep = ("chain", "draw", row_dim if row_dim in rows else rows[-1])
     return sum(v.sum([d for d in v.dims if d not in keep]) for v in sites.values())
 
 
@@ -211,29 +214,22 @@ def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, s
 def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tuple[np.ndarray, float]:
     """log 1/S Σ_s p(x_i | z_s), z_s from the guide as it was fitted, and the standard error of its sum."""
     program, s = run.program, run.structure
-    logs = []
-    many = AT_ONCE if s.batch_safe else 1
+    for name in s.names("observed"):
+        if not s.is_local(name):
+            raise PpgenError(f"the observed site {name!r} stands in no plate over the rows; there are no rows")
+
+    def one() -> list[Tensor]:
+        q = guide_run(program, run.example)
+        held = {n: v for n, v in latents_of(q).items() if n in s.globals}
+        if s.summed:
+            shared = tuple(n for n in s.summed if not s.is_local(n))
+            held |= drawn_discrete(program, run.example, s.nesting, held, shared) if shared else {}
+        found = one_draw(program, data, s, latents=held)
+        return [total([t for t in found if t.role in ("likelihood", "summed")], keep=s.row_plates)]
+
     with ready(run, run.example, seed):
-        for _ in range(-(-draws // many)):
-            q = trace_pair(program, run.example, particles=many, structure=s).p
-            held = {n: q.nodes[n]["value"] for n in s.globals}
-            p = poutine.trace(poutine.condition(lambda held=held: program.call("model", data), held)).get_trace()
-            total: Any = 0.0
-            for name in s.names("observed"):
-                site = sample_sites(p)[name]
-                if not s.is_local(name):
-                    raise PpgenError(f"the observed site {name!r} stands in no plate over the rows; there are no rows")
-                row = next(f.dim for f in site["cond_indep_stack"] if f.name in s.row_plates)
-                value = site["fn"].log_prob(site["value"])
-                value = (
-                    value.reshape((1,) * (s.nesting + 1 - value.dim()) + tuple(value.shape))
-                    if many > 1
-                    else value[None]
-                )
-                value = value.movedim(row, -1)
-                total = total + value.reshape(len(value), -1, value.shape[-1]).sum(1)
-            logs.append(total)
-    log_p = torch.cat(logs).double()
+        (log_p,) = Many(one, name=program.name)(draws)
+    log_p = log_p.double()
     values = log_p.logsumexp(0) - math.log(len(log_p))
     relative = (log_p - values).exp()  # p(x_i | z_s) over its mean
     error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s
@@ -258,28 +254,18 @@ def _words(s: Score) -> str:
     return "leave-one-out of the rows fitted" if s.kind == "loo" else "held-out rows"
 
 
-def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, float]]) -> list[str]:
-    (best, top), *others = scores.items()
-    said = []
-    name, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
-    if not se > 0 or abs(gap) > 4 * se:
-        said.append(f"{best} predicts best: {-gap:.3g} nats above {name}, over {len(top.values)} rows, s.e. {se:.2g}.")
-    elif abs(gap) > 2 * se:
-        said.append(f"{best} probably predicts best: {-gap:.3g} nats above {name}, which is {abs(gap) / se:.1f} s.e.")
-    else:
-        said.append(
-            f"{best} and {name} cannot be told apart: {-gap:.2g} nats between them, with a standard error of {se:.2g}."
-        )
+def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, float]]) -> list[Finding]:
+    """Whether the best two can be told apart; rows whose LOO is not to be relied on; bounds of several kinds."""
+    best, top = next(iter(scores.items()))
+    other, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
+    told = not se > 0 or abs(gap) > 4 * se
+    said = {"other": other, "se": se, "rows": len(top.values)}
+    found = [Finding("score_difference", best, -gap, 4 * se, FINE if told else LOOK, said)]
     for name, s in scores.items():
         if s.bad:
-            said.append(
-                f"{s.bad} of {len(s.values)} rows of {name} have a k-hat above {GOOD_K}: its LOO is not to be trusted "
-                "there; compare on held-out rows, or sample the posterior (ppgen mcmc)."
-            )
+            rows = {"rows": len(s.values), "khat_threshold": GOOD_K}
+            found.append(Finding("loo_khat", name, float(s.bad), 0.0, LOOK, rows))
     lower = [n for n, s in scores.items() if s.kind == "lower"]
     if lower and len(lower) < len(scores):
-        said.append(
-            f"Kinds are mixed: {', '.join(lower)} {'is a lower bound' if len(lower) == 1 else 'are lower bounds'}, and "
-            "may be better than shown; more particles raise it."
-        )
-    return said
+        found.append(Finding("bound_kinds", "", float(len(lower)), 0.0, LOOK, {"lower": lower}))
+    return found

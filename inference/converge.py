@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from ppgen.data import n_rows, take
+from ppgen.draws import Many, one_draw
 from ppgen.program import Program
-from ppgen.sites import sample_sites
-from ppgen.structure import PARTICLES, Structure, trace_pair
+from ppgen.structure import Structure
 
 EVERY = 20  # steps an iterate
 FALL = 0.25  # of the learning rate
@@ -131,43 +131,46 @@ class Convergence:
         return dict(vars(self))
 
 
-@torch.no_grad()
+class Probe:
+    """What a program says at noise of one seed, (draws, entries): latents, log-probabilities of observed sites.
+
+    Args:
+        program: in whatever mode; it is probed in eval mode.
+        data: the columns, of which the first rows are taken.
+    """
+
+    def __init__(self, program: Program, data: Mapping[str, Tensor], structure: Structure):
+        if not (program.fixed_rows and structure.locals):
+            rows = structure.row_columns
+            data = take(data, slice(0, min(ROWS, n_rows(data, rows))), rows)
+        self.program, self.data, self.structure = program, data, structure
+        self._many = Many(self._one, name=program.name)
+
+    def _one(self) -> list[Tensor]:
+        found = []
+        for t in one_draw(self.program, self.data, self.structure):
+            if t.role == "prior" and t.value.is_floating_point():
+                found.append(t.value)
+            elif t.role in ("likelihood", "factor", "summed"):
+                found.append(t.log_density)
+        return [torch.cat([v.reshape(-1) for v in found])]
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        training = self.program.training
+        self.program.eval()
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found = self._many(DRAWS)[0].cpu()
+        finally:
+            self.program.train(training)
+        return found[:, :: -(-found.shape[1] // ENTRIES)]
+
+
 def probe(program: Program, data: Mapping[str, Tensor], structure: Structure) -> Tensor:
-    """What the program says at noise of one seed, (draws, entries): latents, log-probabilities of observed sites."""
-    rows = structure.row_columns
-    if not (program.fixed_rows and structure.locals):
-        data = take(data, slice(0, min(ROWS, n_rows(data, rows))), rows)
-    at_once = DRAWS if structure.batch_safe and not any(s.enumerated for s in structure.sites) else 1
-    training = program.training
-    program.eval()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            runs = [_values(program, data, structure, at_once) for _ in range(DRAWS // at_once)]
-    finally:
-        program.train(training)
-    found = torch.cat(runs).cpu()
-    return found[:, :: -(-found.shape[1] // ENTRIES)]
-
-
-def _values(program: Program, data: Mapping[str, Tensor], structure: Structure, draws: int) -> Tensor:
-    p = trace_pair(program, data, particles=draws, structure=structure).p
-    found = []
-    for name, site in sample_sites(p, deterministic=False).items():
-        if name in structure.latents and site["value"].is_floating_point():
-            found.append(_by_draw(site["value"], site, draws, site["fn"].event_dim))
-        elif site["is_observed"]:
-            found.append(_by_draw(site["fn"].log_prob(site["value"]), site, draws, 0))
-    return torch.cat(found, -1)
-
-
-def _by_draw(value: Tensor, site: Mapping[str, Any], draws: int, event_dim: int) -> Tensor:
-    """(draws, entries); without a plate of particles (draws = 1) all are entries."""
-    dim = next((f.dim for f in site["cond_indep_stack"] if f.name == PARTICLES), None)
-    if dim is None:
-        return value.reshape(1, -1)
-    value = value.expand(torch.broadcast_shapes(value.shape, (draws, *(1,) * (event_dim - dim - 1))))
-    return value.movedim(dim - event_dim, 0).reshape(draws, -1)
+    """One use of a `Probe`."""
+    return Probe(program, data, structure)()
 
 
 def unit(iterates: Tensor) -> Tensor:

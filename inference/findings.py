@@ -1,174 +1,171 @@
-r"""Whether chains are to be believed: sentences on what is wrong with them, none where nothing is.
+"""What a check found, as a record: measured, figure, threshold, verdict. Sentences are made from records, never read.
 
-Asked of every latent: do the chains agree (R-hat, rank-normalised, split and folded), are there enough effective draws
-in the bulk and in the tails, and do its moments exist? Of a tail
-
-    P(|z| > t) ~ t^(-1/k)         E |z|^r is finite for r < 1/k
-
-an average over draws of |z|^r behaves as importance weights of shape r k do: it is worth something below r k = 0.7. So
-a mean wants k < 0.7 and an sd, the mean of a square, k < 0.35. Quantiles want nothing.
-
-Sources: R-hat and ESS: Rank-normalization, folding, and localization (Vehtari et al. 2021, arXiv:1903.08008); Pareto
-k-hat of a latent's own tails: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646); E-BFMI:
-A conceptual introduction to Hamiltonian Monte Carlo's diagnosis of energy (Betancourt 2016, arXiv:1604.00695).
+Each check is made in one place: training and predictive checks in report_checks.py, the guide in guide_checks.py and
+moments.py, chains in mcmc_diagnostics.py, calibration in calibrate.py. `verdict` combines them, and is the only place
+that decides what is worst; the words are in finding_words.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
+from ppgen.errors import PpgenError
+from ppgen.inference.finding_words import WORDS
 
-from ppgen.inference.chees import Draws
-from ppgen.inference.psis import GOOD_K
+if TYPE_CHECKING:
+    from xarray import DataTree
 
-GOOD_RHAT, GOOD_ESS, GOOD_BFMI = 1.01, 400, 0.3
-TAILS = (0.05, 0.95)
-LEAST = 225  # effective draws for a tail of 45
-MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
+WRONG, LOOK, FINE = VERDICTS = ("wrong", "look", "fine")  # the worst first
 
-
-class Latents(Protocol):
-    """Where draws come from: `ppgen.engine.LogJoint` is one."""
-
-    labels: Sequence[str]
-
-    def unflatten(self, u: Tensor) -> Mapping[str, Tensor]: ...
+# Checks that stand for one question: where some were made, "fine" needs them all.
+TOGETHER = (
+    frozenset(("khat", "ess", "mean_off", "sd_ratio")),
+    frozenset(("rhat", "ess_bulk", "ess_tail", "divergences", "e_bfmi")),
+)
 
 
-def findings(found: Draws, joint: Latents) -> list[str]:
-    """The sentences, the worst first.
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; printed, it is its sentence.
 
-    Args:
-        found: the chains, on the unconstrained scale.
-        joint: what they are draws of.
+    Attributes:
+        measure: what was measured, a name of `WORDS`: khat, ess, mean_off, sd_ratio, rhat, e_bfmi, elbo_trend ...
+        where: the variable, site or entry that the figure belongs to, the worst of them; "" for the whole.
+        figure: the figure; nan where it was not or could not be measured, and the verdict then is "look".
+        threshold: where the figure stops being fine; nan where there is no such number.
+        verdict: "fine", "look" (use it with care, as the remedy says) or "wrong" (do not use it).
+        details: further figures that the sentence gives: numbers, strings, lists of them.
+
+    >>> print(Finding("e_bfmi", "", 0.12, 0.3, "look"))
+    E-BFMI is 0.12 (good from 0.3 on): the energy moves too slowly for the tails of the posterior, as with heavy tails
+    or a funnel
     """
-    u, lp = found.u.movedim(1, 0).numpy(), found.stats["lp"].T.numpy()  # (chains, draws, ...)
-    diverging = int(found.stats["diverging"].sum())
-    said = [*_chains(u, lp), *_agreement(u, joint.labels), *_enough(u, joint.labels)]
-    if diverging > 0.001 * lp.size:
-        said.append(
-            f"{diverging} of {lp.size} draws diverged: the posterior has a place too narrow for the step size, such as "
-            "the neck of a funnel, and draws miss it; write hierarchical latents non-centred, or tighten a prior"
-        )
-    energy = found.stats["energy"].T.numpy()
-    bfmi = float(np.median((np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)))
-    if bfmi < GOOD_BFMI:
-        said.append(
-            f"E-BFMI is {bfmi:.2f} (good from {GOOD_BFMI} on): the energy moves too slowly for the tails of "
-            "the posterior, as with heavy tails or a funnel; reparametrise"
-        )
-    return said + heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()})
+
+    measure: str
+    where: str
+    figure: float
+    threshold: float
+    verdict: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS or self.measure not in WORDS:
+            raise ValueError(f"{self.measure!r} has no words, or {self.verdict!r} is none of {VERDICTS}")
+        if math.isnan(self.figure) and self.verdict == FINE:
+            raise ValueError(f"{self.measure!r} was not measured, and cannot be fine")
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in words."""
+        return WORDS[self.measure](self)[0]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it; "" where there is nothing to do."""
+        return "" if self.verdict == FINE else WORDS[self.measure](self)[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has neither nan (null) nor infinity (the strings "inf" and "-inf")."""
+        return {
+            "measure": self.measure, "where": self.where, "figure": _to_json(self.figure),
+            "threshold": _to_json(self.threshold), "verdict": self.verdict,
+            "details": {k: _to_json(v) for k, v in self.details.items()}, "sentence": self.sentence,
+            "remedy": self.remedy,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Finding:
+        """The record that `as_dict` wrote; its sentence is made anew.
+
+        Raises:
+            PpgenError: something else.
+        """
+        try:
+            details = {k: _inf(v) for k, v in d["details"].items()}
+            figure, threshold = (math.nan if d[k] is None else float(d[k]) for k in ("figure", "threshold"))
+            return cls(str(d["measure"]), str(d["where"]), figure, threshold, str(d["verdict"]), details)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise PpgenError(
+                f"a finding cannot be read ({type(e).__name__}: {e}); it was written by another version of ppgen: run "
+                "the command that wrote it again"
+            ) from e
 
 
-def _chains(u: np.ndarray, lp: np.ndarray) -> Iterator[str]:
-    """Chains that never moved, or are where the others are not."""
-    stuck = np.flatnonzero((np.ptp(u, axis=1) == 0).all(-1))
-    apart = _apart(lp, u)
-    if len(stuck):
-        yield (
-            f"chain {_list(stuck)} never moved in {u.shape[1]} draws: it sits where no proposal is accepted; run with "
-            "another seed or a longer warm-up, and look at what is narrow there"
-        )
-    elif len(apart):
-        others = np.setdiff1d(np.arange(len(u)), apart)
-        yield (
-            f"chain {_list(apart)} stands apart from the others, at a mean log joint of {lp[apart].mean():.1f} nats "
-            f"beside {lp[others].mean():.1f}: it is stuck, or the posterior has several modes"
-        )
+def verdict(findings: Iterable[Finding]) -> str:
+    """What is worst among them; "look" where nothing was checked, or only part of what makes a posterior fine.
 
-
-def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Chains whose mean log joint, or position, is not that of the others, by robust deviations."""
-    if len(lp) < 4:
-        return np.array([], int)
-    figures = np.concatenate([lp.mean(1)[:, None], u.mean(1)], 1)
-    within = np.concatenate([lp.std(1)[:, None], u.std(1)], 1)
-    off = np.abs(figures - np.median(figures, 0)) / np.maximum(np.median(within, 0), 1e-12)
-    between = np.median(off, 0)
-    return np.flatnonzero((off > 4 + 6 * between).any(1))
-
-
-def _agreement(u: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    if len(u) == 1:
-        return
-    rhat = _each(u, "rhat")
-    worst = int(np.nanargmax(rhat)) if np.isfinite(rhat).any() else 0
-    if not rhat[worst] <= GOOD_RHAT:
-        yield (
-            f"the chains do not agree: R-hat of {labels[worst]} is {rhat[worst]:.4f} (good below {GOOD_RHAT}); do "
-            "not use the draws as they are, run a longer warm-up and more draws, or reparametrise"
-        )
-
-
-def _enough(u: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """Effective draws in the bulk; where these are enough, in the tails."""
-    for where, options in (("", {}), (" in the tails", {"method": "tail", "prob": TAILS})):
-        ess = _each(u, "ess", **options)
-        least = int(np.nanargmin(ess)) if np.isfinite(ess).any() else 0
-        if not ess[least] >= GOOD_ESS:
-            yield (
-                f"only {ess[least]:.0f} effective draws{where} of {labels[least]} (good from {GOOD_ESS} on); "
-                "take more draws"
-            )
-            return
-
-
-def heavy_tails(latents: Mapping[str, np.ndarray]) -> list[str]:
-    """One sentence on the latent with the heaviest tail, where that is too heavy for an sd.
-
-    Args:
-        latents: by name (chains, draws, ...), on their own scales.
+    >>> close = Finding("khat", "", 0.1, 0.7, "fine", {"rows": 1})
+    >>> verdict([close])  # ESS and moments were not looked at
+    'look'
+    >>> verdict([close, Finding("bad_steps", "", 3.0, 0.0, "wrong")])
+    'wrong'
     """
-    names: list[str] = []
-    k: list[float] = []
-    for name, value in latents.items():
-        entries = value.reshape(*value.shape[:2], -1)
-        for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
-            index = np.unravel_index(i, value.shape[2:])
-            names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
-            k.append(tail_shape(entries[..., i]))
-    if not k or not max(k) > GOOD_K / 2:
-        return []
-    worst = int(np.argmax(k))
-    others = sum(each > GOOD_K / 2 for each in k) - 1
-    more = f"; so are those of {others} more" if others else ""
-    what = "mean and sd are" if k[worst] > GOOD_K else "sd is"
-    return [
-        f"the tails of {names[worst]} are heavy (Pareto k-hat {k[worst]:.2f}; good below {GOOD_K / 2}{more}): its "
-        f"{what} not determined by any number of draws, and may be infinite; report its median and quantiles, or give "
-        "what drives it a prior with lighter tails"
-    ]
+    found = list(findings)
+    worst = min((f.verdict for f in found), key=VERDICTS.index, default=LOOK)
+    measured = {f.measure for f in found}
+    part = any(measured & group and not group <= measured for group in TOGETHER)
+    return LOOK if worst == FINE and part else worst
 
 
-def tail_shape(draws: np.ndarray) -> float:
-    """Pareto k-hat of the heavier of two tails, (chains, draws); minus infinity where there is no tail to speak of:
-    the draws are all the same there, or fewer than `LEAST` of them are effective."""
-    if np.ptp(draws) == 0 or not np.isfinite(draws).all():
-        return -np.inf
-    share = float(statistic("ess", draws, method="tail", prob=TAILS)) / draws.size
-    if not share * draws.size >= LEAST:
-        return -np.inf
+def figures(findings: Iterable[Finding]) -> dict[str, Any]:
+    """What JSON holds of them: the verdict of all, and each."""
+    found = list(findings)
+    return {"verdict": verdict(found), "findings": [f.as_dict() for f in found]}
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Sorted by verdict; in the order given where these are the same."""
+    return sorted(findings, key=lambda f: VERDICTS.index(f.verdict))
+
+
+def grade(figure: float, look: float, wrong: float = math.inf) -> str:
+    """The verdict of a figure that should be low: fine up to `look`, wrong above `wrong`; "look" where it is nan.
+
+    >>> grade(0.3, 0.7), grade(0.8, 0.7), grade(2.0, 0.7, 1.0), grade(math.nan, 0.7)
+    ('fine', 'look', 'wrong', 'look')
+    """
+    if figure > wrong:
+        return WRONG
+    return FINE if figure <= look else LOOK
+
+
+# -- as an attribute of a tree, which netCDF holds ----------------------------------------------------
+
+
+def store_findings(tree: DataTree, findings: Iterable[Finding]) -> None:
+    """Puts them into `tree.attrs["findings"]` as JSON: attributes of netCDF are strings and numbers."""
+    tree.attrs["findings"] = json.dumps([f.as_dict() for f in findings], allow_nan=False, ensure_ascii=False)
+
+
+def load_findings(tree: DataTree) -> list[Finding]:
+    """The findings that a tree of `mcmc` or `diagnose` carries, also after it was written and read; [] without any.
+
+    Raises:
+        PpgenError: the attribute is something else.
+    """
+    text = tree.attrs.get("findings", "[]")
     try:
-        return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
-    except ValueError:  # a tail of equal values
-        return -np.inf
+        return [Finding.from_dict(d) for d in json.loads(text)]
+    except (json.JSONDecodeError, TypeError) as e:
+        raise PpgenError(
+            "the tree's findings cannot be read: another version of ppgen wrote them; sample or diagnose again"
+        ) from e
 
 
-def _each(u: np.ndarray, name: str, **options: Any) -> np.ndarray:
-    """A statistic of each entry of (chains, draws, entries)."""
-    return np.array([statistic(name, u[..., i], **options) for i in range(u.shape[-1])])
+def _to_json(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
-def statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
-    """One of ArviZ's statistics of chains, of (chains, draws)."""
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
-
-    with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
-        return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)
-
-
-def _list(chains: np.ndarray) -> str:
-    return ", ".join(map(str, chains[:5])) + (f" and {len(chains) - 5} more" if len(chains) > 5 else "")
+def _inf(value: Any) -> Any:
+    return {"inf": math.inf, "-inf": -math.inf}.get(value, value) if isinstance(value, str) else value

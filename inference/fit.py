@@ -10,7 +10,7 @@ function of the seed and the step alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 
 from ppgen import data as data_module
-from ppgen.check import check, columns, require_batch_safe, running_of
+from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.files import read_tree
 from ppgen.guides import FLOW, guide_spec, parse
 from ppgen.guides.start import start_at
-from ppgen.inference.elbo import OBJECTIVES, Objective, default_elbo
+from ppgen.inference import objectives
+from ppgen.inference.objective import Objective, default_objective
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Report, train
@@ -46,6 +47,7 @@ from ppgen.run import (
 )
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
+from ppgen.terms import Traces
 
 
 def fit(
@@ -96,8 +98,8 @@ def fit(
         ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
         kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
-        elbo, particles: the objective (`ppgen.inference.elbo`), and its draws a step; None is "subsampled" for a chain
-            of latents, "analytic" otherwise.
+        elbo, particles: the objective (`ppgen.inference.objectives`), and its draws a step; None is "subsampled" for
+            a chain of latents, "analytic" otherwise.
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
@@ -119,7 +121,7 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    elbo = elbo or default_elbo(program)
+    elbo = elbo or default_objective(program)
     steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
@@ -141,18 +143,20 @@ def fit(
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
         program.to(dtype_of(precision))
         program.train()
-        n = data_module.n_rows(train_data)
-        first = data_module.take(train_data, torch.arange(min(batch_size or n, n)))
-        with running_of(program, train_data):
+        n, rows = data_module.n_rows(train_data), data_module.row_columns(train_data)
+        first = data_module.take(train_data, torch.arange(min(batch_size or n, n)), rows)
+        guide = _guide_of(program, options, n)
+        summed = _summed(elbo)
+        with running_of(program, train_data), pyro.validation_enabled(False):
             program.prepare(train_data)
-        guide, enumerated = _choose_guide(program, first, options, n)
-        with running_of(program, first), pyro.validation_enabled(False):
-            program.setup(first, guide, hide=enumerated)
-            guide = getattr(program._autoguide, "spec", guide) if guide else guide
-            many = (8 if parse(guide)[0] == FLOW else 0) if guide and starts is None else starts
-            if guide and many and len(enumerated) == 0 and (batch_size is None or batch_size >= n):
-                start_at(program, first, many, seed)
-        structure = check(program, train_data, batch_size=batch_size, enumerated=enumerated)
+            apart = program.first_run(first, guide, hide=summed, rows=rows)
+        guide = getattr(program._autoguide, "spec", guide) if program._autoguide is not None else None
+        enumerated = _enumerated(apart, summed)
+        found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+        structure = found.structure
+        many = (8 if parse(guide)[0] == FLOW else 0) if guide and starts is None else starts
+        if guide and many and not enumerated and len(data_module.row_columns(first)) and data_module.n_rows(first) == n:
+            start_at(program, first, many, seed)
         config: dict[str, Any] = {
             "versions": versions(),
             "seed": seed,
@@ -161,16 +165,14 @@ def fit(
                 **(source or {}),
                 **_record(train_data),
                 "rows": n,
-                "row_columns": list(data_module.row_columns(train_data)),
+                "row_columns": list(rows),
             },
         }
         if valid_data is not None:
             config["data"]["valid_rows"] = data_module.n_rows(valid_data)
-        require_batch_safe(
-            program, structure, Objective(program, structure, n, elbo=elbo, particles=particles).particles
-        )
+        Objective(program, structure, n, elbo=elbo, particles=particles)  # says what does not go together
         config["program"], file = describe_program(program, structure, guide)
-        example = _example(program, train_data, structure, first)
+        example = _example(program, train_data, first, found)
         fabric = make_fabric(device, precision)
         if path is not None:
             start_folder(path, example, file)
@@ -270,85 +272,69 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
-    if o["elbo"] not in OBJECTIVES:
-        Objective(None, None, 1, elbo=o["elbo"])  # type: ignore[arg-type]  # says which there are
+    objectives.named(o["elbo"])
 
 
-def _choose_guide(
-    program: Program, first: Mapping[str, Tensor], o: dict[str, Any], rows: int
-) -> tuple[str | None, tuple[str, ...]]:
-    """The autoguide to make, if any, and the latents that are summed out."""
-    with running_of(program, first), pyro.validation_enabled(False):
-        latent = _latents(program, first)
-    discrete = tuple(n for n, site in latent.items() if site["fn"].has_enumerate_support)
-    enumerated = discrete if o["elbo"] == "enumerate" else ()
-    guide = o["guide"]
-    if guide is None and not program.has_guide and set(latent) - set(enumerated):
-        guide = program.default_guide
-    if guide is not None and parse(guide)[0] == FLOW and "amortised" not in guide:
-        n = data_module.n_rows(first)
-        if o["batch_size"] is not None and rows > n:  # a batch has other rows at every step
-            guide = guide_spec(guide, amortised=True)
-    if guide is not None and set(discrete) - set(enumerated):
-        raise PpgenError(
-            f"the discrete latent {discrete[0]!r} has no place in {guide}, whose latents are continuous; "
-            "sum it out with elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
-        )
-    return guide, enumerated
+def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
+    """The named guide that is to be made, if any: the one asked for, or an autoguide where the program has none."""
+    guide = o["guide"] or (None if program.has_guide else program.default_guide)
+    batches = o["batch_size"] is not None and rows > o["batch_size"]  # a batch has other rows at every step
+    if batches and guide is not None and parse(guide)[0] == FLOW and "amortised" not in guide:
+        return guide_spec(guide, amortised=True)
+    return guide
 
 
-def _latents(program: Program, first: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The latent sites of the model."""
-    program = program.brief()
-    with program.collecting():
-        trace = pyro.poutine.trace(lambda: program.call("model", first)).get_trace()
-    return {n: s for n, s in sample_sites(trace).items() if not s["is_observed"]}
+def _summed(elbo: str) -> Callable[[dict[str, Any]], bool]:
+    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any."""
+    sums = objectives.named(elbo).TERMS == "summed"
+    return lambda site: sums and not site["is_observed"] and site["fn"].has_enumerate_support
+
+
+def _enumerated(apart: Traces, summed: Callable[[dict[str, Any]], bool]) -> tuple[str, ...]:
+    """The latents that are summed out."""
+    drawn = sample_sites(apart.q)
+    return tuple(n for n, s in sample_sites(apart.p, deterministic=False).items() if n not in drawn and summed(s))
+
+
+def _example(
+    program: Program, data: Mapping[str, Tensor], first: Mapping[str, Tensor], found: Checked
+) -> dict[str, Tensor]:
+    """The rows that set the program up again: two, or all where it needs all.
+
+    It does where its guide knows them one by one, where its latents are as many as the rows, where it reads the global
+    latents off them, and for Laplace's approximation.
+    """
+    structure, longer = found.structure, found.longer
+    if isinstance(program._autoguide, AutoLaplaceApproximation):
+        return dict(data)
+    if any(not structure.is_local(n) for n in structure.summed):  # known only where all rows are
+        return dict(data)
+    if longer is None or (program.fixed_rows or not len(longer.q.nodes)) and structure.locals:
+        return dict(first)
+    if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
+        return dict(data)
+    return data_module.take(first, slice(0, 2), structure.row_columns)
+
+
+def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide: bool) -> bool:
+    """Whether global latents have another shape on a row more, or another distribution in the guide."""
+    p, q = (sample_sites(trace) for trace in t)
+    longer_p, longer_q = (sample_sites(trace) for trace in longer)
+    for name in (*structure.globals, *structure.summed):
+        if not structure.is_local(name) and p[name]["value"].shape != longer_p[name]["value"].shape:
+            return True
+        if own_guide and name in q and (
+            name not in longer_q
+            or not torch.equal(*(g[name]["fn"].log_prob(q[name]["value"]).detach() for g in (q, longer_q)))
+        ):
+            return True
+    return False
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
     found = data_module.fingerprint(data)
     return {"contents": found["columns"], "sha256": found["sha256"]}
-
-
-def _example(
-    program: Program, data: Mapping[str, Tensor], structure: Structure, first: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The rows that set the program up again: two, or all where its guide needs all.
-
-    It does where it knows them one by one, where it reads the global latents off them, and for Laplace's approximation.
-    """
-    if isinstance(program._autoguide, AutoLaplaceApproximation):
-        return dict(data)
-    rows = structure.row_columns
-    few = data_module.take(first, slice(0, 2), rows)
-    if structure.locals:
-        try:
-            enumerated = tuple(s.name for s in structure.sites if s.enumerated)
-            check(program, few, rows=rows, enumerated=enumerated, learn=False)
-        except PpgenError:  # an autoguide, or parameters of one value a row
-            return dict(first)
-    return dict(data) if _reads_globals(program, structure, few, first) else few
-
-
-def _reads_globals(
-    program: Program, structure: Structure, few: Mapping[str, Tensor], first: Mapping[str, Tensor]
-) -> bool:
-    """Whether the guide's global latents have another distribution at fewer rows, or it cannot run on fewer."""
-    if not structure.globals or program._autoguide is not None:
-        return False
-    trace = pyro.poutine.trace
-    with program.collecting():
-        one = sample_sites(trace(lambda: program.call("guide", first)).get_trace())
-        values = {n: one[n]["value"] for n in structure.globals}
-        try:
-            two = sample_sites(trace(pyro.poutine.condition(lambda: program.call("guide", few), values)).get_trace())
-            return any(
-                not torch.equal(one[n]["fn"].log_prob(value), two[n]["fn"].log_prob(value))
-                for n, value in values.items()
-            )
-        except Exception:  # shapes of all rows
-            return True
 
 
 @contextmanager

@@ -12,113 +12,34 @@ the observed values are discrete, D their number a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppgen.agreement import observed_in_support
-from ppgen.chain import Chain
 from ppgen.data import n_rows, take, validate
-from ppgen.engine import traced
+from ppgen.draws import ManyTerms
+from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
-from ppgen.inference.elbo import log_weights
+from ppgen.inference.bounds import Setting, log_weights
+from ppgen.inference.estimates import Bound, LogLik
+from ppgen.inference.ledger import chain_elbo
+from ppgen.inference.ode import ode_loglik
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.inference.samplers import chain_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
-from ppgen.structure import Structure, trace_pair
+from ppgen.structure import Structure
+from ppgen.terms import run as run_once
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
-MOST_PARTICLES = 100  # particles at once
-WORTH_TRACING = 50  # runs: tracing costs some of them
+MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
 ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
-
-
-class Bound(NamedTuple):
-    """A figure for log p(x).
-
-    Attributes:
-        name: exact, estimate, elbo or iw.
-        kind: exact, estimate (unbiased), or lower (a lower bound in expectation).
-        values: nats, one a row; or one for the whole data set, where some latent is global.
-        se: the Monte Carlo standard error of each value, 0 where exact.
-    """
-
-    name: str
-    kind: str
-    values: np.ndarray
-    se: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Nats, averaged over the values."""
-        return float(self.values.mean())
-
-    @property
-    def mean_se(self) -> float:
-        """Monte Carlo standard error of `mean`: what other draws of z would change on the same rows."""
-        return float(np.sqrt((self.se**2).sum()) / len(self.se))
-
-    @property
-    def rows_se(self) -> float:
-        """Standard error of `mean` as an estimate for new rows: spread over rows and Monte Carlo; nan for one value."""
-        n = len(self.values)
-        return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-
-class LogLik(NamedTuple):
-    """What `loglik` returns.
-
-    Attributes:
-        bounds: the exact value, or the ELBO and the importance-weighted bound.
-        per: "row" or "data set": what one value is for.
-        rows: number of rows.
-        particles: K.
-        ess: effective number of the K weights, by value; None where exact.
-        dims: D, observed values a row, where they are discrete: bits/dim is then defined. Else None.
-        log_w: the log weights, (K, values), where they were asked for.
-    """
-
-    bounds: tuple[Bound, ...]
-    per: str
-    rows: int
-    particles: int
-    ess: np.ndarray | None
-    dims: int | None
-    log_w: np.ndarray | None = None
-
-    @property
-    def best(self) -> Bound:
-        """The tightest figure: exact, or the importance-weighted bound."""
-        return self.bounds[-1]
-
-    def bits_per_dim(self, bound: Bound) -> float | None:
-        """−log p(x) / (D ln 2), None where the observed values are continuous."""
-        if self.dims is None:
-            return None
-        scale = self.rows / len(bound.values)  # values for the whole set hold all rows
-        return -bound.mean / scale / (self.dims * math.log(2))
-
-    def table(self) -> list[dict[str, Any]]:
-        """One dict a bound: what `ppgen evaluate` prints."""
-        return [
-            {
-                "name": b.name,
-                "kind": b.kind,
-                "nats": b.mean,
-                "se": b.mean_se,
-                "rows_se": b.rows_se,
-                "per": self.per,
-                "rows": self.rows,
-                "particles": self.particles if b.kind == "lower" else 1,
-                "bits_per_dim": self.bits_per_dim(b),
-            }
-            for b in self.bounds
-        ]
 
 
 @torch.no_grad()
@@ -147,23 +68,17 @@ def loglik(
             that are nan.
     """
     program = program_of(run)
-    chain = isinstance(program, Chain) and not keep_weights and (ode or program.brief() is not program)
-    particles = (100 if chain else 1000) if particles is None else particles
+    by_times = program.subsamples and not keep_weights and (ode or program.repeats)
+    particles = (100 if by_times else 1000) if particles is None else particles
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
     data = prepare_columns(data, program, dtype_of_program(program))
     validate(data)
-    if chain:
+    if by_times:
         return _of_chain(run, data, particles, seed, ode)
     if ode:
         raise PpgenError(f"{program.name} is no Gaussian chain, and so has no ODE; leave ode (--ode) out")
     with ready(run, data, seed):
-        enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
-        if enumerated:
-            raise PpgenError(
-                f"the latent {enumerated[0]!r} is summed out, and log p(x) with it is not offered here yet; evaluate "
-                "its ELBO"
-            )
         structure = structure_of(run, data)
         _no_point(program, data, structure)
         dims = _discrete_dims(program, data, structure)
@@ -171,19 +86,11 @@ def loglik(
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        parts = []
-        blocks = list(_blocks(program, data, structure, particles))
-        runs: dict[tuple, Callable[..., Tensor]] = {}  # of each shape: many are worth a trace
-        for block, at_once in blocks:
-            log_w, left = [_weights(program, block, structure, min(particles, at_once))], particles - at_once
-            while left > 0:
-                k = min(left, at_once)
-                key = (k, *(tuple(v.shape) for v in block.values()))
-                if key not in runs:
-                    runs[key] = _repeated(program, block, structure, k, particles // at_once * len(blocks))
-                log_w.append(runs[key](*block.values()))
-                left -= k
-            parts.append(_reduce(torch.cat(log_w), keep_weights))
+        many = Blocks(program, structure)
+        parts = [
+            _reduce(many.log_weights(block, particles)[:, own], keep_weights)
+            for block, own in _blocks(program, data, structure, particles)
+        ]
         elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
         if np.isnan(elbo).any():
             raise PpgenError(
@@ -197,10 +104,6 @@ def loglik(
 
 def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:
     """The ELBO by times drawn at random, and the ODE's figure after it."""
-    from ppgen.inference.ledger import chain_elbo
-    from ppgen.inference.ode import ode_loglik
-    from ppgen.inference.samplers import chain_of
-
     found = chain_elbo(run, data, times=times, seed=seed)
     if not ode:
         return found
@@ -209,17 +112,36 @@ def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: 
         return found._replace(bounds=(*found.bounds, ode_loglik(program, data, draws=min(times, ODE_DRAWS))))
 
 
+class Blocks:
+    """Log weights of blocks of rows: what is recorded of a block serves all of its shape."""
+
+    def __init__(self, program: Program, structure: Structure):
+        self.program, self.structure = program, structure
+        self._many: dict[tuple, ManyTerms] = {}
+
+    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> Tensor:
+        """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
+        found = run_once(self.program, data)
+        for name in self.structure.names("observed"):
+            observed_in_support(name, found.p.nodes[name])
+        key = shapes(data)
+        if key not in self._many:
+            self._many[key] = ManyTerms(self.program, data, self.structure)
+        log_w = log_weights(self._many[key](draws, data), Setting.of(self.structure))
+        return log_w if log_w.dim() > 1 else log_w[:, None]
+
+
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
     """log p(x) as the model gives it; a mean of draws where its log-density is itself drawn (a Hutchinson trace)."""
+    many = Blocks(program, structure)
 
     def evaluate() -> Tensor:
-        return torch.cat(
-            [_weights(program, b, structure, 1)[0] for b, _ in _blocks(program, data, structure, 1)]
-        ).double()
+        blocks = _blocks(program, data, structure, 1)
+        return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
 
     values = evaluate()
     few = take(data, slice(0, 4), structure.row_columns) if structure.by_row else data
-    if torch.equal(_weights(program, few, structure, 1), _weights(program, few, structure, 1)):
+    if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
         return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
     draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
     return Bound("estimate", "estimate", draws.mean(0).numpy(), (draws.std(0) / len(draws) ** 0.5).numpy())
@@ -227,46 +149,24 @@ def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structu
 
 def _blocks(
     program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int
-) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """Blocks of rows, and how many particles at once: rows are kept together where the weights are not a row's own."""
+) -> Iterator[tuple[dict[str, Tensor], slice]]:
+    """Blocks of rows of one size, and which of a block's rows are new; all rows where the weights are no row's own."""
     rows = structure.row_columns
     n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
-    most = min(particles, MOST_PARTICLES) if structure.batch_safe else 1
+    size = min(n, max(1, BLOCK // (width * min(particles, MOST_PARTICLES))))
     if not structure.by_row or program.fixed_rows:
-        yield dict(data), max(1, min(most, BLOCK // (width * n)))
+        yield dict(data), slice(None)
         return
-    size = max(1, BLOCK // (width * most))
     for i in range(0, n, size):
-        yield take(data, slice(i, i + size), rows), most
-
-
-def _weights(
-    program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int, values: bool = True
-) -> Tensor:
-    """log w, of shape (particles, values); the observed values are checked on the way, where asked."""
-    t = trace_pair(program, data, particles=particles, structure=structure)
-    for name in structure.names("observed") if values else ():
-        observed_in_support(name, t.p.nodes[name])
-    log_w = log_weights(t, structure)
-    return log_w if log_w.dim() > 1 else log_w[:, None]
-
-
-def _repeated(
-    program: Program, block: Mapping[str, Tensor], structure: Structure, particles: int, times: int
-) -> Callable[..., Tensor]:
-    """Columns -> log w, traced where it will be run often enough to earn the tracing back."""
-
-    def run(*columns: Tensor) -> Tensor:
-        return _weights(program, dict(zip(block, columns, strict=True)), structure, particles, values=False)
-
-    return traced(run, list(block.values())) if times >= WORTH_TRACING else run
+        first = min(i, n - size)  # the last block reaches back, so that all have one shape
+        yield take(data, slice(first, first + size), rows), slice(i - first, None)
 
 
 def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
     """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
     few = data if program.fixed_rows else take(data, slice(0, 2), structure.row_columns)
     with torch.random.fork_rng():
-        one, two = (trace_pair(program, few).q.nodes for _ in range(2))
+        one, two = (run_once(program, few).q.nodes for _ in range(2))
     for name in structure.latents:
         if is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
@@ -296,6 +196,6 @@ def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Stru
         return None
     few = take(data, slice(0, 1), structure.row_columns) if structure.by_row and not program.fixed_rows else data
     with torch.random.fork_rng():
-        p, _ = trace_pair(program, few)
+        p, _ = run_once(program, few)
     values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
     return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None

@@ -4,9 +4,10 @@
 
 kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
 few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
-rejects that proposal, never the run. What is wrong is logged, and stands in the tree's attribute "findings".
+rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's attribute "findings",
+which `load_findings` reads.
 
-Sources: see chees.py, nuts.py, findings.py and ppgen/pathfinder.py.
+Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -15,29 +16,28 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyro
 import torch
-from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.check import batch_safe, columns, running_of
+from ppgen.check import columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.errors import PpgenError
 from ppgen.inference.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
-from ppgen.inference.findings import findings
+from ppgen.inference.findings import FINE, store_findings
+from ppgen.inference.mcmc_diagnostics import findings
 from ppgen.inference.nuts import nuts
-from ppgen.inference.posterior import blocks, groups_of, tree_of
+from ppgen.inference.posterior import Groups, tree_of
 from ppgen.inference.sample import dtype_of_program, program_of, ready
 from ppgen.inference.start import name_direction, runaway, starts
 from ppgen.pathfinder import Paths, pathfinder
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import sample_sites
-from ppgen.structure import PARTICLES, Structure, Traces, inspect
+from ppgen.structure import Structure, inspect
+from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -120,10 +120,11 @@ def mcmc(
     said = findings(found, joint)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
-        "findings": "\n".join(said),
     }  # fmt: skip
-    for sentence in said:
-        log.warning("%s", sentence)
+    store_findings(tree, said)
+    for finding in said:
+        if finding.verdict != FINE:
+            log.warning("%s. %s", finding, finding.remedy)
     return tree
 
 
@@ -142,8 +143,7 @@ def _structure(
     program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
 ) -> Structure:
     """Told by the model alone: a guide is not needed, and not looked at."""
-    structure = inspect(program, data, enumerated=summed, rows=rows, guide=False)
-    return structure if summed else batch_safe(program, data, structure, guide=False)
+    return inspect(program, data, enumerated=summed, rows=rows, guide=False)
 
 
 def _register(program: Program, data: Mapping[str, Tensor]) -> None:
@@ -248,43 +248,20 @@ def _tree(
     """The draws through the model: deterministic sites, log-likelihood, predictions."""
     S, C, _ = found.u.shape
     latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
-    here = sample_sites(_somewhere(lambda: poutine.trace(lambda: program.call("model", data)).get_trace()))
-    parts: dict[str, list[dict[str, np.ndarray]]] = {}
-    first = 0
-    for k in blocks(C * S, data, structure):
-        values = {n: _placed(v[first : first + k], here[n], structure, k) for n, v in latents.items()}
-        q = poutine.trace(lambda values=values: _deltas(values, here)).get_trace()
-        with pyro.plate(PARTICLES, k, dim=-structure.nesting - 1) if k > 1 else poutine.mask(mask=True):
-            p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
-        t = Traces(p, q)
-        try:
-            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=prior)
-        except LinAlgError:  # at some draw from the prior
-            if not prior:
-                raise
-            log.info("%s cannot be run at every draw from its prior: the tree has no prior groups", program.name)
-            prior = False
-            for group in ("prior", "prior_predictive"):
-                parts.pop(group, None)
-            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=False)
-        for group, arrays in made.items():
-            parts.setdefault(group, []).append(arrays)
-        first += k
-    groups = {g: {n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for g, ps in parts.items()}
-    groups = {g: {n: v.reshape(C, S, *v.shape[1:]) for n, v in group.items()} for g, group in groups.items()}
-    groups["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
-    return tree_of(program, structure, here, groups, data)
+    here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
 
+    def groups(prior: bool) -> dict[str, dict[str, Tensor]]:
+        one = {n: v[0] for n, v in latents.items()}
+        made = Groups(program, data, structure, predictive=predictive, prior=prior, latents=one)
+        return made(C * S, latents)
 
-def _deltas(values: Mapping[str, Tensor], here: Mapping[str, dict]) -> None:
-    for name, value in values.items():
-        pyro.sample(name, Delta(value, event_dim=here[name]["fn"].event_dim))
-
-
-def _placed(value: Tensor, site: dict, structure: Structure, k: int) -> Tensor:
-    """k draws of a latent, k at the place of the plate of particles; without it where k is 1."""
-    if k == 1:
-        return value[0]
-    event = site["fn"].event_dim
-    batch = value.shape[1 : value.dim() - event]
-    return value.reshape(k, *[1] * (structure.nesting - len(batch)), *value.shape[1:])
+    try:
+        drawn = groups(prior)
+    except LinAlgError:  # at some draw from the prior
+        if not prior:
+            raise
+        log.info("%s cannot be run at every draw from its prior: the tree has no prior groups", program.name)
+        drawn = groups(False)
+    arrays = {g: {n: v.reshape(C, S, *v.shape[1:]).numpy() for n, v in group.items()} for g, group in drawn.items()}
+    arrays["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
+    return tree_of(program, structure, here, arrays, data)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ppgen.data import n_rows, take
 from ppgen.gaussian_chain import GaussianChain, shares
-from ppgen.inference.loglik import Bound
+from ppgen.inference.estimates import Bound
 from ppgen.transforms.continuous import solve
 
 __all__ = ["flow", "ode_loglik"]

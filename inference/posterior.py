@@ -7,11 +7,10 @@ independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -20,21 +19,21 @@ from ppgen.agreement import observed_in_support
 from ppgen.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.data import row_columns, validate
-from ppgen.distributions import Flat
+from ppgen.draws import Many, one_draw
+from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference import psis
-from ppgen.inference.elbo import log_weights
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.sites import innermost, is_deterministic, sample_sites
-from ppgen.structure import PARTICLES, Structure, Traces, trace_pair
+from ppgen.sites import is_deterministic, sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import Term, Traces, guide_run, holding, laid_out, latents_of, term, terms, total, value_of
+from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
-
-BLOCK = 2**22  # values at once: bounds the memory
 
 Arrays = dict[str, np.ndarray]
 
@@ -65,7 +64,8 @@ def posterior(
         Groups as above; each variable has the dimensions chain, draw, its plates, its event dimensions. In
         sample_stats, log_p = log p(x, z) and log_q = log q(z | x), by row where every latent is local.
 
-        Latents that were summed out are not in it, nor are log-probabilities that would need their sum.
+        Discrete latents that were summed out are drawn from p(d | x, z) at each draw of the others; log_p has them
+        summed out.
 
     Raises:
         PpgenError: a program without latents (it has no posterior); data that the program does not take; weights that
@@ -79,27 +79,116 @@ def posterior(
     validate(data)
     with ready(run, data, seed):
         structure = structure_of(run, data)
-        if not structure.latents:
+        if not structure.names("latent"):
             raise PpgenError(
                 f"{program.name} has no latent to infer, so no posterior; its log p(x) is exact: evaluate it"
             )
         with torch.random.fork_rng():
-            here = sample_sites(trace_pair(program, data).p)
+            here = sample_sites(run_once(program, data).p)
         for name in structure.names("observed"):
             observed_in_support(name, here[name])
-        groups: dict[str, list[Arrays]] = {}
+        groups = Groups(program, data, structure, predictive=predictive, prior=prior)
         drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
-        for k in blocks(drawn, data, structure):
-            t = trace_pair(program, data, particles=k, structure=structure)
-            made = groups_of(program, data, structure, here, t, k, predictive=predictive, prior=prior)
-            if "log_likelihood" in made:
-                made["sample_stats"] = {"log_p": _log_prob(t, structure, "p"), "log_q": _log_prob(t, structure, "q")}
-            for group, arrays in made.items():
-                groups.setdefault(group, []).append(arrays)
-        found = {g: {n: np.concatenate([p[n] for p in parts])[None] for n in parts[0]} for g, parts in groups.items()}
+        found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
         if corrected:
             found = psis.corrected(found, structure, draws, seed)
         return tree_of(program, structure, here, found, data)
+
+
+class Groups:
+    """Draws of every group of a posterior's tree: groups(S) gives tensors with S leading, by group and name.
+
+    Args:
+        program, data, structure: set up, and as they were checked.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        latents: examples of one draw of each latent, without the leading dimension; their draws are passed to each
+            call, and the guide is not used. None: the guide draws.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Mapping[str, Tensor],
+        structure: Structure,
+        *,
+        predictive: bool,
+        prior: bool,
+        latents: Mapping[str, Tensor] | None = None,
+    ):
+        self.program, self.data, self.structure = program, data, structure
+        self.predictive = predictive and bool(structure.names("observed"))
+        self.prior = prior and not any(s.distribution == "Flat" for s in structure.sites)
+        self.given = None if latents is None else list(latents)
+        self.names: list[tuple[str, str]] = []
+        self._many = Many(self._one, each=list((latents or {}).values()), name=program.name)
+
+    def __call__(self, draws: int, latents: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        each = [latents[n] for n in self.given] if latents is not None and self.given is not None else []
+        values = self._many(draws, each=each)  # which tells the names as well
+        out: dict[str, dict[str, Tensor]] = {}
+        for (group, name), value in zip(self.names, values, strict=True):
+            out.setdefault(group, {})[name] = value
+        return out
+
+    def _one(self, *given: Tensor) -> list[Tensor]:
+        latents = None if self.given is None else dict(zip(self.given, given, strict=True))
+        found = {(g, n): v for g, n, v in self._values(latents)}
+        self.names = list(found)
+        return list(found.values())
+
+    def _values(self, latents: dict[str, Tensor] | None) -> Iterator[tuple[str, str, Tensor]]:
+        """Group, name and value of everything, of one draw."""
+        program, data, structure = self.program, self.data, self.structure
+        q = guide_run(program, data) if latents is None else None
+        t = run_once(program, data, q=q, latents=latents)
+        held = latents_of(q) if q is not None else dict(latents or {})
+        found = terms(t) if not structure.summed else one_draw(program, data, structure, q=q, latents=latents)
+        if structure.summed:
+            held |= drawn_discrete(program, data, structure.nesting, held, structure.summed)
+            t = run_once(program, data, latents=held)
+        for name, site in sample_sites(t.p).items():
+            if is_deterministic(site) or not site["is_observed"]:
+                yield "posterior", name, value_of(site)[0]
+        for name, value in _pointwise(found, t, structure):
+            yield "log_likelihood", name, value
+        if q is not None:
+            for name, value in _log_p_q(found, structure).items():
+                yield "sample_stats", name, value
+        model = Unobserve()(lambda: program.call("model", data))
+        if self.predictive:
+            with holding(held):
+                sites = sample_sites(poutine.trace(model).get_trace())
+            for name, site in sites.items():
+                if site["infer"].get("was_observed"):
+                    yield "posterior_predictive", name, value_of(site)[0]
+        if self.prior:
+            sites = sample_sites(poutine.trace(model).get_trace(), deterministic=False)
+            for name, site in sites.items():
+                group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
+                yield group, name, value_of(site)[0]
+
+
+def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:
+    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out."""
+    local = bool(structure.summed) and all(map(structure.is_local, structure.summed))
+    inside: set[str] = set()
+    if local:
+        summed = [f for f in found if f.role == "summed"]
+        inside = {n for f in summed for n in f.site.split("+")}
+        if inside - {""}:
+            yield summed[0].site, total(summed, keep=structure.row_plates)
+    for name, site in sample_sites(t.p, deterministic=False).items():
+        if site["is_observed"] and name not in inside:
+            one = term(site)
+            yield name, laid_out(site, one.log_density, 0)[0]
+
+
+def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
+    """log p(x, z) and log q(z | x) of one draw: by row where every latent is local."""
+    keep = structure.row_plates if structure.by_row else frozenset()
+    parts = {"log_p": [f for f in found if f.sign > 0], "log_q": [f for f in found if f.sign < 0]}
+    p = total(parts["log_p"], keep=keep)
+    return {"log_p": p, "log_q": -total(parts["log_q"], keep=keep) if parts["log_q"] else torch.zeros_like(p)}
 
 
 @torch.no_grad()
@@ -107,7 +196,8 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
     """Posterior predictive on new rows: z ~ q, then x ~ p_θ(x | z) at the new columns.
 
     Global latents are drawn from the guide, local ones too where the new rows have what the guide reads (else
-    from the model, given the global ones). Observed columns, if passed, are never returned as predictions.
+    from the model, given the global ones); discrete global latents that were summed out from p(d | x, z) at the rows
+    that were fitted. Observed columns, if passed, are never returned as predictions.
 
     Returns:
         The groups predictions and predictions_constant_data.
@@ -123,133 +213,41 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
     columns(program, data)
     if data:
         validate(data)
+    fitted = run if isinstance(run, Run) else None
     with ready(run, data, seed), running_of(program, data):
-        trained = run.structure if isinstance(run, Run) else None
+        trained = fitted.structure if fitted is not None else None
         with torch.random.fork_rng():
             given = sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
-        parts = []
-        for _ in range(draws):
-            q = _guide_draw(program, data, run if isinstance(run, Run) else None)
-            model = Unobserve()(lambda: program.call("model", data))
-            p = poutine.trace(poutine.condition(model, q)).get_trace()
-            parts.append(
-                {
-                    n: s["value"].numpy()
-                    for n, s in sample_sites(p).items()
-                    if s["infer"].get("was_observed") or _free(s, q, trained)
-                }
-            )
-        names = parts[0].keys()
-        found = {n: np.stack([p[n] for p in parts])[None] for n in names}
-        sites = sample_sites(p)
-        dims = {
-            n: _dims(program, n, [f.name for f in sites[n]["cond_indep_stack"] if f.vectorized], found[n].ndim - 2)
-            for n in names
-        }
-        structure_like = {d: size for n in names for d, size in zip(dims[n], found[n].shape[2:], strict=True)}
+        dims: dict[str, tuple[str, ...]] = {}
+        names: list[str] = []
+
+        def one() -> list[Tensor]:
+            q = _guide_draw(program, data, fitted)
+            with holding(q):
+                p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
+            out = {
+                n: value_of(s)
+                for n, s in sample_sites(p).items()
+                if s["infer"].get("was_observed") or _free(s, q, trained)
+            }
+            names[:] = list(out)
+            dims.update({n: d for n, (_, d) in out.items()})
+            return [v for v, _ in out.values()]
+
+        drawn = Many(one, name=program.name)(draws)
+        found = {n: v.numpy()[None] for n, v in zip(names, drawn, strict=True)}
+        all_dims = {n: _dims(program, n, list(dims[n]), found[n].ndim - 2) for n in names}
+        sizes = {d: size for n in names for d, size in zip(all_dims[n], found[n].shape[2:], strict=True)}
         constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
-        row_plate = _row_plate(trained) if trained else "data"
-        constant_dims = {
-            n: _column_dims(program, n, v, trained.row_columns if trained else row_columns(data), row_plate)
-            for n, v in data.items()
-            if n in constant
-        }
+        row_plate = trained.row_plate if trained else "data"
+        rows = trained.row_columns if trained else row_columns(data)
+        constant_dims = {n: _column_dims(program, n, data[n], rows, row_plate) for n in constant}
         for n, v in constant.items():
-            structure_like |= dict(zip(constant_dims[n], v.shape, strict=True))
+            sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
         return _from_dict(
             {"predictions": found} | ({"predictions_constant_data": constant} if constant else {}),
-            dims | constant_dims, _coords(program, structure_like),
+            all_dims | constant_dims, _coords(program, sizes),
         )  # fmt: skip
-
-
-def blocks(draws: int, data: Mapping[str, Tensor], structure: Structure) -> list[int]:
-    """Draws at once: as many as fit, one where the program does not run with particles."""
-    if not structure.batch_safe or any(s.enumerated for s in structure.sites):
-        return [1] * draws
-    at_once = max(1, min(draws, BLOCK // max(1, sum(v.numel() for v in data.values()))))
-    return [min(at_once, draws - i) for i in range(0, draws, at_once)]
-
-
-def groups_of(
-    program: Program,
-    data: Mapping[str, Tensor],
-    structure: Structure,
-    here: Mapping[str, dict],
-    t: Traces,
-    k: int,
-    *,
-    predictive: bool,
-    prior: bool,
-) -> dict[str, Arrays]:
-    """k draws of every group, k leading, from the traces of k particles; `here` are the sites of a single run."""
-    out: dict[str, Arrays] = {"posterior": {}, "log_likelihood": {}}
-    summed = {s.name for s in structure.sites if s.enumerated}
-    for name, site in sample_sites(t.p).items():
-        if name in summed:
-            continue
-        if is_deterministic(site):
-            out["posterior"][name] = _deterministic(site, here[name]["value"], k)
-        elif not site["is_observed"]:
-            out["posterior"][name] = _array(site, site["value"], k, structure)
-        else:
-            value = site["fn"].log_prob(site["value"])
-            out["log_likelihood"][name] = _array(site, value, k, structure, event=False)
-    if summed:
-        out = {"posterior": out["posterior"]}
-    with pyro.plate(PARTICLES, k, dim=-structure.nesting - 1) if k > 1 else poutine.mask(mask=True):
-        model = Unobserve()(lambda: program.call("model", data))
-        if predictive:
-            p = poutine.trace(poutine.replay(model, trace=t.q)).get_trace()
-            out["posterior_predictive"] = {
-                n: _array(s, s["value"], k, structure)
-                for n, s in sample_sites(p).items()
-                if s["infer"].get("was_observed")
-            }
-        if prior and not any(isinstance(innermost(s["fn"]), Flat) for s in sample_sites(t.p).values()):
-            p = poutine.trace(model).get_trace()
-            sites = sample_sites(p, deterministic=False).items()
-            out["prior"] = {
-                n: _array(s, s["value"], k, structure)
-                for n, s in sites
-                if not s["infer"].get("was_observed") and n not in summed
-            }
-            out["prior_predictive"] = {
-                n: _array(s, s["value"], k, structure) for n, s in sites if s["infer"].get("was_observed")
-            }
-    return out
-
-
-def _log_prob(t: Traces, structure: Structure, which: str) -> np.ndarray:
-    """log p(x, z) or log q(z | x): (K, rows) or (K,)."""
-    empty = poutine.Trace()
-    pair = Traces(t.p, empty) if which == "p" else Traces(empty, t.q)
-    value = log_weights(pair, structure)
-    return (value if which == "p" else -value).numpy()
-
-
-def _array(site: dict, value: Tensor, k: int, structure: Structure, event: bool = True) -> np.ndarray:
-    """A site's values as (k, its plates from the outermost in, its event)."""
-    event_dim = site["fn"].event_dim if event else 0
-    if event:
-        value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
-    batch = value.shape[: value.dim() - event_dim]
-    rest = value.shape[value.dim() - event_dim :]
-    value = value.reshape((1,) * (structure.nesting + 1 - len(batch)) + tuple(batch) + tuple(rest))
-    plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
-    lead = value.shape[0]
-    keep = [value.shape[1 + i] for i, d in enumerate(range(-structure.nesting, 0)) if d in plates]
-    value = value.reshape((lead, *keep, *rest))
-    return value.expand(k, *value.shape[1:]).numpy()
-
-
-def _deterministic(site: dict, single: Tensor, k: int) -> np.ndarray:
-    """A deterministic site's values as (k, its plates, the rest). Pyro calls all of its dimensions event ones: the
-    shape in a single run tells them from the particles, and plates are the leading ones."""
-    value = site["value"].reshape(-1, *single.shape)
-    dims = {f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES}
-    nesting = max((-d for d in dims), default=0)
-    kept = [n for i, n in enumerate(single.shape) if i >= nesting or i - nesting in dims or n > 1]
-    return value.reshape(-1, *kept).expand(k, *kept).numpy()
 
 
 def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
@@ -257,12 +255,13 @@ def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
-def _dims(program: Program, name: str, plates: list[str], ndim: int) -> list[str]:
+def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
     """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
     event = list(program.dims.get(name, ()))
-    if len(event) != ndim - len(plates):
-        event = [f"{name}_dim_{i}" for i in range(ndim - len(plates))]
-    return [*plates, *event]
+    if len(event) != ndim - len(batch):
+        own = sum(d.startswith(f"{name}_dim_") for d in batch)  # batch dimensions without a plate
+        event = [f"{name}_dim_{own + i}" for i in range(ndim - len(batch))]
+    return [*batch, *event]
 
 
 def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
@@ -282,36 +281,42 @@ def tree_of(
     found: dict[str, Arrays],
     data: Mapping[str, Tensor],
 ) -> DataTree:
-    """The tree of what was drawn, (chain, draw, ...) by group and site, with observed and constant data."""
-    observed = {n: _array(here[n], here[n]["value"], 1, structure)[0] for n in structure.names("observed")}
+    """The tree of what was drawn, (chain, draw, ...) by group and site, with observed and constant data.
+
+    Args:
+        here: the sites of a run, by name.
+    """
+    observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
     constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
-    row_plate = _row_plate(structure)
+    known = {s.name for s in structure.sites}
     for group_name, group in found.items():
         for name, value in group.items():
+            own = structure[name].dims if name in known else (structure.row_plate,)
             if group_name == "sample_stats":
-                dims[name] = [row_plate] if value.ndim == 3 else []
+                dims[name] = [structure.row_plate] if value.ndim == 3 else []
             elif name not in dims or len(dims[name]) < value.ndim - 2:
-                dims[name] = _dims(program, name, list(structure[name].plates)[: value.ndim - 2], value.ndim - 2)
+                dims[name] = _dims(program, name, list(own)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
+    for name, array in observed.items():
+        dims.setdefault(name, _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim))
+        sizes |= dict(zip(dims[name], array.shape, strict=False))
     for name, array in constant.items():
-        dims[name] = _column_dims(program, name, data[name], structure.row_columns, row_plate)
+        dims[name] = _column_dims(program, name, data[name], structure.row_columns, structure.row_plate)
         sizes |= dict(zip(dims[name], array.shape, strict=True))
-    groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found} | {"observed_data": observed}
-    if constant:
-        groups["constant_data"] = constant
-    return _from_dict(groups, dims, _coords(program, sizes))
-
-
-def _row_plate(structure: Structure) -> str:
-    return next((p for s in structure.sites for p in s.plates if p in structure.row_plates), "data")
+    groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
+    groups |= {"observed_data": observed} if observed else {}
+    groups |= {"constant_data": constant} if constant else {}
+    return _from_dict(groups, dims, _coords(program, sizes), row_dim=structure.row_plate)
 
 
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
 
 
-def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any]) -> DataTree:
+def _from_dict(
+    groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str
+) -> DataTree:
     from arviz_base import from_dict
 
     used = versions()
@@ -322,7 +327,7 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
         coords=coords,
         pred_dims=dims,
         pred_coords=coords,
-        attrs={"/": made_by | used, **dict.fromkeys(groups, made_by)},
+        attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
     )
 
 
@@ -342,13 +347,17 @@ def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -
     needed = program.guide_columns
     reads = bool(needed) and all(n in data for n in needed)
     same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
-    if reads and not run.structure.globals:
+    s = run.structure
+    if reads and not s.globals and not s.summed:
         return drawn(data, {})
     told = drawn(run.example, {})
+    summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
+    if summed:
+        told |= drawn_discrete(program, run.example, s.nesting, told, summed)
     if same:
         return told
-    told = {n: v for n, v in told.items() if n not in run.structure.locals}
-    return drawn(data, told) if reads else told
+    told = {n: v for n, v in told.items() if n not in s.locals}
+    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
 
 
 def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:

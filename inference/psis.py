@@ -20,6 +20,8 @@ from ppgen.structure import Structure
 
 GOOD_K = 0.7
 SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones
+LEAST_DRAWS = 25  # for a tail of five, which a Pareto law is fitted to
+FARTHEST = 700.0  # nats from the largest weight to the tail's smallest, beyond which it is 0 in float64
 PROPOSALS = 4  # draws of the guide for each corrected one
 
 Arrays = dict[str, np.ndarray]
@@ -33,26 +35,31 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
 def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smoothed log weights that sum to one, (K, n), and k-hat, (n,).
 
-    ArviZ's `psislw` is made for leave-one-out and takes negative log weights.
+    k-hat is nan of fewer than 25 weights, to whose tail no law can be fitted, and infinite where the tail spans more
+    than float64 can hold, so that one weight has all the mass. ArviZ's `psislw` is made for leave-one-out and takes
+    negative log weights; it takes a tail of which nothing is left for a light one.
     """
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
+    tail = len(log_w) // 5 if len(log_w) <= 225 else int(3 * len(log_w) ** 0.5)
     for i, column in enumerate(log_w.T.astype(np.float64)):
         if column.max() - column.min() < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
+        elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-tail] > FARTHEST:
+            out[:, i], k[i] = column - np.logaddexp.reduce(column), math.nan if len(column) < LEAST_DRAWS else math.inf
         else:
             out[:, i], k[i] = array_stats.psislw(-column)
     return out, k
 
 
 def threshold(draws: int) -> float:
-    """The largest k-hat at which that many weighted draws can be trusted.
+    """The largest k-hat at which that many weighted draws can be trusted: min(0.7, 1 − 1 / log10 S).
 
-    >>> threshold(1000), threshold(100_000)
-    (0.6666666666666667, 0.7)
+    >>> threshold(1000), threshold(100_000), threshold(5)
+    (0.6666666666666667, 0.7, 0.0)
     """
-    return min(GOOD_K, 1 - 1 / math.log10(draws))
+    return min(GOOD_K, 1 - 1 / math.log10(max(draws, 10)))
 
 
 def resampled(log_w: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -108,8 +115,8 @@ def _row_axis(name: str, value: np.ndarray, structure: Structure) -> int:
     """Which axis of (1, K, plates, event) runs over the rows."""
     if name in ("log_p", "log_q"):
         return 2
-    plates = structure[name].plates
-    return 2 + next(i for i, p in enumerate(plates) if p in structure.row_plates)
+    dims = structure[name].dims
+    return 2 + next(i for i, d in enumerate(dims) if d in structure.row_plates)
 
 
 def _picked(value: np.ndarray, index: np.ndarray, axis: int | None) -> np.ndarray:
@@ -121,8 +128,9 @@ def _picked(value: np.ndarray, index: np.ndarray, axis: int | None) -> np.ndarra
 
 
 def moments(value: np.ndarray, log_w: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd over the draws of (1, K, ...), weighted by (K,) log weights that sum to one."""
+    """Mean and sd over the draws of each entry of (1, K, ...), weighted by log weights, (K,) or (K, entries)."""
     x = value[0].reshape(value.shape[1], -1).astype(np.float64)
-    w = np.full(len(x), 1 / len(x)) if log_w is None else np.exp(log_w - np.logaddexp.reduce(log_w))
-    mean = w @ x
-    return mean, np.sqrt((w @ (x - mean) ** 2).clip(min=0))
+    log_w = np.zeros(len(x)) if log_w is None else log_w
+    w = np.exp(log_w - np.logaddexp.reduce(log_w)).reshape(len(x), -1)
+    mean = (w * x).sum(0)
+    return mean, np.sqrt((w * (x - mean) ** 2).sum(0).clip(min=0))

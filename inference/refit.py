@@ -20,7 +20,7 @@ from ppgen.engine.noise import Draw, hoist
 from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 from ppgen.inference.optimise import learning_rate
 from ppgen.program import Program
 from ppgen.structure import Structure

@@ -17,20 +17,22 @@ import numpy as np
 
 import ppgen
 from ppgen import data as data_module
-from ppgen.console import number
+from ppgen.console import cell, number
 from ppgen.errors import PpgenError
 from ppgen.files import read_json, write_atomic
 from ppgen.inference.diagnose import Diagnosis, diagnose
 from ppgen.inference.drawing import svg
+from ppgen.inference.estimates import LogLik
 from ppgen.inference.figures import BLUE, GREY, ORANGE
-from ppgen.inference.loglik import LogLik, loglik
+from ppgen.inference.findings import FINE, LOOK, WRONG, Finding
+from ppgen.inference.loglik import loglik
 from ppgen.inference.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
+from ppgen.inference.report_checks import Check, predictive_checks, report_checks
 from ppgen.inference.sample import ready
 from ppgen.inference.sample_plots import samples_figure
-from ppgen.inference.worries import FINE, GRAVE, LOOK, Check, predictive_checks, worries
 from ppgen.run import Run
 
-BADGES = {GRAVE: "Wrong:", LOOK: "Look:", FINE: "Fine:"}
+BADGES = {WRONG: "Wrong:", LOOK: "Look:", FINE: "Fine:"}
 ROWS = 1000  # of the data, at most, in the checks of a program whose rows are apart
 ENTRIES = 40  # of a table
 DPI = 110
@@ -51,9 +53,27 @@ def report(run: Run, data: Any = None, out: str | Path | None = None, *, draws: 
     Raises:
         PpgenError: a run in memory without `out`, or fitted to data in memory without `data`.
     """
+    return write_report(run, data, out, draws=draws, seed=seed)[0]
+
+
+def write_report(
+    run: Run, data: Any = None, out: str | Path | None = None, *, draws: int = 1000, seed: int = 0
+) -> tuple[Path, list[Finding]]:
+    """As `report`: the file, and the findings that are on the page, the worst first."""
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put the report into; pass out=")
     path = Path(out) if out is not None else run.path / "report.html"  # type: ignore[operator]
+    page, findings = _page(run, data, draws, seed)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PpgenError(f"the folder {path.parent} could not be made: {e.strerror}; choose another place") from e
+    write_atomic(path, page)
+    return path, findings
+
+
+def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding]]:
+    """The page's text, and the findings on it."""
     rows = dict(run.data() if data is None else data_module.as_tensors(data))
     rows = {k: v for k, v in rows.items() if k in run.program.columns or not run.program.columns}
     few = rows
@@ -64,6 +84,7 @@ def report(run: Run, data: Any = None, out: str | Path | None = None, *, draws: 
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"
     calibration = read_json(file) if file is not None and file.is_file() else None
+    calibrated = [Finding.from_dict(f) for f in calibration["findings"]] if calibration is not None else []
     sections = [
         _model(run, few),
         _data(run, rows),
@@ -71,19 +92,14 @@ def report(run: Run, data: Any = None, out: str | Path | None = None, *, draws: 
         _bounds(bounds, len(few) and data_module.n_rows(few, run.structure.row_columns), run),
         *([_posterior(run, few, d, seed)] if d is not None else []),
         _predictions(run, few, d, checks, seed),
-        *([_calibrated(calibration)] if calibration is not None else []),
+        *([_calibrated(calibration, calibrated)] if calibration is not None else []),
         _details(run),
     ]
-    page = _render(run, [s for s in sections if s], worries(run, d, checks, calibration))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PpgenError(f"the folder {path.parent} could not be made: {e.strerror}; choose another place") from e
-    write_atomic(path, page)
-    return path
+    findings = report_checks(run, d, checks, calibrated if calibration is not None else None)
+    return _render(run, [s for s in sections if s], findings), findings
 
 
-def _render(run: Run, sections: list[Section], found: list) -> str:
+def _render(run: Run, sections: list[Section], findings: list[Finding]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     text = files("ppgen").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
@@ -94,7 +110,7 @@ def _render(run: Run, sections: list[Section], found: list) -> str:
         title=f"{run.program.name} on {Path(str(source)).name}",
         subtitle=f"{recorded['rows']} rows, {len(run.structure.latents)} latent sites, "
         f"{sum(p.numel() for p in run.program.parameters())} parameters, seed {run.config['seed']}",
-        worries=found,
+        findings=findings,
         badges=BADGES,
         sections=sections,
         footer=f"Written by ppgen {ppgen.__version__}. Everything is in this file.",
@@ -110,7 +126,7 @@ def _section(title: str, *text: str, figures: list | None = None, tables: list |
 
 
 def _table(caption: str, head: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    cells = [[number(float(c)) if isinstance(c, float) else str(c) for c in row] for row in rows]
+    cells = [[cell(c) for c in row] for row in rows]
     return {"caption": caption, "head": head, "rows": cells}
 
 
@@ -218,7 +234,9 @@ def _posterior(run: Run, data: Mapping[str, Any], d: Diagnosis, seed: int) -> Se
                 [[str(i), *map(float, row)] for i, row in zip(beside.index, beside.values, strict=True)],
             )
         )  # fmt: skip
-    return _section("Posterior", *d.findings, figures=figures, tables=tables)
+    checks = [[f.measure.replace("_", " "), f.where or "–", f.figure, f.threshold, f.verdict] for f in d.findings[1:]]
+    tables.append(_table("Checks of the guide", ["", "where", "figure", "good to", "verdict"], checks))
+    return _section("Posterior", str(d.findings[0]), figures=figures, tables=tables)
 
 
 def _in_words(d: Diagnosis) -> str:
@@ -251,7 +269,7 @@ def _predictions(run: Run, data: Mapping[str, Any], d: Diagnosis | None, checks:
     )
 
 
-def _calibrated(c: Mapping[str, Any]) -> Section:
+def _calibrated(c: Mapping[str, Any], findings: list[Finding]) -> Section:
     from matplotlib.figure import Figure
 
     names = list(c["parameters"])[:9]
@@ -269,9 +287,10 @@ def _calibrated(c: Mapping[str, Any]) -> Section:
         axis.spines[["top", "right"]].set_visible(False)
     rows = [[n, *(float(p[k]) if p[k] is not None else float("nan") for k in ("p", "contraction", "z_mean", "z_sd"))]
             for n, p in list(c["parameters"].items())[:ENTRIES]]  # fmt: skip
-    alt = f"Ranks of {len(names)} quantities over {c['simulations']} simulations. " + " ".join(c["findings"])
+    sentences = [str(f) for f in findings]
+    alt = f"Ranks of {len(names)} quantities over {c['simulations']} simulations. " + " ".join(sentences)
     return _section(
-        "Calibration", *c["findings"],
+        "Calibration", *sentences,
         figures=_figure(figure, alt, "ECDF of the ranks less that of uniform ones; grey is where all lie with "
                         "probability 0.95 if calibrated."),
         tables=[_table("Simulation-based calibration", ["", "p-value", "contraction", "mean z", "sd of z"], rows)],

@@ -19,12 +19,14 @@ from torch import Tensor
 from ppgen.agreement import observed_fit
 from ppgen.check import check, running_of
 from ppgen.data import n_rows, row_columns, take
+from ppgen.draws import Many
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Unobserve
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_deterministic, sample_sites
-from ppgen.structure import Structure, trace_pair
+from ppgen.structure import Structure
+from ppgen.terms import run as run_once
 
 CHUNK = 1000  # rows at once
 
@@ -96,7 +98,7 @@ def sample(
         held = {k: _one_a_draw(k, v, sites[k], n, plates if by_row else set()) for k, v in held.items()}
         if by_row:
             return _by_rows(model, n, held, each, constants, plates)
-        return _by_draws(model, n, held, columns)
+        return _by_draws(program, model, n, held, columns)
 
 
 Model = Callable[[Mapping[str, Tensor]], Any]
@@ -194,13 +196,20 @@ class _Hold(Messenger):
             msg["is_observed"] = True
 
 
-def _by_draws(model: Model, n: int, held: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_draws(
+    program: Program, model: Model, n: int, held: Mapping[str, Tensor], columns: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Every draw is a run of its own."""
-    runs = []
-    for i in range(n):
-        run = poutine.condition(lambda: model(columns), {k: v[i] for k, v in held.items()})
-        runs.append({k: s["value"] for k, s in sample_sites(poutine.trace(run).get_trace()).items()})
-    return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
+    names: list[str] = []
+
+    def one(*values: Tensor) -> list[Tensor]:
+        run = poutine.condition(lambda: model(columns), dict(zip(held, values, strict=True)))
+        sites = sample_sites(poutine.trace(run).get_trace())
+        names[:] = list(sites)
+        return [s["value"] for s in sites.values()]
+
+    values = Many(one, each=[v[0] for v in held.values()], name=program.name)(n, each=list(held.values()))
+    return dict(zip(names, values, strict=True))
 
 
 @torch.no_grad()
@@ -214,7 +223,7 @@ def reconstruct(run: Run | Program, data: Any, *, seed: int | None = None, mean:
     data = prepare_columns(data, program, dtype_of_program(program))
     with ready(run, data, seed):
         structure_of(run, data)
-        t = trace_pair(program, data)
+        t = run_once(program, data)
         found = {}
         for name, site in sample_sites(t.p, deterministic=False).items():
             if site["is_observed"]:

@@ -27,9 +27,9 @@ from ppgen.engine.gradient import Evaluation, Gradient, shapes
 from ppgen.engine.optimisers import functional
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError, nearest
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 from ppgen.inference.optimise import averaged, ema_decay
-from ppgen.structure import trace_pair
+from ppgen.terms import run
 
 ENGINES = ("eager", "trace", "compile", "auto")
 MAX_BAD_STEPS = 10  # so many losses in a row that are not finite end the fit
@@ -488,7 +488,7 @@ def bad_site(objective: Objective, batch: Mapping[str, Tensor], random_state: Te
     with torch.random.fork_rng(), torch.no_grad():
         torch.set_rng_state(random_state)
         try:
-            t = trace_pair(objective.program, batch, particles=objective.particles, structure=objective.structure)
+            t = run(objective.program, batch)
         except Exception as e:
             return f"{type(e).__name__}: {str(e).splitlines()[0]}"
         for part_trace, part in ((t.q, "guide"), (t.p, "model")):

@@ -25,7 +25,7 @@ from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.files import write_json, write_tree
 from ppgen.inference.converge import EVERY, Convergence, probe
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 from ppgen.inference.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.step import MAX_BAD_STEPS, Row, bad_site, make_step
 from ppgen.program import Program

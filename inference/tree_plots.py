@@ -28,7 +28,7 @@ from ppgen.inference.figures import (
     predictive_intervals,
     write_figures,
 )
-from ppgen.inference.findings import statistic
+from ppgen.inference.mcmc_diagnostics import statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites
-from ppgen.structure import Traces
+from ppgen.terms import Traces
 
 
 def _sites(trace: poutine.Trace) -> dict[str, dict]:
@@ -23,7 +23,7 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
         raise PpgenError(
-            "the model has no observed site, so there is nothing to learn from; write the likelihood as "
+            "the model has no observed site and no factor, so there is nothing to learn from; write the likelihood as "
             "pyro.sample(name, distribution, obs=column), and pass that column"
         )
     latent = [n for n, s in model.items() if not s["is_observed"]]
@@ -72,6 +72,21 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
                 f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
                 f"agree{_sizes_hint(site, found)}"
             )
+        _not_repeated(name, site, found, expected)
+
+
+def _not_repeated(name: str, site: dict, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Observed values that broadcasting repeats along a dimension that is no plate's would be counted many times."""
+    plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    events = len(site["fn"].event_shape)
+    for i in range(1, len(expected) + 1):
+        own = found[-i] if i <= len(found) else 1
+        if own != expected[-i] and (i <= events or events - i not in plates):
+            raise PpgenError(
+                f"the observed site {name!r} is given values of shape {found}, which its distribution of shape "
+                f"{expected} repeats along a dimension that no plate stands for, so that each is counted "
+                f"{expected[-i]} times; give parameters and values one shape, as with x[:, 0] for a column (N, 1)"
+            )
 
 
 def _sizes_hint(site: dict, found: tuple[int, ...]) -> str:
@@ -92,7 +107,7 @@ def plates_fit(t: Traces) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     for trace, part in ((t.q, "guide"), (t.p, "model")):
         for name, site in _sites(trace).items():
-            _site_in_plates(trace, name, site, part)
+            _site_in_plates(name, site, part)
     for name in model.keys() & guide.keys():
         p, q = model[name], guide[name]
         if p["is_observed"]:
@@ -130,7 +145,7 @@ def plates_of(site: dict) -> list[tuple[str, int]]:
     return [(f.name, f.size) for f in site["cond_indep_stack"] if f.vectorized]
 
 
-def _site_in_plates(trace: poutine.Trace, name: str, site: dict, part: str) -> None:
+def _site_in_plates(name: str, site: dict, part: str) -> None:
     if is_factor(site):
         return
     dims = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
@@ -141,14 +156,6 @@ def _site_in_plates(trace: poutine.Trace, name: str, site: dict, part: str) -> N
                 f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it "
                 f"has size {frame.size} "
                 f"at dimension {dim}; make the two agree"
-            )
-    for i in range(1, len(batch) + 1):
-        if batch[-i] > 1 and -i not in dims:
-            raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and no plate stands for its dimension "
-                f"{-i} of size {batch[-i]}; "
-                f"put it in a pyro.plate of that size, or make the dimension part of the event with .to_event({i}) "
-                f"(shapes: {shape_table(trace)})"
             )
 
 

@@ -10,23 +10,24 @@ Four conditionals say all there is, with times 1 = t_T > ... > t_0 = 0:
     −KL(q(z_1 | x), p(z_1)) − Σ_i E KL(q(z_s | z_t, x), p_θ(z_s | z_t)) + E log p_θ(x | z_0),
 
 is a sum over i, and one i drawn at random and weighed by T is an unbiased estimate: what `elbo="subsampled"` trains by
-(`ppgen.inference.chain`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et
+(`ppgen.chain_terms`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et
 al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630).
 """
 
 from __future__ import annotations
 
-import copy
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppgen.chain_terms import subsampled_terms
 from ppgen.errors import PpgenError
 from ppgen.program import Program
+from ppgen.terms import Term
 
 __all__ = ["Chain", "require_few_states"]
 
@@ -110,22 +111,26 @@ class Chain(Program):
         """The columns beside x that the model takes."""
         return {k: v for k, v in data.items() if k != "x" and k in self.columns}
 
-    def brief(self) -> Chain:
-        """The chain with the same parameters and two steps: its steps are alike, and so is what may be wrong."""
-        if self.steps <= LONG:
-            return self
-        short = copy.copy(self)  # of the module itself: parameters, buffers and submodules are shared
-        short.__dict__["steps"] = SHORT
-        return short
+    # -- as a program -------------------------------------------------------------------------------------
 
-    def setup(self, data: dict[str, Tensor], *args: Any, **kwargs: Any) -> Chain:
-        """As `Program.setup`, on two steps."""
-        brief = self.brief()
-        if brief is not self:
-            brief.setup(data, *args, **kwargs)
-            return self
-        super().setup(data, *args, **kwargs)
-        return self
+    subsamples = True
+
+    def subsampled_terms(self, data: dict[str, Tensor], draws: int) -> list[Term]:
+        return subsampled_terms(self, data, draws)
+
+    @property
+    def repeats(self) -> bool:
+        return self.steps > LONG
+
+    @contextmanager
+    def in_brief(self) -> Iterator[None]:
+        """Within it, the chain has two steps: its steps are alike, and so is what may be wrong."""
+        steps = self.steps
+        try:
+            self.__dict__["steps"] = SHORT if self.repeats else steps
+            yield
+        finally:
+            self.__dict__["steps"] = steps
 
 
 def require_few_states(program: Program) -> None:
@@ -133,7 +138,7 @@ def require_few_states(program: Program) -> None:
     Raises:
         PpgenError: a long chain: its guide has nothing to learn, and its states are nothing to summarise.
     """
-    if isinstance(program, Chain) and program.brief() is not program:
+    if program.repeats:
         raise PpgenError(
             f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
             "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"

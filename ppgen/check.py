@@ -5,12 +5,11 @@ Each failure is one sentence that names the site, what was found, what was expec
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -22,8 +21,9 @@ from ppgen import data as data_module
 from ppgen.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
 from ppgen.program import Program, arguments
-from ppgen.sites import is_deterministic, sample_sites
-from ppgen.structure import PARTICLES, Structure, Traces, inspect, trace_pair
+from ppgen.sites import sample_sites
+from ppgen.structure import Structure, longer_run, structure_of
+from ppgen.terms import Traces, run
 
 
 def check(
@@ -49,29 +49,68 @@ def check(
         PpgenError: one sentence on the first thing that is wrong.
     """
     columns(program, data)
-    program = program.brief()
     data_module.validate(data)
     rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)
-    minibatch = size < n
-    batch = data_module.take(data, torch.arange(size)) if minibatch else data
-    with torch.random.fork_rng(), pyro.validation_enabled(False):
-        apart = _run(program, batch, apart=True)
+    batch = data_module.take(data, torch.arange(size), rows) if size < n else data
+    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+        with running_of(program, batch), torch.enable_grad():
+            traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
+            apart = Traces(*(t.get_trace() for t in traces))
+        return checked(program, batch, apart, n=n, enumerated=enumerated, rows=rows, learn=learn).structure
+
+
+class Checked(NamedTuple):
+    """What the checks found.
+
+    Attributes:
+        structure: of the program.
+        run: the run of the pair that they looked at.
+        longer: a run on one row more; None where there is none.
+    """
+
+    structure: Structure
+    run: Traces
+    longer: Traces | None
+
+
+def checked(
+    program: Program,
+    batch: Mapping[str, Any],
+    apart: Traces,
+    *,
+    n: int,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    learn: bool = True,
+) -> Checked:
+    """The checks, on a run of both parts by themselves, one of the pair, and one of the pair on a row more.
+
+    Args:
+        batch: the first batch, or all rows.
+        apart: traces of both parts on it, the model's at latents of its own: a guide's shapes cannot upset it.
+        n: the number of all rows.
+        enumerated, rows, learn: as of `check`.
+    """
+    size = data_module.n_rows(batch, rows)
+    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+        apart = Traces(*map(prune_subsample_sites, apart))
         sites_match(apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
         supports_match(apart)
-        t = _run(program, batch)
-        structure = inspect(program, batch, enumerated=enumerated, rows=rows)
-        if minibatch:
+        # From one random state: what differs between the two runs is the rows.
+        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            t = run(program, batch)
+        longer = longer_run(program, batch, rows)
+        structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
+        if size < n:
             _minibatch(program, structure, t, size, n)
-        _log_probs(t, structure, enumerated)
-        if not enumerated:
-            if learn:
-                _gradients(program, t)
-            return batch_safe(program, batch, structure)
-    return structure
+        _log_probs(t, enumerated)
+        if learn and not enumerated:
+            _gradients(program, t)
+    return Checked(structure, t, longer)
 
 
 # -- columns -------------------------------------------------------------------------------------
@@ -98,15 +137,6 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
 
 
 # -- running it ----------------------------------------------------------------------------------
-
-
-def _run(program: Program, data: Mapping[str, Any], apart: bool = False) -> Traces:
-    """Both traces; `apart`, the model draws latents of its own, so that a guide's shapes cannot upset it."""
-    with running_of(program, data), torch.enable_grad():
-        if not apart:
-            return trace_pair(program, data)
-        traces = (poutine.trace(lambda part=part: program.call(part, data)).get_trace() for part in ("model", "guide"))
-        return Traces(*map(prune_subsample_sites, traces))
 
 
 @contextmanager
@@ -153,7 +183,7 @@ def _user_line(e: BaseException) -> str:
 # -- numbers -------------------------------------------------------------------------------------
 
 
-def _log_probs(t: Traces, structure: Structure, enumerated: tuple[str, ...]) -> None:
+def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
         for name, site in sample_sites(trace).items():
             if name in enumerated:
@@ -186,7 +216,7 @@ def _extent(value: Tensor) -> str:
 
 
 def _gradients(program: Program, t: Traces) -> None:
-    loss = sum(s["log_prob"].sum() for trace in t for s in sample_sites(trace).values() if "log_prob" in s)
+    loss = sum(s["fn"].log_prob(s["value"]).sum() for trace in t for s in sample_sites(trace, factors=True).values())
     parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not parameters:
         raise PpgenError(
@@ -213,7 +243,7 @@ def parameter_name(name: str) -> str:
     return name.removeprefix("param:").replace("/", ".") if name.startswith("param:") else name
 
 
-# -- minibatches and particles --------------------------------------------------------------------
+# -- minibatches -------------------------------------------------------------------------------------
 
 
 def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: int, n: int) -> None:
@@ -231,6 +261,11 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
                 f"{n} rows cannot be "
                 "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
             )
+    if shared := [n for n in structure.summed if not structure.is_local(n)]:
+        raise PpgenError(
+            f"the latent {shared[0]!r} is shared by all rows and summed out, and the sum over its values does not fall "
+            f"into batches; leave out batch_size so that all {n} rows are passed"
+        )
     auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
     if program.fixed_rows and (structure.locals or auxiliary_local):
         raise PpgenError(
@@ -242,64 +277,4 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
         )
 
 
-def batch_safe(program: Program, data: Mapping[str, Any], structure: Structure, *, guide: bool = True) -> Structure:
-    """Runs two particles at once, and compares each one's log joint with that of a run of its own.
-
-    Args:
-        guide: whether its latents are the guide's draws; else the model's own.
-
-    Returns:
-        The structure, with what was found in `batch_safe` and `unsafe_reason`.
-    """
-    if not structure.latents:
-        return structure
-
-    def unsafe(reason: str) -> Structure:
-        return dataclasses.replace(structure, batch_safe=False, unsafe_reason=reason)
-
-    with torch.no_grad():
-        try:
-            p, q = trace_pair(program, data, particles=2, structure=structure, guide=guide)
-            p.compute_log_prob()
-        except Exception as e:
-            return unsafe(f"{type(e).__name__}{_user_line(e)}: {_first_line(e)}")
-        dim = -structure.nesting - 1
-        for k in range(2):
-            values = {
-                n: _pick(s["value"], dim - s["fn"].event_dim, k)
-                for n, s in sample_sites(p).items()
-                if n in structure.latents
-            }
-            one = poutine.trace(poutine.condition(lambda: program.call("model", data), values)).get_trace()
-            one.compute_log_prob()
-            for n, s in sample_sites(p).items():
-                if is_deterministic(s):
-                    continue
-                many, single = s["log_prob"], sample_sites(one)[n]["log_prob"]
-                if many.dim() < -dim or many.shape[dim] != 2:
-                    return unsafe(f"the site {n!r} does not follow the plate of particles")
-                if not torch.allclose(many.select(dim, k).sum(), single.sum(), rtol=1e-3, atol=1e-3):
-                    return unsafe(f"the site {n!r} mixes the particles")
-    return structure
-
-
-def _pick(value: Tensor, dim: int, k: int) -> Tensor:
-    if value.dim() < -dim or value.shape[dim] == 1:
-        return value
-    return value.select(dim, k)
-
-
-def require_batch_safe(program: Program, structure: Structure, particles: int) -> None:
-    """Several particles at once ask for a program whose operations leave leading dimensions alone."""
-    if particles > 1 and not structure.batch_safe:
-        raise PpgenError(
-            f"{program.name} does not run with {particles} particles at once ({structure.unsafe_reason}); write its "
-            "tensor operations "
-            f"for leading dimensions, such as (X * beta[..., None, :]).sum(-1) in place of X @ beta, or take "
-            "particles=1"
-        )
-
-
-__all__ = [
-    "PARTICLES", "bad_number", "batch_safe", "check", "columns", "parameter_name", "require_batch_safe", "running_of",
-]  # fmt: skip
+__all__ = ["Checked", "bad_number", "check", "checked", "columns", "parameter_name", "running_of"]

@@ -98,7 +98,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str |
     from rich import box
     from rich.table import Table
 
-    rows = [[_cell(value) for value in row] for row in rows]
+    rows = [[cell(value) for value in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(head):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
@@ -113,7 +113,8 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str |
     print("\n".join(line.rstrip() for line in text.get().splitlines()), end="\n\n")
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A cell of a table: a figure, a dash where there is none, or words."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return number(value) if isinstance(value, float) else str(value)

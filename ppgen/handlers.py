@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Collection
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -17,9 +17,6 @@ from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
 from ppgen.sites import is_deterministic, is_factor
-
-if TYPE_CHECKING:
-    from ppgen.program import Program
 
 _MODULE_FRAME = pyro.module.__code__
 _PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
@@ -38,7 +35,7 @@ class ParamSites(Messenger):
     `pyro.module` statements give the module's own parameters, and register the module.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: nn.Module):
         super().__init__()
         self.program = program
 
@@ -92,22 +89,6 @@ class ParamSites(Messenger):
 
 def _key(name: str) -> str:
     return "param:" + name.replace(".", "/")  # a torch parameter's name takes no dot
-
-
-class Minibatch(Messenger):
-    """Weighs a batch of B out of N rows: the scale of every site inside a row plate is multiplied by N/B.
-
-    In model and guide alike, so that E[gradient of the minibatch ELBO] = gradient of the full ELBO.
-    A plate that subsamples by itself (its size differs from its full size) is left alone: Pyro has weighed it.
-    """
-
-    def __init__(self, scale: float, row_plates: Collection[str]):
-        super().__init__()
-        self.factor, self.row_plates = scale, frozenset(row_plates)
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if any(f.name in self.row_plates and f.full_size in (None, f.size) for f in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.factor
 
 
 class Unobserve(Messenger):

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import autoguide as autoguides
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.guides import guide_names, make_guide, parse
+from ppgen.guides import FLOW, guide_names, make_autoguide, parse, require_options
+from ppgen.guides.flow import FlowGuide
 from ppgen.handlers import ParamSites
+from ppgen.sites import sample_sites
+from ppgen.structure import longer_run, row_plates
+from ppgen.terms import Term, Traces
 
 Columns = dict[str, Tensor]
 
@@ -131,10 +137,23 @@ class Program(nn.Module):
         """Looks at all rows of the data, before a fit's first step: for standardisation and the like."""
         return self
 
-    def brief(self) -> Program:
-        """A program of the same contract and parameters that is cheaper to run: what checks are run on. Itself, unless
-        its sites repeat."""
-        return self
+    # -- where a family has something better than its plain run ---------------------------------------
+
+    subsamples = False  # whether it has `subsampled_terms`
+    gaussian_steps = False  # whether it is a chain of Gaussian conditionals, which samplers and an ODE can be run on
+
+    def subsampled_terms(self, data: Columns, draws: int) -> list[Term]:
+        """An unbiased estimate of the terms of the ELBO that does not run the whole program: draws leading."""
+        raise NotImplementedError(f"{self.name} has no terms that can be drawn at random")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its sites repeat too often to be run one by one: a chain of a thousand steps."""
+        return False
+
+    def in_brief(self) -> AbstractContextManager[None]:
+        """Within it, the program has the same contract and parameters and few sites: what is checked."""
+        return nullcontext()
 
     # -- what the rest of ppgen asks of a program ------------------------------------------------
 
@@ -200,22 +219,74 @@ class Program(nn.Module):
     def setup(
         self, data: Columns, guide: str | None = None, hide: tuple[str, ...] = (), rows: tuple[str, ...] = ()
     ) -> Program:
-        """The first run of both parts: makes the autoguide and registers every `pyro.param` site.
+        """As `first_run`; `hide` are the latents that the guide leaves out (those that are summed out)."""
+        self.first_run(data, guide, hide=lambda site: site["name"] in hide, rows=rows)
+        return self
+
+    def first_run(
+        self,
+        data: Columns,
+        guide: str | None = None,
+        *,
+        hide: Callable[[dict[str, Any]], bool] = lambda site: False,
+        rows: tuple[str, ...] = (),
+    ) -> Traces:
+        """The first run of both parts: makes the guide and registers every `pyro.param` site.
 
         Args:
             data: the columns, or a batch of them.
             guide: name of the guide that is to replace the program's (`ppgen.guides`); None keeps it.
-            hide: latent sites that the autoguide leaves out (those that are summed out).
+            hide: which latent sites the guide leaves out.
             rows: the row columns, where these data are too few to tell.
+
+        Returns:
+            The traces of both parts, the model's at latents of its own.
+
+        Raises:
+            PpgenError: a discrete latent that the named guide has no place for.
         """
-        if guide is not None:
-            with self.collecting():
-                made = make_guide(guide, self, data, hide, rows)
-            self.set_autoguide(made)
-        with self.collecting():
+        with self.collecting(), self.in_brief():
+            if guide is None:
+                q = poutine.trace(lambda: self.call("guide", data)).get_trace()
+                return Traces(poutine.trace(lambda: self.call("model", data)).get_trace(), q)
+            if parse(guide)[0] == FLOW:
+                p = poutine.trace(lambda: self.call("model", data)).get_trace()
+                sites = _latents(p, guide, hide)
+                if sites:
+                    self.set_autoguide(self._flow_guide(guide, p, sites, data, rows))
+            else:
+                p = self._make_autoguide(guide, data, hide)
+            return Traces(p, poutine.trace(lambda: self.call("guide", data)).get_trace())
+
+    def _flow_guide(
+        self, spec: str, p: poutine.Trace, sites: dict[str, Any], data: Columns, rows: tuple[str, ...]
+    ) -> nn.Module:
+        own = Traces(p, poutine.Trace())
+        over = row_plates(own, longer_run(self, data, rows, guide=False), data, rows)
+        dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized and f.name in over}
+        options = parse(spec)[1]
+        require_options(FLOW, FlowGuide, options)
+        return FlowGuide(sites, dims, data, rows, **options)
+
+    def _make_autoguide(
+        self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]
+    ) -> poutine.Trace:
+        """Puts an autoguide in; the model's trace as its prototype ran it."""
+        model = _Recorded(self.model)
+        shown = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and hide(site))
+        self.set_autoguide(make_autoguide(spec, shown))
+        try:
             self.call("guide", data)
-            self.call("model", data)
-        return self
+        except Exception:
+            p = poutine.Trace()
+            with suppress(Exception):
+                p = poutine.trace(lambda: self.call("model", data)).get_trace()
+            _latents(p, spec, hide)  # says what it has no place for, if that was it
+            raise
+        assert model.trace is not None
+        if not _latents(model.trace, spec, hide):
+            del self._modules["autoguide"]
+        return model.trace
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -251,8 +322,9 @@ class Pair(Program):
         self.__dict__["arguments"] = {}
         self.__dict__["pair"] = (model, guide)
         self.__dict__["model"] = model
-        for fn in (model, guide):
-            self._own(fn)
+        # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered, once.
+        for owner in {id(m): m for m in map(_owner, (model, guide)) if m is not None}.values():
+            self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
         if isinstance(guide, autoguides.AutoGuide):
             self.set_autoguide(guide)
         elif callable(guide):
@@ -263,12 +335,6 @@ class Pair(Program):
             raise PpgenError(
                 f"guide is {guide!r}; expected a function, an autoguide, None, or a name: {', '.join(guide_names())}"
             )
-
-    def _own(self, fn: Any) -> None:
-        # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered.
-        owner = getattr(fn, "__self__", fn)
-        if isinstance(owner, nn.Module) and not isinstance(owner, autoguides.AutoGuide):
-            self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
 
     @property
     def default_guide(self) -> str:
@@ -284,12 +350,51 @@ class Pair(Program):
         return getattr(model, "__name__", type(model).__name__)
 
 
+def _owner(fn: Any) -> nn.Module | None:
+    """The module that a bound method belongs to, or the callable itself where it is one."""
+    owner = getattr(fn, "__self__", fn)
+    return owner if isinstance(owner, nn.Module) and not isinstance(owner, autoguides.AutoGuide) else None
+
+
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         with ParamSites(program):
             return model(*args, **kwargs)
 
     return run
+
+
+class _Recorded:
+    """A model, and the trace of its first run."""
+
+    def __init__(self, model: Callable):
+        self.model = model
+        self.trace: poutine.Trace | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.trace is not None:
+            return self.model(*args, **kwargs)
+        with poutine.trace() as tracer:
+            result = self.model(*args, **kwargs)
+        self.trace = tracer.trace
+        return result
+
+
+def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
+    """The latents of a run of the model that a named guide draws.
+
+    Raises:
+        PpgenError: a discrete one.
+    """
+    sites = sample_sites(prune_subsample_sites(p.copy()), deterministic=False)
+    found = {n: s for n, s in sites.items() if not s["is_observed"] and not hide(s)}
+    for name, site in found.items():
+        if site["fn"].has_enumerate_support:
+            raise PpgenError(
+                f"the discrete latent {name!r} has no place in {spec}, whose latents are continuous; sum it out with "
+                "elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
+            )
+    return found
 
 
 class Arguments(NamedTuple):

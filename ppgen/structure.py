@@ -1,40 +1,33 @@
-"""What one traced run shows of a program: its sites, plates, shapes, and what is local to a row of the data."""
+"""What one run shows of a program: its sites, plates, shapes, and what is local to a row of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 
 from ppgen.data import n_rows, row_columns, take
-from ppgen.handlers import Minibatch
-from ppgen.program import Program
 from ppgen.sites import is_deterministic, is_factor, sample_sites
-
-PARTICLES = "particles"  # the plate of particles, left of every plate of the program
-
-
-class Traces(NamedTuple):
-    """One run of both parts: p the model's trace, at the guide's latents; q the guide's."""
-
-    p: poutine.Trace
-    q: poutine.Trace
+from ppgen.terms import Pair, Traces, run, value_of
 
 
 @dataclass(frozen=True)
 class Site:
-    """A sample site as it stood in the first trace. Shapes leave out the plate of particles."""
+    """A sample site as it stood in the first trace.
+
+    Attributes:
+        role: latent, observed, auxiliary, factor, deterministic.
+        dims: names of the value's dimensions outside of its event: plates, and the site's name and a number.
+        plates: names of the plates around it, from the outermost in.
+    """
 
     name: str
-    role: str  # latent, observed, auxiliary, factor, deterministic
+    role: str
     distribution: str
-    plates: tuple[str, ...]  # from the outermost in
+    plates: tuple[str, ...]
+    dims: tuple[str, ...]
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     support: str
@@ -53,16 +46,12 @@ class Structure:
         row_plates: names of the plates whose size follows the number of rows.
         row_columns: names of the data columns that are rows, as against constants.
         nesting: how many batch dimensions the program's plates take.
-        batch_safe: whether the program runs with several particles at once, and gives the same log joint.
-        unsafe_reason: why it does not.
     """
 
     sites: tuple[Site, ...]
     row_plates: frozenset[str]
     row_columns: tuple[str, ...]
     nesting: int
-    batch_safe: bool = True
-    unsafe_reason: str = ""
 
     def names(self, *roles: str) -> tuple[str, ...]:
         """The names of the sites of those roles."""
@@ -81,6 +70,11 @@ class Structure:
         return tuple(s.name for s in self.sites if s.role == "latent" and not s.enumerated)
 
     @property
+    def summed(self) -> tuple[str, ...]:
+        """The discrete latents that are summed out."""
+        return tuple(s.name for s in self.sites if s.enumerated)
+
+    @property
     def locals(self) -> tuple[str, ...]:
         return tuple(n for n in self.latents if self.is_local(n))
 
@@ -89,50 +83,26 @@ class Structure:
         return tuple(n for n in self.latents if not self.is_local(n))
 
     @property
+    def row_plate(self) -> str:
+        """The name of the rows' dimension."""
+        return next((p for s in self.sites for p in s.plates if p in self.row_plates), "data")
+
+    @property
     def by_row(self) -> bool:
-        """Whether log p(x, z) − log q(z | x) is a sum over rows: nothing global is drawn, observed or added."""
-        return all(self.is_local(n) for n in (*self.latents, *self.names("observed", "factor", "auxiliary")))
-
-
-def trace_pair(
-    program: Program,
-    data: Mapping[str, Any],
-    *,
-    particles: int = 1,
-    structure: Structure | None = None,
-    weight: float = 1.0,
-    guide: bool = True,
-) -> Traces:
-    """Runs the guide, then the model at its latents, and keeps both traces.
-
-    Args:
-        particles: 1, or S > 1 draws at once: a plate of size S left of every plate of the program,
-            so that every log-probability has shape (S, ..., rows).
-        structure: needed where particles > 1 or weight != 1.
-        weight: N/B where data are B of N rows.
-        guide: whether there is one; without it the model draws its own latents, and q is empty.
-    """
-    with ExitStack() as stack:
-        if weight != 1.0:
-            assert structure is not None
-            stack.enter_context(Minibatch(weight, structure.row_plates))
-        if particles > 1:
-            assert structure is not None
-            stack.enter_context(pyro.plate(PARTICLES, particles, dim=-structure.nesting - 1))
-        q = poutine.trace(lambda: program.call("guide", data) if guide else None).get_trace()
-        p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
-    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+        """Whether log p(x, z) − log q(z | x) is a sum over rows: nothing global is drawn, summed, observed or added."""
+        roles = self.names("latent", "observed", "factor", "auxiliary")
+        return all(self.is_local(n) for n in roles)
 
 
 def inspect(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     *,
     enumerated: tuple[str, ...] = (),
     rows: tuple[str, ...] = (),
     guide: bool = True,
 ) -> Structure:
-    """Traces the program once and reads its structure; the random state is left as it was.
+    """Runs the program once and reads its structure; the random state is left as it was.
 
     Args:
         enumerated: the latents that are summed out.
@@ -141,19 +111,64 @@ def inspect(
 
     Raises whatever the program raises: `ppgen.check.check` puts it into a sentence.
     """
-    program = program.brief()
-    with torch.random.fork_rng(), torch.no_grad():
-        p, q = trace_pair(program, data, guide=guide)
-        model, drawn = sample_sites(p, factors=True), sample_sites(q, factors=True)
-        sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
-        sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
-        frames = [f for s in (*model.values(), *drawn.values()) for f in s["cond_indep_stack"]]
-        return Structure(
-            sites=sites,
-            row_plates=row_plates(program, data, frames, rows),
-            row_columns=rows or row_columns(data),
-            nesting=max((-f.dim for f in frames if f.vectorized), default=0),
-        )
+    with torch.random.fork_rng(), torch.no_grad(), program.in_brief():
+        t = run(program, data, guide=guide)
+        return structure_of(t, longer_run(program, data, rows), data, enumerated=enumerated, rows=rows)
+
+
+def structure_of(
+    t: Traces,
+    longer: Traces | None,
+    data: Mapping[str, Any],
+    *,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+) -> Structure:
+    """The structure that a run shows, beside one on a row more."""
+    model, drawn = sample_sites(t.p, factors=True), sample_sites(t.q, factors=True)
+    sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
+    sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
+    frames = [f for s in (*model.values(), *drawn.values()) for f in s["cond_indep_stack"]]
+    return Structure(
+        sites=sites,
+        row_plates=row_plates(t, longer, data, rows),
+        row_columns=rows or row_columns(data),
+        nesting=max((-f.dim for f in frames if f.vectorized), default=0),
+    )
+
+
+def longer_run(
+    program: Pair, data: Mapping[str, Any], rows: tuple[str, ...] = (), *, guide: bool = True
+) -> Traces | None:
+    """A run on the data and their first row once more; of the model alone, where the guide has a posterior for these
+    rows only or does not run on others; None where nothing does. The random state is left as it was."""
+    if not row_columns(data):
+        return None
+    n = n_rows(data, rows)
+    more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]), rows)
+    for with_guide in (True, False) if guide and not program.fixed_rows else (False,):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return run(program, more, guide=with_guide)
+        except Exception:  # written for one number of rows
+            continue
+    return None
+
+
+def row_plates(t: Traces, longer: Traces | None, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> frozenset[str]:
+    """The plates that grow when a row is added to the data; told by their size alone where that could not be run."""
+    if not row_columns(data):
+        return frozenset()
+    sizes = _plate_sizes(t)
+    if longer is None:
+        return frozenset(name for name, size in sizes.items() if size == n_rows(data, rows))
+    grown = _plate_sizes(longer)
+    return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size or name == "data")
+
+
+def _plate_sizes(t: Traces) -> dict[str, int]:
+    sites = [s for trace in t for s in sample_sites(trace, factors=True).values()]
+    return {f.name: f.size for s in sites for f in s["cond_indep_stack"]}
 
 
 def _name(fn: Any) -> str:
@@ -179,6 +194,7 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
         role=role,
         distribution=_name(fn),
         plates=tuple(f.name for f in frames),
+        dims=value_of(node)[1],
         batch_shape=tuple(fn.batch_shape),
         event_shape=tuple(fn.event_shape),
         support="" if support is None else str(support),
@@ -187,18 +203,3 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
         value_shape=tuple(node["value"].shape),
         enumerated=node["name"] in enumerated,
     )
-
-
-def row_plates(program: Program, data: Mapping[str, Any], frames: list, rows: tuple[str, ...]) -> frozenset[str]:
-    """The plates that grow when a row is added to the data."""
-    sizes = {f.name: f.size for f in frames}
-    if not row_columns(data):
-        return frozenset()
-    n = n_rows(data, rows)
-    more = take(data, torch.cat([torch.arange(n), torch.zeros(1, dtype=torch.long)]), rows)
-    try:
-        p = poutine.trace(lambda: program.call("model", more)).get_trace()
-    except Exception:  # written for one number of rows: told by the size alone
-        return frozenset(name for name, size in sizes.items() if size == n)
-    grown = {f.name: f.size for s in sample_sites(p, factors=True).values() for f in s["cond_indep_stack"]}
-    return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size or name == "data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppgen.console import number, print_json, print_table
@@ -67,8 +67,15 @@ def diagnosis_figures(found: Any) -> dict[str, Any]:
         "kl": found.kl,
         "active": found.active,
         "moments": found.moments.to_dict("index"),
-        "findings": found.findings,
+        "verdict": found.verdict,
+        "findings": [f.as_dict() for f in found.findings],
     }
+
+
+def findings(found: Iterable[Any]) -> None:
+    """A line each: the sentence, and what to do."""
+    for f in found:
+        print(f"- {f}{' ' if f.remedy else ''}{f.remedy}")
 
 
 def diagnosis(found: Any, title: str) -> None:
@@ -108,8 +115,7 @@ def diagnosis(found: Any, title: str) -> None:
             ],
             title="The guide's importance weights" + (", quantiles over the rows" if len(k) > 1 else ""),
         )
-    for sentence in found.findings:
-        print(f"- {sentence}")
+    findings(found.findings)
 
 
 def _first(shown: Any, table: Any, what: str) -> str:
@@ -125,7 +131,6 @@ def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
         "sites": [vars(site) for site in run.structure.sites],
         "row_plates": sorted(run.structure.row_plates),
         "guide": run.config["program"]["guide"],
-        "batch_safe": run.structure.batch_safe,
     }
 
 
@@ -146,7 +151,6 @@ def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, An
     print(f"guide       {found['guide'] or own}")
     print(f"parameters  {found['parameters']}")
     print(f"minibatches {_minibatches(run)}")
-    print(f"particles   {'yes' if found['batch_safe'] else f'one at a time: {run.structure.unsafe_reason}'}")
     if graph is not None:
         _graph(graph)
     print("every check passed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
+from ppgen.draws import ManyTerms
 from ppgen.gaussian_chain import GaussianChain
+from ppgen.inference.bounds import Setting, log_weights
 from ppgen.models import (
     ARMA,
     PPCA,
@@ -35,6 +38,7 @@ from ppgen.models import (
     Radon,
 )
 from ppgen.schedules import make_schedule
+from ppgen.structure import Structure
 
 
 class NormalMean(Program):
@@ -187,6 +191,19 @@ class KnownChain(GaussianChain):
             steps_kl = 0.5 * log_ratio.sum()[None]
         return {"prior": -kl, "steps": -steps_kl, "data": -0.5 * d * (math.log(2 * math.pi * math.e) + gamma[:1])}
 
+    def term_deviations(self) -> dict[str, Tensor]:
+        """The standard deviation over data and noise of each term of a row's ELBO, as `expected_terms` has them."""
+        gamma = self.schedule(torch.linspace(0, 1, self.steps + 1).double())
+        snr, c = (-gamma).exp(), self.data.covariance_matrix
+        _, alpha, sigma = self.coefficients(1.0)
+        length = (2 * (c @ c).trace() + 4 * self.mean @ c @ self.mean).sqrt()  # of |x|²
+        errors = self.eigenvalues / (1 + self.eigenvalues * snr[1:, None])  # variances of x - E[x | z_t]
+        return {
+            "prior": 0.5 * alpha**2 / (alpha**2 + sigma**2) * length,
+            "steps": 0.5 * (snr[:-1] - snr[1:]) * (2 * (errors**2).sum(-1)).sqrt(),
+            "data": torch.tensor(len(self.mean) / 2).sqrt()[None],
+        }
+
     def expected_elbo(self, steps: int | None = None) -> float:
         """E over data of the ELBO, nats a row; steps = 0 is the limit."""
         return float(sum(v.sum() for v in self.expected_terms(steps).values()))
@@ -321,3 +338,24 @@ def chains_agree(draws: np.ndarray, mean: float, var: float) -> None:
 def log_joint_at(program: Program, latents: dict[str, Tensor], data: dict[str, Tensor]) -> float:
     """log p(x, z) in nats."""
     return float(pyro.poutine.trace(pyro.condition(program.model, latents)).get_trace(**data).log_prob_sum())
+
+
+# -- terms: the one place where tests touch how a bound is computed -----------------------------------
+
+
+class Subsampled(NamedTuple):
+    """One estimate of the ELBO of each row of a chain, and what it is trained on."""
+
+    elbo: Tensor
+    target: Tensor
+
+
+def subsampled(program: Program, data: dict[str, Tensor], times: int = 1) -> Subsampled:
+    found = program.subsampled_terms(data, times)
+    elbo = sum(t.log_prob.mean(0) for t in found)
+    return Subsampled(elbo, sum((t.log_prob if t.target is None else t.target).mean(0) for t in found))
+
+
+def weights(program: Program, data: dict[str, Tensor], structure: Structure, draws: int) -> Tensor:
+    """log w: (draws, rows) where it is a sum over rows, else (draws,)."""
+    return log_weights(ManyTerms(program, data, structure)(draws, data), Setting.of(structure))

@@ -1,6 +1,7 @@
 """The command line: every command on small programs, what wrong input says, exit codes, Ctrl-C."""
 
 import csv
+import html
 import inspect
 import io
 import json
@@ -307,9 +308,20 @@ def test_diagnose_writes_the_posterior(call, fitted, tmp_path):
     assert tree.posterior["z"].shape == (1, 20, 40) and "log_likelihood" in tree.children
     tree.close()
     found = json.loads(call("diagnose", fitted, "--draws", 20, "--particles", 100, "--json")[0])
-    assert len(found["khat"]) == 40 and "z[0]" in found["summary"] and found["findings"]
+    assert len(found["khat"]) == 40 and "z[0]" in found["summary"]
+    assert found["verdict"] in ("fine", "look", "wrong") and found["findings"][0]["measure"] == "guide"
+    assert {"khat", "ess", "sd_ratio"} <= {f["measure"] for f in found["findings"]}
     assert (fitted / "posterior.nc").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["p.nc"]
+
+
+def test_report_has_its_findings_in_json(call, fitted, tmp_path):
+    """The worst first, as on the page."""
+    found = json.loads(call("report", fitted, "--out", "r.html", "--draws", 50, "--json")[0])
+    verdicts = [f["verdict"] for f in found["findings"]]
+    assert found["verdict"] == verdicts[0] and verdicts == sorted(verdicts, key=("wrong", "look", "fine").index)
+    page = (tmp_path / "r.html").read_text()
+    assert all(html.escape(f["sentence"]).replace("&#x27;", "&#39;") in page for f in found["findings"])
 
 
 def test_plot_names_its_files(call, fitted):

@@ -11,6 +11,7 @@ from known import SCHOOLS
 from ppgen.files import read_netcdf, write_netcdf
 from ppgen.inference import fit, mcmc
 from ppgen.inference.compare import loo
+from ppgen.inference.findings import load_findings
 from ppgen.models import EightSchools
 
 
@@ -28,10 +29,11 @@ def test_a_table_and_a_file(tmp_path):
     done = ppgen("mcmc", "eight_schools", "--data", "eight_schools", *FEW, "--json", cwd=tmp_path)
     said = json.loads(done.stdout)
     assert {"mu", "tau", "theta[A]"} <= set(said["summary"]) and said["posterior"] == "eight_schools.nc"
-    assert any("R-hat" in s for s in said["findings"]) and "R-hat" in done.stderr
+    assert any("R-hat" in f["sentence"] for f in said["findings"]) and "R-hat" in done.stderr
     with xr.open_datatree(tmp_path / "eight_schools.nc") as tree:
         assert dict(tree["posterior"].sizes) == {"chain": 8, "draw": 20, "school": 8}
-        assert tree.attrs["kernel"] == "chees" and "findings" in tree.attrs
+        assert tree.attrs["kernel"] == "chees"
+        assert [f.as_dict() for f in load_findings(tree)] == said["findings"] and said["verdict"] != "fine"
 
 
 def test_errors_are_one_sentence(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
 from ppgen.data import take
-from ppgen.inference.elbo import Objective
+from ppgen.inference.objective import Objective
 
 torch.set_num_threads(1)
 N = 12
@@ -48,6 +49,16 @@ class Linear(Program):
     def log_prob(self, x):
         return dist.Normal(0.0, (1 + self.theta**2).sqrt()).log_prob(x)
 
+    def iwae(self, x, kl_weight=1.0, order=40):
+        """E log ½ (w_1 + w_2) summed over x, the latent terms of log w times kl_weight: by quadrature over both z."""
+        nodes, weights = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(order))
+        z = self.a * x.double()[:, None] + self.s * nodes
+        prior, guide = dist.Normal(0.0, 1.0), dist.Normal(self.a * x.double()[:, None], self.s)
+        likelihood = dist.Normal(self.theta * z, 1.0).log_prob(x.double()[:, None])
+        log_w = likelihood + kl_weight * (prior.log_prob(z) - guide.log_prob(z))
+        bound = torch.logaddexp(log_w[:, :, None], log_w[:, None, :]) - math.log(2)
+        return (bound @ weights @ weights / (2 * math.pi)).sum()
+
 
 class Mixed(Program):
     """One global w, local z, local discrete b without reparametrisation: every kind of term at once."""
@@ -71,7 +82,7 @@ class Mixed(Program):
         with rows(x):
             pyro.sample("b", dist.Bernoulli(logits=self.logit + self.slope * x))
 
-    def elbo(self, x):
+    def elbo(self, x, kl_weight=1.0):
         q = torch.sigmoid(self.logit + self.slope * x)
         p = torch.sigmoid(self.prior_logit)
         m, v = self.w_loc, self.w_scale**2
@@ -79,8 +90,9 @@ class Mixed(Program):
         def ll(b):
             return -0.5 * math.log(2 * math.pi) - 0.5 * ((x - m - 1.5 * b) ** 2 + v)
 
-        local = q * (ll(1) + p.log() - q.log()) + (1 - q) * (ll(0) + (1 - p).log() - (1 - q).log())
-        return local.sum() - 0.5 * (m**2 + v - 1 - v.log())
+        local = q * (q.log() - p.log()) + (1 - q) * ((1 - q).log() - (1 - p).log())
+        kl = local.sum() + 0.5 * (m**2 + v - 1 - v.log())
+        return (q * ll(1) + (1 - q) * ll(0)).sum() - kl_weight * kl
 
 
 def objective(program, data, **options):
@@ -93,25 +105,26 @@ def gradients(loss, program):
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(program.parameters()))])
 
 
-def draws(obj, program, n, batch):
+def draws(obj, program, n, batch, kl_weight=1.0):
+    """The figure, and the gradient of what is maximised, (n, 1 + parameters)."""
     values = []
     for i in range(n):
         torch.manual_seed(i)
-        loss, elbo = obj(batch(i) if callable(batch) else batch)
+        loss, elbo = obj(batch(i) if callable(batch) else batch, kl_weight)
         values.append(torch.cat([elbo[None], -gradients(loss, program) * obj.rows]))
     return torch.stack(values).double()
 
 
-def within(values, exact, name=""):
+def within(values, exact, name="", precise=0.02):
     """The mean of the draws is the exact value: 4.5 standard errors, which are below 2% of its size."""
     se = values.std(0) / len(values) ** 0.5
     off = (values.mean(0) - exact).abs()
     assert (off < 4.5 * se + 1e-4).all(), (name, off / se)
-    assert (se[0] < 0.02 * exact[0].abs()).all(), (name, "too few draws", se[0] / exact[0])
+    assert (se[0] < precise * exact[0].abs()).all(), (name, "too few draws", se[0] / exact[0])
 
 
-def exact_of(program, x):
-    value = program.elbo(x)
+def exact_of(program, x, bound="elbo", **how):
+    value = getattr(program, bound)(x, **how)
     return torch.cat([value[None].detach(), gradients(value, program)]).double()
 
 
@@ -131,6 +144,44 @@ def test_minibatches_are_unbiased(program):
     obj = objective(program, {"x": X})
     batches = [take({"x": X}, torch.arange(3) + 3 * i) for i in range(N // 3)]
     within(draws(obj, program, 2400, lambda i: batches[i % len(batches)]), exact_of(program, X))
+
+
+MANY = X.repeat_interleave(200)  # the rows of X, each of them many times: so many draws at once
+
+
+def test_iwae_on_minibatches_is_unbiased_where_latents_are_local():
+    """Two particles: the bound of a batch of N/4 rows, and its gradient, stand for all N."""
+    program = Linear()
+    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    found = draws(obj, program, 60, lambda i: take({"x": MANY}, torch.arange(600) + 600 * (i % 4)))
+    within(found.unflatten(0, (15, 4)).mean(1), 200 * exact_of(program, X, "iwae"), precise=0.005)
+
+
+def test_iwae_on_minibatches_is_unbiased_where_a_latent_is_global():
+    """One particle: iwae is then the ELBO. (The log of a mean over more has a bias by minibatches.)"""
+
+    class Mean(Program):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.scale = nn.Parameter(torch.tensor(0.4)), nn.Parameter(torch.tensor(0.5))
+
+        def model(self, x=None):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with rows(x):
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+        def guide(self, x):
+            pyro.sample("w", dist.Normal(self.loc, self.scale))
+
+        def elbo(self, x):
+            m, v = self.loc, self.scale**2
+            ll = -0.5 * math.log(2 * math.pi) - 0.5 * ((x - m) ** 2 + v)
+            return ll.sum() - 0.5 * (m**2 + v - 1 - v.log())
+
+    program = Mean()
+    obj = objective(program, {"x": X}, elbo="iwae", particles=1)
+    found = draws(obj, program, 240, lambda i: take({"x": X}, torch.arange(3) + 3 * (i % 4)))
+    within(found.unflatten(0, (60, 4)).mean(1), exact_of(program, X))
 
 
 def test_the_analytic_kl_has_no_noise_of_its_own():
@@ -235,6 +286,29 @@ def test_kl_weight_reaches_the_loss_and_not_the_figure():
     torch.testing.assert_close((full - half) * N, 0.5 * kl)
 
 
+def test_kl_weight_reaches_both_latent_terms_of_iwae():
+    """p(z) and q(z) alike: the gradient of the log of a mean of weights, at half the weight."""
+    program = Linear()
+    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    exact = 200 * exact_of(program, X, "iwae", kl_weight=0.5)
+    within(draws(obj, program, 100, {"x": MANY}, 0.5)[:, 1:], exact[1:])
+
+
+def test_kl_weight_reaches_the_loss_of_iwae_and_not_its_figure():
+    program = Linear()
+    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    within(draws(obj, program, 20, {"x": MANY}, 0.5)[:, :1], 200 * exact_of(program, X, "iwae")[:1])
+
+
+def test_kl_weight_reaches_the_score_function():
+    """Of a discrete latent whose gradient has no path: that of E log p(x | z) - KL / 2, and the figure as it was."""
+    program = Mixed()
+    obj = objective(program, {"x": X}, elbo="sampled", particles=500)
+    exact = exact_of(program, X, kl_weight=0.5)
+    exact[0] = program.elbo(X)
+    within(draws(obj, program, 100, {"x": X}, 0.5), exact, precise=0.005)
+
+
 def test_enumeration_sums_the_discrete_latents_out():
     def model(x=None):
         loc = pyro.param("loc", torch.tensor([-1.0, 2.0]))
@@ -278,6 +352,34 @@ def test_masks_and_scales_are_kept():
         _, value = obj({"x": X})
         torch.manual_seed(2)
         torch.testing.assert_close(-value.item(), pyros().loss(program.model, program.guide, X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_masked_latent_costs_nothing_and_a_scaled_one_as_much_more():
+    """The likelihood does not depend on z here: what is left of the noise is the drawn KL's."""
+    keep = torch.arange(N) % 3 != 0
+
+    class Masked(Linear):
+        def model(self, x=None):
+            with rows(x):
+                with pyro.poutine.mask(mask=keep), pyro.poutine.scale(scale=2.0):
+                    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(0 * self.theta * z, 1.0), obs=x)
+
+        def guide(self, x):
+            with rows(x), pyro.poutine.mask(mask=keep), pyro.poutine.scale(scale=2.0):
+                pyro.sample("z", dist.Normal(self.a * x, self.s))
+
+        def elbo(self, x):
+            m, v = self.a * x, self.s**2
+            kl = 0.5 * (m**2 + v - 1 - v.log())
+            return dist.Normal(0.0, 1.0).log_prob(x).sum() - 2.0 * kl[keep].sum()
+
+    program = Masked()
+    exact = float(program.elbo(X).detach())
+    assert float(objective(program, {"x": X}, elbo="analytic")({"x": X})[1]) == pytest.approx(exact, rel=1e-5)
+    torch.manual_seed(0)
+    obj = objective(program, {"x": X}, elbo="sampled", particles=4000)
+    assert float(obj({"x": X})[1]) == pytest.approx(exact, rel=0.01)
 
 
 def test_a_constant_longer_than_the_batch_does_not_upset_the_weights():

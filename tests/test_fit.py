@@ -22,7 +22,7 @@ from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
 from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+from ppgen.inference.optimise import SCHEDULES, averaged, ema_decay, learning_rate
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Progress, _row
 
@@ -260,6 +260,14 @@ def test_learning_rates_are_their_formulas():
     assert learning_rate("exponential", 0.3, 100, 100) == pytest.approx(0.003)
 
 
+def test_ema_begins_with_the_mean_of_few():
+    for step, decay in ((1, 2 / 11), (10, 11 / 20), (1000, 1001 / 1010), (10**6, 0.999)):
+        assert ema_decay(0.999, step) == pytest.approx(decay)
+        ema = {"t": torch.tensor(2.0)}
+        averaged(ema, {"t": torch.tensor(1.0)}, 0.999, step)
+        assert float(ema["t"]) == pytest.approx(1 + decay)
+
+
 def test_ema_forgets_its_start():
     ema, value = {"t": torch.tensor(100.0), "n": torch.tensor(0)}, {"t": torch.tensor(1.0), "n": torch.tensor(5)}
     for step in range(1, 200):
@@ -292,6 +300,25 @@ def test_patience_stops_and_keeps_the_best():
     assert np.argmax(scores) == len(scores) - 6
 
 
+def test_patience_keeps_the_parameters_that_were_best():
+    """On its way to the mean of the rows that it is fitted to, 3, it passes that of those held out, 1."""
+
+    class Mean(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+    x = torch.linspace(-1, 1, 20)
+    run = fit(Mean(), {"x": 3 + x}, valid={"x": 1 + x}, steps=500, lr=0.02, optimizer="SGD", patience=3, log_every=4)
+    kept = dist.Normal(run.program.t.detach(), 1.0).log_prob(1 + x).sum().item()
+    assert kept == pytest.approx(run.metrics["valid_elbo"].max(), abs=1e-4) and abs(run.program.t.item() - 1) < 0.1
+    assert run.metrics["valid_elbo"][-1] < kept - 0.1
+
+
 def test_validation_figure_is_for_the_held_out_rows():
     x = torch.randn(500, generator=torch.Generator().manual_seed(1))
 
@@ -307,6 +334,93 @@ def test_validation_figure_is_for_the_held_out_rows():
     run = fit(Fixed(), {"x": x[:400]}, valid={"x": x[400:]}, steps=1, lr=1e-9, batch_size=30)
     exact = dist.Normal(0.0, 1.0).log_prob(x[400:]).sum().item()
     assert run.rows[-1]["valid_elbo"] == pytest.approx(exact, rel=1e-4)
+
+
+class Exact(Program):
+    """z ~ N(0, 1), x | z ~ N(z, 1), q the posterior: one draw of the ELBO is log p(x) = log N(x; 0, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            pyro.sample("z", dist.Normal(self.slope * x, 0.5**0.5))
+
+
+class Location(Program):
+    """x ~ N(t, 1) through a dropout of `rate`: nothing is latent, and log p(x) is exact in eval mode."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.t, self.dropout = nn.Parameter(torch.tensor(0.5)), nn.Dropout(rate)
+
+    def model(self, x=None):
+        with rows(x):
+            loc = self.dropout(self.t.expand(1 if x is None else len(x)))
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def test_validation_in_batches_counts_every_row_once():
+    """Latents of a row, and a last batch of 10 rows that are unlike the others."""
+    x = torch.cat((torch.linspace(-1.0, 1.0, 90), torch.linspace(4.0, 5.0, 10)))
+    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, elbo="sampled")
+    assert run.rows[-1]["valid_elbo"] == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(x).sum().item(), rel=1e-5)
+
+
+def test_the_standard_error_of_validation_is_that_over_its_batches():
+    x = torch.randn(120, generator=torch.Generator().manual_seed(1))
+    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, elbo="sampled")
+    means = dist.Normal(0.0, 2**0.5).log_prob(x).reshape(4, 30).mean(1).numpy()
+    assert run.rows[-1]["valid_elbo_se"] == pytest.approx(120 * means.std(ddof=1) / 2, rel=1e-3)
+
+
+def test_validation_is_of_the_averaged_parameters():
+    x = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    how = {"steps": 20, "lr": 0.1, "log_every": 20}
+    run = fit(Location(), {"x": X[:, 0] + 3}, valid={"x": x}, ema=0.9, **how)
+    kept, raw = run.program.t.detach(), fit(Location(), {"x": X[:, 0] + 3}, **how).program.t
+    assert abs(kept - raw) > 0.1
+    assert run.rows[-1]["valid_elbo"] == pytest.approx(dist.Normal(kept, 1.0).log_prob(x).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_validation_is_in_eval_mode_and_training_is_not(engine):
+    """A dropout of half the rows is on in every step, and off in every evaluation between them."""
+    x, valid = torch.full((2000,), 0.5), {"x": torch.linspace(0.0, 3.0, 50)}
+    how = {"steps": 4, "lr": 1e-9, "log_every": 1, "engine": engine}
+    run = fit(Location(0.5), {"x": x}, valid=valid, **how)
+    exact = dist.Normal(0.5, 1.0).log_prob(valid["x"]).sum().item()
+    assert run.metrics["valid_elbo"] == pytest.approx(4 * [exact], rel=1e-5)
+    # dropout makes the location 0 or 2 t = 1: off by 0.5 in every row
+    assert run.metrics["elbo"] == pytest.approx(4 * [2000 * dist.Normal(0.5, 1.0).log_prob(torch.tensor(0.0)).item()])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 6])
+def test_the_weight_of_the_kl_rises_step_by_step(steps):
+    """The loss is the weighted KL, m² / 2, over N = 10 rows, so that SGD takes m to m (1 - lr w / N): w = ¼ ... 1."""
+
+    class OnlyKL(Program):
+        def __init__(self):
+            super().__init__()
+            self.m = nn.Parameter(torch.tensor(2.0))
+
+        def model(self, x=None):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            with rows(x):
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+        def guide(self, x):
+            pyro.sample("z", dist.Normal(self.m, 1.0))
+
+    run = fit(OnlyKL(), {"x": torch.zeros(10)}, steps=steps, lr=1.0, optimizer="SGD", kl_warmup=4)
+    weights = [0.25, 0.5, 0.75, 1.0, 1.0, 1.0][:steps]
+    assert run.program.m.item() == pytest.approx(2.0 * np.prod([1 - w / 10 for w in weights]), rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD(momentum=0.9)", "RMSprop", "Adagrad", "NAdam", "LBFGS(max_iter=5)"])

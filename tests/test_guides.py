@@ -8,19 +8,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import SCHOOLS, GuidedNormalMean, NormalMean, Regression, draws_agree, normal
+from known import SCHOOLS, GuidedNormalMean, NormalMean, Regression, draws_agree, normal, weights
 from programs import PROGRAMS
 from torch import Tensor
 
 import ppgen
 from ppgen import PpgenError, Program, Run
 from ppgen.check import check
+from ppgen.draws import ManyTerms
 from ppgen.guides import guide_names, parse
 from ppgen.guides.flow import Pushed, Stack
 from ppgen.guides.start import gaussian
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
-from ppgen.inference.elbo import log_weights
-from ppgen.structure import trace_pair
+from ppgen.terms import run as run_once
 
 SINGLE = {"precision": "64-true", "engine": "eager"}
 
@@ -88,12 +88,10 @@ def test_any_program_takes_it(name, amortised):
     program.setup(case.data, f"flow(hidden=(4,), amortised={amortised})")
     structure = check(program, case.data, learn=False)
     program.setup(case.data, "AutoDiagonalNormal")
-    assert structure.batch_safe == check(program, case.data, learn=False).batch_safe, structure.unsafe_reason
     program.setup(case.data, f"flow(hidden=(4,), amortised={amortised})")
-    particles = 6 if structure.batch_safe else 1
-    t = trace_pair(program, case.data, particles=particles, structure=structure)
-    w = log_weights(t, structure)
-    assert w.shape[0] == particles and torch.isfinite(w).all()
+    w = weights(program, case.data, structure, 6)
+    assert w.shape[0] == 6 and torch.isfinite(w).all()
+    t = run_once(program, case.data)
     for site in structure.latents:
         assert t.p.nodes[site]["fn"].support.check(t.p.nodes[site]["value"]).all()
 
@@ -129,12 +127,11 @@ def test_plates_and_constraints(amortised):
     program = Crossed().setup(CROSSED, f"flow(hidden=(4,), amortised={amortised})")
     structure = check(program, CROSSED)
     assert structure.locals == ("p", "z") and structure.globals == ("s",)
-    one = trace_pair(program, CROSSED).p.nodes
+    one = run_once(program, CROSSED).p.nodes
     assert one["p"]["value"].shape == (5, 3) and one["z"]["value"].shape == (2, 5) and one["s"]["value"].shape == ()
-    many = trace_pair(program, CROSSED, particles=7, structure=structure).p.nodes
-    assert many["p"]["value"].shape == (7, 1, 5, 3) and many["z"]["value"].shape == (7, 2, 5)
-    assert many["s"]["value"].shape == (7, 1, 1)
-    assert torch.allclose(many["p"]["value"].sum(-1), torch.ones(()))
+    many = {t.site: t.value for t in ManyTerms(program, CROSSED, structure)(7, CROSSED) if t.role == "prior"}
+    assert many["p"].shape == (7, 5, 3) and many["z"].shape == (7, 2, 5) and many["s"].shape == (7,)
+    assert torch.allclose(many["p"].sum(-1), torch.ones(()))
     tree = posterior(program, CROSSED, draws=6)
     assert tree["posterior"]["z"].shape == (1, 6, 2, 5)
     if amortised:
@@ -148,7 +145,7 @@ def test_of_a_gaussian_posterior_it_begins_as_the_posterior():
     x, y = normal(40, 4, seed=1), normal(40, seed=2)
     run = fit(Regression(), {"x": x, "y": y}, steps=0, guide="flow", **SINGLE)
     with torch.no_grad():
-        b = torch.stack([trace_pair(run.program, run.example).q.nodes["b"]["value"] for _ in range(1500)])
+        b = torch.stack([run_once(run.program, run.example).q.nodes["b"]["value"] for _ in range(1500)])
     exact = Regression().posterior(x, y)
     draws_agree(b, exact.loc, exact.variance)
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from known import normal
+from known import draws_agree, log_joint_at, normal
 from scipy import special, stats
 
 from ppgen import PpgenError
@@ -34,9 +34,30 @@ def test_draws_have_the_chains_moments():
     p = np.array([0.5, 0.5])
     for t in range(6):
         mean = p @ MU.numpy()
-        var = p @ (SIGMA.numpy() ** 2 + MU.numpy() ** 2) - mean**2
-        assert abs(y[:, t].mean() - mean) < 4.5 * (var / 40_000) ** 0.5
+        draws_agree(y[:, t], mean, p @ (SIGMA.numpy() ** 2 + MU.numpy() ** 2) - mean**2)
         p = p @ A.numpy()
+
+
+def test_the_joint_density_with_its_priors():
+    """By scipy and the forward recursion, at a scale and a stay that are not the defaults."""
+    scale, stay, y = 1.7, 2.5, normal(4, 3).double()
+    a = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.25, 0.15, 0.6]], dtype=torch.double)
+    mu, sigma = np.array([-0.7, -0.3, 0.8]), np.array([0.5, 0.9, 1.3])
+    latents = {"first": mu[0], "gaps": np.diff(mu), "sigma": sigma}
+    found = log_joint_at(
+        HiddenMarkov(3, 3, scale=scale, stay=stay),
+        {k: torch.as_tensor(v).double() for k, v in latents.items()} | {"transition": a},
+        {"y": y},
+    )
+    exact = stats.norm(0, scale).logpdf(mu[0])
+    exact += stats.halfnorm(scale=scale).logpdf(np.diff(mu)).sum() + stats.halfnorm(scale=scale).logpdf(sigma).sum()
+    exact += sum(stats.dirichlet(1 + stay * np.eye(3)[k]).logpdf(a[k].numpy()) for k in range(3))
+    for row in y.numpy():
+        p = stats.norm(mu, sigma).pdf(row[0]) / 3
+        for value in row[1:]:
+            p = (p @ a.numpy()) * stats.norm(mu, sigma).pdf(value)
+        exact += np.log(p.sum())
+    assert found == pytest.approx(exact, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from known import (
 )
 from scipy import stats
 from torch import nn
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.inference import fit, posterior, predict
@@ -216,10 +216,9 @@ def test_log_weights_of_a_constrained_latent():
 
 
 @pytest.mark.parametrize("as_run", [True, False])
-def test_a_program_that_is_not_batch_safe(as_run):
+def test_a_program_whose_operations_take_no_leading_dimension(as_run):
     x, y = normal(15, 2), normal(15, seed=1)
     run = fit(GuidedRegression(), {"x": x, "y": y}, steps=0)
-    assert not run.structure.batch_safe
     tree = posterior(run if as_run else run.program, {"x": x, "y": y}, draws=400)
     assert tree["posterior"]["b"].sizes == {"chain": 1, "draw": 400, "b_dim_0": 2}
     assert tree["posterior_predictive"]["y"].sizes == {"chain": 1, "draw": 400, "data": 15}
@@ -239,13 +238,23 @@ def mixture(x=None):
         pyro.sample("x", dist.Normal(means[..., k], 1.0), obs=x)
 
 
-def test_latents_that_were_summed_out_are_not_in_the_posterior():
+def test_latents_that_were_summed_out_are_drawn_from_their_conditional():
     """Replayed in the model they would be draws from their prior, and log-probabilities given them meaningless."""
     x = torch.cat([normal(30) - 3.0, normal(30, seed=1) + 3.0])
     run = fit(Program.from_pair(mixture), {"x": x}, steps=200, lr=0.05, elbo="enumerate")
     tree = posterior(run, {"x": x}, draws=300)
-    assert set(tree["posterior"].data_vars) == {"means"}
-    assert "log_likelihood" not in tree.children and "sample_stats" not in tree.children
+    assert set(tree["posterior"].data_vars) == {"means", "k"}
+    means, k = tree["posterior"]["means"].values[0], tree["posterior"]["k"].values[0]
+    weights = transform_to(constraints.simplex)(run.program.get_parameter("param:weights"))
+    p = weights.detach().numpy()
+    by_component = stats.norm(means[:, None], 1.0).logpdf(x.numpy()[:, None]) + np.log(p)
+    total = np.logaddexp.reduce(by_component, -1)
+    assert np.allclose(tree["log_likelihood"]["x"].values[0], total, atol=1e-4)
+    log_prior = stats.norm([-3.0, 3.0], 1.0).logpdf(means).sum(-1)
+    assert np.allclose(tree["sample_stats"]["log_p"].values[0], total.sum(-1) + log_prior, atol=1e-3)
+    ones = np.exp(by_component[..., 1] - total)
+    error = np.sqrt((ones * (1 - ones)).sum(0)) / len(k)
+    assert np.all(np.abs(k.mean(0) - ones.mean(0)) < 4.5 * error + 1e-6)
     right = (tree["posterior_predictive"]["x"].values > 0).mean()
     assert right == pytest.approx(0.5, abs=0.05)
 

@@ -108,8 +108,8 @@ def test_moments_stand_beside_each_other():
     assert row["sd"] == pytest.approx(1.6 * float(EXACT.scale), rel=0.05)
     assert row["corrected_sd"] == pytest.approx(float(EXACT.scale), rel=0.06)
     assert row["reference_sd"] == pytest.approx(float(EXACT.scale), rel=0.03)
-    assert "corrected by its weights" in found.findings[-2] and "reference draws" in found.findings[-1]
-    assert 0.5 < float(found.findings[-1].split("sd by at most ")[1].split("%")[0]) / 100 < 0.7
+    assert "corrected by its weights" in str(found.findings[-2]) and "reference draws" in str(found.findings[-1])
+    assert 0.5 < float(str(found.findings[-1]).split("sd by at most ")[1].split("%")[0]) / 100 < 0.7
 
 
 def test_a_narrow_guide_has_no_corrected_moments():

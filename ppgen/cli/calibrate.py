@@ -35,7 +35,7 @@ def calibrate(
 
     ppgen calibrate eight_schools --data eight_schools --guide AutoNormal      ppgen calibrate runs/schools
     """
-    from ppgen import catalog, inference, sources
+    from ppgen import catalog, inference, sources, tell
     from ppgen.files import write_json
     from ppgen.run import Run
 
@@ -68,7 +68,6 @@ def calibrate(
         ],
         title=f"Ranks over {len(result.u)} simulations, {result.draws} draws each; p-values corrected for their number",
     )
-    for sentence in result.findings:
-        print(f"- {sentence}")
+    tell.findings(result.findings)
     if path is not None:
         print(f"figures  {path}")

@@ -28,11 +28,12 @@ def compare(
 
     Leave-one-out where what rows share was inferred; else log p(x) of held-out rows.
     """
-    from ppgen import sources
+    from ppgen import sources, tell
     from ppgen.cli.options import amortised
     from ppgen.files import read_netcdf
     from ppgen.inference import posterior
     from ppgen.inference.compare import Score, compare, held_out, loo
+    from ppgen.inference.findings import figures
     from ppgen.run import Run
 
     found: dict[str, Score] = {}
@@ -51,7 +52,7 @@ def compare(
             found[name] = held_out(run, rows, draws=draws, particles=particles, seed=seed)
     result = compare(found)
     if json:
-        print_json({"models": result.table(), "findings": result.findings})
+        print_json({"models": result.table()} | figures(result.findings))
         return
     table = result.table()
     words = {"loo": "LOO", "lower": "lower bound", "exact": "exact", "estimate": "posterior predictive"}
@@ -64,5 +65,4 @@ def compare(
         ],
         title=f"Log predictive density over {table[0]['rows']} rows",
     )  # fmt: skip
-    for sentence in result.findings:
-        print(f"- {sentence}")
+    tell.findings(result.findings)

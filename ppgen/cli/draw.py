@@ -88,12 +88,10 @@ def _by_sampler(
     """Draws of a Gaussian chain by a sampler; None where the program is another, or has only a few steps."""
     import sys
 
-    from ppgen.gaussian_chain import GaussianChain
     from ppgen.inference.samplers import draw
     from ppgen.progress import counter
 
-    chain = isinstance(run.program, GaussianChain)
-    if not how and not (chain and run.program.brief() is not run.program):
+    if not how and not (run.program.gaussian_steps and run.program.repeats):
         return None
     with counter("sample", sys.stderr, quiet) as report:
         return {"x": draw(run, n, given=held, seed=seed, report=report, **how)}
@@ -105,11 +103,10 @@ def _filled(
     """Rows of x with their gaps filled in, n times each, a row's draws together; None where no x is held."""
     import sys
 
-    from ppgen.gaussian_chain import GaussianChain
     from ppgen.inference import impute
     from ppgen.progress import counter
 
-    if not isinstance(run.program, GaussianChain) or "x" not in (held or {}):
+    if not run.program.gaussian_steps or "x" not in (held or {}):
         return None
     held = dict(held or {})
     x = held.pop("x")
@@ -142,9 +139,8 @@ def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
     import torch
 
     from ppgen import data
-    from ppgen.gaussian_chain import GaussianChain
 
-    if "x" in columns or not isinstance(run.program, GaussianChain):
+    if "x" in columns or not run.program.gaussian_steps:
         return columns
     size = len(run.program.zero)
     names = [f"x_{i}" for i in range(size)]

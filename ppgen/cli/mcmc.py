@@ -41,6 +41,7 @@ def mcmc(
     from ppgen import inference, sources
     from ppgen.export import check_suffix
     from ppgen.files import write_netcdf
+    from ppgen.inference.findings import figures, load_findings
     from ppgen.progress import counter
     from ppgen.run import Run
 
@@ -65,10 +66,10 @@ def mcmc(
     from arviz_stats import summary  # type: ignore[attr-defined]
 
     shown = summary(tree, round_to="none")
-    said = [s for s in tree.attrs["findings"].split("\n") if s]  # they are logged, on stderr
     if json:
         latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
-        print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents, "findings": said})
+        said = figures(load_findings(tree))  # what is not fine is logged, on stderr
+        print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents} | said)
         return
     program_name = model.program.name if isinstance(model, Run) else model.name
     head = [c for c in ("mean", "sd", "ess_bulk", "ess_tail", "r_hat") if c in shown]

@@ -126,7 +126,7 @@ LONG = ("optimizers", "schedules", "engines")
 def _sections() -> dict[str, dict[str, str]]:
     from ppgen import catalog, data
     from ppgen.guides import autoguide_names
-    from ppgen.inference.elbo import OBJECTIVES
+    from ppgen.inference import objectives
     from ppgen.inference.optimise import SCHEDULES, optimizer_names
     from ppgen.inference.step import ENGINES
 
@@ -135,7 +135,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "data": data.names(),
         "guides": {n: "Pyro's autoguide" for n in autoguide_names()}
         | {"flow": "a flow in the latents' unconstrained space"},
-        "objectives": OBJECTIVES,
+        "objectives": {n: objectives.named(n).SUMMARY for n in objectives.names()},
         "optimizers": {n: f"torch.optim.{n}" for n in optimizer_names()},
         "schedules": {n: f"{d}, t = step / steps" for n, d in SCHEDULES.items()},
         "engines": dict.fromkeys(ENGINES, ""),

@@ -22,17 +22,22 @@ def report(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """One self-contained page: the model's graph, the data, training, posterior, checks, what to worry about first.
+    """One self-contained page: the model's graph, the data, training, posterior, and what was found, the worst first.
 
     It shows calibration where ppgen calibrate RUN was run before.
     """
-    from ppgen import inference, sources
+    from ppgen import sources
     from ppgen.export import check_suffix
+    from ppgen.inference.findings import figures
+    from ppgen.inference.report import write_report
     from ppgen.run import Run
 
     if out is not None:
         check_suffix(out, (".html",))
     fitted = Run.load(run)
     _, rows = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted))
-    path = inference.report(fitted, rows, out, draws=draws, seed=seed)
-    print_json({"run": str(run), "report": str(path)}) if json else print(path)
+    path, findings = write_report(fitted, rows, out, draws=draws, seed=seed)
+    if json:
+        print_json({"run": str(run), "report": str(path)} | figures(findings))
+    else:
+        print(path)

@@ -16,14 +16,19 @@ _SAME = {aten.detach.default, aten.alias.default}
 _SAME_IF_SHAPE = {aten.expand.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 
 
-def simplify(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
-    """Drops dead nodes and no-ops, turns the tensors that the graph holds into inputs, and returns these tensors."""
+def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """Drops dead nodes and no-ops, turns the tensors that the graph holds into inputs, and returns these tensors.
+
+    Args:
+        differentiable: whether gradients will be taken through it: `detach` is then no no-op.
+    """
+    no_ops = _SAME - {aten.detach.default} if differentiable else _SAME
     g = graph.graph
     for node in g.nodes:
         if node.op == "get_attr" and all(user.target is aten.lift_fresh_copy.default for user in node.users):
             node.meta["literal"] = True  # written as a literal, `torch.tensor(0.5)`
     for node in list(g.nodes):
-        same = node.target in _SAME or (node.target in _SAME_IF_SHAPE and _same_shape(node))
+        same = node.target in no_ops or (node.target in _SAME_IF_SHAPE and _same_shape(node))
         if same or node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in aliases(node)):
             node.replace_all_uses_with(node.args[0])
             g.erase_node(node)

@@ -17,14 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.ops import special
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
 from torch.distributions import biject_to
@@ -32,8 +28,11 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_seconds
 from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
 from ppgen.program import Program
+from ppgen.terms import run, terms
+from ppgen.terms import total as log_joint_of
 
 log = logging.getLogger("ppgen")
 
@@ -179,20 +178,12 @@ class LogJoint:
             inner = u[b.start : b.stop].view(b.shape)
             latents[name] = b.transform(inner)
             total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
-        model = poutine.condition(self._model, data=latents)
         with pyro.validation_enabled(False):
             if self.summed:
-                return total + self._enumerated(model)
-            return total + prune_subsample_sites(poutine.trace(model).get_trace()).log_prob_sum()
-
-    def _enumerated(self, model: Callable[[], Any]) -> Tensor:
-        """The log joint with the discrete latents summed out, by Pyro's tensor contraction."""
-        every = config_enumerate(model, default="parallel")
-        with poutine.block(), poutine.trace() as tracer, poutine.enum(first_available_dim=-1 - self._nesting):
-            every()
-        sites = prune_subsample_sites(tracer.trace)
-        with mock.patch.object(special, "_SafeLog", _Log):
-            return TraceEinsumEvaluator(sites, True, self._nesting).log_prob(sites)
+                found = summed_terms(self.program, self.data, self._nesting, latents=latents)
+            else:
+                found = terms(run(self.program, self.data, latents=latents))
+        return total + log_joint_of(found)
 
     def prior(self) -> Tensor:
         """One draw from the prior, (dim,); from torch's random state."""
@@ -259,14 +250,6 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
     return LogJoint(program, data, engine=engine, calls=calls)
-
-
-class _Log:
-    """Pyro's logarithm with a finite slope at 0, written so that `torch.func` can go through it."""
-
-    @staticmethod
-    def apply(x: Tensor) -> Tensor:
-        return x.clamp_min(torch.finfo(x.dtype).tiny).log()
 
 
 def _labels(name: str, shape: torch.Size) -> list[str]:

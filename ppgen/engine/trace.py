@@ -12,7 +12,7 @@ import linecache
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from unittest import mock
 import pyro
 import torch
 from torch import Tensor, fx
+from torch.distributions import dirichlet as dirichlets
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.engine.graph import simplify
@@ -53,18 +54,22 @@ class Traced:
         return sum(n.op == "call_function" for n in self.graph.graph.nodes)
 
 
-def trace(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
+def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: bool = False) -> Traced:
     """Traces `fn(*inputs)`, which gives a tensor or a list of tensors (None allowed).
 
     The graph is specialised to the shapes and dtypes of the inputs; random draws stay in it, and take
     from torch's generator what the function itself would have taken.
+
+    Args:
+        differentiable: whether gradients are to be taken through the graph: it then keeps what stops them.
 
     Raises:
         Untraceable: the function needs a value, not a shape, to decide what to do next.
     """
 
     def run(**mode: Any) -> fx.GraphModule:
-        with _quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        dirichlet = mock.patch.object(dirichlets, "_Dirichlet", _Dirichlet) if differentiable else nullcontext()
+        with _quiet(), dirichlet, torch.random.fork_rng(devices=[]), torch.enable_grad():
             return make_fx(fn, **mode)(*inputs)
 
     try:
@@ -76,7 +81,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Traced:
             _require_shapes(graph)
         except Exception as e:
             raise e if isinstance(e, Untraceable) else Untraceable(blame(e)) from e
-    return Traced(*simplify(graph))
+    return Traced(*simplify(graph, differentiable=differentiable))
 
 
 @contextmanager
@@ -102,6 +107,21 @@ def _quiet() -> Iterator[None]:
         mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
     ):
         yield
+
+
+class _Dirichlet:
+    """A Dirichlet draw whose gradient is written in operations: torch's own has its gradient outside of the graph.
+
+    x + s − x Σ s with s = D (α − sg α) is x, and has the implicit derivative of torch's `_Dirichlet_backward`.
+    """
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        fixed = concentration.detach()
+        x = torch._sample_dirichlet(fixed)
+        slope = torch._dirichlet_grad(x, fixed, fixed.sum(-1, True).expand_as(fixed))
+        s = slope * (concentration - fixed)
+        return x + s - x * s.sum(-1, True)
 
 
 @contextmanager
@@ -140,8 +160,8 @@ def _caller() -> str:
     return sys._getframe(2).f_globals.get("__name__", "")
 
 
-def executable(graph: fx.GraphModule) -> Callable[..., Any]:
-    """The graph as one Python function, each operation bound beforehand.
+def executable(graph: fx.GraphModule, *, gradient: bool = False) -> Callable[..., Any]:
+    """The graph as one Python function, each operation bound beforehand; under no_grad unless a gradient is wanted.
 
     (`GraphModule.forward` looks up `torch.ops.aten.add.Tensor` anew, at every node of every call.)
     """
@@ -166,7 +186,7 @@ def executable(graph: fx.GraphModule) -> Callable[..., Any]:
     forward = space["forward"]
 
     def run(*inputs: Any) -> Any:
-        with torch.no_grad():
+        with nullcontext() if gradient else torch.no_grad():
             return forward(graph, *inputs)
 
     return run

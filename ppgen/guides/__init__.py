@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pyro.infer import autoguide as autoguides
 from torch import nn
 
 from ppgen.errors import PpgenError, nearest
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ppgen.program import Program
-
-__all__ = ["FLOW", "autoguide_names", "guide_names", "guide_spec", "make_guide", "parse"]
+__all__ = ["FLOW", "autoguide_names", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options"]
 
 FLOW = "flow"
 
@@ -80,28 +75,24 @@ def guide_spec(spec: str, **more: Any) -> str:
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in {**options, **more}.items())})"
 
 
-def make_guide(
-    spec: str, program: Program, data: Mapping[str, Tensor], hide: tuple[str, ...] = (), rows: tuple[str, ...] = ()
-) -> nn.Module:
-    """The guide of that name for the program's latents, those in `hide` left out.
-
-    Args:
-        data: columns on which the model is run, to learn its latents.
-        rows: the row columns, where these data are too few to tell.
+def make_autoguide(spec: str, model: Callable) -> nn.Module:
+    """Pyro's autoguide of that name for a model.
 
     Raises:
-        PpgenError: no such guide, or a keyword that it does not take.
+        PpgenError: a keyword that it does not take.
     """
-    import pyro
-
-    from ppgen.guides.flow import FlowGuide
-
     name, options = parse(spec)
-    made: Any = FlowGuide if name == FLOW else getattr(autoguides, name)
-    known = [k for k in inspect.signature(made).parameters if k not in ("model", "program", "data", "hide", "rows")]
+    made = getattr(autoguides, name)
+    require_options(name, made, options)
+    return made(model, **options)
+
+
+def require_options(name: str, made: Any, options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: a keyword that the guide does not take.
+    """
+    known = [k for k in inspect.signature(made).parameters if k not in ("model", "sites", "over_rows", "data", "rows")]
     for key in options:
         if key not in known:
             raise PpgenError(f"the guide {name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}")
-    if name == FLOW:
-        return FlowGuide(program, data, hide, rows, **options)
-    return made(pyro.poutine.block(program.model, hide=list(hide)) if hide else program.model, **options)

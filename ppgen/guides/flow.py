@@ -26,19 +26,14 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.util import sum_rightmost
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppgen.data import row_columns
 from ppgen.errors import PpgenError
-from ppgen.program import Program
-from ppgen.sites import sample_sites
-from ppgen.structure import row_plates
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.wrap import Inverse
 
@@ -194,15 +189,15 @@ class FlowGuide(nn.Module):
     """The flow guide of a program; see above.
 
     Args:
-        program: its model is run once, to learn its latents.
+        sites: the latents of a run of the model, by name.
+        over_rows: the plates over the rows, and their dimensions.
         data: columns, or a batch of them.
-        hide: latents that are left out.
         rows: the row columns, where the data are too few to tell.
         transforms, hidden: of the flows: pairs of transforms, and widths of their networks.
         amortised: whether local latents are read off their row; None: where they have more than `JOINT` entries.
 
     Attributes:
-        spec: what `make_guide` makes it of again.
+        spec: the name and keywords that it is made of again.
         amortised: whether it can be asked about other rows than it was made with.
         columns: the row columns that it reads.
 
@@ -215,9 +210,9 @@ class FlowGuide(nn.Module):
 
     def __init__(
         self,
-        program: Program,
+        sites: Mapping[str, dict[str, Any]],
+        over_rows: Mapping[str, int],
         data: Mapping[str, Tensor],
-        hide: tuple[str, ...] = (),
         rows: tuple[str, ...] = (),
         *,
         transforms: int = 2,
@@ -225,8 +220,7 @@ class FlowGuide(nn.Module):
         amortised: bool | None = None,
     ):
         super().__init__()
-        sites = _latent_sites(program, data, hide)
-        over_rows = _over_rows(program, data, sites, rows)
+        _require_whole_plates(sites)
         local = {n for n, s in sites.items() if _row_frame(n, s, over_rows) is not None}
         if amortised is None:
             amortised = bool(local) and sum(s["value"].numel() for s in sites.values()) > JOINT
@@ -254,7 +248,7 @@ class FlowGuide(nn.Module):
         if self.of_all:
             u = pyro.sample("_flow", Pushed(self.flow), infer={"is_auxiliary": True})
             for latent in self.of_all:
-                _emit(latent, u, plates, u.dim() - 1)
+                _emit(latent, u, plates)
         if table is None:
             return
         x = (table - self.mean) / self.sd
@@ -262,12 +256,11 @@ class FlowGuide(nn.Module):
         x = x.reshape(rows, *(1,) * (-dim - 1), -1)
         if u is not None:
             centred = (u - self.flow.loc.detach()) * (-self.flow.log_diagonal.detach()).exp()
-            batch = torch.broadcast_shapes(x.shape[:-1], u.shape[:-1])
-            x = torch.cat((x.expand(*batch, -1), centred.expand(*batch, -1)), -1)
+            x = torch.cat((x, centred.expand(*x.shape[:-1], -1)), -1)
         with plates[name]:
             v = pyro.sample("_flow_rows", Pushed(self.row_flow, x), infer={"is_auxiliary": True})
         for latent in self.of_rows:
-            _emit(latent, v, plates, v.dim() - 1 if v.dim() - 1 > -dim else 0)
+            _emit(latent, v, plates)
 
     def _table(self, data: Mapping[str, Tensor]) -> Tensor:
         """The row columns side by side, (rows, features)."""
@@ -290,10 +283,7 @@ class FlowGuide(nn.Module):
             self.flow.start_at(loc[index], torch.linalg.cholesky(rows @ rows.T))
 
 
-def _latent_sites(program: Program, data: Mapping[str, Tensor], hide: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    trace = prune_subsample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
-    sites = {n: s for n, s in sample_sites(trace, deterministic=False).items() if not s["is_observed"]}
-    sites = {n: s for n, s in sites.items() if n not in hide}
+def _require_whole_plates(sites: Mapping[str, dict[str, Any]]) -> None:
     for name, site in sites.items():
         for f in site["cond_indep_stack"]:
             if f.full_size not in (None, f.size):
@@ -301,15 +291,6 @@ def _latent_sites(program: Program, data: Mapping[str, Tensor], hide: tuple[str,
                     f"the latent {name!r} stands in the plate {f.name!r}, which draws {f.size} of {f.full_size} rows "
                     "by itself; leave subsample_size out, and pass batch_size to fit"
                 )
-    return sites
-
-
-def _over_rows(
-    program: Program, data: Mapping[str, Tensor], sites: Mapping[str, dict[str, Any]], rows: tuple[str, ...]
-) -> dict[str, int]:
-    frames = [f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized]
-    found = row_plates(program, data, frames, rows)
-    return {f.name: f.dim for f in frames if f.name in found}
 
 
 def _row_frame(name: str, site: Mapping[str, Any], over_rows: Mapping[str, int]) -> int | None:
@@ -343,22 +324,13 @@ def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -
     return found
 
 
-def _emit(latent: Latent, vector: Tensor, plates: Mapping[str, Any], batch: int) -> None:
-    """Writes one latent's site out of its vector.
-
-    Args:
-        vector: (particles and 1s, [rows, 1s], D).
-        plates: by name.
-        batch: its batch dimensions where there is a plate of particles, else 0.
-    """
+def _emit(latent: Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
+    """Writes one latent's site out of its vector: (D,), or (rows, 1, ..., D) of a latent of the rows."""
     u = vector[..., latent.start : latent.stop]
-    b = latent.batch_dim
     if latent.row_dim is None:
-        u = u.reshape(-1, *latent.shape)
+        u = u.reshape(latent.shape)
     else:
-        u = u.movedim(latent.row_dim - 1, 0)
-        u = u.reshape(len(u), -1, *latent.shape).movedim(0, 1 + b + latent.row_dim)
-    u = u.reshape(len(u), *(1,) * (batch - 1 - b), *u.shape[1:]) if batch else u.reshape(u.shape[1:])
+        u = u.reshape(len(u), *latent.shape).movedim(0, latent.batch_dim + latent.row_dim)
     value = latent.transform(u)
     ladj = latent.transform.log_abs_det_jacobian(u, value)
     ladj = sum_rightmost(ladj, ladj.dim() - value.dim() + latent.event_dim)

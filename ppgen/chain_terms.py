@@ -1,13 +1,13 @@
-r"""The ELBO of a chain, from its four conditionals, without running the chain.
+r"""The terms of a chain's ELBO, from its four conditionals, without running the chain: a producer of terms.
 
     ELBO = −KL(q(z_1 | x), p(z_1)) + E log p(x | z_0) − Σ_i E_q(z_t | x) KL(q(z_s | z_t, x), p(z_s | z_t)),   T steps
 
-z_t is drawn from `forward` at once, so each term stands by itself. `subsampled` draws one i a row, of probability P_i,
-and divides by it: unbiased for the ELBO and, the random t depending on no parameter, for its gradient. The times of a
-batch are spread evenly (low discrepancy): each is uniform by itself, and their mean has less variance.
-`ppgen.inference.ledger` runs over every i and keeps the terms apart.
+z_t is drawn from `forward` at once, so each term stands by itself. `subsampled_terms` draws one i a row, of
+probability P_i, and divides by it: unbiased for the ELBO and, the random t depending on no parameter, for its
+gradient. The times of a batch are spread evenly (low discrepancy): each is uniform by itself, and their mean has less
+variance. `ppgen.inference.ledger` runs over every i and keeps the terms apart.
 
-A reweighted objective (`weighting`) changes what the gradient is of, never the ELBO that is returned beside it.
+A reweighted objective (`weighting`) changes what is trained on (`Term.target`), never the log-probability beside it.
 
 Sources: Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630), times and T → ∞; Improved Denoising
 Diffusion Probabilistic Models (Nichol & Dhariwal, 2021, arXiv:2102.09672), times by running loss.
@@ -16,39 +16,29 @@ Diffusion Probabilistic Models (Nichol & Dhariwal, 2021, arXiv:2102.09672), time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppgen.chain import Chain
+from ppgen.terms import Term
+
+Chain = Any  # a `ppgen.chain.Chain`, whose file imports this one
 
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs
 
-__all__ = ["Draw", "prior", "reconstruction", "subsampled", "terms"]
+__all__ = ["prior", "reconstruction", "subsampled_terms", "terms"]
 
 
-class Draw(NamedTuple):
-    """An estimate, one value a row.
-
-    Attributes:
-        elbo: unbiased for the ELBO of each row, in nats.
-        target: what is to be maximised: the ELBO, or a reweighting of it that is no bound.
-    """
-
-    elbo: Tensor
-    target: Tensor
-
-
-def subsampled(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> Draw:
-    """One unbiased draw of each row's ELBO, from `times` of its T terms.
+def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> list[Term]:
+    """Unbiased draws of the terms of each row's ELBO: both ends, and `times` of the T steps between them.
 
     Args:
         program: the chain; in training mode its labels are partly hidden and its history of costs is kept.
         data: the columns.
-        times: of each row; the mean is taken.
+        times: of each row; the leading dimension of the terms.
     """
     with program.running():
         columns, x = program.context(dict(data)), data["x"]
@@ -61,8 +51,16 @@ def subsampled(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> Dr
         cost, target = cost / density, target / density
         if program.training:
             _remember(program, t, cost.detach() * density)
-        ends = prior(program, x) + reconstruction(program, x, columns)
-        return Draw(ends - cost.mean(0), ends - target.mean(0))
+        ends = {
+            "kl": prior(program, x),
+            "likelihood": reconstruction(program, x, columns),
+        }
+
+    def by_row(site: str, role: str, value: Tensor, target: Tensor | None = None) -> Term:
+        return Term(site, role, value.new_zeros(times), value, value, ("data",), frozenset(["data"]), target=target)
+
+    found = [by_row("z_1" if role == "kl" else "x", role, v.expand(times, n)) for role, v in ends.items()]
+    return [*found, by_row("z", "kl", -cost, -target)]
 
 
 def prior(program: Chain, x: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+r"""Many draws of a program, each by itself: one run as a function of its noise, batched.
+
+A program is only ever run for one draw. `Many` records such a run as a graph of tensor operations, takes the random
+numbers out of it (`ppgen.engine.noise`), and maps it over S sets of them with `torch.func.vmap`: the program sees one
+draw, and never a dimension that it does not know. A draw that depends on a value (Gamma, Poisson, Categorical) stays in
+the graph, and is made anew for each. What is recorded is compared with a run of the program itself. Where a program
+cannot be recorded, or an operation cannot be batched, the draws are made one after the other, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ppgen.engine.noise import Draw, hoist
+from ppgen.engine.trace import Traced, Untraceable, executable, trace
+from ppgen.enumerated import summed_terms
+from ppgen.program import Program
+from ppgen.structure import Structure
+from ppgen.terms import Term, run, terms
+
+log = logging.getLogger("ppgen")
+
+FEW = 16  # draws that are made one after the other: recording a run costs as much
+BLOCK = 2**23  # entries of the largest tensor of a batch: bounds the memory
+
+One = Callable[..., list[Tensor]]
+
+
+class Many:
+    """S runs of a function of one draw: called with S, it gives the function's tensors with S leading.
+
+    Args:
+        one: one draw: tensors -> tensors, the same number at each call.
+        inputs: examples of its arguments that are the same for all draws.
+        each: examples of its further arguments, of which each draw has its own (without the leading dimension).
+        name: of the program, for the log.
+        gradient: whether gradients with respect to `inputs` are to be taken through it.
+    """
+
+    def __init__(
+        self, one: One, inputs: Sequence[Tensor] = (), each: Sequence[Tensor] = (), *, name: str, gradient: bool = False
+    ):
+        self.one, self.name, self.gradient = one, name, gradient
+        self.examples = [*inputs, *each]
+        self.device = next((t.device for t in self.examples), torch.device("cpu"))
+        self.recorded, self.batched, self.largest = False, True, 1
+        self.graph: Callable[..., Any] | None = None  # None: cannot be recorded, or was not yet
+        self.constants: tuple[Tensor, ...] = ()
+        self.noise: list[Draw] = []
+        if gradient:
+            self._record()
+
+    def _record(self) -> None:
+        self.recorded = True
+        try:
+            graph = trace(self.one, self.examples, differentiable=self.gradient)
+        except Untraceable as e:
+            return self._say(str(e))
+        if why := _differs(self.one, graph, self.examples, self.gradient):
+            return self._say(why)
+        hoisted, self.noise, _ = hoist(graph)
+        self.graph, self.constants = executable(hoisted.graph, gradient=self.gradient), hoisted.constants
+        sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]
+        self.largest = max(sizes, default=1)
+
+    def _say(self, why: str) -> None:
+        log.info("the draws of %s are made one after the other: %s", self.name, why)
+
+    def __call__(self, draws: int, inputs: Sequence[Tensor] = (), each: Sequence[Tensor] = ()) -> list[Tensor]:
+        """The tensors of S draws, S leading.
+
+        Args:
+            draws: S.
+            inputs, each: as the examples; of `each`, S leading.
+        """
+        if not self.recorded and draws > FEW:
+            self._record()
+        if self.graph is None:
+            return _stacked([self.one(*inputs, *(v[i] for v in each)) for i in range(draws)])
+        at_once = draws if self.gradient else max(1, min(draws, BLOCK // self.largest))
+        parts = []
+        for start in range(0, draws, at_once):
+            s = min(at_once, draws - start)
+            parts.append(self._block(s, inputs, [v[start : start + s] for v in each]))
+        return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
+
+    def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:
+        noise = [d.fill(torch.empty(draws, *d.shape, dtype=d.dtype, device=self.device), *d.args) for d in self.noise]
+        graph, n = self.graph, len(each)
+        assert graph is not None
+
+        def one(_: Tensor, *own: Tensor) -> list[Tensor]:
+            return list(graph(*inputs, *own[:n], *self.constants, *own[n:]))
+
+        if self.batched:
+            try:
+                return torch.func.vmap(one, randomness="different")(torch.zeros(draws), *each, *noise)
+            except (RuntimeError, NotImplementedError) as e:
+                self._say(str(e).splitlines()[0])
+                self.batched = False
+        return _stacked([one(torch.zeros(()), *(v[i] for v in (*each, *noise))) for i in range(draws)])
+
+
+def _stacked(runs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(list(values)) for values in zip(*runs, strict=True)]
+
+
+def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: bool) -> str:
+    """What the recorded run gives else than the function itself, from one random state; '' where nothing."""
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradient):
+        start = torch.get_rng_state()
+        inputs = [t.detach().requires_grad_(gradient and t.requires_grad) for t in inputs]
+        own = one(*inputs)
+        torch.set_rng_state(start)
+        run_it = executable(recorded.graph, gradient=gradient)
+        ours = list(run_it(*inputs, *recorded.constants))
+        for a, b in zip(own, ours, strict=True):
+            if a.shape != b.shape or not _near(a, b):
+                return "its recorded run gives other values (does it draw from Python's random, or count its calls?)"
+        if gradient:
+            try:
+                pairs = list(zip(_gradients(own, inputs), _gradients(ours, inputs), strict=True))
+            except RuntimeError as e:
+                return f"no gradient goes through its recorded run: {str(e).splitlines()[0]}"
+            for a, b in pairs:
+                if (a is None) != (b is None) or a is not None and b is not None and not _near(a, b):
+                    return "its recorded run has other gradients (a part without gradient, or a gradient of its own)"
+    return ""
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Of a sum of all outputs in which no two weigh the same."""
+    value = sum(((i + 1.0) * o.double().sum() for i, o in enumerate(outputs) if o.requires_grad), torch.zeros(()))
+    wanted = [t for t in inputs if t.requires_grad]
+    if not value.requires_grad:
+        return [None] * len(wanted)
+    return torch.autograd.grad(value, wanted, allow_unused=True)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, which a steep map may enlarge in a few entries."""
+    a, b = a.detach(), b.detach()
+    if not a.is_floating_point():
+        return bool((a == b).all())
+    scale = float(a[torch.isfinite(a)].abs().max()) if torch.isfinite(a).any() else 1.0
+    close = torch.isclose(a, b, rtol=1e-3, atol=1e-5 * max(scale, 1e-30), equal_nan=True)
+    return not close.numel() or float(close.double().mean()) > 0.99
+
+
+# -- terms of many draws ------------------------------------------------------------------------------
+
+
+def one_draw(
+    program: Program,
+    data: Mapping[str, Any],
+    structure: Structure,
+    *,
+    closed_form: bool = False,
+    guide: bool = True,
+    latents: Mapping[str, Tensor] | None = None,
+    q: Trace | None = None,
+) -> list[Term]:
+    """The terms of one run, its discrete latents summed out where the structure says so."""
+    if structure.summed:
+        return summed_terms(program, data, structure.nesting, guide=guide, latents=latents, q=q)
+    return terms(run(program, data, guide=guide, latents=latents, q=q), closed_form=closed_form)
+
+
+class ManyTerms:
+    """The terms of S runs of a program on columns of one shape, S leading: see `Many`.
+
+    Args:
+        program, structure: set up and checked.
+        data: columns; of each call, columns of the same shapes.
+        closed_form: as for `ppgen.terms.terms`.
+        train: whether gradients with respect to the program's parameters are to be taken.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Mapping[str, Any],
+        structure: Structure,
+        *,
+        closed_form: bool = False,
+        train: bool = False,
+    ):
+        self.program, self.structure, self.closed_form = program, structure, closed_form
+        self.columns = [k for k, v in data.items() if isinstance(v, Tensor)]
+        self.rest = {k: v for k, v in data.items() if k not in self.columns}
+        self.parameters = list(dict(program.named_parameters())) if train else []
+        self.labels: list[Term] = []
+        self.many = Many(self._one, self._inputs(data), name=program.name, gradient=train)
+
+    def _inputs(self, data: Mapping[str, Any]) -> list[Tensor]:
+        own = dict(self.program.named_parameters())
+        return [own[k] for k in self.parameters] + [data[k] for k in self.columns]
+
+    def _one(self, *tensors: Tensor) -> list[Tensor]:
+        n = len(self.parameters)
+        theta = dict(zip(self.parameters, tensors[:n], strict=True))
+        data = dict(zip(self.columns, tensors[n:], strict=True)) | self.rest
+        with parameters_as(self.program, theta):
+            found = one_draw(self.program, data, self.structure, closed_form=self.closed_form)
+        self.labels = [t._replace(value=_NOTHING, log_prob=_NOTHING, log_density=_NOTHING) for t in found]
+        return [x for t in found for x in (t.value, t.log_prob, t.log_density)]
+
+    def __call__(self, draws: int, data: Mapping[str, Any]) -> list[Term]:
+        out = self.many(draws, self._inputs(data))
+        return [
+            label._replace(value=v, log_prob=p, log_density=d)
+            for label, v, p, d in zip(self.labels, out[::3], out[1::3], out[2::3], strict=True)
+        ]
+
+
+_NOTHING = torch.empty(0)
+
+
+def parameters_as(program: nn.Module, values: Mapping[str, Tensor]) -> Any:
+    """Within it, the program's parameters are these tensors; after it, its own again, whatever happens."""
+    return _reparametrize_module(program, dict(values), tie_weights=True)
+
+
+def stacked_terms(found: Sequence[Term]) -> list[Term]:
+    """Terms of one run as those of one draw."""
+    return [t._replace(value=t.value[None], log_prob=t.log_prob[None], log_density=t.log_density[None]) for t in found]

@@ -1,0 +1,119 @@
+r"""Discrete latents summed out exactly, and drawn from their conditional: a producer of terms.
+
+    log Σ_d p(x, d, z)  by tensor contraction within the plates;      d ~ p(d | x, z)  by forward filtering, backward
+                                                                       sampling
+
+at the continuous latents z of one draw. What touches a summed-out site becomes one term a connected component, whose
+dimensions are the plates that the component stands in: by row, where the latent is local to a row.
+
+Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al. 2019, arXiv:1902.03210).
+Pyro's contraction is used through its private `_compute_model_factors` and `_sample_posterior`, here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.discrete import _sample_posterior
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops import special
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppgen.sites import sample_sites
+from ppgen.terms import Pair, Term, Traces, guide_run, holding, term
+
+
+def summed_terms(
+    program: Pair,
+    data: Mapping[str, Any],
+    nesting: int,
+    *,
+    guide: bool = True,
+    latents: Mapping[str, Tensor] | None = None,
+    q: poutine.Trace | None = None,
+) -> list[Term]:
+    """The terms of one run with the discrete latents that the guide leaves out summed out.
+
+    A term of the role "summed" is named by the observed sites in it.
+
+    Args:
+        nesting: how many batch dimensions the program's plates take.
+        guide, latents, q: as for `ppgen.terms.run`.
+    """
+    t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
+    with mock.patch.object(special, "_SafeLog", _Log):
+        for trace in (t.p, t.q):
+            trace.compute_log_prob()
+        t.p.pack_tensors()
+        t.q.pack_tensors(t.p.plate_to_symbol)
+        _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
+        contracted = {f for fs in factors.values() for f in map(id, fs)}
+        summed = contract_tensor_tree(factors, dims)
+    order = {n: i for i, n in enumerate(sample_sites(t.q, factors=True, deterministic=False))}
+    found, inside, observed = [], set(), []
+    for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
+        if contracted & {id(site["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
+            inside |= {f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size)}
+            observed += [name] if site["is_observed"] else []
+        else:
+            found.append(term(site, order=order.get(name, -1)))
+    plates = {symbol: name for name, symbol in t.p.plate_to_symbol.items()}
+    for value in (v for values in summed.values() for v in values):
+        names = tuple(plates[d] for d in value._pyro_dims)
+        found.append(
+            Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside)
+        )
+    guides = sample_sites(t.q, factors=True, deterministic=False).items()
+    return found + [term(s, "guide", order[n]) for n, s in guides]
+
+
+def _enumerated_run(
+    program: Pair,
+    data: Mapping[str, Any],
+    nesting: int,
+    *,
+    guide: bool,
+    latents: Mapping[str, Tensor] | None,
+    q: poutine.Trace | None,
+) -> Traces:
+    """One run in which every discrete latent that is not drawn takes all of its values, in dimensions of its own."""
+    model = config_enumerate(lambda: program.call("model", data), default="parallel")
+    if latents is None and guide:
+        q = guide_run(program, data) if q is None else q
+        model = poutine.replay(model, trace=q)
+    else:
+        q = poutine.Trace()
+        model = holding(latents or {})(model)
+    with poutine.block(), poutine.enum(first_available_dim=-1 - nesting):
+        p = poutine.trace(model).get_trace()
+    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+
+
+def drawn_discrete(
+    program: Pair,
+    data: Mapping[str, Any],
+    nesting: int,
+    latents: Mapping[str, Tensor],
+    names: Collection[str],
+) -> dict[str, Tensor]:
+    """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
+    every = config_enumerate(holding(latents)(lambda: program.call("model", data)), default="parallel")
+    with poutine.block(), poutine.trace() as tracer:
+        _sample_posterior(every, -1 - nesting, 1, False)
+    sites = sample_sites(tracer.trace)
+    return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
+
+
+class _Log:
+    """Pyro's logarithm with a finite slope at 0, written so that `torch.func` can go through it."""
+
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        return x.clamp_min(torch.finfo(x.dtype).tiny).log()

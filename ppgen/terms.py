@@ -1,0 +1,276 @@
+r"""What one run of a program pair gives: labelled terms of the log joint and of the guide's log-density.
+
+    log p(x, z) − log q(z | x) = Σ prior + Σ likelihood + Σ factor − Σ guide
+
+A program is only ever run for one draw, and a term has the shape that the program gave it: the dimensions of its
+log-probability are named by the plates that they run over. Bounds, importance weights, pointwise log-likelihoods are
+formulas on terms; several draws are several runs, stacked in a leading dimension (`ppgen.draws`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites
+
+
+class Pair(Protocol):
+    """What can be run: a `ppgen.Program`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fixed_rows(self) -> bool: ...
+
+    def call(self, part: str, data: Mapping[str, Any]) -> Any: ...
+
+    def in_brief(self) -> AbstractContextManager[None]: ...
+
+
+class Term(NamedTuple):
+    """One site of a run. Of S runs, value and log-probabilities have a leading dimension of S.
+
+    Attributes:
+        site: its name.
+        role: prior, likelihood, factor (of the model), guide, kl (−KL of guide and prior: both in one), summed (the
+            model's sites that touch a discrete latent that is summed out).
+        value: the site's; of a factor empty.
+        log_prob: nats, masked and scaled by the program's own handlers; with the dimensions `dims`. Of "kl", −KL.
+        log_density: the site's own log-density, masked and not scaled; of "kl", log q(z_i | ·).
+        dims: names of log_prob's dimensions: plates, or the site's name and a number where no plate stands for one.
+        rows: the plates among them that hold all rows that were passed: those that a minibatch's N/B weighs.
+        order: the place of a latent among those that the guide draws, -1 for other sites.
+        pathwise: whether gradients go through the value.
+        target: what is trained on in place of log_prob, where that is another thing (a reweighted bound).
+    """
+
+    site: str
+    role: str
+    value: Tensor
+    log_prob: Tensor
+    log_density: Tensor
+    dims: tuple[str, ...]
+    rows: frozenset[str]
+    order: int = -1
+    pathwise: bool = True
+    target: Tensor | None = None
+
+    @property
+    def sign(self) -> float:
+        """Of its part in log p(x, z) − log q(z | x)."""
+        return -1.0 if self.role == "guide" else 1.0
+
+    @property
+    def latent(self) -> bool:
+        """Whether a KL weight applies to it."""
+        return self.role in ("prior", "guide", "kl")
+
+    def weight(self, row_plates: frozenset[str], n_over_b: float) -> float:
+        """N/B where the term is a sum over rows, 1 where it is not."""
+        return n_over_b if self.rows & row_plates else 1.0
+
+
+class Traces(NamedTuple):
+    """One run of both parts: p the model's trace, at the guide's latents; q the guide's."""
+
+    p: poutine.Trace
+    q: poutine.Trace
+
+
+def run(
+    program: Pair,
+    data: Mapping[str, Any],
+    *,
+    guide: bool = True,
+    latents: Mapping[str, Tensor] | None = None,
+    q: poutine.Trace | None = None,
+) -> Traces:
+    """Runs the guide, then the model at its latents, once.
+
+    Args:
+        guide: whether there is one; without it the model draws its own latents, and q is empty.
+        latents: values at which the model is run in place of the guide's; q is then empty.
+        q: a run of the guide, where it was run already.
+    """
+    if latents is not None or not guide:
+        with holding(latents or {}):
+            p = poutine.trace(lambda: program.call("model", data)).get_trace()
+        return Traces(prune_subsample_sites(p), poutine.Trace())
+    q = guide_run(program, data) if q is None else q
+    p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
+    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+
+
+def guide_run(program: Pair, data: Mapping[str, Any]) -> poutine.Trace:
+    """One run of the guide, its subsamples included."""
+    return poutine.trace(lambda: program.call("guide", data)).get_trace()
+
+
+def latents_of(q: poutine.Trace) -> dict[str, Tensor]:
+    """What a run of the guide drew."""
+    return {n: s["value"] for n, s in sample_sites(q).items()}
+
+
+def holding(latents: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+    """Within it, latent sites of these names take these values, and stay latent."""
+    q = poutine.Trace()
+    for name, value in latents.items():
+        q.add_node(name, type="sample", name=name, is_observed=False, value=value, infer={}, fn=Delta(value))
+    return poutine.replay(trace=q)
+
+
+def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
+    """The terms of a run: the model's in order, then the guide's.
+
+    Args:
+        closed_form: whether KL(q(z_i | ·), p(z_i | ·)) takes the place of both terms wherever it is known.
+    """
+    model = {n: s for n, s in t.p.nodes.items() if s["type"] == "sample" and not is_deterministic(s)}
+    guide = {n: s for n, s in t.q.nodes.items() if s["type"] == "sample" and not is_deterministic(s)}
+    kl = {n: k for n in guide if closed_form and (k := _kl(n, model, guide)) is not None}
+    order = {n: i for i, n in enumerate(guide)}
+    found = [_kl_term(s, guide[n], kl[n], order[n]) if n in kl else term(s, order=order.get(n, -1))
+             for n, s in model.items()]  # fmt: skip
+    return found + [term(s, "guide", order[n]) for n, s in guide.items() if n not in kl]
+
+
+def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
+    """The term of one site of a trace; its role is that of a site of the model where none is given."""
+    log_prob = site["fn"].log_prob(site["value"])
+    density = scale_and_mask(log_prob, 1.0, site["mask"])
+    return _labelled(
+        site, role or _role(site), scale_and_mask(log_prob, site["scale"], site["mask"]), density, order,
+        bool(getattr(site["fn"], "has_rsample", False)),
+    )  # fmt: skip
+
+
+def _role(site: Mapping[str, Any]) -> str:
+    if is_factor(site):
+        return "factor"
+    return "likelihood" if site["is_observed"] else "prior"
+
+
+def _labelled(
+    site: Mapping[str, Any], role: str, log_prob: Tensor, density: Tensor, order: int, pathwise: bool
+) -> Term:
+    shape = torch.broadcast_shapes(log_prob.shape, density.shape)
+    dims = dim_names(site, len(shape))
+    return Term(
+        site["name"], role, site["value"], log_prob.expand(shape), density.expand(shape), dims, _rows(site), order,
+        pathwise,
+    )  # fmt: skip
+
+
+def dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
+    """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
+    plates = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
+    return tuple(plates.get(i - n, f"{site['name']}_dim_{i}") for i in range(n))
+
+
+def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Tensor, tuple[str, ...]]:
+    """A tensor with a site's batch dimensions and `event_dim` more, and the names of the former.
+
+    Dimensions of 1 that only keep plates in their places (within a plate that is further left) are left out.
+    """
+    n = value.dim() - event_dim
+    plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    gaps = [i for i in range(n) if i - n not in plates and value.shape[i] == 1 and any(d < i - n for d in plates)]
+    dims = tuple(d for i, d in enumerate(dim_names(site, n)) if i not in gaps)
+    return value.reshape([m for i, m in enumerate(value.shape) if i not in gaps]), dims
+
+
+def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
+    """A site's value with all its plates, and the names of its dimensions outside of its event.
+
+    Pyro calls all dimensions of a deterministic site event ones: its plates are the leading ones.
+    """
+    value = site["value"]
+    if not is_deterministic(site):
+        return laid_out(site, value.expand(site["fn"].shape()), site["fn"].event_dim)
+    nesting = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
+    return laid_out(site, value, max(value.dim() - nesting, 0))
+
+
+def _rows(site: Mapping[str, Any]) -> frozenset[str]:
+    """The plates that hold what was passed; one that subsamples by itself has been weighed by Pyro."""
+    return frozenset(f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size))
+
+
+# -- KL in closed form -----------------------------------------------------------------------------
+
+
+def _kl_term(p: Mapping[str, Any], q: Mapping[str, Any], kl: Tensor, order: int) -> Term:
+    log_prob = scale_and_mask(-kl, p["scale"], p["mask"])
+    pathwise = q["fn"].has_rsample
+    density = log_prob if pathwise else scale_and_mask(q["fn"].log_prob(q["value"]), 1.0, q["mask"])
+    return _labelled(p, "kl", log_prob, density, order, pathwise)
+
+
+def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tensor | None:
+    """KL(q(z_i | ·), p(z_i | ·)), None where it has no closed form, or where it would be wrong.
+
+    With the parents drawn from q, E_q[log q(z_i | ·) − log p(z_i | ·)] = E_q KL holds only if p(z_i | ·) depends
+    on nothing that q draws after z_i: every latent before z_i in the model comes before it in the guide.
+    """
+    q, p = guide[name], model.get(name)
+    if p is None or p["is_observed"] or is_factor(q) or is_delta(q) or q["infer"].get("is_auxiliary"):
+        return None
+    order = list(guide)
+    earlier = set(order[: order.index(name)])
+    for other, node in model.items():
+        if other == name:
+            break
+        if other not in earlier and other in guide and not node["is_observed"]:
+            return None
+    if q["mask"] is not p["mask"] or q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
+        return None
+    batch_shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
+    if q["fn"] is p["fn"]:
+        return torch.zeros(batch_shape, dtype=torch.get_default_dtype())
+    try:
+        # expanded first: some of torch's closed forms do not broadcast
+        return kl_divergence(q["fn"].expand(batch_shape), p["fn"].expand(batch_shape))
+    except NotImplementedError:
+        return None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+# -- formulas on terms ------------------------------------------------------------------------------
+
+
+def total(found: Sequence[Term], *, keep: frozenset[str] = frozenset(), lead: int = 0) -> Tensor:
+    """Σ sign · log_prob over terms and over all dimensions but those named in `keep` (at most one a term, last).
+
+    Args:
+        lead: 1 where the terms are of many draws, whose dimension is kept as the first.
+    """
+    parts = [t.sign * sum_to(t, t.log_prob, keep, lead) for t in found]
+    value = parts[0]
+    for part in parts[1:]:
+        value = value + part
+    return value
+
+
+def sum_to(t: Term, value: Tensor, keep: frozenset[str], lead: int = 0) -> Tensor:
+    """A tensor with the dimensions of the term's log_prob, summed over all but the first of `keep` that it has.
+
+    Where `keep` is not empty and the term has none of it, a dimension of 1 stands in its place.
+    """
+    row = next((i for i, d in enumerate(t.dims) if d in keep), None)
+    others = [lead + i for i in range(len(t.dims)) if i != row]
+    value = value.sum(others) if others else value
+    return value.unsqueeze(-1) if keep and row is None else value

@@ -1,0 +1,435 @@
+"""Findings: planted situations and the verdicts that they must get; no false alarm for what is right."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from arviz_base import from_dict
+from known import GuidedNormalMean, NormalMean, normal, ppca
+from scipy import stats
+from torch import nn
+
+from ppgen import PpgenError, Program, rows
+from ppgen.files import read_netcdf, write_netcdf
+from ppgen.inference import calibrate, diagnose, fit, report
+from ppgen.inference.calibrate import Calibration
+from ppgen.inference.chees import Draws
+from ppgen.inference.finding_words import WORDS
+from ppgen.inference.findings import (
+    TOGETHER,
+    VERDICTS,
+    Finding,
+    load_findings,
+    store_findings,
+    verdict,
+    worst_first,
+)
+from ppgen.inference.guide_checks import conclusion, weight_checks
+from ppgen.inference.loglik import Bound, LogLik
+from ppgen.inference.mcmc_diagnostics import findings as chain_findings
+from ppgen.inference.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, compare_moments
+from ppgen.inference.psis import pareto_k
+from ppgen.inference.report_checks import predictive, predictive_checks, report_checks, training
+
+X = normal(20) + 1.0
+SEEDS = 20
+
+
+def failing(findings):
+    """The measures that are not fine, without the conclusion drawn from them."""
+    return {f.measure for f in findings if f.verdict != "fine"} - {"guide"}
+
+
+# -- a guide -------------------------------------------------------------------------------------------
+
+
+class Shifted(GuidedNormalMean):
+    """The posterior, so many times as wide and so many sd off."""
+
+    def __init__(self, width=1.0, shift=0.0):
+        super().__init__(width=width)
+        self.shift = shift
+
+    def guide(self, x):
+        q = self.posterior(x)
+        pyro.sample("m", dist.Normal(q.loc + self.shift * q.scale, q.scale * self.log_width.exp()))
+
+
+class Two(Program):
+    """Two modes of equal mass, and a guide that is the right one of them exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = nn.Parameter(torch.ones(()))
+
+    def model(self, x=None):
+        m = pyro.sample("m", dist.Normal(0.0, 100.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m.abs(), 1.0), obs=x)
+
+    def guide(self, x):
+        precision = 100.0**-2 + len(x)
+        pyro.sample("m", dist.Normal(x.sum() / precision, self.width * precision**-0.5))
+
+
+def both_modes():
+    data = {"x": X + 50.0}
+    m = np.random.default_rng(0).choice([-1, 1], (4, 500)) * (51 + 20**-0.5 * normal(4, 500).numpy())
+    return diagnose(fit(Two(), data, steps=0), data, reference=from_dict({"posterior": {"m": m}})).findings
+
+
+def guided(width=1.0, shift=0.0, **options):
+    return diagnose(fit(Shifted(width, shift), {"x": X}, steps=0), {"x": X}, **options).findings
+
+
+def by_row(width=1.0, **options):
+    x = normal(40, 4, seed=1) * 1.5
+    return diagnose(fit(ppca(width=width, **options), {"x": x}, steps=0), {"x": x}, draws=400).findings
+
+
+GUIDES = {  # the verdict, and what is not fine
+    "exact": (lambda: guided(), "fine", set()),
+    "as good as exact": (lambda: guided(1.05, 0.1), "fine", set()),
+    "2.5 times too wide": (lambda: guided(2.5), "wrong", {"sd_ratio", "bound_gap"}),
+    "1.3 times too wide": (lambda: guided(1.3), "look", {"sd_ratio"}),
+    "a fifth too narrow": (lambda: guided(0.8), "look", {"sd_ratio"}),
+    "far too narrow": (lambda: guided(0.3), "wrong", {"khat", "ess", "sd_ratio"}),
+    "half an sd off": (lambda: guided(1.0, 0.5), "look", {"mean_off"}),
+    "300 sd off": (lambda: guided(1.0, 300.0), "wrong", {"khat", "ess", "sd_ratio", "bound_gap"}),
+    "one of two modes": (both_modes, "wrong", {"mean_off", "sd_ratio"}),
+    "few particles": (lambda: guided(1.05, particles=20), "look", {"khat"}),
+    "exact by row": (lambda: by_row(), "fine", set()),
+    "too wide by row": (lambda: by_row(2.5), "wrong", {"sd_ratio", "ess", "bound_gap"}),
+    "1.3 times too wide by row": (lambda: by_row(1.3), "look", {"sd_ratio"}),
+    "too narrow by row": (lambda: by_row(0.4), "look", {"khat", "ess", "sd_ratio"}),
+    "dimensions that carry nothing": (lambda: by_row(latent=3, dead=2), "look", {"inactive_units"}),
+}
+
+
+@pytest.mark.parametrize("name", list(GUIDES))
+def test_a_guide(name):
+    situation, expected, measures = GUIDES[name]
+    found = situation()
+    assert (verdict(found), failing(found)) == (expected, measures), "\n".join(map(str, found))
+    assert {f.verdict for f in found if f.measure == "guide"} == {
+        verdict(f for f in found if f.measure != "inactive_units")
+    }
+    assert ("draws and bounds can be believed" in str(found[0])) == (found[0].verdict == "fine")
+    survives_json(found)
+
+
+def test_a_guide_that_is_too_wide_is_not_believed():
+    """Its k-hat is the best there is, and half of its draws count: neither makes it fine."""
+    found = guided(2.5)
+    by = {f.measure: f for f in found}
+    assert by["khat"].verdict == by["ess"].verdict == "fine"
+    assert by["sd_ratio"].where == "m" and by["sd_ratio"].figure == pytest.approx(2.5, rel=0.1)
+    assert "2.5" in str(by["sd_ratio"]) or "2.4" in str(by["sd_ratio"]) or "2.6" in str(by["sd_ratio"])
+    assert "draws and bounds can be believed" not in " ".join(map(str, found)) and "corrected=True" in found[0].remedy
+
+
+# -- no false alarms, from weights that are known ------------------------------------------------------
+
+
+def weighted(width, shift, dims, seed, rows=0, draws=1000):
+    """Draws of N(shift, width²) with their weights for N(0, 1): findings of weights and moments."""
+    rng = np.random.default_rng(seed)
+    z = shift + width * rng.normal(size=(draws, rows, dims) if rows else (draws, dims))
+    log_w = (stats.norm.logpdf(z) - stats.norm.logpdf(z, shift, width)).sum(-1)
+    named = {"z": ["data", "dim"] if rows else ["dim"], "log_p": ["data"] * bool(rows), "log_q": ["data"] * bool(rows)}
+    tree = from_dict(
+        {"posterior": {"z": z[None]}, "sample_stats": {"log_p": log_w[None], "log_q": 0 * log_w[None]}}, dims=named
+    )
+    log_w = log_w.reshape(draws, -1)
+    ess = np.exp(2 * np.logaddexp.reduce(log_w) - np.logaddexp.reduce(2 * log_w))
+    same = Bound("elbo", "lower", np.zeros(log_w.shape[1]), np.zeros(log_w.shape[1]))
+    ll = LogLik((same, same), "row" if rows else "data set", max(rows, 1), draws, ess, None)
+    khat = pareto_k(log_w)
+    checks = [*weight_checks(ll, khat), *compare_moments(tree, khat)[1]]
+    return [conclusion(ll, khat, checks), *checks]
+
+
+RIGHT = {  # sd ratio, sd off, dimensions, rows
+    "exact": (1.0, 0.0, 1, 0),
+    "a little wide": (1.05, 0.05, 1, 0),
+    "a little narrow": (0.95, 0.1, 1, 0),
+    "of twenty dimensions": (1.03, 0.03, 20, 0),
+    "of thirty rows": (1.05, 0.05, 2, 30),
+}
+
+
+@pytest.mark.parametrize("name", list(RIGHT))
+def test_a_guide_that_is_right_is_fine_whatever_the_seed(name):
+    width, shift, dims, n = RIGHT[name]
+    found = [weighted(width, shift, dims, seed, n, 200 if n else 1000) for seed in range(SEEDS)]
+    assert [verdict(f) for f in found] == ["fine"] * SEEDS, [str(g) for f in found for g in f if g.verdict != "fine"]
+
+
+@pytest.mark.parametrize(
+    "width, shift, measure", [(1.2, 0.0, "sd_ratio"), (0.83, 0.0, "sd_ratio"), (1, 0.35, "mean_off")]
+)
+def test_a_guide_that_is_not_is_noticed_whatever_the_seed(width, shift, measure):
+    found = [weighted(width, shift, 1, seed) for seed in range(SEEDS)]
+    assert all(measure in failing(f) and verdict(f) == "look" for f in found)
+
+
+@pytest.mark.parametrize("rows", [0, 10])
+def test_standard_errors_are_those_over_seeds(rows):
+    """Of both figures, over many seeds: what is said to be the Monte Carlo error is the spread of the figures."""
+    many = [weighted(1.4, 0.6, 1, seed, rows, 300)[-2:] for seed in range(80 if rows else 200)]
+    off, ratio = (np.array([f[i].figure for f in many]) for i in (0, 1))
+    said = [np.array([f[i].details["se"] for f in many]) for i in (0, 1)]
+    assert off.std() == pytest.approx(said[0].mean(), rel=0.25)
+    assert np.log(ratio).std() == pytest.approx(said[1].mean(), rel=0.25)
+    assert off.mean() == pytest.approx(0.6, abs=0.03) and np.log(ratio).mean() == pytest.approx(math.log(1.4), abs=0.03)
+
+
+def test_a_reference_that_is_autocorrelated_raises_no_alarm():
+    """Chains of AR(1) draws have fewer effective ones than draws; of 20 seeds none is suspected."""
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        e = rng.normal(size=(4, 400, 2))
+        for i in range(1, 400):
+            e[:, i] = 0.9 * e[:, i - 1] + 0.19**0.5 * e[:, i]
+        z = rng.normal(size=(1, 1000, 2))
+        tree = from_dict({"posterior": {"z": z}, "sample_stats": {"log_p": z[..., 0] * 0, "log_q": z[..., 0] * 0}})
+        found = compare_moments(tree, np.full(1, -np.inf), from_dict({"posterior": {"z": e}}))[1]
+        assert [f.verdict for f in found] == ["fine"] * 4
+        assert [f.details["beside"] for f in found] == ["corrected", "reference"] * 2
+
+
+def test_thresholds_are_what_their_reasons_say():
+    """What is as good as right, and what is wrong, by the coverage of a nominal 90% interval."""
+
+    def coverage(off=0.0, ratio=1.0):
+        half = stats.norm.ppf(0.95) * ratio
+        return stats.norm.cdf(off + half) - stats.norm.cdf(off - half)
+
+    assert coverage(MEAN_OFF) == pytest.approx(0.89, abs=0.005) and coverage(WRONG_MEAN) == pytest.approx(
+        0.74, abs=0.005
+    )
+    assert coverage(ratio=SD_RATIO) == pytest.approx(0.93, abs=0.005)
+    assert coverage(ratio=1 / SD_RATIO) == pytest.approx(0.86, abs=0.006)
+    assert coverage(ratio=WRONG_SD) == pytest.approx(0.999, abs=0.0005)
+    assert coverage(ratio=1 / WRONG_SD) == pytest.approx(0.59, abs=0.005)
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_right_is_fine_whatever_the_seed():
+    for seed in range(SEEDS):
+        x = {"x": normal(20, seed=seed) + 1.0}
+        run = fit(NormalMean(), x, steps=400, lr=0.05, schedule="cosine", particles=8, seed=seed)
+        found = diagnose(run, x, seed=seed)
+        assert found.verdict == "fine", "\n".join(map(str, found.findings))
+
+
+# -- chains --------------------------------------------------------------------------------------------
+
+
+class Entries:
+    """Latents that are their own unconstrained coordinates."""
+
+    labels = ("u[0]", "u[1]")
+
+    def unflatten(self, u):
+        return {"u": u}
+
+
+def autoregressive(rho, *shape, seed=0):
+    """AR(1) along the first dimension, of unit variance."""
+    e = np.random.default_rng(seed).normal(size=shape)
+    for i in range(1, len(e)):
+        e[i] = rho * e[i - 1] + (1 - rho**2) ** 0.5 * e[i]
+    return e
+
+
+def chains(change=lambda u: u, energy=0.0, diverging=0, count=8, draws=400):
+    """Independent draws of N(0, I), changed; energies are AR(1)."""
+    u = change(np.random.default_rng(1).normal(size=(draws, count, 2)))
+    bad = np.arange(draws * count).reshape(draws, count) < diverging
+    stats_ = {"lp": -0.5 * (u**2).sum(-1), "energy": autoregressive(energy, draws, count, seed=2), "diverging": bad}
+    found = Draws(torch.tensor(u), {n: torch.tensor(v) for n, v in stats_.items()}, 0, torch.zeros(2), "diag")
+    return chain_findings(found, Entries())
+
+
+def with_chain(value):
+    def change(u):
+        u[:, 3] = value(u[:, 3])
+        return u
+
+    return change
+
+
+ESS = {"ess_bulk", "ess_tail"}
+DRIFT = np.linspace(0, 1.0, 400)[:, None, None]
+CHI = (np.random.default_rng(3).chisquare(2, (400, 8, 2)) / 2) ** 0.5  # a normal over it is Student's t of 2 degrees
+CHAINS = {
+    "independent draws": (lambda: chains(), "fine", set()),
+    "one that never moved": (lambda: chains(with_chain(lambda u: 0 * u + 0.1)), "wrong", {"stuck_chains", "rhat"}),
+    "one elsewhere": (lambda: chains(with_chain(lambda u: u + 30)), "wrong", {"chains_apart", "rhat", *ESS}),
+    "chains that drift": (lambda: chains(lambda u: u + DRIFT), "look", {"rhat", "ess_bulk"}),
+    "few effective draws": (lambda: chains(lambda u: autoregressive(0.9, *u.shape)), "look", {"rhat", *ESS}),
+    "too few draws": (lambda: chains(draws=40), "look", {"rhat", *ESS}),
+    "heavy tails": (lambda: chains(lambda u: u / CHI), "look", {"tail_khat"}),
+    "divergences": (lambda: chains(diverging=20), "look", {"divergences"}),
+    "a divergence": (lambda: chains(diverging=1), "fine", set()),
+    "an energy that hardly moves": (lambda: chains(energy=0.9), "look", {"e_bfmi"}),
+    "one chain": (lambda: chains(count=1, draws=2000), "look", {"rhat"}),
+}
+
+
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_chains(name):
+    situation, expected, measures = CHAINS[name]
+    found = situation()
+    assert (verdict(found), failing(found)) == (expected, measures), "\n".join(map(str, found))
+    assert len(found) == 8 and len({f.measure for f in found}) == 8, "every check is there, fine or not"
+    survives_json(found)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_e_bfmi_of_energies_that_are_known(rho):
+    """Σ (ΔE)² / Σ (E − mean)² of an AR(1) is 2 (1 − ρ)."""
+    figure = next(f.figure for f in chains(energy=rho, draws=4000) if f.measure == "e_bfmi")
+    assert figure == pytest.approx(2 * (1 - rho), rel=0.06)
+
+
+def test_divergences_are_a_share_of_all_draws():
+    found = next(f for f in chains(diverging=20) if f.measure == "divergences")
+    assert found.figure == 20 / 3200 and "20 of 3200 draws diverged" in str(found)
+
+
+# -- training, predictions, calibration ----------------------------------------------------------------
+
+
+class Metrics:
+    """What training leaves behind, without a fit."""
+
+    def __init__(self, elbo, converged=None, bad=0):
+        self.metrics = {"elbo": np.asarray(elbo, float), "bad_steps": np.array([bad])}
+        self.config = {} if converged is None else {"converged": converged}
+
+
+NOISE = np.random.default_rng(0).normal(size=400)
+TRAINING = {
+    "a plateau": (Metrics(NOISE), "fine", set()),
+    "still rising": (Metrics(NOISE + 0.1 * np.arange(400)), "look", {"elbo_trend"}),
+    "falling": (Metrics(NOISE - 0.1 * np.arange(400)), "fine", set()),
+    "converged": (Metrics(NOISE, converged=True), "fine", set()),
+    "steps ran out": (Metrics(NOISE, converged=False), "wrong", {"converged"}),
+    "steps that were skipped": (Metrics(NOISE, bad=3), "look", {"bad_steps"}),
+    "too short to tell": (Metrics(NOISE[:5]), "look", set()),
+}
+
+
+@pytest.mark.parametrize("name", list(TRAINING))
+def test_training(name):
+    run, expected, measures = TRAINING[name]
+    found = training(run)
+    assert (verdict(found), failing(found)) == (expected, measures)
+    survives_json(found)
+
+
+@pytest.mark.parametrize("scale, expected", [(1.0, "fine"), (2.0, "look")])
+def test_predictions(scale, expected):
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(1, 500, 50))
+    tree = from_dict({"posterior_predictive": {"x": drawn}, "observed_data": {"x": scale * rng.normal(size=50)}})
+    (found,) = predictive(predictive_checks(tree))
+    assert found.verdict == expected and found.where == "x" and ("the sd of x" in str(found)) == (scale == 2.0)
+    survives_json([found])
+
+
+@pytest.mark.parametrize("width, expected", [(1.0, "fine"), (0.5, "wrong"), (2.0, "wrong")])
+def test_calibration(width, expected):
+    found = calibrate(GuidedNormalMean(width=width), {"x": X}, simulations=100, refit=False)
+    assert isinstance(found, Calibration) and verdict(found.findings) == expected
+    words = {0.5: "narrow", 2.0: "wide"}
+    assert width not in words or words[width] in {f.details.get("shape") for f in found.findings if f.where == "m"}
+    again = json.loads(json.dumps(found.figures(), default=str))["findings"]
+    assert [Finding.from_dict(d) for d in again] == found.findings
+
+
+def test_what_was_not_checked_is_not_fine():
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    exact = diagnose(run, {"x": X}, draws=100)
+    found = report_checks(run, exact)
+    assert exact.verdict == "fine" and verdict(found) == "look" and failing(found) == {"calibration"}
+    calibrated = calibrate(run, {"x": X}, simulations=100, refit=False).findings
+    assert verdict(report_checks(run, exact, calibration=calibrated)) == "fine"
+    failed = [Finding("calibration", "", 1e-5, 0.05, "wrong", {"simulations": 9, "quantities": 2, "failed": ["m"]})]
+    found = report_checks(run, exact, calibration=failed)
+    assert verdict(found) == "wrong" and found[0] is failed[0], "what is worst comes first"
+
+
+# -- records -------------------------------------------------------------------------------------------
+
+
+def survives_json(findings):
+    tree = from_dict({"posterior": {"m": np.zeros((1, 2))}})
+    store_findings(tree, findings)
+    json.loads(tree.attrs["findings"], parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+    again = load_findings(tree)
+    assert [str(f) for f in again] == [str(f) for f in findings]
+    assert [f.remedy for f in again] == [f.remedy for f in findings]
+    assert [f.as_dict() for f in again] == [f.as_dict() for f in findings]
+    assert all(f.sentence and (f.verdict == "fine" or f.remedy) for f in findings), "what is not fine has a remedy"
+
+
+def test_one_check_of_several_is_not_fine():
+    for group in TOGETHER:
+        details = {"per": "row", "rows": 1, "particles": 9, "beside": "corrected", "count": 0, "draws": 9}
+        all_of_it = [Finding(m, "z", 1.0, 1.0, "fine", details) for m in sorted(group)]
+        assert verdict(all_of_it) == "fine"
+        assert {verdict([f for f in all_of_it if f is not left]) for left in all_of_it} == {"look"}
+    assert verdict([]) == "look"
+
+
+def test_worst_first_keeps_the_order_of_equals():
+    found = [Finding("bad_steps", str(i), 1.0, 0.0, VERDICTS[i % 3]) for i in (2, 1, 0, 5, 4, 3)]
+    assert [f.where for f in worst_first(found)] == ["0", "3", "1", "4", "2", "5"]
+
+
+def test_a_record_is_checked():
+    with pytest.raises(ValueError, match="'speed' has no words"):
+        Finding("speed", "", 1.0, 1.0, "fine")
+    with pytest.raises(ValueError, match="'good' is none of"):
+        Finding("khat", "", 1.0, 1.0, "good")
+    with pytest.raises(ValueError, match="was not measured"):
+        Finding("khat", "", math.nan, 1.0, "fine")
+
+
+def test_findings_of_another_version_are_refused():
+    tree = from_dict({"posterior": {"m": np.zeros((1, 2))}})
+    assert load_findings(tree) == []
+    for text in ("only 12 effective draws of m", "3", '["only 12 effective draws of m"]', '[{"measure": "khat"}]'):
+        tree.attrs["findings"] = text
+        with pytest.raises(PpgenError, match="another version of ppgen"):
+            load_findings(tree)
+
+
+def test_findings_are_in_the_file(tmp_path):
+    found = diagnose(fit(Shifted(2.5), {"x": X}, steps=0), {"x": X}, draws=100)
+    write_netcdf(tmp_path / "posterior.nc", found.tree)
+    assert load_findings(read_netcdf(tmp_path / "posterior.nc")) == found.findings
+
+
+def test_no_code_reads_a_sentence(monkeypatch, tmp_path):
+    """With other words for everything, verdicts, order and pages are the same."""
+    run = fit(Shifted(2.5), {"x": X}, steps=0)
+
+    def results():
+        found = report_checks(run, diagnose(run, {"x": X}, draws=100))
+        page = report(run, {"x": X}, tmp_path / "report.html", draws=100).read_text()
+        return [(f.measure, f.where, f.figure, f.verdict) for f in found], page.count("Wrong:"), page.count("Look:")
+
+    before = results()
+    for measure in WORDS:
+        monkeypatch.setitem(WORDS, measure, lambda f: ("Wort.", "Tat."))
+    assert results() == before and str(Finding("khat", "", 9.0, 0.7, "wrong")) == "Wort."

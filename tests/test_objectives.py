@@ -1,0 +1,158 @@
+"""Every objective x every law, on a conjugate target whose evidence is known. A file without a row fails the suite."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import GuidedNormalMean, KnownChain, NormalMean, normal
+
+from ppgen import Program, rows
+from ppgen.check import check
+from ppgen.errors import PpgenError
+from ppgen.inference import Objective, objectives
+
+X = normal(12).double() + 1.0
+EVIDENCE = NormalMean().log_evidence(X)
+
+
+class Mixture(Program):
+    """k ~ Bernoulli(0.3), x | k ~ N(θ + 2 k, 1): nothing is left to draw where k is summed out."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.tensor(0.2).double())
+
+    def model(self, x=None):
+        with rows(x):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.3).to(self.theta)))
+            pyro.sample("x", dist.Normal(self.theta + 2 * k, 1.0), obs=x)
+
+    def guide(self, x):
+        pass
+
+    def log_evidence(self, x):
+        log_p = torch.tensor([0.7, 0.3]).to(x).log() + dist.Normal(self.theta + torch.tensor([0.0, 2.0]), 1.0).log_prob(
+            x[:, None]
+        )
+        return log_p.logsumexp(-1).sum()
+
+
+# By objective: the program whose guide is the posterior (so that every bound is the evidence), or None.
+LAWS = {
+    "analytic": "closed form",
+    "sampled": "every weight is the evidence",
+    "iwae": "every weight is the evidence",
+    "renyi": "every weight is the evidence",
+    "enumerate": "summed",
+    "subsampled": "chain",
+}
+
+
+def made(program: Program, x, elbo: str, particles: int = 1, enumerated=()):
+    program.double()
+    program.setup({"x": x}, None)
+    structure = check(program, {"x": x}, enumerated=enumerated)
+    return Objective(program, structure, len(x), elbo=elbo, particles=particles)
+
+
+def test_every_objective_has_a_row():
+    assert set(objectives.names()) == set(LAWS)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law == "every weight is the evidence"])
+@pytest.mark.parametrize("particles", [1, 7])
+def test_with_the_posterior_as_guide_the_bound_is_the_evidence(name, particles):
+    o = made(GuidedNormalMean(), X, name, particles)
+    loss, bound = o({"x": X})
+    assert float(bound.detach()) == pytest.approx(EVIDENCE, abs=1e-9)
+    assert float(loss.detach()) == pytest.approx(-EVIDENCE / len(X), abs=1e-9)
+
+
+def test_the_analytic_bound_is_the_closed_form_on_average():
+    o = made(GuidedNormalMean(width=1.5), X, "analytic", 400_000)
+    q = dist.Normal(NormalMean().posterior(X).loc, 1.5 * NormalMean().posterior(X).scale)
+    kl = torch.distributions.kl_divergence(q, NormalMean().posterior(X))
+    assert float(o({"x": X})[1]) == pytest.approx(EVIDENCE - float(kl), abs=0.02 * float(kl))
+
+
+@pytest.mark.parametrize("name", ["iwae", "renyi"])
+def test_the_order_of_the_bounds(name):
+    """One draw gives the ELBO's estimate; many draws raise it towards the evidence, and never above on average."""
+    torch.manual_seed(0)
+    few, many = (made(GuidedNormalMean(width=1.6), X, name, k) for k in (1, 8))
+    one = torch.stack([few({"x": X})[1] for _ in range(2000)])
+    eight = torch.stack([many({"x": X})[1] for _ in range(500)])
+    kl = 0.5 * (1.6**2 - 1 - 2 * math.log(1.6))
+    assert abs(one.mean() - (EVIDENCE - kl)) < 4.5 * one.std() / 2000**0.5
+    assert one.mean() + 4.5 * one.std() / 2000**0.5 < eight.mean() < EVIDENCE + 4.5 * eight.std() / 500**0.5
+
+
+def test_renyis_bound_is_its_closed_form_for_many_draws():
+    """L_α of a normal guide `width` times as wide: E q^α p^(1−α), α = 1/2, with one draw's mean replaced by 200 000."""
+    torch.manual_seed(1)
+    o = made(GuidedNormalMean(width=1.6), X, "renyi", 200_000)
+    # E_q w^½ = Z^½ ∫ q^½ p^½ = Z^½ (2 s / (1 + s²))^½ for normals of sd s and 1
+    exact = EVIDENCE + math.log(2 * 1.6 / (1 + 1.6**2))
+    assert float(o({"x": X})[1]) == pytest.approx(exact, abs=0.005)
+
+
+def test_summed_out_latents_leave_the_evidence_and_its_gradient():
+    program = Mixture()
+    o = made(program, X, "enumerate", enumerated=("k",))
+    loss, bound = o({"x": X})
+    exact = program.log_evidence(X)
+    torch.testing.assert_close(bound, exact.detach())
+    torch.testing.assert_close(
+        -len(X) * torch.autograd.grad(loss, program.theta)[0], torch.autograd.grad(exact, program.theta)[0]
+    )
+
+
+def test_terms_of_a_chain_by_drawn_times_have_the_bound_as_their_mean():
+    torch.manual_seed(0)
+    program = KnownChain()
+    x = program.data.sample((5000,)).double()
+    o = made(program, x, "subsampled", 400)
+    values = torch.stack([o({"x": x})[1] for _ in range(2)]) / len(x)
+    by_row = sum(t.log_prob.mean(0) for t in o.terms({"x": x})).detach()
+    error = float(by_row.std()) / len(x) ** 0.5
+    assert error < 0.02 * abs(program.expected_elbo())
+    assert abs(float(values.mean()) - program.expected_elbo()) < 4.5 * error
+
+
+@pytest.mark.parametrize("name", ["sampled", "iwae", "renyi"])
+def test_the_gradient_is_the_bounds_derivative(name):
+    """By central differences at the noise of one seed."""
+    program = GuidedNormalMean(width=1.3)
+    o = made(program, X, name, 5)
+
+    def bound() -> torch.Tensor:
+        torch.manual_seed(3)
+        return o({"x": X})[0]
+
+    parameters = [p for p in program.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(bound(), parameters)
+    for p, g in zip(parameters, gradients, strict=True):
+        with torch.no_grad():
+            values = []
+            for step in (1e-5, -2e-5):
+                p.add_(step)
+                values.append(float(bound()))
+            p.add_(1e-5)
+        assert float(g.sum()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_no_such_objective():
+    with pytest.raises(PpgenError, match="'analytic'"):
+        objectives.named("analytical")
