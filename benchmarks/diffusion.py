@@ -95,9 +95,10 @@ def images(path: str, rows: int, times: int, ode: int, tolerance: float, data_di
     """The bound on test rows, and the ODE's figure on the first `ode` of them, with the difference of the two there."""
     from ppgen import data
     from ppgen.gaussian_chain import GaussianChain
+    from ppgen.inference.figures import save
     from ppgen.inference.ledger import chain_elbo
     from ppgen.inference.ode import ode_loglik
-    from ppgen.inference.plot import samples_figure, save
+    from ppgen.inference.sample_plots import samples_figure
     from ppgen.inference.samplers import draw
     from ppgen.run import Run, prepare_columns
 

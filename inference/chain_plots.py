@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.inference.figures import BLUE, GREY, ORANGE, figure_of, image_grid
 from ppgen.inference.ledger import Ledger, ledger
-from ppgen.inference.plot import BLUE, GREY, ORANGE, figure_of, image_grid, image_shape, samples_figure
+from ppgen.inference.sample_plots import image_shape, samples_figure
 from ppgen.inference.samplers import chain_of, draw
 from ppgen.run import Run
 

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.inference.figures import BLUE, GREY
 from ppgen.run import Run, default_dtype
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["corner_figure", "plane_figure"]
 
-BLUE, GREY = "#0072B2", "#999999"
 MOST = 8  # dimensions
 SHARES = (0.5, 0.9)  # of all points, within a contour
 CELLS = 40  # of a histogram's side

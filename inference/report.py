@@ -23,20 +23,13 @@ from ppgen.files import read_json, write_atomic
 from ppgen.inference.diagnose import Diagnosis, diagnose
 from ppgen.inference.drawing import svg
 from ppgen.inference.estimates import LogLik
+from ppgen.inference.figures import BLUE, GREY, ORANGE
 from ppgen.inference.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.loglik import loglik
-from ppgen.inference.plot import (
-    BLUE,
-    GREY,
-    ORANGE,
-    elbo_figure,
-    khat_figure,
-    latent_figure,
-    reconstructions_figure,
-    samples_figure,
-)
+from ppgen.inference.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report_checks import Check, predictive_checks, report_checks
 from ppgen.inference.sample import ready
+from ppgen.inference.sample_plots import samples_figure
 from ppgen.run import Run
 
 BADGES = {WRONG: "Wrong:", LOOK: "Look:", FINE: "Fine:"}

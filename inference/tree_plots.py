@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppgen.inference.mcmc_diagnostics import statistic
-from ppgen.inference.plot import (
+from ppgen.inference.figures import (
     BLUE,
     GREY,
     ORANGE,
@@ -29,6 +28,7 @@ from ppgen.inference.plot import (
     predictive_intervals,
     write_figures,
 )
+from ppgen.inference.mcmc_diagnostics import statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

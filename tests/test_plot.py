@@ -14,15 +14,9 @@ from torch import nn, tensor
 import ppgen
 from ppgen.inference import diagnose, fit, plot
 from ppgen.inference import sample as draw
-from ppgen.inference.plot import (
-    GOOD_K,
-    elbo_figure,
-    khat_figure,
-    latent_figure,
-    reconstructions_figure,
-    samples_figure,
-    save,
-)
+from ppgen.inference.figures import save
+from ppgen.inference.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
+from ppgen.inference.sample_plots import samples_figure
 from ppgen.models import EightSchools
 
 matplotlib.use("agg")

@@ -67,7 +67,8 @@ def sample(
         if drawn is None:
             drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
-        from ppgen.inference.plot import samples_figure, save
+        from ppgen.inference.figures import save
+        from ppgen.inference.sample_plots import samples_figure
 
         figure = samples_figure(fitted, drawn=drawn, given=_columns(held, fitted))
         if figure is None:
