@@ -24,9 +24,10 @@ from ppgen.chain import require_few_states
 from ppgen.data import take
 from ppgen.draws import Many
 from ppgen.errors import PpgenError
+from ppgen.inference.estimates import LogLik
 from ppgen.inference.findings import Finding, store_findings, verdict
 from ppgen.inference.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
-from ppgen.inference.loglik import LogLik, loglik
+from ppgen.inference.loglik import loglik
 from ppgen.inference.moments import compare_moments
 from ppgen.inference.posterior import posterior
 from ppgen.inference.psis import pareto_k

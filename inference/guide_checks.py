@@ -25,8 +25,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ppgen.inference.estimates import LogLik
 from ppgen.inference.findings import FINE, LOOK, WRONG, Finding, grade, verdict
-from ppgen.inference.loglik import LogLik
 from ppgen.inference.psis import GOOD_K, threshold
 
 LEAST_ESS = 10  # a mean over so many draws is off by 0.3 sd

@@ -21,7 +21,7 @@ from ppgen.chain import Chain
 from ppgen.chain_terms import prior, reconstruction, terms
 from ppgen.data import n_rows, take
 from ppgen.errors import PpgenError
-from ppgen.inference.loglik import Bound, LogLik
+from ppgen.inference.estimates import Bound, LogLik
 from ppgen.inference.sample import dtype_of_program, program_of, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns

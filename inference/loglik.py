@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ from ppgen.draws import ManyTerms
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
+from ppgen.inference.estimates import Bound, LogLik
+from ppgen.inference.ledger import chain_elbo
+from ppgen.inference.ode import ode_loglik
 from ppgen.inference.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.inference.samplers import chain_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
@@ -36,89 +40,6 @@ BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
 ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
-
-
-class Bound(NamedTuple):
-    """A figure for log p(x).
-
-    Attributes:
-        name: exact, estimate, elbo or iw.
-        kind: exact, estimate (unbiased), or lower (a lower bound in expectation).
-        values: nats, one a row; or one for the whole data set, where some latent is global.
-        se: the Monte Carlo standard error of each value, 0 where exact.
-    """
-
-    name: str
-    kind: str
-    values: np.ndarray
-    se: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Nats, averaged over the values."""
-        return float(self.values.mean())
-
-    @property
-    def mean_se(self) -> float:
-        """Monte Carlo standard error of `mean`: what other draws of z would change on the same rows."""
-        return float(np.sqrt((self.se**2).sum()) / len(self.se))
-
-    @property
-    def rows_se(self) -> float:
-        """Standard error of `mean` as an estimate for new rows: spread over rows and Monte Carlo; nan for one value."""
-        n = len(self.values)
-        return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-
-
-class LogLik(NamedTuple):
-    """What `loglik` returns.
-
-    Attributes:
-        bounds: the exact value, or the ELBO and the importance-weighted bound.
-        per: "row" or "data set": what one value is for.
-        rows: number of rows.
-        particles: K.
-        ess: effective number of the K weights, by value; None where exact.
-        dims: D, observed values a row, where they are discrete: bits/dim is then defined. Else None.
-        log_w: the log weights, (K, values), where they were asked for.
-    """
-
-    bounds: tuple[Bound, ...]
-    per: str
-    rows: int
-    particles: int
-    ess: np.ndarray | None
-    dims: int | None
-    log_w: np.ndarray | None = None
-
-    @property
-    def best(self) -> Bound:
-        """The tightest figure: exact, or the importance-weighted bound."""
-        return self.bounds[-1]
-
-    def bits_per_dim(self, bound: Bound) -> float | None:
-        """−log p(x) / (D ln 2), None where the observed values are continuous."""
-        if self.dims is None:
-            return None
-        scale = self.rows / len(bound.values)  # values for the whole set hold all rows
-        return -bound.mean / scale / (self.dims * math.log(2))
-
-    def table(self) -> list[dict[str, Any]]:
-        """One dict a bound: what `ppgen evaluate` prints."""
-        return [
-            {
-                "name": b.name,
-                "kind": b.kind,
-                "nats": b.mean,
-                "se": b.mean_se,
-                "rows_se": b.rows_se,
-                "per": self.per,
-                "rows": self.rows,
-                "particles": self.particles if b.kind == "lower" else 1,
-                "bits_per_dim": self.bits_per_dim(b),
-            }
-            for b in self.bounds
-        ]
 
 
 @torch.no_grad()
@@ -183,10 +104,6 @@ def loglik(
 
 def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:
     """The ELBO by times drawn at random, and the ODE's figure after it."""
-    from ppgen.inference.ledger import chain_elbo
-    from ppgen.inference.ode import ode_loglik
-    from ppgen.inference.samplers import chain_of
-
     found = chain_elbo(run, data, times=times, seed=seed)
     if not ode:
         return found

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ppgen.data import n_rows, take
 from ppgen.gaussian_chain import GaussianChain, shares
-from ppgen.inference.loglik import Bound
+from ppgen.inference.estimates import Bound
+from ppgen.transforms.continuous import solve
 
 __all__ = ["flow", "ode_loglik"]
 
@@ -41,7 +42,7 @@ def flow(
     _, alpha, sigma = program.coefficients(start)
     h = z / (alpha**2 + sigma**2).sqrt()
     times = torch.tensor([start, end], dtype=z.dtype, device=z.device)
-    h = _solve(_field(program, columns), h, times, tolerance)
+    h = solve(_field(program, columns), h, times, rtol=tolerance, atol=tolerance)
     _, alpha, sigma = program.coefficients(end)
     return h * (alpha**2 + sigma**2).sqrt()
 
@@ -66,7 +67,7 @@ def log_density(
 
     times = torch.tensor([0.0, 1.0], dtype=h.dtype, device=h.device)
     start = (h, torch.zeros_like(h[..., 0]))
-    end, trace = _solve(both, start, times, tolerance)
+    end, trace = solve(both, start, times, rtol=tolerance, atol=tolerance)
     # the base in states of unit variance
     _, alpha, sigma = program.coefficients(1.0)
     unit = (alpha**2 + sigma**2).sqrt()
@@ -126,14 +127,6 @@ def _of_rows(
 
 def _first(program: GaussianChain, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return program.context(dict(take(data, slice(0, 1))))
-
-
-def _solve(f: Callable, start: Any, times: Tensor, tolerance: float) -> Any:
-    """The state at the last time, by Dormand-Prince steps; the last of them ends there: beyond is no schedule."""
-    from torchdiffeq import odeint
-
-    found = odeint(f, start, times, rtol=tolerance, atol=tolerance, options={"step_t": times[-1:]})
-    return tuple(s[-1] for s in found) if isinstance(found, tuple) else found[-1]
 
 
 def _field(program: GaussianChain, columns: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:

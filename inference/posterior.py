@@ -241,7 +241,8 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
         row_plate = trained.row_plate if trained else "data"
         rows = trained.row_columns if trained else row_columns(data)
-        constant_dims = {n: _column_dims(program, n, data[n], rows, row_plate) for n in constant}
+        over_rows = {n for n in rows if len(data.get(n, ())) == sizes.get(row_plate, len(data.get(n, ())))}
+        constant_dims = {n: _column_dims(program, n, data[n], over_rows, row_plate) for n in constant}
         for n, v in constant.items():
             sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
         return _from_dict(
@@ -255,12 +256,13 @@ def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
-def _dims(program: Program, name: str, plates: list[str], ndim: int) -> list[str]:
+def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
     """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
     event = list(program.dims.get(name, ()))
-    if len(event) != ndim - len(plates):
-        event = [f"{name}_dim_{i}" for i in range(ndim - len(plates))]
-    return [*plates, *event]
+    if len(event) != ndim - len(batch):
+        own = sum(d.startswith(f"{name}_dim_") for d in batch)  # batch dimensions without a plate
+        event = [f"{name}_dim_{own + i}" for i in range(ndim - len(batch))]
+    return [*batch, *event]
 
 
 def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
@@ -301,8 +303,10 @@ def tree_of(
     for name, array in observed.items():
         dims.setdefault(name, _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim))
         sizes |= dict(zip(dims[name], array.shape, strict=False))
+    row_dim = structure.row_plate
+    over_rows = {n for n in structure.row_columns if len(data[n]) == sizes.get(row_dim, len(data[n]))}
     for name, array in constant.items():
-        dims[name] = _column_dims(program, name, data[name], structure.row_columns, structure.row_plate)
+        dims[name] = _column_dims(program, name, data[name], over_rows, row_dim)
         sizes |= dict(zip(dims[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}

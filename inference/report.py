@@ -22,8 +22,9 @@ from ppgen.errors import PpgenError
 from ppgen.files import read_json, write_atomic
 from ppgen.inference.diagnose import Diagnosis, diagnose
 from ppgen.inference.drawing import svg
+from ppgen.inference.estimates import LogLik
 from ppgen.inference.findings import FINE, LOOK, WRONG, Finding
-from ppgen.inference.loglik import LogLik, loglik
+from ppgen.inference.loglik import loglik
 from ppgen.inference.plot import (
     BLUE,
     GREY,

@@ -16,8 +16,9 @@ al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -94,9 +95,9 @@ class Chain(Program):
         """What `weighting` multiplies the KL of the step from t to s by, (...); s = t in the limit."""
         return torch.ones_like(t)
 
-    def learning_variance(self, scale: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Within it, gradients of what changes only the variance of `rate` are multiplied by `scale()`."""
-        return nullcontext()
+    def variance_only(self) -> AbstractContextManager[list[Tensor]]:
+        """Lists the tensors made meanwhile, in the shape of the times, that change the variance of `rate` alone."""
+        return nullcontext([])
 
     def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """The columns as training sees them, a label left out here and there."""
@@ -139,7 +140,8 @@ def require_few_states(program: Program) -> None:
         PpgenError: a long chain: its guide has nothing to learn, and its states are nothing to summarise.
     """
     if program.repeats:
+        steps: Any = program.steps
         raise PpgenError(
-            f"the guide of {program.name} has nothing to learn, and its {program.steps + 1} states are no posterior to "
+            f"the guide of {program.name} has nothing to learn, and its {steps + 1} states are no posterior to "
             "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths (ppgen.inference.weights)"
         )

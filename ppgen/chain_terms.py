@@ -16,7 +16,7 @@ Diffusion Probabilistic Models (Nichol & Dhariwal, 2021, arXiv:2102.09672), time
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from torch.distributions import kl_divergence
 
 from ppgen.terms import Term
 
-if TYPE_CHECKING:
-    from ppgen.chain import Chain
+Chain = Any  # a `ppgen.chain.Chain`, whose file imports this one
 
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs
@@ -80,13 +79,14 @@ def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
     weighted = program.weighting != "elbo"
     if program.limit:
-        held: list[Tensor] = []
-        # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
-        # is that of E cost².
-        with program.learning_variance(lambda: held[0]):
+        with program.variance_only() as shape:
             z = program.forward(x, t).rsample()
             cost = program.rate(x, z, t, **columns)
-        held.append(cost.detach() / cost.detach().mean())
+        # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
+        # is made that of E cost².
+        relative = cost.detach() / cost.detach().mean()
+        for tensor in shape:
+            tensor.register_hook(relative.mul)
         s = t
     else:
         i = (t * program.steps).floor().clamp(0, program.steps - 1)

@@ -13,7 +13,7 @@ Pyro's contraction is used through its private `_compute_model_factors` and `_sa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import torch
@@ -27,14 +27,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppgen.sites import sample_sites
-from ppgen.terms import Term, Traces, guide_run, holding, term
-
-if TYPE_CHECKING:
-    from ppgen.program import Program
+from ppgen.terms import Pair, Term, Traces, guide_run, holding, term
 
 
 def summed_terms(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     nesting: int,
     *,
@@ -78,7 +75,7 @@ def summed_terms(
 
 
 def _enumerated_run(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     nesting: int,
     *,
@@ -100,7 +97,7 @@ def _enumerated_run(
 
 
 def drawn_discrete(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     nesting: int,
     latents: Mapping[str, Tensor],

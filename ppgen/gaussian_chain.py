@@ -132,8 +132,8 @@ class GaussianChain(Chain):
         own = rate if s is t else torch.expm1(gamma - self.schedule(s)) / (t - s)
         return WEIGHTINGS[self.weighting](gamma, rate) / own
 
-    def learning_variance(self, scale: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        return self.schedule.scaled(scale)
+    def variance_only(self) -> AbstractContextManager[list[Tensor]]:
+        return self.schedule.shapes()
 
     # -- coefficients ---------------------------------------------------------------------------------
 

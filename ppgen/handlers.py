@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Collection
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -17,9 +17,6 @@ from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
 from ppgen.sites import is_deterministic, is_factor
-
-if TYPE_CHECKING:
-    from ppgen.program import Program
 
 _MODULE_FRAME = pyro.module.__code__
 _PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
@@ -38,7 +35,7 @@ class ParamSites(Messenger):
     `pyro.module` statements give the module's own parameters, and register the module.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: nn.Module):
         super().__init__()
         self.program = program
 

@@ -51,13 +51,12 @@ class Schedule(nn.Module):
         raise NotImplementedError
 
     @contextmanager
-    def scaled(self, scale: Callable[[], Tensor]) -> Iterator[None]:
-        """Within it, gradients that reach a learned shape between the ends are multiplied by `scale()`.
+    def shapes(self) -> Iterator[list[Tensor]]:
+        """Lists the values between the ends that a learned shape gives meanwhile, in the shape of the times.
 
-        `scale()` is called in the backward pass and has the shape of the times: the shape then has another objective
-        than all other parameters. A fixed schedule has none.
+        The shape may then be given another objective than all other parameters. A fixed schedule has none.
         """
-        yield
+        yield []
 
 
 class Curve(NamedTuple):
@@ -181,23 +180,22 @@ class LearnedSchedule(Schedule):
         self.weight = nn.Parameter(torch.full((width,), math.log(math.expm1(0.1 / width))))
         self.steepness = nn.Parameter(torch.full((width,), 10.0))
         self.centre = nn.Parameter(-torch.linspace(0, 1, width))
-        self._scale: Callable[[], Tensor] | None = None
+        self._shapes: list[Tensor] | None = None  # where they are listed
 
     def with_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         g, rate = self._shape(t)
-        scale = self._scale
-        if scale is not None and g.requires_grad:
-            g.register_hook(lambda gradient: gradient * scale())
-            rate.register_hook(lambda gradient: gradient * scale())
+        if self._shapes is not None and g.requires_grad:
+            self._shapes += [g, rate]
         return self.low + (self.high - self.low) * g, (self.high - self.low) * rate
 
     @contextmanager
-    def scaled(self, scale: Callable[[], Tensor]) -> Iterator[None]:
-        self.__dict__["_scale"] = scale
+    def shapes(self) -> Iterator[list[Tensor]]:
+        shapes: list[Tensor] = []
+        self.__dict__["_shapes"] = shapes
         try:
-            yield
+            yield shapes
         finally:
-            self.__dict__["_scale"] = None
+            self.__dict__["_shapes"] = None
 
     def _shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """g(t) and g'(t)."""

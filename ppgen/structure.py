@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ppgen.data import n_rows, row_columns, take
 from ppgen.sites import is_deterministic, is_factor, sample_sites
-from ppgen.terms import Traces, run, value_of
-
-if TYPE_CHECKING:
-    from ppgen.program import Program
+from ppgen.terms import Pair, Traces, run, value_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Structure:
 
 
 def inspect(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     *,
     enumerated: tuple[str, ...] = (),
@@ -141,7 +138,7 @@ def structure_of(
 
 
 def longer_run(
-    program: Program, data: Mapping[str, Any], rows: tuple[str, ...] = (), *, guide: bool = True
+    program: Pair, data: Mapping[str, Any], rows: tuple[str, ...] = (), *, guide: bool = True
 ) -> Traces | None:
     """A run on the data and their first row once more; of the model alone, where the guide has a posterior for these
     rows only or does not run on others; None where nothing does. The random state is left as it was."""

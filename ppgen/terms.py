@@ -9,9 +9,10 @@ formulas on terms; several draws are several runs, stacked in a leading dimensio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pyro import poutine
@@ -23,8 +24,19 @@ from torch.distributions import kl_divergence
 
 from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites
 
-if TYPE_CHECKING:
-    from ppgen.program import Program
+
+class Pair(Protocol):
+    """What can be run: a `ppgen.Program`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fixed_rows(self) -> bool: ...
+
+    def call(self, part: str, data: Mapping[str, Any]) -> Any: ...
+
+    def in_brief(self) -> AbstractContextManager[None]: ...
 
 
 class Term(NamedTuple):
@@ -78,7 +90,7 @@ class Traces(NamedTuple):
 
 
 def run(
-    program: Program,
+    program: Pair,
     data: Mapping[str, Any],
     *,
     guide: bool = True,
@@ -101,7 +113,7 @@ def run(
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 
 
-def guide_run(program: Program, data: Mapping[str, Any]) -> poutine.Trace:
+def guide_run(program: Pair, data: Mapping[str, Any]) -> poutine.Trace:
     """One run of the guide, its subsamples included."""
     return poutine.trace(lambda: program.call("guide", data)).get_trace()
 
@@ -111,7 +123,7 @@ def latents_of(q: poutine.Trace) -> dict[str, Tensor]:
     return {n: s["value"] for n, s in sample_sites(q).items()}
 
 
-def holding(latents: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+def holding(latents: Mapping[str, Tensor]) -> Any:
     """Within it, latent sites of these names take these values, and stay latent."""
     q = poutine.Trace()
     for name, value in latents.items():
@@ -163,8 +175,13 @@ def _labelled(
 
 def dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
     """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
+    return _named(site, range(-n, 0))
+
+
+def _named(site: Mapping[str, Any], dims: Sequence[int]) -> tuple[str, ...]:
     plates = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
-    return tuple(plates.get(i - n, f"{site['name']}_dim_{i}") for i in range(n))
+    number = itertools.count()
+    return tuple(plates[d] if d in plates else f"{site['name']}_dim_{next(number)}" for d in dims)
 
 
 def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Tensor, tuple[str, ...]]:
@@ -175,7 +192,7 @@ def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Te
     n = value.dim() - event_dim
     plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     gaps = [i for i in range(n) if i - n not in plates and value.shape[i] == 1 and any(d < i - n for d in plates)]
-    dims = tuple(d for i, d in enumerate(dim_names(site, n)) if i not in gaps)
+    dims = _named(site, [i - n for i in range(n) if i not in gaps])
     return value.reshape([m for i, m in enumerate(value.shape) if i not in gaps]), dims
 
 

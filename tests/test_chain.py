@@ -114,6 +114,20 @@ def test_the_cost_is_the_kl(process, variance):
     assert torch.allclose(program.cost(X, z, s, t), kl)
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_conditionals_are_one_joint(process):
+    """q(z_s | z_t, x) is what q(z_s | x) and z_t = step z_s + noise make of it: by the moments of a joint normal."""
+    program = chain(process=process)
+    s, t = 0.3, 0.8
+    (_, alpha_s, sigma_s), (_, alpha_t, sigma_t) = program.coefficients(s), program.coefficients(t)
+    step = alpha_t / alpha_s  # z_t = step z_s + noise of variance σ_t² − step² σ_s²
+    joint = torch.stack([sigma_s**2, step * sigma_s**2, step * sigma_s**2, sigma_t**2]).reshape(2, 2)
+    z, gain = normal(4, D, seed=2).double(), joint[0, 1] / joint[1, 1]
+    q = program.posterior(z, X, s, t)
+    torch.testing.assert_close(q.mean, alpha_s * X + gain * (z - alpha_t * X))
+    torch.testing.assert_close(q.variance, (joint[0, 0] - gain * joint[0, 1]).expand(4, D))
+
+
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_infinitely_many_steps(variance):
     """T KL -> rate as T grows, the difference like 1/T."""
@@ -124,6 +138,18 @@ def test_infinitely_many_steps(variance):
     assert off[2] < 1e-2 and off[1] / off[2] > 7, off
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_base_has_the_variance_of_unit_data(process):
+    """At log SNR = −2 the data are still an eighth of it."""
+    program = chain(process=process)
+    ratio = math.exp(2.0)  # σ² / α²
+    alpha = {"vp": (1 + ratio) ** -0.5, "ve": 1.0, "ot": 1 / (1 + ratio**0.5)}.get(process)
+    if alpha is None:  # sub-vp: 1 − α² = σ = α e^(γ/2)
+        alpha = (-(ratio**0.5) + (ratio + 4) ** 0.5) / 2
+    base = program.base()
+    assert torch.allclose(base.variance, torch.tensor(alpha**2 * (1 + ratio)).double()) and (base.mean == 0).all()
+
+
 def test_processes_are_one_model():
     """The same data, times and noise: the ELBO of a process is that of the others."""
     of = {p: chain(process=p, steps=7) for p in PROCESSES}
@@ -132,6 +158,24 @@ def test_processes_are_one_model():
         torch.manual_seed(3)
         values.append(subsampled(program, {"x": X}).elbo)
     assert all(torch.allclose(v, values[0]) for v in values)
+
+
+def test_a_batch_of_a_chain_stands_for_all_rows():
+    """At one seed the same rows, once all there are and once a quarter: nats a row are the same, the whole's are four
+    times as many."""
+    program = chain(steps=5)
+    losses, elbos, slopes = [], [], []
+    for rows in (len(X), 4 * len(X)):
+        torch.manual_seed(3)
+        loss, elbo = Objective(program, inspect(program, {"x": X}), rows, elbo="subsampled", particles=2)({"x": X})
+        losses.append(loss)
+        elbos.append(elbo)
+        slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(program.net.parameters()))]))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(slopes[0], slopes[1])
+    torch.testing.assert_close(4 * elbos[0], elbos[1])
+    torch.manual_seed(3)
+    torch.testing.assert_close(-losses[0], subsampled(program, {"x": X}, 2).target.mean())
 
 
 def test_times_are_spread_evenly_and_uniform():
@@ -176,6 +220,11 @@ def test_times_by_running_loss_leave_the_elbo_as_it_is():
     weighed = estimates(program, fraction, 12, 4000)
     assert not torch.equal(program.history, torch.ones(32).double())
     agree(plain, weighed)
+    x = X.repeat(20_000, 1)
+    with torch.no_grad():
+        drawn = subsampled(program, {"x": x}).elbo  # what a fit shows
+        exact = subsampled(program.eval(), {"x": x}, 20).elbo.mean()
+    assert abs(drawn.mean() - exact) < 4.5 * drawn.std() / len(x) ** 0.5 < 0.02 * abs(exact)
 
 
 def test_a_learned_schedule_lowers_the_variance_of_the_limit():
@@ -211,8 +260,9 @@ def test_reweightings_leave_the_figure_and_change_the_target(weighting, steps):
 
 @pytest.mark.parametrize("weighting", ["simple", "min_snr", "edm", "flow"])
 def test_reweightings_are_the_published_losses(weighting):
+    """In the limit, and as the mean over the steps of a finite chain, each at its noisier end."""
     program = chain(steps=0, weighting=weighting, process="ot", schedule="ot")
-    z, t = normal(4, D, seed=2).double(), torch.tensor([0.2, 0.5, 0.7, 0.9]).double()
+    z, t = normal(4, D, seed=2).double(), torch.tensor([0.01, 0.5, 0.7, 0.9]).double()
     gamma, alpha, sigma = (c[:, 0] for c in program.coefficients(t))
     guess = program.denoise(z, t)
     error = ((X - guess) ** 2).sum(-1)
@@ -233,3 +283,5 @@ def test_reweightings_are_the_published_losses(weighting):
         rate = program.schedule.with_rate(t)[1] / 2  # of log σ
         theirs = weight * density * rate * error / 2
     assert torch.allclose(ours, theirs)
+    s = t - 0.01
+    assert torch.allclose(100 * program.cost(X, z, s, t) * program.weight(s, t), theirs)

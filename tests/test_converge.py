@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from arviz_stats.base import array_stats
 from known import Gaussian, NormalMean, normal
+from pyro.distributions import Normal
 
-from ppgen import PpgenError, Run
+from ppgen import PpgenError, Program, Run, rows
 from ppgen.check import check
 from ppgen.inference import fit, posterior, resume
-from ppgen.inference.converge import EVERY, FALL, Convergence, probe, split_r_hat, unit
+from ppgen.inference.converge import EVERY, FALL, Convergence, _mcse, probe, split_r_hat, unit
 
 X = normal(20) + 1.0
 
@@ -43,6 +45,12 @@ def test_split_r_hat_is_arvizs():
 
 def test_the_unit_is_the_spread_of_the_draws():
     assert torch.allclose(unit(wander(50)), torch.full((5,), torch.arange(4.0).std()), rtol=1e-4)
+
+
+def test_the_standard_error_of_a_mean_of_iterates():
+    """Independent ones: sd / √n."""
+    found = _mcse(3.0 * normal(400, 2, 2000))
+    assert float((found**2).mean()) == pytest.approx(3.0**2 / 400, rel=0.02)
 
 
 def test_what_wanders_about_a_place_converges_and_its_average_is_there():
@@ -84,6 +92,14 @@ def test_a_slow_wandering_that_stays_near_does_not_hold_up_the_end():
     assert not first.averaging  # at the first learning rate it is R-hat that decides
 
 
+def test_the_average_is_the_mean_of_the_states_that_it_has_seen():
+    c = Convergence(averaging=True)
+    states = normal(5, 3)
+    for n, w in enumerate(states, 1):
+        c.note({"w": w}, w[:, None])
+        assert torch.allclose(c.average["w"], states[:n].mean(0), atol=1e-6)
+
+
 def test_many_iterates_are_thinned():
     c = Convergence()
     for probed in wander(2000, drift=0.05):
@@ -97,6 +113,34 @@ def test_a_probe_leaves_no_trace():
     a, b = (probe(run.program, {"x": X}, check(run.program, {"x": X})) for _ in range(2))
     assert torch.equal(a, b) and a.shape == (8, 21) and torch.equal(before, torch.get_rng_state())
     assert not run.program.training
+
+
+class Dropout(Program):
+    """z ~ N(0, 1), x | z ~ N(t z, 1), with half of the t z left out in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.t, self.dropout = torch.nn.Parameter(torch.tensor(1.0)), torch.nn.Dropout(0.5)
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(self.dropout(self.t * z), 1.0), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            pyro.sample("z", Normal(self.t * x / 2, 0.7))
+
+
+def test_a_probe_is_in_eval_mode_and_leaves_training_as_it_was():
+    program = fit(Dropout(), {"x": X}, steps=0).program
+    structure = check(program, {"x": X})
+    program.eval()
+    still = probe(program, {"x": X}, structure)
+    program.train()
+    assert torch.equal(probe(program, {"x": X}, structure), still) and program.training and program.dropout.training
+    z, log_p = still[:, :20], still[:, 20:]  # nothing is left out
+    assert torch.allclose(log_p, Normal(z, 1.0).log_prob(X), atol=1e-5)
 
 
 def test_a_normal_posterior():

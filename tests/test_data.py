@@ -245,6 +245,8 @@ def test_fingerprint():
     assert data.fingerprint(dict(reversed(columns.items()))) == found
     strided = {**columns, "x": columns["x"].T.contiguous().T}
     assert data.fingerprint(strided) == found, "content counts, not how it lies in memory"
+    zeros = {data.fingerprint({"x": torch.zeros(4, dtype=t)})["sha256"] for t in (torch.float32, torch.int32)}
+    assert len(zeros) == 2, "the same bytes of another type are other data"
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,15 @@ def test_kl_of_each_dimension_and_inactive_ones():
     assert "1 of 3 dimensions of 'z' is inactive" in str(found.findings[-1])
 
 
+def test_a_mean_that_is_the_same_for_all_rows_is_inactive():
+    class Shifted(Factorised):
+        def guide(self, x):
+            with rows(x):
+                pyro.sample("z", dist.Normal(self.slope * x[..., None] + 2.0, self.width).to_event(1))
+
+    assert diagnosed(Shifted(), {"x": normal(50)}).active["z"].tolist() == [True, True, False]
+
+
 class Crossed(Program):
     """Rows right of a plate of 3: the dimensions of a value are (plate, rows)."""
 

@@ -23,6 +23,7 @@ from ppgen.engine import describe, log_joint, trace, traced
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.noise import Draw, Noise
+from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.small import decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
@@ -252,6 +253,32 @@ def test_trace_fits_to_the_bit_like_eager(optimizer: str):
     ours, own = _fitted("vae_batch_norm", "trace", optimizer=optimizer, **OPTIONS)
     assert rows == own
     assert all(map(torch.equal, eager.state_dict().values(), ours.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "Adam(weight_decay=0.1)",
+        "AdamW(weight_decay=0.1)",
+        "SGD(momentum=0.9, nesterov=True)",
+        "SGD(momentum=0.5)",
+        "RMSprop(momentum=0.5, weight_decay=0.1)",
+    ],
+)
+def test_optimisers_as_functions_are_torchs(spec: str):
+    """The arithmetic of a compiled step, without compiling it."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]).double())
+    theirs = make_optimizer(spec, [p], 0.1)
+    update, names, _ = functional(theirs)
+    q, state = p.detach().clone(), {n: torch.zeros_like(p) for n in names}
+    for t in range(1, 12):
+        g, lr = torch.sin(t * torch.tensor([1.0, 2.0, 3.0]).double()), torch.tensor(0.1 / t).double()
+        theirs.param_groups[0]["lr"] = 0.1 / t
+        p.grad = g.clone()
+        theirs.step()
+        options = theirs.param_groups[0]
+        q, state = update(q, g, state, bias_corrections(torch.tensor(t), options), lr, options)
+        torch.testing.assert_close(q, p.detach())
 
 
 @pytest.mark.parametrize("optimizer", ["Adam"])

@@ -22,7 +22,7 @@ from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
 from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.optimise import SCHEDULES, averaged, learning_rate
+from ppgen.inference.optimise import SCHEDULES, averaged, ema_decay, learning_rate
 from ppgen.inference.step import ENGINES
 from ppgen.inference.train import Progress, _row
 
@@ -260,6 +260,14 @@ def test_learning_rates_are_their_formulas():
     assert learning_rate("exponential", 0.3, 100, 100) == pytest.approx(0.003)
 
 
+def test_ema_begins_with_the_mean_of_few():
+    for step, decay in ((1, 2 / 11), (10, 11 / 20), (1000, 1001 / 1010), (10**6, 0.999)):
+        assert ema_decay(0.999, step) == pytest.approx(decay)
+        ema = {"t": torch.tensor(2.0)}
+        averaged(ema, {"t": torch.tensor(1.0)}, 0.999, step)
+        assert float(ema["t"]) == pytest.approx(1 + decay)
+
+
 def test_ema_forgets_its_start():
     ema, value = {"t": torch.tensor(100.0), "n": torch.tensor(0)}, {"t": torch.tensor(1.0), "n": torch.tensor(5)}
     for step in range(1, 200):
@@ -290,6 +298,25 @@ def test_patience_stops_and_keeps_the_best():
     assert run.rows[-1]["step"] < 3000
     scores = run.metrics["valid_elbo"]
     assert np.argmax(scores) == len(scores) - 6
+
+
+def test_patience_keeps_the_parameters_that_were_best():
+    """On its way to the mean of the rows that it is fitted to, 3, it passes that of those held out, 1."""
+
+    class Mean(Program):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x=None):
+            with rows(x):
+                pyro.sample("x", dist.Normal(self.t, 1.0), obs=x)
+
+    x = torch.linspace(-1, 1, 20)
+    run = fit(Mean(), {"x": 3 + x}, valid={"x": 1 + x}, steps=500, lr=0.02, optimizer="SGD", patience=3, log_every=4)
+    kept = dist.Normal(run.program.t.detach(), 1.0).log_prob(1 + x).sum().item()
+    assert kept == pytest.approx(run.metrics["valid_elbo"].max(), abs=1e-4) and abs(run.program.t.item() - 1) < 0.1
+    assert run.metrics["valid_elbo"][-1] < kept - 0.1
 
 
 def test_validation_figure_is_for_the_held_out_rows():

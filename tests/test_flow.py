@@ -157,6 +157,19 @@ def test_conditional_density_learns_the_regression():
     assert torch.allclose(draws.std(1), torch.tensor([2.0, 2.0]), atol=0.4)
 
 
+def test_the_context_is_standardised_as_x_is():
+    """In other units of the context, the same density."""
+    x, c = correlated().double(), 3 + 5 * correlated(seed=7).double()
+    flow = made(family="maf", context=2).double().prepare({"x": x, "context": c}).eval()
+    assert torch.allclose(flow.context_loc, c.mean(0)) and torch.allclose(flow.context_scale, c.std(0))
+    other = copy.deepcopy(flow)
+    other.context_loc.zero_()
+    other.context_scale.fill_(1)
+    unit = (c - c.mean(0)) / c.std(0)
+    assert torch.allclose(flow.log_prob(x, c), other.log_prob(x, unit))
+    assert not torch.allclose(flow.log_prob(x, c), flow.log_prob(x, c + 1), atol=1e-3)
+
+
 def test_a_context_of_one_number_may_come_without_its_dimension():
     flow = made(context=1)
     x, c = torch.randn(7, 2), torch.randn(7)

@@ -1,15 +1,16 @@
 """Missing values, on a Gaussian, whose conditionals are known."""
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
-from known import KnownChain, draws_agree
+from known import KnownChain, draws_agree, normal
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, cli
-from ppgen.inference.impute import impute
+from ppgen.inference.impute import _resampled, impute
 from ppgen.models import Diffusion
 
 
@@ -36,6 +37,29 @@ def test_setting_the_known_values_without_weights_would_not_do():
     x = torch.tensor([[2.5, math.nan]]).double().repeat(2000, 1)
     drawn = impute(known, x, particles=1, steps=120, seed=0)[0]
     assert abs(float(drawn[:, 1].mean() - conditional(known, 2.5)[0])) > 0.1
+
+
+def test_each_step_weighs_a_particle_by_what_it_foresaw(monkeypatch):
+    """log w grows by log p(z_s,known | z_t) of the model's own step, no more and no less."""
+    module, known, steps = import_module("ppgen.inference.impute"), KnownChain(low=-4.0, high=4.0), []
+    monkeypatch.setattr(module, "_resampled", lambda z, log_w: (steps.append((z, log_w)), (z, log_w))[1])
+    impute(known, torch.tensor([[1.5, math.nan], [math.nan, 0.2]]).double(), particles=5, steps=6, seed=0)
+    seen = torch.tensor([[True, False], [False, True]])
+    for (z, before), (below, after), (s, t) in zip(steps, steps[1:], known.grid(6)[1:], strict=False):
+        foreseen = known.reverse(z, s, t).base_dist.log_prob(below)[:, seen]
+        torch.testing.assert_close(after - before, foreseen.detach())
+
+
+def test_particles_are_resampled_by_their_weights():
+    """Systematic resampling: of w K copies each, the whole number below or above; where most count, none."""
+    k, names = 1000, torch.arange(1000.0).double()
+    log_w = torch.stack([3 * normal(k, seed=1), 0.1 * normal(k, seed=2)], -1).double()
+    torch.manual_seed(0)
+    z, after = _resampled(names[:, None, None].expand(k, 2, 1), log_w)
+    copies = torch.bincount(z[:, 0, 0].long(), minlength=k)
+    wanted = k * log_w[:, 0].softmax(0)
+    assert ((copies >= wanted.floor() - 1e-9) & (copies <= wanted.ceil() + 1e-9)).all() and (after[:, 0] == 0).all()
+    assert torch.equal(z[:, 1, 0], names) and torch.equal(after[:, 1], log_w[:, 1])
 
 
 def test_nothing_missing_and_everything_missing():

@@ -1,8 +1,9 @@
 """Logistic regression: the posterior by quadrature, and under separation."""
 
 import numpy as np
+import pytest
 import torch
-from known import chains_agree, normal
+from known import chains_agree, log_joint_at, normal
 from scipy import special, stats
 
 from ppgen.inference import mcmc
@@ -21,6 +22,14 @@ def exact(y: torch.Tensor) -> tuple[float, float]:
     w = special.softmax(log_p)
     mean = (w * b[..., 0]).sum()
     return mean, (w * (b[..., 0] - mean) ** 2).sum()
+
+
+def test_the_density():
+    z = {"alpha": torch.tensor(0.4).double(), "beta": torch.tensor([-0.7]).double()}
+    eta = 0.4 - 0.7 * X.numpy()[:, 0]
+    expected = stats.norm(0, 5).logpdf(0.4) + stats.norm(0, 2.5).logpdf(-0.7)
+    expected += stats.bernoulli(special.expit(eta)).logpmf(Y.numpy().astype(int)).sum()
+    assert log_joint_at(LogisticRegression(1), z, {"x": X, "y": Y}) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_posterior_against_quadrature():

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+from importlib import import_module
 
 import arviz_stats
 import numpy as np
@@ -18,13 +20,26 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import _leapfrog
 from ppgen.inference import fit, posterior
-from ppgen.inference.chees import Frame, chees, first_frame, halton, windows
+from ppgen.inference.chees import (
+    Averaged,
+    Draws,
+    Frame,
+    Length,
+    Moments,
+    _transition,
+    chees,
+    first_frame,
+    halton,
+    harmonic,
+    windows,
+)
 from ppgen.inference.findings import load_findings, verdict
 from ppgen.inference.mcmc import mcmc
 from ppgen.inference.mcmc_diagnostics import findings, heavy_tails, tail_shape
 from ppgen.models import EightSchools
 from ppgen.pathfinder import pathfinder
 
+chees_module = import_module("ppgen.inference.chees")
 X = normal(20) + 1.0
 FEW = {"chains": 32, "draws": 100, "warmup": 100}
 
@@ -149,6 +164,86 @@ def test_a_leapfrog_step_by_hand():
     torch.testing.assert_close(found[3], joint(centre + root * there), rtol=1e-4, atol=1e-4)
     dense = joint.leapfrog(y, p, slope(y), step, centre, root[:, None])
     torch.testing.assert_close(dense[0], found[0])
+
+
+def test_a_proposal_by_hand():
+    """Its acceptance is exp(−ΔH) at most 1, and the energy H of the state that is kept: where the chain was, or is."""
+    target, frame = Evaluations(), Frame(torch.zeros(3).double(), torch.ones(3).double())
+    old = frame.chains(target, 1.5 * normal(400, 3, seed=1).double())
+    _, new, p, outcome, moved = _transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    y, start = old.y, torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    momentum = start
+    for _ in range(2):  # leapfrog of ½ y² + ½ p²
+        momentum = momentum - 0.625 * y
+        y = y + 1.25 * momentum
+        momentum = momentum - 0.625 * y
+    before, after = (0.5 * (y**2 + p**2).sum(-1) for y, p in ((old.y, start), (y, momentum)))
+    torch.testing.assert_close(moved.y, y)
+    torch.testing.assert_close(p, momentum)
+    torch.testing.assert_close(outcome.acceptance, (before - after).exp().clamp(max=1.0))
+    accepted = torch.rand(400, generator=generator, dtype=torch.float64) < (before - after).exp()
+    assert 100 < int(accepted.sum()) < 380
+    torch.testing.assert_close(new.y, torch.where(accepted[:, None], y, old.y))
+    torch.testing.assert_close(outcome.energy, torch.where(accepted, after, before))
+    torch.testing.assert_close(new.lp, -0.5 * (new.y**2).sum(-1))
+
+
+def test_dual_averaging_by_hand(monkeypatch):
+    """Hoffman & Gelman's equation (6), γ = 0.05, t_0 = 10, κ = 0.75; it is the average that the draws are taken at."""
+    step, mu, error, average = Averaged(0.2), math.log(2.0), 0.0, math.log(0.2)
+    for t, alpha in enumerate((0.9, 0.1, 0.5, 0.8, 0.7), 1):
+        step.update(alpha)
+        error = (1 - 1 / (t + 10)) * error + (0.651 - alpha) / (t + 10)
+        log = mu - t**0.5 / 0.05 * error
+        average = t**-0.75 * log + (1 - t**-0.75) * average
+        assert math.log(step.current) == pytest.approx(log) and math.log(step.average) == pytest.approx(average)
+
+    made: list[Averaged] = []
+    monkeypatch.setattr(chees_module, "Averaged", lambda first: (made.append(Averaged(first)), made[-1])[1])
+    start, generator = normal(16, 4, seed=2).double(), torch.Generator().manual_seed(0)
+    found = chees(Evaluations(), start, draws=5, warmup=100, generator=generator)
+    sizes = found.stats["step_size"]
+    assert (sizes == sizes[0, 0]).all() and float(sizes[0, 0]) == pytest.approx(made[-1].average)
+    assert abs(made[-1].log - made[-1].log_average) > 0.01
+
+
+def test_the_length_climbs_the_criterion():
+    """Its gradient by log T is that of C(T) / T^κ, here a difference quotient along the exact flow of a normal."""
+    half = normal(2, 500, 3, seed=3).double()
+    y, p = (torch.cat([v, -v]) for v in half)  # means are 0 at every time
+
+    def moved(time):
+        return y * math.cos(time) + p * math.sin(time), p * math.cos(time) - y * math.sin(time)
+
+    def criterion(time):
+        return float((((moved(time)[0] ** 2).sum(-1) - (y**2).sum(-1)) ** 2).mean()) / 4
+
+    for time in (0.7, 1.4, 2.9):
+        h = 1e-5
+        slope = (criterion(time * math.exp(h)) - criterion(time * math.exp(-h))) / (2 * h) - criterion(time) / 8
+        length = Length(2.0)
+        length.update(y, *moved(time), torch.ones(1000).double(), time, 0.1)
+        found = math.copysign((length.square / 0.05) ** 0.5, length.log - math.log(2.0))
+        assert found == pytest.approx(slope, rel=1e-6), time
+
+
+def test_one_refused_chain_does_not_set_the_step():
+    alpha, none = torch.full((64,), 0.7), torch.zeros(64, dtype=torch.bool)
+    assert harmonic(alpha, none) == pytest.approx(0.7)
+    alpha[0] = 0.0
+    assert harmonic(alpha, none) == pytest.approx(64 / (63 / 0.7 + 1 / 0.03))
+    assert harmonic(alpha, alpha == 0) == pytest.approx(0.7 * 63 / 64)  # one that diverges counts by its number
+
+
+def test_moments_by_batches_are_those_of_all():
+    u = normal(7, 20, 4, seed=4).double() * torch.tensor([1.0, 2.0, 0.1, 30.0]).double() + 100.0
+    u[..., 1] += u[..., 0]
+    seen = Moments(4, u)
+    for batch in u:
+        seen.add(batch)
+    torch.testing.assert_close(seen.mean, u.flatten(0, 1).mean(0))
+    torch.testing.assert_close(seen.covariance, torch.cov(u.flatten(0, 1).mT))
 
 
 @pytest.mark.slow
@@ -408,3 +503,30 @@ def test_a_chain_that_is_stuck_is_named(caplog):
         Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
     )
     assert any("chain 7 never moved" in str(said) for said in findings(found, Well())), found.u.std(0)
+
+
+@pytest.mark.parametrize(("persistence", "bfmi"), [(0.9, 0.2), (0.8, 0.4)])
+def test_energies_of_a_known_bfmi(persistence, bfmi):
+    """An AR(1) energy has E (ΔE)² / var E = 2 (1 - persistence): said below 0.3, and how much it is; not above."""
+
+    class Standard:
+        labels = ("u[0]",)
+
+        def unflatten(self, u):
+            return {"u": u}
+
+    generator = np.random.default_rng(0)
+    energy = [generator.normal(size=8)]
+    for _ in range(7999):
+        energy.append(persistence * energy[-1] + math.sqrt(1 - persistence**2) * generator.normal(size=8))
+    u = normal(8000, 8, 1).double()
+    stats_ = {
+        "lp": -0.5 * (u**2).sum(-1), "energy": torch.as_tensor(np.stack(energy)), "diverging": torch.zeros(8000, 8)
+    }  # fmt: skip
+    said = findings(Draws(u, stats_, 0, torch.zeros(1), "diag"), Standard())
+    if bfmi > 0.3:
+        assert said == []
+    else:
+        (sentence,) = said
+        figure = float(re.search(r"E-BFMI is ([0-9.]+)", str(sentence))[1])
+        assert figure == pytest.approx(bfmi, abs=0.011)  # it is given to two digits

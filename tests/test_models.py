@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known import MODELS, Gaussian, GuidedNormalMean, KnownChain, NormalMean, draws_agree, normal, subsampled, weights
 from pyro import poutine
+from pyro.infer import Trace_ELBO
+from scipy import special
 from torch import Tensor
 
 from ppgen import PpgenError, Program, Run, catalog
@@ -59,6 +61,14 @@ def ready(name: str) -> tuple[Program, dict[str, Tensor]]:
     factory, data = MODELS[name]
     torch.manual_seed(0)
     return fit(factory(), data, steps=0).program, data
+
+
+@torch.no_grad()
+def pyro_elbos(program: Program, data: dict[str, Tensor], draws: int) -> np.ndarray:
+    """The ELBO of one draw each, nats over all rows, by Pyro's Trace_ELBO."""
+    pair = (lambda: program.call("model", data)), (lambda: program.call("guide", data))
+    with pyro.validation_enabled(False):
+        return np.array([-Trace_ELBO().loss(*pair) for _ in range(draws)])
 
 
 @pytest.fixture(params=list(MODELS))
@@ -184,16 +194,38 @@ def test_float64(name):
 
 
 def test_bounds_on_its_log_likelihood(name):
+    """They are made of weights whose mean is Pyro's own ELBO; without latents it is Pyro's log p(x) itself."""
     program, data = ready(name)
-    found = loglik(program, data, particles=20)
-    values = [b.values for b in found.bounds]
-    assert all(np.isfinite(v).all() for v in values)
-    if len(values) == 2:
-        assert np.all(values[0] <= values[1] + 1e-5)
-    else:
-        assert found.best.kind == "exact"
-    discrete = all(found.dims is not None for _ in values)
-    assert (found.bits_per_dim(found.best) is not None) == discrete
+    found = loglik(program, data, particles=100, keep_weights=True)
+    n, width = n_rows(data), sum(v[0].numel() for v in data.values())
+    times = max(1, 120 // width) if found.per == "row" else 1  # copies of the rows: so many draws at once
+    pyros = pyro_elbos(program, take(data, torch.arange(n).repeat(times)) if times > 1 else data, 20) / times
+    first = found.bounds[0].values.sum()
+    if not check(program, data).latents:
+        assert [b.kind for b in found.bounds] == ["exact"]
+        assert first == pytest.approx(pyros, rel=1e-5)
+        return
+    elbo, iw = found.bounds
+    assert np.allclose(elbo.values, found.log_w.mean(0), rtol=1e-5)
+    assert np.allclose(iw.values, special.logsumexp(found.log_w, 0) - math.log(100), rtol=1e-5)
+    error = math.hypot(math.sqrt((elbo.se**2).sum()), pyros.std(ddof=1) / 20**0.5)
+    assert abs(first - pyros.mean()) < 5 * error
+    others = loglik(program, data, particles=20, seed=1).best  # other draws: a tighter bound for all that
+    assert others.values.sum() > first - 5 * error
+
+
+def test_its_bits_per_dim_are_of_the_values_in_a_row(name):
+    """Only where every observed site is discrete; as many dims as its columns have numbers a row."""
+    program, data = ready(name)
+    observed = check(program, data).names("observed")
+    sites = sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
+    found = loglik(program, data, particles=2)
+    if not all(sites[column]["fn"].support.is_discrete for column in observed):
+        assert found.dims is None and found.bits_per_dim(found.best) is None
+        return
+    values = sum(data[column].numel() for column in observed)
+    bits = -found.best.values.sum() / math.log(2) / values
+    assert found.bits_per_dim(found.best) == pytest.approx(bits, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("error")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from known import KnownChain, normal
 
+from ppgen.gaussian_chain import PROCESSES
 from ppgen.inference import ode
 from ppgen.inference.ode import flow, log_density, ode_loglik
 from ppgen.models import Diffusion
@@ -28,14 +29,16 @@ def test_exact_on_a_gaussian(process):
 
 
 def test_an_unbiased_estimate_where_the_trace_is_drawn(monkeypatch):
+    """Of a trace whose integral is ½ log det C: 0.7 nats, told to 0.06."""
     known = KnownChain(low=-12.0, high=12.0)
-    x = known.data.sample((20,))
+    x = known.data.sample((4,))
     exact = ode_loglik(known, {"x": x}).values
     monkeypatch.setattr(ode, "EXACT", 1)
     torch.manual_seed(0)
-    found = ode_loglik(known, {"x": x}, draws=400)
+    found = ode_loglik(known, {"x": x}, draws=8000)
     off = torch.as_tensor(found.values) - torch.as_tensor(exact)
     assert found.kind == "estimate" and (off.abs() < 4.5 * torch.as_tensor(found.se) + 1e-4).all()
+    assert (4.5 * found.se < 0.06).all()
 
 
 def test_there_and_back():
@@ -74,3 +77,34 @@ def test_a_lower_bound_where_x_is_discrete():
     found = ode_loglik(model, {"x": x}, draws=2000, tolerance=1e-4)
     total = torch.as_tensor(found.values).exp().sum()
     assert found.kind == "lower" and 0.5 < float(total) < 1.0
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_probabilities_of_all_levels_sum_to_one(process):
+    """A draw of the bound is log w with E w = P(x): an equality, whatever the network and however wide the noise."""
+    torch.manual_seed(0)
+    how = {"process": process, "prediction": "data", "gamma_low": 1.0, "gamma_high": 5.0}
+    model = Diffusion(1, hidden=(8,), likelihood="discrete", levels=5, **how).double().eval()
+    torch.nn.init.normal_(model.net.last.weight, std=0.3)
+    x = torch.linspace(0, 1, 5).double()[:, None].repeat(2000, 1)
+    found = ode_loglik(model, {"x": x}, draws=1, tolerance=1e-4)
+    total = torch.as_tensor(found.values).exp().reshape(2000, 5).sum(1)
+    se = float(total.std()) / 2000**0.5
+    assert found.kind == "lower" and se < 0.005
+    assert abs(float(total.mean()) - 1) < 4.5 * se
+
+
+@pytest.mark.parametrize("kind", ["estimate", "lower"])
+def test_standard_errors_are_the_spread_of_what_is_drawn(kind, monkeypatch):
+    """Of one row many times over: the variance of its values is the mean of their squared standard errors."""
+    torch.manual_seed(0)
+    if kind == "estimate":
+        monkeypatch.setattr(ode, "EXACT", 1)
+        model = KnownChain(low=-12.0, high=12.0)
+        x = model.data.sample((1,)).repeat(8000, 1)
+    else:
+        model = Diffusion(1, hidden=(8,), likelihood="discrete", levels=5, gamma_high=5.0).double().eval()
+        x = torch.full((8000, 1), 0.25).double()
+    found = ode_loglik(model, {"x": x}, draws=4, tolerance=1e-3)
+    assert found.kind == kind
+    assert found.values.var(ddof=1) / (found.se**2).mean() == pytest.approx(1.0, abs=0.1)

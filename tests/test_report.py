@@ -19,6 +19,7 @@ from known import SCHOOLS, Gaussian, GuidedNormalMean, NormalMean, normal, ppca
 from scipy import stats
 
 from ppgen import PpgenError, Program, rows
+from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
 from ppgen.inference.drawing import describe, edges_of, layout, svg
 from ppgen.inference.findings import VERDICTS, WRONG
@@ -100,6 +101,46 @@ def test_the_page_stands_by_itself_and_can_be_read(name, tmp_path):
     assert run.config["data"]["sha256"] in text and "nan" not in re.sub(r"base64,[^\"]*", "", text)
 
 
+def tables_of(text):
+    """The page's tables by caption: a dict of cells by heading for each row, under its first cell."""
+    found = {}
+    for table in re.findall(r"<table>(.*?)</table>", text, re.S):
+        caption = html.unescape(re.search(r"<caption>(.*?)</caption>", table)[1])
+        head, *rows_ = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+        found[caption] = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows_}
+    return found
+
+
+@pytest.mark.parametrize("name", ["a global latent", "local latents", "images"])
+def test_the_figures_are_those_of_the_functions_that_make_them(name, tmp_path):
+    run, data = PROGRAMS[name]()
+    _, text = page_of(run, data, tmp_path)
+    tables, d = tables_of(text), diagnose(run, data, draws=100)
+    of_row = name != "a global latent"
+    for bound, words in zip(d.bounds.bounds, ("ELBO", "importance-weighted, 1000 draws"), strict=True):
+        cells = tables["Bounds on log p(x)"][words]
+        assert cells["kind"] == "lower bound" and cells["± Monte Carlo"] == number(bound.mean_se)
+        assert cells["nats a row" if of_row else "nats"] == number(bound.mean)
+        if name == "images":
+            assert cells["bits/dim"] == number(-bound.mean / (49 * np.log(2)))
+    x = data["x"].double()
+    column = tables["Columns"]["x"]
+    assert [column[k] for k in ("mean", "sd", "least", "largest")] == [
+        number(float(v)) for v in (x.mean(), x.std(), x.min(), x.max())
+    ]
+    m = run.metrics["elbo"] / (30 if of_row else 1)
+    said = f"from {m[0]:.4g} to {m[-1]:.4g} " + ("nats a row" if of_row else "nats")
+    assert f"The ELBO over {run.config['fit']['steps']} steps: {said}." in html.unescape(text)
+    posterior_table = next(v for k, v in tables.items() if k.startswith("Posterior of the latents"))
+    for label, row in posterior_table.items():
+        assert row == {k: number(float(v)) for k, v in d.summary.loc[label].items()}
+    for c in predictive_checks(d.tree):
+        row = tables["Statistics of the data"][f"{c.statistic} of {c.site}"]
+        low, high = (number(v) for v in c.predicted)
+        assert row["observed"] == number(c.observed) and row["90% of predicted"] == f"{low} to {high}"
+        assert row["P(predicted ≥ observed)"] == number(c.p) and row[""] == ("off" if c.off else "fine")
+
+
 def test_what_the_user_wrote_is_shown_as_text(tmp_path):
     class Odd(NormalMean):
         """<script>alert(1)</script> & more."""
@@ -123,6 +164,9 @@ def test_calibration_is_on_the_page(tmp_path):
     (tmp_path / "run" / "calibration.json").write_text(json.dumps(found.figures()))
     text = report(run, X, draws=50).read_text()
     assert 'id="calibration"' in text and "Not calibrated" in text and text.index("Wrong:") < text.index("Fine:")
+    row = tables_of(text)["Simulation-based calibration"]["m"]
+    figures = (found.p, found.contraction, found.z_mean, found.z_sd)
+    assert list(row.values()) == [number(float(v[0])) for v in figures]
 
 
 # -- the graph ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch.distributions import ComposeTransform
 import ppgen.transforms as T
 from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
-from ppgen.transforms import FAMILIES, stack
+from ppgen.transforms import FAMILIES, continuous, stack
 from ppgen.transforms.continuous import _trace
 from ppgen.transforms.mixture import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.residual import log_det, spectral_bound
@@ -74,6 +74,7 @@ def images(shape):
 SINGLES = {
     "actnorm": (lambda: T.ActNorm(3), (3,)),
     "actnorm images": (lambda: T.ActNorm((2, 2, 2)), (2, 2, 2)),
+    "lu5": (lambda: T.LULinear(5), (5,)),
     "lu without permutation": (lambda: T.LULinear(3, permute=False), (3,)),
     "conv1x1": (lambda: T.conv1x1((3, 2, 2)), (3, 2, 2)),
     "orthogonal": (lambda: T.Orthogonal(3), (3,)),
@@ -326,8 +327,10 @@ def test_saved_loaded_copied_and_pickled_after_use(family, tmp_path):
         p.data.zero_()
     loaded.load_state_dict(torch.load(tmp_path / "state.pt"))
     with torch.no_grad():
+        torch.manual_seed(0)  # the noise of ffjord's trace is among what its solver chooses its steps by
         expected = t.inv(x)
         for other in (copied, pickled, loaded):
+            torch.manual_seed(0)
             assert torch.equal(other.transform().inv(x), expected)
 
 
@@ -404,6 +407,13 @@ def test_nothing_is_remembered_beyond_a_step(family):
         before = p.log_prob(x)
     after = p.log_prob(x)  # the same tensor, now with gradients
     assert after.requires_grad and torch.allclose(before, after.detach(), atol=1e-10)
+    t, z = chain.transform().parts[0], chain.values(4)  # z lives on, as a guide's draw does
+    with torch.no_grad():
+        x = t(z)
+        assert t.inv(x) is z
+        for q in chain.parameters():
+            q.add_(0.05)
+        assert torch.equal(t.inv(x), t.inv(x.clone())) and not torch.allclose(t.inv(x), z, atol=1e-3)
 
 
 # -- single transforms ----------------------------------------------------------------------------
@@ -467,6 +477,21 @@ def test_extra_terms_of_the_residual_series_are_unbiased():
     assert (error.abs() < 4 * se).all() and (se < 0.07).all()
 
 
+def test_the_roulette_of_the_residual_series_is_weighed():
+    """J is about −0.58 I: all terms are of one sign. Without the weights the mean would be off by 0.37."""
+    torch.manual_seed(0)
+    with default_double():
+        t = T.Residual(5, hidden=(16,), exact_up_to=0, terms=2)
+        with torch.no_grad():
+            t.weights[1].copy_(-0.6 * t.weights[0].mT)
+            t.biases[0].fill_(2.4)  # where the slope is largest
+    x = torch.zeros(200, 5, dtype=torch.float64)
+    exact = log_det_by_autograd(t.inv, x[:1])
+    draws = torch.stack([t.pull(x)[1].detach().mean() for _ in range(400)])
+    se = float(draws.std()) / 400**0.5
+    assert float(exact) < -2 and abs(float(draws.mean() - exact)) < 4 * se < 0.2
+
+
 def test_residual_layers_keep_their_lipschitz_bound():
     torch.manual_seed(0)
     t = T.Residual(4, hidden=(16, 16), lipschitz=0.9).double()
@@ -523,6 +548,28 @@ def test_traces_carried_forward_are_those_of_autograds_jacobian(hidden):
     assert torch.allclose(exact, j.diagonal(dim1=1, dim2=2).sum(-1), atol=1e-12)
     e = noise.reshape(-1, 3)
     assert torch.allclose(estimate, torch.einsum("ni,nij,nj->n", e, j, e), atol=1e-12)
+
+
+def test_a_large_continuous_transform_forgets_its_layers_and_has_the_same_gradient(monkeypatch):
+    torch.manual_seed(0)
+    t = T.Continuous(3, context=2, hidden=(5, 4), exact=False).double()
+    x, c = torch.randn(7, 3).double(), torch.randn(7, 2).double().requires_grad_()
+    results = []
+    for limit in (10**6, 0):
+        monkeypatch.setattr(continuous, "LARGE", limit)
+        torch.manual_seed(1)
+        z, log_det = t.pull(x, c)
+        results.append([z, log_det, *torch.autograd.grad((z**2).sum() + log_det.sum(), [*t.parameters(), c])])
+    for kept, again in zip(*results, strict=True):
+        assert torch.allclose(kept, again, rtol=1e-12, atol=1e-14)
+
+
+def test_a_field_that_is_not_finite_is_an_error_and_no_endless_search_for_a_step():
+    t = T.Continuous(2)
+    with torch.no_grad():
+        t.field.ode[0].bias.fill_(math.nan)
+    with pytest.raises(PpgenError, match="the ODE cannot be solved"):
+        t.pull(torch.zeros(4, 2))
 
 
 def test_actnorm_begins_with_the_first_batch_in_training_only():

@@ -252,6 +252,18 @@ def test_units_of_real_data():
     assert 1 < fn.scale.max() < 4
 
 
+@pytest.mark.parametrize("likelihood", ["normal", "logistic"])
+def test_the_decoders_number_is_the_middle_of_the_range(likelihood):
+    """A decoder that says 0 says the middle, of a scale of half the range times softplus(noise), or a tenth of it."""
+    vae = VAE(3, latent=2, hidden=(4,), likelihood=likelihood, levels=17, low=2.0, high=10.0)
+    torch.nn.init.zeros_(vae.decoder.last.weight)
+    torch.nn.init.zeros_(vae.decoder.last.bias)
+    fn = vae.decode(torch.randn(5, 2)).base_dist
+    zero = math.log(2.0)  # softplus(0)
+    scale = 4 * (math.log1p(math.exp(-0.43)) + 1e-3) if likelihood == "normal" else 8 * (0.1 * zero + 0.1 / 16)
+    assert torch.allclose(fn.loc, torch.tensor(6.0)) and torch.allclose(fn.scale, torch.tensor(scale))
+
+
 def test_features_of_images():
     assert VAE.from_data({"x": torch.rand(4, 3, 8, 8)})["features"] == [3, 8, 8]
 

@@ -141,7 +141,8 @@ def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
 
     if "x" in columns or not run.program.gaussian_steps:
         return columns
-    size = len(run.program.zero)
+    state: Any = run.program.zero
+    size = len(state)
     names = [f"x_{i}" for i in range(size)]
     if set(names) <= set(columns):
         rest = {k: v for k, v in columns.items() if k not in names}

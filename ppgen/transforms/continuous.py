@@ -1,8 +1,8 @@
 r"""Continuous transforms: z = x(1), dx/dt = v(x, t), log |det ∂z/∂x| = ∫ tr ∂v/∂x dt.
 
 The trace is exact, or Hutchinson's unbiased estimate εᵀ ∂v/∂x ε with one ε a call (FFJORD).
-The solver is zuko's adaptive Dormand-Prince with checkpointed adjoint gradients; it chooses its steps for a batch
-as a whole, so that values of one row differ by its tolerances between batches, and its graph cannot be traced.
+The solver is torchdiffeq's adaptive Dormand-Prince, and gradients are those of the steps it took; it chooses them for a
+batch as a whole, so that values of one row differ by its tolerances between batches, and its graph cannot be traced.
 
 Sources: Neural Ordinary Differential Equations (Chen et al., 2018, arXiv:1806.07366); FFJORD (Grathwohl et al., 2018,
 arXiv:1810.01367).
@@ -10,13 +10,15 @@ arXiv:1810.01367).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from zuko.flows.continuous import FFJTransform
-from zuko.utils import odeint
 
+from ppgen.errors import PpgenError
 from ppgen.transforms.residual import jacobian
 from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
 
@@ -61,20 +63,25 @@ class Continuous(FlowTransform):
         return h, slopes, [by_x, *(layer.weight for layer in rest)]
 
     def _integrate(self, x: Tensor, start: Tensor, end: Tensor, context: Tensor | None, trace: bool = True) -> Pair:
-        # all parameters, in eval mode too: those left out here would silently get no gradient
-        phi = [p for p in (*self.field.parameters(), *([] if context is None else [context])) if p.requires_grad]
-        zeros = torch.zeros_like(x[..., 0])
-        if not trace:
-            moved = odeint(lambda t, x: self._rate(t, x, context)[0], x, start, end, phi, self.atol, self.rtol)
-            return moved, zeros
-        noise = None if self.exact else torch.randn_like(x)
+        noise = None if self.exact or not trace else torch.randn_like(x)
 
-        def rates(t: Tensor, x: Tensor, _: Tensor) -> Pair:
-            rate, slopes, weights = self._rate(t, x, context)
-            return rate, SHARE * _trace(weights, slopes, noise)
+        def rates(t: Tensor, state: Tensor) -> Tensor:
+            rate, slopes, weights = self._rate(t, state[..., : x.shape[-1]], context)
+            return torch.cat((rate, SHARE * _trace(weights, slopes, noise)[..., None]), -1) if trace else rate
 
-        moved, ladj = odeint(rates, (x, zeros), start, end, phi, self.atol, self.rtol)
-        return moved, ladj / SHARE
+        def again(t: Tensor, state: Tensor) -> Tensor:
+            return checkpoint(rates, t, state, use_reentrant=False, preserve_rng_state=False)
+
+        width = max(layer.out_features for layer in list(self.field.ode)[::2])
+        large = torch.is_grad_enabled() and x[..., 0].numel() * width > LARGE
+        zeros = torch.zeros_like(x[..., :1])
+        options = {"first_step": FIRST * (end - start).abs(), "norm": _largest}
+        times = torch.stack((start, end)).to(x.dtype)
+        moved = solve(
+            again if large else rates, torch.cat((x, zeros), -1) if trace else x, times,
+            rtol=self.rtol, atol=self.atol, options=options,
+        )  # fmt: skip
+        return (moved[..., :-1], moved[..., -1] / SHARE) if trace else (moved, zeros[..., 0])
 
     @full_precision
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -89,7 +96,42 @@ class Continuous(FlowTransform):
         return self._integrate(z, end, start, context, trace=False)[0], None
 
 
-SHARE = 0.01  # at which errors of the log-determinant count beside those of x, as zuko has it
+SHARE = 0.01  # at which errors of the log-determinant count beside those of x
+FIRST = 0.1  # of the way, the first step tried
+LARGE = 2**20  # values of a layer beyond which it is computed again for the gradient, and not kept at each step
+
+
+def solve(
+    rates: Callable[[Tensor, Any], Any], state: Any, times: Tensor, *, rtol: float, atol: float,
+    options: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """The state at the second time, by Dormand-Prince steps; the last of them ends there.
+
+    Args:
+        rates: (t, state) -> d state / dt.
+        state: a tensor, or a tuple of tensors.
+        times: (2,), of start and end.
+        rtol, atol: relative and absolute tolerance.
+        options: of torchdiffeq's dopri5.
+
+    Raises:
+        PpgenError: the state or its rate is not finite, or changes too fast for any step.
+    """
+    from torchdiffeq import odeint
+
+    try:
+        states = odeint(rates, state, times, rtol=rtol, atol=atol, options={"step_t": times[1:], **(options or {})})
+    except AssertionError as e:
+        raise PpgenError(
+            f"the ODE cannot be solved ({e}): its field is not finite, or too steep; take a smaller lr, clip=1, or "
+            "float64 (precision='64-true')"
+        ) from e
+    return tuple(s[-1] for s in states) if isinstance(states, tuple) else states[-1]
+
+
+def _largest(state: Tensor) -> Tensor:
+    """The error that counts: every row keeps the tolerances, not their mean."""
+    return state.abs().max()
 
 
 def _trace(weights: list[Tensor], slopes: list[Tensor], noise: Tensor | None) -> Tensor:

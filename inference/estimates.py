@@ -1,0 +1,91 @@
+"""Figures for log p(x): what `ppgen.inference.loglik` and the bounds of chains return."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Bound(NamedTuple):
+    """A figure for log p(x).
+
+    Attributes:
+        name: exact, estimate, elbo or iw.
+        kind: exact, estimate (unbiased), or lower (a lower bound in expectation).
+        values: nats, one a row; or one for the whole data set, where some latent is global.
+        se: the Monte Carlo standard error of each value, 0 where exact.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+    se: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats, averaged over the values."""
+        return float(self.values.mean())
+
+    @property
+    def mean_se(self) -> float:
+        """Monte Carlo standard error of `mean`: what other draws of z would change on the same rows."""
+        return float(np.sqrt((self.se**2).sum()) / len(self.se))
+
+    @property
+    def rows_se(self) -> float:
+        """Standard error of `mean` as an estimate for new rows: spread over rows and Monte Carlo; nan for one value."""
+        n = len(self.values)
+        return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+class LogLik(NamedTuple):
+    """What `loglik` returns.
+
+    Attributes:
+        bounds: the exact value, or the ELBO and the importance-weighted bound.
+        per: "row" or "data set": what one value is for.
+        rows: number of rows.
+        particles: K.
+        ess: effective number of the K weights, by value; None where exact.
+        dims: D, observed values a row, where they are discrete: bits/dim is then defined. Else None.
+        log_w: the log weights, (K, values), where they were asked for.
+    """
+
+    bounds: tuple[Bound, ...]
+    per: str
+    rows: int
+    particles: int
+    ess: np.ndarray | None
+    dims: int | None
+    log_w: np.ndarray | None = None
+
+    @property
+    def best(self) -> Bound:
+        """The tightest figure: exact, or the importance-weighted bound."""
+        return self.bounds[-1]
+
+    def bits_per_dim(self, bound: Bound) -> float | None:
+        """−log p(x) / (D ln 2), None where the observed values are continuous."""
+        if self.dims is None:
+            return None
+        scale = self.rows / len(bound.values)  # values for the whole set hold all rows
+        return -bound.mean / scale / (self.dims * math.log(2))
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a bound: what `ppgen evaluate` prints."""
+        return [
+            {
+                "name": b.name,
+                "kind": b.kind,
+                "nats": b.mean,
+                "se": b.mean_se,
+                "rows_se": b.rows_se,
+                "per": self.per,
+                "rows": self.rows,
+                "particles": self.particles if b.kind == "lower" else 1,
+                "bits_per_dim": self.bits_per_dim(b),
+            }
+            for b in self.bounds
+        ]

@@ -1,0 +1,367 @@
+"""Bugs of the core: bounds, log-likelihoods, posteriors, structure, convergence, calibration, comparison."""
+
+from planting import Mutant
+
+UNBIASED = "tests/test_elbo.py::test_elbo_and_its_gradient_are_unbiased"
+
+MUTANTS: list[Mutant] = [
+    # -- objectives ----------------------------------------------------------------------------------------------
+    Mutant(
+        "kl_the_other_way",
+        'kl_divergence(q["fn"].expand(batch_shape), p["fn"].expand(batch_shape))',
+        'kl_divergence(p["fn"].expand(batch_shape), q["fn"].expand(batch_shape))',
+        f"{UNBIASED}[1-analytic-Linear]",
+    ),
+    Mutant(
+        "kl_without_its_scale",
+        'return scale_and_mask(kl, p["scale"], p["mask"])',
+        'return scale_and_mask(kl, 1.0, p["mask"])',
+        "tests/test_elbo.py::test_minibatches_are_unbiased[Linear]",
+    ),
+    Mutant(
+        "kl_without_its_mask",
+        'return scale_and_mask(kl, p["scale"], p["mask"])',
+        'return scale_and_mask(kl, p["scale"], None)',
+        "tests/test_elbo.py::test_a_masked_latent_costs_nothing_and_a_scaled_one_as_much_more",
+    ),
+    Mutant(
+        "scale_left_out",
+        'return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])',
+        'return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])',
+        "tests/test_elbo.py::test_masks_and_scales_are_kept",
+    ),
+    Mutant(
+        "mask_left_out",
+        'return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])',
+        'return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], None)',
+        "tests/test_elbo.py::test_masks_and_scales_are_kept",
+    ),
+    Mutant(
+        "closed_form_against_the_order",
+        'if other not in earlier and other in guide and not node["is_observed"]:',
+        "if False:",
+        "tests/test_elbo.py::test_analytic_kl_is_not_used_against_the_order_of_sampling",
+    ),
+    Mutant(
+        "iwae_sum_for_mean",
+        "return torch.logsumexp(log_w, 0) - math.log(log_w.shape[0])",
+        "return torch.logsumexp(log_w, 0)",
+        "tests/test_elbo.py::test_iwae_equals_its_definition_and_tightens",
+    ),
+    Mutant(
+        "baseline_of_its_own_particle",
+        "return cost - (cost.sum(dim, keepdim=True) - cost) / (particles - 1)",
+        "return cost - cost.mean(dim, keepdim=True)",
+        f"{UNBIASED}[5-sampled-Mixed]",
+    ),
+    Mutant(
+        "score_without_the_prior",
+        'return kind in "xp" or (j >= i if kind == "q" else j > i)',
+        'return kind == "x" or (j >= i if kind == "q" else j > i)',
+        f"{UNBIASED}[5-sampled-Mixed]",
+    ),
+    Mutant(
+        "score_of_its_own_density_left_out",
+        'return kind in "xp" or (j >= i if kind == "q" else j > i)',
+        'return kind in "xp" or j > i',
+        f"{UNBIASED}[5-sampled-Mixed]",
+    ),
+    Mutant(
+        "particles_summed",
+        "return -surrogate / (self.particles * self.rows), elbo.detach() / self.particles",
+        "return -surrogate / self.rows, elbo.detach() / self.particles",
+        f"{UNBIASED}[5-analytic-Linear]",
+    ),
+    Mutant(
+        "minibatch_weight",
+        "weight = self.rows / n_rows(batch, self.structure.row_columns)",
+        "weight = self.rows / n_rows(batch)",
+        "tests/test_elbo.py::test_a_constant_longer_than_the_batch_does_not_upset_the_weights",
+    ),
+    Mutant(
+        "minibatch_weight_of_every_site",
+        'if any(f.name in self.row_plates and f.full_size in (None, f.size) for f in msg["cond_indep_stack"]):',
+        "if True:",
+        "tests/test_elbo.py::test_minibatches_are_unbiased[Mixed]",
+    ),
+    Mutant(
+        "kl_weight_on_the_likelihood",
+        'surrogate = surrogate + (total if kind == "x" else total * kl_weight)',
+        "surrogate = surrogate + total * kl_weight",
+        "tests/test_elbo.py::test_kl_weight_reaches_the_loss_and_not_the_figure",
+    ),
+    Mutant(
+        "enumerated_without_n_over_b",
+        """
+        with Minibatch(weight, plates):
+            program.call("model", batch)
+        """,
+        """
+        with Minibatch(1.0, plates):
+            program.call("model", batch)
+        """,
+        "tests/test_elbo.py::test_enumeration_sums_the_discrete_latents_out",
+    ),
+    Mutant(
+        "NB_chain_loss",
+        "return -weight * drawn.target.sum() / self.rows",
+        "return -drawn.target.sum() / self.rows",
+        "tests/test_chain.py::test_a_batch_of_a_chain_stands_for_all_rows",
+    ),
+    # -- log-likelihoods -----------------------------------------------------------------------------------------
+    Mutant(
+        "mean_se_sqrt2",
+        "np.sqrt((self.se**2).sum()) / len(self.se)",
+        "np.sqrt((self.se**2).sum() / 2) / len(self.se)",
+        "tests/test_loglik.py::test_mean_se_and_rows_se",
+    ),
+    Mutant(
+        "elbo_se_15pct",
+        "elbo_se = log_w.std(0) / math.sqrt(k)",
+        "elbo_se = 0.85 * log_w.std(0) / math.sqrt(k)",
+        "tests/test_loglik.py::test_standard_errors_are_honest[elbo]",
+    ),
+    Mutant(
+        "iw_se_15pct",
+        "iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()",
+        "iw_se = 0.85 * ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()",
+        "tests/test_loglik.py::test_standard_errors_are_honest[iw]",
+    ),
+    Mutant(
+        "weights_of_a_wrong_sign",
+        "for trace, sign in ((t.p, 1.0), (t.q, -1.0)):",
+        "for trace, sign in ((t.p, 1.0), (t.q, 1.0)):",
+        "tests/test_loglik.py::test_evidence_of_a_conjugate_normal_mean",
+    ),
+    Mutant(
+        "ess_of_tempered_weights",
+        "ess = (2 * total - squares).exp()",
+        "ess = (total - squares / 2).exp()",
+        "tests/test_loglik.py::test_kept_weights_are_those_of_the_bounds",
+    ),
+    Mutant(
+        "bits_of_base_ten",
+        "return -bound.mean / scale / (self.dims * math.log(2))",
+        "return -bound.mean / scale / (self.dims * math.log(10))",
+        "tests/test_loglik.py::test_bits_per_dim_of_a_known_discrete_distribution",
+    ),
+    Mutant(
+        "bits_of_the_whole_set",
+        "scale = self.rows / len(bound.values)",
+        "scale = 1.0",
+        "tests/test_loglik.py::test_bits_per_dim_where_a_latent_is_global",
+    ),
+    Mutant(
+        "dims_of_all_rows",
+        "return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None",
+        "return values or None",
+        "tests/test_loglik.py::test_bits_per_dim_where_a_latent_is_global",
+    ),
+    # -- posteriors ----------------------------------------------------------------------------------------------
+    Mutant(
+        "log_q_negated",
+        'return (value if which == "p" else -value).numpy()',
+        "return value.numpy()",
+        "tests/test_posterior.py::test_log_p_and_log_q_by_hand",
+    ),
+    Mutant(
+        "predictive_of_the_prior",
+        "p = poutine.trace(poutine.replay(model, trace=t.q)).get_trace()",
+        "p = poutine.trace(model).get_trace()",
+        "tests/test_posterior.py::test_predictive_distributions",
+    ),
+    Mutant(
+        "prior_of_the_posterior",
+        """
+        p = poutine.trace(model).get_trace()
+        sites = sample_sites(p, deterministic=False).items()
+        """,
+        """
+        p = poutine.trace(poutine.replay(model, trace=t.q)).get_trace()
+        sites = sample_sites(p, deterministic=False).items()
+        """,
+        "tests/test_posterior.py::test_predictive_distributions",
+    ),
+    # -- convergence ---------------------------------------------------------------------------------------------
+    Mutant(
+        "average_off_by_one",
+        "1 / self.count)",
+        "1 / (self.count + 1))",
+        "tests/test_converge.py::test_the_average_is_the_mean_of_the_states_that_it_has_seen",
+    ),
+    Mutant(
+        "r_hat_of_the_variances_ratio",
+        "r = ((half - 1) / half + between / within.clamp_min(1e-300)).sqrt()",
+        "r = (half - 1) / half + between / within.clamp_min(1e-300)",
+        "tests/test_converge.py::test_split_r_hat_is_arvizs",
+    ),
+    Mutant(
+        "unit_is_a_variance",
+        "spread = mean.std(0)",
+        "spread = mean.var(0)",
+        "tests/test_converge.py::test_the_unit_is_the_spread_of_the_draws",
+    ),
+    # -- calibration ---------------------------------------------------------------------------------------------
+    Mutant(
+        "sbc_rank_off",
+        "u = (ranks + rng.random(ranks.shape)) / (many + 1)",
+        "u = (ranks + rng.random(ranks.shape)) / (many + 2)",
+        "tests/test_calibrate.py::test_a_rank_has_its_own_share_of_the_unit_interval",
+    ),
+    Mutant(
+        "calib_sd_10pct",
+        "mean, sd = draws.mean(1), draws.std(1, ddof=1)",
+        "mean, sd = draws.mean(1), 1.1 * draws.std(1, ddof=1)",
+        "tests/test_calibrate.py::test_contraction_and_z_scores_against_their_closed_forms",
+    ),
+    Mutant(
+        "ties_rank_last",
+        "ranks = below + rng.integers(0, ties + 1)",
+        "ranks = below + ties",
+        "tests/test_calibrate.py::test_ranks_of_a_discrete_latent_are_drawn_among_ties",
+    ),
+    Mutant(
+        "band_one_sided",
+        "_binomial().ppf(gamma / 2, n, z) / n, _binomial().ppf(1 - gamma / 2, n, z) / n",
+        "_binomial().ppf(gamma, n, z) / n, _binomial().ppf(1 - gamma, n, z) / n",
+        "tests/test_calibrate.py::test_the_band_holds_with_the_probability_that_it_says",
+    ),
+    Mutant(
+        "band_of_one_test",
+        "each = 1 - (1 - level) ** (1 / tests)",
+        "each = level",
+        "tests/test_calibrate.py::test_the_band_holds_with_the_probability_that_it_says[200-4]",
+    ),
+    Mutant(
+        "refit_adam_correction",
+        "move = size * m / ((v / (1 - BETAS[1] ** t)).sqrt() + EPSILON)",
+        "move = size * m / (v.sqrt() + EPSILON)",
+        "tests/test_calibrate.py::test_fits_at_once_are_those_of_torchs_adam",
+    ),
+    # -- comparison ----------------------------------------------------------------------------------------------
+    Mutant(
+        "paired_difference_as_if_unpaired",
+        "_sum_se(s.values - best.values)",
+        "math.hypot(_sum_se(s.values), _sum_se(best.values))",
+        "tests/test_compare.py::test_a_paired_difference_is_that_of_the_rows",
+    ),
+    Mutant(
+        "predictive_sum_for_mean",
+        "values = log_p.logsumexp(0) - math.log(len(log_p))",
+        "values = log_p.logsumexp(0)",
+        "tests/test_compare.py::test_held_out_rows_given_a_global_latent",
+    ),
+    # -- diagnosis -----------------------------------------------------------------------------------------------
+    Mutant(
+        "gap_of_the_whole",
+        "gap = max(ll.best.mean - ll.bounds[0].mean, 0.0)",
+        "gap = max(ll.best.values.sum() - ll.bounds[0].values.sum(), 0.0)",
+        "tests/test_diagnose.py::test_the_gap_is_what_the_guide_costs",
+    ),
+    Mutant(
+        "activity_of_a_spread",
+        "return {n: _rows_first(v, sites[n], structure).var(0).numpy() for n, v in full.items()}",
+        "return {n: _rows_first(v, sites[n], structure).abs().mean(0).numpy() for n, v in full.items()}",
+        "tests/test_diagnose.py::test_a_mean_that_is_the_same_for_all_rows_is_inactive",
+    ),
+    Mutant(
+        "kl_of_the_sum_over_rows",
+        'return _rows_first(value.expand(q["fn"].shape()), q, structure).mean(0).numpy()',
+        'return _rows_first(value.expand(q["fn"].shape()), q, structure).sum(0).numpy()',
+        "tests/test_diagnose.py::test_kl_of_each_dimension_and_inactive_ones",
+    ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "loo_swap_pq",
+        'small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"',
+        'small, stats["log_q"].values.ravel(), stats["log_p"].values.ravel(), pointwise=True, var_name="x"',
+        "tests/test_compare.py::test_loo_of_a_guide_that_is_not_the_posterior",
+    ),
+    Mutant(
+        "loo_wrong_dim",
+        '"data" if "data" in rows else rows[-1])',
+        '"data" if "data" in rows else rows[0])',
+        "tests/test_compare.py::test_loo_leaves_out_rows_and_not_another_plate[False]",
+    ),
+    Mutant(
+        "pred_se_sqrt2",
+        "error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s",
+        "error = (relative - 1).sum(1).std() / math.sqrt(2 * len(log_p))  # the rows share z_s",
+        "tests/test_compare.py::test_the_standard_error_of_a_predictive_whose_rows_share_a_latent",
+    ),
+    Mutant(
+        "compare_pred_se",
+        "error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s",
+        "error = ((relative - 1).var(0).sum() / len(log_p)).sqrt()  # as if the rows did not share z_s",
+        "tests/test_compare.py::test_the_standard_error_of_a_predictive_whose_rows_share_a_latent",
+    ),
+    Mutant(
+        "score_se_sqrt2",
+        "float(np.sqrt((best.se**2).sum())), 0, _observed(run, data))",
+        "float(np.sqrt((best.se**2).sum() / 2)), 0, _observed(run, data))",
+        "tests/test_compare.py::test_the_standard_error_of_a_bound_on_new_rows",
+    ),
+    Mutant(
+        "NB_iwae",
+        "bound = _log_mean_exp(log_w).sum() * (weight if log_w.dim() > 1 else 1.0)",
+        "bound = _log_mean_exp(log_w).sum()",
+        "tests/test_elbo.py::test_iwae_on_minibatches_is_unbiased_where_latents_are_local",
+    ),
+    Mutant(
+        "iwae_klweight",
+        "value = sign * _log_prob(site) * (kl_weight if latent else 1.0)",
+        "value = sign * _log_prob(site) * (kl_weight if sign < 0 else 1.0)",
+        "tests/test_elbo.py::test_kl_weight_reaches_both_latent_terms_of_iwae",
+    ),
+    Mutant(
+        "score_klweight",
+        '(value if kind == "x" else value * kl_weight).detach()))',
+        "value.detach()))",
+        "tests/test_elbo.py::test_kl_weight_reaches_the_score_function",
+    ),
+    Mutant(
+        "NB_chain_report",
+        "return -weight * drawn.target.sum() / self.rows, (weight * drawn.elbo.sum()).detach()",
+        "return -weight * drawn.target.sum() / self.rows, drawn.elbo.sum().detach()",
+        "tests/test_chain.py::test_the_figure_of_a_fit_is_that_of_all_rows_at_all_times[50]",
+    ),
+    Mutant(
+        "estimate_se_sqrt2",
+        "(draws.std(0) / len(draws) ** 0.5).numpy())",
+        "(draws.std(0) / (2 * len(draws)) ** 0.5).numpy())",
+        "tests/test_loglik.py::test_a_log_density_that_is_drawn_is_called_an_estimate",
+    ),
+    Mutant(
+        "mcse",
+        "return means.std(0) / batches**0.5",
+        "return means.std(0) / (2 * batches) ** 0.5",
+        "tests/test_converge.py::test_the_standard_error_of_a_mean_of_iterates",
+    ),
+    Mutant(
+        "vae_latent_dropout_train",
+        """
+        training = program.training
+        program.eval()
+        """,
+        "training = program.training",
+        "tests/test_converge.py::test_a_probe_is_in_eval_mode_and_leaves_training_as_it_was",
+    ),
+    Mutant(
+        "iw_without_log_k",
+        "return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]",
+        "return elbo, elbo_se, total, iw_se, ess, log_w if keep else log_w[:0]",
+        "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
+    ),
+    Mutant(
+        "weights_guide_10pct",
+        "for trace, sign in ((t.p, 1.0), (t.q, -1.0)):",
+        "for trace, sign in ((t.p, 1.0), (t.q, -0.9)):",
+        "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
+    ),
+    Mutant(
+        "bits_of_continuous",
+        'if any(not structure[name].discrete for name in structure.names("observed")):',
+        'if not structure.names("observed"):',
+        "tests/test_models.py::test_its_bits_per_dim_are_of_the_values_in_a_row[ppca]",
+    ),
+]

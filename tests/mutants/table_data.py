@@ -1,0 +1,118 @@
+"""Bugs of what goes in and what comes out: columns, splits, batches, fingerprints; figures of pages and pictures."""
+
+from planting import Mutant
+
+FIGURES = "tests/test_report.py::test_the_figures_are_those_of_the_functions_that_make_them"
+
+MUTANTS = [
+    # -- data ----------------------------------------------------------------------------------------------------
+    Mutant(
+        "fingerprint_without_type",
+        'digest = hashlib.sha256(f"{shape} {dtype} ".encode())',
+        'digest = hashlib.sha256(f"{shape} ".encode())',
+        "tests/test_data.py::test_fingerprint",
+    ),
+    Mutant(
+        "fingerprint_without_shape",
+        'digest = hashlib.sha256(f"{shape} {dtype} ".encode())',
+        'digest = hashlib.sha256(f"{dtype} ".encode())',
+        "tests/test_data.py::test_fingerprint_tells_apart",
+    ),
+    Mutant(
+        "fingerprint_without_names",
+        'total = hashlib.sha256(repr([(n, c["sha256"]) for n, c in columns.items()]).encode())',
+        'total = hashlib.sha256(repr([c["sha256"] for n, c in columns.items()]).encode())',
+        "tests/test_data.py::test_fingerprint_tells_apart",
+    ),
+    Mutant(
+        "splits_overlap",
+        "return take(data, _order(n, seed)[cuts[at] : cuts[at + 1]])",
+        "return take(data, _order(n, seed)[max(cuts[at] - 1, 0) : cuts[at + 1]])",
+        "tests/test_data.py::test_seeded_split_is_a_partition",
+    ),
+    Mutant(
+        "valid_is_trained_on",
+        'return take(data, order[n - held_out :] if split == "valid" else order[: n - held_out])',
+        'return take(data, order[n - held_out :] if split == "valid" else order)',
+        "tests/test_data.py::test_valid_is_held_out_of_train",
+    ),
+    Mutant(
+        "every_epoch_in_one_order",
+        'digest = hashlib.sha256(f"ppgen epoch {seed} {epoch}".encode()).digest()',
+        'digest = hashlib.sha256(f"ppgen epoch {seed}".encode()).digest()',
+        "tests/test_data.py::test_each_row_comes_equally_often_at_each_place",
+    ),
+    Mutant(
+        "last_rows_never_seen",
+        "epoch, offset = divmod(position, n_rows)",
+        "epoch, offset = divmod(position, n_rows - n_rows % batch_size or n_rows)",
+        "tests/test_data.py::test_batches_are_one_stream_of_permutations",
+    ),
+    Mutant(
+        "infinite_values_pass",
+        "finite = torch.isfinite(column)",
+        "finite = ~torch.isnan(column)",
+        "tests/test_data.py::test_validate_names_what_is_wrong",
+    ),
+    # -- pages and pictures --------------------------------------------------------------------------------------
+    Mutant(
+        "report_se_of_rows",
+        'float(b["se"])',
+        'float(b["rows_se"])',
+        f"{FIGURES}",
+    ),
+    Mutant(
+        "report_elbo_of_the_whole",
+        'elbo = m["elbo"][np.isfinite(m["elbo"])] / (run.config["data"]["rows"] if run.structure.by_row else 1)',
+        'elbo = m["elbo"][np.isfinite(m["elbo"])]',
+        f"{FIGURES}",
+    ),
+    Mutant(
+        "report_sd_is_a_variance",
+        "float(x.std()) if x.numel() > 1 else 0.0",
+        "float(x.var()) if x.numel() > 1 else 0.0",
+        f"{FIGURES}",
+    ),
+    Mutant(
+        "report_calibration_columns",
+        'for k in ("p", "contraction", "z_mean", "z_sd"))]',
+        'for k in ("p", "contraction", "z_sd", "z_mean"))]',
+        "tests/test_report.py::test_calibration_is_on_the_page",
+    ),
+    Mutant(
+        "predictive_p_of_the_other_tail",
+        "p = float((r > t).mean() + 0.5 * (r == t).mean())",
+        "p = float((r < t).mean() + 0.5 * (r == t).mean())",
+        "tests/test_report.py::test_predictive_checks_against_a_law_that_is_known",
+    ),
+    Mutant(
+        "what_is_fine_comes_first",
+        "key=lambda w: (GRAVE, LOOK, FINE).index(w.grave)",
+        "key=lambda w: (FINE, LOOK, GRAVE).index(w.grave)",
+        "tests/test_report.py::test_a_narrow_guide_comes_first",
+    ),
+    Mutant(
+        "plot_elbo_band",
+        "axis.fill_between(step, elbo - 2 * se, elbo + 2 * se",
+        "axis.fill_between(step, elbo - se, elbo + se",
+        "tests/test_plot.py::test_elbo_is_in_nats_a_row_with_its_error",
+    ),
+    Mutant(
+        "plot_elbo_of_the_whole",
+        'return run.config["data"]["rows"] if run.structure.by_row else 1',
+        "return 1",
+        "tests/test_plot.py::test_elbo_is_in_nats_a_row_with_its_error",
+    ),
+    Mutant(
+        "contours_of_other_shares",
+        "mass = order.cumsum() / order.sum()",
+        "mass = order.cumsum() ** 2 / (order**2).sum()",
+        "tests/test_corner.py::test_contours_hold_their_share_of_the_draws",
+    ),
+    Mutant(
+        "density_of_half_the_picture",
+        "density = _log_density(run, {next(iter(run.example)): grid}, name).exp().reshape(160, 160)",
+        "density = _log_density(run, {next(iter(run.example)): grid}, name).div(2).exp().reshape(160, 160)",
+        "tests/test_corner.py::test_the_density_shown_integrates_to_one",
+    ),
+]

@@ -1,0 +1,149 @@
+"""Bugs of samplers of the posterior and of what their draws are worth: HMC, Pathfinder, PSIS, chain diagnostics."""
+
+from planting import Mutant
+
+MUTANTS = [
+    # -- HMC ---------------------------------------------------------------------------------------------------
+    Mutant(
+        "mcmc_temper_2pct",
+        "before, after = 0.5 * (start**2).sum(-1) - old.lp, 0.5 * (p**2).sum(-1) - lp",
+        "before, after = 0.5 * (start**2).sum(-1) - 0.96 * old.lp, 0.5 * (p**2).sum(-1) - 0.96 * lp",
+        "tests/test_mcmc.py::test_a_proposal_by_hand",
+    ),
+    Mutant(
+        "energy_of_the_wrong_end",
+        "torch.where(accept, after, before)",
+        "torch.where(accept, before, after)",
+        "tests/test_mcmc.py::test_a_proposal_by_hand",
+    ),
+    Mutant(
+        "dual_average_last",
+        "size = step.current if warm else step.average",
+        "size = step.current",
+        "tests/test_mcmc.py::test_dual_averaging_by_hand",
+    ),
+    Mutant(
+        "every_proposal_accepted",
+        "accept = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype) < alpha",
+        "accept = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype) < torch.where(bad, 0.0, 1.0)",
+        "tests/test_mcmc.py::test_a_proposal_by_hand",
+    ),
+    Mutant(
+        "leapfrog_whole_second_kick",
+        "return [y, p + 0.5 * step * g, g, value]",
+        "return [y, p + step * g, g, value]",
+        "tests/test_mcmc.py::test_a_leapfrog_step_by_hand",
+    ),
+    Mutant(
+        "gradient_of_the_wrong_coordinates",
+        "g = grad * root if root.dim() == 1 else grad @ root",
+        "g = grad",
+        "tests/test_mcmc.py::test_a_leapfrog_step_by_hand",
+    ),
+    Mutant(
+        "dual_averaging_t0",
+        "w = 1 / (self.count + 10)",
+        "w = 1 / (self.count + 9)",
+        "tests/test_mcmc.py::test_dual_averaging_by_hand",
+    ),
+    Mutant(
+        "length_without_its_cost",
+        "each = change * (time * (b * p).sum(-1) - COST * change / 4)",
+        "each = change * time * (b * p).sum(-1)",
+        "tests/test_mcmc.py::test_the_length_climbs_the_criterion",
+    ),
+    Mutant(
+        "welford_before_twice",
+        "after = u - self.mean",
+        "after = before",
+        "tests/test_mcmc.py::test_moments_by_batches_are_those_of_all",
+    ),
+    Mutant(
+        "halton_of_base_three",
+        "value, scale, i = value + scale * (i & 1), scale / 2, i >> 1",
+        "value, scale, i = value + scale * (i & 1), scale / 3, i >> 1",
+        "tests/test_mcmc.py::test_the_pieces_of_chees",
+    ),
+    # -- Pathfinder ----------------------------------------------------------------------------------------------
+    Mutant(
+        "pathfinder_constant",
+        "0.9189385332046727 * u.shape[1]",
+        "0.9189385332046727",
+        "tests/test_mcmc.py::test_pathfinder_finds_a_normal",
+    ),
+    Mutant(
+        "pathfinder_curvature",
+        "curved = rho * (1 + rho * (y * Hy).sum(-1))",
+        "curved = rho",
+        "tests/test_mcmc.py::test_pathfinder_finds_a_normal",
+    ),
+    # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
+    Mutant(
+        "khat_of_inverse_weights",
+        "array_stats.psislw(-column)",
+        "array_stats.psislw(column)",
+        "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
+    ),
+    Mutant(
+        "khat_of_half_the_log_weights",
+        "array_stats.psislw(-column)",
+        "array_stats.psislw(-column / 2)",
+        "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
+    ),
+    Mutant(
+        "threshold_whatever_the_draws",
+        "return min(GOOD_K, 1 - 1 / math.log10(draws))",
+        "return GOOD_K",
+        "tests/test_psis.py::test_weights_sum_to_one_and_keep_their_order",
+    ),
+    Mutant(
+        "resampling_tempered",
+        "np.searchsorted(np.cumsum(np.exp(log_w)), steps)",
+        "np.searchsorted(np.cumsum(np.exp(0.9 * log_w)) / np.exp(0.9 * log_w).sum(), steps)",
+        "tests/test_psis.py::test_resampling_is_in_proportion",
+    ),
+    Mutant(
+        "corrected_by_the_inverse_weights",
+        'log_w = found["sample_stats"]["log_p"][0] - found["sample_stats"]["log_q"][0]',
+        'log_w = found["sample_stats"]["log_q"][0] - found["sample_stats"]["log_p"][0]',
+        "tests/test_psis.py::test_a_guide_that_is_too_wide_is_corrected",
+    ),
+    Mutant(
+        "every_row_by_the_first_rows_weights",
+        "index = np.stack([resampled(w, draws, rng) for w in weights.T], -1)",
+        "index = np.stack([resampled(weights.T[0], draws, rng) for w in weights.T], -1)",
+        "tests/test_psis.py::test_each_row_is_corrected_by_its_own_weights",
+    ),
+    Mutant(
+        "weighted_sd_without_weights",
+        "return mean, np.sqrt((w @ (x - mean) ** 2).clip(min=0))",
+        "return mean, np.sqrt(((x - mean) ** 2).mean(0))",
+        "tests/test_psis.py::test_moments_by_weights",
+    ),
+    # -- what chains are worth -----------------------------------------------------------------------------------
+    Mutant(
+        "chains_that_disagree_are_fine",
+        "if not rhat[worst] <= GOOD_RHAT:",
+        "if not rhat[worst] <= 100 * GOOD_RHAT:",
+        "tests/test_models.py::test_on_a_conjugate_target[findings]",
+    ),
+    Mutant(
+        "heavy_tails_of_a_mean_only",
+        "if not k or not max(k) > GOOD_K / 2:",
+        "if not k or not max(k) > GOOD_K:",
+        "tests/test_mcmc.py::test_tails_are_told_by_their_shape",
+    ),
+    Mutant(
+        "refused_chain_sets_the_step",
+        "share / float((1 / alpha[~diverging].clamp_min(REFUSED)).mean())",
+        "share / float((1 / alpha[~diverging].clamp_min(1e-9)).mean())",
+        "tests/test_mcmc.py::test_one_refused_chain_does_not_set_the_step",
+    ),
+    # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
+    Mutant(
+        "bfmi",
+        "(np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)))",
+        "(np.diff(energy, axis=1) ** 2).mean(1) / 2 / energy.var(1).clip(1e-300)))",
+        "tests/test_mcmc.py::test_energies_of_a_known_bfmi[0.9-0.2]",
+    ),
+]
