@@ -197,12 +197,12 @@ def _referred(x: np.ndarray, y: np.ndarray) -> Better:
     (mean, sd), (better, better_sd) = moments(x[None]), moments(y.reshape(1, -1, y.shape[-1]))
     with np.errstate(divide="ignore", invalid="ignore"):
         t, z = (x - mean) / sd, (y - better) / better_sd
-        off_se = np.hypot(_se(x[:, None] - mean), _se(y - better)) / better_sd
-        log_ratio_se = np.hypot(_se(t[:, None] ** 2), _se(z**2)) / 2
+        off_se = np.hypot(batch_se(x[:, None] - mean), batch_se(y - better)) / better_sd
+        log_ratio_se = np.hypot(batch_se(t[:, None] ** 2), batch_se(z**2)) / 2
         return Better(better, better_sd, (mean - better) / better_sd, off_se, np.log(sd / better_sd), log_ratio_se)
 
 
-def _se(y: np.ndarray) -> np.ndarray:
+def batch_se(y: np.ndarray) -> np.ndarray:
     """Standard error of the mean of chains (C, T, entries) by batch means, of √T draws each."""
     C, T, n = y.shape
     length = int(T**0.5)
@@ -231,8 +231,9 @@ def _deviations(b: Better, index: np.ndarray, labels: Iterable[str], rows: int) 
             rms, se = abs(float(off[0])), float(off_se[0])
         means.append(Deviation(label, rms, rms, float(se), n if rows else 0))
         ratio = float(log_ratio.mean())
-        se = float((np.nan_to_num(log_ratio_se) ** 2).sum() ** 0.5 / n)  # a guide without spread has no error in it
-        sds.append(Deviation(label, float(np.exp(ratio)), abs(ratio), se, n if rows else 0))
+        # a guide without spread has no error in it
+        off, se = abs(ratio), float((np.nan_to_num(log_ratio_se) ** 2).sum() ** 0.5 / n)
+        sds.append(Deviation(label, float(np.exp(ratio)), off, se, n if rows else 0))
     return means, sds
 
 

@@ -33,7 +33,7 @@ from ppgen.inference.findings import (
 from ppgen.inference.guide_checks import conclusion, weight_checks
 from ppgen.inference.loglik import Bound, LogLik
 from ppgen.inference.mcmc_diagnostics import findings as chain_findings
-from ppgen.inference.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, compare_moments
+from ppgen.inference.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, batch_se, compare_moments
 from ppgen.inference.psis import pareto_k
 from ppgen.inference.report_checks import predictive, predictive_checks, report_checks, training
 
@@ -202,6 +202,32 @@ def test_a_reference_that_is_autocorrelated_raises_no_alarm():
         found = compare_moments(tree, np.full(1, -np.inf), from_dict({"posterior": {"z": e}}))[1]
         assert [f.verdict for f in found] == ["fine"] * 4
         assert [f.details["beside"] for f in found] == ["corrected", "reference"] * 2
+
+
+def test_batch_means_of_an_autoregression():
+    """Standard error of its mean: √((1 + ρ) / (1 − ρ)) times that of independent draws."""
+    chains_ = autoregressive(0.8, 10_000, 4, 3).swapaxes(0, 1)
+    np.testing.assert_allclose(batch_se(chains_), 3 / 40_000**0.5, rtol=0.12)
+
+
+def test_one_effective_draw_is_wrong_whatever_khat():
+    bound = Bound("elbo", "lower", np.zeros(1), np.zeros(1))
+    for ess, expected in ((600.0, "fine"), (400.0, "look"), (11.0, "look"), (3.0, "wrong")):
+        ll = LogLik((bound, bound), "data set", 9, 1000, np.array([ess]), None)
+        khat, count = weight_checks(ll, np.full(1, 0.05))
+        assert (khat.verdict, count.verdict) == ("fine", expected)
+        moments = [Finding(m, "z", 1.0, 1.0, "fine", {"beside": "corrected"}) for m in ("mean_off", "sd_ratio")]
+        told = conclusion(ll, np.full(1, 0.05), [khat, count, *moments])
+        assert told.verdict == expected and ("do not trust its spread" in str(told)) == (expected == "wrong")
+
+
+@pytest.mark.parametrize("nats", [20.0, 800.0, 1e5])
+def test_weights_of_a_guide_that_is_far_away(nats):
+    """Log weights that spread over so many nats: one weight has everything, and no tail is light."""
+    log_w = nats * np.random.default_rng(0).normal(size=(1000, 1))
+    assert pareto_k(log_w)[0] > 1
+    with np.errstate(over="raise"):
+        assert np.isnan(pareto_k(log_w[:24])[0]), "five weights are the least for a tail"
 
 
 def test_thresholds_are_what_their_reasons_say():

@@ -523,7 +523,7 @@ def test_energies_of_a_known_bfmi(persistence, bfmi):
     stats_ = {
         "lp": -0.5 * (u**2).sum(-1), "energy": torch.as_tensor(np.stack(energy)), "diverging": torch.zeros(8000, 8)
     }  # fmt: skip
-    said = findings(Draws(u, stats_, 0, torch.zeros(1), "diag"), Standard())
+    said = [f for f in findings(Draws(u, stats_, 0, torch.zeros(1), "diag"), Standard()) if f.verdict != "fine"]
     if bfmi > 0.3:
         assert said == []
     else:
