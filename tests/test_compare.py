@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ppgen import PpgenError
 from ppgen.cli import app
 from ppgen.inference import fit, posterior
-from ppgen.inference.compare import Score, compare, held_out, loo, score
+from ppgen.inference.evaluation.compare import Score, compare, held_out, loo, score
 
 X = normal(40) + 1.0
 NEW = normal(30, seed=3) + 1.0

@@ -15,8 +15,8 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import diagnose, fit
-from ppgen.inference.diagnose import ACTIVE
-from ppgen.inference.psis import pareto_k
+from ppgen.inference.evaluation.diagnose import ACTIVE
+from ppgen.inference.evaluation.psis import pareto_k
 from ppgen.models import VAE, EightSchools
 
 X = normal(60, 4, seed=1) * 1.5

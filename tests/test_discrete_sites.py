@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import compare, diagnose, fit, loglik, mcmc, posterior, predict
-from ppgen.inference.compare import held_out, loo
+from ppgen.inference.evaluation.compare import held_out, loo
 from ppgen.run import Run
 
 Latents = dict[str, Tensor]

@@ -29,8 +29,8 @@ from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
 from ppgen.inference import step as step_module
-from ppgen.inference.optimise import make_fabric, make_optimizer
-from ppgen.inference.step import Row, Step
+from ppgen.inference.training.optimise import make_fabric, make_optimizer
+from ppgen.inference.training.step import Row, Step
 from ppgen.models import Diffusion
 from ppgen.program import Program
 from ppgen.structure import inspect

@@ -16,12 +16,14 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.files import read_netcdf, write_netcdf
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.calibrate import Calibration
-from ppgen.inference.chees import Draws
-from ppgen.inference.finding_words import WORDS
-from ppgen.inference.findings import (
+from ppgen.inference.evaluation.calibrate import Calibration
+from ppgen.inference.evaluation.loglik import Bound, LogLik
+from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, batch_se, compare_moments
+from ppgen.inference.evaluation.psis import pareto_k
+from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.verdicts.finding_words import WORDS
+from ppgen.inference.verdicts.findings import (
     TOGETHER,
     VERDICTS,
     Finding,
@@ -30,12 +32,10 @@ from ppgen.inference.findings import (
     verdict,
     worst_first,
 )
-from ppgen.inference.guide_checks import conclusion, weight_checks
-from ppgen.inference.loglik import Bound, LogLik
-from ppgen.inference.mcmc_diagnostics import findings as chain_findings
-from ppgen.inference.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, batch_se, compare_moments
-from ppgen.inference.psis import pareto_k
-from ppgen.inference.report_checks import predictive, predictive_checks, report_checks, training
+from ppgen.inference.verdicts.guide_checks import conclusion, weight_checks
+from ppgen.inference.verdicts.mcmc_diagnostics import findings as chain_findings
+from ppgen.inference.verdicts.report_checks import predictive, predictive_checks, report_checks, training
+from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
 SEEDS = 20

@@ -20,11 +20,11 @@ from torch import nn
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
-from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.optimise import SCHEDULES, averaged, ema_decay, learning_rate
-from ppgen.inference.step import ENGINES
-from ppgen.inference.train import Progress, _row
+from ppgen.inference.training.optimise import SCHEDULES, averaged, ema_decay, learning_rate
+from ppgen.inference.training.step import ENGINES
+from ppgen.inference.training.train import Progress, _row
+from ppgen.run.files import read_tree
 
 torch.set_num_threads(1)
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))

@@ -19,8 +19,9 @@ from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import _leapfrog
+from ppgen.guides.pathfinder import pathfinder
 from ppgen.inference import fit, posterior
-from ppgen.inference.chees import (
+from ppgen.inference.sampling.chees import (
     Averaged,
     Draws,
     Frame,
@@ -33,13 +34,12 @@ from ppgen.inference.chees import (
     harmonic,
     windows,
 )
-from ppgen.inference.findings import load_findings, verdict
-from ppgen.inference.mcmc import mcmc
-from ppgen.inference.mcmc_diagnostics import findings, heavy_tails, tail_shape
+from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.verdicts.findings import load_findings, verdict
+from ppgen.inference.verdicts.mcmc_diagnostics import findings, heavy_tails, tail_shape
 from ppgen.models import EightSchools
-from ppgen.pathfinder import pathfinder
 
-chees_module = import_module("ppgen.inference.chees")
+chees_module = import_module("ppgen.inference.sampling.chees")
 X = normal(20) + 1.0
 FEW = {"chains": 32, "draws": 100, "warmup": 100}
 

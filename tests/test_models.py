@@ -21,35 +21,35 @@ from scipy import special
 from torch import Tensor
 
 from ppgen import PpgenError, Program, Run, catalog
-from ppgen.agreement import observed_in_support
 from ppgen.check import check
+from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
+from ppgen.guides.pathfinder import pathfinder
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
-from ppgen.inference.chees import Draws
-from ppgen.inference.compare import compare, loo
-from ppgen.inference.corner import corner_figure
-from ppgen.inference.drawer import drawer
-from ppgen.inference.drawing import edges_of
-from ppgen.inference.findings import load_findings, verdict, worst_first
-from ppgen.inference.guide_checks import weight_checks
-from ppgen.inference.impute import impute
-from ppgen.inference.ledger import ledger
-from ppgen.inference.mcmc import mcmc
-from ppgen.inference.mcmc_diagnostics import findings
-from ppgen.inference.moments import compare_moments
+from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.diffusion.impute import impute
+from ppgen.inference.diffusion.ode import ode_loglik
+from ppgen.inference.diffusion.path_weights import chain_weights
+from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.evaluation.compare import compare, loo
+from ppgen.inference.evaluation.compiled_sampler import drawer
+from ppgen.inference.evaluation.ecdf_bands import p_value
+from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.objective import Objective
-from ppgen.inference.ode import ode_loglik
-from ppgen.inference.plot import plot
-from ppgen.inference.refit import refit
-from ppgen.inference.report_checks import report_checks
-from ppgen.inference.samplers import draw
-from ppgen.inference.start import runaway, starts
-from ppgen.inference.tree_plots import latents_figure, plot_tree
-from ppgen.inference.uniform import p_value
-from ppgen.inference.weights import chain_weights
-from ppgen.pathfinder import pathfinder
+from ppgen.inference.report.corner import corner_figure
+from ppgen.inference.report.model_graph import edges_of
+from ppgen.inference.report.plot import plot
+from ppgen.inference.report.tree_plots import latents_figure, plot_tree
+from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.training.refit import refit
+from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
+from ppgen.inference.verdicts.guide_checks import weight_checks
+from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
 from ppgen.terms import run
 

@@ -14,9 +14,9 @@ from torch import nn, tensor
 import ppgen
 from ppgen.inference import diagnose, fit, plot
 from ppgen.inference import sample as draw
-from ppgen.inference.figures import save
-from ppgen.inference.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
-from ppgen.inference.sample_plots import samples_figure
+from ppgen.inference.report.figures import save
+from ppgen.inference.report.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
+from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.models import EightSchools
 
 matplotlib.use("agg")

@@ -35,9 +35,10 @@ def calibrate(
 
     ppgen calibrate eight_schools --data eight_schools --guide AutoNormal      ppgen calibrate runs/schools
     """
-    from ppgen import catalog, inference, sources, tell
-    from ppgen.files import write_json
-    from ppgen.run import Run
+    from ppgen import catalog, inference
+    from ppgen.cli import output
+    from ppgen.run import Run, sources
+    from ppgen.run.files import write_json
 
     is_run = (Path(program) / "config.json").is_file()
     if is_run:
@@ -68,6 +69,6 @@ def calibrate(
         ],
         title=f"Ranks over {len(result.u)} simulations, {result.draws} draws each; p-values corrected for their number",
     )
-    tell.findings(result.findings)
+    output.findings(result.findings)
     if path is not None:
         print(f"figures  {path}")

@@ -48,8 +48,8 @@ def sample(
 ) -> None:
     """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest)."""
     from ppgen import inference
-    from ppgen.export import check_suffix, write_draws
     from ppgen.run import Run
+    from ppgen.run.export import check_suffix, write_draws
 
     fitted = Run.load(run)
     path = out or run / "samples.png"
@@ -67,8 +67,8 @@ def sample(
         if drawn is None:
             drawn = inference.sample(fitted, n, given=held, seed=seed)
     if path.suffix.lower() == ".png":
-        from ppgen.inference.figures import save
-        from ppgen.inference.sample_plots import samples_figure
+        from ppgen.inference.report.figures import save
+        from ppgen.inference.report.sample_plots import samples_figure
 
         figure = samples_figure(fitted, drawn=drawn, given=_columns(held, fitted))
         if figure is None:
@@ -88,8 +88,8 @@ def _by_sampler(
     """Draws of a Gaussian chain by a sampler; None where the program is another, or has only a few steps."""
     import sys
 
-    from ppgen.inference.samplers import draw
-    from ppgen.progress import counter
+    from ppgen.cli.progress import counter
+    from ppgen.inference.diffusion.samplers import draw
 
     if not how and not (run.program.gaussian_steps and run.program.repeats):
         return None
@@ -103,8 +103,8 @@ def _filled(
     """Rows of x with their gaps filled in, n times each, a row's draws together; None where no x is held."""
     import sys
 
+    from ppgen.cli.progress import counter
     from ppgen.inference import impute
-    from ppgen.progress import counter
 
     if not run.program.gaussian_steps or "x" not in (held or {}):
         return None

@@ -38,12 +38,12 @@ def mcmc(
     """
     import torch
 
-    from ppgen import inference, sources
-    from ppgen.export import check_suffix
-    from ppgen.files import write_netcdf
-    from ppgen.inference.findings import figures, load_findings
-    from ppgen.progress import counter
-    from ppgen.run import Run
+    from ppgen import inference
+    from ppgen.cli.progress import counter
+    from ppgen.inference.verdicts.findings import figures, load_findings
+    from ppgen.run import Run, sources
+    from ppgen.run.export import check_suffix
+    from ppgen.run.files import write_netcdf
 
     torch.manual_seed(seed)
     model: Any
