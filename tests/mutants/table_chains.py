@@ -262,6 +262,12 @@ MUTANTS = [
         "tests/test_chain.py::test_the_figure_of_a_fit_is_that_of_all_rows_at_all_times[None]",
     ),
     Mutant(
+        "times_common_shift_by_entry",
+        "return ((even + shift) % 1.0).reshape(times, rows)",
+        "return ((even + shift / n) % 1.0).reshape(times, rows)",
+        "tests/test_chain.py::test_times_are_spread_evenly_and_uniform",
+    ),
+    Mutant(
         "chain_se_sqrt2",
         "se = values.std(0) / math.sqrt(k) if k > 1 else torch.full((n,), math.nan)",
         "se = values.std(0) / math.sqrt(2 * k) if k > 1 else torch.full((n,), math.nan)",
@@ -313,6 +319,6 @@ MUTANTS = [
         "weigh_khat_sign",
         "float(pareto_k(w[:, None])[0])",
         "float(pareto_k(-w[:, None])[0])",
-        "tests/test_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target[2.0-0.55-0.95]",
+        "tests/test_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target",
     ),
 ]
