@@ -111,41 +111,18 @@ class Diffusion(GaussianChain):
         fourier: Sequence[int] = (),
     ):
         super().__init__()
-        _one_of("net", net, ("mlp", "unet"))
-        _one_of("process", process, PROCESSES)
-        _one_of("prediction", prediction, PREDICTIONS)
-        _one_of("variance", variance, VARIANCES)
-        _one_of("likelihood", likelihood, LIKELIHOODS)
-        _one_of("weighting", weighting, WEIGHTINGS)
         self.shape = torch.Size((features,) if isinstance(features, int) else features)
-        if not self.shape or min(self.shape) < 1 or classes < 0 or steps < 0 or levels < 2 or not low < high:
-            raise PpgenError(
-                f"Diffusion got features={features}, classes={classes}, steps={steps}, levels={levels}, low={low}, "
-                f"high={high}; expected features of at least 1, classes and steps of at least 0, at least 2 levels and "
-                "low < high"
-            )
-        if schedule == "learned" and weighting != "elbo":
-            raise PpgenError(
-                f"weighting={weighting!r} is no bound, and a learned schedule would undo it; take schedule='cosine', "
-                "or weighting='elbo'"
-            )
         self.steps, self.limit = steps or 1000, steps == 0
         self.process, self.prediction, self.variance = process, prediction, variance
         self.likelihood_name, self.weighting, self.importance = likelihood, weighting, importance
         self.classes, self.label_dropout, self.data_scale = classes, label_dropout, data_scale
         self.levels, self.low, self.high = (2 if likelihood == "bernoulli" else levels), float(low), float(high)
-        size = math.prod(self.shape)
+        self.atoms = tuple(int(k) for k in atoms)
+        self._require_options(net, schedule, steps, levels)
         if gamma_low is None:
             gamma_low = -10.0 if likelihood == "normal" else 2 * math.log(2 / (self.levels - 1) / 6)
-        self.schedule = make_schedule(schedule, gamma_low, gamma_high)
-        self.range = (gamma_low, gamma_high)
-        if prediction == "levels" and likelihood == "normal":
-            raise PpgenError("prediction='levels' is for data on a grid of levels; take 'velocity' for continuous data")
-        self.atoms = tuple(int(k) for k in atoms)
-        if not all(0 <= k < self.levels for k in self.atoms) or len(set(self.atoms)) < len(self.atoms):
-            raise PpgenError(
-                f"Diffusion got atoms={list(atoms)}; expected different levels from 0 to {self.levels - 1}"
-            )
+        self.schedule, self.range = make_schedule(schedule, gamma_low, gamma_high), (gamma_low, gamma_high)
+        size = math.prod(self.shape)
         numbers = levels_numbers(self.levels, self.atoms) if prediction == "levels" else 1
         numbers += variance == "learned"
         self.net: nn.Module
@@ -153,15 +130,45 @@ class Diffusion(GaussianChain):
             self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes, fourier)
         else:
             self.net = UNet(self.shape, numbers, hidden or (32, 64, 64), blocks, attention, classes, fourier)
+        self._register_units(size, loc, scale)
+        self.register_buffer("history", torch.ones(32) if importance else None)
+
+    def _require_options(self, net: str, schedule: str, steps: int, levels: int) -> None:
+        _one_of("net", net, ("mlp", "unet"))
+        _one_of("process", self.process, PROCESSES)
+        _one_of("prediction", self.prediction, PREDICTIONS)
+        _one_of("variance", self.variance, VARIANCES)
+        _one_of("likelihood", self.likelihood_name, LIKELIHOODS)
+        _one_of("weighting", self.weighting, WEIGHTINGS)
+        sizes = self.shape and min(self.shape) >= 1 and self.classes >= 0 and steps >= 0
+        if not sizes or levels < 2 or not self.low < self.high:
+            raise PpgenError(
+                f"Diffusion got features={tuple(self.shape)}, classes={self.classes}, steps={steps}, levels={levels}, "
+                f"low={self.low}, high={self.high}; expected features of at least 1, classes and steps of at least 0, "
+                "at least 2 levels and low < high"
+            )
+        if schedule == "learned" and self.weighting != "elbo":
+            raise PpgenError(
+                f"weighting={self.weighting!r} is no bound, and a learned schedule would undo it; take "
+                "schedule='cosine', or weighting='elbo'"
+            )
+        if self.prediction == "levels" and self.likelihood_name == "normal":
+            raise PpgenError("prediction='levels' is for data on a grid of levels; take 'velocity' for continuous data")
+        if not all(0 <= k < self.levels for k in self.atoms) or len(set(self.atoms)) < len(self.atoms):
+            raise PpgenError(
+                f"Diffusion got atoms={list(self.atoms)}; expected different levels from 0 to {self.levels - 1}"
+            )
+
+    def _register_units(self, size: int, loc: Sequence[float] | None, scale: Sequence[float] | None) -> None:
+        """The buffers that x is standardised by; whether they are known, or left to `prepare`."""
         middle, half = torch.tensor((self.low + self.high) / 2), torch.tensor((self.high - self.low) / 2)
-        known = likelihood != "normal" or (loc is not None and scale is not None)
-        if likelihood == "normal":
+        known = self.likelihood_name != "normal" or (loc is not None and scale is not None)
+        if self.likelihood_name == "normal":
             middle, half = _vector("loc", loc, size, 0.0), _vector("scale", scale, size, 1.0)
         self.register_buffer("loc", middle.expand(size).clone())
         self.register_buffer("scale", half.expand(size).clone())
         self.register_buffer("prepared", torch.tensor(float(known)))
         self.register_buffer("zero", torch.zeros(size), persistent=False)
-        self.register_buffer("history", torch.ones(32) if importance else None)
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

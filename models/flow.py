@@ -97,30 +97,16 @@ class Flow(ppgen.Program):
         context_scale: Sequence[float] | None = None,
     ):
         super().__init__()
-        _one_of("dequantise", dequantise, DEQUANTISE)
         self.transforms = nn.ModuleList(
             stack(family, features, transforms, hidden, context, mix=mix, **dict(settings or {}))
         )
-        for t in self.transforms:
-            flow = t.transform if isinstance(t, Conditional) else t
-            assert isinstance(flow, FlowTransform)
-            for direction in ("pull", "push"):
-                flow.require(direction)
         self.features, self.circular, self.context_features = features, family == "ncsf", context
+        self.levels, self.low, self.high, self.margin = levels, low, high, margin
+        self._require_options(family, dequantise, whiten)
         self.base = _check_base(base, features, self.circular)
         if base == "student":
             self.raw_df = nn.Parameter(torch.full((features,), 9.0))
-        self.levels, self.low, self.high, self.margin = levels, low, high, margin
-        if whiten and (levels or self.circular):
-            raise PpgenError("whiten=True is for continuous data on the real line; leave it out")
         self.whitening = Whitening(features) if whiten else None
-        if levels:
-            require_grid(low, high, levels)
-            if self.circular or not 0 < margin < 0.5:
-                raise PpgenError(
-                    f"Flow got levels={levels}, family={family!r}, margin={margin}; expected 0 < margin < 0.5, and "
-                    "no family of angles for discrete data"
-                )
         self.noise: nn.ModuleList | None = None
         if levels and dequantise == "variational":
             self.noise = nn.ModuleList(stack("realnvp", features, 2, (32, 32), features))
@@ -133,6 +119,23 @@ class Flow(ppgen.Program):
         self.register_buffer("zero", torch.zeros(features), persistent=False)
         if loc is not None and scale is not None:
             self._standardise(self.loc, self.scale)
+
+    def _require_options(self, family: str, dequantise: str, whiten: bool) -> None:
+        _one_of("dequantise", dequantise, DEQUANTISE)
+        for t in self.transforms:
+            flow = t.transform if isinstance(t, Conditional) else t
+            assert isinstance(flow, FlowTransform)
+            for direction in ("pull", "push"):
+                flow.require(direction)
+        if whiten and (self.levels or self.circular):
+            raise PpgenError("whiten=True is for continuous data on the real line; leave it out")
+        if self.levels:
+            require_grid(self.low, self.high, self.levels)
+            if self.circular or not 0 < self.margin < 0.5:
+                raise PpgenError(
+                    f"Flow got levels={self.levels}, family={family!r}, margin={self.margin}; expected "
+                    "0 < margin < 0.5, and no family of angles for discrete data"
+                )
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

@@ -103,35 +103,39 @@ class VAE(ppgen.Program):
             )
         self.likelihood, self.classes, self.components = likelihood, classes, components
         self.levels, self.low, self.high = levels, float(low), float(high)
-        size, inputs = math.prod(self.shape), latent + classes
         # parameters of the likelihood that the decoder gives for every value
-        numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)
-        self.numbers = numbers
-        self.encoder: nn.Module
-        self.decoder: nn.Module
+        self.numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)
         if hidden is None:
             hidden = (200, 200) if net == "mlp" else (32, 64)
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        if net == "mlp":
-            how: dict[str, Any] = {"activation": activation, "dropout": dropout}
-            self.encoder = MLP(size + classes, 2 * latent, widths, **how)
-            self.decoder = MLP(inputs, numbers * size, widths[::-1], output_gain=DECODER_GAIN, **how)
-        else:
-            side, depth = _square(self.shape, channels)
-            how = {"channels": depth, "widths": widths}
-            how |= {"activation": activation, "dropout": dropout}
-            self.encoder = ConvEncoder(side, 2 * latent, context=classes, **how)
-            self.decoder = ConvDecoder(inputs, side, outputs=numbers, output_gain=DECODER_GAIN, **how)
+        how: dict[str, Any] = {"activation": activation, "dropout": dropout}
+        self.encoder, self.decoder = self._networks(net, latent, widths, channels, how)
         if likelihood == "normal":
             # softplus(-0.43) = 0.5 standard deviations of the data to begin with
-            start = torch.full(self.shape if noise == "feature" else (), -0.43)
-            self.noise = nn.Parameter(start)
+            self.noise = nn.Parameter(torch.full(self.shape if noise == "feature" else (), -0.43))
         if components:
             self.prior_logits = nn.Parameter(torch.zeros(components))
             self.prior_loc = nn.Parameter(torch.randn(components, latent))
             self.prior_raw = nn.Parameter(torch.full((components, latent), 0.54))  # softplus(0.54) = 1
         self.register_buffer("zero", torch.zeros(latent), persistent=False)
         self.register_buffer("one_hot", torch.eye(classes), persistent=False)
+
+    def _networks(
+        self, net: str, latent: int, widths: tuple[int, ...], channels: int, how: dict[str, Any]
+    ) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder."""
+        size, inputs = math.prod(self.shape), latent + self.classes
+        if net == "mlp":
+            return (
+                MLP(size + self.classes, 2 * latent, widths, **how),
+                MLP(inputs, self.numbers * size, widths[::-1], output_gain=DECODER_GAIN, **how),
+            )
+        side, depth = _square(self.shape, channels)
+        how = how | {"channels": depth, "widths": widths}
+        return (
+            ConvEncoder(side, 2 * latent, context=self.classes, **how),
+            ConvDecoder(inputs, side, outputs=self.numbers, output_gain=DECODER_GAIN, **how),
+        )
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

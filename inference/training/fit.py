@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -51,34 +51,14 @@ from ppgen.terms import Traces
 
 
 def fit(
-    program: Program,
-    data: Any,
-    *,
-    valid: Any = None,
-    steps: int | None = None,
-    until: str | None = None,
-    batch_size: int | None = None,
-    lr: float = 1e-3,
-    schedule: str = "constant",
-    optimizer: str = "Adam",
-    clip: float | None = None,
-    ema: float | None = None,
-    kl_warmup: int = 0,
-    patience: int | None = None,
-    elbo: str | None = None,
-    particles: int = 1,
-    guide: str | None = None,
-    starts: int | None = None,
-    engine: str = "auto",
-    precision: str = "32-true",
-    device: str = "cpu",
-    seed: int = 0,
-    out: str | Path | None = None,
-    log_every: int | None = None,
-    checkpoint_every: int | None = None,
-    source: Mapping[str, Any] | None = None,
-    report: Report | None = None,
-) -> Run:
+    program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
+    batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
+    clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
+    elbo: str | None = None, particles: int = 1, guide: str | None = None, starts: int | None = None,
+    engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
+    out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
+    source: Mapping[str, Any] | None = None, report: Report | None = None,
+) -> Run:  # fmt: skip
     """Fits a program to data by maximising a bound on log p(x).
 
     The loss that the optimiser sees is −ELBO / N, in nats a row, so that `lr` and `clip` mean the same
@@ -141,42 +121,13 @@ def fit(
         columns(program, train_data)
         data_module.validate(train_data)
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
-        program.to(dtype_of(precision))
-        program.train()
-        n, rows = data_module.n_rows(train_data), data_module.row_columns(train_data)
-        first = data_module.take(train_data, torch.arange(min(batch_size or n, n)), rows)
-        guide = _guide_of(program, options, n)
-        summed = _summed(elbo)
-        with running_of(program, train_data), pyro.validation_enabled(False):
-            program.prepare(train_data)
-            apart = program.first_run(first, guide, hide=summed, rows=rows)
-        guide = getattr(program._autoguide, "spec", guide) if program._autoguide is not None else None
-        enumerated = _enumerated(apart, summed)
-        found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
-        structure = found.structure
-        many = (8 if parse(guide)[0] == FLOW else 0) if guide and starts is None else starts
-        if guide and many and not enumerated and len(data_module.row_columns(first)) and data_module.n_rows(first) == n:
-            start_at(program, first, many, seed)
-        config: dict[str, Any] = {
-            "versions": versions(),
-            "seed": seed,
-            "fit": options,
-            "data": {
-                **(source or {}),
-                **_record(train_data),
-                "rows": n,
-                "row_columns": list(rows),
-            },
-        }
-        if valid_data is not None:
-            config["data"]["valid_rows"] = data_module.n_rows(valid_data)
-        Objective(program, structure, n, elbo=elbo, particles=particles)  # says what does not go together
-        config["program"], file = describe_program(program, structure, guide)
-        example = _example(program, train_data, first, found)
+        ready = _ready(program, train_data, options)
+        config = _config(options, train_data, valid_data, source)
+        config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)
         if path is not None:
-            start_folder(path, example, file)
-        run = Run(program, config, structure, example, path)
+            start_folder(path, ready.example, file)
+        run = Run(program, config, ready.checked.structure, ready.example, path)
         return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
@@ -273,6 +224,56 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
     objectives.named(o["elbo"])
+
+
+class Ready(NamedTuple):
+    """A program before its first step.
+
+    Attributes:
+        guide: the name of the guide that was made; None where the program has its own, or needs none.
+        checked: what the checks found.
+        example: the rows that set the program up again.
+    """
+
+    guide: str | None
+    checked: Checked
+    example: dict[str, Tensor]
+
+
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> Ready:
+    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
+    dtype = dtype_of(o["precision"])
+    program.to(dtype)
+    program.train()
+    n, rows = data_module.n_rows(data), data_module.row_columns(data)
+    size = min(o["batch_size"] or n, n)
+    first = data_module.take(data, torch.arange(size), rows)
+    guide, summed = _guide_of(program, o, n), _summed(o["elbo"])
+    with running_of(program, data), pyro.validation_enabled(False):
+        program.prepare(data)
+        apart = program.first_run(first, guide, hide=summed, rows=rows)
+    made = program._autoguide if guide is not None else None
+    guide = None if made is None else getattr(made, "spec", guide)
+    enumerated = _enumerated(apart, summed)
+    found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    Objective(program, found.structure, n, elbo=o["elbo"], particles=o["particles"])  # says what does not go together
+    starts = (8 if parse(guide)[0] == FLOW else 0) if guide and o["starts"] is None else o["starts"]
+    if guide and starts and not enumerated and size == n:
+        start_at(program, first, starts, o["seed"])
+    return Ready(guide, found, _example(program, data, first, found))
+
+
+def _config(
+    o: dict[str, Any], data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What config.json holds beside the program."""
+    record = {"rows": data_module.n_rows(data), "row_columns": list(data_module.row_columns(data))}
+    config = {
+        "versions": versions(), "seed": o["seed"], "fit": o, "data": {**(source or {}), **_record(data), **record},
+    }  # fmt: skip
+    if valid is not None:
+        config["data"]["valid_rows"] = data_module.n_rows(valid)
+    return config
 
 
 def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:

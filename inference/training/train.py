@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.inference.objective import Objective
-from ppgen.inference.training.converge import EVERY, Convergence, probe
+from ppgen.inference.training.converge import EVERY, Convergence, Probe
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
-from ppgen.inference.training.step import MAX_BAD_STEPS, Row, bad_site, make_step
+from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
 from ppgen.program import Program
 from ppgen.run import Run, load_parameters, write_metrics
 from ppgen.run.files import write_json, write_tree
@@ -51,6 +51,50 @@ class Progress:
     grad_norm: float = 0.0
 
 
+@dataclass
+class Loop:
+    """All that a fit reads and moves."""
+
+    run: Run
+    fabric: Any
+    objective: Objective
+    optimizer: Any
+    step: Step  # moves the parameters
+    data: Mapping[str, Tensor]  # rows that are fitted, on the device
+    valid: Mapping[str, Tensor] | None  # rows that are held out
+    now: Progress
+    until: Convergence | None  # None: all steps are taken
+    ema: dict[str, Tensor] | None  # the moving average of the program's state
+    best: dict[str, Tensor] | None  # its state at the best held-out ELBO, where a fit stops by it
+    bad_in_a_row: int = 0  # steps without a finite loss
+    saved_at: float = field(default_factory=time.monotonic)  # in seconds: the last checkpoint
+
+    def __post_init__(self) -> None:
+        self.options, self.rows = self.run.config["fit"], self.run.config["data"]["rows"]
+        self.batch_size = min(self.options["batch_size"] or self.rows, self.rows)
+        self.folder = self.run.path if self.fabric.is_global_zero else None  # where this process writes
+
+    @property
+    def settled(self) -> bool:
+        return self.until is not None and self.until.converged
+
+    @property
+    def ended(self) -> bool:
+        patience = self.options["patience"]
+        return self.now.step >= self.options["steps"] or bool(patience and self.now.waited >= patience) or self.settled
+
+    @property
+    def averaged(self) -> Mapping[str, Tensor]:
+        return self.ema if self.ema is not None else self.run.program.state_dict()
+
+    @property
+    def final(self) -> Mapping[str, Tensor]:
+        """The parameters that the fit would end with now."""
+        if self.until is not None and self.until.average is not None:
+            return self.until.average
+        return self.best if self.best is not None else self.averaged
+
+
 def train(
     run: Run,
     data: Mapping[str, Tensor],
@@ -65,141 +109,157 @@ def train(
     A killed process leaves state.safetensors of its last checkpoint, whole; rows of metrics.csv beyond it are
     written anew.
     """
+    loop = _begin(run, data, valid, state, fabric)
+    whole = _share(loop.data, run.structure.row_columns, loop.fabric) if loop.batch_size == loop.rows else loop.data
+    if state is None:
+        _checkpoint(loop)
+    if loop.folder is not None:
+        write_json(loop.folder / "config.json", run.config)
+    probe = Probe(run.program, whole, run.structure)
+    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device):
+        while not loop.ended:
+            lr = _take_steps(loop, whole)
+            if loop.until is not None and loop.now.step % EVERY == 0:
+                loop.until.note(run.program.state_dict(), probe())
+            last = loop.now.step == loop.options["steps"]
+            if loop.now.step % loop.options["log_every"] == 0 or last or loop.settled:
+                _note_row(loop, lr, report)
+            due = _is_due(loop)
+            if stopped or due or last:
+                _checkpoint(loop)
+            if stopped:
+                raise KeyboardInterrupt(f"stopped at step {loop.now.step}")
+        _checkpoint(loop)
+    return _end(loop)
+
+
+def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> Loop:
     o, program = run.config["fit"], run.program
-    n = run.config["data"]["rows"]
     fabric = fabric or make_fabric(o["device"], o["precision"])
-    objective = Objective(program, run.structure, n, elbo=o["elbo"], particles=o["particles"])
+    objective = Objective(program, run.structure, run.config["data"]["rows"], elbo=o["elbo"], particles=o["particles"])
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = {k: v.to(fabric.device) for k, v in data.items()}
     valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
     ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
-    best: dict[str, Tensor] | None = None
-    now = Progress()
-    until = Convergence() if o.get("until") else None
+    best, now, until = None, Progress(), Convergence() if o.get("until") else None
     if fabric.world_size > 1:
         torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
     if state is not None:
         load_parameters(program, state["parameters"])
         ema = state["ema"] and {k: v.to(fabric.device) for k, v in state["ema"].items()}
-        best = state["best_parameters"]
+        best, now = state["best_parameters"], Progress(**state["progress"])
         optimizer.load_state_dict(state["optimizer"])
-        now = Progress(**state["progress"])
         if until is not None and state.get("convergence"):
             until = Convergence(**state["convergence"])
         _set_random_state(state["random"], fabric)
-
     step = make_step(
-        wrapped,
-        optimizer,
-        fabric,
-        engine=o["engine"],
-        clip=o["clip"],
-        warm_up=bool(o["kl_warmup"]),
-        ema=ema,
-        ema_decay=o["ema"],
-        steps=o["steps"],
-    )
+        wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
+        ema_decay=o["ema"], steps=o["steps"],
+    )  # fmt: skip
+    return Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
 
-    def final_parameters() -> dict[str, Tensor]:
-        if until is not None and until.average is not None:
-            return until.average
-        return best if best is not None else ema if ema is not None else program.state_dict()
 
-    def checkpoint() -> None:
-        tree = {
-            "parameters": dict(program.state_dict()),
-            "ema": ema,
-            "best_parameters": best,
-            "optimizer": optimizer.state_dict(),
-            "progress": vars(now),
-            "convergence": until and until.saved(),
-            "random": _random_state(fabric),
-        }
-        if run.path is not None and fabric.is_global_zero:
-            write_metrics(run.path / "metrics.csv", now.rows)
-            write_tree(run.path / "parameters.safetensors", dict(final_parameters()))
-            write_tree(run.path / "state.safetensors", tree)
+def _take_steps(loop: Loop, whole: Mapping[str, Tensor]) -> float:
+    """Some steps at once, up to the next stop; the learning rate of the last.
 
-    # What divides the figures of a row: with a global latent they are those of the whole data set.
-    per = {"per": 1, "valid_per": 1}
-    if run.structure.by_row:
-        per = {"per": n, "valid_per": 1 if valid is None else data_module.n_rows(valid)}
-    batch_size = min(o["batch_size"] or n, n)
-    saved_at = time.monotonic()
-    bad_in_a_row = 0
-    whole = _share(data, run.structure.row_columns, fabric) if batch_size == n else data
-    if state is None:
-        checkpoint()
-    if run.path is not None and fabric.is_global_zero:
-        write_json(run.path / "config.json", run.config)
-    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(fabric.device):
-        while now.step < o["steps"] and not (o["patience"] and now.waited >= o["patience"]) and not _settled(until):
-            fall = until.lr_factor if until is not None else 1.0
-            rows = [_step_row(o, s, fall) for s in range(now.step, now.step + _steps_together(o, now.step, step.chunk))]
-            batches = [whole] * len(rows)
-            if batch_size < n:
-                indices = [data_module.batch_index(r.step - 1, n, batch_size, o["seed"]) for r in rows]
-                parts = (data_module.take(data, i.to(fabric.device)) for i in indices)
-                batches = [_share(part, run.structure.row_columns, fabric) for part in parts]
-            before = torch.get_rng_state()
-            for batch, (elbo, grad_norm, finite) in zip(batches, step(batches, rows), strict=True):
-                now.step += 1
-                if finite:
-                    bad_in_a_row = 0
-                    now.grad_norm = grad_norm
-                    now.window.append(elbo)
-                else:
-                    now.bad_steps += 1
-                    bad_in_a_row += 1
-                    if bad_in_a_row >= MAX_BAD_STEPS:
-                        raise PpgenError(_gone_bad(run, objective, batch, before, now))
-            if until is not None and now.step % EVERY == 0:
-                until.note(program.state_dict(), probe(program, whole, run.structure))
-            if now.step % o["log_every"] == 0 or now.step == o["steps"] or _settled(until):
-                row = _row(now, rows[-1].lr)
-                if valid is not None:
-                    with _parameters_of(program, ema):
-                        row |= _validate(objective, valid, o["seed"], now.step, batch_size)
-                    if row["valid_elbo"] > now.best:
-                        now.best, now.waited = row["valid_elbo"], 0
-                        source = ema if ema is not None else program.state_dict()
-                        if o["patience"]:
-                            best = {k: v.detach().clone() for k, v in source.items()}
-                    else:
-                        now.waited += 1
-                now.rows.append(row)
-                now.window.clear()
-                if report is not None and fabric.is_global_zero:
-                    report(row | per)
-            due = (
-                now.step % o["checkpoint_every"] == 0
-                if o["checkpoint_every"]
-                else now.step % o["log_every"] == 0
-                and fabric.broadcast(time.monotonic() - saved_at > CHECKPOINT_SECONDS)
-            )
-            if stopped or due or now.step == o["steps"]:
-                checkpoint()
-                saved_at = time.monotonic()
-            if stopped:
-                raise KeyboardInterrupt(f"stopped at step {now.step}")
-        checkpoint()
-    if until is not None:
-        run.config["converged"] = until.converged
-        _say_converged(until, now)
-        if run.path is not None and fabric.is_global_zero:
-            write_json(run.path / "config.json", run.config)
-    run.rows = now.rows
-    load_parameters(program, {k: v.detach().clone() for k, v in final_parameters().items()})
-    program.to("cpu").eval()
+    Raises:
+        PpgenError: too many steps in a row without a finite loss.
+    """
+    o, now = loop.options, loop.now
+    fall = loop.until.lr_factor if loop.until is not None else 1.0
+    rows = [_step_row(o, s, fall) for s in range(now.step, now.step + _steps_together(o, now.step, loop.step.chunk))]
+    batches = _batches(loop, whole, rows)
+    before = torch.get_rng_state()
+    for batch, (elbo, grad_norm, finite) in zip(batches, loop.step(batches, rows), strict=True):
+        now.step += 1
+        if finite:
+            loop.bad_in_a_row = 0
+            now.grad_norm = grad_norm
+            now.window.append(elbo)
+            continue
+        now.bad_steps += 1
+        loop.bad_in_a_row += 1
+        if loop.bad_in_a_row >= MAX_BAD_STEPS:
+            raise PpgenError(_gone_bad(loop.run, loop.objective, batch, before, now))
+    return rows[-1].lr
+
+
+def _batches(loop: Loop, whole: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Mapping[str, Tensor]]:
+    """The batch of each step: this process's share of it."""
+    n, size, fabric = loop.rows, loop.batch_size, loop.fabric
+    if size == n:
+        return [whole] * len(rows)
+    indices = [data_module.batch_index(r.step - 1, n, size, loop.options["seed"]) for r in rows]
+    parts = (data_module.take(loop.data, i.to(fabric.device)) for i in indices)
+    return [_share(part, loop.run.structure.row_columns, fabric) for part in parts]
+
+
+def _note_row(loop: Loop, lr: float, report: Report | None) -> None:
+    """A row of metrics, with the held-out ELBO, and whether that is the best so far."""
+    now, row = loop.now, _row(loop.now, lr)
+    if loop.valid is not None:
+        with _parameters_of(loop.run.program, loop.ema):
+            row |= _validate(loop.objective, loop.valid, loop.options["seed"], now.step, loop.batch_size)
+        if row["valid_elbo"] > now.best:
+            now.best, now.waited = row["valid_elbo"], 0
+            if loop.options["patience"]:
+                loop.best = {k: v.detach().clone() for k, v in loop.averaged.items()}
+        else:
+            now.waited += 1
+    now.rows.append(row)
+    now.window.clear()
+    if report is not None and loop.fabric.is_global_zero:
+        report(row | _per(loop))
+
+
+def _per(loop: Loop) -> dict[str, float]:
+    """What divides the figures of a row: with a global latent they are those of the whole data set."""
+    if not loop.run.structure.by_row:
+        return {"per": 1, "valid_per": 1}
+    return {"per": loop.rows, "valid_per": 1 if loop.valid is None else data_module.n_rows(loop.valid)}
+
+
+def _is_due(loop: Loop) -> bool:
+    """Whether a checkpoint is; all processes ask alike."""
+    step, every = loop.now.step, loop.options["checkpoint_every"]
+    if every:
+        return step % every == 0
+    late = time.monotonic() - loop.saved_at > CHECKPOINT_SECONDS
+    return step % loop.options["log_every"] == 0 and loop.fabric.broadcast(late)
+
+
+def _checkpoint(loop: Loop) -> None:
+    tree = {
+        "parameters": dict(loop.run.program.state_dict()),
+        "ema": loop.ema,
+        "best_parameters": loop.best,
+        "optimizer": loop.optimizer.state_dict(),
+        "progress": vars(loop.now),
+        "convergence": loop.until and loop.until.saved(),
+        "random": _random_state(loop.fabric),
+    }
+    if loop.folder is not None:
+        write_metrics(loop.folder / "metrics.csv", loop.now.rows)
+        write_tree(loop.folder / "parameters.safetensors", dict(loop.final))
+        write_tree(loop.folder / "state.safetensors", tree)
+    loop.saved_at = time.monotonic()
+
+
+def _end(loop: Loop) -> Run:
+    run = loop.run
+    if loop.until is not None:
+        run.config["converged"] = loop.until.converged
+        _say_converged(loop.until, loop.now)
+        if loop.folder is not None:
+            write_json(loop.folder / "config.json", run.config)
+    run.rows = loop.now.rows
+    load_parameters(run.program, {k: v.detach().clone() for k, v in loop.final.items()})
+    run.program.to("cpu").eval()
     return run
 
 
 # -- what the loop calls -------------------------------------------------------------------------
-
-
-def _settled(until: Convergence | None) -> bool:
-    return until is not None and until.converged
 
 
 def _say_converged(until: Convergence, now: Progress) -> None:

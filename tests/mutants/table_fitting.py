@@ -31,14 +31,14 @@ MUTANTS = [
     ),
     Mutant(
         "adam_first_moment",
-        'm = torch.lerp(s["exp_avg"], g, 1 - b1)',
-        'm = torch.lerp(s["exp_avg"], g, b1)',
+        "m = m + (1 - betas[0]) * (g - m)",
+        "m = m + betas[0] * (g - m)",
         f"{ADAM}[Adam(weight_decay=0.1)]",
     ),
     Mutant(
         "adam_second_correction",
-        "return torch.stack([1 / (1 - b1**t), (1 - b2**t).rsqrt()])",
-        "return torch.stack([1 / (1 - b1**t), 1 / (1 - b2**t)])",
+        "return 1 / (1 - b1**t), (1 - b2**t) ** -0.5",
+        "return 1 / (1 - b1**t), 1 / (1 - b2**t)",
         ADAM,
     ),
     Mutant(
@@ -79,8 +79,8 @@ MUTANTS = [
     ),
     Mutant(
         "patience_keeps_the_last",
-        "best = {k: v.detach().clone() for k, v in source.items()}",
-        "best = None",
+        "loop.best = {k: v.detach().clone() for k, v in loop.averaged.items()}",
+        "loop.best = None",
         "tests/test_fit.py::test_patience_keeps_the_parameters_that_were_best",
     ),
     Mutant(
@@ -104,8 +104,8 @@ MUTANTS = [
     ),
     Mutant(
         "valid_raw_params",
-        "with _parameters_of(program, ema):",
-        "with _parameters_of(program, None):",
+        "with _parameters_of(loop.run.program, loop.ema):",
+        "with _parameters_of(loop.run.program, None):",
         "tests/test_fit.py::test_validation_is_of_the_averaged_parameters",
     ),
     Mutant(

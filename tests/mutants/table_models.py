@@ -182,8 +182,8 @@ MUTANTS = [
     ),
     Mutant(
         "levels_one_too_few",
-        "return (0.0, float(top), top + 1) if top <= 255 else None",
-        "return (0.0, float(top), top) if top <= 255 else None",
+        "return 0.0, float(top), top + 1",
+        "return 0.0, float(top), top",
         "tests/test_flow.py::test_grids_are_found",
     ),
     Mutant(
