@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from known import GuidedNormalMean, NormalMean
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -522,3 +523,17 @@ def test_two_processes_under_torchrun_equal_one(tmp_path, engine: str):
     assert "eagerly" not in said.stderr and "steps run as" not in said.stderr
     a, b = (read_tree(tmp_path / n / "parameters.safetensors")["t"] for n in ("one", "two"))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_model_runs_three_times_before_the_first_step(own):
+    """Once for its terms (and an autoguide's prototype), once with the guide, once on a row more."""
+    runs = []
+
+    class Counted(GuidedNormalMean if own else NormalMean):
+        def model(self, x=None):
+            runs.append(0)
+            return super().model(x)
+
+    fit(Counted(), {"x": X[:, 0]}, steps=0)
+    assert len(runs) <= 3

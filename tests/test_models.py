@@ -42,6 +42,7 @@ from ppgen.inference.report.corner import corner_figure
 from ppgen.inference.report.figures import figure_of, save
 from ppgen.inference.report.model_graph import edges_of
 from ppgen.inference.report.plot import plot
+from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import latents_figure, plot_tree
 from ppgen.inference.sampling.chees import Draws
 from ppgen.inference.sampling.mcmc import mcmc

@@ -164,8 +164,8 @@ def _blocks(
 
 def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
     """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
-    few = data if program.fixed_rows else take(data, slice(0, 2), structure.row_columns)
     with torch.random.fork_rng():
+        few = _few(program, data, structure, 2)
         one, two = (run_once(program, few).q.nodes for _ in range(2))
     for name in structure.latents:
         if is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
@@ -173,6 +173,18 @@ def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
             )
+
+
+def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: int) -> Mapping[str, Tensor]:
+    """The first n rows; all where the program runs on these only."""
+    if program.fixed_rows:
+        return data
+    few = take(data, slice(0, n), structure.row_columns)
+    try:
+        run_once(program, few)
+        return few
+    except Exception:  # parameters of one value a row
+        return data
 
 
 def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
@@ -194,8 +206,8 @@ def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Stru
     """Observed values a row, if all are discrete."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    few = take(data, slice(0, 1), structure.row_columns) if structure.by_row and not program.fixed_rows else data
     with torch.random.fork_rng():
+        few = _few(program, data, structure, 1) if structure.by_row else data
         p, _ = run_once(program, few)
     values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
     return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None

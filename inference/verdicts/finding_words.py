@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from ppgen.inference.verdicts.findings import Finding
-
+Finding = Any  # a `ppgen.inference.verdicts.findings.Finding`, whose file imports this one
 Words = tuple[str, str]  # sentence, remedy
 
 RICHER = "Fit a richer guide (--guide flow), or sample the posterior (ppgen mcmc)."

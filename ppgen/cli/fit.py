@@ -36,7 +36,7 @@ def fit(
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
     kl_warmup: Annotated[int, typer.Option(help="Steps over which the latent terms come in.")] = 0,
     patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
-    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, enumerate or subsampled.")] = None,
+    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, renyi, enumerate or subsampled.")] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
     starts: Annotated[

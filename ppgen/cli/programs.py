@@ -22,7 +22,7 @@ def check(
     data: Data = None,
     settings: Set = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
-    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae or enumerate.")] = "analytic",
+    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae, renyi or enumerate.")] = "analytic",
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
