@@ -99,7 +99,7 @@ class Careless(ppgen.Program):
         (flow, {"engine": "fast"}, "no engine 'fast'"),
         (lambda: Flow(2, context=1), {"engine": "trace"}, "no context was given"),
         (lambda: Careless("random"), {"engine": "trace"}, "draws other values of 'z'"),
-        (lambda: Careless("branch"), {"engine": "trace"}, "cannot be traced: test_drawer.py"),
+        (lambda: Careless("branch"), {"engine": "trace"}, "cannot be traced: test_compiled_sampler.py"),
     ],
 )
 def test_what_cannot_be_has_its_sentence(make, how, message):

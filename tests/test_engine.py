@@ -28,7 +28,7 @@ from ppgen.engine.small import decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
-from ppgen.inference import step as step_module
+from ppgen.inference.training import step as step_module
 from ppgen.inference.training.optimise import make_fabric, make_optimizer
 from ppgen.inference.training.step import Row, Step
 from ppgen.models import Diffusion

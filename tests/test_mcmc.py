@@ -224,7 +224,7 @@ def test_the_length_climbs_the_criterion():
         slope = (criterion(time * math.exp(h)) - criterion(time * math.exp(-h))) / (2 * h) - criterion(time) / 8
         length = Length(2.0)
         length.update(y, *moved(time), torch.ones(1000).double(), time, 0.1)
-        found = math.copysign((length.square / 0.05) ** 0.5, length.log - math.log(2.0))
+        found = math.copysign((length.moments[1] / 0.05) ** 0.5, length.log - math.log(2.0))
         assert found == pytest.approx(slope, rel=1e-6), time
 
 

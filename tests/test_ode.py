@@ -7,7 +7,7 @@ import torch
 from known import KnownChain, normal
 
 from ppgen.chains.gaussian_chain import PROCESSES
-from ppgen.inference import ode
+from ppgen.inference.diffusion import ode
 from ppgen.inference.diffusion.ode import flow, log_density, ode_loglik
 from ppgen.models import Diffusion
 

@@ -220,7 +220,7 @@ def test_khat_is_that_of_the_diagnosis(points):
 def test_a_label_that_the_program_does_not_take_colours_the_latents(points, tmp_path, monkeypatch):
     run, data = points
     shown = []
-    module = sys.modules["ppgen.inference.plot"]
+    module = sys.modules["ppgen.inference.report.plot"]
     monkeypatch.setattr(module, "latent_figure", lambda run, data, d, label, seed: shown.append((set(data), label)))
     y = (data["x"][:, 0] > 1).long()
     plot(run, {**data, "y": y}, tmp_path)

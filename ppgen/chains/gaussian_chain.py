@@ -59,6 +59,7 @@ class GaussianChain(Chain):
         zero: a buffer of zeros, (D,).
     """
 
+    gaussian_steps = True
     schedule: Schedule
     process: str
     variance: str

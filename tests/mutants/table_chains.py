@@ -246,13 +246,13 @@ MUTANTS = [
         "paths_without_their_first_density",
         "log_w = program.base().log_prob(z) - q.log_prob(z)",
         "log_w = program.base().log_prob(z)",
-        "tests/test_weights.py::test_weights_of_whole_paths",
+        "tests/test_path_weights.py::test_weights_of_whole_paths",
     ),
     Mutant(
         "weighed_ess",
         "float(relative.sum() ** 2 / (relative**2).sum())",
         "float(relative.sum() / (relative**2).sum())",
-        "tests/test_weights.py::test_weights_of_whole_paths",
+        "tests/test_path_weights.py::test_weights_of_whole_paths",
     ),
     # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
     Mutant(
@@ -319,6 +319,6 @@ MUTANTS = [
         "weigh_khat_sign",
         "float(pareto_k(w[:, None])[0])",
         "float(pareto_k(-w[:, None])[0])",
-        "tests/test_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target",
+        "tests/test_path_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target",
     ),
 ]
