@@ -107,8 +107,7 @@ def drawn_discrete(
     with mock.patch.object(special, "_SafeLog", _Log):
         t.p.compute_log_prob()
         t.p.pack_tensors()
-        # Site after site, each from its conditional given those before: Pyro's other sampler, behind `infer_discrete`,
-        # is not exact for a chain without a plate.
+        # Site after site, each from its conditional given those before.
         with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
             holding(latents)(lambda: program.call("model", data))()
     sites = sample_sites(tracer.trace)

@@ -279,11 +279,14 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
             )
     few = take(data, slice(0, 2), rows)
     try:
-        return check(program, few, rows=rows, enumerated=enumerated, learn=False)
+        found = check(program, few, rows=rows, enumerated=enumerated, learn=False)
+        if n <= 2 or found.row_plates:
+            return found
     except PpgenError:  # a guide of one number of rows
         if n <= 2:
             raise
-        return check(program, data, rows=rows, enumerated=enumerated, learn=False)
+    # without a plate over the rows, two of them may show fewer sites than all do: steps of a chain
+    return check(program, data, rows=rows, enumerated=enumerated, learn=False)
 
 
 class seeded:
