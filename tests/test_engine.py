@@ -277,7 +277,8 @@ def test_optimisers_as_functions_are_torchs(spec: str):
         p.grad = g.clone()
         theirs.step()
         options = theirs.param_groups[0]
-        q, state = update(q, g, state, bias_corrections(torch.tensor(t), options), lr, options)
+        corrections = bias_corrections(torch.tensor(t).double(), options.get("betas", (0.9, 0.999)))
+        q, state = update(q, g, state, corrections, lr, options)
         torch.testing.assert_close(q, p.detach())
 
 

@@ -250,7 +250,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> R
     first = data_module.take(data, torch.arange(size), rows)
     guide, summed = _guide_of(program, o, n), _summed(o["elbo"])
     with running_of(program, data), pyro.validation_enabled(False):
-        program.prepare(data)
+        program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
