@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data import n_rows, take
-from ppgen.draws import Many, one_draw
+from ppgen.draws import Many, one_draw, parameters_as
 from ppgen.program import Program
 from ppgen.structure import Structure
 
@@ -144,11 +144,19 @@ class Probe:
             rows = structure.row_columns
             data = take(data, slice(0, min(ROWS, n_rows(data, rows))), rows)
         self.program, self.data, self.structure = program, data, structure
-        self._many = Many(self._one, name=program.name)
+        # Parameters are inputs: a compiled step moves them to other memory.
+        self._names = list(dict(program.named_parameters()))
+        self._many = Many(self._one, self._parameters(), name=program.name)
 
-    def _one(self) -> list[Tensor]:
+    def _parameters(self) -> list[Tensor]:
+        own = dict(self.program.named_parameters())
+        return [own[n].detach() for n in self._names]
+
+    def _one(self, *parameters: Tensor) -> list[Tensor]:
         found = []
-        for t in one_draw(self.program, self.data, self.structure):
+        with parameters_as(self.program, dict(zip(self._names, parameters, strict=True))):
+            drawn = one_draw(self.program, self.data, self.structure)
+        for t in drawn:
             if t.role == "prior" and t.value.is_floating_point():
                 found.append(t.value)
             elif t.role in ("likelihood", "factor", "summed"):
@@ -162,7 +170,7 @@ class Probe:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                found = self._many(DRAWS)[0].cpu()
+                found = self._many(DRAWS, self._parameters())[0].cpu()
         finally:
             self.program.train(training)
         return found[:, :: -(-found.shape[1] // ENTRIES)]

@@ -99,6 +99,7 @@ class Step:
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.clip, self.warm_up, self.ema, self.decay, self.steps = clip, warm_up, ema, ema_decay, steps
+        self._places = [(p, p.data) for p in self.parameters]
         self.asked, self.running, self.chunk = engine, "eager", 1
         self._runs: dict[tuple, Run] = {}
         self._seconds: list[float] = []
@@ -226,8 +227,15 @@ class Step:
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             log.warning("engine compile: %s; steps run as engine trace", reason)
+            self.release()
             self._runs[key] = _TraceRun(self, gradient)
             self.running, self.chunk = "trace", 1
+
+    def release(self) -> None:
+        """Puts parameters back where they were: a compiled step gathers small ones into one vector."""
+        for p, place in self._places:
+            if p.data_ptr() != place.data_ptr():
+                p.data = place.copy_(p.data)
 
     def _fall_back(self, key: tuple, why: str) -> None:
         log.warning("engine %s: %s runs eagerly, for %s", self.asked, self.objective.program.name, why)

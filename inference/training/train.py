@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,8 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device):
+    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device), ExitStack() as after:
+        after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)
             if loop.until is not None and loop.now.step % EVERY == 0:
