@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppgen.structure import Structure
-from ppgen.terms import Term, sum_to
+from ppgen.terms import Term, added, sum_to
 
 
 class Setting(NamedTuple):
@@ -59,11 +59,7 @@ def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> T
     """log w_k = log p(x, z_k) − log q(z_k | x): (K, rows) without N/B where it is a sum over rows, else (K,)."""
     keep = s.row_plates if s.by_row else frozenset()
     s = s._replace(n_over_b=1.0) if s.by_row else s
-    parts = [sum_to(t, part(t, s, target=target), keep, lead=1) for t in terms]
-    value = parts[0]
-    for other in parts[1:]:
-        value = value + other
-    return value
+    return added([sum_to(t, part(t, s, target=target), keep, lead=1) for t in terms])
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

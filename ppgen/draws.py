@@ -92,7 +92,7 @@ class Many:
         return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
 
     def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:
-        noise = [d.fill(torch.empty(draws, *d.shape, dtype=d.dtype, device=self.device), *d.args) for d in self.noise]
+        noise = [d.many(draws, self.device) for d in self.noise]
         graph, n = self.graph, len(each)
         assert graph is not None
 

@@ -26,11 +26,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppgen.sites import sample_sites
-from ppgen.terms import Pair, Term, Traces, guide_run, holding, term
+from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, term
 
 
 def summed_terms(
-    program: Pair,
+    program: Runnable,
     data: Mapping[str, Any],
     nesting: int,
     *,
@@ -55,11 +55,14 @@ def summed_terms(
         _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
-    order = {n: i for i, n in enumerate(sample_sites(t.q, factors=True, deterministic=False))}
-    found, inside, observed = [], set(), []
+    guides = sample_sites(t.q, factors=True, deterministic=False)
+    order = {n: i for i, n in enumerate(guides)}
+    found: list[Term] = []
+    observed: list[str] = []
+    inside: frozenset[str] = frozenset()
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
         if contracted & {id(site["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
-            inside |= {f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size)}
+            inside |= full_plates(site)
             observed += [name] if site["is_observed"] else []
         else:
             found.append(term(site, order=order.get(name, -1)))
@@ -69,12 +72,11 @@ def summed_terms(
         found.append(
             Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside)
         )
-    guides = sample_sites(t.q, factors=True, deterministic=False).items()
-    return found + [term(s, "guide", order[n]) for n, s in guides]
+    return found + [term(s, "guide", order[n]) for n, s in guides.items()]
 
 
 def _enumerated_run(
-    program: Pair,
+    program: Runnable,
     data: Mapping[str, Any],
     nesting: int,
     *,
@@ -96,7 +98,7 @@ def _enumerated_run(
 
 
 def drawn_discrete(
-    program: Pair,
+    program: Runnable,
     data: Mapping[str, Any],
     nesting: int,
     latents: Mapping[str, Tensor],

@@ -10,7 +10,7 @@ import torch
 
 from ppgen.data import n_rows, row_columns, take
 from ppgen.sites import is_deterministic, is_factor, sample_sites
-from ppgen.terms import Pair, Traces, run, value_of
+from ppgen.terms import Runnable, Traces, run, value_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Structure:
 
 
 def inspect(
-    program: Pair,
+    program: Runnable,
     data: Mapping[str, Any],
     *,
     enumerated: tuple[str, ...] = (),
@@ -138,7 +138,7 @@ def structure_of(
 
 
 def longer_run(
-    program: Pair, data: Mapping[str, Any], rows: tuple[str, ...] = (), *, guide: bool = True
+    program: Runnable, data: Mapping[str, Any], rows: tuple[str, ...] = (), *, guide: bool = True
 ) -> Traces | None:
     """A run on the data and their first row once more; of the model alone, where the guide has a posterior for these
     rows only or does not run on others; None where nothing does. The random state is left as it was."""

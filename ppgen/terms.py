@@ -9,7 +9,9 @@ formulas on terms; several draws are several runs, stacked in a leading dimensio
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +27,7 @@ from torch.distributions import kl_divergence
 from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites
 
 
-class Pair(Protocol):
+class Runnable(Protocol):
     """What can be run: a `ppgen.Program`."""
 
     @property
@@ -90,7 +92,7 @@ class Traces(NamedTuple):
 
 
 def run(
-    program: Pair,
+    program: Runnable,
     data: Mapping[str, Any],
     *,
     guide: bool = True,
@@ -113,7 +115,7 @@ def run(
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 
 
-def guide_run(program: Pair, data: Mapping[str, Any]) -> poutine.Trace:
+def guide_run(program: Runnable, data: Mapping[str, Any]) -> poutine.Trace:
     """One run of the guide, its subsamples included."""
     return poutine.trace(lambda: program.call("guide", data)).get_trace()
 
@@ -137,8 +139,7 @@ def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
     Args:
         closed_form: whether KL(q(z_i | ·), p(z_i | ·)) takes the place of both terms wherever it is known.
     """
-    model = {n: s for n, s in t.p.nodes.items() if s["type"] == "sample" and not is_deterministic(s)}
-    guide = {n: s for n, s in t.q.nodes.items() if s["type"] == "sample" and not is_deterministic(s)}
+    model, guide = (sample_sites(trace, factors=True, deterministic=False) for trace in t)
     kl = {n: k for n in guide if closed_form and (k := _kl(n, model, guide)) is not None}
     order = {n: i for i, n in enumerate(guide)}
     found = [_kl_term(s, guide[n], kl[n], order[n]) if n in kl else term(s, order=order.get(n, -1))
@@ -168,8 +169,8 @@ def _labelled(
     shape = torch.broadcast_shapes(log_prob.shape, density.shape)
     dims = dim_names(site, len(shape))
     return Term(
-        site["name"], role, site["value"], log_prob.expand(shape), density.expand(shape), dims, _rows(site), order,
-        pathwise,
+        site["name"], role, site["value"], log_prob.expand(shape), density.expand(shape), dims, full_plates(site),
+        order, pathwise,
     )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
     return laid_out(site, value, max(value.dim() - nesting, 0))
 
 
-def _rows(site: Mapping[str, Any]) -> frozenset[str]:
+def full_plates(site: Mapping[str, Any]) -> frozenset[str]:
     """The plates that hold what was passed; one that subsamples by itself has been weighed by Pyro."""
     return frozenset(f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size))
 
@@ -258,23 +259,23 @@ def _equal(a: Any, b: Any) -> bool:
 # -- formulas on terms ------------------------------------------------------------------------------
 
 
-def total(found: Sequence[Term], *, keep: frozenset[str] = frozenset(), lead: int = 0) -> Tensor:
-    """Σ sign · log_prob over terms and over all dimensions but those named in `keep` (at most one a term, last).
+def total(found: Sequence[Term], *, keep: frozenset[str] = frozenset()) -> Tensor:
+    """Σ sign · log_prob over the terms of one draw, and over all dimensions but those named in `keep`."""
+    return added([t.sign * sum_to(t, t.log_prob, keep) for t in found])
 
-    Args:
-        lead: 1 where the terms are of many draws, whose dimension is kept as the first.
-    """
-    parts = [t.sign * sum_to(t, t.log_prob, keep, lead) for t in found]
-    value = parts[0]
-    for part in parts[1:]:
-        value = value + part
-    return value
+
+def added(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors that broadcast."""
+    return functools.reduce(operator.add, parts)
 
 
 def sum_to(t: Term, value: Tensor, keep: frozenset[str], lead: int = 0) -> Tensor:
     """A tensor with the dimensions of the term's log_prob, summed over all but the first of `keep` that it has.
 
     Where `keep` is not empty and the term has none of it, a dimension of 1 stands in its place.
+
+    Args:
+        lead: 1 where the tensor is of many draws, whose dimension is kept as the first.
     """
     row = next((i for i, d in enumerate(t.dims) if d in keep), None)
     others = [lead + i for i in range(len(t.dims)) if i != row]

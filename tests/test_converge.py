@@ -13,7 +13,7 @@ from pyro.distributions import Normal
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.check import check
 from ppgen.inference import fit, posterior, resume
-from ppgen.inference.training.converge import EVERY, FALL, Convergence, _mcse, probe, split_r_hat, unit
+from ppgen.inference.training.converge import EVERY, FALL, Convergence, Probe, _mcse, split_r_hat, unit
 
 X = normal(20) + 1.0
 
@@ -110,7 +110,7 @@ def test_many_iterates_are_thinned():
 def test_a_probe_leaves_no_trace():
     run = fit(NormalMean(), {"x": X}, steps=0)
     before = torch.get_rng_state()
-    a, b = (probe(run.program, {"x": X}, check(run.program, {"x": X})) for _ in range(2))
+    a, b = (Probe(run.program, {"x": X}, check(run.program, {"x": X}))() for _ in range(2))
     assert torch.equal(a, b) and a.shape == (8, 21) and torch.equal(before, torch.get_rng_state())
     assert not run.program.training
 
@@ -136,9 +136,9 @@ def test_a_probe_is_in_eval_mode_and_leaves_training_as_it_was():
     program = fit(Dropout(), {"x": X}, steps=0).program
     structure = check(program, {"x": X})
     program.eval()
-    still = probe(program, {"x": X}, structure)
+    still = Probe(program, {"x": X}, structure)()
     program.train()
-    assert torch.equal(probe(program, {"x": X}, structure), still) and program.training and program.dropout.training
+    assert torch.equal(Probe(program, {"x": X}, structure)(), still) and program.training and program.dropout.training
     z, log_p = still[:, :20], still[:, 20:]  # nothing is left out
     assert torch.allclose(log_p, Normal(z, 1.0).log_prob(X), atol=1e-5)
 

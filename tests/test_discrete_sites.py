@@ -665,7 +665,10 @@ def test_every_weight_of_the_posterior_is_the_evidence(particles):
 # -- posterior ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+ONE_BY_ONE = ("one chain", "global and local")  # a scalar index takes its value out of torch: 5 000 runs of Python
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ONE_BY_ONE else n for n in CASES])
 def test_discrete_sites_are_drawn_from_their_exact_conditional(name):
     c = CASES[name]
     draws = 20_000 if name in ("mixture", "fixed change") else 5000

@@ -20,7 +20,7 @@ contraction and z-score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch import Tensor
 from ppgen.check import check, columns, running_of
 from ppgen.data import n_rows, row_columns, take, validate
 from ppgen.distributions import Flat
-from ppgen.draws import Many, one_draw
+from ppgen.draws import Many
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import ecdf_bands
@@ -43,7 +43,7 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Term, guide_run, run, total, value_of
+from ppgen.terms import Traces, guide_run, run, terms, total, value_of
 
 LEVEL = 0.05
 LIKELIHOOD = "log p(x | z)"
@@ -285,12 +285,8 @@ class _Posterior:
 
     def _one(self, *columns: Tensor) -> list[Tensor]:
         data = dict(zip(self.columns, columns, strict=True))
-        q = guide_run(self.program, data)
-        sites = sample_sites(run(self.program, data, q=q).p)
-        return [
-            *(value_of(sites[n])[0] for n in self.structure.latents),
-            _likelihood(one_draw(self.program, data, self.structure, q=q), self.structure),
-        ]
+        t = run(self.program, data)
+        return [*(value_of(t.p.nodes[n])[0] for n in self.structure.latents), _likelihood(t, self.structure)]
 
     @torch.no_grad()
     def __call__(self, data: Mapping[str, Tensor], draws: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -298,15 +294,15 @@ class _Posterior:
         return dict(zip(self.structure.latents, values, strict=True)), logs
 
 
-def _likelihood(found: Sequence[Term], structure: Structure) -> Tensor:
+def _likelihood(t: Traces, structure: Structure) -> Tensor:
     keep = structure.row_plates if structure.by_row else frozenset()
-    return total([t for t in found if t.role in ("likelihood", "summed")], keep=keep)
+    return total([found for found in terms(t) if found.role == "likelihood"], keep=keep)
 
 
 @torch.no_grad()
 def _at(program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
     """log p(x | z) at the latents that made x: () or, by row, (rows,)."""
-    return _likelihood(one_draw(program, data, structure, latents=true), structure)
+    return _likelihood(run(program, data, latents=true), structure)
 
 
 def _of_one(

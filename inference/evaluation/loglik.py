@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, take, validate
-from ppgen.draws import ManyTerms
+from ppgen.draws import ManyTerms, stacked_terms
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
@@ -35,6 +35,7 @@ from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
+from ppgen.terms import terms
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
@@ -121,13 +122,17 @@ class Blocks:
 
     def log_weights(self, data: Mapping[str, Tensor], draws: int) -> Tensor:
         """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
-        found = run_once(self.program, data)
+        t = run_once(self.program, data)
         for name in self.structure.names("observed"):
-            observed_in_support(name, found.p.nodes[name])
-        key = shapes(data)
-        if key not in self._many:
-            self._many[key] = ManyTerms(self.program, data, self.structure)
-        log_w = log_weights(self._many[key](draws, data), Setting.of(self.structure))
+            observed_in_support(name, t.p.nodes[name])
+        if draws == 1 and not self.structure.summed:
+            found = stacked_terms(terms(t))
+        else:
+            key = shapes(data)
+            if key not in self._many:
+                self._many[key] = ManyTerms(self.program, data, self.structure)
+            found = self._many[key](draws, data)
+        log_w = log_weights(found, Setting.of(self.structure))
         return log_w if log_w.dim() > 1 else log_w[:, None]
 
 

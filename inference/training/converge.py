@@ -75,7 +75,7 @@ class Convergence:
 
         Args:
             state: the program's.
-            probed: what `probe` says of it.
+            probed: what a `Probe` says of it.
         """
         if self.averaging:
             self._average(state)
@@ -174,11 +174,6 @@ class Probe:
         finally:
             self.program.train(training)
         return found[:, :: -(-found.shape[1] // ENTRIES)]
-
-
-def probe(program: Program, data: Mapping[str, Tensor], structure: Structure) -> Tensor:
-    """One use of a `Probe`."""
-    return Probe(program, data, structure)()
 
 
 def unit(iterates: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen.data import n_rows
 from ppgen.engine.gradient import Gradient
-from ppgen.engine.noise import Draw, hoist
+from ppgen.engine.noise import hoist
 from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
@@ -107,7 +107,7 @@ def _all_at_once(
         return [out.elbo, *out.gradients]
 
     def noise() -> list[Tensor]:
-        return [_filled(d, count) for d in draws]
+        return [d.many(count) for d in draws]
 
     example = [*(p.detach()[None].repeat(count, *(1,) * p.dim()) for p in gradient.parameters), *gradient.others]
     example += [*columns, *graph.constants, *noise()]
@@ -123,10 +123,6 @@ def _all_at_once(
         return elbo, gradients
 
     return step
-
-
-def _filled(draw: Draw, count: int) -> Tensor:
-    return draw.fill(torch.empty(count, *draw.shape, dtype=draw.dtype), *draw.args)
 
 
 def _one_by_one(gradient: Gradient, data: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> Step:

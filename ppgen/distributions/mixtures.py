@@ -1,4 +1,4 @@
-"""Mixtures as priors of many draws at once."""
+"""A mixture of normals whose density at very many points takes little memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What regressions share: priors of coefficients, in a plate of their own, so that they run with any number of draws.
+"""What regressions share: priors of coefficients.
 
 A coefficient vector is drawn in `pyro.plate("feature", D)`: its last dimension is the plate's, and `beta @ x.mT`,
-(..., D) by (N, D), is the linear predictor (..., N) whatever leads.
+(..., D) by (N, D), is the linear predictor (..., N).
 """
 
 from __future__ import annotations

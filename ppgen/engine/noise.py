@@ -49,6 +49,10 @@ class Draw:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    def many(self, n: int, device: torch.device | None = None) -> Tensor:
+        """n of it, (n, *shape)."""
+        return self.fill(torch.empty(n, *self.shape, dtype=self.dtype, device=device), *self.args)
+
 
 def hoist(traced: Traced) -> tuple[Traced, list[Draw], bool]:
     """A copy of the graph that takes its draws as inputs, after the constants; the draws; and whether these are all.
