@@ -234,8 +234,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "refit_adam_correction",
-        "move = size * m / ((v / (1 - BETAS[1] ** t)).sqrt() + EPSILON)",
-        "move = size * m / (v.sqrt() + EPSILON)",
+        "corrections = bias_corrections(float(t), BETAS)",
+        "corrections = (bias_corrections(float(t), BETAS)[0], 1.0)",
         "tests/test_calibrate.py::test_fits_at_once_are_those_of_torchs_adam",
     ),
     # -- comparison ----------------------------------------------------------------------------------------------
