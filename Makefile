@@ -6,7 +6,7 @@ RUN ?= runs/demo
 STAMP = .venv/.installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install demo test test-slow lint types docs bench check clean
+.PHONY: install demo test test-slow mutants lint types docs bench check clean
 .DEFAULT_GOAL = check
 
 install: $(STAMP)
@@ -34,7 +34,11 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n $(JOBS)
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest -m slow -n $(JOBS)
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n $(JOBS) --ignore tests/mutants
+
+# Plants every bug of tests/mutants in a copy of the tree: each has to be noticed by the tests that it names.
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n $(JOBS) tests/mutants
 
 lint: $(STAMP)
 	ruff check .

@@ -51,8 +51,8 @@ def installed(*names: str) -> bool:
 def ours(program: Any, x: Tensor, engine: str, precision: str) -> Callable[[Tensor, float], object]:
     """A training step of ppgen's own loop: step(batch, learning rate)."""
     from ppgen.inference import Objective
-    from ppgen.inference.optimise import make_fabric, make_optimizer
-    from ppgen.inference.step import Row, make_step
+    from ppgen.inference.training.optimise import make_fabric, make_optimizer
+    from ppgen.inference.training.step import Row, make_step
     from ppgen.structure import inspect
 
     program.train()
@@ -177,7 +177,7 @@ class Nothing(nn.Module):
 
 def samplers(program: Any, z: Tensor, steps: int) -> dict[str, Step]:
     """Draws by ppgen: name -> what to time."""
-    from ppgen.inference.samplers import SAMPLERS
+    from ppgen.inference.diffusion.samplers import SAMPLERS
 
     return {f"ppgen {s}": lambda s=s: SAMPLERS[s](program, steps, z) for s in ("ddim", "dpmpp")}
 
@@ -208,7 +208,7 @@ def bits(
     source: str, data_dir: str | None, seconds: float, rows: int, precisions: list[str], contestants: list[str]
 ) -> None:
     from ppgen import data
-    from ppgen.inference.ledger import chain_elbo
+    from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
     from ppgen.models import Diffusion
 
     x, test = (data.load(source, part, data_dir=data_dir)["x"] for part in ("train", "test"))

@@ -71,7 +71,7 @@ def accuracy(a: Tensor, b: Tensor) -> float:
 
 def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
     from ppgen.inference import fit, loglik
-    from ppgen.inference.samplers import draw
+    from ppgen.inference.diffusion.samplers import draw
     from ppgen.models import Diffusion
 
     print(f"{'':16s}{'accuracy':>10s}{'chance':>9s}{'nats, bound':>13s}{'± rows':>8s}{'CPU s':>7s}", flush=True)
@@ -94,12 +94,12 @@ def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
 def images(path: str, rows: int, times: int, ode: int, tolerance: float, data_dir: str | None) -> None:
     """The bound on test rows, and the ODE's figure on the first `ode` of them, with the difference of the two there."""
     from ppgen import data
-    from ppgen.gaussian_chain import GaussianChain
-    from ppgen.inference.figures import save
-    from ppgen.inference.ledger import chain_elbo
-    from ppgen.inference.ode import ode_loglik
-    from ppgen.inference.sample_plots import samples_figure
-    from ppgen.inference.samplers import draw
+    from ppgen.chains.gaussian_chain import GaussianChain
+    from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
+    from ppgen.inference.diffusion.ode import ode_loglik
+    from ppgen.inference.diffusion.samplers import draw
+    from ppgen.inference.report.figures import save
+    from ppgen.inference.report.sample_plots import samples_figure
     from ppgen.run import Run, prepare_columns
 
     run = Run.load(path)

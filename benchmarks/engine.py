@@ -151,8 +151,8 @@ def _graph(entry) -> Callable[[int], None]:
 
 
 def _ppgen(entry, engine: str) -> Callable[[int], None]:
-    from ppgen.inference.optimise import make_fabric, make_optimizer
-    from ppgen.inference.step import Row, make_step
+    from ppgen.inference.training.optimise import make_fabric, make_optimizer
+    from ppgen.inference.training.step import Row, make_step
 
     objective = _objective(entry)
     fabric = make_fabric("cpu", "32-true")
@@ -268,7 +268,7 @@ def _start(name: str, engine: str) -> dict[str, float]:
 
     torch.set_num_threads(1)
     entry = ENTRIES[name]()
-    import ppgen.inference.step  # noqa: F401 - imported before the clock starts
+    import ppgen.inference.training.step  # noqa: F401 - imported before the clock starts
 
     def cpu() -> float:
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -64,8 +64,8 @@ def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
     """Ours, standardised by the rows; batches are as many as the first of them."""
     from ppgen.errors import PpgenError
     from ppgen.inference import Objective, drawer
-    from ppgen.inference.optimise import make_fabric, make_optimizer
-    from ppgen.inference.step import Row, make_step
+    from ppgen.inference.training.optimise import make_fabric, make_optimizer
+    from ppgen.inference.training.step import Row, make_step
     from ppgen.models import Flow
     from ppgen.structure import inspect
 

@@ -120,9 +120,9 @@ def nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str
 def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed: int) -> dict[str, Any]:
     """The graphs are built before the clock starts."""
     from ppgen.engine import log_joint
-    from ppgen.inference.findings import FINE, worst_first
-    from ppgen.inference.mcmc import run_chains
-    from ppgen.inference.mcmc_diagnostics import findings
+    from ppgen.inference.sampling.mcmc import run_chains
+    from ppgen.inference.verdicts.findings import FINE, worst_first
+    from ppgen.inference.verdicts.mcmc_diagnostics import findings
     from ppgen.run import default_dtype
 
     with default_dtype(torch.float64):
@@ -157,7 +157,7 @@ def _reported(p: posteriordb.Posterior, draws: dict[str, np.ndarray]) -> dict[st
 def guided(p: posteriordb.Posterior, options: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
     """The guide's draws, and the same corrected by their smoothed importance weights, whatever k-hat is."""
     from ppgen.inference import fit, posterior
-    from ppgen.inference.psis import resampled, smoothed
+    from ppgen.inference.evaluation.psis import resampled, smoothed
 
     short = next(k for k, v in GUIDES.items() if v == guide)
     begun = cpu()

@@ -1,23 +1,23 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
-from ppgen.inference.calibrate import calibrate
-from ppgen.inference.compare import compare
-from ppgen.inference.diagnose import diagnose
-from ppgen.inference.drawer import drawer
-from ppgen.inference.findings import Finding, load_findings, verdict
-from ppgen.inference.fit import fit, resume
-from ppgen.inference.impute import impute
-from ppgen.inference.ledger import ledger
-from ppgen.inference.loglik import loglik
-from ppgen.inference.mcmc import mcmc
+from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.diffusion.impute import impute
+from ppgen.inference.diffusion.path_weights import chain_weights, weigh
+from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.evaluation.calibrate import calibrate
+from ppgen.inference.evaluation.compare import compare
+from ppgen.inference.evaluation.compiled_sampler import drawer
+from ppgen.inference.evaluation.diagnose import diagnose
+from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.posterior import posterior, predict
+from ppgen.inference.evaluation.sample import reconstruct, sample
 from ppgen.inference.objective import Objective
-from ppgen.inference.plot import plot
-from ppgen.inference.posterior import posterior, predict
-from ppgen.inference.report import report
-from ppgen.inference.sample import reconstruct, sample
-from ppgen.inference.samplers import draw
-from ppgen.inference.tree_plots import plot_tree
-from ppgen.inference.weights import chain_weights, weigh
+from ppgen.inference.report.plot import plot
+from ppgen.inference.report.report import report
+from ppgen.inference.report.tree_plots import plot_tree
+from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.training.fit import fit, resume
+from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
 
 __all__ = [
     "Finding",

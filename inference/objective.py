@@ -75,15 +75,17 @@ class Objective(nn.Module):
     def terms(self, batch: Mapping[str, Any]) -> list[Term]:
         """The terms of K draws."""
         if self.bound.TERMS == "subsampled":
-            return self.program.subsampled_terms(batch, self.particles)
+            return self.program.subsampled_terms(dict(batch), self.particles)
         if self.particles == 1:
             return stacked_terms(one_draw(self.program, batch, self.structure, closed_form=self._closed_form))
-        return self.prepare(batch)(self.particles, batch)
+        return self._recorded(batch)(self.particles, batch)
 
-    def prepare(self, batch: Mapping[str, Any]) -> ManyTerms | None:
+    def prepare(self, batch: Mapping[str, Any]) -> None:
         """Records one draw for batches of this shape, where several are made at once."""
-        if self.particles == 1 or self.bound.TERMS == "subsampled":
-            return None
+        if self.particles > 1 and self.bound.TERMS != "subsampled":
+            self._recorded(batch)
+
+    def _recorded(self, batch: Mapping[str, Any]) -> ManyTerms:
         key = (shapes(batch), self.training)
         if key not in self._many:
             self._many[key] = ManyTerms(

@@ -17,8 +17,8 @@ from pyro.distributions import Gamma, GammaPoisson, Poisson
 from torch import Tensor
 
 import ppgen
+from ppgen.distributions.regression import features_of, linear_predictor, require_features
 from ppgen.errors import PpgenError
-from ppgen.regression import features_of, linear_predictor, require_features
 
 __all__ = ["CountRegression"]
 

@@ -3,11 +3,12 @@ r"""The diffusion model: a chain of latents from noise to data, whose guide has 
     z_1 ~ N(0, s² I),   z_s | z_t ~ N(μ_θ(z_t, s, t), v),   x | z_0 ~ p(x | z_0)          1 = t_T > ... > t_0 = 0
     guide:  z_1 | x ~ N(α_1 x, σ_1²),   z_s | z_t, x ~ q(z_s | z_t, x)
 
-μ_θ is the mean of q(z_s | z_t, x) with x̂_θ(z_t, t) put in x's place; `ppgen.gaussian_chain` has the algebra. The
+μ_θ is the mean of q(z_s | z_t, x) with x̂_θ(z_t, t) put in x's place; `ppgen.chains.gaussian_chain` has the algebra. The
 network may give x̂ as it is or by way of something that is easier to learn:
 
     data  x̂      noise  ε      velocity  α ε − σ x      flow  ε − x      edm  x̂ = c_skip z + c_out F(c_in z)
-    levels  what each value may be before z's own evidence on it is taken in: `ppgen.grid_normal.posterior_mean`
+    levels  what each value may be before z's own evidence on it is taken in:
+            `ppgen.distributions.grid_normal.posterior_mean`
 
 Sources: Denoising Diffusion Probabilistic Models (Ho et al., 2020, arXiv:2006.11239); Variational Diffusion Models
 (Kingma et al., 2021, arXiv:2107.00630); Progressive Distillation (Salimans & Ho, 2022, arXiv:2202.00512), velocity;
@@ -27,12 +28,12 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 import ppgen
-from ppgen.dequantize import find_grid
+from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
+from ppgen.chains.schedules import make_schedule
+from ppgen.distributions.dequantize import find_grid
+from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.errors import PpgenError, nearest
-from ppgen.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
-from ppgen.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.nets import TimeMLP, UNet
-from ppgen.schedules import make_schedule
 
 __all__ = ["Diffusion"]
 
@@ -52,9 +53,9 @@ class Diffusion(GaussianChain):
         hidden: widths of the residual blocks of the mlp, or of the levels of the U-Net; None: (128, 128, 128) and
             (32, 64, 64).
         steps: T of the chain; 0 trains its limit T → ∞, the explicit chain then having 1 000 steps.
-        process: "vp", "ve", "sub-vp" or "ot", see `ppgen.gaussian_chain`.
-        schedule: see `ppgen.schedules`. Times uniform in log-SNR suit the ELBO, whose costs lie at low noise, where
-            the other curves hardly come; "cosine" suits the reweightings.
+        process: "vp", "ve", "sub-vp" or "ot", see `ppgen.chains.gaussian_chain`.
+        schedule: see `ppgen.chains.schedules`. Times uniform in log-SNR suit the ELBO, whose costs lie at low noise,
+            where the other curves hardly come; "cosine" suits the reweightings.
         prediction: what the network gives: "data", "noise", "velocity", "edm" or "flow"; "levels" for data on a grid.
         variance: of the reverse steps: "posterior", "forward" or "learned" between these.
         likelihood: "normal", of scale σ_0 / α_0; "discrete": its restriction to a grid of `levels`; "bernoulli".

@@ -3,7 +3,8 @@ r"""The normalising flow: an easy base, an invertible map, an exact log-likeliho
     z ~ base,   x = m + s f_θ(z; c):   log p(x | c) = log p_base(z) - log |det ∂f/∂z| - Σ_d log s_d
 
 m and s are the mean and standard deviation of the data, kept with the parameters. Discrete x (`levels` > 0) is the
-cell of a latent v that has such a density, see `ppgen.dequantize`; log P(x) has then a bound instead of a value.
+cell of a latent v that has such a density, see `ppgen.distributions.dequantize`; log P(x) has then a bound instead of
+a value.
 
 Sources: Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021, arXiv:1912.02762), and
 those of the families in `ppgen.transforms`.
@@ -23,8 +24,8 @@ from torch.distributions import AffineTransform, Distribution, SigmoidTransform
 from torch.nn.functional import softplus
 
 import ppgen
-from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.distributions import grid
+from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.errors import PpgenError, nearest
 from ppgen.transforms import Conditional, FlowTransform, Whitening, stack
 
@@ -55,7 +56,7 @@ class Flow(ppgen.Program):
         levels: of discrete data, 0 for continuous ones.
         low, high: least and greatest level's value.
         dequantise: "uniform" noise, or "variational": a conditional flow of the noise given x, learned.
-        margin: a of the logit that maps the cells to ℝ, see `ppgen.dequantize.logit_cells`.
+        margin: a of the logit that maps the cells to ℝ, see `ppgen.distributions.dequantize.logit_cells`.
         mix: a linear map between two transforms: "lu", "rotation" or "shuffle", see `ppgen.transforms.stack`.
         whiten: x is not only standardised but made uncorrelated, by the covariance of the first data that `prepare`
             sees, of more than D rows.

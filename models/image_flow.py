@@ -28,12 +28,12 @@ from torch.distributions import AffineTransform, ComposeTransform, ReshapeTransf
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import ppgen
-from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.distributions import grid
+from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.errors import PpgenError
 from ppgen.transforms import glow
-from ppgen.transforms.glow import small_net
-from ppgen.transforms.multiscale import convolve
+from ppgen.transforms.images.glow import small_net
+from ppgen.transforms.images.multiscale import convolve
 
 __all__ = ["ImageFlow"]
 
@@ -53,8 +53,8 @@ class ImageFlow(ppgen.Program):
         hidden: channels of the couplings' networks.
         levels, low, high: the grid of pixel values.
         dequantise: "uniform" noise, or "variational": its distribution given x is learned.
-        margin: a of the logit, see `ppgen.dequantize.logit_cells`. Pixels are mostly at the ends of their range, and a
-            small a spreads the cells there over as much of ℝ as those in the middle.
+        margin: a of the logit, see `ppgen.distributions.dequantize.logit_cells`. Pixels are mostly at the ends of their
+            range, and a small a spreads the cells there over as much of ℝ as those in the middle.
 
     Raises:
         PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.

@@ -18,7 +18,7 @@ from pyro.distributions import Bernoulli
 from torch import Tensor
 
 import ppgen
-from ppgen.regression import features_of, linear_predictor, require_features
+from ppgen.distributions.regression import features_of, linear_predictor, require_features
 
 __all__ = ["LogisticRegression"]
 

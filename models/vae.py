@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import ppgen
-from ppgen.dequantize import find_grid
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
+from ppgen.distributions.dequantize import find_grid
+from ppgen.distributions.mixtures import NormalMixture
 from ppgen.errors import PpgenError, nearest
-from ppgen.mixtures import NormalMixture
 from ppgen.nets import MLP, ConvDecoder, ConvEncoder
 
 __all__ = ["VAE"]

@@ -129,8 +129,8 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
                 pairs = list(zip(_gradients(own, inputs), _gradients(ours, inputs), strict=True))
             except RuntimeError as e:
                 return f"no gradient goes through its recorded run: {str(e).splitlines()[0]}"
-            for a, b in pairs:
-                if (a is None) != (b is None) or a is not None and b is not None and not _near(a, b):
+            for g, traced in pairs:
+                if (g is None) != (traced is None) or g is not None and traced is not None and not _near(g, traced):
                     return "its recorded run has other gradients (a part without gradient, or a gradient of its own)"
     return ""
 

@@ -7,7 +7,7 @@ at the continuous latents z of one draw. What touches a summed-out site becomes 
 dimensions are the plates that the component stands in: by row, where the latent is local to a row.
 
 Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al. 2019, arXiv:1902.03210).
-Pyro's contraction is used through its private `_compute_model_factors` and `_sample_posterior`, here only.
+Pyro's contraction is used through its `BackwardSampleMessenger` and private `_compute_model_factors`, here only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from unittest import mock
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro.infer.discrete import _sample_posterior
-from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.infer.traceenum_elbo import BackwardSampleMessenger, _compute_model_factors
 from pyro.ops import special
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.util import prune_subsample_sites
@@ -104,9 +103,13 @@ def drawn_discrete(
     names: Collection[str],
 ) -> dict[str, Tensor]:
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
-    every = config_enumerate(holding(latents)(lambda: program.call("model", data)), default="parallel")
-    with poutine.block(), poutine.trace() as tracer:
-        _sample_posterior(every, -1 - nesting, 1, False)
+    t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
+    with mock.patch.object(special, "_SafeLog", _Log):
+        t.p.compute_log_prob()
+        t.p.pack_tensors()
+        # Site after site, each from its conditional given those before.
+        with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
+            holding(latents)(lambda: program.call("model", data))()
     sites = sample_sites(tracer.trace)
     return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
 

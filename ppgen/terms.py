@@ -9,6 +9,7 @@ formulas on terms; several draws are several runs, stacked in a leading dimensio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -122,7 +123,7 @@ def latents_of(q: poutine.Trace) -> dict[str, Tensor]:
     return {n: s["value"] for n, s in sample_sites(q).items()}
 
 
-def holding(latents: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+def holding(latents: Mapping[str, Tensor]) -> Any:
     """Within it, latent sites of these names take these values, and stay latent."""
     q = poutine.Trace()
     for name, value in latents.items():
@@ -174,8 +175,13 @@ def _labelled(
 
 def dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
     """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
+    return _named(site, range(-n, 0))
+
+
+def _named(site: Mapping[str, Any], dims: Sequence[int]) -> tuple[str, ...]:
     plates = {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
-    return tuple(plates.get(i - n, f"{site['name']}_dim_{i}") for i in range(n))
+    number = itertools.count()
+    return tuple(plates[d] if d in plates else f"{site['name']}_dim_{next(number)}" for d in dims)
 
 
 def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Tensor, tuple[str, ...]]:
@@ -186,7 +192,7 @@ def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Te
     n = value.dim() - event_dim
     plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     gaps = [i for i in range(n) if i - n not in plates and value.shape[i] == 1 and any(d < i - n for d in plates)]
-    dims = tuple(d for i, d in enumerate(dim_names(site, n)) if i not in gaps)
+    dims = _named(site, [i - n for i in range(n) if i not in gaps])
     return value.reshape([m for i, m in enumerate(value.shape) if i not in gaps]), dims
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ppgen import Program, rows
+from ppgen.chains.gaussian_chain import GaussianChain
+from ppgen.chains.schedules import make_schedule
 from ppgen.draws import ManyTerms
-from ppgen.gaussian_chain import GaussianChain
 from ppgen.inference.bounds import Setting, log_weights
 from ppgen.models import (
     ARMA,
@@ -37,7 +38,6 @@ from ppgen.models import (
     LogisticRegression,
     Radon,
 )
-from ppgen.schedules import make_schedule
 from ppgen.structure import Structure
 
 

@@ -20,9 +20,9 @@ from ppgen.check import check
 from ppgen.cli import app
 from ppgen.distributions import Flat
 from ppgen.inference import calibrate, fit
-from ppgen.inference.optimise import learning_rate
-from ppgen.inference.refit import refit
-from ppgen.inference.uniform import band, ecdf, p_value
+from ppgen.inference.evaluation.ecdf_bands import band, ecdf, p_value
+from ppgen.inference.training.optimise import learning_rate
+from ppgen.inference.training.refit import refit
 
 X = {"x": normal(10)}
 

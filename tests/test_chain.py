@@ -7,12 +7,12 @@ import torch
 from known import KnownChain, normal, subsampled
 from torch.distributions import kl_divergence
 
-from ppgen.chain_terms import spread_times, timed
-from ppgen.gaussian_chain import PROCESSES, VARIANCES
+from ppgen.chains.chain_terms import spread_times, timed
+from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES
+from ppgen.chains.schedules import SCHEDULES
 from ppgen.inference import fit, loglik
 from ppgen.inference.objective import Objective
 from ppgen.models import Diffusion, diffusion
-from ppgen.schedules import SCHEDULES
 from ppgen.structure import inspect
 
 D = 2

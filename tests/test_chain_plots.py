@@ -7,8 +7,8 @@ import torch
 from known import binary, normal
 
 from ppgen.inference import fit
-from ppgen.inference.chain_plots import SHOWN, chain_figure, chain_figures, ledger_figure
-from ppgen.inference.ledger import ledger
+from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.report.chain_plots import SHOWN, chain_figure, chain_figures, ledger_figure
 from ppgen.models import Diffusion
 
 matplotlib.use("agg")

@@ -17,7 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 import ppgen
-from ppgen import cli, inference, progress
+from ppgen import cli, inference
+from ppgen.cli import progress
 from ppgen.run import Run
 
 LINE = '''"""z ~ N(0, 1), x | z ~ N(a z, 0.5)."""
@@ -516,7 +517,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(line, tmp_path):
         process.kill()
     assert process.returncode == 130, err
     assert "go on with: ppgen fit --resume r" in err and "Traceback" not in err
-    stopped = ppgen.files.read_tree(tmp_path / "r" / "state.safetensors")["progress"]["step"]
+    stopped = ppgen.run.files.read_tree(tmp_path / "r" / "state.safetensors")["progress"]["step"]
     run = subprocess.run(
         [sys.executable, "-m", "ppgen", "fit", "--resume", "r", "--steps", str(stopped + 20), "--json"],
         cwd=tmp_path, capture_output=True, text=True,

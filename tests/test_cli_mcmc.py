@@ -8,11 +8,11 @@ import pytest
 import xarray as xr
 from known import SCHOOLS
 
-from ppgen.files import read_netcdf, write_netcdf
 from ppgen.inference import fit, mcmc
-from ppgen.inference.compare import loo
-from ppgen.inference.findings import load_findings
+from ppgen.inference.evaluation.compare import loo
+from ppgen.inference.verdicts.findings import load_findings
 from ppgen.models import EightSchools
+from ppgen.run.files import read_netcdf, write_netcdf
 
 
 def ppgen(*arguments: str, cwd: object, ok: bool = True) -> subprocess.CompletedProcess:

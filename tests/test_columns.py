@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from ppgen.columns import as_tensors, parse_columns, select
+from ppgen.data.columns import as_tensors, parse_columns, select
 from ppgen.errors import PpgenError
 
 DTYPES = [

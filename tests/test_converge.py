@@ -13,7 +13,7 @@ from pyro.distributions import Normal
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.check import check
 from ppgen.inference import fit, posterior, resume
-from ppgen.inference.converge import EVERY, FALL, Convergence, _mcse, probe, split_r_hat, unit
+from ppgen.inference.training.converge import EVERY, FALL, Convergence, _mcse, probe, split_r_hat, unit
 
 X = normal(20) + 1.0
 

@@ -7,8 +7,8 @@ import torch
 from matplotlib.path import Path
 
 from ppgen.inference import fit, plot
-from ppgen.inference.corner import corner_figure, plane_figure
-from ppgen.inference.sample_plots import density_figures
+from ppgen.inference.report.corner import corner_figure, plane_figure
+from ppgen.inference.report.sample_plots import density_figures
 from ppgen.models import PPCA, Flow
 
 matplotlib.use("agg")

@@ -10,10 +10,10 @@ from known import KnownChain, binary, grey, normal, subsampled
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, Run, cli
-from ppgen.gaussian_chain import PROCESSES
+from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
-from ppgen.inference.ledger import chain_elbo, ledger
-from ppgen.inference.samplers import SAMPLERS, draw
+from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, ledger
+from ppgen.inference.diffusion.samplers import SAMPLERS, draw
 from ppgen.models import Diffusion, FlowMatching
 
 

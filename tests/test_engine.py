@@ -28,9 +28,9 @@ from ppgen.engine.small import decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
-from ppgen.inference import step as step_module
-from ppgen.inference.optimise import make_fabric, make_optimizer
-from ppgen.inference.step import Row, Step
+from ppgen.inference.training import step as step_module
+from ppgen.inference.training.optimise import make_fabric, make_optimizer
+from ppgen.inference.training.step import Row, Step
 from ppgen.models import Diffusion
 from ppgen.program import Program
 from ppgen.structure import inspect
@@ -277,7 +277,8 @@ def test_optimisers_as_functions_are_torchs(spec: str):
         p.grad = g.clone()
         theirs.step()
         options = theirs.param_groups[0]
-        q, state = update(q, g, state, bias_corrections(torch.tensor(t), options), lr, options)
+        corrections = bias_corrections(torch.tensor(t).double(), options.get("betas", (0.9, 0.999)))
+        q, state = update(q, g, state, corrections, lr, options)
         torch.testing.assert_close(q, p.detach())
 
 

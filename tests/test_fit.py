@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from known import GuidedNormalMean, NormalMean
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -20,11 +21,11 @@ from torch import nn
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
-from ppgen.files import read_tree
 from ppgen.inference import fit, resume
-from ppgen.inference.optimise import SCHEDULES, averaged, ema_decay, learning_rate
-from ppgen.inference.step import ENGINES
-from ppgen.inference.train import Progress, _row
+from ppgen.inference.training.optimise import SCHEDULES, averaged, ema_decay, learning_rate
+from ppgen.inference.training.step import ENGINES
+from ppgen.inference.training.train import Progress, _row
+from ppgen.run.files import read_tree
 
 torch.set_num_threads(1)
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -522,3 +523,17 @@ def test_two_processes_under_torchrun_equal_one(tmp_path, engine: str):
     assert "eagerly" not in said.stderr and "steps run as" not in said.stderr
     a, b = (read_tree(tmp_path / n / "parameters.safetensors")["t"] for n in ("one", "two"))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_model_runs_three_times_before_the_first_step(own):
+    """Once for its terms (and an autoguide's prototype), once with the guide, once on a row more."""
+    runs = []
+
+    class Counted(GuidedNormalMean if own else NormalMean):
+        def model(self, x=None):
+            runs.append(0)
+            return super().model(x)
+
+    fit(Counted(), {"x": X[:, 0]}, steps=0)
+    assert len(runs) <= 3

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict
-from ppgen.inference.compare import loo
+from ppgen.inference.evaluation.compare import loo
 
 ROWS, TAU, SD, WIDTH = 16, 1.5, 0.7, 1.5
 X = normal(ROWS, 2).double() @ torch.tensor([[1.0, 0.8], [0.0, 0.6]]).double()

@@ -12,11 +12,11 @@ from torch import nn
 from torch.distributions import AffineTransform
 
 import ppgen
-from ppgen.dequantize import Cell, Quantised, find_grid, logit_cells
+from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells
 from ppgen.errors import PpgenError
 from ppgen.inference import fit
-from ppgen.inference.loglik import loglik
-from ppgen.inference.sample import sample
+from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.sample import sample
 from ppgen.models import Flow
 from ppgen.models.flow import check_density
 from ppgen.transforms import FAMILIES

@@ -6,7 +6,7 @@ import pytest
 import torch
 from known import draws_agree, normal
 
-from ppgen.grid_normal import GridNormal, levels_numbers, posterior_mean
+from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 
 
 @pytest.mark.parametrize("window", [None, 4])

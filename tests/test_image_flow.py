@@ -8,8 +8,8 @@ import torch
 import ppgen
 from ppgen.errors import PpgenError
 from ppgen.inference import fit
-from ppgen.inference.loglik import loglik
-from ppgen.inference.sample import sample
+from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.sample import sample
 from ppgen.models import ImageFlow
 
 

@@ -10,7 +10,7 @@ from known import KnownChain, draws_agree, normal
 from typer.testing import CliRunner
 
 from ppgen import PpgenError, cli
-from ppgen.inference.impute import _resampled, impute
+from ppgen.inference.diffusion.impute import _resampled, impute
 from ppgen.models import Diffusion
 
 
@@ -41,7 +41,7 @@ def test_setting_the_known_values_without_weights_would_not_do():
 
 def test_each_step_weighs_a_particle_by_what_it_foresaw(monkeypatch):
     """log w grows by log p(z_s,known | z_t) of the model's own step, no more and no less."""
-    module, known, steps = import_module("ppgen.inference.impute"), KnownChain(low=-4.0, high=4.0), []
+    module, known, steps = import_module("ppgen.inference.diffusion.impute"), KnownChain(low=-4.0, high=4.0), []
     monkeypatch.setattr(module, "_resampled", lambda z, log_w: (steps.append((z, log_w)), (z, log_w))[1])
     impute(known, torch.tensor([[1.5, math.nan], [math.nan, 0.2]]).double(), particles=5, steps=6, seed=0)
     seen = torch.tensor([[True, False], [False, True]])

@@ -17,7 +17,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.data import take
 from ppgen.inference import fit, loglik
-from ppgen.inference.loglik import Bound
+from ppgen.inference.evaluation.loglik import Bound
 from ppgen.models import VAE, EightSchools
 
 X = normal(40, 4, seed=1) * 1.5
@@ -89,7 +89,7 @@ def test_mean_se_and_rows_se():
 
 
 def test_blocks_and_chunks_of_particles_change_nothing_but_the_noise(monkeypatch):
-    module = import_module("ppgen.inference.loglik")
+    module = import_module("ppgen.inference.evaluation.loglik")
     program = ppca(width=1.2)
     whole = loglik(program, {"x": X}, particles=2000)
     monkeypatch.setattr(module, "BLOCK", 7 * 4 * 30)

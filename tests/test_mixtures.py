@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from ppgen.mixtures import NormalMixture
+from ppgen.distributions.mixtures import NormalMixture
 
 
 def make(dtype=torch.float64, k=7, d=5):

@@ -21,35 +21,37 @@ from scipy import special
 from torch import Tensor
 
 from ppgen import PpgenError, Program, Run, catalog
-from ppgen.agreement import observed_in_support
 from ppgen.check import check
+from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
+from ppgen.guides.pathfinder import pathfinder
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
-from ppgen.inference.chees import Draws
-from ppgen.inference.compare import compare, loo
-from ppgen.inference.corner import corner_figure
-from ppgen.inference.drawer import drawer
-from ppgen.inference.drawing import edges_of
-from ppgen.inference.findings import load_findings, verdict, worst_first
-from ppgen.inference.guide_checks import weight_checks
-from ppgen.inference.impute import impute
-from ppgen.inference.ledger import ledger
-from ppgen.inference.mcmc import mcmc
-from ppgen.inference.mcmc_diagnostics import findings
-from ppgen.inference.moments import compare_moments
+from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.diffusion.impute import impute
+from ppgen.inference.diffusion.ode import ode_loglik
+from ppgen.inference.diffusion.path_weights import chain_weights
+from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.evaluation.compare import compare, loo
+from ppgen.inference.evaluation.compiled_sampler import drawer
+from ppgen.inference.evaluation.ecdf_bands import p_value
+from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.objective import Objective
-from ppgen.inference.ode import ode_loglik
-from ppgen.inference.plot import plot
-from ppgen.inference.refit import refit
-from ppgen.inference.report_checks import report_checks
-from ppgen.inference.samplers import draw
-from ppgen.inference.start import runaway, starts
-from ppgen.inference.tree_plots import latents_figure, plot_tree
-from ppgen.inference.uniform import p_value
-from ppgen.inference.weights import chain_weights
-from ppgen.pathfinder import pathfinder
+from ppgen.inference.report.corner import corner_figure
+from ppgen.inference.report.figures import figure_of, save
+from ppgen.inference.report.model_graph import edges_of
+from ppgen.inference.report.plot import plot
+from ppgen.inference.report.sample_plots import observed_values
+from ppgen.inference.report.tree_plots import latents_figure, plot_tree
+from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.training.refit import refit
+from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
+from ppgen.inference.verdicts.guide_checks import weight_checks
+from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
 from ppgen.terms import run
 
@@ -209,9 +211,9 @@ def test_bounds_on_its_log_likelihood(name):
     assert np.allclose(elbo.values, found.log_w.mean(0), rtol=1e-5)
     assert np.allclose(iw.values, special.logsumexp(found.log_w, 0) - math.log(100), rtol=1e-5)
     error = math.hypot(math.sqrt((elbo.se**2).sum()), pyros.std(ddof=1) / 20**0.5)
-    assert abs(first - pyros.mean()) < 4.5 * error
+    assert abs(first - pyros.mean()) < 5 * error
     others = loglik(program, data, particles=20, seed=1).best  # other draws: a tighter bound for all that
-    assert others.values.sum() > first - 4.5 * error
+    assert others.values.sum() > first - 5 * error
 
 
 def test_its_bits_per_dim_are_of_the_values_in_a_row(name):
@@ -309,7 +311,7 @@ def of_refit(folder):
     assert abs(float(values["autoguide.locs.m_unconstrained"]) - float(EXACT.loc)) < 0.15 * float(EXACT.scale)
 
 
-def of_uniform(folder):
+def of_ecdf_bands(folder):
     u = np.random.default_rng(0).random(200)
     assert p_value(u) > 0.01 and p_value(u**2) < 0.01
 
@@ -319,7 +321,7 @@ def of_report(folder):
     assert "The guide is the posterior" in report(run, {"x": X}, folder / "report.html").read_text()
 
 
-def of_drawing(folder):
+def of_model_graph(folder):
     program = NormalMean()
     assert edges_of(program, {"x": X}, fit(program, {"x": X}, steps=0).structure) == [("m", "x")]
 
@@ -356,6 +358,26 @@ def of_bounds(folder):
     assert torch.allclose(log_w, torch.full((20,), EVIDENCE).to(log_w), atol=1e-3)
 
 
+def of_estimates(folder):
+    """A figure for the data set: its mean is itself, and its spread over rows is not known."""
+    bound = loglik(GuidedNormalMean(), {"x": X}, particles=50).best
+    assert bound.mean == pytest.approx(EVIDENCE, abs=1e-3) and math.isnan(bound.rows_se)
+
+
+def of_figures(folder):
+    """What pictures are made of is matplotlib's: a figure with axes."""
+    figure, (axis,) = figure_of(2.0, 1.0)
+    axis.plot([0, 1])
+    assert save(figure, folder / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def of_sample_plots(folder):
+    """The observed values are those of the data, under the site's name."""
+    run = fit(NormalMean(), {"x": X}, steps=0)
+    seen, _ = observed_values(run, {"x": X})
+    assert torch.equal(seen["x"], X)
+
+
 def of_loglik(folder):
     iw = loglik(GuidedNormalMean(width=1.2), {"x": X}, particles=5000).best
     assert abs(iw.mean - EVIDENCE) < 4 * iw.mean_se
@@ -381,13 +403,13 @@ def of_ode(folder):
     assert ode_loglik(known, {"x": x}).values == pytest.approx(known.data.log_prob(x).numpy(), abs=0.01)
 
 
-def of_ledger(folder):
+def of_elbo_decomposition(folder):
     known = KnownChain(steps=30)
     found = ledger(known, {"x": known.data.sample((3000,))}, intervals=30)
     assert abs(found.elbo - known.expected_elbo()) < 4 * found.elbo_se
 
 
-def of_weights(folder):
+def of_path_weights(folder):
     known = KnownChain(low=-4.0)
     x = known.data.sample((20,))
     log_w = chain_weights(known, {"x": x}, particles=1000, steps=150)
@@ -525,14 +547,14 @@ def of_tree_plots(folder):
     assert abs(median - float(tree["posterior"]["m"].median())) < 1e-6
 
 
-def of_start(folder):
+def of_mcmc_init(folder):
     joint = log_joint(NormalMean(), {"x": X})
     u = starts(joint, 16, 1, joint.prior, torch.Generator().manual_seed(0))
     assert (joint(u) > joint(normal(16, 1) * 2).mean()).all()
     assert runaway(joint, EXACT.loc[None], EXACT.scale[None], torch.ones(1, 1), 16) is None
 
 
-def of_drawer(folder):
+def of_compiled_sampler(folder):
     """The prior predictive of a model without latents, drawn from its traced graph."""
     draw = drawer(Gaussian(0.5, 2.0), 4000, engine="trace")
     draws_agree(draw(seed=0)["x"], 0.5, 4.0)
@@ -560,7 +582,9 @@ def test_on_a_conjugate_target(algorithm, tmp_path):
 
 
 def members(folder: str) -> set[str]:
-    return {p.stem for p in (ROOT / folder).glob("*.py") if not p.stem.startswith("_")}
+    """The files of a catalogue, its rooms included; objectives have a table of their own (test_objectives.py)."""
+    files = (ROOT / folder).rglob("*.py")
+    return {p.stem for p in files if not p.stem.startswith("_") and p.parent.name != "objectives"}
 
 
 def test_every_model_has_a_row():

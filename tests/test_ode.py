@@ -6,9 +6,9 @@ import pytest
 import torch
 from known import KnownChain, normal
 
-from ppgen.gaussian_chain import PROCESSES
-from ppgen.inference import ode
-from ppgen.inference.ode import flow, log_density, ode_loglik
+from ppgen.chains.gaussian_chain import PROCESSES
+from ppgen.inference.diffusion import ode
+from ppgen.inference.diffusion.ode import flow, log_density, ode_loglik
 from ppgen.models import Diffusion
 
 

@@ -14,9 +14,9 @@ from torch import nn, tensor
 import ppgen
 from ppgen.inference import diagnose, fit, plot
 from ppgen.inference import sample as draw
-from ppgen.inference.figures import save
-from ppgen.inference.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
-from ppgen.inference.sample_plots import samples_figure
+from ppgen.inference.report.figures import save
+from ppgen.inference.report.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
+from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.models import EightSchools
 
 matplotlib.use("agg")
@@ -220,7 +220,7 @@ def test_khat_is_that_of_the_diagnosis(points):
 def test_a_label_that_the_program_does_not_take_colours_the_latents(points, tmp_path, monkeypatch):
     run, data = points
     shown = []
-    module = sys.modules["ppgen.inference.plot"]
+    module = sys.modules["ppgen.inference.report.plot"]
     monkeypatch.setattr(module, "latent_figure", lambda run, data, d, label, seed: shown.append((set(data), label)))
     y = (data["x"][:, 0] > 1).long()
     plot(run, {**data, "y": y}, tmp_path)

@@ -13,9 +13,9 @@ from torch import nn
 
 from ppgen import Program, rows
 from ppgen.errors import PpgenError
-from ppgen.files import read_netcdf, write_netcdf
 from ppgen.inference import diagnose, fit, posterior
-from ppgen.inference.psis import moments, resampled, smoothed, threshold
+from ppgen.inference.evaluation.psis import moments, resampled, smoothed, threshold
+from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
 EXACT = GuidedNormalMean().posterior(X)

@@ -21,9 +21,9 @@ from scipy import stats
 from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.drawing import describe, edges_of, layout, svg
-from ppgen.inference.findings import VERDICTS, WRONG
-from ppgen.inference.report_checks import predictive_checks, report_checks
+from ppgen.inference.report.model_graph import describe, edges_of, layout, svg
+from ppgen.inference.verdicts.findings import VERDICTS, WRONG
+from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
 from ppgen.models import VAE, EightSchools
 
 X = {"x": normal(20) + 1.0}

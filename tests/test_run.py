@@ -20,9 +20,9 @@ from torch import nn
 import ppgen
 from ppgen import PpgenError, Program, Run, catalog, rows
 from ppgen.data import fingerprint
-from ppgen.files import read_tree, write_tree
 from ppgen.inference import fit, loglik, resume, sample
 from ppgen.models import VAE
+from ppgen.run.files import read_tree, write_tree
 
 X = normal(30, 4)
 FILES = {"config.json", "parameters.safetensors", "example.safetensors", "state.safetensors", "metrics.csv"}

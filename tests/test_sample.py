@@ -36,7 +36,7 @@ def test_draws_of_ppca_are_those_of_its_joint():
 
 
 def test_blocks_of_rows_are_one_sample(monkeypatch):
-    monkeypatch.setattr(import_module("ppgen.inference.sample"), "CHUNK", 300)
+    monkeypatch.setattr(import_module("ppgen.inference.evaluation.sample"), "CHUNK", 300)
     draws_agree(sample(Gaussian(), 5000, seed=2)["x"], 0.5, 4.0)
 
 
@@ -110,7 +110,7 @@ def test_a_latent_held_fixed_for_all_draws(z):
 
 
 def test_a_latent_held_fixed_one_a_draw(monkeypatch):
-    monkeypatch.setattr(import_module("ppgen.inference.sample"), "CHUNK", 7)
+    monkeypatch.setattr(import_module("ppgen.inference.evaluation.sample"), "CHUNK", 7)
     z = normal(20, 2)
     assert torch.equal(sample(ppca(), 20, given={"z": z})["z"], z)
 

@@ -7,7 +7,7 @@ import torch
 from known import KnownChain, draws_agree, normal
 
 from ppgen import PpgenError
-from ppgen.inference.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of, usual
+from ppgen.inference.diffusion.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of, usual
 from ppgen.models import Diffusion
 
 STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ppgen import PpgenError
-from ppgen.gaussian_chain import PROCESSES, shares
-from ppgen.schedules import SCHEDULES, make_schedule
+from ppgen.chains.gaussian_chain import PROCESSES, shares
+from ppgen.chains.schedules import SCHEDULES, make_schedule
 
 
 @pytest.fixture(params=SCHEDULES)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from known import SCHOOLS, NormalMean, normal, ppca
 
-from ppgen.files import read_netcdf, write_netcdf
 from ppgen.inference import fit, mcmc, posterior, predict
 from ppgen.models import EightSchools
+from ppgen.run.files import read_netcdf, write_netcdf
 
 DRAWN = {"posterior", "posterior_predictive", "predictions", "prior", "prior_predictive", "log_likelihood",
          "sample_stats", "log_prior"}  # fmt: skip

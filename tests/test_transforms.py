@@ -19,10 +19,10 @@ from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, continuous, stack
 from ppgen.transforms.continuous import _trace
-from ppgen.transforms.mixture import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.residual import log_det, spectral_bound
-from ppgen.transforms.roots import solve_increasing
-from ppgen.transforms.splines import Spline
+from ppgen.transforms.univariate.mixture import Gaussianize, _log_cdf, _normal_quantile
+from ppgen.transforms.univariate.roots import solve_increasing
+from ppgen.transforms.univariate.splines import Spline
 
 HIDDEN = (8, 8)
 SLOW_SOLVER = {"cnf", "ffjord"}  # adaptive: values by tolerance, graph not traceable
@@ -760,7 +760,7 @@ def test_a_missing_direction_has_its_sentence_before_training():
 
 
 def test_every_family_and_every_kept_transform_has_its_row():
-    from ppgen.transforms.kept import _NAMES, _OWN
+    from ppgen.transforms.from_pyro import _NAMES, _OWN
 
     assert set(KEPT) == {*_NAMES, *_OWN}
     made = {"Multiscale": "glow", "Mixtures": "gf", "Continuous": "cnf", "Kept": "Pyro's spline"}

@@ -5,7 +5,13 @@ import pytest
 from known import SCHOOLS
 
 from ppgen.inference import fit, mcmc, posterior
-from ppgen.inference.tree_plots import energy_figure, latents_figure, plot_tree, predictive_figure, ranks_figure
+from ppgen.inference.report.tree_plots import (
+    energy_figure,
+    latents_figure,
+    plot_tree,
+    predictive_figure,
+    ranks_figure,
+)
 from ppgen.models import EightSchools
 
 

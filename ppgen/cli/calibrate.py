@@ -35,9 +35,10 @@ def calibrate(
 
     ppgen calibrate eight_schools --data eight_schools --guide AutoNormal      ppgen calibrate runs/schools
     """
-    from ppgen import catalog, inference, tell
-    from ppgen.files import write_json
+    from ppgen import catalog, inference
+    from ppgen.cli import output
     from ppgen.run import Run
+    from ppgen.run.files import write_json
 
     where = {"split": split, "columns": columns, "data_dir": data_dir}
     target, _, rows = program_or_run(program, settings, data, where)
@@ -55,7 +56,7 @@ def calibrate(
         print_json(result.figures())
         return
     _print_ranks(result)
-    tell.findings(result.findings)
+    output.findings(result.findings)
     if path is not None:
         print(f"figures  {path}")
 

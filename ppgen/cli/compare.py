@@ -28,13 +28,13 @@ def compare(
 
     Leave-one-out where what rows share was inferred; else log p(x) of held-out rows.
     """
-    from ppgen import sources, tell
+    from ppgen.cli import output
     from ppgen.cli.options import amortised
-    from ppgen.files import read_netcdf
     from ppgen.inference import posterior
-    from ppgen.inference.compare import Score, compare, held_out, loo
-    from ppgen.inference.findings import figures
-    from ppgen.run import Run
+    from ppgen.inference.evaluation.compare import Score, compare, held_out, loo
+    from ppgen.inference.verdicts.findings import figures
+    from ppgen.run import Run, sources
+    from ppgen.run.files import read_netcdf
 
     found: dict[str, Score] = {}
     for path in runs:
@@ -55,7 +55,7 @@ def compare(
         print_json({"models": result.table()} | figures(result.findings))
         return
     _print_scores(result.table())
-    tell.findings(result.findings)
+    output.findings(result.findings)
 
 
 def _print_scores(table: list[dict[str, Any]]) -> None:

@@ -48,8 +48,8 @@ def sample(
 ) -> None:
     """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest)."""
     from ppgen import inference
-    from ppgen.export import check_suffix
     from ppgen.run import Run
+    from ppgen.run.export import check_suffix
 
     fitted = Run.load(run)
     path = out or run / "samples.png"
@@ -74,13 +74,13 @@ def sample(
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:
-    from ppgen.export import write_draws
+    from ppgen.run.export import write_draws
 
     if path.suffix.lower() != ".png":
         write_draws(path, drawn, run.structure.names("observed"))
         return
-    from ppgen.inference.figures import save
-    from ppgen.inference.sample_plots import samples_figure
+    from ppgen.inference.report.figures import save
+    from ppgen.inference.report.sample_plots import samples_figure
 
     figure = samples_figure(run, drawn=drawn, given=_columns(held, run))
     if figure is None:
@@ -94,8 +94,8 @@ def _by_sampler(
     """Draws of a Gaussian chain by a sampler; None where the program is another, or has only a few steps."""
     import sys
 
-    from ppgen.inference.samplers import draw
-    from ppgen.progress import counter
+    from ppgen.cli.progress import counter
+    from ppgen.inference.diffusion.samplers import draw
 
     if not how and not (run.program.gaussian_steps and run.program.repeats):
         return None
@@ -109,8 +109,8 @@ def _filled(
     """Rows of x with their gaps filled in, n times each, a row's draws together; None where no x is held."""
     import sys
 
+    from ppgen.cli.progress import counter
     from ppgen.inference import impute
-    from ppgen.progress import counter
 
     if not run.program.gaussian_steps or "x" not in (held or {}):
         return None
@@ -148,7 +148,8 @@ def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
 
     if "x" in columns or not run.program.gaussian_steps:
         return columns
-    size = len(run.program.zero)
+    state: Any = run.program.zero
+    size = len(state)
     names = [f"x_{i}" for i in range(size)]
     if set(names) <= set(columns):
         rest = {k: v for k, v in columns.items() if k not in names}

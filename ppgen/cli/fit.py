@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen import tell
+from ppgen.cli import output
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
 from ppgen.errors import PpgenError
 
@@ -36,7 +36,7 @@ def fit(
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
     kl_warmup: Annotated[int, typer.Option(help="Steps over which the latent terms come in.")] = 0,
     patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
-    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, enumerate or subsampled.")] = None,
+    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, renyi, enumerate or subsampled.")] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
     starts: Annotated[
@@ -95,7 +95,7 @@ def fit(
             said = "stopped before the first step"
         print(f"ppgen: {said}", file=sys.stderr)
         raise typer.Exit(130) from None
-    tell.fit(run, time.monotonic() - begun, json)
+    output.fit(run, time.monotonic() - begun, json)
 
 
 def _fit(
@@ -104,9 +104,10 @@ def _fit(
 ) -> Run:  # fmt: skip
     import torch
 
-    from ppgen import inference, sources
+    from ppgen import inference
+    from ppgen.cli.progress import progress
     from ppgen.data import n_rows
-    from ppgen.progress import progress
+    from ppgen.run import sources
 
     torch.manual_seed(options["seed"])  # the constructor draws the first parameters
     program, source, columns = sources.program_and_rows(spec, settings, data, **where)
@@ -130,9 +131,9 @@ def _fit(
 
 
 def _resume(path: Path, steps: int | None, stream: Any, quiet: bool) -> Run:
-    from ppgen import inference, sources
-    from ppgen.progress import progress
-    from ppgen.run import Run
+    from ppgen import inference
+    from ppgen.cli.progress import progress
+    from ppgen.run import Run, sources
 
     run = Run.load(path)
     total = steps if steps is not None else run.config["fit"]["steps"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppgen import tell
+from ppgen.cli import output
 from ppgen.cli.options import Columns, Data, Json, RunOrPosterior, RunPath, Seed, Split, amortised, app, refuse
 from ppgen.console import print_json, print_table
 
@@ -29,8 +29,8 @@ def evaluate(
 
     Of a posterior.nc, the leave-one-out estimate of the log predictive density.
     """
-    from ppgen import inference, sources
-    from ppgen.run import Run
+    from ppgen import inference
+    from ppgen.run import Run, sources
 
     if run.suffix == ".nc":
         refuse(run, {"data": data, "split": split, "particles": particles, "ode": ode, "columns": columns})
@@ -43,12 +43,12 @@ def evaluate(
     if json:
         print_json({"run": str(run), "data": name, "per": found.per, "rows": found.rows, "bounds": table})
         return
-    tell.bounds(found, f"{fitted.program.name} on {name}")
+    output.bounds(found, f"{fitted.program.name} on {name}")
 
 
 def _evaluate_posterior(path: Path, json: bool) -> None:
-    from ppgen.files import read_netcdf
-    from ppgen.inference.compare import loo
+    from ppgen.inference.evaluation.compare import loo
+    from ppgen.run.files import read_netcdf
 
     found = loo(read_netcdf(path))
     rows = len(found.values)
@@ -83,10 +83,10 @@ def diagnose(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Whether to believe the guide: summary, k-hat, effective draws, KL. Writes the posterior as netCDF."""
-    from ppgen import inference, sources
-    from ppgen.export import check_suffix
-    from ppgen.files import read_netcdf, write_netcdf
-    from ppgen.run import Run
+    from ppgen import inference
+    from ppgen.run import Run, sources
+    from ppgen.run.export import check_suffix
+    from ppgen.run.files import read_netcdf, write_netcdf
 
     fitted = Run.load(run)
     path = out or run / "posterior.nc"
@@ -96,9 +96,9 @@ def diagnose(
     found = inference.diagnose(fitted, cols, draws=draws, rows=rows, particles=particles, reference=beside, seed=seed)
     write_netcdf(path, found.tree)
     if json:
-        print_json(tell.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})
+        print_json(output.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})
     else:
-        tell.diagnosis(found, f"{fitted.program.name} on {name}")
+        output.diagnosis(found, f"{fitted.program.name} on {name}")
         print(f"posterior {path}")
 
 
@@ -117,11 +117,11 @@ def plot(
 
     Of a posterior.nc: latents, ranks of the chains, energy, posterior predictive.
     """
-    from ppgen import inference, sources
-    from ppgen.run import Run
+    from ppgen import inference
+    from ppgen.run import Run, sources
 
     if run.suffix == ".nc":
-        from ppgen.files import read_netcdf
+        from ppgen.run.files import read_netcdf
 
         refuse(run, {"data": data, "split": split, "columns": columns})
         files = inference.plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"))

@@ -39,11 +39,11 @@ def mcmc(
     import torch
 
     from ppgen import inference
-    from ppgen.export import check_suffix
-    from ppgen.files import write_netcdf
-    from ppgen.inference.findings import figures, load_findings
-    from ppgen.progress import counter
+    from ppgen.cli.progress import counter
+    from ppgen.inference.verdicts.findings import figures, load_findings
     from ppgen.run import Run
+    from ppgen.run.export import check_suffix
+    from ppgen.run.files import write_netcdf
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir}

@@ -66,8 +66,7 @@ def program_or_run(
     spec: str, settings: list[str] | None, data: str | None, where: dict[str, Any]
 ) -> tuple[Any, str, Any]:
     """A program made for its data, or a run at its learned parameters; the data in words, and its rows."""
-    from ppgen import sources
-    from ppgen.run import Run
+    from ppgen.run import Run, sources
 
     if is_run(spec):
         refuse_settings(settings)

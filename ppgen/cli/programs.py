@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen import tell
+from ppgen.cli import output
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
 from ppgen.console import print_json, print_table
 from ppgen.errors import PpgenError, nearest
@@ -22,7 +22,7 @@ def check(
     data: Data = None,
     settings: Set = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
-    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae or enumerate.")] = "analytic",
+    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae, renyi or enumerate.")] = "analytic",
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
@@ -34,7 +34,8 @@ def check(
     """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports."""
     import torch
 
-    from ppgen import inference, sources
+    from ppgen import inference
+    from ppgen.run import sources
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir}
@@ -42,9 +43,9 @@ def check(
     run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
     graph = _graph(run, table, batch_size, engine)
     if json:
-        print_json(tell.check_figures(run, table) | {"graph": graph})
+        print_json(output.check_figures(run, table) | {"graph": graph})
         return
-    tell.check(run, table, f"{made.name} on {source.name} ({source.split})", graph)
+    output.check(run, table, f"{made.name} on {source.name} ({source.split})", graph)
 
 
 def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[str, Any] | None:
@@ -54,7 +55,7 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
     from ppgen.data import n_rows, take
     from ppgen.engine import describe
     from ppgen.inference import Objective
-    from ppgen.inference.step import ENGINES
+    from ppgen.inference.training.step import ENGINES
     from ppgen.run import prepare_columns
 
     if engine not in ENGINES:
@@ -69,8 +70,8 @@ def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)],
 ) -> None:
     """Write a small commented program of your own, which `ppgen fit FILE` runs at once."""
-    from ppgen.files import write_atomic
-    from ppgen.template import program_text
+    from ppgen.run.files import write_atomic
+    from ppgen.run.template import program_text
 
     if file.suffix != ".py":
         raise PpgenError(f"{file} is no Python file; let its name end in .py, as in my_model.py")
@@ -127,8 +128,8 @@ def _sections() -> dict[str, dict[str, str]]:
     from ppgen import catalog, data
     from ppgen.guides import autoguide_names
     from ppgen.inference import objectives
-    from ppgen.inference.optimise import SCHEDULES, optimizer_names
-    from ppgen.inference.step import ENGINES
+    from ppgen.inference.training.optimise import SCHEDULES, optimizer_names
+    from ppgen.inference.training.step import ENGINES
 
     return {
         "models": catalog.names(),

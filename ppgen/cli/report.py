@@ -26,11 +26,10 @@ def report(
 
     It shows calibration where ppgen calibrate RUN was run before.
     """
-    from ppgen import sources
-    from ppgen.export import check_suffix
-    from ppgen.inference.findings import figures
-    from ppgen.inference.report import write_report
-    from ppgen.run import Run
+    from ppgen.inference.report.report import write_report
+    from ppgen.inference.verdicts.findings import figures
+    from ppgen.run import Run, sources
+    from ppgen.run.export import check_suffix
 
     if out is not None:
         check_suffix(out, (".html",))

@@ -6,7 +6,7 @@
     log_joint                    the log joint and its gradient, one chain or many
     describe                     what a program's trace is made of
 
-`ppgen.inference.step` runs the steps of a fit through it.
+`ppgen.inference.training.step` runs the steps of a fit through it.
 """
 
 from ppgen.engine.compile import compiled, compiler

@@ -82,9 +82,10 @@ class Gradient:
                 *(after[k].detach() for k in changed),
             ]
 
-        if hasattr(objective, "prepare"):
+        prepare: Any = getattr(objective, "prepare", None)
+        if prepare is not None:
             with precision():
-                objective.prepare(batch)  # what the objective records itself, it records of real tensors
+                prepare(batch)  # what the objective records itself, it records of real tensors
         inputs = [p.detach() for p in parameters.values()] + [t.detach() for t in others.values()]
         inputs += [torch.ones(())] * warm_up + [batch[k] for k in self.columns]
         self.traced: Traced = trace(run, inputs)

@@ -20,6 +20,7 @@ from unittest import mock
 
 import pyro
 import torch
+from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx
 from torch.distributions import dirichlet as dirichlets
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -96,11 +97,23 @@ def _quiet() -> Iterator[None]:
         # How TraceEnum_ELBO leaves out what has probability 0 before it takes an inner product.
         return torch.where(mask, self, 0.0) if _caller() == "pyro.infer.util" else select(self, mask)
 
-    select = Tensor.masked_select
+    def counted(self: Any) -> Iterator[int]:
+        """`for i in pyro.plate(...)` over all of it counts; Pyro takes the numbers out of a tensor."""
+        if getattr(self, "subsample_size", self.size) != self.size:
+            yield from iterate(self)
+            return
+        self._vectorized, self.dim = False, None
+        for i in range(self.size):
+            self.next_context()
+            with self:
+                yield i
+
+    select, iterate = Tensor.masked_select, IndepMessenger.__iter__
     with (
         pyro.validation_enabled(False),
         mock.patch.object(torch._C, "_get_tracing_state", tracing),
         mock.patch.object(Tensor, "masked_select", masked_select),
+        mock.patch.object(IndepMessenger, "__iter__", counted),
         # A prior that was made while validation was on keeps it.
         mock.patch.object(torch.distributions.Distribution, "_validate_sample", lambda self, value: None),
         mock.patch.object(pyro.util, "torch_isnan", lambda x: False),

@@ -35,7 +35,7 @@ from torch.distributions import biject_to, constraints
 from ppgen.data import row_columns
 from ppgen.errors import PpgenError
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
-from ppgen.transforms.wrap import Inverse
+from ppgen.transforms.change_of_variables import Inverse
 
 JOINT = 100  # entries up to which local latents join the global vector
 DENSE = 500  # entries up to which L is a full triangle

@@ -15,17 +15,17 @@ from ppgen.transforms.autoregressive import (
     spline,
     unaf,
 )
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Inverse, gather
 from ppgen.transforms.continuous import Continuous, cnf, ffjord
 from ppgen.transforms.coupling import Coupling, nice, realnvp, spline_coupling
-from ppgen.transforms.elementwise import ActNorm, Mixtures, gaussianization
 from ppgen.transforms.families import FAMILIES, MIXES, stack
-from ppgen.transforms.glow import ConvCoupling, glow, glow_step
-from ppgen.transforms.kept import Kept, keep
+from ppgen.transforms.from_pyro import Kept, keep
+from ppgen.transforms.images.glow import ConvCoupling, glow, glow_step
+from ppgen.transforms.images.multiscale import Multiscale, Split, Squeeze
 from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, Whitening, conv1x1
-from ppgen.transforms.multiscale import Multiscale, Split, Squeeze
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import Residual, residual
-from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, gather
+from ppgen.transforms.univariate.elementwise import ActNorm, Mixtures, gaussianization
 
 __all__ = [
     "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling",

@@ -20,10 +20,10 @@ from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.utils import broadcast, unpack
 
 from ppgen.transforms import univariate as u
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Inverse, Pair, gather
 from ppgen.transforms.conditioner import START, entries
-from ppgen.transforms.networks import Integrands, Networks, OfFeatures
-from ppgen.transforms.splines import Circular, Spline
-from ppgen.transforms.wrap import Conditional, FlowTransform, Inverse, Pair, gather
+from ppgen.transforms.univariate.networks import Integrands, Networks, OfFeatures
+from ppgen.transforms.univariate.splines import Circular, Spline
 
 __all__ = ["Autoregressive", "bernstein", "circular_spline", "iaf", "maf", "naf", "sos", "spline", "unaf"]
 

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from zuko.flows.continuous import FFJTransform
 
 from ppgen.errors import PpgenError
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pair, full_precision, gather
 from ppgen.transforms.residual import jacobian
-from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
 
 __all__ = ["Continuous", "cnf", "ffjord"]
 

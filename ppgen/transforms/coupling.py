@@ -17,9 +17,9 @@ from zuko.utils import broadcast, unpack
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 from ppgen.transforms import univariate as u
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pair, gather
 from ppgen.transforms.conditioner import HIDDEN, START, entries
-from ppgen.transforms.splines import Spline
-from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, gather
+from ppgen.transforms.univariate.splines import Spline
 
 __all__ = ["Coupling", "nice", "realnvp", "spline_coupling"]
 

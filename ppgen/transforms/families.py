@@ -9,13 +9,13 @@ import torch
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.transforms import autoregressive as ar
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform
 from ppgen.transforms.continuous import cnf, ffjord
 from ppgen.transforms.coupling import nice, realnvp, spline_coupling
-from ppgen.transforms.elementwise import ActNorm, gaussianization
 from ppgen.transforms.linear import LULinear, Orthogonal, Permutation
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import residual
-from ppgen.transforms.wrap import Conditional, FlowTransform
+from ppgen.transforms.univariate.elementwise import ActNorm, gaussianization
 
 __all__ = ["FAMILIES", "MIXES", "stack"]
 

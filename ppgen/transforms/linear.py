@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError
-from ppgen.transforms.wrap import FlowTransform, Pair, full_precision
+from ppgen.transforms.change_of_variables import FlowTransform, Pair, full_precision
 
 __all__ = ["LULinear", "Orthogonal", "Permutation", "Whitening", "conv1x1"]
 

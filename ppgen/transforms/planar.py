@@ -18,8 +18,8 @@ from pyro.distributions import transforms as pyro_transforms
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppgen.transforms.roots import solve_increasing
-from ppgen.transforms.wrap import FlowTransform, Pair, full_precision
+from ppgen.transforms.change_of_variables import FlowTransform, Pair, full_precision
+from ppgen.transforms.univariate.roots import solve_increasing
 
 __all__ = ["Planar", "Radial", "Sylvester"]
 

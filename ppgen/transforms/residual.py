@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppgen.transforms.wrap import Conditional, FlowTransform, Pair, full_precision, gather
+from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pair, full_precision, gather
 
 __all__ = ["Residual", "residual"]
 

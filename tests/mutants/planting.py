@@ -73,7 +73,7 @@ def planted(mutant: Mutant, root: Path = ROOT, texts: dict[Path, str] | None = N
     return path, text[: match.start()] + new + text[match.end() :]
 
 
-def run(tests: Sequence[str], mutant: Mutant | None = None) -> tuple[int, str]:
+def run(tests: Sequence[str], mutant: Mutant | None = None, limit: float = LIMIT) -> tuple[int, str]:
     """pytest's exit code and output, for these tests in a copy of the tree, with the bug planted in it."""
     with tempfile.TemporaryDirectory(prefix="ppgen-mutant-") as folder:
         copy = Path(folder).resolve()
@@ -90,9 +90,9 @@ def run(tests: Sequence[str], mutant: Mutant | None = None) -> tuple[int, str]:
         env |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         try:
-            done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=LIMIT)
+            done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            return -1, f"the tests took longer than {LIMIT} seconds"
+            return -1, f"the tests took longer than {limit} seconds"
         return done.returncode, done.stdout + done.stderr
 
 

@@ -246,13 +246,13 @@ MUTANTS = [
         "paths_without_their_first_density",
         "log_w = program.base().log_prob(z) - q.log_prob(z)",
         "log_w = program.base().log_prob(z)",
-        "tests/test_weights.py::test_weights_of_whole_paths",
+        "tests/test_path_weights.py::test_weights_of_whole_paths",
     ),
     Mutant(
         "weighed_ess",
         "float(relative.sum() ** 2 / (relative**2).sum())",
         "float(relative.sum() / (relative**2).sum())",
-        "tests/test_weights.py::test_weights_of_whole_paths",
+        "tests/test_path_weights.py::test_weights_of_whole_paths",
     ),
     # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
     Mutant(
@@ -260,6 +260,12 @@ MUTANTS = [
         "return ((even + shift) % 1.0).reshape(times, rows)",
         "return ((even + shift / n) % 1.0).reshape(times, rows)",
         "tests/test_chain.py::test_the_figure_of_a_fit_is_that_of_all_rows_at_all_times[None]",
+    ),
+    Mutant(
+        "times_common_shift_by_entry",
+        "return ((even + shift) % 1.0).reshape(times, rows)",
+        "return ((even + shift / n) % 1.0).reshape(times, rows)",
+        "tests/test_chain.py::test_times_are_spread_evenly_and_uniform",
     ),
     Mutant(
         "chain_se_sqrt2",
@@ -313,6 +319,6 @@ MUTANTS = [
         "weigh_khat_sign",
         "float(pareto_k(w[:, None])[0])",
         "float(pareto_k(-w[:, None])[0])",
-        "tests/test_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target[2.0-0.55-0.95]",
+        "tests/test_path_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target",
     ),
 ]

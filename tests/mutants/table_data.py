@@ -87,8 +87,8 @@ MUTANTS = [
     ),
     Mutant(
         "what_is_fine_comes_first",
-        "key=lambda w: (GRAVE, LOOK, FINE).index(w.grave)",
-        "key=lambda w: (FINE, LOOK, GRAVE).index(w.grave)",
+        "key=lambda f: VERDICTS.index(f.verdict))",
+        "key=lambda f: -VERDICTS.index(f.verdict))",
         "tests/test_report.py::test_a_narrow_guide_comes_first",
     ),
     Mutant(

@@ -92,7 +92,7 @@ MUTANTS = [
     ),
     Mutant(
         "threshold_whatever_the_draws",
-        "return min(GOOD_K, 1 - 1 / math.log10(draws))",
+        "return min(GOOD_K, 1 - 1 / math.log10(max(draws, 10)))",
         "return GOOD_K",
         "tests/test_psis.py::test_weights_sum_to_one_and_keep_their_order",
     ),
@@ -116,21 +116,21 @@ MUTANTS = [
     ),
     Mutant(
         "weighted_sd_without_weights",
-        "return mean, np.sqrt((w @ (x - mean) ** 2).clip(min=0))",
+        "return mean, np.sqrt((w * (x - mean) ** 2).sum(0).clip(min=0))",
         "return mean, np.sqrt(((x - mean) ** 2).mean(0))",
         "tests/test_psis.py::test_moments_by_weights",
     ),
     # -- what chains are worth -----------------------------------------------------------------------------------
     Mutant(
         "chains_that_disagree_are_fine",
-        "if not rhat[worst] <= GOOD_RHAT:",
-        "if not rhat[worst] <= 100 * GOOD_RHAT:",
-        "tests/test_models.py::test_on_a_conjugate_target[findings]",
+        "grade(rhat[worst], GOOD_RHAT, WRONG_RHAT)",
+        "grade(rhat[worst], 100 * GOOD_RHAT)",
+        "tests/test_models.py::test_on_a_conjugate_target[mcmc_diagnostics]",
     ),
     Mutant(
         "heavy_tails_of_a_mean_only",
-        "if not k or not max(k) > GOOD_K / 2:",
-        "if not k or not max(k) > GOOD_K:",
+        "grade(k[worst], GOOD_K / 2)",
+        "grade(k[worst], GOOD_K)",
         "tests/test_mcmc.py::test_tails_are_told_by_their_shape",
     ),
     Mutant(
@@ -145,5 +145,54 @@ MUTANTS = [
         "(np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)))",
         "(np.diff(energy, axis=1) ** 2).mean(1) / 2 / energy.var(1).clip(1e-300)))",
         "tests/test_mcmc.py::test_energies_of_a_known_bfmi[0.9-0.2]",
+    ),
+    # -- what a guide is worth -----------------------------------------------------------------------------------
+    Mutant(
+        "part_of_the_checks_is_fine",
+        "return LOOK if worst == FINE and part else worst",
+        "return worst",
+        "tests/test_findings.py::test_one_check_of_several_is_not_fine",
+    ),
+    Mutant(
+        "the_best_verdict",
+        "worst = min((f.verdict for f in found), key=VERDICTS.index, default=LOOK)",
+        "worst = max((f.verdict for f in found), key=VERDICTS.index, default=LOOK)",
+        "tests/test_findings.py::test_what_was_not_checked_is_not_fine",
+    ),
+    Mutant(
+        "too_wide_is_fine",
+        "off, se = abs(ratio), float(",
+        "off, se = max(-ratio, 0.0), float(",
+        "tests/test_findings.py::test_a_guide_that_is_too_wide_is_not_believed",
+    ),
+    Mutant(
+        "error_of_a_mean_as_if_of_other_draws",
+        "influence = (x - mean) / better_sd - w * z",
+        "influence = np.hypot(1, w) * z",
+        "tests/test_findings.py::test_standard_errors_are_those_over_seeds",
+    ),
+    Mutant(
+        "error_of_an_sd_of_the_guide_alone",
+        "spread = (t**2 - 1) / 2 - w * (z**2 - 1) / 2",
+        "spread = (t**2 - 1) / 2",
+        "tests/test_findings.py::test_standard_errors_are_those_over_seeds",
+    ),
+    Mutant(
+        "chains_as_independent_draws",
+        "length = int(T**0.5)",
+        "length = 1",
+        "tests/test_findings.py::test_batch_means_of_an_autoregression",
+    ),
+    Mutant(
+        "few_effective_draws_are_only_looked_at",
+        "LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG",
+        "LOOK",
+        "tests/test_findings.py::test_one_effective_draw_is_wrong_whatever_khat",
+    ),
+    Mutant(
+        "weights_that_underflow_have_no_tail",
+        "or column.max() - np.sort(column)[-tail] > FARTHEST:",
+        "or False:",
+        "tests/test_findings.py::test_weights_of_a_guide_that_is_far_away",
     ),
 ]

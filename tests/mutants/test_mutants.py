@@ -26,13 +26,14 @@ TABLES = {
     "fitting": table_fitting.MUTANTS,
     "data": table_data.MUTANTS,
 }
+LEAST = 200  # rows: a bug may lose its place in the source, and is then planted elsewhere
 MUTANTS = {m.name: m for table in TABLES.values() for m in table}
 
 
 def test_every_bug_can_be_planted():
     """Nothing here runs a test: a refactoring that loses a row is seen at once."""
     rows = [m for table in TABLES.values() for m in table]
-    assert len(rows) == len(MUTANTS) >= 80, "rows of the same name, or too few"
+    assert len(rows) == len(MUTANTS) >= LEAST, "rows of the same name, or fewer than there were"
     texts, lost = {path: path.read_text() for path in sources()}, []
     for m in rows:
         try:
@@ -68,7 +69,7 @@ def test_a_bug_that_breaks_the_import_proves_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize("area", list(TABLES))
 def test_nothing_fails_where_nothing_is_planted(area):
-    code, output = run(sorted({i for m in TABLES[area] for i in m.tests.split()}))
+    code, output = run(sorted({i for m in TABLES[area] for i in m.tests.split()}), limit=1800)
     assert code == 0, output[-5000:]
 
 

@@ -1,0 +1,269 @@
+r"""Draws from a Gaussian chain, each sampler one function of (program, steps, z): from z ~ p(z_1) to a state at t = 0.
+
+    ancestral   z_s ~ p_θ(z_s | z_t)                                   Ho et al. (2020, arXiv:2006.11239)
+    ddim        z_s = α_s x̂ + √(σ_s² − τ²) ε̂ + τ ξ,  τ² = η² c σ_s²     Song et al. (2021, arXiv:2010.02502)
+    heun        a second-order step of dy/dσ = (y − x̂) / σ, y = z / α,  Karras et al. (2022, arXiv:2206.00364)
+                after noise is added back where `churn` asks for it     (their algorithm 2)
+    dpmpp       z_s = σ_s / σ_t z_t − α_s (e^(−h) − 1) D,               Lu et al. (2022, arXiv:2211.01095), 2M
+                D = x̂ extrapolated over half a step of λ = −γ / 2
+    dpmpp_sde   the same of the reverse SDE
+    ode         the probability-flow ODE, solved adaptively             Song et al. (2021, arXiv:2011.13456)
+
+x̂ = E[x | z_t] is `program.denoise`, ε̂ = (z − α x̂) / σ. All but the last call it once a step (heun twice).
+`draw` is what users call: it draws z_1, runs a sampler, and ends with x ~ p(x | z_0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppgen.chains.gaussian_chain import GaussianChain
+from ppgen.data import n_rows
+from ppgen.errors import PpgenError, nearest
+from ppgen.inference.diffusion.ode import flow
+from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns
+
+__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "draw", "heun", "ode"]
+
+FEW = 64  # values a row
+BLOCK = 2**18  # values at once: bounds the memory
+Watch = Callable[[float, Tensor], object]  # called with the time and the state after every step
+
+
+def ancestral(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | None = None, **columns: Any) -> Tensor:
+    """The chain itself, of any number of steps."""
+    for s, t in program.grid(steps):
+        z = _seen(watch, s, program.reverse(z, s, t, **columns).sample())
+    return z
+
+
+def ddim(
+    program: GaussianChain, steps: int, z: Tensor, *, eta: float = 0.0, watch: Watch | None = None, **columns: Any
+) -> Tensor:
+    """Deterministic at η = 0; at η = 1 the chain with its posterior variance."""
+    for s, t in program.grid(steps):
+        (gamma_s, alpha_s, sigma_s), (gamma_t, alpha_t, sigma_t) = (program.coefficients(u) for u in (s, t))
+        x = program.denoise(z, t, **columns)
+        noise = (z - alpha_t * x) / sigma_t
+        tau = eta * (-torch.expm1(gamma_s - gamma_t)).sqrt() * sigma_s
+        z = alpha_s * x + (sigma_s**2 - tau**2).clamp(min=0).sqrt() * noise
+        z = _seen(watch, s, z + tau * torch.randn_like(z) if eta else z)
+    return z
+
+
+def heun(
+    program: GaussianChain,
+    steps: int,
+    z: Tensor,
+    *,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.05, 50.0),
+    churn_noise: float = 1.003,
+    watch: Watch | None = None,
+    **columns: Any,
+) -> Tensor:
+    """EDM's sampler: `churn`, `churn_range` and `churn_noise` are its S_churn, (S_tmin, S_tmax) and S_noise."""
+    for s, t in program.grid(steps):
+        (gamma_s, alpha_s, _), (gamma_t, alpha_t, _) = (program.coefficients(u) for u in (s, t))
+        level_s, level = (gamma_s / 2).exp(), (gamma_t / 2).exp()
+        y = z / alpha_t
+        if churn and churn_range[0] <= float(level) <= churn_range[1]:
+            raised = level * (1 + min(churn / steps, math.sqrt(2) - 1))
+            t = time_of(program, 2 * float(raised.log()))
+            gamma_t, alpha_t, _ = program.coefficients(t)
+            raised = (gamma_t / 2).exp()  # no further than the chain's end
+            y = y + (raised**2 - level**2).clamp(min=0).sqrt() * churn_noise * torch.randn_like(y)
+            level = raised
+        slope = (y - program.denoise(y * alpha_t, t, **columns)) / level
+        ahead = y + (level_s - level) * slope
+        there = (ahead - program.denoise(ahead * alpha_s, s, **columns)) / level_s
+        z = _seen(watch, s, alpha_s * (y + (level_s - level) * (slope + there) / 2))
+    return z
+
+
+def dpmpp(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | None = None, **columns: Any) -> Tensor:
+    """DPM-Solver++(2M); the last of fewer than 15 steps is of first order, for stability."""
+    middle = _Middle(program, steps, columns)
+    for s, t in program.grid(steps):
+        step, x = middle(z, s, t)
+        (_, alpha_s, sigma_s), (_, _, sigma_t) = program.coefficients(s), program.coefficients(t)
+        z = _seen(watch, s, sigma_s / sigma_t * z - alpha_s * torch.expm1(-step) * x)
+    return z
+
+
+def dpmpp_sde(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | None = None, **columns: Any) -> Tensor:
+    """SDE-DPM-Solver++(2M): fresh noise at every step."""
+    middle = _Middle(program, steps, columns)
+    for s, t in program.grid(steps):
+        step, x = middle(z, s, t)
+        (_, alpha_s, sigma_s), (_, _, sigma_t) = program.coefficients(s), program.coefficients(t)
+        kept = -torch.expm1(-2 * step)
+        z = sigma_s / sigma_t * (-step).exp() * z + alpha_s * kept * x
+        z = _seen(watch, s, z + sigma_s * kept.sqrt() * torch.randn_like(z))
+    return z
+
+
+def ode(
+    program: GaussianChain,
+    steps: int,
+    z: Tensor,
+    *,
+    tolerance: float = 1e-4,
+    watch: Watch | None = None,
+    **columns: Any,
+) -> Tensor:
+    """The probability-flow ODE; the solver chooses its steps, `steps` is how many states `watch` is shown."""
+    for s, t in program.grid(steps if watch is not None else 1):
+        z = _seen(watch, s, flow(program, z, t, s, tolerance=tolerance, **columns))
+    return z
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "heun": heun,
+    "dpmpp": dpmpp,
+    "dpmpp_sde": dpmpp_sde,
+    "ode": ode,
+}
+
+
+@torch.no_grad()
+def draw(
+    run: Run | Program,
+    n: int = 1,
+    sampler: str | None = None,
+    steps: int | None = None,
+    *,
+    given: Mapping[str, Any] | None = None,
+    guidance: float | None = None,
+    mean: bool = False,
+    seed: int | None = None,
+    report: Callable[[int, int], object] | None = None,
+    watch: Watch | None = None,
+    **how: Any,
+) -> Tensor:
+    """n draws of x by a sampler, (n, D).
+
+    Args:
+        run: a run, or a program: a Gaussian chain.
+        sampler: a key of `SAMPLERS`; None chooses one by the number of values a row, see `usual`.
+        steps: of the sampler, whatever the chain's own number; None: 50, of `ancestral` 200.
+        given: other columns of the model (a label y), one value for all draws or one a draw.
+        guidance: w of classifier-free guidance, x̂ = x̂(z) + w (x̂(z, y) − x̂(z)); None or 1 is the model itself.
+        mean: the mean of p(x | z_0) in place of a draw.
+        seed: of the draws; None goes on with torch's random state.
+        report: called with (steps done, of how many) as it goes.
+        watch: called with the time and the states of the first block of rows after every step.
+        how: the sampler's own options (eta, churn, ...).
+
+    Raises:
+        PpgenError: no such sampler; a program that is no Gaussian chain.
+    """
+    program = chain_of(run, "the sampler" if sampler is None else f"the sampler {sampler!r}")
+    sampler, steps = usual(program, sampler, steps)
+    if sampler not in SAMPLERS:
+        raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
+    if steps < 1 or n < 1:
+        raise PpgenError(f"steps is {steps} and n is {n}; expected at least 1 of each")
+    columns = prepare_columns(given, program, dtype_of_program(program)) if given else {}
+    if columns and n_rows(columns) not in (1, n):
+        raise PpgenError(f"given has {n_rows(columns)} rows for n={n} draws; pass one row, or one a draw")
+    with ready(run, columns, seed, guide=False), program.running():
+        with pyro.validation_enabled(True):
+            context: dict[str, Any] = program.context(columns)
+        if guidance is not None and guidance != 1.0:
+            context["guidance"] = guidance
+        most = max(1, BLOCK // len(program.zero))
+        blocks, parts = math.ceil(n / most), []
+        for b in range(blocks):
+            rows = min(most, n - b * most)
+            held = {k: _rows_of(v, b * most, rows, n) for k, v in context.items()}
+            z = program.base().expand([rows]).sample()
+            shown = watch if b == 0 else None
+            if shown is not None:
+                shown(1.0, z)
+            seen = _counted(b * steps, blocks * steps, report, shown)
+            z = SAMPLERS[sampler](program, steps, z, watch=seen if report or watch else None, **how, **held)
+            fn = program.likelihood(z, **held)
+            parts.append(fn.mean if mean else fn.sample())
+        return torch.cat(parts)
+
+
+def _counted(done: int, of: int, report: Callable[[int, int], object] | None, watch: Watch | None) -> Watch:
+    """What a sampler calls after each of its steps, so many being done before."""
+    numbers = count(done + 1)
+
+    def seen(time: float, state: Tensor) -> None:
+        if report is not None:
+            report(next(numbers), of)
+        if watch is not None:
+            watch(time, state)
+
+    return seen
+
+
+def usual(program: GaussianChain, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
+    """The sampler and its steps, where one or both are not chosen.
+
+    A deterministic sampler adds up the network's errors; a stochastic one forgets them, with enough steps. Of a few
+    values a row these are cheap: `ancestral` at 200 steps below `FEW` values, else `dpmpp` at 50.
+    """
+    if sampler is None:
+        sampler = "ancestral" if len(program.zero) < FEW and (steps is None or steps >= 100) else "dpmpp"
+    return sampler, (200 if sampler == "ancestral" else 50) if steps is None else steps
+
+
+def chain_of(run: Run | Program, what: str) -> GaussianChain:
+    """The program, which has to be a Gaussian chain."""
+    program = program_of(run)
+    if not isinstance(program, GaussianChain):
+        raise PpgenError(f"{what} runs a Gaussian chain backwards, and {program.name} is none; take model diffusion")
+    return program
+
+
+def time_of(program: GaussianChain, gamma: float) -> float:
+    """The time t with γ(t) = gamma, by bisection; 0 or 1 beyond the ends."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(program.gamma(middle)) < gamma else (low, middle)
+    return (low + high) / 2
+
+
+class _Middle:
+    """x̂ at the middle of each step of λ = −γ / 2, extrapolated from the step before where there is one."""
+
+    def __init__(self, program: GaussianChain, steps: int, columns: dict[str, Any]):
+        self.program, self.steps, self.columns = program, steps, columns
+        self.before: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, z: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]:
+        """The step of λ from t to s, and x̂."""
+        step = (self.program.gamma(t) - self.program.gamma(s)) / 2
+        now = x = self.program.denoise(z, t, **self.columns)
+        if self.before is not None and not (s == 0.0 and self.steps < 15):
+            x = now + (now - self.before[0]) * step / (2 * self.before[1])
+        self.before = now, step
+        return step, x
+
+
+def _seen(watch: Watch | None, time: float, z: Tensor) -> Tensor:
+    if watch is not None:
+        watch(time, z)
+    return z
+
+
+def _rows_of(value: Any, start: int, rows: int, n: int) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != n or n == 1:
+        return value
+    return value[start : start + rows]

@@ -1,0 +1,271 @@
+r"""Which of several models predicts better: one table across families, with paired differences.
+
+    loo        Σ_i log p(x_i | x_{-i}), by Pareto-smoothed importance sampling over posterior draws: defined where
+               what the rows share (global latents) was inferred and each row has a likelihood given it
+    held out   Σ_i log p(x_i) of rows that were not fitted: exact, an importance-weighted lower bound, or (where
+               latents are global) the log of the mean of p(x_i | z) over posterior draws
+
+The difference of two models on the same rows has the standard error √n sd(d_i), d_i the difference at row i, which is
+far smaller than those of the two: rows that are hard are hard for both.
+
+Sources: Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC (Vehtari et al. 2017,
+arXiv:1507.04544); Bayesian leave-one-out cross-validation for large data (Magnusson et al. 2019, arXiv:1904.10679), for
+draws of an approximate posterior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.data import n_rows, validate
+from ppgen.draws import Many, one_draw
+from ppgen.enumerated import drawn_discrete
+from ppgen.errors import PpgenError
+from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.posterior import posterior
+from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.evaluation.sample import dtype_of_program, ready
+from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
+from ppgen.run import Run, prepare_columns
+from ppgen.sites import sample_sites
+from ppgen.terms import guide_run, latents_of, total
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+
+class Score(NamedTuple):
+    """One model's log predictive density.
+
+    Attributes:
+        kind: loo, exact, estimate or lower.
+        values: nats, one a row.
+        se: Monte Carlo standard error of their sum; nan where it is not known (loo).
+        bad: rows whose k-hat is above 0.7, for loo.
+        observed: what was predicted, flat: scores are compared on the same values only.
+    """
+
+    kind: str
+    values: np.ndarray
+    se: float
+    bad: int
+    observed: np.ndarray
+
+    @property
+    def total(self) -> float:
+        return float(self.values.sum())
+
+    @property
+    def rows_se(self) -> float:
+        """Standard error of the total over rows."""
+        return _sum_se(self.values)
+
+
+class Comparison(NamedTuple):
+    """What `compare` returns.
+
+    Attributes:
+        scores: by name, the best first.
+        differences: by name, (difference from the best, its standard error), in nats over all rows.
+        findings: what the table says, and what to beware of; printed, each is a sentence.
+    """
+
+    scores: dict[str, Score]
+    differences: dict[str, tuple[float, float]]
+    findings: list[Finding]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a model."""
+        return [
+            {
+                "name": name, "kind": s.kind, "nats": s.total, "rows_se": s.rows_se, "se": s.se,
+                "per_row": s.total / len(s.values), "rows": len(s.values), "difference": self.differences[name][0],
+                "difference_se": self.differences[name][1], "bad_k": s.bad,
+            }
+            for name, s in self.scores.items()
+        ]  # fmt: skip
+
+
+def compare(scores: Mapping[str, Score]) -> Comparison:
+    """Compares scores (of `loo` or `held_out`) on the same rows.
+
+    Raises:
+        PpgenError: fewer than two; scores of other rows or values; loo beside held-out rows.
+    """
+    if len(scores) < 2:
+        raise PpgenError(f"compare got {len(scores)} model; name two runs or more")
+    first_name, first = next(iter(scores.items()))
+    for name, s in scores.items():
+        if (s.kind == "loo") != (first.kind == "loo"):
+            raise PpgenError(
+                f"{first_name!r} is scored by {_words(first)} and {name!r} by {_words(s)}, which are about other rows; "
+                "score both on held-out rows (--split test, or --data)"
+            )
+        if len(s.values) != len(first.values) or s.observed.shape != first.observed.shape:
+            raise PpgenError(
+                f"{first_name!r} is scored on {len(first.values)} rows ({first.observed.size} values) and {name!r} on "
+                f"{len(s.values)} ({s.observed.size}); score both on the same rows"
+            )
+        if not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6):
+            raise PpgenError(
+                f"{first_name!r} and {name!r} predict other values (rows in another order, or scaled?), and densities "
+                "of different things cannot be compared; score both on the same data"
+            )
+    order = dict(sorted(scores.items(), key=lambda item: -item[1].total))
+    best = next(iter(order.values()))
+    differences = {n: ((s.total - best.total), _sum_se(s.values - best.values)) for n, s in order.items()}
+    return Comparison(order, differences, _findings(order, differences))
+
+
+@torch.no_grad()
+def score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
+    """LOO of the rows that were fitted where it is defined (and `data` is None), else of held-out `data`.
+
+    Args:
+        data: rows that were not fitted; None takes the fitted ones.
+        draws: of the posterior, where latents are global.
+        particles: importance weights a row, where latents are local.
+
+    Raises:
+        PpgenError: neither is defined: both global and local latents; no row has a likelihood of its own.
+    """
+    s = run.structure
+    if data is None and s.globals:
+        tree = posterior(run, run.data(), draws=draws, seed=seed, predictive=False, prior=False)
+        return loo(tree)
+    return held_out(run, run.data() if data is None else data, draws=draws, particles=particles, seed=seed)
+
+
+def loo(tree: DataTree) -> Score:
+    """Leave-one-out by PSIS, of a guide's draws (whose log_p and log_q it takes) or of a sampler's.
+
+    Raises:
+        PpgenError: no log-likelihood by row.
+    """
+    from arviz_stats import loo as psis_loo  # type: ignore[attr-defined]
+    from arviz_stats import loo_approximate_posterior  # type: ignore[attr-defined]
+    from xarray import Dataset, DataTree
+
+    if "log_likelihood" not in tree.children:
+        raise PpgenError("these draws have no group log_likelihood, from which LOO is computed; score held-out rows")
+    sites = tree["log_likelihood"].dataset.data_vars
+    ndims = {v.ndim for v in sites.values()}
+    if not sites or ndims == {2}:
+        raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
+    total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
+    small = DataTree.from_dict({"posterior": tree["posterior"].dataset, "log_likelihood": Dataset({"x": total})})
+    stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
+    if stats is not None and "log_q" in stats:
+        if stats["log_q"].ndim != 2:
+            raise PpgenError("the latents are one a row, so that leaving a row out leaves its latents out: no LOO here")
+        found = loo_approximate_posterior(
+            small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"
+        )
+    else:
+        found = psis_loo(small, pointwise=True, var_name="x")
+    bad = int((np.asarray(found.pareto_k) > GOOD_K).sum())
+    observed = np.concatenate([v.values.ravel() for v in tree["observed_data"].dataset.data_vars.values()])
+    return Score("loo", np.asarray(found.elpd_i, dtype=float).ravel(), math.nan, bad, observed.astype(float))
+
+
+def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:
+    """The log-likelihoods of all sites, summed over everything but chain, draw and the rows' dimension: `row_dim`, or
+    where the sites lack that the innermost that they share."""
+    shared = [d for d in next(iter(sites.values())).dims if all(d in v.dims for v in sites.values())]
+    rows = [d for d in shared if d not in ("chain", "draw")]
+    if not rows:
+        raise PpgenError("the observed sites stand in no common plate, so that there are no rows to leave out")
+    keep = ("chain", "draw", row_dim if row_dim in rows else rows[-1])
+    return sum(v.sum([d for d in v.dims if d not in keep]) for v in sites.values())
+
+
+@torch.no_grad()
+def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
+    """log p(x_i) of each row of data.
+
+    Raises:
+        PpgenError: the guide knows the latents of the fitted rows only; latents that are shared by rows and local ones.
+    """
+    program, s = run.program, run.structure
+    data = prepare_columns(data, program, dtype_of_program(program))
+    validate(data)
+    if s.globals:
+        if s.locals:
+            raise PpgenError(
+                f"{program.name} has latents of a row ({s.locals[0]!r}) beside shared ones ({s.globals[0]!r}), for "
+                "which neither LOO nor a held-out likelihood is offered; write the model with the local ones summed out"
+            )
+        values, error = _predictive(run, data, draws, seed)
+        return Score("estimate", values, error, 0, _observed(run, data))
+    found = loglik(run, data, particles=particles, seed=seed)
+    if found.per != "row":
+        raise PpgenError(f"{program.name} has no log-likelihood by row, so that it cannot be compared row by row")
+    best = found.best
+    return Score(best.kind, np.asarray(best.values, float), float(np.sqrt((best.se**2).sum())), 0, _observed(run, data))
+
+
+def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tuple[np.ndarray, float]:
+    """log 1/S Σ_s p(x_i | z_s), z_s from the guide as it was fitted, and the standard error of its sum."""
+    program, s = run.program, run.structure
+    for name in s.names("observed"):
+        if not s.is_local(name):
+            raise PpgenError(f"the observed site {name!r} stands in no plate over the rows; there are no rows")
+
+    def one() -> list[Tensor]:
+        q = guide_run(program, run.example)
+        held = {n: v for n, v in latents_of(q).items() if n in s.globals}
+        if s.summed:
+            shared = tuple(n for n in s.summed if not s.is_local(n))
+            held |= drawn_discrete(program, run.example, s.nesting, held, shared) if shared else {}
+        found = one_draw(program, data, s, latents=held)
+        return [total([t for t in found if t.role in ("likelihood", "summed")], keep=s.row_plates)]
+
+    with ready(run, run.example, seed):
+        (log_p,) = Many(one, name=program.name)(draws)
+    log_p = log_p.double()
+    values = log_p.logsumexp(0) - math.log(len(log_p))
+    relative = (log_p - values).exp()  # p(x_i | z_s) over its mean
+    error = (relative - 1).sum(1).std() / math.sqrt(len(log_p))  # the rows share z_s
+    return values.numpy(), float(error)
+
+
+def _observed(run: Run, data: Mapping[str, Any]) -> np.ndarray:
+    few = {k: v.double().numpy().ravel() for k, v in data.items()}
+    with ready(run, data, None, guide=False), torch.random.fork_rng():
+        sites = sample_sites(poutine.trace(lambda: run.program.call("model", data)).get_trace())
+    seen = {sites[n]["value"].data_ptr() for n in run.structure.names("observed")}
+    found = [few[k] for k, v in data.items() if v.data_ptr() in seen]
+    return np.concatenate(found) if found else np.zeros(n_rows(data))
+
+
+def _sum_se(values: np.ndarray) -> float:
+    n = len(values)
+    return float(values.std(ddof=1) * math.sqrt(n)) if n > 1 else math.nan
+
+
+def _words(s: Score) -> str:
+    return "leave-one-out of the rows fitted" if s.kind == "loo" else "held-out rows"
+
+
+def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, float]]) -> list[Finding]:
+    """Whether the best two can be told apart; rows whose LOO is not to be relied on; bounds of several kinds."""
+    best, top = next(iter(scores.items()))
+    other, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
+    told = not se > 0 or abs(gap) > 4 * se
+    said = {"other": other, "se": se, "rows": len(top.values)}
+    found = [Finding("score_difference", best, -gap, 4 * se, FINE if told else LOOK, said)]
+    for name, s in scores.items():
+        if s.bad:
+            rows = {"rows": len(s.values), "khat_threshold": GOOD_K}
+            found.append(Finding("loo_khat", name, float(s.bad), 0.0, LOOK, rows))
+    lower = [n for n, s in scores.items() if s.kind == "lower"]
+    if lower and len(lower) < len(scores):
+        found.append(Finding("bound_kinds", "", float(len(lower)), 0.0, LOOK, {"lower": lower}))
+    return found

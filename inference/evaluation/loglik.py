@@ -1,0 +1,213 @@
+r"""How probable the data are under the learned model: one log p(x) for every family of models.
+
+    exact     no latents: log p(x) is the model's log-probability
+    estimate  the same, where the model draws it without bias, as a flow does with a Hutchinson trace
+    lower     ELBO = E_q[log w],  and  L_K = E log 1/K Σ_k w_k ≤ log p(x),  w_k = p(x, z_k) / q(z_k | x)
+
+per datum where every latent is local to a row; one figure for all rows where some latent is global.
+L_K rises to log p(x) with K (Burda et al. 2016, arXiv:1509.00519). Nats; bits/dim = −log p(x) / (D ln 2) where
+the observed values are discrete, D their number a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.check.agreement import observed_in_support
+from ppgen.data import n_rows, take, validate
+from ppgen.draws import ManyTerms
+from ppgen.engine.gradient import shapes
+from ppgen.errors import PpgenError
+from ppgen.inference.bounds import Setting, log_weights
+from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
+from ppgen.inference.diffusion.ode import ode_loglik
+from ppgen.inference.diffusion.samplers import chain_of
+from ppgen.inference.evaluation.estimates import Bound, LogLik
+from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns
+from ppgen.sites import is_delta
+from ppgen.structure import Structure
+from ppgen.terms import run as run_once
+
+BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
+MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
+MOST_ESTIMATES = 20  # draws of a log-density that is drawn
+ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
+
+
+@torch.no_grad()
+def loglik(
+    run: Run | Program,
+    data: Any,
+    *,
+    particles: int | None = None,
+    seed: int | None = 0,
+    keep_weights: bool = False,
+    ode: bool = False,
+) -> LogLik:
+    """log p(x) of each row: exact where nothing is latent, else the ELBO and the importance-weighted bound.
+
+    Args:
+        run: a run, or a program that was fitted.
+        data: the columns.
+        particles: K, draws of z a row; for a chain of more than a few steps, how many of its times are drawn. None:
+            1 000, and 100 times of a chain.
+        seed: of the draws.
+        keep_weights: keeps all log weights (particles x rows of them).
+        ode: for a Gaussian chain, log p(x) by its probability-flow ODE as well.
+
+    Raises:
+        PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
+            that are nan.
+    """
+    program = program_of(run)
+    by_times = program.subsamples and not keep_weights and (ode or program.repeats)
+    particles = (100 if by_times else 1000) if particles is None else particles
+    if particles < 1:
+        raise PpgenError(f"particles is {particles}; expected at least 1")
+    data = prepare_columns(data, program, dtype_of_program(program))
+    validate(data)
+    if by_times:
+        return _of_chain(run, data, particles, seed, ode)
+    if ode:
+        raise PpgenError(f"{program.name} is no Gaussian chain, and so has no ODE; leave ode (--ode) out")
+    with ready(run, data, seed):
+        structure = structure_of(run, data)
+        _no_point(program, data, structure)
+        dims = _discrete_dims(program, data, structure)
+        n = n_rows(data, structure.row_columns)
+        per = "row" if structure.by_row else "data set"
+        if not structure.latents and not structure.names("auxiliary"):
+            return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
+        many = Blocks(program, structure)
+        parts = [
+            _reduce(many.log_weights(block, particles)[:, own], keep_weights)
+            for block, own in _blocks(program, data, structure, particles)
+        ]
+        elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
+        if np.isnan(elbo).any():
+            raise PpgenError(
+                f"the log weight of row {int(np.isnan(elbo).argmax())} is nan: the program fails there; run ppgen "
+                "check on these data"
+            )
+        bounds = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
+        kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
+        return LogLik(bounds, per, n, particles, ess, dims, kept)
+
+
+def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:
+    """The ELBO by times drawn at random, and the ODE's figure after it."""
+    found = chain_elbo(run, data, times=times, seed=seed)
+    if not ode:
+        return found
+    program = chain_of(run, "the ODE")
+    with ready(run, data, seed, guide=False):
+        return found._replace(bounds=(*found.bounds, ode_loglik(program, data, draws=min(times, ODE_DRAWS))))
+
+
+class Blocks:
+    """Log weights of blocks of rows: what is recorded of a block serves all of its shape."""
+
+    def __init__(self, program: Program, structure: Structure):
+        self.program, self.structure = program, structure
+        self._many: dict[tuple, ManyTerms] = {}
+
+    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> Tensor:
+        """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
+        found = run_once(self.program, data)
+        for name in self.structure.names("observed"):
+            observed_in_support(name, found.p.nodes[name])
+        key = shapes(data)
+        if key not in self._many:
+            self._many[key] = ManyTerms(self.program, data, self.structure)
+        log_w = log_weights(self._many[key](draws, data), Setting.of(self.structure))
+        return log_w if log_w.dim() > 1 else log_w[:, None]
+
+
+def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
+    """log p(x) as the model gives it; a mean of draws where its log-density is itself drawn (a Hutchinson trace)."""
+    many = Blocks(program, structure)
+
+    def evaluate() -> Tensor:
+        blocks = _blocks(program, data, structure, 1)
+        return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
+
+    values = evaluate()
+    few = take(data, slice(0, 4), structure.row_columns) if structure.by_row else data
+    if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
+        return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
+    draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
+    return Bound("estimate", "estimate", draws.mean(0).numpy(), (draws.std(0) / len(draws) ** 0.5).numpy())
+
+
+def _blocks(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int
+) -> Iterator[tuple[dict[str, Tensor], slice]]:
+    """Blocks of rows of one size, and which of a block's rows are new; all rows where the weights are no row's own."""
+    rows = structure.row_columns
+    n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
+    size = min(n, max(1, BLOCK // (width * min(particles, MOST_PARTICLES))))
+    if not structure.by_row or program.fixed_rows:
+        yield dict(data), slice(None)
+        return
+    for i in range(0, n, size):
+        first = min(i, n - size)  # the last block reaches back, so that all have one shape
+        yield take(data, slice(first, first + size), rows), slice(i - first, None)
+
+
+def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+    """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
+    with torch.random.fork_rng():
+        few = _few(program, data, structure, 2)
+        one, two = (run_once(program, few).q.nodes for _ in range(2))
+    for name in structure.latents:
+        if is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
+            raise PpgenError(
+                f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
+                "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
+            )
+
+
+def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: int) -> Mapping[str, Tensor]:
+    """The first n rows; all where the program runs on these only."""
+    if program.fixed_rows:
+        return data
+    few = take(data, slice(0, n), structure.row_columns)
+    try:
+        run_once(program, few)
+        return few
+    except Exception:  # parameters of one value a row
+        return data
+
+
+def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
+    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), and ESS = (Σ w)² / Σ w²."""
+    log_w = log_w.double()
+    k = len(log_w)
+    elbo = log_w.mean(0)
+    total, squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
+    ess = (2 * total - squares).exp()
+    if k == 1:
+        nan = torch.full_like(elbo, math.nan)
+        return elbo, nan, total, nan, ess, log_w if keep else log_w[:0]
+    elbo_se = log_w.std(0) / math.sqrt(k)
+    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()  # sd of w over its mean and sqrt(K)
+    return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]
+
+
+def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
+    """Observed values a row, if all are discrete."""
+    if any(not structure[name].discrete for name in structure.names("observed")):
+        return None
+    with torch.random.fork_rng():
+        few = _few(program, data, structure, 1) if structure.by_row else data
+        p, _ = run_once(program, few)
+    values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
+    return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None

@@ -1,0 +1,370 @@
+"""The guide's draws as an ArviZ-schema `xarray.DataTree`: what ArviZ does for a sampler, it does for a fit.
+
+Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, sample_stats (log_p, log_q),
+observed_data, constant_data; from `predict`: predictions, predictions_constant_data. The guide's draws are
+independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates of the program's `coords`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.chains.chain import require_few_states
+from ppgen.check import columns, running_of
+from ppgen.check.agreement import observed_in_support
+from ppgen.data import row_columns, validate
+from ppgen.draws import Many, one_draw
+from ppgen.enumerated import drawn_discrete
+from ppgen.errors import PpgenError
+from ppgen.handlers import Unobserve
+from ppgen.inference.evaluation import psis
+from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.program import Program
+from ppgen.run import Run, prepare_columns, versions
+from ppgen.sites import is_deterministic, sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import Term, Traces, guide_run, holding, laid_out, latents_of, term, terms, total, value_of
+from ppgen.terms import run as run_once
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+Arrays = dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def posterior(
+    run: Run | Program,
+    data: Any,
+    *,
+    draws: int = 1000,
+    seed: int | None = 0,
+    predictive: bool = True,
+    prior: bool = True,
+    corrected: bool = False,
+) -> DataTree:
+    """Draws z ~ q(z | x), with the model's predictions, and the log-probabilities that diagnose them.
+
+    Args:
+        run: a run, or a fitted program.
+        data: the columns: for an amortised guide any rows.
+        draws: S.
+        seed: of the draws.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        corrected: resamples more of the guide's draws by their importance weights (`ppgen.inference.evaluation.psis`),
+            so that they are draws from the posterior; only where k-hat allows it.
+
+    Returns:
+        Groups as above; each variable has the dimensions chain, draw, its plates, its event dimensions. In
+        sample_stats, log_p = log p(x, z) and log_q = log q(z | x), by row where every latent is local.
+
+        Discrete latents that were summed out are drawn from p(d | x, z) at each draw of the others; log_p has them
+        summed out.
+
+    Raises:
+        PpgenError: a program without latents (it has no posterior); data that the program does not take; weights that
+            cannot be trusted.
+    """
+    program = program_of(run)
+    require_few_states(program)
+    data = prepare_columns(data, program, dtype_of_program(program))
+    if not isinstance(draws, int) or draws < 2:
+        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 2")
+    validate(data)
+    with ready(run, data, seed):
+        structure = structure_of(run, data)
+        if not structure.names("latent"):
+            raise PpgenError(
+                f"{program.name} has no latent to infer, so no posterior; its log p(x) is exact: evaluate it"
+            )
+        with torch.random.fork_rng():
+            here = sample_sites(run_once(program, data).p)
+        for name in structure.names("observed"):
+            observed_in_support(name, here[name])
+        groups = Groups(program, data, structure, predictive=predictive, prior=prior)
+        drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
+        found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
+        if corrected:
+            found = psis.corrected(found, structure, draws, seed)
+        return tree_of(program, structure, here, found, data)
+
+
+class Groups:
+    """Draws of every group of a posterior's tree: groups(S) gives tensors with S leading, by group and name.
+
+    Args:
+        program, data, structure: set up, and as they were checked.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        latents: examples of one draw of each latent, without the leading dimension; their draws are passed to each
+            call, and the guide is not used. None: the guide draws.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Mapping[str, Tensor],
+        structure: Structure,
+        *,
+        predictive: bool,
+        prior: bool,
+        latents: Mapping[str, Tensor] | None = None,
+    ):
+        self.program, self.data, self.structure = program, data, structure
+        self.predictive = predictive and bool(structure.names("observed"))
+        self.prior = prior and not any(s.distribution == "Flat" for s in structure.sites)
+        self.given = None if latents is None else list(latents)
+        self.names: list[tuple[str, str]] = []
+        self._many = Many(self._one, each=list((latents or {}).values()), name=program.name)
+
+    def __call__(self, draws: int, latents: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        each = [latents[n] for n in self.given] if latents is not None and self.given is not None else []
+        values = self._many(draws, each=each)  # which tells the names as well
+        out: dict[str, dict[str, Tensor]] = {}
+        for (group, name), value in zip(self.names, values, strict=True):
+            out.setdefault(group, {})[name] = value
+        return out
+
+    def _one(self, *given: Tensor) -> list[Tensor]:
+        latents = None if self.given is None else dict(zip(self.given, given, strict=True))
+        found = {(g, n): v for g, n, v in self._values(latents)}
+        self.names = list(found)
+        return list(found.values())
+
+    def _values(self, latents: dict[str, Tensor] | None) -> Iterator[tuple[str, str, Tensor]]:
+        """Group, name and value of everything, of one draw."""
+        program, data, structure = self.program, self.data, self.structure
+        q = guide_run(program, data) if latents is None else None
+        t = run_once(program, data, q=q, latents=latents)
+        held = latents_of(q) if q is not None else dict(latents or {})
+        found = terms(t) if not structure.summed else one_draw(program, data, structure, q=q, latents=latents)
+        if structure.summed:
+            held |= drawn_discrete(program, data, structure.nesting, held, structure.summed)
+            t = run_once(program, data, latents=held)
+        for name, site in sample_sites(t.p).items():
+            if is_deterministic(site) or not site["is_observed"]:
+                yield "posterior", name, value_of(site)[0]
+        for name, value in _pointwise(found, t, structure):
+            yield "log_likelihood", name, value
+        if q is not None:
+            for name, value in _log_p_q(found, structure).items():
+                yield "sample_stats", name, value
+        model = Unobserve()(lambda: program.call("model", data))
+        if self.predictive:
+            with holding(held):
+                sites = sample_sites(poutine.trace(model).get_trace())
+            for name, site in sites.items():
+                if site["infer"].get("was_observed"):
+                    yield "posterior_predictive", name, value_of(site)[0]
+        if self.prior:
+            sites = sample_sites(poutine.trace(model).get_trace(), deterministic=False)
+            for name, site in sites.items():
+                group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
+                yield group, name, value_of(site)[0]
+
+
+def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:
+    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out."""
+    local = bool(structure.summed) and all(map(structure.is_local, structure.summed))
+    inside: set[str] = set()
+    if local:
+        summed = [f for f in found if f.role == "summed"]
+        inside = {n for f in summed for n in f.site.split("+")}
+        if inside - {""}:
+            yield summed[0].site, total(summed, keep=structure.row_plates)
+    for name, site in sample_sites(t.p, deterministic=False).items():
+        if site["is_observed"] and name not in inside:
+            one = term(site)
+            yield name, laid_out(site, one.log_density, 0)[0]
+
+
+def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
+    """log p(x, z) and log q(z | x) of one draw: by row where every latent is local."""
+    keep = structure.row_plates if structure.by_row else frozenset()
+    parts = {"log_p": [f for f in found if f.sign > 0], "log_q": [f for f in found if f.sign < 0]}
+    p = total(parts["log_p"], keep=keep)
+    return {"log_p": p, "log_q": -total(parts["log_q"], keep=keep) if parts["log_q"] else torch.zeros_like(p)}
+
+
+@torch.no_grad()
+def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | None = 0) -> DataTree:
+    """Posterior predictive on new rows: z ~ q, then x ~ p_θ(x | z) at the new columns.
+
+    Global latents are drawn from the guide, local ones too where the new rows have what the guide reads (else
+    from the model, given the global ones); discrete global latents that were summed out from p(d | x, z) at the rows
+    that were fitted. Observed columns, if passed, are never returned as predictions.
+
+    Returns:
+        The groups predictions and predictions_constant_data.
+
+    Raises:
+        PpgenError: a column that the model cannot do without.
+    """
+    program = program_of(run)
+    require_few_states(program)
+    data = prepare_columns(data, program, dtype_of_program(program))
+    if not isinstance(draws, int) or draws < 1:
+        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
+    columns(program, data)
+    if data:
+        validate(data)
+    fitted = run if isinstance(run, Run) else None
+    with ready(run, data, seed), running_of(program, data):
+        trained = fitted.structure if fitted is not None else None
+        with torch.random.fork_rng():
+            given = sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
+        dims: dict[str, tuple[str, ...]] = {}
+        names: list[str] = []
+
+        def one() -> list[Tensor]:
+            q = _guide_draw(program, data, fitted)
+            with holding(q):
+                p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
+            out = {
+                n: value_of(s)
+                for n, s in sample_sites(p).items()
+                if s["infer"].get("was_observed") or _free(s, q, trained)
+            }
+            names[:] = list(out)
+            dims.update({n: d for n, (_, d) in out.items()})
+            return [v for v, _ in out.values()]
+
+        drawn = Many(one, name=program.name)(draws)
+        found = {n: v.numpy()[None] for n, v in zip(names, drawn, strict=True)}
+        all_dims = {n: _dims(program, n, list(dims[n]), found[n].ndim - 2) for n in names}
+        sizes = {d: size for n in names for d, size in zip(all_dims[n], found[n].shape[2:], strict=True)}
+        constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
+        row_plate = trained.row_plate if trained else "data"
+        rows = trained.row_columns if trained else row_columns(data)
+        over_rows = {n for n in rows if len(data.get(n, ())) == sizes.get(row_plate, len(data.get(n, ())))}
+        constant_dims = {n: _column_dims(program, n, data[n], over_rows, row_plate) for n in constant}
+        for n, v in constant.items():
+            sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
+        return _from_dict(
+            {"predictions": found} | ({"predictions_constant_data": constant} if constant else {}),
+            all_dims | constant_dims, _coords(program, sizes),
+        )  # fmt: skip
+
+
+def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
+    """Whether a column is what some site observes, by whatever name."""
+    return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
+
+
+def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
+    """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
+    event = list(program.dims.get(name, ()))
+    if len(event) != ndim - len(batch):
+        own = sum(d.startswith(f"{name}_dim_") for d in batch)  # batch dimensions without a plate
+        event = [f"{name}_dim_{own + i}" for i in range(ndim - len(batch))]
+    return [*batch, *event]
+
+
+def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
+    return _dims(program, name, [row_dim] if name in rows and value.dim() else [], value.dim())
+
+
+def _coords(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A coordinate for every dimension: the program's labels where they fit, else 0, 1, ..."""
+    given = program.coords
+    return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
+
+
+def tree_of(
+    program: Program,
+    structure: Structure,
+    here: Mapping[str, dict],
+    found: dict[str, Arrays],
+    data: Mapping[str, Tensor],
+) -> DataTree:
+    """The tree of what was drawn, (chain, draw, ...) by group and site, with observed and constant data.
+
+    Args:
+        here: the sites of a run, by name.
+    """
+    observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
+    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
+    sizes: dict[str, int] = {}
+    dims: dict[str, list[str]] = {}
+    known = {s.name for s in structure.sites}
+    for group_name, group in found.items():
+        for name, value in group.items():
+            own = structure[name].dims if name in known else (structure.row_plate,)
+            if group_name == "sample_stats":
+                dims[name] = [structure.row_plate] if value.ndim == 3 else []
+            elif name not in dims or len(dims[name]) < value.ndim - 2:
+                dims[name] = _dims(program, name, list(own)[: value.ndim - 2], value.ndim - 2)
+            sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
+    for name, array in observed.items():
+        if len(dims.get(name, ())) < array.ndim:  # a log-likelihood lacks those of the event
+            dims[name] = _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim)
+        sizes |= dict(zip(dims[name], array.shape, strict=False))
+    row_dim = structure.row_plate
+    over_rows = {n for n in structure.row_columns if len(data[n]) == sizes.get(row_dim, len(data[n]))}
+    for name, array in constant.items():
+        dims[name] = _column_dims(program, name, data[name], over_rows, row_dim)
+        sizes |= dict(zip(dims[name], array.shape, strict=True))
+    groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
+    groups |= {"observed_data": observed} if observed else {}
+    groups |= {"constant_data": constant} if constant else {}
+    return _from_dict(groups, dims, _coords(program, sizes), row_dim=structure.row_plate)
+
+
+_ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
+
+
+def _from_dict(
+    groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str
+) -> DataTree:
+    from arviz_base import from_dict
+
+    used = versions()
+    made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
+    return from_dict(
+        groups,
+        dims=dims,
+        coords=coords,
+        pred_dims=dims,
+        pred_coords=coords,
+        attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
+    )
+
+
+def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -> dict[str, Tensor]:
+    """Values for the latents that the guide can tell at these rows; the model draws the others.
+
+    Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
+    latents of the fitted rows only, as does a guide whose column the new rows lack.
+    """
+
+    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
+        return {n: s["value"] for n, s in sample_sites(poutine.trace(guide).get_trace()).items()}
+
+    if run is None:
+        return drawn(data, {})
+    needed = program.guide_columns
+    reads = bool(needed) and all(n in data for n in needed)
+    same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
+    s = run.structure
+    if reads and not s.globals and not s.summed:
+        return drawn(data, {})
+    told = drawn(run.example, {})
+    summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
+    if summed:
+        told |= drawn_discrete(program, run.example, s.nesting, told, summed)
+    if same:
+        return told
+    told = {n: v for n, v in told.items() if n not in s.locals}
+    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
+
+
+def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
+    """An observed site whose column was left out: the model sampled it."""
+    observed = structure.names("observed") if structure is not None else ()
+    return site["name"] in observed and site["name"] not in drawn

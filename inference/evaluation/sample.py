@@ -1,0 +1,305 @@
+"""Draws from p_θ*: the model run forward with x unobserved.
+
+`sample` draws (x, z) from the joint; `reconstruct` draws z from the guide at x and gives E[x | z].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoLaplaceApproximation
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppgen.check import check, running_of
+from ppgen.check.agreement import observed_fit
+from ppgen.data import n_rows, row_columns, take
+from ppgen.draws import Many
+from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import Unobserve
+from ppgen.program import Program, arguments, asked_rows
+from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.sites import is_deterministic, sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import run as run_once
+
+CHUNK = 1000  # rows at once
+
+
+def program_of(run: Run | Program) -> Program:
+    return run.program if isinstance(run, Run) else run
+
+
+def dtype_of_program(program: Program) -> torch.dtype:
+    """The dtype that a program computes in: that of its parameters."""
+    return next((p.dtype for p in program.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+@torch.no_grad()
+def sample(
+    run: Run | Program, n: int = 1, *, given: Mapping[str, Any] | None = None, seed: int | None = None
+) -> dict[str, Tensor]:
+    """n independent draws of every site from the model, the learned θ in place.
+
+    Args:
+        run: a run, or a program.
+        n: number of draws.
+        given: holds something fixed: columns that the model takes (a label, covariates, an observed column), or sites
+            by name, with a value for all draws or one a draw (n leading). Anything else is an error.
+        seed: the seed of the draws; None goes on with torch's random state.
+
+    Returns:
+        For each site, values with n leading. The rows of a program whose latents are all local are its draws: shape
+        (n, ...). A program with global latents, or given columns of another number of rows, draws n data sets: shape
+        (n, rows, ...), of one row where no column tells their number.
+
+    Raises:
+        PpgenError: a given name that is no column and no site, or a value of another shape; a column that the model
+            cannot do without.
+    """
+    program = program_of(run)
+    if not isinstance(n, int) or n < 1:
+        raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
+    given = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
+    columns = {k: v for k, v in given.items() if k in program.columns}
+    structure = run.structure if isinstance(run, Run) else None
+    constants = {k: v for k, v in columns.items() if structure is not None and k not in structure.row_columns}
+    columns = {k: v for k, v in columns.items() if k not in constants}
+    plates = {"data"} if structure is None else {"data", *structure.row_plates}
+    with ready(run, given, seed, guide=False):
+        stand_ins, unobserved = _stand_ins(run, given)
+
+        def model(rows: Mapping[str, Tensor]) -> Any:
+            with running_of(program, rows), Unobserve(unobserved):
+                return program.call("model", rows)
+
+        if by_row := all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
+            each = {k: v.expand(n, *v.shape[1:]) for k, v in columns.items()}
+            each |= {k: v[torch.arange(n) % len(v)] for k, v in stand_ins.items()}
+            sites = _forward(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
+            by_row = all(_row_dim(s, plates) is not None for s in sites.values())
+        if not by_row:
+            columns |= constants | {k: v[:1] for k, v in stand_ins.items()}
+            sites = _forward(model, columns, 1)
+        names = {k for k, s in sites.items() if not is_deterministic(s)}
+        held = {k: v for k, v in given.items() if k not in program.columns}
+        for name in held:
+            if name not in names:
+                raise PpgenError(
+                    f"{name!r} is neither a column nor a site of "
+                    f"{program.name}{nearest(name, names | set(program.columns))}; "
+                    f"its sites are {', '.join(sorted(names))}"
+                )
+        held = {k: _one_a_draw(k, v, sites[k], n, plates if by_row else set()) for k, v in held.items()}
+        if by_row:
+            return _by_rows(model, n, held, each, constants, plates)
+        return _by_draws(program, model, n, held, columns)
+
+
+Model = Callable[[Mapping[str, Tensor]], Any]
+
+
+def _forward(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str, dict[str, Any]]:
+    """The sites of one run, that leaves the random state as it was."""
+    with torch.random.fork_rng(), asked_rows(rows):
+        trace = poutine.trace(lambda: model(columns)).get_trace()
+    observed_fit(trace, rows, rows)
+    return sample_sites(trace)
+
+
+def _stand_ins(run: Run | Program, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
+
+    Returns those columns, and the sites that observe them, which are to be drawn all the same.
+    """
+    program = program_of(run)
+    missing = [name for name in arguments(program.model).needed if name not in given]
+    example = run.example if isinstance(run, Run) else {}
+    observed: dict[int, str] = {}
+    if missing and example:
+        sites = _forward(lambda rows: program.call("model", rows), example, 1)
+        observed = {s["value"].data_ptr(): k for k, s in sites.items() if s["is_observed"]}
+    for name in missing:
+        if name not in example or example[name].data_ptr() not in observed:
+            raise PpgenError(
+                f"model() of {program.name} cannot be run without the column {name!r}; pass it: "
+                f"given={{{name!r}: ...}} (--given file)"
+            )
+    return {k: example[k] for k in missing}, {observed[example[k].data_ptr()] for k in missing}
+
+
+def _row_dim(site: Mapping[str, Any], plates: set[str]) -> int | None:
+    """Which dimension of a site's value, from the left, runs over the rows; None where none does."""
+    dims = {f.name: f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    row = next((dim for name, dim in dims.items() if name in plates), None)
+    if row is None:
+        return None
+    # Pyro calls all dimensions of a deterministic site event ones: its plates are the leading dimensions
+    batch = max(-d for d in dims.values()) if is_deterministic(site) else len(site["fn"].batch_shape)
+    return batch + row
+
+
+def _one_a_draw(name: str, value: Tensor, site: Mapping[str, Any], n: int, plates: set[str]) -> Tensor:
+    """A value to hold, n leading."""
+    shape = list(site["fn"].shape())
+    row_dim = _row_dim(site, plates)
+    if row_dim is not None:
+        del shape[row_dim]
+    for one in (value, value[None]):  # one a draw, or one for all
+        if one.dim() == len(shape) + 1 and len(one) in (1, n) and list(one.shape[1:]) == shape:
+            return one.expand(n, *shape)
+    raise PpgenError(
+        f"the value given for {name!r} has the shape {tuple(value.shape)}; expected {tuple(shape)} for all draws, or "
+        f"{(n, *shape)}, one a draw"
+    )
+
+
+def _by_rows(
+    model: Model,
+    n: int,
+    held: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    plates: set[str],
+) -> dict[str, Tensor]:
+    """Every draw is a row of one run; runs are cut into blocks of rows."""
+    parts = []
+    for start in range(0, n, CHUNK):
+        block = slice(start, start + CHUNK)
+        rows = {k: v[block] for k, v in columns.items()} | dict(constants)
+        with asked_rows(min(CHUNK, n - start)), _Hold({k: v[block] for k, v in held.items()}, plates):
+            sites = sample_sites(poutine.trace(lambda rows=rows: model(rows)).get_trace())
+        parts.append({k: _full(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def _full(site: Mapping[str, Any]) -> Tensor:
+    """The value of a site with all its plates."""
+    return site["value"] if is_deterministic(site) else site["value"].expand(site["fn"].shape())
+
+
+class _Hold(Messenger):
+    """Sites are held at values whose rows lead."""
+
+    def __init__(self, values: Mapping[str, Tensor], plates: set[str]):
+        super().__init__()
+        self.values, self.plates = values, plates
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]].movedim(0, _row_dim(msg, self.plates) or 0)
+            msg["is_observed"] = True
+
+
+def _by_draws(
+    program: Program, model: Model, n: int, held: Mapping[str, Tensor], columns: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every draw is a run of its own."""
+    names: list[str] = []
+
+    def one(*values: Tensor) -> list[Tensor]:
+        run = poutine.condition(lambda: model(columns), dict(zip(held, values, strict=True)))
+        sites = sample_sites(poutine.trace(run).get_trace())
+        names[:] = list(sites)
+        return [s["value"] for s in sites.values()]
+
+    values = Many(one, each=[v[0] for v in held.values()], name=program.name)(n, each=list(held.values()))
+    return dict(zip(names, values, strict=True))
+
+
+@torch.no_grad()
+def reconstruct(run: Run | Program, data: Any, *, seed: int | None = None, mean: bool = True) -> dict[str, Tensor]:
+    """Each observed site given a draw of the guide at the data: E[x | z] (or a draw of x), z ~ q(z | x).
+
+    Returns:
+        By observed site, the shape of its data. A draw where there is no mean, as for categories.
+    """
+    program = program_of(run)
+    data = prepare_columns(data, program, dtype_of_program(program))
+    with ready(run, data, seed):
+        structure_of(run, data)
+        t = run_once(program, data)
+        found = {}
+        for name, site in sample_sites(t.p, deterministic=False).items():
+            if site["is_observed"]:
+                centre = _mean(site["fn"]) if mean else None
+                found[name] = site["fn"].sample() if centre is None else centre.expand(site["fn"].shape())
+    return found
+
+
+def _mean(fn: Any) -> Tensor | None:
+    try:
+        value = fn.mean
+    except NotImplementedError:
+        return None
+    return None if torch.isnan(value).any() else value
+
+
+@contextmanager
+def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, guide: bool = True) -> Iterator[None]:
+    """Seeded, in the program's dtype and in eval mode; what it changes it puts back.
+
+    Where the guide is to be run, a Laplace approximation is made from its mode for the while: at the rows that were
+    fitted, where they are known.
+    """
+    program = program_of(run)
+    mode, training = program._autoguide, program.training
+    program.eval()
+    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+        if guide and isinstance(mode, AutoLaplaceApproximation):
+            fitted = run.example if isinstance(run, Run) else data
+            with program.running(), torch.enable_grad(), torch.random.fork_rng():
+                program.add_module("autoguide", mode.laplace_approximation(**fitted))
+        try:
+            yield
+        finally:
+            if mode is not None:
+                program.add_module("autoguide", mode)
+            program.train(training)
+
+
+def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
+    """The structure of a fitted program on data, which are checked: told by two rows where the guide runs on two."""
+    program = program_of(run)
+    rows = tuple(c for c in run.structure.row_columns if c in data) if isinstance(run, Run) else row_columns(data)
+    enumerated = tuple(s.name for s in run.structure.sites if s.enumerated) if isinstance(run, Run) else ()
+    n = n_rows(data, rows)
+    if isinstance(run, Run) and program.fixed_rows and run.structure.locals:
+        fitted = n_rows(run.example, run.structure.row_columns)
+        if n != fitted:
+            raise PpgenError(
+                f"the guide {type(program._autoguide).__name__} has one posterior for each of the {fitted} rows that "
+                f"it was fitted to, and these data have {n}; pass the fitted rows, or fit with a guide(x) that reads "
+                "them"
+            )
+    few = take(data, slice(0, 2), rows)
+    try:
+        found = check(program, few, rows=rows, enumerated=enumerated, learn=False)
+        if n <= 2 or found.row_plates:
+            return found
+    except PpgenError:  # a guide of one number of rows
+        if n <= 2:
+            raise
+    # without a plate over the rows, two of them may show fewer sites than all do: steps of a chain
+    return check(program, data, rows=rows, enumerated=enumerated, learn=False)
+
+
+class seeded:
+    """Draws from this seed, and gives the random state back; None leaves the state as it is."""
+
+    def __init__(self, seed: int | None):
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        if self.seed is not None:
+            self.state = torch.get_rng_state()
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        if self.seed is not None:
+            torch.set_rng_state(self.state)

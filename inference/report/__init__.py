@@ -1,0 +1,1 @@
+"""Figures and the page: they read records, and compute nothing."""

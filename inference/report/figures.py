@@ -1,0 +1,111 @@
+"""What all pictures are made of: axes, tiles of images, intervals, and how a figure is written to a file.
+
+Colours of Okabe & Ito (2008) and of Tol (2021), told apart with any kind of colour vision.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ppgen.errors import PpgenError
+from ppgen.run.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
+LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
+INTERVALS = 40  # at most, in a picture
+
+
+def write_figures(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PpgenError(f"the folder {folder} could not be made: {e.strerror}; choose another place") from e
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure as PNG, atomically."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    write_atomic(path, out.getvalue())
+    return Path(path)
+
+
+def figure_of(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(1, panels, **how)).ravel())
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def image_grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
+    """Tiles images, one pixel apart."""
+    x = images.detach().double().numpy().reshape(-1, *shape)
+    x = np.moveaxis(x, 1, -1) if len(shape) == 3 else x[..., None]
+    top = 1.0 if x.max() <= 1.0 + 1e-6 else max(255.0, x.max())
+    columns = columns or math.ceil(math.sqrt(len(x)))
+    rows, side = math.ceil(len(x) / columns), shape[-1]
+    canvas = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1, x.shape[-1]), top)
+    for i, image in enumerate(x):
+        r, c = (i // columns) * (side + 1), (i % columns) * (side + 1)
+        canvas[r : r + side, c : c + side] = image
+    canvas = np.clip(canvas / top, 0, 1)
+    axis.imshow(
+        canvas if canvas.shape[-1] == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axis.set_title(title, fontsize=10)
+    axis.set_axis_off()
+
+
+def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, name: str) -> Figure:
+    """Intervals of the posterior predictive of a site, (draws, entries), and what was observed, (entries,)."""
+    return intervals_figure(draws, names, name, f"Posterior predictive of {name}", seen)
+
+
+def intervals_figure(
+    draws: np.ndarray, names: list[str], xlabel: str, title: str, seen: np.ndarray | None = None
+) -> Figure:
+    """Intervals of the columns, and what was observed of each, where it was."""
+    figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
+    _draw_intervals(axis, draws, names)
+    if seen is not None:
+        at = -np.arange(min(len(seen), INTERVALS))
+        axis.scatter(seen[:INTERVALS], at, s=26, marker="D", color=ORANGE, zorder=3, label=f"{xlabel}, observed")
+    axis.set(xlabel=xlabel, title=title)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)  # of all that is drawn by now
+    return figure
+
+
+def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
+    """Median, 50% and 94% interval of each column, from the top down."""
+    draws, names = draws[:, :INTERVALS], names[:INTERVALS]
+    at = -np.arange(len(names))
+    for low, high, width, label in ((0.03, 0.97, 1.4, "94% interval"), (0.25, 0.75, 4.0, "50% interval")):
+        a, b = np.quantile(draws, [low, high], axis=0)
+        axis.hlines(at, a, b, color=BLUE, lw=width, label=label)
+    axis.scatter(np.median(draws, 0), at, s=18, color="white", edgecolor=BLUE, zorder=3, label="median")
+    axis.set_yticks(at, names, fontsize=8)
+    axis.set_ylim(at[-1] - 0.7, 0.7)
+
+
+def entry_names(variable: Any) -> list[str]:
+    """theta[A], theta[B], ...: an entry's coordinates."""
+    dims = [d for d in variable.dims if d not in ("chain", "draw")]
+    names = [str(variable.name)]
+    if dims:
+        stacked = variable.isel(chain=0, draw=0).stack(entry=dims)
+        names = [f"{variable.name}[{', '.join(map(str, e))}]" for e in stacked["entry"].values]
+    return names

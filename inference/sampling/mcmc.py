@@ -1,0 +1,277 @@
+"""Reference sampling: Hamiltonian Monte Carlo on the traced log joint, as the same DataTree that `posterior` gives.
+
+    u: the latents on an unconstrained scale,  p(u | x) ∝ p(x, z(u)) |det ∂z/∂u|
+
+kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
+few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
+rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's attribute "findings",
+which `load_findings` reads.
+
+Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/guides/pathfinder.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from ppgen.check import columns, running_of
+from ppgen.data import row_columns, validate
+from ppgen.engine import LogJoint, log_joint
+from ppgen.errors import PpgenError
+from ppgen.guides.pathfinder import Paths, pathfinder
+from ppgen.inference.evaluation.posterior import Groups, tree_of
+from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
+from ppgen.inference.sampling.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
+from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
+from ppgen.inference.sampling.nuts import nuts
+from ppgen.inference.verdicts.findings import FINE, store_findings
+from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.sites import sample_sites
+from ppgen.structure import Site, Structure, inspect
+from ppgen.terms import run as run_once
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+log = logging.getLogger("ppgen")
+
+DEFAULTS = {"chees": (64, 250, 400), "nuts": (4, 1000, 500)}  # chains, draws, warmup
+TRIES = 50
+
+
+@torch.no_grad()
+def mcmc(
+    program: Run | Program | Callable[..., Any],
+    data: Any,
+    kernel: str = "chees",
+    *,
+    chains: int | None = None,
+    draws: int | None = None,
+    warmup: int | None = None,
+    metric: str = "auto",
+    engine: str = "auto",
+    seed: int = 0,
+    predictive: bool = True,
+    prior: bool = True,
+    report: Callable[[int], None] | None = None,
+) -> DataTree:
+    """Draws from p(z | x), every chain on its own, with what `posterior` gives beside a guide's draws.
+
+    Args:
+        program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
+        data: the columns, all rows.
+        kernel: chees or nuts.
+        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
+            warm-up of chees ends before where it has settled.
+        metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
+            chees, found to be correlated.
+        engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
+        seed: of starts, draws and predictions.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        report: called with the number of iterations done (chees).
+
+    Returns:
+        Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
+        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size. It is
+        computed in float64 unless the program has parameters of another dtype.
+
+    Raises:
+        PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
+
+    >>> import pyro, torch, ppgen
+    >>> from pyro.distributions import Normal
+    >>> def model(x):
+    ...     m = pyro.sample("m", Normal(0.0, 2.0))
+    ...     with ppgen.rows(x):
+    ...         pyro.sample("x", Normal(m, 1.0), obs=x)
+    >>> tree = mcmc(model, {"x": torch.tensor([1.0, 2.0])}, chains=16, draws=100, warmup=100)
+    >>> dict(tree["posterior"]["m"].sizes)
+    {'chain': 16, 'draw': 100}
+    """
+    if not isinstance(program, Run | Program):
+        program = Program.from_pair(program)
+    C, S, W = _numbers(kernel, chains, draws, warmup)
+    if metric not in ("diag", "dense", "auto"):
+        raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
+    run, program = program, program_of(program)
+    dtype = next((p.dtype for p in program.parameters()), torch.float64)
+    with default_dtype(dtype), pyro.validation_enabled(False):
+        data = prepare_columns(data, program, dtype_of_program(program))
+        columns(program, data)
+        validate(data)
+        with ready(run, data, seed, guide=False), running_of(program, data):
+            if not isinstance(run, Run):
+                _somewhere(lambda: _register(program, data))
+            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
+            calls = 15 * (S + W) * (1 if kernel == "chees" else C)
+            joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
+            structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
+            found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+            tree = _tree(program, data, structure, joint, found, predictive, prior)
+    said = findings(found, joint)
+    tree.attrs |= {
+        "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
+    }  # fmt: skip
+    store_findings(tree, said)
+    for finding in said:
+        if finding.verdict != FINE:
+            log.warning("%s. %s", finding, finding.remedy)
+    return tree
+
+
+def _numbers(kernel: str, *given: int | None) -> list[int]:
+    if kernel not in DEFAULTS:
+        raise PpgenError(f"kernel is {kernel!r}; expected chees or nuts")
+    numbers = [d if g is None else g for g, d in zip(given, DEFAULTS[kernel], strict=True)]
+    least = {"chains": 4 if kernel == "chees" else 1, "draws": 4, "warmup": 20}
+    for (name, low), n in zip(least.items(), numbers, strict=True):
+        if not isinstance(n, int) or n < low:
+            raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
+    return numbers
+
+
+def _structure(
+    program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
+) -> Structure:
+    """Told by the model alone: a guide is not needed, and not looked at."""
+    return inspect(program, data, enumerated=summed, rows=rows, guide=False)
+
+
+def _register(program: Program, data: Mapping[str, Tensor]) -> None:
+    """The parameters that the model makes as it runs."""
+    with program.collecting():
+        program.call("model", data)
+
+
+def _somewhere(fn: Callable[[], Any]) -> Any:
+    """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
+    for left in reversed(range(TRIES)):
+        try:
+            return fn()
+        except (LinAlgError, ValueError) as e:
+            if isinstance(e, PpgenError) or not left:
+                raise
+            torch.rand(1)  # another draw
+
+
+def run_chains(
+    joint: LogJoint,
+    kernel: str,
+    chains: int,
+    draws: int,
+    warmup: int,
+    *,
+    structure: Structure | None = None,
+    metric: str = "auto",
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> Draws:
+    """The chains alone, on the unconstrained scale: starts, Pathfinder, the kernel, and whether it can be normalised.
+
+    Args:
+        joint: the log joint; torch's default dtype is that of its data.
+        structure: of the program, where it is known; else it is taken to have flat priors.
+    """
+    C, dim = chains, joint.dim
+    generator = torch.Generator().manual_seed(seed)
+    step, zero = torch.tensor(0.0), torch.zeros(dim)
+    dense = metric != "diag" and dim <= DENSE_DIM
+    root = torch.eye(dim) if dense else torch.ones(dim)
+
+    def together(u: Tensor) -> tuple[Tensor, Tensor]:
+        """Of C vectors, by the graph that the chains use."""
+        still = torch.zeros_like(u)
+        _, _, g, lp = joint.leapfrog(u, still, still, step, zero, root)
+        return lp, g
+
+    value_and_grad = _one_by_one(joint) if kernel == "nuts" else together
+
+    def value(u: Tensor) -> Tensor:
+        return value_and_grad(u)[0]
+
+    sites = structure.sites if structure is not None else ()
+    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
+    start = starts(value, C, dim, (lambda: _somewhere(joint.prior)) if proper else None, generator)
+    if dim <= DENSE_DIM:
+        paths = pathfinder(value_and_grad, start, generator=generator)
+    else:
+        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
+    if kernel == "nuts":
+        dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
+        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=dense, seed=seed)
+    else:
+        frame = first_frame(paths.mean, paths.covariance, metric)
+        found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+    _require_normalised(joint, value, found, sites)
+    return found
+
+
+def _require_normalised(
+    joint: LogJoint, value: Callable[[Tensor], Tensor], found: Draws, sites: Sequence[Site]
+) -> None:
+    """
+    Raises:
+        PpgenError: the density does not fall along a direction in which the draws spread.
+    """
+    _, chains, dim = found.u.shape
+    flat = found.u.reshape(-1, dim)
+    sd = flat.std(0).clamp_min(1e-12)
+    directions = [found.growth] if bool(found.growth.any()) else []
+    if dim <= DENSE_DIM:
+        correlation = torch.cov((flat / sd).mT).reshape(dim, dim)
+        directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
+    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], chains)
+    if v is None:
+        return
+    binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
+    separated = "".join(
+        f" (a column, or a combination of them, may separate the zeros from the ones of {n!r})" for n in binary[:1]
+    )
+    raise PpgenError(
+        f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
+        f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as "
+        "Normal(0, 10), or a longer warm-up if it has one already"
+    )
+
+
+def _one_by_one(joint: LogJoint) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [joint.value_and_grad(row) for row in u]
+        return torch.stack([v for v, _ in parts]), torch.stack([g for _, g in parts])
+
+    return value_and_grad
+
+
+def _tree(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, joint: LogJoint, found: Draws,
+    predictive: bool, prior: bool,
+) -> DataTree:  # fmt: skip
+    """The draws through the model: deterministic sites, log-likelihood, predictions."""
+    S, C, _ = found.u.shape
+    latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
+    here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
+
+    def groups(prior: bool) -> dict[str, dict[str, Tensor]]:
+        one = {n: v[0] for n, v in latents.items()}
+        made = Groups(program, data, structure, predictive=predictive, prior=prior, latents=one)
+        return made(C * S, latents)
+
+    try:
+        drawn = groups(prior)
+    except LinAlgError:  # at some draw from the prior
+        if not prior:
+            raise
+        log.info("%s cannot be run at every draw from its prior: the tree has no prior groups", program.name)
+        drawn = groups(False)
+    arrays = {g: {n: v.reshape(C, S, *v.shape[1:]).numpy() for n, v in group.items()} for g, group in drawn.items()}
+    arrays["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
+    return tree_of(program, structure, here, arrays, data)

@@ -1,0 +1,353 @@
+"""Learning: maximise a lower bound on log p(x) by stochastic gradients. One plain loop.
+
+    θ, φ ← θ, φ + step · ∇ ELBO(θ, φ; minibatch)
+
+`fit` prepares and checks, `train` is the loop, `resume` goes on where a run stopped: to the bit, as
+everything that the next step depends on stands in state.safetensors, and the order of the data is a
+function of the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer.autoguide import AutoLaplaceApproximation
+from torch import Tensor
+
+from ppgen import data as data_module
+from ppgen.check import Checked, check, checked, columns, running_of
+from ppgen.errors import PpgenError, nearest
+from ppgen.guides import FLOW, guide_spec, parse
+from ppgen.guides.start import start_at
+from ppgen.inference import objectives
+from ppgen.inference.objective import Objective, default_objective
+from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.step import ENGINES
+from ppgen.inference.training.train import Report, train
+from ppgen.program import Program
+from ppgen.run import (
+    Run,
+    default_dtype,
+    describe_program,
+    dtype_of,
+    load_parameters,
+    prepare_columns,
+    read_config,
+    rebuild,
+    start_folder,
+    versions,
+)
+from ppgen.run.files import read_tree
+from ppgen.sites import sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import Traces
+
+
+def fit(
+    program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
+    batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
+    clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
+    elbo: str | None = None, particles: int = 1, guide: str | None = None, starts: int | None = None,
+    engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
+    out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
+    source: Mapping[str, Any] | None = None, report: Report | None = None,
+) -> Run:  # fmt: skip
+    """Fits a program to data by maximising a bound on log p(x).
+
+    The loss that the optimiser sees is −ELBO / N, in nats a row, so that `lr` and `clip` mean the same
+    for every size of data and batch; figures are reported in nats over all N rows.
+
+    Args:
+        program: a `Program`; its parameters are changed in place.
+        data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
+        valid: held-out rows; their ELBO is logged, and `patience` counts on it.
+        steps: gradient steps; 2000 if None.
+        until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
+            (50 000 if None), and keeps the average (`ppgen.inference.converge`).
+        batch_size: rows a step; None takes all. Batches run through one random permutation an epoch.
+        lr, schedule: learning rate, and its course over the steps: constant, linear, cosine, exponential.
+        optimizer: a name in torch.optim, with keywords if wanted: "AdamW(weight_decay=0.01)".
+        clip: largest norm of the gradient of the loss a row.
+        ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
+        kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
+        patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
+        elbo, particles: the objective (`ppgen.inference.objectives`), and its draws a step; None is "subsampled" for
+            a chain of latents, "analytic" otherwise.
+        guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
+        starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
+            or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
+        engine: how a step is run: eager, trace, compile, auto.
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
+        device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
+        seed: the one seed: parameters of the guide, order of the data, draws.
+        out: the run folder to write; None keeps the result in memory.
+        log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
+        checkpoint_every: steps a checkpoint; None: every 30 seconds.
+        source: where the data came from, recorded for `resume` and the shell.
+        report: called with each row of metrics, and what to divide its figures by: `per` and `valid_per` rows,
+            1 where a latent is global.
+
+    Returns:
+        The `Run`, its program with the final parameters, in eval mode.
+
+    Raises:
+        PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
+            a loss that stays NaN or infinite, with the site's name.
+    """
+    elbo = elbo or default_objective(program)
+    steps = (50_000 if until else 2000) if steps is None else steps
+    options: dict[str, Any] = {
+        "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
+        "optimizer": optimizer, "clip": clip,
+        "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo, "particles": particles, "guide": guide,
+        "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    _check_options(options, valid)
+    path = Path(out) if out is not None else None
+    if path is not None and (path / "config.json").exists():
+        raise PpgenError(
+            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
+        )
+    with _one_seed(seed), default_dtype(dtype_of(precision)):
+        train_data = prepare_columns(data, program, dtype_of(precision))
+        columns(program, train_data)
+        data_module.validate(train_data)
+        valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
+        ready = _ready(program, train_data, options)
+        config = _config(options, train_data, valid_data, source)
+        config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
+        fabric = make_fabric(device, precision)
+        if path is not None:
+            start_folder(path, ready.example, file)
+        run = Run(program, config, ready.checked.structure, ready.example, path)
+        return train(run, train_data, valid_data, report=report, fabric=fabric)
+
+
+def resume(
+    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None, steps: int | None = None,
+    report: Report | None = None,
+) -> Run:  # fmt: skip
+    """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
+
+    Args:
+        path: the run folder.
+        data, valid: needed only where the fit was given data in memory.
+        program: needed only where the run cannot build it by itself.
+        steps: a new total, to train longer than was asked at first.
+
+    Raises:
+        PpgenError: no run; other data than the run was fitted to.
+    """
+    path = Path(path)
+    config = read_config(path)
+    options = config["fit"]
+    if steps is not None:
+        options["steps"] = steps
+    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
+        example = read_tree(path / "example.safetensors")
+        state = read_tree(path / "state.safetensors")
+        if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
+            raise PpgenError(f"{path / 'state.safetensors'} is no state of a fit; restore it, or fit again")
+        program, structure = rebuild(config, example, path, program)
+        load_parameters(program, state["parameters"], path)
+        run = Run(program, config, structure, example, path)
+        recorded = config["data"]
+        train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
+        if valid is None and recorded.get("valid_split"):
+            valid = run.data(recorded["valid_split"])
+        valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
+        if data_module.fingerprint(train_data)["sha256"] != recorded["sha256"]:
+            raise PpgenError(
+                f"the data are not those that {path} was fitted to (their fingerprints differ); pass the same rows"
+            )
+        first = data_module.take(
+            train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
+        )
+        program.train()
+        program.setup(first, None)
+        structure = check(
+            program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
+        )
+        run.structure = structure
+        return train(run, train_data, valid_data, state=state, report=report)
+
+
+# -- before the first step ------------------------------------------------------------------------
+
+
+def _check_options(o: dict[str, Any], valid: Any) -> None:
+    least = {
+        "steps": 0,
+        "batch_size": 1,
+        "particles": 1,
+        "kl_warmup": 0,
+        "patience": 1,
+        "log_every": 1,
+        "starts": 0,
+        "checkpoint_every": 1,
+    }
+    for name, low in least.items():
+        if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
+    for name in ("lr", "clip"):
+        if o[name] is not None and not 0 < o[name] < float("inf"):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number")
+    if o["ema"] is not None and not 0 < o["ema"] < 1:
+        raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
+    if o["until"] not in (None, "converged"):
+        raise PpgenError(f"until is {o['until']!r}; expected 'converged', or None to take all steps")
+    for name, default in (("schedule", "constant"), ("ema", None), ("patience", None)):
+        if o["until"] and o[name] != default:
+            raise PpgenError(
+                f"until='converged' lowers the learning rate and averages by itself, and {name} is {o[name]!r}; leave "
+                f"{name} out"
+            )
+    if o["patience"] is not None and valid is None:
+        raise PpgenError(
+            "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
+        )
+    if o["elbo"] == "enumerate" and o["kl_warmup"]:
+        raise PpgenError("kl_warmup has no meaning with elbo='enumerate'; leave it out")
+    # Each of these says what there is; here, before a folder is made.
+    learning_rate(o["schedule"], o["lr"], 0, 1)
+    make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
+    if o["engine"] not in ENGINES:
+        raise PpgenError(
+            f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
+        )
+    objectives.named(o["elbo"])
+
+
+class Ready(NamedTuple):
+    """A program before its first step.
+
+    Attributes:
+        guide: the name of the guide that was made; None where the program has its own, or needs none.
+        checked: what the checks found.
+        example: the rows that set the program up again.
+    """
+
+    guide: str | None
+    checked: Checked
+    example: dict[str, Tensor]
+
+
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> Ready:
+    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
+    dtype = dtype_of(o["precision"])
+    program.to(dtype)
+    program.train()
+    n, rows = data_module.n_rows(data), data_module.row_columns(data)
+    size = min(o["batch_size"] or n, n)
+    first = data_module.take(data, torch.arange(size), rows)
+    guide, summed = _guide_of(program, o, n), _summed(o["elbo"])
+    with running_of(program, data), pyro.validation_enabled(False):
+        program.prepare(dict(data))
+        apart = program.first_run(first, guide, hide=summed, rows=rows)
+    made = program._autoguide if guide is not None else None
+    guide = None if made is None else getattr(made, "spec", guide)
+    enumerated = _enumerated(apart, summed)
+    found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    Objective(program, found.structure, n, elbo=o["elbo"], particles=o["particles"])  # says what does not go together
+    starts = (8 if parse(guide)[0] == FLOW else 0) if guide and o["starts"] is None else o["starts"]
+    if guide and starts and not enumerated and size == n:
+        start_at(program, first, starts, o["seed"])
+    return Ready(guide, found, _example(program, data, first, found))
+
+
+def _config(
+    o: dict[str, Any], data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What config.json holds beside the program."""
+    record = {"rows": data_module.n_rows(data), "row_columns": list(data_module.row_columns(data))}
+    config = {
+        "versions": versions(), "seed": o["seed"], "fit": o, "data": {**(source or {}), **_record(data), **record},
+    }  # fmt: skip
+    if valid is not None:
+        config["data"]["valid_rows"] = data_module.n_rows(valid)
+    return config
+
+
+def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
+    """The named guide that is to be made, if any: the one asked for, or an autoguide where the program has none."""
+    guide = o["guide"] or (None if program.has_guide else program.default_guide)
+    batches = o["batch_size"] is not None and rows > o["batch_size"]  # a batch has other rows at every step
+    if batches and guide is not None and parse(guide)[0] == FLOW and "amortised" not in guide:
+        return guide_spec(guide, amortised=True)
+    return guide
+
+
+def _summed(elbo: str) -> Callable[[dict[str, Any]], bool]:
+    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any."""
+    sums = objectives.named(elbo).TERMS == "summed"
+    return lambda site: sums and not site["is_observed"] and site["fn"].has_enumerate_support
+
+
+def _enumerated(apart: Traces, summed: Callable[[dict[str, Any]], bool]) -> tuple[str, ...]:
+    """The latents that are summed out."""
+    drawn = sample_sites(apart.q)
+    return tuple(n for n, s in sample_sites(apart.p, deterministic=False).items() if n not in drawn and summed(s))
+
+
+def _example(
+    program: Program, data: Mapping[str, Tensor], first: Mapping[str, Tensor], found: Checked
+) -> dict[str, Tensor]:
+    """The rows that set the program up again: two, or all where it needs all.
+
+    It does where its guide knows them one by one, where its latents are as many as the rows, where it reads the global
+    latents off them, and for Laplace's approximation.
+    """
+    structure, longer = found.structure, found.longer
+    if isinstance(program._autoguide, AutoLaplaceApproximation):
+        return dict(data)
+    if any(not structure.is_local(n) for n in structure.summed):  # known only where all rows are
+        return dict(data)
+    if longer is None or (program.fixed_rows or not len(longer.q.nodes)) and structure.locals:
+        return dict(first)
+    if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
+        return dict(data)
+    return data_module.take(first, slice(0, 2), structure.row_columns)
+
+
+def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide: bool) -> bool:
+    """Whether global latents have another shape on a row more, or another distribution in the guide."""
+    p, q = (sample_sites(trace) for trace in t)
+    longer_p, longer_q = (sample_sites(trace) for trace in longer)
+    for name in (*structure.globals, *structure.summed):
+        if not structure.is_local(name) and p[name]["value"].shape != longer_p[name]["value"].shape:
+            return True
+        if own_guide and name in q and (
+            name not in longer_q
+            or not torch.equal(*(g[name]["fn"].log_prob(q[name]["value"]).detach() for g in (q, longer_q)))
+        ):
+            return True
+    return False
+
+
+def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
+    found = data_module.fingerprint(data)
+    return {"contents": found["columns"], "sha256": found["sha256"]}
+
+
+@contextmanager
+def _one_seed(seed: int) -> Iterator[None]:
+    """Seeds torch, numpy and random, and gives the caller's random state back."""
+    if not 0 <= seed < 2**32:
+        raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

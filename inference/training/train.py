@@ -1,0 +1,416 @@
+"""The training loop, and what a checkpoint holds.
+
+A step is the engine's (`ppgen.inference.training.step`); here are the batches, the rows of metrics, the held-out ELBO,
+the moving average, and the checkpoints that a killed run is resumed from to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ppgen import data as data_module
+from ppgen.errors import PpgenError
+from ppgen.inference.objective import Objective
+from ppgen.inference.training.converge import EVERY, Convergence, Probe
+from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
+from ppgen.program import Program
+from ppgen.run import Run, load_parameters, write_metrics
+from ppgen.run.files import write_json, write_tree
+
+CHECKPOINT_SECONDS = 30.0
+
+log = logging.getLogger("ppgen")
+
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass
+class Progress:
+    """Where the loop stands, beside parameters, optimiser and random state."""
+
+    step: int = 0
+    window: list[float] = field(default_factory=list)  # the ELBO of each step since the last row of metrics
+    rows: list[dict[str, float]] = field(default_factory=list)
+    bad_steps: int = 0
+    best: float = -float("inf")
+    waited: int = 0
+    grad_norm: float = 0.0
+
+
+@dataclass
+class Loop:
+    """All that a fit reads and moves."""
+
+    run: Run
+    fabric: Any
+    objective: Objective
+    optimizer: Any
+    step: Step  # moves the parameters
+    data: Mapping[str, Tensor]  # rows that are fitted, on the device
+    valid: Mapping[str, Tensor] | None  # rows that are held out
+    now: Progress
+    until: Convergence | None  # None: all steps are taken
+    ema: dict[str, Tensor] | None  # the moving average of the program's state
+    best: dict[str, Tensor] | None  # its state at the best held-out ELBO, where a fit stops by it
+    bad_in_a_row: int = 0  # steps without a finite loss
+    saved_at: float = field(default_factory=time.monotonic)  # in seconds: the last checkpoint
+
+    def __post_init__(self) -> None:
+        self.options, self.rows = self.run.config["fit"], self.run.config["data"]["rows"]
+        self.batch_size = min(self.options["batch_size"] or self.rows, self.rows)
+        self.folder = self.run.path if self.fabric.is_global_zero else None  # where this process writes
+
+    @property
+    def settled(self) -> bool:
+        return self.until is not None and self.until.converged
+
+    @property
+    def ended(self) -> bool:
+        patience = self.options["patience"]
+        return self.now.step >= self.options["steps"] or bool(patience and self.now.waited >= patience) or self.settled
+
+    @property
+    def averaged(self) -> Mapping[str, Tensor]:
+        return self.ema if self.ema is not None else self.run.program.state_dict()
+
+    @property
+    def final(self) -> Mapping[str, Tensor]:
+        """The parameters that the fit would end with now."""
+        if self.until is not None and self.until.average is not None:
+            return self.until.average
+        return self.best if self.best is not None else self.averaged
+
+
+def train(
+    run: Run,
+    data: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor] | None,
+    *,
+    state: Any = None,
+    report: Report | None = None,
+    fabric: Any = None,
+) -> Run:
+    """The loop, from a fresh start or from a saved state.
+
+    A killed process leaves state.safetensors of its last checkpoint, whole; rows of metrics.csv beyond it are
+    written anew.
+    """
+    loop = _begin(run, data, valid, state, fabric)
+    whole = _share(loop.data, run.structure.row_columns, loop.fabric) if loop.batch_size == loop.rows else loop.data
+    if state is None:
+        _checkpoint(loop)
+    if loop.folder is not None:
+        write_json(loop.folder / "config.json", run.config)
+    probe = Probe(run.program, whole, run.structure)
+    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device), ExitStack() as after:
+        after.callback(loop.step.release)
+        while not loop.ended:
+            lr = _take_steps(loop, whole)
+            if loop.until is not None and loop.now.step % EVERY == 0:
+                loop.until.note(run.program.state_dict(), probe())
+            last = loop.now.step == loop.options["steps"]
+            if loop.now.step % loop.options["log_every"] == 0 or last or loop.settled:
+                _note_row(loop, lr, report)
+            due = _is_due(loop)
+            if stopped or due or last:
+                _checkpoint(loop)
+            if stopped:
+                raise KeyboardInterrupt(f"stopped at step {loop.now.step}")
+        _checkpoint(loop)
+    return _end(loop)
+
+
+def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> Loop:
+    o, program = run.config["fit"], run.program
+    fabric = fabric or make_fabric(o["device"], o["precision"])
+    objective = Objective(program, run.structure, run.config["data"]["rows"], elbo=o["elbo"], particles=o["particles"])
+    optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
+    wrapped, optimizer = fabric.setup(objective, optimizer)
+    data = {k: v.to(fabric.device) for k, v in data.items()}
+    valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
+    ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
+    best, now, until = None, Progress(), Convergence() if o.get("until") else None
+    if fabric.world_size > 1:
+        torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
+    if state is not None:
+        load_parameters(program, state["parameters"])
+        ema = state["ema"] and {k: v.to(fabric.device) for k, v in state["ema"].items()}
+        best, now = state["best_parameters"], Progress(**state["progress"])
+        optimizer.load_state_dict(state["optimizer"])
+        if until is not None and state.get("convergence"):
+            until = Convergence(**state["convergence"])
+        _set_random_state(state["random"], fabric)
+    step = make_step(
+        wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
+        ema_decay=o["ema"], steps=o["steps"],
+    )  # fmt: skip
+    return Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
+
+
+def _take_steps(loop: Loop, whole: Mapping[str, Tensor]) -> float:
+    """Some steps at once, up to the next stop; the learning rate of the last.
+
+    Raises:
+        PpgenError: too many steps in a row without a finite loss.
+    """
+    o, now = loop.options, loop.now
+    fall = loop.until.lr_factor if loop.until is not None else 1.0
+    rows = [_step_row(o, s, fall) for s in range(now.step, now.step + _steps_together(o, now.step, loop.step.chunk))]
+    batches = _batches(loop, whole, rows)
+    before = torch.get_rng_state()
+    for batch, (elbo, grad_norm, finite) in zip(batches, loop.step(batches, rows), strict=True):
+        now.step += 1
+        if finite:
+            loop.bad_in_a_row = 0
+            now.grad_norm = grad_norm
+            now.window.append(elbo)
+            continue
+        now.bad_steps += 1
+        loop.bad_in_a_row += 1
+        if loop.bad_in_a_row >= MAX_BAD_STEPS:
+            raise PpgenError(_gone_bad(loop.run, loop.objective, batch, before, now))
+    return rows[-1].lr
+
+
+def _batches(loop: Loop, whole: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Mapping[str, Tensor]]:
+    """The batch of each step: this process's share of it."""
+    n, size, fabric = loop.rows, loop.batch_size, loop.fabric
+    if size == n:
+        return [whole] * len(rows)
+    indices = [data_module.batch_index(r.step - 1, n, size, loop.options["seed"]) for r in rows]
+    parts = (data_module.take(loop.data, i.to(fabric.device)) for i in indices)
+    return [_share(part, loop.run.structure.row_columns, fabric) for part in parts]
+
+
+def _note_row(loop: Loop, lr: float, report: Report | None) -> None:
+    """A row of metrics, with the held-out ELBO, and whether that is the best so far."""
+    now, row = loop.now, _row(loop.now, lr)
+    if loop.valid is not None:
+        with _parameters_of(loop.run.program, loop.ema):
+            row |= _validate(loop.objective, loop.valid, loop.options["seed"], now.step, loop.batch_size)
+        if row["valid_elbo"] > now.best:
+            now.best, now.waited = row["valid_elbo"], 0
+            if loop.options["patience"]:
+                loop.best = {k: v.detach().clone() for k, v in loop.averaged.items()}
+        else:
+            now.waited += 1
+    now.rows.append(row)
+    now.window.clear()
+    if report is not None and loop.fabric.is_global_zero:
+        report(row | _per(loop))
+
+
+def _per(loop: Loop) -> dict[str, float]:
+    """What divides the figures of a row: with a global latent they are those of the whole data set."""
+    if not loop.run.structure.by_row:
+        return {"per": 1, "valid_per": 1}
+    return {"per": loop.rows, "valid_per": 1 if loop.valid is None else data_module.n_rows(loop.valid)}
+
+
+def _is_due(loop: Loop) -> bool:
+    """Whether a checkpoint is; all processes ask alike."""
+    step, every = loop.now.step, loop.options["checkpoint_every"]
+    if every:
+        return step % every == 0
+    late = time.monotonic() - loop.saved_at > CHECKPOINT_SECONDS
+    return step % loop.options["log_every"] == 0 and loop.fabric.broadcast(late)
+
+
+def _checkpoint(loop: Loop) -> None:
+    tree = {
+        "parameters": dict(loop.run.program.state_dict()),
+        "ema": loop.ema,
+        "best_parameters": loop.best,
+        "optimizer": loop.optimizer.state_dict(),
+        "progress": vars(loop.now),
+        "convergence": loop.until and loop.until.saved(),
+        "random": _random_state(loop.fabric),
+    }
+    if loop.folder is not None:
+        write_metrics(loop.folder / "metrics.csv", loop.now.rows)
+        write_tree(loop.folder / "parameters.safetensors", dict(loop.final))
+        write_tree(loop.folder / "state.safetensors", tree)
+    loop.saved_at = time.monotonic()
+
+
+def _end(loop: Loop) -> Run:
+    run = loop.run
+    if loop.until is not None:
+        run.config["converged"] = loop.until.converged
+        _say_converged(loop.until, loop.now)
+        if loop.folder is not None:
+            write_json(loop.folder / "config.json", run.config)
+    run.rows = loop.now.rows
+    load_parameters(run.program, {k: v.detach().clone() for k, v in loop.final.items()})
+    run.program.to("cpu").eval()
+    return run
+
+
+# -- what the loop calls -------------------------------------------------------------------------
+
+
+def _say_converged(until: Convergence, now: Progress) -> None:
+    if until.converged:
+        log.info(
+            "converged after %d steps: the average of the iterates no longer moves (%d falls of the learning rate); it "
+            "is kept", now.step, until.phase,
+        )  # fmt: skip
+        return
+    kept = "their average so far is kept" if until.average is not None else "the last of them is kept"
+    log.warning(
+        "not converged after %d steps, at fall %d of the learning rate: the iterates still move; %s; take more steps, "
+        "or a larger lr where it has not fallen yet", now.step, until.phase, kept,
+    )  # fmt: skip
+
+
+def _step_row(o: Mapping[str, Any], s: int, fall: float = 1.0) -> Row:
+    """Learning rate and KL weight of the step after s."""
+    kl_weight = min(1.0, (s + 1) / o["kl_warmup"]) if o["kl_warmup"] else 1.0
+    return Row(fall * learning_rate(o["schedule"], o["lr"], s, o["steps"]), kl_weight, s + 1)
+
+
+def _steps_together(o: Mapping[str, Any], s: int, most: int) -> int:
+    """How many steps can be taken at once: up to the next row of metrics, checkpoint or the end."""
+    stops = [o["log_every"] - s % o["log_every"], o["steps"] - s]
+    if o.get("until"):
+        stops.append(EVERY - s % EVERY)
+    if o["checkpoint_every"]:
+        stops.append(o["checkpoint_every"] - s % o["checkpoint_every"])
+    return min(most, *stops)
+
+
+def _row(now: Progress, lr: float) -> dict[str, float]:
+    w = np.array(now.window)
+    row: dict[str, float] = {"step": now.step, "lr": lr, "grad_norm": now.grad_norm, "bad_steps": now.bad_steps}
+    if len(w):
+        row["elbo"] = float(w.mean())
+    if len(w) > 1:
+        row["elbo_se"] = float(w.std(ddof=1) / len(w) ** 0.5)
+    return row
+
+
+def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
+    """The ELBO of the held-out rows in nats, and its standard error over batches."""
+    rows = objective.structure.row_columns
+    n = data_module.n_rows(valid, rows)
+    objective.eval()
+    values = []
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(_rank_seed(seed, step))
+        if not objective.structure.locals:
+            chunk = n  # a global latent has one posterior for all rows
+        for start in range(0, n, chunk):
+            _, elbo = objective(data_module.take(valid, slice(start, start + chunk), rows))
+            values.append((min(chunk, n - start), float(elbo) / objective.rows))
+    objective.train()
+    weights = np.array([w for w, _ in values], dtype=float)
+    means = np.array([v for _, v in values])
+    mean = float((weights * means).sum() / weights.sum())
+    row = {"valid_elbo": mean * n}
+    if len(values) > 1:
+        row["valid_elbo_se"] = float(means.std(ddof=1) / len(values) ** 0.5 * n)
+    return row
+
+
+def _gone_bad(run: Run, objective: Objective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress) -> str:
+    site = bad_site(objective, batch, random_state)
+    keeps = (
+        f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"
+        if run.path is not None
+        else "the parameters are as they were before"
+    )
+    return (
+        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: "
+        f"{site}; {keeps}, "
+        "with a smaller lr, clip=1, or float64 (precision='64-true')"
+    )
+
+
+@contextmanager
+def _parameters_of(program: Program, values: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The program with other parameters, for a while."""
+    if values is None:
+        yield
+        return
+    own = {k: v.detach().clone() for k, v in program.state_dict().items()}
+    program.load_state_dict(values)
+    try:
+        yield
+    finally:
+        program.load_state_dict(own)
+
+
+def _share(batch: Mapping[str, Tensor], rows: tuple[str, ...], fabric: Any) -> Mapping[str, Tensor]:
+    """This process's rows of the batch; gradients are averaged over processes."""
+    if fabric.world_size == 1:
+        return batch
+    n = data_module.n_rows(batch, rows)
+    if n % fabric.world_size:
+        raise PpgenError(
+            f"{n} rows a step cannot be shared evenly by {fabric.world_size} processes; choose a multiple for "
+            "batch_size"
+        )
+    return data_module.take(batch, slice(fabric.global_rank, None, fabric.world_size), rows)
+
+
+def _on(device: torch.device) -> Any:
+    """New tensors of a program's code land on the device. (On the CPU they do so already, at no cost.)"""
+    return nullcontext() if device.type == "cpu" else device
+
+
+def _rank_seed(seed: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+
+
+def _random_state(fabric: Any) -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": fabric.all_gather(torch.get_rng_state().to(fabric.device)).cpu().reshape(fabric.world_size, -1),
+        "device": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (name, np.asarray(keys).astype(np.int64), *rest),
+    }
+
+
+def _set_random_state(state: dict[str, Any], fabric: Any) -> None:
+    torch.set_rng_state(state["torch"][min(fabric.global_rank, len(state["torch"]) - 1)].clone())
+    if state["device"] is not None and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], fabric.device)
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.astype(np.uint32), *rest))
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,341 @@
+"""The sentence and the remedy of each finding, by its measure: made from the record's figures, and read by no code.
+
+A new check is one function here, named after its measure, and one place that makes the record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Finding = Any  # a `ppgen.inference.verdicts.findings.Finding`, whose file imports this one
+Words = tuple[str, str]  # sentence, remedy
+
+RICHER = "Fit a richer guide (--guide flow), or sample the posterior (ppgen mcmc)."
+RICHER_ROWS = "Fit a richer encoder or posterior; for single rows, sample (ppgen mcmc)."
+WEIGH = "Use draws weighted by their importance (posterior(run, data, corrected=True))."
+MORE_DRAWS = "Take more draws."
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+def _converged(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "The fit ended where its averaged iterates had stopped moving.", ""
+    return (
+        "The fit ended before its averaged iterates stopped moving.",
+        "Go on: ppgen fit --resume RUN --steps N, with more steps.",
+    )
+
+
+def _elbo_trend(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "The ELBO no longer rose over the last tenth of the steps.", ""
+    return (
+        f"The ELBO was still rising at the end: by {f.figure:.3g} nats in the last tenth of the steps.",
+        "Take more steps (--resume RUN --steps N), or fit with --until converged.",
+    )
+
+
+def _bad_steps(f: Finding) -> Words:
+    return (
+        f"{f.figure:.0f} steps had a loss that was not finite, and were skipped.",
+        "Try --clip 1, a smaller --lr, or --precision 64-true.",
+    )
+
+
+# -- a guide -----------------------------------------------------------------------------------------
+
+FAULTS = {
+    "ess": "few of its draws count",
+    "mean_off": "its means are off",
+    "sd_ratio": "its sds are off",
+    "bound_gap": "its bound is loose",
+}
+
+
+def _guide(f: Finding) -> Words:
+    d, failed = f.details, f.details["failed"]
+    remedy = RICHER_ROWS if d["per"] == "row" else RICHER
+    if f.verdict == "fine" and d["exact"]:
+        return "The guide is the posterior: all importance weights are equal; draws and bounds can be believed.", ""
+    if f.verdict == "fine":
+        return "The guide is close to the posterior by every check; draws and bounds can be believed.", ""
+    if "khat" in failed and d["per"] == "row":
+        return (
+            f"k-hat is above {d['khat_threshold']:.2g} for {d['bad_share']:.0%} of the rows: single draws are fine for "
+            "reconstructions, while posterior spreads of those rows are not to be trusted.",
+            remedy,
+        )
+    if "khat" in failed or d["blind"]:
+        return "The guide misses part of the posterior: do not trust its spread, nor what its weights say.", remedy
+    if d["reference_off"]:
+        return "The guide is not the posterior that the reference draws show, whatever its weights say.", remedy
+    faults = [FAULTS[m] for m in FAULTS if m in failed]
+    if not faults:
+        return "Whether the guide is close to the posterior could not be told by every check.", "See below which."
+    return (
+        f"The guide covers the posterior without being close to it: {', '.join(faults)}; bounds can be believed, and "
+        "draws once they are weighted by log_p - log_q.",
+        WEIGH,
+    )
+
+
+def _bound_gap(f: Finding) -> Words:
+    what = "a row" if f.details["per"] == "row" else "for the data set"
+    return (
+        f"The importance-weighted bound lies {f.figure:.3g} nats {what} above the ELBO: that much of the bound's gap "
+        "is the guide's.",
+        "Report the importance-weighted bound, not the ELBO, as log p(x).",
+    )
+
+
+def _khat(f: Finding) -> Words:
+    d = f.details
+    rows = f" of {d['rows']} rows" if d["per"] == "row" else ""
+    if math.isnan(f.figure):
+        return f"Pareto k-hat was not estimated: {d['particles']} weights are too few.", "Take 100 particles or more."
+    if f.figure == -math.inf:
+        return "All importance weights are equal: their law has no tail for k-hat to measure.", ""
+    most = f"Pareto k-hat is at most {f.figure:.2f} (good below {f.threshold:.2g})"
+    if f.verdict == "fine":
+        return f"{most}: the importance weights{rows} can be relied on.", ""
+    above = f" and above for {d['bad_share']:.0%}{rows}" if rows else ""
+    return (
+        f"{most}{above}: the importance weights are too uneven to be relied on, and the guide is too narrow somewhere.",
+        RICHER_ROWS if rows else RICHER,
+    )
+
+
+def _ess(f: Finding) -> Words:
+    median = " in the median row" if f.details["per"] == "row" else ""
+    count = f"{f.figure:.0f} of {f.details['particles']} draws count after weighting{median} (good from "
+    sentence = f"{count}{f.threshold:.0f} on)."
+    if f.verdict == "wrong":
+        return sentence, RICHER_ROWS if median else RICHER
+    return sentence, WEIGH
+
+
+BESIDE = {"corrected": "moments corrected by its weights", "reference": "reference draws' moments"}
+
+
+def _mean_off(f: Finding) -> Words:
+    d = f.details
+    if math.isnan(f.figure):
+        return _not_compared(f)
+    over = f", root mean square of {d['rows']} rows" if d["rows"] else ""
+    return (
+        f"Beside the {BESIDE[d['beside']]}, the guide is off in its mean by at most {f.figure:.2f} sd "
+        f"({f.where}{over}).",
+        _report(f),
+    )
+
+
+def _sd_ratio(f: Finding) -> Words:
+    d = f.details
+    if math.isnan(f.figure):
+        return _not_compared(f)
+    over = f" on average over {d['rows']} rows" if d["rows"] else ""
+    most = max(f.figure, 1 / f.figure) - 1 if f.figure > 0 else math.inf
+    return (
+        f"Beside the {BESIDE[d['beside']]}, the guide is off in its sd by at most {most:.0%} "
+        f"({f.where}: {f.figure:.2f} times as large{over}).",
+        _report(f),
+    )
+
+
+def _report(f: Finding) -> str:
+    if f.details["beside"] == "reference":
+        return "Report the reference draws; fit a richer guide (--guide flow) if a guide is what is wanted."
+    return "Report the corrected moments (diagnose's table), or corrected draws (posterior(..., corrected=True))."
+
+
+def _not_compared(f: Finding) -> Words:
+    return (
+        f"The guide's moments could not be checked: {f.details['reason']}.",
+        "Hold it against draws of the posterior (ppgen mcmc, then ppgen diagnose --reference).",
+    )
+
+
+def _inactive_units(f: Finding) -> Words:
+    idle, n = int(f.figure), f.details["dimensions"]
+    if not idle:
+        return f"Each of the {n} dimensions of {f.where!r} is active.", ""
+    return (
+        f"{idle} of {n} dimensions of {f.where!r} {'is' if idle == 1 else 'are'} inactive: the posterior is the prior "
+        "for every row.",
+        "Take a smaller latent, or a KL warm-up (--kl-warmup).",
+    )
+
+
+# -- chains ------------------------------------------------------------------------------------------
+
+
+def _stuck_chains(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "every chain moved", ""
+    return (
+        f"chain {f.details['chains']} never moved in {f.details['draws']} draws: it sits where no proposal is accepted",
+        "Run with another seed or a longer warm-up, and look at what is narrow there.",
+    )
+
+
+def _chains_apart(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "no chain stands apart from the others", ""
+    return (
+        f"chain {f.details['chains']} stands apart from the others, at a mean log joint of {f.details['lp']:.1f} nats "
+        f"beside {f.details['others']:.1f}: it is stuck, or the posterior has several modes",
+        "Run more chains from other starts (--seed); if they find both places, write a model that has one.",
+    )
+
+
+def _rhat(f: Finding) -> Words:
+    if math.isnan(f.figure):
+        return "whether chains agree was not checked: R-hat was not computed", "Run several chains that move."
+    figure = f"R-hat of {f.where} is {f.figure:.4f} (good below {f.threshold})"
+    if f.verdict == "fine":
+        return f"the chains agree: the largest {figure}", ""
+    return (
+        f"the chains do not agree: {figure}; do not use the draws as they are",
+        "Run a longer warm-up and more draws, or reparametrise.",
+    )
+
+
+def _ess_bulk(f: Finding) -> Words:
+    return _effective(f, "")
+
+
+def _ess_tail(f: Finding) -> Words:
+    return _effective(f, " in the tails")
+
+
+def _effective(f: Finding, where: str) -> Words:
+    if math.isnan(f.figure):
+        return f"the effective draws{where} could not be counted", MORE_DRAWS
+    few = "" if f.verdict == "fine" else "only "
+    return f"{few}{f.figure:.0f} effective draws{where} of {f.where} (good from {f.threshold:.0f} on)", MORE_DRAWS
+
+
+def _divergences(f: Finding) -> Words:
+    count = f"{f.details['count']} of {f.details['draws']} draws diverged"
+    if f.verdict == "fine":
+        return count, ""
+    return (
+        f"{count}: the posterior has a place too narrow for the step size, such as the neck of a funnel, and draws "
+        "miss it",
+        "Write hierarchical latents non-centred, or tighten a prior.",
+    )
+
+
+def _e_bfmi(f: Finding) -> Words:
+    if math.isnan(f.figure):
+        return "E-BFMI could not be computed: the energy is not finite", "Run with another seed."
+    figure = f"E-BFMI is {f.figure:.2f} (good from {f.threshold} on)"
+    if f.verdict == "fine":
+        return figure, ""
+    return (
+        f"{figure}: the energy moves too slowly for the tails of the posterior, as with heavy tails or a funnel",
+        "Reparametrise.",
+    )
+
+
+def _tail_khat(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return f"no latent's tails are too heavy for a mean and an sd (Pareto k-hat below {f.threshold})", ""
+    more = f"; so are those of {f.details['others']} more" if f.details["others"] else ""
+    what = "mean and sd are" if f.figure > 2 * f.threshold else "sd is"
+    return (
+        f"the tails of {f.where} are heavy (Pareto k-hat {f.figure:.2f}; good below {f.threshold}{more}): its {what} "
+        "not determined by any number of draws, and may be infinite",
+        "Report its median and quantiles, or give what drives it a prior with lighter tails.",
+    )
+
+
+# -- predictions, calibration, comparison ------------------------------------------------------------
+
+
+def _predictive(f: Finding) -> Words:
+    if f.verdict == "fine":
+        have = ", ".join(f.details["statistics"])
+        return f"Data drawn from the fitted model have the {have} of the observed {f.where}.", ""
+    off = "; ".join(
+        f"the {c['statistic']} of {f.where} is {c['observed']:.3g}, the model's {c['low']:.3g} to {c['high']:.3g}"
+        for c in f.details["off"]
+    )
+    return (
+        f"The fitted model does not give data like the observed: {off}.",
+        "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on.",
+    )
+
+
+def _calibration(f: Finding) -> Words:
+    d = f.details
+    if math.isnan(f.figure):
+        return "Whether the posteriors are calibrated was not checked.", "Run ppgen calibrate RUN."
+    remedy = f"{RICHER} If a pair that should be exact fails, look for an error in model or guide."
+    if f.where:
+        return f"{f.where}: {SHAPES[d['shape']]} (p = {f.figure:.2g}).", remedy
+    if f.verdict == "fine":
+        return (
+            f"Calibrated as far as {d['simulations']} simulations can tell: the ranks of all {d['quantities']} "
+            f"quantities are uniform (smallest p-value {f.figure:.2g}, corrected for their number).",
+            "",
+        )
+    names = ", ".join(d["failed"][:8]) + (", ..." if len(d["failed"]) > 8 else "")
+    return (
+        f"Not calibrated: the ranks of {len(d['failed'])} of {d['quantities']} quantities are not uniform over "
+        f"{d['simulations']} simulations: {names}.",
+        remedy,
+    )
+
+
+SHAPES = {  # in what way ranks are not uniform
+    "low": "its posterior lies too low: the true value ranks high",
+    "high": "its posterior lies too high: the true value ranks low",
+    "narrow": "its posterior is too narrow: the true value ranks at the ends",
+    "wide": "its posterior is too wide: the true value ranks in the middle",
+}
+
+
+def _score_difference(f: Finding) -> Words:
+    d = f.details
+    best, other, gap, se = f.where, d["other"], f.figure, d["se"]
+    if f.verdict == "fine":
+        return f"{best} predicts best: {gap:.3g} nats above {other}, over {d['rows']} rows, s.e. {se:.2g}.", ""
+    more = "Score more rows."
+    if gap > 2 * se:
+        return f"{best} probably predicts best: {gap:.3g} nats above {other}, which is {gap / se:.1f} s.e.", more
+    return (
+        f"{best} and {other} cannot be told apart: {gap:.2g} nats between them, with a standard error of {se:.2g}.",
+        more,
+    )
+
+
+def _loo_khat(f: Finding) -> Words:
+    return (
+        f"{f.figure:.0f} of {f.details['rows']} rows of {f.where} have a k-hat above {f.details['khat_threshold']}: "
+        "its LOO is not to be trusted there.",
+        "Compare on held-out rows, or sample the posterior (ppgen mcmc).",
+    )
+
+
+def _bound_kinds(f: Finding) -> Words:
+    lower = f.details["lower"]
+    return (
+        f"Kinds are mixed: {', '.join(lower)} {'is a lower bound' if len(lower) == 1 else 'are lower bounds'}, and may "
+        "be better than shown.",
+        "Take more particles: they raise it.",
+    )
+
+
+WORDS: dict[str, Callable[[Finding], Words]] = {
+    fn.__name__[1:]: fn
+    for fn in (
+        _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _predictive,
+        _calibration, _score_difference, _loo_khat, _bound_kinds,
+    )
+}  # fmt: skip

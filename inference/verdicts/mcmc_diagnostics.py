@@ -1,0 +1,171 @@
+r"""Whether chains are to be believed: one finding a check, those that are fine too.
+
+Asked of every latent: do the chains agree (R-hat, rank-normalised, split and folded), are there enough effective draws
+in the bulk and in the tails, and do its moments exist? Of a tail
+
+    P(|z| > t) ~ t^(-1/k)         E |z|^r is finite for r < 1/k
+
+an average over draws of |z|^r behaves as importance weights of shape r k do: it is worth something below r k = 0.7. So
+a mean wants k < 0.7 and an sd, the mean of a square, k < 0.35. Quantiles want nothing.
+
+Thresholds: R-hat 1.01 and 400 effective draws are those of Vehtari et al. (2021, section 4): an s.e. of a mean of 5% of
+its sd, and enough for R-hat and ESS to be estimated themselves. R-hat above 1.1, which Gelman and Rubin's rule of 1992
+refuses too, is "wrong"; so are chains that never moved or are elsewhere. E-BFMI below 0.3 is Betancourt's. A single
+divergence in a thousand draws is let pass: chains that adapt meet one now and then.
+
+Sources: R-hat and ESS: Rank-normalization, folding, and localization (Vehtari et al. 2021, arXiv:1903.08008); Pareto
+k-hat of a latent's own tails: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646); E-BFMI:
+A conceptual introduction to Hamiltonian Monte Carlo's diagnosis of energy (Betancourt 2016, arXiv:1604.00695).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
+
+GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001
+TAILS = (0.05, 0.95)
+LEAST = 225  # effective draws for a tail of 45
+MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
+
+
+class Latents(Protocol):
+    """Where draws come from: `ppgen.engine.LogJoint` is one."""
+
+    labels: Sequence[str]
+
+    def unflatten(self, u: Tensor) -> Mapping[str, Tensor]: ...
+
+
+def findings(found: Draws, joint: Latents) -> list[Finding]:
+    """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, E-BFMI, heavy tails.
+
+    Args:
+        found: the chains, on the unconstrained scale.
+        joint: what they are draws of.
+    """
+    u = found.u.movedim(1, 0).numpy()  # (chains, draws, entries)
+    lp, energy, diverging = (found.stats[n].T.numpy() for n in ("lp", "energy", "diverging"))
+    return [
+        *_chains(u, lp),
+        _agreement(u, joint.labels),
+        _enough("ess_bulk", _each(u, "ess"), joint.labels),
+        _enough("ess_tail", _each(u, "ess", method="tail", prob=TAILS), joint.labels),
+        _divergences(diverging),
+        _energy(energy),
+        heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+    ]
+
+
+def _chains(u: np.ndarray, lp: np.ndarray) -> list[Finding]:
+    """Chains that never moved, and chains that are where the others are not."""
+    stuck = np.flatnonzero((np.ptp(u, axis=1) == 0).all(-1))
+    apart = np.setdiff1d(_apart(lp, u), stuck)
+    said: dict[str, Any] = {"chains": _list(apart)}
+    if len(apart):
+        others = np.setdiff1d(np.arange(len(u)), [*apart, *stuck])
+        said |= {"lp": float(lp[apart].mean()), "others": float(lp[others].mean())}
+    return [
+        Finding("stuck_chains", "", float(len(stuck)), 0.0, WRONG if len(stuck) else FINE,
+                {"chains": _list(stuck), "draws": u.shape[1]}),
+        Finding("chains_apart", "", float(len(apart)), 0.0, WRONG if len(apart) else FINE, said),
+    ]  # fmt: skip
+
+
+def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Chains whose mean log joint, or position, is not that of the others, by robust deviations."""
+    if len(lp) < 4:
+        return np.array([], int)
+    figures = np.concatenate([lp.mean(1)[:, None], u.mean(1)], 1)
+    within = np.concatenate([lp.std(1)[:, None], u.std(1)], 1)
+    off = np.abs(figures - np.median(figures, 0)) / np.maximum(np.median(within, 0), 1e-12)
+    between = np.median(off, 0)
+    return np.flatnonzero((off > 4 + 6 * between).any(1))
+
+
+def _agreement(u: np.ndarray, labels: Sequence[str]) -> Finding:
+    """The largest R-hat; of one chain it is not known whether another would agree."""
+    rhat = _each(u, "rhat")
+    if len(u) == 1 or not np.isfinite(rhat).any():
+        return Finding("rhat", "", np.nan, GOOD_RHAT, LOOK)
+    worst = int(np.nanargmax(rhat))
+    return Finding("rhat", labels[worst], float(rhat[worst]), GOOD_RHAT, grade(rhat[worst], GOOD_RHAT, WRONG_RHAT))
+
+
+def _enough(measure: str, ess: np.ndarray, labels: Sequence[str]) -> Finding:
+    """The least number of effective draws."""
+    if not np.isfinite(ess).any():
+        return Finding(measure, "", np.nan, GOOD_ESS, LOOK)
+    least = int(np.nanargmin(ess))
+    return Finding(measure, labels[least], float(ess[least]), GOOD_ESS, FINE if ess[least] >= GOOD_ESS else LOOK)
+
+
+def _divergences(diverging: np.ndarray) -> Finding:
+    share = float(diverging.mean())
+    said = {"count": int(diverging.sum()), "draws": diverging.size}
+    return Finding("divergences", "", share, DIVERGING, grade(share, DIVERGING), said)
+
+
+def _energy(energy: np.ndarray) -> Finding:
+    """E-BFMI, Σ (E_i − E_{i−1})² / Σ (E_i − mean E)²: the median over the chains."""
+    with np.errstate(invalid="ignore"):
+        bfmi = float(np.median((np.diff(energy, axis=1) ** 2).mean(1) / energy.var(1).clip(1e-300)))
+    return Finding("e_bfmi", "", bfmi, GOOD_BFMI, FINE if bfmi >= GOOD_BFMI else LOOK)
+
+
+def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
+    """The latent with the heaviest tail, and whether that is too heavy for an sd.
+
+    Args:
+        latents: by name (chains, draws, ...), on their own scales.
+    """
+    names: list[str] = []
+    k: list[float] = []
+    for name, value in latents.items():
+        entries = value.reshape(*value.shape[:2], -1)
+        for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
+            index = np.unravel_index(i, value.shape[2:])
+            names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
+            k.append(tail_shape(entries[..., i]))
+    worst = int(np.argmax(k))
+    heavy = sum(each > GOOD_K / 2 for each in k)
+    return Finding("tail_khat", names[worst], k[worst], GOOD_K / 2, grade(k[worst], GOOD_K / 2),
+                   {"others": max(heavy - 1, 0)})  # fmt: skip
+
+
+def tail_shape(draws: np.ndarray) -> float:
+    """Pareto k-hat of the heavier of two tails, (chains, draws); minus infinity where there is no tail to speak of:
+    the draws are all the same there, or fewer than `LEAST` of them are effective."""
+    if np.ptp(draws) == 0 or not np.isfinite(draws).all():
+        return -np.inf
+    share = float(statistic("ess", draws, method="tail", prob=TAILS)) / draws.size
+    if not share * draws.size >= LEAST:
+        return -np.inf
+    try:
+        return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
+    except ValueError:  # a tail of equal values
+        return -np.inf
+
+
+def _each(u: np.ndarray, name: str, **options: Any) -> np.ndarray:
+    """A statistic of each entry of (chains, draws, entries)."""
+    return np.array([statistic(name, u[..., i], **options) for i in range(u.shape[-1])])
+
+
+def statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
+    """One of ArviZ's statistics of chains, of (chains, draws)."""
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
+        return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)
+
+
+def _list(chains: np.ndarray) -> str:
+    return ", ".join(map(str, chains[:5])) + (f" and {len(chains) - 5} more" if len(chains) > 5 else "")

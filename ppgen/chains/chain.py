@@ -1,0 +1,148 @@
+r"""Programs that are a chain of latents, z_1 → ... → z_0 → x: what a diffusion model is, whatever its process.
+
+Four conditionals say all there is, with times 1 = t_T > ... > t_0 = 0:
+
+    forward     q(z_t | x)              posterior   q(z_s | z_t, x),  s < t
+    reverse     p_θ(z_s | z_t)          likelihood  p_θ(x | z_0)      and the base p(z_1)
+
+`model` and `guide` write the whole chain out, sites z_T, ..., z_0 and x; its ELBO,
+
+    −KL(q(z_1 | x), p(z_1)) − Σ_i E KL(q(z_s | z_t, x), p_θ(z_s | z_t)) + E log p_θ(x | z_0),
+
+is a sum over i, and one i drawn at random and weighed by T is an unbiased estimate: what `elbo="subsampled"` trains by
+(`ppgen.chains.chain_terms`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et
+al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppgen.chains.chain_terms import subsampled_terms
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+from ppgen.terms import Term
+
+__all__ = ["Chain", "require_few_states"]
+
+SHORT = 2  # steps of the chain that checks are run on
+LONG = 8  # steps above which they are
+
+
+class Chain(Program):
+    """A program whose latents are a chain of T + 1 states of one shape. Abstract: a subclass gives the conditionals,
+    and the pair that they make.
+
+    Each conditional has event shape (D,), takes states of shape (..., D), and times that are numbers or tensors of
+    shape (...). Columns of the model other than x (a label) are passed to `reverse`, `likelihood` and `denoise` by
+    name.
+
+    Attributes:
+        steps: T of the explicit chain.
+        limit: whether training takes T → ∞; the subclass then has a `rate`.
+        history: a buffer of running means of squared costs, by time, where times are to be drawn by it (optional).
+        weighting: "elbo", or the name of a reweighting: what is trained on is then **not** a bound.
+    """
+
+    steps: int = 1000
+    limit: bool = False
+    weighting: str = "elbo"
+
+    # -- the conditionals ----------------------------------------------------------------------------
+
+    def base(self) -> TorchDistribution:
+        """p(z_1)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
+        """q(z_t | x)."""
+        raise NotImplementedError
+
+    def posterior(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
+        """q(z_s | z_t, x) at z_t = z, s < t."""
+        raise NotImplementedError
+
+    def reverse(self, z: Tensor, s: Tensor | float, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
+        """p_θ(z_s | z_t) at z_t = z, s < t."""
+        raise NotImplementedError
+
+    def likelihood(self, z: Tensor, **columns: Tensor) -> TorchDistribution:
+        """p_θ(x | z_0) at z_0 = z."""
+        raise NotImplementedError
+
+    # -- what follows, and what a subclass may give in closed form --------------------------------------
+
+    def values(self, x: Tensor) -> Tensor:
+        """The column x as the likelihood takes it: (..., D) floats."""
+        return x
+
+    def cost(self, x: Tensor, z: Tensor, s: Tensor, t: Tensor, **columns: Tensor) -> Tensor:
+        """KL(q(z_s | z_t, x), p_θ(z_s | z_t)) in nats, (...)."""
+        return kl_divergence(self.posterior(z, x, s, t), self.reverse(z, s, t, **columns))
+
+    def rate(self, x: Tensor, z: Tensor, t: Tensor, **columns: Tensor) -> Tensor:
+        """lim KL / (t − s) as s → t, in nats a unit of time, (...): what `limit` needs."""
+        raise NotImplementedError(f"{self.name} has no rate(), so no limit of infinitely many steps")
+
+    def weight(self, s: Tensor, t: Tensor) -> Tensor:
+        """What `weighting` multiplies the KL of the step from t to s by, (...); s = t in the limit."""
+        return torch.ones_like(t)
+
+    def variance_only(self) -> AbstractContextManager[list[Tensor]]:
+        """Lists the tensors made meanwhile, in the shape of the times, that change the variance of `rate` alone."""
+        return nullcontext([])
+
+    def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns as training sees them, a label left out here and there."""
+        return columns
+
+    def grid(self, steps: int | None = None) -> list[tuple[float, float]]:
+        """The T steps (s, t) from t = 1 down to s = 0."""
+        n = steps or self.steps
+        return [(i / n, (i + 1) / n) for i in reversed(range(n))]
+
+    def context(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns beside x that the model takes."""
+        return {k: v for k, v in data.items() if k != "x" and k in self.columns}
+
+    # -- as a program -------------------------------------------------------------------------------------
+
+    subsamples = True
+
+    def subsampled_terms(self, data: dict[str, Tensor], draws: int) -> list[Term]:
+        return subsampled_terms(self, data, draws)
+
+    @property
+    def repeats(self) -> bool:
+        return self.steps > LONG
+
+    @contextmanager
+    def in_brief(self) -> Iterator[None]:
+        """Within it, the chain has two steps: its steps are alike, and so is what may be wrong."""
+        steps = self.steps
+        try:
+            self.__dict__["steps"] = SHORT if self.repeats else steps
+            yield
+        finally:
+            self.__dict__["steps"] = steps
+
+
+def require_few_states(program: Program) -> None:
+    """
+    Raises:
+        PpgenError: a long chain: its guide has nothing to learn, and its states are nothing to summarise.
+    """
+    if program.repeats:
+        steps: Any = program.steps
+        raise PpgenError(
+            f"the guide of {program.name} has nothing to learn, and its {steps + 1} states are no posterior to "
+            "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths "
+            "(ppgen.inference.diffusion.path_weights)"
+        )

@@ -1,0 +1,280 @@
+"""The contract's checks: one traced execution of both parts, before the first step.
+
+Each failure is one sentence that names the site, what was found, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from ppgen import data as data_module
+from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
+from ppgen.errors import PpgenError, nearest
+from ppgen.program import Program, arguments
+from ppgen.sites import sample_sites
+from ppgen.structure import Structure, longer_run, structure_of
+from ppgen.terms import Traces, run
+
+
+def check(
+    program: Program,
+    data: Mapping[str, Any],
+    *,
+    batch_size: int | None = None,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    learn: bool = True,
+) -> Structure:
+    """Runs every check of the contract and returns the program's structure. The random state is left as it was.
+
+    Args:
+        program: set up already (`Program.setup`).
+        data: the columns, all rows.
+        batch_size: rows a step, if fewer than all.
+        enumerated: discrete latents that are summed out: the guide does not have them.
+        rows: the row columns, where these data are a few rows that do not tell them.
+        learn: whether it is to be trained: then each parameter must get a gradient.
+
+    Raises:
+        PpgenError: one sentence on the first thing that is wrong.
+    """
+    columns(program, data)
+    data_module.validate(data)
+    rows = rows or data_module.row_columns(data)
+    n = data_module.n_rows(data, rows)
+    size = min(batch_size or n, n)
+    batch = data_module.take(data, torch.arange(size), rows) if size < n else data
+    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+        with running_of(program, batch), torch.enable_grad():
+            traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
+            apart = Traces(*(t.get_trace() for t in traces))
+        return checked(program, batch, apart, n=n, enumerated=enumerated, rows=rows, learn=learn).structure
+
+
+class Checked(NamedTuple):
+    """What the checks found.
+
+    Attributes:
+        structure: of the program.
+        run: the run of the pair that they looked at.
+        longer: a run on one row more; None where there is none.
+    """
+
+    structure: Structure
+    run: Traces
+    longer: Traces | None
+
+
+def checked(
+    program: Program,
+    batch: Mapping[str, Any],
+    apart: Traces,
+    *,
+    n: int,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    learn: bool = True,
+) -> Checked:
+    """The checks, on a run of both parts by themselves, one of the pair, and one of the pair on a row more.
+
+    Args:
+        batch: the first batch, or all rows.
+        apart: traces of both parts on it, the model's at latents of its own: a guide's shapes cannot upset it.
+        n: the number of all rows.
+        enumerated, rows, learn: as of `check`.
+    """
+    size = data_module.n_rows(batch, rows)
+    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+        apart = Traces(*map(prune_subsample_sites, apart))
+        sites_match(apart, enumerated)
+        observed_fit(apart.p, n, size)
+        plates_fit(apart)
+        supports_match(apart)
+        # From one random state: what differs between the two runs is the rows.
+        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            t = run(program, batch)
+        longer = longer_run(program, batch, rows)
+        structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
+        if size < n:
+            _minibatch(program, structure, t, size, n)
+        _log_probs(t, enumerated)
+        if learn and not enumerated:
+            _gradients(program, t)
+    return Checked(structure, t, longer)
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+def columns(program: Program, data: Mapping[str, Any]) -> None:
+    """Every column has its argument, and every argument that must have one its column."""
+    names, needed, takes_any = arguments(program.model)
+    for name in needed:
+        if name not in data:
+            raise PpgenError(
+                f"model({', '.join(names)}) of {program.name} needs the column {name!r}, and the data have "
+                f"{', '.join(map(repr, data)) or 'none'}{nearest(name, data)}; "
+                f"name it with columns={{{name!r}: ...}} (--columns {name}=...)"
+            )
+    if takes_any:
+        return
+    for name in data:
+        if name not in names:
+            raise PpgenError(
+                f"the data's column {name!r} is taken by no argument of model({', '.join(names)}) of {program.name}"
+                f"{nearest(name, names)}; leave it out, or name the columns that are wanted with columns= (--columns)"
+            )
+
+
+# -- running it ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
+    """Whatever a program raises when it is run on data, as one sentence."""
+    try:
+        yield
+    except PpgenError:
+        raise
+    except Exception as e:
+        if "ImproperUniform" in str(e) or "improper" in str(e).lower():
+            raise PpgenError(
+                f"{program.name} has an ImproperUniform prior, which cannot start an autoguide; write "
+                "ppgen.distributions.Flat(support) in its place, which starts at a feasible point"
+            ) from e
+        twice = re.match(r"Multiple sample sites named '(.*)'", str(e))
+        if twice:
+            raise PpgenError(
+                f"{program.name} uses the name {twice[1]!r} twice in one run; give each site a name of its own, and "
+                "make a plate once: data = ppgen.rows(x), then `with data:` as often as it is wanted"
+            ) from e
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, Tensor))
+        raise PpgenError(
+            f"{program.name} failed on a batch with {shapes}: {type(e).__name__}{_user_line(e)}: {_first_line(e)}; "
+            "run with --debug to see the traceback"
+        ) from e
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip() or "no message").splitlines()[0]
+
+
+def _user_line(e: BaseException) -> str:
+    """The innermost frame that is neither torch's, Pyro's nor ppgen's own."""
+    found, tb = "", e.__traceback__
+    while tb is not None:
+        file = tb.tb_frame.f_code.co_filename
+        if not any(part in file for part in ("/torch/", "/pyro/", "/ppgen/", "contextlib")):
+            found = f" at {file.rsplit('/', 1)[-1]}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return found
+
+
+# -- numbers -------------------------------------------------------------------------------------
+
+
+def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
+    for trace, part in ((t.p, "model"), (t.q, "guide")):
+        for name, site in sample_sites(trace).items():
+            if name in enumerated:
+                continue
+            try:
+                trace.compute_log_prob(site_filter=lambda n, s, name=name: n == name)
+            except Exception as e:
+                raise PpgenError(
+                    f"log_prob at the site {name!r} of the {part} failed: {_first_line(e.__cause__ or e)}; "
+                    f"look at its shapes ({shape_table(trace)})"
+                ) from e
+            bad = bad_number(site["log_prob"])
+            if bad:
+                raise PpgenError(
+                    f"log_prob at the site {name!r} of the {part} is {bad} on the first batch, with values from "
+                    f"{_extent(site['value'])}; look at that site's parameters and at the scale of the data"
+                )
+
+
+def bad_number(x: Tensor) -> str:
+    """'nan', 'inf' or '-inf' where a log-probability has one, else ''."""
+    if torch.isfinite(x).all():
+        return ""
+    return "nan" if torch.isnan(x).any() else ("inf" if (x == math.inf).any() else "-inf")
+
+
+def _extent(value: Tensor) -> str:
+    v = value.detach().double()
+    return f"{v.min().item():.4g} to {v.max().item():.4g}"
+
+
+def _gradients(program: Program, t: Traces) -> None:
+    loss = sum(s["fn"].log_prob(s["value"]).sum() for trace in t for s in sample_sites(trace, factors=True).values())
+    parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise PpgenError(
+            f"{program.name} has no parameters to learn; make them torch.nn.Parameter, pyro.param or PyroParam, "
+            "or give the program a guide that has some (--guide AutoNormal)"
+        )
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise PpgenError(
+            f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
+        )
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    replaced = program._autoguide is not None and type(program).guide is not Program.guide  # its parameters rest
+    for name, g in zip(parameters, gradients, strict=True):
+        if g is None and not replaced:
+            raise PpgenError(
+                f"the parameter {parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
+                "use it, remove it, "
+                "or freeze it with requires_grad_(False)"
+            )
+
+
+def parameter_name(name: str) -> str:
+    """A parameter's name as the user wrote it: pyro.param sites have their own."""
+    return name.removeprefix("param:").replace("/", ".") if name.startswith("param:") else name
+
+
+# -- minibatches -------------------------------------------------------------------------------------
+
+
+def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: int, n: int) -> None:
+    for name in structure.names("observed"):
+        if not structure.is_local(name):
+            fixed = [(plate, size) for plate, size in plates_of(sample_sites(t.p)[name]) if size in (n, batch_size)]
+            if fixed:
+                raise PpgenError(
+                    f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
+                    "column that is "
+                    f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
+                )
+            raise PpgenError(
+                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
+                f"{n} rows cannot be "
+                "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
+            )
+    if shared := [n for n in structure.summed if not structure.is_local(n)]:
+        raise PpgenError(
+            f"the latent {shared[0]!r} is shared by all rows and summed out, and the sum over its values does not fall "
+            f"into batches; leave out batch_size so that all {n} rows are passed"
+        )
+    auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
+    if program.fixed_rows and (structure.locals or auxiliary_local):
+        raise PpgenError(
+            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns "
+            "one posterior for each "
+            f"of the rows that it was made with; local latents need an amortised guide under minibatches: write "
+            "guide(x), or leave out "
+            f"batch_size so that all {n} rows are passed"
+        )
+
+
+__all__ = ["Checked", "bad_number", "check", "checked", "columns", "parameter_name", "running_of"]

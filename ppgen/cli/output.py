@@ -1,0 +1,193 @@
+"""What the commands print: figures in JSON, or in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ppgen.console import number, print_json, print_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ppgen.run import Run
+
+SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
+
+
+def fit(run: Run, seconds: float, json: bool) -> None:
+    """The last row of metrics: nats a row, or of the data set where a latent is global."""
+    from ppgen.cli.progress import duration
+
+    last: dict[str, float] = dict(run.rows[-1]) if run.rows else {"step": 0}
+    whole, recorded = not run.structure.by_row, run.config["data"]
+    per = {"elbo": recorded["rows"], "elbo_se": recorded["rows"], "valid_elbo": recorded.get("valid_rows", 1)}
+    elbo, se, valid = (last[k] / (1 if whole else n) if k in last else None for k, n in per.items())
+    if json:
+        print_json(
+            {
+                "run": run.path,
+                "steps": int(last["step"]),
+                "seconds": round(seconds, 3),
+                "per": "data set" if whole else "row",
+                "rows": recorded["rows"],
+                "elbo": elbo,
+                "elbo_se": se,
+                "valid_elbo": valid,
+            }
+        )
+        return
+    if elbo is not None:
+        held_out = f", {number(valid)} held out" if valid is not None else ""
+        unit = "nats" if whole else "nats a row"
+        print(f"ELBO {number(elbo, se)} {unit}{held_out}; {int(last['step'])} steps in {duration(seconds)}")
+    print(f"run  {run.path}")
+
+
+def bounds(found: Any, title: str) -> None:
+    """The table of a `LogLik`."""
+    words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws", "exact": "log p(x)"}
+    words["ode"] = "probability-flow ODE"
+    kinds = {"lower": "lower bound", "upper": "upper bound"}
+    bits = ["bits/dim"] if found.dims is not None else []
+    rows = []
+    for b in found.table():
+        figures = [b["nats"], b["se"], b["rows_se"], *([b["bits_per_dim"]] if bits else [])]
+        rows.append([words.get(b["name"], b["name"]), kinds.get(b["kind"], b["kind"]), *figures])
+    unit = "nats a row" if found.per == "row" else "nats"
+    print_table(["", "kind", unit, "± Monte Carlo", "± rows", *bits], rows, title=f"{title}, {found.rows} rows")
+
+
+def diagnosis_figures(found: Any) -> dict[str, Any]:
+    return {
+        "summary": found.summary.to_dict("index"),
+        "bounds": found.bounds.table(),
+        "khat": found.khat,
+        "ess": found.ess,
+        "kl": found.kl,
+        "active": found.active,
+        "moments": found.moments.to_dict("index"),
+        "verdict": found.verdict,
+        "findings": [f.as_dict() for f in found.findings],
+    }
+
+
+def findings(found: Iterable[Any]) -> None:
+    """A line each: the sentence, and what to do."""
+    for f in found:
+        print(f"- {f}{' ' if f.remedy else ''}{f.remedy}")
+
+
+def diagnosis(found: Any, title: str) -> None:
+    """What each latent dimension carries, ArviZ's summary, the weights, and the sentences."""
+    import numpy as np
+
+    for site, kl in found.kl.items():
+        order = np.argsort(-kl)[:SUMMARY_ROWS]
+        active = found.active.get(site, np.ones(len(kl), bool))
+        print_table(
+            [f"dimension of {site}", "KL(q, p), nats", "active"],
+            [[f"{site}[{i}]", float(kl[i]), "yes" if active[i] else "no"] for i in order],
+            title=f"What each dimension carries, nats a row: {kl.sum():.2f} in all{_first(order, kl, 'dimensions')}",
+        )
+    table = found.summary
+    shown = table.head(SUMMARY_ROWS)
+    print_table(
+        ["", *map(str, table.columns)],
+        [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)],
+        title=f"{title}: ArviZ summary of the posterior{_first(shown, table, 'entries')}",
+    )
+    beside = found.moments.head(SUMMARY_ROWS)
+    if len(beside.columns) > 2:
+        print_table(
+            ["", *(c.replace("_", " ") for c in beside.columns)],
+            [[index, *map(float, row)] for index, row in zip(beside.index, beside.values, strict=True)],
+            title="The guide's moments beside better ones" + _first(beside, found.moments, "entries"),
+        )
+    k, ess = found.khat[~np.isnan(found.khat)], found.ess
+    if len(k):
+        quantiles = [0.05, 0.5, 0.95] if len(k) > 1 else [0.5]
+        print_table(
+            ["", *(f"{q:.0%} of rows" if len(k) > 1 else "data set" for q in quantiles)],
+            [
+                ["Pareto k-hat", *map(float, np.quantile(k, quantiles))],
+                [f"effective draws of {found.bounds.particles}", *map(float, np.quantile(ess, quantiles))],
+            ],
+            title="The guide's importance weights" + (", quantiles over the rows" if len(k) > 1 else ""),
+        )
+    findings(found.findings)
+
+
+def _first(shown: Any, table: Any, what: str) -> str:
+    return f", {len(shown)} of {len(table)} {what}" if len(table) > len(shown) else ""
+
+
+def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
+    rows = run.structure.row_columns
+    return {
+        "program": run.program.name,
+        "columns": {k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows} for k, v in table.items()},
+        "parameters": sum(p.numel() for p in run.program.parameters() if p.requires_grad),
+        "sites": [vars(site) for site in run.structure.sites],
+        "row_plates": sorted(run.structure.row_plates),
+        "guide": run.config["program"]["guide"],
+    }
+
+
+def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, Any] | None = None) -> None:
+    """Columns, sites, and what a fit of the program could use."""
+    found = check_figures(run, table)
+    print_table(
+        ["column", "shape", "type", "passed as"],
+        [
+            [k, tuple(c["shape"]), c["dtype"].removeprefix("torch."), "a row each" if c["rows"] else "constant"]
+            for k, c in found["columns"].items()
+        ],
+        title=title,
+    )
+    head = ["site", "role", "distribution", "plates", "batch", "event", "support"]
+    print_table(head, [_site(run, site) for site in run.structure.sites])
+    own = "its own" if run.program.has_guide else "empty: nothing is latent"
+    print(f"guide       {found['guide'] or own}")
+    print(f"parameters  {found['parameters']}")
+    print(f"minibatches {_minibatches(run)}")
+    if graph is not None:
+        _graph(graph)
+    print("every check passed")
+
+
+def _site(run: Run, site: Any) -> list[Any]:
+    plates = ", ".join(f"{p} (rows)" if p in run.structure.row_plates else p for p in site.plates)
+    role = f"{site.role}, summed out" if site.enumerated else site.role
+    shapes = [site.batch_shape, site.event_shape]
+    return [site.name, role, site.distribution, plates or None, *shapes, support_in_words(site.support)]
+
+
+def support_in_words(text: str) -> str | None:
+    """A constraint as torch prints it, without its wrapper.
+
+    >>> support_in_words("Independent(GreaterThan(lower_bound=0.0), 1)"), support_in_words("Real()")
+    ('GreaterThan(lower_bound=0.0)', 'Real')
+    """
+    while text.startswith("Independent"):
+        text = text.partition("(")[2].rpartition(",")[0]
+    return text.removesuffix("()").lstrip("_") or None
+
+
+def _minibatches(run: Run) -> str:
+    plates = sorted(run.structure.row_plates)
+    if not plates:
+        return "no: no plate follows the rows"
+    if run.config["program"]["guide"] and run.structure.locals:
+        return "no: an autoguide has one posterior for each of the rows"
+    return f"yes: sites in {', '.join(plates)} are weighed by N/B"
+
+
+def _graph(graph: dict[str, Any]) -> None:
+    if not graph["traces"]:
+        print(f"graph       none, every step runs eagerly: {graph['reason']}")
+        return
+    most = [f"{name.removeprefix('aten.')} {count}" for name, count in graph["operations"].items()]
+    print(f"graph       {graph['size']} operations: {', '.join(most[:8])}{', ...' if len(most) > 8 else ''}")
+    print(f"outside     {', '.join(graph['outside'])}")
+    print(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")

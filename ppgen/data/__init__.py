@@ -1,0 +1,294 @@
+"""Data sets as columns: ``dict[str, torch.Tensor]``, whose keys are a program's argument names.
+
+Columns as long as the longest one are *rows* (they are split and minibatched); the others are
+*constants*, passed whole. ``x`` is the usual main column, ``y`` the label or response.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.data import datasets, readers
+from ppgen.data.columns import as_tensors, parse_columns, select, to_tensor
+from ppgen.errors import PpgenError, nearest
+
+__all__ = [
+    "as_tensors",
+    "batch_index",
+    "fingerprint",
+    "load",
+    "n_rows",
+    "names",
+    "parse_columns",
+    "row_columns",
+    "splits",
+    "take",
+    "validate",
+]
+
+SPLITS = readers.SPLITS
+
+
+def load(
+    source: str | Path,
+    split: str = "all",
+    *,
+    columns: Mapping[str, str | list[str]] | str | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Load a data set by name, or from a file.
+
+    Args:
+        source: a name out of :func:`names`, or the path of a file: .npz, .npy, .csv, .parquet,
+            .json (an object of columns; .gz too), .nc (a data set, or the groups observed_data and
+            constant_data), .safetensors, or IDX (MNIST's format, .gz or not).
+        split: ``"train"``, ``"valid"``, ``"test"``, or ``"all"``: every row, in the order of the
+            source. Arrays called train, valid, test (column ``x``) or y_train, y_test, … are the
+            source's own splits; where it has no valid, that is the last tenth of train in an order
+            drawn from ``seed``. A source without splits is put in such an order and cut
+            80 : 10 : 10.
+        columns: argument name -> column of the source, or list of columns gathered into one matrix
+            (also as text: ``"x=a+b+c,y=target"``); a name may hold ``*``. Only these are kept.
+        data_dir: where the data sets that are not built in lie; by default ``$PPGEN_DATA``.
+        seed: of the order above; nothing else is drawn, and the global generator is left alone.
+
+    Returns:
+        Column name -> tensor. Text is category codes, integers int64, images of bytes uint8; see
+        :mod:`ppgen.data.columns`.
+
+    Raises:
+        PpgenError: no such source, column or split; a file that is damaged, ragged or pickled.
+    """
+    if split not in (*SPLITS, "all"):
+        choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
+        raise PpgenError(f"there is no split {split!r}{choice}")
+    name, where, groups = _groups(source, data_dir)
+    part = partial(_part, name, where, groups, columns)
+    if split == "all":
+        return _concatenate({key: part(key) for key in groups}, where)
+    if "all" in groups:
+        return _cut(part("all"), split, seed, where)
+    if split not in groups and split != "valid":
+        raise PpgenError(f"{where} has no split {split!r}; it has {', '.join(groups)}")
+    if "valid" in groups or split == "test":
+        return part(split)
+    return _held_out(part("train"), split, seed, where)
+
+
+def _part(
+    name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, key: str
+) -> dict[str, Tensor]:
+    """The chosen columns of a group."""
+    tensors = select(datasets.finish(name, groups[key]), columns, where)
+    try:
+        n_rows(tensors)
+    except PpgenError as error:
+        raise PpgenError(f"{where}: {error}") from error
+    return tensors
+
+
+def _cut(data: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+    """A split of rows that have none: 80 : 10 : 10."""
+    n = n_rows(data)
+    if n < 10:
+        raise PpgenError(f"{where} has {n} rows, too few to split (10); use split 'all'")
+    cuts = (0, 8 * n // 10, 9 * n // 10, n)
+    at = SPLITS.index(split)
+    return take(data, _order(n, seed)[cuts[at] : cuts[at + 1]])
+
+
+def _held_out(train: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+    """Of rows to train on, the last tenth as valid, or the rest."""
+    n = n_rows(train)
+    held_out = max(1, n // 10)
+    if held_out == n:
+        raise PpgenError(f"{where} has one row in train, none to spare for valid; use split 'all'")
+    order = _order(n, seed)
+    return take(train, order[n - held_out :] if split == "valid" else order[: n - held_out])
+
+
+def names() -> dict[str, str]:
+    """The data sets that :func:`load` knows by name, each with one line on what it is."""
+    return dict(datasets.NAMES)
+
+
+def splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The splits that come with a source, a valid held out of its train included; () if none.
+
+    >>> splits("digits"), splits("eight_schools")
+    (('train', 'valid', 'test'), ())
+    """
+    if isinstance(source, str) and source in datasets.WITH_SPLITS:
+        return SPLITS
+    _, _, groups = _groups(source, data_dir)
+    return () if "all" in groups else tuple(s for s in SPLITS if s in groups or s == "valid")
+
+
+def _groups(source: str | Path, data_dir: str | Path | None) -> tuple[str | None, str, dict[str, dict[str, Any]]]:
+    """The built-in name or None, the source in words, and its raw columns by split."""
+    if not isinstance(source, str | Path):
+        raise PpgenError(
+            f"source is a {type(source).__name__}, expected a name or a path; columns in memory need no loading"
+        )
+    if isinstance(source, str) and source in datasets.NAMES:
+        return source, f"data set {source!r}", datasets.load_raw(source, data_dir)
+    path = Path(source).expanduser()
+    if not os.path.exists(path):
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        hint = nearest(path.name, [*datasets.NAMES, *beside])
+        raise PpgenError(
+            f"there is no file or data set {str(source)!r}"
+            + (hint or f"; give a path, or one of {', '.join(datasets.NAMES)}")
+        )
+    raw = readers.read(path)
+    # Only these two hold arrays of differing lengths under free names, as split files do.
+    by_name = path.suffix.lower() in (".npz", ".safetensors")
+    return None, str(path), readers.by_split(path, raw) if by_name else {"all": raw}
+
+
+def _concatenate(parts: dict[str, dict[str, Tensor]], where: str) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    first, *others = parts
+    rows = row_columns(parts[first])
+    for split in others:
+        other = parts[split]
+        odd = sorted(set(parts[first]) ^ set(other))
+        odd += [n for n in rows if n in other and _row_shape(parts[first][n]) != _row_shape(other[n])]
+        if odd:
+            raise PpgenError(
+                f"{where}: column {odd[0]!r} is not the same kind of column in {first} and {split} "
+                "and so cannot be joined; load one split, or choose columns="
+            )
+    return {
+        name: torch.cat([part[name] for part in parts.values()]) if name in rows else column
+        for name, column in parts[first].items()
+    }
+
+
+def _row_shape(column: Tensor) -> tuple[int, ...] | None:
+    return tuple(column.shape[1:]) if column.dim() else None
+
+
+def _order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def n_rows(data: Mapping[str, Tensor], rows: Collection[str] = ()) -> int:
+    """The number of rows: the largest leading dimension; 1 where all columns are scalars.
+
+    Args:
+        rows: the names of the row columns, where they are known from the whole data set: in a batch or in a few
+            new rows a constant can be the longest.
+
+    Raises:
+        PpgenError: no column at all, or an all-zero-length data set.
+    """
+    if not data:
+        raise PpgenError("the data set has no columns; give at least one, such as {'x': tensor}")
+    lengths = [len(column) for name, column in data.items() if column.dim() and (not rows or name in rows)]
+    n = max(lengths, default=1)
+    if n == 0:
+        shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in data.items())
+        raise PpgenError(f"an all-zero-length data set ({shapes}); give at least one row")
+    return n
+
+
+def row_columns(data: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The columns that are rows, as against constants."""
+    n = n_rows(data)
+    return tuple(name for name, column in data.items() if column.dim() and len(column) == n)
+
+
+def take(data: Mapping[str, Tensor], index: Tensor | slice, rows: Collection[str] = ()) -> dict[str, Tensor]:
+    """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
+    rows = rows or row_columns(data)
+    return {name: column[index] if name in rows else column for name, column in data.items()}
+
+
+def batch_index(step: int, n_rows: int, batch_size: int, seed: int) -> Tensor:
+    """The rows of minibatch ``step``: int64, (batch_size,).
+
+    Batch s is positions [s B, (s + 1) B) of an endless stream, one permutation of all rows after
+    the other; permutation e is a function of (seed, e) alone. Nothing is kept between the steps, so
+    a resumed run sees the rows that an unbroken one would have seen.
+    """
+    if step < 0 or n_rows < 1 or batch_size < 1:
+        raise PpgenError(
+            f"step={step}, n_rows={n_rows}, batch_size={batch_size} is no minibatch; "
+            "step counts from 0, the others from 1"
+        )
+    position, end, parts = step * batch_size, (step + 1) * batch_size, []
+    while position < end:
+        epoch, offset = divmod(position, n_rows)
+        parts.append(_epoch(n_rows, seed, epoch)[offset : offset + end - position])
+        position += len(parts[-1])
+    return torch.cat(parts)  # a copy: the cached permutation stays out of reach
+
+
+@lru_cache(maxsize=2)
+def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
+    # Hashed, because seeds that differ by one would otherwise meet in neighbouring epochs.
+    digest = hashlib.sha256(f"ppgen epoch {seed} {epoch}".encode()).digest()
+    return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
+
+
+def validate(data: Mapping[str, Any]) -> None:
+    """Check columns before they are used.
+
+    Raises:
+        PpgenError: no column or no row; a column that is not numeric; NaN or infinite values, with
+            their number and first row; ``x`` and ``y`` of different lengths.
+    """
+    tensors = {name: column if isinstance(column, Tensor) else to_tensor(name, column) for name, column in data.items()}
+    n_rows(tensors)
+    for name, column in tensors.items():
+        finite = torch.isfinite(column)
+        if finite.all():
+            continue
+        nan = int(torch.isnan(column).sum())
+        infinite = int((~finite).sum()) - nan
+        counts = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
+        where = ""
+        if column.dim():
+            row = int((~finite).reshape(len(column), -1).any(1).nonzero()[0])
+            where = f", the first in row {row} (counting from 0)"
+        raise PpgenError(
+            f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values"
+            f"{where}, expected finite numbers; drop these rows, or fill the values in"
+        )
+    x, y = tensors.get("x"), tensors.get("y")
+    # One per group, or one per dimension of the other, is a constant; anything else is a slip.
+    if x is not None and y is not None and x.dim() and y.dim() and len(x) != len(y):
+        shorter, longer = sorted((x, y), key=len)
+        if len(shorter) > 0.9 * len(longer) and len(shorter) not in longer.shape[1:]:
+            raise PpgenError(
+                f"x has {len(x)} rows and y has {len(y)}, expected as many of each; cut them to the same rows"
+            )
+
+
+def fingerprint(data: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the data are, so that a later run can tell whether they are the same.
+
+    Returns ``{"columns": {name: {"shape", "dtype", "sha256"}}, "sha256"}``; each hash is the first
+    16 hexadecimal digits of SHA-256 of the content, and the order of the columns does not matter.
+    """
+    columns = {}
+    for name in sorted(data):
+        column = data[name].detach().cpu()
+        shape, dtype = list(column.shape), str(column.dtype).removeprefix("torch.")
+        content = column.contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest = hashlib.sha256(f"{shape} {dtype} ".encode())
+        digest.update(content.data)
+        columns[name] = {"shape": shape, "dtype": dtype, "sha256": digest.hexdigest()[:16]}
+    total = hashlib.sha256(repr([(n, c["sha256"]) for n, c in columns.items()]).encode())
+    return {"columns": columns, "sha256": total.hexdigest()[:16]}

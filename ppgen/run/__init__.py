@@ -1,0 +1,311 @@
+"""The run folder: everything that a fit leaves behind.
+
+config.json              program, its arguments, the fit's options, versions, seed, the data's fingerprint
+program.py               a copy of the program's file, when it was the user's
+parameters.safetensors   what the program is evaluated with (the EMA, or the best, where asked for)
+example.safetensors      some rows of the data: what a program needs to be set up again
+state.safetensors        to go on from: parameters, EMA, optimiser, random state, step
+metrics.csv              one row each so many steps; ELBO in nats over the whole data set
+posterior.nc             written by `ppgen diagnose`
+
+Each file is written atomically, parameters are never pickled, and nothing but program.py is ever run.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import logging
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ppgen
+from ppgen import catalog
+from ppgen import data as data_module
+from ppgen.check import running_of
+from ppgen.errors import PpgenError, reason
+from ppgen.program import Pair, Program
+from ppgen.run.files import read_json, read_tree, write_atomic, write_tree
+from ppgen.structure import Structure
+from ppgen.structure import inspect as inspect_program
+
+log = logging.getLogger("ppgen")
+
+METRICS = ("step", "elbo", "elbo_se", "lr", "grad_norm", "bad_steps", "valid_elbo", "valid_elbo_se")
+
+
+class Run:
+    """A fitted program with its record. `Run.load(path)` gives it back.
+
+    Attributes:
+        program: the fitted program, ready to be sampled and evaluated.
+        config: what config.json holds.
+        structure: its sites and plates.
+        path: the run folder, None for a fit that was asked for none.
+        rows: metrics, one dict a row.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        config: dict[str, Any],
+        structure: Structure,
+        example: dict[str, Tensor],
+        path: Path | None,
+    ):
+        self.program, self.config, self.structure, self.example, self.path = program, config, structure, example, path
+        self.rows: list[dict[str, float]] = []
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """metrics.csv by column; nan where a row has no value."""
+        return {k: np.array([r.get(k, np.nan) for r in self.rows], dtype=float) for k in METRICS}
+
+    def data(self, split: str | None = None, source: Any = None) -> dict[str, Tensor]:
+        """The data of the run (or of another `source`), in the program's dtype.
+
+        Args:
+            split: of the source; None takes the rows that were fitted.
+
+        Raises:
+            PpgenError: the run was fitted to tensors in memory, and no source is given.
+        """
+        recorded = self.config["data"]
+        source = recorded.get("source") if source is None else source
+        if source is None:
+            raise PpgenError("the run was fitted to data in memory, which it does not keep; pass the data (--data)")
+        loaded = data_module.load(
+            source,
+            split or recorded.get("split", "all"),
+            columns=recorded.get("columns"),
+            data_dir=recorded.get("data_dir"),
+        )
+        return prepare_columns(loaded, self.program, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return dtype_of(self.config["fit"]["precision"])
+
+    @classmethod
+    def load(cls, path: str | Path, program: Program | None = None) -> Run:
+        """Reads a run folder and builds its program with the parameters that the fit left.
+
+        Args:
+            program: the program, where the run cannot build it by itself (it was made from objects in memory).
+
+        Raises:
+            PpgenError: no run folder, a damaged file, a program that cannot be built again.
+        """
+        path = Path(path)
+        config = read_config(path)
+        example = read_tree(path / "example.safetensors")
+        parameters = read_tree(path / "parameters.safetensors")
+        with torch.random.fork_rng():
+            program, structure = rebuild(config, example, path, program)
+        load_parameters(program, parameters, path)
+        program.eval()
+        run = cls(program, config, structure, example, path)
+        run.rows = read_metrics(path / "metrics.csv")
+        return run
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a run folder."""
+    file = path / "config.json"
+    if not file.is_file() and path.suffix == ".nc":
+        raise PpgenError(
+            f"{path} is a posterior, and a run folder is expected; ppgen evaluate, plot and compare take posteriors as "
+            f"well, and ppgen diagnose RUN --reference {path} holds a run's guide against it"
+        )
+    if not file.is_file():
+        raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
+    config = read_json(file)
+    parts = {"program": ("arguments", "guide", "enumerated"), "fit": ("precision", "seed"), "data": ("row_columns",)}
+    for part, keys in parts.items():
+        for key in keys:
+            if not (isinstance(config, dict) and isinstance(config.get(part), dict) and key in config[part]):
+                raise PpgenError(f"{file} is not that of a run: {part} has no {key!r}; restore it, or fit again")
+    return config
+
+
+def rebuild(
+    config: dict[str, Any], example: dict[str, Tensor], path: Path, program: Program | None = None
+) -> tuple[Program, Structure]:
+    """The program of a config, set up on the example rows, with fresh parameters."""
+    spec = config["program"]
+    if program is None:
+        if spec.get("model"):
+            found = catalog.find(spec["model"])
+        elif spec.get("file"):
+            found = catalog.find(f"{path / spec['file']}{':' + spec['name'] if spec.get('name') else ''}")
+        else:
+            raise PpgenError(
+                f"the run {path} was fitted to a program made in memory ({spec.get('why', 'no file')}); pass it: "
+                "Run.load(path, program)"
+            )
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
+        program = catalog.build(found, arguments)
+    program.to(dtype_of(config["fit"]["precision"]))
+    enumerated = tuple(spec["enumerated"])
+    with default_dtype(dtype_of(config["fit"]["precision"])):
+        rows = tuple(config["data"]["row_columns"])
+        with running_of(program, example):
+            program.setup(example, spec["guide"], hide=enumerated, rows=rows)
+        return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
+
+
+def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path | None = None) -> None:
+    """Loads a state dict in place; a `pyro.param` site of another size takes the saved one."""
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise PpgenError(f"the parameters{f' in {path}' if path else ''} are no tensors by name; fit again")
+    for name, value in values.items():
+        own = program._parameters.get(name)
+        if name.startswith("param:") and (own is None or own.shape != value.shape):
+            program.register_parameter(name, nn.Parameter(value.clone()))
+    try:
+        result = program.load_state_dict(dict(values), strict=False)
+    except RuntimeError as e:
+        raise PpgenError(
+            f"the parameters{f' in {path}' if path else ''} do not fit {program.name}: "
+            f"{str(e).splitlines()[-1].strip()}; "
+            "was the program changed since?"
+        ) from e
+    wrong = [*result.missing_keys, *result.unexpected_keys]
+    if wrong:
+        raise PpgenError(
+            f"the parameters{f' in {path}' if path else ''} are not those of {program.name}: {wrong[0]!r} is on one "
+            "side only; "
+            "was the program changed since?"
+        )
+
+
+def describe_program(program: Program, structure: Structure, guide: str | None) -> tuple[dict[str, Any], Path | None]:
+    """The `program` entry of config.json, and the user's file where there is one to copy."""
+    module = inspect.getmodule(type(program))
+    spec: dict[str, Any] = {"guide": guide, "enumerated": [s.name for s in structure.sites if s.enumerated]}
+    file: Path | None = None
+    if isinstance(program, Pair):
+        model, own_guide = program.pair
+        file = _source(model)
+        same = guide is not None or own_guide is None or isinstance(own_guide, str) or _source(own_guide) == file
+        names = getattr(model, "__qualname__", "?"), getattr(own_guide, "__qualname__", "guide")
+        if file is None or not same or names[0] != "model" or (callable(own_guide) and names[1] != "guide"):
+            return spec | {"arguments": {}, "why": "its functions are not `model` and `guide` of one file"}, None
+        return spec | {"file": "program.py", "name": "", "arguments": {}}, file
+    arguments = dict(program.arguments)
+    if not _is_json(arguments):
+        return spec | {"arguments": {}, "why": "its constructor was given objects"}, None
+    spec["arguments"] = arguments
+    name = type(program).__module__
+    if name.startswith("ppgen.models."):
+        return spec | {"model": name.removeprefix("ppgen.models.")}, None
+    file = Path(getattr(module, "__file__", None) or "")
+    if not file.is_file() or "." in type(program).__qualname__:
+        return spec | {"why": "its class stands in no file"}, None
+    return spec | {"file": "program.py", "name": type(program).__name__}, file
+
+
+def _source(fn: Any) -> Path | None:
+    try:
+        file = Path(inspect.getsourcefile(fn) or "")
+    except TypeError:
+        return None
+    return file if file.is_file() else None
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_json(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    found = {"python": platform.python_version(), "ppgen": ppgen.__version__}
+    for package in ("torch", "pyro-ppl", "numpy", "lightning-fabric", "zuko"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def start_folder(path: Path, example: dict[str, Tensor], file: Path | None) -> None:
+    """Makes the run folder. config.json follows the first checkpoint: a folder that has one can be resumed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PpgenError(f"the run folder {path} could not be made: {e.strerror}; choose another place") from e
+    if file is not None:
+        write_atomic(path / "program.py", file.read_bytes())
+    write_tree(path / "example.safetensors", example)
+
+
+def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+    """All of metrics.csv, atomically."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, METRICS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
+    write_atomic(path, out.getvalue())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="") as f:
+            return [
+                {k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v}
+                for r in csv.DictReader(f)
+            ]
+    except (ValueError, TypeError, csv.Error) as e:
+        raise PpgenError(f"{path} is damaged ({reason(e)}); remove it: the run can do without") from e
+
+
+def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Data as tensors, floats in one dtype; a bare table becomes the program's first column."""
+    if not isinstance(data, Mapping):
+        data = data_module.as_tensors(data)
+        if set(data) == {"x"} and program.columns and "x" not in program.columns:
+            data = {program.columns[0]: data["x"]}
+    columns = data_module.as_tensors(data)
+    for name, value in columns.items():
+        if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
+            log.info(
+                "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
+                name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
+            )  # fmt: skip
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
+
+
+_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    return _DTYPES.get(precision, torch.float32)
+
+
+class default_dtype:
+    """Within it, new tensors have this dtype; after it, the one they had before."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.before)

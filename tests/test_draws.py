@@ -1,0 +1,125 @@
+"""Many draws: the recorded, batched run is the program run one draw at a time, in value, gradient and randomness."""
+
+from __future__ import annotations
+
+import logging
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import GuidedNormalMean, normal
+
+from ppgen import Program, rows
+from ppgen.check import check
+from ppgen.draws import FEW, Many, ManyTerms, one_draw
+
+X = normal(6) + 1.0
+
+
+def test_a_batch_of_draws_is_the_runs_one_by_one():
+    """With inputs of each draw, there is nothing random left: equal to rounding."""
+    a, z = torch.randn(3), torch.randn(40, 3)
+
+    def one(a, z):
+        return [a * z, (a @ z).exp(), dist.Normal(a.sum(), 1.0).log_prob(z)]
+
+    many = Many(one, [a], [z[0]], name="test")
+    for got, values in zip(many(40, [a], z[None].unbind(0)), zip(*(one(a, v) for v in z), strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(values))
+
+
+@pytest.mark.parametrize("draws", [FEW, 5000])
+def test_draws_are_independent_and_of_the_right_law(draws):
+    torch.manual_seed(0)
+    many = Many(lambda: [dist.Gamma(torch.full((2,), 3.0), 2.0).sample(), dist.Normal(1.0, 2.0).sample()], name="test")
+    gamma, normal_ = many(draws)
+    assert gamma.shape == (draws, 2) and normal_.shape == (draws,)
+    # some meet in float32
+    assert len(gamma.unique()) > 1.99 * draws and len(normal_.unique()) > 0.99 * draws
+    assert abs(gamma.mean() - 1.5) < 4.5 * (3 / 4 / 2 / draws) ** 0.5
+    assert abs(normal_.mean() - 1.0) < 4.5 * 2 / draws**0.5
+
+
+def test_what_cannot_be_recorded_is_run_one_by_one_and_said(caplog):
+    def one():
+        z = torch.randn(())
+        return [z if z > 0 else -z]  # a value decides
+
+    with caplog.at_level(logging.INFO, "ppgen"):
+        (found,) = Many(one, name="Branch")(100)
+    assert (found > 0).all() and len(found.unique()) == 100
+    assert sum("Branch" in r.message and "one after the other" in r.message for r in caplog.records) == 1
+
+
+def test_what_counts_its_calls_is_found_out():
+    calls = []
+
+    def one():
+        calls.append(0)
+        return [torch.tensor(float(len(calls)))]
+
+    (found,) = Many(one, name="Counts")(30)
+    assert len(found.unique()) == 30
+
+
+class Stopped(Program):
+    """z = a e under no_grad beside b e: a recorded run would give a gradient for a."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(torch.tensor(v)) for v in (0.5, 0.7))
+
+    def model(self, x=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with torch.no_grad():
+            fixed = self.a * 2
+        pyro.sample("z", dist.Normal(self.b + fixed + self.a.detach(), self.b.exp()))
+
+
+def test_gradients_that_are_stopped_stay_stopped():
+    program = Stopped().setup({"x": X})
+    structure = check(program, {"x": X}, learn=False)
+    many = ManyTerms(program, {"x": X}, structure, train=True)
+    total = sum((t.sign * t.log_prob.sum() for t in many(8, {"x": X})), torch.zeros(()))
+    a, b = torch.autograd.grad(total, [program.a, program.b], allow_unused=True)
+    assert a is None or float(a) == 0.0
+    assert float(b) != 0.0
+
+
+@pytest.mark.parametrize("concentration", [[1.0, 2.0, 3.0], [0.3, 0.4, 5.0]])
+def test_a_dirichlets_pathwise_gradient_goes_through_the_recorded_run(concentration):
+    """Against torch's own implicit gradient, of the same draws."""
+    alpha = torch.tensor(concentration).double().requires_grad_()
+    weight = torch.tensor([1.0, -2.0, 0.5]).double()
+    many = Many(lambda a: [(dist.Dirichlet(a).rsample() * weight).sum()], [alpha], name="test", gradient=True)
+    assert many.graph is not None, "recorded, and its gradient is that of the program"
+    (value,) = many(20_000, [alpha])
+    (got,) = torch.autograd.grad(value.mean(), alpha)
+    mean = alpha / alpha.sum()
+    (exact,) = torch.autograd.grad((mean * weight).sum(), alpha)
+    assert torch.allclose(got, exact, atol=0.02)
+
+
+def test_terms_of_many_draws_are_those_of_one_with_a_dimension_more():
+    program = GuidedNormalMean().setup({"x": X})
+    structure = check(program, {"x": X})
+    one, many = one_draw(program, {"x": X}, structure), ManyTerms(program, {"x": X}, structure)(30, {"x": X})
+    for a, b in zip(one, many, strict=True):
+        assert (a.site, a.role, a.dims, a.rows) == (b.site, b.role, b.dims, b.rows)
+        assert b.log_prob.shape == (30, *a.log_prob.shape) and b.value.shape[1:] == a.value.shape
+
+
+def test_private_parts_of_torch_and_pyro_are_there():
+    """What the core reaches for behind their public interfaces, each in one file."""
+    from pyro.infer.traceenum_elbo import BackwardSampleMessenger, _compute_model_factors  # ppgen.enumerated
+    from pyro.ops import special
+    from torch.distributions import dirichlet  # ppgen.engine.trace
+    from torch.nn.utils.stateless import _reparametrize_module  # ppgen.draws, ppgen.engine.gradient
+
+    assert callable(BackwardSampleMessenger) and callable(_compute_model_factors) and callable(_reparametrize_module)
+    assert hasattr(special, "_SafeLog") and hasattr(dirichlet, "_Dirichlet") and hasattr(torch, "_dirichlet_grad")
