@@ -19,6 +19,7 @@ from torch.distributions import LowRankMultivariateNormal
 from torch.nn.functional import softplus
 
 import ppgen
+from ppgen.distributions.regression import features_of
 from ppgen.errors import PpgenError
 
 __all__ = ["PPCA"]
@@ -62,13 +63,7 @@ class PPCA(ppgen.Program):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """The number of features."""
-        if "x" not in data or data["x"].dim() != 2:
-            found = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"PPCA needs a column x of shape (rows, features), and the data have {found}; "
-                "name or gather it with columns= (--columns x=...)"
-            )
-        return {"features": data["x"].shape[1]}
+        return features_of(data, "PPCA")
 
     @property
     def sigma(self) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.errors import PpgenError
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
@@ -72,26 +73,41 @@ def impute(
     with ready(run, columns, seed, guide=False), program.running():
         rows = len(values)
         context = {k: v.expand(particles, rows) for k, v in program.context(columns).items()}
-        # What stands in a missing place reaches nothing: each value has its own noise.
-        filled = torch.where(mask, values, program.decode(torch.zeros_like(values)))
-        path = [program.forward(filled, 1.0).sample()]
-        _require_possible(program.likelihood(path[0], **{k: v[0] for k, v in context.items()}), values, mask)
-        grid = program.grid(steps)
-        for s, t in grid:
-            path.append(program.posterior(path[-1], filled, s, t).sample())
+        path = _up(program, values, mask, steps, {k: v[0] for k, v in context.items()})
         z = torch.where(mask, path[0], program.base().expand([particles, rows]).sample())
-        log_w = values.new_zeros(particles, rows)
-        for i, ((s, t), target) in enumerate(zip(grid, path[1:], strict=True)):
-            p: Any = program.reverse(z, s, t, **context).base_dist
-            log_w = log_w + (p.log_prob(target) * mask).sum(-1)
-            z = torch.where(mask, target, p.sample())
-            z, log_w = _resampled(z, log_w)
-            if report is not None:
-                report(i + 1, steps)
+        z, log_w = _down(program, z, path[1:], mask, context, report)
         chosen = torch.multinomial(log_w.softmax(0).T, draws, replacement=False).T  # (draws, rows)
         z = z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
         some = {k: v[:draws] for k, v in context.items()}
         return torch.where(mask, values.nan_to_num(), program.likelihood(z, **some).sample())
+
+
+def _up(program: GaussianChain, values: Tensor, mask: Tensor, steps: int, context: dict[str, Tensor]) -> list[Tensor]:
+    """A draw of q(z | x) of the known values, from time 1 down to 0: each (rows, D)."""
+    # What stands in a missing place reaches nothing: each value has its own noise.
+    filled = torch.where(mask, values, program.decode(torch.zeros_like(values)))
+    path = [program.forward(filled, 1.0).sample()]
+    _require_possible(program.likelihood(path[0], **context), values, mask)
+    for s, t in program.grid(steps):
+        path.append(program.posterior(path[-1], filled, s, t).sample())
+    return path
+
+
+def _down(
+    program: GaussianChain, z: Tensor, path: list[Tensor], mask: Tensor, context: dict[str, Tensor],
+    report: Callable[[int, int], object] | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Particles (K, rows, D) and their log-weights (K, rows) at time 0, the known values on their path."""
+    steps = len(path)
+    log_w = z.new_zeros(z.shape[:-1])
+    for i, ((s, t), target) in enumerate(zip(program.grid(steps), path, strict=True), 1):
+        p: Any = program.reverse(z, s, t, **context).base_dist
+        log_w = log_w + (p.log_prob(target) * mask).sum(-1)
+        z = torch.where(mask, target, p.sample())
+        z, log_w = _resampled(z, log_w)
+        if report is not None:
+            report(i, steps)
+    return z, log_w
 
 
 def _resampled(z: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import pyro
@@ -187,22 +188,28 @@ def draw(
         for b in range(blocks):
             rows = min(most, n - b * most)
             held = {k: _rows_of(v, b * most, rows, n) for k, v in context.items()}
-            done = [b * steps]
-
-            def seen(time: float, state: Tensor, b: int = b, done: list[int] = done) -> None:
-                done[0] += 1
-                if report is not None:
-                    report(done[0], blocks * steps)
-                if watch is not None and not b:
-                    watch(time, state)
-
             z = program.base().expand([rows]).sample()
-            if watch is not None and not b:
-                watch(1.0, z)
+            shown = watch if b == 0 else None
+            if shown is not None:
+                shown(1.0, z)
+            seen = _counted(b * steps, blocks * steps, report, shown)
             z = SAMPLERS[sampler](program, steps, z, watch=seen if report or watch else None, **how, **held)
             fn = program.likelihood(z, **held)
             parts.append(fn.mean if mean else fn.sample())
         return torch.cat(parts)
+
+
+def _counted(done: int, of: int, report: Callable[[int, int], object] | None, watch: Watch | None) -> Watch:
+    """What a sampler calls after each of its steps, so many being done before."""
+    numbers = count(done + 1)
+
+    def seen(time: float, state: Tensor) -> None:
+        if report is not None:
+            report(next(numbers), of)
+        if watch is not None:
+            watch(time, state)
+
+    return seen
 
 
 def usual(program: GaussianChain, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:

@@ -35,8 +35,6 @@ def corner_figure(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> 
         names: of the D dimensions.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     d = data.shape[1]
     if not 2 <= d <= MOST or len(data) < 50 or len(draws) < 50:
@@ -69,15 +67,22 @@ def corner_figure(data: np.ndarray, draws: np.ndarray, names: Sequence[str]) -> 
             if j == 0 and i > 0:
                 axis.set_ylabel(names[i], fontsize=9)
     figure.align_labels()
+    _legend(figure, len(data), len(draws))
+    return figure
+
+
+def _legend(figure: Figure, rows: int, draws: int) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     regions = " and ".join(f"{s:.0%}" for s in SHARES)
     entries = [
-        Patch(color=GREY, alpha=0.5, label=f"data ({len(data)} rows)"),
-        Line2D([], [], color=BLUE, lw=1.4, label=f"draws ({len(draws)})"),
+        Patch(color=GREY, alpha=0.5, label=f"data ({rows} rows)"),
+        Line2D([], [], color=BLUE, lw=1.4, label=f"draws ({draws})"),
     ]
     figure.legend(
         handles=entries, loc="upper right", frameon=False, fontsize=9, title=f"regions of {regions}", title_fontsize=9
     )
-    return figure
 
 
 def _regions(axis: Any, points: np.ndarray, x: np.ndarray, y: np.ndarray, filled: bool) -> None:

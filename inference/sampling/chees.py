@@ -115,48 +115,30 @@ def chees(
     C, D = start.shape
     frame = frame or Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
     chains = frame.chains(target, start)
-    step = Averaged(_first_step(target, chains, frame, generator))
-    length = Length(START)
-    ends = windows(warmup)
-    rest = warmup - ends[-1]
-    seen = Moments(D, start)
-    growth = torch.zeros(D).to(start)
+    learned = Warmup(target, chains, frame, warmup, generator)
     kept: dict[str, list[Tensor]] = {"u": []}
     steps, i, total = 0, 0, warmup + draws
-    while i < warmup + draws:
-        warm = i < warmup
-        size = step.current if warm else step.average
-        h = halton(i + 1)
-        cap = 32 if len(ends) > 2 and i < ends[1] else MAX_STEPS  # the metric is still unknown
-        n = min(max(math.ceil(h * length.value / size), 1), cap)
-        old, chains, p, alpha, moved = _transition(target, chains, frame, size, n, generator)
+    while i < learned.iterations + draws:
+        warm = i < learned.iterations
+        size = learned.step.current if warm else learned.step.average
+        n = learned.steps(i, size)
+        old, chains, p, alpha, moved = _transition(target, chains, learned.frame, size, n, generator)
         steps, i = steps + n, i + 1
         if warm:
-            step.update(harmonic(alpha.acceptance, alpha.diverging))
-            length.update(old.y, moved.y, p, alpha.acceptance, n * size, size)
-            seen.add(frame.out(chains.y))
-            if i in ends:
-                frame, chains, growth, change = _reframe(target, frame, chains, seen)
-                seen = Moments(D, start)
-                if max(change, length.drift) < SETTLED and i in ends[2:]:
-                    ends, warmup = ends[: ends.index(i) + 1], i + rest
-                elif i < ends[-1]:
-                    step, length = Averaged(_first_step(target, chains, frame, generator)), Length(START)
-                else:
-                    step = Averaged(step.current)
+            chains = learned.update(i, old, chains, moved, p, alpha, n * size, size)
         else:
-            kept["u"].append(frame.out(chains.y))
+            kept["u"].append(learned.frame.out(chains.y))
             stats = alpha._asdict() | {"lp": chains.lp}
             for name, value in stats.items():
                 kept.setdefault(name, []).append(value)
             for name, number in (("n_steps", n), ("step_size", size)):
                 kept.setdefault(name, []).append(torch.full((C,), number))
         if report is not None:
-            report(total - (warmup + draws - i))
+            report(total - (learned.iterations + draws - i))
     found = {name: torch.stack(values) for name, values in kept.items()}
     found["acceptance_rate"] = found.pop("acceptance")
-    kind = "diag" if frame.root.dim() == 1 else "dense"
-    return Draws(found.pop("u"), found, steps, growth, kind)
+    kind = "diag" if learned.frame.root.dim() == 1 else "dense"
+    return Draws(found.pop("u"), found, steps, learned.growth, kind)
 
 
 # -- one iteration -----------------------------------------------------------------------------------------
@@ -213,6 +195,51 @@ def halton(i: int) -> float:
 
 
 # -- what is learned ---------------------------------------------------------------------------------------
+
+
+class Warmup:
+    """What the chains learn together: step size, trajectory length and coordinates.
+
+    Attributes:
+        iterations: of the warm-up; fewer than were asked for where it has settled.
+    """
+
+    def __init__(
+        self, target: Target, chains: Chains, frame: Frame, iterations: int, generator: torch.Generator | None
+    ):
+        self.target, self.frame, self.generator = target, frame, generator
+        self.iterations, self.ends = iterations, windows(iterations)
+        self.rest = iterations - self.ends[-1]
+        self.seen, self.growth = Moments(chains.y.shape[1], chains.y), torch.zeros_like(chains.y[0])
+        self._begin(chains)
+
+    def _begin(self, chains: Chains) -> None:
+        self.step = Averaged(_first_step(self.target, chains, self.frame, self.generator))
+        self.length = Length(START)
+
+    def steps(self, i: int, size: float) -> int:
+        """Leapfrog steps of iteration i."""
+        cap = 32 if len(self.ends) > 2 and i < self.ends[1] else MAX_STEPS  # the metric is still unknown
+        return min(max(math.ceil(halton(i + 1) * self.length.value / size), 1), cap)
+
+    def update(
+        self, i: int, old: Chains, chains: Chains, moved: Chains, p: Tensor, alpha: Outcome, time: float, size: float
+    ) -> Chains:
+        """Takes in iteration i; the chains, in new coordinates where a window ends."""
+        self.step.update(harmonic(alpha.acceptance, alpha.diverging))
+        self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
+        self.seen.add(self.frame.out(chains.y))
+        if i not in self.ends:
+            return chains
+        self.frame, chains, self.growth, change = _reframe(self.target, self.frame, chains, self.seen)
+        self.seen = Moments(chains.y.shape[1], chains.y)
+        if max(change, self.length.drift) < SETTLED and i in self.ends[2:]:
+            self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
+        elif i < self.ends[-1]:
+            self._begin(chains)
+        else:
+            self.step = Averaged(self.step.current)
+        return chains
 
 
 class Averaged:

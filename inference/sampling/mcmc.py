@@ -13,7 +13,7 @@ Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/guides/pathfinder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -36,7 +36,7 @@ from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import sample_sites
-from ppgen.structure import Structure, inspect
+from ppgen.structure import Site, Structure, inspect
 from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -211,26 +211,36 @@ def run_chains(
     else:
         frame = first_frame(paths.mean, paths.covariance, metric)
         found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+    _require_normalised(joint, value, found, sites)
+    return found
+
+
+def _require_normalised(
+    joint: LogJoint, value: Callable[[Tensor], Tensor], found: Draws, sites: Sequence[Site]
+) -> None:
+    """
+    Raises:
+        PpgenError: the density does not fall along a direction in which the draws spread.
+    """
+    _, chains, dim = found.u.shape
     flat = found.u.reshape(-1, dim)
     sd = flat.std(0).clamp_min(1e-12)
     directions = [found.growth] if bool(found.growth.any()) else []
     if dim <= DENSE_DIM:
         correlation = torch.cov((flat / sd).mT).reshape(dim, dim)
         directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
-    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], C)
-    if v is not None:
-        binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
-        separated = (
-            f" (a column, or a combination of them, may separate the zeros from the ones of {binary[0]!r})"
-            if binary
-            else ""
-        )
-        raise PpgenError(
-            f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
-            f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as "
-            "Normal(0, 10), or a longer warm-up if it has one already"
-        )
-    return found
+    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], chains)
+    if v is None:
+        return
+    binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
+    separated = "".join(
+        f" (a column, or a combination of them, may separate the zeros from the ones of {n!r})" for n in binary[:1]
+    )
+    raise PpgenError(
+        f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
+        f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as "
+        "Normal(0, 10), or a longer warm-up if it has one already"
+    )
 
 
 def _one_by_one(joint: LogJoint) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

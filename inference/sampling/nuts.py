@@ -54,21 +54,19 @@ def nuts(
             "kernel='chees' (--kernel chees)"
         ) from e
     chains, dim = start.shape
-    starts = iter(start.double().numpy())
+    points = iter(start.double().numpy())
 
-    def density() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-        def fn(u: np.ndarray) -> tuple[float, np.ndarray]:
-            value, grad = value_and_grad(torch.from_numpy(np.ascontiguousarray(u)).to(start))
-            return float(value), grad.double().numpy()
-
-        return fn
+    def density(u: np.ndarray) -> tuple[float, np.ndarray]:
+        value, grad = value_and_grad(torch.from_numpy(np.ascontiguousarray(u)).to(start))
+        return float(value), grad.double().numpy()
 
     def expand(*_: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         return lambda u: {"u": np.asarray(u, np.float64)}
 
     model = from_pyfunc(
-        dim, density, expand, [np.dtype("float64")], [(dim,)], ["u"], make_initial_point_fn=lambda _: next(starts)
-    )
+        dim, lambda: density, expand, [np.dtype("float64")], [(dim,)], ["u"],
+        make_initial_point_fn=lambda _: next(points),
+    )  # fmt: skip
     trace: Any = nutpie.sample(
         model, draws=draws, tune=warmup, chains=chains, cores=1, seed=seed, progress_bar=False, save_warmup=False,
         low_rank_modified_mass_matrix=dense,

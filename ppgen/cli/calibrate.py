@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, refuse_settings
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, program_or_run
 from ppgen.console import print_json, print_table
 
 
@@ -37,30 +37,31 @@ def calibrate(
     """
     from ppgen import catalog, inference
     from ppgen.cli import output
-    from ppgen.run import Run, sources
+    from ppgen.run import Run
     from ppgen.run.files import write_json
 
-    is_run = (Path(program) / "config.json").is_file()
-    if is_run:
-        refuse_settings(settings)
-        target: Any = Run.load(program)
-        _, rows = sources.of_run(target, data, split, columns=columns)
-        if target.config["program"]["guide"] and guide is None and refit is None and target.program.fixed_rows:
-            guide = target.config["program"]["guide"]
-    else:
-        where = {"split": split, "columns": columns, "data_dir": data_dir}
-        target, _, rows = sources.program_and_rows(program, settings, data, **where)
+    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    target, _, rows = program_or_run(program, settings, data, where)
+    if isinstance(target, Run) and guide is None and refit is None and target.program.fixed_rows:
+        guide = target.config["program"]["guide"] or None
     other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None
     result = inference.calibrate(
         target, rows, simulator=other, simulations=simulations, draws=draws, refit=refit, guide=guide, steps=steps,
         lr=lr, particles=particles, seed=seed,
     )  # fmt: skip
-    path = out or (Path(program) / "calibration.json" if is_run else None)
+    path = out or (Path(program) / "calibration.json" if isinstance(target, Run) else None)
     if path is not None:
         write_json(path, result.figures())
     if json:
         print_json(result.figures())
         return
+    _print_ranks(result)
+    output.findings(result.findings)
+    if path is not None:
+        print(f"figures  {path}")
+
+
+def _print_ranks(result: Any) -> None:
     print_table(
         ["", "p-value", "contraction", "mean z", "sd of z"],
         [
@@ -69,6 +70,3 @@ def calibrate(
         ],
         title=f"Ranks over {len(result.u)} simulations, {result.draws} draws each; p-values corrected for their number",
     )
-    output.findings(result.findings)
-    if path is not None:
-        print(f"figures  {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,11 @@ def compare(
     if json:
         print_json({"models": result.table()} | figures(result.findings))
         return
-    table = result.table()
+    _print_scores(result.table())
+    output.findings(result.findings)
+
+
+def _print_scores(table: list[dict[str, Any]]) -> None:
     words = {"loo": "LOO", "lower": "lower bound", "exact": "exact", "estimate": "posterior predictive"}
     print_table(
         ["", "kind", "nats", "± rows", "± Monte Carlo", "nats a row", "from the best", "± paired", "k > 0.7"],
@@ -65,4 +69,3 @@ def compare(
         ],
         title=f"Log predictive density over {table[0]['rows']} rows",
     )  # fmt: skip
-    output.findings(result.findings)

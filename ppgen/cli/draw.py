@@ -49,7 +49,7 @@ def sample(
     """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest)."""
     from ppgen import inference
     from ppgen.run import Run
-    from ppgen.run.export import check_suffix, write_draws
+    from ppgen.run.export import check_suffix
 
     fitted = Run.load(run)
     path = out or run / "samples.png"
@@ -66,20 +66,26 @@ def sample(
         drawn = _by_sampler(fitted, n, held, seed, {k: v for k, v in how.items() if v is not None}, json)
         if drawn is None:
             drawn = inference.sample(fitted, n, given=held, seed=seed)
-    if path.suffix.lower() == ".png":
-        from ppgen.inference.report.figures import save
-        from ppgen.inference.report.sample_plots import samples_figure
-
-        figure = samples_figure(fitted, drawn=drawn, given=_columns(held, fitted))
-        if figure is None:
-            raise PpgenError(f"{fitted.program.name} has nothing that could be drawn; write the sites with --out x.npz")
-        save(figure, path)
-    else:
-        write_draws(path, drawn, fitted.structure.names("observed"))
+    _write(path, fitted, drawn, held)
     if json:
         print_json({"out": str(path), "n": n, "sites": {k: list(v.shape) for k, v in drawn.items()}})
     else:
         print(f"{n} draws of {', '.join(drawn)} in {path}")
+
+
+def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:
+    from ppgen.run.export import write_draws
+
+    if path.suffix.lower() != ".png":
+        write_draws(path, drawn, run.structure.names("observed"))
+        return
+    from ppgen.inference.report.figures import save
+    from ppgen.inference.report.sample_plots import samples_figure
+
+    figure = samples_figure(run, drawn=drawn, given=_columns(held, run))
+    if figure is None:
+        raise PpgenError(f"{run.program.name} has nothing that could be drawn; write the sites with --out x.npz")
+    save(figure, path)
 
 
 def _by_sampler(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, refuse_settings
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, program_or_run
 from ppgen.console import print_json, print_table
 
 
@@ -41,21 +41,15 @@ def mcmc(
     from ppgen import inference
     from ppgen.cli.progress import counter
     from ppgen.inference.verdicts.findings import figures, load_findings
-    from ppgen.run import Run, sources
+    from ppgen.run import Run
     from ppgen.run.export import check_suffix
     from ppgen.run.files import write_netcdf
 
     torch.manual_seed(seed)
-    model: Any
-    if (Path(program) / "config.json").is_file():
-        refuse_settings(settings)
-        model = Run.load(Path(program))
-        name, table = sources.of_run(model, data, split, columns=columns)
-        path = out or Path(program) / "mcmc.nc"
-    else:
-        where = {"split": split, "columns": columns, "data_dir": data_dir}
-        model, source, table = sources.program_and_rows(program, settings, data, **where)
-        name, path = source.name, out or Path(f"{Path(program.partition('.py')[0]).name}.nc")
+    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    model, name, table = program_or_run(program, settings, data, where)
+    here = Path(program) / "mcmc.nc" if is_run(program) else Path(f"{Path(program.partition('.py')[0]).name}.nc")
+    path = out or here
     check_suffix(path, (".nc",))
     with counter("mcmc", sys.stderr, quiet or json) as report:
         tree = inference.mcmc(
@@ -72,9 +66,13 @@ def mcmc(
         print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents} | said)
         return
     program_name = model.program.name if isinstance(model, Run) else model.name
+    _print_summary(shown, f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
+    print(f"posterior {path}")
+
+
+def _print_summary(shown: Any, title: str) -> None:
     head = [c for c in ("mean", "sd", "ess_bulk", "ess_tail", "r_hat") if c in shown]
     rows = [[k, *(float(row[c]) for c in head)] for k, row in list(shown.iterrows())[:40]]
-    print_table(["", *head], rows, title=f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
+    print_table(["", *head], rows, title=title)
     if len(shown) > 40:
         print(f"and {len(shown) - 40} more in the file")
-    print(f"posterior {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,3 +60,21 @@ def refuse(path: Path, options: dict[str, object]) -> None:
 def amortised(run: Run) -> bool:
     """Whether rows that were not fitted can be asked about: the guide reads rows, or nothing is latent."""
     return not run.program.fixed_rows and not run.structure.globals
+
+
+def program_or_run(
+    spec: str, settings: list[str] | None, data: str | None, where: dict[str, Any]
+) -> tuple[Any, str, Any]:
+    """A program made for its data, or a run at its learned parameters; the data in words, and its rows."""
+    from ppgen.run import Run, sources
+
+    if is_run(spec):
+        refuse_settings(settings)
+        run = Run.load(spec)
+        return run, *sources.of_run(run, data, where["split"], columns=where["columns"])
+    program, source, rows = sources.program_and_rows(spec, settings, data, **where)
+    return program, source.name, rows
+
+
+def is_run(spec: str) -> bool:
+    return (Path(spec) / "config.json").is_file()

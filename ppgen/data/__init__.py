@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +72,48 @@ def load(
         choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
         raise PpgenError(f"there is no split {split!r}{choice}")
     name, where, groups = _groups(source, data_dir)
-
-    def part(key: str) -> dict[str, Tensor]:
-        tensors = select(datasets.finish(name, groups[key]), columns, where)
-        try:
-            n_rows(tensors)
-        except PpgenError as error:
-            raise PpgenError(f"{where}: {error}") from error
-        return tensors
-
+    part = partial(_part, name, where, groups, columns)
     if split == "all":
         return _concatenate({key: part(key) for key in groups}, where)
     if "all" in groups:
-        data = part("all")
-        n = n_rows(data)
-        if n < 10:
-            raise PpgenError(f"{where} has {n} rows, too few to split (10); use split 'all'")
-        cuts = (0, 8 * n // 10, 9 * n // 10, n)
-        at = SPLITS.index(split)
-        return take(data, _order(n, seed)[cuts[at] : cuts[at + 1]])
+        return _cut(part("all"), split, seed, where)
     if split not in groups and split != "valid":
         raise PpgenError(f"{where} has no split {split!r}; it has {', '.join(groups)}")
     if "valid" in groups or split == "test":
         return part(split)
-    data = part("train")
+    return _held_out(part("train"), split, seed, where)
+
+
+def _part(
+    name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, key: str
+) -> dict[str, Tensor]:
+    """The chosen columns of a group."""
+    tensors = select(datasets.finish(name, groups[key]), columns, where)
+    try:
+        n_rows(tensors)
+    except PpgenError as error:
+        raise PpgenError(f"{where}: {error}") from error
+    return tensors
+
+
+def _cut(data: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+    """A split of rows that have none: 80 : 10 : 10."""
     n = n_rows(data)
+    if n < 10:
+        raise PpgenError(f"{where} has {n} rows, too few to split (10); use split 'all'")
+    cuts = (0, 8 * n // 10, 9 * n // 10, n)
+    at = SPLITS.index(split)
+    return take(data, _order(n, seed)[cuts[at] : cuts[at + 1]])
+
+
+def _held_out(train: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+    """Of rows to train on, the last tenth as valid, or the rest."""
+    n = n_rows(train)
     held_out = max(1, n // 10)
     if held_out == n:
         raise PpgenError(f"{where} has one row in train, none to spare for valid; use split 'all'")
     order = _order(n, seed)
-    return take(data, order[n - held_out :] if split == "valid" else order[: n - held_out])
+    return take(train, order[n - held_out :] if split == "valid" else order[: n - held_out])
 
 
 def names() -> dict[str, str]:

@@ -63,55 +63,17 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
     Returns:
         A function of a list of tensors; its result is what the graph returns, as a sequence.
     """
-    from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.output_code import CompiledFxGraph
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    made: list[tuple[Any, int]] = []
-    post_compile = CompiledFxGraph.post_compile
-
-    def keep(self: Any, example: Any, *rest: Any) -> None:  # what is compiled and what the cache holds both pass here
-        post_compile(self, example, *rest)
-        made.append((self, len(example)))
-
-    patches = {
-        "fallback_random": True,
-        "cpp_wrapper": True,
-        "size_asserts": False,
-        "alignment_asserts": False,
-        "fx_graph_cache": True,
-        # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
-        "aot_inductor.allow_stack_allocation": not any(
-            n.all_input_nodes for n in graph.graph.nodes if n.op == "output"
-        ),
-    }
-
-    if hasattr(config, "cpp_wrapper_build_separate"):  # torch 2.8; what calls the kernels is then optimised less
-        patches["cpp_wrapper_build_separate"] = len(graph.graph.nodes) > LARGE
-
-    def compile_under(context: AbstractContextManager[Any]) -> Callable[..., Any]:
-        made.clear()
-        with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
-            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
-        run(*inputs)
-        return run
 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with (
-        _own_cache(), _silent(), _instructions_asked(), config.patch(patches), written_out(),
+        _own_cache(), _silent(), _instructions_asked(), config.patch(_settings(graph)), written_out(),
         torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
-        try:  # without an environment of shapes Inductor does not look into its cache
-            shapes = ShapeEnv(assume_static_by_default=True, allow_dynamic_output_shape_ops=False)
-            outer = compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
-        except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
-            outer = compile_under(nullcontext())
+        outer, kernels = _compile(graph, inputs)
 
     # What lies between is for inputs that share memory or need a gradient: ours do not.
-    direct = getattr(made[0][0], "current_callable", None) if len(made) == 1 and made[0][1] == len(inputs) else None
+    direct = getattr(kernels[0][0], "current_callable", None) if [n for _, n in kernels] == [len(inputs)] else None
     if direct is None:
 
         def call(arguments: list[Tensor]) -> Any:
@@ -128,6 +90,55 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
         return aoti.alloc_tensors_by_stealing_from_void_ptrs(entry(aoti.unsafe_alloc_void_ptrs_from_tensors(arguments)))
 
     return enter
+
+
+def _settings(graph: fx.GraphModule) -> dict[str, Any]:
+    """Inductor's, for the graph."""
+    from torch._inductor import config
+
+    settings = {
+        "fallback_random": True,
+        "cpp_wrapper": True,
+        "size_asserts": False,
+        "alignment_asserts": False,
+        "fx_graph_cache": True,
+        # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
+        "aot_inductor.allow_stack_allocation": not any(
+            n.all_input_nodes for n in graph.graph.nodes if n.op == "output"
+        ),
+    }
+    if hasattr(config, "cpp_wrapper_build_separate"):  # torch 2.8; what calls the kernels is then optimised less
+        settings["cpp_wrapper_build_separate"] = len(graph.graph.nodes) > LARGE
+    return settings
+
+
+def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
+    """The compiled function, called once, and the compiled graphs within it with their numbers of inputs."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.output_code import CompiledFxGraph
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    post_compile = CompiledFxGraph.post_compile
+
+    def compile_under(context: AbstractContextManager[Any]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
+        made: list[tuple[Any, int]] = []
+
+        def keep(self: Any, example: Any, *rest: Any) -> None:  # what is compiled and what the cache holds both pass
+            post_compile(self, example, *rest)
+            made.append((self, len(example)))
+
+        with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
+        run(*inputs)
+        return run, made
+
+    try:  # without an environment of shapes Inductor does not look into its cache
+        shapes = ShapeEnv(assume_static_by_default=True, allow_dynamic_output_shape_ops=False)
+        return compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
+    except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
+        return compile_under(nullcontext())
 
 
 def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:

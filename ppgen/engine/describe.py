@@ -38,15 +38,6 @@ def describe(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     nodes = [n for n in gradient.traced.graph.graph.nodes if n.op == "call_function"]
     operations = Counter(str(n.target) if isinstance(n.target, torch._ops.OpOverload) else "getitem" for n in nodes)
     _, draws, complete = hoist(gradient.traced)
-    seconds = estimated_seconds(len(nodes))
-    advice = None
-    if len(nodes) > TOO_LARGE:
-        advice = (
-            f"{len(nodes)} operations would take about {seconds:.0f} s to compile: a loop over time steps unrolls; "
-            "use a closed form (pyro.distributions.DiscreteHMM, GaussianHMM), an associative scan, or engine 'trace'"
-        )
-    elif compiler() is None:
-        advice = "there is no C++ compiler: install g++ for engine 'compile'"
     trained = {id(p) for p in gradient.trained}
     random = [str(n.target) for n in nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
     outside = ["batches of rows", "learning rate and KL weight"]
@@ -65,7 +56,17 @@ def describe(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": [names[id(p)] for p in gradient.trained],
         "unused": [names[id(p)] for p in gradient.parameters if id(p) not in trained],
         "buffers": [names[id(b)] for b in gradient.changed],
-        "seconds": seconds,
+        "seconds": estimated_seconds(len(nodes)),
         "compiler": compiler(),
-        "advice": advice,
+        "advice": _advice(len(nodes)),
     }
+
+
+def _advice(operations: int) -> str | None:
+    if operations > TOO_LARGE:
+        return (
+            f"{operations} operations would take about {estimated_seconds(operations):.0f} s to compile: a loop over "
+            "time steps unrolls; use a closed form (pyro.distributions.DiscreteHMM, GaussianHMM), an associative scan, "
+            "or engine 'trace'"
+        )
+    return "there is no C++ compiler: install g++ for engine 'compile'" if compiler() is None else None

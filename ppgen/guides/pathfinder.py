@@ -93,13 +93,20 @@ def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | N
             torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
             for a, b in zip(best, (mean, root, draw), strict=True)
         )
-    means, roots, draws = best
+    return _chosen(target, elbo, *best, generator)
+
+
+def _chosen(
+    target: Density, elbo: Tensor, means: Tensor, roots: Tensor, draws: Tensor, generator: torch.Generator | None
+) -> Paths:
+    """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
+    n, dim = draws.shape
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
     chosen = torch.where(
         good, torch.arange(n), good.nonzero()[:, 0][torch.arange(n) % max(int(good.sum()), 1)] if good.any() else 0
     )
-    noise = torch.randn(start.shape, generator=generator, dtype=u.dtype)
+    noise = torch.randn(draws.shape, generator=generator, dtype=draws.dtype)
     other = means[chosen] + (roots[chosen] @ noise[..., None])[..., 0]
     drawn = torch.where(good[:, None], draws, other)
     finite = torch.isfinite(_safe(target, drawn)[0])

@@ -32,8 +32,8 @@ MUTANTS = [
     ),
     Mutant(
         "valid_is_trained_on",
-        'return take(data, order[n - held_out :] if split == "valid" else order[: n - held_out])',
-        'return take(data, order[n - held_out :] if split == "valid" else order)',
+        'return take(train, order[n - held_out :] if split == "valid" else order[: n - held_out])',
+        'return take(train, order[n - held_out :] if split == "valid" else order)',
         "tests/test_data.py::test_valid_is_held_out_of_train",
     ),
     Mutant(

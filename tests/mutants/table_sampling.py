@@ -18,8 +18,8 @@ MUTANTS = [
     ),
     Mutant(
         "dual_average_last",
-        "size = step.current if warm else step.average",
-        "size = step.current",
+        "size = learned.step.current if warm else learned.step.average",
+        "size = learned.step.current",
         "tests/test_mcmc.py::test_dual_averaging_by_hand",
     ),
     Mutant(
