@@ -88,9 +88,7 @@ class Objective(nn.Module):
     def _recorded(self, batch: Mapping[str, Any]) -> ManyTerms:
         key = (shapes(batch), self.training)
         if key not in self._many:
-            self._many[key] = ManyTerms(
-                self.program, batch, self.structure, closed_form=self._closed_form, train=True
-            )
+            self._many[key] = ManyTerms(self.program, batch, self.structure, closed_form=self._closed_form, train=True)
         return self._many[key]
 
     @property

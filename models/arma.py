@@ -21,10 +21,10 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["ARMA", "ARMASeries"]
+__all__ = ["ARMA"]
 
 
-class ARMASeries(TorchDistribution):
+class _ARMASeries(TorchDistribution):
     """Series of T values.
 
     Args:
@@ -50,10 +50,10 @@ class ARMASeries(TorchDistribution):
         shape = torch.broadcast_shapes(mu.shape, sigma.shape, *lead)
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ARMASeries:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _ARMASeries:
         shape = torch.Size(batch_shape)
         phi, theta = (None if v is None else v.expand(*shape, v.shape[-1]) for v in (self.phi, self.theta))
-        return ARMASeries(self.mu.expand(shape), phi, theta, self.sigma.expand(shape), *self.event_shape)
+        return _ARMASeries(self.mu.expand(shape), phi, theta, self.sigma.expand(shape), *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., T) -> (...)."""
@@ -130,6 +130,6 @@ class ARMA(ppgen.Program):
         if self.q:
             with pyro.plate("noise_lag", self.q):
                 theta = pyro.sample("theta", Normal(zero, 1.0))[..., None, :]
-        series = ARMASeries(mu, phi, theta, sigma, self.duration)
+        series = _ARMASeries(mu, phi, theta, sigma, self.duration)
         with ppgen.rows(y if y is None or y.dim() > 1 else y[None]):
             return pyro.sample("y", series, obs=y if y is None or y.dim() > 1 else y[None])

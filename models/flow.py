@@ -148,7 +148,7 @@ class Flow(ppgen.Program):
         if found is not None:
             arguments |= dict(zip(("low", "high", "levels"), found, strict=True))
         else:
-            check_density(x)
+            _check_density(x)
         arguments |= {"loc": _mean(x).tolist(), "scale": _spread(x).tolist()}
         if "context" in data:
             c = data["context"].reshape(len(x), -1)
@@ -270,7 +270,7 @@ class Flow(ppgen.Program):
         if self.circular:
             _check_angles(x)
         elif not self.levels:
-            check_density(x)
+            _check_density(x)
         if not self.prepared:
             self._standardise_by(x, data)
         if self.whitening is not None and not self.whitening.measured and len(x) > self.features:
@@ -301,7 +301,7 @@ class Flow(ppgen.Program):
         self.prepared.fill_(1)
 
 
-def check_density(x: Tensor) -> None:
+def _check_density(x: Tensor) -> None:
     """Raises PpgenError where the rows x, (N, D), cannot have a density on ℝ^D; few rows are not judged by."""
     if not x.isfinite().all():
         row, column = (~x.isfinite()).nonzero()[0].tolist()

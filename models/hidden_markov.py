@@ -21,10 +21,10 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["HiddenMarkov", "NormalHMM"]
+__all__ = ["HiddenMarkov"]
 
 
-class NormalHMM(TorchDistribution):
+class _NormalHMM(TorchDistribution):
     """Series of T values of a hidden Markov chain, states summed out.
 
     Args:
@@ -41,9 +41,9 @@ class NormalHMM(TorchDistribution):
         shape = torch.broadcast_shapes(transition.shape[:-2], mu.shape[:-1])
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalHMM:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _NormalHMM:
         shape, K = torch.Size(batch_shape), self.mu.shape[-1]
-        return NormalHMM(
+        return _NormalHMM(
             self.transition.expand(*shape, K, K),
             self.mu.expand(*shape, K),
             self.sigma.expand(*shape, K),
@@ -121,6 +121,6 @@ class HiddenMarkov(ppgen.Program):
             sigma = pyro.sample("sigma", HalfNormal(zero + self.scale)).clamp_min(1e-6)
             steps = torch.cat([first.expand(*gap.shape[:-1], 1), gap], -1)
             mu = pyro.deterministic("mu", steps.cumsum(-1))
-        series = NormalHMM(transition[..., None, :, :], mu[..., None, :], sigma[..., None, :], self.duration)
+        series = _NormalHMM(transition[..., None, :, :], mu[..., None, :], sigma[..., None, :], self.duration)
         with ppgen.rows(y if y is None or y.dim() > 1 else y[None]):
             return pyro.sample("y", series, obs=y if y is None or y.dim() > 1 else y[None])

@@ -44,12 +44,12 @@ class Commands(TyperGroup):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            code, sentence = explain(error)
+            code, sentence = _explain(error)
             print(f"ppgen: {sentence}", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def _explain(error: Exception) -> tuple[int, str]:
     """The exit code and the sentence of an error."""
     if isinstance(error, PpgenError):
         return 2, " ".join(str(error).split())

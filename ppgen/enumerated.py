@@ -69,9 +69,7 @@ def summed_terms(
     plates = {symbol: name for name, symbol in t.p.plate_to_symbol.items()}
     for value in (v for values in summed.values() for v in values):
         names = tuple(plates[d] for d in value._pyro_dims)
-        found.append(
-            Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside)
-        )
+        found.append(Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside))
     return found + [term(s, "guide", order[n]) for n, s in guides.items()]
 
 

@@ -268,9 +268,7 @@ class Program(nn.Module):
         require_options(FLOW, FlowGuide, options)
         return FlowGuide(sites, dims, data, rows, **options)
 
-    def _make_autoguide(
-        self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]
-    ) -> poutine.Trace:
+    def _make_autoguide(self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]) -> poutine.Trace:
         """Puts an autoguide in; the model's trace as its prototype ran it."""
         model = _Recorded(self.model)
         shown = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and hide(site))
@@ -397,7 +395,7 @@ def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]
     return found
 
 
-class Arguments(NamedTuple):
+class _Arguments(NamedTuple):
     """The arguments of a model or guide: names of columns."""
 
     names: tuple[str, ...]
@@ -405,7 +403,7 @@ class Arguments(NamedTuple):
     any: bool  # takes whatever is passed: **kwargs
 
 
-def arguments(fn: Callable) -> Arguments:
+def arguments(fn: Callable) -> _Arguments:
     """What a function, method or module takes.
 
     >>> arguments(lambda sigma, y=None: None)
@@ -413,7 +411,7 @@ def arguments(fn: Callable) -> Arguments:
     """
     parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return Arguments(
+    return _Arguments(
         names=tuple(p.name for p in named),
         needed=tuple(p.name for p in named if p.default is p.empty),
         any=any(p.kind is p.VAR_KEYWORD for p in parameters),

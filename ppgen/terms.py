@@ -167,14 +167,14 @@ def _labelled(
     site: Mapping[str, Any], role: str, log_prob: Tensor, density: Tensor, order: int, pathwise: bool
 ) -> Term:
     shape = torch.broadcast_shapes(log_prob.shape, density.shape)
-    dims = dim_names(site, len(shape))
+    dims = _dim_names(site, len(shape))
     return Term(
         site["name"], role, site["value"], log_prob.expand(shape), density.expand(shape), dims, full_plates(site),
         order, pathwise,
     )  # fmt: skip
 
 
-def dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
+def _dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
     """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
     return _named(site, range(-n, 0))
 

@@ -9,7 +9,7 @@ from scipy import signal, special, stats
 from ppgen import PpgenError
 from ppgen.inference import mcmc
 from ppgen.models import ARMA
-from ppgen.models.arma import ARMASeries
+from ppgen.models.arma import _ARMASeries
 
 
 @pytest.mark.parametrize("p, q", [(1, 1), (2, 0), (0, 2), (3, 2)])
@@ -31,7 +31,7 @@ def test_the_density(p, q):
 def test_draws_undo_the_filter():
     torch.manual_seed(0)
     phi, theta = torch.tensor([0.5, -0.2]).double(), torch.tensor([0.4]).double()
-    series = ARMASeries(torch.tensor(1.0).double(), phi, theta, torch.tensor(2.0).double(), 6)
+    series = _ARMASeries(torch.tensor(1.0).double(), phi, theta, torch.tensor(2.0).double(), 6)
     y = series.rsample((20_000,)).numpy()
     noise = signal.lfilter([1, -0.5, 0.2], [1, 0.4], y - 1.0)
     assert np.abs(np.cov(noise.T) - 4 * np.eye(6)).max() < 4.5 * 4 * (2 / 20_000) ** 0.5

@@ -7,7 +7,7 @@ import torch
 from known import KnownChain, normal, subsampled
 from torch.distributions import kl_divergence
 
-from ppgen.chains.chain_terms import spread_times, timed
+from ppgen.chains.chain_terms import _spread_times, _timed
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES
 from ppgen.chains.schedules import SCHEDULES
 from ppgen.inference import fit, loglik
@@ -180,9 +180,9 @@ def test_a_batch_of_a_chain_stands_for_all_rows():
 
 def test_times_are_spread_evenly_and_uniform():
     torch.manual_seed(0)
-    u = spread_times(3, 5, like=X)
+    u = _spread_times(3, 5, like=X)
     assert u.shape == (3, 5) and torch.allclose(u.flatten().sort().values.diff(), torch.tensor(1 / 15).double())
-    many = torch.stack([spread_times(3, 5, like=X) for _ in range(2000)]).flatten(1)
+    many = torch.stack([_spread_times(3, 5, like=X) for _ in range(2000)]).flatten(1)
     assert (abs(many.mean(0) - 0.5) < 4 * math.sqrt(1 / 12 / 2000)).all()  # each entry's, the first and last as well
     assert (abs(many.var(0) - 1 / 12) < 4 * math.sqrt(1 / 180 / 2000)).all()
 
@@ -205,7 +205,7 @@ def test_times_by_running_loss_have_the_density_that_they_say(steps):
     program = chain(steps=steps, importance=True).train()
     program.history.copy_(torch.linspace(1, 30, 32) ** 2)
     u = (torch.arange(200_000).double() + 0.5) / 200_000
-    t, density = timed(program, u)
+    t, density = _timed(program, u)
     bins = steps or 32
     share = torch.histc(t, bins, 0.0, 1.0) / len(t)
     at = torch.stack([density[(t * bins).long() == i].mean() for i in range(bins)])
@@ -235,7 +235,7 @@ def test_a_learned_schedule_lowers_the_variance_of_the_limit():
 
     def second_moment() -> torch.Tensor:
         torch.manual_seed(1)
-        t = spread_times(1, len(x), like=x)
+        t = _spread_times(1, len(x), like=x)
         cost = program.rate(x, program.forward(x, t).rsample(), t)
         return (cost**2).mean() / 2 / cost.detach().mean()
 

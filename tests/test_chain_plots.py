@@ -8,7 +8,7 @@ from known import binary, normal
 
 from ppgen.inference import fit
 from ppgen.inference.diffusion.elbo_decomposition import ledger
-from ppgen.inference.report.chain_plots import SHOWN, chain_figure, chain_figures, ledger_figure
+from ppgen.inference.report.chain_plots import SHOWN, _chain_figure, chain_figures, ledger_figure
 from ppgen.models import Diffusion
 
 matplotlib.use("agg")
@@ -30,7 +30,7 @@ def test_images_of_a_labelled_model():
     run = fit(
         Diffusion((1, 8, 8), "unet", (4, 8), steps=3, likelihood="bernoulli", classes=2), {"x": x, "y": y}, steps=1
     )
-    assert chain_figure(run, {"y": y}, seed=0) is not None
+    assert _chain_figure(run, {"y": y}, seed=0) is not None
 
 
 def test_a_reweighted_model_says_that_it_was_not_trained_on_the_bound():

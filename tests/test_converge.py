@@ -13,7 +13,7 @@ from pyro.distributions import Normal
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.check import check
 from ppgen.inference import fit, posterior, resume
-from ppgen.inference.training.converge import EVERY, FALL, Convergence, Probe, _mcse, split_r_hat, unit
+from ppgen.inference.training.converge import EVERY, FALL, Convergence, Probe, _mcse, _split_r_hat, _unit
 
 X = normal(20) + 1.0
 
@@ -38,13 +38,13 @@ def feed(iterates: torch.Tensor) -> tuple[Convergence, int]:
 
 def test_split_r_hat_is_arvizs():
     x = wander(60).reshape(60, -1)
-    ours = split_r_hat(x)
+    ours = _split_r_hat(x)
     theirs = [array_stats.rhat(c.reshape(2, -1), method="identity") for c in x.numpy().astype(float).T]
     assert np.allclose(ours, theirs, atol=1e-6)
 
 
 def test_the_unit_is_the_spread_of_the_draws():
-    assert torch.allclose(unit(wander(50)), torch.full((5,), torch.arange(4.0).std()), rtol=1e-4)
+    assert torch.allclose(_unit(wander(50)), torch.full((5,), torch.arange(4.0).std()), rtol=1e-4)
 
 
 def test_the_standard_error_of_a_mean_of_iterates():
@@ -85,7 +85,7 @@ def test_a_slow_wandering_that_stays_near_does_not_hold_up_the_end():
     while not c.converged and n < 150:
         c.note({"w": slow[n]}, slow[n] + torch.arange(4.0)[:, None])
         n += 1
-    assert c.converged and split_r_hat(slow[:n]).max() > 1.1
+    assert c.converged and _split_r_hat(slow[:n]).max() > 1.1
     first = Convergence()
     for x in slow[:n]:
         first.note({"w": x}, x + torch.arange(4.0)[:, None])

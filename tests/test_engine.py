@@ -24,7 +24,7 @@ from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.noise import Draw, Noise
 from ppgen.engine.optimisers import bias_corrections, functional
-from ppgen.engine.small import decompositions
+from ppgen.engine.small import _decompositions
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
@@ -613,7 +613,7 @@ def test_the_program_is_left_as_it_was():
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("op", ["cumsum", "cumprod"])
 def test_short_accumulations_are_written_out(op: str, dim: int):
-    out = decompositions()[getattr(torch.ops.aten, op).default]
+    out = _decompositions()[getattr(torch.ops.aten, op).default]
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     x[1, 2, 3] = torch.inf
     for values in (x, torch.randint(-3, 4, (3, 5, 4)), torch.tensor([True, False, True]).expand(2, 2, 3)):
@@ -624,7 +624,7 @@ def test_short_accumulations_are_written_out(op: str, dim: int):
 
 
 def test_small_matrix_products_are_written_out():
-    table, a = decompositions(), torch.randn(6, 3, 4, dtype=torch.float64)
+    table, a = _decompositions(), torch.randn(6, 3, 4, dtype=torch.float64)
     for b in (torch.randn(6, 4, 2, dtype=torch.float64), torch.randn(6, 2, 4, dtype=torch.float64).mT):
         torch.testing.assert_close(table[torch.ops.aten.bmm.default](a, b), a @ b)
         torch.testing.assert_close(table[torch.ops.aten.mm.default](a[0], b[0]), a[0] @ b[0])

@@ -17,9 +17,9 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.evaluation.calibrate import Calibration
+from ppgen.inference.evaluation.calibrate import _Calibration
 from ppgen.inference.evaluation.loglik import Bound, LogLik
-from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, batch_se, compare_moments
+from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
 from ppgen.inference.sampling.chees import Draws
 from ppgen.inference.verdicts.finding_words import WORDS
@@ -208,7 +208,7 @@ def test_a_reference_that_is_autocorrelated_raises_no_alarm():
 def test_batch_means_of_an_autoregression():
     """Standard error of its mean: √((1 + ρ) / (1 − ρ)) times that of independent draws."""
     chains_ = autoregressive(0.8, 10_000, 4, 3).swapaxes(0, 1)
-    np.testing.assert_allclose(batch_se(chains_), 3 / 40_000**0.5, rtol=0.12)
+    np.testing.assert_allclose(_batch_se(chains_), 3 / 40_000**0.5, rtol=0.12)
 
 
 def test_one_effective_draw_is_wrong_whatever_khat():
@@ -376,7 +376,7 @@ def test_predictions(scale, expected):
 @pytest.mark.parametrize("width, expected", [(1.0, "fine"), (0.5, "wrong"), (2.0, "wrong")])
 def test_calibration(width, expected):
     found = calibrate(GuidedNormalMean(width=width), {"x": X}, simulations=100, refit=False)
-    assert isinstance(found, Calibration) and verdict(found.findings) == expected
+    assert isinstance(found, _Calibration) and verdict(found.findings) == expected
     words = {0.5: "narrow", 2.0: "wide"}
     assert width not in words or words[width] in {f.details.get("shape") for f in found.findings if f.where == "m"}
     again = json.loads(json.dumps(found.figures(), default=str))["findings"]

@@ -18,7 +18,7 @@ from ppgen.inference import fit
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import sample
 from ppgen.models import Flow
-from ppgen.models.flow import check_density
+from ppgen.models.flow import _check_density
 from ppgen.transforms import FAMILIES
 
 SMALL = {"transforms": 2, "hidden": (8, 8)}
@@ -338,14 +338,14 @@ def test_data_without_a_density_have_their_sentence():
     ]
     for bad, message in cases:
         with pytest.raises(PpgenError, match=message):
-            check_density(bad)
+            _check_density(bad)
         if not bad.isnan().any():
             with pytest.raises(PpgenError, match=message):
                 fit(Flow(bad.shape[1], **SMALL), {"x": bad}, steps=1)
             with pytest.raises(PpgenError, match=message):
                 Flow.from_data({"x": bad})
-    check_density(x)
-    check_density(x.double() * torch.tensor([1e-6, 1.0, 1e6]).double())
+    _check_density(x)
+    _check_density(x.double() * torch.tensor([1e-6, 1.0, 1e6]).double())
     with pytest.raises(PpgenError, match="NaN|nan"):
         fit(Flow(3, **SMALL), {"x": cases[-1][0]}, steps=1)
 

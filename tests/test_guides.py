@@ -17,15 +17,15 @@ from ppgen import PpgenError, Program, Run
 from ppgen.check import check
 from ppgen.draws import ManyTerms
 from ppgen.guides import guide_names, parse
-from ppgen.guides.flow import Pushed, Stack
-from ppgen.guides.start import gaussian
+from ppgen.guides.flow import _Pushed, _Stack
+from ppgen.guides.start import _gaussian
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
 from ppgen.terms import run as run_once
 
 SINGLE = {"precision": "64-true", "engine": "eager"}
 
 
-def shaken(stack: Stack, by: float = 0.3) -> Stack:
+def shaken(stack: _Stack, by: float = 0.3) -> _Stack:
     """A stack that is no longer the identity."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def shaken(stack: Stack, by: float = 0.3) -> Stack:
 @pytest.mark.parametrize("features, context", [(1, 0), (1, 2), (4, 0), (4, 2)])
 def test_density_of_a_stack_is_that_of_the_change_of_variables(features, context):
     torch.manual_seed(0)
-    stack = shaken(Stack(features, context, 2, (8,))).double()
+    stack = shaken(_Stack(features, context, 2, (8,))).double()
     e = torch.randn(5, features).double()
     c = torch.randn(5, context).double() if context else None
     u, ladj = stack.push(e, c)
@@ -55,19 +55,19 @@ def test_density_of_a_stack_is_that_of_the_change_of_variables(features, context
 
 def test_what_it_drew_it_knows_the_density_of():
     torch.manual_seed(0)
-    fn = Pushed(shaken(Stack(3, 0, 2, (8,)))).expand([4])
+    fn = _Pushed(shaken(_Stack(3, 0, 2, (8,)))).expand([4])
     u = fn.rsample()
     assert u.shape == (4, 3)
     assert torch.allclose(fn.log_prob(u), fn.log_prob(u.clone()), atol=1e-3)
 
 
 def test_a_stack_begins_as_the_gaussian_it_is_given():
-    stack = Stack(3)
+    stack = _Stack(3)
     L = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.1, 0.0], [-1.0, 0.3, 4.0]])
     stack.start_at(torch.tensor([1.0, 2.0, 3.0]), L)
     u = torch.tensor([1.0, 2.0, 3.0]) + normal(6, 3).clamp(-2.4, 2.4) @ L.T
     expected = dist.MultivariateNormal(torch.tensor([1.0, 2.0, 3.0]), scale_tril=L).log_prob(u)
-    assert torch.allclose(Pushed(stack).log_prob(u), expected, atol=1e-4)
+    assert torch.allclose(_Pushed(stack).log_prob(u), expected, atol=1e-4)
 
 
 # -- any program -----------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_a_start_far_away_and_badly_scaled():
             return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
     with ppgen.run.default_dtype(torch.float64):
-        found = gaussian(score, 2, starts=2)
+        found = _gaussian(score, 2, starts=2)
     assert torch.allclose(found.loc, loc, rtol=1e-3)
     assert torch.allclose(found.scale_tril @ found.scale_tril.T, cov, rtol=0.05)
     assert found.elbo == pytest.approx(0.0, abs=0.01)
@@ -262,12 +262,12 @@ def test_a_start_in_a_funnel_is_where_the_mass_is():
             value = value + dist.Normal(0.0, (u[:, :1] / 2).exp(), validate_args=False).log_prob(u[:, 1:]).sum(-1)
             return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
-    found = gaussian(score, 6, starts=4)
+    found = _gaussian(score, 6, starts=4)
     assert abs(float(found.loc[0])) < 3 and found.elbo > -4
 
 
 def test_no_start_is_no_error():
-    assert gaussian(lambda u: (u.sum(-1) * math.nan, u), 2, starts=2) is None
+    assert _gaussian(lambda u: (u.sum(-1) * math.nan, u), 2, starts=2) is None
 
 
 def test_heavy_tails_do_not_kill_a_start():

@@ -11,7 +11,7 @@ from scipy import special, stats
 from ppgen import PpgenError
 from ppgen.inference import mcmc
 from ppgen.models import HiddenMarkov
-from ppgen.models.hidden_markov import NormalHMM
+from ppgen.models.hidden_markov import _NormalHMM
 
 A = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).double()
 MU, SIGMA = torch.tensor([-1.0, 1.5]).double(), torch.tensor([0.5, 1.0]).double()
@@ -20,7 +20,7 @@ MU, SIGMA = torch.tensor([-1.0, 1.5]).double(), torch.tensor([0.5, 1.0]).double(
 @pytest.mark.parametrize("T", [1, 2, 5, 8])
 def test_the_density_over_all_paths(T):
     y = normal(3, T).double()
-    for row, found in zip(y.numpy(), NormalHMM(A, MU, SIGMA, T).log_prob(y), strict=True):
+    for row, found in zip(y.numpy(), _NormalHMM(A, MU, SIGMA, T).log_prob(y), strict=True):
         paths = []
         for path in itertools.product(range(2), repeat=T):
             log_p = np.log(0.5) + sum(np.log(A.numpy()[a, b]) for a, b in itertools.pairwise(path))
@@ -30,7 +30,7 @@ def test_the_density_over_all_paths(T):
 
 def test_draws_have_the_chains_moments():
     torch.manual_seed(0)
-    y = NormalHMM(A, MU, SIGMA, 6).sample((40_000,)).numpy()
+    y = _NormalHMM(A, MU, SIGMA, 6).sample((40_000,)).numpy()
     p = np.array([0.5, 0.5])
     for t in range(6):
         mean = p @ MU.numpy()
@@ -63,7 +63,7 @@ def test_the_joint_density_with_its_priors():
 @pytest.mark.slow
 def test_the_states_are_found():
     torch.manual_seed(1)
-    y = NormalHMM(A, MU * 2, SIGMA, 150).sample()
+    y = _NormalHMM(A, MU * 2, SIGMA, 150).sample()
     tree = mcmc(HiddenMarkov(2, 150), {"y": y}, chains=16, draws=60, warmup=120, prior=False, predictive=False)
     post = tree["posterior"]
     for k in range(2):

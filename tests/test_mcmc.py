@@ -22,21 +22,21 @@ from ppgen.engine.joint import _leapfrog
 from ppgen.guides.pathfinder import pathfinder
 from ppgen.inference import fit, posterior
 from ppgen.inference.sampling.chees import (
-    Averaged,
     Draws,
-    Frame,
-    Length,
-    Moments,
+    _Averaged,
+    _Frame,
+    _halton,
+    _harmonic,
+    _Length,
+    _Moments,
     _transition,
+    _windows,
     chees,
     first_frame,
-    halton,
-    harmonic,
-    windows,
 )
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
-from ppgen.inference.verdicts.mcmc_diagnostics import findings, heavy_tails, tail_shape
+from ppgen.inference.verdicts.mcmc_diagnostics import _heavy_tails, _tail_shape, findings
 from ppgen.models import EightSchools
 
 chees_module = import_module("ppgen.inference.sampling.chees")
@@ -141,9 +141,9 @@ def test_an_operation_that_cannot_be_batched_is_run_chain_by_chain():
 
 
 def test_the_pieces_of_chees():
-    assert [halton(i) for i in (1, 2, 3, 4, 5, 6)] == [0.5, 0.25, 0.75, 0.125, 0.625, 0.375]
+    assert [_halton(i) for i in (1, 2, 3, 4, 5, 6)] == [0.5, 0.25, 0.75, 0.125, 0.625, 0.375]
     for warmup in (20, 50, 100, 400, 2000):
-        ends = windows(warmup)
+        ends = _windows(warmup)
         assert ends == sorted(set(ends)) and 0 < ends[-1] < warmup
 
 
@@ -168,7 +168,7 @@ def test_a_leapfrog_step_by_hand():
 
 def test_a_proposal_by_hand():
     """Its acceptance is exp(−ΔH) at most 1, and the energy H of the state that is kept: where the chain was, or is."""
-    target, frame = Evaluations(), Frame(torch.zeros(3).double(), torch.ones(3).double())
+    target, frame = Evaluations(), _Frame(torch.zeros(3).double(), torch.ones(3).double())
     old = frame.chains(target, 1.5 * normal(400, 3, seed=1).double())
     _, new, p, outcome, moved = _transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
     generator = torch.Generator().manual_seed(4)
@@ -191,7 +191,7 @@ def test_a_proposal_by_hand():
 
 def test_dual_averaging_by_hand(monkeypatch):
     """Hoffman & Gelman's equation (6), γ = 0.05, t_0 = 10, κ = 0.75; it is the average that the draws are taken at."""
-    step, mu, error, average = Averaged(0.2), math.log(2.0), 0.0, math.log(0.2)
+    step, mu, error, average = _Averaged(0.2), math.log(2.0), 0.0, math.log(0.2)
     for t, alpha in enumerate((0.9, 0.1, 0.5, 0.8, 0.7), 1):
         step.update(alpha)
         error = (1 - 1 / (t + 10)) * error + (0.651 - alpha) / (t + 10)
@@ -199,8 +199,8 @@ def test_dual_averaging_by_hand(monkeypatch):
         average = t**-0.75 * log + (1 - t**-0.75) * average
         assert math.log(step.current) == pytest.approx(log) and math.log(step.average) == pytest.approx(average)
 
-    made: list[Averaged] = []
-    monkeypatch.setattr(chees_module, "Averaged", lambda first: (made.append(Averaged(first)), made[-1])[1])
+    made: list[_Averaged] = []
+    monkeypatch.setattr(chees_module, "Averaged", lambda first: (made.append(_Averaged(first)), made[-1])[1])
     start, generator = normal(16, 4, seed=2).double(), torch.Generator().manual_seed(0)
     found = chees(Evaluations(), start, draws=5, warmup=100, generator=generator)
     sizes = found.stats["step_size"]
@@ -222,7 +222,7 @@ def test_the_length_climbs_the_criterion():
     for time in (0.7, 1.4, 2.9):
         h = 1e-5
         slope = (criterion(time * math.exp(h)) - criterion(time * math.exp(-h))) / (2 * h) - criterion(time) / 8
-        length = Length(2.0)
+        length = _Length(2.0)
         length.update(y, *moved(time), torch.ones(1000).double(), time, 0.1)
         found = math.copysign((length.moments[1] / 0.05) ** 0.5, length.log - math.log(2.0))
         assert found == pytest.approx(slope, rel=1e-6), time
@@ -230,16 +230,16 @@ def test_the_length_climbs_the_criterion():
 
 def test_one_refused_chain_does_not_set_the_step():
     alpha, none = torch.full((64,), 0.7), torch.zeros(64, dtype=torch.bool)
-    assert harmonic(alpha, none) == pytest.approx(0.7)
+    assert _harmonic(alpha, none) == pytest.approx(0.7)
     alpha[0] = 0.0
-    assert harmonic(alpha, none) == pytest.approx(64 / (63 / 0.7 + 1 / 0.03))
-    assert harmonic(alpha, alpha == 0) == pytest.approx(0.7 * 63 / 64)  # one that diverges counts by its number
+    assert _harmonic(alpha, none) == pytest.approx(64 / (63 / 0.7 + 1 / 0.03))
+    assert _harmonic(alpha, alpha == 0) == pytest.approx(0.7 * 63 / 64)  # one that diverges counts by its number
 
 
 def test_moments_by_batches_are_those_of_all():
     u = normal(7, 20, 4, seed=4).double() * torch.tensor([1.0, 2.0, 0.1, 30.0]).double() + 100.0
     u[..., 1] += u[..., 0]
-    seen = Moments(4, u)
+    seen = _Moments(4, u)
     for batch in u:
         seen.add(batch)
     torch.testing.assert_close(seen.mean, u.flatten(0, 1).mean(0))
@@ -308,7 +308,7 @@ def test_a_warm_up_that_has_settled_ends():
     """On a normal, from far too small a scale as well; one of a single window goes its length."""
     for sd, warmup in ((1.0, 400), (1e-6, 400), (1.0, 20)):
         done: list[int] = []
-        frame = Frame(torch.zeros(4).double(), sd * torch.ones(4).double())
+        frame = _Frame(torch.zeros(4).double(), sd * torch.ones(4).double())
         found = chees(
             Evaluations(), sd * normal(64, 4, seed=2).double(), draws=200, warmup=warmup, frame=frame,
             generator=torch.Generator().manual_seed(0), report=done.append,
@@ -462,13 +462,13 @@ def test_tails_are_told_by_their_shape():
         return [rng.standard_t(nu, size=(64, 250)) for _ in range(n)]
 
     for nu in (1.0, 2.0, 4.0):
-        k = np.array([tail_shape(x) for x in draws(nu, 20)])
+        k = np.array([_tail_shape(x) for x in draws(nu, 20)])
         assert k.mean() == pytest.approx(1 / nu, abs=0.1)
-    assert heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
-    assert {heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
-    said = str(heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
+    assert _heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
+    assert {_heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
+    said = str(_heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
     assert "tails of b[" in said and "those of 1 more" in said and "its sd is not determined" in said
-    said = str(heavy_tails({"c": draws(1.0, 1)[0]}))
+    said = str(_heavy_tails({"c": draws(1.0, 1)[0]}))
     assert "its mean and sd are not determined" in said
 
 

@@ -40,10 +40,10 @@ from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.objective import Objective
 from ppgen.inference.report.corner import corner_figure
 from ppgen.inference.report.figures import figure_of, save
-from ppgen.inference.report.model_graph import edges_of
+from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
-from ppgen.inference.report.tree_plots import latents_figure, plot_tree
+from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
 from ppgen.inference.sampling.chees import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
@@ -323,7 +323,7 @@ def of_report(folder):
 
 def of_model_graph(folder):
     program = NormalMean()
-    assert edges_of(program, {"x": X}, fit(program, {"x": X}, steps=0).structure) == [("m", "x")]
+    assert _edges_of(program, {"x": X}, fit(program, {"x": X}, steps=0).structure) == [("m", "x")]
 
 
 def of_report_checks(folder):
@@ -543,7 +543,7 @@ def of_tree_plots(folder):
     tree = posterior(GuidedNormalMean(), {"x": X}, draws=500, prior=False)
     files = plot_tree(tree, folder)
     assert [f.name for f in files] == ["latents.png", "predictive.png"]
-    median = float(latents_figure(tree).axes[0].collections[-1].get_offsets()[0, 0])
+    median = float(_latents_figure(tree).axes[0].collections[-1].get_offsets()[0, 0])
     assert abs(median - float(tree["posterior"]["m"].median())) < 1e-6
 
 

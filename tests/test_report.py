@@ -21,7 +21,7 @@ from scipy import stats
 from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.report.model_graph import describe, edges_of, layout, svg
+from ppgen.inference.report.model_graph import _edges_of, describe, layout, svg
 from ppgen.inference.verdicts.findings import VERDICTS, WRONG
 from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
 from ppgen.models import VAE, EightSchools
@@ -179,7 +179,7 @@ def structure_of(program, data):
 def test_edges_are_what_each_site_depends_on():
     program = EightSchools()
     structure = structure_of(program, SCHOOLS)
-    edges = edges_of(program, SCHOOLS, structure)
+    edges = _edges_of(program, SCHOOLS, structure)
     assert sorted(edges) == [("eta", "theta"), ("mu", "theta"), ("tau", "theta"), ("theta", "y")]
     nodes = {n.name: n for n in layout(structure, edges)}
     assert nodes["theta"].level == 1 and nodes["y"].level == 2 and nodes["mu"].level == 0
@@ -198,7 +198,7 @@ def test_boxes_do_not_overlap_what_is_outside():
 
     program = Nested()
     structure = structure_of(program, {"x": normal(5)})
-    nodes = layout(structure, edges_of(program, {"x": normal(5)}, structure))
+    nodes = layout(structure, _edges_of(program, {"x": normal(5)}, structure))
     spans = {}
     for n in nodes:
         for i in range(len(n.plates)):

@@ -7,7 +7,7 @@ import torch
 from known import KnownChain, draws_agree, normal
 
 from ppgen import PpgenError
-from ppgen.inference.diffusion.samplers import BLOCK, SAMPLERS, ddim, dpmpp, dpmpp_sde, draw, heun, time_of, usual
+from ppgen.inference.diffusion.samplers import BLOCK, SAMPLERS, _time_of, _usual, ddim, dpmpp, dpmpp_sde, draw, heun
 from ppgen.models import Diffusion
 
 STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}
@@ -139,8 +139,8 @@ def test_dpmpp_is_its_published_update(steps):
 
 def test_time_of_a_noise_level():
     known = KnownChain()
-    assert float(known.gamma(time_of(known, 1.7))) == pytest.approx(1.7, abs=1e-6)
-    assert time_of(known, 100.0) == pytest.approx(1.0) and time_of(known, -100.0) == pytest.approx(0.0, abs=1e-9)
+    assert float(known.gamma(_time_of(known, 1.7))) == pytest.approx(1.7, abs=1e-6)
+    assert _time_of(known, 100.0) == pytest.approx(1.0) and _time_of(known, -100.0) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_draws_are_reported_and_watched():
@@ -171,9 +171,9 @@ def test_guidance():
 
 def test_the_usual_sampler():
     few, many = Diffusion(2, hidden=(4,)), Diffusion(64, hidden=(4,))
-    assert usual(few) == ("ancestral", 200) and usual(many) == ("dpmpp", 50)
-    assert usual(few, steps=20) == ("dpmpp", 20) and usual(few, "heun") == ("heun", 50)
-    assert usual(many, "ancestral") == ("ancestral", 200) and usual(many, "ancestral", 7) == ("ancestral", 7)
+    assert _usual(few) == ("ancestral", 200) and _usual(many) == ("dpmpp", 50)
+    assert _usual(few, steps=20) == ("dpmpp", 20) and _usual(few, "heun") == ("heun", 50)
+    assert _usual(many, "ancestral") == ("ancestral", 200) and _usual(many, "ancestral", 7) == ("ancestral", 7)
     assert torch.equal(draw(few, 3, seed=0), draw(few, 3, "ancestral", 200, seed=0))
 
 

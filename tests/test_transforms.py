@@ -19,7 +19,7 @@ from ppgen.engine import compiled, trace
 from ppgen.errors import PpgenError
 from ppgen.transforms import FAMILIES, continuous, stack
 from ppgen.transforms.continuous import _trace
-from ppgen.transforms.residual import log_det, spectral_bound
+from ppgen.transforms.residual import _log_det, _spectral_bound
 from ppgen.transforms.univariate.mixture import Gaussianize, _log_cdf, _normal_quantile
 from ppgen.transforms.univariate.roots import solve_increasing
 from ppgen.transforms.univariate.splines import Spline
@@ -512,10 +512,10 @@ def test_the_bound_on_a_norm_holds_is_tight_and_has_its_gradient(shape):
     torch.manual_seed(0)
     for w in (torch.randn(shape).double(), nn.init.orthogonal_(torch.empty(shape)).double()):
         norm = torch.linalg.matrix_norm(w, 2)
-        assert norm * (1 - 1e-12) <= spectral_bound(w) <= 1.02 * norm
-    assert torch.autograd.gradcheck(spectral_bound, torch.randn(shape).double().requires_grad_())
+        assert norm * (1 - 1e-12) <= _spectral_bound(w) <= 1.02 * norm
+    assert torch.autograd.gradcheck(_spectral_bound, torch.randn(shape).double().requires_grad_())
     zero = torch.zeros(shape).requires_grad_()
-    spectral_bound(zero).backward()
+    _spectral_bound(zero).backward()
     assert zero.grad.isfinite().all()
 
 
@@ -523,7 +523,7 @@ def test_elimination_without_pivots_is_the_determinant():
     torch.manual_seed(0)
     j = torch.randn(5, 5, 9).double()
     j = 0.95 * j / torch.linalg.matrix_norm(j.movedim(-1, 0), 2)
-    assert torch.allclose(log_det(j), torch.linalg.slogdet(torch.eye(5) + j.movedim(-1, 0)).logabsdet, atol=1e-12)
+    assert torch.allclose(_log_det(j), torch.linalg.slogdet(torch.eye(5) + j.movedim(-1, 0)).logabsdet, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-5)])
@@ -559,7 +559,7 @@ def test_a_large_continuous_transform_forgets_its_layers_and_has_the_same_gradie
         monkeypatch.setattr(continuous, "LARGE", limit)
         torch.manual_seed(1)
         z, log_det = t.pull(x, c)
-        results.append([z, log_det, *torch.autograd.grad((z**2).sum() + log_det.sum(), [*t.parameters(), c])])
+        results.append([z, _log_det, *torch.autograd.grad((z**2).sum() + _log_det.sum(), [*t.parameters(), c])])
     for kept, again in zip(*results, strict=True):
         assert torch.allclose(kept, again, rtol=1e-12, atol=1e-14)
 

@@ -6,11 +6,11 @@ from known import SCHOOLS
 
 from ppgen.inference import fit, mcmc, posterior
 from ppgen.inference.report.tree_plots import (
-    energy_figure,
-    latents_figure,
+    _energy_figure,
+    _latents_figure,
+    _predictive_figure,
+    _ranks_figure,
     plot_tree,
-    predictive_figure,
-    ranks_figure,
 )
 from ppgen.models import EightSchools
 
@@ -27,7 +27,7 @@ def test_every_picture(tree, tmp_path):
 
 
 def test_what_was_observed_is_in_the_legend(tree):
-    figure = predictive_figure(tree)
+    figure = _predictive_figure(tree)
     assert figure is not None
     assert any("observed" in text.get_text() for text in figure.legends[0].get_texts())
 
@@ -35,21 +35,21 @@ def test_what_was_observed_is_in_the_legend(tree):
 def test_what_is_not_there_is_not_drawn(tmp_path):
     guide = posterior(fit(EightSchools(), SCHOOLS, steps=0), SCHOOLS, draws=20, predictive=False, prior=False)
     assert [f.stem for f in plot_tree(guide, tmp_path)] == ["latents"]
-    assert ranks_figure(guide) is energy_figure(guide) is predictive_figure(guide) is None
+    assert _ranks_figure(guide) is _energy_figure(guide) is _predictive_figure(guide) is None
 
 
 def test_the_ranks_of_a_chain_apart(tree):
     """A chain at the upper end of all draws has all its ranks there: its ECDF lies below the uniform one's."""
     apart = tree.copy(deep=True)
     apart["posterior"]["mu"].values[3] += 1000
-    axis = ranks_figure(apart).axes[0]
+    axis = _ranks_figure(apart).axes[0]
     assert axis.get_title().startswith("mu, R-hat") and axis.get_legend().get_texts()[0].get_text() == "chain 3"
     off = next(line for line in axis.get_lines() if line.get_label() == "chain 3").get_ydata()
     assert off.min() == pytest.approx(-7 / 8, abs=0.01) and np.abs(off).max() == -off.min()
 
 
 def test_intervals_of_all_chains(tree):
-    axis = latents_figure(tree).axes[0]
+    axis = _latents_figure(tree).axes[0]
     labels = [t.get_text() for t in axis.get_yticklabels()]
     assert labels[:2] == ["mu", "tau"] and "theta[A]" in labels
     medians = axis.collections[-1].get_offsets()

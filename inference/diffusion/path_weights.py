@@ -25,10 +25,10 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["Weighed", "chain_weights", "weigh"]
+__all__ = ["chain_weights", "weigh"]
 
 
-class Weighed(NamedTuple):
+class _Weighed(NamedTuple):
     """Draws of the reverse chain with their weights to a target.
 
     Attributes:
@@ -85,7 +85,7 @@ def weigh(
     steps: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int | None = 0,
-) -> Weighed:
+) -> _Weighed:
     """n draws of the reverse chain, weighed to a target density π(x).
 
     Args:
@@ -115,4 +115,4 @@ def weigh(
             log_w = log_w + program.posterior(z, x, s, t).log_prob(below)
         w = np.asarray(log_w.double())
         relative = np.exp(w - w.max())
-        return Weighed(x, log_w, float(pareto_k(w[:, None])[0]), float(relative.sum() ** 2 / (relative**2).sum()))
+        return _Weighed(x, log_w, float(pareto_k(w[:, None])[0]), float(relative.sum() ** 2 / (relative**2).sum()))

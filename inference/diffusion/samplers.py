@@ -78,7 +78,7 @@ def heun(
         y = z / alpha_t
         if churn and churn_range[0] <= float(level) <= churn_range[1]:
             raised = level * (1 + min(churn / steps, math.sqrt(2) - 1))
-            t = time_of(program, 2 * float(raised.log()))
+            t = _time_of(program, 2 * float(raised.log()))
             gamma_t, alpha_t, _ = program.coefficients(t)
             raised = (gamma_t / 2).exp()  # no further than the chain's end
             y = y + (raised**2 - level**2).clamp(min=0).sqrt() * churn_noise * torch.randn_like(y)
@@ -156,7 +156,7 @@ def draw(
 
     Args:
         run: a run, or a program: a Gaussian chain.
-        sampler: a key of `SAMPLERS`; None chooses one by the number of values a row, see `usual`.
+        sampler: a key of `SAMPLERS`; None chooses one by the number of values a row, see `_usual`.
         steps: of the sampler, whatever the chain's own number; None: 50, of `ancestral` 200.
         given: other columns of the model (a label y), one value for all draws or one a draw.
         guidance: w of classifier-free guidance, x̂ = x̂(z) + w (x̂(z, y) − x̂(z)); None or 1 is the model itself.
@@ -170,7 +170,7 @@ def draw(
         PpgenError: no such sampler; a program that is no Gaussian chain.
     """
     program = chain_of(run, "the sampler" if sampler is None else f"the sampler {sampler!r}")
-    sampler, steps = usual(program, sampler, steps)
+    sampler, steps = _usual(program, sampler, steps)
     if sampler not in SAMPLERS:
         raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
     if steps < 1 or n < 1:
@@ -212,7 +212,7 @@ def _counted(done: int, of: int, report: Callable[[int, int], object] | None, wa
     return seen
 
 
-def usual(program: GaussianChain, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
+def _usual(program: GaussianChain, sampler: str | None = None, steps: int | None = None) -> tuple[str, int]:
     """The sampler and its steps, where one or both are not chosen.
 
     A deterministic sampler adds up the network's errors; a stochastic one forgets them, with enough steps. Of a few
@@ -231,7 +231,7 @@ def chain_of(run: Run | Program, what: str) -> GaussianChain:
     return program
 
 
-def time_of(program: GaussianChain, gamma: float) -> float:
+def _time_of(program: GaussianChain, gamma: float) -> float:
     """The time t with γ(t) = gamma, by bisection; 0 or 1 beyond the ends."""
     low, high = 0.0, 1.0
     for _ in range(50):

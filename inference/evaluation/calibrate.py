@@ -50,7 +50,7 @@ LIKELIHOOD = "log p(x | z)"
 BATCH, TRAINING = 256, 40  # rows a step, and how many such batches one network sees
 
 
-class Calibration(NamedTuple):
+class _Calibration(NamedTuple):
     """What `calibrate` returns. P parameters: the entries of the latents, and the log-likelihood.
 
     Attributes:
@@ -101,7 +101,7 @@ def calibrate(
     lr: float = 0.05,
     particles: int = 4,
     seed: int = 0,
-) -> Calibration:
+) -> _Calibration:
     """Calibrates a pair on data simulated by its model (or another program's).
 
     Args:
@@ -349,7 +349,7 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
 
 def _calibration(
     names: list[str], true: np.ndarray, draws: np.ndarray, many: int, rng: np.random.Generator
-) -> Calibration:
+) -> _Calibration:
     """Of true values (S, P) and posterior draws (S, L, P)."""
     below = (draws < true[:, None]).sum(1)
     ties = (draws == true[:, None]).sum(1)
@@ -364,13 +364,13 @@ def _calibration(
         z = (mean - true) / sd
     nan = np.array([n == LIKELIHOOD for n in names])
     z_mean, z_sd = np.where(nan, np.nan, z.mean(0)), np.where(nan, np.nan, z.std(0, ddof=1))
-    found = Calibration(
+    found = _Calibration(
         names, ranks, u, many, p, np.where(nan, np.nan, contraction), z_mean, z_sd, ecdf_bands.band(len(u), tests), []
     )
     return found._replace(findings=_findings(found))
 
 
-def _findings(c: Calibration) -> list[Finding]:
+def _findings(c: _Calibration) -> list[Finding]:
     """All quantities together, then those that fail, the least probable first: four at most."""
     bad = np.flatnonzero(c.p <= LEVEL)
     said = {"simulations": len(c.u), "quantities": len(c.names), "failed": [c.names[i] for i in bad]}

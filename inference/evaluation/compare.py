@@ -68,7 +68,7 @@ class Score(NamedTuple):
         return _sum_se(self.values)
 
 
-class Comparison(NamedTuple):
+class _Comparison(NamedTuple):
     """What `compare` returns.
 
     Attributes:
@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
         ]  # fmt: skip
 
 
-def compare(scores: Mapping[str, Score]) -> Comparison:
+def compare(scores: Mapping[str, Score]) -> _Comparison:
     """Compares scores (of `loo` or `held_out`) on the same rows.
 
     Raises:
@@ -121,7 +121,7 @@ def compare(scores: Mapping[str, Score]) -> Comparison:
     order = dict(sorted(scores.items(), key=lambda item: -item[1].total))
     best = next(iter(order.values()))
     differences = {n: ((s.total - best.total), _sum_se(s.values - best.values)) for n, s in order.items()}
-    return Comparison(order, differences, _findings(order, differences))
+    return _Comparison(order, differences, _findings(order, differences))
 
 
 @torch.no_grad()

@@ -127,10 +127,10 @@ def diagnose(
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     said = [conclusion(ll, khat, checks), *checks, *inactive_units(active)]
     store_findings(tree, said)
-    return Diagnosis(tree, summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+    return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
 
 
-def summarise(tree: DataTree) -> pd.DataFrame:
+def _summarise(tree: DataTree) -> pd.DataFrame:
     """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
     from arviz_stats import summary  # type: ignore[attr-defined]
 

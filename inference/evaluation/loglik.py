@@ -87,7 +87,7 @@ def loglik(
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        many = Blocks(program, structure)
+        many = _Blocks(program, structure)
         parts = [
             _reduce(many.log_weights(block, particles)[:, own], keep_weights)
             for block, own in _blocks(program, data, structure, particles)
@@ -113,7 +113,7 @@ def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: 
         return found._replace(bounds=(*found.bounds, ode_loglik(program, data, draws=min(times, ODE_DRAWS))))
 
 
-class Blocks:
+class _Blocks:
     """Log weights of blocks of rows: what is recorded of a block serves all of its shape."""
 
     def __init__(self, program: Program, structure: Structure):
@@ -138,7 +138,7 @@ class Blocks:
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
     """log p(x) as the model gives it; a mean of draws where its log-density is itself drawn (a Hutchinson trace)."""
-    many = Blocks(program, structure)
+    many = _Blocks(program, structure)
 
     def evaluate() -> Tensor:
         blocks = _blocks(program, data, structure, 1)

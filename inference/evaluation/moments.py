@@ -47,7 +47,7 @@ SURE, BEYOND = 4.0, 2.0  # standard errors: from nothing, and beyond the thresho
 FALSE_ALARMS = 0.001  # among all entries together
 
 
-class Weights(NamedTuple):
+class _Weights(NamedTuple):
     """Smoothed log weights of the tree's draws, (S, n), which of the n can be relied on, and the rows' dimension."""
 
     log_w: np.ndarray
@@ -55,7 +55,7 @@ class Weights(NamedTuple):
     rows: str | None  # None: one weight a draw, n = 1
 
 
-class Better(NamedTuple):
+class _Better(NamedTuple):
     """Better moments of each entry; how far the guide's are off: mean in sd, log ratio of the sds; with their s.e."""
 
     mean: np.ndarray
@@ -66,7 +66,7 @@ class Better(NamedTuple):
     log_ratio_se: np.ndarray
 
 
-class Deviation(NamedTuple):
+class _Deviation(NamedTuple):
     """How far one entry, or one dimension over the rows, is off, and its standard error."""
 
     where: str
@@ -76,7 +76,7 @@ class Deviation(NamedTuple):
     rows: int  # pooled; 0: an entry of its own
 
 
-Deviations = tuple[list[Deviation], list[Deviation]]  # of means, of sds
+Deviations = tuple[list[_Deviation], list[_Deviation]]  # of means, of sds
 
 
 def compare_moments(
@@ -129,15 +129,15 @@ def compare_moments(
     return found, [f for f in said if f is not None]
 
 
-def _weights(tree: DataTree, khat: np.ndarray) -> Weights:
+def _weights(tree: DataTree, khat: np.ndarray) -> _Weights:
     """Those of the tree's own draws; none can be relied on where it has no log_p and log_q."""
     if "sample_stats" not in tree.children:
-        return Weights(np.zeros((0, 1)), np.zeros(1, bool), None)
+        return _Weights(np.zeros((0, 1)), np.zeros(1, bool), None)
     stats = tree["sample_stats"].dataset
     log_w = (stats["log_p"] - stats["log_q"]).values[0]
     rows = str(stats["log_p"].dims[2]) if log_w.ndim == 2 else None
     smooth, own = smoothed(log_w.reshape(len(log_w), -1))
-    return Weights(smooth, (own < threshold(len(log_w))) & ~(khat[: len(own)] >= GOOD_K), rows)
+    return _Weights(smooth, (own < threshold(len(log_w))) & ~(khat[: len(own)] >= GOOD_K), rows)
 
 
 def _by_row(value: DataArray, rows: str | None) -> tuple[np.ndarray, int]:
@@ -170,9 +170,9 @@ def _same(value: DataArray, other: DataArray) -> np.ndarray:
 # -- better moments ------------------------------------------------------------------------------------
 
 
-def _corrected(x: np.ndarray, index: np.ndarray, weights: Weights) -> Better:
+def _corrected(x: np.ndarray, index: np.ndarray, weights: _Weights) -> _Better:
     """By the weights of each row; nan in rows whose weights cannot be relied on. x: (S, entries)."""
-    found = Better(*np.full((len(Better._fields), x.shape[1]), np.nan))
+    found = _Better(*np.full((len(_Better._fields), x.shape[1]), np.nan))
     for places, good, log_w in zip(index, weights.good, weights.log_w.T, strict=True):
         if good:
             for whole, part in zip(found, _weighted(x[:, places], log_w), strict=True):
@@ -180,7 +180,7 @@ def _corrected(x: np.ndarray, index: np.ndarray, weights: Weights) -> Better:
     return found
 
 
-def _weighted(x: np.ndarray, log_w: np.ndarray) -> Better:
+def _weighted(x: np.ndarray, log_w: np.ndarray) -> _Better:
     (mean, sd), (better, better_sd) = moments(x[None]), moments(x[None], log_w)
     w = len(x) * np.exp(log_w)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):  # of a latent that does not vary
@@ -189,20 +189,20 @@ def _weighted(x: np.ndarray, log_w: np.ndarray) -> Better:
         spread = (t**2 - 1) / 2 - w * (z**2 - 1) / 2
         root = len(x) ** 0.5
         off = (mean - better) / better_sd
-        return Better(better, better_sd, off, influence.std(0) / root, np.log(sd / better_sd), spread.std(0) / root)
+        return _Better(better, better_sd, off, influence.std(0) / root, np.log(sd / better_sd), spread.std(0) / root)
 
 
-def _referred(x: np.ndarray, y: np.ndarray) -> Better:
+def _referred(x: np.ndarray, y: np.ndarray) -> _Better:
     """By a reference's draws, (chains, draws, entries)."""
     (mean, sd), (better, better_sd) = moments(x[None]), moments(y.reshape(1, -1, y.shape[-1]))
     with np.errstate(divide="ignore", invalid="ignore"):
         t, z = (x - mean) / sd, (y - better) / better_sd
-        off_se = np.hypot(batch_se(x[:, None] - mean), batch_se(y - better)) / better_sd
-        log_ratio_se = np.hypot(batch_se(t[:, None] ** 2), batch_se(z**2)) / 2
-        return Better(better, better_sd, (mean - better) / better_sd, off_se, np.log(sd / better_sd), log_ratio_se)
+        off_se = np.hypot(_batch_se(x[:, None] - mean), _batch_se(y - better)) / better_sd
+        log_ratio_se = np.hypot(_batch_se(t[:, None] ** 2), _batch_se(z**2)) / 2
+        return _Better(better, better_sd, (mean - better) / better_sd, off_se, np.log(sd / better_sd), log_ratio_se)
 
 
-def batch_se(y: np.ndarray) -> np.ndarray:
+def _batch_se(y: np.ndarray) -> np.ndarray:
     """Standard error of the mean of chains (C, T, entries) by batch means, of √T draws each."""
     C, T, n = y.shape
     length = int(T**0.5)
@@ -213,7 +213,7 @@ def batch_se(y: np.ndarray) -> np.ndarray:
 # -- what they say -------------------------------------------------------------------------------------
 
 
-def _deviations(b: Better, index: np.ndarray, labels: Iterable[str], rows: int) -> Deviations:
+def _deviations(b: _Better, index: np.ndarray, labels: Iterable[str], rows: int) -> Deviations:
     """Of each entry; of each dimension over the rows, where there are rows."""
     means, sds = [], []
     for places, label in zip(index.T, labels, strict=True):
@@ -229,15 +229,15 @@ def _deviations(b: Better, index: np.ndarray, labels: Iterable[str], rows: int) 
             se = (4 * square.clip(min=0) * error + 2 * error**2).sum() ** 0.5 / n / (2 * rms) if rms else np.inf
         else:
             rms, se = abs(float(off[0])), float(off_se[0])
-        means.append(Deviation(label, rms, rms, float(se), n if rows else 0))
+        means.append(_Deviation(label, rms, rms, float(se), n if rows else 0))
         ratio = float(log_ratio.mean())
         # a guide without spread has no error in it
         off, se = abs(ratio), float((np.nan_to_num(log_ratio_se) ** 2).sum() ** 0.5 / n)
-        sds.append(Deviation(label, float(np.exp(ratio)), off, se, n if rows else 0))
+        sds.append(_Deviation(label, float(np.exp(ratio)), off, se, n if rows else 0))
     return means, sds
 
 
-def _finding(kind: str, deviations: Deviations, i: int, weights: Weights) -> Finding | None:
+def _finding(kind: str, deviations: Deviations, i: int, weights: _Weights) -> Finding | None:
     """The worst of means (i = 0) or sds (1); that moments could not be compared is said once."""
     measure = ("mean_off", "sd_ratio")[i]
     look, wrong = ((MEAN_OFF, WRONG_MEAN), (np.log(SD_RATIO), np.log(WRONG_SD)))[i]
@@ -264,7 +264,7 @@ def _sure(n: int) -> float:
     return max(SURE, float(norm.isf(FALSE_ALARMS / (2 * n))))
 
 
-def _grade(d: Deviation, look: float, wrong: float, sure: float) -> str:
+def _grade(d: _Deviation, look: float, wrong: float, sure: float) -> str:
     if not d.off > sure * d.se:
         return FINE
     return WRONG if d.off > wrong + BEYOND * d.se else LOOK if d.off > look + BEYOND * d.se else FINE

@@ -318,9 +318,7 @@ def tree_of(
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
 
 
-def _from_dict(
-    groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str
-) -> DataTree:
+def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
     from arviz_base import from_dict
 
     used = versions()

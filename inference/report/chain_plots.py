@@ -31,12 +31,12 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     drawn = {"x": draw(run, n, given=held, seed=seed)}
     return {
         "samples": samples_figure(run, data, drawn=drawn, given=held),
-        "chain": chain_figure(run, given, seed=seed),
+        "chain": _chain_figure(run, given, seed=seed),
         "ledger": ledger_figure(ledger(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
     }
 
 
-def chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: int | None = 0) -> Figure | None:
+def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: int | None = 0) -> Figure | None:
     """Some states z_t of a draw, in the units of the data and of variance that stays, and x̂ beneath, left to right.
 
     Images: one row a draw. Otherwise points of the first two features, or histograms of the only one.

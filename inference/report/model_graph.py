@@ -51,7 +51,7 @@ class _Follow(Messenger):
             msg["value"] = track_provenance(detach_provenance(value), frozenset({name}))
 
 
-def edges_of(program: Program, data: Mapping[str, Tensor], structure: Structure) -> list[tuple[str, str]]:
+def _edges_of(program: Program, data: Mapping[str, Tensor], structure: Structure) -> list[tuple[str, str]]:
     """(from, to) for each site whose distribution, or value, depends on another's; none where it cannot be told."""
     names = {s.name for s in structure.sites if s.role in SHOWN}
     follow = _Follow()
@@ -92,7 +92,7 @@ def svg(program: Program, data: Mapping[str, Tensor], structure: Structure) -> t
     sites = [s for s in structure.sites if s.role in SHOWN]
     if not 0 < len(sites) <= MOST:
         return None
-    edges = edges_of(program, data, structure)
+    edges = _edges_of(program, data, structure)
     sizes = {p: n for s in sites for p, n in zip(s.plates, _plate_sizes(s), strict=False)}
     nodes = layout(structure, edges)
     place = {n.name: n for n in nodes}

@@ -48,8 +48,8 @@ def plot_tree(tree: DataTree, out: str | Path) -> list[Path]:
         The files written.
     """
     figures = {
-        "latents": latents_figure(tree), "ranks": ranks_figure(tree), "energy": energy_figure(tree),
-        "predictive": predictive_figure(tree),
+        "latents": _latents_figure(tree), "ranks": _ranks_figure(tree), "energy": _energy_figure(tree),
+        "predictive": _predictive_figure(tree),
     }  # fmt: skip
     return write_figures(Path(out), figures)
 
@@ -61,13 +61,13 @@ def _entries(group: Any) -> tuple[np.ndarray, list[str]]:
     return values, [n for v in variables for n in entry_names(v)]
 
 
-def latents_figure(tree: DataTree) -> Figure:
+def _latents_figure(tree: DataTree) -> Figure:
     """Intervals of the latents, all chains together."""
     values, names = _entries(tree["posterior"].dataset)
     return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")
 
 
-def ranks_figure(tree: DataTree) -> Figure | None:
+def _ranks_figure(tree: DataTree) -> Figure | None:
     """Whether each chain visits what all chains visit; None for one chain."""
     values, names = _entries(tree["posterior"].dataset)
     C, S, n = values.shape
@@ -91,7 +91,7 @@ def ranks_figure(tree: DataTree) -> Figure | None:
     return figure
 
 
-def energy_figure(tree: DataTree) -> Figure | None:
+def _energy_figure(tree: DataTree) -> Figure | None:
     """The energy and its changes; None for draws that have none."""
     if "sample_stats" not in tree.children or "energy" not in tree["sample_stats"].dataset.data_vars:
         return None
@@ -108,7 +108,7 @@ def energy_figure(tree: DataTree) -> Figure | None:
     return figure
 
 
-def predictive_figure(tree: DataTree) -> Figure | None:
+def _predictive_figure(tree: DataTree) -> Figure | None:
     """The first observed site that was predicted; None where none was."""
     if not {"posterior_predictive", "observed_data"} <= set(tree.children):
         return None

@@ -40,7 +40,7 @@ RATE, BETAS = 0.025, (0.0, 0.95)  # of Adam on log T
 START = 2.0  # trajectory length to begin with: near the best for a standard normal
 
 
-class Target(Protocol):
+class _Target(Protocol):
     """What is sampled: `ppgen.engine.LogJoint` is one."""
 
     def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]: ...
@@ -64,7 +64,7 @@ class Draws(NamedTuple):
     metric: str
 
 
-class Chains(NamedTuple):
+class _Chains(NamedTuple):
     """Where the chains are: y, the gradient in y and the log joint at each."""
 
     y: Tensor
@@ -72,7 +72,7 @@ class Chains(NamedTuple):
     lp: Tensor
 
 
-class Frame(NamedTuple):
+class _Frame(NamedTuple):
     """u = centre + root y."""
 
     centre: Tensor
@@ -86,20 +86,20 @@ class Frame(NamedTuple):
             return (u - self.centre) / self.root
         return torch.linalg.solve_triangular(self.root, (u - self.centre).mT, upper=False).mT
 
-    def chains(self, target: Target, u: Tensor) -> Chains:
+    def chains(self, target: _Target, u: Tensor) -> _Chains:
         """Where the chains are: a step of length 0 (one graph serves for all)."""
         y, zero = self.into(u), torch.zeros_like(u)
         _, _, g, lp = target.leapfrog(y, zero, zero, torch.tensor(0.0).to(u), self.centre, self.root)
-        return Chains(y, g, lp)
+        return _Chains(y, g, lp)
 
 
 def chees(
-    target: Target,
+    target: _Target,
     start: Tensor,
     *,
     draws: int,
     warmup: int,
-    frame: Frame | None = None,
+    frame: _Frame | None = None,
     generator: torch.Generator | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Draws:
@@ -113,9 +113,9 @@ def chees(
         report: called with the number of iterations done, of warmup + draws; those that are not needed count.
     """
     C, D = start.shape
-    frame = frame or Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
+    frame = frame or _Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
     chains = frame.chains(target, start)
-    learned = Warmup(target, chains, frame, warmup, generator)
+    learned = _Warmup(target, chains, frame, warmup, generator)
     kept: dict[str, list[Tensor]] = {"u": []}
     steps, i, total = 0, 0, warmup + draws
     while i < learned.iterations + draws:
@@ -144,7 +144,7 @@ def chees(
 # -- one iteration -----------------------------------------------------------------------------------------
 
 
-class Outcome(NamedTuple):
+class _Outcome(NamedTuple):
     """Of each chain's proposal."""
 
     acceptance: Tensor
@@ -153,8 +153,8 @@ class Outcome(NamedTuple):
 
 
 def _transition(
-    target: Target, old: Chains, frame: Frame, step: float, n: int, generator: torch.Generator | None
-) -> tuple[Chains, Chains, Tensor, Outcome, Chains]:
+    target: _Target, old: _Chains, frame: _Frame, step: float, n: int, generator: torch.Generator | None
+) -> tuple[_Chains, _Chains, Tensor, _Outcome, _Chains]:
     """n leapfrog steps and the Metropolis decision: old, new, the proposal's momentum, outcome, proposal."""
     start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
     y, p, g, lp = old.y, start, old.g, old.lp
@@ -166,23 +166,23 @@ def _transition(
     bad = ~torch.isfinite(error) | ~torch.isfinite(g).all(-1)
     alpha = torch.where(bad, 0.0, (-error).clamp_max(0.0).exp())
     accept = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype) < alpha
-    new = Chains(
+    new = _Chains(
         torch.where(accept[:, None], y, old.y),
         torch.where(accept[:, None], g, old.g),
         torch.where(accept, lp, old.lp),
     )
-    outcome = Outcome(alpha, bad | (error > DIVERGENT), torch.where(accept, after, before))
-    return old, new, p, outcome, Chains(y, g, lp)
+    outcome = _Outcome(alpha, bad | (error > DIVERGENT), torch.where(accept, after, before))
+    return old, new, p, outcome, _Chains(y, g, lp)
 
 
-def harmonic(alpha: Tensor, diverging: Tensor) -> float:
+def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
     """The harmonic mean of acceptances over chains; those that diverge count by their number alone: one chain that
     is stuck would otherwise bring the step size of all to zero."""
     share = 1 - float(diverging.to(alpha.dtype).mean())
     return share / float((1 / alpha[~diverging].clamp_min(REFUSED)).mean()) if share else 0.0
 
 
-def halton(i: int) -> float:
+def _halton(i: int) -> float:
     """Element i >= 1 of the van der Corput sequence of base 2.
 
     >>> [halton(i) for i in range(1, 5)]
@@ -197,7 +197,7 @@ def halton(i: int) -> float:
 # -- what is learned ---------------------------------------------------------------------------------------
 
 
-class Warmup:
+class _Warmup:
     """What the chains learn together: step size, trajectory length and coordinates.
 
     Attributes:
@@ -205,44 +205,52 @@ class Warmup:
     """
 
     def __init__(
-        self, target: Target, chains: Chains, frame: Frame, iterations: int, generator: torch.Generator | None
+        self, target: _Target, chains: _Chains, frame: _Frame, iterations: int, generator: torch.Generator | None
     ):
         self.target, self.frame, self.generator = target, frame, generator
-        self.iterations, self.ends = iterations, windows(iterations)
+        self.iterations, self.ends = iterations, _windows(iterations)
         self.rest = iterations - self.ends[-1]
-        self.seen, self.growth = Moments(chains.y.shape[1], chains.y), torch.zeros_like(chains.y[0])
+        self.seen, self.growth = _Moments(chains.y.shape[1], chains.y), torch.zeros_like(chains.y[0])
         self._begin(chains)
 
-    def _begin(self, chains: Chains) -> None:
-        self.step = Averaged(_first_step(self.target, chains, self.frame, self.generator))
-        self.length = Length(START)
+    def _begin(self, chains: _Chains) -> None:
+        self.step = _Averaged(_first_step(self.target, chains, self.frame, self.generator))
+        self.length = _Length(START)
 
     def steps(self, i: int, size: float) -> int:
         """Leapfrog steps of iteration i."""
         cap = 32 if len(self.ends) > 2 and i < self.ends[1] else MAX_STEPS  # the metric is still unknown
-        return min(max(math.ceil(halton(i + 1) * self.length.value / size), 1), cap)
+        return min(max(math.ceil(_halton(i + 1) * self.length.value / size), 1), cap)
 
     def update(
-        self, i: int, old: Chains, chains: Chains, moved: Chains, p: Tensor, alpha: Outcome, time: float, size: float
-    ) -> Chains:
+        self,
+        i: int,
+        old: _Chains,
+        chains: _Chains,
+        moved: _Chains,
+        p: Tensor,
+        alpha: _Outcome,
+        time: float,
+        size: float,
+    ) -> _Chains:
         """Takes in iteration i; the chains, in new coordinates where a window ends."""
-        self.step.update(harmonic(alpha.acceptance, alpha.diverging))
+        self.step.update(_harmonic(alpha.acceptance, alpha.diverging))
         self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
         self.seen.add(self.frame.out(chains.y))
         if i not in self.ends:
             return chains
         self.frame, chains, self.growth, change = _reframe(self.target, self.frame, chains, self.seen)
-        self.seen = Moments(chains.y.shape[1], chains.y)
+        self.seen = _Moments(chains.y.shape[1], chains.y)
         if max(change, self.length.drift) < SETTLED and i in self.ends[2:]:
             self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
         elif i < self.ends[-1]:
             self._begin(chains)
         else:
-            self.step = Averaged(self.step.current)
+            self.step = _Averaged(self.step.current)
         return chains
 
 
-class Averaged:
+class _Averaged:
     """The step size by dual averaging."""
 
     def __init__(self, first: float):
@@ -266,7 +274,7 @@ class Averaged:
         return math.exp(self.log_average)
 
 
-class Length:
+class _Length:
     """log T by Adam up the gradient of the criterion."""
 
     def __init__(self, first: float):
@@ -304,7 +312,7 @@ class Length:
         self.log_average += w * (self.log - self.log_average)
 
 
-class Moments:
+class _Moments:
     """Pooled mean and covariance over chains and iterations (Welford's, a batch at a time)."""
 
     def __init__(self, dim: int, like: Tensor):
@@ -326,7 +334,7 @@ class Moments:
         return 0.5 * (c + c.mT) if c.dim() == 2 else c
 
 
-def windows(warmup: int) -> list[int]:
+def _windows(warmup: int) -> list[int]:
     """Where the metric is set anew: windows that double, a last one of what is left, and a rest for the step size.
 
     >>> windows(400)
@@ -343,7 +351,7 @@ def windows(warmup: int) -> list[int]:
     return ends
 
 
-def _reframe(target: Target, frame: Frame, chains: Chains, seen: Moments) -> tuple[Frame, Chains, Tensor, float]:
+def _reframe(target: _Target, frame: _Frame, chains: _Chains, seen: _Moments) -> tuple[_Frame, _Chains, Tensor, float]:
     """The frame of a window's covariance, the chains in it, the direction that grew most, and the largest change of
     the log sd, or of the mean in sd, along any direction of the frame."""
     u, cov, dense = frame.out(chains.y), seen.covariance, frame.root.dim() == 2
@@ -358,11 +366,11 @@ def _reframe(target: Target, frame: Frame, chains: Chains, seen: Moments) -> tup
         values = variance / frame.root**2
         growth = torch.zeros_like(sd).index_fill(0, (sd / frame.root).argmax(), 1.0) * sd
     change = max(float(frame.into(seen.mean[None]).abs().max()), float(values.clamp_min(1e-30).log().abs().max() / 2))
-    new = Frame(seen.mean, root_of(cov, seen.n) if dense else sd)
+    new = _Frame(seen.mean, _root_of(cov, seen.n) if dense else sd)
     return new, new.chains(target, u), growth, change
 
 
-def root_of(covariance: Tensor, n: int) -> Tensor:
+def _root_of(covariance: Tensor, n: int) -> Tensor:
     """Lower-triangular; correlations of few draws are shrunk, and those of a singular matrix left out."""
     sd = covariance.diagonal().clamp_min(0.0).sqrt()
     sd = torch.where(sd > 0, sd, 1.0)
@@ -372,7 +380,7 @@ def root_of(covariance: Tensor, n: int) -> Tensor:
     return sd[:, None] * (identity if info else factor)
 
 
-def first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
+def first_frame(mean: Tensor, covariance: Tensor, metric: str) -> _Frame:
     """Coordinates of a first guess at the posterior.
 
     Args:
@@ -388,8 +396,8 @@ def first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
     elif metric == "auto":
         metric = "dense" if dim <= SMALL_DIM else "diag"
     if metric == "diag":
-        return Frame(mean, sd)
-    return Frame(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
+        return _Frame(mean, sd)
+    return _Frame(mean, _root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
 
 
 def _condition(correlation: Tensor) -> float:
@@ -397,7 +405,7 @@ def _condition(correlation: Tensor) -> float:
     return float(values[-1] / values[0].clamp_min(1e-12))
 
 
-def _first_step(target: Target, chains: Chains, frame: Frame, generator: torch.Generator | None) -> float:
+def _first_step(target: _Target, chains: _Chains, frame: _Frame, generator: torch.Generator | None) -> float:
     """A step size near which one leapfrog step is accepted 8 times in 10 by the median chain."""
     step, direction = 0.5, 0
     for _ in range(60):

@@ -68,13 +68,13 @@ def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor, rows: 
     dim = len(centre)
     axes = torch.eye(dim).to(sd) * sd[:, None]
     tried = torch.cat([directions, -directions, axes, -axes])
-    near, far = (value_at(value, centre + t * tried, rows) for t in REACH)
+    near, far = (_value_at(value, centre + t * tried, rows) for t in REACH)
     change = far - near + torch.log(torch.tensor(REACH[1] / REACH[0]))
     bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
     return tried[int(bad.nonzero()[0, 0])] if bad.any() else None
 
 
-def value_at(value: Value, u: Tensor, rows: int) -> Tensor:
+def _value_at(value: Value, u: Tensor, rows: int) -> Tensor:
     """The log joint of any number of vectors, `rows` at a time."""
     parts = []
     for block in u.split(rows):

@@ -88,7 +88,7 @@ class Convergence:
             self._check()
 
     def _check(self) -> None:
-        n, u = len(self.iterates), unit(self.iterates)
+        n, u = len(self.iterates), _unit(self.iterates)
         if not self.averaging:
             windows = {max(LEAST, int(n * share)) for share in (0.95, 0.75, 0.5, 0.35)}
             if any(self._settled(self.iterates[-w:], u) for w in windows):
@@ -96,7 +96,7 @@ class Convergence:
                 self._forget()
             return
         if not self._settled(self.iterates, u):
-            if _most(split_r_hat(self.iterates)) > 2 * R_HAT:  # it was not stationary: begin the average anew
+            if _most(_split_r_hat(self.iterates)) > 2 * R_HAT:  # it was not stationary: begin the average anew
                 self.count, self.average = 0, None
                 self._forget()
             return
@@ -176,7 +176,7 @@ class Probe:
         return found[:, :: -(-found.shape[1] // ENTRIES)]
 
 
-def unit(iterates: Tensor) -> Tensor:
+def _unit(iterates: Tensor) -> Tensor:
     """The spread of the mean probe over its draws, by entry; over the entries, where draws do not differ."""
     mean = iterates.mean(0)
     spread = mean.std(0)
@@ -184,7 +184,7 @@ def unit(iterates: Tensor) -> Tensor:
     return torch.where(spread > 1e-6 * overall, spread, overall)
 
 
-def split_r_hat(iterates: Tensor) -> Tensor:
+def _split_r_hat(iterates: Tensor) -> Tensor:
     """Split R-hat of one chain of iterates, (n, ...) -> (...): 1 where its halves tell the same mean, or nothing moves.
 
     >>> bool(split_r_hat(torch.arange(100.0)) > 1.5)
@@ -200,7 +200,7 @@ def split_r_hat(iterates: Tensor) -> Tensor:
 
 def _stationary(iterates: Tensor, u: Tensor, small: float) -> bool:
     """Whether the halves of a window tell the same mean: by R-hat, or to within so many units."""
-    r = split_r_hat(iterates)
+    r = _split_r_hat(iterates)
     half = len(iterates) // 2
     drift = (iterates[-half:].mean(0) - iterates[-2 * half : -half].mean(0)).abs()
     return _most(torch.where(drift < small * u, 1.0, r)) < R_HAT

@@ -226,7 +226,7 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
     objectives.named(o["elbo"])
 
 
-class Ready(NamedTuple):
+class _Ready(NamedTuple):
     """A program before its first step.
 
     Attributes:
@@ -240,7 +240,7 @@ class Ready(NamedTuple):
     example: dict[str, Tensor]
 
 
-def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> Ready:
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _Ready:
     """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
     dtype = dtype_of(o["precision"])
     program.to(dtype)
@@ -260,7 +260,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> R
     starts = (8 if parse(guide)[0] == FLOW else 0) if guide and o["starts"] is None else o["starts"]
     if guide and starts and not enumerated and size == n:
         start_at(program, first, starts, o["seed"])
-    return Ready(guide, found, _example(program, data, first, found))
+    return _Ready(guide, found, _example(program, data, first, found))
 
 
 def _config(
@@ -324,9 +324,13 @@ def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide:
     for name in (*structure.globals, *structure.summed):
         if not structure.is_local(name) and p[name]["value"].shape != longer_p[name]["value"].shape:
             return True
-        if own_guide and name in q and (
-            name not in longer_q
-            or not torch.equal(*(g[name]["fn"].log_prob(q[name]["value"]).detach() for g in (q, longer_q)))
+        if (
+            own_guide
+            and name in q
+            and (
+                name not in longer_q
+                or not torch.equal(*(g[name]["fn"].log_prob(q[name]["value"]).detach() for g in (q, longer_q)))
+            )
         ):
             return True
     return False

@@ -40,7 +40,7 @@ CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal 
 log = logging.getLogger("ppgen")
 
 
-class StepResult(NamedTuple):
+class _StepResult(NamedTuple):
     elbo: float  # nats over all rows
     grad_norm: float  # of the loss in nats a row, before clipping
     finite: bool  # False: nothing was changed
@@ -54,11 +54,11 @@ class Row(NamedTuple):
     step: int  # 1 for the first
 
 
-Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[StepResult]]
+Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[_StepResult]]
 
 
 class Step:
-    """Moves the parameters once a row: step(batches, rows) -> one `StepResult` a row.
+    """Moves the parameters once a row: step(batches, rows) -> one `_StepResult` a row.
 
     Attributes:
         chunk: how many rows a call should have.
@@ -110,12 +110,12 @@ class Step:
         if why:
             self.asked = "eager"
 
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
         with _flushed():
             return self._steps(batches, rows)
 
-    def _steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
-        results: list[StepResult] = []
+    def _steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
+        results: list[_StepResult] = []
         while len(results) < len(rows):
             i = len(results)
             key = (shapes(batches[i]), self.objective.training)
@@ -143,7 +143,7 @@ class Step:
             return "nothing is trained"
         return None
 
-    def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
+    def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[_StepResult]:
         """A step with no graph yet for it, or one that `auto` has under observation."""
         if self.asked == "auto":
             return self._auto(key, batch, row)
@@ -155,7 +155,7 @@ class Step:
             return [self._first(key, batch, row)]
         return self._runs[key]([batch], [row])
 
-    def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row, *, compiled: bool | None = None) -> StepResult:
+    def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row, *, compiled: bool | None = None) -> _StepResult:
         """Traces (and compiles); the step itself is run eagerly, and the graph must give the same gradient."""
         compiled = self.asked == "compile" if compiled is None else compiled
         start = torch.get_rng_state()
@@ -190,7 +190,7 @@ class Step:
         gradient: Gradient,
         batch: Mapping[str, Tensor],
         row: Row,
-        eager: StepResult,
+        eager: _StepResult,
         before: list[Tensor],
         start: Tensor,
     ) -> str | None:
@@ -246,7 +246,7 @@ class Step:
 
     # -- auto --------------------------------------------------------------------------------------
 
-    def _auto(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
+    def _auto(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[_StepResult]:
         """One step; and once enough are timed, the decision.
 
         Tracing is worth its seconds where Pyro's share of the steps to come exceeds them; compiling, where
@@ -286,10 +286,10 @@ class Step:
 
     # -- eager -------------------------------------------------------------------------------------
 
-    def _eager_steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+    def _eager_steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
         return [self._eager(b, r) for b, r in zip(batches, rows, strict=True)]
 
-    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, StepResult]:
+    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, _StepResult]:
         self.wrapped_optimizer.zero_grad()
         loss, elbo = self.wrapped(batch, kl_weight)
         if loss.requires_grad:
@@ -302,7 +302,7 @@ class Step:
             p.grad = g
         return loss, result
 
-    def _measured(self, loss: Tensor, elbo: Tensor, gradients: list[Tensor]) -> tuple[StepResult, list[Tensor]]:
+    def _measured(self, loss: Tensor, elbo: Tensor, gradients: list[Tensor]) -> tuple[_StepResult, list[Tensor]]:
         """What is said of a step, and its gradients, clipped; one wait for the device."""
         norms = torch._foreach_norm(gradients) if gradients else ()
         loss_, elbo_, *parts = torch.stack([t.to(elbo.dtype) for t in (loss, elbo, *norms)]).tolist()
@@ -310,9 +310,9 @@ class Step:
         finite = math.isfinite(loss_) and math.isfinite(norm)
         if self.clip is not None and norm > self.clip and finite:
             gradients = list(torch._foreach_mul(gradients, self.clip / (norm + 1e-6)))
-        return StepResult(elbo_, norm, finite), gradients
+        return _StepResult(elbo_, norm, finite), gradients
 
-    def _eager(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
+    def _eager(self, batch: Mapping[str, Tensor], row: Row) -> _StepResult:
         self._set_lr(row.lr)
         buffers = {n: b.clone() for n, b in self.objective.named_buffers()}
         _, result = self._gradients(batch, row.kl_weight)
@@ -382,10 +382,10 @@ class _TraceRun:
         self.step, self.gradient = step, gradient
         self._run = run or gradient.traced
 
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
         return [self._one(b, r) for b, r in zip(batches, rows, strict=True)]
 
-    def _one(self, batch: Mapping[str, Tensor], row: Row) -> StepResult:
+    def _one(self, batch: Mapping[str, Tensor], row: Row) -> _StepResult:
         step, gradient = self.step, self.gradient
         value = step._shared(gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight))))
         result, gradients = step._measured(value.loss, value.elbo, value.gradients)
@@ -427,12 +427,12 @@ class _FusedRun:
         """Whether averages of buffers are to be kept, which the graph leaves to the loop."""
         return self.step.ema is not None and bool(self.fused.gradient.changed)
 
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
         step = self.step
         decay = step.decay
         table = [(r.lr, r.kl_weight, ema_decay(decay, r.step) if decay else 1.0) for r in rows]
         started = time.perf_counter()
-        results = [StepResult(e, n, f == 1.0) for e, n, f in self.fused(batches, table)]
+        results = [_StepResult(e, n, f == 1.0) for e, n, f in self.fused(batches, table)]
         seconds = (time.perf_counter() - started) / len(rows)
         if self._buffers() and results[-1].finite:
             own = {id(p) for p in step.objective.program.parameters()}

@@ -52,7 +52,7 @@ class Progress:
 
 
 @dataclass
-class Loop:
+class _Loop:
     """All that a fit reads and moves."""
 
     run: Run
@@ -134,7 +134,7 @@ def train(
     return _end(loop)
 
 
-def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> Loop:
+def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> _Loop:
     o, program = run.config["fit"], run.program
     fabric = fabric or make_fabric(o["device"], o["precision"])
     objective = Objective(program, run.structure, run.config["data"]["rows"], elbo=o["elbo"], particles=o["particles"])
@@ -158,10 +158,10 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
         wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
         ema_decay=o["ema"], steps=o["steps"],
     )  # fmt: skip
-    return Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
+    return _Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
 
 
-def _take_steps(loop: Loop, whole: Mapping[str, Tensor]) -> float:
+def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
     """Some steps at once, up to the next stop; the learning rate of the last.
 
     Raises:
@@ -186,7 +186,7 @@ def _take_steps(loop: Loop, whole: Mapping[str, Tensor]) -> float:
     return rows[-1].lr
 
 
-def _batches(loop: Loop, whole: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Mapping[str, Tensor]]:
+def _batches(loop: _Loop, whole: Mapping[str, Tensor], rows: Sequence[Row]) -> list[Mapping[str, Tensor]]:
     """The batch of each step: this process's share of it."""
     n, size, fabric = loop.rows, loop.batch_size, loop.fabric
     if size == n:
@@ -196,7 +196,7 @@ def _batches(loop: Loop, whole: Mapping[str, Tensor], rows: Sequence[Row]) -> li
     return [_share(part, loop.run.structure.row_columns, fabric) for part in parts]
 
 
-def _note_row(loop: Loop, lr: float, report: Report | None) -> None:
+def _note_row(loop: _Loop, lr: float, report: Report | None) -> None:
     """A row of metrics, with the held-out ELBO, and whether that is the best so far."""
     now, row = loop.now, _row(loop.now, lr)
     if loop.valid is not None:
@@ -214,14 +214,14 @@ def _note_row(loop: Loop, lr: float, report: Report | None) -> None:
         report(row | _per(loop))
 
 
-def _per(loop: Loop) -> dict[str, float]:
+def _per(loop: _Loop) -> dict[str, float]:
     """What divides the figures of a row: with a global latent they are those of the whole data set."""
     if not loop.run.structure.by_row:
         return {"per": 1, "valid_per": 1}
     return {"per": loop.rows, "valid_per": 1 if loop.valid is None else data_module.n_rows(loop.valid)}
 
 
-def _is_due(loop: Loop) -> bool:
+def _is_due(loop: _Loop) -> bool:
     """Whether a checkpoint is; all processes ask alike."""
     step, every = loop.now.step, loop.options["checkpoint_every"]
     if every:
@@ -230,7 +230,7 @@ def _is_due(loop: Loop) -> bool:
     return step % loop.options["log_every"] == 0 and loop.fabric.broadcast(late)
 
 
-def _checkpoint(loop: Loop) -> None:
+def _checkpoint(loop: _Loop) -> None:
     tree = {
         "parameters": dict(loop.run.program.state_dict()),
         "ema": loop.ema,
@@ -247,7 +247,7 @@ def _checkpoint(loop: Loop) -> None:
     loop.saved_at = time.monotonic()
 
 
-def _end(loop: Loop) -> Run:
+def _end(loop: _Loop) -> Run:
     run = loop.run
     if loop.until is not None:
         run.config["converged"] = loop.until.converged

@@ -36,7 +36,7 @@ LEAST = 225  # effective draws for a tail of 45
 MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
 
 
-class Latents(Protocol):
+class _Latents(Protocol):
     """Where draws come from: `ppgen.engine.LogJoint` is one."""
 
     labels: Sequence[str]
@@ -44,7 +44,7 @@ class Latents(Protocol):
     def unflatten(self, u: Tensor) -> Mapping[str, Tensor]: ...
 
 
-def findings(found: Draws, joint: Latents) -> list[Finding]:
+def findings(found: Draws, joint: _Latents) -> list[Finding]:
     """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, E-BFMI, heavy tails.
 
     Args:
@@ -60,7 +60,7 @@ def findings(found: Draws, joint: Latents) -> list[Finding]:
         _enough("ess_tail", _each(u, "ess", method="tail", prob=TAILS), joint.labels),
         _divergences(diverging),
         _energy(energy),
-        heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
 
 
@@ -120,7 +120,7 @@ def _energy(energy: np.ndarray) -> Finding:
     return Finding("e_bfmi", "", bfmi, GOOD_BFMI, FINE if bfmi >= GOOD_BFMI else LOOK)
 
 
-def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
+def _heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     """The latent with the heaviest tail, and whether that is too heavy for an sd.
 
     Args:
@@ -133,14 +133,14 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
         for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
             index = np.unravel_index(i, value.shape[2:])
             names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
-            k.append(tail_shape(entries[..., i]))
+            k.append(_tail_shape(entries[..., i]))
     worst = int(np.argmax(k))
     heavy = sum(each > GOOD_K / 2 for each in k)
     return Finding("tail_khat", names[worst], k[worst], GOOD_K / 2, grade(k[worst], GOOD_K / 2),
                    {"others": max(heavy - 1, 0)})  # fmt: skip
 
 
-def tail_shape(draws: np.ndarray) -> float:
+def _tail_shape(draws: np.ndarray) -> float:
     """Pareto k-hat of the heavier of two tails, (chains, draws); minus infinity where there is no tail to speak of:
     the draws are all the same there, or fewer than `LEAST` of them are effective."""
     if np.ptp(draws) == 0 or not np.isfinite(draws).all():

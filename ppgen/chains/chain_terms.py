@@ -45,8 +45,8 @@ def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1)
         if program.training:
             columns = program.hide(columns)
         n = len(x)
-        u = spread_times(times, n, like=program.forward(x[:1], 0.5).mean)
-        t, density = timed(program, u)
+        u = _spread_times(times, n, like=program.forward(x[:1], 0.5).mean)
+        t, density = _timed(program, u)
         cost, target = terms(program, x, t, columns)
         cost, target = cost / density, target / density
         if program.training:
@@ -99,7 +99,7 @@ def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -
 # -- times -----------------------------------------------------------------------------------------
 
 
-def spread_times(times: int, rows: int, like: Tensor) -> Tensor:
+def _spread_times(times: int, rows: int, like: Tensor) -> Tensor:
     """(times, rows) numbers in [0, 1), each uniform, evenly spread over all and each row's by one random shift."""
     n = times * rows
     shift = torch.rand((), dtype=like.dtype, device=like.device)
@@ -107,7 +107,7 @@ def spread_times(times: int, rows: int, like: Tensor) -> Tensor:
     return ((even + shift) % 1.0).reshape(times, rows)
 
 
-def timed(program: Chain, u: Tensor) -> tuple[Tensor, Tensor]:
+def _timed(program: Chain, u: Tensor) -> tuple[Tensor, Tensor]:
     """Times for uniform numbers u, and their density: 1, or in proportion to the root of the mean squared cost.
 
     With T steps the density is that of the step: T times the probability that a time falls into it.

@@ -25,7 +25,7 @@ from torch.nn.functional import softplus
 
 from ppgen.errors import PpgenError, nearest
 
-__all__ = ["SCHEDULES", "FixedSchedule", "LearnedSchedule", "Schedule", "make_schedule"]
+__all__ = ["SCHEDULES", "Schedule", "make_schedule"]
 
 BETA = (0.1, 20.0)  # of `linear`
 WIDTH = 6.0  # w of `sigmoid`: from -3 to 3, temperature 1
@@ -33,7 +33,7 @@ RHO = 7.0  # of `edm`
 
 
 class Schedule(nn.Module):
-    """γ(t), increasing, and its derivative. Either `FixedSchedule` or `LearnedSchedule`.
+    """γ(t), increasing, and its derivative. Either `_FixedSchedule` or `_LearnedSchedule`.
 
     Attributes:
         low, high: γ(0) and γ(1): numbers, or parameters where they are learned.
@@ -59,7 +59,7 @@ class Schedule(nn.Module):
         yield []
 
 
-class Curve(NamedTuple):
+class _Curve(NamedTuple):
     """γ = value(u), dγ/du = rate(u), u = inverse(γ); for tensors, and the inverse for numbers."""
 
     value: Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ class Curve(NamedTuple):
     inverse: Callable[[float], float]
 
 
-def _linear() -> Curve:
+def _linear() -> _Curve:
     b0, b1 = BETA
 
     def integral(u: Tensor) -> Tensor:
@@ -77,22 +77,22 @@ def _linear() -> Curve:
         b = _softplus(gamma)
         return 2 * b / (b0 + math.sqrt(b0**2 + 2 * (b1 - b0) * b))
 
-    return Curve(
+    return _Curve(
         lambda u: integral(u) + torch.log(-torch.expm1(-integral(u))),
         lambda u: (b0 + (b1 - b0) * u) / -torch.expm1(-integral(u)),
         inverse,
     )
 
 
-def _cosine() -> Curve:
-    return Curve(
+def _cosine() -> _Curve:
+    return _Curve(
         lambda u: 2 * torch.log(torch.tan(math.pi / 2 * u)),
         lambda u: 2 * math.pi / torch.sin(math.pi * u),
         lambda gamma: 2 / math.pi * math.atan(math.exp(gamma / 2)),
     )
 
 
-def _sigmoid() -> Curve:
+def _sigmoid() -> _Curve:
     half = WIDTH / 2
 
     def inverse(gamma: float) -> float:
@@ -100,35 +100,35 @@ def _sigmoid() -> Curve:
         k = math.exp(gamma)
         return math.log((1 + k * math.exp(half)) / (1 + k * math.exp(-half))) / (2 * half)
 
-    return Curve(
+    return _Curve(
         lambda u: torch.log(torch.sinh(half * u)) - torch.log(torch.sinh(half * (1 - u))),
         lambda u: half * (1 / torch.tanh(half * u) + 1 / torch.tanh(half * (1 - u))),
         inverse,
     )
 
 
-def _edm(low: float, high: float) -> Curve:
+def _edm(low: float, high: float) -> _Curve:
     a, b = math.exp(low / (2 * RHO)), math.exp(high / (2 * RHO))
-    return Curve(
+    return _Curve(
         lambda u: 2 * RHO * torch.log(a + u * (b - a)),
         lambda u: 2 * RHO * (b - a) / (a + u * (b - a)),
         lambda gamma: (math.exp(gamma / (2 * RHO)) - a) / (b - a),
     )
 
 
-def _loglinear() -> Curve:
-    return Curve(lambda u: u, torch.ones_like, lambda gamma: gamma)
+def _loglinear() -> _Curve:
+    return _Curve(lambda u: u, torch.ones_like, lambda gamma: gamma)
 
 
-def _ot() -> Curve:
-    return Curve(
+def _ot() -> _Curve:
+    return _Curve(
         lambda u: 2 * (torch.log(u) - torch.log1p(-u)),
         lambda u: 2 / (u * (1 - u)),
         lambda gamma: 1 / (1 + math.exp(-gamma / 2)),
     )
 
 
-_CURVES: dict[str, Callable[[], Curve]] = {
+_CURVES: dict[str, Callable[[], _Curve]] = {
     "linear": _linear,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
@@ -138,7 +138,7 @@ _CURVES: dict[str, Callable[[], Curve]] = {
 SCHEDULES = (*_CURVES, "edm", "learned")
 
 
-class FixedSchedule(Schedule):
+class _FixedSchedule(Schedule):
     """A named curve between two ends; see the file.
 
     Args:
@@ -162,7 +162,7 @@ class FixedSchedule(Schedule):
         return self.curve.value(u), self.curve.rate(u) * (self.end - self.start)
 
 
-class LearnedSchedule(Schedule):
+class _LearnedSchedule(Schedule):
     r"""γ(t) = γ_low + (γ_high − γ_low) g(t),  g(t) = (h(t) − h(0)) / (h(1) − h(0)),  all of it learned.
 
     h(t) = a t + Σ_j w_j sigmoid(b_j (t + c_j)) with a, w_j, b_j > 0 is increasing. At first γ is close to linear.
@@ -222,7 +222,7 @@ def make_schedule(name: str, low: float, high: float) -> Schedule:
         raise PpgenError(
             f"the ends of the log-SNR are low={low}, high={high}; expected -60 <= low < high <= 60, as in -13.3 and 5"
         )
-    return LearnedSchedule(low, high) if name == "learned" else FixedSchedule(name, low, high)
+    return _LearnedSchedule(low, high) if name == "learned" else _FixedSchedule(name, low, high)
 
 
 def _softplus(x: float) -> float:

@@ -232,13 +232,13 @@ def _gradients(program: Program, t: Traces) -> None:
     for name, g in zip(parameters, gradients, strict=True):
         if g is None and not replaced:
             raise PpgenError(
-                f"the parameter {parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
+                f"the parameter {_parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
                 "use it, remove it, "
                 "or freeze it with requires_grad_(False)"
             )
 
 
-def parameter_name(name: str) -> str:
+def _parameter_name(name: str) -> str:
     """A parameter's name as the user wrote it: pyro.param sites have their own."""
     return name.removeprefix("param:").replace("/", ".") if name.startswith("param:") else name
 
@@ -277,4 +277,4 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
         )
 
 
-__all__ = ["Checked", "bad_number", "check", "checked", "columns", "parameter_name", "running_of"]
+__all__ = ["Checked", "bad_number", "check", "checked", "columns", "running_of"]

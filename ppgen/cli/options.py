@@ -40,7 +40,7 @@ RunOrPosterior = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
-def refuse_settings(settings: list[str] | None) -> None:
+def _refuse_settings(settings: list[str] | None) -> None:
     """--set, given with a run."""
     from ppgen.errors import PpgenError
 
@@ -69,7 +69,7 @@ def program_or_run(
     from ppgen.run import Run, sources
 
     if is_run(spec):
-        refuse_settings(settings)
+        _refuse_settings(settings)
         run = Run.load(spec)
         return run, *sources.of_run(run, data, where["split"], columns=where["columns"])
     program, source, rows = sources.program_and_rows(spec, settings, data, **where)

@@ -160,10 +160,10 @@ def _site(run: Run, site: Any) -> list[Any]:
     plates = ", ".join(f"{p} (rows)" if p in run.structure.row_plates else p for p in site.plates)
     role = f"{site.role}, summed out" if site.enumerated else site.role
     shapes = [site.batch_shape, site.event_shape]
-    return [site.name, role, site.distribution, plates or None, *shapes, support_in_words(site.support)]
+    return [site.name, role, site.distribution, plates or None, *shapes, _support_in_words(site.support)]
 
 
-def support_in_words(text: str) -> str | None:
+def _support_in_words(text: str) -> str | None:
     """A constraint as torch prints it, without its wrapper.
 
     >>> support_in_words("Independent(GreaterThan(lower_bound=0.0), 1)"), support_in_words("Real()")

@@ -57,7 +57,7 @@ def _bar(total: int, stream: TextIO) -> Iterator[Report]:
     )
     with Progress(*columns, console=console(stream)) as bar:
         task = bar.add_task("fit", total=total, figures="first steps")
-        clock = Clock(total)
+        clock = _Clock(total)
 
         def report(row: dict[str, float]) -> None:
             bar.update(task, completed=row["step"], figures=figures(row, clock))
@@ -66,7 +66,7 @@ def _bar(total: int, stream: TextIO) -> Iterator[Report]:
 
 
 def _lines(total: int, stream: TextIO) -> Report:
-    clock, last = Clock(total), [time.monotonic(), 0.0]
+    clock, last = _Clock(total), [time.monotonic(), 0.0]
 
     def report(row: dict[str, float]) -> None:
         text, now, step = figures(row, clock), time.monotonic(), row["step"]
@@ -78,7 +78,7 @@ def _lines(total: int, stream: TextIO) -> Report:
     return report
 
 
-def figures(row: dict[str, float], clock: Clock) -> str:
+def figures(row: dict[str, float], clock: _Clock) -> str:
     """One row of metrics in words: the ELBO in nats a row, or of the whole data set where a latent is global."""
     rows = row.get("per", 1)
     unit = "nats a row" if rows > 1 else "nats"
@@ -93,7 +93,7 @@ def figures(row: dict[str, float], clock: Clock) -> str:
     return "  ".join([*parts, *clock.tick(row["step"])])
 
 
-class Clock:
+class _Clock:
     """Steps a second since the last rows, and the time that is left at that speed."""
 
     def __init__(self, total: int):

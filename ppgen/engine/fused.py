@@ -24,7 +24,7 @@ CHUNK = 64  # steps a call, at most
 NOISE_BYTES = 2**20  # draws kept ready for the steps of a call
 
 
-class Layout:
+class _Layout:
     """Where parameters and optimiser state lie: a slot for all small parameters of a dtype, one for each large one."""
 
     def __init__(
@@ -138,7 +138,7 @@ class FusedStep:
         self.traced: Traced | None = None
 
     def _lay_out(self) -> None:
-        self.layout = Layout(self.gradient.trained, self.optimizer, self.keys, self._counted, self._averages)
+        self.layout = _Layout(self.gradient.trained, self.optimizer, self.keys, self._counted, self._averages)
 
     # -- the step, as a function of tensors --------------------------------------------------------
 

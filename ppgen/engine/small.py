@@ -20,7 +20,7 @@ aten = torch.ops.aten
 WORK = 2048  # operations, at most: beyond them torch's own are faster
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
+def _decompositions() -> dict[Any, Callable[..., Any]]:
     """By operation; each gives NotImplemented where there is much to do."""
     own: dict[Any, Callable[..., Any]] = {
         aten.cumsum.default: _cumsum, aten.cumprod.default: _cumprod, aten.mm.default: _mm, aten.bmm.default: _bmm,
@@ -34,7 +34,7 @@ def written_out() -> AbstractContextManager[Any]:
     """Inductor writes out these as well. (A table handed to it would keep it from its cache.)"""
     from torch._inductor.decomposition import decompositions as inductors
 
-    return mock.patch.dict(inductors, decompositions())
+    return mock.patch.dict(inductors, _decompositions())
 
 
 def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable[..., Any]:

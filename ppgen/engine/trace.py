@@ -81,7 +81,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
                 graph = run(tracing_mode="real")
             _require_shapes(graph)
         except Exception as e:
-            raise e if isinstance(e, Untraceable) else Untraceable(blame(e)) from e
+            raise e if isinstance(e, Untraceable) else Untraceable(_blame(e)) from e
     return Traced(*simplify(graph, differentiable=differentiable))
 
 
@@ -142,7 +142,7 @@ def _no_way_out() -> Iterator[None]:
     """Tensors have a content, and nothing may take it out of torch unseen."""
 
     def refuse(self: Tensor, *_: Any, **__: Any) -> Any:
-        raise Untraceable(blame_here())
+        raise Untraceable(_blame_here())
 
     with contextlib.ExitStack() as stack:
         for name in ("numpy", "tolist", "__array__"):
@@ -208,7 +208,7 @@ def executable(graph: fx.GraphModule, *, gradient: bool = False) -> Callable[...
 # -- errors ----------------------------------------------------------------------------------------
 
 
-def blame(error: BaseException) -> str:
+def _blame(error: BaseException) -> str:
     """`file.py:12: if z > 0:` (what went wrong): the program's own line, deepest in the traceback."""
     frame = _own_frame(error.__traceback__)
     reason = _reason(error)
@@ -217,8 +217,8 @@ def blame(error: BaseException) -> str:
     return f"{_where(*frame)} ({reason})"
 
 
-def blame_here() -> str:
-    """As `blame`, of the line that is running now."""
+def _blame_here() -> str:
+    """As `_blame`, of the line that is running now."""
     frames = []
     frame = sys._getframe(2)
     while frame is not None:

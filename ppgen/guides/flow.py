@@ -41,7 +41,7 @@ JOINT = 100  # entries up to which local latents join the global vector
 DENSE = 500  # entries up to which L is a full triangle
 
 
-class Tails(FlowTransform):
+class _Tails(FlowTransform):
     """x = e, and beyond ±2.5 faster: |x| = |e| + (|e| − 2.5)³ / 10. No parameters.
 
     Draws so far out are too few to teach a flow its tails, and a normal's are lighter than those of many posteriors (a
@@ -64,7 +64,7 @@ class Tails(FlowTransform):
         return x + (t - beyond) * x.sign(), -(3 * self.rate * t * t).log1p().sum(-1)
 
 
-class Stack(nn.Module):
+class _Stack(nn.Module):
     """e -> loc + L f(e) of (..., D) vectors, f the identity at first, but for its tails; with its log-determinant.
 
     Args:
@@ -78,7 +78,7 @@ class Stack(nn.Module):
 
     def __init__(self, features: int, context: int = 0, transforms: int = 2, hidden: Sequence[int] = (32, 32)):
         super().__init__()
-        parts: list[FlowTransform] = [Tails(features)]
+        parts: list[FlowTransform] = [_Tails(features)]
         for i in range(transforms):
             order = torch.arange(features)
             order = order.flip(0) if i % 2 else order
@@ -137,22 +137,22 @@ def _vanish(part: FlowTransform) -> None:
             parameter.zero_()
 
 
-class Pushed(TorchDistribution):
+class _Pushed(TorchDistribution):
     """The law of push(e), e ~ N(0, I): vectors. What it drew itself it knows the density of without an inverse."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, stack: Stack, context: Tensor | None = None, batch_shape: Sequence[int] | None = None):
+    def __init__(self, stack: _Stack, context: Tensor | None = None, batch_shape: Sequence[int] | None = None):
         self.stack, self.context = stack, context
         self._drawn: tuple[Tensor, Tensor] | None = None
         own = () if context is None else context.shape[:-1]
         shape = torch.Size(own if batch_shape is None else batch_shape)
         super().__init__(shape, torch.Size((stack.features,)), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Pushed:
-        return Pushed(self.stack, self.context, torch.Size(batch_shape))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Pushed:
+        return _Pushed(self.stack, self.context, torch.Size(batch_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         e = torch.randn(self._extended_shape(torch.Size(sample_shape))).to(self.stack.loc)
@@ -171,7 +171,7 @@ def _log_normal(e: Tensor) -> Tensor:
     return -0.5 * (e * e).sum(-1) - 0.5 * e.shape[-1] * math.log(2 * math.pi)
 
 
-class Latent(NamedTuple):
+class _Latent(NamedTuple):
     """A latent's place in its vector, and how it is written."""
 
     name: str
@@ -230,13 +230,13 @@ class FlowGuide(nn.Module):
         self.of_all = _places(joint, {})
         self.of_rows = _places({n: s for n, s in sites.items() if n not in joint}, over_rows)
         if self.of_all:
-            self.flow = Stack(self.of_all[-1].stop, 0, transforms, hidden)
+            self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden)
         if self.of_rows:
             x = self._table(data)
             self.register_buffer("mean", x.mean(0))
             self.register_buffer("sd", x.std(0, correction=0).clamp_min(1e-6))
             context = x.shape[-1] + (self.of_all[-1].stop if self.of_all else 0)
-            self.row_flow = Stack(self.of_rows[-1].stop, context, transforms, hidden)
+            self.row_flow = _Stack(self.of_rows[-1].stop, context, transforms, hidden)
         self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={self.amortised})"
 
     def forward(self, **columns: Tensor) -> None:
@@ -246,7 +246,7 @@ class FlowGuide(nn.Module):
         plates = {name: pyro.plate(name, rows if size is None else size, dim=dim) for name, dim, size in sorted(frames)}
         u: Tensor | None = None
         if self.of_all:
-            u = pyro.sample("_flow", Pushed(self.flow), infer={"is_auxiliary": True})
+            u = pyro.sample("_flow", _Pushed(self.flow), infer={"is_auxiliary": True})
             for latent in self.of_all:
                 _emit(latent, u, plates)
         if table is None:
@@ -258,7 +258,7 @@ class FlowGuide(nn.Module):
             centred = (u - self.flow.loc.detach()) * (-self.flow.log_diagonal.detach()).exp()
             x = torch.cat((x, centred.expand(*x.shape[:-1], -1)), -1)
         with plates[name]:
-            v = pyro.sample("_flow_rows", Pushed(self.row_flow, x), infer={"is_auxiliary": True})
+            v = pyro.sample("_flow_rows", _Pushed(self.row_flow, x), infer={"is_auxiliary": True})
         for latent in self.of_rows:
             _emit(latent, v, plates)
 
@@ -303,7 +303,7 @@ def _row_frame(name: str, site: Mapping[str, Any], over_rows: Mapping[str, int])
     return dims[0] if dims else None
 
 
-def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[Latent]:
+def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[_Latent]:
     found, start = [], 0
     for name, site in sites.items():
         event_dim = site["fn"].event_dim
@@ -319,12 +319,12 @@ def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -
             if f.vectorized
         )
         size = math.prod(shape)
-        found.append(Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
+        found.append(_Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
         start += size
     return found
 
 
-def _emit(latent: Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
+def _emit(latent: _Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
     """Writes one latent's site out of its vector: (D,), or (rows, 1, ..., D) of a latent of the rows."""
     u = vector[..., latent.start : latent.stop]
     if latent.row_dim is None:

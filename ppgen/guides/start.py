@@ -40,7 +40,7 @@ REACH = 2.0  # starts are uniform in [-2, 2]
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]  # (K, D) -> log joint (K,) and its gradients (K, D)
 
 
-class Gaussian(NamedTuple):
+class _Gaussian(NamedTuple):
     """N(loc, scale_tril scale_trilᵀ), and its ELBO in nats."""
 
     loc: Tensor
@@ -61,7 +61,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
         joint = log_joint(program, data)
         if joint.dim > MOST:
             return False
-        found = gaussian(joint.value_and_grad, joint.dim, starts=starts, seed=seed)
+        found = _gaussian(joint.value_and_grad, joint.dim, starts=starts, seed=seed)
     except (PpgenError, RuntimeError, ValueError) as e:
         log.info("the guide begins where it was made, as no start was found: %s", str(e).splitlines()[0])
         return False
@@ -76,7 +76,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
     return True
 
 
-def gaussian(score: Score, dim: int, *, starts: int = 8, seed: int = 0) -> Gaussian | None:
+def _gaussian(score: Score, dim: int, *, starts: int = 8, seed: int = 0) -> _Gaussian | None:
     """The Gaussian; None where the log joint is finite at no start.
 
     Args:
@@ -89,11 +89,11 @@ def gaussian(score: Score, dim: int, *, starts: int = 8, seed: int = 0) -> Gauss
     root, info = torch.linalg.cholesky_ex(paths.covariance)
     if info or not torch.isfinite(paths.elbo).any():
         return None
-    found = Gaussian(paths.mean, root, 0.0)
+    found = _Gaussian(paths.mean, root, 0.0)
     return _matched(score, found._replace(elbo=_elbo(score, found, generator)), generator)
 
 
-def _elbo(score: Score, q: Gaussian, generator: torch.Generator, draws: int = DRAWS) -> float:
+def _elbo(score: Score, q: _Gaussian, generator: torch.Generator, draws: int = DRAWS) -> float:
     e = torch.randn(draws, len(q.loc), generator=generator, dtype=q.loc.dtype)
     value, _ = score(q.loc + e @ q.scale_tril.T)
     log_q = -0.5 * (e * e).sum(-1) - q.scale_tril.diagonal().log().sum() - 0.5 * len(q.loc) * np.log(2 * np.pi)
@@ -101,7 +101,7 @@ def _elbo(score: Score, q: Gaussian, generator: torch.Generator, draws: int = DR
     return float(total) if torch.isfinite(total) else -float("inf")
 
 
-def _matched(score: Score, first: Gaussian, generator: torch.Generator) -> Gaussian:
+def _matched(score: Score, first: _Gaussian, generator: torch.Generator) -> _Gaussian:
     """Batch and match from a Gaussian; what has the highest ELBO on the way."""
     n = len(first.loc)
     batch = max(32, min(2 * n, 200))
@@ -138,7 +138,7 @@ def _matched(score: Score, first: Gaussian, generator: torch.Generator) -> Gauss
             L, info = torch.linalg.cholesky_ex(sigma)
             if info:
                 break
-            now = Gaussian(mu.to(first.loc), L.to(first.loc), 0.0)
+            now = _Gaussian(mu.to(first.loc), L.to(first.loc), 0.0)
             now = now._replace(elbo=_elbo(score, now, generator, 4 * DRAWS))
             if now.elbo > best.elbo:
                 best = now
@@ -153,7 +153,7 @@ def _loc_of(guide: Any) -> bool:
 
 
 @torch.no_grad()
-def _set_pyro(guide: Any, places: Mapping[str, slice], q: Gaussian) -> None:
+def _set_pyro(guide: Any, places: Mapping[str, slice], q: _Gaussian) -> None:
     sd = q.scale_tril.norm(dim=-1)
     kind = type(guide).__name__
     if kind == "AutoNormal":

@@ -113,7 +113,7 @@ class Run:
         load_parameters(program, parameters, path)
         program.eval()
         run = cls(program, config, structure, example, path)
-        run.rows = read_metrics(path / "metrics.csv")
+        run.rows = _read_metrics(path / "metrics.csv")
         return run
 
 
@@ -261,7 +261,7 @@ def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     write_atomic(path, out.getvalue())
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def _read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:

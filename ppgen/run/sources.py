@@ -19,7 +19,7 @@ from ppgen.sites import sample_sites
 HELD_OUT = "test"
 
 
-class Source(NamedTuple):
+class _Source(NamedTuple):
     """Data as a run records them. `spec` is a name or an absolute path, or None for columns that a program's
     file holds itself (`table`)."""
 
@@ -48,7 +48,7 @@ class Source(NamedTuple):
         return "its own data" if self.spec is None else Path(self.spec).name
 
 
-def choose(
+def _choose(
     given: str | None,
     found: catalog.Found | None = None,
     *,
@@ -56,7 +56,7 @@ def choose(
     columns: str | None = None,
     context: str | None = None,
     data_dir: str | None = None,
-) -> Source:
+) -> _Source:
     """The data to fit: what was given, or else what the program's file names as `data`.
 
     Without a split, the rows are the source's train split, or all where it has no splits.
@@ -81,11 +81,11 @@ def choose(
             'program\'s file, as in data = "moons"'
         )
     if not isinstance(spec, str | Path):
-        return Source(None, split or "all", chosen, None, spec)
+        return _Source(None, split or "all", chosen, None, spec)
     spec = _absolute(str(spec), found.file if found is not None and given is None else None)
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
-    return Source(spec, split, chosen, folder)
+    return _Source(spec, split, chosen, folder)
 
 
 def _with_context(columns: dict[str, Any] | None, context: str) -> dict[str, Any]:
@@ -124,21 +124,21 @@ def _absolute(spec: str, file: Path | None) -> str:
 
 def program_and_rows(
     program: str, settings: list[str] | None, given: str | None, **where: Any
-) -> tuple[Program, Source, dict[str, Tensor]]:
+) -> tuple[Program, _Source, dict[str, Tensor]]:
     """A program built for its data, the source of these, and their rows.
 
     Args:
         program, settings: a model's name or a file, and its arguments as in "latent=8".
-        given, where: of `choose`.
+        given, where: of `_choose`.
     """
     found = catalog.find(program)
-    source = choose(given, found, **where)
+    source = _choose(given, found, **where)
     rows = source.load()
     made = catalog.build(found, catalog.parse_settings(settings or []), rows)
-    return made, *without_label(source, rows, made)
+    return made, *_without_label(source, rows, made)
 
 
-def without_label(source: Source, columns: dict[str, Tensor], program: Program) -> tuple[Source, dict[str, Tensor]]:
+def _without_label(source: _Source, columns: dict[str, Tensor], program: Program) -> tuple[_Source, dict[str, Tensor]]:
     """Leaves out the label `y` of a built-in data set for a program that takes none."""
     named = source.spec in data.names() and source.columns is None
     if not named or "y" not in columns or "y" in program.columns or "kwargs" in program.columns:
@@ -183,14 +183,14 @@ def of_run(
     """
     recorded = run.config["data"]
     if given is None and recorded.get("source") is None:
-        source = Source(None, table=_own_table(run))
+        source = _Source(None, table=_own_table(run))
     elif given is None:
         kept = data.parse_columns(columns) if columns else recorded.get("columns")
-        source = Source(recorded["source"], recorded.get("split", "all"), kept, recorded.get("data_dir"))
+        source = _Source(recorded["source"], recorded.get("split", "all"), kept, recorded.get("data_dir"))
         if held_out and source.split == "train":
             source = source._replace(split=HELD_OUT)
     else:
-        source = choose(given, columns=columns, data_dir=recorded.get("data_dir"))
+        source = _choose(given, columns=columns, data_dir=recorded.get("data_dir"))
         if columns is None and source.spec == recorded.get("source"):
             source = source._replace(columns=recorded.get("columns"))
         splits = data.splits(given, source.data_dir) if source.spec is not None else ()
@@ -199,7 +199,7 @@ def of_run(
         source = source._replace(split=split)
     loaded = source.load()
     if not label:
-        source, loaded = without_label(source, loaded, run.program)
+        source, loaded = _without_label(source, loaded, run.program)
     return f"{source.name} ({source.split})", prepare_columns(loaded, run.program, run.dtype)
 
 

@@ -14,11 +14,11 @@ def program_text(file: Path) -> str:
 
     text = files("ppgen").joinpath("templates/program.py.jinja").read_text()
     return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(
-        file=file.name, name=class_name(file.stem), run=f"runs/{file.stem}"
+        file=file.name, name=_class_name(file.stem), run=f"runs/{file.stem}"
     )
 
 
-def class_name(stem: str) -> str:
+def _class_name(stem: str) -> str:
     """A class name for a file name.
 
     >>> class_name("my_model"), class_name("2d-flow"), class_name("class")

@@ -28,12 +28,12 @@ from torch.distributions import Transform, constraints
 
 from ppgen.errors import PpgenError
 
-__all__ = ["Conditional", "FlowTransform", "Inverse", "full_precision", "gather", "real_array"]
+__all__ = ["Conditional", "FlowTransform", "Inverse", "full_precision", "gather"]
 
 Pair = tuple[Tensor, Tensor]
 
 
-def real_array(dims: int) -> constraints.Constraint:
+def _real_array(dims: int) -> constraints.Constraint:
     """Real arrays whose last `dims` dimensions are one event."""
     return constraints.independent(constraints.real, dims) if dims else constraints.real
 
@@ -161,11 +161,11 @@ class FlowTransform(_Paired, TransformModule):
 
     @property
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.real_vector if len(self.base_shape) == 1 else real_array(len(self.base_shape))
+        return constraints.real_vector if len(self.base_shape) == 1 else _real_array(len(self.base_shape))
 
     @property
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.real_vector if len(self.shape) == 1 else real_array(len(self.shape))
+        return constraints.real_vector if len(self.shape) == 1 else _real_array(len(self.shape))
 
     @property
     def sign(self) -> int:

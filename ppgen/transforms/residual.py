@@ -28,7 +28,7 @@ class Residual(FlowTransform):
         features: D.
         context: features of a context that g depends on as well (without a bound on its slope there).
         hidden: widths of g.
-        lipschitz: bound on the spectral norm of each layer of g, below 1: see `spectral_bound`.
+        lipschitz: bound on the spectral norm of each layer of g, below 1: see `_spectral_bound`.
         exact_up_to: largest D for which the determinant is computed and not estimated.
         terms: of the series that are always computed; the roulette begins after them.
     """
@@ -51,7 +51,7 @@ class Residual(FlowTransform):
         self.lipschitz, self.exact, self.terms = lipschitz, features <= exact_up_to, terms
 
     def _weights(self) -> list[Tensor]:
-        return [w * (self.lipschitz / spectral_bound(w)).clamp_max(1.0) for w in self.weights]
+        return [w * (self.lipschitz / _spectral_bound(w)).clamp_max(1.0) for w in self.weights]
 
     def _network(self, x: Tensor, context: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """g of the columns x, (D, N), and the slopes of its hidden layers, (H, N) each."""
@@ -77,7 +77,7 @@ class Residual(FlowTransform):
         weights = self._weights()
         columns, context = self._columns(x, context)
         g, slopes = self._network(columns, context, weights)
-        ladj = log_det(jacobian(weights, slopes)) if self.exact else self._series(weights, slopes)
+        ladj = _log_det(jacobian(weights, slopes)) if self.exact else self._series(weights, slopes)
         return x + g.mT.reshape(x.shape), ladj.reshape(x.shape[:-1])
 
     def _series(self, weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
@@ -116,7 +116,7 @@ class Residual(FlowTransform):
 SQUARINGS = 6
 
 
-def spectral_bound(w: Tensor) -> Tensor:
+def _spectral_bound(w: Tensor) -> Tensor:
     """An upper bound on the spectral norm of a matrix, too large by 1.7% at most for one of 64 rows.
 
     The Schatten norm of order p = 2^(k + 2), (Σ σᵢᵖ)^(1 / p), by k squarings of G = wᵀw: unlike a power iteration's
@@ -151,7 +151,7 @@ def jacobian(weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
     return product
 
 
-def log_det(j: Tensor) -> Tensor:
+def _log_det(j: Tensor) -> Tensor:
     """log det(I + J) of J, (D, D, N), |J| < 1: by elimination, which needs no pivots as xᵀ(I + J)x > 0."""
     a = torch.eye(len(j)).to(j)[..., None] + j
     total = a[0, 0].log()

@@ -13,7 +13,7 @@ from torch.distributions import Transform
 from ppgen.transforms.change_of_variables import Pair, full_precision
 from ppgen.transforms.univariate import PositiveIntegral, Univariate
 
-__all__ = ["IncreasingNetwork", "Integrands", "Networks", "OfFeatures"]
+__all__ = ["Integrands", "Networks", "OfFeatures"]
 
 
 class OfFeatures(nn.Module):
@@ -41,7 +41,7 @@ class Networks(OfFeatures):
         self.network = zuko.nn.MonotonicMLP(1 + signal, 1, hidden_features=hidden, stack=features)
 
     def of(self, features: Tensor | slice) -> Callable[..., Transform]:
-        return partial(IncreasingNetwork, self._layers(features))
+        return partial(_IncreasingNetwork, self._layers(features))
 
 
 class Integrands(OfFeatures):
@@ -65,13 +65,13 @@ class Integrands(OfFeatures):
 def _density(layers: list[Pair], signal: Tensor, x: Tensor) -> Tensor:
     """What `Integrands` integrate, at points x, (P, ..., D)."""
     (weight, bias), *rest = layers
-    h = signalled(weight, bias, signal, x / 10).flatten(2)
+    h = _signalled(weight, bias, signal, x / 10).flatten(2)
     for weight, bias in rest:
         h = torch.baddbmm(bias[..., None], weight, nn.functional.silu(h))
     return (7 * (h[:, 0].mT.reshape(x.shape) / 7).tanh()).exp()
 
 
-class IncreasingNetwork(Univariate):
+class _IncreasingNetwork(Univariate):
     """A monotone network: positive weights, activations that grow without bound on both sides.
 
     The derivative is carried forward beside the value, so that no second backward pass is needed. Inside, arrays are
@@ -91,7 +91,7 @@ class IncreasingNetwork(Univariate):
     def call_and_ladj(self, x: Tensor) -> Pair:
         (weight, bias), *rest = self.layers
         weight = weight.abs()
-        h, dh = signalled(weight, bias, self.signal, x[None])[:, :, 0], weight[..., :1]
+        h, dh = _signalled(weight, bias, self.signal, x[None])[:, :, 0], weight[..., :1]
         for weight, bias in rest:  # elu(h) for one half of the units, -elu(-h) for the other
             half = h.shape[1] // 2
             side = torch.cat((h.new_ones(half), -h.new_ones(half)))[:, None]
@@ -103,7 +103,7 @@ class IncreasingNetwork(Univariate):
         return h[:, 0].mT.reshape(x.shape), dh[:, 0].log().mT.reshape(x.shape)
 
 
-def signalled(weight: Tensor, bias: Tensor, signal: Tensor, x: Tensor) -> Tensor:
+def _signalled(weight: Tensor, bias: Tensor, signal: Tensor, x: Tensor) -> Tensor:
     """The first layer of one network for each feature, of x and a signal that all points have in common.
 
     Args:
