@@ -47,12 +47,13 @@ class Setting(NamedTuple):
 def part(t: Term, s: Setting, *, target: bool) -> Tensor:
     """A term's part of the ELBO of each draw, (K, its dims), as it is or as it is trained on."""
     value = t.log_prob if t.target is None or not target else t.target
-    value = t.sign * t.weight(s.row_plates, s.n_over_b) * value
-    return value * s.kl_weight if target and t.latent and not _is_one(s.kl_weight) else value
+    value = times(t.sign * t.weight(s.row_plates, s.n_over_b), value)
+    return times(s.kl_weight, value) if target and t.latent else value
 
 
-def _is_one(weight: float | Tensor) -> bool:
-    return not isinstance(weight, Tensor) and weight == 1.0
+def times(weight: float | Tensor, value: Tensor) -> Tensor:
+    """Their product, without an operation where the weight is the number 1."""
+    return value if not isinstance(weight, Tensor) and weight == 1.0 else weight * value
 
 
 def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> Tensor:
@@ -72,22 +73,20 @@ def over_rows(values: Tensor, s: Setting) -> Tensor:
     return values.sum() * (s.n_over_b if s.by_row else 1.0)
 
 
-def score_function(terms: Sequence[Term], s: Setting) -> Tensor:
-    """Σ over latents without a reparametrization of log q · (cost − baseline), summed over draws: its gradient."""
-    total = torch.zeros(())
+def score_function(terms: Sequence[Term], s: Setting) -> list[Tensor]:
+    """Of each latent without a reparametrization log q · (cost − baseline), summed over draws, for its gradient."""
+    found: list[Tensor] = []
     for t in terms:
         if t.order < 0 or t.pathwise or t.role == "prior":
             continue
         plates = tuple(d for d in t.dims if not d.startswith(f"{t.site}_dim_"))
-        cost = torch.zeros(())
-        for other in terms:
-            if _influences(t.order, other):
-                cost = cost + _aligned(other, part(other, s, target=True).detach(), plates)
+        influenced = [other for other in terms if _influences(t.order, other)]
+        cost = added([_aligned(other, part(other, s, target=True).detach(), plates) for other in influenced])
         k = len(t.log_density)
         if k > 1 and cost.shape[:1] == (k,):
             cost = cost - (cost.sum(0, keepdim=True) - cost) / (k - 1)
-        total = total + (_aligned(t, t.log_density, plates) * cost).sum()
-    return total
+        found.append((_aligned(t, t.log_density, plates) * cost).sum())
+    return found
 
 
 def _influences(i: int, other: Term) -> bool:

@@ -230,4 +230,9 @@ def parameters_as(program: nn.Module, values: Mapping[str, Tensor]) -> Any:
 
 def stacked_terms(found: Sequence[Term]) -> list[Term]:
     """Terms of one run as those of one draw."""
-    return [t._replace(value=t.value[None], log_prob=t.log_prob[None], log_density=t.log_density[None]) for t in found]
+    stacked = []
+    for t in found:
+        log_prob = t.log_prob.unsqueeze(0)
+        density = log_prob if t.log_density is t.log_prob else t.log_density.unsqueeze(0)
+        stacked.append(t._replace(value=t.value.unsqueeze(0), log_prob=log_prob, log_density=density))
+    return stacked

@@ -149,12 +149,9 @@ def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
 
 def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
     """The term of one site of a trace; its role is that of a site of the model where none is given."""
-    log_prob = site["fn"].log_prob(site["value"])
-    density = scale_and_mask(log_prob, 1.0, site["mask"])
-    return _labelled(
-        site, role or _role(site), scale_and_mask(log_prob, site["scale"], site["mask"]), density, order,
-        bool(getattr(site["fn"], "has_rsample", False)),
-    )  # fmt: skip
+    density = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+    pathwise = bool(getattr(site["fn"], "has_rsample", False))
+    return _labelled(site, role or _role(site), scale_and_mask(density, site["scale"]), density, order, pathwise)
 
 
 def _role(site: Mapping[str, Any]) -> str:
@@ -166,12 +163,10 @@ def _role(site: Mapping[str, Any]) -> str:
 def _labelled(
     site: Mapping[str, Any], role: str, log_prob: Tensor, density: Tensor, order: int, pathwise: bool
 ) -> Term:
-    shape = torch.broadcast_shapes(log_prob.shape, density.shape)
-    dims = _dim_names(site, len(shape))
-    return Term(
-        site["name"], role, site["value"], log_prob.expand(shape), density.expand(shape), dims, full_plates(site),
-        order, pathwise,
-    )  # fmt: skip
+    if log_prob.shape != density.shape:
+        log_prob, density = torch.broadcast_tensors(log_prob, density)
+    dims = _dim_names(site, log_prob.dim())
+    return Term(site["name"], role, site["value"], log_prob, density, dims, full_plates(site), order, pathwise)
 
 
 def _dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
@@ -242,12 +237,14 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tens
             return None
     if q["mask"] is not p["mask"] or q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
         return None
-    batch_shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
-    if q["fn"] is p["fn"]:
-        return torch.zeros(batch_shape, dtype=torch.get_default_dtype())
+    a, b = q["fn"], p["fn"]
+    if a is b:
+        return torch.zeros(a.batch_shape, dtype=torch.get_default_dtype())
+    if a.batch_shape != b.batch_shape:  # some of torch's closed forms do not broadcast
+        batch_shape = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
+        a, b = a.expand(batch_shape), b.expand(batch_shape)
     try:
-        # expanded first: some of torch's closed forms do not broadcast
-        return kl_divergence(q["fn"].expand(batch_shape), p["fn"].expand(batch_shape))
+        return kl_divergence(a, b)
     except NotImplementedError:
         return None
 

@@ -55,7 +55,7 @@ def test_the_score_functions_cost_is_that_of_the_same_row_less_the_other_draws_m
     q = term("guide", log_q.detach(), density=log_q, order=0, pathwise=False)
     s = Setting(DATA, by_row=True)
     cost = P.log_prob + X.log_prob.sum(1) - log_q.detach()
-    (gradient,) = torch.autograd.grad(score_function([P, X, q], s), log_q)
+    (gradient,) = torch.autograd.grad(score_function([P, X, q], s)[0], log_q)
     assert torch.allclose(gradient, cost - cost.flip(0))
 
 
@@ -64,7 +64,7 @@ def test_a_dimension_that_is_no_plate_belongs_to_one_draw():
     log_q = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).double().requires_grad_()
     q = term("guide", log_q.detach(), ("guide_dim_0",), density=log_q, order=0, pathwise=False)
     cost = X.log_prob.sum((1, 2)) - log_q.detach().sum(1)
-    (gradient,) = torch.autograd.grad(score_function([X, q], Setting(DATA, by_row=False)), log_q)
+    (gradient,) = torch.autograd.grad(score_function([X, q], Setting(DATA, by_row=False))[0], log_q)
     assert torch.allclose(gradient, (cost - cost.flip(0))[:, None].expand(2, 2))
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, part, score_function
-from ppgen.terms import Term
+from ppgen.inference.bounds import Setting, score_function, times
+from ppgen.terms import Term, added
 
 SUMMARY = "ELBO, KL in closed form wherever it exists"
 TERMS = "closed_form"
@@ -21,9 +20,11 @@ TERMS = "closed_form"
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The mean over K draws of the sum of all terms."""
-    k = len(terms[0].log_prob)
-    bound, target = torch.zeros(()), torch.zeros(())
+    found, trained = [], []
     for t in terms:
-        bound = bound + part(t, s, target=False).sum()
-        target = target + part(t, s, target=True).sum()
-    return (target + score_function(terms, s)) / k, bound / k
+        weight = t.sign * t.weight(s.row_plates, s.n_over_b)
+        found.append(times(weight, t.log_prob.sum()))
+        own = found[-1] if t.target is None else times(weight, t.target.sum())
+        trained.append(times(s.kl_weight, own) if t.latent else own)
+    k = len(terms[0].log_prob)
+    return times(1 / k, added(trained + score_function(terms, s))), times(1 / k, added(found))
