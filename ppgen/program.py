@@ -407,7 +407,7 @@ def arguments(fn: Callable) -> _Arguments:
     """What a function, method or module takes.
 
     >>> arguments(lambda sigma, y=None: None)
-    Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
+    _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
     """
     parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -559,7 +559,7 @@ def test_a_large_continuous_transform_forgets_its_layers_and_has_the_same_gradie
         monkeypatch.setattr(continuous, "LARGE", limit)
         torch.manual_seed(1)
         z, log_det = t.pull(x, c)
-        results.append([z, _log_det, *torch.autograd.grad((z**2).sum() + _log_det.sum(), [*t.parameters(), c])])
+        results.append([z, log_det, *torch.autograd.grad((z**2).sum() + log_det.sum(), [*t.parameters(), c])])
     for kept, again in zip(*results, strict=True):
         assert torch.allclose(kept, again, rtol=1e-12, atol=1e-14)
 

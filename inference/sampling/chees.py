@@ -185,7 +185,7 @@ def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
 def _halton(i: int) -> float:
     """Element i >= 1 of the van der Corput sequence of base 2.
 
-    >>> [halton(i) for i in range(1, 5)]
+    >>> [_halton(i) for i in range(1, 5)]
     [0.5, 0.25, 0.75, 0.125]
     """
     value, scale = 0.0, 0.5
@@ -337,7 +337,7 @@ class _Moments:
 def _windows(warmup: int) -> list[int]:
     """Where the metric is set anew: windows that double, a last one of what is left, and a rest for the step size.
 
-    >>> windows(400)
+    >>> _windows(400)
     [11, 33, 77, 356]
     """
     usable = warmup - max(warmup // 9, 1)

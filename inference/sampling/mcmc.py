@@ -204,7 +204,7 @@ def run_chains(
     if dim <= DENSE_DIM:
         paths = pathfinder(value_and_grad, start, generator=generator)
     else:
-        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
+        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0, start, torch.ones(0))
     if kernel == "nuts":
         dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
         found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=dense, seed=seed)

@@ -187,7 +187,7 @@ def _unit(iterates: Tensor) -> Tensor:
 def _split_r_hat(iterates: Tensor) -> Tensor:
     """Split R-hat of one chain of iterates, (n, ...) -> (...): 1 where its halves tell the same mean, or nothing moves.
 
-    >>> bool(split_r_hat(torch.arange(100.0)) > 1.5)
+    >>> bool(_split_r_hat(torch.arange(100.0)) > 1.5)
     True
     """
     half = len(iterates) // 2

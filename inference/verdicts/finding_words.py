@@ -254,6 +254,29 @@ def _tail_khat(f: Finding) -> Words:
     )
 
 
+def _unseen_modes(f: Finding) -> Words:
+    d = f.details
+    climbs = f"climbs from {d['starts']} over-dispersed starts"
+    if f.verdict == "fine":
+        return f"{climbs} found no place of the posterior that the draws have not seen", ""
+    if math.isnan(f.figure):
+        return (
+            f"{climbs} found a place without draws, at {f.where}, whose share of the posterior could not be told",
+            "Look at it; run with other seeds, more chains and a longer warm-up.",
+        )
+    if d["copies"]:
+        return (
+            f"the posterior has copies of what the draws show, as where components can be exchanged or a sign flipped: "
+            f"{d['unseen']} more found, one at {f.where}",
+            "Report what is the same in all copies, or write an order or a sign into the model.",
+        )
+    return (
+        f"about {f.figure:.0%} of the posterior's mass lies where no draws are, at {f.where}: do not use the draws as "
+        "they are",
+        "Write a model that has one mode, or report that the draws are of one part of the posterior.",
+    )
+
+
 # -- predictions, calibration, comparison ------------------------------------------------------------
 
 
@@ -335,7 +358,8 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _predictive,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _unseen_modes,
+        _predictive,
         _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

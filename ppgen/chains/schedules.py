@@ -145,7 +145,7 @@ class _FixedSchedule(Schedule):
         name: linear, cosine, sigmoid, edm, loglinear or ot.
         low, high: γ(0) < γ(1).
 
-    >>> gamma = FixedSchedule("cosine", -10.0, 10.0)
+    >>> gamma = _FixedSchedule("cosine", -10.0, 10.0)
     >>> gamma(torch.tensor([0.0, 0.5, 1.0])).round(decimals=3).abs()
     tensor([10.,  0., 10.])
     """

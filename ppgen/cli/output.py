@@ -166,7 +166,7 @@ def _site(run: Run, site: Any) -> list[Any]:
 def _support_in_words(text: str) -> str | None:
     """A constraint as torch prints it, without its wrapper.
 
-    >>> support_in_words("Independent(GreaterThan(lower_bound=0.0), 1)"), support_in_words("Real()")
+    >>> _support_in_words("Independent(GreaterThan(lower_bound=0.0), 1)"), _support_in_words("Real()")
     ('GreaterThan(lower_bound=0.0)', 'Real')
     """
     while text.startswith("Independent"):

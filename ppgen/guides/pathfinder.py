@@ -39,6 +39,7 @@ class Paths(NamedTuple):
         u: (chains, dim), one draw of the best normal distribution of each path.
         elbo: (chains,) in nats, of the paths.
         mean, covariance: (dim,) and (dim, dim), of the best path of all.
+        means, covariances: (chains, dim) and (chains, dim, dim), of each.
         kept: how many paths gave a draw of their own.
     """
 
@@ -47,6 +48,8 @@ class Paths(NamedTuple):
     mean: Tensor
     covariance: Tensor
     kept: int
+    means: Tensor
+    covariances: Tensor
 
 
 @torch.no_grad()
@@ -111,7 +114,8 @@ def _chosen(
     drawn = torch.where(good[:, None], draws, other)
     finite = torch.isfinite(_safe(target, drawn)[0])
     drawn = torch.where(finite[:, None], drawn, means[chosen])
-    return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
+    covariances = roots @ roots.mT
+    return Paths(drawn, elbo, means[top], covariances[top], int(good.sum()), means, covariances)
 
 
 def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def program_text(file: Path) -> str:
 def _class_name(stem: str) -> str:
     """A class name for a file name.
 
-    >>> class_name("my_model"), class_name("2d-flow"), class_name("class")
+    >>> _class_name("my_model"), _class_name("2d-flow"), _class_name("class")
     ('MyModel', 'Program2dFlow', 'Class')
     """
     name = "".join(word[:1].upper() + word[1:] for word in re.split(r"\W|_", stem) if word)

@@ -1,0 +1,254 @@
+r"""What the draws have not seen: climbs from over-dispersed starts, and the mass of the places where they end.
+
+    Z_R = ∫_R p(x, z(u)) |det ∂z/∂u| du,   R: the shell that holds nine tenths of N(m, s² Σ), for s = 1, 3, 10
+
+N(m, Σ) is what Pathfinder finds on its way up from one start. Draws of the posterior lie in R in the share Z_R / Z. Z_R
+is a mean of importance weights; Z is that of the draws' own place: the evidence that the guide's weights give, or
+bridge sampling between chains and a mixture of normals. A place that has mass, and draws not in that share, was not
+seen: another mode, or the wide part of a posterior whose draws are all in a narrow one.
+
+It sees modes that a climb from the prior, from a wide box or from the draws' mirror images ends in, and that are
+about normal; not a mode that no start leads to. Where all that is missing equals what is there, the modes are copies
+of each other (exchangeable components, a sign that can be flipped), told as such.
+
+Sources: Pathfinder (Zhang, Carpenter, Gelman, Vehtari 2022, arXiv:2108.03782); Simulating ratios of normalizing
+constants via a simple identity (Meng & Wong 1996).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppgen.guides.pathfinder import Density, pathfinder
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
+
+STARTS = 16  # of each kind
+WIDE = 10.0  # standard deviations of the draws
+SCALES = (1.0, 3.0, 10.0)  # s: the wider ones find mass around a narrow mode
+MOST = 8  # places that are weighed
+DRAWS = 300  # of a region
+BRIDGE = 1000  # of either side
+LEAST_ESS = 20  # of a region's weights, for its mass to be known
+MISSING = (0.01, 0.05)  # the share of the mass from which on it is told, and is "wrong"
+SURE = 3.0  # standard errors
+LARGEST = 200  # entries of u: a climb keeps a matrix of so many squared
+
+
+class Evidence(NamedTuple):
+    """log Z of what the draws have seen, in nats, and its standard error."""
+
+    log_z: float
+    se: float
+
+
+class _Normal(NamedTuple):
+    """N(m, L Lᵀ)."""
+
+    m: Tensor
+    L: Tensor
+
+    def draw(self, n: int, s: float, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, len(self.m), generator=generator, dtype=self.m.dtype)
+        return self.m + s * noise @ self.L.mT
+
+    def radius(self, u: Tensor) -> Tensor:
+        """r² of each vector."""
+        return torch.linalg.solve_triangular(self.L, (u - self.m).mT, upper=False).square().sum(0)
+
+    def log_prob(self, u: Tensor, s: float = 1.0) -> Tensor:
+        log_det = self.L.diagonal().log().sum() + len(self.m) * math.log(s)
+        return -0.5 * (self.radius(u) / s**2 + len(self.m) * math.log(2 * math.pi)) - log_det
+
+
+class _Region(NamedTuple):
+    """A shell of a normal: its mass, and the share of the draws in it."""
+
+    log_z: float
+    se: float
+    share: float
+
+
+@torch.no_grad()
+def unseen_modes(
+    target: Density,
+    draws: Tensor,
+    effective: float,
+    *,
+    evidence: Evidence | None = None,
+    weights: Tensor | None = None,
+    prior: Callable[[], Tensor] | None = None,
+    name: Callable[[Tensor], str] = str,
+    seed: int = 0,
+) -> Finding | None:
+    """The share of the posterior's mass that was found where draws are not.
+
+    Args:
+        target: the log joint of unconstrained vectors, any number at once, and its gradient.
+        draws: (S, dim), unconstrained.
+        effective: how many independent draws they are worth.
+        evidence: log p(x) as the draws have it; without it bridge sampling gives it, from draws of the posterior.
+        weights: (S,), the draws' own where they are of a guide; they sum to one.
+        prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        name: where a vector is, in words.
+
+    Returns:
+        None where there are too many dimensions to search.
+    """
+    dim = draws.shape[1]
+    if dim > LARGEST or len(draws) < 2 * dim:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    ends, climbed = _places(target, _starts(draws, prior, generator), generator)
+    if not ends:
+        return None
+    weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
+    half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
+    if evidence is None:
+        evidence = _bridge(target, half, [q for q in ends if _share(q, 1.0, draws, weights) > 0], generator)
+    found = [
+        (i, r) for i, q in enumerate(ends)
+        if (r := _unseen(target, q, draws, weights, effective, evidence, generator)) is not None
+    ]  # fmt: skip
+    searched = {"starts": climbed, "places": len(ends)}
+    if not found:
+        return Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched)
+    if evidence.se > 1.0 or not math.isfinite(evidence.log_z):
+        return Finding("unseen_modes", name(ends[found[0][0]].m), math.nan, MISSING[0], LOOK, searched)
+    odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for _, r in found)
+    share = odds / (1 + odds)
+    seen = [q for i, q in enumerate(ends) if i not in dict(found)]
+    copies = bool(seen) and all(any(_copy(ends[i], q) for q in seen) for i, _ in found)
+    largest = max(found, key=lambda f: f[1].log_z)[0]
+    graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
+    details = searched | {"unseen": len(found), "copies": copies}
+    return Finding("unseen_modes", name(ends[largest].m), share, MISSING[0], graded, details)
+
+
+def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
+    """Draws, their mirror images in some coordinates, wide and narrow boxes, and the prior's."""
+    dim = draws.shape[1]
+
+    def some() -> Tensor:
+        return draws[torch.randint(len(draws), (STARTS,), generator=generator)]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(STARTS, dim, generator=generator, dtype=draws.dtype)
+
+    sd = draws.std(0).clamp_min(1e-12)
+    signs = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0).to(draws)
+    kinds = [some()[: STARTS // 2], -some()[: STARTS // 2], signs * some(), draws.mean(0) + sd * uniform(-WIDE, WIDE),
+             uniform(-2, 2)]  # fmt: skip
+    kinds.append(torch.stack([prior() for _ in range(STARTS)]) if prior is not None else uniform(-20, 20))
+    return torch.cat(kinds)
+
+
+def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
+    """The different normals that paths from there have found, those of the highest ELBO first."""
+    paths = pathfinder(target, start, generator=generator)
+    kept: list[_Normal] = []
+    for i in paths.elbo.argsort(descending=True):
+        L, info = torch.linalg.cholesky_ex(paths.covariances[i])
+        if not torch.isfinite(paths.elbo[i]) or info or len(kept) == MOST:
+            continue
+        new = _Normal(paths.means[i], L)
+        if all(_apart(new, old) for old in kept):
+            kept.append(new)
+    return kept, len(start)
+
+
+def _apart(a: _Normal, b: _Normal) -> bool:
+    """Whether they are not two estimates of one normal: centers a standard deviation apart, or volumes tenfold."""
+    dim = len(a.m)
+    near = min(float(b.radius(a.m[None])), float(a.radius(b.m[None]))) < 1 + 0.25 * dim
+    volume = abs(float(a.L.diagonal().log().sum() - b.L.diagonal().log().sum()))
+    return not near or volume > max(math.log(10), 0.5 * dim)
+
+
+def _copy(a: _Normal, b: _Normal) -> bool:
+    """Whether one is the other with entries exchanged, or with signs flipped: the same centers and widths in order."""
+    width = torch.minimum(a.L.norm(dim=-1).max(), b.L.norm(dim=-1).max())
+    same = (a.m.abs().sort().values - b.m.abs().sort().values).abs() < 0.5 * width
+    ratio = (a.L.norm(dim=-1).sort().values / b.L.norm(dim=-1).sort().values).log().abs() < math.log(1.5)
+    return bool((same & ratio).all()) and bool((a.m - b.m).abs().max() > width)
+
+
+def _shell(dim: int) -> tuple[float, float]:
+    """r² between the 5% and the 95% quantile."""
+    from scipy.stats import chi2
+
+    low, high = chi2.ppf([0.05, 0.95], dim)
+    return float(low), float(high)
+
+
+def _share(q: _Normal, s: float, draws: Tensor, weights: Tensor) -> float:
+    low, high = _shell(len(q.m))
+    r = q.radius(draws) / s**2
+    return float(weights[(r >= low) & (r <= high)].sum())
+
+
+def _unseen(
+    target: Density, q: _Normal, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence,
+    generator: torch.Generator,
+) -> _Region | None:  # fmt: skip
+    """The heaviest shell of a normal that has fewer draws than its mass asks for; None where each has its share."""
+    low, high = _shell(len(q.m))
+    worst = None
+    for s in SCALES:
+        u = q.draw(DRAWS, s, generator)
+        r = q.radius(u) / s**2
+        log_w = target(u)[0] - q.log_prob(u, s)
+        log_w = torch.where(torch.isfinite(log_w) & (r >= low) & (r <= high), log_w, -torch.inf).double()
+        if not torch.isfinite(log_w).any():
+            continue
+        w = (log_w - log_w.max()).exp()
+        if float(w.sum() ** 2 / (w**2).sum()) < LEAST_ESS:
+            continue
+        log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
+        se = float(w.std() / w.mean()) / DRAWS**0.5
+        share = _share(q, s, draws, weights)
+        expected = math.exp(min(log_z - SURE * math.hypot(se, min(evidence.se, 1.0)) - evidence.log_z, 500.0))
+        have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
+        if expected > MISSING[0] and expected > 2 * have and (worst is None or log_z > worst.log_z):
+            worst = _Region(log_z, se, share)
+    return worst
+
+
+def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: torch.Generator) -> Evidence:
+    """log Z of the posterior by bridge sampling between its draws and a mixture that half of them makes.
+
+        Z = E_q[p̃ h] / E_p[q h],   h = 1 / (s₁ p̃ + s₂ Z q), iterated
+    """
+    n = len(draws) // 2
+    made, held = draws[:n], draws[n:]
+    cov = torch.cov(made.mT).reshape(draws.shape[1], -1)
+    L, info = torch.linalg.cholesky_ex(cov + 1e-10 * torch.diag(cov.diagonal().clamp_min(1e-300)))
+    normals = ([] if info else [_Normal(made.mean(0), L)]) + parts
+    if not normals:
+        return Evidence(math.nan, math.inf)
+    each = -(-n // len(normals))
+    u = torch.cat([q.draw(each, 1.0, generator) for q in normals])
+
+    def log_q(x: Tensor) -> Tensor:
+        return torch.logsumexp(torch.stack([q.log_prob(x) for q in normals]), 0) - math.log(len(normals))
+
+    at_q, at_p = (torch.nan_to_num(target(x)[0], nan=-math.inf).double() - log_q(x).double() for x in (u, held))
+    s1, s2 = len(held) / (len(held) + len(u)), len(u) / (len(held) + len(u))
+    log_z = float(at_p.median())
+    for _ in range(1000):
+        before = log_z
+        # with l = log p̃ − log q − log Z: p̃ h ~ e^l / (s1 e^l + s2), q h ~ 1 / (s1 e^l + s2)
+        f = torch.exp(at_q - log_z) / (s1 * torch.exp(at_q - log_z) + s2)
+        f = torch.where(at_q - log_z > 500, torch.full_like(f, 1 / s1), f)
+        g = 1 / (s1 * torch.exp((at_p - log_z).clamp_max(500)) + s2)
+        log_z = before + float(f.mean().log() - g.mean().log())
+        if not math.isfinite(log_z):
+            return Evidence(math.nan, math.inf)
+        if abs(log_z - before) < 1e-6:
+            break
+    se = math.hypot(float(f.std() / f.mean()) / len(f) ** 0.5, float(g.std() / g.mean()) / len(g) ** 0.5)
+    return Evidence(log_z, se)
