@@ -409,7 +409,7 @@ WRONG = {
     "optimizer's option": ("fit line.py --optimizer Adam(beta=1) --out r", "'beta'"),
     "schedule": ("fit line.py --schedule cosin --out r", "did you mean 'cosine'"),
     "engine": ("fit line.py --engine egaer --out r", "did you mean 'eager'"),
-    "objective": ("fit line.py --elbo iwaee --out r", "did you mean 'iwae'"),
+    "objective": ("fit line.py --objective iwaee --out r", "did you mean 'iwae'"),
     "guide": ("fit line.py --guide AutoNorml --out r", "did you mean 'AutoNormal'"),
     "device": ("fit line.py --device cuda:7 --out r", "device"),
     "precision": ("fit line.py --precision 31 --out r", "precision"),

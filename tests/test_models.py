@@ -26,7 +26,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
-from ppgen.guides.pathfinder import pathfinder
+from ppgen.engine.pathfinder import pathfinder
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
 from ppgen.inference.diffusion.elbo_decomposition import ledger
 from ppgen.inference.diffusion.impute import impute
@@ -44,7 +44,7 @@ from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
-from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
 from ppgen.inference.training.refit import refit
@@ -346,7 +346,7 @@ def of_converge(folder):
 
 def of_objective(folder):
     program = GuidedNormalMean(width=1.2)
-    objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)
+    objective = Objective(program, check(program, {"x": X}), len(X), objective="iwae", particles=2000)
     with torch.no_grad():
         assert float(objective({"x": X})[1]) == pytest.approx(EVIDENCE, abs=0.02)
 

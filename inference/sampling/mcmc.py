@@ -2,12 +2,11 @@
 
     u: the latents on an unconstrained scale,  p(u | x) ∝ p(x, z(u)) |det ∂z/∂u|
 
-kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
-few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
-rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's attribute "findings",
-which `load_findings` reads.
+The kernel is a file of `ppgen.inference.sampling.kernels`; every one starts from Pathfinder's draws. A log joint that
+fails at a point rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's
+attribute "findings", which `load_findings` reads.
 
-Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/guides/pathfinder.py.
+Sources: see kernels/, mcmc_diagnostics.py and ppgen/engine/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.check import columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.errors import PpgenError
-from ppgen.guides.pathfinder import Paths, pathfinder
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
-from ppgen.inference.sampling.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
+from ppgen.inference.sampling import kernels
+from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
-from ppgen.inference.sampling.nuts import nuts
 from ppgen.inference.verdicts.findings import FINE, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.program import Program
@@ -44,7 +43,6 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
-DEFAULTS = {"chees": (64, 250, 400), "nuts": (4, 1000, 500)}  # chains, draws, warmup
 TRIES = 50
 
 
@@ -69,7 +67,7 @@ def mcmc(
     Args:
         program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
         data: the columns, all rows.
-        kernel: chees or nuts.
+        kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
             warm-up of chees ends before where it has settled.
         metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
@@ -112,7 +110,7 @@ def mcmc(
             if not isinstance(run, Run):
                 _somewhere(lambda: _register(program, data))
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
-            calls = 15 * (S + W) * (1 if kernel == "chees" else C)
+            calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
             joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
             structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
@@ -129,11 +127,9 @@ def mcmc(
 
 
 def _numbers(kernel: str, *given: int | None) -> list[int]:
-    if kernel not in DEFAULTS:
-        raise PpgenError(f"kernel is {kernel!r}; expected chees or nuts")
-    numbers = [d if g is None else g for g, d in zip(given, DEFAULTS[kernel], strict=True)]
-    least = {"chains": 4 if kernel == "chees" else 1, "draws": 4, "warmup": 20}
-    for (name, low), n in zip(least.items(), numbers, strict=True):
+    file = kernels.named(kernel)
+    numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
+    for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
         if not isinstance(n, int) or n < low:
             raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
     return numbers
@@ -193,7 +189,8 @@ def run_chains(
         _, _, g, lp = joint.leapfrog(u, still, still, step, zero, root)
         return lp, g
 
-    value_and_grad = _one_by_one(joint) if kernel == "nuts" else together
+    file = kernels.named(kernel)
+    value_and_grad = together if file.TOGETHER else _one_by_one(joint)
 
     def value(u: Tensor) -> Tensor:
         return value_and_grad(u)[0]
@@ -205,12 +202,7 @@ def run_chains(
         paths = pathfinder(value_and_grad, start, generator=generator)
     else:
         paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
-    if kernel == "nuts":
-        dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
-        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=dense, seed=seed)
-    else:
-        frame = first_frame(paths.mean, paths.covariance, metric)
-        found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+    found = file.sample(joint, paths, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report)
     _require_normalised(joint, value, found, sites)
     return found
 

@@ -96,7 +96,7 @@ class LogJoint:
         if summed and not start:
             raise PpgenError(
                 f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous, so there is "
-                "nothing to sample; its exact log p(x) is what fit(elbo='enumerate') maximises"
+                "nothing to sample; its exact log p(x) is what fit(objective='enumerate') maximises"
             )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")

@@ -6,7 +6,7 @@ r"""Pathfinder: where to begin, by normal approximations along quasi-Newton path
 A mode can be a bad place to start, or infinitely high and without mass (a scale that goes to zero); the ELBO tells.
 A path ends where nothing is left to climb, or where its ELBO, among the best of all, rises no more: early, on the way
 up a funnel. A path whose ELBO lies far below the best one's ended where there is no mass: its draw is another path's.
-Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`ppgen.guides.start`).
+Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`inference.training.guide_init`).
 
 Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
 arXiv:2108.03782), with a dense H in place of its factored form.
