@@ -200,7 +200,7 @@ def test_dual_averaging_by_hand(monkeypatch):
         assert math.log(step.current) == pytest.approx(log) and math.log(step.average) == pytest.approx(average)
 
     made: list[_Averaged] = []
-    monkeypatch.setattr(chees_module, "Averaged", lambda first: (made.append(_Averaged(first)), made[-1])[1])
+    monkeypatch.setattr(chees_module, "_Averaged", lambda first: (made.append(_Averaged(first)), made[-1])[1])
     start, generator = normal(16, 4, seed=2).double(), torch.Generator().manual_seed(0)
     found = _run(Evaluations(), start, draws=5, warmup=100, generator=generator)
     sizes = found.stats["step_size"]

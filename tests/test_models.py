@@ -47,6 +47,7 @@ from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
 from ppgen.inference.verdicts.guide_checks import weight_checks
@@ -309,6 +310,14 @@ def of_refit(folder):
     structure = check(program, {"x": X})
     (values,) = refit(program, structure, {"x": X}, {"x": X[None]}, steps=400, lr=0.1, particles=8)
     assert abs(float(values["autoguide.locs.m_unconstrained"]) - float(EXACT.loc)) < 0.15 * float(EXACT.scale)
+
+
+def of_guide_init(folder):
+    program = NormalMean().double().setup({"x": X.double()}, "AutoNormal")
+    assert start_at(program, {"x": X.double()}, starts=2, seed=0)
+    guide = program.autoguide
+    assert float(guide.locs.m.detach()) == pytest.approx(float(EXACT.loc), abs=1e-3)
+    assert float(guide.scales.m.detach()) == pytest.approx(float(EXACT.scale), rel=1e-3)
 
 
 def of_ecdf_bands(folder):
@@ -582,9 +591,9 @@ def test_on_a_conjugate_target(algorithm, tmp_path):
 
 
 def members(folder: str) -> set[str]:
-    """The files of a catalogue, its rooms included; objectives have a table of their own (test_objectives.py)."""
+    """The files of a catalogue, its rooms included; test_objectives.py and test_gradients.py have their own tables."""
     files = (ROOT / folder).rglob("*.py")
-    return {p.stem for p in files if not p.stem.startswith("_") and p.parent.name != "objectives"}
+    return {p.stem for p in files if not p.stem.startswith("_") and p.parent.name not in ("objectives", "gradients")}
 
 
 def test_every_model_has_a_row():

@@ -26,8 +26,8 @@ from pyro.infer.autoguide.utils import deep_setattr
 from torch import Tensor
 
 from ppgen.engine import log_joint
-from ppgen.errors import PpgenError
 from ppgen.engine.pathfinder import pathfinder
+from ppgen.errors import PpgenError
 from ppgen.program import Program
 
 log = logging.getLogger("ppgen")
