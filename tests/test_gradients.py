@@ -96,7 +96,7 @@ def test_every_estimator_has_a_row():
 def test_its_mean_is_the_closed_form_gradient(gradient, objective):
     """Within 4.5 standard errors, which are less than 2% of each entry."""
     program = Pair()
-    found, expected = estimates(program, gradient, objective, 50_000, 100), exact(program)
+    found, expected = estimates(program, gradient, objective, 70_000, 120), exact(program)
     error = found.std(0) / len(found) ** 0.5
     assert (4.5 * error < 0.02 * expected.abs()).all(), 4.5 * error / expected.abs()
     assert ((found.mean(0) - expected).abs() < 4.5 * error + 1e-9).all(), (found.mean(0) - expected) / error
