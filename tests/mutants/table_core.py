@@ -67,9 +67,9 @@ MUTANTS: list[Mutant] = [
         "tests/test_elbo.py::test_elbo_and_its_gradient_are_unbiased[5-sampled-Mixed]",
     ),
     Mutant(
-        "score_with_a_path",
-        'msg["value"], msg["infer"] = msg["value"].detach(), {**msg["infer"], "detached": True}',
-        'msg["infer"] = {**msg["infer"], "detached": True}',
+        "score_left_out",
+        '{**msg["infer"], "detached": True}',
+        '{**msg["infer"], "detached": False}',
         "tests/test_gradients.py::test_its_mean_is_the_closed_form_gradient[sampled-score]",
     ),
     Mutant(
