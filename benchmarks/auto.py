@@ -74,7 +74,7 @@ def _one(name: str, engine: str, steps: int) -> float:
     entry = next(make for full, make in ENTRIES.items() if name in full)()
     program = entry.program()
     started = _cpu()
-    fit(program, entry.data, steps=steps, elbo=entry.elbo, guide=entry.guide, engine=engine)
+    fit(program, entry.data, steps=steps, objective=entry.objective, guide=entry.guide, engine=engine)
     return _cpu() - started
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--net", default="mlp", choices=("conv", "mlp"))
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--components", type=int, default=100)
-    parser.add_argument("--elbo", default="analytic")
+    parser.add_argument("--objective", default="analytic")
     parser.add_argument("--particles", type=int, default=1)
     parser.add_argument("--test-particles", type=int, default=5000)
     parser.add_argument("--engine", default="auto")
@@ -56,7 +56,8 @@ def main() -> None:
         epoch = len(columns["train"]["x"]) // o.batch_size
         run = fit(
             program, columns["train"], valid=columns["valid"], steps=o.epochs * epoch, batch_size=o.batch_size, lr=o.lr,
-            schedule="cosine", ema=0.999, patience=1000, kl_warmup=5 * epoch, elbo=o.elbo, particles=o.particles,
+            schedule="cosine", ema=0.999, patience=1000, kl_warmup=5 * epoch, objective=o.objective,
+            particles=o.particles,
             engine=o.engine, seed=0,
             out=o.out, log_every=2 * epoch, report=lambda row: print(_line(row, start), flush=True),
         )  # fmt: skip

@@ -56,7 +56,7 @@ def ours(program: Any, x: Tensor, engine: str, precision: str) -> Callable[[Tens
     from ppgen.structure import inspect
 
     program.train()
-    objective = Objective(program, inspect(program, {"x": x[:2]}), len(x), elbo="subsampled")
+    objective = Objective(program, inspect(program, {"x": x[:2]}), len(x), objective="subsampled")
     fabric = make_fabric("cpu", precision)
     wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), LR))
     step = make_step(wrapped, optimizer, fabric, engine=engine)

@@ -128,7 +128,7 @@ def _objective(entry):
 
     program = entry.program().setup(entry.data, entry.guide, entry.hide)
     structure = inspect(program, entry.data, enumerated=entry.hide)
-    return Objective(program, structure, n_rows(entry.data), elbo=entry.elbo)
+    return Objective(program, structure, n_rows(entry.data), objective=entry.objective)
 
 
 def _graph(entry) -> Callable[[int], None]:
@@ -192,7 +192,7 @@ def _svi(entry) -> Callable[[int], None]:
             pyro.module("program", program)
             program.guide(*columns)
 
-    elbo = {"sampled": Trace_ELBO, "analytic": TraceMeanField_ELBO, "enumerate": TraceEnum_ELBO}[entry.elbo]()
+    elbo = {"sampled": Trace_ELBO, "analytic": TraceMeanField_ELBO, "enumerate": TraceEnum_ELBO}[entry.objective]()
     svi, columns = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo), list(entry.data.values())
 
     def run(n: int) -> None:
@@ -234,7 +234,7 @@ def _numpyro(entry) -> Callable[[int], None] | None:
 
     model, data = entry.numpyro()
     guide = getattr(model, "guide", None) or AutoNormal(model)
-    elbo = TraceMeanField_ELBO() if entry.elbo == "analytic" else Trace_ELBO()
+    elbo = TraceMeanField_ELBO() if entry.objective == "analytic" else Trace_ELBO()
     svi = SVI(model, guide, Adam(1e-3), elbo)
     state = svi.init(jax.random.PRNGKey(0), **data)
     one = jax.jit(lambda s: svi.update(s, **data))

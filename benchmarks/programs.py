@@ -22,13 +22,13 @@ Loss = Callable[[], Tensor]
 class Entry(NamedTuple):
     """One program.
 
-    program: makes it; data: its batch; elbo: the objective; guide: an autoguide, or None for its own; hide: latents
+    program: makes it; data: its batch; objective: its name; guide: an autoguide, or None for its own; hide: latents
     that are summed out; by_hand: (parameters, loss) in plain PyTorch, the same estimator; numpyro: (model, data).
     """
 
     program: Callable[[], Program]
     data: dict[str, Tensor]
-    elbo: str
+    objective: str
     guide: str | None
     hide: tuple[str, ...]
     by_hand: Callable[[], tuple[list[Tensor], Loss]] | None
@@ -229,8 +229,8 @@ def gaussian_mixture(enumerated: bool = True) -> Entry:
 
         return other, {"x": x.numpy()}
 
-    elbo, hidden = ("enumerate", ("k",)) if enumerated else ("sampled", ())
-    return Entry(lambda: Program.from_pair(model), {"x": x}, elbo, "AutoNormal", hidden, by_hand, numpyro)
+    objective, hidden = ("enumerate", ("k",)) if enumerated else ("sampled", ())
+    return Entry(lambda: Program.from_pair(model), {"x": x}, objective, "AutoNormal", hidden, by_hand, numpyro)
 
 
 def hidden_markov_model(enumerated: bool = True) -> Entry:

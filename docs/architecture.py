@@ -16,7 +16,7 @@ FLOORS = (
     ("cli",),
     ("inference.report",),
     ("inference.evaluation", "inference.verdicts", "inference.sampling", "inference.diffusion", "inference.training"),
-    ("inference", "inference.objectives"),
+    ("inference", "inference.gradients", "inference.objectives"),
     ("models",),
     ("run",),
     ("check", "chains", "engine", "guides", "distributions", "transforms", "nets", "data", "ppgen"),

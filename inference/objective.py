@@ -1,7 +1,7 @@
 """One bound of one program, as a torch module that a step can be taken on.
 
-The terms of K draws come from a producer (`ppgen.draws`, or the program's own), the bound from a file of
-`ppgen.inference.objectives`.
+The terms of K draws come from a producer (`ppgen.draws`, or the program's own) by way of a file of
+`ppgen.inference.gradients`, the bound from one of `ppgen.inference.objectives`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppgen.data import n_rows
-from ppgen.draws import ManyTerms, one_draw, stacked_terms
+from ppgen.draws import ManyTerms, stacked_terms
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
-from ppgen.inference import objectives
+from ppgen.inference import gradients, objectives
 from ppgen.inference.bounds import Setting
 from ppgen.program import Program
 from ppgen.structure import Structure
@@ -29,35 +29,50 @@ class Objective(nn.Module):
         program: the pair, set up and checked.
         structure: what `ppgen.check.check` returned.
         rows: N, the number of rows of the whole data set.
-        elbo: the name of an objective (`ppgen.inference.objectives`).
+        objective, gradient: names of a bound (`ppgen.inference.objectives`) and of an estimator of its gradient
+            (`ppgen.inference.gradients`).
         particles: K, draws of z a step.
 
     Raises:
-        PpgenError: no such objective, or one that the program has no terms for.
+        PpgenError: no such objective or estimator, or some that do not go together or with the program.
     """
 
     program: Program
 
     def __init__(
-        self, program: Program, structure: Structure, rows: int, *, elbo: str = "analytic", particles: int = 1
+        self,
+        program: Program,
+        structure: Structure,
+        rows: int,
+        *,
+        objective: str = "analytic",
+        gradient: str = "pathwise",
+        particles: int = 1,
     ):
         super().__init__()
-        self.bound: Any = objectives.named(elbo)
+        self.bound: Any = objectives.named(objective)
+        self.estimator: Any = gradients.named(gradient)
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")
         if self.bound.TERMS == "subsampled" and not program.subsamples:
             raise PpgenError(
-                f"elbo={elbo!r} draws terms of the ELBO of a chain of latents, and {program.name} is none; leave elbo "
-                "out, or take elbo='analytic'"
+                f"objective={objective!r} draws terms of the ELBO of a chain of latents, and {program.name} is none; "
+                "leave objective out, or take objective='analytic'"
             )
-        self.program, self.structure, self.rows, self.elbo = program, structure, max(rows, 1), elbo
+        self.program, self.structure, self.rows = program, structure, max(rows, 1)
         score = [s for s in structure.sites if s.name in structure.latents and not s.reparametrised]
-        if getattr(self.bound, "PATHWISE", False) and score:
+        if self.bound.PATHWISE and score:
             raise PpgenError(
-                f"the latent {score[0].name!r} has no reparametrisation, which elbo={elbo!r} needs; take "
-                "elbo='analytic'"
+                f"the latent {score[0].name!r} has no reparametrisation, which objective={objective!r} needs; take "
+                "objective='analytic'"
             )
-        self.particles = max(particles, 2) if score and not structure.summed else particles
+        if self.bound.PATHWISE and not self.estimator.PATHWISE:
+            raise PpgenError(
+                f"objective={objective!r} needs complete derivatives along the paths of its draws, which "
+                f"gradient={gradient!r} does not have; take gradient='pathwise'"
+            )
+        least = max(self.estimator.DRAWS if structure.latents else 1, 2 if score and not structure.summed else 1)
+        self.particles = max(particles, least)
         self._many: dict[tuple, ManyTerms] = {}
 
     def forward(self, batch: Mapping[str, Any], kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
@@ -77,7 +92,9 @@ class Objective(nn.Module):
         if self.bound.TERMS == "subsampled":
             return self.program.subsampled_terms(dict(batch), self.particles)
         if self.particles == 1:
-            return stacked_terms(one_draw(self.program, batch, self.structure, closed_form=self._closed_form))
+            return stacked_terms(
+                self.estimator.draw(self.program, batch, self.structure, closed_form=self._closed_form)
+            )
         return self._recorded(batch)(self.particles, batch)
 
     def prepare(self, batch: Mapping[str, Any]) -> None:
@@ -88,7 +105,9 @@ class Objective(nn.Module):
     def _recorded(self, batch: Mapping[str, Any]) -> ManyTerms:
         key = (shapes(batch), self.training)
         if key not in self._many:
-            self._many[key] = ManyTerms(self.program, batch, self.structure, closed_form=self._closed_form, train=True)
+            self._many[key] = ManyTerms(
+                self.program, batch, self.structure, closed_form=self._closed_form, draw=self.estimator.draw, train=True
+            )
         return self._many[key]
 
     @property

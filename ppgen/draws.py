@@ -31,6 +31,7 @@ FEW = 16  # draws that are made one after the other: recording a run costs as mu
 BLOCK = 2**23  # entries of the largest tensor of a batch: bounds the memory
 
 One = Callable[..., list[Tensor]]
+DrawTerms = Callable[..., list[Term]]  # of the signature of `one_draw`
 
 
 class Many:
@@ -180,6 +181,7 @@ class ManyTerms:
         program, structure: set up and checked.
         data: columns; of each call, columns of the same shapes.
         closed_form: as for `ppgen.terms.terms`.
+        draw: makes the terms of one run: `one_draw`, or a gradient estimator's.
         train: whether gradients with respect to the program's parameters are to be taken.
     """
 
@@ -190,9 +192,11 @@ class ManyTerms:
         structure: Structure,
         *,
         closed_form: bool = False,
+        draw: DrawTerms | None = None,
         train: bool = False,
     ):
         self.program, self.structure, self.closed_form = program, structure, closed_form
+        self.draw = draw or one_draw
         self.columns = [k for k, v in data.items() if isinstance(v, Tensor)]
         self.rest = {k: v for k, v in data.items() if k not in self.columns}
         self.parameters = list(dict(program.named_parameters())) if train else []
@@ -208,7 +212,7 @@ class ManyTerms:
         theta = dict(zip(self.parameters, tensors[:n], strict=True))
         data = dict(zip(self.columns, tensors[n:], strict=True)) | self.rest
         with parameters_as(self.program, theta):
-            found = one_draw(self.program, data, self.structure, closed_form=self.closed_form)
+            found = self.draw(self.program, data, self.structure, closed_form=self.closed_form)
         self.labels = [t._replace(value=_NOTHING, log_prob=_NOTHING, log_density=_NOTHING) for t in found]
         return [x for t in found for x in (t.value, t.log_prob, t.log_density)]
 

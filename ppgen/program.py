@@ -22,8 +22,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.guides import FLOW, guide_names, make_autoguide, parse, require_options
-from ppgen.guides.flow import FlowGuide
+from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_options
 from ppgen.handlers import ParamSites
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
@@ -249,24 +248,24 @@ class Program(nn.Module):
             if guide is None:
                 q = poutine.trace(lambda: self.call("guide", data)).get_trace()
                 return Traces(poutine.trace(lambda: self.call("model", data)).get_trace(), q)
-            if parse(guide)[0] == FLOW:
+            if (file := file_of(guide)) is not None:
                 p = poutine.trace(lambda: self.call("model", data)).get_trace()
                 sites = _latents(p, guide, hide)
                 if sites:
-                    self.set_autoguide(self._flow_guide(guide, p, sites, data, rows))
+                    self.set_autoguide(self._own_guide(file.Guide, guide, p, sites, data, rows))
             else:
                 p = self._make_autoguide(guide, data, hide)
             return Traces(p, poutine.trace(lambda: self.call("guide", data)).get_trace())
 
-    def _flow_guide(
-        self, spec: str, p: poutine.Trace, sites: dict[str, Any], data: Columns, rows: tuple[str, ...]
+    def _own_guide(
+        self, made: Any, spec: str, p: poutine.Trace, sites: dict[str, Any], data: Columns, rows: tuple[str, ...]
     ) -> nn.Module:
         own = Traces(p, poutine.Trace())
         over = row_plates(own, longer_run(self, data, rows, guide=False), data, rows)
         dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized and f.name in over}
-        options = parse(spec)[1]
-        require_options(FLOW, FlowGuide, options)
-        return FlowGuide(sites, dims, data, rows, **options)
+        name, options = parse(spec)
+        require_options(name, made, options)
+        return made(sites, dims, data, rows, **options)
 
     def _make_autoguide(self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]) -> poutine.Trace:
         """Puts an autoguide in; the model's trace as its prototype ran it."""
@@ -390,7 +389,7 @@ def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]
         if site["fn"].has_enumerate_support:
             raise PpgenError(
                 f"the discrete latent {name!r} has no place in {spec}, whose latents are continuous; sum it out with "
-                "elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
+                "objective='enumerate' (--objective enumerate), or write a guide that samples it"
             )
     return found
 

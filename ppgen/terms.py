@@ -150,8 +150,13 @@ def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
 def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
     """The term of one site of a trace; its role is that of a site of the model where none is given."""
     density = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-    pathwise = bool(getattr(site["fn"], "has_rsample", False))
-    return _labelled(site, role or _role(site), scale_and_mask(density, site["scale"]), density, order, pathwise)
+    log_prob = scale_and_mask(density, site["scale"])
+    return _labelled(site, role or _role(site), log_prob, density, order, _has_path(site))
+
+
+def _has_path(site: Mapping[str, Any]) -> bool:
+    """Whether gradients go through the value: the draw is reparametrized, and no handler has cut its path."""
+    return bool(getattr(site["fn"], "has_rsample", False)) and not site["infer"].get("detached")
 
 
 def _role(site: Mapping[str, Any]) -> str:
@@ -214,7 +219,7 @@ def full_plates(site: Mapping[str, Any]) -> frozenset[str]:
 
 def _kl_term(p: Mapping[str, Any], q: Mapping[str, Any], kl: Tensor, order: int) -> Term:
     log_prob = scale_and_mask(-kl, p["scale"], p["mask"])
-    pathwise = q["fn"].has_rsample
+    pathwise = _has_path(q)
     density = log_prob if pathwise else scale_and_mask(q["fn"].log_prob(q["value"]), 1.0, q["mask"])
     return _labelled(p, "kl", log_prob, density, order, pathwise)
 

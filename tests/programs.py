@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     program: Callable[[], Program]
     data: Columns
-    elbo: str = "sampled"  # the objective it is good for: sampled, analytic, enumerate
+    objective: str = "sampled"  # the one it is good for: sampled, analytic, enumerate
     particles: int = 1
     pathwise: bool = True  # False: some gradient is a score function's
     rows: int | None = None  # of the whole data set, where the columns are a batch of it
@@ -88,7 +88,7 @@ def _normal_normal(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-@case({"x": Y}, "AutoNormal", elbo="analytic")
+@case({"x": Y}, "AutoNormal", objective="analytic")
 def normal_normal():
     return (_normal_normal,)
 
@@ -329,7 +329,7 @@ def pyro_module():
 # -- latents with guides of their own --------------------------------------------------------------
 
 
-@case({"x": _bits(10)}, elbo="analytic")
+@case({"x": _bits(10)}, objective="analytic")
 def beta_bernoulli():
     def model(x):
         p = pyro.sample("p", dist.Beta(2.0, 3.0))
@@ -343,7 +343,7 @@ def beta_bernoulli():
     return model, guide
 
 
-@case({"x": torch.arange(12) % 3}, elbo="analytic")
+@case({"x": torch.arange(12) % 3}, objective="analytic")
 def dirichlet_categorical():
     def model(x):
         p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
@@ -358,7 +358,7 @@ def dirichlet_categorical():
     return model, guide
 
 
-@case({"x": _randn(10).exp()}, elbo="analytic")
+@case({"x": _randn(10).exp()}, objective="analytic")
 def gamma_guide():
     def model(x):
         rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
@@ -372,7 +372,7 @@ def gamma_guide():
     return model, guide
 
 
-@case({"x": Y}, elbo="sampled", pathwise=False, particles=2)
+@case({"x": Y}, objective="sampled", pathwise=False, particles=2)
 def bernoulli_score():
     def model(x):
         z = pyro.sample("z", dist.Bernoulli(0.3))
@@ -385,7 +385,7 @@ def bernoulli_score():
     return model, guide
 
 
-@case({"x": Y[:4]}, elbo="sampled", pathwise=False, particles=2)
+@case({"x": Y[:4]}, objective="sampled", pathwise=False, particles=2)
 def local_poisson_score():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -402,7 +402,7 @@ def local_poisson_score():
 # -- discrete latents summed out -------------------------------------------------------------------
 
 
-@case({"x": Y}, "AutoNormal", ("k",), elbo="enumerate")
+@case({"x": Y}, "AutoNormal", ("k",), objective="enumerate")
 def gaussian_mixture():
     @config_enumerate
     def model(x):
@@ -416,7 +416,7 @@ def gaussian_mixture():
     return (model,)
 
 
-@case({"x": Y[:8]}, "AutoDelta", tuple(f"z_{t}" for t in range(8)), elbo="enumerate")
+@case({"x": Y[:8]}, "AutoDelta", tuple(f"z_{t}" for t in range(8)), objective="enumerate")
 def hidden_markov_model():
     @config_enumerate
     def model(x):
@@ -430,7 +430,7 @@ def hidden_markov_model():
     return (model,)
 
 
-@case({"x": Y[:9]}, elbo="enumerate")
+@case({"x": Y[:9]}, objective="enumerate")
 def exact_mixture():
     @config_enumerate
     def model(x):
@@ -465,32 +465,32 @@ class SmallVAE(Program):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-@case(BITS, elbo="analytic")
+@case(BITS, objective="analytic")
 def vae():
     return SmallVAE()
 
 
-@case(BITS, elbo="sampled", particles=3)
+@case(BITS, objective="sampled", particles=3)
 def vae_particles():
     return SmallVAE()
 
 
-@case(BITS, elbo="analytic", rows=60)
+@case(BITS, objective="analytic", rows=60)
 def vae_minibatch():
     return SmallVAE()
 
 
-@case(BITS, elbo="analytic")
+@case(BITS, objective="analytic")
 def vae_dropout():
     return SmallVAE(nn.Dropout(0.3))
 
 
-@case(BITS, elbo="analytic")
+@case(BITS, objective="analytic")
 def vae_batch_norm():
     return SmallVAE(nn.BatchNorm1d(8))
 
 
-@case(BITS, elbo="analytic")
+@case(BITS, objective="analytic")
 def pyro_module_statement():
     encoder, decoder = nn.Linear(16, 4), nn.Linear(2, 16)
 
@@ -509,7 +509,7 @@ def pyro_module_statement():
     return model, guide
 
 
-@case({"x": _bits(3, 1, 8, 8)}, elbo="analytic")
+@case({"x": _bits(3, 1, 8, 8)}, objective="analytic")
 def convolutional_vae():
     class Convolutional(Program):
         def __init__(self):
@@ -532,7 +532,7 @@ def convolutional_vae():
     return Convolutional()
 
 
-@case(POINTS, elbo="analytic")
+@case(POINTS, objective="analytic")
 def probabilistic_pca():
     class PPCA(Program):
         def __init__(self):
@@ -567,7 +567,7 @@ def spline_flow():
     return Flow()
 
 
-@case({"x": _bits(4, 5, 3)}, elbo="analytic")
+@case({"x": _bits(4, 5, 3)}, objective="analytic")
 def deep_markov_model():
     class DMM(Program):
         def __init__(self):

@@ -167,7 +167,7 @@ def test_a_batch_of_a_chain_stands_for_all_rows():
     losses, elbos, slopes = [], [], []
     for rows in (len(X), 4 * len(X)):
         torch.manual_seed(3)
-        loss, elbo = Objective(program, inspect(program, {"x": X}), rows, elbo="subsampled", particles=2)({"x": X})
+        loss, elbo = Objective(program, inspect(program, {"x": X}), rows, objective="subsampled", particles=2)({"x": X})
         losses.append(loss)
         elbos.append(elbo)
         slopes.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(program.net.parameters()))]))

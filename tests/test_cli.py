@@ -363,7 +363,7 @@ def test_new_writes_a_program_that_fits(call, tmp_path):
 
 def test_list(call):
     out, _ = call("list")
-    for word in ("vae", "digits", "AutoNormal", "analytic"):
+    for word in ("vae", "digits", "AutoNormal", "flow", "analytic", "sticking", "64 chains of 250 draws"):
         assert word in out
     assert "Adam" in call("list", "optimizers")[0] and "cosine" in call("list", "schedules")[0]
     assert "vae" in json.loads(call("list", "models", "--json")[0])["models"]
@@ -409,7 +409,10 @@ WRONG = {
     "optimizer's option": ("fit line.py --optimizer Adam(beta=1) --out r", "'beta'"),
     "schedule": ("fit line.py --schedule cosin --out r", "did you mean 'cosine'"),
     "engine": ("fit line.py --engine egaer --out r", "did you mean 'eager'"),
-    "objective": ("fit line.py --elbo iwaee --out r", "did you mean 'iwae'"),
+    "objective": ("fit line.py --objective iwaee --out r", "did you mean 'iwae'"),
+    "gradient estimator": ("fit line.py --gradient scoer --out r", "did you mean 'score'"),
+    "resume with an estimator": ("fit --resume RUN --gradient score", "--gradient was given"),
+    "the objective's old name": ("fit line.py --elbo iwae", "No such option: --elbo"),
     "guide": ("fit line.py --guide AutoNorml --out r", "did you mean 'AutoNormal'"),
     "device": ("fit line.py --device cuda:7 --out r", "device"),
     "precision": ("fit line.py --precision 31 --out r", "precision"),

@@ -38,7 +38,7 @@ def test_a_table_and_a_file(tmp_path):
 
 def test_errors_are_one_sentence(tmp_path):
     done = ppgen("mcmc", "eight_schools", "--data", "eight_schools", "--kernel", "gibbs", cwd=tmp_path, ok=False)
-    assert done.returncode == 2 and "kernel is 'gibbs'" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "no kernel 'gibbs'" in done.stderr and "Traceback" not in done.stderr
     fit(EightSchools(), SCHOOLS, steps=0, out=tmp_path / "run")
     done = ppgen("mcmc", "run", "--set", "centred=True", cwd=tmp_path, ok=False)
     assert done.returncode == 2 and "--set gives arguments to a program" in done.stderr

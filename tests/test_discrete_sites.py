@@ -31,7 +31,7 @@ from ppgen.inference.evaluation.compare import held_out, loo
 from ppgen.run import Run
 
 Latents = dict[str, Tensor]
-SETTINGS = {"elbo": "enumerate", "precision": "64-true"}
+SETTINGS = {"objective": "enumerate", "precision": "64-true"}
 
 
 @pytest.fixture(autouse=True)

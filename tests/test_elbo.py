@@ -129,11 +129,11 @@ def exact_of(program, x, bound="elbo", **how):
 
 
 @pytest.mark.parametrize("program", [Linear, Mixed])
-@pytest.mark.parametrize("elbo", ["analytic", "sampled"])
+@pytest.mark.parametrize("name", ["analytic", "sampled"])
 @pytest.mark.parametrize("particles", [1, 5])
-def test_elbo_and_its_gradient_are_unbiased(program, elbo, particles):
+def test_elbo_and_its_gradient_are_unbiased(program, name, particles):
     program = program()
-    obj = objective(program, {"x": X}, elbo=elbo, particles=particles)
+    obj = objective(program, {"x": X}, objective=name, particles=particles)
     within(draws(obj, program, 1500, {"x": X}), exact_of(program, X))
 
 
@@ -152,7 +152,7 @@ MANY = X.repeat_interleave(200)  # the rows of X, each of them many times: so ma
 def test_iwae_on_minibatches_is_unbiased_where_latents_are_local():
     """Two particles: the bound of a batch of N/4 rows, and its gradient, stand for all N."""
     program = Linear()
-    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    obj = objective(program, {"x": MANY}, objective="iwae", particles=2)
     found = draws(obj, program, 80, lambda i: take({"x": MANY}, torch.arange(600) + 600 * (i % 4)))
     within(found.unflatten(0, (20, 4)).mean(1), 200 * exact_of(program, X, "iwae"), precise=0.005)
 
@@ -179,7 +179,7 @@ def test_iwae_on_minibatches_is_unbiased_where_a_latent_is_global():
             return ll.sum() - 0.5 * (m**2 + v - 1 - v.log())
 
     program = Mean()
-    obj = objective(program, {"x": X}, elbo="iwae", particles=1)
+    obj = objective(program, {"x": X}, objective="iwae", particles=1)
     found = draws(obj, program, 240, lambda i: take({"x": X}, torch.arange(3) + 3 * (i % 4)))
     within(found.unflatten(0, (60, 4)).mean(1), exact_of(program, X))
 
@@ -188,7 +188,7 @@ def test_the_analytic_kl_has_no_noise_of_its_own():
     program = Linear()
     program.theta.data.zero_()  # the likelihood does not depend on z, and the KL is all that is left
     noise = {
-        e: draws(objective(program, {"x": X}, elbo=e), program, 50, {"x": X})[:, 0].std()
+        e: draws(objective(program, {"x": X}, objective=e), program, 50, {"x": X})[:, 0].std()
         for e in ("analytic", "sampled")
     }
     assert noise["analytic"] < 1e-5 < noise["sampled"]
@@ -227,10 +227,10 @@ def test_analytic_kl_is_not_used_against_the_order_of_sampling():
 
 
 @pytest.mark.parametrize("particles", [1, 7])
-@pytest.mark.parametrize(("elbo", "pyros"), [("sampled", Trace_ELBO), ("analytic", TraceMeanField_ELBO)])
-def test_equal_to_pyro_from_the_same_seed(elbo, pyros, particles):
+@pytest.mark.parametrize(("name", "pyros"), [("sampled", Trace_ELBO), ("analytic", TraceMeanField_ELBO)])
+def test_equal_to_pyro_from_the_same_seed(name, pyros, particles):
     program = Linear()
-    obj = objective(program, {"x": X}, elbo=elbo, particles=particles)
+    obj = objective(program, {"x": X}, objective=name, particles=particles)
     other = pyros(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(5)
     loss, value = obj({"x": X})
@@ -245,7 +245,7 @@ def test_iwae_equals_its_definition_and_tightens():
     exact = program.log_prob(X).sum().item()
     means = []
     for k in (1, 5, 50):
-        obj = objective(program, {"x": X}, elbo="iwae", particles=k)
+        obj = objective(program, {"x": X}, objective="iwae", particles=k)
         torch.manual_seed(0)
         values = torch.tensor([obj({"x": X})[1] for _ in range(400)])
         means.append(values.mean().item())
@@ -253,7 +253,7 @@ def test_iwae_equals_its_definition_and_tightens():
     assert means[0] < means[1] < means[2] < exact + 0.02
     assert exact - means[2] < 0.05
 
-    obj = objective(program, {"x": X}, elbo="iwae", particles=6)
+    obj = objective(program, {"x": X}, objective="iwae", particles=6)
     torch.manual_seed(1)
     loss, value = obj({"x": X})
     torch.manual_seed(1)
@@ -270,7 +270,7 @@ def test_iwae_equals_its_definition_and_tightens():
 
 def test_iwae_refuses_what_it_cannot_reparametrise():
     with pytest.raises(PpgenError, match="'b' has no reparametrisation"):
-        objective(Mixed(), {"x": X}, elbo="iwae", particles=2)
+        objective(Mixed(), {"x": X}, objective="iwae", particles=2)
 
 
 def test_kl_weight_reaches_the_loss_and_not_the_figure():
@@ -289,21 +289,21 @@ def test_kl_weight_reaches_the_loss_and_not_the_figure():
 def test_kl_weight_reaches_both_latent_terms_of_iwae():
     """p(z) and q(z) alike: the gradient of the log of a mean of weights, at half the weight."""
     program = Linear()
-    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    obj = objective(program, {"x": MANY}, objective="iwae", particles=2)
     exact = 200 * exact_of(program, X, "iwae", kl_weight=0.5)
     within(draws(obj, program, 100, {"x": MANY}, 0.5)[:, 1:], exact[1:])
 
 
 def test_kl_weight_reaches_the_loss_of_iwae_and_not_its_figure():
     program = Linear()
-    obj = objective(program, {"x": MANY}, elbo="iwae", particles=2)
+    obj = objective(program, {"x": MANY}, objective="iwae", particles=2)
     within(draws(obj, program, 20, {"x": MANY}, 0.5)[:, :1], 200 * exact_of(program, X, "iwae")[:1])
 
 
 def test_kl_weight_reaches_the_score_function():
     """Of a discrete latent whose gradient has no path: that of E log p(x | z) - KL / 2, and the figure as it was."""
     program = Mixed()
-    obj = objective(program, {"x": X}, elbo="sampled", particles=500)
+    obj = objective(program, {"x": X}, objective="sampled", particles=500)
     exact = exact_of(program, X, kl_weight=0.5)
     exact[0] = program.elbo(X)
     within(draws(obj, program, 100, {"x": X}, 0.5), exact, precise=0.005)
@@ -322,7 +322,7 @@ def test_enumeration_sums_the_discrete_latents_out():
     program = Program.from_pair(model, guide)
     program.setup({"x": X})
     structure = check(program, {"x": X}, enumerated=("b",))
-    obj = Objective(program, structure, N, elbo="enumerate")
+    obj = Objective(program, structure, N, objective="enumerate")
     loss, value = obj({"x": X})
     loc = program.get_parameter("param:loc")
     exact = torch.logsumexp(torch.tensor([0.3, 0.7]).log() + dist.Normal(loc, 1.0).log_prob(X[:, None]), -1).sum()
@@ -346,8 +346,8 @@ def test_masks_and_scales_are_kept():
                     pyro.sample("x", dist.Normal(self.theta * z, 1.0), obs=x)
 
     program = Masked()
-    for elbo, pyros in (("sampled", Trace_ELBO), ("analytic", TraceMeanField_ELBO)):
-        obj = objective(program, {"x": X}, elbo=elbo)
+    for name, pyros in (("sampled", Trace_ELBO), ("analytic", TraceMeanField_ELBO)):
+        obj = objective(program, {"x": X}, objective=name)
         torch.manual_seed(2)
         _, value = obj({"x": X})
         torch.manual_seed(2)
@@ -376,9 +376,9 @@ def test_a_masked_latent_costs_nothing_and_a_scaled_one_as_much_more():
 
     program = Masked()
     exact = float(program.elbo(X).detach())
-    assert float(objective(program, {"x": X}, elbo="analytic")({"x": X})[1]) == pytest.approx(exact, rel=1e-5)
+    assert float(objective(program, {"x": X}, objective="analytic")({"x": X})[1]) == pytest.approx(exact, rel=1e-5)
     torch.manual_seed(0)
-    obj = objective(program, {"x": X}, elbo="sampled", particles=4000)
+    obj = objective(program, {"x": X}, objective="sampled", particles=4000)
     assert float(obj({"x": X})[1]) == pytest.approx(exact, rel=0.01)
 
 
@@ -415,6 +415,6 @@ def test_it_is_the_guides_draw_that_is_reparametrised():
                 z = pyro.sample("z", prior)
                 pyro.sample("x", dist.Normal(self.theta * z, 1.0), obs=x)
 
-    obj = objective(Mixture(), {"x": X}, elbo="iwae", particles=3)
+    obj = objective(Mixture(), {"x": X}, objective="iwae", particles=3)
     assert obj.particles == 3
     assert objective(Mixture(), {"x": X}).particles == 1

@@ -47,10 +47,11 @@ def no_validation():
 def objective(case: Case) -> Objective:
     program = case.program()
     structure = inspect(program, case.data)
-    if case.elbo == "enumerate":
+    if case.objective == "enumerate":
         discrete = tuple(s.name for s in structure.sites if s.discrete and s.role == "latent")
         structure = inspect(program, case.data, enumerated=discrete)
-    return Objective(program, structure, case.rows or n_rows(case.data), elbo=case.elbo, particles=case.particles)
+    n = case.rows or n_rows(case.data)
+    return Objective(program, structure, n, objective=case.objective, particles=case.particles)
 
 
 def seeded(seed: int, fn, *args):
@@ -85,7 +86,7 @@ def pyros_own(case: Case, o: Objective) -> torch.Tensor:
         "sampled": Trace_ELBO,
         "analytic": TraceMeanField_ELBO,
         "enumerate": TraceEnum_ELBO,
-    }[case.elbo](**options)
+    }[case.objective](**options)
 
     def part(name: str):
         def run():
@@ -94,7 +95,7 @@ def pyros_own(case: Case, o: Objective) -> torch.Tensor:
 
         return run
 
-    model = config_enumerate(part("model")) if case.elbo == "enumerate" else part("model")
+    model = config_enumerate(part("model")) if case.objective == "enumerate" else part("model")
     return elbo.differentiable_loss(model, part("guide")) / o.rows
 
 
@@ -217,7 +218,7 @@ def test_closed_forms():
     torch.testing.assert_close(Gradient(o, {"x": Y})({"x": Y}).loss, exact)
 
     # q = p(z | x): the loss is minus the log evidence, whatever is drawn, and the gradient of N(m, s) is 0 in the mean.
-    case = PROGRAMS["normal_normal"]._replace(elbo="sampled")
+    case = PROGRAMS["normal_normal"]._replace(objective="sampled")
     o = objective(case)
     precision = torch.tensor(1 / 4 + len(Y))
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_closed_forms():
 def _fitted(name: str, engine: str, **options) -> tuple[Program, list[dict]]:
     case = PROGRAMS[name]
     program = case.program()
-    run = fit(program, case.data, engine=engine, elbo=case.elbo, particles=case.particles, lr=1e-2, **options)
+    run = fit(program, case.data, engine=engine, objective=case.objective, particles=case.particles, lr=1e-2, **options)
     return program, run.rows
 
 
@@ -337,11 +338,11 @@ def test_the_optimizer_of_a_compiled_step_goes_on_elsewhere():
 
 
 def _step(
-    program: Program, data: dict, engine: str, precision: str = "32-true", elbo: str = "sampled", **options
+    program: Program, data: dict, engine: str, precision: str = "32-true", objective: str = "sampled", **options
 ) -> Step:
     fabric = make_fabric("cpu", precision)
     program.setup(data)
-    o = Objective(program, inspect(program, data), n_rows(data), elbo=elbo)
+    o = Objective(program, inspect(program, data), n_rows(data), objective=objective)
     optimizer = make_optimizer("Adam", list(o.parameters()), 1e-2)
     wrapped, optimizer = fabric.setup(o, optimizer)
     return Step(wrapped, optimizer, fabric, engine=engine, **options)
@@ -380,7 +381,7 @@ def test_mixed_precision(engine: str):
     rows = [Row(1e-3, 1.0, k) for k in range(1, 4)]
     found = []
     for name in ("eager", engine):
-        step = _step(program(), x, name, precision="bf16-mixed", elbo="subsampled")
+        step = _step(program(), x, name, precision="bf16-mixed", objective="subsampled")
         with pyro.validation_enabled(True):
             results = seeded(1, step, [x] * 3, rows)
         assert step.running == name
@@ -389,14 +390,14 @@ def test_mixed_precision(engine: str):
     if engine == "trace":
         assert eager == other and all(map(torch.equal, values, ours))
     np.testing.assert_allclose(eager, other, rtol=0.02)
-    step = _step(program(), x, "eager", elbo="subsampled")
+    step = _step(program(), x, "eager", objective="subsampled")
     exact = [r.elbo for r in seeded(1, step, [x] * 3, rows)]
     assert exact != eager
     np.testing.assert_allclose(exact, eager, rtol=0.02)
 
 
 def test_draws_follow_the_seed_and_differ_at_every_step():
-    case = PROGRAMS["normal_normal"]._replace(elbo="sampled")
+    case = PROGRAMS["normal_normal"]._replace(objective="sampled")
     gradient = Gradient(objective(case), case.data)
     first = [float(seeded(1, gradient, case.data).elbo), *(float(gradient(case.data).elbo) for _ in range(4))]
     again = [float(seeded(1, gradient, case.data).elbo), *(float(gradient(case.data).elbo) for _ in range(4))]

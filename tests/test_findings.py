@@ -21,7 +21,7 @@ from ppgen.inference.evaluation.calibrate import _Calibration
 from ppgen.inference.evaluation.loglik import Bound, LogLik
 from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
-from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.finding_words import WORDS
 from ppgen.inference.verdicts.findings import (
     TOGETHER,

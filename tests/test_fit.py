@@ -96,7 +96,7 @@ def test_pyros_vae_pair_runs_unchanged_and_equals_svi():
     pyro.clear_param_store()
     losses = svi(*vae_pair(), (x,), 20, 0.01, len(x))
     pyro.clear_param_store()
-    run = fit(Program.from_pair(*vae_pair()), {"x": x}, steps=20, lr=0.01, elbo="sampled", log_every=1)
+    run = fit(Program.from_pair(*vae_pair()), {"x": x}, steps=20, lr=0.01, objective="sampled", log_every=1)
     assert_equal_to_svi(run, losses)
     assert not list(pyro.get_param_store().keys())
 
@@ -116,7 +116,7 @@ def test_eight_schools_with_no_guide_equals_svi():
     guide(*SCHOOLS.values())  # its first call draws the initial values
     losses = svi(schools, guide, SCHOOLS.values(), 20, 0.02, 8)
     program = Program.from_pair(schools, guide=None)
-    run = fit(program, SCHOOLS, steps=20, lr=0.02, elbo="sampled", log_every=1)
+    run = fit(program, SCHOOLS, steps=20, lr=0.02, objective="sampled", log_every=1)
     pyro.clear_param_store()
     assert_equal_to_svi(run, losses)
 
@@ -143,7 +143,7 @@ def test_constrained_params_equal_svi(tmp_path):
     theirs = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
     pyro.clear_param_store()
     program = Program.from_pair(constrained_model, constrained_guide)
-    run = fit(program, {"x": x}, steps=20, lr=0.02, elbo="sampled", log_every=1, out=tmp_path / "run")
+    run = fit(program, {"x": x}, steps=20, lr=0.02, objective="sampled", log_every=1, out=tmp_path / "run")
     assert_equal_to_svi(run, losses)
     names = {n.removeprefix("param:").replace("/", ".") for n, _ in run.program.named_parameters()}
     assert names == set(theirs)
@@ -370,13 +370,13 @@ class Location(Program):
 def test_validation_in_batches_counts_every_row_once():
     """Latents of a row, and a last batch of 10 rows that are unlike the others."""
     x = torch.cat((torch.linspace(-1.0, 1.0, 90), torch.linspace(4.0, 5.0, 10)))
-    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, elbo="sampled")
+    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, objective="sampled")
     assert run.rows[-1]["valid_elbo"] == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(x).sum().item(), rel=1e-5)
 
 
 def test_the_standard_error_of_validation_is_that_over_its_batches():
     x = torch.randn(120, generator=torch.Generator().manual_seed(1))
-    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, elbo="sampled")
+    run = fit(Exact(), {"x": X.flatten()}, valid={"x": x}, steps=1, lr=1e-9, batch_size=30, objective="sampled")
     means = dist.Normal(0.0, 2**0.5).log_prob(x).reshape(4, 30).mean(1).numpy()
     assert run.rows[-1]["valid_elbo_se"] == pytest.approx(120 * means.std(ddof=1) / 2, rel=1e-3)
 

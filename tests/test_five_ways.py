@@ -148,7 +148,7 @@ def has_none(tree, group: str) -> bool:
 @every_way
 @pytest.mark.parametrize(("objective", "particles"), [("sampled", 1), ("sampled", ROWS), ("iwae", ROWS)])
 def test_the_bound_of_the_posterior_is_the_evidence(way, objective, particles):
-    run = fit(program(way), DATA, steps=2, lr=1e-12, particles=particles, elbo=objective, log_every=1,
+    run = fit(program(way), DATA, steps=2, lr=1e-12, particles=particles, objective=objective, log_every=1,
               precision="64-true")  # fmt: skip
     assert run.metrics["elbo"] == pytest.approx([EVIDENCE] * 2, abs=1e-8)
 
@@ -169,7 +169,7 @@ def test_gradient_descent_of_almost_a_point(way, engine, particles):
 @every_way
 def test_an_autoguide_that_holds_the_posterior_finds_it(way):
     run = fit(Program.from_pair(WAYS[way]), DATA, guide="AutoMultivariateNormal", starts=4, particles=ROWS,
-              steps=2, lr=1e-12, log_every=1, elbo="sampled", precision="64-true")  # fmt: skip
+              steps=2, lr=1e-12, log_every=1, objective="sampled", precision="64-true")  # fmt: skip
     assert run.metrics["elbo"] == pytest.approx([EVIDENCE] * 2, abs=1e-3)
     tree = posterior(run, DATA, draws=2000, predictive=False, prior=False)
     draws_agree(tree["posterior"]["beta"].values[0], EXACT.loc, EXACT.variance)

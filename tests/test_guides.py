@@ -16,10 +16,10 @@ import ppgen
 from ppgen import PpgenError, Program, Run
 from ppgen.check import check
 from ppgen.draws import ManyTerms
-from ppgen.guides import guide_names, parse
+from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
-from ppgen.guides.start import _gaussian
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
+from ppgen.inference.training.guide_init import _gaussian
 from ppgen.terms import run as run_once
 
 SINGLE = {"precision": "64-true", "engine": "eager"}
@@ -140,6 +140,23 @@ def test_plates_and_constraints(amortised):
 
 # -- posteriors that are known ---------------------------------------------------------------------
 
+OWN = {"flow": {"hidden": (4,)}}  # by guide of a file of ppgen/guides: options with which a fit takes a second
+
+
+def test_every_guide_has_a_row():
+    own = {n for n in guide_names() if file_of(n)}
+    assert own == set(OWN)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_it_finds_a_normal_posterior(name):
+    x, exact = normal(20) + 1.0, NormalMean().posterior(normal(20) + 1.0)
+    guide = f"{name}({', '.join(f'{k}={v!r}' for k, v in OWN[name].items())})"
+    run = fit(NormalMean(), {"x": x}, steps=300, lr=0.02, schedule="cosine", particles=8, guide=guide, **SINGLE)
+    m = posterior(run, {"x": x}, draws=2000)["posterior"]["m"].values[0]
+    assert abs(m.mean() - float(exact.loc)) < 0.15 * float(exact.scale)
+    assert m.std() == pytest.approx(float(exact.scale), rel=0.1)
+
 
 def test_of_a_gaussian_posterior_it_begins_as_the_posterior():
     x, y = normal(40, 4, seed=1), normal(40, seed=2)
@@ -169,7 +186,7 @@ def test_a_skewed_posterior():
     """One observation of an exponential: the posterior is Gamma(1.6, 0.5 + x), a Gaussian guide of log rate misses."""
     data = {"x": torch.tensor([0.4])}
     run = fit(Program.from_pair(_rate), data, steps=400, lr=0.02, schedule="cosine", particles=16, guide="flow",
-              precision="64-true", engine="trace", elbo="iwae")  # fmt: skip
+              precision="64-true", engine="trace", objective="iwae")  # fmt: skip
     found = diagnose(run, data, draws=50, particles=4000)
     assert found.khat[0] < 0.6 and found.ess[0] > 2000
     rate = posterior(run, data, draws=3000, corrected=True)["posterior"]["rate"].values[0]

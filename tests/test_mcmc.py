@@ -19,27 +19,27 @@ from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import _leapfrog
-from ppgen.guides.pathfinder import pathfinder
+from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import fit, posterior
-from ppgen.inference.sampling.chees import (
-    Draws,
+from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.sampling.kernels.chees import (
     _Averaged,
     _Frame,
     _halton,
     _harmonic,
     _Length,
     _Moments,
+    _run,
     _transition,
     _windows,
-    chees,
-    first_frame,
+    sample,
 )
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
 from ppgen.inference.verdicts.mcmc_diagnostics import _heavy_tails, _tail_shape, findings
 from ppgen.models import EightSchools
 
-chees_module = import_module("ppgen.inference.sampling.chees")
+chees_module = import_module("ppgen.inference.sampling.kernels.chees")
 X = normal(20) + 1.0
 FEW = {"chains": 32, "draws": 100, "warmup": 100}
 
@@ -202,7 +202,7 @@ def test_dual_averaging_by_hand(monkeypatch):
     made: list[_Averaged] = []
     monkeypatch.setattr(chees_module, "_Averaged", lambda first: (made.append(_Averaged(first)), made[-1])[1])
     start, generator = normal(16, 4, seed=2).double(), torch.Generator().manual_seed(0)
-    found = chees(Evaluations(), start, draws=5, warmup=100, generator=generator)
+    found = _run(Evaluations(), start, draws=5, warmup=100, generator=generator)
     sizes = found.stats["step_size"]
     assert (sizes == sizes[0, 0]).all() and float(sizes[0, 0]) == pytest.approx(made[-1].average)
     assert abs(made[-1].log - made[-1].log_average) > 0.01
@@ -309,7 +309,7 @@ def test_a_warm_up_that_has_settled_ends():
     for sd, warmup in ((1.0, 400), (1e-6, 400), (1.0, 20)):
         done: list[int] = []
         frame = _Frame(torch.zeros(4).double(), sd * torch.ones(4).double())
-        found = chees(
+        found = _run(
             Evaluations(), sd * normal(64, 4, seed=2).double(), draws=200, warmup=warmup, frame=frame,
             generator=torch.Generator().manual_seed(0), report=done.append,
         )  # fmt: skip
@@ -435,7 +435,7 @@ def impossible(x=None):
         (impossible, {"x": X}, {}, "not finite at any"),
         (NormalMean(), {"x": X}, {"chains": 1}, "chains is 1"),
         (NormalMean(), {"x": X}, {"draws": 0}, "draws is 0"),
-        (NormalMean(), {"x": X}, {"kernel": "gibbs"}, "kernel is 'gibbs'"),
+        (NormalMean(), {"x": X}, {"kernel": "gibbs"}, "no kernel 'gibbs'"),
         (NormalMean(), {"x": X}, {"metric": "full"}, "metric is 'full'"),
         (NormalMean(), {"z": X}, {}, "column 'z'"),
     ],
@@ -499,9 +499,8 @@ def test_a_chain_that_is_stuck_is_named(caplog):
             lp = torch.cat([lp[:-1], torch.where(step > 0, -torch.inf, 0.0)[None]])
             return [y, p - 0.5 * step * u * root, -u * root, lp]
 
-    found = chees(
-        Well(), torch.randn(8, 1), draws=50, warmup=40, frame=first_frame(torch.zeros(1), torch.ones(1), "diag")
-    )
+    paths = Paths(torch.randn(8, 1), torch.zeros(8), torch.zeros(1), torch.ones(1), 8)
+    found = sample(Well(), paths, draws=50, warmup=40, metric="diag")
     assert any("chain 7 never moved" in str(said) for said in findings(found, Well())), found.u.std(0)
 
 

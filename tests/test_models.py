@@ -26,7 +26,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
-from ppgen.guides.pathfinder import pathfinder
+from ppgen.engine.pathfinder import pathfinder
 from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
 from ppgen.inference.diffusion.elbo_decomposition import ledger
 from ppgen.inference.diffusion.impute import impute
@@ -44,9 +44,10 @@ from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
-from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
 from ppgen.inference.verdicts.guide_checks import weight_checks
@@ -311,6 +312,14 @@ def of_refit(folder):
     assert abs(float(values["autoguide.locs.m_unconstrained"]) - float(EXACT.loc)) < 0.15 * float(EXACT.scale)
 
 
+def of_guide_init(folder):
+    program = NormalMean().double().setup({"x": X.double()}, "AutoNormal")
+    assert start_at(program, {"x": X.double()}, starts=2, seed=0)
+    guide = program.autoguide
+    assert float(guide.locs.m.detach()) == pytest.approx(float(EXACT.loc), abs=1e-3)
+    assert float(guide.scales.m.detach()) == pytest.approx(float(EXACT.scale), rel=1e-3)
+
+
 def of_ecdf_bands(folder):
     u = np.random.default_rng(0).random(200)
     assert p_value(u) > 0.01 and p_value(u**2) < 0.01
@@ -346,7 +355,7 @@ def of_converge(folder):
 
 def of_objective(folder):
     program = GuidedNormalMean(width=1.2)
-    objective = Objective(program, check(program, {"x": X}), len(X), elbo="iwae", particles=2000)
+    objective = Objective(program, check(program, {"x": X}), len(X), objective="iwae", particles=2000)
     with torch.no_grad():
         assert float(objective({"x": X})[1]) == pytest.approx(EVIDENCE, abs=0.02)
 
@@ -582,9 +591,9 @@ def test_on_a_conjugate_target(algorithm, tmp_path):
 
 
 def members(folder: str) -> set[str]:
-    """The files of a catalogue, its rooms included; objectives have a table of their own (test_objectives.py)."""
+    """The files of a catalogue, its rooms included; test_objectives.py and test_gradients.py have their own tables."""
     files = (ROOT / folder).rglob("*.py")
-    return {p.stem for p in files if not p.stem.startswith("_") and p.parent.name != "objectives"}
+    return {p.stem for p in files if not p.stem.startswith("_") and p.parent.name not in ("objectives", "gradients")}
 
 
 def test_every_model_has_a_row():

@@ -6,8 +6,8 @@ import pytest
 from known import NormalMean, normal
 
 from ppgen import PpgenError
+from ppgen.inference.sampling.kernels.nuts import _STATS
 from ppgen.inference.sampling.mcmc import mcmc
-from ppgen.inference.sampling.nuts import _STATS
 
 X = normal(20) + 1.0
 

@@ -52,11 +52,11 @@ LAWS = {
 }
 
 
-def made(program: Program, x, elbo: str, particles: int = 1, enumerated=()):
+def made(program: Program, x, name: str, particles: int = 1, enumerated=()):
     program.double()
     program.setup({"x": x}, None)
     structure = check(program, {"x": x}, enumerated=enumerated)
-    return Objective(program, structure, len(x), elbo=elbo, particles=particles)
+    return Objective(program, structure, len(x), objective=name, particles=particles)
 
 
 def test_every_objective_has_a_row():

@@ -73,7 +73,8 @@ def folders(path: Path) -> list[Path]:
 def test_models_are_flat_and_algorithms_in_rooms():
     assert folders(ROOT / "models") == []
     for room in folders(ROOT / "inference"):
-        assert folders(room) == [] and (room / "__init__.py").read_text().startswith('"""')
+        assert folders(room) == ([room / "kernels"] if room.name == "sampling" else [])
+        assert (room / "__init__.py").read_text().startswith('"""')
         assert len(list(room.glob("*.py"))) <= 13, f"{room.name} has more than a dozen doors"
 
 
@@ -176,7 +177,7 @@ def importers(path: Path, files: list[Path]) -> list[str]:
 def test_member_is_exported_and_tested(path):
     """A member has a line of re-export and tests/test_<name>.py; a helper shared by members of its
     folder has a member and a test that import it."""
-    if path.parent.name == "objectives":  # found by name, and in the table of test_objectives.py
+    if path.parent.name in ("objectives", "gradients", "kernels"):  # found by name, and in a table of laws
         return
     helper = importers(path, [p for p in MODELS + INFERENCE if p.name != "__init__.py"])
     assert exported(path) or helper, f"name {path.stem} in {path.parent.name}/__init__.py"

@@ -241,7 +241,7 @@ def mixture(x=None):
 def test_latents_that_were_summed_out_are_drawn_from_their_conditional():
     """Replayed in the model they would be draws from their prior, and log-probabilities given them meaningless."""
     x = torch.cat([normal(30) - 3.0, normal(30, seed=1) + 3.0])
-    run = fit(Program.from_pair(mixture), {"x": x}, steps=200, lr=0.05, elbo="enumerate")
+    run = fit(Program.from_pair(mixture), {"x": x}, steps=200, lr=0.05, objective="enumerate")
     tree = posterior(run, {"x": x}, draws=300)
     assert set(tree["posterior"].data_vars) == {"means", "k"}
     means, k = tree["posterior"]["means"].values[0], tree["posterior"]["k"].values[0]

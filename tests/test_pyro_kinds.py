@@ -312,7 +312,7 @@ def exact_program(name: str) -> Program:
 def fitted(name: str, particles: int | None = None, engine: str = "auto"):
     """A run whose guide is the posterior; its two steps go nowhere."""
     k = KINDS[name]
-    return fit(exact_program(name), k.data, steps=2, lr=1e-12, log_every=1, elbo="sampled", engine=engine,
+    return fit(exact_program(name), k.data, steps=2, lr=1e-12, log_every=1, objective="sampled", engine=engine,
                particles=particles or size_of(k), precision="64-true")  # fmt: skip
 
 
@@ -432,7 +432,7 @@ def test_a_plate_without_a_size():
     data = {"x": X6.double()}
     evidence = known(model, data).evidence
     for particles in (1, 6):
-        run = fit(Program.from_pair(model, guide), data, steps=2, lr=1e-12, log_every=1, elbo="sampled",
+        run = fit(Program.from_pair(model, guide), data, steps=2, lr=1e-12, log_every=1, objective="sampled",
                   particles=particles, precision="64-true")  # fmt: skip
         assert run.metrics["elbo"] == pytest.approx([evidence] * 2, abs=1e-6)
     assert loglik(run, data, particles=6).best.values.sum() == pytest.approx(evidence, abs=1e-6)
@@ -536,7 +536,7 @@ def test_a_factor_in_the_guide_is_part_of_its_density(particles):
 
     data = {"x": X6.double()}
     evidence = known(model, data).evidence
-    run = fit(Program.from_pair(model, guide), data, steps=2, lr=1e-12, log_every=1, elbo="sampled",
+    run = fit(Program.from_pair(model, guide), data, steps=2, lr=1e-12, log_every=1, objective="sampled",
               particles=particles, precision="64-true")  # fmt: skip
     assert run.metrics["elbo"] == pytest.approx([evidence - 0.3] * 2, abs=1e-8)
     assert loglik(run, data, particles=particles).best.mean == pytest.approx(evidence - 0.3, abs=1e-8)

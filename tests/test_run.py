@@ -106,6 +106,15 @@ def test_load_gives_the_same_run(kept):
     assert np.array_equal(a, b)
 
 
+def test_a_run_written_before_the_key_was_objective_opens_and_goes_on(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["fit"]["elbo"] = config["fit"].pop("objective")
+    del config["fit"]["gradient"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert {"objective": "analytic", "gradient": "pathwise"}.items() <= Run.load(copy).config["fit"].items()
+    assert "elbo" not in resume(copy, {"x": X}, steps=21).config["fit"]
+
+
 def test_loading_leaves_the_random_state_alone(kept):
     before = torch.get_rng_state()
     Run.load(kept[1])

@@ -12,6 +12,7 @@ al. 2018, arXiv:1802.02538); active units: Importance Weighted Autoencoders (Bur
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,15 +24,17 @@ from torch.distributions import Independent, kl_divergence
 from ppgen.chains.chain import require_few_states
 from ppgen.data import take
 from ppgen.draws import Many
+from ppgen.engine import log_joint
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import posterior
-from ppgen.inference.evaluation.psis import pareto_k
+from ppgen.inference.evaluation.psis import pareto_k, smoothed, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
+from ppgen.inference.verdicts.mode_search import Evidence, unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
@@ -41,6 +44,8 @@ from ppgen.terms import run as run_once
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
     from xarray import DataTree
+
+log = logging.getLogger("ppgen")
 
 MEAN_DRAWS = 200  # for a posterior mean that is not known in closed form
 ACTIVE = 0.01  # variance over rows of a latent's posterior mean, above which it is active (Burda et al. 2016)
@@ -125,9 +130,42 @@ def diagnose(
             active = {n: v > ACTIVE for n, v in _activity(program, more, s).items()}
     table, compared = compare_moments(tree, khat, reference)
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
+    with ready(run, data, seed):
+        checks += _unseen(program, data, tree, ll, float(khat.max()), seed)
     said = [conclusion(ll, khat, checks), *checks, *inactive_units(active)]
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+
+
+def _unseen(
+    program: Program, data: Mapping[str, Tensor], tree: DataTree, ll: LogLik, khat: float, seed: int | None
+) -> list[Finding]:
+    """Whether the posterior has mass that the guide's weighted draws have not seen.
+
+    Nothing where weights are a row's own, where they are known to be unreliable, or where the log joint is no function
+    of continuous latents alone.
+    """
+    if ll.per == "row" or ll.ess is None or not khat < threshold(ll.particles) or "sample_stats" not in tree:
+        return []
+    try:
+        joint = log_joint(program, data)
+    except PpgenError as e:
+        log.info("modes that the guide has not seen were not searched for: %s", e)
+        return []
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    drawn = {n: torch.as_tensor(tree["posterior"][n].values[0]) for n in joint.latents}
+    u = joint.flatten({n: v.reshape(len(v), *shapes[n]).to(torch.get_default_dtype()) for n, v in drawn.items()})
+    stats = tree["sample_stats"]
+    log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))
+    finite = torch.isfinite(u).all(-1)
+    w = torch.as_tensor(np.exp(log_w[:, 0])).to(u) * finite
+    best = ll.best
+    found = unseen_modes(
+        joint.value_and_grad, torch.where(finite[:, None], u, u[finite][:1]), float(1 / (w**2).sum()),
+        evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=joint.prior, name=joint.place,
+        seed=seed or 0,
+    )  # fmt: skip
+    return [] if found is None else [found]
 
 
 def _summarise(tree: DataTree) -> pd.DataFrame:

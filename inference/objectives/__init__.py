@@ -4,39 +4,16 @@ A file has
 
     SUMMARY     what it is, for `ppgen list`
     TERMS       which producer its terms come from: drawn, closed_form, summed, subsampled
-    PATHWISE    whether every latent needs a reparametrization (optional)
+    PATHWISE    whether its gradient is right only along the paths of all draws: it is no mean over draws
     objective   (terms, setting) -> (target, bound): what is maximized, whose gradient is that of the (KL-weighted)
                 bound, and the bound itself, both in nats over all N rows
 
 Adding one is adding its file, and its row in the table of laws (tests/test_objectives.py).
 """
 
-from __future__ import annotations
+from ppgen.folder import Folder
 
-import importlib
-import pkgutil
-from types import ModuleType
+__all__ = ["named", "names"]
 
-from ppgen.errors import PpgenError, nearest
-
-__all__ = ["names", "named"]
-
-
-def names() -> tuple[str, ...]:
-    """The objectives: the files of this folder.
-
-    >>> "iwae" in names()
-    True
-    """
-    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-
-
-def named(name: str) -> ModuleType:
-    """The objective of that name.
-
-    Raises:
-        PpgenError: there is none.
-    """
-    if name not in names():
-        raise PpgenError(f"there is no objective {name!r}{nearest(name, names())}; they are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+_FOLDER = Folder(__name__, "objective")
+names, named = _FOLDER.names, _FOLDER.named

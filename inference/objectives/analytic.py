@@ -16,6 +16,7 @@ from ppgen.terms import Term, added
 
 SUMMARY = "ELBO, KL in closed form wherever it exists"
 TERMS = "closed_form"
+PATHWISE = False
 
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:

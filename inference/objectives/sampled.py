@@ -9,3 +9,4 @@ __all__ = ["objective"]
 
 SUMMARY = "ELBO, every term drawn (Pyro's Trace_ELBO)"
 TERMS = "drawn"
+PATHWISE = False

@@ -190,7 +190,7 @@ def _training(run: Run) -> Section:
     o, m = run.config["fit"], run.metrics
     text = (
         f"{o['optimizer']}, learning rate {o['lr']:g}, {int(m['step'][-1]) if len(m['step']) else 0} steps, objective "
-        + str(o["elbo"])
+        + str(o["objective"])
     )
     figure = elbo_figure(run)
     if figure is None:

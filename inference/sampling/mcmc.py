@@ -2,12 +2,11 @@
 
     u: the latents on an unconstrained scale,  p(u | x) ∝ p(x, z(u)) |det ∂z/∂u|
 
-kernel "chees" runs tens to hundreds of chains in step, as one vectorised call (`ppgen.inference.chees`); "nuts" runs a
-few one after the other through nutpie. Both start from Pathfinder's draws. A log joint that fails at a point
-rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's attribute "findings",
-which `load_findings` reads.
+The kernel is a file of `ppgen.inference.sampling.kernels`; every one starts from Pathfinder's draws. A log joint that
+fails at a point rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's
+attribute "findings", which `load_findings` reads.
 
-Sources: see chees.py, nuts.py, mcmc_diagnostics.py and ppgen/guides/pathfinder.py.
+Sources: see kernels/, mcmc_diagnostics.py and ppgen/engine/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -24,15 +23,16 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.check import columns, running_of
 from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
-from ppgen.guides.pathfinder import Paths, pathfinder
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
-from ppgen.inference.sampling.chees import DENSE_DIM, SMALL_DIM, Draws, chees, first_frame
+from ppgen.inference.sampling import kernels
+from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
-from ppgen.inference.sampling.nuts import nuts
-from ppgen.inference.verdicts.findings import FINE, store_findings
+from ppgen.inference.verdicts.findings import FINE, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import sample_sites
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
-DEFAULTS = {"chees": (64, 250, 400), "nuts": (4, 1000, 500)}  # chains, draws, warmup
 TRIES = 50
 
 
@@ -69,7 +68,7 @@ def mcmc(
     Args:
         program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
         data: the columns, all rows.
-        kernel: chees or nuts.
+        kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
             warm-up of chees ends before where it has settled.
         metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
@@ -112,12 +111,15 @@ def mcmc(
             if not isinstance(run, Run):
                 _somewhere(lambda: _register(program, data))
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
-            calls = 15 * (S + W) * (1 if kernel == "chees" else C)
+            calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
             joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
             structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
-    said = findings(found, joint)
+            said = findings(found, joint)
+            target = _density(joint, kernel, C, metric)
+            if (unseen := _unseen(joint, target, found, said, structure.sites, seed)) is not None:
+                said.append(unseen)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
@@ -129,11 +131,9 @@ def mcmc(
 
 
 def _numbers(kernel: str, *given: int | None) -> list[int]:
-    if kernel not in DEFAULTS:
-        raise PpgenError(f"kernel is {kernel!r}; expected chees or nuts")
-    numbers = [d if g is None else g for g, d in zip(given, DEFAULTS[kernel], strict=True)]
-    least = {"chains": 4 if kernel == "chees" else 1, "draws": 4, "warmup": 20}
-    for (name, low), n in zip(least.items(), numbers, strict=True):
+    file = kernels.named(kernel)
+    numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
+    for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
         if not isinstance(n, int) or n < low:
             raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
     return numbers
@@ -181,36 +181,22 @@ def run_chains(
         joint: the log joint; torch's default dtype is that of its data.
         structure: of the program, where it is known; else it is taken to have flat priors.
     """
-    C, dim = chains, joint.dim
+    dim = joint.dim
     generator = torch.Generator().manual_seed(seed)
-    step, zero = torch.tensor(0.0), torch.zeros(dim)
-    dense = metric != "diag" and dim <= DENSE_DIM
-    root = torch.eye(dim) if dense else torch.ones(dim)
-
-    def together(u: Tensor) -> tuple[Tensor, Tensor]:
-        """Of C vectors, by the graph that the chains use."""
-        still = torch.zeros_like(u)
-        _, _, g, lp = joint.leapfrog(u, still, still, step, zero, root)
-        return lp, g
-
-    value_and_grad = _one_by_one(joint) if kernel == "nuts" else together
+    target = _density(joint, kernel, chains, metric)
 
     def value(u: Tensor) -> Tensor:
-        return value_and_grad(u)[0]
+        return target(u)[0]
 
     sites = structure.sites if structure is not None else ()
-    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    start = starts(value, C, dim, (lambda: _somewhere(joint.prior)) if proper else None, generator)
+    start = starts(value, chains, dim, _prior(joint, sites), generator)
     if dim <= DENSE_DIM:
-        paths = pathfinder(value_and_grad, start, generator=generator)
+        paths = pathfinder(target, start, generator=generator)
     else:
-        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0, start, torch.ones(0))
-    if kernel == "nuts":
-        dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
-        found = nuts(joint.value_and_grad, paths.u, draws=draws, warmup=warmup, dense=dense, seed=seed)
-    else:
-        frame = first_frame(paths.mean, paths.covariance, metric)
-        found = chees(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
+    found = kernels.named(kernel).sample(
+        joint, paths, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report
+    )
     _require_normalised(joint, value, found, sites)
     return found
 
@@ -222,14 +208,14 @@ def _require_normalised(
     Raises:
         PpgenError: the density does not fall along a direction in which the draws spread.
     """
-    _, chains, dim = found.u.shape
+    dim = found.u.shape[-1]
     flat = found.u.reshape(-1, dim)
     sd = flat.std(0).clamp_min(1e-12)
     directions = [found.growth] if bool(found.growth.any()) else []
     if dim <= DENSE_DIM:
         correlation = torch.cov((flat / sd).mT).reshape(dim, dim)
         directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
-    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0], chains)
+    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0])
     if v is None:
         return
     binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
@@ -243,12 +229,43 @@ def _require_normalised(
     )
 
 
-def _one_by_one(joint: LogJoint) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def value_and_grad(u: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [joint.value_and_grad(row) for row in u]
-        return torch.stack([v for v, _ in parts]), torch.stack([g for _, g in parts])
+def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
+    """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
+    dim = joint.dim
+    step, zero = torch.tensor(0.0), torch.zeros(dim)
+    root = torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim)
 
-    return value_and_grad
+    def together(u: Tensor) -> tuple[Tensor, Tensor]:
+        """Of as many vectors as there are chains, fewer filled up."""
+        full = torch.cat([u, u[-1:].expand(chains - len(u), -1)]) if len(u) < chains else u
+        still = torch.zeros_like(full)
+        _, _, g, lp = joint.leapfrog(full, still, still, step, zero, root)
+        return lp[: len(u)], g[: len(u)]
+
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [together(b) for b in u.split(chains)] if at_once else [joint.value_and_grad(row) for row in u]
+        put = torch.cat if at_once else torch.stack
+        return put([lp for lp, _ in parts]), put([g for _, g in parts])
+
+    at_once = kernels.named(kernel).TOGETHER
+    return density
+
+
+def _prior(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
+    """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
+    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
+    return (lambda: _somewhere(joint.prior)) if proper else None
+
+
+def _unseen(
+    joint: LogJoint, target: Density, found: Draws, checks: Sequence[Finding], sites: Sequence[Site], seed: int
+) -> Finding | None:
+    """Whether the posterior has mass where no chain went."""
+    effective = next(f.figure for f in checks if f.measure == "ess_bulk")
+    independent = effective if effective > found.u.shape[1] else float(found.u.shape[1])  # one a chain at least
+    return unseen_modes(
+        target, found.u.flatten(0, 1), independent, prior=_prior(joint, sites), name=joint.place, seed=seed
+    )
 
 
 def _tree(

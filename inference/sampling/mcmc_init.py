@@ -57,30 +57,21 @@ def starts(
     return torch.where(alive[:, None], best, best[places[torch.arange(chains) % len(places)]])
 
 
-def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor, rows: int) -> Tensor | None:
+def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> Tensor | None:
     """The first direction along which the density cannot be normalised; None where there is none.
 
     Args:
-        value: the log joint of (rows, dim) vectors at once.
+        value: the log joint of (n, dim) vectors.
         centre, sd: (dim,), of the draws so far.
         directions: (n, dim), in units of the draws; each axis, up and down, is tried after them.
     """
     dim = len(centre)
     axes = torch.eye(dim).to(sd) * sd[:, None]
     tried = torch.cat([directions, -directions, axes, -axes])
-    near, far = (_value_at(value, centre + t * tried, rows) for t in REACH)
+    near, far = (value(centre + t * tried) for t in REACH)
     change = far - near + torch.log(torch.tensor(REACH[1] / REACH[0]))
     bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
     return tried[int(bad.nonzero()[0, 0])] if bad.any() else None
-
-
-def _value_at(value: Value, u: Tensor, rows: int) -> Tensor:
-    """The log joint of any number of vectors, `rows` at a time."""
-    parts = []
-    for block in u.split(rows):
-        full = torch.cat([block, block[-1:].expand(rows - len(block), -1)])
-        parts.append(value(full)[: len(block)])
-    return torch.cat(parts)
 
 
 def name_direction(labels: Sequence[str], v: Tensor) -> str:

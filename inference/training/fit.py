@@ -24,10 +24,10 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.errors import PpgenError, nearest
-from ppgen.guides import FLOW, guide_spec, parse
-from ppgen.guides.start import start_at
-from ppgen.inference import objectives
+from ppgen.guides import file_of, guide_spec, parse
+from ppgen.inference import gradients, objectives
 from ppgen.inference.objective import Objective, default_objective
+from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
@@ -54,7 +54,8 @@ def fit(
     program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
     batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
     clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
-    elbo: str | None = None, particles: int = 1, guide: str | None = None, starts: int | None = None,
+    objective: str | None = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
+    starts: int | None = None,
     engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
     out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None,
@@ -78,8 +79,9 @@ def fit(
         ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
         kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
-        elbo, particles: the objective (`ppgen.inference.objectives`), and its draws a step; None is "subsampled" for
-            a chain of latents, "analytic" otherwise.
+        objective: the bound, a name of `ppgen.inference.objectives`; None is "subsampled" for a chain of latents,
+            "analytic" otherwise.
+        gradient, particles: the estimator of its gradient, a name of `ppgen.inference.gradients`, and its draws a step.
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
@@ -101,13 +103,13 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    elbo = elbo or default_objective(program)
+    objective = objective or default_objective(program)
     steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
-        "optimizer": optimizer, "clip": clip,
-        "ema": ema, "kl_warmup": kl_warmup, "patience": patience, "elbo": elbo, "particles": particles, "guide": guide,
-        "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
+        "objective": objective, "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
+        "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     _check_options(options, valid)
@@ -214,8 +216,8 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
         )
-    if o["elbo"] == "enumerate" and o["kl_warmup"]:
-        raise PpgenError("kl_warmup has no meaning with elbo='enumerate'; leave it out")
+    if o["objective"] == "enumerate" and o["kl_warmup"]:
+        raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"], o["lr"], 0, 1)
     make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
@@ -223,7 +225,8 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
-    objectives.named(o["elbo"])
+    objectives.named(o["objective"])
+    gradients.named(o["gradient"])
 
 
 class _Ready(NamedTuple):
@@ -248,7 +251,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
     n, rows = data_module.n_rows(data), data_module.row_columns(data)
     size = min(o["batch_size"] or n, n)
     first = data_module.take(data, torch.arange(size), rows)
-    guide, summed = _guide_of(program, o, n), _summed(o["elbo"])
+    guide, summed = _guide_of(program, o, n), _summed(o["objective"])
     with running_of(program, data), pyro.validation_enabled(False):
         program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
@@ -256,8 +259,10 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
-    Objective(program, found.structure, n, elbo=o["elbo"], particles=o["particles"])  # says what does not go together
-    starts = (8 if parse(guide)[0] == FLOW else 0) if guide and o["starts"] is None else o["starts"]
+    how = {"objective": o["objective"], "gradient": o["gradient"], "particles": o["particles"]}
+    Objective(program, found.structure, n, **how)  # says what does not go together
+    file = file_of(guide) if guide else None
+    starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     if guide and starts and not enumerated and size == n:
         start_at(program, first, starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found))
@@ -280,14 +285,14 @@ def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
     """The named guide that is to be made, if any: the one asked for, or an autoguide where the program has none."""
     guide = o["guide"] or (None if program.has_guide else program.default_guide)
     batches = o["batch_size"] is not None and rows > o["batch_size"]  # a batch has other rows at every step
-    if batches and guide is not None and parse(guide)[0] == FLOW and "amortised" not in guide:
-        return guide_spec(guide, amortised=True)
+    if batches and guide is not None and (file := file_of(guide)) is not None:
+        return guide_spec(guide, **{**file.BATCHES, **parse(guide)[1]})
     return guide
 
 
-def _summed(elbo: str) -> Callable[[dict[str, Any]], bool]:
+def _summed(objective: str) -> Callable[[dict[str, Any]], bool]:
     """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any."""
-    sums = objectives.named(elbo).TERMS == "summed"
+    sums = objectives.named(objective).TERMS == "summed"
     return lambda site: sums and not site["is_observed"] and site["fn"].has_enumerate_support
 
 

@@ -32,7 +32,7 @@ BETAS = (0.9, 0.999)
 
 def refit(
     program: Program, structure: Structure, data: Mapping[str, Tensor], changed: Mapping[str, Tensor], *, steps: int,
-    lr: float, particles: int, elbo: str = "analytic",
+    lr: float, particles: int, objective: str = "analytic",
 ) -> list[dict[str, Tensor]]:  # fmt: skip
     """Fits the trainable parameters of the program to each data set, from where they are.
 
@@ -40,7 +40,7 @@ def refit(
         program, structure: set up and checked on `data`.
         data: the columns; those in `changed` are replaced.
         changed: columns with the data sets leading, (S, ...).
-        steps, lr, particles, elbo: as of `fit`; the learning rate falls as a cosine.
+        steps, lr, particles, objective: as of `fit`; the learning rate falls as a cosine.
 
     Returns:
         The parameters by name, for each data set.
@@ -48,11 +48,12 @@ def refit(
     Raises:
         PpgenError: the ELBO of some fit is not finite at the end.
     """
-    objective = Objective(program, structure, n_rows(data, structure.row_columns), elbo=elbo, particles=particles)
-    names = [n.removeprefix("program.") for n, p in objective.named_parameters() if p.requires_grad]
+    n = n_rows(data, structure.row_columns)
+    bound = Objective(program, structure, n, objective=objective, particles=particles)
+    names = [n.removeprefix("program.") for n, p in bound.named_parameters() if p.requires_grad]
     count = len(next(iter(changed.values())))
     try:
-        gradient = Gradient(objective, data)
+        gradient = Gradient(bound, data)
     except Untraceable as e:
         raise PpgenError(f"{program.name} cannot be traced, which many fits at once need: {e}") from e
     start = [p.detach().clone() for p in gradient.parameters]

@@ -137,7 +137,8 @@ def train(
 def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> _Loop:
     o, program = run.config["fit"], run.program
     fabric = fabric or make_fabric(o["device"], o["precision"])
-    objective = Objective(program, run.structure, run.config["data"]["rows"], elbo=o["elbo"], particles=o["particles"])
+    how = {"objective": o["objective"], "gradient": o["gradient"], "particles": o["particles"]}
+    objective = Objective(program, run.structure, run.config["data"]["rows"], **how)
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = {k: v.to(fabric.device) for k, v in data.items()}

@@ -71,6 +71,11 @@ def _guide(f: Finding) -> Words:
         )
     if "khat" in failed or d["blind"]:
         return "The guide misses part of the posterior: do not trust its spread, nor what its weights say.", remedy
+    if "unseen_modes" in failed:
+        return (
+            "The guide's draws are of one part of the posterior: nothing that its weights say is of the rest.",
+            "Report them as draws of that part; or write a model that has one mode, or sample it (ppgen mcmc).",
+        )
     if d["reference_off"]:
         return "The guide is not the posterior that the reference draws show, whatever its weights say.", remedy
     faults = [FAULTS[m] for m in FAULTS if m in failed]

@@ -27,7 +27,7 @@ import numpy as np
 from torch import Tensor
 
 from ppgen.inference.evaluation.psis import GOOD_K
-from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 
 GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001

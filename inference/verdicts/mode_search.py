@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.guides.pathfinder import Density, pathfinder
+from ppgen.engine.pathfinder import Density, climb
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 STARTS = 16  # of each kind
@@ -149,13 +149,12 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
 
 def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
     """The different normals that paths from there have found, those of the highest ELBO first."""
-    paths = pathfinder(target, start, generator=generator)
+    paths = climb(target, start, generator=generator)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
-        L, info = torch.linalg.cholesky_ex(paths.covariances[i])
-        if not torch.isfinite(paths.elbo[i]) or info or len(kept) == MOST:
-            continue
-        new = _Normal(paths.means[i], L)
+        if not torch.isfinite(paths.elbo[i]) or len(kept) == MOST:
+            break
+        new = _Normal(paths.mean[i], paths.root[i])
         if all(_apart(new, old) for old in kept):
             kept.append(new)
     return kept, len(start)
@@ -221,7 +220,7 @@ def _unseen(
 def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: torch.Generator) -> Evidence:
     """log Z of the posterior by bridge sampling between its draws and a mixture that half of them makes.
 
-        Z = E_q[p̃ h] / E_p[q h],   h = 1 / (s₁ p̃ + s₂ Z q), iterated
+    Z = E_q[p̃ h] / E_p[q h],   h = 1 / (s₁ p̃ + s₂ Z q), iterated
     """
     n = len(draws) // 2
     made, held = draws[:n], draws[n:]

@@ -9,9 +9,9 @@ Four conditionals say all there is, with times 1 = t_T > ... > t_0 = 0:
 
     −KL(q(z_1 | x), p(z_1)) − Σ_i E KL(q(z_s | z_t, x), p_θ(z_s | z_t)) + E log p_θ(x | z_0),
 
-is a sum over i, and one i drawn at random and weighed by T is an unbiased estimate: what `elbo="subsampled"` trains by
-(`ppgen.chains.chain_terms`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics (Sohl-Dickstein et
-al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630).
+is a sum over i, and one i drawn at random and weighed by T is an unbiased estimate: what `objective="subsampled"`
+trains by (`ppgen.chains.chain_terms`). Sources: Deep Unsupervised Learning using Nonequilibrium Thermodynamics
+(Sohl-Dickstein et al., 2015, arXiv:1503.03585); Variational Diffusion Models (Kingma et al., 2021, arXiv:2107.00630).
 """
 
 from __future__ import annotations

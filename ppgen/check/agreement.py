@@ -34,7 +34,7 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
         if site["fn"].has_enumerate_support and site["fn"].support.is_discrete:
             raise PpgenError(
                 f"the discrete latent {name!r} ({type(site['fn']).__name__}) has no site in the guide; sum it out with "
-                "elbo='enumerate' (--elbo enumerate), or write a guide that samples it"
+                "objective='enumerate' (--objective enumerate), or write a guide that samples it"
             )
         raise PpgenError(
             f"the guide has no site {name!r}, which is a latent of the model{nearest(name, guide)}; sample it in the "

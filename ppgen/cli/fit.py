@@ -36,7 +36,8 @@ def fit(
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
     kl_warmup: Annotated[int, typer.Option(help="Steps over which the latent terms come in.")] = 0,
     patience: Annotated[int | None, typer.Option(help="Evaluations without a better held-out ELBO, then stop.")] = None,
-    elbo: Annotated[str | None, typer.Option(help="analytic, sampled, iwae, renyi, enumerate or subsampled.")] = None,
+    objective: Annotated[str | None, typer.Option(help="The bound: ppgen list objectives. [default: analytic]")] = None,
+    gradient: Annotated[str, typer.Option(help="Its gradient's estimator: ppgen list gradients.")] = "pathwise",
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
     starts: Annotated[
@@ -82,8 +83,8 @@ def fit(
             options = {
                 "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
                 "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
-                "elbo": elbo, "particles": particles, "guide": guide, "starts": starts, "engine": engine,
-                "precision": precision, "device": device, "seed": seed, "log_every": log_every,
+                "objective": objective, "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
+                "engine": engine, "precision": precision, "device": device, "seed": seed, "log_every": log_every,
                 "checkpoint_every": checkpoint_every,
             }  # fmt: skip
             where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}

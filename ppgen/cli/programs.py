@@ -22,7 +22,7 @@ def check(
     data: Data = None,
     settings: Set = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
-    elbo: Annotated[str, typer.Option(help="analytic, sampled, iwae, renyi or enumerate.")] = "analytic",
+    objective: Annotated[str, typer.Option(help="The bound: ppgen list objectives.")] = "analytic",
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
@@ -40,7 +40,9 @@ def check(
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir}
     made, source, table = sources.program_and_rows(program, settings, data, **where)
-    run = inference.fit(made, table, steps=0, batch_size=batch_size, elbo=elbo, guide=guide, engine="eager", seed=seed)
+    run = inference.fit(
+        made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
+    )
     graph = _graph(run, table, batch_size, engine)
     if json:
         print_json(output.check_figures(run, table) | {"graph": graph})
@@ -62,7 +64,8 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
         raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
     n = n_rows(table)
     batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
-    return describe(Objective(run.program.train(), run.structure, n, elbo=run.config["fit"]["elbo"]), batch)
+    bound = Objective(run.program.train(), run.structure, n, objective=run.config["fit"]["objective"])
+    return describe(bound, batch)
 
 
 @app.command(short_help="Write a small program of your own.")
@@ -83,15 +86,17 @@ def new(
     print(f"wrote {file}; run it with: ppgen fit {file}")
 
 
-@app.command("list", short_help="Models, data sets, guides, objectives, a model's arguments.")
+@app.command("list", short_help="What there is to choose from, and a model's arguments.")
 def list_(
     what: Annotated[
         str | None,
-        typer.Argument(help="models, data, guides, objectives, optimizers, schedules, engines; or a model's name."),
+        typer.Argument(
+            help="models, data, guides, objectives, gradients, kernels, optimizers, schedules, engines; or a model."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List models, data sets, guides, objectives; `ppgen list vae` shows a model's arguments."""
+    """List models, data sets, guides, objectives, ...; `ppgen list vae` shows a model's arguments."""
     from ppgen import catalog
 
     sections = _sections()
@@ -121,22 +126,29 @@ def list_(
     )
 
 
+def _kernel(file: Any) -> str:
+    chains, draws, warmup = file.DEFAULTS
+    return f"{file.SUMMARY}; {chains} chains of {draws} draws after {warmup}"
+
+
 LONG = ("optimizers", "schedules", "engines")
 
 
 def _sections() -> dict[str, dict[str, str]]:
     from ppgen import catalog, data
-    from ppgen.guides import autoguide_names
-    from ppgen.inference import objectives
+    from ppgen.guides import summaries
+    from ppgen.inference import gradients, objectives
+    from ppgen.inference.sampling import kernels
     from ppgen.inference.training.optimise import SCHEDULES, optimizer_names
     from ppgen.inference.training.step import ENGINES
 
     return {
         "models": catalog.names(),
         "data": data.names(),
-        "guides": {n: "Pyro's autoguide" for n in autoguide_names()}
-        | {"flow": "a flow in the latents' unconstrained space"},
+        "guides": summaries(),
         "objectives": {n: objectives.named(n).SUMMARY for n in objectives.names()},
+        "gradients": {n: gradients.named(n).SUMMARY for n in gradients.names()},
+        "kernels": {n: _kernel(kernels.named(n)) for n in kernels.names()},
         "optimizers": {n: f"torch.optim.{n}" for n in optimizer_names()},
         "schedules": {n: f"{d}, t = step / steps" for n, d in SCHEDULES.items()},
         "engines": dict.fromkeys(ENGINES, ""),

@@ -96,7 +96,7 @@ class LogJoint:
         if summed and not start:
             raise PpgenError(
                 f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous, so there is "
-                "nothing to sample; its exact log p(x) is what fit(elbo='enumerate') maximises"
+                "nothing to sample; its exact log p(x) is what fit(objective='enumerate') maximises"
             )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
@@ -166,6 +166,15 @@ class LogJoint:
             inner = b.transform.inv(latents[name])
             parts.append(inner.reshape(inner.shape[: inner.dim() - len(b.shape)] + (-1,)))
         return torch.cat(parts, -1)
+
+    def place(self, u: Tensor) -> str:
+        """Where a vector is, in words: `mu = 1.5, theta = (0.2, 3)`, the first of its latents."""
+        words = []
+        for name, value in list(self.unflatten(u).items())[:3]:
+            first = [f"{v:.3g}" for v in value.flatten()[:3].tolist()]
+            more = ", ..." if value.numel() > 3 else ""
+            words.append(f"{name} = {first[0]}" if value.numel() == 1 else f"{name} = ({', '.join(first)}{more})")
+        return ", ".join(words) + (", ..." if len(self._blocks) > 3 else "")
 
     # -- one chain ---------------------------------------------------------------------------------
 

@@ -1,6 +1,15 @@
-"""Guides that any program can be given by name: Pyro's autoguides, and a flow.
+"""Guides that any program can be given by name: Pyro's autoguides by theirs, others one a file, by the file's name.
 
 A name may have keywords: `flow`, `flow(transforms=8)`, `AutoLowRankMultivariateNormal(rank=5)`.
+
+A file has
+
+    SUMMARY     what it is, for `ppgen list`
+    STARTS      starting points that are tried for it where a fit asks for no number (`Guide.start_at`)
+    BATCHES     options that a fit by minibatches gives it
+    Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`
+
+Adding one is adding its file, and its row in the table of laws (`OWN` in tests/test_guides.py).
 """
 
 from __future__ import annotations
@@ -8,24 +17,22 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from pyro.infer import autoguide as autoguides
 from torch import nn
 
 from ppgen.errors import PpgenError, nearest
+from ppgen.folder import Folder
 
-__all__ = ["FLOW", "autoguide_names", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options"]
+__all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options", "summaries"]
 
-FLOW = "flow"
+_FOLDER = Folder(__name__, "guide")
 
 
-def autoguide_names() -> tuple[str, ...]:
-    """The names of Pyro's autoguides.
-
-    >>> "AutoNormal" in autoguide_names()
-    True
-    """
+def _autoguide_names() -> tuple[str, ...]:
+    """The names of Pyro's autoguides."""
     abstract = {"AutoGuide", "AutoContinuous", "AutoCallable", "AutoGuideList", "AutoNormalizingFlow"}
     return tuple(
         sorted(
@@ -37,8 +44,24 @@ def autoguide_names() -> tuple[str, ...]:
 
 
 def guide_names() -> tuple[str, ...]:
-    """Every name that `--guide` takes."""
-    return (*autoguide_names(), FLOW)
+    """Every name that `--guide` takes.
+
+    >>> "AutoNormal" in guide_names() and "flow" in guide_names()
+    True
+    """
+    return (*_autoguide_names(), *_FOLDER.names())
+
+
+def summaries() -> dict[str, str]:
+    """What each guide is, by name."""
+    own = {n: _FOLDER.named(n).SUMMARY for n in _FOLDER.names()}
+    return {n: own.get(n, "Pyro's autoguide") for n in guide_names()}
+
+
+def file_of(spec: str) -> ModuleType | None:
+    """The file of a guide of this folder; None for one of Pyro's."""
+    name = parse(spec)[0]
+    return _FOLDER.named(name) if name in _FOLDER.names() else None
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

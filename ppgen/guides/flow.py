@@ -37,6 +37,9 @@ from ppgen.errors import PpgenError
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.change_of_variables import Inverse
 
+SUMMARY = "a flow in the latents' unconstrained space"
+STARTS = 8
+BATCHES = {"amortised": True}
 JOINT = 100  # entries up to which local latents join the global vector
 DENSE = 500  # entries up to which L is a full triangle
 
@@ -185,7 +188,7 @@ class _Latent(NamedTuple):
     row_dim: int | None  # of the rows, counted from the right of the batch; None for one of the global vector
 
 
-class FlowGuide(nn.Module):
+class Guide(nn.Module):
     """The flow guide of a program; see above.
 
     Args:

@@ -133,6 +133,8 @@ def read_config(path: Path) -> dict[str, Any]:
         for key in keys:
             if not (isinstance(config, dict) and isinstance(config.get(part), dict) and key in config[part]):
                 raise PpgenError(f"{file} is not that of a run: {part} has no {key!r}; restore it, or fit again")
+    if "elbo" in config["fit"]:  # of a fit before its key was "objective"
+        config["fit"] |= {"objective": config["fit"].pop("elbo"), "gradient": "pathwise"}
     return config
 
 

@@ -67,6 +67,24 @@ MUTANTS: list[Mutant] = [
         "tests/test_elbo.py::test_elbo_and_its_gradient_are_unbiased[5-sampled-Mixed]",
     ),
     Mutant(
+        "score_left_out",
+        '{**msg["infer"], "detached": True}',
+        '{**msg["infer"], "detached": False}',
+        "tests/test_gradients.py::test_its_mean_is_the_closed_form_gradient[sampled-score]",
+    ),
+    Mutant(
+        "sticking_with_the_other_sign",
+        "return [t._replace(log_prob=log_q[t.site]) if",
+        "return [t._replace(log_prob=2 * log_q[t.site] - t.log_prob) if",
+        "tests/test_gradients.py::test_its_variance_beside_pathwise[sticking]",
+    ),
+    Mutant(
+        "sticking_without_the_path",
+        "t._replace(log_prob=log_q[t.site]) if",
+        "t._replace(log_prob=log_q[t.site].detach()) if",
+        "tests/test_gradients.py::test_its_mean_is_the_closed_form_gradient[sampled-sticking]",
+    ),
+    Mutant(
         "particles_summed",
         "return times(1 / k, added(trained + score_function(terms, s))), times(1 / k, added(found))",
         "return added(trained + score_function(terms, s)), times(1 / k, added(found))",

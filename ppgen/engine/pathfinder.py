@@ -6,7 +6,7 @@ r"""Pathfinder: where to begin, by normal approximations along quasi-Newton path
 A mode can be a bad place to start, or infinitely high and without mass (a scale that goes to zero); the ELBO tells.
 A path ends where nothing is left to climb, or where its ELBO, among the best of all, rises no more: early, on the way
 up a funnel. A path whose ELBO lies far below the best one's ended where there is no mass: its draw is another path's.
-Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`ppgen.guides.start`).
+Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`inference.training.guide_init`).
 
 Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
 arXiv:2108.03782), with a dense H in place of its factored form.
@@ -39,7 +39,6 @@ class Paths(NamedTuple):
         u: (chains, dim), one draw of the best normal distribution of each path.
         elbo: (chains,) in nats, of the paths.
         mean, covariance: (dim,) and (dim, dim), of the best path of all.
-        means, covariances: (chains, dim) and (chains, dim, dim), of each.
         kept: how many paths gave a draw of their own.
     """
 
@@ -48,18 +47,36 @@ class Paths(NamedTuple):
     mean: Tensor
     covariance: Tensor
     kept: int
-    means: Tensor
-    covariances: Tensor
 
 
-@torch.no_grad()
+class Climbs(NamedTuple):
+    """The best normal of each path.
+
+    Attributes:
+        elbo: (chains,) in nats; minus infinity where a path found none.
+        mean, root: (chains, dim), and (chains, dim, dim), lower-triangular: N(mean, root rootᵀ).
+        draw: (chains, dim), one draw of each.
+    """
+
+    elbo: Tensor
+    mean: Tensor
+    root: Tensor
+    draw: Tensor
+
+
 def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
-    """Follows one path from each start.
+    """Follows one path from each start, and takes from every path, or from a better one, a draw.
 
     Args:
         target: the log joint of unconstrained vectors, n at once, and its gradient.
         start: (chains, dim).
     """
+    return _chosen(target, climb(target, start, generator=generator), generator)
+
+
+@torch.no_grad()
+def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Climbs:
+    """Follows one path from each start; arguments as for `pathfinder`."""
     n, dim = start.shape
     u = start
     lp, g = _safe(target, u)
@@ -96,13 +113,13 @@ def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | N
             torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
             for a, b in zip(best, (mean, root, draw), strict=True)
         )
-    return _chosen(target, elbo, *best, generator)
+    return Climbs(elbo, *best)
 
 
-def _chosen(
-    target: Density, elbo: Tensor, means: Tensor, roots: Tensor, draws: Tensor, generator: torch.Generator | None
-) -> Paths:
+@torch.no_grad()
+def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -> Paths:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
+    elbo, means, roots, draws = paths
     n, dim = draws.shape
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
@@ -114,8 +131,7 @@ def _chosen(
     drawn = torch.where(good[:, None], draws, other)
     finite = torch.isfinite(_safe(target, drawn)[0])
     drawn = torch.where(finite[:, None], drawn, means[chosen])
-    covariances = roots @ roots.mT
-    return Paths(drawn, elbo, means[top], covariances[top], int(good.sum()), means, covariances)
+    return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
 
 
 def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:

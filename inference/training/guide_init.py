@@ -1,6 +1,6 @@
 r"""Where a guide begins: a Gaussian in the latents' unconstrained space, the best of several starts.
 
-Pathfinder climbs the log joint from each start (`ppgen.guides.pathfinder`) and keeps the Gaussian of the highest ELBO:
+Pathfinder climbs the log joint from each start (`ppgen.engine.pathfinder`) and keeps the Gaussian of the highest ELBO:
 a mode that has no mass, such as that of a funnel, is passed on the way and not taken. The best of all starts is then
 matched to the scores (gradients of the log joint) at its own draws, which for a Gaussian posterior is exact after a few
 rounds:
@@ -26,8 +26,8 @@ from pyro.infer.autoguide.utils import deep_setattr
 from torch import Tensor
 
 from ppgen.engine import log_joint
+from ppgen.engine.pathfinder import pathfinder
 from ppgen.errors import PpgenError
-from ppgen.guides.pathfinder import pathfinder
 from ppgen.program import Program
 
 log = logging.getLogger("ppgen")

@@ -26,11 +26,17 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.optimisers import adam, bias_corrections
+from ppgen.engine.pathfinder import Paths
+from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Numbers
+
+SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
+DEFAULTS = Numbers(chains=64, draws=250, warmup=400)
+LEAST = Numbers(chains=4, draws=4, warmup=20)
+TOGETHER = True
 
 ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
 MAX_STEPS = 1000  # leapfrog steps a draw
-SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
 LARGE_DIM = 1000  # beyond it a covariance is its diagonal
 CONDITION = 10.0  # of the correlations, above which it pays between the two
 SETTLED = 0.2  # the change of coordinates (in sd, log sd) and of log T below which the warm-up ends
@@ -44,24 +50,6 @@ class _Target(Protocol):
     """What is sampled: `ppgen.engine.LogJoint` is one."""
 
     def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]: ...
-
-
-class Draws(NamedTuple):
-    """What a sampler leaves.
-
-    Attributes:
-        u: (draws, chains, dim).
-        stats: by name (draws, chains): lp, energy, acceptance_rate, diverging, n_steps, step_size.
-        steps: leapfrog steps of warm-up and sampling, of each chain.
-        growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
-        metric: "diag" or "dense".
-    """
-
-    u: Tensor
-    stats: dict[str, Tensor]
-    steps: int
-    growth: Tensor
-    metric: str
 
 
 class _Chains(NamedTuple):
@@ -93,7 +81,16 @@ class _Frame(NamedTuple):
         return _Chains(y, g, lp)
 
 
-def chees(
+def sample(
+    joint: _Target, paths: Paths, *, draws: int, warmup: int, metric: str = "auto",
+    generator: torch.Generator | None = None, report: Callable[[int], None] | None = None,
+) -> Draws:  # fmt: skip
+    """Runs the chains in step, in coordinates that begin with Pathfinder's best normal; see `kernels`."""
+    frame = _first_frame(paths.mean, paths.covariance, metric)
+    return _run(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+
+
+def _run(
     target: _Target,
     start: Tensor,
     *,
@@ -380,7 +377,7 @@ def _root_of(covariance: Tensor, n: int) -> Tensor:
     return sd[:, None] * (identity if info else factor)
 
 
-def first_frame(mean: Tensor, covariance: Tensor, metric: str) -> _Frame:
+def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> _Frame:
     """Coordinates of a first guess at the posterior.
 
     Args:

@@ -11,10 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ppgen.engine import LogJoint
+from ppgen.engine.pathfinder import Paths
 from ppgen.errors import PpgenError
-from ppgen.inference.sampling.chees import Draws
+from ppgen.inference.sampling.kernels import SMALL_DIM, Draws, Numbers
+
+SUMMARY = "NUTS through nutpie: a few chains, one after the other"
+DEFAULTS = Numbers(chains=4, draws=1000, warmup=500)
+LEAST = Numbers(chains=1, draws=4, warmup=20)
+TOGETHER = False
 
 _STATS = {
     "lp": "logp",
@@ -26,21 +32,15 @@ _STATS = {
 }
 
 
-def nuts(
-    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
-    start: Tensor,
-    *,
-    draws: int,
-    warmup: int,
-    dense: bool = False,
-    seed: int = 0,
-) -> Draws:
-    """Runs the chains one after the other.
+def sample(
+    joint: LogJoint, paths: Paths, *, draws: int, warmup: int, metric: str = "auto",
+    generator: torch.Generator | None = None, report: Callable[[int], None] | None = None,
+) -> Draws:  # fmt: skip
+    """Runs the chains one after the other; see `kernels`.
 
     Args:
-        value_and_grad: log joint and gradient of one unconstrained vector, (dim,) -> (), (dim,).
-        start: (chains, dim).
-        dense: with nutpie's low-rank correction of the diagonal metric, for correlated posteriors.
+        metric: dense is nutpie's low-rank correction of the diagonal one, for correlated posteriors.
+        generator: its seed is nutpie's.
 
     Raises:
         PpgenError: nutpie is not installed.
@@ -53,11 +53,13 @@ def nuts(
             "kernel 'nuts' runs through nutpie, which is not installed; pip install 'ppgen[mcmc]', or take "
             "kernel='chees' (--kernel chees)"
         ) from e
-    chains, dim = start.shape
-    points = iter(start.double().numpy())
+    chains, dim = paths.u.shape
+    dense = metric == "dense" or metric == "auto" and dim <= SMALL_DIM
+    seed = 0 if generator is None else generator.initial_seed()
+    points = iter(paths.u.double().numpy())
 
     def density(u: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = value_and_grad(torch.from_numpy(np.ascontiguousarray(u)).to(start))
+        value, grad = joint.value_and_grad(torch.from_numpy(np.ascontiguousarray(u)).to(paths.u))
         return float(value), grad.double().numpy()
 
     def expand(*_: Any) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

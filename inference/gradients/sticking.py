@@ -1,0 +1,49 @@
+r"""Sticking the landing: as pathwise, without the derivative of log q with respect to its parameters.
+
+    ∇_φ E_ε [log p(x, z) − log q_φ'(z)],  z = g(ε, φ), φ' = φ held constant
+
+What is left out, ∂/∂φ log q_φ(z) at a fixed z, has mean zero. At q = p(z | x) every draw's gradient is zero, where that
+of `pathwise` has the variance of what is left out. A KL in closed form has no log q that is drawn: take the objective
+"sampled".
+
+Source: Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference (Roeder, Wu, Duvenaud
+2017, arXiv:1703.09194).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro import poutine
+from torch import nn
+
+from ppgen.draws import one_draw, parameters_as
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+from ppgen.sites import sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import Term, guide_run, term
+
+SUMMARY = "pathwise, log q with its parameters held (sticking the landing)"
+DRAWS = 1
+PATHWISE = False
+
+
+def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, closed_form: bool = False) -> list[Term]:
+    """The terms of a draw, log q of a second run of the guide at the same draw, whose parameters are constants.
+
+    Raises:
+        PpgenError: the second run would be another one, for a dropout.
+    """
+    if any(isinstance(m, nn.Dropout) and m.p and m.training for m in program.modules()):
+        raise PpgenError(
+            f"gradient='sticking' runs the guide twice at one draw, and {program.name} has dropout, which differs "
+            "between the two; take gradient='pathwise', or no dropout"
+        )
+    q = guide_run(program, data)
+    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
+        held = poutine.trace(poutine.replay(lambda: program.call("guide", data), trace=q)).get_trace()
+    log_q = {n: term(s, "guide").log_prob for n, s in sample_sites(held, factors=True, deterministic=False).items()}
+    found = one_draw(program, data, structure, closed_form=closed_form, q=q)
+    return [t._replace(log_prob=log_q[t.site]) if t.role == "guide" else t for t in found]

@@ -1,0 +1,56 @@
+"""Kernels of `mcmc`, one a file, found by the file's name.
+
+A file has
+
+    SUMMARY     what it is, for `ppgen list`
+    DEFAULTS    chains, draws and iterations of warm-up where none are asked for
+    LEAST       the least number of each
+    TOGETHER    whether the chains run in step, as one call of a batch (as against one after the other)
+    sample      (joint, paths, *, draws, warmup, metric, generator, report) -> `Draws`
+
+`sample` runs one chain from each of Pathfinder's draws, `paths.u`, on `joint`, a `ppgen.engine.LogJoint`; metric is
+diag, dense or auto; report is called with the number of iterations done, if the kernel can tell.
+
+Adding one is adding its file, and its row in the table of laws (`of_NAME` in tests/test_models.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ppgen.folder import Folder
+
+__all__ = ["DENSE_DIM", "SMALL_DIM", "Draws", "Numbers", "named", "names"]
+
+SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
+
+_FOLDER = Folder(__name__, "kernel")
+names, named = _FOLDER.names, _FOLDER.named
+
+
+class Numbers(NamedTuple):
+    """Of chains, of draws of each, of iterations of warm-up."""
+
+    chains: int
+    draws: int
+    warmup: int
+
+
+class Draws(NamedTuple):
+    """What a kernel leaves.
+
+    Attributes:
+        u: (draws, chains, dim).
+        stats: by name (draws, chains): lp, energy, acceptance_rate, diverging, n_steps, step_size.
+        steps: leapfrog steps of warm-up and sampling, of each chain.
+        growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
+        metric: "diag" or "dense".
+    """
+
+    u: Tensor
+    stats: dict[str, Tensor]
+    steps: int
+    growth: Tensor
+    metric: str
