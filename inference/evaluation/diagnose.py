@@ -153,9 +153,10 @@ def _unseen(
         log.info("modes that the guide has not seen were not searched for: %s", e)
         return []
     shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    drawn = {n: torch.as_tensor(tree["posterior"][n].values[0]) for n in joint.latents}
+    posterior_group: Any = tree["posterior"]
+    drawn = {n: torch.as_tensor(posterior_group[n].values[0]) for n in joint.latents}
     u = joint.flatten({n: v.reshape(len(v), *shapes[n]).to(torch.get_default_dtype()) for n, v in drawn.items()})
-    stats = tree["sample_stats"]
+    stats: Any = tree["sample_stats"]
     log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))
     finite = torch.isfinite(u).all(-1)
     w = torch.as_tensor(np.exp(log_w[:, 0])).to(u) * finite
