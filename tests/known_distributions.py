@@ -191,7 +191,7 @@ def _gamma_gaussian_hmm(concentration: Tensor, rate: Tensor, slope: Tensor) -> A
 
 
 def _gaussian_mrf(slope: Tensor, scale: Tensor) -> Any:
-    return dist.GaussianMRF(*(_normal_of(slope, scale, n) for n in (1, 2, 2)))
+    return dist.GaussianMRF(*(_normal_of(slope, scale, n).expand([3][: n - 1]) for n in (1, 2, 2)))
 
 
 def _improper(scale: Tensor) -> Any:
@@ -343,6 +343,7 @@ DISTRIBUTIONS: dict[str, Known] = {
     "CoalescentTimesWithRate": Known(
         _of(dist.CoalescentTimesWithRate, "rate_grid"), ([0.5, 1.5, 2.0],), ([0.6, 1.2, 1.0],),
         {"leaf_times": torch.tensor([0.0, 0.5, 1.0])}, value=[-0.4, 0.2],
+        plate=False,
     ),
     "DiscreteHMM": Known(
         _discrete_hmm, ([0.5, 0.0], [[1.0, 0.0], [0.2, 0.8]], [-1.0, 1.0]), ([0.2, 0.1], [[0.7, 0.1], [0.3, 0.9]],
@@ -357,10 +358,6 @@ DISTRIBUTIONS: dict[str, Known] = {
     ),
     "GaussianHMM": Known(_gaussian_hmm, (0.9, 0.7), (0.8, 0.5), plate=False),
     "GaussianMRF": Known(_gaussian_mrf, (0.9, 0.7), (0.8, 0.5), value=[[0.5], [0.2], [-0.3]], plate=False),
-    "GaussianScaleMixture": Known(
-        dist.GaussianScaleMixture, ([1.2, 0.9], [0.5, 0.0], [0.7, 2.0]), ([1.0, 1.0], [0.2, 0.1], [0.9, 1.7]),
-        plate=False, trained=LOOP,
-    ),
     "ImproperUniform": Known(_improper, (0.3,), (0.4,), value=0.7),
     "IndependentHMM": Known(_independent_hmm, (0.9, 0.7), (0.8, 0.5), plate=False),
     "LKJCorrCholesky": Known(_of(dist.LKJCorrCholesky, "eta"), (1.5,), (2.0,), {"d": 3}, plate=False),
@@ -373,7 +370,10 @@ DISTRIBUTIONS: dict[str, Known] = {
     "OneOneMatching": Known(
         dist.OneOneMatching, ([[0.5, 0.0], [0.2, 0.1]],), ([[0.2, 0.0], [0.1, 0.4]],), plate=False, way=LOOP,
     ),
-    "OneTwoMatching": Known(dist.OneTwoMatching, ([[0.5], [0.2]],), ([[0.2], [0.1]],), plate=False, way=LOOP),
+    "OneTwoMatching": Known(
+        dist.OneTwoMatching, ([[0.5, 0.0], [0.2, 0.1], [0.0, 0.3], [0.4, 0.0]],),
+        ([[0.2, 0.1], [0.1, 0.2], [0.3, 0.0], [0.0, 0.0]],), plate=False, way=LOOP,
+    ),
     "RelaxedBernoulliStraightThrough": Known(
         _relaxed(dist.RelaxedBernoulliStraightThrough), (0.4,), (0.1,), {"temperature": 0.7}, trained=LOOP,
     ),
@@ -390,6 +390,10 @@ DISTRIBUTIONS: dict[str, Known] = {
 
 
 REFUSED: dict[str, tuple[Known, str]] = {
+    "GaussianScaleMixture": (Known(
+        dist.GaussianScaleMixture, ([1.2, 0.9], [0.5, 0.0], [0.7, 2.0]), ([1.0, 1.0], [0.2, 0.1], [0.9, 1.7]),
+        plate=False,
+    ), "has no gradient"),
     "ImproperUniform drawn": (Known(_improper, (0.3,), (0.4,)), "ImproperUniform prior"),
     "GroupedNormalNormal": (
         Known(dist.GroupedNormalNormal, ([0.3, -1.0], [1.2, 0.9], [0.5, 0.7, 0.6]), ([0.0, -0.8], [1.0, 1.1], [0.6,

@@ -107,14 +107,14 @@ def _fill_masks(g: fx.Graph) -> None:
     """`x[mask] = scalar` without looking for the places of the mask."""
     for node in list(g.find_nodes(op="call_function", target=aten.index_put_.default)):
         x, indices, value, *accumulate = node.args
-        metas = [n.meta.get("val") if isinstance(n, fx.Node) else None for n in (x, *indices[:1], value)]
-        if len(indices) != 1 or any(accumulate) or not all(isinstance(m, Tensor) for m in metas):
+        assert isinstance(indices, (list, tuple))
+        into, mask, scalar = (n.meta.get("val") if isinstance(n, fx.Node) else None for n in (x, indices[0], value))
+        if len(indices) != 1 or any(accumulate) or into is None or mask is None or scalar is None:
             continue
-        into, mask, scalar = metas
         if mask.dtype != torch.bool or scalar.dim() or scalar.dtype != into.dtype:
             continue
         with g.inserting_before(node):
-            where = indices[0]
+            where: Any = indices[0]
             for _ in range(into.dim() - mask.dim()):
                 where = g.call_function(aten.unsqueeze.default, (where, -1))
             filled = g.call_function(aten.masked_fill_.Tensor, (x, where, value))

@@ -135,11 +135,35 @@ def _quiet() -> Iterator[None]:
 
 
 class _Stopped(TorchFunctionMode):
-    """What is computed under `no_grad` is detached: a graph of operations has no `no_grad`."""
+    """What is computed within `torch.no_grad()` is detached: a graph of operations has no `no_grad`.
+
+    (Within a `torch.autograd.Function`, gradients are off too; its operations stay as they are, and are compared.)
+    """
+
+    depth = 0
+
+    def __enter__(self) -> Any:
+        enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
+
+        def entered(block: Any) -> None:
+            self.depth += 1
+            enter(block)
+
+        def left(block: Any, *exc: Any) -> None:
+            self.depth -= 1
+            leave(block, *exc)
+
+        self._patch = mock.patch.multiple(torch.no_grad, __enter__=entered, __exit__=left)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._patch.stop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled():
+        if not self.depth or torch.is_grad_enabled():
             return out
         return tree_map_only(Tensor, lambda t: t if any(t is a for a in args) else t.detach(), out)
 
