@@ -34,7 +34,10 @@ from ppgen.terms import Term, guide_run
 
 K = 7
 UNQUANTISED = ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
-LONG = {"DiscreteHMM", "GammaGaussianHMM", "GaussianHMM", "IndependentHMM", "Stable", "StableWithLogProb"}
+LONG = {
+    "DiscreteHMM", "GammaGaussianHMM", "GaussianHMM", "GaussianMRF", "IndependentHMM", "LKJCorrCholesky",
+    "MixtureOfDiagNormalsSharedCovariance", "SineBivariateVonMises", "Stable", "StableWithLogProb",
+}  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in DISTRIBUTIONS]
 RANDOM = [n for n, k in DISTRIBUTIONS.items() if k.value is None and k.way == RECORDED and n != "Delta"]
 
