@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ppgen.engine.graph import in_own_memory
 from ppgen.engine.noise import Draw, hoist
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
@@ -53,6 +54,7 @@ class Many:
         self.device = next((t.device for t in self.examples), torch.device("cpu"))
         self.recorded, self.batched, self.largest = False, True, 1
         self.graph: Callable[..., Any] | None = None  # None: cannot be recorded, or was not yet
+        self.narrow: fx.GraphModule | None = None  # the graph, as long as it has room for one draw only
         self.constants: tuple[Tensor, ...] = ()
         self.noise: list[Draw] = []
         if gradient:
@@ -67,7 +69,9 @@ class Many:
         if why := _differs(self.one, graph, self.examples, self.gradient):
             return self._say(why)
         hoisted, self.noise, _ = hoist(graph)
-        self.graph, self.constants = executable(hoisted.graph, gradient=self.gradient), hoisted.constants
+        run_it = executable(hoisted.graph, gradient=self.gradient)
+        self.graph, self.narrow = lambda _, *tensors: run_it(*tensors), hoisted.graph
+        self.constants = hoisted.constants
         sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]
         self.largest = max(sizes, default=1)
 
@@ -94,19 +98,32 @@ class Many:
 
     def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:
         noise = [d.many(draws, self.device) for d in self.noise]
-        graph, n = self.graph, len(each)
-        assert graph is not None
+        n = len(each)
 
-        def one(_: Tensor, *own: Tensor) -> list[Tensor]:
-            return list(graph(*inputs, *own[:n], *self.constants, *own[n:]))
+        def one(which: Tensor, *own: Tensor) -> list[Tensor]:
+            assert self.graph is not None
+            return list(self.graph(which, *inputs, *own[:n], *self.constants, *own[n:]))
 
-        if self.batched:
+        while self.batched:
             try:
-                return torch.func.vmap(one, randomness="different")(torch.zeros(draws), *each, *noise)
+                return torch.func.vmap(one, randomness="different")(
+                    torch.zeros(draws, device=self.device), *each, *noise
+                )
             except (RuntimeError, NotImplementedError) as e:
+                if self._widen():
+                    continue
                 self._say(str(e).splitlines()[0])
                 self.batched = False
-        return _stacked([one(torch.zeros(()), *(v[i] for v in (*each, *noise))) for i in range(draws)])
+        return _stacked(
+            [one(torch.zeros((), device=self.device), *(v[i] for v in (*each, *noise))) for i in range(draws)]
+        )
+
+    def _widen(self) -> bool:
+        """Whether what is written in place is now given room for all draws, and was not before."""
+        if self.narrow is None:
+            return False
+        self.graph, self.narrow = executable(in_own_memory(self.narrow), gradient=self.gradient), None
+        return True
 
 
 def _stacked(runs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -137,8 +154,12 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Of a sum of all outputs in which no two weigh the same."""
-    value = sum(((i + 1.0) * o.double().sum() for i, o in enumerate(outputs) if o.requires_grad), torch.zeros(()))
+    """Of a sum of all entries of all outputs in which hardly any two weigh the same."""
+    value = torch.zeros(()).double()
+    for i, o in enumerate(outputs):
+        if o.requires_grad:
+            weights = torch.linspace(1.0, 2.0, o.numel(), dtype=torch.double, device=o.device)
+            value = value + (i + 1.0) * (o.double() * weights.view(o.shape)).sum()
     wanted = [t for t in inputs if t.requires_grad]
     if not value.requires_grad:
         return [None] * len(wanted)

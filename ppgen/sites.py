@@ -35,6 +35,14 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def support_of(fn: Any) -> Any:
+    """The support of a distribution, None where it does not tell (a Rejector, a GaussianScaleMixture)."""
+    try:
+        return fn.support
+    except NotImplementedError:
+        return None
+
+
 def is_factor(site: Mapping[str, Any]) -> bool:
     """Whether a site is a `pyro.factor` statement: it adds to the log joint and has no value."""
     return isinstance(innermost(site["fn"]), Unit)

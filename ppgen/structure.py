@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ppgen.data import n_rows, row_columns, take
-from ppgen.sites import is_deterministic, is_factor, sample_sites
+from ppgen.sites import is_deterministic, is_factor, sample_sites, support_of
 from ppgen.terms import Runnable, Traces, run, value_of
 
 
@@ -188,7 +188,7 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
         else:
             role = "observed" if node["is_observed"] else "latent"
     frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
-    support = None if role in ("factor", "deterministic") else fn.support
+    support = None if role in ("factor", "deterministic") else support_of(fn)
     return Site(
         name=node["name"],
         role=role,

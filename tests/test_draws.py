@@ -85,6 +85,7 @@ def test_gradients_that_are_stopped_stay_stopped():
     program = Stopped().setup({"x": X})
     structure = check(program, {"x": X}, learn=False)
     many = ManyTerms(program, {"x": X}, structure, train=True)
+    assert many.many.graph is not None, "recorded, with its no_grad"
     total = sum((t.sign * t.log_prob.sum() for t in many(8, {"x": X})), torch.zeros(()))
     a, b = torch.autograd.grad(total, [program.a, program.b], allow_unused=True)
     assert a is None or float(a) == 0.0

@@ -227,7 +227,13 @@ def _gradients(program: Program, t: Traces) -> None:
         raise PpgenError(
             f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
         )
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    except RuntimeError as e:
+        raise PpgenError(
+            f"{program.name} has no gradient: {_first_line(e)}; look for what is written in place, and for a "
+            "distribution whose log_prob cannot be differentiated"
+        ) from e
     replaced = program._autoguide is not None and type(program).guide is not Program.guide  # its parameters rest
     for name, g in zip(parameters, gradients, strict=True):
         if g is None and not replaced:

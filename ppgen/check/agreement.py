@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites
+from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites, support_of
 from ppgen.terms import Traces
 
 
@@ -175,7 +175,7 @@ def supports_match(t: Traces) -> None:
         if site["is_observed"]:
             observed_in_support(name, site)
         elif name in guide and not is_delta(guide[name]):
-            _covers(name, site["fn"].support, guide[name]["fn"].support)
+            _covers(name, support_of(site["fn"]), support_of(guide[name]["fn"]))
 
 
 def observed_in_support(name: str, site: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +35,7 @@ def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx
             g.erase_node(node)
     g.eliminate_dead_code()
     _fold(graph)
+    _fill_masks(g)
     g.eliminate_dead_code()
     constants = _lift_constants(graph)
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
@@ -99,6 +101,57 @@ def _known_places(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Ten
             with graph.graph.inserting_before(node):
                 places.append(graph.graph.get_attr(name))
     node.args = (node.args[0], places, *node.args[2:])
+
+
+def _fill_masks(g: fx.Graph) -> None:
+    """`x[mask] = scalar` without looking for the places of the mask."""
+    for node in list(g.find_nodes(op="call_function", target=aten.index_put_.default)):
+        x, indices, value, *accumulate = node.args
+        assert isinstance(indices, (list, tuple))
+        into, mask, scalar = (n.meta.get("val") if isinstance(n, fx.Node) else None for n in (x, indices[0], value))
+        if len(indices) != 1 or any(accumulate) or into is None or mask is None or scalar is None:
+            continue
+        if mask.dtype != torch.bool or scalar.dim() or scalar.dtype != into.dtype:
+            continue
+        with g.inserting_before(node):
+            where: Any = indices[0]
+            for _ in range(into.dim() - mask.dim()):
+                where = g.call_function(aten.unsqueeze.default, (where, -1))
+            filled = g.call_function(aten.masked_fill_.Tensor, (x, where, value))
+            filled.meta = dict(node.meta)
+        node.replace_all_uses_with(filled)
+        g.erase_node(node)
+
+
+def in_own_memory(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph that takes one more tensor first: what it writes in place lies in memory made like that one.
+
+    Of a tensor that `torch.func.vmap` maps over, the memory has room for all of them.
+    """
+    graph = copy.deepcopy(graph)
+    g = graph.graph
+    with g.inserting_before(next(iter(g.nodes))):
+        like = g.placeholder("like")
+    after = next(n for n in g.nodes if n.op != "placeholder")
+    for node in list(g.nodes):
+        if (
+            node is like
+            or "like" not in node.meta
+            or node.op == "call_function"
+            and (is_in_place(node) or _is_view(node))
+        ):
+            continue
+        if not any(is_in_place(n) for n in aliases(node)):
+            continue
+        shape, dtype, _ = node.meta["like"]
+        with g.inserting_before(after) if node.op == "placeholder" else g.inserting_after(node):
+            room = g.call_function(aten.new_zeros.default, (like, list(shape)), {"dtype": dtype})
+        with g.inserting_after(room):
+            own = g.call_function(aten.copy_.default, (room, node))
+        node.replace_all_uses_with(own, delete_user_cb=lambda user, own=own: user is not own)
+    g.lint()
+    graph.recompile()
+    return graph
 
 
 def _same_shape(node: fx.Node) -> bool:

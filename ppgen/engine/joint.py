@@ -31,6 +31,7 @@ from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
 from ppgen.program import Program
+from ppgen.sites import support_of
 from ppgen.terms import run, terms
 from ppgen.terms import total as log_joint_of
 
@@ -77,7 +78,12 @@ class LogJoint:
         summed: list[str] = []
         for name in sites.stochastic_nodes:
             site = sites.nodes[name]
-            if site["fn"].support.is_discrete:
+            if (support := support_of(site["fn"])) is None:
+                raise PpgenError(
+                    f"the latent {name!r} ({type(site['fn']).__name__}) does not tell its support, and so has no place "
+                    "in an unconstrained vector; give it another distribution, or fit the program with a guide for it"
+                )
+            if support.is_discrete:
                 if not site["fn"].has_enumerate_support:
                     raise PpgenError(
                         f"the latent {name!r} is discrete and has no place in an unconstrained vector, and "
@@ -86,7 +92,7 @@ class LogJoint:
                     )
                 summed.append(name)
                 continue
-            transform = biject_to(site["fn"].support)
+            transform = biject_to(support)
             shape = transform.inv(site["value"]).shape
             self._blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()

@@ -24,6 +24,8 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx
 from torch.distributions import dirichlet as dirichlets
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
 
@@ -68,10 +70,20 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
         Untraceable: the function needs a value, not a shape, to decide what to do next.
     """
 
+    def traced(*tensors: Tensor) -> Any:
+        with _Stopped() if differentiable else nullcontext():
+            return fn(*tensors)
+
     def run(**mode: Any) -> fx.GraphModule:
         dirichlet = mock.patch.object(dirichlets, "_Dirichlet", _Dirichlet) if differentiable else nullcontext()
-        with _quiet(), dirichlet, torch.random.fork_rng(devices=[]), torch.enable_grad():
-            return make_fx(fn, **mode)(*inputs)
+        with (
+            _quiet(),
+            mock.patch.object(torch, "binomial", _binomial),
+            dirichlet,
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+        ):
+            return make_fx(traced, **mode)(*inputs)
 
     try:
         graph = run(tracing_mode="fake", _allow_non_fake_inputs=True)
@@ -120,6 +132,48 @@ def _quiet() -> Iterator[None]:
         mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
     ):
         yield
+
+
+class _Stopped(TorchFunctionMode):
+    """What is computed within `torch.no_grad()` is detached: a graph of operations has no `no_grad`.
+
+    (Within a `torch.autograd.Function`, gradients are off too; its operations stay as they are, and are compared.)
+    """
+
+    depth = 0
+
+    def __enter__(self) -> Any:
+        enter, leave = torch.no_grad.__enter__, torch.no_grad.__exit__
+
+        def entered(block: Any) -> None:
+            self.depth += 1
+            enter(block)
+
+        def left(block: Any, *exc: Any) -> None:
+            self.depth -= 1
+            leave(block, *exc)
+
+        self._patch = mock.patch.multiple(torch.no_grad, __enter__=entered, __exit__=left)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._patch.stop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.depth or torch.is_grad_enabled():
+            return out
+        return tree_map_only(Tensor, lambda t: t if any(t is a for a in args) else t.detach(), out)
+
+
+def _binomial(count: Tensor, prob: Tensor) -> Tensor:
+    """torch.binomial of counts that are as many as the probabilities, however many draws: it has no other batches."""
+    return _drawn_binomial(count + torch.zeros_like(prob), prob + torch.zeros_like(count))
+
+
+_drawn_binomial = torch.binomial
 
 
 class _Dirichlet:

@@ -4,8 +4,28 @@ from planting import Mutant
 
 UNBIASED = "tests/test_elbo.py::test_elbo_and_its_gradient_are_unbiased"
 
+TABLE = "tests/test_distributions_table.py::test_many_draws_are_the_program_run_k_times_with_its_gradient[{}]"
+
 MUTANTS: list[Mutant] = [
     # -- objectives ----------------------------------------------------------------------------------------------
+    Mutant(
+        "all_entries_weigh_the_same",
+        "weights = torch.linspace(1.0, 2.0, o.numel(), dtype=torch.double, device=o.device)",
+        "weights = torch.linspace(1.0, 1.0, o.numel(), dtype=torch.double, device=o.device)",
+        TABLE.format("RelaxedOneHotCategoricalStraightThrough"),
+    ),
+    Mutant(
+        "no_grad_is_not_recorded",
+        "if not self.depth or torch.is_grad_enabled():",
+        "if True:",
+        TABLE.format("LKJCholesky"),
+    ),
+    Mutant(
+        "in_place_in_the_memory_of_one_draw",
+        "if self.narrow is None:",
+        "if True:",
+        TABLE.format("OrderedLogistic"),
+    ),
     Mutant(
         "kl_the_other_way",
         "return kl_divergence(a, b)",
