@@ -320,6 +320,25 @@ def test_chains(name):
     survives_json(found)
 
 
+@pytest.mark.parametrize("tau", [3.5, 25.0])
+def test_many_short_chains_in_their_target_agree(tau):
+    """64 x 250 draws of AR(1) that begin in their target, of autocorrelation time tau; 1% may be flagged."""
+    rho, flagged = (tau - 1) / (tau + 1), 0
+    for seed in range(30):
+        u = autoregressive(rho, 250, 64, 2, seed=seed)
+        figures = {f.measure: f for f in chains(lambda _, u=u: u, count=64, draws=250)}
+        flagged += figures["rhat"].verdict != "fine"
+    assert flagged < 3
+
+
+def test_many_short_chains_that_disagree_are_told():
+    u = autoregressive(0.5, 250, 64, 2)
+    apart = u + np.where(np.arange(64) < 20, 6.0, 0.0)[:, None]
+    drifting = u + np.linspace(0, 3, 250)[:, None, None]
+    for draws in (apart, drifting):
+        assert verdict(chains(lambda _, u=draws: u, count=64, draws=250)) != "fine"
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_e_bfmi_of_energies_that_are_known(rho):
     """Σ (ΔE)² / Σ (E − mean)² of an AR(1) is 2 (1 − ρ)."""

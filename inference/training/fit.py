@@ -55,8 +55,7 @@ def fit(
     batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
     clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
     objective: str | None = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
-    starts: int | None = None,
-    engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
+    starts: int | None = None, engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
     out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Run:  # fmt: skip

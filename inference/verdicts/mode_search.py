@@ -28,9 +28,9 @@ from ppgen.engine.pathfinder import Density, climb
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 STARTS = 16  # of each kind
-WIDE = 10.0  # standard deviations of the draws
+WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 SCALES = (1.0, 3.0, 10.0)  # s: the wider ones find mass around a narrow mode
-MOST = 8  # places that are weighed
+MOST = 6  # places that are weighed, of those on the way and of those at the end
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
 LEAST_ESS = 20  # of a region's weights, for its mass to be known
@@ -66,11 +66,11 @@ class _Normal(NamedTuple):
 
 
 class _Region(NamedTuple):
-    """A shell of a normal: its mass, and the share of the draws in it."""
+    """A shell of a normal, and its mass."""
 
+    q: _Normal
+    s: float
     log_z: float
-    se: float
-    share: float
 
 
 @torch.no_grad()
@@ -110,27 +110,26 @@ def unseen_modes(
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     if evidence is None:
         evidence = _bridge(target, half, [q for q in ends if _share(q, 1.0, draws, weights) > 0], generator)
-    found = [
-        (i, r) for i, q in enumerate(ends)
-        if (r := _unseen(target, q, draws, weights, effective, evidence, generator)) is not None
-    ]  # fmt: skip
+    found = [_unseen(target, q, draws, weights, effective, evidence, generator) for q in ends]
+    seen = [q for q, r in zip(ends, found, strict=True) if r is None]
+    unseen = _different([r for r in found if r is not None])
     searched = {"starts": climbed, "places": len(ends)}
-    if not found:
+    if not unseen:
         return Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched)
+    where = name(unseen[0].q.m)
     if evidence.se > 1.0 or not math.isfinite(evidence.log_z):
-        return Finding("unseen_modes", name(ends[found[0][0]].m), math.nan, MISSING[0], LOOK, searched)
-    odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for _, r in found)
+        return Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched)
+    odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
-    seen = [q for i, q in enumerate(ends) if i not in dict(found)]
-    copies = bool(seen) and all(any(_copy(ends[i], q) for q in seen) for i, _ in found)
-    largest = max(found, key=lambda f: f[1].log_z)[0]
+    copies = all(any(_copy(r.q, q) for q in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
-    details = searched | {"unseen": len(found), "copies": copies}
-    return Finding("unseen_modes", name(ends[largest].m), share, MISSING[0], graded, details)
+    return Finding(
+        "unseen_modes", where, share, MISSING[0], graded, searched | {"unseen": len(unseen), "copies": copies}
+    )
 
 
 def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
-    """Draws, their mirror images in some coordinates, wide and narrow boxes, and the prior's."""
+    """Draws, their mirror images in some coordinates, boxes around them of 1 to 1000 sd, and draws of the prior."""
     dim = draws.shape[1]
 
     def some() -> Tensor:
@@ -141,22 +140,29 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
 
     sd = draws.std(0).clamp_min(1e-12)
     signs = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0).to(draws)
-    kinds = [some()[: STARTS // 2], -some()[: STARTS // 2], signs * some(), draws.mean(0) + sd * uniform(-WIDE, WIDE),
-             uniform(-2, 2)]  # fmt: skip
-    kinds.append(torch.stack([prior() for _ in range(STARTS)]) if prior is not None else uniform(-20, 20))
+    reach = 10 ** torch.linspace(0, WIDEST, STARTS).to(draws)[:, None]
+    kinds = [some()[: STARTS // 2], -some()[: STARTS // 2], signs * some(), uniform(-2, 2),
+             draws.mean(0) + sd * reach * uniform(-1, 1)]  # fmt: skip
+    if prior is not None:
+        kinds.append(torch.stack([prior() for _ in range(STARTS)]))
     return torch.cat(kinds)
 
 
 def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
-    """The different normals that paths from there have found, those of the highest ELBO first."""
+    """The different normals that paths have found on their way up, and at their ends."""
     paths = climb(target, start, generator=generator)
+    roots, info = torch.linalg.cholesky_ex(paths.H)
+    mass = target(paths.top)[0] + roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # Laplace's, but for a constant
+    mass = torch.where((info == 0) & torch.isfinite(mass), mass, -torch.inf)
     kept: list[_Normal] = []
-    for i in paths.elbo.argsort(descending=True):
-        if not torch.isfinite(paths.elbo[i]) or len(kept) == MOST:
-            break
-        new = _Normal(paths.mean[i], paths.root[i])
-        if all(_apart(new, old) for old in kept):
-            kept.append(new)
+    for worth, means, L in ((paths.elbo, paths.mean, paths.root), (mass, paths.top, roots)):
+        few = len(kept) + MOST
+        for i in worth.argsort(descending=True):
+            if not torch.isfinite(worth[i]) or len(kept) == few:
+                break
+            new = _Normal(means[i], L[i])
+            if all(_apart(new, old) for old in kept):
+                kept.append(new)
     return kept, len(start)
 
 
@@ -171,7 +177,7 @@ def _apart(a: _Normal, b: _Normal) -> bool:
 def _copy(a: _Normal, b: _Normal) -> bool:
     """Whether one is the other with entries exchanged, or with signs flipped: the same centers and widths in order."""
     width = torch.minimum(a.L.norm(dim=-1).max(), b.L.norm(dim=-1).max())
-    same = (a.m.abs().sort().values - b.m.abs().sort().values).abs() < 0.5 * width
+    same = (a.m.abs().sort().values - b.m.abs().sort().values).abs() < width
     ratio = (a.L.norm(dim=-1).sort().values / b.L.norm(dim=-1).sort().values).log().abs() < math.log(1.5)
     return bool((same & ratio).all()) and bool((a.m - b.m).abs().max() > width)
 
@@ -213,8 +219,18 @@ def _unseen(
         expected = math.exp(min(log_z - SURE * math.hypot(se, min(evidence.se, 1.0)) - evidence.log_z, 500.0))
         have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
         if expected > MISSING[0] and expected > 2 * have and (worst is None or log_z > worst.log_z):
-            worst = _Region(log_z, se, share)
+            worst = _Region(q, s, log_z)
     return worst
+
+
+def _different(regions: list[_Region]) -> list[_Region]:
+    """The heaviest first, without those whose center one before them holds."""
+    kept: list[_Region] = []
+    for new in sorted(regions, key=lambda r: -r.log_z):
+        _, high = _shell(len(new.q.m))
+        if all(float(old.q.radius(new.q.m[None])) / old.s**2 > high for old in kept):
+            kept.append(new)
+    return kept
 
 
 def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: torch.Generator) -> Evidence:

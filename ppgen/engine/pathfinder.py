@@ -50,18 +50,21 @@ class Paths(NamedTuple):
 
 
 class Climbs(NamedTuple):
-    """The best normal of each path.
+    """The best normal of each path, and where it ended.
 
     Attributes:
         elbo: (chains,) in nats; minus infinity where a path found none.
         mean, root: (chains, dim), and (chains, dim, dim), lower-triangular: N(mean, root rootᵀ).
         draw: (chains, dim), one draw of each.
+        top, H: (chains, dim), and (chains, dim, dim): the highest point, and minus the inverse Hessian there.
     """
 
     elbo: Tensor
     mean: Tensor
     root: Tensor
     draw: Tensor
+    top: Tensor
+    H: Tensor
 
 
 def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
@@ -113,13 +116,13 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
             torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
             for a, b in zip(best, (mean, root, draw), strict=True)
         )
-    return Climbs(elbo, *best)
+    return Climbs(elbo, *best, u, H)
 
 
 @torch.no_grad()
 def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -> Paths:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
-    elbo, means, roots, draws = paths
+    elbo, means, roots, draws, *_ = paths
     n, dim = draws.shape
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
