@@ -46,8 +46,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "scale_left_out",
-        'return _labelled(site, role or _role(site), scale_and_mask(density, site["scale"]), density, order, pathwise)',
-        "return _labelled(site, role or _role(site), density, density, order, pathwise)",
+        'log_prob = scale_and_mask(density, site["scale"])',
+        "log_prob = density",
         "tests/test_elbo.py::test_masks_and_scales_are_kept",
     ),
     Mutant(

@@ -123,7 +123,7 @@ MUTANTS = [
     # -- what chains are worth -----------------------------------------------------------------------------------
     Mutant(
         "chains_that_disagree_are_fine",
-        "grade(rhat[worst], GOOD_RHAT, WRONG_RHAT)",
+        "grade(rhat[worst], most, WRONG_RHAT)",
         "grade(rhat[worst], 100 * GOOD_RHAT)",
         "tests/test_models.py::test_on_a_conjugate_target[mcmc_diagnostics]",
     ),
@@ -194,5 +194,44 @@ MUTANTS = [
         "or column.max() - np.sort(column)[-tail] > FARTHEST:",
         "or False:",
         "tests/test_findings.py::test_weights_of_a_guide_that_is_far_away",
+    ),
+    Mutant(
+        "mode_at_the_end_of_a_climb_left_out",
+        "((paths.elbo, paths.mean, paths.root), (mass, paths.top, roots))",
+        "((paths.elbo, paths.mean, paths.root),)",
+        "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
+    ),
+    Mutant(
+        "wider_shells_left_out",
+        "SCALES = (1.0, 3.0, 10.0)",
+        "SCALES = (1.0,)",
+        "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
+    ),
+    Mutant(
+        "bridge_of_shares_exchanged",
+        "s1, s2 = len(held) / (len(held) + len(u)), len(u) / (len(held) + len(u))",
+        "s1, s2 = 1.0, 0.0",
+        "tests/test_mode_search.py::test_bridge_sampling_gives_the_evidence",
+    ),
+    Mutant(
+        "mirror_images_are_not_told",
+        "copies = all(any(_copy(r.q, q) for q in seen) for r in unseen)",
+        "copies = False",
+        "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
+    ),
+    Mutant(
+        "climbs_from_the_prior_left_out",
+        """
+        if prior is not None:
+            kinds.append(torch.stack([prior() for _ in range(STARTS)]))
+        """,
+        "",
+        "tests/test_mode_search.py::test_a_mode_is_found_from_the_prior_and_not_without",
+    ),
+    Mutant(
+        "groups_of_chains_as_single_ones",
+        "np.arange(chains) % groups",
+        "np.arange(chains)",
+        "tests/test_findings.py::test_many_short_chains_in_their_target_agree",
     ),
 ]
