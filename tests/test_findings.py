@@ -102,7 +102,7 @@ GUIDES = {  # the verdict, and what is not fine
     "far too narrow": (lambda: guided(0.3), "wrong", {"khat", "ess", "sd_ratio"}),
     "half an sd off": (lambda: guided(1.0, 0.5), "look", {"mean_off"}),
     "300 sd off": (lambda: guided(1.0, 300.0), "wrong", {"khat", "ess", "sd_ratio", "bound_gap"}),
-    "one of two modes": (both_modes, "wrong", {"mean_off", "sd_ratio"}),
+    "one of two modes": (both_modes, "wrong", {"mean_off", "sd_ratio", "unseen_modes"}),
     "few particles": (lambda: guided(1.05, particles=20), "look", {"khat"}),
     "exact by row": (lambda: by_row(), "fine", set()),
     "too wide by row": (lambda: by_row(2.5), "wrong", {"sd_ratio", "ess", "bound_gap"}),

@@ -52,6 +52,7 @@ from ppgen.inference.training.refit import refit
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
 from ppgen.inference.verdicts.guide_checks import weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
 from ppgen.terms import run
@@ -524,6 +525,15 @@ def of_mcmc_diagnostics(folder):
     assert "chain 3 stands apart" in str(said[0]) and "R-hat of m" in str(said[1])
 
 
+def of_mode_search(folder):
+    """Of draws of the posterior nothing is missing; of draws of its half beyond the mean the other half is."""
+    joint = log_joint(NormalMean(), {"x": X})
+    m = EXACT.sample((4000, 1))
+    assert unseen_modes(joint.value_and_grad, m, 4000.0, prior=joint.prior, name=joint.place).verdict == "fine"
+    half = m[m[:, 0] > EXACT.loc + EXACT.scale]
+    assert unseen_modes(joint.value_and_grad, half, float(len(half)), prior=joint.prior).verdict == "wrong"
+
+
 def of_findings(folder):
     """Written with the posterior, and read again: the same records."""
     found = diagnose(fit(GuidedNormalMean(width=2.5), {"x": X}, steps=0), {"x": X})
@@ -560,7 +570,7 @@ def of_mcmc_init(folder):
     joint = log_joint(NormalMean(), {"x": X})
     u = starts(joint, 16, 1, joint.prior, torch.Generator().manual_seed(0))
     assert (joint(u) > joint(normal(16, 1) * 2).mean()).all()
-    assert runaway(joint, EXACT.loc[None], EXACT.scale[None], torch.ones(1, 1), 16) is None
+    assert runaway(joint, EXACT.loc[None], EXACT.scale[None], torch.ones(1, 1)) is None
 
 
 def of_compiled_sampler(folder):

@@ -12,6 +12,7 @@ Sources: see kernels/, mcmc_diagnostics.py and ppgen/engine/pathfinder.py.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
-from ppgen.inference.verdicts.findings import FINE, Finding, store_findings
+from ppgen.inference.verdicts.findings import FINE, LOOK, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
@@ -117,9 +118,10 @@ def mcmc(
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
             said = findings(found, joint)
-            target = _density(joint, kernel, C, metric)
-            if (unseen := _unseen(joint, target, found, said, structure.sites, seed)) is not None:
-                said.append(unseen)
+            # Thousands of single runs of an eager program would take longer than its chains.
+            traced = joint if engine != "eager" else log_joint(program, data)
+            target = _density(traced, kernel, C, metric)
+            said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
@@ -259,13 +261,17 @@ def _prior(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | Non
 
 def _unseen(
     joint: LogJoint, target: Density, found: Draws, checks: Sequence[Finding], sites: Sequence[Site], seed: int
-) -> Finding | None:
-    """Whether the posterior has mass where no chain went."""
+) -> list[Finding]:
+    """Whether the posterior has mass where no chain went; nothing where there are too many dimensions to search."""
     effective = next(f.figure for f in checks if f.measure == "ess_bulk")
-    independent = effective if effective > found.u.shape[1] else float(found.u.shape[1])  # one a chain at least
-    return unseen_modes(
-        target, found.u.flatten(0, 1), independent, prior=_prior(joint, sites), name=joint.place, seed=seed
-    )
+    chains = float(found.u.shape[1])
+    independent = effective if effective > chains else chains
+    prior = _prior(joint, sites)
+    try:
+        one = unseen_modes(target, found.u.flatten(0, 1), independent, prior=prior, name=joint.place, seed=seed)
+    except PpgenError as e:  # it cannot be traced
+        one = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": str(e).split(";")[0]})
+    return [] if one is None else [one]
 
 
 def _tree(

@@ -261,6 +261,8 @@ def _tail_khat(f: Finding) -> Words:
 
 def _unseen_modes(f: Finding) -> Words:
     d = f.details
+    if "reason" in d:
+        return f"modes that the draws have not seen were not searched for: {d['reason']}", "Run with other seeds."
     climbs = f"climbs from {d['starts']} over-dispersed starts"
     if f.verdict == "fine":
         return f"{climbs} found no place of the posterior that the draws have not seen", ""

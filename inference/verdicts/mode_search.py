@@ -193,7 +193,7 @@ def _shell(dim: int) -> tuple[float, float]:
 def _share(q: _Normal, s: float, draws: Tensor, weights: Tensor) -> float:
     low, high = _shell(len(q.m))
     r = q.radius(draws) / s**2
-    return float(weights[(r >= low) & (r <= high)].sum())
+    return min(float(weights[(r >= low) & (r <= high)].sum()), 1.0)
 
 
 def _unseen(
