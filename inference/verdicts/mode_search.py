@@ -27,7 +27,6 @@ from torch import Tensor
 from ppgen.engine.pathfinder import Density, climb
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
-STARTS = 16  # of each kind
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 SCALES = (1.0, 3.0, 10.0)  # s: the wider ones find mass around a narrow mode
 MOST = 6  # places that are weighed, of those on the way and of those at the end
@@ -130,21 +129,19 @@ def unseen_modes(
 
 def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
     """Draws, their mirror images in some coordinates, boxes around them of 1 to 1000 sd, and draws of the prior."""
-    dim = draws.shape[1]
+    dim, sd = draws.shape[1], draws.std(0).clamp_min(1e-12)
 
-    def some() -> Tensor:
-        return draws[torch.randint(len(draws), (STARTS,), generator=generator)]
+    def some(n: int) -> Tensor:
+        return draws[torch.randint(len(draws), (n,), generator=generator)]
 
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(STARTS, dim, generator=generator, dtype=draws.dtype)
+    def box(n: int, width: float) -> Tensor:
+        return width * (2 * torch.rand(n, dim, generator=generator, dtype=draws.dtype) - 1)
 
-    sd = draws.std(0).clamp_min(1e-12)
-    signs = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0).to(draws)
-    reach = 10 ** torch.linspace(0, WIDEST, STARTS).to(draws)[:, None]
-    kinds = [some()[: STARTS // 2], -some()[: STARTS // 2], signs * some(), uniform(-2, 2),
-             draws.mean(0) + sd * reach * uniform(-1, 1)]  # fmt: skip
+    reach = 10 ** torch.linspace(0, WIDEST, 16).to(draws)[:, None]
+    around = draws.mean(0) + sd * reach * box(16, 1.0)
+    kinds = [some(4), -some(4), box(12, 1.0).sign() * some(12), box(12, 2.0), around]
     if prior is not None:
-        kinds.append(torch.stack([prior() for _ in range(STARTS)]))
+        kinds.append(torch.stack([prior() for _ in range(16)]))
     return torch.cat(kinds)
 
 
