@@ -1,11 +1,11 @@
 r"""What the draws have not seen: climbs from over-dispersed starts, and the mass of the places where they end.
 
-    Z_R = ∫_R p(x, z(u)) |det ∂z/∂u| du,   R: the shell that holds nine tenths of N(m, s² Σ), for s = 1, 3, 10
+    Z_R = ∫_R p(x, z(u)) |det ∂z/∂u| du,   R: the shell that holds nine tenths of N(m, Σ)
 
-N(m, Σ) is what Pathfinder finds on its way up from one start. Draws of the posterior lie in R in the share Z_R / Z. Z_R
-is a mean of importance weights; Z is that of the draws' own place: the evidence that the guide's weights give, or
-bridge sampling between chains and a mixture of normals. A place that has mass, and draws not in that share, was not
-seen: another mode, or the wide part of a posterior whose draws are all in a narrow one.
+N(m, Σ) is what Pathfinder finds on its way up from one start, or the normal at the top. Draws of the posterior lie in R
+in the share Z_R / Z. Z_R is a mean of importance weights; Z is that of the draws' own place: the evidence that the
+guide's weights give, or bridge sampling between chains and a mixture of normals. A place that has mass, and draws not
+in that share, was not seen: another mode, or the wide part of a posterior whose draws are all in a narrow one.
 
 It sees modes that a climb from the prior, from a wide box or from the draws' mirror images ends in, and that are
 about normal; not a mode that no start leads to. Where all that is missing equals what is there, the modes are copies
@@ -28,7 +28,6 @@ from ppgen.engine.pathfinder import Density, climb
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
-SCALES = (1.0, 3.0, 10.0)  # s: the wider ones find mass around a narrow mode
 MOST = 6  # places that are weighed, of those on the way and of those at the end
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
@@ -51,24 +50,22 @@ class _Normal(NamedTuple):
     m: Tensor
     L: Tensor
 
-    def draw(self, n: int, s: float, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, len(self.m), generator=generator, dtype=self.m.dtype)
-        return self.m + s * noise @ self.L.mT
+        return self.m + noise @ self.L.mT
 
     def radius(self, u: Tensor) -> Tensor:
         """r² of each vector."""
         return torch.linalg.solve_triangular(self.L, (u - self.m).mT, upper=False).square().sum(0)
 
-    def log_prob(self, u: Tensor, s: float = 1.0) -> Tensor:
-        log_det = self.L.diagonal().log().sum() + len(self.m) * math.log(s)
-        return -0.5 * (self.radius(u) / s**2 + len(self.m) * math.log(2 * math.pi)) - log_det
+    def log_prob(self, u: Tensor) -> Tensor:
+        return -0.5 * (self.radius(u) + len(self.m) * math.log(2 * math.pi)) - self.L.diagonal().log().sum()
 
 
 class _Region(NamedTuple):
     """A shell of a normal, and its mass."""
 
     q: _Normal
-    s: float
     log_z: float
 
 
@@ -108,7 +105,7 @@ def unseen_modes(
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     if evidence is None:
-        evidence = _bridge(target, half, [q for q in ends if _share(q, 1.0, draws, weights) > 0], generator)
+        evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
     found = [_unseen(target, q, draws, weights, effective, evidence, generator) for q in ends]
     seen = [q for q, r in zip(ends, found, strict=True) if r is None]
     unseen = _different([r for r in found if r is not None])
@@ -148,19 +145,34 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
 def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
     """The different normals that paths have found on their way up, and at their ends."""
     paths = climb(target, start, generator=generator)
-    roots, info = torch.linalg.cholesky_ex(paths.H)
-    mass = target(paths.top)[0] + roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # Laplace's, but for a constant
-    mass = torch.where((info == 0) & torch.isfinite(mass), mass, -torch.inf)
     kept: list[_Normal] = []
-    for worth, means, L in ((paths.elbo, paths.mean, paths.root), (mass, paths.top, roots)):
-        few = len(kept) + MOST
-        for i in worth.argsort(descending=True):
-            if not torch.isfinite(worth[i]) or len(kept) == few:
-                break
-            new = _Normal(means[i], L[i])
-            if all(_apart(new, old) for old in kept):
-                kept.append(new)
-    return kept, len(start)
+    for i in paths.elbo.argsort(descending=True):
+        new = _Normal(paths.mean[i], paths.root[i])
+        if torch.isfinite(paths.elbo[i]) and len(kept) < MOST and all(_apart(new, old) for old in kept):
+            kept.append(new)
+    tops: list[_Normal] = []
+    height = torch.nan_to_num(target(paths.top)[0], nan=-torch.inf)
+    for i in height.argsort(descending=True):
+        if not torch.isfinite(height[i]) or len(tops) == MOST:
+            break
+        if all(float(old.radius(paths.top[i][None])) > 0.01 for old in tops):
+            normal = _at(target, paths.top[i])
+            tops += [] if normal is None else [normal]
+    return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)
+
+
+def _at(target: Density, top: Tensor) -> _Normal | None:
+    """The normal of minus the inverse Hessian there, by differences of gradients; None where it is not one.
+
+    What a climb knows of the curvature is that of its way: one step through a wide quadratic ends in a narrow mode.
+    """
+    h = torch.finfo(top.dtype).eps ** (1 / 3) * (1 + top.abs())
+    g = target(torch.cat([top + h.diag(), top - h.diag()]))[1]
+    hessian = (g[: len(top)] - g[len(top) :]) / (2 * h)[:, None]
+    factor, info = torch.linalg.cholesky_ex(-(hessian + hessian.mT) / 2)
+    if info or not torch.isfinite(factor).all():
+        return None
+    return _Normal(top, torch.linalg.cholesky(torch.cholesky_inverse(factor)))
 
 
 def _apart(a: _Normal, b: _Normal) -> bool:
@@ -187,9 +199,9 @@ def _shell(dim: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _share(q: _Normal, s: float, draws: Tensor, weights: Tensor) -> float:
+def _share(q: _Normal, draws: Tensor, weights: Tensor) -> float:
     low, high = _shell(len(q.m))
-    r = q.radius(draws) / s**2
+    r = q.radius(draws)
     return min(float(weights[(r >= low) & (r <= high)].sum()), 1.0)
 
 
@@ -197,27 +209,23 @@ def _unseen(
     target: Density, q: _Normal, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence,
     generator: torch.Generator,
 ) -> _Region | None:  # fmt: skip
-    """The heaviest shell of a normal that has fewer draws than its mass asks for; None where each has its share."""
+    """The shell of a normal, where it has fewer draws than its mass asks for; None where it has its share."""
     low, high = _shell(len(q.m))
-    worst = None
-    for s in SCALES:
-        u = q.draw(DRAWS, s, generator)
-        r = q.radius(u) / s**2
-        log_w = target(u)[0] - q.log_prob(u, s)
-        log_w = torch.where(torch.isfinite(log_w) & (r >= low) & (r <= high), log_w, -torch.inf).double()
-        if not torch.isfinite(log_w).any():
-            continue
-        w = (log_w - log_w.max()).exp()
-        if float(w.sum() ** 2 / (w**2).sum()) < LEAST_ESS:
-            continue
-        log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
-        se = float(w.std() / w.mean()) / DRAWS**0.5
-        share = _share(q, s, draws, weights)
-        expected = math.exp(min(log_z - SURE * math.hypot(se, min(evidence.se, 1.0)) - evidence.log_z, 500.0))
-        have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
-        if expected > MISSING[0] and expected > 2 * have and (worst is None or log_z > worst.log_z):
-            worst = _Region(q, s, log_z)
-    return worst
+    u = q.draw(DRAWS, generator)
+    r = q.radius(u)
+    log_w = target(u)[0] - q.log_prob(u)
+    log_w = torch.where(torch.isfinite(log_w) & (r >= low) & (r <= high), log_w, -torch.inf).double()
+    if not torch.isfinite(log_w).any():
+        return None
+    w = (log_w - log_w.max()).exp()
+    if float(w.sum() ** 2 / (w**2).sum()) < LEAST_ESS:
+        return None
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
+    se = math.hypot(float(w.std() / w.mean()) / DRAWS**0.5, min(evidence.se, 1.0))
+    expected = math.exp(min(log_z - SURE * se - evidence.log_z, 500.0))
+    share = _share(q, draws, weights)
+    have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
+    return _Region(q, log_z) if expected > MISSING[0] and expected > 2 * have else None
 
 
 def _different(regions: list[_Region]) -> list[_Region]:
@@ -225,7 +233,7 @@ def _different(regions: list[_Region]) -> list[_Region]:
     kept: list[_Region] = []
     for new in sorted(regions, key=lambda r: -r.log_z):
         _, high = _shell(len(new.q.m))
-        if all(float(old.q.radius(new.q.m[None])) / old.s**2 > high for old in kept):
+        if all(float(old.q.radius(new.q.m[None])) > high for old in kept):
             kept.append(new)
     return kept
 
@@ -243,7 +251,7 @@ def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: tor
     if not normals:
         return Evidence(math.nan, math.inf)
     each = -(-n // len(normals))
-    u = torch.cat([q.draw(each, 1.0, generator) for q in normals])
+    u = torch.cat([q.draw(each, generator) for q in normals])
 
     def log_q(x: Tensor) -> Tensor:
         return torch.logsumexp(torch.stack([q.log_prob(x) for q in normals]), 0) - math.log(len(normals))

@@ -56,7 +56,7 @@ class Climbs(NamedTuple):
         elbo: (chains,) in nats; minus infinity where a path found none.
         mean, root: (chains, dim), and (chains, dim, dim), lower-triangular: N(mean, root rootᵀ).
         draw: (chains, dim), one draw of each.
-        top, H: (chains, dim), and (chains, dim, dim): the highest point, and minus the inverse Hessian there.
+        top: (chains, dim), where it ended.
     """
 
     elbo: Tensor
@@ -64,7 +64,6 @@ class Climbs(NamedTuple):
     root: Tensor
     draw: Tensor
     top: Tensor
-    H: Tensor
 
 
 def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
@@ -116,7 +115,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
             torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
             for a, b in zip(best, (mean, root, draw), strict=True)
         )
-    return Climbs(elbo, *best, u, H)
+    return Climbs(elbo, *best, u)
 
 
 @torch.no_grad()
