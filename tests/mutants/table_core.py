@@ -388,7 +388,7 @@ training = self.program.training
         "weights_guide_10pct",
         'return -1.0 if self.role == "guide" else 1.0',
         'return -0.9 if self.role == "guide" else 1.0',
-        "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
+        "tests/test_bounds.py::test_weights_by_row_sum_over_every_other_plate",
     ),
     Mutant(
         "bits_of_continuous",
