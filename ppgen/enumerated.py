@@ -83,14 +83,16 @@ def _enumerated_run(
     q: poutine.Trace | None,
 ) -> Traces:
     """One run in which every discrete latent that is not drawn takes all of its values, in dimensions of its own."""
-    model = config_enumerate(lambda: program.call("model", data), default="parallel")
+    # Within replay, so that values that are held are seen to depend on what is enumerated, as in Pyro's TraceEnum_ELBO.
+    enumerate_all = poutine.enum(first_available_dim=-1 - nesting)
+    model = enumerate_all(config_enumerate(lambda: program.call("model", data), default="parallel"))
     if latents is None and guide:
         q = guide_run(program, data) if q is None else q
         model = poutine.replay(model, trace=q)
     else:
         q = poutine.Trace()
         model = holding(latents or {})(model)
-    with poutine.block(), poutine.enum(first_available_dim=-1 - nesting):
+    with poutine.block():
         p = poutine.trace(model).get_trace()
     return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
 

@@ -149,7 +149,10 @@ def longer_run(
     for with_guide in (True, False) if guide and not program.fixed_rows else (False,):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return run(program, more, guide=with_guide)
+                t = run(program, more, guide=with_guide)
+                for trace in t:  # the data may not fit the plates, which only a log-probability tells
+                    trace.compute_log_prob(lambda _, site: site["is_observed"])
+                return t
         except Exception:  # written for one number of rows
             continue
     return None

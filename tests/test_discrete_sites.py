@@ -894,3 +894,39 @@ def test_diagnose_says_what_there_is_to_say_of_an_exact_model(name):
         assert "exact" in str(e)
         return
     assert found.bounds.best.kind == "exact"
+
+
+# -- a continuous latent that depends on a discrete one ------------------------------------------------
+
+
+def by_component(x):
+    with rows(x):
+        c = pyro.sample("c", dist.Categorical(t(0.4, 0.6)))
+        u = pyro.sample("u", dist.Normal(1.5 * c, 1.0))
+        pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+
+def one_component(x):
+    c = pyro.sample("c", dist.Categorical(t(0.4, 0.6)))
+    u = pyro.sample("u", dist.Normal(1.5 * c, 1.0))
+    with rows(x):
+        pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [by_component, one_component])
+def test_a_continuous_latent_may_depend_on_a_discrete_one(model):
+    """p(c) is summed out of p(c) p(u | c) at each u, as Pyro's TraceEnum_ELBO does; log p(x) mixes normals."""
+    x = t(0.1, 2.0, -1.0, 3.0)
+    cov = torch.eye(4) + (torch.eye(4) if model is by_component else torch.ones(4, 4))
+    each = [dist.MultivariateNormal(torch.full((4,), 1.5 * k), cov).log_prob(x) for k in (0, 1)]
+    if model is by_component:
+        each = [dist.Normal(1.5 * k, 2**0.5).log_prob(x) for k in (0, 1)]
+    joint = torch.stack(each) + t(0.4, 0.6).log().reshape(2, *[1] * (torch.stack(each).dim() - 1))
+    exact, responsibility = float(joint.logsumexp(0).sum()), joint.softmax(0)[1]
+    run = fit(Program.from_pair(model), {"x": x}, guide="AutoNormal", steps=400, lr=0.05, particles=4, **SETTINGS)
+    found = loglik(run, {"x": x}, particles=4000).best
+    total = found.mean * (4 if model is by_component else 1)
+    assert found.kind == "lower" and abs(total - exact) < 4 * found.mean_se * 4 + 0.02
+    tree = mcmc(model, {"x": x}, predictive=False, prior=False)
+    c = tree["posterior"]["c"].mean(("chain", "draw")).values
+    assert np.allclose(c, responsibility, atol=0.03)

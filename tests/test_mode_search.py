@@ -59,6 +59,7 @@ ALL = slice(None)
 TWO = mixture([0.5, 0.5], [[0.0], [40.0]], [[1.0], [1.0]])
 UNEVEN = mixture([0.8, 0.2], [[0.0, 0.0], [12.0, 5.0]], [[1.0, 0.5], [0.5, 2.0]])
 MIRRORED = mixture([0.5, 0.5], [[-3.0, -3.0], [3.0, 3.0]], [[0.3, 0.3], [0.3, 0.3]])
+UNLIKE = mixture([0.9, 0.1], [[-3.0, -3.0], [3.0, 3.0]], [[0.3, 0.3], [0.3, 0.3]])
 NESTED = mixture([0.5, 0.5], torch.zeros(2, 10), [[1.0] * 10, [0.1] * 10])
 WIDE, NARROW = (mixture([w, 1 - w], torch.zeros(2, 10), [[1.0] * 10, [0.1] * 10]) for w in (0.85, 0.15))
 FEW = mixture([0.999, 0.001], [[0.0], [40.0]], [[1.0], [1.0]])
@@ -68,6 +69,7 @@ SITUATIONS = {  # density, which of its draws are seen, verdict, share of the ma
     "the larger of two": (UNEVEN, lambda u: u[:, 0] < 6, "wrong", 0.2, False),
     "the smaller of two": (UNEVEN, lambda u: u[:, 0] > 6, "wrong", 0.8, False),
     "a mirror image": (MIRRORED, lambda u: u[:, 0] < 0, "look", 0.5, True),
+    "a mirror image of another mass": (UNLIKE, lambda u: u[:, 0] > 0, "wrong", 0.9, False),
     "the narrow one of two with one center": (NESTED, lambda u: u.norm(dim=-1) < 0.8, "wrong", 0.5, False),
     "the wide one of two with one center": (NESTED, lambda u: u.norm(dim=-1) > 0.8, "wrong", 0.5, False),
     "a small narrow one in a wide one": (WIDE, lambda u: u.norm(dim=-1) > 0.8, "wrong", 0.15, False),

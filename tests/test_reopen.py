@@ -55,7 +55,23 @@ class ReadByTheGuide(Program):
             pyro.sample("z", dist.Normal(loc, 0.7))
 
 
-@pytest.mark.parametrize("program", [AsLongAsTheData, Process, ReadByTheGuide])
+class MadeForItsRows(Program):
+    """The number of rows is an argument of the program, and its plate and guide have that size."""
+
+    def __init__(self, n=7):
+        super().__init__()
+        self.loc, self.log_scale = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.full((n,), -1.0))
+
+    def model(self, t, y=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(self.loc)]).to_event(1))
+        with pyro.plate("data", len(self.loc)):
+            pyro.sample("y", dist.Normal(z.cumsum(-1), 0.7), obs=y)
+
+    def guide(self, t, y=None):
+        pyro.sample("z", dist.Normal(self.loc, self.log_scale.exp()).to_event(1))
+
+
+@pytest.mark.parametrize("program", [AsLongAsTheData, Process, ReadByTheGuide, MadeForItsRows])
 def test_a_run_is_opened_again(program, tmp_path):
     first = fit(program(), DATA, steps=60, lr=0.05, out=tmp_path / "run")
     run = Run.load(tmp_path / "run", program())

@@ -218,4 +218,4 @@ def first_rows(run: Run, data: Mapping[str, Tensor], n: int) -> dict[str, Tensor
 
 
 def flat(value: Tensor) -> np.ndarray:
-    return value.detach().reshape(len(value), -1).double().numpy()
+    return value.detach().reshape(len(value) if value.dim() else 1, -1).double().numpy()

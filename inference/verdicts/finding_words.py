@@ -260,6 +260,11 @@ def _tail_khat(f: Finding) -> Words:
 
 
 def _unseen_modes(f: Finding) -> Words:
+    sentence, remedy = _missing_mass(f)
+    return (f"{sentence[0].upper()}{sentence[1:]}." if f.details.get("of") == "guide" else sentence), remedy
+
+
+def _missing_mass(f: Finding) -> Words:
     d = f.details
     if "reason" in d:
         return f"modes that the draws have not seen were not searched for: {d['reason']}", "Run with other seeds."

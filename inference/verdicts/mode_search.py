@@ -63,10 +63,11 @@ class _Normal(NamedTuple):
 
 
 class _Region(NamedTuple):
-    """A shell of a normal, and its mass."""
+    """A shell of a normal, and the log of its mass with its standard error."""
 
     q: _Normal
     log_z: float
+    se: float
 
 
 @torch.no_grad()
@@ -104,12 +105,14 @@ def unseen_modes(
         return None
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
+    of_guide = evidence is not None
     if evidence is None:
         evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
-    found = [_unseen(target, q, draws, weights, effective, evidence, generator) for q in ends]
-    seen = [q for q, r in zip(ends, found, strict=True) if r is None]
-    unseen = _different([r for r in found if r is not None])
-    searched = {"starts": climbed, "places": len(ends)}
+    regions = [r for q in ends if (r := _weighed(target, q, generator)) is not None]
+    missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
+    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone]
+    unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
+    searched = {"starts": climbed, "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
         return Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched)
     where = name(unseen[0].q.m)
@@ -117,7 +120,7 @@ def unseen_modes(
         return Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched)
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
-    copies = all(any(_copy(r.q, q) for q in seen) for r in unseen)
+    copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
     return Finding(
         "unseen_modes", where, share, MISSING[0], graded, searched | {"unseen": len(unseen), "copies": copies}
@@ -183,12 +186,14 @@ def _apart(a: _Normal, b: _Normal) -> bool:
     return not near or volume > max(math.log(10), 0.5 * dim)
 
 
-def _copy(a: _Normal, b: _Normal) -> bool:
-    """Whether one is the other with entries exchanged, or with signs flipped: the same centers and widths in order."""
-    width = torch.minimum(a.L.norm(dim=-1).max(), b.L.norm(dim=-1).max())
-    same = (a.m.abs().sort().values - b.m.abs().sort().values).abs() < width
-    ratio = (a.L.norm(dim=-1).sort().values / b.L.norm(dim=-1).sort().values).log().abs() < math.log(1.5)
-    return bool((same & ratio).all()) and bool((a.m - b.m).abs().max() > width)
+def _copy(a: _Region, b: _Region) -> bool:
+    """Whether one has the mass, the center and the widths of the other, with entries exchanged or signs flipped."""
+    mass = abs(a.log_z - b.log_z) < 0.1 + SURE * math.hypot(a.se, b.se)
+    x, y = (r.q.L.norm(dim=-1) for r in (a, b))
+    width = torch.minimum(x.max(), y.max())
+    same = (a.q.m.abs().sort().values - b.q.m.abs().sort().values).abs() < width
+    ratio = (x.sort().values / y.sort().values).log().abs() < math.log(1.5)
+    return mass and bool((same & ratio).all()) and bool((a.q.m - b.q.m).abs().max() > width)
 
 
 def _shell(dim: int) -> tuple[float, float]:
@@ -205,11 +210,8 @@ def _share(q: _Normal, draws: Tensor, weights: Tensor) -> float:
     return min(float(weights[(r >= low) & (r <= high)].sum()), 1.0)
 
 
-def _unseen(
-    target: Density, q: _Normal, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence,
-    generator: torch.Generator,
-) -> _Region | None:  # fmt: skip
-    """The shell of a normal, where it has fewer draws than its mass asks for; None where it has its share."""
+def _weighed(target: Density, q: _Normal, generator: torch.Generator) -> _Region | None:
+    """The mass of a normal's shell; None where its weights are too uneven to tell."""
     low, high = _shell(len(q.m))
     u = q.draw(DRAWS, generator)
     r = q.radius(u)
@@ -221,11 +223,16 @@ def _unseen(
     if float(w.sum() ** 2 / (w**2).sum()) < LEAST_ESS:
         return None
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
-    se = math.hypot(float(w.std() / w.mean()) / DRAWS**0.5, min(evidence.se, 1.0))
-    expected = math.exp(min(log_z - SURE * se - evidence.log_z, 500.0))
-    share = _share(q, draws, weights)
+    return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5)
+
+
+def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:
+    """Whether a shell has fewer draws than its mass asks for."""
+    se = math.hypot(r.se, min(evidence.se, 1.0))
+    expected = math.exp(min(r.log_z - SURE * se - evidence.log_z, 500.0))
+    share = _share(r.q, draws, weights)
     have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
-    return _Region(q, log_z) if expected > MISSING[0] and expected > 2 * have else None
+    return expected > MISSING[0] and expected > 2 * have
 
 
 def _different(regions: list[_Region]) -> list[_Region]:

@@ -209,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         "mirror_images_are_not_told",
-        "copies = all(any(_copy(r.q, q) for q in seen) for r in unseen)",
+        "copies = all(any(_copy(r, other) for other in seen) for r in unseen)",
         "copies = False",
         "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
     ),
