@@ -118,7 +118,6 @@ def mcmc(
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
             said = findings(found, joint)
-            # Thousands of single runs of an eager program would take longer than its chains.
             traced = joint if engine != "eager" else log_joint(program, data)
             target = _density(traced, kernel, C, metric)
             said += _unseen(traced, target, found, said, structure.sites, seed)
@@ -262,7 +261,10 @@ def _prior(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | Non
 def _unseen(
     joint: LogJoint, target: Density, found: Draws, checks: Sequence[Finding], sites: Sequence[Site], seed: int
 ) -> list[Finding]:
-    """Whether the posterior has mass where no chain went; nothing where there are too many dimensions to search."""
+    """Whether the posterior has mass where no chain went; nothing where there are too many dimensions to search.
+
+    The joint is a traced one: thousands of single runs of an eager program would take longer than its chains.
+    """
     effective = next(f.figure for f in checks if f.measure == "ess_bulk")
     chains = float(found.u.shape[1])
     independent = effective if effective > chains else chains
