@@ -21,3 +21,9 @@ def fresh_random_state():
     pyro.set_rng_seed(0)
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def double():
+    """Everything in float64; `fresh_random_state` puts the default back."""
+    torch.set_default_dtype(torch.float64)

@@ -34,10 +34,7 @@ Latents = dict[str, Tensor]
 SETTINGS = {"objective": "enumerate", "precision": "64-true"}
 
 
-@pytest.fixture(autouse=True)
-def double():
-    """Everything in float64. (conftest puts the default back.)"""
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def t(*values: Any) -> Tensor:

@@ -90,12 +90,6 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[Pair, dict[str,
     return program, data, check(program, data, learn=False)
 
 
-@pytest.fixture
-def double():
-    """Everything in float64. (conftest puts the default back.)"""
-    torch.set_default_dtype(torch.float64)
-
-
 def test_every_distribution_of_pyro_has_a_row_or_a_reason():
     kinds = {n for n, c in vars(dist).items() if inspect.isclass(c) and issubclass(c, torch.distributions.Distribution)}
     named = {n.split()[0] for n in (*DISTRIBUTIONS, *REFUSED)}

@@ -63,12 +63,7 @@ class Pair(Program):
         return constant - 0.5 * (of_a + of_b + of_x) + self.log_s + self.log_t
 
 
-@pytest.fixture(autouse=True)
-def double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def estimates(program: Program, gradient: str, objective: str, particles: int, n: int, hide=()) -> torch.Tensor:

@@ -63,12 +63,7 @@ def test_every_objective_has_a_row():
     assert set(objectives.names()) == set(LAWS)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law == "every weight is the evidence"])

@@ -37,10 +37,7 @@ ONE = {"one": torch.ones(1)}
 MASK = torch.tensor([True, True, False, True, False, True])
 
 
-@pytest.fixture(autouse=True)
-def double():
-    """Everything in float64: exact checks. (conftest puts the default back.)"""
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 # -- the oracle ---------------------------------------------------------------------------------------

@@ -371,7 +371,6 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _unseen_modes,
-        _predictive,
-        _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -101,12 +101,12 @@ def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 def _agreement(u: np.ndarray, labels: Sequence[str]) -> Finding:
     """The largest R-hat; of one chain it is not known whether another would agree."""
-    from scipy.stats import chi2  # it takes half a second to import
-
     chains, _, entries = u.shape
     if chains < 2 * SUPERCHAINS:
         rhat, most = _each(u, "rhat"), GOOD_RHAT
     else:
+        from scipy.stats import chi2  # it takes half a second to import
+
         groups = next(k for k in range(SUPERCHAINS, chains + 1) if chains % k == 0)
         rhat = _each(u, "rhat_nested", superchain_ids=np.arange(chains) % groups)
         most = float(np.sqrt(1 + chi2.isf(0.01 / (2 * entries), groups - 1) / GOOD_ESS))

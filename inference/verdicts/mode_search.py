@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -196,6 +197,7 @@ def _copy(a: _Region, b: _Region) -> bool:
     return mass and bool((same & ratio).all()) and bool((a.q.m - b.q.m).abs().max() > width)
 
 
+@cache
 def _shell(dim: int) -> tuple[float, float]:
     """r² between the 5% and the 95% quantile."""
     from scipy.stats import chi2
