@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -408,7 +409,20 @@ def arguments(fn: Callable) -> _Arguments:
     >>> arguments(lambda sigma, y=None: None)
     _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
     """
-    parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters.values()
+    fn = fn.forward if isinstance(fn, nn.Module) else fn
+    function = getattr(fn, "__func__", fn)
+    seen = _SEEN[function is fn]
+    if function not in seen:
+        seen[function] = _read(fn)
+    return seen[function]
+
+
+# of functions and of methods: a step asks each time, and to read a signature takes as long as a small site
+_SEEN: tuple[WeakKeyDictionary[Callable, _Arguments], ...] = (WeakKeyDictionary(), WeakKeyDictionary())
+
+
+def _read(fn: Callable) -> _Arguments:
+    parameters = inspect.signature(fn).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return _Arguments(
         names=tuple(p.name for p in named),

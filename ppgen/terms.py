@@ -149,8 +149,10 @@ def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
 
 def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
     """The term of one site of a trace; its role is that of a site of the model where none is given."""
-    density = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-    log_prob = scale_and_mask(density, site["scale"])
+    density = site["fn"].log_prob(site["value"])
+    if site["mask"] is not None:
+        density = scale_and_mask(density, 1.0, site["mask"])
+    log_prob = density if type(site["scale"]) is float and site["scale"] == 1.0 else density * site["scale"]
     return _labelled(site, role or _role(site), log_prob, density, order, _has_path(site))
 
 
