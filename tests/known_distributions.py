@@ -17,6 +17,8 @@ import torch
 from pyro.distributions import transforms
 from torch import Tensor
 
+from ppgen.distributions import Censored, Truncated
+
 RECORDED, LOOP = "recorded", "one after the other"
 
 Values = tuple[Any, ...]
@@ -115,6 +117,14 @@ def _empirical(weights: Tensor) -> Any:
 
 def _expanded(loc: Tensor, scale: Tensor) -> Any:
     return dist.ExpandedDistribution(dist.Normal(loc, scale), torch.Size([2]))
+
+
+def _censored(made: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *parameters: Censored(made(*parameters), 0.5, 2.0)
+
+
+def _truncated(made: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *parameters: Truncated(made(*parameters), 0.5, 2.0)
 
 
 def _masked(loc: Tensor, scale: Tensor) -> Any:
@@ -387,6 +397,16 @@ DISTRIBUTIONS: dict[str, Known] = {
     "TruncatedPolyaGamma": Known(dist.TruncatedPolyaGamma, (0.3,), (0.5,), plate=False),
     "VonMises3D": Known(dist.VonMises3D, ([1.0, 0.5, -0.3],), ([0.7, 0.7, 0.0],), value=[0.6, 0.0, 0.8]),
 }  # fmt: skip
+
+# of ppgen.distributions
+DISTRIBUTIONS |= {
+    "Censored": Known(_censored(dist.Exponential), (0.9,), (0.7,)),
+    "Censored Gamma": Known(_censored(dist.Gamma), (2.0, 1.5), (2.5, 1.2)),
+    "Censored Poisson": Known(_censored(dist.Poisson), (1.4,), (1.1,)),
+    "Truncated": Known(_truncated(dist.Normal), *_LOC_SCALE),
+    "Truncated Gamma": Known(_truncated(dist.Gamma), (2.0, 1.5), (2.5, 1.2)),
+    "Truncated Poisson": Known(_truncated(dist.Poisson), (1.4,), (1.1,), way=LOOP),
+}
 
 
 REFUSED: dict[str, tuple[Known, str]] = {

@@ -36,7 +36,7 @@ K = 7
 UNQUANTISED = ("RelaxedBernoulliStraightThrough", "RelaxedOneHotCategoricalStraightThrough")
 LONG = {
     "DiscreteHMM", "GammaGaussianHMM", "GaussianHMM", "GaussianMRF", "IndependentHMM", "LKJCorrCholesky",
-    "MixtureOfDiagNormalsSharedCovariance", "SineBivariateVonMises", "Stable", "StableWithLogProb",
+    "MixtureOfDiagNormalsSharedCovariance", "SineBivariateVonMises", "Stable", "StableWithLogProb", "Truncated Gamma",
 }  # fmt: skip
 ROWS = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in DISTRIBUTIONS]
 RANDOM = [n for n, k in DISTRIBUTIONS.items() if k.value is None and k.way == RECORDED and n != "Delta"]

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks: improper priors, and likelihoods of quantised data such as pixels.
+"""Distributions that Pyro lacks: improper priors, likelihoods of censored, truncated and quantised data (pixels).
 
 A quantised value lies on a grid of L equally spaced levels, v_k = low + k (high - low) / (L - 1):
 8-bit grey values k/255 have low = 0, high = 1, L = 256. The data stay such floats, and `log_prob`
@@ -18,9 +18,10 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from ppgen.distributions.censored import Censored, Truncated
 from ppgen.errors import PpgenError
 
-__all__ = ["DiscretizedLogistic", "Flat", "GridCategorical", "grid"]
+__all__ = ["Censored", "DiscretizedLogistic", "Flat", "GridCategorical", "Truncated", "grid"]
 
 
 class Flat(TorchDistribution):

@@ -1,0 +1,383 @@
+r"""log F(x) and log(1 - F(x)) of one-dimensional distributions, each precise in its own tail.
+
+    log P(a <= X <= b) = log(F(b) - F(a)) = log(S(a) - S(b)),  S = 1 - F,
+
+by whichever of the two is the difference of small numbers. Normal, LogNormal (by `log_ndtr`), Exponential, Weibull,
+Pareto, Gumbel, Logistic, Laplace, Uniform, Cauchy, HalfNormal, HalfCauchy and Geometric have both in closed form, to
+a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, until
+it underflows (1e-38 in float32, 1e-308 in float64). Other counts are summed mass by mass. Whatever else has a `cdf` has
+S = 1 - F: a tail lighter than 6e-8 in float32, 1e-16 in float64, is then -inf.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch import distributions as td
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid, softplus
+from torch.special import log_ndtr
+
+from ppgen.errors import PpgenError
+
+LN2 = math.log(2.0)
+COUNTS = 100_000  # masses that are summed at most
+BISECTIONS = 60
+NEWTON = 8  # steps of the inverse of log_ndtr: quadratic from the first on
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0 (Maechler 2012, Accurately computing log(1 - exp(-|a|)))."""
+    small = x < LN2
+    return torch.where(
+        small, torch.log(-torch.expm1(-torch.where(small, x, LN2))), torch.log1p(-torch.exp(-torch.where(small, LN2, x)))
+    )
+
+
+def _logs(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log q of p + q = 1, the one near 1 by the other."""
+    left = p < q
+    small = torch.where(left, p, q)
+    far, near = torch.log(small), torch.log1p(-small)
+    return torch.where(left, far, near), torch.where(left, near, far)
+
+
+def log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
+    """log(exp(larger) - exp(smaller)); -inf where they are equal, without NaN in the gradient where smaller is -inf."""
+    gap = larger - torch.where(torch.isneginf(smaller), 0.0, smaller)
+    some = ~torch.isneginf(smaller) & (gap > 0)
+    within = log1mexp(torch.where(some, gap, 1.0))
+    none = ~torch.isneginf(smaller) & ~(gap > 0)
+    return torch.where(none, -math.inf, larger + torch.where(some, within, 0.0))
+
+
+def is_discrete(d: Any) -> bool:
+    return bool(d.support.is_discrete)
+
+
+def ends(d: Any) -> tuple[Any, Any]:
+    """The lowest and highest value of a distribution, infinite where there is none."""
+    support = d.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, type(constraints.boolean)):
+        return 0.0, 1.0
+    low, high = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    return low, high
+
+
+def inner_point(d: Any, like: Tensor) -> Tensor:
+    """A value where the density is finite, to stand where a value lies outside of the support."""
+    low, high = (torch.as_tensor(e, dtype=like.dtype, device=like.device) for e in ends(d))
+    one = 1.0
+    middle = torch.where(torch.isinf(high), low + one, (low + high) / 2)
+    middle = torch.where(torch.isinf(low), torch.where(torch.isinf(high), 0.0, high - one), middle)
+    return middle.floor() if is_discrete(d) else middle
+
+
+def tails(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log F(x) and log(1 - F(x)), at any x, infinite ones included; F is of P(X <= x)."""
+    low, high = ends(d)
+    x = torch.floor(x) if is_discrete(d) else x
+    below = x < low if is_discrete(d) else x <= low
+    above = x >= high
+    outside = below | above | torch.isinf(x)
+    c, s = _tails(d, torch.where(outside, inner_point(d, x), x))
+    nothing = torch.full_like(c, -math.inf)
+    zero = torch.zeros_like(c)
+    c = torch.where(below, nothing, torch.where(above, zero, c))
+    return c, torch.where(below, zero, torch.where(above, nothing, s))
+
+
+def log_between(d: Any, a: Tensor, b: Tensor) -> Tensor:
+    """log P(a <= X <= b), nats, a <= b."""
+    if is_discrete(d):
+        a = torch.ceil(a) - 1
+    (ca, sa), (cb, sb) = tails(d, a), tails(d, b)
+    right = ca > sa
+    return log_difference(torch.where(right, sa, cb), torch.where(right, sb, ca))
+
+
+@functools.singledispatch
+def _tails(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, at values inside of the support."""
+    if is_discrete(d):
+        return _counted(d, x)
+    try:
+        c = d.cdf(x)
+    except NotImplementedError:
+        raise PpgenError(
+            f"{type(d).__name__} has no cdf, which Censored and Truncated need; take a distribution that has one "
+            "(Normal, LogNormal, Weibull, Gamma, Logistic, ...), or write the term with pyro.factor"
+        ) from None
+    tiny, most = torch.finfo(c.dtype).tiny, 1 - torch.finfo(c.dtype).eps / 2
+    return (
+        torch.where(c > 0, c.clamp_min(tiny).log(), -math.inf),
+        torch.where(c < 1, torch.log1p(-c.clamp_max(most)), -math.inf),
+    )
+
+
+def _counted(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a distribution of counts, mass by mass up to the largest finite x."""
+    low = int(ends(d)[0])
+    most = int(x.max())
+    if most - low > COUNTS:
+        raise PpgenError(f"a bound of {type(d).__name__} is {most}, which takes {most} masses to sum; pass a smaller one")
+    k = torch.arange(low, most + 1, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
+    masses = d.log_prob(k.expand(-1, *x.shape))
+    c = torch.logsumexp(torch.where(k <= x, masses, -math.inf), 0).clamp_max(-torch.finfo(x.dtype).tiny)
+    return c, log1mexp(-c)
+
+
+@_tails.register
+def _(d: td.Normal, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = (x - d.loc) / d.scale
+    return log_ndtr(z), log_ndtr(-z)
+
+
+@_tails.register
+def _(d: td.Exponential, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = d.rate * x
+    return log1mexp(h), -h
+
+
+@_tails.register
+def _(d: td.Weibull, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = (x / d.scale) ** d.concentration
+    return log1mexp(h), -h
+
+
+@_tails.register
+def _(d: td.Gumbel, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.exp(-(x - d.loc) / d.scale)
+    return -h, log1mexp(h)
+
+
+@_tails.register
+def _(d: dist.Logistic, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = (x - d.loc) / d.scale
+    return logsigmoid(z), logsigmoid(-z)
+
+
+@_tails.register
+def _(d: td.Laplace, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = (x - d.loc) / d.scale
+    far = -z.abs() - LN2  # log of the lighter tail
+    near = torch.log1p(-torch.exp(far))
+    return torch.where(z < 0, far, near), torch.where(z < 0, near, far)
+
+
+@_tails.register
+def _(d: td.Uniform, x: Tensor) -> tuple[Tensor, Tensor]:
+    width = d.high - d.low
+    return _logs((x - d.low) / width, (d.high - x) / width)
+
+
+@_tails.register
+def _(d: td.Cauchy, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = (x - d.loc) / d.scale
+    one = torch.ones_like(z)
+    return _logs(torch.atan2(one, -z) / math.pi, torch.atan2(one, z) / math.pi)
+
+
+@_tails.register
+def _(d: td.HalfCauchy, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = x / d.scale
+    return _logs(torch.atan(z) * (2 / math.pi), torch.atan2(torch.ones_like(z), z) * (2 / math.pi))
+
+
+@_tails.register
+def _(d: td.HalfNormal, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = x / d.scale
+    c, s = torch.erf(z / math.sqrt(2.0)), LN2 + log_ndtr(-z)
+    return torch.where(c < 0.5, torch.log(c), log1mexp(-s)), s
+
+
+@_tails.register
+def _(d: td.Gamma, x: Tensor) -> tuple[Tensor, Tensor]:
+    return _gamma_tails(d.concentration, d.rate * x)
+
+
+@_tails.register
+def _(d: td.InverseGamma, x: Tensor) -> tuple[Tensor, Tensor]:
+    c, s = _gamma_tails(d.concentration, d.rate / x)
+    return s, c
+
+
+def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log P(a, x) and log Q(a, x), with the gradient in both.
+
+    torch has none in a; it is taken by differences of fourth order, to 1e-11.
+    """
+    a, x = torch.broadcast_tensors(a, x)
+    fixed, wide = a.detach(), a.detach().double()
+    c, s = _logs(torch.special.gammainc(fixed, x), torch.special.gammaincc(fixed, x))
+    if not torch.is_grad_enabled():
+        return c, s
+    with torch.no_grad():
+        h = 1e-3 * wide
+        p = [_logs(*(f(wide + k * h, x.double()) for f in (torch.special.gammainc, torch.special.gammaincc)))
+             for k in (-2, -1, 1, 2)]  # fmt: skip
+        slopes = [((m - n) + 8 * (v - u)) / (12 * h) for m, u, v, n in zip(*p, strict=True)]
+    return tuple(y + g.to(y.dtype) * (a - fixed) for y, g in zip((c, s), slopes, strict=True))  # type: ignore
+
+
+@_tails.register
+def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
+    k, rate = torch.broadcast_tensors(x + 1, d.rate)
+    return _logs(torch.special.gammaincc(k, rate), torch.special.gammainc(k, rate))
+
+
+@_tails.register
+def _(d: td.Geometric, x: Tensor) -> tuple[Tensor, Tensor]:
+    s = -(x + 1) * softplus(d.logits)
+    return log1mexp(-s), s
+
+
+@_tails.register
+def _(d: dist.ExpandedDistribution, x: Tensor) -> tuple[Tensor, Tensor]:
+    return tails(d.base_dist, x)
+
+
+@_tails.register
+def _(d: td.TransformedDistribution, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the base, for increasing or decreasing transforms."""
+    sign: Any = 1
+    for t in reversed(d.transforms):
+        x, sign = t.inv(x), sign * t.sign
+    c, s = tails(d.base_dist, x)
+    if isinstance(sign, int):
+        return (c, s) if sign > 0 else (s, c)
+    return torch.where(sign > 0, c, s), torch.where(sign > 0, s, c)
+
+
+# -- the inverse -----------------------------------------------------------------------------------
+
+
+@functools.singledispatch
+def quantile(d: Any, c: Tensor, s: Tensor) -> Tensor:
+    """x with log F(x) = c and log(1 - F(x)) = s; differentiable in both and in the parameters."""
+    try:
+        return d.icdf(torch.exp(c))
+    except NotImplementedError:
+        return _bisected(d, c, s)
+
+
+def _bisected(d: Any, c: Tensor, s: Tensor) -> Tensor:
+    """By halving an interval; x - (log F(x) - c) / (f(x) / F(x)) carries the gradient."""
+    left = c < s
+    with torch.no_grad():
+        x_of, low, high = _scale(d, c)
+        for _ in range(BISECTIONS):
+            y = (low + high) / 2
+            own = torch.where(left, *tails(d, x_of(y)))
+            less = torch.where(left, own < c, own > s)
+            low, high = torch.where(less, y, low), torch.where(less, high, y)
+        x = x_of((low + high) / 2)
+    own_c, own_s = tails(d, x)
+    own = torch.where(left, own_c, own_s)
+    slope = torch.exp(d.log_prob(x) - own) * torch.where(left, 1.0, -1.0)
+    return x - (own - torch.where(left, c, s)) / slope.detach()
+
+
+def _scale(d: Any, like: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """A map from an interval onto the support, and the ends of the interval: x, ±exp(y) from an end, or sinh(y)."""
+    low, high = ends(d)
+    a, b = (torch.as_tensor(e, dtype=like.dtype, device=like.device).expand_as(like) for e in (low, high))
+    most = torch.full_like(like, 0.95 * math.log(torch.finfo(like.dtype).max))
+    finite = [isinstance(e, Tensor) or math.isfinite(e) for e in (low, high)]
+    if all(finite):
+        return (lambda y: y), a, b
+    if finite[0]:
+        return (lambda y: a + torch.exp(y)), -most, most
+    return torch.sinh, -most, most
+
+
+@quantile.register
+def _(d: td.Normal, c: Tensor, s: Tensor) -> Tensor:
+    left = c < s
+    z = _ndtri_exp(torch.where(left, c, s))
+    return d.loc + d.scale * torch.where(left, z, -z)
+
+
+def _ndtri_exp(t: Tensor) -> Tensor:
+    """z <= 0 with log Φ(z) = t, by Newton's method on the concave log Φ; the last step carries the gradient."""
+    with torch.no_grad():
+        far = -torch.sqrt(-2 * t.clamp_max(-1.0))  # left of the root: every step stays there
+        z = torch.where(t > -10, torch.special.ndtri(torch.exp(t.clamp_min(-10.0))), far)
+        for _ in range(NEWTON):
+            z = z - (log_ndtr(z) - t) / _hazard(z)
+    return z - (log_ndtr(z) - t) / _hazard(z)
+
+
+def _hazard(z: Tensor) -> Tensor:
+    """d log Φ(z) / dz = φ(z) / Φ(z)."""
+    return torch.exp(-(z**2) / 2 - math.log(2 * math.pi) / 2 - log_ndtr(z))
+
+
+@quantile.register
+def _(d: td.Exponential, c: Tensor, s: Tensor) -> Tensor:
+    return -s / d.rate
+
+
+@quantile.register
+def _(d: td.Weibull, c: Tensor, s: Tensor) -> Tensor:
+    return d.scale * (-s) ** (1 / d.concentration)
+
+
+@quantile.register
+def _(d: td.Gumbel, c: Tensor, s: Tensor) -> Tensor:
+    return d.loc - d.scale * torch.log(-c)
+
+
+@quantile.register
+def _(d: dist.Logistic, c: Tensor, s: Tensor) -> Tensor:
+    return d.loc + d.scale * (c - s)
+
+
+@quantile.register
+def _(d: td.Laplace, c: Tensor, s: Tensor) -> Tensor:
+    left = c < s
+    far = torch.where(left, c, s) + LN2
+    return d.loc + d.scale * torch.where(left, far, -far)
+
+
+@quantile.register
+def _(d: td.Cauchy, c: Tensor, s: Tensor) -> Tensor:
+    left = c < s
+    far = 1 / torch.tan(math.pi * torch.exp(torch.where(left, c, s)))
+    return d.loc + d.scale * torch.where(left, -far, far)
+
+
+@quantile.register
+def _(d: td.HalfCauchy, c: Tensor, s: Tensor) -> Tensor:
+    return d.scale / torch.tan(torch.exp(s) * (math.pi / 2))
+
+
+@quantile.register
+def _(d: td.HalfNormal, c: Tensor, s: Tensor) -> Tensor:
+    return -d.scale * _ndtri_exp(s - LN2)
+
+
+@quantile.register
+def _(d: dist.ExpandedDistribution, c: Tensor, s: Tensor) -> Tensor:
+    return quantile(d.base_dist, c, s)
+
+
+@quantile.register
+def _(d: td.TransformedDistribution, c: Tensor, s: Tensor) -> Tensor:
+    sign: Any = 1
+    for t in d.transforms:
+        sign = sign * t.sign
+    if isinstance(sign, int):
+        x = quantile(d.base_dist, *((c, s) if sign > 0 else (s, c)))
+    else:
+        x = quantile(d.base_dist, torch.where(sign > 0, c, s), torch.where(sign > 0, s, c))
+    for t in d.transforms:
+        x = t(x)
+    return x
