@@ -9,7 +9,8 @@ from ppgen.inference.evaluation.compare import compare
 from ppgen.inference.evaluation.compiled_sampler import drawer
 from ppgen.inference.evaluation.diagnose import diagnose
 from ppgen.inference.evaluation.loglik import loglik
-from ppgen.inference.evaluation.posterior import posterior, predict
+from ppgen.inference.evaluation.posterior import posterior
+from ppgen.inference.evaluation.predict import predict
 from ppgen.inference.evaluation.sample import reconstruct, sample
 from ppgen.inference.objective import Objective
 from ppgen.inference.report.plot import plot

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import Gamma, GammaPoisson, Poisson
 from torch import Tensor
 
@@ -61,6 +62,7 @@ class CountRegression(ppgen.Program):
 
     def model(self, x: Tensor, exposure: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """p(y, α, β, φ | x), with x of shape (N, D), exposure and y (N,)."""
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         zero = x.new_zeros(())
         eta = linear_predictor(zero, x, self.prior, self.scale, self.intercept)
         mean = (eta if exposure is None else eta + exposure.log()).clamp_max(LARGEST).exp()

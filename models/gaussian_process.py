@@ -39,6 +39,7 @@ class GaussianProcess(ppgen.Program):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, ρ, α, σ | x)."""
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         zero = x.new_zeros(())
         rho = pyro.sample("rho", LogNormal(zero + math.log(self.scale), 1.0))
         alpha = pyro.sample("alpha", HalfNormal(zero + 2.0))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import HalfCauchy, Normal
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class LinearRegression(ppgen.Program):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, α, β, σ | x), with x of shape (N, D) and y (N,)."""
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         zero = x.new_zeros(())
         loc = linear_predictor(zero, x, self.prior, self.scale, self.intercept)
         sigma = pyro.sample("sigma", HalfCauchy(zero + self.noise))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import Bernoulli
 from torch import Tensor
 
@@ -55,6 +56,7 @@ class LogisticRegression(ppgen.Program):
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, α, β | x), with x of shape (N, D) and y (N,)."""
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         logits = linear_predictor(x.new_zeros(()), x, self.prior, self.scale, self.intercept)
         with ppgen.rows(x):
             return pyro.sample("y", Bernoulli(logits=logits), obs=None if y is None else y.to(x))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import HalfCauchy, Normal
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Radon(ppgen.Program):
 
     def model(self, county: Tensor, floor: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, μ, b, τ, σ, z | county, floor), with columns of shape (N,)."""
-        floor = floor if floor.is_floating_point() else floor.to(y.dtype if y is not None else None)
+        floor = floor if floor.is_floating_point() else floor.to(torch.get_default_dtype())
         zero = floor.new_zeros(())
         mu = pyro.sample("mu", Normal(zero, 10.0))
         b = pyro.sample("b", Normal(zero, 10.0))

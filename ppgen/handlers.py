@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import CodeType, FrameType
 from typing import Any
 
@@ -12,12 +12,13 @@ import pyro
 import torch
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
-from ppgen.sites import is_deterministic, is_factor
+from ppgen.sites import innermost, is_deterministic, is_factor
 
+LARGE = 2.0**62
 _MODULE_FRAME = pyro.module.__code__
 _PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
 
@@ -95,7 +96,8 @@ class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 
     `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
-    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data.
+    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data. A Poisson count of a rate above
+    2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
 
     Args:
         only: the names of the sites that are meant; None for all.
@@ -106,8 +108,73 @@ class Unobserve(Messenger):
         self.only = only
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if self.only is not None and msg["name"] not in self.only:
-            return
-        if msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+        meant = self.only is None or msg["name"] in self.only
+        if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
             msg["infer"]["was_observed"] = True
+        fn = innermost(msg["fn"])
+        if not msg["done"] and msg["value"] is None and isinstance(fn, torch.distributions.Poisson):
+            drawn = msg["fn"].sample()
+            rate = fn.rate.expand(drawn.shape)
+            msg["value"], msg["done"] = torch.where(rate > LARGE, rate, drawn), True
+
+
+class NewGroup(Exception):
+    """A plate of latents is larger than it was at the fit."""
+
+
+class HoldGroups(Messenger):
+    """Latent sites of these names take these values; the new groups of a plate that has grown draw theirs.
+
+    Within a plate the values of a latent are independent given what stands outside of it, so that those of a new group
+    come from the site's own distribution there, at the held values of everything else.
+
+    Args:
+        values: by site.
+        sizes: of the plates that are to be larger than the program makes them, by name.
+        fixed: names of the plates that are no groups: those of the rows.
+        grow: whether a plate may be larger than its values.
+
+    Attributes:
+        groups: after a run, the number of values that each plate has, by name.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], sizes: Mapping[str, int], fixed: Collection[str], *, grow: bool = False
+    ):
+        super().__init__()
+        self.values, self.sizes, self.fixed, self.grow = values, sizes, fixed, grow
+        self.groups: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if type(fn).__name__ == "_Subsample":
+            if msg["value"] is None and self.sizes.get(name, 0) > fn.size:
+                msg["value"], msg["done"] = torch.arange(self.sizes[name]), True
+        elif name in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self._grown(msg, self.values[name]), True
+
+    def _grown(self, msg: dict[str, Any], value: Tensor) -> Tensor:
+        """The held value, and draws for the groups beyond it."""
+        plates = [f for f in msg["cond_indep_stack"] if f.vectorized and f.name not in self.fixed]
+        places = {f.dim - msg["fn"].event_dim: f for f in plates if f.dim - msg["fn"].event_dim >= -value.dim()}
+        self.groups |= {f.name: value.shape[dim] for dim, f in places.items()}
+        larger = {dim: f for dim, f in places.items() if f.size > value.shape[dim]}
+        if not larger:
+            return value
+        if not self.grow:
+            raise NewGroup(next(iter(larger.values())).name)
+        drawn = msg["fn"].sample()
+        for dim, f in larger.items():
+            old, size = value.shape[dim], f.size
+            new = drawn.narrow(dim, old, size - old)
+            for other in larger:
+                new = new.narrow(other, 0, value.shape[other]) if other != dim else new
+            value = torch.cat([value, new.expand(*_with(value.shape, dim, size - old))], dim)
+        return value
+
+
+def _with(shape: torch.Size, dim: int, size: int) -> list[int]:
+    sizes = list(shape)
+    sizes[dim] = size
+    return sizes

@@ -9,7 +9,7 @@ Everything else in ppgen (training, bounds on log p(x), sampling, diagnosis) is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -71,6 +71,7 @@ class Program(nn.Module):
     Attributes:
         coords: coordinate labels of its dimensions (plates, and those named in `dims`), by name, for ArviZ (optional).
         dims: names of the dimensions of a site's single value, by site, or of a column's row, for ArviZ (optional).
+        words: the words behind the codes of its text columns, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
 
@@ -95,6 +96,7 @@ class Program(nn.Module):
 
     coords: Mapping[str, list] = {}
     dims: Mapping[str, list[str]] = {}
+    words: Mapping[str, Sequence[str]] | None = None
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

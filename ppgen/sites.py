@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro import poutine
 from pyro.distributions import Delta, Unit
+from torch import Tensor
 
 
 def sample_sites(
@@ -21,6 +22,19 @@ def sample_sites(
         and (factors or not is_factor(site))
         and (deterministic or not is_deterministic(site))
     }
+
+
+def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> dict[str, str]:
+    """The column that each observed site observes, by site: the tensor itself, or one of the same values."""
+    found = {}
+    for name, site in sites.items():
+        if site["is_observed"] and not is_deterministic(site):
+            value = site["value"]
+            tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)}
+            same = [k for k, v in tensors.items() if v.data_ptr() == value.data_ptr() and v.shape == value.shape]
+            alike = [k for k, v in tensors.items() if v.shape == value.shape and bool((v == value).all())]
+            found |= {name: (same or alike)[0]} if same or alike else {}
+    return found
 
 
 def innermost(fn: Any) -> Any:

@@ -191,72 +191,12 @@ def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
     return {"log_p": p, "log_q": -total(parts["log_q"], keep=keep) if parts["log_q"] else torch.zeros_like(p)}
 
 
-@torch.no_grad()
-def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | None = 0) -> DataTree:
-    """Posterior predictive on new rows: z ~ q, then x ~ p_θ(x | z) at the new columns.
-
-    Global latents are drawn from the guide, local ones too where the new rows have what the guide reads (else
-    from the model, given the global ones); discrete global latents that were summed out from p(d | x, z) at the rows
-    that were fitted. Observed columns, if passed, are never returned as predictions.
-
-    Returns:
-        The groups predictions and predictions_constant_data.
-
-    Raises:
-        PpgenError: a column that the model cannot do without.
-    """
-    program = program_of(run)
-    require_few_states(program)
-    data = prepare_columns(data, program, dtype_of_program(program))
-    if not isinstance(draws, int) or draws < 1:
-        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
-    columns(program, data)
-    if data:
-        validate(data)
-    fitted = run if isinstance(run, Run) else None
-    with ready(run, data, seed), running_of(program, data):
-        trained = fitted.structure if fitted is not None else None
-        with torch.random.fork_rng():
-            given = sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace())
-        dims: dict[str, tuple[str, ...]] = {}
-        names: list[str] = []
-
-        def one() -> list[Tensor]:
-            q = _guide_draw(program, data, fitted)
-            with holding(q):
-                p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
-            out = {
-                n: value_of(s)
-                for n, s in sample_sites(p).items()
-                if s["infer"].get("was_observed") or _free(s, q, trained)
-            }
-            names[:] = list(out)
-            dims.update({n: d for n, (_, d) in out.items()})
-            return [v for v, _ in out.values()]
-
-        drawn = Many(one, name=program.name)(draws)
-        found = {n: v.numpy()[None] for n, v in zip(names, drawn, strict=True)}
-        all_dims = {n: _dims(program, n, list(dims[n]), found[n].ndim - 2) for n in names}
-        sizes = {d: size for n in names for d, size in zip(all_dims[n], found[n].shape[2:], strict=True)}
-        constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
-        row_plate = trained.row_plate if trained else "data"
-        rows = trained.row_columns if trained else row_columns(data)
-        over_rows = {n for n in rows if len(data.get(n, ())) == sizes.get(row_plate, len(data.get(n, ())))}
-        constant_dims = {n: _column_dims(program, n, data[n], over_rows, row_plate) for n in constant}
-        for n, v in constant.items():
-            sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
-        return _from_dict(
-            {"predictions": found} | ({"predictions_constant_data": constant} if constant else {}),
-            all_dims | constant_dims, _coords(program, sizes),
-        )  # fmt: skip
-
-
-def _is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
+def is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     """Whether a column is what some site observes, by whatever name."""
     return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
 
 
-def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
+def dims_of(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
     """The plates, then the names that the program gives its event's dimensions, if as many as there are."""
     event = list(program.dims.get(name, ()))
     if len(event) != ndim - len(batch):
@@ -265,13 +205,14 @@ def _dims(program: Program, name: str, batch: list[str], ndim: int) -> list[str]
     return [*batch, *event]
 
 
-def _column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
-    return _dims(program, name, [row_dim] if name in rows and value.dim() else [], value.dim())
+def column_dims(program: Program, name: str, value: Tensor, rows: Collection[str], row_dim: str) -> list[str]:
+    return dims_of(program, name, [row_dim] if name in rows and value.dim() else [], value.dim())
 
 
-def _coords(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A coordinate for every dimension: the program's labels where they fit, else 0, 1, ..."""
-    given = program.coords
+def coords_of(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A coordinate for every dimension: the program's labels, or the words of the column of its name, where they fit, else
+    0, 1, ..."""
+    given = {**(program.words or {}), **program.coords}
     return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
 
 
@@ -288,7 +229,7 @@ def tree_of(
         here: the sites of a run, by name.
     """
     observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
-    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
+    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
     known = {s.name for s in structure.sites}
@@ -298,27 +239,27 @@ def tree_of(
             if group_name == "sample_stats":
                 dims[name] = [structure.row_plate] if value.ndim == 3 else []
             elif name not in dims or len(dims[name]) < value.ndim - 2:
-                dims[name] = _dims(program, name, list(own)[: value.ndim - 2], value.ndim - 2)
+                dims[name] = dims_of(program, name, list(own)[: value.ndim - 2], value.ndim - 2)
             sizes |= dict(zip(dims[name], value.shape[2:], strict=False))
     for name, array in observed.items():
         if len(dims.get(name, ())) < array.ndim:  # a log-likelihood lacks those of the event
-            dims[name] = _dims(program, name, list(structure[name].dims)[: array.ndim], array.ndim)
+            dims[name] = dims_of(program, name, list(structure[name].dims)[: array.ndim], array.ndim)
         sizes |= dict(zip(dims[name], array.shape, strict=False))
     row_dim = structure.row_plate
     over_rows = {n for n in structure.row_columns if len(data[n]) == sizes.get(row_dim, len(data[n]))}
     for name, array in constant.items():
-        dims[name] = _column_dims(program, name, data[name], over_rows, row_dim)
+        dims[name] = column_dims(program, name, data[name], over_rows, row_dim)
         sizes |= dict(zip(dims[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    return _from_dict(groups, dims, _coords(program, sizes), row_dim=structure.row_plate)
+    return tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate)
 
 
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
 
 
-def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
+def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
     from arviz_base import from_dict
 
     used = versions()
@@ -331,38 +272,3 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
         pred_coords=coords,
         attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
     )
-
-
-def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -> dict[str, Tensor]:
-    """Values for the latents that the guide can tell at these rows; the model draws the others.
-
-    Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
-    latents of the fitted rows only, as does a guide whose column the new rows lack.
-    """
-
-    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
-        return {n: s["value"] for n, s in sample_sites(poutine.trace(guide).get_trace()).items()}
-
-    if run is None:
-        return drawn(data, {})
-    needed = program.guide_columns
-    reads = bool(needed) and all(n in data for n in needed)
-    same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
-    s = run.structure
-    if reads and not s.globals and not s.summed:
-        return drawn(data, {})
-    told = drawn(run.example, {})
-    summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
-    if summed:
-        told |= drawn_discrete(program, run.example, s.nesting, told, summed)
-    if same:
-        return told
-    told = {n: v for n, v in told.items() if n not in s.locals}
-    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
-
-
-def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
-    """An observed site whose column was left out: the model sampled it."""
-    observed = structure.names("observed") if structure is not None else ()
-    return site["name"] in observed and site["name"] not in drawn

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,11 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Unobserve
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import is_deterministic, sample_sites
+from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, support_of
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
+
+log = logging.getLogger("ppgen")
 
 CHUNK = 1000  # rows at once
 
@@ -72,7 +75,7 @@ def sample(
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, given, seed, guide=False):
-        stand_ins, unobserved = _stand_ins(run, given)
+        rest, unobserved = stand_ins(program, run.example if isinstance(run, Run) else {}, given)
 
         def model(rows: Mapping[str, Tensor]) -> Any:
             with running_of(program, rows), Unobserve(unobserved):
@@ -80,11 +83,11 @@ def sample(
 
         if by_row := all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
             each = {k: v.expand(n, *v.shape[1:]) for k, v in columns.items()}
-            each |= {k: v[torch.arange(n) % len(v)] for k, v in stand_ins.items()}
+            each |= {k: v[torch.arange(n) % len(v)] for k, v in rest.items()}
             sites = _forward(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
             by_row = all(_row_dim(s, plates) is not None for s in sites.values())
         if not by_row:
-            columns |= constants | {k: v[:1] for k, v in stand_ins.items()}
+            columns |= constants | {k: v[:1] for k, v in rest.items()}
             sites = _forward(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
         held = {k: v for k, v in given.items() if k not in program.columns}
@@ -97,8 +100,12 @@ def sample(
                 )
         held = {k: _one_a_draw(k, v, sites[k], n, plates if by_row else set()) for k, v in held.items()}
         if by_row:
-            return _by_rows(model, n, held, each, constants, plates)
-        return _by_draws(program, model, n, held, columns)
+            drawn = _by_rows(model, n, held, each, constants, plates)
+        else:
+            drawn = _by_draws(program, model, n, held, columns)
+        for name in names & set(drawn):
+            counts_in_range(name, drawn[name], sites[name]["fn"])
+        return drawn
 
 
 Model = Callable[[Mapping[str, Tensor]], Any]
@@ -112,25 +119,25 @@ def _forward(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str
     return sample_sites(trace)
 
 
-def _stand_ins(run: Run | Program, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+def stand_ins(
+    program: Program, example: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], set[str]]:
     """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
 
     Returns those columns, and the sites that observe them, which are to be drawn all the same.
     """
-    program = program_of(run)
     missing = [name for name in arguments(program.model).needed if name not in given]
-    example = run.example if isinstance(run, Run) else {}
-    observed: dict[int, str] = {}
+    observed: dict[str, str] = {}
     if missing and example:
         sites = _forward(lambda rows: program.call("model", rows), example, 1)
-        observed = {s["value"].data_ptr(): k for k, s in sites.items() if s["is_observed"]}
+        observed = {column: site for site, column in observed_columns(sites, example).items()}
     for name in missing:
-        if name not in example or example[name].data_ptr() not in observed:
+        if name not in observed:
             raise PpgenError(
                 f"model() of {program.name} cannot be run without the column {name!r}; pass it: "
                 f"given={{{name!r}: ...}} (--given file)"
             )
-    return {k: example[k] for k in missing}, {observed[example[k].data_ptr()] for k in missing}
+    return {k: example[k] for k in missing}, {observed[k] for k in missing}
 
 
 def _row_dim(site: Mapping[str, Any], plates: set[str]) -> int | None:
@@ -303,3 +310,22 @@ class seeded:
     def __exit__(self, *_: object) -> None:
         if self.seed is not None:
             torch.set_rng_state(self.state)
+
+
+def counts_in_range(name: str, value: Tensor, fn: Any) -> None:
+    """
+    Raises:
+        PpgenError: draws of a site of counts that are negative, or NaN: its rate is beyond what can be drawn.
+    """
+    support = support_of(fn)
+    if support is None or not support.is_discrete or not value.is_floating_point():
+        return
+    wrong = (value < getattr(support, "lower_bound", -torch.inf)) | torch.isnan(value)
+    if wrong.any():
+        raise PpgenError(
+            f"{int(wrong.sum())} of {value.numel()} draws of {name!r} ({type(innermost(fn)).__name__}) are counts beyond what "
+            "a 64-bit number holds, about 9e18; the prior or posterior reaches such rates: narrow it"
+        )
+    if infinite := int(torch.isinf(value).sum()):
+        log.warning("%d of %d draws of %r are infinite: the prior or posterior reaches infinite rates; narrow it",
+                    infinite, value.numel(), name)  # fmt: skip

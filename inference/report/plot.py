@@ -51,7 +51,7 @@ from ppgen.inference.report.sample_plots import (
     observed_values,
     samples_figure,
 )
-from ppgen.run import Run
+from ppgen.run import Run, prepare_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put pictures into; pass out=")
     folder = Path(out) if out is not None else run.path / "plots"  # type: ignore[operator]
-    columns = dict(run.data() if data is None else data_module.as_tensors(data))
+    columns = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
     label = columns.get("y")
     columns = {k: v for k, v in columns.items() if k != "y" or k in run.program.columns}
     if label is not None and not _is_label(label, columns):

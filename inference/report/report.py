@@ -29,7 +29,7 @@ from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure,
 from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
-from ppgen.run import Run
+from ppgen.run import Run, prepare_columns
 from ppgen.run.files import read_json, write_atomic
 
 BADGES = {WRONG: "Wrong:", LOOK: "Look:", FINE: "Fine:"}
@@ -74,7 +74,7 @@ def write_report(
 
 def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding]]:
     """The page's text, and the findings on it."""
-    rows = dict(run.data() if data is None else data_module.as_tensors(data))
+    rows = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
     rows = {k: v for k, v in rows.items() if k in run.program.columns or not run.program.columns}
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:

@@ -36,7 +36,8 @@ from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import sample_sites
+from ppgen.run.trees import tree_record
+from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Site, Structure, inspect
 from ppgen.terms import run as run_once
 
@@ -105,7 +106,10 @@ def mcmc(
     run, program = program, program_of(program)
     dtype = next((p.dtype for p in program.parameters()), torch.float64)
     with default_dtype(dtype), pyro.validation_enabled(False):
+        if not isinstance(run, Run):
+            program.words = None
         data = prepare_columns(data, program, dtype_of_program(program))
+        program.words = data.words if program.words is None else program.words
         columns(program, data)
         validate(data)
         with ready(run, data, seed, guide=False), running_of(program, data):
@@ -117,6 +121,8 @@ def mcmc(
             structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
+            here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
+            tree.attrs |= tree_record(run, program, structure, observed_columns(here, data))
             said = findings(found, joint)
             traced = joint if engine != "eager" else log_joint(program, data)
             target = _density(traced, kernel, C, metric)

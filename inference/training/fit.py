@@ -118,7 +118,7 @@ def fit(
             f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
         )
     with _one_seed(seed), default_dtype(dtype_of(precision)):
-        train_data = prepare_columns(data, program, dtype_of(precision))
+        train_data = _learn_words(program, data, dtype_of(precision))
         columns(program, train_data)
         data_module.validate(train_data)
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
@@ -267,11 +267,22 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
     return _Ready(guide, found, _example(program, data, first, found))
 
 
+def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
+    """The columns; their words are the program's from now on. Columns without words have the codes of an earlier fit."""
+    if data_module.as_tensors(data).words:
+        program.words = None
+    table = prepare_columns(data, program, dtype)
+    program.words = table.words if program.words is None else program.words
+    return table
+
+
 def _config(
     o: dict[str, Any], data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, source: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What config.json holds beside the program."""
     record = {"rows": data_module.n_rows(data), "row_columns": list(data_module.row_columns(data))}
+    words = data.words if isinstance(data, data_module.Table) else {}
+    record["words"] = {name: list(own) for name, own in words.items()}
     config = {
         "versions": versions(), "seed": o["seed"], "fit": o, "data": {**(source or {}), **_record(data), **record},
     }  # fmt: skip

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ppgen.data import datasets, readers
-from ppgen.data.columns import as_tensors, parse_columns, select, to_tensor
+from ppgen.data.columns import Table, as_tensors, parse_columns, recoded, select, to_tensor
 from ppgen.errors import PpgenError, nearest
 
 __all__ = [
+    "Table",
     "as_tensors",
     "batch_index",
     "fingerprint",
@@ -28,6 +29,7 @@ __all__ = [
     "n_rows",
     "names",
     "parse_columns",
+    "recoded",
     "row_columns",
     "splits",
     "take",
@@ -44,7 +46,7 @@ def load(
     columns: Mapping[str, str | list[str]] | str | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> Table:
     """Load a data set by name, or from a file.
 
     Args:
@@ -62,7 +64,7 @@ def load(
         seed: of the order above; nothing else is drawn, and the global generator is left alone.
 
     Returns:
-        Column name -> tensor. Text is category codes, integers int64, images of bytes uint8; see
+        Column name -> tensor (a `Table`, which keeps the words of text columns). Text is category codes, integers int64, images of bytes uint8; see
         :mod:`ppgen.data.columns`.
 
     Raises:
@@ -84,9 +86,7 @@ def load(
     return _held_out(part("train"), split, seed, where)
 
 
-def _part(
-    name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, key: str
-) -> dict[str, Tensor]:
+def _part(name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, key: str) -> Table:
     """The chosen columns of a group."""
     tensors = select(datasets.finish(name, groups[key]), columns, where)
     try:
@@ -96,7 +96,7 @@ def _part(
     return tensors
 
 
-def _cut(data: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+def _cut(data: Table, split: str, seed: int, where: str) -> Table:
     """A split of rows that have none: 80 : 10 : 10."""
     n = n_rows(data)
     if n < 10:
@@ -106,7 +106,7 @@ def _cut(data: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str
     return take(data, _order(n, seed)[cuts[at] : cuts[at + 1]])
 
 
-def _held_out(train: dict[str, Tensor], split: str, seed: int, where: str) -> dict[str, Tensor]:
+def _held_out(train: Table, split: str, seed: int, where: str) -> Table:
     """Of rows to train on, the last tenth as valid, or the rest."""
     n = n_rows(train)
     held_out = max(1, n // 10)
@@ -155,10 +155,12 @@ def _groups(source: str | Path, data_dir: str | Path | None) -> tuple[str | None
     return None, str(path), readers.by_split(path, raw) if by_name else {"all": raw}
 
 
-def _concatenate(parts: dict[str, dict[str, Tensor]], where: str) -> dict[str, Tensor]:
+def _concatenate(parts: dict[str, Table], where: str) -> Table:
     if len(parts) == 1:
         return next(iter(parts.values()))
     first, *others = parts
+    words = {name: sorted({w for part in parts.values() for w in part.words.get(name, ())}) for name in parts[first].words}
+    parts = {split: recoded(part, {name: tuple(own) for name, own in words.items()}) for split, part in parts.items()}
     rows = row_columns(parts[first])
     for split in others:
         other = parts[split]
@@ -169,10 +171,11 @@ def _concatenate(parts: dict[str, dict[str, Tensor]], where: str) -> dict[str, T
                 f"{where}: column {odd[0]!r} is not the same kind of column in {first} and {split} "
                 "and so cannot be joined; load one split, or choose columns="
             )
-    return {
+    joined = {
         name: torch.cat([part[name] for part in parts.values()]) if name in rows else column
         for name, column in parts[first].items()
     }
+    return Table(joined, parts[first].words)
 
 
 def _row_shape(column: Tensor) -> tuple[int, ...] | None:
@@ -209,10 +212,11 @@ def row_columns(data: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name, column in data.items() if column.dim() and len(column) == n)
 
 
-def take(data: Mapping[str, Tensor], index: Tensor | slice, rows: Collection[str] = ()) -> dict[str, Tensor]:
+def take(data: Mapping[str, Tensor], index: Tensor | slice, rows: Collection[str] = ()) -> Table:
     """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
     rows = rows or row_columns(data)
-    return {name: column[index] if name in rows else column for name, column in data.items()}
+    taken = {name: column[index] if name in rows else column for name, column in data.items()}
+    return Table(taken, data.words if isinstance(data, Table) else None)
 
 
 def batch_index(step: int, n_rows: int, batch_size: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,13 +25,83 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError, nearest, reason
 
-__all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
+__all__ = ["Table", "as_tensors", "parse_columns", "recoded", "select", "to_tensor", "unpack"]
 
 Columns = Mapping[str, "str | list[str]"]
 _TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 
 
-def as_tensors(data: Any) -> dict[str, Tensor]:
+Words = Mapping[str, tuple[str, ...]]
+
+
+class Table(dict[str, Tensor]):
+    """Columns by name, and the words behind the codes of those that were text, in the order of the codes.
+
+    >>> as_tensors({"group": ["b", "a", "b"]}).words
+    {'group': ('a', 'b')}
+    """
+
+    def __init__(self, columns: Mapping[str, Tensor] | None = None, words: Words | None = None):
+        super().__init__(columns or {})
+        self.words = {name: tuple(own) for name, own in (words or {}).items() if name in self}
+
+
+def recoded(data: Table, words: Words, *, new: bool = False, only: Collection[str] | None = None) -> Table:
+    """The columns with the codes that `words` say: the same word is the same code in every table.
+
+    Args:
+        words: by column, as those of the table that was fitted.
+        new: words that are not among them take the next codes, in sorted order, in place of an error.
+        only: the columns that are meant; None for all.
+
+    Raises:
+        PpgenError: a word that has no code; text where there were numbers.
+
+    >>> recoded(as_tensors({"group": ["c", "b"]}), {"group": ("a", "b", "c")})["group"]
+    tensor([2, 1])
+    """
+    codes: dict[str, Tensor] = dict(data)
+    known: dict[str, tuple[str, ...]] = {name: tuple(own) for name, own in words.items() if name in data}
+    for name, own in data.words.items():
+        if only is not None and name not in only:
+            known[name] = own
+            continue
+        if name not in words:
+            raise PpgenError(
+                f"the column {name!r} is text ({own[0]!r}, ...), and was numbers at the fit; pass the numbers of its "
+                "groups, or fit with the text"
+            )
+        unseen = [word for word in own if word not in words[name]]
+        if unseen and not new:
+            shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+            raise PpgenError(
+                f"the column {name!r} has {shown}, which the fit did not see{nearest(unseen[0], words[name])}; leave "
+                "these rows out, or, to predict, draw new groups from their distribution with new_groups='draw' "
+                "(--new-groups draw)"
+            )
+        known[name] = (*words[name], *unseen)
+        place = {word: code for code, word in enumerate(known[name])}
+        codes[name] = torch.tensor([place[word] for word in own])[data[name]]
+    return Table(codes, known)
+
+
+def _words(value: Any) -> tuple[str, ...] | None:
+    """What the codes of a raw column stand for; None where it is numbers."""
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(getattr(value, "dtype", None), pandas.CategoricalDtype):
+        return tuple(map(str, value.dtype.categories))
+    if isinstance(value, Tensor) or _is_frame(value):
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in _TEXT or array.ndim != 1:
+        return None
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    words = np.unique(array.astype(str))
+    return None if any(_number(word) is not None for word in words) else tuple(map(str, words))
+
+
+def as_tensors(data: Any) -> Table:
     """Turn what a user holds into columns.
 
     A mapping, a pandas DataFrame, an xarray Dataset or a DataTree (its groups observed_data and
@@ -48,6 +118,8 @@ def as_tensors(data: Any) -> dict[str, Tensor]:
             f"the data are {data!r}, expected columns such as {{'x': tensor}}; "
             "load a file or a data set by name with ppgen.data.load first"
         )
+    if isinstance(data, Table):
+        return Table(select(data), data.words)
     return select(unpack(data))
 
 
@@ -72,7 +144,7 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
     return mapping
 
 
-def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> dict[str, Tensor]:
+def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> Table:
     """Pick, rename and gather raw columns into tensors.
 
     ``columns`` maps an argument's name to a column, or to a list of columns that become one
@@ -81,23 +153,29 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        return {str(name): to_tensor(str(name), value, where) for name, value in raw.items()}
+        tensors = {str(name): to_tensor(str(name), value, where) for name, value in raw.items()}
+        return Table(tensors, _all_words({str(name): value for name, value in raw.items()}))
     if isinstance(columns, str):
         columns = parse_columns(columns)
     raw = {str(name): value for name, value in raw.items()}
     for table in [value for value in raw.values() if _is_frame(value)]:
         raw = {**unpack(table), **raw}  # the columns of a table can be named as well
-    chosen = {}
+    chosen, single = {}, {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
             chosen[argument] = to_tensor(wanted, _find(raw, wanted, where), where)
+            single[argument] = raw[wanted]
             continue
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         names = [name for pattern in patterns for name in _matches(raw, pattern, where)]
         if not names:
             raise PpgenError(f"columns: {argument!r} is given an empty list; name its columns")
         chosen[argument] = _gather(argument, names, raw, where)
-    return chosen
+    return Table(chosen, _all_words(single))
+
+
+def _all_words(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {name: words for name, value in raw.items() if (words := _words(value)) is not None}
 
 
 def _find(raw: Mapping[str, Any], name: str, where: str) -> Any:

@@ -155,6 +155,7 @@ def rebuild(
             )
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
+    program.words = config["data"].get("words")
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
@@ -276,20 +277,30 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
         raise PpgenError(f"{path} is damaged ({reason(e)}); remove it: the run can do without") from e
 
 
-def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Data as tensors, floats in one dtype; a bare table becomes the program's first column."""
+def prepare_columns(
+    data: Mapping[str, Any], program: Program, dtype: torch.dtype, *, new_words: bool = False
+) -> data_module.Table:
+    """Data as tensors, floats in one dtype, text in the codes of the fit; a bare table becomes the program's first
+    column.
+
+    Args:
+        new_words: whether words that the fit did not see are taken, as codes of new groups.
+    """
     if not isinstance(data, Mapping):
         data = data_module.as_tensors(data)
         if set(data) == {"x"} and program.columns and "x" not in program.columns:
             data = {program.columns[0]: data["x"]}
     columns = data_module.as_tensors(data)
+    if program.words is not None:
+        columns = data_module.recoded(columns, program.words, new=new_words, only=program.columns)
     for name, value in columns.items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
+    return data_module.Table(tensors, columns.words)
 
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

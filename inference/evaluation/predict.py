@@ -1,0 +1,391 @@
+r"""Posterior predictive at new rows, from a run or from a sampler's draws.
+
+    z ~ p(z | x) (draws of a guide or of chains),   x̃ ~ p_θ(x̃ | z, new columns)
+
+Global latents are the posterior's. A new row's own latents are drawn by an amortised guide where it can read the row, else from
+the model given the global ones. The latents of a new group are drawn from the model given the global ones of the same draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.chains.chain import require_few_states
+from ppgen.check import columns, running_of
+from ppgen.data import Table, n_rows, row_columns, validate
+from ppgen.draws import Many
+from ppgen.enumerated import drawn_discrete
+from ppgen.errors import PpgenError
+from ppgen.handlers import HoldGroups, NewGroup, Unobserve
+from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, tree_from
+from ppgen.inference.evaluation.sample import counts_in_range, dtype_of_program, program_of, ready, stand_ins
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.run.trees import Fitted, opened
+from ppgen.sites import sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import value_of
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+NEW_GROUPS = ("refuse", "draw")
+INTERVAL = (0.05, 0.95)  # quantiles of the intervals that are shown
+
+
+@torch.no_grad()
+def predict(
+    run: Run | Program | DataTree,
+    data: Any,
+    *,
+    program: Run | Program | None = None,
+    draws: int | None = None,
+    seed: int | None = 0,
+    new_groups: str = "refuse",
+) -> DataTree:
+    """Posterior predictive on new rows: z from the posterior, then x ~ p_θ(x | z) at the new columns.
+
+    Args:
+        run: a run, a fitted program, or a tree of `ppgen.inference.mcmc` (or of `ppgen mcmc`, from its file).
+        data: the columns of the new rows; those that the model observes may be left out, or None. They are never used,
+            but by an amortised guide, which reads them. Text has the codes that it had at the fit.
+        program: of a tree that does not name its own, or whose program lies elsewhere now.
+        draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
+        seed: of the draws.
+        new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the latents of a
+            plate have no value): "refuse" it, or "draw" its latents from their distribution given the global ones.
+
+    Returns:
+        The groups predictions, of the dimensions chain, draw, those of the site; and predictions_constant_data, text in
+        words.
+
+        Global latents are drawn from the guide, local ones too where the new rows have what the guide reads (else from
+        the model, given the global ones); discrete global latents that were summed out from p(d | x, z) at the rows
+        that were fitted; those of a tree are its own.
+
+    Raises:
+        PpgenError: a column that the model cannot do without; a group that was not fitted; counts that are too large to
+            be drawn.
+    """
+    if new_groups not in NEW_GROUPS:
+        raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw the latents of new groups")
+    if draws is not None and (not isinstance(draws, int) or draws < 1):
+        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
+    fitted = _fitted(run, program)
+    require_few_states(fitted.program)
+    made = fitted.program
+    guide = fitted.draws is None
+    with default_dtype(fitted.dtype), pyro.validation_enabled(False):
+        given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
+        given = Table(given, data.words) if isinstance(data, Table) else given
+        rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw")
+        rows, hidden = _complete(fitted, rows)
+        columns(made, rows)
+        if rows:
+            validate(rows)
+        with ready(run if isinstance(run, Run) else made, rows, seed, guide=guide), running_of(made, rows):
+            return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+
+
+def _fitted(run: Any, program: Run | Program | None) -> Fitted:
+    if isinstance(run, Run | Program):
+        made = program_of(run)
+        known = (run.structure, run.example) if isinstance(run, Run) else (None, {})
+        return Fitted(made, *known, None, dtype_of_program(made))
+    if not hasattr(run, "children"):
+        raise PpgenError(f"{type(run).__name__} cannot be predicted from; pass a run, a program, or a tree of mcmc")
+    return opened(run, program)
+
+
+def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
+    """With columns that the model takes only to observe them, and the names of these: rows that stand for their shape."""
+    if not fitted.example:
+        return rows, frozenset()
+    try:
+        rest, _ = stand_ins(fitted.program, fitted.example, rows)
+    except PpgenError:  # a column that is missing and not observed, which the check of columns says
+        return rows, frozenset()
+    own = fitted.structure.row_columns if fitted.structure is not None else ()
+    n = n_rows(rows, tuple(k for k in own if k in rows)) if rows else 1
+    rest = {k: v[torch.arange(n) % len(v)] if k in own else v for k, v in rest.items()}
+    return Table({**rows, **rest}, rows.words), frozenset(rest)
+
+
+class _Model(NamedTuple):
+    """The model at new rows, its latents held.
+
+    Attributes:
+        hidden: columns that are there for their shape only.
+        sizes: of plates that are larger than at the fit.
+    """
+
+    fitted: Fitted
+    rows: Table
+    hidden: frozenset[str]
+    sizes: Mapping[str, int]
+    grow: bool
+
+    def trace(self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None) -> tuple[Any, HoldGroups]:
+        """One run, every observed site drawn."""
+        structure, program = self.fitted.structure, self.fitted.program
+        fixed = structure.row_plates if structure is not None else frozenset({"data"})
+        holding = HoldGroups(held, self.sizes, fixed, grow=self.grow)
+        with holding:
+            call = Unobserve()(lambda: program.call("model", self.rows if rows is None else rows))
+            return poutine.trace(call).get_trace(), holding
+
+    def drawn(self) -> dict[str, Tensor]:
+        """One draw of the latents by the guide."""
+        seen = {k: v for k, v in self.rows.items() if k not in self.hidden}
+        return _guide_draw(self.fitted, seen)
+
+
+def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
+    program, structure = fitted.program, fitted.structure
+    model = _Model(fitted, rows, hidden, {}, grow)
+    chains, each = _thinned(fitted, rows, draws)
+    with torch.random.fork_rng():
+        sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
+        sizes = _grown(model, sample)
+        model = model._replace(sizes=sizes)
+        sites = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace()) if not sizes else {}
+    dims: dict[str, tuple[str, ...]] = {}
+    counts: dict[str, Any] = {}
+    names: list[str] = []
+
+    def one(*given: Tensor) -> list[Tensor]:
+        q = dict(zip(each, given, strict=True)) if fitted.draws is not None else model.drawn()
+        p, _ = model.trace(q)
+        out = {n: s for n, s in sample_sites(p).items() if s["infer"].get("was_observed") or _free(s, q, structure)}
+        names[:] = list(out)
+        counts.update({n: s["fn"] for n, s in out.items()})
+        values = {n: value_of(s) for n, s in out.items()}
+        dims.update({n: d for n, (_, d) in values.items()})
+        return [v for v, _ in values.values()]
+
+    many = Many(one, each=[v[0] for v in each.values()], name=program.name)
+    drawn = many(chains[0] * chains[1], each=list(each.values()))
+    for name, value in zip(names, drawn, strict=True):
+        counts_in_range(name, value, counts[name])
+    found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
+    kept = Table({n: v for n, v in rows.items() if n not in hidden and not is_observed(v, sites)}, rows.words)
+    return _tree(fitted, found, dims, kept)
+
+
+def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
+    """Chains and draws, and of a tree the latents that hold for the new rows too, draws leading."""
+    if fitted.draws is None:
+        return (1, draws), {}
+    assert fitted.structure is not None
+    chains, length = next(iter(fitted.draws.values())).shape[:2] if fitted.draws else (1, draws)
+    n = min(length, max(1, draws // chains))
+    index = torch.linspace(0, length - 1, n).round().long()
+    same = _same(rows, fitted.example)
+    held = {k: v for k, v in fitted.draws.items() if same or not fitted.structure.is_local(k)}
+    return (chains, n), {k: v[:, index].flatten(0, 1).to(_dtype_of(v, fitted.dtype)) for k, v in held.items()}
+
+
+def _dtype_of(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if value.is_floating_point() else value.dtype
+
+
+def _same(rows: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> bool:
+    """Whether these are the rows that were fitted."""
+    return all(n in fitted and torch.equal(v, fitted[n].to(v.dtype)) for n, v in rows.items())
+
+
+def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], kept: Table) -> DataTree:
+    program, structure = fitted.program, fitted.structure
+    all_dims = {n: dims_of(program, n, list(dims[n]), v.ndim - 2) for n, v in found.items()}
+    sizes = {d: size for n, v in found.items() for d, size in zip(all_dims[n], v.shape[2:], strict=True)}
+    row_plate = structure.row_plate if structure is not None else "data"
+    rows = structure.row_columns if structure is not None else row_columns(kept) if kept else ()
+    over_rows = {n for n in rows if len(kept.get(n, ())) == sizes.get(row_plate, len(kept.get(n, ())))}
+    constant_dims = {n: column_dims(program, n, v, over_rows, row_plate) for n, v in kept.items()}
+    for n, v in kept.items():
+        sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
+    constant = {n: _in_words(v.numpy(), kept.words[n]) if n in kept.words else v.numpy() for n, v in kept.items()}
+    groups = {"predictions": found} | ({"predictions_constant_data": constant} if constant else {})
+    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes), row_dim=row_plate)
+
+
+def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """The words of codes; those beyond, of new groups that were given by number, as they are."""
+    return np.array([words[c] if c < len(words) else str(c) for c in codes])
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values for the latents that the guide can tell at these rows; the model draws the others.
+
+    Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
+    latents of the fitted rows only, as does a guide whose column the new rows lack.
+    """
+    program, s = fitted.program, fitted.structure
+
+    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
+        return {n: site["value"] for n, site in sample_sites(poutine.trace(guide).get_trace()).items()}
+
+    if s is None:
+        return drawn(data, {})
+    needed = program.guide_columns
+    reads = bool(needed) and all(n in data for n in needed)
+    same = _same(data, fitted.example)
+    if reads and not s.globals and not s.summed:
+        return drawn(data, {})
+    told = drawn(fitted.example, {})
+    summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
+    if summed:
+        told |= drawn_discrete(program, fitted.example, s.nesting, told, summed)
+    if same:
+        return told
+    told = {n: v for n, v in told.items() if n not in s.locals}
+    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
+
+
+def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
+    """An observed site whose column was left out: the model sampled it."""
+    observed = structure.names("observed") if structure is not None else ()
+    return site["name"] in observed and site["name"] not in drawn
+
+
+# -- groups that were not fitted -------------------------------------------------------------------
+
+
+def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
+    """The plates that have to be larger than at the fit, and their sizes: told by where the program fails.
+
+    A column has new groups for a plate of G where the program runs with the column cut at G - 1, and not beyond.
+
+    Raises:
+        PpgenError: a new group that is refused, or whose latents cannot be drawn.
+    """
+    strict = model._replace(grow=False)
+    if not model.fitted.example or _fails(strict, held, model.rows) is None:
+        return {}
+    groups = _fitted_groups(strict, held)
+    which = _indices(model.rows, min(groups.values(), default=0))
+    for g in sorted(set(groups.values())):
+        cut = {c: model.rows[c].clamp(max=g - 1) for c in which}
+        if _fails(strict, held, {**model.rows, **cut}) is None:
+            break
+    else:
+        return {}  # it is something else, which the run itself says
+    sizes: dict[str, int] = {}
+    for column in which:
+        beyond = _plates_of(strict, held, {**model.rows, **cut}, column, groups)
+        if not beyond:
+            continue
+        if not model.grow:
+            raise PpgenError(_refusal(model, column, groups[beyond[0]]))
+        size = int(model.rows[column].max()) + 1
+        sizes |= {plate: max(size, sizes.get(plate, 0)) for plate in beyond}
+    why = _fails(model._replace(sizes=sizes), held, model.rows)
+    if why is not None:
+        plates = ", ".join(map(repr, sizes)) or "none"
+        raise PpgenError(
+            f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates that were enlarged: "
+            f"{plates}; {type(why).__name__}: {str(why).splitlines()[0]}); write the priors inside of the plate as those of "
+            "one group, so that they do not fix its size, or leave the new groups out"
+        )
+    return sizes
+
+
+def _fails(model: _Model, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Exception | None:
+    try:
+        with torch.random.fork_rng():
+            model.trace(held, rows)
+    except (NewGroup, IndexError, RuntimeError, ValueError) as e:
+        return e
+    return None
+
+
+def _fitted_groups(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of groups of each plate of latents that is not the rows'."""
+    with torch.random.fork_rng():
+        return model.trace(held, model.fitted.example)[1].groups
+
+
+def _indices(rows: Table, least: int) -> list[str]:
+    """The columns that may tell a row's group, and go beyond the smallest number of groups."""
+    whole = {n: v for n, v in rows.items() if v.dtype == torch.int64 and v.dim() == 1 and len(v)}
+    return [n for n, v in whole.items() if v.min() >= 0 and v.max() >= least]
+
+
+def _plates_of(
+    model: _Model, held: Mapping[str, Tensor], cut: Mapping[str, Tensor], column: str, groups: Mapping[str, int]
+) -> list[str]:
+    """The plates whose latents a column picks, and that it goes beyond: those of the largest size that it may be cut at."""
+    whole = model.rows[column]
+    if _fails(model, held, {**cut, column: whole}) is None:
+        return []
+    sizes = sorted({g for g in groups.values() if whole.max() >= g}, reverse=True)
+    for g in sizes:
+        if _fails(model, held, {**cut, column: whole.clamp(max=g - 1)}) is None:
+            return [plate for plate, size in groups.items() if size == g]
+    return []
+
+
+def _refusal(model: _Model, column: str, groups: int) -> str:
+    value = model.rows[column]
+    row = int((value >= groups).nonzero()[0])
+    code = int(value[row])
+    return (
+        f"the column {column!r} has the group {code} in row {row} (counting from 0), and {model.fitted.program.name} was "
+        f"fitted to {groups} (0 to {groups - 1}); leave these rows out, or draw new groups from their distribution with "
+        "new_groups='draw' (--new-groups draw)"
+    )
+
+
+# -- summaries -------------------------------------------------------------------------------------
+
+
+def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
+    """Mean, sd and interval (5% to 95%) of every prediction, or of their mean over the rows of a group.
+
+    Args:
+        by: a column of predictions_constant_data; a mean over its rows is taken within each draw.
+    """
+    row_dim, found = str(tree.attrs["row_dim"]), []
+    label = _labels(tree, by) if by is not None else None
+    for name, values in tree["predictions"].dataset.data_vars.items():
+        if row_dim not in values.dims:
+            rows = [("", values.values.reshape(np.prod(values.shape[:2]), 1, -1))]
+        else:
+            flat = values.transpose("chain", "draw", row_dim, ...).values
+            flat = flat.reshape(flat.shape[0] * flat.shape[1], flat.shape[2], -1).astype(float)
+            index = values[row_dim].values
+            rows = [(index[i], flat[:, [i]]) for i in range(flat.shape[1])]
+            if label is not None:
+                rows = [(w, flat[:, label == w]) for w in np.unique(label)]
+        for key, part in rows:
+            for entry in range(part.shape[-1]):
+                found.append(_summary(str(name), key, part[..., entry], entry if part.shape[-1] > 1 else None, by))
+    return found
+
+
+def _summary(name: str, key: Any, values: np.ndarray, entry: int | None, by: str | None) -> dict[str, Any]:
+    mean = values.astype(float).mean(1)
+    low, high = np.quantile(mean, INTERVAL)
+    site = name if entry is None else f"{name}[{entry}]"
+    key = key.item() if isinstance(key, np.generic) else key
+    about = {"row": key} if by is None else {by: key, "rows": values.shape[1]}
+    figures = {"mean": float(mean.mean()), "sd": float(mean.std(ddof=1)) if len(mean) > 1 else float("nan")}
+    return {"site": site, **about, **figures, "5%": float(low), "95%": float(high)}
+
+
+def _labels(tree: DataTree, by: str) -> np.ndarray:
+    group = tree.children.get("predictions_constant_data")
+    found = group.dataset.data_vars if group is not None else {}
+    if by not in found:
+        raise PpgenError(
+            f"there is no column {by!r} of the new rows to group by; they have {', '.join(map(str, found)) or 'none'}"
+        )
+    return found[by].values

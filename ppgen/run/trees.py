@@ -1,0 +1,123 @@
+"""What a tree of posterior draws keeps, so that predictions can be made of it: the program's name, words, structure.
+
+In the attributes of a tree that `ppgen.inference.mcmc` made:
+
+program            JSON: as in a run's config.json; `file` is a path, and `run` the folder of a run whose parameters were held
+words              JSON: by column, the words behind its codes
+columns            JSON: the column that each observed site observes, by site
+row_columns, summed    JSON: names
+dtype              that of the computation
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppgen import catalog
+from ppgen.data import Table
+from ppgen.errors import PpgenError
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, describe_program
+from ppgen.structure import Structure, inspect
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+
+class Fitted(NamedTuple):
+    """A program with what is known of it: a run, a tree of draws, or the program alone.
+
+    Attributes:
+        example: the rows that were fitted, or some of them; empty where none are known.
+        draws: of each latent, (chains, draws, ...); None where the guide draws.
+    """
+
+    program: Program
+    structure: Structure | None
+    example: Mapping[str, Tensor]
+    draws: dict[str, Tensor] | None
+    dtype: torch.dtype
+
+
+def tree_record(run: Run | Program, program: Program, structure: Structure, observed: Mapping[str, str]) -> dict[str, str]:
+    """The attributes that `opened` reads.
+
+    Args:
+        observed: the column that each observed site observes.
+    """
+    kept = {
+        "program": _described(run, program, structure), "words": {k: list(v) for k, v in (program.words or {}).items()},
+        "columns": dict(observed), "row_columns": list(structure.row_columns), "summed": list(structure.summed),
+    }  # fmt: skip
+    return {k: json.dumps(v) for k, v in kept.items()} | {"dtype": str(torch.get_default_dtype()).removeprefix("torch.")}
+
+
+def _described(run: Run | Program, program: Program, structure: Structure) -> dict[str, Any]:
+    if isinstance(run, Run):
+        return {"run": str(run.path.resolve())} if run.path is not None else {"why": "its run was kept in memory"}
+    if next(program.parameters(), None) is not None:
+        return {"why": "it has parameters, which a tree does not keep"}
+    spec, file = describe_program(program, structure, None)
+    return spec | {"file": str(file.resolve())} if file is not None else spec
+
+
+def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
+    """A tree of draws with its program.
+
+    Args:
+        program: where the tree does not say it, or it lies elsewhere now.
+
+    Raises:
+        PpgenError: a program that cannot be found; a tree without the latents of its program.
+    """
+    if "row_columns" not in tree.attrs:
+        raise PpgenError(
+            "this tree does not say what it is of, as one of a guide's draws, or of an older version; predict from the run "
+            "folder, or sample again with ppgen mcmc"
+        )
+    kept = {k: json.loads(tree.attrs[k]) for k in ("program", "words", "columns", "row_columns", "summed")}
+    made = _found(kept["program"]) if program is None else program
+    made = made.program if isinstance(made, Run) else made
+    made.words = {k: tuple(v) for k, v in kept["words"].items()}
+    dtype = getattr(torch, tree.attrs["dtype"])
+    example = Table(_fitted_columns(tree, kept["columns"]), made.words)
+    with default_dtype(dtype):
+        structure = inspect(
+            made, example, enumerated=tuple(kept["summed"]), rows=tuple(kept["row_columns"]), guide=False
+        )
+    draws = {}
+    for name in (*structure.latents, *structure.summed):
+        if name not in tree["posterior"]:
+            raise PpgenError(
+                f"the draws have no {name!r}, a latent of {made.name}; name the program that they were made with"
+            )
+        draws[name] = torch.as_tensor(tree["posterior"][name].values)
+    return Fitted(made, structure, example, draws, dtype)
+
+
+def _found(spec: Mapping[str, Any]) -> Run | Program:
+    if spec.get("run"):
+        return Run.load(spec["run"])
+    if not (spec.get("model") or spec.get("file")):
+        raise PpgenError(
+            f"the tree does not name its program ({spec.get('why', 'made in memory')}); pass it: predict(tree, data, "
+            "program=...) (--program FILE)"
+        )
+    if spec.get("file") and not Path(spec["file"]).is_file():
+        raise PpgenError(f"the program of these draws, {spec['file']}, is not there; name it with program= (--program FILE)")
+    found = catalog.find(spec.get("model") or f"{spec['file']}{':' + spec['name'] if spec['name'] else ''}")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
+    return catalog.build(found, arguments)
+
+
+def _fitted_columns(tree: DataTree, columns: Mapping[str, str]) -> dict[str, Tensor]:
+    constant = tree["constant_data"].dataset.data_vars if "constant_data" in tree.children else {}
+    observed = tree["observed_data"].dataset.data_vars if "observed_data" in tree.children else {}
+    found = {str(n): torch.as_tensor(v.values) for n, v in constant.items()}
+    return found | {columns[str(n)]: torch.as_tensor(v.values) for n, v in observed.items() if str(n) in columns}
