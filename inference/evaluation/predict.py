@@ -271,31 +271,57 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
     if not model.fitted.example or _fails(strict, held, model.rows) is None:
         return {}
     groups = _fitted_groups(strict, held)
-    which = _indices(model.rows, min(groups.values(), default=0))
-    for g in sorted(set(groups.values())):
-        cut = {c: model.rows[c].clamp(max=g - 1) for c in which}
-        if _fails(strict, held, {**model.rows, **cut}) is None:
-            break
-    else:
+    which = _indices(model.rows)
+    cut = _cut(strict, held, which, sorted(set(groups.values())))
+    if cut is None:
+        _no_plate(strict, held, which)
         return {}  # it is something else, which the run itself says
     sizes: dict[str, int] = {}
     for column in which:
         beyond = _plates_of(strict, held, {**model.rows, **cut}, column, groups)
-        if not beyond:
-            continue
-        if not model.grow:
-            raise PpgenError(_refusal(model, column, groups[beyond[0]]))
+        if beyond and not model.grow:
+            raise PpgenError(
+                f"{_beyond(model, column, groups[beyond[0]])}; leave these rows out, or draw new groups from their "
+                "distribution with new_groups='draw' (--new-groups draw)"
+            )
         size = int(model.rows[column].max()) + 1
         sizes |= {plate: max(size, sizes.get(plate, 0)) for plate in beyond}
     why = _fails(model._replace(sizes=sizes), held, model.rows)
     if why is not None:
-        plates = ", ".join(map(repr, sizes)) or "none"
         raise PpgenError(
-            f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates that were enlarged: "
-            f"{plates}; {type(why).__name__}: {str(why).splitlines()[0]}); write the priors inside of the plate as those of "
-            "one group, so that they do not fix its size, or leave the new groups out"
+            f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates "
+            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {str(why).splitlines()[0]}); write the priors "
+            "inside of the plate as those of one group, so that they do not fix its size, or leave the new groups out"
         )
     return sizes
+
+
+def _cut(
+    model: _Model, held: Mapping[str, Tensor], which: Sequence[str], sizes: Sequence[int]
+) -> dict[str, Tensor] | None:
+    """The columns cut at the first of some numbers of groups at which the program runs; None where it runs at none."""
+    for g in sizes:
+        cut = {c: model.rows[c].clamp(max=g - 1) for c in which}
+        if _fails(model, held, {**model.rows, **cut}) is None:
+            return cut
+    return None
+
+
+def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -> None:
+    """
+    Raises:
+        PpgenError: a group beyond values that stand in no plate.
+    """
+    tensors = [*held.values(), *model.fitted.program.parameters()]
+    for g in sorted({size for v in tensors for size in v.shape if size > 1}):
+        if (cut := _cut(model, held, which, [g])) is None:
+            continue
+        for column in which:
+            if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
+                raise PpgenError(
+                    f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one has no "
+                    "distribution to be drawn from; leave these rows out, or write the groups as a pyro.plate of latents"
+                )
 
 
 def _fails(model: _Model, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Exception | None:
@@ -313,10 +339,10 @@ def _fitted_groups(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
         return model.trace(held, model.fitted.example)[1].groups
 
 
-def _indices(rows: Table, least: int) -> list[str]:
-    """The columns that may tell a row's group, and go beyond the smallest number of groups."""
+def _indices(rows: Table) -> list[str]:
+    """The columns that may tell a row's group: whole numbers from 0."""
     whole = {n: v for n, v in rows.items() if v.dtype == torch.int64 and v.dim() == 1 and len(v)}
-    return [n for n, v in whole.items() if v.min() >= 0 and v.max() >= least]
+    return [n for n, v in whole.items() if v.min() >= 0]
 
 
 def _plates_of(
@@ -333,14 +359,13 @@ def _plates_of(
     return []
 
 
-def _refusal(model: _Model, column: str, groups: int) -> str:
-    value = model.rows[column]
-    row = int((value >= groups).nonzero()[0])
-    code = int(value[row])
+def _beyond(model: _Model, column: str, groups: int) -> str:
+    row = int((model.rows[column] >= groups).nonzero()[0])
+    words, code = model.rows.words.get(column, ()), int(model.rows[column][row])
+    name = repr(words[code]) if code < len(words) else str(code)
     return (
-        f"the column {column!r} has the group {code} in row {row} (counting from 0), and {model.fitted.program.name} was "
-        f"fitted to {groups} (0 to {groups - 1}); leave these rows out, or draw new groups from their distribution with "
-        "new_groups='draw' (--new-groups draw)"
+        f"the column {column!r} has the group {name} in row {row} (counting from 0), and {model.fitted.program.name} was "
+        f"fitted to {groups} groups (0 to {groups - 1})"
     )
 
 

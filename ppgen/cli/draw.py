@@ -28,7 +28,8 @@ def sample(
         list[str] | None,
         typer.Option(
             metavar="FILE|KEY=VALUE",
-            help="Columns or sites to hold fixed: a file, or y=3. A diffusion fills in the empty cells of x.",
+            help="Columns or sites to hold fixed: a file, or y=3. The other latents are the prior's: to predict, ppgen "
+            "predict. A diffusion fills in the empty cells of x.",
         ),
     ] = None,
     sampler: Annotated[
@@ -46,7 +47,10 @@ def sample(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest)."""
+    """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest).
+
+    Latents are drawn from the prior, also with --given; posterior predictions of new rows are `ppgen predict`.
+    """
     from ppgen import inference
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
@@ -67,10 +71,15 @@ def sample(
         if drawn is None:
             drawn = inference.sample(fitted, n, given=held, seed=seed)
     _write(path, fitted, drawn, held)
+    prior = [s for s in fitted.structure.globals if s in drawn and s not in (held or {})]
     if json:
-        print_json({"out": str(path), "n": n, "sites": {k: list(v.shape) for k, v in drawn.items()}})
+        sites = {k: list(v.shape) for k, v in drawn.items()}
+        print_json({"out": str(path), "n": n, "sites": sites, "conditions_on": sorted(held or {}), "prior": prior})
     else:
-        print(f"{n} draws of {', '.join(drawn)} in {path}")
+        given = f" given {', '.join(sorted(held))}" if held else ""
+        print(f"{n} draws of {', '.join(drawn)}{given} in {path}")
+        if prior:
+            print(f"{', '.join(prior)} from the prior, not from the fitted data; posterior predictions: ppgen predict {run}")
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:

@@ -38,8 +38,11 @@ def mcmc(
     """
     import torch
 
+    from json import dumps
+
     from ppgen import inference
     from ppgen.cli.progress import counter
+    from ppgen.data import parse_columns
     from ppgen.inference.verdicts.findings import figures, load_findings
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
@@ -56,6 +59,8 @@ def mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
+    if columns is not None:
+        tree.attrs["source_columns"] = dumps(parse_columns(columns))
     write_netcdf(path, tree)
     from arviz_stats import summary  # type: ignore[attr-defined]
 

@@ -1,0 +1,131 @@
+"""`ppgen predict`: posterior predictive at new rows."""
+
+from __future__ import annotations
+
+from json import loads as parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppgen.cli.options import Columns, Data, DataDir, Json, Seed, Split, app, is_run
+from ppgen.console import print_json, print_table
+from ppgen.errors import PpgenError
+
+if TYPE_CHECKING:
+    from ppgen.data import Table
+
+ROWS = 20  # of the table on a screen; all are in the JSON and the netCDF
+
+
+@app.command(short_help="Predict new rows from the posterior of a run, or of mcmc.")
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a file of ppgen mcmc.")],
+    data: Data = None,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Predict the mean over the rows of each of its values.")
+    ] = None,
+    new_groups: Annotated[
+        str, typer.Option(help="Groups that were not fitted: refuse, or draw their latents from the model.")
+    ] = "refuse",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/predictions.nc, NC-predictions.nc]")]
+    = None,
+    draws: Annotated[int, typer.Option("-n", "--draws", help="Number of posterior draws.")] = 1000,
+    program: Annotated[
+        str | None, typer.Option(metavar="FILE|RUN", help="Of an NC whose program is not where it was.")
+    ] = None,
+    columns: Columns = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Draw the observed columns at new rows from p(new | fitted data): latents from the posterior, never from the prior.
+
+    ppgen predict RUN --data new.csv --group-by county
+    """
+    from ppgen import inference
+    from ppgen.inference.evaluation.predict import summaries
+    from ppgen.run.export import check_suffix
+    from ppgen.run.files import write_netcdf
+
+    default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")
+    path = out or default
+    check_suffix(path, (".nc",))
+    fitted, made, recorded = _opened(source, program)
+    rows, label = _rows(data, columns, made.columns, group_by, recorded, {"split": split or "all", "data_dir": data_dir})
+    tree = inference.predict(
+        fitted, rows, program=None if source.suffix != ".nc" else made, draws=draws, seed=seed, new_groups=new_groups
+    )
+    if group_by is not None and label is not None:
+        _attach(tree, group_by, label)
+    write_netcdf(path, tree)
+    found = summaries(tree, group_by)
+    if json:
+        print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", "predictions": found})
+        return
+    _print(found, f"{tree.predictions.sizes['chain'] * tree.predictions.sizes['draw']} draws given the fitted data")
+    print(f"predictions {path}")
+
+
+def _opened(source: Path, program: str | None) -> tuple[Any, Any, Any]:
+    """The run or tree, its program, and the choice of columns that it was fitted to."""
+    from ppgen import catalog
+    from ppgen.run import Run
+    from ppgen.run.files import read_netcdf
+    from ppgen.run.trees import opened
+
+    if source.suffix != ".nc":
+        if program is not None:
+            raise PpgenError(f"--program is for a file of draws, and {source} is a run, which has its own; leave it out")
+        run = Run.load(source)
+        return run, run.program, run.config["data"].get("columns")
+    tree = read_netcdf(source)
+    made = None if program is None else Run.load(program) if is_run(program) else catalog.find(program)
+    made = catalog.build(made, {}) if isinstance(made, catalog.Found) else made
+    chosen = parse(tree.attrs["source_columns"]) if "source_columns" in tree.attrs else None
+    return tree, opened(tree, made).program, chosen
+
+
+def _rows(
+    data: str | None, columns: str | None, takes: tuple[str, ...], group_by: str | None, recorded: Any, where: Any
+) -> tuple[Table, Any]:
+    """The new rows, and a column that is only to group by.
+
+    Columns are gathered as they were for the fit, where the new data have them.
+    """
+    from ppgen import data as data_module
+
+    if data is None:
+        raise PpgenError("there are no new rows to predict; name them with --data")
+    if columns is not None:
+        rows = data_module.load(data, columns=columns, **where)
+    else:
+        rows = data_module.load(data, **where)
+        chosen = {k: v for k, v in (recorded or {}).items() if all(c in rows for c in ([v] if isinstance(v, str) else v))}
+        rows = data_module.load(data, columns=chosen, **where) if chosen else rows
+    if group_by is None or group_by in takes:
+        return rows, None
+    table = rows if group_by in rows else data_module.load(data, columns={group_by: group_by}, **where)
+    words, codes = table.words.get(group_by), table[group_by].numpy()
+    label = codes if words is None else [words[c] for c in codes]
+    return data_module.Table({k: v for k, v in rows.items() if k != group_by}, rows.words), label
+
+
+def _attach(tree: Any, name: str, label: Any) -> None:
+    """A column of the new rows that the program does not take, beside those that it takes."""
+    from xarray import Dataset, DataTree
+
+    group = tree.children.get("predictions_constant_data")
+    dataset = group.to_dataset() if group is not None else Dataset()
+    tree["predictions_constant_data"] = DataTree(dataset.assign({name: (tree.attrs["row_dim"], label)}))
+
+
+def _print(found: list[dict[str, Any]], title: str) -> None:
+    head = [k for k in found[0] if k != "site"] if found else []
+    names = sorted({f["site"] for f in found})
+    for name in names:
+        rows = [[f[k] for k in head] for f in found if f["site"] == name]
+        print_table([h if h != "row" else "" for h in head], rows[:ROWS], title=f"{name}: {title}")
+        if len(rows) > ROWS:
+            print(f"and {len(rows) - ROWS} more in the file")
