@@ -380,6 +380,7 @@ def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
     """
     row_dim, found = str(tree.attrs["row_dim"]), []
     label = _labels(tree, by) if by is not None else None
+    words = _text(tree, row_dim)
     for name, values in tree["predictions"].dataset.data_vars.items():
         if row_dim not in values.dims:
             rows = [("", values.values.reshape(np.prod(values.shape[:2]), 1, -1))]
@@ -390,10 +391,20 @@ def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
             rows = [(index[i], flat[:, [i]]) for i in range(flat.shape[1])]
             if label is not None:
                 rows = [(w, flat[:, label == w]) for w in np.unique(label)]
-        for key, part in rows:
+        for place, (key, part) in enumerate(rows):
             for entry in range(part.shape[-1]):
-                found.append(_summary(str(name), key, part[..., entry], entry if part.shape[-1] > 1 else None, by))
+                one = _summary(str(name), key, part[..., entry], entry if part.shape[-1] > 1 else None, by)
+                found.append(one if by is not None or key == "" else {"row": one["row"], **words[place], **one})
     return found
+
+
+def _text(tree: DataTree, row_dim: str) -> list[dict[str, str]]:
+    """The words of each new row, by column."""
+    group = tree.children.get("predictions_constant_data")
+    columns = {} if group is None else {str(n): v for n, v in group.dataset.data_vars.items() if v.dims == (row_dim,)}
+    text = {n: v.values for n, v in columns.items() if v.dtype.kind in "UOT"}
+    rows = tree["predictions"].sizes.get(row_dim, 0)
+    return [{n: str(v[i]) for n, v in text.items()} for i in range(rows)]
 
 
 def _summary(name: str, key: Any, values: np.ndarray, entry: int | None, by: str | None) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""Posterior predictive at new rows and of new groups: closed forms, from runs and from chains alike.
+
+    μ ~ N(0, 10²),  a_g ~ N(μ, TAU²),  y_i | a ~ N(a_{g_i} + x_i, SD²)
+
+is jointly normal: new rows of an old group and of a new one have normal predictions that are known.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from known import chains_agree, draws_agree, normal
+from torch import tensor
+
+import ppgen
+from ppgen import Program, rows
+from ppgen.errors import PpgenError
+from ppgen.inference import fit, mcmc, posterior, predict, sample
+from ppgen.inference.evaluation.predict import summaries
+from ppgen.models import CountRegression, LinearRegression, LogisticRegression, Radon
+from ppgen.run.files import read_netcdf, write_netcdf
+
+G, TAU, SD = 5, 1.5, 0.5
+WORDS = ["ash", "elm", "fir", "oak", "yew"]
+GROUP = torch.arange(G).repeat(6)
+X = normal(6 * G)
+Y = (3 + TAU * normal(G, seed=1))[GROUP] + X + SD * normal(6 * G, seed=2)
+DATA = {"g": [WORDS[i] for i in GROUP], "x": X, "y": Y}
+
+
+class Hierarchy(Program):
+    """The model above; the guide is its posterior. `groups` as each program gets their number."""
+
+    def __init__(self, how: str = "fixed", groups: int = G):
+        super().__init__()
+        self.how, self.groups = how, groups
+        self.unit = torch.nn.Parameter(tensor(1.0))  # a fit wants a parameter
+
+    def size(self, g):
+        return {"fixed": 5, "constructor": self.groups, "data": int(g.max()) + 1 if self.how == "data" else 0}[self.how]
+
+    def model(self, g, x, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("group", self.size(g)):
+            a = pyro.sample("a", dist.Normal(mu, TAU))
+        with rows(g):
+            pyro.sample("y", dist.Normal(a[g] + x, SD), obs=y)
+
+    def guide(self, g, x, y):
+        n = torch.bincount(g).to(y)
+        mean = torch.zeros(len(n)).to(y).index_add(0, g, y - x) / n
+        own, above = SD**2 / n, TAU**2 + SD**2 / n
+        mu = pyro.sample("mu", dist.Normal((mean / above).sum() * self.unit / (0.01 + (1 / above).sum()),
+                                           (0.01 + (1 / above).sum()) ** -0.5))  # fmt: skip
+        with pyro.plate("group", self.size(g)):
+            weight = TAU**2 / (TAU**2 + own)
+            pyro.sample("a", dist.Normal(weight * mean + (1 - weight) * mu, (weight * own).sqrt()))
+
+
+def exact():
+    """Mean and covariance of (mu, a_1, ..., a_G, a new group's a) given the data."""
+    prior = (torch.full((G + 2, G + 2), 100.0) + TAU**2 * torch.eye(G + 2)).double()
+    prior[0, 0] = 100.0
+    design = torch.nn.functional.one_hot(GROUP + 1, G + 2).double()
+    seen = design @ prior @ design.T + SD**2 * torch.eye(len(Y))
+    gain = prior @ design.T @ torch.linalg.inv(seen)
+    return (gain @ (Y - X).double()).float(), (prior - gain @ design @ prior).float()
+
+
+MEAN, COV = exact()
+HOW = ("fixed", "constructor", "data")
+
+
+@cache
+def run_of(how: str):
+    return fit(Hierarchy(how), DATA, steps=0, engine="eager")
+
+
+@cache
+def tree_of():
+    return mcmc(plain, DATA, chains=16, draws=250, warmup=150, engine="trace", predictive=False, prior=False)
+
+
+def plain(g, x, y=None):
+    return Hierarchy.model(Hierarchy(), g, x, y)
+
+
+SOURCES = {how: lambda how=how: (run_of(how), {}) for how in HOW} | {
+    "mcmc": lambda: (tree_of(), {"program": Program.from_pair(plain)})
+}
+every = pytest.mark.parametrize("source", SOURCES)
+
+
+@every
+def test_old_groups_by_their_words(source):
+    """Only some of the words, in another order: their codes would be others in a table of their own."""
+    run, how = SOURCES[source]()
+    new = {"g": ["yew", "elm", "yew"], "x": tensor([0.0, 2.0, 1.0])}
+    tree = predict(run, new, draws=4000, **how)
+    group = tensor([5, 2, 5])
+    _agree(tree, MEAN[group] + new["x"], COV[group][:, group] + SD**2 * torch.eye(3))
+    assert list(tree["predictions_constant_data"]["g"].values) == new["g"]
+    assert (summaries(tree)[1]["g"], summaries(tree)[1]["row"]) == ("elm", 1)
+
+
+@every
+def test_new_groups_are_refused_or_drawn(source):
+    run, how = SOURCES[source]()
+    new = {"g": ["yew", "box", "box", "bay"], "x": tensor([0.0, 2.0, 1.0, 0.0])}
+    with pytest.raises(PpgenError, match=r"column 'g' has 'bay', 'box', which the fit did not see.*--new-groups draw"):
+        predict(run, new, draws=40, **how)
+    with pytest.raises(PpgenError, match=r"'g' has the group 6 in row 1.*fitted to 5 groups.*--new-groups draw"):
+        predict(run, {"g": tensor([1, 6]), "x": torch.zeros(2)}, draws=40, **how)
+    tree = predict(run, new, draws=4000, new_groups="draw", **how)
+    group = tensor([5, 6, 6, 6])
+    cov = COV[group][:, group]
+    cov[3, 1:3] = cov[1:3, 3] = COV[0, 0]  # two new groups share μ
+    _agree(tree, MEAN[group] + new["x"], cov + SD**2 * torch.eye(4))
+    assert list(tree["predictions_constant_data"]["g"].values) == new["g"]
+
+
+def _agree(tree, mean, cov):
+    """Means, variances and those of sums, which covariances show in."""
+    y = torch.as_tensor(tree["predictions"]["y"].values).float()
+    weights = [*torch.eye(len(mean)), *(torch.eye(len(mean))[0] + torch.eye(len(mean))[1:])]
+    weights += [torch.eye(len(mean))[1] + torch.eye(len(mean))[-1]]
+    for w in weights:
+        if len(y) == 1:
+            draws_agree(y[0] @ w, w @ mean, w @ cov @ w)
+        else:
+            chains_agree((y @ w).numpy(), float(w @ mean), float(w @ cov @ w))
+
+
+def test_a_tree_and_its_program_go_through_files(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    found = ppgen.catalog.find(str(tmp_path / "program.py"))
+    tree = mcmc(ppgen.catalog.build(found, {}), DATA, chains=8, draws=50, warmup=100, engine="trace")
+    assert json.loads(tree.attrs["words"]) == {"g": WORDS}
+    assert list(tree["posterior"].coords["g"].values) == WORDS
+    write_netcdf(tmp_path / "tree.nc", tree)
+    opened = read_netcdf(tmp_path / "tree.nc")
+    new = {"g": ["yew", "box"], "x": torch.zeros(2)}
+    a, b = (predict(t, new, new_groups="draw", draws=400) for t in (tree, opened))
+    assert a["predictions"]["y"].shape == (8, 50, 2) and a["predictions"].equals(b["predictions"])
+    (tmp_path / "program.py").unlink()
+    with pytest.raises(PpgenError, match=r"is not there; name it with program= \(--program FILE\)"):
+        predict(opened, new)
+    with pytest.raises(PpgenError, match="does not name its program"):
+        predict(tree_of(), new)
+    with pytest.raises(PpgenError, match="does not say what it is of"):
+        predict(posterior(run_of("fixed"), DATA, draws=4), new)
+
+
+PROGRAM = f"""import pyro, torch
+from pyro.distributions import Normal
+
+def model(g, x, y=None):
+    mu = pyro.sample("mu", Normal(0.0, 10.0))
+    with pyro.plate("g", {G}):
+        a = pyro.sample("a", Normal(mu, {TAU}))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", Normal(a[g] + x, {SD}), obs=y)
+"""
+
+
+def test_a_reopened_run_has_the_words_of_its_fit(tmp_path):
+    d = {"county": [WORDS[i] for i in GROUP], "floor": (GROUP % 2), "y": Y}
+    run = fit(Radon(G), d, steps=3, engine="eager", out=tmp_path / "run")
+    new = {"county": ["yew"], "floor": [1]}
+    a, b = (predict(r, new, draws=20)["predictions"]["y"].values for r in (run, ppgen.Run.load(tmp_path / "run")))
+    assert (a == b).all()
+    assert (predict(run, {"county": tensor([4]), "floor": [1]}, draws=20)["predictions"]["y"].values == a).all()
+    assert ppgen.Run.load(tmp_path / "run").program.words == {"county": WORDS}
+    drawn = sample(run, 3, given={"county": pd.Series(["yew", "ash"]), "floor": tensor([0, 1])}, seed=0)
+    assert drawn["y"].shape == (3, 2)
+
+
+def test_text_in_place_of_numbers_is_refused_and_a_new_fit_has_new_words():
+    table = {"county": GROUP, "floor": GROUP % 2, "y": Y}
+    program = Radon(G)
+    run = fit(program, table, steps=1, engine="eager")
+    with pytest.raises(PpgenError, match=r"'county' is text \('ash', ...\), and was numbers at the fit"):
+        predict(run, {"county": ["ash"], "floor": [1]}, draws=20)
+    words = pd.Categorical([WORDS[i] for i in GROUP], WORDS[::-1])
+    run = fit(program, pd.DataFrame({"county": words, "floor": GROUP.numpy() % 2, "y": Y.numpy()}), steps=1, engine="eager")
+    assert run.program.words == {"county": tuple(WORDS[::-1])}
+    assert run.config["data"]["words"] == {"county": WORDS[::-1]}
+
+
+def crossed(g, t, y=None):
+    """Two kinds of groups, and one of pairs."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    first, second = pyro.plate("first", 3, dim=-1), pyro.plate("second", 2, dim=-2)
+    with first:
+        a = pyro.sample("a", dist.Normal(mu, 0.3))
+    with second:
+        b = pyro.sample("b", dist.Normal(0.0, 0.6))
+    with first, second:
+        c = pyro.sample("c", dist.Normal(a, 0.2))
+    with rows(g):
+        pyro.sample("y", dist.Normal(b[t, 0] + c[t, g], 0.1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "g, t, variance",
+    [(3, 0, 0.3**2 + 0.2**2), (0, 2, 0.6**2 + 0.2**2), (4, 3, 0.3**2 + 0.6**2 + 0.2**2)],
+)
+def test_each_of_crossed_groups_can_be_new(g, t, variance):
+    """Variances given all other latents, which are held at one point."""
+    at = {"mu": 0.4, "a": tensor([1.0, 2.0, 3.0]), "b": tensor([[0.5], [-0.5]]), "c": torch.arange(6.0).reshape(2, 3)}
+
+    def held(g, t, y=None):
+        pyro.sample("mu", dist.Delta(pyro.param("mu0", tensor(0.4))))
+        first, second = pyro.plate("first", 3, dim=-1), pyro.plate("second", 2, dim=-2)
+        with first:
+            pyro.sample("a", dist.Delta(at["a"]))
+        with second:
+            pyro.sample("b", dist.Delta(at["b"]))
+        with first, second:
+            pyro.sample("c", dist.Delta(at["c"]))
+
+    data = {"g": torch.arange(6) % 3, "t": torch.arange(6) // 3, "y": torch.zeros(6)}
+    program = Program.from_pair(crossed, held)
+    run = fit(program, data, steps=0, engine="eager")
+    with pytest.raises(PpgenError, match="--new-groups draw"):
+        predict(run, {"g": tensor([g]), "t": tensor([t])}, draws=4)
+    tree = predict(run, {"g": tensor([g, 1]), "t": tensor([t, 1])}, draws=3000, new_groups="draw")
+    a = 0.4 if g > 2 else float(at["a"][g])
+    b = 0.0 if t > 1 else float(at["b"][t, 0])
+    expected, old = a + b, -0.5 + 4.0
+    draws_agree(tree["predictions"]["y"].values[0], [expected, old], [variance + 0.01, 0.01])
+
+
+def no_plate(g, y=None):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with rows(g):
+        pyro.sample("y", dist.Normal(a[g], 1.0), obs=y)
+
+
+def sized_priors(g, y=None):
+    with pyro.plate("group", 3):
+        a = pyro.sample("a", dist.Normal(tensor([0.0, 1.0, 2.0]), 1.0))
+    with rows(g):
+        pyro.sample("y", dist.Normal(a[g], 1.0), obs=y)
+
+
+class Embedded(Program):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Embedding(3, 1)
+
+    def model(self, g, y=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(g):
+            pyro.sample("y", dist.Normal(m + self.a(g)[:, 0], 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    "program, said",
+    [
+        (lambda: Program.from_pair(no_plate), r"the group 3 in row 1.*stand in no plate or are parameters"),
+        (lambda: Program.from_pair(sized_priors), r"cannot be run with more groups.*plates 'group'.*priors inside of the plate"),
+        (Embedded, r"the group 3 in row 1.*stand in no plate or are parameters"),
+    ],
+    ids=["no plate", "priors of a size", "parameters"],
+)
+def test_groups_that_have_no_distribution_are_refused_in_one_sentence(program, said):
+    data = {"g": torch.arange(12) % 3, "y": torch.randn(12)}
+    run = fit(program(), data, steps=1, engine="eager")
+    with pytest.raises(PpgenError, match=said):
+        predict(run, {"g": tensor([1, 3])}, draws=4, new_groups="draw")
+
+
+# -- columns that are left out, numbers as files give them -----------------------------------------
+
+
+def optional(n, hits=None):
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    with pyro.plate("data", len(n)):
+        pyro.sample("hits", dist.Binomial(n, p), obs=hits)
+
+
+def needed(n, hits):
+    optional(n, hits)
+
+
+def beta_guide(n, hits):
+    s = pyro.param("unit", tensor(1.0))
+    pyro.sample("p", dist.Beta(s * (2.0 + hits.sum()), 3.0 + (n - hits).sum()))
+
+
+@pytest.mark.parametrize("model", [optional, needed], ids=["hits=None", "hits"])
+@pytest.mark.parametrize("new", [{}, {"hits": None}], ids=["left out", "None"])
+def test_the_observed_column_may_be_left_out(model, new):
+    n, hits = torch.full((8,), 30), tensor([9, 8, 12, 7, 9, 10, 11, 6])
+    run = fit(Program.from_pair(model, beta_guide), {"n": n, "hits": hits}, steps=0, engine="eager")
+    a, b = 2.0 + float(hits.sum()), 3.0 + float((n - hits).sum())
+    m = np.array([10, 50, 200])
+    exact = (m * a / (a + b), m * a * b * (a + b + m) / ((a + b) ** 2 * (a + b + 1)))  # beta-binomial
+    tree = predict(run, {"n": torch.as_tensor(m), **new}, draws=4000)
+    draws_agree(tree["predictions"]["hits"].values[0], *exact)
+    assert list(tree["predictions_constant_data"].data_vars) == ["n"]
+    chains = mcmc(Program.from_pair(model), {"n": n, "hits": hits}, chains=16, draws=250, warmup=150, engine="trace")
+    y = predict(chains, {"n": torch.as_tensor(m), **new}, draws=4000, program=Program.from_pair(model))
+    for i in range(3):
+        chains_agree(y["predictions"]["hits"].values[..., i], exact[0][i], exact[1][i])
+
+
+@pytest.mark.parametrize("model", [LinearRegression, LogisticRegression, CountRegression])
+def test_whole_numbers_are_taken_by_regressions(model):
+    x = torch.arange(12).reshape(6, 2) % 3
+    run = fit(model(2), {"x": x, "y": torch.arange(6) % 2}, steps=1, engine="eager")
+    assert predict(run, {"x": x[:3]}, draws=3)["predictions"]["y"].shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("of", [predict, lambda run, new, draws: sample(run, draws, given=new)])
+def test_radon_predicts_a_floor_of_whole_numbers(of):
+    d = {"county": GROUP, "floor": GROUP % 2, "y": Y}
+    run = fit(Radon(G), d, steps=1, engine="eager")
+    of(run, {"county": tensor([1]), "floor": tensor([0])}, draws=3)
+
+
+# -- counts that are too large ---------------------------------------------------------------------
+
+
+def huge(y=None):
+    log_rate = pyro.sample("log_rate", dist.Normal(45.0, 2.0))
+    with rows(y):
+        pyro.sample("y", dist.Poisson(log_rate.exp()), obs=y)
+
+
+def test_poisson_counts_beyond_64_bits_are_their_rates():
+    drawn = sample(Program.from_pair(huge), 2000, seed=0)
+    rate = drawn["log_rate"].exp()
+    assert (rate > 2**63).sum() > 500 and (drawn["y"] >= 0).all()
+    torch.testing.assert_close(drawn["y"].flatten(), rate.flatten(), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_drawn_is_refused_with_its_number(caplog):
+    def model(y=None):
+        with rows(y):
+            pyro.sample("y", dist.GammaPoisson(2.0, 1e-19), obs=y)
+
+    with pytest.raises(PpgenError, match=r"\d+ of 50 draws of 'y' \(GammaPoisson\) are counts beyond"):
+        sample(Program.from_pair(model), 50, seed=0)
+
+    def infinite(y=None):
+        with rows(y):
+            pyro.sample("y", dist.Poisson(tensor(float("inf"))), obs=y)
+
+    assert torch.isinf(sample(Program.from_pair(infinite), 3, seed=0)["y"]).all()
+    assert "3 of 3 draws of 'y' are infinite" in caplog.text
+
+
+# -- summaries -------------------------------------------------------------------------------------
+
+
+def test_a_group_of_rows_is_summed_up_by_its_mean_within_each_draw():
+    tree = predict(run_of("fixed"), {"g": ["yew", "elm", "yew"], "x": torch.zeros(3)}, draws=500)
+    y = tree["predictions"]["y"].values[0]
+    found = {f["g"]: f for f in summaries(tree, "g")}
+    assert found["yew"]["rows"] == 2 and found["yew"]["mean"] == pytest.approx(y[:, [0, 2]].mean(), rel=1e-5)
+    assert found["yew"]["sd"] == pytest.approx(y[:, [0, 2]].mean(1).std(ddof=1), rel=1e-5)
+    assert found["elm"]["95%"] == pytest.approx(np.quantile(y[:, 1], 0.95), rel=1e-5)
+    with pytest.raises(PpgenError, match="no column 'z' of the new rows to group by; they have g, x"):
+        summaries(tree, "z")
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [({"new_groups": "yes"}, "expected 'refuse'"), ({"draws": 0}, "at least 1")],
+)
+def test_what_is_asked_wrongly(how, said):
+    with pytest.raises(PpgenError, match=said):
+        predict(run_of("fixed"), {"g": ["yew"], "x": torch.zeros(1)}, **how)
+    with pytest.raises(PpgenError, match="dict cannot be predicted from"):
+        predict({}, {})
