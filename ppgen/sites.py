@@ -49,6 +49,28 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
+    """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
+    masks = [m for m in (site["mask"], *_masks(site["fn"])) if isinstance(m, Tensor)]
+    dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
+    if not masks or dim is None:
+        return None
+    shape = site["fn"].batch_shape
+    both = masks[0].bool().expand(shape)
+    for mask in masks[1:]:
+        both = both & mask.bool()
+    return both.movedim(dim, 0).flatten(1).any(1) if both.dim() > 1 else both
+
+
+def _masks(fn: Any) -> list[Any]:
+    """Those of `MaskedDistribution`s within a distribution."""
+    found = []
+    while hasattr(fn, "base_dist"):
+        found += [fn._mask] if hasattr(fn, "_mask") else []
+        fn = fn.base_dist
+    return found
+
+
 def support_of(fn: Any) -> Any:
     """The support of a distribution, None where it does not tell (a Rejector, a GaussianScaleMixture)."""
     try:

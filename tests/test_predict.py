@@ -95,6 +95,7 @@ def plain(g, x, y=None):
 SOURCES = {how: lambda how=how: (run_of(how), {}) for how in HOW} | {
     "mcmc": lambda: (tree_of(), {"program": Program.from_pair(plain)})
 }
+DRAWS = {"fixed": 4000, "constructor": 4000, "data": 600, "mcmc": 4000}  # "data" is run draw by draw
 every = pytest.mark.parametrize("source", SOURCES)
 
 
@@ -103,7 +104,7 @@ def test_old_groups_by_their_words(source):
     """Only some of the words, in another order: their codes would be others in a table of their own."""
     run, how = SOURCES[source]()
     new = {"g": ["yew", "elm", "yew"], "x": tensor([0.0, 2.0, 1.0])}
-    tree = predict(run, new, draws=4000, **how)
+    tree = predict(run, new, draws=DRAWS[source], **how)
     group = tensor([5, 2, 5])
     _agree(tree, MEAN[group] + new["x"], COV[group][:, group] + SD**2 * torch.eye(3))
     assert list(tree["predictions_constant_data"]["g"].values) == new["g"]
@@ -118,7 +119,7 @@ def test_new_groups_are_refused_or_drawn(source):
         predict(run, new, draws=40, **how)
     with pytest.raises(PpgenError, match=r"'g' has the group 6 in row 1.*fitted to 5 groups.*--new-groups draw"):
         predict(run, {"g": tensor([1, 6]), "x": torch.zeros(2)}, draws=40, **how)
-    tree = predict(run, new, draws=4000, new_groups="draw", **how)
+    tree = predict(run, new, draws=DRAWS[source], new_groups="draw", **how)
     group = tensor([5, 6, 6, 6])
     cov = COV[group][:, group]
     cov[3, 1:3] = cov[1:3, 3] = COV[0, 0]  # two new groups share μ
@@ -296,19 +297,26 @@ def beta_guide(n, hits):
     pyro.sample("p", dist.Beta(s * (2.0 + hits.sum()), 3.0 + (n - hits).sum()))
 
 
+TRIALS = {"n": torch.full((8,), 30), "hits": tensor([9, 8, 12, 7, 9, 10, 11, 6])}
+
+
+@cache
+def chains_of(model):
+    return mcmc(model, TRIALS, chains=16, draws=250, warmup=100, engine="trace", predictive=False, prior=False)
+
+
 @pytest.mark.parametrize("model", [optional, needed], ids=["hits=None", "hits"])
 @pytest.mark.parametrize("new", [{}, {"hits": None}], ids=["left out", "None"])
 def test_the_observed_column_may_be_left_out(model, new):
-    n, hits = torch.full((8,), 30), tensor([9, 8, 12, 7, 9, 10, 11, 6])
-    run = fit(Program.from_pair(model, beta_guide), {"n": n, "hits": hits}, steps=0, engine="eager")
+    n, hits = TRIALS["n"], TRIALS["hits"]
+    run = fit(Program.from_pair(model, beta_guide), TRIALS, steps=0, engine="eager")
     a, b = 2.0 + float(hits.sum()), 3.0 + float((n - hits).sum())
     m = np.array([10, 50, 200])
     exact = (m * a / (a + b), m * a * b * (a + b + m) / ((a + b) ** 2 * (a + b + 1)))  # beta-binomial
     tree = predict(run, {"n": torch.as_tensor(m), **new}, draws=4000)
     draws_agree(tree["predictions"]["hits"].values[0], *exact)
     assert list(tree["predictions_constant_data"].data_vars) == ["n"]
-    chains = mcmc(Program.from_pair(model), {"n": n, "hits": hits}, chains=16, draws=250, warmup=150, engine="trace")
-    y = predict(chains, {"n": torch.as_tensor(m), **new}, draws=4000, program=Program.from_pair(model))
+    y = predict(chains_of(model), {"n": torch.as_tensor(m), **new}, draws=4000, program=Program.from_pair(model))
     for i in range(3):
         chains_agree(y["predictions"]["hits"].values[..., i], exact[0][i], exact[1][i])
 

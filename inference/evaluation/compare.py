@@ -108,12 +108,13 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
                 f"{first_name!r} is scored by {_words(first)} and {name!r} by {_words(s)}, which are about other rows; "
                 "score both on held-out rows (--split test, or --data)"
             )
-        if len(s.values) != len(first.values) or s.observed.shape != first.observed.shape:
+        both = s.observed.size and first.observed.size  # none where the likelihood is a factor
+        if len(s.values) != len(first.values) or both and s.observed.shape != first.observed.shape:
             raise PpgenError(
                 f"{first_name!r} is scored on {len(first.values)} rows ({first.observed.size} values) and {name!r} on "
                 f"{len(s.values)} ({s.observed.size}); score both on the same rows"
             )
-        if not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6):
+        if both and not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6):
             raise PpgenError(
                 f"{first_name!r} and {name!r} predict other values (rows in another order, or scaled?), and densities "
                 "of different things cannot be compared; score both on the same data"
@@ -171,8 +172,18 @@ def loo(tree: DataTree) -> Score:
     else:
         found = psis_loo(small, pointwise=True, var_name="x")
     bad = int((np.asarray(found.pareto_k) > GOOD_K).sum())
-    observed = np.concatenate([v.values.ravel() for v in tree["observed_data"].dataset.data_vars.values()])
+    observed = _observed_values(tree, total)
     return Score("loo", np.asarray(found.elpd_i, dtype=float).ravel(), math.nan, bad, observed.astype(float))
+
+
+def _observed_values(tree: DataTree, total: Any) -> np.ndarray:
+    """The observed values of the rows that have a log-likelihood; none where the model has factors only."""
+    if "observed_data" not in tree.children:
+        return np.zeros(0)
+    row_dim = total.dims[-1]
+    values = tree["observed_data"].dataset.data_vars.values()
+    seen = [v.sel({row_dim: total[row_dim]}) if row_dim in v.dims else v for v in values]
+    return np.concatenate([v.values.ravel() for v in seen])
 
 
 def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:

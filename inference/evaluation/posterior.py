@@ -27,7 +27,7 @@ from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.sites import is_deterministic, sample_sites
+from ppgen.sites import is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Term, Traces, guide_run, holding, laid_out, latents_of, term, terms, total, value_of
 from ppgen.terms import run as run_once
@@ -169,7 +169,9 @@ class Groups:
 
 
 def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:
-    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out."""
+    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out, and where a
+    factor has a term for each.
+    """
     local = bool(structure.summed) and all(map(structure.is_local, structure.summed))
     inside: set[str] = set()
     if local:
@@ -177,7 +179,9 @@ def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterat
         inside = {n for f in summed for n in f.site.split("+")}
         if inside - {""}:
             yield summed[0].site, total(summed, keep=structure.row_plates)
-    for name, site in sample_sites(t.p, deterministic=False).items():
+    for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
+        if is_factor(site) and not structure.is_local(name):
+            continue  # a sum over rows, or a part of the prior
         if site["is_observed"] and name not in inside:
             one = term(site)
             yield name, laid_out(site, one.log_density, 0)[0]
@@ -253,7 +257,25 @@ def tree_of(
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    return tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate)
+    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate)
+    return _without_masked(tree, structure, here)
+
+
+def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:
+    """Leaves the rows that every site masks out of log_likelihood: they are no data, and there is nothing to leave out."""
+    from xarray import DataTree as Tree
+
+    if "log_likelihood" not in tree.children:
+        return tree
+    found, row_dim = tree["log_likelihood"].to_dataset(), structure.row_plate
+    names = [n for n, v in found.data_vars.items() if row_dim in v.dims]
+    masks = [rows_seen(here[n], row_dim) for name in names for n in str(name).split("+") if n in here]
+    if not masks or any(m is None for m in masks):
+        return tree
+    seen = torch.stack([m for m in masks if m is not None]).any(0)
+    if not bool(seen.all()):
+        tree["log_likelihood"] = Tree(found.isel({row_dim: np.flatnonzero(seen.numpy())}))
+    return tree
 
 
 _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")

@@ -172,6 +172,11 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
 
     many = Many(one, each=[v[0] for v in each.values()], name=program.name)
     drawn = many(chains[0] * chains[1], each=list(each.values()))
+    if not names:
+        raise PpgenError(
+            f"{program.name} has no observed site, only factors, from which nothing can be drawn; write the likelihood as "
+            "pyro.sample(..., obs=)"
+        )
     for name, value in zip(names, drawn, strict=True):
         counts_in_range(name, value, counts[name])
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}

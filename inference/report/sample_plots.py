@@ -41,6 +41,8 @@ def samples_figure(
         data: shown beside the draws where they are no images; their covariates are given to the model.
         drawn, given: what `sample` returned, and what it was given; None draws it.
     """
+    if not run.structure.names("observed"):  # factors only: nothing can be drawn
+        return None
     seen, covariates = observed_values(run, data) if data else ({}, {})
     if drawn is None:
         drawn, given = _draw(run, data or {}, covariates, seed)
@@ -85,7 +87,9 @@ def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Ten
 
 def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
     """The figures `density` and `corner`, for rows of 2 to 8 continuous values."""
-    name = run.structure.names("observed")[0]
+    name = next(iter(run.structure.names("observed")), None)
+    if name is None:
+        return {}
     site = run.structure[name]
     if run.structure.globals or site.discrete or len(site.event_shape) != 1 or not 2 <= site.event_shape[0] <= MOST:
         return {}
