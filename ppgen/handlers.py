@@ -96,8 +96,8 @@ class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 
     `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
-    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data. A Poisson count of a rate above
-    2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
+    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data. A Poisson count of a rate
+    above 2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
 
     Args:
         only: the names of the sites that are meant; None for all.

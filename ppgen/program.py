@@ -9,7 +9,7 @@ Everything else in ppgen (training, bounds on log p(x), sampling, diagnosis) is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class Program(nn.Module):
 
     coords: Mapping[str, list] = {}
     dims: Mapping[str, list[str]] = {}
-    words: Mapping[str, Sequence[str]] | None = None
+    words: Mapping[str, tuple[str, ...]] | None = None
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ def sample_sites(
 
 def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> dict[str, str]:
     """The column that each observed site observes, by site: the tensor itself, or one of the same values."""
-    found = {}
+    found: dict[str, str] = {}
     for name, site in sites.items():
         if site["is_observed"] and not is_deterministic(site):
             value = site["value"]

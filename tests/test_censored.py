@@ -37,7 +37,12 @@ CONTINUOUS = {
 COUNTS = {
     "Poisson": (lambda a: dist.Poisson(a), lambda a: ss.poisson(a), 3.2, [0.0, 2.0, 9.0, 40.0]),
     "Geometric": (lambda a: dist.Geometric(a), lambda a: ss.geom(a, loc=-1), 0.2, [0.0, 2.0, 9.0, 200.0]),
-    "NegativeBinomial": (lambda a: dist.NegativeBinomial(4.0, a), lambda a: ss.nbinom(4.0, 1 - a), 0.3, [0.0, 2.0, 9.0]),
+    "NegativeBinomial": (
+        lambda a: dist.NegativeBinomial(4.0, a),
+        lambda a: ss.nbinom(4.0, 1 - a),
+        0.3,
+        [0.0, 2.0, 9.0],
+    ),
     "Binomial": (lambda a: dist.Binomial(12, a), lambda a: ss.binom(12, a), 0.3, [0.0, 2.0, 9.0]),
 }
 
@@ -65,7 +70,7 @@ def test_both_tails_and_their_gradients_are_scipys(name):
             assert float(ours.detach()) == pytest.approx(expected, rel=1e-9, abs=1e-290), (x, theirs)
             gradient = torch.stack(torch.autograd.grad(ours, parameters, allow_unused=True, materialize_grads=True))
             with np.errstate(all="ignore"):
-                finite = slopes(lambda *v: getattr(scipys(*v), theirs)(x), list(values))
+                finite = slopes(lambda *v, x=x, of=theirs: getattr(scipys(*v), of)(x), list(values))
             np.testing.assert_allclose(gradient, finite, rtol=2e-5, atol=1e-7, err_msg=f"{x} {theirs}")
 
 
@@ -158,7 +163,7 @@ def test_a_censored_normal_has_its_moments():
     for i, (a, b) in enumerate(zip(d.lower.tolist(), d.upper.tolist(), strict=True)):
         n = ss.norm(0.4, 1.3)
         moments = [
-            quad(lambda x, k=k: x**k * n.pdf(x), a, b)[0]
+            quad(lambda x, k=k, n=n: x**k * n.pdf(x), a, b)[0]
             + sum(0.0 if math.isinf(e) else e**k * p for e, p in ((a, n.cdf(a)), (b, n.sf(b))))
             for k in (1, 2)
         ]

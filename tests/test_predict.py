@@ -190,7 +190,9 @@ def test_text_in_place_of_numbers_is_refused_and_a_new_fit_has_new_words():
     with pytest.raises(PpgenError, match=r"'county' is text \('ash', ...\), and was numbers at the fit"):
         predict(run, {"county": ["ash"], "floor": [1]}, draws=20)
     words = pd.Categorical([WORDS[i] for i in GROUP], WORDS[::-1])
-    run = fit(program, pd.DataFrame({"county": words, "floor": GROUP.numpy() % 2, "y": Y.numpy()}), steps=1, engine="eager")
+    run = fit(
+        program, pd.DataFrame({"county": words, "floor": GROUP.numpy() % 2, "y": Y.numpy()}), steps=1, engine="eager"
+    )
     assert run.program.words == {"county": tuple(WORDS[::-1])}
     assert run.config["data"]["words"] == {"county": WORDS[::-1]}
 
@@ -267,7 +269,10 @@ class Embedded(Program):
     "program, said",
     [
         (lambda: Program.from_pair(no_plate), r"the group 3 in row 1.*stand in no plate or are parameters"),
-        (lambda: Program.from_pair(sized_priors), r"cannot be run with more groups.*plates 'group'.*priors inside of the plate"),
+        (
+            lambda: Program.from_pair(sized_priors),
+            r"cannot be run with more groups.*plates 'group'.*priors inside of the plate",
+        ),
         (Embedded, r"the group 3 in row 1.*stand in no plate or are parameters"),
     ],
     ids=["no plate", "priors of a size", "parameters"],

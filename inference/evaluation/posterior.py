@@ -16,9 +16,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
-from ppgen.check import columns, running_of
 from ppgen.check.agreement import observed_in_support
-from ppgen.data import row_columns, validate
+from ppgen.data import validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -169,8 +168,8 @@ class Groups:
 
 
 def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:
-    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out, and where a
-    factor has a term for each.
+    """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out, and
+    where a factor has a term for each.
     """
     local = bool(structure.summed) and all(map(structure.is_local, structure.summed))
     inside: set[str] = set()
@@ -214,8 +213,8 @@ def column_dims(program: Program, name: str, value: Tensor, rows: Collection[str
 
 
 def coords_of(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A coordinate for every dimension: the program's labels, or the words of the column of its name, where they fit, else
-    0, 1, ..."""
+    """A coordinate for every dimension: the program's labels, or the words of the column of its name, where they fit,
+    else 0, 1, ..."""
     given = {**(program.words or {}), **program.coords}
     return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
 
@@ -262,7 +261,7 @@ def tree_of(
 
 
 def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:
-    """Leaves the rows that every site masks out of log_likelihood: they are no data, and there is nothing to leave out."""
+    """Leaves out of log_likelihood the rows that every site masks: they are no data, and LOO does not count them."""
     from xarray import DataTree as Tree
 
     if "log_likelihood" not in tree.children:

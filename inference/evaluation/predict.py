@@ -2,8 +2,9 @@ r"""Posterior predictive at new rows, from a run or from a sampler's draws.
 
     z ~ p(z | x) (draws of a guide or of chains),   x̃ ~ p_θ(x̃ | z, new columns)
 
-Global latents are the posterior's. A new row's own latents are drawn by an amortised guide where it can read the row, else from
-the model given the global ones. The latents of a new group are drawn from the model given the global ones of the same draw.
+Global latents are the posterior's. A new row's own latents are drawn by an amortised guide where it can read the row,
+else from the model given the global ones. The latents of a new group are drawn from the model given the global ones of
+the same draw.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def predict(
         program: of a tree that does not name its own, or whose program lies elsewhere now.
         draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
         seed: of the draws.
-        new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the latents of a
-            plate have no value): "refuse" it, or "draw" its latents from their distribution given the global ones.
+        new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the
+            latents of a plate have no value): "refuse" it, or "draw" its latents from their distribution given the
+            global ones.
 
     Returns:
         The groups predictions, of the dimensions chain, draw, those of the site; and predictions_constant_data, text in
@@ -75,7 +77,7 @@ def predict(
             be drawn.
     """
     if new_groups not in NEW_GROUPS:
-        raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw the latents of new groups")
+        raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
     if draws is not None and (not isinstance(draws, int) or draws < 1):
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
     fitted = _fitted(run, program)
@@ -97,15 +99,15 @@ def predict(
 def _fitted(run: Any, program: Run | Program | None) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
-        known = (run.structure, run.example) if isinstance(run, Run) else (None, {})
-        return Fitted(made, *known, None, dtype_of_program(made))
+        structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
+        return Fitted(made, structure, example, None, dtype_of_program(made))
     if not hasattr(run, "children"):
         raise PpgenError(f"{type(run).__name__} cannot be predicted from; pass a run, a program, or a tree of mcmc")
     return opened(run, program)
 
 
 def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
-    """With columns that the model takes only to observe them, and the names of these: rows that stand for their shape."""
+    """With columns that the model only observes, and the names of these: fitted rows that stand for their shape."""
     if not fitted.example:
         return rows, frozenset()
     try:
@@ -174,8 +176,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     drawn = many(chains[0] * chains[1], each=list(each.values()))
     if not names:
         raise PpgenError(
-            f"{program.name} has no observed site, only factors, from which nothing can be drawn; write the likelihood as "
-            "pyro.sample(..., obs=)"
+            f"{program.name} has no observed site, only factors, from which nothing can be drawn; write the likelihood "
+            "as pyro.sample(..., obs=)"
         )
     for name, value in zip(names, drawn, strict=True):
         counts_in_range(name, value, counts[name])
@@ -295,8 +297,8 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
     if why is not None:
         raise PpgenError(
             f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates "
-            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {str(why).splitlines()[0]}); write the priors "
-            "inside of the plate as those of one group, so that they do not fix its size, or leave the new groups out"
+            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {str(why).splitlines()[0]}); write the "
+            "priors inside of the plate as those of one group, so that they do not fix its size, or leave the new groups out"
         )
     return sizes
 
@@ -324,8 +326,9 @@ def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -
         for column in which:
             if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
                 raise PpgenError(
-                    f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one has no "
-                    "distribution to be drawn from; leave these rows out, or write the groups as a pyro.plate of latents"
+                    f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
+                    "has no distribution to be drawn from; leave these rows out, or write the groups as a pyro.plate of "
+                    "latents"
                 )
 
 
@@ -353,7 +356,7 @@ def _indices(rows: Table) -> list[str]:
 def _plates_of(
     model: _Model, held: Mapping[str, Tensor], cut: Mapping[str, Tensor], column: str, groups: Mapping[str, int]
 ) -> list[str]:
-    """The plates whose latents a column picks, and that it goes beyond: those of the largest size that it may be cut at."""
+    """The plates whose latents a column picks beyond their number: those of the largest size that it may be cut at."""
     whole = model.rows[column]
     if _fails(model, held, {**cut, column: whole}) is None:
         return []
@@ -369,8 +372,8 @@ def _beyond(model: _Model, column: str, groups: int) -> str:
     words, code = model.rows.words.get(column, ()), int(model.rows[column][row])
     name = repr(words[code]) if code < len(words) else str(code)
     return (
-        f"the column {column!r} has the group {name} in row {row} (counting from 0), and {model.fitted.program.name} was "
-        f"fitted to {groups} groups (0 to {groups - 1})"
+        f"the column {column!r} has the group {name} in row {row} (counting from 0), and {model.fitted.program.name} "
+        f"was fitted to {groups} groups (0 to {groups - 1})"
     )
 
 

@@ -268,7 +268,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
 
 
 def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
-    """The columns; their words are the program's from now on. Columns without words have the codes of an earlier fit."""
+    """The columns; their words are the program's from now on. Without words, codes are those of an earlier fit."""
     if data_module.as_tensors(data).words:
         program.words = None
     table = prepare_columns(data, program, dtype)

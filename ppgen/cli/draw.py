@@ -71,15 +71,15 @@ def sample(
         if drawn is None:
             drawn = inference.sample(fitted, n, given=held, seed=seed)
     _write(path, fitted, drawn, held)
-    prior = [s for s in fitted.structure.globals if s in drawn and s not in (held or {})]
+    prior = [name for name in fitted.structure.globals if name in drawn and name not in (held or {})]
     if json:
         sites = {k: list(v.shape) for k, v in drawn.items()}
         print_json({"out": str(path), "n": n, "sites": sites, "conditions_on": sorted(held or {}), "prior": prior})
     else:
-        given = f" given {', '.join(sorted(held))}" if held else ""
-        print(f"{n} draws of {', '.join(drawn)}{given} in {path}")
+        on = f" given {', '.join(sorted(held))}" if held else ""
+        print(f"{n} draws of {', '.join(drawn)}{on} in {path}")
         if prior:
-            print(f"{', '.join(prior)} from the prior, not from the fitted data; posterior predictions: ppgen predict {run}")
+            print(f"{', '.join(prior)} from the prior, not from the fitted data; to predict: ppgen predict {run}")
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:

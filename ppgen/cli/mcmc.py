@@ -36,9 +36,9 @@ def mcmc(
 
     ppgen mcmc eight_schools --data eight_schools --out schools.nc
     """
-    import torch
-
     from json import dumps
+
+    import torch
 
     from ppgen import inference
     from ppgen.cli.progress import counter

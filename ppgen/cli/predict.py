@@ -40,7 +40,7 @@ def predict(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Draw the observed columns at new rows from p(new | fitted data): latents from the posterior, never from the prior.
+    """Draw the observed columns at new rows from p(new | fitted data): latents from the posterior, not the prior.
 
     ppgen predict RUN --data new.csv --group-by county
     """
@@ -53,7 +53,8 @@ def predict(
     path = out or default
     check_suffix(path, (".nc",))
     fitted, made, recorded = _opened(source, program)
-    rows, label = _rows(data, columns, made.columns, group_by, recorded, {"split": split or "all", "data_dir": data_dir})
+    where = {"split": split or "all", "data_dir": data_dir}
+    rows, label = _rows(data, columns, made.columns, group_by, recorded, where)
     tree = inference.predict(
         fitted, rows, program=None if source.suffix != ".nc" else made, draws=draws, seed=seed, new_groups=new_groups
     )
@@ -77,7 +78,7 @@ def _opened(source: Path, program: str | None) -> tuple[Any, Any, Any]:
 
     if source.suffix != ".nc":
         if program is not None:
-            raise PpgenError(f"--program is for a file of draws, and {source} is a run, which has its own; leave it out")
+            raise PpgenError(f"--program is for a file of draws, and {source} has its own program; leave it out")
         run = Run.load(source)
         return run, run.program, run.config["data"].get("columns")
     tree = read_netcdf(source)
@@ -102,7 +103,8 @@ def _rows(
         rows = data_module.load(data, columns=columns, **where)
     else:
         rows = data_module.load(data, **where)
-        chosen = {k: v for k, v in (recorded or {}).items() if all(c in rows for c in ([v] if isinstance(v, str) else v))}
+        names = {k: [v] if isinstance(v, str) else list(v) for k, v in (recorded or {}).items()}
+        chosen = {k: recorded[k] for k, own in names.items() if set(own) <= set(rows)}
         rows = data_module.load(data, columns=chosen, **where) if chosen else rows
     if group_by is None or group_by in takes:
         return rows, None

@@ -64,8 +64,8 @@ def load(
         seed: of the order above; nothing else is drawn, and the global generator is left alone.
 
     Returns:
-        Column name -> tensor (a `Table`, which keeps the words of text columns). Text is category codes, integers int64, images of bytes uint8; see
-        :mod:`ppgen.data.columns`.
+        Column name -> tensor (a `Table`, which keeps the words of text columns). Text is category codes, integers
+        int64, images of bytes uint8; see :mod:`ppgen.data.columns`.
 
     Raises:
         PpgenError: no such source, column or split; a file that is damaged, ragged or pickled.
@@ -159,8 +159,8 @@ def _concatenate(parts: dict[str, Table], where: str) -> Table:
     if len(parts) == 1:
         return next(iter(parts.values()))
     first, *others = parts
-    words = {name: sorted({w for part in parts.values() for w in part.words.get(name, ())}) for name in parts[first].words}
-    parts = {split: recoded(part, {name: tuple(own) for name, own in words.items()}) for split, part in parts.items()}
+    words = {n: sorted({w for part in parts.values() for w in part.words.get(n, ())}) for n in parts[first].words}
+    parts = {split: recoded(part, {n: tuple(own) for n, own in words.items()}) for split, part in parts.items()}
     rows = row_columns(parts[first])
     for split in others:
         other = parts[split]

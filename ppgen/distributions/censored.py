@@ -1,9 +1,9 @@
-r"""Likelihoods of values that were seen only in part: censored (known to lie beyond a bound), truncated (never seen there).
+r"""Likelihoods of values seen only in part: censored (known to lie beyond a bound), truncated (never seen there).
 
     Censored(d, a, b)    p(x) = f(x) for a < x < b,   P(X <= a) at x = a,   P(X >= b) at x = b
     Truncated(d, a, b)   p(x) = f(x) / P(a <= X <= b) for a <= x <= b,      0 elsewhere
 
-for any one-dimensional d with a cdf, continuous or of counts; tails are computed in logarithms (`ppgen.distributions.tails`).
+for any one-dimensional d with a cdf, continuous or of counts; tails are in logarithms (`ppgen.distributions.tails`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class _Bounded(TorchDistribution):
             low, high = torch.ceil(low), torch.floor(high)
         shape = torch.broadcast_shapes(d.batch_shape, low.shape, high.shape)
         self.base, self.lower, self.upper = d.expand(shape), low.expand(shape), high.expand(shape)
+        default: bool = self._validate_args
         super().__init__(shape, validate_args=False)
-        self._validate_args = self._validate_args if validate_args is None else validate_args
+        self._validate_args = default if validate_args is None else validate_args
         if self._validate_args and bool((self.lower >= self.upper).any()):
             raise PpgenError(
                 f"{type(self).__name__} got a lower bound that is not below the upper one; pass lower < upper"
@@ -179,7 +180,7 @@ class Truncated(_Bounded):
         d: Normal, LogNormal, Exponential, Weibull, Gamma, Logistic, Poisson, ...: one number, with a cdf.
         lower, upper: bounds, which broadcast with d's batch; None and infinite ones are none.
 
-    Draws are by the inverse of the cdf, found by bisection where d has none, and reparametrized; of counts by rejection.
+    Draws are by the inverse of the cdf (found by bisection where d has none), reparametrized; of counts by rejection.
 
     >>> from pyro.distributions import Normal
     >>> d = Truncated(Normal(0.0, 1.0), lower=8.0)
@@ -188,7 +189,7 @@ class Truncated(_Bounded):
     """
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return not is_discrete(self.base)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -221,8 +222,8 @@ class Truncated(_Bounded):
                 return drawn
             drawn = torch.where(outside, self.base.sample(shape), drawn)
         raise PpgenError(
-            f"Truncated {type(self.base).__name__}: {int(outside.sum())} of {drawn.numel()} draws lay beyond the bounds "
-            f"in each of {ROUNDS} rounds; widen the bounds, or observe the site"
+            f"Truncated {type(self.base).__name__}: {int(outside.sum())} of {drawn.numel()} draws lay beyond the "
+            f"bounds in each of {ROUNDS} rounds; widen the bounds, or observe the site"
         )
 
     def cdf(self, value: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ def log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(-x)) for x > 0 (Maechler 2012, Accurately computing log(1 - exp(-|a|)))."""
     small = x < LN2
     return torch.where(
-        small, torch.log(-torch.expm1(-torch.where(small, x, LN2))), torch.log1p(-torch.exp(-torch.where(small, LN2, x)))
+        small,
+        torch.log(-torch.expm1(-torch.where(small, x, LN2))),
+        torch.log1p(-torch.exp(-torch.where(small, LN2, x))),
     )
 
 
@@ -127,7 +129,7 @@ def _counted(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     low = int(ends(d)[0])
     most = int(x.max())
     if most - low > COUNTS:
-        raise PpgenError(f"a bound of {type(d).__name__} is {most}, which takes {most} masses to sum; pass a smaller one")
+        raise PpgenError(f"a bound of {type(d).__name__} is {most}, with as many masses to sum; pass a smaller one")
     k = torch.arange(low, most + 1, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
     masses = d.log_prob(k.expand(-1, *x.shape))
     c = torch.logsumexp(torch.where(k <= x, masses, -math.inf), 0).clamp_max(-torch.finfo(x.dtype).tiny)
@@ -224,7 +226,7 @@ def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         p = [_logs(*(f(wide + k * h, x.double()) for f in (torch.special.gammainc, torch.special.gammaincc)))
              for k in (-2, -1, 1, 2)]  # fmt: skip
         slopes = [((m - n) + 8 * (v - u)) / (12 * h) for m, u, v, n in zip(*p, strict=True)]
-    return tuple(y + g.to(y.dtype) * (a - fixed) for y, g in zip((c, s), slopes, strict=True))  # type: ignore
+    return c + slopes[0].to(c) * (a - fixed), s + slopes[1].to(s) * (a - fixed)
 
 
 @_tails.register

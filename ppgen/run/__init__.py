@@ -155,7 +155,8 @@ def rebuild(
             )
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
-    program.words = config["data"].get("words")
+    words = config["data"].get("words")
+    program.words = None if words is None else {name: tuple(own) for name, own in words.items()}
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):

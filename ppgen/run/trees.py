@@ -2,7 +2,7 @@
 
 In the attributes of a tree that `ppgen.inference.mcmc` made:
 
-program            JSON: as in a run's config.json; `file` is a path, and `run` the folder of a run whose parameters were held
+program            JSON: as in a run's config.json; `file` is a path, `run` the folder of a run that was sampled
 words              JSON: by column, the words behind its codes
 columns            JSON: the column that each observed site observes, by site
 row_columns, summed    JSON: names
@@ -45,17 +45,24 @@ class Fitted(NamedTuple):
     dtype: torch.dtype
 
 
-def tree_record(run: Run | Program, program: Program, structure: Structure, observed: Mapping[str, str]) -> dict[str, str]:
+def tree_record(
+    run: Run | Program, program: Program, structure: Structure, observed: Mapping[str, str]
+) -> dict[str, str]:
     """The attributes that `opened` reads.
 
     Args:
         observed: the column that each observed site observes.
     """
     kept = {
-        "program": _described(run, program, structure), "words": {k: list(v) for k, v in (program.words or {}).items()},
-        "columns": dict(observed), "row_columns": list(structure.row_columns), "summed": list(structure.summed),
-    }  # fmt: skip
-    return {k: json.dumps(v) for k, v in kept.items()} | {"dtype": str(torch.get_default_dtype()).removeprefix("torch.")}
+        "program": _described(run, program, structure),
+        "words": {k: list(v) for k, v in (program.words or {}).items()},
+        "columns": dict(observed),
+        "row_columns": list(structure.row_columns),
+        "summed": list(structure.summed),
+    }
+    return {k: json.dumps(v) for k, v in kept.items()} | {
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch.")
+    }
 
 
 def _described(run: Run | Program, program: Program, structure: Structure) -> dict[str, Any]:
@@ -78,8 +85,8 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
     """
     if "row_columns" not in tree.attrs:
         raise PpgenError(
-            "this tree does not say what it is of, as one of a guide's draws, or of an older version; predict from the run "
-            "folder, or sample again with ppgen mcmc"
+            "this tree does not say what it is of, as one of a guide's draws, or of an older version; predict from the "
+            "run folder, or sample again with ppgen mcmc"
         )
     kept = {k: json.loads(tree.attrs[k]) for k in ("program", "words", "columns", "row_columns", "summed")}
     made = _found(kept["program"]) if program is None else program
@@ -110,7 +117,9 @@ def _found(spec: Mapping[str, Any]) -> Run | Program:
             "program=...) (--program FILE)"
         )
     if spec.get("file") and not Path(spec["file"]).is_file():
-        raise PpgenError(f"the program of these draws, {spec['file']}, is not there; name it with program= (--program FILE)")
+        raise PpgenError(
+            f"the program of these draws, {spec['file']}, is not there; name it with program= (--program FILE)"
+        )
     found = catalog.find(spec.get("model") or f"{spec['file']}{':' + spec['name'] if spec['name'] else ''}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
     return catalog.build(found, arguments)

@@ -1,0 +1,113 @@
+"""What counts as a row's log-likelihood: rows that are masked do not, a factor with a term a row does."""
+
+from __future__ import annotations
+
+import arviz_stats as azs
+import numpy as np
+import pyro
+import pytest
+import torch
+from known import normal
+from pyro import poutine
+from pyro.distributions import Normal
+
+import ppgen
+from ppgen.inference import fit, mcmc, plot, posterior
+from ppgen.inference.evaluation.compare import compare, loo
+from ppgen.run.files import read_netcdf, write_netcdf
+
+Y = 3 + normal(30)
+SEEN = torch.ones(30, dtype=torch.bool)
+SEEN[5:15] = False
+
+
+def by_mask(y=None, seen=None):
+    m = pyro.sample("m", Normal(0.0, 100.0))
+    with ppgen.rows(y, seen), poutine.mask(mask=seen):
+        pyro.sample("y", Normal(m, 1.0), obs=y)
+
+
+def by_distribution(y=None, seen=None):
+    m = pyro.sample("m", Normal(0.0, 100.0))
+    with ppgen.rows(y, seen):
+        pyro.sample("y", Normal(m, 1.0).mask(seen), obs=y)
+
+
+def exact_loo(y: torch.Tensor) -> float:
+    """Of the rows that are seen: y_i | the others ~ N(their mean, 1 + 1 / (n - 1)), the prior being flat to 1e-4."""
+    n = len(y)
+    rest = (y.sum() - y) / (n - 1)
+    return float(Normal(rest, (1 + 1 / (n - 1)) ** 0.5).log_prob(y).sum())
+
+
+@pytest.mark.parametrize("model", [by_mask, by_distribution])
+def test_masked_rows_are_left_out_whatever_stands_in_them(model, tmp_path):
+    totals = []
+    for filler in (0.0, 1000.0):
+        data = {"y": torch.where(SEEN, Y, filler), "seen": SEEN}
+        tree = mcmc(model, data, chains=16, draws=100, warmup=100, engine="trace", predictive=False, prior=False)
+        assert tree["log_likelihood"]["y"].shape == (16, 100, 20)
+        assert (tree["log_likelihood"]["data"].values == np.flatnonzero(SEEN)).all()
+        assert tree["observed_data"]["y"].shape == (30,)
+        write_netcdf(tmp_path / "tree.nc", tree)
+        opened = read_netcdf(tmp_path / "tree.nc")
+        assert azs.loo(opened).elpd == pytest.approx(loo(opened).total)
+        assert loo(opened).observed == pytest.approx(Y[SEEN].numpy())
+        totals.append(loo(opened).total)
+    assert totals[0] == totals[1] == pytest.approx(exact_loo(Y[SEEN]), abs=0.1)
+
+
+def test_a_guides_draws_leave_them_out_too():
+    data = {"y": torch.where(SEEN, Y, 1e6), "seen": SEEN}
+    run = fit(ppgen.Program.from_pair(by_mask), data, steps=300, lr=0.1, schedule="cosine", engine="trace")
+    tree = posterior(run, data, draws=1000, predictive=False, prior=False)
+    assert tree["log_likelihood"]["y"].shape == (1, 1000, 20)
+    assert loo(tree).total == pytest.approx(exact_loo(Y[SEEN]), abs=0.5)
+
+
+def test_a_row_of_several_values_counts_as_long_as_one_is_left():
+    seen = torch.stack([SEEN, torch.ones(30, dtype=torch.bool)])
+    seen[1, 7] = False
+    data = {"y": torch.stack([Y, Y], -1), "seen": seen}
+
+    def model(y=None, seen=None):
+        m = pyro.sample("m", Normal(0.0, 100.0))
+        with pyro.plate("two", 2, dim=-2), pyro.plate("data", y.shape[0], dim=-1), poutine.mask(mask=seen):
+            pyro.sample("y", Normal(m, 1.0), obs=y.mT)
+
+    tree = mcmc(model, data, chains=8, draws=50, warmup=100, engine="trace", predictive=False, prior=False)
+    found = tree["log_likelihood"]["y"]
+    assert found.sizes["data"] == 29 and 7 not in found["data"] and (found.sel(two=0, data=6) == 0).all()
+
+
+# -- factors ---------------------------------------------------------------------------------------
+
+
+def as_site(y):
+    m = pyro.sample("m", Normal(0.0, 100.0))
+    with ppgen.rows(y):
+        pyro.sample("y", Normal(m, 1.0), obs=y)
+
+
+def as_factor(y):
+    m = pyro.sample("m", Normal(0.0, 100.0))
+    with ppgen.rows(y):
+        pyro.factor("term", Normal(m, 1.0).log_prob(y))
+
+
+def test_a_factor_by_row_gives_the_log_likelihood_of_the_site_and_its_loo():
+    draws = {}
+    for model in (as_site, as_factor):
+        draws[model] = mcmc(model, {"y": Y}, chains=8, draws=50, warmup=100, engine="trace")
+    site, factor = (t["log_likelihood"].dataset for t in draws.values())
+    assert (site["y"].values == factor["term"].values).all() and factor["term"].dims == ("chain", "draw", "data")
+    scores = {name.__name__: loo(tree) for name, tree in draws.items()}
+    assert scores["as_site"].total == scores["as_factor"].total == pytest.approx(exact_loo(Y), abs=0.2)
+    assert compare(scores).differences["as_factor"][0] == 0
+    assert azs.loo(draws[as_factor]).elpd == pytest.approx(scores["as_site"].total)
+
+
+def test_pictures_of_a_model_of_factors(tmp_path):
+    run = fit(ppgen.Program.from_pair(as_factor), {"y": Y}, steps=20, lr=0.1, engine="eager")
+    files = plot(run, {"y": Y}, out=tmp_path)
+    assert {f.name for f in files} >= {"elbo.png", "latent.png"}
