@@ -298,7 +298,7 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
         raise PpgenError(
             f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates "
             f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {str(why).splitlines()[0]}); write the "
-            "priors inside of the plate as those of one group, so that they do not fix its size, or leave the new groups out"
+            "priors inside of the plate as those of one group, so that they fix no size, or leave the new groups out"
         )
     return sizes
 
@@ -327,7 +327,7 @@ def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -
             if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
                 raise PpgenError(
                     f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
-                    "has no distribution to be drawn from; leave these rows out, or write the groups as a pyro.plate of "
+                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of "
                     "latents"
                 )
 

@@ -323,8 +323,8 @@ def counts_in_range(name: str, value: Tensor, fn: Any) -> None:
     wrong = (value < getattr(support, "lower_bound", -torch.inf)) | torch.isnan(value)
     if wrong.any():
         raise PpgenError(
-            f"{int(wrong.sum())} of {value.numel()} draws of {name!r} ({type(innermost(fn)).__name__}) are counts beyond "
-            "what a 64-bit number holds, about 9e18; the prior or posterior reaches such rates: narrow it"
+            f"{int(wrong.sum())} of {value.numel()} draws of {name!r} ({type(innermost(fn)).__name__}) are counts "
+            "beyond what a 64-bit number holds, about 9e18; the prior or posterior reaches such rates: narrow it"
         )
     if infinite := int(torch.isinf(value).sum()):
         log.warning("%d of %d draws of %r are infinite: the prior or posterior reaches infinite rates; narrow it",

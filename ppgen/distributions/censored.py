@@ -51,9 +51,9 @@ class _Bounded(TorchDistribution):
             low, high = torch.ceil(low), torch.floor(high)
         shape = torch.broadcast_shapes(d.batch_shape, low.shape, high.shape)
         self.base, self.lower, self.upper = d.expand(shape), low.expand(shape), high.expand(shape)
-        default: bool = self._validate_args
         super().__init__(shape, validate_args=False)
-        self._validate_args = default if validate_args is None else validate_args
+        by_default = torch.distributions.Distribution._validate_args
+        self._validate_args = by_default if validate_args is None else validate_args
         if self._validate_args and bool((self.lower >= self.upper).any()):
             raise PpgenError(
                 f"{type(self).__name__} got a lower bound that is not below the upper one; pass lower < upper"
