@@ -22,6 +22,7 @@ from pyro.infer import autoguide as autoguides
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_options
 from ppgen.handlers import ParamSites
@@ -199,11 +200,13 @@ class Program(nn.Module):
                     f"{part}() of {self.name} needs the column {name!r}, and the data have {_list(data)}"
                     f"{nearest(name, data)}; name it with columns= (--columns {name}=...)"
                 )
-        kwargs = dict(data) if takes.any else {name: data[name] for name in takes.names if name in data}
         # A flow remembers the last x that it inverted: the same tensor at the next step would be answered from memory.
-        kwargs = {k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        given = put_together({k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in data.items()})
+        many = given.pop(takes.many, ()) if takes.many else ()
+        first = [given.pop(name) for name in takes.names if name in given] if many else []
+        kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
         with self.running():
-            return fn(**kwargs)
+            return fn(*first, *many, **kwargs)
 
     @property
     def name(self) -> str:
@@ -401,13 +404,14 @@ class _Arguments(NamedTuple):
     names: tuple[str, ...]
     needed: tuple[str, ...]  # those without a default
     any: bool  # takes whatever is passed: **kwargs
+    many: str = ""  # the name of *args
 
 
 def arguments(fn: Callable) -> _Arguments:
     """What a function, method or module takes.
 
     >>> arguments(lambda sigma, y=None: None)
-    _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
+    _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False, many='')
     """
     fn = fn.forward if isinstance(fn, nn.Module) else fn
     function = getattr(fn, "__func__", fn)
@@ -428,6 +432,7 @@ def _read(fn: Callable) -> _Arguments:
         names=tuple(p.name for p in named),
         needed=tuple(p.name for p in named if p.default is p.empty),
         any=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        many=next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""),
     )
 
 

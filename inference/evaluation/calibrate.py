@@ -29,7 +29,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.check import check, columns, running_of
-from ppgen.data import n_rows, row_columns, take, validate
+from ppgen.data import n_rows, row_columns, take, tensors, validate
 from ppgen.distributions import Flat
 from ppgen.draws import Many
 from ppgen.errors import PpgenError
@@ -171,7 +171,7 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
     """The column that each observed site observes."""
     with torch.random.fork_rng(), torch.no_grad():
         trace = poutine.trace(lambda: program.call("model", data)).get_trace()
-    places = {v.data_ptr(): k for k, v in data.items()}
+    places = {v.data_ptr(): k for k, v in tensors(data).items()}
     found = {}
     for name, site in sample_sites(trace, factors=True).items():
         if is_deterministic(site):
@@ -280,11 +280,12 @@ class _Posterior:
     """
 
     def __init__(self, program: Program, structure: Structure, data: Mapping[str, Tensor]):
-        self.program, self.structure, self.columns = program, structure, list(data)
-        self._many = Many(self._one, list(data.values()), name=program.name)
+        self.program, self.structure, self.columns = program, structure, list(tensors(data))
+        self.constants = {k: v for k, v in data.items() if k not in self.columns}
+        self._many = Many(self._one, list(tensors(data).values()), name=program.name)
 
     def _one(self, *columns: Tensor) -> list[Tensor]:
-        data = dict(zip(self.columns, columns, strict=True))
+        data = dict(zip(self.columns, columns, strict=True)) | self.constants
         t = run(self.program, data)
         return [*(value_of(t.p.nodes[n])[0] for n in self.structure.latents), _likelihood(t, self.structure)]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.check.agreement import observed_in_support
-from ppgen.data import row_columns, validate
+from ppgen.data import row_columns, tensors, validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -238,7 +238,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
         found = {n: v.numpy()[None] for n, v in zip(names, drawn, strict=True)}
         all_dims = {n: _dims(program, n, list(dims[n]), found[n].ndim - 2) for n in names}
         sizes = {d: size for n in names for d, size in zip(all_dims[n], found[n].shape[2:], strict=True)}
-        constant = {n: v.numpy() for n, v in data.items() if n not in names and not _is_observed(v, given)}
+        constant = {n: v.numpy() for n, v in tensors(data).items() if n not in names and not _is_observed(v, given)}
         row_plate = trained.row_plate if trained else "data"
         rows = trained.row_columns if trained else row_columns(data)
         over_rows = {n for n in rows if len(data.get(n, ())) == sizes.get(row_plate, len(data.get(n, ())))}
@@ -288,7 +288,7 @@ def tree_of(
         here: the sites of a run, by name.
     """
     observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
-    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not _is_observed(v, here)}
+    constant = {n: v.numpy() for n, v in tensors(data).items() if n not in observed and not _is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
     known = {s.name for s in structure.sites}
@@ -333,6 +333,10 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
     )
 
 
+def _same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
+
+
 def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
@@ -348,7 +352,7 @@ def _guide_draw(program: Program, data: Mapping[str, Tensor], run: Run | None) -
         return drawn(data, {})
     needed = program.guide_columns
     reads = bool(needed) and all(n in data for n in needed)
-    same = all(n in run.example and torch.equal(v, run.example[n]) for n, v in data.items())
+    same = all(n in run.example and _same(v, run.example[n]) for n, v in data.items())
     s = run.structure
     if reads and not s.globals and not s.summed:
         return drawn(data, {})

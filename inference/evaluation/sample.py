@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
-from ppgen.data import n_rows, row_columns, take
+from ppgen.data import Nested, argument_of, n_rows, row_columns, take, tensors
 from ppgen.draws import Many
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Unobserve
@@ -65,10 +65,14 @@ def sample(
     program = program_of(run)
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
-    given = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
-    columns = {k: v for k, v in given.items() if k in program.columns}
     structure = run.structure if isinstance(run, Run) else None
-    constants = {k: v for k, v in columns.items() if structure is not None and k not in structure.row_columns}
+    rows = program.columns if structure is None else structure.row_columns
+    given = prepare_columns(given, program, dtype_of_program(program), rows) if given else {}
+    columns = _constants_of(run) | {k: v for k, v in given.items() if argument_of(k, given) in program.columns}
+    constants = {
+        k: v for k, v in columns.items()
+        if not isinstance(v, Tensor) or structure is not None and k not in structure.row_columns
+    }  # fmt: skip
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, given, seed, guide=False):
@@ -87,7 +91,7 @@ def sample(
             columns |= constants | {k: v[:1] for k, v in stand_ins.items()}
             sites = _forward(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
-        held = {k: v for k, v in given.items() if k not in program.columns}
+        held = {k: v for k, v in given.items() if k not in columns}
         for name in held:
             if name not in names:
                 raise PpgenError(
@@ -112,20 +116,26 @@ def _forward(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str
     return sample_sites(trace)
 
 
+def _constants_of(run: Run | Program) -> dict[str, Any]:
+    """The numbers, words and objects that a run was fitted with: they hold until others are given."""
+    example = run.example if isinstance(run, Run) else {}
+    return {k: v for k, v in example.items() if not isinstance(v, Tensor | Nested)}
+
+
 def _stand_ins(run: Run | Program, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
     """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
 
     Returns those columns, and the sites that observe them, which are to be drawn all the same.
     """
     program = program_of(run)
-    missing = [name for name in arguments(program.model).needed if name not in given]
+    missing = [name for name in arguments(program.model).needed if name not in {**_constants_of(run), **given}]
     example = run.example if isinstance(run, Run) else {}
     observed: dict[int, str] = {}
     if missing and example:
         sites = _forward(lambda rows: program.call("model", rows), example, 1)
         observed = {s["value"].data_ptr(): k for k, s in sites.items() if s["is_observed"]}
     for name in missing:
-        if name not in example or example[name].data_ptr() not in observed:
+        if name not in tensors(example) or example[name].data_ptr() not in observed:
             raise PpgenError(
                 f"model() of {program.name} cannot be run without the column {name!r}; pass it: "
                 f"given={{{name!r}: ...}} (--given file)"

@@ -80,7 +80,7 @@ def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Ten
         nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
     taken = {v.data_ptr() for v in seen.values()}
-    return seen, {k: v for k, v in data.items() if v.data_ptr() not in taken}
+    return seen, {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
 
 
 def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:

@@ -141,8 +141,8 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     objective = Objective(program, run.structure, run.config["data"]["rows"], **how)
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
-    data = {k: v.to(fabric.device) for k, v in data.items()}
-    valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
+    data = data_module.on_device(data, fabric.device)
+    valid = None if valid is None else data_module.on_device(valid, fabric.device)
     ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
     best, now, until = None, Progress(), Convergence() if o.get("until") else None
     if fabric.world_size > 1:

@@ -118,7 +118,7 @@ def checked(
 
 def columns(program: Program, data: Mapping[str, Any]) -> None:
     """Every column has its argument, and every argument that must have one its column."""
-    names, needed, takes_any = arguments(program.model)
+    names, needed, takes_any, many = arguments(program.model)
     for name in needed:
         if name not in data:
             raise PpgenError(
@@ -128,8 +128,8 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
             )
     if takes_any:
         return
-    for name in data:
-        if name not in names:
+    for name in {data_module.argument_of(k, data): None for k in data}:
+        if name not in names and name != many:
             raise PpgenError(
                 f"the data's column {name!r} is taken by no argument of model({', '.join(names)}) of {program.name}"
                 f"{nearest(name, names)}; leave it out, or name the columns that are wanted with columns= (--columns)"

@@ -7,7 +7,9 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 * integers become int64, except unsigned bytes of two or more dimensions (images), which stay;
 * booleans stay booleans;
 * text becomes category codes, int64: 0 for the first category in sorted order, 1 for the next, …;
-  a pandas categorical keeps the order of its own categories.
+  a pandas categorical keeps the order of its own categories;
+* a number, a word, None, a tuple of these and what is no array at all are constants, passed on as they are;
+  tensors inside a dict, a tuple, or a list of differing shapes are columns (:mod:`ppgen.data.arguments`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
 from ppgen.errors import PpgenError, nearest, reason
 
 __all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
@@ -31,8 +34,8 @@ Columns = Mapping[str, "str | list[str]"]
 _TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 
 
-def as_tensors(data: Any) -> dict[str, Tensor]:
-    """Turn what a user holds into columns.
+def as_tensors(data: Any) -> dict[str, Any]:
+    """Turn what a user holds into columns, and constants beside them.
 
     A mapping, a pandas DataFrame, an xarray Dataset or a DataTree (its groups observed_data and
     constant_data) gives one tensor a column; a bare tensor, array or list is the column ``x``.
@@ -48,7 +51,9 @@ def as_tensors(data: Any) -> dict[str, Tensor]:
             f"the data are {data!r}, expected columns such as {{'x': tensor}}; "
             "load a file or a data set by name with ppgen.data.load first"
         )
-    return select(unpack(data))
+    if isinstance(data, Mapping) or (raw := unpack(data)).keys() != {"x"}:
+        return select(unpack(data))
+    return {"x": to_tensor("x", raw["x"])}
 
 
 def parse_columns(text: str) -> dict[str, str | list[str]]:
@@ -72,8 +77,8 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
     return mapping
 
 
-def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> dict[str, Tensor]:
-    """Pick, rename and gather raw columns into tensors.
+def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> dict[str, Any]:
+    """Pick, rename and gather raw columns into tensors; constants stay as they are.
 
     ``columns`` maps an argument's name to a column, or to a list of columns that become one
     matrix (rows, columns) in that order; a name may hold ``*`` (``pixel*``), which stands for all
@@ -81,7 +86,7 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        return {str(name): to_tensor(str(name), value, where) for name, value in raw.items()}
+        return {k: v for name, value in raw.items() for k, v in _argument(str(name), value, where).items()}
     if isinstance(columns, str):
         columns = parse_columns(columns)
     raw = {str(name): value for name, value in raw.items()}
@@ -90,7 +95,7 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     chosen = {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
-            chosen[argument] = to_tensor(wanted, _find(raw, wanted, where), where)
+            chosen |= _argument(argument, _find(raw, wanted, where), where)
             continue
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         names = [name for pattern in patterns for name in _matches(raw, pattern, where)]
@@ -125,6 +130,34 @@ def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str)
             "gather only columns with the same number of rows"
         )
     return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
+
+def _argument(name: str, value: Any, where: str) -> dict[str, Any]:
+    """One argument: a column, a constant, or the columns of a container."""
+    if is_literal(value) or isinstance(value, tuple) and all(map(is_literal, value)):
+        return {name: value}
+    if is_container(value) and (isinstance(value, dict | tuple) or not _stacks(value)) and holds_tensors(value):
+        return taken_apart(
+            name, value, lambda path, v: to_tensor(path, v, where) if isinstance(v, Tensor | np.ndarray) else v
+        )
+    if isinstance(value, dict) or not _is_array(value):
+        return {name: value}
+    return {name: to_tensor(name, value, where)}
+
+
+def _stacks(value: Any) -> bool:
+    """Whether a list holds tensors of one shape: the rows of one column."""
+    return all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value)
+
+
+def _is_array(value: Any) -> bool:
+    """Whether an array can be made of it: an object, a function, a module cannot."""
+    if isinstance(value, Tensor | list | tuple | np.ndarray) or hasattr(value, "__array__") or _is_frame(value):
+        return True
+    try:
+        return np.asarray(value).dtype.kind != "O"
+    except Exception:  # an array-like that fails in a way of its own: the reader says how
+        return True
 
 
 def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = True) -> Tensor:

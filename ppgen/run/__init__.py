@@ -18,7 +18,7 @@ import inspect
 import io
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -276,20 +276,25 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
         raise PpgenError(f"{path} is damaged ({reason(e)}); remove it: the run can do without") from e
 
 
-def prepare_columns(data: Mapping[str, Any], program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Data as tensors, floats in one dtype; a bare table becomes the program's first column."""
+def prepare_columns(data: Any, program: Program, dtype: torch.dtype, rows: Collection[str] = ()) -> dict[str, Any]:
+    """Data as tensors, floats in one dtype, and constants; a bare table becomes the program's first column.
+
+    Args:
+        rows: the columns in which a number is a row's value, and no constant.
+    """
     if not isinstance(data, Mapping):
         data = data_module.as_tensors(data)
         if set(data) == {"x"} and program.columns and "x" not in program.columns:
             data = {program.columns[0]: data["x"]}
     columns = data_module.as_tensors(data)
-    for name, value in columns.items():
+    columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
+    for name, value in data_module.tensors(columns).items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
 
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
