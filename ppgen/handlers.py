@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
 from collections.abc import Collection
@@ -11,12 +12,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn.module import PyroModule, _Context
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, _bound_partial
 from torch import nn
 from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
 from ppgen.sites import is_deterministic, is_factor
+
+log = logging.getLogger("ppgen")
 
 _MODULE_FRAME = pyro.module.__code__
 _PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
@@ -57,12 +60,19 @@ class ParamSites(Messenger):
         value.unconstrained = weakref.ref(unconstrained)
         msg["value"] = value
 
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        """Booleans are observed as numbers: log-probabilities calculate with them."""
+        value = msg["value"]
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+            msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
+
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not getattr(self.program, "_collecting", False):
             raise PpgenError(
                 f"pyro.param {name!r} first appears after the first step, and a fit knows the parameters of the first "
                 "run only; write the statement so that every run reaches it"
             )
+        args, constraint = _of_the_store(self.program, name, args, constraint)
         if len(args) < 2 or args[1] is None:
             raise PpgenError(
                 f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))"
@@ -85,6 +95,22 @@ class ParamSites(Messenger):
         if module is None or all(id(p) in owned for p in module.parameters()):
             return
         self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
+
+
+def _of_the_store(program: nn.Module, name: str, args: tuple, constraint: Any) -> tuple[tuple, Any]:
+    """Initial value and constraint of a parameter: of a plain pair what Pyro's store holds of that name, if anything."""
+    store = pyro.get_param_store()
+    if not getattr(program, "pair", None) or name not in store:
+        return args, constraint
+    log.info("pyro.param %r begins at the value that Pyro's parameter store has; pyro.clear_param_store() forgets it", name)
+    return (name, store[name].detach()), store.get_state()["constraints"].get(name, constraint)
+
+
+def within(fn: Any) -> Any:
+    """The function inside of Pyro's handlers, as `poutine.scale(scale=0.1)(model)` hides it."""
+    while type(fn) is _bound_partial:
+        fn = fn.func.args[1]
+    return fn
 
 
 def _key(name: str) -> str:

@@ -19,13 +19,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import autoguide as autoguides
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_options
-from ppgen.handlers import ParamSites
+from ppgen.handlers import ParamSites, within
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces
@@ -313,6 +314,9 @@ class Program(nn.Module):
             return self.model(*args, **kwargs)
 
 
+_AUTOGUIDES = (autoguides.AutoGuide, AutoMessenger)
+
+
 class Pair(Program):
     """The program that `Program.from_pair` makes."""
 
@@ -326,7 +330,7 @@ class Pair(Program):
         # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered, once.
         for owner in {id(m): m for m in map(_owner, (model, guide)) if m is not None}.values():
             self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
-        if isinstance(guide, autoguides.AutoGuide):
+        if isinstance(guide, _AUTOGUIDES):
             self.set_autoguide(guide)
         elif callable(guide):
             self.__dict__["guide"] = guide
@@ -347,14 +351,15 @@ class Pair(Program):
 
     @property
     def name(self) -> str:
-        model = self.pair[0]
+        model = within(self.pair[0])
         return getattr(model, "__name__", type(model).__name__)
 
 
 def _owner(fn: Any) -> nn.Module | None:
     """The module that a bound method belongs to, or the callable itself where it is one."""
+    fn = within(fn)
     owner = getattr(fn, "__self__", fn)
-    return owner if isinstance(owner, nn.Module) and not isinstance(owner, autoguides.AutoGuide) else None
+    return owner if isinstance(owner, nn.Module) and not isinstance(owner, _AUTOGUIDES) else None
 
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
@@ -413,6 +418,7 @@ def arguments(fn: Callable) -> _Arguments:
     >>> arguments(lambda sigma, y=None: None)
     _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False, many='')
     """
+    fn = within(fn)
     fn = fn.forward if isinstance(fn, nn.Module) else fn
     function = getattr(fn, "__func__", fn)
     seen = _SEEN[function is fn]

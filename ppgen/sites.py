@@ -53,6 +53,11 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def given_value(site: Mapping[str, Any]) -> Any:
+    """What an observed site was given, before booleans became numbers."""
+    return site.get("given", site["value"])
+
+
 def is_delta(site: Mapping[str, Any]) -> bool:
     """Whether a site is a point mass, as autoguides write the constrained value of each latent."""
     return isinstance(innermost(site["fn"]), Delta)

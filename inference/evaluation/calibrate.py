@@ -41,7 +41,7 @@ from ppgen.inference.training.refit import refit as fit_each
 from ppgen.inference.verdicts.findings import FINE, WRONG, Finding
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
-from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
+from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces, guide_run, run, terms, total, value_of
 
@@ -183,15 +183,13 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
                 f"the prior of {name!r} is flat, and no data can be drawn from it; give it a proper prior to calibrate"
             )
         if site["is_observed"]:
-            if (
-                site["value"].data_ptr() not in places
-                or site["value"].shape != data[places[site["value"].data_ptr()]].shape
-            ):
+            given = given_value(site)
+            if given.data_ptr() not in places or given.shape != data[places[given.data_ptr()]].shape:
                 raise PpgenError(
                     f"the observed site {name!r} is no column as it stands, so that data cannot be simulated; observe "
                     "the column itself, and transform within the model's distribution"
                 )
-            found[name] = places[site["value"].data_ptr()]
+            found[name] = places[given.data_ptr()]
     return found
 
 

@@ -24,7 +24,7 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Unobserve
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import is_deterministic, sample_sites
+from ppgen.sites import given_value, is_deterministic, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
 
@@ -133,7 +133,7 @@ def _stand_ins(run: Run | Program, given: Mapping[str, Tensor]) -> tuple[dict[st
     observed: dict[int, str] = {}
     if missing and example:
         sites = _forward(lambda rows: program.call("model", rows), example, 1)
-        observed = {s["value"].data_ptr(): k for k, s in sites.items() if s["is_observed"]}
+        observed = {given_value(s).data_ptr(): k for k, s in sites.items() if s["is_observed"]}
     for name in missing:
         if name not in tensors(example) or example[name].data_ptr() not in observed:
             raise PpgenError(

@@ -19,6 +19,7 @@ from ppgen.inference.report.corner import MOST, corner_figure, plane_figure
 from ppgen.inference.report.figures import BLUE, GREY, figure_of, image_grid
 from ppgen.program import asked_rows
 from ppgen.run import Run, default_dtype
+from ppgen.sites import given_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     with default_dtype(run.dtype), pyro.validation_enabled(False), torch.random.fork_rng():
         nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
-    taken = {v.data_ptr() for v in seen.values()}
+    taken = {given_value(nodes[n]).data_ptr() for n in seen}
     return seen, {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
 
 

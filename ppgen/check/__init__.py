@@ -5,6 +5,7 @@ Each failure is one sentence that names the site, what was found, what was expec
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
 from ppgen.program import Program, arguments
-from ppgen.sites import sample_sites
+from ppgen.sites import innermost, sample_sites
 from ppgen.structure import Structure, longer_run, structure_of
 from ppgen.terms import Traces, run
 
@@ -94,12 +96,13 @@ def checked(
         enumerated, rows, learn: as of `check`.
     """
     size = data_module.n_rows(batch, rows)
+    validates = is_validation_enabled()
     with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
         apart = Traces(*map(prune_subsample_sites, apart))
-        sites_match(apart, enumerated)
+        _sites(program, batch, apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
-        supports_match(apart)
+        supports_match(apart, lambda name: not validates or _unvalidated(program, batch, name))
         # From one random state: what differs between the two runs is the rows.
         with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             t = run(program, batch)
@@ -137,6 +140,9 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
 
 
 # -- running it ----------------------------------------------------------------------------------
+
+
+log = logging.getLogger("ppgen")
 
 
 @contextmanager
@@ -183,6 +189,39 @@ def _user_line(e: BaseException) -> str:
 # -- numbers -------------------------------------------------------------------------------------
 
 
+def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated: tuple[str, ...]) -> None:
+    """Both parts have the same latents: in two runs by themselves, or, where values decide which sites there are, in a
+    run of the model at the guide's."""
+    try:
+        sites_match(apart, enumerated)
+    except PpgenError:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                pair = run(program, batch)
+        except Exception:
+            pair = None
+        if pair is None or not _same_latents(pair) or _same_latents(apart):
+            raise
+        log.info("the sites of %s depend on values: each run has its own", program.name)
+
+
+def _same_latents(t: Traces) -> bool:
+    model, guide = (sample_sites(trace, deterministic=False) for trace in t)
+    return {n for n, s in model.items() if not s["is_observed"]} == {
+        n for n, s in guide.items() if not s["infer"].get("is_auxiliary")
+    }
+
+
+def _unvalidated(program: Program, batch: Mapping[str, Any], name: str) -> bool:
+    """Whether the distribution of an observed site was made with validate_args=False."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+            site = poutine.trace(lambda: program.call("model", batch)).get_trace().nodes[name]
+    except Exception:  # refused by Pyro itself
+        return False
+    return getattr(innermost(site["fn"]), "_validate_args", True) is False
+
+
 def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
         for name, site in sample_sites(trace).items():
@@ -196,7 +235,12 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
                     f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
-            if bad:
+            if bad == "-inf":
+                log.warning(
+                    "log_prob at the site %r of the %s is -inf on the first batch, with values from %s: such steps are "
+                    "left out; look at the support, and at the scale of the data", name, part, _extent(site["value"]),
+                )  # fmt: skip
+            elif bad:
                 raise PpgenError(
                     f"log_prob at the site {name!r} of the {part} is {bad} on the first batch, with values from "
                     f"{_extent(site['value'])}; look at that site's parameters and at the scale of the data"
@@ -237,11 +281,10 @@ def _gradients(program: Program, t: Traces) -> None:
     replaced = program._autoguide is not None and type(program).guide is not Program.guide  # its parameters rest
     for name, g in zip(parameters, gradients, strict=True):
         if g is None and not replaced:
-            raise PpgenError(
-                f"the parameter {_parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
-                "use it, remove it, "
-                "or freeze it with requires_grad_(False)"
-            )
+            log.warning(
+                "the parameter %r of %s gets no gradient in the first run and stays as it is: no site depends on it; use "
+                "it, remove it, or freeze it with requires_grad_(False)", _parameter_name(name), program.name,
+            )  # fmt: skip
 
 
 def _parameter_name(name: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ppgen.data import datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
 from ppgen.data.columns import as_tensors, parse_columns, select
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
     "Nested",
@@ -271,7 +271,7 @@ def validate(data: Mapping[str, Any]) -> None:
         if column.dim():
             row = int((~finite).reshape(len(column), -1).any(1).nonzero()[0])
             where = f", the first in row {row} (counting from 0)"
-        raise PpgenError(
+        object_to(
             f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values"
             f"{where}, expected finite numbers; drop these rows, or fill the values in"
         )

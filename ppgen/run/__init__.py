@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
 from ppgen.program import Pair, Program
 from ppgen.run.files import read_json, read_tree, write_atomic, write_tree
+from ppgen.run.parameters import constrained, fill_store
 from ppgen.structure import Structure
 from ppgen.structure import inspect as inspect_program
 
@@ -51,6 +53,7 @@ class Run:
         structure: its sites and plates.
         path: the run folder, None for a fit that was asked for none.
         rows: metrics, one dict a row.
+        loss: Pyro's loss, or a function, where the fit was given one in place of an objective of ppgen's.
     """
 
     def __init__(
@@ -63,11 +66,34 @@ class Run:
     ):
         self.program, self.config, self.structure, self.example, self.path = program, config, structure, example, path
         self.rows: list[dict[str, float]] = []
+        self.loss: Any = None
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """metrics.csv by column; nan where a row has no value."""
         return {k: np.array([r.get(k, np.nan) for r in self.rows], dtype=float) for k in METRICS}
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The fitted parameters by the names that Pyro gives them, constrained: what `pyro.param(name)` would give."""
+        with default_dtype(self.dtype):
+            return constrained(self.program, self.example)
+
+    def to_pyro(self) -> None:
+        """Writes the parameters into Pyro's global store, so that `pyro.param(name)` and Pyro's own tools find them."""
+        with default_dtype(self.dtype):
+            fill_store(self.program, self.example)
+
+    def __enter__(self) -> Run:
+        """Within `with run:` Pyro's global store holds this run's parameters; after it, what it held before."""
+        self._store = pyro.get_param_store().get_state()
+        self._store = {k: dict(v) for k, v in self._store.items()}
+        pyro.clear_param_store()
+        self.to_pyro()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pyro.get_param_store().set_state(self._store)
 
     def data(self, split: str | None = None, source: Any = None) -> dict[str, Tensor]:
         """The data of the run (or of another `source`), in the program's dtype.
