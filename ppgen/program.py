@@ -206,6 +206,8 @@ class Program(nn.Module):
         many = given.pop(takes.many, ()) if takes.many else ()
         first = [given.pop(name) for name in takes.names if name in given] if many else []
         kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
+        if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
+            fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
         with self.running():
             return fn(*first, *many, **kwargs)
 

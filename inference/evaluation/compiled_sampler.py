@@ -21,7 +21,6 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.inference.evaluation.sample import (
     _constants_of,
     _forward,
-    _full,
     _row_dim,
     dtype_of_program,
     program_of,
@@ -31,6 +30,7 @@ from ppgen.inference.evaluation.sample import (
 from ppgen.program import Program, asked_rows
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
+from ppgen.terms import whole_value
 
 __all__ = ["drawer"]
 
@@ -79,7 +79,7 @@ def drawer(
         with asked_rows(n), program.running():
             found = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace())
         names[:] = list(found)
-        return [_full(s).movedim(_row_dim(s, plates) or 0, 0) for s in found.values()]
+        return [whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for s in found.values()]
 
     with ready(run, columns, None, guide=False):
         few = {k: v[:2] if len(v) > 1 else v.expand(2, *v.shape[1:]) for k, v in columns.items()}

@@ -17,10 +17,10 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
-from ppgen.check import columns, running_of
+from ppgen.check import columns, running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.data import row_columns, tensors, validate
-from ppgen.draws import Many, one_draw
+from ppgen.draws import Many, one_draw, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
@@ -87,7 +87,7 @@ def posterior(
         with torch.random.fork_rng():
             here = sample_sites(run_once(program, data).p)
         for name in structure.names("observed"):
-            observed_in_support(name, here[name])
+            observed_in_support(name, here[name], unvalidated(program, data))
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)
         drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
         found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
@@ -231,7 +231,7 @@ def predict(run: Run | Program, data: Any, *, draws: int = 1000, seed: int | Non
                 for n, s in sample_sites(p).items()
                 if s["infer"].get("was_observed") or _free(s, q, trained)
             }
-            names[:] = list(out)
+            settle(names, list(out))
             dims.update({n: d for n, (_, d) in out.items()})
             return [v for v, _ in out.values()]
 

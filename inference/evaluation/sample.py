@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
-from ppgen.data import Nested, argument_of, n_rows, row_columns, take, tensors
-from ppgen.draws import Many
+from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take, tensors
+from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import Unobserve
+from ppgen.handlers import Unobserve, whole_plates, without_validation
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import given_value, is_deterministic, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
+from ppgen.terms import whole_value
 
 CHUNK = 1000  # rows at once
 
@@ -104,6 +105,8 @@ def sample(
             return _by_rows(model, n, held, each, constants, plates)
         return _by_draws(program, model, n, held, columns)
 
+
+log = logging.getLogger("ppgen")
 
 Model = Callable[[Mapping[str, Tensor]], Any]
 
@@ -184,13 +187,8 @@ def _by_rows(
         rows = {k: v[block] for k, v in columns.items()} | dict(constants)
         with asked_rows(min(CHUNK, n - start)), _Hold({k: v[block] for k, v in held.items()}, plates):
             sites = sample_sites(poutine.trace(lambda rows=rows: model(rows)).get_trace())
-        parts.append({k: _full(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
+        parts.append({k: whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-
-
-def _full(site: Mapping[str, Any]) -> Tensor:
-    """The value of a site with all its plates."""
-    return site["value"] if is_deterministic(site) else site["value"].expand(site["fn"].shape())
 
 
 class _Hold(Messenger):
@@ -215,7 +213,7 @@ def _by_draws(
     def one(*values: Tensor) -> list[Tensor]:
         run = poutine.condition(lambda: model(columns), dict(zip(held, values, strict=True)))
         sites = sample_sites(poutine.trace(run).get_trace())
-        names[:] = list(sites)
+        settle(names, list(sites))
         return [s["value"] for s in sites.values()]
 
     values = Many(one, each=[v[0] for v in held.values()], name=program.name)(n, each=list(held.values()))
@@ -260,17 +258,50 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
     program = program_of(run)
     mode, training = program._autoguide, program.training
     program.eval()
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+    with seeded(seed), default_dtype(dtype_of_program(program)), without_validation():
         if guide and isinstance(mode, AutoLaplaceApproximation):
             fitted = run.example if isinstance(run, Run) else data
             with program.running(), torch.enable_grad(), torch.random.fork_rng():
-                program.add_module("autoguide", mode.laplace_approximation(**fitted))
+                program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
         try:
-            yield
+            with all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
+                yield
         finally:
             if mode is not None:
                 program.add_module("autoguide", mode)
             program.train(training)
+
+
+@contextmanager
+def all_rows(program: Program, data: Mapping[str, Any], guide: bool, *, maybe: bool = True) -> Iterator[None]:
+    """Within it, plates that subsample hold all rows, so that figures are of the data, not of a part drawn at random.
+
+    A program that is passed a part of the rows, whose plate tells their number, stays as it is.
+
+    Args:
+        guide: whether the guide is to be run as well.
+        maybe: whether it is worth looking.
+    """
+    if not maybe or not data or not _subsamples(program, data, guide):
+        yield
+        return
+    with whole_plates():
+        try:
+            _subsamples(program, data, guide)
+        except Exception:
+            log.info("%s knows a part of the rows only: what follows is an estimate from that part", program.name)
+        else:
+            yield
+            return
+    yield
+
+
+def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool:
+    with program.collecting():
+        t = run_once(program, data, guide=guide and program.has_guide)
+        t.p.compute_log_prob()
+    frames = [f for s in sample_sites(t.p, factors=True).values() for f in s["cond_indep_stack"]]
+    return any(f.full_size not in (None, f.size) for f in frames)
 
 
 def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:

@@ -26,6 +26,7 @@ from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
 from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
+from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
 from ppgen.inference.objective import default_objective, make_objective
 from ppgen.inference.pyro_objective import loss_of, name_of
@@ -113,8 +114,8 @@ def fit(
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
-        "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
-        "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
+        "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     _check_options(options, valid, loss)
@@ -135,7 +136,7 @@ def fit(
         if path is not None:
             start_folder(path, ready.example, file)
         run = Run(program, config, ready.checked.structure, ready.example, path)
-        run.loss = loss
+        run.loss = ready.loss
         return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
@@ -231,11 +232,11 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
     gradients.named(o["gradient"])
-    for name, default in (("batch_size", None), ("gradient", "pathwise"), ("particles", 1), ("kl_warmup", 0)):
-        if loss is not None and o[name] != default:
+    for name in ("batch_size", "gradient", "particles", "kl_warmup") if loss is not None else ():
+        if o[name] not in (None, "pathwise", 1 if name == "particles" else 0):
             raise PpgenError(
-                f"the objective {o['objective']} is run as Pyro runs it, on all rows and with its own draws, and {name} is "
-                f"{o[name]!r}; leave {name} out (subsample with pyro.plate, give the object its particles)"
+                f"the objective {o['objective']} is run as Pyro runs it, on all rows and with its own draws, and {name} "
+                f"is {o[name]!r}; leave {name} out (subsample with pyro.plate, give the object its particles)"
             )
 
 
@@ -246,11 +247,13 @@ class _Ready(NamedTuple):
         guide: the name of the guide that was made; None where the program has its own, or needs none.
         checked: what the checks found.
         example: the rows that set the program up again.
+        loss: Pyro's, or a function, where no objective of ppgen's is trained.
     """
 
     guide: str | None
     checked: Checked
     example: dict[str, Tensor]
+    loss: Any
 
 
 def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any) -> _Ready:
@@ -262,22 +265,25 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     size = min(o["batch_size"] or n, n)
     first = data_module.take(data, torch.arange(size), rows)
     guide, summed = _guide_of(program, o, n), _summed(o["objective"])
-    with running_of(program, data), pyro.validation_enabled(False):
+    with running_of(program, data), without_validation():
         program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
+    plain = o["objective"] is None and not enumerated
     o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    if found.differ and plain:
+        o["objective"], loss = "Trace_ELBO", loss_of("Trace_ELBO")
     make_objective(program, found.structure, n, o, loss)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     if guide and starts and not enumerated and size == n:
         start_at(program, first, starts, o["seed"])
-    return _Ready(guide, found, _example(program, data, first, found))
+    return _Ready(guide, found, _example(program, data, first, found), loss)
 
 
 def _config(
@@ -303,8 +309,10 @@ def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
 
 
 def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:
-    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any; with no
-    objective named, and for Pyro's losses, those that ask for it by infer={"enumerate": ...}."""
+    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any.
+
+    With no objective named, and for Pyro's losses, those that ask for it by infer={"enumerate": ...}.
+    """
     named = objective in objectives.names()
     sums = named and objectives.named(str(objective)).TERMS == "summed"
 

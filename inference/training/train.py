@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
 from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.converge import EVERY, Convergence, Probe
@@ -117,7 +117,7 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device), ExitStack() as after:
+    with _stop_signal() as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
         after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)
@@ -304,7 +304,9 @@ def _row(now: Progress, lr: float) -> dict[str, float]:
     return row
 
 
-def _validate(objective: Objective | PyroObjective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
+def _validate(
+    objective: Objective | PyroObjective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int
+) -> dict[str, float]:
     """The ELBO of the held-out rows in nats, and its standard error over batches."""
     rows = objective.structure.row_columns
     n = data_module.n_rows(valid, rows)
@@ -327,7 +329,9 @@ def _validate(objective: Objective | PyroObjective, valid: Mapping[str, Tensor],
     return row
 
 
-def _gone_bad(run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress) -> str:
+def _gone_bad(
+    run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress
+) -> str:
     site = bad_site(objective, batch, random_state)
     keeps = (
         f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"

@@ -8,20 +8,20 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
 from ppgen.sites import innermost, sample_sites
 from ppgen.structure import Structure, longer_run, structure_of
@@ -56,7 +56,7 @@ def check(
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)
     batch = data_module.take(data, torch.arange(size), rows) if size < n else data
-    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+    with torch.random.fork_rng(), without_validation(), program.in_brief():
         with running_of(program, batch), torch.enable_grad():
             traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
             apart = Traces(*(t.get_trace() for t in traces))
@@ -70,11 +70,13 @@ class Checked(NamedTuple):
         structure: of the program.
         run: the run of the pair that they looked at.
         longer: a run on one row more; None where there is none.
+        differ: whether values decide which sites a run has.
     """
 
     structure: Structure
     run: Traces
     longer: Traces | None
+    differ: bool = False
 
 
 def checked(
@@ -96,13 +98,12 @@ def checked(
         enumerated, rows, learn: as of `check`.
     """
     size = data_module.n_rows(batch, rows)
-    validates = is_validation_enabled()
-    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+    with torch.random.fork_rng(), without_validation(), program.in_brief():
         apart = Traces(*map(prune_subsample_sites, apart))
-        _sites(program, batch, apart, enumerated)
+        differ = _sites(program, batch, apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
-        supports_match(apart, lambda name: not validates or _unvalidated(program, batch, name))
+        supports_match(apart, unvalidated(program, batch))
         # From one random state: what differs between the two runs is the rows.
         with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             t = run(program, batch)
@@ -113,7 +114,7 @@ def checked(
         _log_probs(t, enumerated)
         if learn and not enumerated:
             _gradients(program, t)
-    return Checked(structure, t, longer)
+    return Checked(structure, t, longer, differ)
 
 
 # -- columns -------------------------------------------------------------------------------------
@@ -189,11 +190,12 @@ def _user_line(e: BaseException) -> str:
 # -- numbers -------------------------------------------------------------------------------------
 
 
-def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated: tuple[str, ...]) -> None:
+def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated: tuple[str, ...]) -> bool:
     """Both parts have the same latents: in two runs by themselves, or, where values decide which sites there are, in a
-    run of the model at the guide's."""
+    run of the model at the guide's. Returns whether they do."""
     try:
         sites_match(apart, enumerated)
+        return False
     except PpgenError:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -203,6 +205,7 @@ def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated
         if pair is None or not _same_latents(pair) or _same_latents(apart):
             raise
         log.info("the sites of %s depend on values: each run has its own", program.name)
+        return True
 
 
 def _same_latents(t: Traces) -> bool:
@@ -212,14 +215,21 @@ def _same_latents(t: Traces) -> bool:
     }
 
 
-def _unvalidated(program: Program, batch: Mapping[str, Any], name: str) -> bool:
-    """Whether the distribution of an observed site was made with validate_args=False."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
-            site = poutine.trace(lambda: program.call("model", batch)).get_trace().nodes[name]
-    except Exception:  # refused by Pyro itself
-        return False
-    return getattr(innermost(site["fn"]), "_validate_args", True) is False
+def unvalidated(program: Program, batch: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the values of an observed site are not to be validated: Pyro's validation is off, or its distribution was
+    made with validate_args=False."""
+
+    def off(name: str) -> bool:
+        if not user_validates():
+            return True
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+                site = poutine.trace(lambda: program.call("model", batch)).get_trace().nodes[name]
+        except Exception:  # refused by Pyro itself
+            return False
+        return getattr(innermost(site["fn"]), "_validate_args", True) is False
+
+    return off
 
 
 def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
@@ -282,8 +292,8 @@ def _gradients(program: Program, t: Traces) -> None:
     for name, g in zip(parameters, gradients, strict=True):
         if g is None and not replaced:
             log.warning(
-                "the parameter %r of %s gets no gradient in the first run and stays as it is: no site depends on it; use "
-                "it, remove it, or freeze it with requires_grad_(False)", _parameter_name(name), program.name,
+                "the parameter %r of %s gets no gradient in the first run and stays as it is: no site depends on it; "
+                "use it, remove it, or freeze it with requires_grad_(False)", _parameter_name(name), program.name,
             )  # fmt: skip
 
 

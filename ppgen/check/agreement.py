@@ -27,8 +27,8 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
         log.warning(
-            "the model has no observed site and no factor: the guide is fitted to its prior; a likelihood is written as "
-            "pyro.sample(name, distribution, obs=column)"
+            "the model has no observed site and no factor: the guide is fitted to its prior; a likelihood is written "
+            "as pyro.sample(name, distribution, obs=column)"
         )
     latent = [n for n, s in model.items() if not s["is_observed"]]
     for name in latent:
@@ -190,7 +190,7 @@ def shape_table(trace: poutine.Trace) -> str:
     )
 
 
-def supports_match(t: Traces, unvalidated: Callable[[str], bool] = lambda name: False) -> None:
+def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
     """
     Args:
         unvalidated: whether values of the observed site of that name are not to be validated.
@@ -200,18 +200,21 @@ def supports_match(t: Traces, unvalidated: Callable[[str], bool] = lambda name: 
         if is_factor(site) or is_deterministic(site):
             continue
         if site["is_observed"]:
-            try:
-                observed_in_support(name, site)
-            except PpgenError as e:
-                if not unvalidated(name):
-                    object_to(str(e))
-                else:
-                    log.warning("%s", e)
+            observed_in_support(name, site, unvalidated)
+        elif name in guide and _flat_where_masked(site, guide[name]):
+            log.warning(
+                "the latent %r is masked in the model and not in the guide, so that its prior is flat where the mask is "
+                "False and the ELBO grows without limit; mask it in both, or in neither", name,
+            )  # fmt: skip
         elif name in guide and not is_delta(guide[name]):
             _covers(name, support_of(site["fn"]), support_of(guide[name]["fn"]))
 
 
-def observed_in_support(name: str, site: dict) -> None:
+def _flat_where_masked(p: dict, q: dict) -> bool:
+    return isinstance(p["mask"], Tensor) and not bool(p["mask"].all()) and q["mask"] is None
+
+
+def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool]) -> None:
     fn, value = site["fn"], site["value"]
     try:
         ok = fn.support.check(value)
@@ -234,11 +237,14 @@ def observed_in_support(name: str, site: dict) -> None:
             "grey values are no outcomes of a Bernoulli: binarise them (x > 0.5), or take a likelihood for grey values "
             "(for the VAE: --set likelihood=logistic or normal)"
         )
-    raise PpgenError(
+    sentence = (
         f"the observed site {name!r} ({type(base).__name__}) has the support {_describe(fn.support)}, and the data "
-        f"have {example} "
-        f"({bad.numel()} such values in this batch); {remedy}"
+        f"have {example} ({bad.numel()} such values in this batch)"
     )
+    if unvalidated(name):
+        log.warning("%s, and its validation is switched off: what is called log p(x) is none", sentence)
+    else:
+        object_to(f"{sentence}; {remedy}")
 
 
 def _unwrap(c: Any) -> Any:
@@ -294,7 +300,7 @@ def _covers(name: str, p: Any, q: Any) -> None:
         )
     if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
         log.warning(
-            "%s, so that the guide draws values that the model cannot have: where it does, log p(x, z) is minus infinity "
-            "or no number, and the step is left out; take a guide distribution on that support, for example a LogNormal "
-            "for a positive latent", said,
+            "%s, so that the guide draws values that the model cannot have: where it does, log p(x, z) is minus "
+            "infinity or no number, and the step is left out; take a guide distribution on that support, for example a "
+            "LogNormal for a positive latent", said,
         )  # fmt: skip

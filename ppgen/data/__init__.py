@@ -291,7 +291,7 @@ def fingerprint(data: Mapping[str, Any]) -> dict[str, Any]:
     Returns ``{"columns": {name: {"shape", "dtype", "sha256"}}, "sha256"}``; each hash is the first
     16 hexadecimal digits of SHA-256 of the content, and the order of the columns does not matter.
     """
-    columns = {}
+    columns: dict[str, dict[str, Any]] = {}
     for name in sorted(data):
         if not isinstance(data[name], Tensor):
             columns |= _fingerprint_of_constant(name, data[name])

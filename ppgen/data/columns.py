@@ -92,7 +92,7 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     raw = {str(name): value for name, value in raw.items()}
     for table in [value for value in raw.values() if _is_frame(value)]:
         raw = {**unpack(table), **raw}  # the columns of a table can be named as well
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
             chosen |= _argument(argument, _find(raw, wanted, where), where)

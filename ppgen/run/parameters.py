@@ -11,13 +11,14 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.handlers import without_validation
 from ppgen.program import Program
 
 
 def param_sites(program: Program, data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The `pyro.param` sites of one run of both parts, by name, those of modules included."""
     found: dict[str, dict[str, Any]] = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
         for part in ("guide", "model"):
             tracer = poutine.trace(param_only=True)
             with tracer:
