@@ -17,6 +17,7 @@ from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference import gradients, objectives
 from ppgen.inference.bounds import Setting
+from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.program import Program
 from ppgen.structure import Structure
 from ppgen.terms import Term
@@ -113,6 +114,16 @@ class Objective(nn.Module):
     @property
     def _closed_form(self) -> bool:
         return self.bound.TERMS == "closed_form"
+
+
+def make_objective(
+    program: Program, structure: Structure, rows: int, o: Mapping[str, Any], loss: Any = None
+) -> Objective | PyroObjective:
+    """What a fit with these options trains: a bound, or another loss."""
+    if loss is not None:
+        return PyroObjective(program, structure, rows, loss)
+    how = {k: o[k] for k in ("objective", "gradient", "particles")}
+    return Objective(program, structure, rows, **how)
 
 
 def default_objective(program: Program) -> str:

@@ -22,6 +22,7 @@ from ppgen.engine.graph import in_own_memory
 from ppgen.engine.noise import Draw, hoist
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
+from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.structure import Structure
 from ppgen.terms import Term, run, terms
@@ -127,7 +128,30 @@ class Many:
 
 
 def _stacked(runs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    if any([v.shape for v in one] != [v.shape for v in runs[0]] for one in runs):
+        raise SitesDiffer
     return [torch.stack(list(values)) for values in zip(*runs, strict=True)]
+
+
+class SitesDiffer(PpgenError):
+    """Values decide which sites a run has, so that its draws cannot be stacked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the program has other sites or shapes from draw to draw, and draws that differ cannot be stacked; a fit "
+            "takes objective='Trace_ELBO', which runs them one by one"
+        )
+
+
+def settle(names: list[str], found: Sequence[str]) -> None:
+    """Keeps the names of what a run gives.
+
+    Raises:
+        SitesDiffer: other names than those of the run before.
+    """
+    if names and names != list(found):
+        raise SitesDiffer
+    names[:] = found
 
 
 def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: bool) -> str:
@@ -222,6 +246,7 @@ class ManyTerms:
         self.rest = {k: v for k, v in data.items() if k not in self.columns}
         self.parameters = list(dict(program.named_parameters())) if train else []
         self.labels: list[Term] = []
+        self.names: list[str] = []
         self.many = Many(self._one, self._inputs(data), name=program.name, gradient=train)
 
     def _inputs(self, data: Mapping[str, Any]) -> list[Tensor]:
@@ -234,6 +259,7 @@ class ManyTerms:
         data = dict(zip(self.columns, tensors[n:], strict=True)) | self.rest
         with parameters_as(self.program, theta):
             found = self.draw(self.program, data, self.structure, closed_form=self.closed_form)
+        settle(self.names, [f"{t.role} {t.site}" for t in found])
         self.labels = [t._replace(value=_NOTHING, log_prob=_NOTHING, log_density=_NOTHING) for t in found]
         return [x for t in found for x in (t.value, t.log_prob, t.log_density)]
 

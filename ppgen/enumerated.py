@@ -25,6 +25,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
 from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, term
 
@@ -85,7 +86,7 @@ def _enumerated_run(
     """One run in which every discrete latent that is not drawn takes all of its values, in dimensions of its own."""
     # Within replay, so that values that are held are seen to depend on what is enumerated, as in Pyro's TraceEnum_ELBO.
     enumerate_all = poutine.enum(first_available_dim=-1 - nesting)
-    model = enumerate_all(config_enumerate(lambda: program.call("model", data), default="parallel"))
+    model = enumerate_all(config_enumerate(Unmask()(lambda: program.call("model", data)), default="parallel"))
     if latents is None and guide:
         q = guide_run(program, data) if q is None else q
         model = poutine.replay(model, trace=q)
@@ -111,7 +112,7 @@ def drawn_discrete(
         t.p.pack_tensors()
         # Site after site, each from its conditional given those before.
         with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
-            holding(latents)(lambda: program.call("model", data))()
+            holding(latents)(Unmask()(lambda: program.call("model", data)))()
     sites = sample_sites(tracer.trace)
     return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-__all__ = ["PpgenError", "nearest", "reason"]
+__all__ = ["PpgenError", "lenient", "nearest", "object_to", "reason"]
+
+_LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 
 class PpgenError(ValueError):
@@ -14,6 +19,23 @@ class PpgenError(ValueError):
     def __init__(self, message: object = ""):
         # one line: Pyro's trace raises every error anew, with its table of shapes appended
         super().__init__(str(message).partition("\n")[0])
+
+
+@contextmanager
+def lenient(yes: bool = True) -> Iterator[None]:
+    """Within it, what `object_to` would refuse is a warning."""
+    token = _LENIENT.set(yes)
+    try:
+        yield
+    finally:
+        _LENIENT.reset(token)
+
+
+def object_to(sentence: str) -> None:
+    """Refuses what can be run and is hardly right; `strict=False` (--lenient) makes a warning of it."""
+    if not _LENIENT.get():
+        raise PpgenError(f"{sentence}; strict=False (--lenient) goes on all the same")
+    logging.getLogger("ppgen").warning("%s", sentence)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

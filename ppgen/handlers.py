@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import MaskedDistribution, is_validation_enabled
 from pyro.nn.module import PyroModule, _Context
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppgen.errors import PpgenError
 from ppgen.sites import innermost, is_deterministic, is_factor
+
+log = logging.getLogger("ppgen")
 
 LARGE = 2.0**62
 _MODULE_FRAME = pyro.module.__code__
@@ -39,6 +45,7 @@ class ParamSites(Messenger):
     def __init__(self, program: nn.Module):
         super().__init__()
         self.program = program
+        self.partly: set[str] = set()  # sites with an obs_mask
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         name, args = msg["name"], msg["args"]
@@ -58,12 +65,28 @@ class ParamSites(Messenger):
         value.unconstrained = weakref.ref(unconstrained)
         msg["value"] = value
 
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        """Booleans are observed as numbers: log-probabilities calculate with them.
+
+        The latents of `obs_mask` have their density in every row. Pyro masks it where the value was observed, which
+        leaves them flat there: an ELBO then grows without limit, and chains walk away. They are used nowhere else, so
+        that with it they integrate to one.
+        """
+        value = msg["value"]
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+            msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
+        if msg["is_observed"] and msg["name"].endswith("_observed"):
+            self.partly.add(msg["name"].removesuffix("_observed"))
+        elif not msg["is_observed"] and msg["name"].removesuffix("_unobserved") in self.partly:
+            msg["mask"] = None
+
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not getattr(self.program, "_collecting", False):
             raise PpgenError(
                 f"pyro.param {name!r} first appears after the first step, and a fit knows the parameters of the first "
                 "run only; write the statement so that every run reaches it"
             )
+        args, constraint = _of_the_store(self.program, name, args, constraint)
         if len(args) < 2 or args[1] is None:
             raise PpgenError(
                 f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))"
@@ -88,6 +111,65 @@ class ParamSites(Messenger):
         self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
 
 
+def _of_the_store(program: nn.Module, name: str, args: tuple, constraint: Any) -> tuple[tuple, Any]:
+    """Initial value and constraint of a parameter: of a plain pair what Pyro's store holds of that name, if it does."""
+    store = pyro.get_param_store()
+    if not getattr(program, "pair", None) or name not in store:
+        return args, constraint
+    log.info("pyro.param %r begins at its value in Pyro's store; pyro.clear_param_store() forgets that", name)
+    return (name, store[name].detach()), store.get_state()["constraints"].get(name, constraint)
+
+
+class Unmask(Messenger):
+    """The mask of a distribution (`d.mask(m)`) as the mask of its site: the same density."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        while isinstance(msg["fn"], MaskedDistribution):
+            mask, msg["fn"] = msg["fn"]._mask, msg["fn"].base_dist
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+_OUTER: list[bool] = []  # Pyro's validation setting around the outermost `without_validation`
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Pyro's own validation off: ppgen's checks say it in a sentence."""
+    _OUTER.append(is_validation_enabled())
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        _OUTER.pop()
+
+
+def user_validates() -> bool:
+    """Pyro's validation setting, as it is outside of ppgen."""
+    return _OUTER[0] if _OUTER else is_validation_enabled()
+
+
+@contextmanager
+def whole_plates() -> Iterator[None]:
+    """Within it, plates that subsample by themselves hold all that they stand for; a subsample that is passed stays."""
+    own = SubsampleMessenger._subsample
+
+    def whole(name: str, size: Any = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
+        return own(name, size, None if subsample is None else subsample_size, subsample, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(own)
+
+
+def within(fn: Any) -> Any:
+    """The function inside of Pyro's handlers, as `poutine.scale(scale=0.1)(model)` hides it."""
+    while type(fn) is _bound_partial:
+        fn = fn.func.args[1]
+    return fn
+
+
 def _key(name: str) -> str:
     return "param:" + name.replace(".", "/")  # a torch parameter's name takes no dot
 
@@ -110,6 +192,10 @@ class Unobserve(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         meant = self.only is None or msg["name"] in self.only
         if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+            if any(f.size < 0 for f in msg["cond_indep_stack"]):  # a plate without a size has that of its values
+                fn = msg["fn"]
+                batch = msg["value"].shape[: msg["value"].dim() - fn.event_dim]
+                msg["fn"] = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape))
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
             msg["infer"]["was_observed"] = True
         fn = innermost(msg["fn"])

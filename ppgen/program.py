@@ -19,12 +19,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import autoguide as autoguides
+from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_options
-from ppgen.handlers import ParamSites
+from ppgen.handlers import ParamSites, within
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces
@@ -201,11 +203,15 @@ class Program(nn.Module):
                     f"{part}() of {self.name} needs the column {name!r}, and the data have {_list(data)}"
                     f"{nearest(name, data)}; name it with columns= (--columns {name}=...)"
                 )
-        kwargs = dict(data) if takes.any else {name: data[name] for name in takes.names if name in data}
         # A flow remembers the last x that it inverted: the same tensor at the next step would be answered from memory.
-        kwargs = {k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        given = put_together({k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in data.items()})
+        many = given.pop(takes.many, ()) if takes.many else ()
+        first = [given.pop(name) for name in takes.names if name in given] if many else []
+        kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
+        if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
+            fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
         with self.running():
-            return fn(**kwargs)
+            return fn(*first, *many, **kwargs)
 
     @property
     def name(self) -> str:
@@ -312,6 +318,9 @@ class Program(nn.Module):
             return self.model(*args, **kwargs)
 
 
+_AUTOGUIDES = (autoguides.AutoGuide, AutoMessenger)
+
+
 class Pair(Program):
     """The program that `Program.from_pair` makes."""
 
@@ -325,7 +334,7 @@ class Pair(Program):
         # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered, once.
         for owner in {id(m): m for m in map(_owner, (model, guide)) if m is not None}.values():
             self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
-        if isinstance(guide, autoguides.AutoGuide):
+        if isinstance(guide, _AUTOGUIDES):
             self.set_autoguide(guide)
         elif callable(guide):
             self.__dict__["guide"] = guide
@@ -346,14 +355,15 @@ class Pair(Program):
 
     @property
     def name(self) -> str:
-        model = self.pair[0]
+        model = within(self.pair[0])
         return getattr(model, "__name__", type(model).__name__)
 
 
 def _owner(fn: Any) -> nn.Module | None:
     """The module that a bound method belongs to, or the callable itself where it is one."""
+    fn = within(fn)
     owner = getattr(fn, "__self__", fn)
-    return owner if isinstance(owner, nn.Module) and not isinstance(owner, autoguides.AutoGuide) else None
+    return owner if isinstance(owner, nn.Module) and not isinstance(owner, _AUTOGUIDES) else None
 
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
@@ -403,14 +413,16 @@ class _Arguments(NamedTuple):
     names: tuple[str, ...]
     needed: tuple[str, ...]  # those without a default
     any: bool  # takes whatever is passed: **kwargs
+    many: str = ""  # the name of *args
 
 
 def arguments(fn: Callable) -> _Arguments:
     """What a function, method or module takes.
 
     >>> arguments(lambda sigma, y=None: None)
-    _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False)
+    _Arguments(names=('sigma', 'y'), needed=('sigma',), any=False, many='')
     """
+    fn = within(fn)
     fn = fn.forward if isinstance(fn, nn.Module) else fn
     function = getattr(fn, "__func__", fn)
     seen = _SEEN[function is fn]
@@ -430,6 +442,7 @@ def _read(fn: Callable) -> _Arguments:
         names=tuple(p.name for p in named),
         needed=tuple(p.name for p in named if p.default is p.empty),
         any=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        many=next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""),
     )
 
 

@@ -29,7 +29,7 @@ def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, 
     found: dict[str, str] = {}
     for name, site in sites.items():
         if site["is_observed"] and not is_deterministic(site):
-            value = site["value"]
+            value = given_value(site)
             tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)}
             same = [k for k, v in tensors.items() if v.data_ptr() == value.data_ptr() and v.shape == value.shape]
             alike = [k for k, v in tensors.items() if v.shape == value.shape and bool((v == value).all())]
@@ -87,6 +87,11 @@ def is_factor(site: Mapping[str, Any]) -> bool:
 def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Whether a site is a `pyro.deterministic` statement: it records a value and adds nothing."""
     return bool(site["infer"].get("_deterministic"))
+
+
+def given_value(site: Mapping[str, Any]) -> Any:
+    """What an observed site was given, before booleans became numbers."""
+    return site.get("given", site["value"])
 
 
 def is_delta(site: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from ppgen.data import n_rows, row_columns, take
 from ppgen.sites import is_deterministic, is_factor, sample_sites, support_of
-from ppgen.terms import Runnable, Traces, run, value_of
+from ppgen.terms import Runnable, Traces, run, value_of, whole_value
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Site:
         role: latent, observed, auxiliary, factor, deterministic.
         dims: names of the value's dimensions outside of its event: plates, and the site's name and a number.
         plates: names of the plates around it, from the outermost in.
+        subsampled: whether one of them holds a part of what it stands for.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Site:
     reparametrised: bool
     value_shape: tuple[int, ...]
     enumerated: bool = False
+    subsampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Structure:
     @property
     def globals(self) -> tuple[str, ...]:
         return tuple(n for n in self.latents if not self.is_local(n))
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether a plate holds a part of what it stands for, drawn anew in each run."""
+        return any(s.subsampled for s in self.sites)
 
     @property
     def row_plate(self) -> str:
@@ -171,7 +178,15 @@ def row_plates(t: Traces, longer: Traces | None, data: Mapping[str, Any], rows: 
 
 def _plate_sizes(t: Traces) -> dict[str, int]:
     sites = [s for trace in t for s in sample_sites(trace, factors=True).values()]
-    return {f.name: f.size for s in sites for f in s["cond_indep_stack"]}
+    return {f.name: plate_size(f, s) for s in sites for f in s["cond_indep_stack"]}
+
+
+def plate_size(frame: Any, site: Mapping[str, Any]) -> int:
+    """Of a plate without a size of its own, the size that the site's values have along it."""
+    if frame.size >= 0:
+        return int(frame.size)
+    shape = whole_value(site).shape[: -site["fn"].event_dim or None]
+    return int(shape[frame.dim]) if len(shape) >= -frame.dim else 1
 
 
 def _name(fn: Any) -> str:
@@ -205,4 +220,5 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
         reparametrised=bool((guide or node)["fn"].has_rsample),  # it is the guide that draws
         value_shape=tuple(node["value"].shape),
         enumerated=node["name"] in enumerated,
+        subsampled=any(f.full_size not in (None, f.size) for f in node["cond_indep_stack"]),
     )

@@ -199,14 +199,20 @@ def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Te
     return value.reshape([m for i, m in enumerate(value.shape) if i not in gaps]), dims
 
 
+def whole_value(site: Mapping[str, Any]) -> Tensor:
+    """A site's value with all its plates."""
+    value: Tensor = site["value"]
+    return value if is_deterministic(site) else value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
+
+
 def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
     """A site's value with all its plates, and the names of its dimensions outside of its event.
 
     Pyro calls all dimensions of a deterministic site event ones: its plates are the leading ones.
     """
-    value = site["value"]
+    value = whole_value(site)
     if not is_deterministic(site):
-        return laid_out(site, value.expand(site["fn"].shape()), site["fn"].event_dim)
+        return laid_out(site, value, site["fn"].event_dim)
     nesting = max((-f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
     return laid_out(site, value, max(value.dim() - nesting, 0))
 

@@ -62,7 +62,7 @@ def impute(
             value that x cannot have.
     """
     program = chain_of(run, "impute")
-    columns = prepare_columns({"x": x, **(given or {})}, program, dtype_of_program(program))
+    columns = prepare_columns({"x": x, **(given or {})}, program, dtype_of_program(program), program.columns)
     if not 1 <= draws <= particles or steps < 1:
         raise PpgenError(
             f"draws is {draws}, particles {particles}, steps {steps}; expected 1 <= draws <= particles, and steps of "

@@ -96,7 +96,7 @@ def weigh(
     from ppgen.inference.evaluation.psis import pareto_k
 
     program = require_chain(run)
-    columns = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
+    columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
     with ready(run, columns, seed, guide=False), program.running():
         context = program.context(columns)
         base = program.base().expand([n])

@@ -175,7 +175,7 @@ def draw(
         raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
     if steps < 1 or n < 1:
         raise PpgenError(f"steps is {steps} and n is {n}; expected at least 1 of each")
-    columns = prepare_columns(given, program, dtype_of_program(program)) if given else {}
+    columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
     if columns and n_rows(columns) not in (1, n):
         raise PpgenError(f"given has {n_rows(columns)} rows for n={n} draws; pass one row, or one a draw")
     with ready(run, columns, seed, guide=False), program.running():

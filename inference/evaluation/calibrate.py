@@ -29,7 +29,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.check import check, columns, running_of
-from ppgen.data import n_rows, row_columns, take, validate
+from ppgen.data import n_rows, row_columns, take, tensors, validate
 from ppgen.distributions import Flat
 from ppgen.draws import Many
 from ppgen.errors import PpgenError
@@ -41,7 +41,7 @@ from ppgen.inference.training.refit import refit as fit_each
 from ppgen.inference.verdicts.findings import FINE, WRONG, Finding
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
-from ppgen.sites import innermost, is_deterministic, is_factor, sample_sites
+from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces, guide_run, run, terms, total, value_of
 
@@ -171,7 +171,7 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
     """The column that each observed site observes."""
     with torch.random.fork_rng(), torch.no_grad():
         trace = poutine.trace(lambda: program.call("model", data)).get_trace()
-    places = {v.data_ptr(): k for k, v in data.items()}
+    places = {v.data_ptr(): k for k, v in tensors(data).items()}
     found = {}
     for name, site in sample_sites(trace, factors=True).items():
         if is_deterministic(site):
@@ -183,15 +183,13 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
                 f"the prior of {name!r} is flat, and no data can be drawn from it; give it a proper prior to calibrate"
             )
         if site["is_observed"]:
-            if (
-                site["value"].data_ptr() not in places
-                or site["value"].shape != data[places[site["value"].data_ptr()]].shape
-            ):
+            given = given_value(site)
+            if given.data_ptr() not in places or given.shape != data[places[given.data_ptr()]].shape:
                 raise PpgenError(
                     f"the observed site {name!r} is no column as it stands, so that data cannot be simulated; observe "
                     "the column itself, and transform within the model's distribution"
                 )
-            found[name] = places[site["value"].data_ptr()]
+            found[name] = places[given.data_ptr()]
     return found
 
 
@@ -280,11 +278,12 @@ class _Posterior:
     """
 
     def __init__(self, program: Program, structure: Structure, data: Mapping[str, Tensor]):
-        self.program, self.structure, self.columns = program, structure, list(data)
-        self._many = Many(self._one, list(data.values()), name=program.name)
+        self.program, self.structure, self.columns = program, structure, list(tensors(data))
+        self.constants = {k: v for k, v in data.items() if k not in self.columns}
+        self._many = Many(self._one, list(tensors(data).values()), name=program.name)
 
     def _one(self, *columns: Tensor) -> list[Tensor]:
-        data = dict(zip(self.columns, columns, strict=True))
+        data = dict(zip(self.columns, columns, strict=True)) | self.constants
         t = run(self.program, data)
         return [*(value_of(t.p.nodes[n])[0] for n in self.structure.latents), _likelihood(t, self.structure)]
 

@@ -24,7 +24,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data import n_rows, validate
+from ppgen.data import n_rows, tensors, validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -34,7 +34,7 @@ from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
 from ppgen.run import Run, prepare_columns
-from ppgen.sites import sample_sites
+from ppgen.sites import given_value, sample_sites
 from ppgen.terms import guide_run, latents_of, total
 
 if TYPE_CHECKING:
@@ -248,11 +248,11 @@ def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tup
 
 
 def _observed(run: Run, data: Mapping[str, Any]) -> np.ndarray:
-    few = {k: v.double().numpy().ravel() for k, v in data.items()}
+    few = {k: v.double().numpy().ravel() for k, v in tensors(data).items()}
     with ready(run, data, None, guide=False), torch.random.fork_rng():
         sites = sample_sites(poutine.trace(lambda: run.program.call("model", data)).get_trace())
-    seen = {sites[n]["value"].data_ptr() for n in run.structure.names("observed")}
-    found = [few[k] for k, v in data.items() if v.data_ptr() in seen]
+    seen = {given_value(sites[n]).data_ptr() for n in run.structure.names("observed")}
+    found = [few[k] for k, v in tensors(data).items() if v.data_ptr() in seen]
     return np.concatenate(found) if found else np.zeros(n_rows(data))
 
 

@@ -14,13 +14,23 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.data import tensors
 from ppgen.engine import Traced, Untraceable, compiled, trace
 from ppgen.engine.compile import require_compiler
 from ppgen.errors import PpgenError, nearest
-from ppgen.inference.evaluation.sample import _forward, _full, _row_dim, dtype_of_program, program_of, ready, seeded
+from ppgen.inference.evaluation.sample import (
+    _forward,
+    _row_dim,
+    constants_of,
+    dtype_of_program,
+    program_of,
+    ready,
+    seeded,
+)
 from ppgen.program import Program, asked_rows
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
+from ppgen.terms import whole_value
 
 __all__ = ["drawer"]
 
@@ -58,20 +68,22 @@ def drawer(
     if engine == "compile":
         require_compiler()
     program = program_of(run)
-    columns = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
+    columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
+    columns, constants = tensors(columns), {k: v for k, v in columns.items() if not isinstance(v, Tensor)}
+    constants = constants_of(run.example if isinstance(run, Run) else {}) | constants
     plates = {"data"} if not isinstance(run, Run) else {"data", *run.structure.row_plates}
     names: list[str] = []
 
     def forward(*values: Tensor) -> list[Tensor]:
-        rows = {k: v.expand(n, *v.shape[1:]) for k, v in zip(columns, values, strict=True)}
+        rows = {k: v.expand(n, *v.shape[1:]) for k, v in zip(columns, values, strict=True)} | constants
         with asked_rows(n), program.running():
             found = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace())
         names[:] = list(found)
-        return [_full(s).movedim(_row_dim(s, plates) or 0, 0) for s in found.values()]
+        return [whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for s in found.values()]
 
     with ready(run, columns, None, guide=False):
         few = {k: v[:2] if len(v) > 1 else v.expand(2, *v.shape[1:]) for k, v in columns.items()}
-        sites = _forward(lambda rows: program.call("model", rows), few, 2)
+        sites = _forward(lambda rows: program.call("model", rows), few | constants, 2)
         whole = [k for k, s in sites.items() if _row_dim(s, plates) is None]
         if whole:
             raise PpgenError(f"the site {whole[0]!r} of {program.name} is not drawn row by row; draw with sample()")

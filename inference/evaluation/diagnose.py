@@ -29,7 +29,7 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.moments import compare_moments
-from ppgen.inference.evaluation.posterior import posterior
+from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import pareto_k, smoothed, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
@@ -154,7 +154,7 @@ def _unseen(
         return []
     shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
     posterior_group: Any = tree["posterior"]
-    drawn = {n: torch.as_tensor(posterior_group[n].values[0]) for n in joint.latents}
+    drawn = {n: torch.as_tensor(posterior_group[name_in(tree, n)].values[0]) for n in joint.latents}
     u = joint.flatten({n: v.reshape(len(v), *shapes[n]).to(torch.get_default_dtype()) for n, v in drawn.items()})
     stats: Any = tree["sample_stats"]
     log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, take, validate
-from ppgen.draws import ManyTerms, stacked_terms
+from ppgen.draws import ManyTerms, SitesDiffer, one_draw, stacked_terms
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
@@ -124,14 +125,22 @@ class _Blocks:
         """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
         t = run_once(self.program, data)
         for name in self.structure.names("observed"):
-            observed_in_support(name, t.p.nodes[name])
+            observed_in_support(name, t.p.nodes[name], unvalidated(self.program, data))
         if draws == 1 and not self.structure.summed:
             found = stacked_terms(terms(t))
         else:
             key = shapes(data)
             if key not in self._many:
                 self._many[key] = ManyTerms(self.program, data, self.structure)
-            found = self._many[key](draws, data)
+            try:
+                found = self._many[key](draws, data)
+            except SitesDiffer:
+                return torch.cat([self._one(data) for _ in range(draws)])
+        log_w = log_weights(found, Setting.of(self.structure))
+        return log_w if log_w.dim() > 1 else log_w[:, None]
+
+    def _one(self, data: Mapping[str, Tensor]) -> Tensor:
+        found = stacked_terms(one_draw(self.program, data, self.structure))
         log_w = log_weights(found, Setting.of(self.structure))
         return log_w if log_w.dim() > 1 else log_w[:, None]
 

@@ -7,7 +7,8 @@ independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
+from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
-from ppgen.data import validate
+from ppgen.data import tensors, validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -26,7 +28,7 @@ from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.sites import is_deterministic, is_factor, rows_seen, sample_sites
+from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Term, Traces, guide_run, holding, laid_out, latents_of, term, terms, total, value_of
 from ppgen.terms import run as run_once
@@ -85,7 +87,7 @@ def posterior(
         with torch.random.fork_rng():
             here = sample_sites(run_once(program, data).p)
         for name in structure.names("observed"):
-            observed_in_support(name, here[name])
+            observed_in_support(name, here[name], unvalidated(program, data))
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)
         drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
         found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
@@ -196,7 +198,7 @@ def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
 
 def is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     """Whether a column is what some site observes, by whatever name."""
-    return any(s["is_observed"] and s["value"].data_ptr() == column.data_ptr() for s in sites.values())
+    return any(s["is_observed"] and given_value(s).data_ptr() == column.data_ptr() for s in sites.values())
 
 
 def dims_of(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
@@ -232,7 +234,7 @@ def tree_of(
         here: the sites of a run, by name.
     """
     observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
-    constant = {n: v.numpy() for n, v in data.items() if n not in observed and not is_observed(v, here)}
+    constant = {n: v.numpy() for n, v in tensors(data).items() if n not in observed and not is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
     known = {s.name for s in structure.sites}
@@ -283,6 +285,12 @@ _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log
 def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
     from arviz_base import from_dict
 
+    names = tree_names([*coords, *(n for group in groups.values() for n in group)])
+    groups = {g: {names[n]: v for n, v in group.items()} for g, group in groups.items()}
+    dims = {names.get(n, n): [names.get(d, d) for d in own] for n, own in dims.items()}
+    coords = {names[d]: values for d, values in coords.items()}
+    changed = {own: name for name, own in names.items() if own != name}
+    attrs |= {"original_names": json.dumps(changed, ensure_ascii=False)} if changed else {}
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
     return from_dict(
@@ -293,3 +301,26 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
         pred_coords=coords,
         attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
     )
+
+
+def tree_names(names: Iterable[str]) -> dict[str, str]:
+    """The name in a tree of each name of a program: a tree's path is written with slashes, so that names take none.
+
+    >>> tree_names(["mu", "a/b", "a.b"])
+    {'mu': 'mu', 'a/b': 'a.b_', 'a.b': 'a.b'}
+    """
+    names = list(dict.fromkeys(names))
+    taken, found = {n for n in names if "/" not in n}, {}
+    for name in names:
+        own = name.replace("/", ".")
+        while "/" in name and own in taken:
+            own += "_"
+        taken.add(own)
+        found[name] = own
+    return found
+
+
+def name_in(tree: DataTree, name: str) -> str:
+    """What a tree calls a site."""
+    changed: dict[str, str] = json.loads(tree.attrs.get("original_names", "{}"))
+    return next((own for own, original in changed.items() if original == name), name)

@@ -13,20 +13,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.data import Table, n_rows, row_columns, validate
-from ppgen.draws import Many
+from ppgen.data import Table, n_rows, row_columns, tensors, validate
+from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
-from ppgen.handlers import HoldGroups, NewGroup, Unobserve
+from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
 from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, tree_from
-from ppgen.inference.evaluation.sample import counts_in_range, dtype_of_program, program_of, ready, stand_ins
+from ppgen.inference.evaluation.sample import (
+    constants_of,
+    counts_in_range,
+    dtype_of_program,
+    program_of,
+    ready,
+    stand_ins,
+)
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
@@ -84,7 +90,7 @@ def predict(
     require_few_states(fitted.program)
     made = fitted.program
     guide = fitted.draws is None
-    with default_dtype(fitted.dtype), pyro.validation_enabled(False):
+    with default_dtype(fitted.dtype), without_validation():
         given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
         given = Table(given, data.words) if isinstance(data, Table) else given
         rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw")
@@ -92,7 +98,8 @@ def predict(
         columns(made, rows)
         if rows:
             validate(rows)
-        with ready(run if isinstance(run, Run) else made, rows, seed, guide=guide), running_of(made, rows):
+        known = rows if guide else fitted.example
+        with ready(run if isinstance(run, Run) else made, known, seed, guide=guide), running_of(made, rows):
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
@@ -108,6 +115,7 @@ def _fitted(run: Any, program: Run | Program | None) -> Fitted:
 
 def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     """With columns that the model only observes, and the names of these: fitted rows that stand for their shape."""
+    rows = Table({**constants_of(fitted.example), **rows}, rows.words)
     if not fitted.example:
         return rows, frozenset()
     try:
@@ -166,7 +174,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         q = dict(zip(each, given, strict=True)) if fitted.draws is not None else model.drawn()
         p, _ = model.trace(q)
         out = {n: s for n, s in sample_sites(p).items() if s["infer"].get("was_observed") or _free(s, q, structure)}
-        names[:] = list(out)
+        settle(names, list(out))
         counts.update({n: s["fn"] for n, s in out.items()})
         values = {n: value_of(s) for n, s in out.items()}
         dims.update({n: d for n, (_, d) in values.items()})
@@ -182,7 +190,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     for name, value in zip(names, drawn, strict=True):
         counts_in_range(name, value, counts[name])
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
-    kept = Table({n: v for n, v in rows.items() if n not in hidden and not is_observed(v, sites)}, rows.words)
+    kept = Table({n: v for n, v in tensors(rows).items() if n not in hidden and not is_observed(v, sites)}, rows.words)
     return _tree(fitted, found, dims, kept)
 
 
@@ -205,7 +213,12 @@ def _dtype_of(value: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def _same(rows: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> bool:
     """Whether these are the rows that were fitted."""
-    return all(n in fitted and torch.equal(v, fitted[n].to(v.dtype)) for n, v in rows.items())
+    return all(n in fitted and _equal(v, fitted[n]) for n, v in rows.items())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return torch.equal(a, b.to(a.dtype)) if both else a is b or bool(a == b)
 
 
 def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], kept: Table) -> DataTree:
@@ -349,7 +362,7 @@ def _fitted_groups(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _indices(rows: Table) -> list[str]:
     """The columns that may tell a row's group: whole numbers from 0."""
-    whole = {n: v for n, v in rows.items() if v.dtype == torch.int64 and v.dim() == 1 and len(v)}
+    whole = {n: v for n, v in tensors(rows).items() if v.dtype == torch.int64 and v.dim() == 1 and len(v)}
     return [n for n, v in whole.items() if v.min() >= 0]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation
@@ -19,15 +18,16 @@ from torch import Tensor
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
-from ppgen.data import n_rows, row_columns, take
-from ppgen.draws import Many
+from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
+from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import Unobserve
+from ppgen.handlers import Unobserve, whole_plates, without_validation
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, support_of
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
+from ppgen.terms import whole_value
 
 log = logging.getLogger("ppgen")
 
@@ -68,14 +68,19 @@ def sample(
     program = program_of(run)
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
-    given = prepare_columns(given or {}, program, dtype_of_program(program)) if given else {}
-    columns = {k: v for k, v in given.items() if k in program.columns}
     structure = run.structure if isinstance(run, Run) else None
-    constants = {k: v for k, v in columns.items() if structure is not None and k not in structure.row_columns}
+    rows = program.columns if structure is None else structure.row_columns
+    given = prepare_columns(given, program, dtype_of_program(program), rows) if given else {}
+    example = run.example if isinstance(run, Run) else {}
+    columns = constants_of(example) | {k: v for k, v in given.items() if argument_of(k, given) in program.columns}
+    constants = {
+        k: v for k, v in columns.items()
+        if not isinstance(v, Tensor) or structure is not None and k not in structure.row_columns
+    }  # fmt: skip
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, given, seed, guide=False):
-        rest, unobserved = stand_ins(program, run.example if isinstance(run, Run) else {}, given)
+        rest, unobserved = stand_ins(program, example, given)
 
         def model(rows: Mapping[str, Tensor]) -> Any:
             with running_of(program, rows), Unobserve(unobserved):
@@ -90,7 +95,7 @@ def sample(
             columns |= constants | {k: v[:1] for k, v in rest.items()}
             sites = _forward(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
-        held = {k: v for k, v in given.items() if k not in program.columns}
+        held = {k: v for k, v in given.items() if k not in columns}
         for name in held:
             if name not in names:
                 raise PpgenError(
@@ -108,6 +113,8 @@ def sample(
         return drawn
 
 
+log = logging.getLogger("ppgen")
+
 Model = Callable[[Mapping[str, Tensor]], Any]
 
 
@@ -119,6 +126,11 @@ def _forward(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str
     return sample_sites(trace)
 
 
+def constants_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers, words and objects that a run was fitted with: they hold until others are given."""
+    return {k: v for k, v in example.items() if not isinstance(v, Tensor | Nested)}
+
+
 def stand_ins(
     program: Program, example: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], set[str]]:
@@ -126,7 +138,7 @@ def stand_ins(
 
     Returns those columns, and the sites that observe them, which are to be drawn all the same.
     """
-    missing = [name for name in arguments(program.model).needed if name not in given]
+    missing = [name for name in arguments(program.model).needed if name not in {**constants_of(example), **given}]
     observed: dict[str, str] = {}
     if missing and example:
         sites = _forward(lambda rows: program.call("model", rows), example, 1)
@@ -181,13 +193,8 @@ def _by_rows(
         rows = {k: v[block] for k, v in columns.items()} | dict(constants)
         with asked_rows(min(CHUNK, n - start)), _Hold({k: v[block] for k, v in held.items()}, plates):
             sites = sample_sites(poutine.trace(lambda rows=rows: model(rows)).get_trace())
-        parts.append({k: _full(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
+        parts.append({k: whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-
-
-def _full(site: Mapping[str, Any]) -> Tensor:
-    """The value of a site with all its plates."""
-    return site["value"] if is_deterministic(site) else site["value"].expand(site["fn"].shape())
 
 
 class _Hold(Messenger):
@@ -212,7 +219,7 @@ def _by_draws(
     def one(*values: Tensor) -> list[Tensor]:
         run = poutine.condition(lambda: model(columns), dict(zip(held, values, strict=True)))
         sites = sample_sites(poutine.trace(run).get_trace())
-        names[:] = list(sites)
+        settle(names, list(sites))
         return [s["value"] for s in sites.values()]
 
     values = Many(one, each=[v[0] for v in held.values()], name=program.name)(n, each=list(held.values()))
@@ -257,17 +264,50 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
     program = program_of(run)
     mode, training = program._autoguide, program.training
     program.eval()
-    with seeded(seed), default_dtype(dtype_of_program(program)), pyro.validation_enabled(False):
+    with seeded(seed), default_dtype(dtype_of_program(program)), without_validation():
         if guide and isinstance(mode, AutoLaplaceApproximation):
             fitted = run.example if isinstance(run, Run) else data
             with program.running(), torch.enable_grad(), torch.random.fork_rng():
-                program.add_module("autoguide", mode.laplace_approximation(**fitted))
+                program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
         try:
-            yield
+            with all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
+                yield
         finally:
             if mode is not None:
                 program.add_module("autoguide", mode)
             program.train(training)
+
+
+@contextmanager
+def all_rows(program: Program, data: Mapping[str, Any], guide: bool, *, maybe: bool = True) -> Iterator[None]:
+    """Within it, plates that subsample hold all rows, so that figures are of the data, not of a part drawn at random.
+
+    A program that is passed a part of the rows, whose plate tells their number, stays as it is.
+
+    Args:
+        guide: whether the guide is to be run as well.
+        maybe: whether it is worth looking.
+    """
+    if not maybe or not data or not _subsamples(program, data, guide):
+        yield
+        return
+    with whole_plates():
+        try:
+            _subsamples(program, data, guide)
+        except Exception:
+            log.info("%s knows a part of the rows only: what follows is an estimate from that part", program.name)
+        else:
+            yield
+            return
+    yield
+
+
+def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool:
+    with program.collecting():
+        t = run_once(program, data, guide=guide and program.has_guide)
+        t.p.compute_log_prob()
+    frames = [f for s in sample_sites(t.p, factors=True).values() for f in s["cond_indep_stack"]]
+    return any(f.full_size not in (None, f.size) for f in frames)
 
 
 def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:

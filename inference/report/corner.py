@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.handlers import without_validation
 from ppgen.inference.report.figures import BLUE, GREY
 from ppgen.run import Run, default_dtype
 
@@ -133,7 +133,7 @@ def plane_figure(run: Run, data: np.ndarray, draws: np.ndarray, name: str) -> Fi
 def _log_density(run: Run, columns: Mapping[str, Tensor], name: str) -> Tensor:
     """log p of the rows, exact where nothing is latent."""
     program = run.program
-    with default_dtype(run.dtype), pyro.validation_enabled(False):
+    with default_dtype(run.dtype), without_validation():
         trace = poutine.trace(lambda: program.call("model", columns)).get_trace()
     node = trace.nodes[name]
     return node["fn"].log_prob(node["value"])

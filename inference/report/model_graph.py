@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import is_deterministic
 from ppgen.structure import Structure
@@ -56,7 +56,7 @@ def _edges_of(program: Program, data: Mapping[str, Tensor], structure: Structure
     names = {s.name for s in structure.sites if s.role in SHOWN}
     follow = _Follow()
     try:
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False), follow:
+        with torch.random.fork_rng(), torch.no_grad(), without_validation(), follow:
             program.call("model", data)
     except Exception:  # an operation that does not carry the names on
         return []

@@ -79,7 +79,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     columns = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
     label = columns.get("y")
     columns = {k: v for k, v in columns.items() if k != "y" or k in run.program.columns}
-    if label is not None and not _is_label(label, columns):
+    if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
     if isinstance(run.program, GaussianChain):
         return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)})

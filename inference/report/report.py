@@ -75,7 +75,8 @@ def write_report(
 def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding]]:
     """The page's text, and the findings on it."""
     rows = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
-    rows = {k: v for k, v in rows.items() if k in run.program.columns or not run.program.columns}
+    known = run.program.columns
+    rows = {k: v for k, v in rows.items() if data_module.argument_of(k, rows) in known or not known}
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
@@ -169,7 +170,7 @@ def _model(run: Run, data: Mapping[str, Any]) -> Section:
 
 def _data(run: Run, data: Mapping[str, Any]) -> Section:
     rows = []
-    for name, v in data.items():
+    for name, v in data_module.tensors(data).items():
         x = v.double()
         kind = "a row each" if name in run.structure.row_columns else "constant"
         rows.append(

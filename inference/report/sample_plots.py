@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import sample
 from ppgen.inference.report.corner import MOST, corner_figure, plane_figure
 from ppgen.inference.report.figures import BLUE, GREY, figure_of, image_grid
 from ppgen.program import asked_rows
 from ppgen.run import Run, default_dtype
+from ppgen.sites import given_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,11 +79,11 @@ def _draw(
 def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What each observed site is given out of the data, and the columns that no site observes: the covariates."""
     program = run.program
-    with default_dtype(run.dtype), pyro.validation_enabled(False), torch.random.fork_rng():
+    with default_dtype(run.dtype), without_validation(), torch.random.fork_rng():
         nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
-    taken = {v.data_ptr() for v in seen.values()}
-    return seen, {k: v for k, v in data.items() if v.data_ptr() not in taken}
+    taken = {given_value(nodes[n]).data_ptr() for n in seen}
+    return seen, {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
 
 
 def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
@@ -136,7 +137,7 @@ def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mappi
     """E[x | z] at latents that were drawn; None where the model does not say."""
     program = run.program
     model = poutine.condition(lambda: program.call("model", given), dict(held))
-    with default_dtype(run.dtype), pyro.validation_enabled(False), asked_rows(n), torch.random.fork_rng():
+    with default_dtype(run.dtype), without_validation(), asked_rows(n), torch.random.fork_rng():
         try:
             fn = poutine.trace(model).get_trace().nodes[name]["fn"]
             return fn.mean.expand(fn.shape())

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -26,6 +26,7 @@ from ppgen.data import row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.inference.sampling import kernels
@@ -35,7 +36,7 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, Finding, store_finding
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
-from ppgen.run import Run, default_dtype, prepare_columns
+from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
 from ppgen.run.trees import tree_record
 from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Site, Structure, inspect
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 TRIES = 50
+WIDE = 64  # vectors at once in the search for modes
 
 
 @torch.no_grad()
@@ -60,6 +62,7 @@ def mcmc(
     warmup: int | None = None,
     metric: str = "auto",
     engine: str = "auto",
+    precision: str | None = None,
     seed: int = 0,
     predictive: bool = True,
     prior: bool = True,
@@ -76,14 +79,15 @@ def mcmc(
         metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
             chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
+        precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
+            program holds float32 tensors that do not go together with it.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
 
     Returns:
         Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
-        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size. It is
-        computed in float64 unless the program has parameters of another dtype.
+        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size.
 
     Raises:
         PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
@@ -104,8 +108,8 @@ def mcmc(
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
     run, program = program, program_of(program)
-    dtype = next((p.dtype for p in program.parameters()), torch.float64)
-    with default_dtype(dtype), pyro.validation_enabled(False):
+    dtype = _dtype(program, data, precision)
+    with default_dtype(dtype), without_validation(), _in(program, dtype):
         if not isinstance(run, Run):
             program.words = None
         data = prepare_columns(data, program, dtype_of_program(program))
@@ -122,10 +126,11 @@ def mcmc(
             found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
             tree = _tree(program, data, structure, joint, found, predictive, prior)
             here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
-            tree.attrs |= tree_record(run, program, structure, observed_columns(here, data))
+            tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))
             said = findings(found, joint)
-            traced = joint if engine != "eager" else log_joint(program, data)
-            target = _density(traced, kernel, C, metric)
+            wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
+            traced = joint if wide else log_joint(program, data, engine="trace")
+            target = _density(traced, "chees", C if wide else WIDE, metric)
             said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
@@ -135,6 +140,42 @@ def mcmc(
         if finding.verdict != FINE:
             log.warning("%s. %s", finding, finding.remedy)
     return tree
+
+
+def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
+    """What is computed in."""
+    if precision not in (None, "64-true", "32-true"):
+        raise PpgenError(f"precision is {precision!r}; expected '64-true', '32-true', or None")
+    if precision is not None:
+        return dtype_of(precision)
+    if (own := next((p.dtype for p in program.parameters() if p.is_floating_point()), None)) is not None:
+        return own
+    try:
+        with default_dtype(torch.float64), without_validation(), program.collecting():
+            columns_ = prepare_columns(data, program, torch.float64)
+            free = sample_sites(run_once(program, columns_, guide=False).p, deterministic=False)
+            values = {n: s["value"] for n, s in free.items() if not s["is_observed"]}
+            latents = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}
+            run_once(program, columns_, latents=latents).p.compute_log_prob()
+    except Exception as e:  # others are said where the model is run for its draws
+        if "dtype" in str(e) or "scalar type" in str(e):
+            log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)
+            return torch.float32
+    return torch.float64
+
+
+@contextmanager
+def _in(program: Program, dtype: torch.dtype) -> Iterator[None]:
+    """The program's own tensors in this dtype for the while."""
+    before = next((p.dtype for p in program.parameters() if p.is_floating_point()), dtype)
+    if before == dtype:
+        yield
+        return
+    program.to(dtype)
+    try:
+        yield
+    finally:
+        program.to(before)
 
 
 def _numbers(kernel: str, *given: int | None) -> list[int]:

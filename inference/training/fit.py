@@ -23,10 +23,13 @@ from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
-from ppgen.errors import PpgenError, nearest
+from ppgen.check.agreement import subsampled
+from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
+from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
-from ppgen.inference.objective import Objective, default_objective
+from ppgen.inference.objective import default_objective, make_objective
+from ppgen.inference.pyro_objective import loss_of, name_of
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.training.step import ENGINES
@@ -54,10 +57,10 @@ def fit(
     program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
     batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
     clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
-    objective: str | None = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
+    objective: Any = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
     starts: int | None = None, engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
     out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
-    source: Mapping[str, Any] | None = None, report: Report | None = None,
+    source: Mapping[str, Any] | None = None, report: Report | None = None, strict: bool = True,
 ) -> Run:  # fmt: skip
     """Fits a program to data by maximising a bound on log p(x).
 
@@ -79,7 +82,9 @@ def fit(
         kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
         objective: the bound, a name of `ppgen.inference.objectives`; None is "subsampled" for a chain of latents,
-            "analytic" otherwise.
+            "enumerate" where sites ask to be (infer={"enumerate": "parallel"}), "analytic" otherwise. Or a loss that is
+            run as Pyro runs it: a class of pyro.infer by name ("TraceGraph_ELBO"), one of Pyro's ELBO objects, or a
+            function (model, guide, *args) -> loss; then all rows are taken at a step.
         gradient, particles: the estimator of its gradient, a name of `ppgen.inference.gradients`, and its draws a step.
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
@@ -92,6 +97,8 @@ def fit(
         log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
         checkpoint_every: steps a checkpoint; None: every 30 seconds.
         source: where the data came from, recorded for `resume` and the shell.
+        strict: whether values outside of a support, and columns with NaN or infinite values, are refused; False goes on
+            with a warning.
         report: called with each row of metrics, and what to divide its figures by: `per` and `valid_per` rows,
             1 where a latent is global.
 
@@ -102,33 +109,34 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    objective = objective or default_objective(program)
+    loss = loss_of(objective)
     steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
-        "objective": objective, "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
-        "engine": engine, "precision": precision, "device": device, "seed": seed,
+        "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
+        "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    _check_options(options, valid)
+    _check_options(options, valid, loss)
     path = Path(out) if out is not None else None
     if path is not None and (path / "config.json").exists():
         raise PpgenError(
             f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
         )
-    with _one_seed(seed), default_dtype(dtype_of(precision)):
+    with _one_seed(seed), default_dtype(dtype_of(precision)), lenient(not strict):
         train_data = _learn_words(program, data, dtype_of(precision))
         columns(program, train_data)
         data_module.validate(train_data)
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
-        ready = _ready(program, train_data, options)
+        ready = _ready(program, train_data, options, loss)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)
         if path is not None:
             start_folder(path, ready.example, file)
         run = Run(program, config, ready.checked.structure, ready.example, path)
+        run.loss = ready.loss
         return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
@@ -160,6 +168,7 @@ def resume(
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
         run = Run(program, config, structure, example, path)
+        run.loss = loss_of(options["objective"])
         recorded = config["data"]
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
         if valid is None and recorded.get("valid_split"):
@@ -184,7 +193,7 @@ def resume(
 # -- before the first step ------------------------------------------------------------------------
 
 
-def _check_options(o: dict[str, Any], valid: Any) -> None:
+def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     least = {
         "steps": 0,
         "batch_size": 1,
@@ -215,8 +224,6 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
         )
-    if o["objective"] == "enumerate" and o["kl_warmup"]:
-        raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"], o["lr"], 0, 1)
     make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
@@ -224,8 +231,13 @@ def _check_options(o: dict[str, Any], valid: Any) -> None:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
-    objectives.named(o["objective"])
     gradients.named(o["gradient"])
+    for name in ("batch_size", "gradient", "particles", "kl_warmup") if loss is not None else ():
+        if o[name] not in (None, "pathwise", 1 if name == "particles" else 0):
+            raise PpgenError(
+                f"the objective {o['objective']} is run as Pyro runs it, on all rows and with its own draws, and {name} "
+                f"is {o[name]!r}; leave {name} out (subsample with pyro.plate, give the object its particles)"
+            )
 
 
 class _Ready(NamedTuple):
@@ -235,14 +247,16 @@ class _Ready(NamedTuple):
         guide: the name of the guide that was made; None where the program has its own, or needs none.
         checked: what the checks found.
         example: the rows that set the program up again.
+        loss: Pyro's, or a function, where no objective of ppgen's is trained.
     """
 
     guide: str | None
     checked: Checked
     example: dict[str, Tensor]
+    loss: Any
 
 
-def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _Ready:
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any) -> _Ready:
     """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
     dtype = dtype_of(o["precision"])
     program.to(dtype)
@@ -251,20 +265,25 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
     size = min(o["batch_size"] or n, n)
     first = data_module.take(data, torch.arange(size), rows)
     guide, summed = _guide_of(program, o, n), _summed(o["objective"])
-    with running_of(program, data), pyro.validation_enabled(False):
+    with running_of(program, data), without_validation():
         program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
+    plain = o["objective"] is None and not enumerated
+    o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
+    if o["objective"] == "enumerate" and o["kl_warmup"]:
+        raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
-    how = {"objective": o["objective"], "gradient": o["gradient"], "particles": o["particles"]}
-    Objective(program, found.structure, n, **how)  # says what does not go together
+    if found.differ and plain:
+        o["objective"], loss = "Trace_ELBO", loss_of("Trace_ELBO")
+    make_objective(program, found.structure, n, o, loss)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     if guide and starts and not enumerated and size == n:
         start_at(program, first, starts, o["seed"])
-    return _Ready(guide, found, _example(program, data, first, found))
+    return _Ready(guide, found, _example(program, data, first, found), loss)
 
 
 def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
@@ -300,10 +319,19 @@ def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
     return guide
 
 
-def _summed(objective: str) -> Callable[[dict[str, Any]], bool]:
-    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any."""
-    sums = objectives.named(objective).TERMS == "summed"
-    return lambda site: sums and not site["is_observed"] and site["fn"].has_enumerate_support
+def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:
+    """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any.
+
+    With no objective named, and for Pyro's losses, those that ask for it by infer={"enumerate": ...}.
+    """
+    named = objective in objectives.names()
+    sums = named and objectives.named(str(objective)).TERMS == "summed"
+
+    def hide(site: dict[str, Any]) -> bool:
+        asked = not named and site["infer"].get("enumerate") is not None
+        return (sums or asked) and not site["is_observed"] and site["fn"].has_enumerate_support
+
+    return hide
 
 
 def _enumerated(apart: Traces, summed: Callable[[dict[str, Any]], bool]) -> tuple[str, ...]:
@@ -322,6 +350,8 @@ def _example(
     """
     structure, longer = found.structure, found.longer
     if isinstance(program._autoguide, AutoLaplaceApproximation):
+        return dict(data)
+    if any(subsampled(s, f.name) for t in found.run for s in sample_sites(t).values() for f in s["cond_indep_stack"]):
         return dict(data)
     if any(not structure.is_local(n) for n in structure.summed):  # known only where all rows are
         return dict(data)

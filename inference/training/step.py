@@ -28,6 +28,7 @@ from ppgen.engine.optimisers import functional
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError, nearest
 from ppgen.inference.objective import Objective
+from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.optimise import averaged, ema_decay
 from ppgen.terms import run
 
@@ -488,7 +489,7 @@ def _python_randomness() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def bad_site(objective: Objective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
+def bad_site(objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
     """Which site's log-probability is not finite: the step is run again from its random state."""
     parameters = {n: p for n, p in objective.program.named_parameters() if not torch.isfinite(p).all()}
     if parameters:

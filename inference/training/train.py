@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
-from ppgen.inference.objective import Objective
+from ppgen.handlers import without_validation
+from ppgen.inference.objective import Objective, make_objective
+from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.converge import EVERY, Convergence, Probe
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
@@ -57,7 +58,7 @@ class _Loop:
 
     run: Run
     fabric: Any
-    objective: Objective
+    objective: Objective | PyroObjective
     optimizer: Any
     step: Step  # moves the parameters
     data: Mapping[str, Tensor]  # rows that are fitted, on the device
@@ -116,7 +117,7 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal() as stopped, pyro.validation_enabled(False), _on(loop.fabric.device), ExitStack() as after:
+    with _stop_signal() as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
         after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)
@@ -137,12 +138,11 @@ def train(
 def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None, state: Any, fabric: Any) -> _Loop:
     o, program = run.config["fit"], run.program
     fabric = fabric or make_fabric(o["device"], o["precision"])
-    how = {"objective": o["objective"], "gradient": o["gradient"], "particles": o["particles"]}
-    objective = Objective(program, run.structure, run.config["data"]["rows"], **how)
+    objective = make_objective(program, run.structure, run.config["data"]["rows"], o, run.loss)
     optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
-    data = {k: v.to(fabric.device) for k, v in data.items()}
-    valid = None if valid is None else {k: v.to(fabric.device) for k, v in valid.items()}
+    data = data_module.on_device(data, fabric.device)
+    valid = None if valid is None else data_module.on_device(valid, fabric.device)
     ema = {k: v.detach().clone() for k, v in program.state_dict().items()} if o["ema"] else None
     best, now, until = None, Progress(), Convergence() if o.get("until") else None
     if fabric.world_size > 1:
@@ -304,7 +304,9 @@ def _row(now: Progress, lr: float) -> dict[str, float]:
     return row
 
 
-def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int) -> dict[str, float]:
+def _validate(
+    objective: Objective | PyroObjective, valid: Mapping[str, Tensor], seed: int, step: int, chunk: int
+) -> dict[str, float]:
     """The ELBO of the held-out rows in nats, and its standard error over batches."""
     rows = objective.structure.row_columns
     n = data_module.n_rows(valid, rows)
@@ -327,7 +329,9 @@ def _validate(objective: Objective, valid: Mapping[str, Tensor], seed: int, step
     return row
 
 
-def _gone_bad(run: Run, objective: Objective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress) -> str:
+def _gone_bad(
+    run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress
+) -> str:
     site = bad_site(objective, batch, random_state)
     keeps = (
         f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"

@@ -5,9 +5,10 @@ Each failure is one sentence that names the site, what was found, what was expec
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
-from ppgen.sites import sample_sites
+from ppgen.sites import innermost, sample_sites
 from ppgen.structure import Structure, longer_run, structure_of
 from ppgen.terms import Traces, run
 
@@ -54,7 +56,7 @@ def check(
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)
     batch = data_module.take(data, torch.arange(size), rows) if size < n else data
-    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+    with torch.random.fork_rng(), without_validation(), program.in_brief():
         with running_of(program, batch), torch.enable_grad():
             traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
             apart = Traces(*(t.get_trace() for t in traces))
@@ -68,11 +70,13 @@ class Checked(NamedTuple):
         structure: of the program.
         run: the run of the pair that they looked at.
         longer: a run on one row more; None where there is none.
+        differ: whether values decide which sites a run has.
     """
 
     structure: Structure
     run: Traces
     longer: Traces | None
+    differ: bool = False
 
 
 def checked(
@@ -94,12 +98,12 @@ def checked(
         enumerated, rows, learn: as of `check`.
     """
     size = data_module.n_rows(batch, rows)
-    with torch.random.fork_rng(), pyro.validation_enabled(False), program.in_brief():
+    with torch.random.fork_rng(), without_validation(), program.in_brief():
         apart = Traces(*map(prune_subsample_sites, apart))
-        sites_match(apart, enumerated)
+        differ = _sites(program, batch, apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
-        supports_match(apart)
+        supports_match(apart, unvalidated(program, batch))
         # From one random state: what differs between the two runs is the rows.
         with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             t = run(program, batch)
@@ -110,7 +114,7 @@ def checked(
         _log_probs(t, enumerated)
         if learn and not enumerated:
             _gradients(program, t)
-    return Checked(structure, t, longer)
+    return Checked(structure, t, longer, differ)
 
 
 # -- columns -------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def checked(
 
 def columns(program: Program, data: Mapping[str, Any]) -> None:
     """Every column has its argument, and every argument that must have one its column."""
-    names, needed, takes_any = arguments(program.model)
+    names, needed, takes_any, many = arguments(program.model)
     for name in needed:
         if name not in data:
             raise PpgenError(
@@ -128,8 +132,8 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
             )
     if takes_any:
         return
-    for name in data:
-        if name not in names:
+    for name in {data_module.argument_of(k, data): None for k in data}:
+        if name not in names and name != many:
             raise PpgenError(
                 f"the data's column {name!r} is taken by no argument of model({', '.join(names)}) of {program.name}"
                 f"{nearest(name, names)}; leave it out, or name the columns that are wanted with columns= (--columns)"
@@ -137,6 +141,9 @@ def columns(program: Program, data: Mapping[str, Any]) -> None:
 
 
 # -- running it ----------------------------------------------------------------------------------
+
+
+log = logging.getLogger("ppgen")
 
 
 @contextmanager
@@ -183,6 +190,48 @@ def _user_line(e: BaseException) -> str:
 # -- numbers -------------------------------------------------------------------------------------
 
 
+def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated: tuple[str, ...]) -> bool:
+    """Both parts have the same latents: in two runs by themselves, or, where values decide which sites there are, in a
+    run of the model at the guide's. Returns whether they do."""
+    try:
+        sites_match(apart, enumerated)
+        return False
+    except PpgenError:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                pair = run(program, batch)
+        except Exception:
+            pair = None
+        if pair is None or not _same_latents(pair) or _same_latents(apart):
+            raise
+        log.info("the sites of %s depend on values: each run has its own", program.name)
+        return True
+
+
+def _same_latents(t: Traces) -> bool:
+    model, guide = (sample_sites(trace, deterministic=False) for trace in t)
+    return {n for n, s in model.items() if not s["is_observed"]} == {
+        n for n, s in guide.items() if not s["infer"].get("is_auxiliary")
+    }
+
+
+def unvalidated(program: Program, batch: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether the values of an observed site are not to be validated: Pyro's validation is off, or its distribution was
+    made with validate_args=False."""
+
+    def off(name: str) -> bool:
+        if not user_validates():
+            return True
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(True):
+                site = poutine.trace(lambda: program.call("model", batch)).get_trace().nodes[name]
+        except Exception:  # refused by Pyro itself
+            return False
+        return getattr(innermost(site["fn"]), "_validate_args", True) is False
+
+    return off
+
+
 def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
         for name, site in sample_sites(trace).items():
@@ -196,7 +245,12 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
                     f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
-            if bad:
+            if bad == "-inf":
+                log.warning(
+                    "log_prob at the site %r of the %s is -inf on the first batch, with values from %s: such steps are "
+                    "left out; look at the support, and at the scale of the data", name, part, _extent(site["value"]),
+                )  # fmt: skip
+            elif bad:
                 raise PpgenError(
                     f"log_prob at the site {name!r} of the {part} is {bad} on the first batch, with values from "
                     f"{_extent(site['value'])}; look at that site's parameters and at the scale of the data"
@@ -237,11 +291,10 @@ def _gradients(program: Program, t: Traces) -> None:
     replaced = program._autoguide is not None and type(program).guide is not Program.guide  # its parameters rest
     for name, g in zip(parameters, gradients, strict=True):
         if g is None and not replaced:
-            raise PpgenError(
-                f"the parameter {_parameter_name(name)!r} of {program.name} gets no gradient: no site depends on it; "
-                "use it, remove it, "
-                "or freeze it with requires_grad_(False)"
-            )
+            log.warning(
+                "the parameter %r of %s gets no gradient in the first run and stays as it is: no site depends on it; "
+                "use it, remove it, or freeze it with requires_grad_(False)", _parameter_name(name), program.name,
+            )  # fmt: skip
 
 
 def _parameter_name(name: str) -> str:

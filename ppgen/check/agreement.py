@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +12,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, object_to
 from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites, support_of
 from ppgen.terms import Traces
+
+log = logging.getLogger("ppgen")
 
 
 def _sites(trace: poutine.Trace) -> dict[str, dict]:
@@ -22,9 +26,9 @@ def _sites(trace: poutine.Trace) -> dict[str, dict]:
 def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
-        raise PpgenError(
-            "the model has no observed site and no factor, so there is nothing to learn from; write the likelihood as "
-            "pyro.sample(name, distribution, obs=column), and pass that column"
+        log.warning(
+            "the model has no observed site and no factor: the guide is fitted to its prior; a likelihood is written "
+            "as pyro.sample(name, distribution, obs=column)"
         )
     latent = [n for n, s in model.items() if not s["is_observed"]]
     for name in latent:
@@ -58,6 +62,8 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
             continue
         found, fn = tuple(site["value"].shape), site["fn"]
         expected = tuple(fn.batch_shape) + tuple(fn.event_shape)
+        if _grows(site, found, expected):
+            continue
         if _broadcast(found, expected) != expected:
             fixed = [f for f in site["cond_indep_stack"] if f.size == n != rows]
             if fixed:
@@ -73,6 +79,16 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
                 f"agree{_sizes_hint(site, found)}"
             )
         _not_repeated(name, site, found, expected)
+
+
+def _grows(site: dict, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether the values are larger along plates without a size only, which take that of the values."""
+    events = len(site["fn"].event_shape)
+    free = {f.dim - events for f in site["cond_indep_stack"] if f.vectorized and f.size < 0}
+    if not free or len(found) < len(expected):
+        return False
+    wide = dict(zip(range(-len(expected), 0), expected, strict=True))
+    return all(m == wide.get(i, 1) or i in free for i, m in zip(range(-len(found), 0), found, strict=True))
 
 
 def _not_repeated(name: str, site: dict, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -123,7 +139,7 @@ def plates_fit(t: Traces) -> None:
                     "forgot that plate "
                     f"(its plates: {', '.join(sizes_q) or 'none'}); sample it within the same plate in the guide"
                 )
-            if sizes_q[plate] != size:
+            if sizes_q[plate] != size and not subsampled(q, plate):
                 raise PpgenError(
                     f"the plate {plate!r} around the latent {name!r} has size {size} in the model and "
                     f"{sizes_q[plate]} in the guide; "
@@ -131,6 +147,8 @@ def plates_fit(t: Traces) -> None:
                 )
         p_shape = tuple(p["fn"].batch_shape) + tuple(p["fn"].event_shape)
         q_shape = tuple(q["value"].shape)
+        if any(subsampled(q, plate) for plate, _ in frames_p):  # the model will take the guide's subsample
+            continue
         if _broadcast(p_shape, q_shape) != p_shape or len(q["fn"].event_shape) != len(p["fn"].event_shape):
             raise PpgenError(
                 f"the latent {name!r} has batch shape {tuple(p['fn'].batch_shape)} and event shape "
@@ -139,6 +157,11 @@ def plates_fit(t: Traces) -> None:
                 "equal, "
                 "for example with .to_event(1)"
             )
+
+
+def subsampled(site: dict, plate: str) -> bool:
+    """Whether a plate around a site holds a part of what it stands for."""
+    return any(f.name == plate and f.full_size not in (None, f.size) for f in site["cond_indep_stack"])
 
 
 def plates_of(site: dict) -> list[tuple[str, int]]:
@@ -167,18 +190,31 @@ def shape_table(trace: poutine.Trace) -> str:
     )
 
 
-def supports_match(t: Traces) -> None:
+def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
+    """
+    Args:
+        unvalidated: whether values of the observed site of that name are not to be validated.
+    """
     guide = _sites(t.q)
     for name, site in _sites(t.p).items():
         if is_factor(site) or is_deterministic(site):
             continue
         if site["is_observed"]:
-            observed_in_support(name, site)
+            observed_in_support(name, site, unvalidated)
+        elif name in guide and _flat_where_masked(site, guide[name]):
+            log.warning(
+                "the latent %r is masked in the model and not in the guide, so that its prior is flat where the mask is "
+                "False and the ELBO grows without limit; mask it in both, or in neither", name,
+            )  # fmt: skip
         elif name in guide and not is_delta(guide[name]):
             _covers(name, support_of(site["fn"]), support_of(guide[name]["fn"]))
 
 
-def observed_in_support(name: str, site: dict) -> None:
+def _flat_where_masked(p: dict, q: dict) -> bool:
+    return isinstance(p["mask"], Tensor) and not bool(p["mask"].all()) and q["mask"] is None
+
+
+def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool]) -> None:
     fn, value = site["fn"], site["value"]
     try:
         ok = fn.support.check(value)
@@ -201,11 +237,14 @@ def observed_in_support(name: str, site: dict) -> None:
             "grey values are no outcomes of a Bernoulli: binarise them (x > 0.5), or take a likelihood for grey values "
             "(for the VAE: --set likelihood=logistic or normal)"
         )
-    raise PpgenError(
+    sentence = (
         f"the observed site {name!r} ({type(base).__name__}) has the support {_describe(fn.support)}, and the data "
-        f"have {example} "
-        f"({bad.numel()} such values in this batch); {remedy}"
+        f"have {example} ({bad.numel()} such values in this batch)"
     )
+    if unvalidated(name):
+        log.warning("%s, and its validation is switched off: what is called log p(x) is none", sentence)
+    else:
+        object_to(f"{sentence}; {remedy}")
 
 
 def _unwrap(c: Any) -> Any:
@@ -260,8 +299,8 @@ def _covers(name: str, p: Any, q: Any) -> None:
             "for example by transforming a Normal"
         )
     if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
-        raise PpgenError(
-            f"{said}, so that the guide draws values that the model cannot have; take a guide distribution on that "
-            "support, "
-            "for example a LogNormal for a positive latent"
-        )
+        log.warning(
+            "%s, so that the guide draws values that the model cannot have: where it does, log p(x, z) is minus "
+            "infinity or no number, and the step is left out; take a guide distribution on that support, for example a "
+            "LogNormal for a positive latent", said,
+        )  # fmt: skip

@@ -126,7 +126,11 @@ def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
     rows = run.structure.row_columns
     return {
         "program": run.program.name,
-        "columns": {k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows} for k, v in table.items()},
+        "columns": {
+            k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows}
+            for k, v in table.items()
+            if hasattr(v, "shape")
+        },
         "parameters": sum(p.numel() for p in run.program.parameters() if p.requires_grad),
         "sites": [vars(site) for site in run.structure.sites],
         "row_plates": sorted(run.structure.row_plates),

@@ -22,7 +22,7 @@ def check(
     data: Data = None,
     settings: Set = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
-    objective: Annotated[str, typer.Option(help="The bound: ppgen list objectives.")] = "analytic",
+    objective: Annotated[str | None, typer.Option(help="The bound: ppgen list objectives. [default: analytic]")] = None,
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
@@ -56,7 +56,7 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
         return None
     from ppgen.data import n_rows, take
     from ppgen.engine import describe
-    from ppgen.inference import Objective
+    from ppgen.inference.objective import make_objective
     from ppgen.inference.training.step import ENGINES
     from ppgen.run import prepare_columns
 
@@ -64,7 +64,7 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
         raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
     n = n_rows(table)
     batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
-    bound = Objective(run.program.train(), run.structure, n, objective=run.config["fit"]["objective"])
+    bound = make_objective(run.program.train(), run.structure, n, run.config["fit"], run.loss)
     return describe(bound, batch)
 
 

@@ -17,22 +17,28 @@ import torch
 from torch import Tensor
 
 from ppgen.data import datasets, readers
-from ppgen.data.columns import Table, as_tensors, parse_columns, recoded, select, to_tensor
-from ppgen.errors import PpgenError, nearest
+from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
+from ppgen.data.columns import Table, as_tensors, parse_columns, recoded, select
+from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
+    "Nested",
     "Table",
+    "argument_of",
     "as_tensors",
     "batch_index",
     "fingerprint",
     "load",
     "n_rows",
     "names",
+    "on_device",
     "parse_columns",
+    "put_together",
     "recoded",
     "row_columns",
     "splits",
     "take",
+    "tensors",
     "validate",
 ]
 
@@ -186,37 +192,40 @@ def _order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def n_rows(data: Mapping[str, Tensor], rows: Collection[str] = ()) -> int:
-    """The number of rows: the largest leading dimension; 1 where all columns are scalars.
+def n_rows(data: Mapping[str, Any], rows: Collection[str] = ()) -> int:
+    """The number of rows: the largest leading dimension; 1 where there are no columns but scalars.
 
     Args:
         rows: the names of the row columns, where they are known from the whole data set: in a batch or in a few
             new rows a constant can be the longest.
 
     Raises:
-        PpgenError: no column at all, or an all-zero-length data set.
+        PpgenError: an all-zero-length data set.
     """
-    if not data:
-        raise PpgenError("the data set has no columns; give at least one, such as {'x': tensor}")
-    lengths = [len(column) for name, column in data.items() if column.dim() and (not rows or name in rows)]
-    n = max(lengths, default=1)
+    columns = tensors(data)
+    n = max((len(c) for name, c in columns.items() if c.dim() and (not rows or name in rows)), default=1)
     if n == 0:
-        shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in data.items())
+        shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in columns.items())
         raise PpgenError(f"an all-zero-length data set ({shapes}); give at least one row")
     return n
 
 
-def row_columns(data: Mapping[str, Tensor]) -> tuple[str, ...]:
+def row_columns(data: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that are rows, as against constants."""
     n = n_rows(data)
-    return tuple(name for name, column in data.items() if column.dim() and len(column) == n)
+    return tuple(name for name, column in tensors(data).items() if column.dim() and len(column) == n)
 
 
-def take(data: Mapping[str, Tensor], index: Tensor | slice, rows: Collection[str] = ()) -> Table:
+def take(data: Mapping[str, Any], index: Tensor | slice, rows: Collection[str] = ()) -> Table:
     """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
     rows = rows or row_columns(data)
     taken = {name: column[index] if name in rows else column for name, column in data.items()}
     return Table(taken, data.words if isinstance(data, Table) else None)
+
+
+def on_device(data: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """The same data with the columns there."""
+    return {name: column.to(device) if isinstance(column, Tensor) else column for name, column in data.items()}
 
 
 def batch_index(step: int, n_rows: int, batch_size: int, seed: int) -> Tensor:
@@ -250,12 +259,12 @@ def validate(data: Mapping[str, Any]) -> None:
     """Check columns before they are used.
 
     Raises:
-        PpgenError: no column or no row; a column that is not numeric; NaN or infinite values, with
-            their number and first row; ``x`` and ``y`` of different lengths.
+        PpgenError: no row; NaN or infinite values, with their number and first row; ``x`` and ``y`` of different
+            lengths.
     """
-    tensors = {name: column if isinstance(column, Tensor) else to_tensor(name, column) for name, column in data.items()}
-    n_rows(tensors)
-    for name, column in tensors.items():
+    n_rows(data)
+    columns = tensors(data)
+    for name, column in columns.items():
         finite = torch.isfinite(column)
         if finite.all():
             continue
@@ -266,11 +275,11 @@ def validate(data: Mapping[str, Any]) -> None:
         if column.dim():
             row = int((~finite).reshape(len(column), -1).any(1).nonzero()[0])
             where = f", the first in row {row} (counting from 0)"
-        raise PpgenError(
+        object_to(
             f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values"
             f"{where}, expected finite numbers; drop these rows, or fill the values in"
         )
-    x, y = tensors.get("x"), tensors.get("y")
+    x, y = columns.get("x"), columns.get("y")
     # One per group, or one per dimension of the other, is a constant; anything else is a slip.
     if x is not None and y is not None and x.dim() and y.dim() and len(x) != len(y):
         shorter, longer = sorted((x, y), key=len)
@@ -280,14 +289,17 @@ def validate(data: Mapping[str, Any]) -> None:
             )
 
 
-def fingerprint(data: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the data are, so that a later run can tell whether they are the same.
+def fingerprint(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data are, so that a later run can tell whether they are the same; of constants, numbers and words.
 
     Returns ``{"columns": {name: {"shape", "dtype", "sha256"}}, "sha256"}``; each hash is the first
     16 hexadecimal digits of SHA-256 of the content, and the order of the columns does not matter.
     """
-    columns = {}
+    columns: dict[str, dict[str, Any]] = {}
     for name in sorted(data):
+        if not isinstance(data[name], Tensor):
+            columns |= _fingerprint_of_constant(name, data[name])
+            continue
         column = data[name].detach().cpu()
         shape, dtype = list(column.shape), str(column.dtype).removeprefix("torch.")
         content = column.contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -296,3 +308,10 @@ def fingerprint(data: Mapping[str, Tensor]) -> dict[str, Any]:
         columns[name] = {"shape": shape, "dtype": dtype, "sha256": digest.hexdigest()[:16]}
     total = hashlib.sha256(repr([(n, c["sha256"]) for n, c in columns.items()]).encode())
     return {"columns": columns, "sha256": total.hexdigest()[:16]}
+
+
+def _fingerprint_of_constant(name: str, value: Any) -> dict[str, Any]:
+    if not is_literal(value):
+        return {}
+    digest = hashlib.sha256(f"{type(value).__name__} {value!r}".encode())
+    return {name: {"shape": [], "dtype": type(value).__name__, "sha256": digest.hexdigest()[:16]}}

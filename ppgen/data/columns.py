@@ -7,7 +7,9 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 * integers become int64, except unsigned bytes of two or more dimensions (images), which stay;
 * booleans stay booleans;
 * text becomes category codes, int64: 0 for the first category in sorted order, 1 for the next, …;
-  a pandas categorical keeps the order of its own categories.
+  a pandas categorical keeps the order of its own categories;
+* a number, a word, None, a tuple of these and what is no array at all are constants, passed on as they are;
+  tensors inside a dict, a tuple, or a list of differing shapes are columns (:mod:`ppgen.data.arguments`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
 from ppgen.errors import PpgenError, nearest, reason
 
 __all__ = ["Table", "as_tensors", "parse_columns", "recoded", "select", "to_tensor", "unpack"]
@@ -34,14 +37,14 @@ _TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 Words = Mapping[str, tuple[str, ...]]
 
 
-class Table(dict[str, Tensor]):
+class Table(dict[str, Any]):
     """Columns by name, and the words behind the codes of those that were text, in the order of the codes.
 
     >>> as_tensors({"group": ["b", "a", "b"]}).words
     {'group': ('a', 'b')}
     """
 
-    def __init__(self, columns: Mapping[str, Tensor] | None = None, words: Words | None = None):
+    def __init__(self, columns: Mapping[str, Any] | None = None, words: Words | None = None):
         super().__init__(columns or {})
         self.words = {name: tuple(own) for name, own in (words or {}).items() if name in self}
 
@@ -60,7 +63,7 @@ def recoded(data: Table, words: Words, *, new: bool = False, only: Collection[st
     >>> recoded(as_tensors({"group": ["c", "b"]}), {"group": ("a", "b", "c")})["group"]
     tensor([2, 1])
     """
-    codes: dict[str, Tensor] = dict(data)
+    codes: dict[str, Any] = dict(data)
     known: dict[str, tuple[str, ...]] = {name: tuple(own) for name, own in words.items() if name in data}
     for name, own in data.words.items():
         if only is not None and name not in only:
@@ -90,7 +93,10 @@ def _words(value: Any) -> tuple[str, ...] | None:
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(getattr(value, "dtype", None), pandas.CategoricalDtype):
         return tuple(map(str, value.dtype.categories))
-    if isinstance(value, Tensor) or _is_frame(value):
+    listed = isinstance(value, list | tuple)
+    if not (listed or isinstance(value, np.ndarray) or hasattr(value, "__array__")) or isinstance(value, Tensor):
+        return None
+    if _is_frame(value) or listed and not all(isinstance(v, str | bytes) for v in value):
         return None
     array = np.asarray(value)
     if array.dtype.kind not in _TEXT or array.ndim != 1:
@@ -102,7 +108,7 @@ def _words(value: Any) -> tuple[str, ...] | None:
 
 
 def as_tensors(data: Any) -> Table:
-    """Turn what a user holds into columns.
+    """Turn what a user holds into columns, and constants beside them.
 
     A mapping, a pandas DataFrame, an xarray Dataset or a DataTree (its groups observed_data and
     constant_data) gives one tensor a column; a bare tensor, array or list is the column ``x``.
@@ -120,7 +126,9 @@ def as_tensors(data: Any) -> Table:
         )
     if isinstance(data, Table):
         return Table(select(data), data.words)
-    return select(unpack(data))
+    if isinstance(data, Mapping) or (raw := unpack(data)).keys() != {"x"}:
+        return select(unpack(data))
+    return Table({"x": to_tensor("x", raw["x"])}, _all_words(raw))
 
 
 def parse_columns(text: str) -> dict[str, str | list[str]]:
@@ -145,7 +153,7 @@ def parse_columns(text: str) -> dict[str, str | list[str]]:
 
 
 def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: str = "the data") -> Table:
-    """Pick, rename and gather raw columns into tensors.
+    """Pick, rename and gather raw columns into tensors; constants stay as they are.
 
     ``columns`` maps an argument's name to a column, or to a list of columns that become one
     matrix (rows, columns) in that order; a name may hold ``*`` (``pixel*``), which stands for all
@@ -153,17 +161,18 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        tensors = {str(name): to_tensor(str(name), value, where) for name, value in raw.items()}
-        return Table(tensors, _all_words({str(name): value for name, value in raw.items()}))
+        made = {k: v for name, value in raw.items() for k, v in _argument(str(name), value, where).items()}
+        return Table(made, _all_words({str(name): value for name, value in raw.items()}))
     if isinstance(columns, str):
         columns = parse_columns(columns)
     raw = {str(name): value for name, value in raw.items()}
     for table in [value for value in raw.values() if _is_frame(value)]:
         raw = {**unpack(table), **raw}  # the columns of a table can be named as well
-    chosen, single = {}, {}
+    chosen: dict[str, Any] = {}
+    single: dict[str, Any] = {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
-            chosen[argument] = to_tensor(wanted, _find(raw, wanted, where), where)
+            chosen |= _argument(argument, _find(raw, wanted, where), where)
             single[argument] = raw[wanted]
             continue
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -203,6 +212,34 @@ def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str)
             "gather only columns with the same number of rows"
         )
     return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
+
+def _argument(name: str, value: Any, where: str) -> dict[str, Any]:
+    """One argument: a column, a constant, or the columns of a container."""
+    if is_literal(value) or isinstance(value, tuple) and all(map(is_literal, value)):
+        return {name: value}
+    if is_container(value) and (isinstance(value, dict | tuple) or not _stacks(value)) and holds_tensors(value):
+        return taken_apart(
+            name, value, lambda path, v: to_tensor(path, v, where) if isinstance(v, Tensor | np.ndarray) else v
+        )
+    if isinstance(value, dict) or not _is_array(value):
+        return {name: value}
+    return {name: to_tensor(name, value, where)}
+
+
+def _stacks(value: Any) -> bool:
+    """Whether a list holds tensors of one shape: the rows of one column."""
+    return all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value)
+
+
+def _is_array(value: Any) -> bool:
+    """Whether an array can be made of it: an object, a function, a module cannot."""
+    if isinstance(value, Tensor | list | tuple | np.ndarray) or hasattr(value, "__array__") or _is_frame(value):
+        return True
+    try:
+        return np.asarray(value).dtype.kind != "O"
+    except Exception:  # an array-like that fails in a way of its own: the reader says how
+        return True
 
 
 def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = True) -> Tensor:

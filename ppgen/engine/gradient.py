@@ -119,8 +119,24 @@ class Gradient:
 
 
 def shapes(batch: Mapping[str, Any]) -> tuple:
-    """What a graph is specialised to."""
-    return tuple((k, v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else (k, id(v)) for k, v in batch.items())
+    """What a graph is specialised to: shapes of tensors, and constants themselves."""
+    return tuple(
+        (k, v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else (k, _Held(v)) for k, v in batch.items()
+    )
+
+
+class _Held:
+    """A constant as part of a key: numbers and words by value, other objects by themselves."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        a, b = self.value, other.value if isinstance(other, _Held) else other
+        return a is b or type(a) is type(b) and isinstance(a, bool | int | float | str) and a == b
+
+    def __hash__(self) -> int:
+        return hash(self.value) if isinstance(self.value, bool | int | float | str) else id(self.value)
 
 
 def _batch_norm_buffers(module: nn.Module) -> list[str]:

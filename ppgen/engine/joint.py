@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
@@ -30,6 +29,7 @@ from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_second
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import support_of
 from ppgen.terms import run, terms
@@ -71,7 +71,7 @@ class LogJoint:
             PpgenError: a discrete latent that cannot be summed out, or no latent.
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
         self._blocks: dict[str, _Block] = {}
         start = 0
@@ -193,7 +193,7 @@ class LogJoint:
             inner = u[b.start : b.stop].view(b.shape)
             latents[name] = b.transform(inner)
             total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
-        with pyro.validation_enabled(False):
+        with without_validation():
             if self.summed:
                 found = summed_terms(self.program, self.data, self._nesting, latents=latents)
             else:
@@ -202,7 +202,7 @@ class LogJoint:
 
     def prior(self) -> Tensor:
         """One draw from the prior, (dim,); from torch's random state."""
-        with torch.no_grad(), pyro.validation_enabled(False):
+        with torch.no_grad(), without_validation():
             nodes = poutine.trace(self._model).get_trace().nodes
         return self.flatten({name: nodes[name]["value"] for name in self._blocks})
 

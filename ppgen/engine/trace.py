@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
+from ppgen.handlers import without_validation
 
 _HERE = Path(__file__).resolve().parents[1]
 
@@ -122,7 +123,7 @@ def _quiet() -> Iterator[None]:
 
     select, iterate = Tensor.masked_select, IndepMessenger.__iter__
     with (
-        pyro.validation_enabled(False),
+        without_validation(),
         mock.patch.object(torch._C, "_get_tracing_state", tracing),
         mock.patch.object(Tensor, "masked_select", masked_select),
         mock.patch.object(IndepMessenger, "__iter__", counted),

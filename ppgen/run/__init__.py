@@ -18,12 +18,13 @@ import inspect
 import io
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
 from ppgen.program import Pair, Program
 from ppgen.run.files import read_json, read_tree, write_atomic, write_tree
+from ppgen.run.parameters import constrained, fill_store
 from ppgen.structure import Structure
 from ppgen.structure import inspect as inspect_program
 
@@ -51,6 +53,7 @@ class Run:
         structure: its sites and plates.
         path: the run folder, None for a fit that was asked for none.
         rows: metrics, one dict a row.
+        loss: Pyro's loss, or a function, where the fit was given one in place of an objective of ppgen's.
     """
 
     def __init__(
@@ -63,11 +66,34 @@ class Run:
     ):
         self.program, self.config, self.structure, self.example, self.path = program, config, structure, example, path
         self.rows: list[dict[str, float]] = []
+        self.loss: Any = None
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """metrics.csv by column; nan where a row has no value."""
         return {k: np.array([r.get(k, np.nan) for r in self.rows], dtype=float) for k in METRICS}
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The fitted parameters by the names that Pyro gives them, constrained: what `pyro.param(name)` would give."""
+        with default_dtype(self.dtype):
+            return constrained(self.program, self.example)
+
+    def to_pyro(self) -> None:
+        """Writes the parameters into Pyro's global store, so that `pyro.param(name)` and Pyro's own tools find them."""
+        with default_dtype(self.dtype):
+            fill_store(self.program, self.example)
+
+    def __enter__(self) -> Run:
+        """Within `with run:` Pyro's global store holds this run's parameters; after it, what it held before."""
+        self._store = pyro.get_param_store().get_state()
+        self._store = {k: dict(v) for k, v in self._store.items()}
+        pyro.clear_param_store()
+        self.to_pyro()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pyro.get_param_store().set_state(self._store)
 
     def data(self, split: str | None = None, source: Any = None) -> dict[str, Tensor]:
         """The data of the run (or of another `source`), in the program's dtype.
@@ -279,12 +305,13 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def prepare_columns(
-    data: Mapping[str, Any], program: Program, dtype: torch.dtype, *, new_words: bool = False
+    data: Any, program: Program, dtype: torch.dtype, rows: Collection[str] = (), *, new_words: bool = False
 ) -> data_module.Table:
-    """Data as tensors, floats in one dtype, text in the codes of the fit; a bare table becomes the program's first
-    column.
+    """Data as tensors, floats in one dtype, text in the codes of the fit, and constants; a bare table becomes the
+    program's first column.
 
     Args:
+        rows: the columns in which a number is a row's value, and no constant.
         new_words: whether words that the fit did not see are taken, as codes of new groups.
     """
     if not isinstance(data, Mapping):
@@ -292,16 +319,17 @@ def prepare_columns(
         if set(data) == {"x"} and program.columns and "x" not in program.columns:
             data = {program.columns[0]: data["x"]}
     columns = data_module.as_tensors(data)
+    columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
     if program.words is not None:
         columns = data_module.recoded(columns, program.words, new=new_words, only=program.columns)
-    for name, value in columns.items():
+    for name, value in data_module.tensors(columns).items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
-    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in columns.items()}
-    return data_module.Table(tensors, columns.words)
+    made = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
+    return data_module.Table(made, columns.words)
 
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

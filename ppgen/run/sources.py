@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
@@ -158,7 +159,7 @@ def reads_rows(program: Program, columns: dict[str, Tensor], guide: str | None) 
         return True
     few = data.take(columns, slice(0, 2))
     try:
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with torch.random.fork_rng(), torch.no_grad(), without_validation():
             trace = pyro.poutine.trace(lambda: program.call("model", few)).get_trace()
     except Exception:  # the checks of the fit say what is wrong with it
         return False

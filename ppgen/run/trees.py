@@ -5,6 +5,7 @@ In the attributes of a tree that `ppgen.inference.mcmc` made:
 program            JSON: as in a run's config.json; `file` is a path, `run` the folder of a run that was sampled
 words              JSON: by column, the words behind its codes
 columns            JSON: the column that each observed site observes, by site
+constants          JSON: numbers and words among the arguments, by name
 row_columns, summed    JSON: names
 dtype              that of the computation
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ppgen import catalog
 from ppgen.data import Table
+from ppgen.data.arguments import is_literal
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, describe_program
@@ -46,11 +48,12 @@ class Fitted(NamedTuple):
 
 
 def tree_record(
-    run: Run | Program, program: Program, structure: Structure, observed: Mapping[str, str]
+    run: Run | Program, program: Program, structure: Structure, data: Mapping[str, Any], observed: Mapping[str, str]
 ) -> dict[str, str]:
     """The attributes that `opened` reads.
 
     Args:
+        data: what was sampled from; its numbers and words are kept.
         observed: the column that each observed site observes.
     """
     kept = {
@@ -59,6 +62,7 @@ def tree_record(
         "columns": dict(observed),
         "row_columns": list(structure.row_columns),
         "summed": list(structure.summed),
+        "constants": {k: v for k, v in data.items() if is_literal(v)},
     }
     return {k: json.dumps(v) for k, v in kept.items()} | {
         "dtype": str(torch.get_default_dtype()).removeprefix("torch.")
@@ -88,23 +92,25 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
             "this tree does not say what it is of, as one of a guide's draws, or of an older version; predict from the "
             "run folder, or sample again with ppgen mcmc"
         )
-    kept = {k: json.loads(tree.attrs[k]) for k in ("program", "words", "columns", "row_columns", "summed")}
+    kept = {k: json.loads(tree.attrs[k]) for k in ("program", "words", "columns", "row_columns", "summed", "constants")}
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
     made.words = {k: tuple(v) for k, v in kept["words"].items()}
     dtype = getattr(torch, tree.attrs["dtype"])
-    example = Table(_fitted_columns(tree, kept["columns"]), made.words)
+    example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"])}, made.words)
+    changed = {original: own for own, original in json.loads(tree.attrs.get("original_names", "{}")).items()}
     with default_dtype(dtype):
         structure = inspect(
             made, example, enumerated=tuple(kept["summed"]), rows=tuple(kept["row_columns"]), guide=False
         )
     draws = {}
     for name in (*structure.latents, *structure.summed):
-        if name not in tree["posterior"]:
+        own = changed.get(name, name)
+        if own not in tree["posterior"]:
             raise PpgenError(
                 f"the draws have no {name!r}, a latent of {made.name}; name the program that they were made with"
             )
-        draws[name] = torch.as_tensor(tree["posterior"][name].values)
+        draws[name] = torch.as_tensor(tree["posterior"][own].values)
     return Fitted(made, structure, example, draws, dtype)
 
 

@@ -1,0 +1,107 @@
+"""Losses that are no function of terms: Pyro's own ELBO classes, and any function (model, guide, *args) -> loss.
+
+They are run as Pyro runs them, eagerly, on the program's parts with the data as arguments; the bound that is reported
+is minus the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor, nn
+
+from ppgen.data import put_together
+from ppgen.engine.trace import Untraceable
+from ppgen.errors import PpgenError
+from ppgen.inference import objectives
+from ppgen.program import Program
+from ppgen.structure import Structure
+
+
+def loss_of(objective: Any) -> Any:
+    """Pyro's loss that a name of `pyro.infer` means, or the loss itself; None for an objective of ppgen's.
+
+    Raises:
+        PpgenError: neither.
+    """
+    if objective is None or isinstance(objective, str) and objective in objectives.names():
+        return None
+    if isinstance(objective, str):
+        made = getattr(pyro.infer, objective, None)
+        if isinstance(made, type) and hasattr(made, "loss_and_grads") or made is pyro.infer.EnergyDistance:
+            return made()
+        objectives.named(objective)
+    if not callable(objective) and not hasattr(objective, "loss_and_grads"):
+        raise PpgenError(
+            f"objective is {objective!r}; expected a name ({', '.join(objectives.names())}, or a class of pyro.infer), "
+            "one of Pyro's ELBO objects, or a function (model, guide, *args) -> loss"
+        )
+    return objective
+
+
+def name_of(objective: Any) -> str:
+    """What config.json calls it."""
+    return objective if isinstance(objective, str) else f"{_name(objective)} (an object)"
+
+
+def _name(loss: Any) -> str:
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+class PyroObjective(nn.Module):
+    """A loss of a program, as `ppgen.inference.objective.Objective` is a bound.
+
+    Args:
+        loss: an object with `differentiable_loss`, or with `loss_and_grads`, as Pyro's have, or a function.
+        rows: N, the number of rows of the whole data set.
+    """
+
+    program: Program
+
+    def __init__(self, program: Program, structure: Structure, rows: int, loss: Any):
+        super().__init__()
+        self.program, self.structure, self.rows, self.loss = program, structure, max(rows, 1), loss
+
+    def prepare(self, batch: Mapping[str, Any]) -> None:
+        raise Untraceable(f"the loss {_name(self.loss)} is run as Pyro runs it")
+
+    def forward(self, batch: Mapping[str, Any], kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+        """Loss in nats a row, and minus the loss of all rows."""
+        given = put_together(batch)
+        names = [n for n in self.program.columns if n in given]
+        model, guide = self._part("model", names), self._part("guide", names)
+        args, kwargs = [given[n] for n in names], {k: v for k, v in given.items() if k not in names}
+        if hasattr(self.loss, "differentiable_loss"):
+            loss = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+        elif hasattr(self.loss, "loss_and_grads"):
+            loss = self._with_gradients(model, guide, *args, **kwargs)
+        else:
+            loss = self.loss(model, guide, *args, **kwargs)
+        if not isinstance(loss, Tensor):
+            raise PpgenError(f"the loss {_name(self.loss)} gives {loss!r}; expected a tensor with a gradient")
+        return loss / self.rows, -loss.detach()
+
+    def _part(self, part: str, names: list[str]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self.program.call(part, {**dict(zip(names, args, strict=False)), **kwargs})
+
+        return run
+
+    def _with_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A loss that writes its gradients by itself, as one tensor that has them."""
+        if not torch.is_grad_enabled():
+            return torch.as_tensor(self.loss.loss(*args, **kwargs))
+        trained = [p for p in self.program.parameters() if p.requires_grad]
+        before = [p.grad for p in trained]
+        for p in trained:
+            p.grad = None
+        value = self.loss.loss_and_grads(*args, **kwargs)
+        value = value[0] if isinstance(value, tuple) else value  # wake-sleep: that of the model, that of the guide
+        parts = [(p * p.grad).sum() for p in trained if p.grad is not None]
+        for p, g in zip(trained, before, strict=True):
+            p.grad = g
+        path = torch.stack(parts).sum() if parts else torch.zeros(())
+        return torch.as_tensor(value).detach() + path - path.detach()
