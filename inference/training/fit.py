@@ -47,6 +47,7 @@ from ppgen.run import (
     start_folder,
     versions,
 )
+from ppgen.run.example import read_example
 from ppgen.run.files import read_tree
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
@@ -161,7 +162,7 @@ def resume(
     if steps is not None:
         options["steps"] = steps
     with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
-        example = read_tree(path / "example.safetensors")
+        example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
         state = read_tree(path / "state.safetensors")
         if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
             raise PpgenError(f"{path / 'state.safetensors'} is no state of a fit; restore it, or fit again")
