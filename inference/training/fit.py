@@ -118,6 +118,7 @@ def fit(
         "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
         "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
+        "strict": strict,
     }  # fmt: skip
     _check_options(options, valid, loss)
     path = Path(out) if out is not None else None
@@ -161,7 +162,8 @@ def resume(
     options = config["fit"]
     if steps is not None:
         options["steps"] = steps
-    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
+    strict = lenient(not options.get("strict", True))
+    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])), strict:
         example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
         state = read_tree(path / "state.safetensors")
         if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
@@ -236,7 +238,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     for name in ("batch_size", "gradient", "particles", "kl_warmup") if loss is not None else ():
         if o[name] not in (None, "pathwise", 1 if name == "particles" else 0):
             raise PpgenError(
-                f"the objective {o['objective']} is run as Pyro runs it, on all rows and with its own draws, and {name} "
+                f"the objective {o['objective']} is run as Pyro runs it, on all rows with its own draws, and {name} "
                 f"is {o[name]!r}; leave {name} out (subsample with pyro.plate, give the object its particles)"
             )
 
