@@ -47,6 +47,7 @@ from ppgen.run import (
     start_folder,
     versions,
 )
+from ppgen.run.example import read_example
 from ppgen.run.files import read_tree
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
@@ -117,6 +118,7 @@ def fit(
         "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
         "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
+        "strict": strict,
     }  # fmt: skip
     _check_options(options, valid, loss)
     path = Path(out) if out is not None else None
@@ -160,8 +162,9 @@ def resume(
     options = config["fit"]
     if steps is not None:
         options["steps"] = steps
-    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])):
-        example = read_tree(path / "example.safetensors")
+    strict = lenient(not options.get("strict", True))
+    with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])), strict:
+        example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
         state = read_tree(path / "state.safetensors")
         if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
             raise PpgenError(f"{path / 'state.safetensors'} is no state of a fit; restore it, or fit again")
@@ -235,7 +238,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     for name in ("batch_size", "gradient", "particles", "kl_warmup") if loss is not None else ():
         if o[name] not in (None, "pathwise", 1 if name == "particles" else 0):
             raise PpgenError(
-                f"the objective {o['objective']} is run as Pyro runs it, on all rows and with its own draws, and {name} "
+                f"the objective {o['objective']} is run as Pyro runs it, on all rows with its own draws, and {name} "
                 f"is {o[name]!r}; leave {name} out (subsample with pyro.plate, give the object its particles)"
             )
 

@@ -203,8 +203,8 @@ def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
             observed_in_support(name, site, unvalidated)
         elif name in guide and _flat_where_masked(site, guide[name]):
             log.warning(
-                "the latent %r is masked in the model and not in the guide, so that its prior is flat where the mask is "
-                "False and the ELBO grows without limit; mask it in both, or in neither", name,
+                "the latent %r is masked in the model and not in the guide, so that its prior is flat where the mask "
+                "is False and the ELBO grows without limit; mask it in both, or in neither", name,
             )  # fmt: skip
         elif name in guide and not is_delta(guide[name]):
             _covers(name, support_of(site["fn"]), support_of(guide[name]["fn"]))

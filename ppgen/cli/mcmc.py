@@ -25,6 +25,9 @@ def mcmc(
     warmup: Annotated[int | None, typer.Option(help="[default: the kernel's]")] = None,
     metric: Annotated[str, typer.Option(help="diag, dense or auto.")] = "auto",
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="64-true or 32-true. [default: 64-true where the program can]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of starts and draws.")] = 0,
     columns: Columns = None,
     split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
@@ -57,6 +60,7 @@ def mcmc(
     with counter("mcmc", sys.stderr, quiet or json) as report:
         tree = inference.mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
+            precision=precision,
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
     if columns is not None:

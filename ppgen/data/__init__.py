@@ -28,6 +28,7 @@ __all__ = [
     "as_tensors",
     "batch_index",
     "fingerprint",
+    "is_literal",
     "load",
     "n_rows",
     "names",

@@ -34,7 +34,8 @@ from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
 from ppgen.program import Pair, Program
-from ppgen.run.files import read_json, read_tree, write_atomic, write_tree
+from ppgen.run.example import read_example, write_example
+from ppgen.run.files import read_json, read_tree, write_atomic
 from ppgen.run.parameters import constrained, fill_store
 from ppgen.structure import Structure
 from ppgen.structure import inspect as inspect_program
@@ -86,13 +87,13 @@ class Run:
 
     def __enter__(self) -> Run:
         """Within `with run:` Pyro's global store holds this run's parameters; after it, what it held before."""
-        self._store = pyro.get_param_store().get_state()
-        self._store = {k: dict(v) for k, v in self._store.items()}
+        self._store: Any = {k: dict(v) for k, v in pyro.get_param_store().get_state().items()}
         pyro.clear_param_store()
         self.to_pyro()
         return self
 
     def __exit__(self, *_: object) -> None:
+        pyro.clear_param_store()
         pyro.get_param_store().set_state(self._store)
 
     def data(self, split: str | None = None, source: Any = None) -> dict[str, Tensor]:
@@ -121,18 +122,19 @@ class Run:
         return dtype_of(self.config["fit"]["precision"])
 
     @classmethod
-    def load(cls, path: str | Path, program: Program | None = None) -> Run:
+    def load(cls, path: str | Path, program: Program | None = None, given: Mapping[str, Any] | None = None) -> Run:
         """Reads a run folder and builds its program with the parameters that the fit left.
 
         Args:
             program: the program, where the run cannot build it by itself (it was made from objects in memory).
+            given: arguments of the model that were objects no file holds (functions, modules), by name.
 
         Raises:
             PpgenError: no run folder, a damaged file, a program that cannot be built again.
         """
         path = Path(path)
         config = read_config(path)
-        example = read_tree(path / "example.safetensors")
+        example = read_example(path / "example.safetensors", given or {})
         parameters = read_tree(path / "parameters.safetensors")
         with torch.random.fork_rng():
             program, structure = rebuild(config, example, path, program)
@@ -278,7 +280,7 @@ def start_folder(path: Path, example: dict[str, Tensor], file: Path | None) -> N
         raise PpgenError(f"the run folder {path} could not be made: {e.strerror}; choose another place") from e
     if file is not None:
         write_atomic(path / "program.py", file.read_bytes())
-    write_tree(path / "example.safetensors", example)
+    write_example(path / "example.safetensors", example)
 
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
-from ppgen.program import Program
+from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
 
@@ -76,6 +76,8 @@ def _choose(
     folder = data_dir or os.environ.get("PPGEN_DATA")
     folder = str(Path(folder).expanduser().resolve()) if folder else None
     spec = given if given is not None else found.data if found is not None else None
+    if spec is None and found is not None and _takes_nothing(found.target):
+        return _Source(None, split or "all", chosen, None, {})
     if spec is None:
         raise PpgenError(
             f"there are no data to fit; name them with --data (built in: {', '.join(data.names())}), or in the "
@@ -87,6 +89,13 @@ def _choose(
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
     return _Source(spec, split, chosen, folder)
+
+
+def _takes_nothing(target: Any) -> bool:
+    """Whether a program has its data in itself: its model takes no arguments."""
+    model = target[0] if isinstance(target, tuple) else getattr(target, "model", None)
+    takes = arguments(model) if callable(model) else None
+    return takes is not None and takes.names in ((), ("self",)) and not takes.any and not takes.many
 
 
 def _with_context(columns: dict[str, Any] | None, context: str) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def of_run(
     """
     recorded = run.config["data"]
     if given is None and recorded.get("source") is None:
-        source = _Source(None, table=_own_table(run))
+        source = _Source(None, table=_own_table(run) if run.program.columns else {})
     elif given is None:
         kept = data.parse_columns(columns) if columns else recorded.get("columns")
         source = _Source(recorded["source"], recorded.get("split", "all"), kept, recorded.get("data_dir"))
