@@ -200,7 +200,6 @@ def test_no_such_batch(arguments):
 
 NAN, INF = float("nan"), float("inf")
 BROKEN = {
-    "no columns": ({}, "no columns"),
     "no rows": ({"x": torch.ones(0, 3), "y": torch.ones(0)}, r"all-zero-length.*x \(0, 3\)"),
     "nan": (
         {"y": torch.ones(3), "x": torch.tensor([[1.0, 2], [NAN, 1], [NAN, NAN]])},

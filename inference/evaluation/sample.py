@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -288,24 +288,26 @@ def all_rows(program: Program, data: Mapping[str, Any], guide: bool, *, maybe: b
         guide: whether the guide is to be run as well.
         maybe: whether it is worth looking.
     """
-    if not maybe or not data or not _subsamples(program, data, guide):
+    maybe = maybe and not program.repeats
+    if not maybe or not _subsamples(program, data, guide):
         yield
         return
     with whole_plates():
-        try:
-            _subsamples(program, data, guide)
-        except Exception:
-            log.info("%s knows a part of the rows only: what follows is an estimate from that part", program.name)
-        else:
-            yield
-            return
-    yield
+        whole = _subsamples(program, data, guide) is False
+    if not whole:
+        log.info("%s knows a part of the rows only: what follows is an estimate from that part", program.name)
+    with whole_plates() if whole else nullcontext():
+        yield
 
 
-def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool:
-    with program.collecting():
-        t = run_once(program, data, guide=guide and program.has_guide)
-        t.p.compute_log_prob()
+def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool | None:
+    """Whether a plate subsamples; None where the program does not run on these data by themselves."""
+    try:
+        with program.collecting():
+            t = run_once(program, data, guide=guide and program.has_guide)
+            t.p.compute_log_prob()
+    except Exception:
+        return None
     frames = [f for s in sample_sites(t.p, factors=True).values() for f in s["cond_indep_stack"]]
     return any(f.full_size not in (None, f.size) for f in frames)
 

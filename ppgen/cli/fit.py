@@ -58,7 +58,7 @@ def fit(
     data_dir: DataDir = None,
     log_every: Annotated[int | None, typer.Option(help="Steps a row of metrics. [default: steps / 100]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps a checkpoint. [default: each 30 s]")] = None,
-    lenient: Annotated[bool, typer.Option("--lenient", help="Warn of doubtful data, do not refuse them.")] = False,
+    strict: Annotated[bool, typer.Option("--strict/--lenient", help="Refuse doubtful data, or warn of them.")] = True,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on where a stopped run was.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -86,7 +86,7 @@ def fit(
                 "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
                 "objective": objective, "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
                 "engine": engine, "precision": precision, "device": device, "seed": seed, "log_every": log_every,
-                "checkpoint_every": checkpoint_every, "strict": not lenient,
+                "checkpoint_every": checkpoint_every, "strict": strict,
             }  # fmt: skip
             where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)

@@ -260,11 +260,12 @@ def validate(data: Mapping[str, Any]) -> None:
     """Check columns before they are used.
 
     Raises:
-        PpgenError: no row; NaN or infinite values, with their number and first row; ``x`` and ``y`` of different
-            lengths.
+        PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
+            ``x`` and ``y`` of different lengths.
     """
-    n_rows(data)
-    columns = tensors(data)
+    read = all(isinstance(v, Tensor | Nested) or is_literal(v) for v in data.values())
+    columns = tensors(data if read else as_tensors(data))
+    n_rows(columns)
     for name, column in columns.items():
         finite = torch.isfinite(column)
         if finite.all():
