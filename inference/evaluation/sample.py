@@ -113,8 +113,6 @@ def sample(
         return drawn
 
 
-log = logging.getLogger("ppgen")
-
 Model = Callable[[Mapping[str, Tensor]], Any]
 
 
