@@ -159,6 +159,22 @@ def test_a_tree_and_its_program_go_through_files(tmp_path):
         predict(posterior(run_of("fixed"), DATA, draws=4), new)
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_reopened_run_knows_its_number_of_groups(how, tmp_path):
+    """Also where the rows tell it: then all of them are kept."""
+    (tmp_path / "program.py").write_text(
+        PROGRAM.replace(f'"g", {G}', f'"g", {G if how == "fixed" else "int(g.max()) + 1"}')
+    )
+    made = Radon(G) if how == "constructor" else ppgen.catalog.build(ppgen.catalog.find(f"{tmp_path}/program.py"), {})
+    data = {"county": DATA["g"], "floor": GROUP % 2, "y": Y} if how == "constructor" else DATA
+    run = fit(made, data, steps=2, engine="eager", out=tmp_path / "run")
+    new = (
+        {"county": ["yew", "box"], "floor": [0, 1]} if how == "constructor" else {"g": ["yew", "box"], "x": [0.0, 1.0]}
+    )
+    a, b = (predict(r, new, draws=20, new_groups="draw") for r in (run, ppgen.Run.load(tmp_path / "run")))
+    assert a["predictions"].equals(b["predictions"])
+
+
 PROGRAM = f"""import pyro, torch
 from pyro.distributions import Normal
 

@@ -349,7 +349,7 @@ def _example(
     """The rows that set the program up again: two, or all where it needs all.
 
     It does where its guide knows them one by one, where its latents are as many as the rows, where it reads the global
-    latents off them, and for Laplace's approximation.
+    latents or their number off them, and for Laplace's approximation.
     """
     structure, longer = found.structure, found.longer
     if isinstance(program._autoguide, AutoLaplaceApproximation):
@@ -362,7 +362,19 @@ def _example(
         return dict(first)
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
-    return data_module.take(first, slice(0, 2), structure.row_columns)
+    few = data_module.take(first, slice(0, 2), structure.row_columns)
+    return few if _same_shapes(program, few, structure, found.run) else dict(data)
+
+
+def _same_shapes(program: Program, few: Mapping[str, Tensor], structure: Structure, t: Traces) -> bool:
+    """Whether the global latents have the same shapes on a few rows: not where the rows tell the number of groups."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), program.in_brief():
+            own = pyro.poutine.trace(lambda: program.call("model", few)).get_trace().nodes
+    except Exception:  # written for one number of rows
+        return False
+    names = [n for n in (*structure.globals, *structure.summed) if not structure.is_local(n)]
+    return all(n in own and own[n]["value"].shape == t.p.nodes[n]["value"].shape for n in names if n in t.p.nodes)
 
 
 def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide: bool) -> bool:
