@@ -423,13 +423,6 @@ REFUSED: dict[str, tuple[Known, str]] = {
     "LinearHMM": (
         Known(_linear_hmm, (0.9, 0.7), (0.8, 0.5), plate=False), "log_prob at the site 'x' of the model failed",
     ),
-    "NanMaskedNormal with a gap": (
-        Known(dist.NanMaskedNormal, ([0.3, 0.2], [1.4, 1.0]), ([0.1, 0.0], [1.0, 1.2]), value=[0.5, float("nan")],
-        plate=False), "the data have nan",
-    ),
-    "NanMaskedMultivariateNormal with a gap": (
-        Known(_nan_masked, *_VECTOR, value=[0.5, float("nan")]), "the data have nan",
-    ),
 }  # fmt: skip
 
 NO_ROW: dict[str, str] = {

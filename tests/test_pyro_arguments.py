@@ -412,6 +412,19 @@ def test_values_outside_of_a_support(caplog):
         fit(Program.from_pair(bernoulli), GREY, steps=1)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_nan_is_what_is_missing_to_a_distribution_that_says_so(wide):
+    x, loc = torch.tensor([0.5, float("nan"), -1.0]), torch.zeros(3)
+
+    def model():
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        d = dist.NanMaskedMultivariateNormal(loc + b, torch.eye(3)) if wide else dist.NanMaskedNormal(loc + b, 1.0)
+        pyro.sample("x", d if wide else d.to_event(1), obs=x)
+
+    run = fit(Program.from_pair(model), {}, steps=1000, lr=0.02, seed=0)
+    assert loglik(run, {}, particles=4000, seed=0).best.values[0] == pytest.approx(evidence(x[[0, 2]]), abs=0.02)
+
+
 def test_a_mask_on_one_side_only_is_said(caplog):
     def model(x):
         with pyro.plate("data", len(x)):

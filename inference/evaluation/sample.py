@@ -69,7 +69,8 @@ def sample(
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
     structure = run.structure if isinstance(run, Run) else None
-    rows = program.columns if structure is None else structure.row_columns
+    constant = () if structure is None else set(program.columns) - set(structure.row_columns)
+    rows = [k for k in given or {} if k not in constant]  # a row's values, or those of a site
     given = prepare_columns(given, program, dtype_of_program(program), rows) if given else {}
     example = run.example if isinstance(run, Run) else {}
     columns = constants_of(example) | {k: v for k, v in given.items() if argument_of(k, given) in program.columns}
