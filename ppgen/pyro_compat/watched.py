@@ -1,0 +1,163 @@
+"""The Python values that a program reads: a recorded run holds them as they were, and has to be made anew when one changes.
+
+Read are closures, globals, defaults, bound objects and their attributes, containers of them, modules with their parts.
+A tensor's content is no matter (a recorded run reads it in place), which tensor it is, is one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppgen.pyro_compat.arguments import SCALARS
+
+MOST = 4000  # values; of what lies beyond them a change is seen by the regular comparison only
+MADE_AT_EACH_CALL = (poutine.Trace, pyro.plate)  # autoguides keep what they last made
+
+
+class Watched:
+    """The values that some functions and objects read, as they are now."""
+
+    def __init__(self, roots: Iterable[Any]):
+        self._entries: list[tuple[Any, Any, Any, str]] = []  # container, key, value, name
+        self._cells: list[tuple[Any, Any, str]] = []
+        self._sizes: list[tuple[Any, int, str]] = []
+        self._seen: dict[int, Any] = {}
+        todo = [(r, getattr(r, "__name__", type(r).__name__)) for r in roots]
+        while todo:
+            value, name = todo.pop(0)
+            if id(value) not in self._seen and not isinstance(value, (*SCALARS, Tensor)):
+                self._seen[id(value)] = value
+                todo += self._parts(value, name)
+
+    def changed(self) -> str | None:
+        """The name of a value that is another one now, or None."""
+        for container, key, value, name in self._entries:
+            now = container.get(key) if isinstance(container, (dict, types.MappingProxyType)) else _at(container, key)
+            if now is not value and _other(now, value):
+                return name
+        for cell, value, name in self._cells:
+            if (now := _content(cell)) is not value and _other(now, value):
+                return name
+        return next((name for container, size, name in self._sizes if len(container) != size), None)
+
+    # -- what is read ------------------------------------------------------------------------------
+
+    def _parts(self, value: Any, name: str) -> Iterator[tuple[Any, str]]:
+        if len(self._entries) > MOST:
+            return
+        if isinstance(value, types.FunctionType):
+            yield from self._function(value)
+        elif isinstance(value, types.MethodType):
+            yield from ((value.__func__, name), (value.__self__, type(value.__self__).__name__))
+        elif isinstance(value, functools.partial):
+            yield from ((v, name) for v in (value.func, *value.args, *value.keywords.values()))
+        elif isinstance(value, nn.Module):
+            yield from self._module(value, name)
+        elif isinstance(value, dict):
+            self._sizes.append((value, len(value), name))
+            yield from self._items(value, list(value), name)
+        elif isinstance(value, list):
+            self._sizes.append((value, len(value), name))
+            yield from self._items(value, range(len(value)), name)
+        elif isinstance(value, (tuple, frozenset)):
+            yield from ((v, name) for v in value)
+        elif isinstance(value, (set, np.ndarray, type, types.ModuleType)):
+            return
+        elif hasattr(value, "__dict__"):
+            own, home = vars(value), type(value).__module__
+            # What a library's object keeps is its own matter, except for Pyro's handlers, which hold a program and data.
+            whole = _written_by_the_author(home) or home.startswith("pyro.poutine")
+            keys = [k for k, v in own.items() if whole or isinstance(v, (*SCALARS, Tensor))]
+            yield from self._items(own, keys, name)
+            yield from self._class(type(value))
+
+    def _function(self, fn: types.FunctionType) -> Iterator[tuple[Any, str]]:
+        for key, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
+            self._cells.append((cell, _content(cell), key))
+            yield _content(cell), key
+        yield from ((v, fn.__name__) for v in (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()))
+        if not _written_by_the_author(fn.__globals__.get("__name__", "")):  # __module__ may be copied by a decorator
+            return
+        names = set(_names(fn.__code__))
+        yield from self._items(fn.__globals__, [n for n in names if n in fn.__globals__], "")
+        for module in (fn.__globals__.get(n) for n in names):
+            if isinstance(module, types.ModuleType) and _written_by_the_author(module.__name__):
+                yield from self._items(vars(module), [n for n in names if n in vars(module)], module.__name__)
+
+    def _module(self, module: nn.Module, name: str) -> Iterator[tuple[Any, str]]:
+        own = vars(module)
+        for part in ("_parameters", "_buffers", "_modules"):
+            self._sizes.append((own[part], len(own[part]), name))
+            yield from self._items(own[part], list(own[part]), name)
+        values = [k for k, v in own.items() if isinstance(v, (*SCALARS, Tensor, types.FunctionType, types.MethodType))]
+        others = [k for k in own if _written_by_the_author(type(module).__module__) and not k.startswith("_")]
+        yield from self._items(own, list(dict.fromkeys(values + others)), name)
+        yield from self._class(type(module))
+
+    def _class(self, cls: type) -> Iterator[tuple[Any, str]]:
+        """Methods and constants of a class that the author wrote."""
+        for c in cls.__mro__:
+            if id(c) in self._seen or not _written_by_the_author(c.__module__):
+                continue
+            self._seen[id(c)] = c
+            for key, v in vars(c).items():
+                v = v.__func__ if isinstance(v, (staticmethod, classmethod)) else v
+                v = v.fget if isinstance(v, property) else v
+                if isinstance(v, types.FunctionType):
+                    yield v, key
+                elif isinstance(v, SCALARS) and not key.startswith("__"):
+                    self._entries.append((vars(c), key, v, f"{c.__name__}.{key}"))
+
+    def _items(self, container: Any, keys: Iterable[Any], name: str) -> Iterator[tuple[Any, str]]:
+        for key in itertools.islice(keys, MOST):
+            value = container[key]
+            if isinstance(value, (types.ModuleType, type, *MADE_AT_EACH_CALL)):
+                continue
+            path = f"{name}.{key}" if name and isinstance(key, str) else f"{name}[{key}]" if name else str(key)
+            self._entries.append((container, key, value, path))
+            yield value, path
+
+
+def _other(now: Any, before: Any) -> bool:
+    """Whether two objects that are not the same differ: numbers and text by their value, methods by what they bind."""
+    if isinstance(before, types.MethodType) and isinstance(now, types.MethodType):
+        return now.__func__ is not before.__func__ or now.__self__ is not before.__self__
+    return type(now) is not type(before) or not isinstance(now, SCALARS) or not (now == before or now != now)
+
+
+def _at(container: list, index: int) -> Any:
+    return container[index] if index < len(container) else None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet bound
+        return None
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+@functools.cache
+def _written_by_the_author(module: str) -> bool:
+    """Whether a module is neither Python's nor an installed library's nor ppgen's."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module in sys.builtin_module_names or module.split(".")[0] in ("ppgen", "pyro", "torch"):
+        return False
+    return file is None or "site-packages" not in file and not file.startswith(sysconfig.get_path("stdlib"))
