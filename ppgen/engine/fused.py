@@ -143,6 +143,7 @@ class FusedStep:
         self.noise = Noise(draws, self._ahead)
         self.unused = [p.detach() for p in gradient.parameters if id(p) not in trained]
         self.traced: Traced | None = None
+        self._single: tuple[_Layout, list[Tensor], Tensor, Tensor] | None = None
 
     def lay_out(self) -> None:
         """Gathers parameters and state anew, or takes the layout that another step of this optimiser has made."""
@@ -292,6 +293,20 @@ class FusedStep:
                 arguments[at + 2 : end] = draws
                 run(arguments)
         return results.tolist()
+
+    def one(self, columns: Sequence[Tensor], lr: float) -> list[float]:
+        """One step on a batch given by its tensors, with as little as possible around it: [elbo, norm, finite]."""
+        if self.layout.stale:
+            self.lay_out()
+        if self._single is None or self._single[0] is not self.layout:
+            result, row = torch.zeros(3, dtype=self.layout.values[0].dtype), torch.ones(3, dtype=torch.float64)
+            self._single = self.layout, self._fixed(), result, row
+            self._lr = 1.0
+        _, fixed, result, row = self._single
+        if lr != self._lr:
+            row[0] = self._lr = lr
+        self._run([*fixed, result, row, *self.noise.take(1)[0], *columns, *self._extra])
+        return result.tolist()
 
     def _columns(self, batch: Mapping[str, Any]) -> list[Tensor]:
         return [batch[k].detach() for k in self.gradient.columns]

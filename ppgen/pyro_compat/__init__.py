@@ -2,7 +2,7 @@
 
     from ppgen.pyro_compat import SVI, Trace_ELBO     # was: from pyro.infer import SVI, Trace_ELBO
 
-SVI, MCMC, NUTS, HMC and Predictive are ppgen's; every other name of `pyro.infer` is Pyro's own.
+SVI, NUTS, HMC and Predictive are ppgen's; every other name is that of `pyro.infer` itself.
 """
 
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 from pyro import infer
 from pyro.infer import MCMC, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
+from ppgen.pyro_compat.kernels import HMC, NUTS
+from ppgen.pyro_compat.predictive import Predictive
 from ppgen.pyro_compat.svi import SVI
 
-__all__ = ["MCMC", "SVI", "TraceEnum_ELBO", "TraceMeanField_ELBO", "Trace_ELBO"]
+__all__ = ["HMC", "MCMC", "NUTS", "SVI", "Predictive", "TraceEnum_ELBO", "TraceMeanField_ELBO", "Trace_ELBO"]
 
 
 def __getattr__(name: str) -> Any:

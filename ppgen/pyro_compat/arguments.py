@@ -23,10 +23,18 @@ class Arguments(NamedTuple):
     """
 
     tensors: list[Tensor]
-    key: Hashable
+    key: Any
     objects: list[Any]
     rebuild: Rebuild
     refused: str
+    flat: bool  # whether the arguments are the tensors, one by one
+
+    def same(self, args: tuple) -> bool:
+        """Whether other positional arguments are these tensors themselves, of the same shapes still."""
+        return self.flat and len(args) == len(self.tensors) and all(
+            a is t and a.shape == shape and a.stride() == stride and not a.requires_grad
+            for a, t, (shape, stride, _, _) in zip(args, self.tensors, self.key[1][1:], strict=True)
+        )  # fmt: skip
 
 
 def taken_apart(args: tuple, kwargs: dict[str, Any], *, floats: bool = False) -> Arguments:
@@ -82,4 +90,5 @@ def taken_apart(args: tuple, kwargs: dict[str, Any], *, floats: bool = False) ->
 
         return again((args, kwargs))
 
-    return Arguments(tensors, key, objects, rebuild, refused[0] if refused else "")
+    flat = not kwargs and not refused and all(isinstance(a, Tensor) for a in args)
+    return Arguments(tensors, key, objects, rebuild, refused[0] if refused else "", flat)

@@ -68,11 +68,14 @@ class Calls:
         self._kinds: set[Hashable] = set()
         self._floats: bool | None = False  # whether floats are inputs; None: they cannot be
         self._said: set[str] = set()
+        self._last: Arguments | None = None
 
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self.engine == "eager" or am_i_wrapped():
             return self.job.pyro(args, kwargs)
-        arguments = taken_apart(args, kwargs, floats=bool(self._floats))
+        arguments = self._last
+        if kwargs or arguments is None or not arguments.same(args):
+            self._last = arguments = taken_apart(args, kwargs, floats=bool(self._floats))
         plan = self._plans.get((arguments.key, torch.get_default_dtype()))
         if plan is None:
             plan, arguments = self._new(arguments, args, kwargs)

@@ -109,11 +109,12 @@ class Together:
         if any(type(o) is not type(self.own[0]) or len(o.param_groups) != 1 for o in self.own):
             raise Untraceable("the parameters have optimisers of several kinds")
         self.parameters, self.groups = list(parameters), [o.param_groups[0] for o in self.own]
-        self.options = _options(self.groups[0])
-        if not self.alike():
+        self._expected = [{**g, "lr": self.lr} for g in self.groups]
+        options = _options(self.groups[0])
+        if any(_options(g) != options for g in self.groups) or not self.alike():
             raise Untraceable("the parameters have options of their own")
         self.optimizer = type(self.own[0])(self.parameters, lr=self.lr)
-        self.optimizer.param_groups[0].update(self.options)
+        self.optimizer.param_groups[0].update(options)
         self._clipped = type(self.own[0]) is ClippedAdam
         self.layouts: dict[tuple[int, ...], Any] = {}
         self.dirty = True
@@ -125,18 +126,20 @@ class Together:
         return float(self.groups[0]["lr"])
 
     def alike(self) -> bool:
-        """Whether options are still the same for all, and but for the learning rate as they were."""
+        """Whether all have one learning rate, and other options are as they were."""
         lr = self.groups[0]["lr"]
-        return all(g["lr"] == lr and _options(g) == self.options for g in self.groups)
+        if lr != self._expected[0]["lr"]:
+            for e in self._expected:
+                e["lr"] = lr
+        return self.groups == self._expected
 
     def ready(self, fused: FusedStep) -> bool:
         """Makes parameters, state and counts those of Pyro's optimisers; False if a gradient waits to be added to."""
-        if self._layout is not None and any(
-            o.state.get(p) is not s for p, o, s in zip(self.parameters, self.own, self._bound, strict=True)
-        ):
+        if any(o.state is not s for o, s in zip(self.own, self._states, strict=True)):  # somebody loaded one
             self._read()
+            self._layout = None
             self.layouts.clear()
-        if fused.layout.stale or fused.layout not in self.layouts.values():
+        if fused.layout is not self._layout or fused.layout.stale:
             fused.lay_out()
         if self.dirty:
             self._zeros = [(p, p.grad, 0 if p.grad is None else p.grad._version) for p in self.parameters]
@@ -152,6 +155,7 @@ class Together:
     def _read(self) -> None:
         for p, o in zip(self.parameters, self.own, strict=True):
             self.optimizer.state[p] = o.state[p]
+        self._states = [o.state for o in self.own]
 
     def _bind(self) -> None:
         self._bound = []
@@ -210,7 +214,7 @@ class FusedRun:
             return self.otherwise(tensors)
         before = together.lr
         together.count(1)
-        ((loss, _, good),) = self.fused([dict(enumerate(tensors))], [(together.lr, 1.0, 1.0)])
+        loss, _, good = self.fused.one(tensors, together.lr)
         if good:
             return loss
         together.count(-1)

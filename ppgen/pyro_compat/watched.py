@@ -29,7 +29,8 @@ class Watched:
     """The values that some functions and objects read, as they are now."""
 
     def __init__(self, roots: Iterable[Any]):
-        self._entries: list[tuple[Any, Any, Any, str]] = []  # container, key, value, name
+        self._entries: list[tuple[Any, Any, Any, str]] = []  # dict, key, value, name
+        self._elements: list[tuple[list, int, Any, str]] = []
         self._cells: list[tuple[Any, Any, str]] = []
         self._sizes: list[tuple[Any, int, str]] = []
         self._seen: dict[int, Any] = {}
@@ -43,7 +44,10 @@ class Watched:
     def changed(self) -> str | None:
         """The name of a value that is another one now, or None."""
         for container, key, value, name in self._entries:
-            now = container.get(key) if isinstance(container, (dict, types.MappingProxyType)) else _at(container, key)
+            if (now := container.get(key)) is not value and _other(now, value):
+                return name
+        for elements, index, value, name in self._elements:
+            now = elements[index] if index < len(elements) else None
             if now is not value and _other(now, value):
                 return name
         for cell, value, name in self._cells:
@@ -125,7 +129,7 @@ class Watched:
             if isinstance(value, (types.ModuleType, type, *MADE_AT_EACH_CALL)):
                 continue
             path = f"{name}.{key}" if name and isinstance(key, str) else f"{name}[{key}]" if name else str(key)
-            self._entries.append((container, key, value, path))
+            (self._elements if isinstance(container, list) else self._entries).append((container, key, value, path))
             yield value, path
 
 
@@ -134,10 +138,6 @@ def _other(now: Any, before: Any) -> bool:
     if isinstance(before, types.MethodType) and isinstance(now, types.MethodType):
         return now.__func__ is not before.__func__ or now.__self__ is not before.__self__
     return type(now) is not type(before) or not isinstance(now, SCALARS) or not (now == before or now != now)
-
-
-def _at(container: list, index: int) -> Any:
-    return container[index] if index < len(container) else None
 
 
 def _content(cell: Any) -> Any:
