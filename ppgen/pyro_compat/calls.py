@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from ppgen.engine import compile as compilation
 from ppgen.engine.trace import Untraceable
 from ppgen.pyro_compat.arguments import Arguments, taken_apart
-from ppgen.pyro_compat.recorded import Recorded
-from ppgen.pyro_compat.updates import Run, put_back
+from ppgen.pyro_compat.recorded import Recorded, Unready
+from ppgen.pyro_compat.updates import Run, finite, put_back
 
 ENGINES = ("eager", "trace", "compile", "auto")
 MOST = 16  # shapes, or values of arguments that are no tensors
@@ -48,15 +48,32 @@ class Job(Protocol):
     def compiled(self, recorded: Recorded, tensors: Sequence[Tensor]) -> Run: ...
 
 
+class _Replay:
+    """A record and how it is run."""
+
+    def __init__(self, recorded: Recorded, run: Run, *, settled: bool):
+        self.recorded, self.run = recorded, run
+        self.settled = settled  # whether no compilation is to be considered
+        self.calls, self.seconds = 0, 0.0
+
+
 class _Plan:
     """How calls with arguments of one kind are run."""
 
     def __init__(self) -> None:
-        self.recorded: Recorded | None = None
-        self.run: Run | None = None  # None: Pyro's own
-        self.eager = False  # for good
-        self.settled = False  # no compilation to be considered
-        self.calls = self.seconds = self.short = 0.0
+        self.eager = False  # Pyro's own, for good
+        self.calls = 0  # of Pyro's own since the last record
+        self.replays: list[_Replay] = []  # the last one used first
+        self.short = 0  # records in a row that were of use for a few calls only
+
+    def current(self) -> _Replay | None:
+        """A record of which nothing has changed."""
+        for i, replay in enumerate(self.replays):
+            if replay.recorded.outdated() is None:
+                if i:
+                    self.replays.insert(0, self.replays.pop(i))
+                return replay
+        return None
 
 
 class Calls:
@@ -65,7 +82,7 @@ class Calls:
     def __init__(self, job: Job, engine: str):
         self.job, self.engine = job, engine
         self._plans: dict[Hashable, _Plan] = {}
-        self._kinds: set[Hashable] = set()
+        self._kinds: dict[Hashable, Hashable] = {}
         self._floats: bool | None = False  # whether floats are inputs; None: they cannot be
         self._said: set[str] = set()
         self._last: Arguments | None = None
@@ -81,15 +98,13 @@ class Calls:
             plan, arguments = self._new(arguments, args, kwargs)
         if plan is None or plan.eager:
             return self.job.pyro(args, kwargs)
-        if plan.run is not None:
-            assert plan.recorded is not None
-            if (why := plan.recorded.outdated()) is None:
-                return self._replayed(plan, arguments, args, kwargs)
-            self._outdated(plan, why)
-        if self._due(plan):
+        if (replay := plan.current()) is not None:
+            return self._replayed(plan, replay, arguments, args, kwargs)
+        # Not at the first call, at which programs make their parameters.
+        if plan.calls >= (STAKE if self.engine == "auto" else 1):
             return self._first(plan, arguments, args, kwargs)
         plan.calls += 1
-        return self._timed(plan, lambda: self.job.pyro(args, kwargs))
+        return self.job.pyro(args, kwargs)
 
     def _new(self, arguments: Arguments, args: tuple, kwargs: dict[str, Any]) -> tuple[_Plan | None, Arguments]:
         """A plan for arguments that are not known yet; floats that differ from call to call become inputs."""
@@ -98,32 +113,32 @@ class Calls:
             return None, arguments
         if self._floats is False:
             inputs = taken_apart(args, kwargs, floats=True)
-            if inputs.key in self._kinds:
+            if self._kinds.setdefault(inputs.key, arguments.key) != arguments.key:
                 self._floats, arguments = True, inputs
-            self._kinds.add(inputs.key)
         key = arguments.key, torch.get_default_dtype()
         if key not in self._plans and len(self._plans) >= MOST:
             self._say(f"its arguments have more than {MOST} shapes or values")
             return None, arguments
         return self._plans.setdefault(key, _Plan()), arguments
 
-    def _timed(self, plan: _Plan, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        value = call()
-        plan.seconds += time.perf_counter() - started
-        return value
-
-    def _due(self, plan: _Plan) -> bool:
-        """Whether it is to be recorded: not at the first call, at which programs make their parameters."""
-        return plan.calls >= (STAKE if self.engine == "auto" else 1)
-
     # -- recording ---------------------------------------------------------------------------------
 
     def _first(self, plan: _Plan, arguments: Arguments, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Records, and makes this call both ways."""
         started = time.perf_counter()
+        if plan.replays:
+            why = plan.replays[0].recorded.outdated()
+            plan.short = plan.short + 1 if plan.replays[0].calls < SHORT else 0
+            log.info("%s: %s is another one; recorded anew", self.job.name, why)
+            if plan.short >= AGAIN:
+                plan.eager, plan.replays = True, []
+                self._say(f"{why} changes again and again; a tensor or a float may, as an argument")
+                return self.job.pyro(args, kwargs)
         try:
             recorded = self.job.record(arguments)
+        except Unready:
+            plan.calls = 0
+            return self.job.pyro(args, kwargs)
         except Untraceable as e:
             if self._floats:
                 self._floats = None
@@ -133,13 +148,16 @@ class Calls:
                 self._say(str(e))
             return self.job.pyro(args, kwargs)
         value, why = self._both(recorded, arguments, args, kwargs)
+        plan.calls = 0
+        if not finite(value if isinstance(value, tuple) else (value,)):
+            return value  # nothing to compare
         changed = recorded.outdated()
         if why or changed:
             plan.eager = True
             self._say(why or f"it changes {changed!r} itself, at each call")
             return value
-        plan.recorded, plan.run, plan.calls = recorded, self.job.traced(recorded), 0
-        plan.settled = self.engine == "trace"
+        plan.replays.insert(0, _Replay(recorded, self.job.traced(recorded), settled=self.engine == "trace"))
+        del plan.replays[AGAIN:]
         log.info("%s: recorded in %.1f s", self.job.name, time.perf_counter() - started)
         return value
 
@@ -158,69 +176,60 @@ class Calls:
             why = "its recorded run leaves other values in its buffers"
         return value, why
 
-    def _outdated(self, plan: _Plan, why: str) -> None:
-        log.info("%s: %s is another one; recorded anew", self.job.name, why)
-        plan.short = plan.short + 1 if plan.calls < SHORT else 0
-        plan.recorded, plan.run, plan.calls, plan.seconds = None, None, 0, 0
-        if plan.short >= AGAIN:
-            plan.eager = True
-            self._say(f"{why} changes again and again; given as an argument, a tensor or float may")
-
     # -- replaying ---------------------------------------------------------------------------------
 
-    def _replayed(self, plan: _Plan, arguments: Arguments, args: tuple, kwargs: dict[str, Any]) -> Any:
-        assert plan.recorded is not None and plan.run is not None
-        plan.calls += 1
-        if plan.calls == FIRST or not plan.calls % EVERY:
-            value, why = self._both(plan.recorded, arguments, args, kwargs)
+    def _replayed(
+        self, plan: _Plan, replay: _Replay, arguments: Arguments, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        replay.calls += 1
+        if replay.calls == FIRST or not replay.calls % EVERY:
+            value, why = self._both(replay.recorded, arguments, args, kwargs)
             if why:
-                plan.eager, plan.run, plan.recorded = True, None, None
-                self._say(f"{why}, which it did not {min(int(plan.calls), EVERY)} calls ago: it reads something that changed unseen")
+                plan.eager, plan.replays = True, []
+                self._say(f"{why}, other than {min(replay.calls, EVERY)} calls ago: it reads something that changed unseen")
             return value
         start = torch.get_rng_state()
-        if not plan.settled:
-            if self._pays(plan):
-                return self._compile(plan, arguments, args, kwargs)
-            value = self._timed(plan, lambda: plan.run(arguments.tensors))
+        if replay.settled:
+            value = replay.run(arguments.tensors)
+        elif self._pays(replay):
+            value = self._compiled(replay, arguments)
         else:
-            value = plan.run(arguments.tensors)
+            started = time.perf_counter()
+            value = replay.run(arguments.tensors)
+            replay.seconds += time.perf_counter() - started
         if value is not None:
             return value
-        torch.set_rng_state(start)  # Pyro's own warnings and errors
+        torch.set_rng_state(start)  # not finite: Pyro's own warnings and errors
         return self.job.pyro(args, kwargs)
 
-    def _pays(self, plan: _Plan) -> bool:
+    def _pays(self, replay: _Replay) -> bool:
         """Whether to compile: at once if asked to, or when half the time that it takes has been spent on such calls."""
-        assert plan.recorded is not None
-        operations = len(plan.recorded.traced)
+        operations = len(replay.recorded.traced)
         if self.engine == "compile":
             return True
         if compilation.compiler() is None or operations > compilation.TOO_LARGE:
-            plan.settled = True
+            replay.settled = True
             return False
-        return plan.seconds > 0.5 * compilation.estimated_seconds(operations)
+        return replay.seconds > 0.5 * compilation.estimated_seconds(operations)
 
-    def _compile(self, plan: _Plan, arguments: Arguments, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _compiled(self, replay: _Replay, arguments: Arguments) -> Any:
         """Compiles, and makes this call by the compiled step; it must take the random numbers that the graph takes."""
-        assert plan.recorded is not None and plan.run is not None
-        plan.settled, traced, started = True, plan.run, time.perf_counter()
-        start, kept = torch.get_rng_state(), [c.clone() for c in plan.recorded.changed]
-        plan.recorded(arguments.tensors)
+        replay.settled, traced, recorded, started = True, replay.run, replay.recorded, time.perf_counter()
+        start, kept = torch.get_rng_state(), [c.clone() for c in recorded.changed]
+        recorded(arguments.tensors)
         end = torch.get_rng_state()
-        put_back(plan.recorded.changed, kept)
+        put_back(recorded.changed, kept)
         torch.set_rng_state(start)
         try:
-            plan.run = self.job.compiled(plan.recorded, arguments.tensors)
-            value = plan.run(arguments.tensors)
+            replay.run = self.job.compiled(recorded, arguments.tensors)
+            value = replay.run(arguments.tensors)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
             log.warning("%s is replayed without compilation: %s", self.job.name, _line(e))
-            plan.run, value = traced, None
-        log.info("%s: compiled %s operations in %.1f s", self.job.name, len(plan.recorded.traced), time.perf_counter() - started)
-        if value is None:
-            torch.set_rng_state(start)
-            return self.job.pyro(args, kwargs)
-        if not torch.equal(end, torch.get_rng_state()):
-            plan.run = traced
+            replay.run = traced
+            return traced(arguments.tensors)
+        log.info("%s: compiled %s operations in %.1f s", self.job.name, len(recorded.traced), time.perf_counter() - started)
+        if value is not None and not torch.equal(end, torch.get_rng_state()):
+            replay.run = traced
             torch.set_rng_state(end)
             log.warning("%s is replayed without compilation: compiled it draws other random numbers", self.job.name)
         return value

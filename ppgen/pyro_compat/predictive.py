@@ -41,6 +41,7 @@ def _replayed(
     watched = Watched((model, args, kwargs))
     run = traced(one, [v[0] for v in samples.values()])
     if watched.changed():  # which a recorded run would do once
+        watched.restore()
         run = one
     collected = [run(*(v[i] for v in samples.values())) for i in range(runs)]
     drawn = {site: torch.stack([c[k] for c in collected]).reshape(shapes[site]) for k, site in enumerate(shapes)}

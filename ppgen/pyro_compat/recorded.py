@@ -26,6 +26,10 @@ from ppgen.pyro_compat.watched import Watched
 Loss = Callable[..., Any]
 
 
+class Unready(Untraceable):
+    """A program that makes parameters: it can be recorded when they are there."""
+
+
 class Evaluated(NamedTuple):
     """What one run gives: the loss, or several of them, and the gradients of `Recorded.trained`."""
 
@@ -73,14 +77,16 @@ class Recorded:
             with python_randomness():
                 traced = trace(run, examples)
         finally:
+            name = watched.changed()
+            watched.restore()
             own = dict(pyro.get_param_store().named_parameters())
             for p in store.values():
                 if p.grad is not grads[id(p)]:
                     p.grad = grads[id(p)]
             if own.keys() != store.keys() or any(own[n] is not p for n, p in store.items()):
                 _restore(store)
-                raise Untraceable("it makes parameters")
-        if name := watched.changed():
+                raise Unready("it makes parameters")
+        if name:
             raise Untraceable(f"it changes {name!r} itself, at each call")
         self.watched = watched
         self._losses = [None if isinstance(v, Tensor) else v for v in self._losses]
@@ -97,12 +103,14 @@ class Recorded:
         graph = traced.graph
         inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
         places = {_place(p): i for i, p in enumerate(self.trained)}
+        # What the program holds is read from its owner: its memory may be another one tomorrow.
+        owners = {_place(t): t for t in (*self.watched.tensors(), *self.stepped)}
         at: dict[int, Any] = {}
         constants = []
         for node, constant in zip(inputs[arguments:], traced.constants, strict=True):
             i = places.get(_place(constant))
             if i is None:
-                constants.append(constant)
+                constants.append(owners.get(_place(constant), constant))
             else:
                 at[i] = node
         if len(at) != len(self.trained):

@@ -36,7 +36,7 @@ def loss_only(recorded: Recorded, *, compile: bool = False) -> Run:
     def run(tensors: Sequence[Tensor]) -> Any:
         kept = [c.clone() for c in recorded.changed]
         losses = evaluate(tensors).losses
-        return recorded.value(losses) if _finite(losses) else put_back(recorded.changed, kept)
+        return recorded.value(losses) if finite(losses) else put_back(recorded.changed, kept)
 
     return run
 
@@ -53,7 +53,7 @@ def gradient_step(recorded: Recorded, optim: Any, *, compile: bool = False) -> R
     def run(tensors: Sequence[Tensor]) -> Any:
         kept = [c.clone() for c in recorded.changed]
         losses, gradients = evaluate(tensors)
-        if not _finite(losses):
+        if not finite(losses):
             return put_back(recorded.changed, kept)
         for p, g in zip(recorded.trained, gradients, strict=True):
             p.grad = g.clone() if p.grad is None else p.grad.add_(g)
@@ -64,7 +64,8 @@ def gradient_step(recorded: Recorded, optim: Any, *, compile: bool = False) -> R
     return run
 
 
-def _finite(losses: Sequence[Any]) -> bool:
+def finite(losses: Sequence[Any]) -> bool:
+    """Whether no loss is infinite or NaN."""
     return all(abs(float(v)) < float("inf") for v in losses)
 
 
@@ -141,15 +142,15 @@ class Together:
             self.layouts.clear()
         if fused.layout is not self._layout or fused.layout.stale:
             fused.lay_out()
+        if fused.layout is not self._layout:
+            self._layout = fused.layout
+            self._bind()
         if self.dirty:
             self._zeros = [(p, p.grad, 0 if p.grad is None else p.grad._version) for p in self.parameters]
             if any(g is not None and g.any() for _, g, _ in self._zeros):
                 return False
             fused.layout.count()
             self.dirty = False
-        if fused.layout is not self._layout:
-            self._layout = fused.layout
-            self._bind()
         return all(p.grad is g and (g is None or g._version == v) for p, g, v in self._zeros)
 
     def _read(self) -> None:
@@ -202,6 +203,7 @@ class FusedRun:
         self.fused = FusedStep(self, together.optimizer, layouts=together.layouts)  # type: ignore[arg-type]
         self.fused.build(dict(enumerate(tensors)))  # type: ignore[arg-type]
         together.dirty = True
+        together.ready(self.fused)
 
     def outputs(self, out: Sequence[Tensor]) -> Evaluation:
         (loss,), gradients = self.recorded.outputs(out)

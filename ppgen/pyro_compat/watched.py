@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.nn
 from pyro import poutine
 from torch import Tensor, nn
 
 from ppgen.pyro_compat.arguments import SCALARS
 
 MOST = 4000  # values; of what lies beyond them a change is seen by the regular comparison only
+INTERNAL = {k for k in vars(pyro.nn.PyroModule()) if k != "training"}
 MADE_AT_EACH_CALL = (poutine.Trace, pyro.plate)  # autoguides keep what they last made
 
 
@@ -55,6 +57,23 @@ class Watched:
                 return name
         return next((name for container, size, name in self._sizes if len(container) != size), None)
 
+    def restore(self) -> None:
+        """Puts back what a run has changed, as far as it was there before."""
+        for container, key, value, _ in self._entries:
+            if container.get(key) is not value and isinstance(container, dict):
+                container[key] = value
+        for cell, value, _ in self._cells:
+            if _content(cell) is not value:
+                cell.cell_contents = value
+        for container, size, _ in self._sizes:
+            if isinstance(container, list):
+                del container[size:]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among them."""
+        values = [v for _, _, v, _ in (*self._entries, *self._elements)] + [v for _, v, _ in self._cells]
+        return [v for v in values if isinstance(v, Tensor)]
+
     # -- what is read ------------------------------------------------------------------------------
 
     def _parts(self, value: Any, name: str) -> Iterator[tuple[Any, str]]:
@@ -82,7 +101,7 @@ class Watched:
             own, home = vars(value), type(value).__module__
             # What a library's object keeps is its own matter, except for Pyro's handlers, which hold a program and data.
             whole = _written_by_the_author(home) or home.startswith("pyro.poutine")
-            keys = [k for k, v in own.items() if whole or isinstance(v, (*SCALARS, Tensor))]
+            keys = [k for k, v in own.items() if whole or isinstance(v, (*SCALARS, Tensor)) and k[0] != "_"]
             yield from self._items(own, keys, name)
             yield from self._class(type(value))
 
@@ -104,9 +123,10 @@ class Watched:
         for part in ("_parameters", "_buffers", "_modules"):
             self._sizes.append((own[part], len(own[part]), name))
             yield from self._items(own[part], list(own[part]), name)
-        values = [k for k, v in own.items() if isinstance(v, (*SCALARS, Tensor, types.FunctionType, types.MethodType))]
-        others = [k for k in own if _written_by_the_author(type(module).__module__) and not k.startswith("_")]
-        yield from self._items(own, list(dict.fromkeys(values + others)), name)
+        simple = [k for k, v in own.items() if isinstance(v, (*SCALARS, types.FunctionType, types.MethodType))]
+        whole = list(own) if _written_by_the_author(type(module).__module__) else simple
+        keys = [k for k in whole if k not in INTERNAL and not k.startswith("_pyro")]
+        yield from self._items(own, keys, name)
         yield from self._class(type(module))
 
     def _class(self, cls: type) -> Iterator[tuple[Any, str]]:
