@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size)
+DICTS = (dict, OrderedDict)
 SMALL = 4096  # bytes of a NumPy array whose content is compared at each call
 
 Rebuild = Callable[[Sequence[Tensor]], tuple[tuple, dict[str, Any]]]
@@ -60,8 +62,8 @@ def taken_apart(args: tuple, kwargs: dict[str, Any], *, floats: bool = False) ->
             return type(value), value
         if isinstance(value, (tuple, list)):
             return type(value), *(key_of(v) for v in value)
-        if type(value) is dict:
-            return dict, *((k, key_of(v)) for k, v in value.items())
+        if type(value) in DICTS:
+            return type(value), *((k, key_of(v)) for k, v in value.items())
         if isinstance(value, np.ndarray):
             if value.nbytes > SMALL:
                 refused.append("an argument is a NumPy array; torch.as_tensor(...) of it would be recorded")
@@ -84,8 +86,8 @@ def taken_apart(args: tuple, kwargs: dict[str, Any], *, floats: bool = False) ->
                 return type(value)(*(again(v) for v in value))
             if isinstance(value, (tuple, list)):
                 return type(value)(again(v) for v in value)
-            if type(value) is dict:
-                return {k: again(v) for k, v in value.items()}
+            if type(value) in DICTS:
+                return type(value)((k, again(v)) for k, v in value.items())
             return value
 
         return again((args, kwargs))

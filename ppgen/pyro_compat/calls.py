@@ -18,7 +18,7 @@ from torch import Tensor
 from ppgen.engine import compile as compilation
 from ppgen.engine.trace import Untraceable
 from ppgen.pyro_compat.arguments import Arguments, taken_apart
-from ppgen.pyro_compat.recorded import Recorded, Unready
+from ppgen.pyro_compat.recorded import Evaluated, Recorded, Unready
 from ppgen.pyro_compat.updates import Run, finite, put_back
 
 ENGINES = ("eager", "trace", "compile", "auto")
@@ -38,7 +38,7 @@ class Job(Protocol):
     def pyro(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Pyro's own."""
 
-    def compared(self, args: tuple, kwargs: dict[str, Any], recorded: Recorded, own: Any) -> tuple[Any, str]:
+    def compared(self, args: tuple, kwargs: dict[str, Any], recorded: Recorded, ours: Evaluated) -> tuple[Any, str]:
         """Pyro's own, and in what the recorded run gave something else, or ''."""
 
     def record(self, arguments: Arguments) -> Recorded: ...
@@ -87,13 +87,17 @@ class Calls:
         self._said: set[str] = set()
         self._last: Arguments | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Records stay behind when an SVI is copied or pickled."""
+        return {**vars(self), "_plans": {}, "_kinds": {}, "_last": None}
+
     def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self.engine == "eager" or am_i_wrapped():
             return self.job.pyro(args, kwargs)
         arguments = self._last
         if kwargs or arguments is None or not arguments.same(args):
             self._last = arguments = taken_apart(args, kwargs, floats=bool(self._floats))
-        plan = self._plans.get((arguments.key, torch.get_default_dtype()))
+        plan = self._plans.get(_key(arguments))
         if plan is None:
             plan, arguments = self._new(arguments, args, kwargs)
         if plan is None or plan.eager:
@@ -115,7 +119,7 @@ class Calls:
             inputs = taken_apart(args, kwargs, floats=True)
             if self._kinds.setdefault(inputs.key, arguments.key) != arguments.key:
                 self._floats, arguments = True, inputs
-        key = arguments.key, torch.get_default_dtype()
+        key = _key(arguments)
         if key not in self._plans and len(self._plans) >= MOST:
             self._say(f"its arguments have more than {MOST} shapes or values")
             return None, arguments
@@ -172,7 +176,8 @@ class Calls:
         value, why = self.job.compared(args, kwargs, recorded, ours)
         if not why and not torch.equal(end, torch.get_rng_state()):
             why = "its recorded run draws other random numbers"
-        if not why and not all(torch.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in zip(changed, recorded.changed, strict=True)):
+        buffers = zip(changed, recorded.changed, strict=True)
+        if not why and not all(torch.allclose(a, b, rtol=1e-3, equal_nan=True) for a, b in buffers):
             why = "its recorded run leaves other values in its buffers"
         return value, why
 
@@ -186,7 +191,8 @@ class Calls:
             value, why = self._both(replay.recorded, arguments, args, kwargs)
             if why:
                 plan.eager, plan.replays = True, []
-                self._say(f"{why}, other than {min(replay.calls, EVERY)} calls ago: it reads something that changed unseen")
+                ago = min(replay.calls, EVERY)
+                self._say(f"{why}, other than {ago} calls ago: it reads something that changed unseen")
             return value
         start = torch.get_rng_state()
         if replay.settled:
@@ -227,7 +233,8 @@ class Calls:
             log.warning("%s is replayed without compilation: %s", self.job.name, _line(e))
             replay.run = traced
             return traced(arguments.tensors)
-        log.info("%s: compiled %s operations in %.1f s", self.job.name, len(recorded.traced), time.perf_counter() - started)
+        took = time.perf_counter() - started
+        log.info("%s: compiled %s operations in %.1f s", self.job.name, len(recorded.traced), took)
         if value is not None and not torch.equal(end, torch.get_rng_state()):
             replay.run = traced
             torch.set_rng_state(end)
@@ -238,6 +245,11 @@ class Calls:
         if why not in self._said:
             self._said.add(why)
             log.warning("%s runs as in Pyro: %s", self.job.name, why)
+
+
+def _key(arguments: Arguments) -> Hashable:
+    """What a record depends on beside the values that the program reads."""
+    return arguments.key, torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
 
 
 def _line(e: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Pyro's NUTS and HMC on a recorded potential: one graph for the potential energy and its gradient.
 
-The sampler is Pyro's, and so are its random numbers: the same seed gives the same draws. With `jit_compile=True`, Pyro's
-own argument, the graph is compiled: faster, and the same but for rounding, which a long trajectory enlarges.
+The sampler is Pyro's, and so are its random numbers: the same seed gives the same draws. With `jit_compile=True`,
+Pyro's own argument, the graph is compiled: faster, and the same but for rounding, which a long trajectory enlarges.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ Potential = Callable[[dict[str, Tensor]], Tensor]
 class _OnRecord:
     """What NUTS and HMC share: when a chain is set up, the potential is recorded."""
 
+    potential_fn: Any
+    initial_params: Any
+    model: Any
+
     def __init__(self, *args: Any, jit_compile: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._compile = jit_compile
@@ -35,12 +39,12 @@ class _OnRecord:
     def _initialize_model_properties(self, model_args: tuple, model_kwargs: dict[str, Any]) -> None:
         super()._initialize_model_properties(model_args, model_kwargs)  # type: ignore[misc]
         own, params = self.potential_fn, self.initial_params
-        self.potential_fn = own
         if not params or infer.is_validation_enabled():  # values are to be looked at, at each call
             return
         try:
             if self._record is None or not self._record.holds(own, params):
-                self._record = _Record(own, params, (self.model, model_args, model_kwargs), compile=self._compile)
+                reads = {"model": self.model, "args": model_args, "kwargs": model_kwargs}
+                self._record = _Record(own, params, reads, compile=self._compile)
             self.potential_fn = self._record.potential
         except Untraceable as e:
             log.warning("%s runs as in Pyro: %s", type(self).__name__, e)
@@ -61,10 +65,10 @@ class _Record:
         Untraceable: it needs values to decide what to do, or its graph gives something else.
     """
 
-    def __init__(self, own: Potential, params: dict[str, Tensor], roots: Sequence[Any], *, compile: bool):
+    def __init__(self, own: Potential, params: dict[str, Tensor], reads: dict[str, Any], *, compile: bool):
         self.names = list(params)
         examples = [params[n].detach() for n in self.names]
-        self.watched = Watched(roots)
+        self.watched = Watched(reads)
         with python_randomness():
             self.traced: Traced = trace(lambda *values: _with_gradient(own, self.names, values), examples)
         self._run: Callable[..., Any] = self.traced

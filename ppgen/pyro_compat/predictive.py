@@ -38,7 +38,7 @@ def _replayed(
         nodes = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs).nodes
         return [nodes[site]["value"] for site in shapes]
 
-    watched = Watched((model, args, kwargs))
+    watched = Watched({"model": model, "args": args, "kwargs": kwargs})
     run = traced(one, [v[0] for v in samples.values()])
     if watched.changed():  # which a recorded run would do once
         watched.restore()

@@ -1,4 +1,4 @@
-"""Pyro's own `loss_and_grads`, recorded: loss and gradients of all that it would add to, as one graph of tensor operations.
+"""Pyro's own `loss_and_grads`, recorded: the loss and all gradients that it would add, as one graph of operations.
 
 Parameters and tensors that the program holds keep their places: the graph reads what they are when it runs. Pyro's
 loss is not written anew; `Tensor.backward` is recorded as the gradients that it would have added.
@@ -47,8 +47,11 @@ class Recorded:
         changed: tensors that a run writes to (batch norm's statistics).
     """
 
-    def __init__(self, loss: Loss, roots: Sequence[Any], arguments: Arguments, *, gradient: bool):
+    def __init__(self, loss: Loss, held: tuple[dict[str, Any], Sequence[str]], arguments: Arguments, *, gradient: bool):
         """
+        Args:
+            held: where the programs and the loss are, and their names there.
+
         Raises:
             Untraceable: the program needs values to decide what to do, or changes something that is no tensor.
         """
@@ -60,9 +63,13 @@ class Recorded:
         def run(*tensors: Tensor) -> list[Tensor]:
             gathered.clear()
             args, kwargs = arguments.rebuild(tensors)
-            with torch.set_grad_enabled(gradient), _numbers_stay_tensors(), _gradients_gathered(gathered):
-                with poutine.trace(param_only=True) as capture:
-                    value = loss(*args, **kwargs)
+            with (
+                torch.set_grad_enabled(gradient),
+                _numbers_stay_tensors(),
+                _gradients_gathered(gathered),
+                poutine.trace(param_only=True) as capture,
+            ):
+                value = loss(*args, **kwargs)
             self._sites = {n: s["value"].unconstrained() for n, s in capture.trace.nodes.items()}
             self._tuple = type(value) if isinstance(value, tuple) else None
             self._losses = list(value) if isinstance(value, tuple) else [value]
@@ -72,7 +79,7 @@ class Recorded:
             return [*losses, *(gathered[id(p)][1] for p in self.trained)]
 
         examples = [t.detach() for t in arguments.tensors]  # one tensor given twice is two inputs
-        watched = Watched([*roots, *arguments.objects])
+        watched = Watched(*held, arguments.objects)
         try:
             with python_randomness():
                 traced = trace(run, examples)
@@ -175,8 +182,10 @@ def _numbers_stay_tensors() -> Iterator[None]:
 def _gradients_gathered(gathered: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """A backward pass adds to these sums, and to no tensor's `grad`."""
 
-    def backward(self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, **other: Any):
-        if gradient is not None or create_graph or other.get("inputs") is not None:
+    def backward(
+        self: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
+        if gradient is not None or create_graph or inputs is not None:
             raise Untraceable("its backward pass has arguments of its own")
         leaves = _leaves(self)
         found = torch.autograd.grad(self, leaves, retain_graph=retain_graph, allow_unused=True)
@@ -217,10 +226,6 @@ def _place(t: Tensor) -> tuple:
 
 
 def _written(node: Any) -> bool:
-    users = list(aliases(node))
-    return any(is_in_place(u) for u in users) or any("batch_norm" in str(u.target) for u in node.users if _is_statistic(u, node))
-
-
-def _is_statistic(user: Any, node: Any) -> bool:
-    """Whether it is a running mean or variance, which batch norm writes to although its schema does not say so."""
-    return node in user.args[3:5]
+    """Whether the graph writes to an input: batch norm does to its statistics, although its schema does not say so."""
+    statistics = any("batch_norm" in str(u.target) and node in u.args[3:5] for u in node.users)
+    return statistics or any(is_in_place(u) for u in aliases(node))

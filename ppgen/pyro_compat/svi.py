@@ -22,9 +22,9 @@ from ppgen.pyro_compat.updates import FusedRun, Run, Together, gradient_step, lo
 class SVI(infer.SVI):
     """`pyro.infer.SVI`: the same arguments, parameters, optimisers, random numbers and losses; faster.
 
-    The first steps are Pyro's own. Then loss and gradients are recorded for arguments of these shapes and other values,
-    compared with Pyro's own, and replayed; where many steps are made the whole step is compiled. What cannot be recorded
-    runs as in Pyro, and the log says why.
+    The first steps are Pyro's own. Then loss and gradients are recorded for arguments of these shapes and other
+    values, compared with Pyro's own, and replayed; where many steps are made the whole step is compiled. What cannot
+    be recorded runs as in Pyro, and the log says why.
 
     Args:
         model, guide, optim, loss, args, kwargs: as Pyro's.
@@ -44,8 +44,8 @@ class SVI(infer.SVI):
             compilation.require_compiler()
         if type(loss).__name__.startswith("Jit"):
             engine = "eager"  # Pyro records these itself
-        self._step_job = _StepJob(self, super().step)
-        self._steps, self._losses = Calls(self._step_job, engine), Calls(_LossJob(self, super().evaluate_loss), engine)
+        self._step_job = _StepJob(self)
+        self._steps, self._losses = Calls(self._step_job, engine), Calls(_LossJob(self), engine)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """A gradient step; gives the loss in nats, as a number (or several, as Pyro's loss does)."""
@@ -61,24 +61,27 @@ class SVI(infer.SVI):
 class _StepJob:
     """Steps of an SVI, as `Calls` makes them."""
 
-    def __init__(self, svi: SVI, own: Any):
-        self.svi, self._own = svi, own
+    def __init__(self, svi: SVI):
+        self.svi = svi
         self.name = f"SVI of {_name(svi.model)} and {_name(svi.guide)}"
         self._together: Together | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_together": None}  # as of `Calls`
 
     def pyro(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._together is not None:
             self._together.dirty = True
-        return self._own(*args, **kwargs)
+        return infer.SVI.step(self.svi, *args, **kwargs)
 
     def record(self, arguments: Arguments) -> Recorded:
         svi = self.svi
-        roots = (svi.model, svi.guide, svi.loss_and_grads)
 
         def loss(*args: Any, **kwargs: Any) -> Any:
             return svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
 
-        recorded = Recorded(loss, roots, arguments, gradient=True)
+        held = svi.__dict__, ("model", "guide", "loss_and_grads", "optim")
+        recorded = Recorded(loss, held, arguments, gradient=True)
         if any(t.device.type != "cpu" for t in (*recorded.stepped, *arguments.tensors)):
             raise Untraceable("its tensors are on another device than the CPU")
         return recorded
@@ -121,11 +124,11 @@ class _StepJob:
 class _LossJob:
     """Losses of an SVI, as `Calls` makes them."""
 
-    def __init__(self, svi: SVI, own: Any):
-        self.svi, self._own, self.name = svi, own, f"the loss of {_name(svi.model)} and {_name(svi.guide)}"
+    def __init__(self, svi: SVI):
+        self.svi, self.name = svi, f"the loss of {_name(svi.model)} and {_name(svi.guide)}"
 
     def pyro(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._own(*args, **kwargs)
+        return infer.SVI.evaluate_loss(self.svi, *args, **kwargs)
 
     def record(self, arguments: Arguments) -> Recorded:
         svi = self.svi
@@ -133,7 +136,7 @@ class _LossJob:
         def loss(*args: Any, **kwargs: Any) -> Any:
             return svi.loss(svi.model, svi.guide, *args, **kwargs)
 
-        return Recorded(loss, (svi.model, svi.guide, svi.loss), arguments, gradient=False)
+        return Recorded(loss, (svi.__dict__, ("model", "guide", "loss")), arguments, gradient=False)
 
     def compared(self, args: tuple, kwargs: dict[str, Any], recorded: Recorded, ours: Evaluated) -> tuple[Any, str]:
         value = self.pyro(args, kwargs)

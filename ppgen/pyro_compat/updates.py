@@ -1,7 +1,7 @@
 """A recorded step carried out: the gradients to Pyro's optimisers, or gradients and updates as one compiled graph.
 
-Pyro keeps a torch optimiser for each parameter. Their options and state stay in these objects, where `get_state`, `save`
-and schedulers find them; a compiled step reads and writes them there.
+Pyro keeps a torch optimiser for each parameter. Their options and state stay in these objects, where `get_state`,
+`save` and schedulers find them; a compiled step reads and writes them there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Python values that a program reads: a recorded run holds them as they were, and has to be made anew when one changes.
+"""The Python values that a program reads: a recorded run holds them as they were, and is made anew when one changes.
 
 Read are closures, globals, defaults, bound objects and their attributes, containers of them, modules with their parts.
-A tensor's content is no matter (a recorded run reads it in place), which tensor it is, is one.
+Of a tensor it matters which one it is; its content does not, for a recorded run reads it in place.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ from torch import Tensor, nn
 
 from ppgen.pyro_compat.arguments import SCALARS
 
-MOST = 4000  # values; of what lies beyond them a change is seen by the regular comparison only
+MOST = 1000  # values; of what lies beyond them a change is seen by the regular comparison only
 INTERNAL = {k for k in vars(pyro.nn.PyroModule()) if k != "training"}
 MADE_AT_EACH_CALL = (poutine.Trace, pyro.plate)  # autoguides keep what they last made
 
 
 class Watched:
-    """The values that some functions and objects read, as they are now."""
+    """The values that some functions and objects read, as they are now.
 
-    def __init__(self, roots: Iterable[Any]):
+    Args:
+        holder: the functions and objects by name; that they are the same is watched as well.
+        names: which of them; all if left out.
+        objects: others.
+    """
+
+    def __init__(self, holder: dict[str, Any], names: Iterable[str] = (), objects: Iterable[Any] = ()):
         self._entries: list[tuple[Any, Any, Any, str]] = []  # dict, key, value, name
         self._elements: list[tuple[list, int, Any, str]] = []
         self._cells: list[tuple[Any, Any, str]] = []
         self._sizes: list[tuple[Any, int, str]] = []
         self._seen: dict[int, Any] = {}
-        todo = [(r, getattr(r, "__name__", type(r).__name__)) for r in roots]
+        roots = [v for v, _ in self._items(holder, tuple(names or holder), "")]
+        todo = [(v, getattr(v, "__name__", type(v).__name__)) for v in (*roots, *objects)]
         while todo:
             value, name = todo.pop(0)
             if id(value) not in self._seen and not isinstance(value, (*SCALARS, Tensor)):
@@ -99,7 +106,7 @@ class Watched:
             return
         elif hasattr(value, "__dict__"):
             own, home = vars(value), type(value).__module__
-            # What a library's object keeps is its own matter, except for Pyro's handlers, which hold a program and data.
+            # What a library's object keeps is its own matter; but Pyro's handlers hold programs and data.
             whole = _written_by_the_author(home) or home.startswith("pyro.poutine")
             keys = [k for k, v in own.items() if whole or isinstance(v, (*SCALARS, Tensor)) and k[0] != "_"]
             yield from self._items(own, keys, name)
