@@ -286,7 +286,8 @@ def several_losses() -> Script:
     def guide(y):
         pyro.sample("p", dist.Beta(pyro.param("a", torch.tensor(2.0), constraint=constraints.positive), 2.0))
         with pyro.plate("data", 5):
-            pyro.sample("z", dist.Bernoulli(pyro.param("q", torch.full((5,), 0.4), constraint=constraints.unit_interval)))
+            q = pyro.param("q", torch.full((5,), 0.4), constraint=constraints.unit_interval)
+            pyro.sample("z", dist.Bernoulli(q))
 
     loss = infer.ReweightedWakeSleep(num_particles=3, max_plate_nesting=1, vectorize_particles=True)
     return Script(model, guide, always(X[:5]), loss)
