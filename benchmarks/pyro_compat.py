@@ -82,7 +82,8 @@ def programs(program: Any, entry: Entry) -> tuple[Callable[..., Any], Callable[.
     return model, guide
 
 
-def race(name: str, options: argparse.Namespace) -> None:
+def race(name: str, options: argparse.Namespace) -> list[str]:
+    """Rows of the table of steps."""
     entry = ENTRIES[name]()
     fits = {"Pyro": Fit(entry, infer.SVI)}
     begun: dict[str, float] = {}
@@ -101,19 +102,20 @@ def race(name: str, options: argparse.Namespace) -> None:
         for column, fit in fits.items():
             turns[column].append(fit.seconds(counts[column]) / counts[column])
     own = statistics.median(turns["Pyro"])
-    print(f"{name:32} {'Pyro':8} {own * 1e6:9.0f} {1 / own:9.0f}")
+    rows = [f"| {name} | Pyro | {own * 1e6:,.0f} | {1 / own:,.0f} | | | |"]
     for engine in options.engines:
         took = statistics.median(turns[engine])
         ratios = [a / b for a, b in zip(turns["Pyro"], turns[engine], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         pays = begun[engine] / max(own - took, 1e-9)
-        print(
-            f"{'':32} {engine:8} {took * 1e6:9.0f} {1 / took:9.0f}  {middle:6.1f} ({low:.1f} to {high:.1f})"
-            f"  {begun[engine]:6.1f} s  {pays:7.0f}", flush=True,
-        )  # fmt: skip
+        rows.append(
+            f"| | {engine} | {took * 1e6:,.0f} | {1 / took:,.0f} | {middle:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {begun[engine]:.1f} | {pays:,.0f} |"
+        )
+    return rows
 
 
-def whole(name: str, steps: int) -> None:
+def whole(name: str, steps: int) -> str:
     """One fit after the other, each from nothing, with what `auto` decides."""
     entry, took = ENTRIES[name](), []
     for svi in (infer.SVI, pyro_compat.SVI):
@@ -121,7 +123,7 @@ def whole(name: str, steps: int) -> None:
         fit = Fit(entry, svi)
         fit(steps)
         took.append(cpu() - started)
-    print(f"{name:32} {steps:6} {took[0]:9.1f} {took[1]:9.1f}  {took[0] / took[1]:6.1f}", flush=True)
+    return f"| {name} | {steps:,} | {took[0]:.1f} | {took[1]:.1f} | {took[0] / took[1]:.1f} |"
 
 
 def main() -> None:
@@ -130,19 +132,39 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=ROWS, help="parts of programs' names")
     parser.add_argument("--engines", nargs="*", default=["trace", "compile"])
     parser.add_argument("--whole", type=int, nargs="*", default=[1000, 5000], help="steps of whole fits")
+    parser.add_argument("--out", help="the page that the tables are written to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     logging.getLogger("pyro").setLevel(logging.WARNING)
     names = [n for n in ENTRIES if any(part in n for part in options.only)]
-    print(f"{'program':32} {'SVI':8} {'µs a step':>9} {'steps/s':>9}  Pyro's time / its   first 5   to pay")
+    lines: list[str] = []
+
+    def say(*rows: str) -> None:
+        lines.extend(rows)
+        print(*rows, sep="\n", flush=True)
+        if options.out:
+            Path(options.out).write_text(HEAD + "\n".join(lines) + "\n")
+
+    say(
+        "| program | SVI | µs a step | steps a second | Pyro's time / its | first 5 steps, s | steps to pay |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    )
     for name in names:
-        race(name, options)
+        say(*race(name, options))
     if options.whole:
-        print(f"\n{'a whole fit':32} {'steps':>6} {'Pyro, s':>9} {'auto, s':>9}   ratio")
+        say("", "| a whole fit | steps | Pyro, s | auto, s | ratio |", "|---|---:|---:|---:|---:|")
     for steps in options.whole:
         for name in names:
-            whole(name, steps)
+            say(whole(name, steps))
+
+
+HEAD = """# A Pyro script's SVI, measured
+
+Written by `python benchmarks/pyro_compat.py --out docs/benchmarks/pyro_compat.md`, which says what is measured:
+CPU time, one thread, `pyro.infer.SVI` and `ppgen.pyro_compat.SVI` taking turns.
+
+"""
 
 
 if __name__ == "__main__":

@@ -603,12 +603,27 @@ def collecting() -> Script:
     return Script(model, autoguide.AutoNormal(model), always(torch.tensor(1.0)))
 
 
+def hooked() -> Script:
+    """As Pyro's introduction does to watch the norms of gradients."""
+    norms: list[float] = []
+
+    def calls(i):
+        if i == 1:
+            for value in dict(pyro.get_param_store().named_parameters()).values():
+                value.register_hook(lambda g: norms.append(g.norm()))
+        assert len(norms) == max(0, i - 1) * 4
+        return (SIGMA, Y), {}
+
+    return own_guide()._replace(calls=calls)
+
+
 OWN = {
     "a branch on a value": (branching, "mu > 0"),
     "a random number of sites": (randomly_many_sites, "more_"),
     "Python's random": (python_randomness, "another loss"),
     "a count of calls": (counting, "'Model.calls' itself"),
     "a list that grows": (collecting, "'kept' itself"),
+    "a hook on a parameter": (hooked, "has a hook"),
 }
 
 
@@ -638,9 +653,9 @@ def test_a_value_that_changes_at_each_step_ends_the_records(replays):
 
 
 def test_what_changes_unseen_is_found_by_the_regular_comparison(monkeypatch, replays):
-    """An array's content is looked at by nobody; Pyro's own run says at the next comparison that it is another one."""
+    """A large array's content is looked at by nobody; Pyro's run says at the next comparison that it is another one."""
     monkeypatch.setattr("ppgen.pyro_compat.calls.FIRST", 4)
-    array = np.ones(1)
+    array = np.ones(1000)
 
     def kind():
         array[:] = 1.0
@@ -657,6 +672,61 @@ def test_what_changes_unseen_is_found_by_the_regular_comparison(monkeypatch, rep
 
     fitted(kind, pyro_compat.SVI, engine="trace")
     assert "changed unseen" in replays()[-1]
+
+
+def test_buffers_are_written_as_pyro_does():
+    """Batch norm's statistics, and a tensor that the program counts in."""
+
+    def fit(svi, **options):
+        count, kept = torch.zeros(()), []
+
+        def kind():
+            script = batch_norm()
+            norm = script.model.__self__.encoder[0]
+            kept.append(norm)
+
+            def model(x):
+                count.add_(1.0)
+                return script.model(x)
+
+            return script._replace(model=model)
+
+        fitted(kind, svi, **options)
+        return count, kept[0]
+
+    (count, norm), (pyros, expected) = fit(pyro_compat.SVI, engine="trace"), fit(infer.SVI)
+    assert count == pyros == 11 and norm.num_batches_tracked == expected.num_batches_tracked == 11
+    torch.testing.assert_close(norm.running_mean, expected.running_mean)
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+
+
+def test_a_small_arrays_content_is_looked_at(replays):
+    def kind():
+        array = np.ones(1)
+
+        def model(y):
+            mu = pyro.sample("mu", dist.Normal(0.0, float(array[0])))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        def calls(i):
+            array[:] = 1.0 if i < 5 else 3.0
+            return (torch.tensor(1.0),), {}
+
+        return Script(model, autoguide.AutoNormal(model), calls)
+
+    assert_same(fitted(kind, pyro_compat.SVI, engine="trace"), fitted(kind, infer.SVI), 1e-6)
+    assert any("array is another one" in s for s in replays())
+
+
+def test_a_fit_is_copied_without_its_records():
+    script = own_guide()
+    svi = pyro_compat.SVI(script.model, script.guide, optim.SGD({"lr": 0.0}), infer.Trace_ELBO(), engine="trace")
+    for _ in range(3):
+        svi.step(SIGMA, Y)
+    pyro.set_rng_seed(0)
+    expected = svi.step(SIGMA, Y)
+    pyro.set_rng_seed(0)
+    assert math.isclose(copy.deepcopy(svi).step(SIGMA, Y), expected, rel_tol=1e-6)
 
 
 def test_within_a_handler_steps_are_pyros():

@@ -1,7 +1,7 @@
-"""What ppgen relies on in Pyro and in torch beyond their documentation, a test each: a change is named the day it comes.
+"""What ppgen relies on in Pyro and in torch beyond their documentation, a test each: a change is named on its day.
 
 An id says what is relied on, and where. A private name that is imported without a row fails (the last test).
-Known to hold: Pyro 1.9.1 (2024-06) and 1.9.2, torch 2.13; docs/from_pyro.md says more.
+Known to hold with the versions of constraints.txt; docs/from_pyro.md says more.
 """
 
 from __future__ import annotations
@@ -150,6 +150,12 @@ def contract_tensor_tree_is_there__ppgen_enumerated():
 def an_autoguide_keeps_its_model_in_a_tuple__ppgen_program():
     (kept,) = autoguide.AutoNormal(model)._model
     return callable(kept)
+
+
+def a_pyro_module_has_a_context_and_reads_parameters_in_getattr__ppgen_handlers():
+    from pyro.nn.module import PyroModule, _Context
+
+    return isinstance(PyroModule()._pyro_context, _Context) and PyroModule.__getattr__.__code__ is not None
 
 
 def deep_setattr_sets_through_names_with_dots__inference_training_guide_init():
@@ -344,6 +350,14 @@ def a_node_of_autograd_tells_its_leaf__recorded():
     return node.variable is p
 
 
+def a_tensor_tells_its_hooks__recorded():
+    p, q = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    none = not p._backward_hooks and not p._post_accumulate_grad_hooks
+    p.register_hook(lambda g: g)
+    q.register_post_accumulate_grad_hook(lambda t: None)
+    return none and len(p._backward_hooks) == len(q._post_accumulate_grad_hooks) == 1
+
+
 def norms_and_products_of_lists__inference_training_step():
     (norm,), (twice,) = torch._foreach_norm([torch.ones(4)]), torch._foreach_mul([torch.ones(1)], 2)
     return norm.item() == 2.0 and twice.item() == 2.0
@@ -404,7 +418,8 @@ def inductor_runs_within_a_tracing_context__ppgen_engine_compile():
         return True
 
 
-CONTRACT = [fn for name, fn in list(vars(sys.modules[__name__]).items()) if "__" in name[1:-1] and inspect.isfunction(fn)]
+HERE = list(vars(sys.modules[__name__]).items())
+CONTRACT = [fn for name, fn in HERE if "__" in name and inspect.isfunction(fn)]
 
 
 @pytest.mark.parametrize("holds", CONTRACT, ids=lambda fn: fn.__name__.replace("__", " (", 1).replace("_", " ") + ")")

@@ -140,8 +140,11 @@ class Calls:
                 return self.job.pyro(args, kwargs)
         try:
             recorded = self.job.record(arguments)
-        except Unready:
-            plan.calls = 0
+        except Unready as e:
+            plan.calls, plan.short = 0, plan.short + 1
+            if plan.short >= AGAIN:
+                plan.eager = True
+                self._say(str(e))
             return self.job.pyro(args, kwargs)
         except Untraceable as e:
             if self._floats:

@@ -56,8 +56,6 @@ class Recorded:
             Untraceable: the program needs values to decide what to do, or changes something that is no tensor.
         """
         self.gradient, self.arguments = gradient, arguments
-        store = dict(pyro.get_param_store().named_parameters())
-        grads = {id(p): p.grad for p in store.values()}
         gathered: dict[int, tuple[Tensor, Tensor]] = {}
 
         def run(*tensors: Tensor) -> list[Tensor]:
@@ -79,30 +77,16 @@ class Recorded:
             return [*losses, *(gathered[id(p)][1] for p in self.trained)]
 
         examples = [t.detach() for t in arguments.tensors]  # one tensor given twice is two inputs
-        watched = Watched(*held, arguments.objects)
-        try:
-            with python_randomness():
-                traced = trace(run, examples)
-        finally:
-            name = watched.changed()
-            watched.restore()
-            own = dict(pyro.get_param_store().named_parameters())
-            for p in store.values():
-                if p.grad is not grads[id(p)]:
-                    p.grad = grads[id(p)]
-            if own.keys() != store.keys() or any(own[n] is not p for n, p in store.items()):
-                _restore(store)
-                raise Unready("it makes parameters")
-        if name:
-            raise Untraceable(f"it changes {name!r} itself, at each call")
-        self.watched = watched
+        self.watched = Watched(*held, arguments.objects)
+        with python_randomness(), _left_alone(self.watched):
+            traced = trace(run, examples)
         self._losses = [None if isinstance(v, Tensor) else v for v in self._losses]
         stepped = {id(p): p for p in self._sites.values()}
         self.stepped = list(stepped.values())
         self.foreign = [p for p in self.trained if id(p) not in stepped]
+        own = dict(pyro.get_param_store().named_parameters())
         self._store = [(n, p) for n, p in self._sites.items() if own.get(n) is p]
         self._required = [(p, p.requires_grad) for p in {id(p): p for p in (*self.trained, *self.stepped)}.values()]
-        self.dtype = torch.get_default_dtype()
         self._arrange(traced, len(examples))
 
     def _arrange(self, traced: Traced, arguments: int) -> None:
@@ -159,8 +143,8 @@ class Recorded:
             if own.get(name) is not p:
                 return f"the parameter {name!r}"
         for p, required in self._required:
-            if p.requires_grad is not required:
-                return "requires_grad of a parameter"
+            if p.requires_grad is not required or _hooked(p):
+                return "requires_grad or a hook of a parameter"
         return self.watched.changed()
 
 
@@ -211,14 +195,44 @@ def _leaves(value: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
-def _restore(parameters: dict[str, Tensor]) -> None:
-    """The store as it was."""
+@contextmanager
+def _left_alone(watched: Watched) -> Iterator[None]:
+    """What a run changes in the store, in tensors and in Python values is put back after it.
+
+    Raises:
+        Untraceable: it changed a Python value, or a parameter has a hook.
+        Unready: it made parameters.
+    """
     store = pyro.get_param_store()
-    state = store.get_state()
-    store.clear()
-    store.set_state({
-        "params": parameters, "constraints": {n: c for n, c in state["constraints"].items() if n in parameters}
-    })  # fmt: skip
+    own = dict(store.named_parameters())
+    if any(map(_hooked, own.values())):
+        raise Untraceable("a parameter has a hook, which no replayed step would call")
+    grads = [(p, p.grad) for p in own.values()]
+    tensors = [(t, t._version, t.detach().clone()) for t in (*watched.tensors(), *own.values())]
+    try:
+        yield
+    finally:
+        name = watched.changed()
+        watched.restore()
+        for p, grad in grads:
+            if p.grad is not grad:
+                p.grad = grad
+        for t, version, value in tensors:
+            if t._version != version:
+                t.detach().copy_(value)
+        now = dict(store.named_parameters())
+        if now.keys() != own.keys() or any(now[n] is not p for n, p in own.items()):
+            kept = {n: c for n, c in store.get_state()["constraints"].items() if n in own}
+            store.clear()
+            store.set_state({"params": own, "constraints": kept})
+            raise Unready("it makes parameters at each call")
+    if name:
+        raise Untraceable(f"it changes {name!r} itself, at each call")
+
+
+def _hooked(p: Tensor) -> bool:
+    """Whether something is called when a gradient arrives."""
+    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)
 
 
 def _place(t: Tensor) -> tuple:

@@ -20,7 +20,7 @@ import pyro.nn
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppgen.pyro_compat.arguments import SCALARS
+from ppgen.pyro_compat.arguments import SCALARS, SMALL
 
 MOST = 1000  # values; of what lies beyond them a change is seen by the regular comparison only
 INTERNAL = {k for k in vars(pyro.nn.PyroModule()) if k != "training"}
@@ -41,6 +41,7 @@ class Watched:
         self._elements: list[tuple[list, int, Any, str]] = []
         self._cells: list[tuple[Any, Any, str]] = []
         self._sizes: list[tuple[Any, int, str]] = []
+        self._arrays: list[tuple[np.ndarray, bytes, str]] = []
         self._seen: dict[int, Any] = {}
         roots = [v for v, _ in self._items(holder, tuple(names or holder), "")]
         todo = [(v, getattr(v, "__name__", type(v).__name__)) for v in (*roots, *objects)]
@@ -62,7 +63,10 @@ class Watched:
         for cell, value, name in self._cells:
             if (now := _content(cell)) is not value and _other(now, value):
                 return name
-        return next((name for container, size, name in self._sizes if len(container) != size), None)
+        for container, size, name in self._sizes:
+            if len(container) != size:
+                return name
+        return next((name for array, content, name in self._arrays if array.tobytes() != content), None)
 
     def restore(self) -> None:
         """Puts back what a run has changed, as far as it was there before."""
@@ -102,7 +106,10 @@ class Watched:
             yield from self._items(value, range(len(value)), name)
         elif isinstance(value, (tuple, frozenset)):
             yield from ((v, name) for v in value)
-        elif isinstance(value, (set, np.ndarray, type, types.ModuleType)):
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= SMALL:
+                self._arrays.append((value, value.tobytes(), name))
+        elif isinstance(value, (set, type, types.ModuleType)):
             return
         elif hasattr(value, "__dict__"):
             own, home = vars(value), type(value).__module__
@@ -127,6 +134,8 @@ class Watched:
 
     def _module(self, module: nn.Module, name: str) -> Iterator[tuple[Any, str]]:
         own = vars(module)
+        for part in ("_forward_hooks", "_forward_pre_hooks"):
+            self._sizes.append((own[part], len(own[part]), f"a hook of {name}"))
         for part in ("_parameters", "_buffers", "_modules"):
             self._sizes.append((own[part], len(own[part]), name))
             yield from self._items(own[part], list(own[part]), name)
