@@ -348,6 +348,9 @@ KINDS: dict[str, Callable[[], Script]] = {
 }
 
 
+IDS = [k.replace(" ", "-") for k in KINDS]
+
+
 class Fitted(NamedTuple):
     losses: list[Any]
     params: dict[str, torch.Tensor]
@@ -404,7 +407,7 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr("ppgen.pyro_compat.updates.compiled", interpreted)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=IDS)
 def test_traced_steps_are_pyros(kind, replays):
     assert_same(fitted(kind, pyro_compat.SVI, engine="trace"), fitted(kind, infer.SVI), 1e-6)
     said = replays()
@@ -418,7 +421,7 @@ COMPILED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [KINDS[k] for k in COMPILED], ids=COMPILED)
+@pytest.mark.parametrize("kind", [KINDS[k] for k in COMPILED], ids=[k.replace(" ", "-") for k in COMPILED])
 def test_compiled_steps_are_pyros(kind, uncompiled):
     assert_same(fitted(kind, pyro_compat.SVI, engine="compile"), fitted(kind, infer.SVI), 2e-5)
 
