@@ -443,6 +443,26 @@ def test_auto_begins_as_pyro_and_goes_on_recorded(monkeypatch, replays, uncompil
     assert "recorded" in replays()[0] and "compiled" in replays()[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["own guide, constrained parameters", "options by parameter", "dropout"])
+def test_steps_that_inductor_compiles_are_pyros(kind, replays):
+    """The whole step, and a gradient alone."""
+    assert_same(fitted(KINDS[kind], pyro_compat.SVI, engine="compile"), fitted(KINDS[kind], infer.SVI), 1e-4)
+    assert "compiled" in replays()[-1]
+
+
+@pytest.mark.slow
+def test_a_compiled_potential_is_the_same():
+    draws = []
+    for module, options in ((pyro_compat, {"jit_compile": True}), (infer, {})):
+        pyro.set_rng_seed(0)
+        kernel = module.NUTS(schools, max_tree_depth=3, **options)
+        chain = module.MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True)
+        chain.run(SIGMA, Y)
+        draws.append(chain.get_samples()["theta"])
+    torch.testing.assert_close(*draws, rtol=1e-2, atol=1e-2)
+
+
 SCHEDULES = {
     "exponential": lambda: optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.8}
