@@ -61,11 +61,11 @@ class Fit:
 
 
 def chain(module: Any, **options: Any) -> float:
-    """CPU time of 200 draws of NUTS, after as many of warm-up, from the same seed."""
+    """CPU time of 100 draws of NUTS, after as many of warm-up, from the same seed."""
     pyro.set_rng_seed(0)
     entry = ENTRIES["eight schools"]()
     kernel = module.NUTS(entry.program().pair[0], ignore_jit_warnings=True, **options)
-    mcmc = module.MCMC(kernel, num_samples=200, disable_progbar=True)
+    mcmc = module.MCMC(kernel, num_samples=100, disable_progbar=True)
     started = cpu()
     mcmc.run(*entry.data.values())
     return cpu() - started
@@ -165,7 +165,7 @@ def main() -> None:
     for name in names:
         say(*race(name, options))
     if options.mcmc:
-        say("", "| NUTS, 200 draws of eight schools | Pyro, s | ppgen, s | ratio |", "|---|---:|---:|---:|")
+        say("", "| NUTS, 100 draws of eight schools | Pyro, s | ppgen, s | ratio |", "|---|---:|---:|---:|")
         for label, flags in (("", {}), ("jit_compile=True", {"jit_compile": True})):
             a, b = chain(infer, **flags), chain(pyro_compat, **flags)
             say(f"| {label} | {a:.1f} | {b:.1f} | {a / b:.1f} |")

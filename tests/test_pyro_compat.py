@@ -486,6 +486,44 @@ def test_a_schedule_moves_the_learning_rate(make, engine, uncompiled):
     assert_same(fit(pyro_compat.SVI, engine=engine), fit(infer.SVI), 2e-5)
 
 
+def test_options_and_state_that_a_script_sets_are_used(uncompiled):
+    """A learning rate by hand, of all parameters and of one; a state that is loaded back."""
+
+    def fit(svi, **options):
+        states: list[Any] = []
+
+        def between(svi, optimizer, i, args, kwargs):
+            own = list(optimizer.optim_objs.values())
+            if i == 3:
+                states.extend(copy.deepcopy(o.state_dict()) for o in own)
+            if i == 5:
+                for o in own:
+                    o.param_groups[0]["lr"] = 0.2
+            if i == 6:
+                for o, state in zip(own, states, strict=True):
+                    o.load_state_dict(state)
+            if i == 8:
+                own[0].param_groups[0]["lr"] = 0.01
+
+        return fitted(own_guide, svi, between=between, **options)
+
+    assert_same(fit(pyro_compat.SVI, engine="compile"), fit(infer.SVI), 2e-5)
+
+
+def test_two_fits_of_the_same_parameters(uncompiled):
+    """Each lays parameters out anew, and finds where the other has put them."""
+
+    def fit(svi, **options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        script = own_guide()
+        a = svi(script.model, script.guide, optim.Adam({"lr": 0.05}), infer.Trace_ELBO(), **options)
+        b = svi(script.model, script.guide, optim.SGD({"lr": 1e-3}), infer.Trace_ELBO(num_particles=2), **options)
+        return [f.step(SIGMA, Y) for _ in range(8) for f in (a, b)]
+
+    np.testing.assert_allclose(fit(pyro_compat.SVI, engine="compile"), fit(infer.SVI), rtol=2e-5)
+
+
 @pytest.mark.parametrize("engine", ["trace", "compile"])
 def test_saved_and_loaded(engine, uncompiled, tmp_path):
     """Parameters and optimisers, as Pyro saves them, go on in a new SVI, of either kind."""

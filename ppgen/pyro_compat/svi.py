@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from pyro import infer
+from pyro.infer.util import torch_item
 from torch import Tensor
 
 from ppgen.engine import compile as compilation
@@ -160,7 +161,7 @@ def _added(grad: Tensor | None, before: Tensor | None) -> Tensor | None:
 def _other_losses(losses: Any, ours: Evaluated) -> str:
     """What of the recorded losses is not Pyro's; a loss that is not finite is not compared."""
     theirs = losses if isinstance(losses, tuple) else (losses,)
-    for a, b in zip(map(float, theirs), map(float, ours.losses), strict=True):
+    for a, b in zip(map(torch_item, theirs), map(torch_item, ours.losses), strict=True):
         if abs(a) < float("inf") and not abs(a - b) <= 1e-4 * max(abs(a), abs(b)) + 1e-6:
             return f"its recorded run gives another loss, {b:.6g} in place of {a:.6g}"
     return ""

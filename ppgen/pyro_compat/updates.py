@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyro.infer.util import zero_grads
+from pyro.infer.util import torch_item, zero_grads
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -66,18 +66,19 @@ def gradient_step(recorded: Recorded, optim: Any, *, compile: bool = False) -> R
 
 def finite(losses: Sequence[Any]) -> bool:
     """Whether no loss is infinite or NaN."""
-    return all(abs(float(v)) < float("inf") for v in losses)
+    return all(abs(torch_item(v)) < float("inf") for v in losses)
 
 
 def _compiled(recorded: Recorded) -> Callable[[Sequence[Tensor]], Evaluated]:
     if recorded.changed:
         raise Untraceable("it writes to buffers")
-    constants = recorded.traced.constants
     run: Any = None
 
     def evaluate(tensors: Sequence[Tensor]) -> Evaluated:
         nonlocal run
-        inputs = [*(p.detach() for p in recorded.trained), *tensors, *constants]
+        held = [t.detach() for t in (*recorded.trained, *recorded.traced.constants)]
+        n = len(recorded.trained)
+        inputs = [*held[:n], *tensors, *held[n:]]
         run = run or compiled(recorded.traced.graph, inputs)
         return recorded.outputs(run(inputs))
 

@@ -43,12 +43,17 @@ class Watched:
         self._sizes: list[tuple[Any, int, str]] = []
         self._arrays: list[tuple[np.ndarray, bytes, str]] = []
         self._seen: dict[int, Any] = {}
+        self._shapes: list[tuple[Tensor, Any, str]] = []
         roots = [v for v, _ in self._items(holder, tuple(names or holder), "")]
         todo = [(v, getattr(v, "__name__", type(v).__name__)) for v in (*roots, *objects)]
         while todo:
             value, name = todo.pop(0)
-            if id(value) not in self._seen and not isinstance(value, (*SCALARS, Tensor)):
-                self._seen[id(value)] = value
+            if id(value) in self._seen or isinstance(value, SCALARS):
+                continue
+            self._seen[id(value)] = value
+            if isinstance(value, Tensor):
+                self._shapes.append((value, value.shape, name))
+            else:
                 todo += self._parts(value, name)
 
     def changed(self) -> str | None:
@@ -66,6 +71,9 @@ class Watched:
         for container, size, name in self._sizes:
             if len(container) != size:
                 return name
+        for tensor, shape, name in self._shapes:
+            if tensor.shape != shape:
+                return name
         return next((name for array, content, name in self._arrays if array.tobytes() != content), None)
 
     def restore(self) -> None:
@@ -82,8 +90,7 @@ class Watched:
 
     def tensors(self) -> list[Tensor]:
         """The tensors among them."""
-        values = [v for _, _, v, _ in (*self._entries, *self._elements)] + [v for _, v, _ in self._cells]
-        return [v for v in values if isinstance(v, Tensor)]
+        return [t for t, _, _ in self._shapes]
 
     # -- what is read ------------------------------------------------------------------------------
 
