@@ -129,6 +129,7 @@ class Together:
 
     def alike(self) -> bool:
         """Whether all have one learning rate, and other options are as they were."""
+        self.groups = [o.param_groups[0] for o in self.own]  # others after load_state_dict
         lr = self.groups[0]["lr"]
         if lr != self._expected[0]["lr"]:
             for e in self._expected:
