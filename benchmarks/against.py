@@ -46,10 +46,8 @@ def main() -> None:
                 pairs.append(turn if i % 2 else turn[::-1])
             old, new = (statistics.median(t) for t in zip(*pairs, strict=True))
             low, middle, high = statistics.quantiles([b / a for a, b in pairs], n=4)
-            print(
-                f"{row:34} {column:8} {old:9.0f} {new:9.0f}  {new / old:.3f}   {middle:.3f} ({low:.3f} to {high:.3f})",
-                flush=True,
-            )
+            turns = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+            print(f"{row:34} {column:8} {old:9.0f} {new:9.0f}  {new / old:.3f}   {turns}", flush=True)
 
 
 class Worker:

@@ -18,7 +18,7 @@ FLOORS = (
     ("inference.evaluation", "inference.verdicts", "inference.sampling", "inference.diffusion", "inference.training"),
     ("inference", "inference.gradients", "inference.objectives"),
     ("models",),
-    ("run",),
+    ("run", "pyro_compat"),
     ("check", "chains", "engine", "guides", "distributions", "transforms", "nets", "data", "ppgen"),
 )  # fmt: skip
 # Doors, which open all rooms by name and are no part of one: re-exports, and the list of models.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ppgen.check import bad_number
 from ppgen.engine import compile as compilation
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Evaluation, Gradient, shapes
+from ppgen.engine.noise import python_randomness
 from ppgen.engine.optimisers import functional
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError, nearest
@@ -160,7 +160,7 @@ class Step:
         """Traces (and compiles); the step itself is run eagerly, and the graph must give the same gradient."""
         compiled = self.asked == "compile" if compiled is None else compiled
         start = torch.get_rng_state()
-        with _python_randomness():
+        with python_randomness():
             try:
                 precision = self.fabric._precision.forward_context
                 gradient, why = Gradient(self.objective, batch, warm_up=self.warm_up, precision=precision), None
@@ -475,18 +475,6 @@ def _say_no_compiler() -> None:
     if "compiler" not in _SAID:
         _SAID.add("compiler")
         log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
-
-
-@contextmanager
-def _python_randomness() -> Iterator[None]:
-    """Python's and NumPy's generators stand elsewhere in their streams meanwhile: who draws from them is found out."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.random(), np.random.random()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def bad_site(objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:

@@ -94,6 +94,12 @@ class _Layout:
         state = [t for part in self.state.values() for t in part]
         return [*self.values, *state, *self.averages, self.counts, self.corrections]
 
+    def count(self) -> None:
+        """Reads how many steps were made from the optimiser's state: others may have made some."""
+        steps = [float(self.optimizer.state.get(p, {}).get("step", 0.0)) for p in self.parameters]
+        self.counts.copy_(torch.tensor(steps))
+        self.corrections.copy_(_corrections(self.counts[0] + 1, self.optimizer.param_groups[0]))
+
     @property
     def stale(self) -> bool:
         """Whether somebody put other tensors in the place of these."""
@@ -108,6 +114,7 @@ class FusedStep:
         optimizer: of torch.optim; Adam, AdamW, SGD and RMSprop become part of the graph.
         clip: largest norm of the gradient.
         averages: an exponential average of each of the gradient's parameters, updated as they are.
+        layouts: where several steps of one optimiser, for batches of other shapes, find each other's layout.
 
     Raises:
         Untraceable: an optimiser, or options of it, without a functional form.
@@ -115,7 +122,7 @@ class FusedStep:
 
     def __init__(
         self, gradient: Gradient, optimizer: torch.optim.Optimizer, *, clip: float | None = None,
-        averages: list[Tensor] | None = None,
+        averages: list[Tensor] | None = None, layouts: dict[tuple[int, ...], _Layout] | None = None,
     ):  # fmt: skip
         form = functional(optimizer)
         if form is None:
@@ -128,17 +135,24 @@ class FusedStep:
         average = None
         if averages is not None:
             average = [a for p, a in zip(gradient.parameters, averages, strict=True) if id(p) in trained]
-        self._counted, self._averages = counted, average
-        self._lay_out()
+        self._counted, self._averages, self._layouts = counted, average, {} if layouts is None else layouts
+        self.lay_out()
         self.graph, draws, complete = hoist(gradient.traced)
         self.chunk = max(1, min(CHUNK, NOISE_BYTES // max(Noise.bytes_a_step(draws), 1)))
         self._ahead = self.chunk if complete else 1  # what is drawn in the graph must wait for its turn
         self.noise = Noise(draws, self._ahead)
         self.unused = [p.detach() for p in gradient.parameters if id(p) not in trained]
         self.traced: Traced | None = None
+        self._single: tuple[_Layout, list[Tensor], Tensor, Tensor] | None = None
 
-    def _lay_out(self) -> None:
-        self.layout = _Layout(self.gradient.trained, self.optimizer, self.keys, self._counted, self._averages)
+    def lay_out(self) -> None:
+        """Gathers parameters and state anew, or takes the layout that another step of this optimiser has made."""
+        parameters = self.gradient.trained
+        place = tuple(map(id, parameters))
+        found = self._layouts.get(place)
+        if found is None or found.stale:
+            found = _Layout(parameters, self.optimizer, self.keys, self._counted, self._averages)
+        self._layouts[place] = self.layout = found
 
     # -- the step, as a function of tensors --------------------------------------------------------
 
@@ -261,7 +275,7 @@ class FusedStep:
     ) -> list[list[float]]:
         """Runs one step a row (lr, kl_weight, decay of the average) and gives [elbo, norm, finite] of each."""
         if self.layout.stale:
-            self._lay_out()
+            self.lay_out()
         fixed, run = self._fixed(), self._run
         drawn = len(self._noise_example)
         at, end = len(fixed), len(fixed) + 2 + drawn
@@ -279,6 +293,20 @@ class FusedStep:
                 arguments[at + 2 : end] = draws
                 run(arguments)
         return results.tolist()
+
+    def one(self, columns: Sequence[Tensor], lr: float) -> list[float]:
+        """One step on a batch given by its tensors, with as little as possible around it: [elbo, norm, finite]."""
+        if self.layout.stale:
+            self.lay_out()
+        if self._single is None or self._single[0] is not self.layout:
+            result, row = torch.zeros(3, dtype=self.layout.values[0].dtype), torch.ones(3, dtype=torch.float64)
+            self._single = self.layout, self._fixed(), result, row
+            self._lr = 1.0
+        _, fixed, result, row = self._single
+        if lr != self._lr:
+            row[0] = self._lr = lr
+        self._run([*fixed, result, row, *self.noise.take(1)[0], *columns, *self._extra])
+        return result.tolist()
 
     def _columns(self, batch: Mapping[str, Any]) -> list[Tensor]:
         return [batch[k].detach() for k in self.gradient.columns]

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -149,3 +153,15 @@ class Noise:
     @staticmethod
     def bytes_a_step(draws: list[Draw]) -> int:
         return sum(d.size * d.dtype.itemsize for d in draws)
+
+
+@contextmanager
+def python_randomness() -> Iterator[None]:
+    """Advances Python's and NumPy's generators meanwhile, so that a program that reads them is detected."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.random(), np.random.random()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

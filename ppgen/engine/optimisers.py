@@ -4,7 +4,7 @@ Each: (p, g, state, corrections, lr, options) -> (p', state'), with the step's `
 the step of loops outside the graph.
 
     Adam (Kingma & Ba 2014, arXiv:1412.6980), AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101),
-    SGD with momentum, RMSprop
+    SGD with momentum, RMSprop; Pyro's ClippedAdam (gradients clamped, the learning rate decayed by its caller)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -73,6 +74,16 @@ def _rmsprop(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str,
     return p - lr.to(p.dtype) * step, state
 
 
+def _clipped_adam(p: Tensor, g: Tensor, s: State, c: Tensor, lr: Tensor, o: dict[str, Any]) -> tuple[Tensor, State]:
+    """ε is added to √v before its correction, so that both corrections are of the step's size."""
+    g = g.clamp(-o["clip_norm"], o["clip_norm"])
+    if o["weight_decay"]:
+        g = g + o["weight_decay"] * p
+    size = (lr * c[0] / c[1]).to(p.dtype)
+    p, (m, v) = adam(p, g, (s["exp_avg"], s["exp_avg_sq"]), (1.0, 1.0), size, o["betas"], o["eps"])
+    return p, {"exp_avg": m, "exp_avg_sq": v}
+
+
 def functional(optimizer: torch.optim.Optimizer) -> tuple[Update, tuple[str, ...], bool] | None:
     """The update, the names of its state, whether torch counts its steps; None where its options have none."""
     if len(optimizer.param_groups) != 1:
@@ -83,6 +94,8 @@ def functional(optimizer: torch.optim.Optimizer) -> tuple[Update, tuple[str, ...
     kind = type(optimizer)
     if kind in (torch.optim.Adam, torch.optim.AdamW) and not o["amsgrad"]:
         return _adam, ("exp_avg", "exp_avg_sq"), True
+    if kind is ClippedAdam and not o["centered_variance"]:
+        return _clipped_adam, ("exp_avg", "exp_avg_sq"), True
     if kind is torch.optim.SGD and not o["dampening"]:
         return _sgd, ("momentum_buffer",) if o["momentum"] else (), False
     if kind is torch.optim.RMSprop and not o["centered"]:

@@ -13,6 +13,7 @@ import table_core
 import table_data
 import table_fitting
 import table_models
+import table_pyro_compat
 import table_sampling
 import table_transforms
 from planting import ROOT, Mutant, PlantingError, complaint, planted, run, sources
@@ -25,6 +26,7 @@ TABLES = {
     "sampling": table_sampling.MUTANTS,
     "fitting": table_fitting.MUTANTS,
     "data": table_data.MUTANTS,
+    "pyro_compat": table_pyro_compat.MUTANTS,
 }
 LEAST = 200  # rows: a bug may lose its place in the source, and is then planted elsewhere
 MUTANTS = {m.name: m for table in TABLES.values() for m in table}
