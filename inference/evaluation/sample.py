@@ -96,7 +96,7 @@ def sample(
             columns |= constants | {k: v[:1] for k, v in rest.items()}
             sites = _forward(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
-        held = {k: v for k, v in given.items() if k not in columns}
+        held = {k: v for k, v in given.items() if k not in {**columns, **constants}}
         for name in held:
             if name not in names:
                 raise PpgenError(
