@@ -23,17 +23,23 @@ def _sites(trace: poutine.Trace) -> dict[str, dict]:
     return sample_sites(trace, factors=True)
 
 
+_NOTHING = (
+    "the model has no observed site and no factor",
+    "a likelihood is pyro.sample(name, distribution, obs=column), and that column is to be passed",
+)
+
+
 def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
     model, guide = _sites(t.p), _sites(t.q)
-    if not any(s["is_observed"] and not is_deterministic(s) for s in model.values()):
-        log.warning(
-            "the model has no observed site and no factor: the guide is fitted to its prior; a likelihood is written "
-            "as pyro.sample(name, distribution, obs=column)"
-        )
+    observed = any(s["is_observed"] and not is_deterministic(s) for s in model.values())
+    if not observed:
+        log.warning("%s, and the guide is fitted to its prior; %s", *_NOTHING)
     latent = [n for n, s in model.items() if not s["is_observed"]]
     for name in latent:
         if name in guide or name in enumerated:
             continue
+        if not observed:
+            raise PpgenError("; ".join(_NOTHING))
         site = model[name]
         if site["fn"].has_enumerate_support and site["fn"].support.is_discrete:
             raise PpgenError(
@@ -214,7 +220,7 @@ def _flat_where_masked(p: dict, q: dict) -> bool:
     return isinstance(p["mask"], Tensor) and not bool(p["mask"].all()) and q["mask"] is None
 
 
-def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool]) -> None:
+def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool] = lambda name: False) -> None:
     fn, value = site["fn"], site["value"]
     if type(innermost(fn)).__name__.startswith("NanMasked"):  # NaN is how these write what is missing
         return
