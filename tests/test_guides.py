@@ -335,3 +335,59 @@ def test_a_plate_that_subsamples_a_latent_by_itself():
 def test_a_guide_of_its_own_is_replaced():
     run = fit(GuidedNormalMean(), {"x": normal(20)}, steps=0, guide="flow", **SINGLE)
     assert run.program.fixed_rows and run.program.guide_columns == ()
+
+
+class Stretched(Program):
+    """b ~ N(0, 100²) of five columns that are nearly one, y ~ N(X b, 0.1): sds from 0.01 to 100, correlations near -1."""
+
+    def model(self, x, y=None):
+        b = pyro.sample("b", dist.Normal(torch.zeros(5), 100.0).to_event(1))
+        with ppgen.rows(x):
+            pyro.sample("y", dist.Normal(x @ b, 0.1), obs=y)
+
+    @staticmethod
+    def data() -> dict[str, Tensor]:
+        x = normal(30, 1) + 0.001 * normal(30, 5, seed=1)
+        return {"x": x.double(), "y": normal(30, seed=2).double()}
+
+    @staticmethod
+    def posterior(x: Tensor, y: Tensor) -> dist.MultivariateNormal:
+        precision = x.T @ x / 0.01 + torch.eye(5).double() / 1e4
+        return dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.01), precision_matrix=precision)
+
+
+@pytest.mark.parametrize("guide, far", [("AutoMultivariateNormal", 0.02), ("flow(transforms=1, hidden=(4,))", 0.2)])
+def test_steps_do_not_take_a_guide_away_from_its_start(guide, far):
+    """A step of 0.01 is 0.01 sd in every direction of the posterior, whatever its units and correlations; of a network
+    it is one of each of its weights. In absolute units a step goes thousands of sd."""
+    data = Stretched.data()
+    exact = Stretched.posterior(**data)
+    off = []
+    for steps in (0, 1, 20):
+        run = fit(Stretched(), data, guide=guide, starts=2, steps=steps, lr=0.01, particles=4, **SINGLE)
+        draws = posterior(run, data, draws=1000, predictive=False, prior=False)["posterior"]["b"].values[0]
+        whitened = torch.linalg.solve_triangular(exact.scale_tril, (torch.tensor(draws) - exact.loc).T, upper=False)
+        off.append(float(whitened.mean(1).abs().max()))
+        assert torch.allclose(whitened.std(1), torch.ones(5).double(), atol=0.25)
+    assert off[1] < off[0] + far and off[2] < 0.5
+
+
+@pytest.mark.parametrize("guide", ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "flow(hidden=(4,))"])
+def test_a_guide_with_a_start_comes_back(guide, tmp_path):
+    fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=3, out=tmp_path / "run", engine="eager")
+    again = resume(tmp_path / "run", SCHOOLS, steps=5)
+    whole = fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=5, engine="eager")
+    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["theta"].values for r in (whole, again))
+    c = posterior(Run.load(tmp_path / "run"), SCHOOLS, draws=5)["posterior"]["theta"].values
+    assert (a == b).all() and (c == a).all()
+
+
+def test_an_autoguide_in_units_of_its_start_has_that_median():
+    x = normal(20) + 1.0
+    exact = NormalMean().posterior(x)
+    for guide in ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal"):
+        run = fit(NormalMean(), {"x": x}, steps=0, guide=guide, starts=2, **SINGLE)
+        with run.program.running():
+            low, mid = (run.program.autoguide.quantiles([q])["m"] for q in (0.158655, 0.5))
+        assert float(mid) == pytest.approx(float(exact.loc), abs=0.02 * float(exact.scale))
+        assert float(mid) - float(low) == pytest.approx(float(exact.scale), rel=0.05)

@@ -81,8 +81,8 @@ def mcmc(
 
     Returns:
         Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
-        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size. It is
-        computed in float64 unless the program has parameters of another dtype.
+        and sample_stats: lp (nats, unconstrained scale), energy, diverging, outside (refused since log p is minus
+        infinity there), acceptance_rate, n_steps, step_size. It is computed in float64 unless the program has parameters of another dtype.
 
     Raises:
         PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.

@@ -9,6 +9,8 @@ function of the seed and the step alone.
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,12 +52,17 @@ from ppgen.structure import Structure
 from ppgen.terms import Traces
 
 
+log = logging.getLogger("ppgen")
+
+LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n, are rounded by 0.03 nats in float32
+
+
 def fit(
     program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
     batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
     clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
     objective: str | None = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
-    starts: int | None = None, engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
+    starts: int | None = None, engine: str = "auto", precision: str | None = None, device: str = "cpu", seed: int = 0,
     out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None,
 ) -> Run:  # fmt: skip
@@ -85,7 +92,8 @@ def fit(
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
-        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names). None: 32-true, and 64-true where
+            a column has whole numbers that are too large for it, which the log then says.
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
@@ -104,6 +112,7 @@ def fit(
     """
     objective = objective or default_objective(program)
     steps = (50_000 if until else 2000) if steps is None else steps
+    precision = precision or precision_for(data, device)
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
@@ -179,6 +188,20 @@ def resume(
         )
         run.structure = structure
         return train(run, train_data, valid_data, state=state, report=report)
+
+
+def precision_for(data: Any, device: str) -> str:
+    """64-true where a column has whole numbers beyond `LARGE_COUNT`, else 32-true, for want of which it is said."""
+    for name, column in data_module.as_tensors(data).items() if device == "cpu" else ():
+        if column.numel() and not column.is_complex() and column.dtype != torch.bool:
+            most = float(column.abs().max())
+            if most >= LARGE_COUNT and bool((column == column.round()).all()):
+                log.info(
+                    "column %r has whole numbers of up to %.3g, whose log-probabilities float32 rounds by %.2g nats: "
+                    "computed in float64 (precision=32-true keeps float32)", name, most, most * math.log(most) * 2**-24,
+                )  # fmt: skip
+                return "64-true"
+    return "32-true"
 
 
 # -- before the first step ------------------------------------------------------------------------

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.infer.autoguide.utils import deep_setattr
 from torch import Tensor
 
 from ppgen.engine import log_joint
@@ -55,7 +53,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
         Whether it did: False where the latents are too many, or the log joint is no function of them alone.
     """
     guide: Any = program._autoguide
-    if guide is None or not hasattr(guide, "start_at") and not _loc_of(guide):
+    if not hasattr(guide, "start_at"):
         return False
     try:
         joint = log_joint(program, data)
@@ -68,11 +66,8 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
     if found is None:
         return False
     places = {n: slice(b.start, b.stop) for n, b in joint._blocks.items()}
-    if hasattr(guide, "start_at"):
+    with program.running(), torch.no_grad():
         guide.start_at(places, found.loc, found.scale_tril)
-    else:
-        with program.running():
-            _set_pyro(guide, places, found)
     return True
 
 
@@ -143,28 +138,3 @@ def _matched(score: Score, first: _Gaussian, generator: torch.Generator) -> _Gau
             if now.elbo > best.elbo:
                 best = now
     return best
-
-
-# -- Pyro's Gaussian autoguides --------------------------------------------------------------------
-
-
-def _loc_of(guide: Any) -> bool:
-    return type(guide).__name__ in ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
-
-
-@torch.no_grad()
-def _set_pyro(guide: Any, places: Mapping[str, slice], q: _Gaussian) -> None:
-    sd = q.scale_tril.norm(dim=-1)
-    kind = type(guide).__name__
-    if kind == "AutoNormal":
-        for name, place in places.items():
-            shape = reduce(getattr, name.split("."), guide.locs).shape
-            deep_setattr(guide.locs, name, q.loc[place].reshape(shape))
-            deep_setattr(guide.scales, name, sd[place].reshape(shape))
-        return
-    guide.loc.copy_(q.loc)
-    if kind == "AutoDiagonalNormal":
-        guide.scale = sd
-        return
-    guide.scale = q.scale_tril.diagonal()
-    guide.scale_tril = q.scale_tril / q.scale_tril.diagonal()[:, None]

@@ -103,8 +103,10 @@ def _khat(f: Finding) -> Words:
     if math.isnan(f.figure):
         return f"Pareto k-hat was not estimated: {d['particles']} weights are too few.", "Take 100 particles or more."
     if f.figure == -math.inf:
-        return "All importance weights are equal: their law has no tail for k-hat to measure.", ""
-    most = f"Pareto k-hat is at most {f.figure:.2f} (good below {f.threshold:.2g})"
+        nearly = "nearly " if d.get("raw", f.figure) > f.figure else ""
+        return f"All importance weights{rows} are {nearly}equal: their law has no tail for k-hat to measure.", ""
+    se = f" ± {d['se']:.2f}" if "se" in d and math.isfinite(f.figure) else ""
+    most = f"Pareto k-hat is at most {f.figure:.2f}{se} (good below {f.threshold:.2g})"
     if f.verdict == "fine":
         return f"{most}: the importance weights{rows} can be relied on.", ""
     above = f" and above for {d['bad_share']:.0%}{rows}" if rows else ""
@@ -233,6 +235,11 @@ def _divergences(f: Finding) -> Words:
         "miss it",
         "Write hierarchical latents non-centred, or tighten a prior.",
     )
+
+
+def _outside_support(f: Finding) -> Words:
+    why = " and were refused: log p is minus infinity there" if f.figure else ""
+    return f"{f.details['count']} of {f.details['draws']} proposals left the support{why}", ""
 
 
 def _e_bfmi(f: Finding) -> Words:
@@ -370,7 +377,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _unseen_modes,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi, _tail_khat, _unseen_modes,
         _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -121,7 +121,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
 @torch.no_grad()
 def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -> Paths:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
-    elbo, means, roots, draws, *_ = paths
+    elbo, means, roots, draws, tops = paths
     n, dim = draws.shape
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
@@ -131,8 +131,9 @@ def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -
     noise = torch.randn(draws.shape, generator=generator, dtype=draws.dtype)
     other = means[chosen] + (roots[chosen] @ noise[..., None])[..., 0]
     drawn = torch.where(good[:, None], draws, other)
-    finite = torch.isfinite(_safe(target, drawn)[0])
-    drawn = torch.where(finite[:, None], drawn, means[chosen])
+    for instead in (means[chosen], tops[chosen]):  # a normal may reach beyond the support, and so may its mean
+        finite = torch.isfinite(_safe(target, drawn)[0])
+        drawn = torch.where(finite[:, None], drawn, instead)
     return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.folder import Folder
+from ppgen.guides._started import STARTED
 
 __all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options", "summaries"]
 
@@ -105,7 +106,7 @@ def make_autoguide(spec: str, model: Callable) -> nn.Module:
         PpgenError: a keyword that it does not take.
     """
     name, options = parse(spec)
-    made = getattr(autoguides, name)
+    made = STARTED.get(name) or getattr(autoguides, name)
     require_options(name, made, options)
     return made(model, **options)
 

@@ -34,6 +34,7 @@ from torch.distributions import biject_to, constraints
 
 from ppgen.data import row_columns
 from ppgen.errors import PpgenError
+from ppgen.guides._started import Started
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.change_of_variables import Inverse
 
@@ -67,8 +68,10 @@ class _Tails(FlowTransform):
         return x + (t - beyond) * x.sign(), -(3 * self.rate * t * t).log1p().sum(-1)
 
 
-class _Stack(nn.Module):
+class _Stack(Started):
     """e -> loc + L f(e) of (..., D) vectors, f the identity at first, but for its tails; with its log-determinant.
+
+    Where a start was found, loc and L are in its units: u = loc₀ + L₀ (loc + L f(e)).
 
     Args:
         features: D.
@@ -98,12 +101,16 @@ class _Stack(nn.Module):
 
     @torch.no_grad()
     def start_at(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """f stays; loc and L are set."""
-        diagonal = scale_tril.diagonal()
-        self.loc.copy_(loc)
-        self.log_diagonal.copy_(diagonal.log())
-        if self.lower is not None:
-            self.lower.copy_((scale_tril / diagonal[:, None]).tril(-1))
+        """f stays; loc and L are those of N(0, I), in units of this Gaussian."""
+        self.keep_start(loc, scale_tril)
+        for parameter in (self.loc, self.log_diagonal, *([] if self.lower is None else [self.lower])):
+            parameter.zero_()
+
+    def standard(self, u: Tensor) -> Tensor:
+        """u without its location and scale, as a network likes its inputs."""
+        if self.start is not None:
+            return (u - self.start[0]) / self.start[1].norm(dim=-1)
+        return (u - self.loc.detach()) * (-self.log_diagonal.detach()).exp()
 
     def push(self, e: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u and log |det ∂u/∂e|, of shapes (..., D) and (...)."""
@@ -112,15 +119,23 @@ class _Stack(nn.Module):
             e, ladj = part.push(e, context)
             total = total + ladj
         mixed = e if self.lower is None else e + (self.lower.tril(-1) * e[..., None, :]).sum(-1)
-        return self.loc + self.log_diagonal.exp() * mixed, total
+        v = self.loc + self.log_diagonal.exp() * mixed
+        if self.start is None:
+            return v, total
+        loc, root = self.start
+        return loc + (root * v[..., None, :]).sum(-1), total + root.diagonal().log().sum()
 
     def pull(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """e and log |det ∂e/∂u|; D passes of each network."""
+        total = -self.log_diagonal.sum()
+        if self.start is not None:
+            loc, root = self.start
+            u = torch.linalg.solve_triangular(root, (u - loc)[..., None], upper=False)[..., 0]
+            total = total - root.diagonal().log().sum()
         e = (u - self.loc) * (-self.log_diagonal).exp()
         if self.lower is not None:
             unit = self.lower.tril(-1) + torch.eye(self.features).to(u)
             e = torch.linalg.solve_triangular(unit, e[..., None], upper=False, unitriangular=True)[..., 0]
-        total = -self.log_diagonal.sum()
         for part in reversed(self.parts):
             e, ladj = part.pull(e, context)
             total = total + ladj
@@ -258,8 +273,7 @@ class Guide(nn.Module):
         (name, dim, _) = next(f for f in self.of_rows[0].frames if f[2] is None)
         x = x.reshape(rows, *(1,) * (-dim - 1), -1)
         if u is not None:
-            centred = (u - self.flow.loc.detach()) * (-self.flow.log_diagonal.detach()).exp()
-            x = torch.cat((x, centred.expand(*x.shape[:-1], -1)), -1)
+            x = torch.cat((x, self.flow.standard(u).expand(*x.shape[:-1], -1)), -1)
         with plates[name]:
             v = pyro.sample("_flow_rows", _Pushed(self.row_flow, x), infer={"is_auxiliary": True})
         for latent in self.of_rows:
