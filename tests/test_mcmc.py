@@ -36,7 +36,7 @@ from ppgen.inference.sampling.kernels.chees import (
 )
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
-from ppgen.inference.verdicts.mcmc_diagnostics import _heavy_tails, _tail_shape, findings
+from ppgen.inference.verdicts.mcmc_diagnostics import _tail_shape, findings, heavy_tails
 from ppgen.models import EightSchools
 
 chees_module = import_module("ppgen.inference.sampling.kernels.chees")
@@ -464,11 +464,11 @@ def test_tails_are_told_by_their_shape():
     for nu in (1.0, 2.0, 4.0):
         k = np.array([_tail_shape(x) for x in draws(nu, 20)])
         assert k.mean() == pytest.approx(1 / nu, abs=0.1)
-    assert _heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
-    assert {_heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
-    said = str(_heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
+    assert heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
+    assert {heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
+    said = str(heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
     assert "tails of b[" in said and "those of 1 more" in said and "its sd is not determined" in said
-    said = str(_heavy_tails({"c": draws(1.0, 1)[0]}))
+    said = str(heavy_tails({"c": draws(1.0, 1)[0]}))
     assert "its mean and sd are not determined" in said
 
 

@@ -14,7 +14,17 @@ from torch import nn
 from ppgen import Program, rows
 from ppgen.errors import PpgenError
 from ppgen.inference import diagnose, fit, posterior
-from ppgen.inference.evaluation.psis import corrected, effective, khat_se, moments, pareto_k, resampled, smoothed, tail, threshold
+from ppgen.inference.evaluation.psis import (
+    corrected,
+    effective,
+    khat_se,
+    moments,
+    pareto_k,
+    resampled,
+    smoothed,
+    tail,
+    threshold,
+)
 from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0

@@ -1,8 +1,9 @@
 """The guide's draws as an ArviZ-schema `xarray.DataTree`: what ArviZ does for a sampler, it does for a fit.
 
-Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, log_prior (log p of each latent given
-those before it, of its value on its own scale), sample_stats (log_p, log_q), observed_data, constant_data; from `predict`: predictions, predictions_constant_data. The guide's draws are
-independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates of the program's `coords`.
+Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, log_prior (of each latent, given those
+before it, of its value on its own scale), sample_stats (log_p, log_q), observed_data, constant_data; from `predict`:
+predictions, predictions_constant_data. The guide's draws are independent: (chain = 1, draw = S). Dimensions are the
+plates, with coordinates of the program's `coords`.
 """
 
 from __future__ import annotations
@@ -332,7 +333,8 @@ def tree_of(
     return _from_dict(groups, dims, _coords(program, sizes), row_dim=structure.row_plate)
 
 
-_ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior", "sample_stats")
+_ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior",
+          "sample_stats")  # fmt: skip
 
 
 def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
@@ -349,7 +351,7 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
         pred_coords=coords,
         attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
     )
-    if "log_prior" in groups:  # as a log-likelihood it lacks the dimensions of the event, which `from_dict` knows of one
+    if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
         one = dict_to_dataset(groups["log_prior"], dims=dims, coords=coords, attrs=made_by, skip_event_dims=True)
         tree["log_prior"] = DataTree(one)
     return tree

@@ -4,10 +4,10 @@ r"""Pareto-smoothed importance sampling: a guide's draws, corrected by their wei
                                                   Pareto law fitted to them, whose shape is k-hat
 
 k-hat < 0.7: the weights' law is tame enough for averages at practical numbers of draws, and z_s resampled by w_s are
-draws from the posterior. With S draws the threshold is min(0.7, 1 − 1 / log10 S). Its standard error is (1 + k) / √M, M
-the weights of the tail. Where nine tenths of the draws are effective, weights are nearly equal: S / ESS − 1 = χ² is 0.11
-at most, a single weight is below √(0.11 / S) of their sum, and the shape of so flat a tail says nothing: it is left out.
-Where fewer than a hundred are, a corrected mean is off by 0.1 sd by chance alone, and is not given.
+draws from the posterior. With S draws the threshold is min(0.7, 1 − 1 / log10 S). Its standard error is (1 + k) / √M,
+M the weights of the tail. Where nine tenths of the draws are effective, weights are nearly equal: S / ESS − 1 = χ² is
+0.11 at most, a single weight is below √(0.11 / S) of their sum, and the shape of so flat a tail says nothing: it is
+left out. Where fewer than a hundred are, a corrected mean is off by 0.1 sd by chance alone, and is not given.
 
 Source: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646).
 """
@@ -132,8 +132,9 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
         )
     if ess.min() < LEAST_ESS:
         raise PpgenError(
-            f"the guide's draws cannot be corrected by their weights: {ess.min():.0f} of {len(log_w)} are effective, and "
-            f"{LEAST_ESS} are needed; take more draws, a richer guide (--guide flow), or sample the posterior (ppgen mcmc)"
+            f"the guide's draws cannot be corrected by their weights: {ess.min():.0f} of {len(log_w)} are effective, "
+            f"and {LEAST_ESS} are needed; take more draws, a richer guide (--guide flow), or sample the posterior "
+            "(ppgen mcmc)"
         )
     rng = np.random.default_rng(seed)
     index = np.stack([resampled(w, draws, rng) for w in weights.T], -1)  # (draws, rows or 1)

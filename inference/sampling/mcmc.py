@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
@@ -80,9 +81,10 @@ def mcmc(
         report: called with the number of iterations done (chees).
 
     Returns:
-        Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
-        and sample_stats: lp (nats, unconstrained scale), energy, diverging, outside (refused since log p is minus
-        infinity there), acceptance_rate, n_steps, step_size. It is computed in float64 unless the program has parameters of another dtype.
+        Groups posterior, log_likelihood, log_prior, observed_data, constant_data, posterior_predictive, prior,
+        prior_predictive, and sample_stats: lp (nats, unconstrained scale), energy, diverging, outside (refused, as
+        log p is minus infinity there), acceptance_rate, n_steps, step_size. It is computed in float64 unless the
+        program has parameters of another dtype.
 
     Raises:
         PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
@@ -97,30 +99,19 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    if not isinstance(program, Run | Program):
-        program = Program.from_pair(program)
     C, S, W = _numbers(kernel, chains, draws, warmup)
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
-    run, program = program, program_of(program)
-    dtype = next((p.dtype for p in program.parameters()), torch.float64)
-    with default_dtype(dtype), pyro.validation_enabled(False):
-        data = prepare_columns(data, program, dtype_of_program(program))
-        columns(program, data)
-        validate(data)
-        with ready(run, data, seed, guide=False), running_of(program, data):
-            if not isinstance(run, Run):
-                _somewhere(lambda: _register(program, data))
-            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
-            calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
-            joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
-            structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
-            found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
-            tree = _tree(program, data, structure, joint, found, predictive, prior)
-            said = findings(found, joint)
-            traced = joint if engine != "eager" else log_joint(program, data)
-            target = _density(traced, kernel, C, metric)
-            said += _unseen(traced, target, found, said, structure.sites, seed)
+    with prepared(program, data, seed) as made:
+        calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
+        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
+        structure = made.structure(joint)
+        found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        tree = tree_of_draws(made, structure, joint, found, predictive, prior)
+        said = findings(found, joint)
+        traced = joint if engine != "eager" else log_joint(made.program, made.data)
+        target = _density(traced, kernel, C, metric)
+        said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
@@ -140,11 +131,35 @@ def _numbers(kernel: str, *given: int | None) -> list[int]:
     return numbers
 
 
-def _structure(
-    program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
-) -> Structure:
-    """Told by the model alone: a guide is not needed, and not looked at."""
-    return inspect(program, data, enumerated=summed, rows=rows, guide=False)
+class Prepared(NamedTuple):
+    """A program that can be run on data, its columns prepared, and those that have a row each."""
+
+    program: Program
+    data: dict[str, Tensor]
+    rows: tuple[str, ...]
+
+    def structure(self, joint: LogJoint) -> Structure:
+        """Told by the model alone: a guide is not needed, and not looked at."""
+        return somewhere(
+            lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False)
+        )
+
+
+@contextmanager
+def prepared(run: Run | Program | Callable[..., Any], data: Any, seed: int) -> Iterator[Prepared]:
+    """Within it, a program is set up on data, seeded, in float64 unless it has parameters of another dtype."""
+    if not isinstance(run, Run | Program):
+        run = Program.from_pair(run)
+    program = program_of(run)
+    dtype = next((p.dtype for p in program.parameters()), torch.float64)
+    with default_dtype(dtype), pyro.validation_enabled(False):
+        table = prepare_columns(data, program, dtype_of_program(program))
+        columns(program, table)
+        validate(table)
+        with ready(run, table, seed, guide=False), running_of(program, table):
+            if not isinstance(run, Run):
+                somewhere(lambda: _register(program, table))
+            yield Prepared(program, table, run.structure.row_columns if isinstance(run, Run) else row_columns(table))
 
 
 def _register(program: Program, data: Mapping[str, Tensor]) -> None:
@@ -153,7 +168,7 @@ def _register(program: Program, data: Mapping[str, Tensor]) -> None:
         program.call("model", data)
 
 
-def _somewhere(fn: Callable[[], Any]) -> Any:
+def somewhere(fn: Callable[[], Any]) -> Any:
     """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
     for left in reversed(range(TRIES)):
         try:
@@ -190,7 +205,7 @@ def run_chains(
         return target(u)[0]
 
     sites = structure.sites if structure is not None else ()
-    start = starts(value, chains, dim, _prior(joint, sites), generator)
+    start = starts(value, chains, dim, prior_of(joint, sites), generator)
     if dim <= DENSE_DIM:
         paths = pathfinder(target, start, generator=generator)
     else:
@@ -252,10 +267,10 @@ def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
     return density
 
 
-def _prior(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
+def prior_of(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
     """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
     proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    return (lambda: _somewhere(joint.prior)) if proper else None
+    return (lambda: somewhere(joint.prior)) if proper else None
 
 
 def _unseen(
@@ -268,7 +283,7 @@ def _unseen(
     effective = next(f.figure for f in checks if f.measure == "ess_bulk")
     chains = float(found.u.shape[1])
     independent = effective if effective > chains else chains
-    prior = _prior(joint, sites)
+    prior = prior_of(joint, sites)
     try:
         one = unseen_modes(target, found.u.flatten(0, 1), independent, prior=prior, name=joint.place, seed=seed)
     except PpgenError as e:  # it cannot be traced
@@ -276,14 +291,14 @@ def _unseen(
     return [] if one is None else [one]
 
 
-def _tree(
-    program: Program, data: Mapping[str, Tensor], structure: Structure, joint: LogJoint, found: Draws,
-    predictive: bool, prior: bool,
-) -> DataTree:  # fmt: skip
+def tree_of_draws(
+    made: Prepared, structure: Structure, joint: LogJoint, found: Draws, predictive: bool = True, prior: bool = True
+) -> DataTree:
     """The draws through the model: deterministic sites, log-likelihood, predictions."""
+    program, data, _ = made
     S, C, _ = found.u.shape
     latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
-    here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
+    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p)
 
     def groups(prior: bool) -> dict[str, dict[str, Tensor]]:
         one = {n: v[0] for n, v in latents.items()}

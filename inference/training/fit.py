@@ -51,7 +51,6 @@ from ppgen.sites import sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces
 
-
 log = logging.getLogger("ppgen")
 
 LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n, are rounded by 0.03 nats in float32
@@ -285,8 +284,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any]) -> _
     Objective(program, found.structure, n, **how)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
-    if guide and starts and not enumerated and size == n:
-        start_at(program, first, starts, o["seed"])
+    searches = hasattr(program._autoguide, "search")
+    if guide and size == n and (searches or starts and not enumerated):
+        start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found))
 
 

@@ -266,6 +266,27 @@ def _tail_khat(f: Finding) -> Words:
     )
 
 
+def _importance(f: Finding) -> Words:
+    d = f.details
+    k = f"k-hat is {f.figure:.2f} (good below {f.threshold:.2g})"
+    sentence = (
+        f"{d['ess']:.0f} of {d['draws']} weighted draws are effective, and "
+        f"{'weights are nearly equal' if f.figure == -math.inf else k}; means are known to {d['mean_error']:.2g} sd and "
+        f"log sds to {d['sd_error']:.2g} ({f.where})"
+    )
+    if f.verdict == "wrong":
+        return f"{sentence}: the weighted draws are not of the posterior", RICHER
+    return sentence, MORE_DRAWS
+
+
+def _score(f: Finding) -> Words:
+    if math.isnan(f.figure):
+        return "whether the draws' scores are those of the posterior could not be told", MORE_DRAWS
+    if f.verdict == "fine":
+        return "the scores of the draws are those of the posterior (E z ∂ log p = -1 in each coordinate)", ""
+    return f"the draws' scores are not those of the posterior: E z ∂ log p + 1 is {f.figure:.2g} in {f.where}", RICHER
+
+
 def _unseen_modes(f: Finding) -> Words:
     sentence, remedy = _missing_mass(f)
     return (f"{sentence[0].upper()}{sentence[1:]}." if f.details.get("of") == "guide" else sentence), remedy
@@ -377,7 +398,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi, _tail_khat, _unseen_modes,
-        _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi, _tail_khat,
+        _importance, _score, _unseen_modes, _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -72,7 +72,7 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
         _divergences(diverging),
         *_outside(found.stats),
         _energy(energy),
-        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+        heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
 
 
@@ -147,7 +147,7 @@ def _energy(energy: np.ndarray) -> Finding:
     return Finding("e_bfmi", "", bfmi, GOOD_BFMI, FINE if bfmi >= GOOD_BFMI else LOOK)
 
 
-def _heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
+def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     """The latent with the heaviest tail, and whether that is too heavy for an sd.
 
     Args:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,8 +71,21 @@ class _Region(NamedTuple):
     se: float
 
 
+class Search(NamedTuple):
+    """What a search found: the record, and (m, L) of the places that were not seen, the heaviest first."""
+
+    finding: Finding
+    unseen: list[tuple[Tensor, Tensor]]
+
+
+def unseen_modes(target: Density, draws: Tensor, effective: float, **options: Any) -> Finding | None:
+    """The share of the posterior's mass that was found where draws are not; arguments as for `search_modes`."""
+    found = search_modes(target, draws, effective, **options)
+    return None if found is None else found.finding
+
+
 @torch.no_grad()
-def unseen_modes(
+def search_modes(
     target: Density,
     draws: Tensor,
     effective: float,
@@ -82,8 +95,8 @@ def unseen_modes(
     prior: Callable[[], Tensor] | None = None,
     name: Callable[[Tensor], str] = str,
     seed: int = 0,
-) -> Finding | None:
-    """The share of the posterior's mass that was found where draws are not.
+) -> Search | None:
+    """Climbs, weighs the places where they end, and compares them with the draws.
 
     Args:
         target: the log joint of unconstrained vectors, any number at once, and its gradient.
@@ -115,17 +128,20 @@ def unseen_modes(
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": climbed, "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
-        return Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched)
+        return Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
     where = name(unseen[0].q.m)
     if evidence.se > 1.0 or not math.isfinite(evidence.log_z):
-        return Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched)
+        return Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
-    return Finding(
-        "unseen_modes", where, share, MISSING[0], graded, searched | {"unseen": len(unseen), "copies": copies}
-    )
+    said = searched | {"unseen": len(unseen), "copies": copies}
+    return Search(Finding("unseen_modes", where, share, MISSING[0], graded, said), _places_of(unseen))
+
+
+def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
+    return [(r.q.m, r.q.L) for r in regions]
 
 
 def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:

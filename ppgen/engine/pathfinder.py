@@ -14,11 +14,13 @@ arXiv:2108.03782), with a dense H in place of its factored form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
@@ -27,6 +29,7 @@ STILL = 5  # iterations without progress after which a path ends,
 IDLE = 10  # and those without a better ELBO, where its ELBO is among the best
 FLAT = 1e-11  # a promised rise, relative to the log joint, that is not worth a search
 ITERATIONS = 200
+WEIGHED, EM_ROUNDS = 50, 10  # of a mixture's weights: draws of each normal, and rounds
 
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # (n, dim) -> (n,) nats and (n, dim)
@@ -202,3 +205,20 @@ def _approximate(
         total = total + _safe(target, draw)[0] + 0.5 * (z**2).sum(-1)
     elbo = total / DRAWS + root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * u.shape[1]
     return torch.where(usable, elbo, -torch.inf), mean, root, draw
+
+
+def mixture_weights(target: Density, means: Tensor, roots: Tensor, generator: torch.Generator) -> Tensor:
+    """Log weights of the normals, (P,): those of the mixture that is nearest to the posterior."""
+    n, dim = means.shape
+    noise = torch.randn(n, WEIGHED, dim, generator=generator, dtype=means.dtype)
+    u = (means[:, None] + noise @ roots.mT).flatten(0, 1)
+    each = MultivariateNormal(means, scale_tril=roots).log_prob(u[:, None])  # (draws, P)
+    made = torch.logsumexp(each, -1) - math.log(n)  # they were drawn from equal shares
+    log_p = torch.nan_to_num(target(u)[0], nan=-math.inf, posinf=-math.inf)
+    most = torch.logsumexp(log_p - made, 0) - 0.5 * math.log(len(u))  # a single weight has no more than √S of S
+    log_w = torch.log_softmax((log_p - made).clamp_max(float(most)), 0)
+    log_weights = torch.full((n,), -math.log(n)).to(means)
+    for _ in range(EM_ROUNDS):
+        shares = torch.log_softmax(each + log_weights, -1)
+        log_weights = torch.logsumexp(log_w[:, None] + shares, 0)
+    return log_weights

@@ -186,8 +186,8 @@ def _transition(
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
-    """The harmonic mean of acceptances over chains; those that have no acceptance count by their number alone: one chain that
-    is stuck would otherwise bring the step size of all to zero."""
+    """The harmonic mean of acceptances over chains; those that have none count by their number alone: one chain that is
+    stuck would otherwise bring the step size of all to zero."""
     share = 1 - float(diverging.to(alpha.dtype).mean())
     return share / float((1 / alpha[~diverging].clamp_min(REFUSED)).mean()) if share else 0.0
 
