@@ -343,13 +343,14 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
 
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
+    known = {g: v for g, v in groups.items() if g != "log_prior"}
     tree = from_dict(
-        {g: v for g, v in groups.items() if g != "log_prior"},
+        known,
         dims=dims,
         coords=coords,
         pred_dims=dims,
         pred_coords=coords,
-        attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
+        attrs={"/": made_by | used | attrs, **dict.fromkeys(known, made_by)},
     )
     if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
         one = dict_to_dataset(groups["log_prior"], dims=dims, coords=coords, attrs=made_by, skip_event_dims=True)

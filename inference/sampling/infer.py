@@ -5,9 +5,9 @@
     flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
 
-A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every check
-is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change. Where
-none is, the one of the best verdict is returned, and says so.
+A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every
+check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
+Where none is, the one of the best verdict is returned, and says so.
 
 Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/chees.py`.
 """
@@ -46,8 +46,9 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
+CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
 BLOCK = 64  # vectors a call of the log joint: one graph serves for all
-DRAWS = 8000  # that are weighed
+DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
 KEPT = 4000  # draws of the answer, resampled by their weights
 MIXTURES = 3  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
@@ -62,6 +63,7 @@ class Problem(NamedTuple):
         made: the same, set up.
         joint, target: the log joint, and itself and its gradient at any number of vectors.
         ends: when it has to be done, by `time.monotonic`; None: whenever.
+        groups: which groups the tree has, as keywords.
     """
 
     given: tuple[Any, Any]
@@ -71,6 +73,7 @@ class Problem(NamedTuple):
     target: Density
     seed: int
     ends: float | None
+    groups: dict[str, bool]
 
     def in_time(self, *_: Any) -> None:
         """
@@ -110,6 +113,8 @@ def infer(
     *,
     budget: float | None = None,
     seed: int = 0,
+    predictive: bool = True,
+    prior: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> DataTree:
     """Draws from p(z | x) by the first method whose draws can be believed, with its name and its certificate.
@@ -119,6 +124,7 @@ def infer(
         data: the columns, all rows.
         budget: seconds after which no further method is begun, and one that can be stopped is.
         seed: of everything.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the name of each method as it begins.
 
     Returns:
@@ -145,10 +151,11 @@ def infer(
     began = time.monotonic()
     with prepared(program, data, seed) as made:
         _require_learned(program)
-        joint = somewhere(lambda: log_joint(made.program, made.data))
+        joint = _joint(made)
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
-        problem = Problem((program, data), made, structure, joint, in_blocks(joint), seed, ends)
+        groups = {"predictive": predictive, "prior": prior}
+        problem = Problem((program, data), made, structure, joint, in_blocks(joint), seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
     seconds = time.monotonic() - began
@@ -220,6 +227,18 @@ def _require_learned(run: Run | Program) -> None:
         )
 
 
+def _joint(made: Prepared) -> LogJoint:
+    """The log joint, traced; compiled where its calls take so long that it is worth it."""
+    joint = somewhere(lambda: log_joint(made.program, made.data))
+    u = torch.zeros(BLOCK, joint.dim)
+    joint.value_and_grad(u)
+    began = time.perf_counter()
+    joint.value_and_grad(u)
+    if CALLS * (time.perf_counter() - began) < WORTH:
+        return joint
+    return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
+
+
 def in_blocks(joint: LogJoint) -> Density:
     """The log joint and its gradient at any number of vectors, always by the graph of `BLOCK` of them."""
 
@@ -250,7 +269,9 @@ def gaussian(problem: Problem) -> Outcome:
         raise PpgenError("no normal was found: the log joint is finite at no start")
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
-        found, mixture = _weigh(problem, parts, generator)
+        found, mixture = _weigh(problem, parts, generator, DRAWS)
+        if found.few and not found.unseen:
+            found, mixture = _weigh(problem, parts, generator, MORE)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
@@ -259,9 +280,11 @@ def gaussian(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def _weigh(problem: Problem, parts: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> tuple[Weighted, Mixture]:
+def _weigh(
+    problem: Problem, parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, draws: int
+) -> tuple[Weighted, Mixture]:
     mixture = mixture_of(parts, problem.target, generator)
-    u = mixture.draw(DRAWS, generator)
+    u = mixture.draw(draws, generator)
     prior = prior_of(problem.joint, problem.structure.sites)
     found = weigh(problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed)
     return found, mixture
@@ -280,7 +303,7 @@ def _outcome(problem: Problem, found: Weighted) -> Outcome:
         index = torch.as_tensor(resampled(found.w.double().log().numpy(), KEPT, rng))
         u = found.u[index][:, None]
         draws = Draws(u, {"lp": problem.target(u[:, 0])[0][:, None]}, 0, torch.zeros(problem.joint.dim), "dense")
-        return tree_of_draws(problem.made, problem.structure, problem.joint, draws)
+        return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
 
     return Outcome(tree, found.findings)
 
@@ -293,7 +316,7 @@ def flow(problem: Problem) -> Outcome:
         precision="64-true" if torch.get_default_dtype() == torch.float64 else "32-true", seed=problem.seed,
         objective="enumerate" if problem.structure.summed else None, report=problem.in_time, log_every=20,
     )  # fmt: skip
-    drawn = posterior(fitted, problem.made.data, draws=DRAWS, predictive=False, prior=False, seed=problem.seed)
+    drawn = posterior(fitted, problem.made.data, draws=2 * DRAWS, predictive=False, prior=False, seed=problem.seed)
     if "sample_stats" not in drawn:
         raise PpgenError("the flow's draws have no weights")
     joint: Any = problem.joint
@@ -317,7 +340,7 @@ def chees(problem: Problem) -> Outcome:
     level, quiet = log.level, logging.ERROR
     log.setLevel(quiet)  # what is not fine is said of the answer
     try:
-        made = mcmc(given, data, "chees", seed=problem.seed, report=problem.in_time)
+        made = mcmc(given, data, "chees", seed=problem.seed, report=problem.in_time, **problem.groups)
     finally:
         log.setLevel(level)
     return Outcome(lambda: made, load_findings(made))

@@ -33,8 +33,8 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
 from ppgen.inference.verdicts.mode_search import Evidence, search_modes
 
-DEFENSIVE, DEGREES = 0.2, 5.0  # δ, ν
-MEAN_ERROR, SD_ERROR = 0.03, 0.05  # sd, log sd: a third of what is promised of a mean and a log sd
+DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
+MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
 ALIKE = 50  # effective draws below which weights say nothing
 
@@ -81,6 +81,12 @@ class Weighted(NamedTuple):
     evidence: Evidence
     findings: list[Finding]
     unseen: list[tuple[Tensor, Tensor]]
+
+    @property
+    def few(self) -> bool:
+        """Whether the weights would do, were there more of them."""
+        weights = self.findings[0]
+        return bool(weights.details["few"]) and weights.figure <= weights.threshold
 
     @property
     def settled(self) -> bool:

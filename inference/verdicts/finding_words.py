@@ -271,8 +271,8 @@ def _importance(f: Finding) -> Words:
     k = f"k-hat is {f.figure:.2f} (good below {f.threshold:.2g})"
     sentence = (
         f"{d['ess']:.0f} of {d['draws']} weighted draws are effective, and "
-        f"{'weights are nearly equal' if f.figure == -math.inf else k}; means are known to {d['mean_error']:.2g} sd and "
-        f"log sds to {d['sd_error']:.2g} ({f.where})"
+        f"{'weights are nearly equal' if f.figure == -math.inf else k}; means are known to {d['mean_error']:.2g} sd "
+        f"and log sds to {d['sd_error']:.2g} ({f.where})"
     )
     if f.verdict == "wrong":
         return f"{sentence}: the weighted draws are not of the posterior", RICHER

@@ -30,6 +30,7 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 MOST = 6  # places that are weighed, of those on the way and of those at the end
+ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
 LEAST_ESS = 20  # of a region's weights, for its mass to be known
@@ -164,7 +165,7 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
 
 def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
     """The different normals that paths have found on their way up, and at their ends."""
-    paths = climb(target, start, generator=generator)
+    paths = climb(target, start, generator=generator, enough=ENOUGH)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])

@@ -13,7 +13,7 @@ import ppgen
 from ppgen.cli.options import app
 
 # The order of import is the order in `ppgen --help`.
-from ppgen.cli import fit, draw, judge, mcmc, calibrate, compare, report, programs  # noqa: F401  # isort: skip
+from ppgen.cli import fit, draw, judge, infer, mcmc, calibrate, compare, report, programs  # noqa: F401  # isort: skip
 
 __all__ = ["app", "main"]
 

@@ -27,6 +27,7 @@ from ppgen.engine.pathfinder import Density, pathfinder
 MOST = 300  # entries of the latents: a matrix of so many squared is factorised at every round
 DRAWS = 64  # for an ELBO
 ROUNDS = 60
+ENOUGH = 0.5  # of the starts' paths, ended
 REACH = 2.0  # starts are uniform in [-2, 2]
 
 
@@ -47,7 +48,7 @@ def best_gaussian(score: Density, dim: int, *, starts: int = 8, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     first = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=torch.get_default_dtype()) - 1)
     first[0] = 0
-    paths = pathfinder(score, first, generator=generator)
+    paths = pathfinder(score, first, generator=generator, enough=ENOUGH)
     root, info = torch.linalg.cholesky_ex(paths.covariance)
     if info or not torch.isfinite(paths.elbo).any():
         return None

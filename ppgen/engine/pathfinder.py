@@ -69,18 +69,23 @@ class Climbs(NamedTuple):
     top: Tensor
 
 
-def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
+def pathfinder(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> Paths:
     """Follows one path from each start, and takes from every path, or from a better one, a draw.
 
     Args:
         target: the log joint of unconstrained vectors, n at once, and its gradient.
         start: (chains, dim).
+        enough: the share of paths that have ended when all do.
     """
-    return _chosen(target, climb(target, start, generator=generator), generator)
+    return _chosen(target, climb(target, start, generator=generator, enough=enough), generator)
 
 
 @torch.no_grad()
-def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Climbs:
+def climb(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> Climbs:
     """Follows one path from each start; arguments as for `pathfinder`."""
     n, dim = start.shape
     u = start
@@ -97,7 +102,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
         uphill = (direction * g).sum(-1) > 0
         direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
         ended = (still >= STILL) | (idle >= IDLE)
-        if ended.float().mean() > 0.9:
+        if ended.float().mean() > enough:
             break
         new, new_lp, new_g, moved = _search(target, u, lp, g, direction, ended)
         s, y = new - u, g - new_g
@@ -197,12 +202,10 @@ def _approximate(
     usable = (info == 0) & torch.isfinite(root).all(-1).all(-1)
     root = torch.where(usable[:, None, None], root, torch.eye(u.shape[1]).to(u))
     mean = u + (H @ g[..., None])[..., 0]
-    total = torch.zeros(len(u)).to(u)
-    draw = mean
-    for _ in range(DRAWS):
-        z = torch.randn(u.shape, generator=generator, dtype=u.dtype)
-        draw = mean + (root @ z[..., None])[..., 0]
-        total = total + _safe(target, draw)[0] + 0.5 * (z**2).sum(-1)
+    z = torch.randn(DRAWS, *u.shape, generator=generator, dtype=u.dtype)
+    draws = mean + (root @ z[..., None])[..., 0]
+    lp = _safe(target, draws.flatten(0, 1))[0].reshape(DRAWS, -1)
+    draw, total = draws[-1], (lp + 0.5 * (z**2).sum(-1)).sum(0)
     elbo = total / DRAWS + root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * u.shape[1]
     return torch.where(usable, elbo, -torch.inf), mean, root, draw
 
