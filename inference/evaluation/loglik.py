@@ -114,7 +114,7 @@ def loglik(
         bounds: tuple[Bound, ...] = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
         if drawn:
             log.warning("%s: no importance-weighted bound can be formed, and the ELBO is one if their mean is", drawn)
-            bounds, ess = bounds[:1], None
+            return LogLik(bounds[:1], per, n, particles, None, dims)
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
 

@@ -99,8 +99,8 @@ def posterior(
         with torch.random.fork_rng():
             once = run_once(program, data)
             here = sample_sites(once.p)
-            if corrected and (drawn := drawn_density(once)):
-                raise PpgenError(f"{drawn}: the guide's draws have no weights to be corrected by; leave it out")
+            if corrected and (why := drawn_density(once)):
+                raise PpgenError(f"{why}: the guide's draws have no weights to be corrected by; leave it out")
         for name in structure.names("observed"):
             observed_in_support(name, here[name])
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)
@@ -353,7 +353,8 @@ def _from_dict(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[
         attrs={"/": made_by | used | attrs, **dict.fromkeys(known, made_by)},
     )
     if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
-        one = dict_to_dataset(groups["log_prior"], dims=dims, coords=coords, attrs=made_by, skip_event_dims=True)
+        named: Any = dims
+        one = dict_to_dataset(groups["log_prior"], dims=named, coords=coords, attrs=made_by, skip_event_dims=True)
         tree["log_prior"] = DataTree(one)
     return tree
 

@@ -50,7 +50,7 @@ CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them fro
 BLOCK = 64  # vectors a call of the log joint: one graph serves for all
 DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
 KEPT = 4000  # draws of the answer, resampled by their weights
-MIXTURES = 3  # proposals that are tried, each with the places that the one before had not seen
+MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
     target: Density
     seed: int
     ends: float | None
-    groups: dict[str, bool]
+    groups: dict[str, Any]
 
     def in_time(self, *_: Any) -> None:
         """
@@ -321,10 +321,11 @@ def flow(problem: Problem) -> Outcome:
         raise PpgenError("the flow's draws have no weights")
     joint: Any = problem.joint
     shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    group, stats = drawn["posterior"], drawn["sample_stats"]
-    values = {n: torch.as_tensor(group[n].values[0]).reshape(-1, *shapes[n]) for n in joint.latents}  # type: ignore[union-attr]
+    group: Any = drawn["posterior"]
+    stats: Any = drawn["sample_stats"]
+    values = {n: torch.as_tensor(group[n].values[0]).reshape(-1, *shapes[n]) for n in joint.latents}
     u = joint.flatten({n: v.to(torch.get_default_dtype()) for n, v in values.items()})
-    log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values[0])  # type: ignore[operator]
+    log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values[0])
     if log_w.dim() > 1:
         log_w = log_w.sum(-1)
     finite = torch.isfinite(u).all(-1)

@@ -115,10 +115,12 @@ def search_modes(
     if dim > LARGEST or len(draws) < 2 * dim:
         return None
     generator = torch.Generator().manual_seed(seed)
-    ends, climbed = _places(target, _starts(draws, prior, generator), generator)
+    weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
+    ends, climbed = _places(
+        target, _starts(draws, prior, generator), generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10
+    )
     if not ends:
         return None
-    weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     of_guide = evidence is not None
     if evidence is None:
@@ -163,22 +165,27 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
     return torch.cat(kinds)
 
 
-def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
-    """The different normals that paths have found on their way up, and at their ends."""
+def _places(
+    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool]
+) -> tuple[list[_Normal], int]:
+    """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
+    draws have seen, and of those that they have not."""
     paths = climb(target, start, generator=generator, enough=ENOUGH)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
-        if torch.isfinite(paths.elbo[i]) and len(kept) < MOST and all(_apart(new, old) for old in kept):
-            kept.append(new)
+        if torch.isfinite(paths.elbo[i]) and all(_apart(new, old) for old in kept):
+            if sum(seen(old) == seen(new) for old in kept) < MOST:
+                kept.append(new)
     tops: list[_Normal] = []
     height = torch.nan_to_num(target(paths.top)[0], nan=-torch.inf)
     for i in height.argsort(descending=True):
-        if not torch.isfinite(height[i]) or len(tops) == MOST:
+        if not torch.isfinite(height[i]) or len(tops) == 2 * MOST:
             break
         if all(float(old.radius(paths.top[i][None])) > 0.01 for old in tops):
             normal = _at(target, paths.top[i])
-            tops += [] if normal is None else [normal]
+            if normal is not None and sum(seen(old) == seen(normal) for old in tops) < MOST:
+                tops.append(normal)
     return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)
 
 

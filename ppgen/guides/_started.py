@@ -22,10 +22,13 @@ from torch import Tensor, nn
 class Started(nn.Module):
     """Mixin: the buffers `start_loc` (D,) and `start_tril` (D, D), which are there once a start was found."""
 
+    start_loc: Tensor
+    start_tril: Tensor
+
     @property
     def start(self) -> tuple[Tensor, Tensor] | None:
         """loc₀ and L₀; None where no start was found."""
-        return (self._buffers["start_loc"], self._buffers["start_tril"]) if "start_loc" in self._buffers else None  # type: ignore[return-value]
+        return (self.start_loc, self.start_tril) if "start_loc" in self._buffers else None
 
     def keep_start(self, loc: Tensor, scale_tril: Tensor) -> None:
         for name, value in (("start_loc", loc), ("start_tril", scale_tril)):
@@ -39,14 +42,16 @@ class Started(nn.Module):
 
     def started(self, loc: Tensor, scale_tril: Tensor) -> tuple[Tensor, Tensor]:
         """N(loc, scale_tril scale_trilᵀ) of v, as a law of u."""
-        if self.start is None:
+        if (start := self.start) is None:
             return loc, scale_tril
-        first, root = self.start
+        first, root = start
         return first + root @ loc, root @ scale_tril
 
 
 class AutoMultivariateNormal(Started, autoguides.AutoMultivariateNormal):
     """Pyro's, in units of its start."""
+
+    loc: Any
 
     def start_at(self, places: Mapping[str, slice], loc: Tensor, scale_tril: Tensor) -> None:
         self.keep_start(loc, scale_tril)
@@ -54,7 +59,8 @@ class AutoMultivariateNormal(Started, autoguides.AutoMultivariateNormal):
         self.scale, self.scale_tril = torch.ones_like(loc), torch.eye(len(loc)).to(loc)
 
     def _normal(self) -> tuple[Tensor, Tensor]:
-        return self.started(self.loc, self.scale[..., None] * self.scale_tril)
+        scale: Any = self.scale
+        return self.started(self.loc, scale[..., None] * self.scale_tril)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         loc, scale_tril = self._normal()
@@ -72,16 +78,19 @@ class AutoMultivariateNormal(Started, autoguides.AutoMultivariateNormal):
 class AutoDiagonalNormal(Started, autoguides.AutoDiagonalNormal):
     """Pyro's, in units of its start, whose correlations it has no place for."""
 
+    loc: Any
+
     def start_at(self, places: Mapping[str, slice], loc: Tensor, scale_tril: Tensor) -> None:
         self.keep_start(loc, scale_tril.norm(dim=-1))
         self.loc.detach().zero_()
         self.scale = torch.ones_like(loc)
 
     def _normal(self) -> tuple[Tensor, Tensor]:
-        if self.start is None:
-            return self.loc, self.scale
-        loc, sd = self.start
-        return loc + sd * self.loc, sd * self.scale
+        own: Any = (self.loc, self.scale)  # parameters, of which Pyro's annotations do not tell
+        if (start := self.start) is None:
+            return own
+        loc, sd = start
+        return loc + sd * own[0], sd * own[1]
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Any:
         return dist.transforms.AffineTransform(*self._normal())
@@ -96,6 +105,8 @@ class AutoDiagonalNormal(Started, autoguides.AutoDiagonalNormal):
 class AutoNormal(Started, autoguides.AutoNormal):
     """Pyro's, in units of its start, whose correlations it has no place for."""
 
+    _event_dims: Any
+
     def start_at(self, places: Mapping[str, slice], loc: Tensor, scale_tril: Tensor) -> None:
         order = torch.cat([torch.arange(places[n].start, places[n].stop) for n in self._event_dims])
         self.keep_start(loc[order], scale_tril.norm(dim=-1)[order])
@@ -106,14 +117,14 @@ class AutoNormal(Started, autoguides.AutoNormal):
 
     def _get_loc_and_scale(self, name: str) -> tuple[Tensor, Tensor]:
         loc, scale = super()._get_loc_and_scale(name)
-        if self.start is None:
+        if (begun := self.start) is None:
             return loc, scale
         first = 0
         for other in self._event_dims:
             if other == name:
                 break
             first += super()._get_loc_and_scale(other)[0].numel()
-        start, sd = (v[first : first + loc.numel()].reshape(loc.shape) for v in self.start)
+        start, sd = (v[first : first + loc.numel()].reshape(loc.shape) for v in begun)
         return start + sd * loc, sd * scale
 
 
