@@ -174,9 +174,9 @@ def _places(
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
-        if torch.isfinite(paths.elbo[i]) and all(_apart(new, old) for old in kept):
-            if sum(seen(old) == seen(new) for old in kept) < MOST:
-                kept.append(new)
+        other = torch.isfinite(paths.elbo[i]) and all(_apart(new, old) for old in kept)
+        if other and sum(seen(old) == seen(new) for old in kept) < MOST:
+            kept.append(new)
     tops: list[_Normal] = []
     height = torch.nan_to_num(target(paths.top)[0], nan=-torch.inf)
     for i in height.argsort(descending=True):
