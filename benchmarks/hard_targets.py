@@ -74,6 +74,7 @@ def funnel() -> Target:
     def model(one: Tensor) -> None:
         v = pyro.sample("v", Normal(0.0, 3.0))
         pyro.sample("x", Normal(torch.zeros(9), (v / 2).exp()).to_event(1))
+        pyro.factor("nothing", torch.zeros(()))
 
     v = 3 * RNG.normal(size=N)
     exact = {"v": v, "x": np.exp(v / 2)[:, None] * RNG.normal(size=(N, 1))}
@@ -84,6 +85,7 @@ def banana() -> Target:
     def model(one: Tensor) -> None:
         a = pyro.sample("a", Normal(0.0, 10.0))
         pyro.sample("b", Normal(0.03 * (a**2 - 100), 1.0))
+        pyro.factor("nothing", torch.zeros(()))
 
     a = 10 * RNG.normal(size=N)
     exact = {"a": a, "b": 0.03 * (a**2 - 100) + RNG.normal(size=N)}
@@ -146,6 +148,7 @@ def correlated() -> Target:
 
     def model(one: Tensor) -> None:
         pyro.sample("x", MultivariateNormal(torch.zeros(100), covariance_matrix=cov))
+        pyro.factor("nothing", torch.zeros(()))
 
     return Target(model, ONE, lambda d: d["x"], np.zeros(100), sd.numpy())
 
@@ -153,6 +156,7 @@ def correlated() -> Target:
 def student() -> Target:
     def model(one: Tensor) -> None:
         pyro.sample("t", StudentT(torch.full((5,), 2.0), 0.0, 1.0).to_event(1))
+        pyro.factor("nothing", torch.zeros(()))
 
     exact = {"t": RNG.standard_t(2, size=(N, 5))}
     return of_draws(model, ONE, lambda d: np.arcsinh(d["t"]), exact)
@@ -197,6 +201,7 @@ def simplex() -> Target:
 def lkj() -> Target:
     def model(one: Tensor) -> None:
         pyro.sample("L", LKJCholesky(5, torch.tensor(1.0)))
+        pyro.factor("nothing", torch.zeros(()))
 
     return Target(model, ONE, lambda d: d["L"][:, 1:, 0], np.zeros(4), np.full(4, 1 / math.sqrt(6)))
 

@@ -7,7 +7,8 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     STARTS      starting points that are tried for it where a fit asks for no number (`Guide.start_at`)
     BATCHES     options that a fit by minibatches gives it
-    Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`
+    Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`;
+                with `start_at` it begins at a Gaussian, with `search` it finds itself on all rows (`bam.Guide`)
 
 Adding one is adding its file, and its row in the table of laws (`OWN` in tests/test_guides.py).
 """
