@@ -230,9 +230,9 @@ MUTANTS = [
     ),
     # -- weighted draws -------------------------------------------------------------------------------------
     Mutant(
-        "a_mixture_without_its_heavy_part",
+        "a_mixture_that_is_no_density",
         "both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))",
-        "both = normal",
+        "both = torch.logaddexp(normal, t + math.log(DEFENSIVE))",
         "tests/test_infer.py::test_the_density_of_a_mixture_integrates_to_one",
     ),
     Mutant(
