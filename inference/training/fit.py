@@ -91,8 +91,7 @@ def fit(
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
-        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names). None: 32-true, and 64-true where
-            a column has whole numbers that are too large for it, which the log then says.
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: by the size of counts, said in the log.
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
@@ -109,9 +108,8 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    objective = objective or default_objective(program)
+    objective, precision = objective or default_objective(program), precision or precision_for(data, device)
     steps = (50_000 if until else 2000) if steps is None else steps
-    precision = precision or precision_for(data, device)
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
