@@ -91,7 +91,7 @@ def fit(
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
-        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: by the size of counts, said in the log.
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: by the size of counts, as logged.
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
