@@ -16,6 +16,7 @@ from ppgen.inference.objective import Objective
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.report import report
 from ppgen.inference.report.tree_plots import plot_tree
+from ppgen.inference.sampling.infer import infer
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.training.fit import fit, resume
 from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
@@ -31,6 +32,7 @@ __all__ = [
     "drawer",
     "fit",
     "impute",
+    "infer",
     "ledger",
     "load_findings",
     "loglik",

@@ -217,6 +217,16 @@ def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
     return laid_out(site, value, max(value.dim() - nesting, 0))
 
 
+def drawn_density(t: Traces) -> str:
+    """Which site's log-density is itself drawn, in words: evaluated twice at one value it differs. "" where none is."""
+    for name, site in itertools.chain(*(sample_sites(trace, deterministic=False).items() for trace in t)):
+        one, two = (site["fn"].log_prob(site["value"]) for _ in range(2))
+        if not torch.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True):
+            off = float((one - two).abs().max())
+            return f"the log_prob of {name!r} is drawn anew at each call (two at one value differ by {off:.2g} nats)"
+    return ""
+
+
 def full_plates(site: Mapping[str, Any]) -> frozenset[str]:
     """The plates that hold what was passed; one that subsamples by itself has been weighed by Pyro."""
     return frozenset(f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size))

@@ -276,11 +276,14 @@ def autoregressive(rho, *shape, seed=0):
     return e
 
 
-def chains(change=lambda u: u, energy=0.0, diverging=0, count=8, draws=400):
+def chains(change=lambda u: u, energy=0.0, diverging=0, outside=0, count=8, draws=400):
     """Independent draws of N(0, I), changed; energies are AR(1)."""
     u = change(np.random.default_rng(1).normal(size=(draws, count, 2)))
-    bad = np.arange(draws * count).reshape(draws, count) < diverging
-    stats_ = {"lp": -0.5 * (u**2).sum(-1), "energy": autoregressive(energy, draws, count, seed=2), "diverging": bad}
+    order = np.arange(draws * count).reshape(draws, count)
+    stats_ = {
+        "lp": -0.5 * (u**2).sum(-1), "energy": autoregressive(energy, draws, count, seed=2),
+        "diverging": order < diverging, "outside": order < outside,
+    }  # fmt: skip
     found = Draws(torch.tensor(u), {n: torch.tensor(v) for n, v in stats_.items()}, 0, torch.zeros(2), "diag")
     return chain_findings(found, Entries())
 
@@ -306,6 +309,7 @@ CHAINS = {
     "heavy tails": (lambda: chains(lambda u: u / CHI), "look", {"tail_khat"}),
     "divergences": (lambda: chains(diverging=20), "look", {"divergences"}),
     "a divergence": (lambda: chains(diverging=1), "fine", set()),
+    "proposals that left the support": (lambda: chains(outside=900), "fine", set()),
     "an energy that hardly moves": (lambda: chains(energy=0.9), "look", {"e_bfmi"}),
     "one chain": (lambda: chains(count=1, draws=2000), "look", {"rhat"}),
 }
@@ -316,7 +320,7 @@ def test_chains(name):
     situation, expected, measures = CHAINS[name]
     found = situation()
     assert (verdict(found), failing(found)) == (expected, measures), "\n".join(map(str, found))
-    assert len(found) == 8 and len({f.measure for f in found}) == 8, "every check is there, fine or not"
+    assert len(found) == 9 and len({f.measure for f in found}) == 9, "every check is there, fine or not"
     survives_json(found)
 
 

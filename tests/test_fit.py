@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from known import GuidedNormalMean, NormalMean
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
-from ppgen.inference import fit, resume
+from ppgen.inference import fit, loglik, resume
 from ppgen.inference.training.optimise import SCHEDULES, averaged, ema_decay, learning_rate
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Progress, _row
@@ -430,6 +432,32 @@ def test_optimizers_of_torch(optimizer):
     assert run.metrics["elbo"][-1] > run.metrics["elbo"][0]
 
 
+class Counts(Program):
+    """y ~ Poisson(rate), the rate learned: log p is a sum of terms of size y log y that cancel."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.tensor(13.8))
+
+    def model(self, y=None):
+        with rows(y):
+            pyro.sample("y", dist.Poisson(self.log_rate.exp()), obs=y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+def test_counts_of_a_million_are_computed_in_float64(dtype, caplog):
+    y = torch.tensor([1_000_003, 998_751, 1_001_212]).to(dtype)
+    with caplog.at_level(logging.INFO, "ppgen"):
+        run = fit(Counts(), {"y": y}, steps=0)
+    said = [r.message for r in caplog.records if "float64" in r.message]
+    assert len(said) == 1 and "'y' has whole numbers of up to 1e+06" in said[0]
+    rate = run.program.log_rate.exp().item()
+    assert loglik(run, {"y": y}).best.values == pytest.approx(stats.poisson(rate).logpmf(y.numpy()), abs=1e-6)
+    assert abs(loglik(fit(Counts(), {"y": y}, steps=0, precision="32-true"), {"y": y}).best.values - stats.poisson(
+        np.exp(np.float32(13.8))).logpmf(y.numpy())).max() > 0.01  # fmt: skip
+    assert fit(Counts(), {"y": y // 100}, steps=0).config["fit"]["precision"] == "32-true"
+
+
 def test_precision_is_one_dtype_everywhere(caplog):
     run = fit(Small(), {"x": X.double()}, steps=3, precision="64-true")
     assert all(p.dtype == torch.float64 for p in run.program.parameters())
@@ -491,6 +519,7 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
 SCRIPT = """
 import sys, torch, pyro
 import pyro.distributions as dist
+from scipy import stats
 from torch import nn
 from ppgen import Program, rows
 from ppgen.inference import fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,10 +17,10 @@ import ppgen
 from ppgen import PpgenError, Program, Run
 from ppgen.check import check
 from ppgen.draws import ManyTerms
+from ppgen.engine.batch_and_match import best_gaussian
 from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
-from ppgen.inference.training.guide_init import _gaussian
 from ppgen.terms import run as run_once
 
 SINGLE = {"precision": "64-true", "engine": "eager"}
@@ -140,7 +141,8 @@ def test_plates_and_constraints(amortised):
 
 # -- posteriors that are known ---------------------------------------------------------------------
 
-OWN = {"flow": {"hidden": (4,)}}  # by guide of a file of ppgen/guides: options with which a fit takes a second
+# of each guide of a file of ppgen/guides, options with which a fit takes a second
+OWN: dict[str, dict] = {"flow": {"hidden": (4,)}, "bam": {}, "pathfinder": {}}
 
 
 def test_every_guide_has_a_row():
@@ -263,7 +265,7 @@ def test_a_start_far_away_and_badly_scaled():
             return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
     with ppgen.run.default_dtype(torch.float64):
-        found = _gaussian(score, 2, starts=2)
+        found = best_gaussian(score, 2, starts=2)
     assert torch.allclose(found.loc, loc, rtol=1e-3)
     assert torch.allclose(found.scale_tril @ found.scale_tril.T, cov, rtol=0.05)
     assert found.elbo == pytest.approx(0.0, abs=0.01)
@@ -279,12 +281,12 @@ def test_a_start_in_a_funnel_is_where_the_mass_is():
             value = value + dist.Normal(0.0, (u[:, :1] / 2).exp(), validate_args=False).log_prob(u[:, 1:]).sum(-1)
             return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
-    found = _gaussian(score, 6, starts=4)
+    found = best_gaussian(score, 6, starts=4)
     assert abs(float(found.loc[0])) < 3 and found.elbo > -4
 
 
 def test_no_start_is_no_error():
-    assert _gaussian(lambda u: (u.sum(-1) * math.nan, u), 2, starts=2) is None
+    assert best_gaussian(lambda u: (u.sum(-1) * math.nan, u), 2, starts=2) is None
 
 
 def test_heavy_tails_do_not_kill_a_start():
@@ -335,3 +337,123 @@ def test_a_plate_that_subsamples_a_latent_by_itself():
 def test_a_guide_of_its_own_is_replaced():
     run = fit(GuidedNormalMean(), {"x": normal(20)}, steps=0, guide="flow", **SINGLE)
     assert run.program.fixed_rows and run.program.guide_columns == ()
+
+
+class Stretched(Program):
+    """b ~ N(0, 100²) of five columns that are nearly one, y ~ N(X b, 0.1): sds from 0.01 to 100."""
+
+    def model(self, x, y=None):
+        b = pyro.sample("b", dist.Normal(torch.zeros(5), 100.0).to_event(1))
+        with ppgen.rows(x):
+            pyro.sample("y", dist.Normal(x @ b, 0.1), obs=y)
+
+    @staticmethod
+    def data() -> dict[str, Tensor]:
+        x = normal(30, 1) + 0.001 * normal(30, 5, seed=1)
+        return {"x": x.double(), "y": normal(30, seed=2).double()}
+
+    @staticmethod
+    def posterior(x: Tensor, y: Tensor) -> dist.MultivariateNormal:
+        precision = x.T @ x / 0.01 + torch.eye(5).double() / 1e4
+        return dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.01), precision_matrix=precision)
+
+
+@pytest.mark.parametrize("guide, far", [("AutoMultivariateNormal", 0.02), ("flow(transforms=1, hidden=(4,))", 0.2)])
+def test_steps_do_not_take_a_guide_away_from_its_start(guide, far):
+    """A step of 0.01 is 0.01 sd in every direction of the posterior, whatever its units and correlations; of a network
+    it is one of each of its weights. In absolute units a step goes thousands of sd."""
+    data = Stretched.data()
+    exact = Stretched.posterior(**data)
+    off = []
+    for steps in (0, 1, 20):
+        run = fit(Stretched(), data, guide=guide, starts=2, steps=steps, lr=0.01, particles=4, **SINGLE)
+        draws = posterior(run, data, draws=1000, predictive=False, prior=False)["posterior"]["b"].values[0]
+        whitened = torch.linalg.solve_triangular(exact.scale_tril, (torch.tensor(draws) - exact.loc).T, upper=False)
+        off.append(float(whitened.mean(1).abs().max()))
+        assert torch.allclose(whitened.std(1), torch.ones(5).double(), atol=0.25)
+    assert off[1] < off[0] + far and off[2] < 0.5
+
+
+@pytest.mark.parametrize("guide", ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "flow(hidden=(4,))"])
+def test_a_guide_with_a_start_comes_back(guide, tmp_path):
+    fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=3, out=tmp_path / "run", engine="eager")
+    again = resume(tmp_path / "run", SCHOOLS, steps=5)
+    whole = fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=5, engine="eager")
+    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["theta"].values for r in (whole, again))
+    c = posterior(Run.load(tmp_path / "run"), SCHOOLS, draws=5)["posterior"]["theta"].values
+    assert (a == b).all() and (c == a).all()
+
+
+def test_an_autoguide_in_units_of_its_start_has_that_median():
+    x = normal(20) + 1.0
+    exact = NormalMean().posterior(x)
+    for guide in ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal"):
+        run = fit(NormalMean(), {"x": x}, steps=0, guide=guide, starts=2, **SINGLE)
+        with run.program.running():
+            low, mid = (run.program.autoguide.quantiles([q])["m"] for q in (0.158655, 0.5))
+        assert float(mid) == pytest.approx(float(exact.loc), abs=0.02 * float(exact.scale))
+        assert float(mid) - float(low) == pytest.approx(float(exact.scale), rel=0.05)
+
+
+# -- guides that a search finds --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", ["bam", "pathfinder"])
+def test_of_a_gaussian_posterior_a_search_finds_the_posterior(guide):
+    """Four correlated coefficients, no step: mean and every covariance are those of the closed form."""
+    x, y = normal(40, 4, seed=1), normal(40, seed=2)
+    run = fit(Regression(), {"x": x, "y": y}, steps=0, guide=guide, **SINGLE)
+    found, exact = run.program.autoguide.law(), Regression().posterior(x, y)
+    assert torch.allclose(found.mean, exact.mean.double(), atol=0.05 * float(exact.variance.max()) ** 0.5)
+    tree = posterior(run, {"x": x, "y": y}, draws=2000, corrected=True, predictive=False, prior=False)
+    draws_agree(torch.tensor(tree["posterior"]["b"].values[0]), exact.loc, exact.variance)
+
+
+def _squared(y):
+    th = pyro.sample("th", dist.Normal(0.0, 5.0))
+    with ppgen.rows(y):
+        pyro.sample("y", dist.Normal(th**2, 1.0), obs=y)
+
+
+def test_pathfinder_keeps_both_of_two_modes():
+    y = {"y": 4 + normal(30)}
+    run = fit(Program.from_pair(_squared), y, steps=0, guide="pathfinder", precision="64-true")
+    th = posterior(run, y, draws=2000, corrected=True, predictive=False, prior=False)["posterior"]["th"].values
+    grid = torch.linspace(-4, 4, 8001).double()
+    lp = dist.Normal(0.0, 5.0).log_prob(grid) + dist.Normal(grid[:, None] ** 2, 1.0).log_prob(y["y"]).sum(-1)
+    w = lp.softmax(0)
+    assert abs((th > 0).mean() - 0.5) < 0.06
+    assert np.abs(th).mean() == pytest.approx(float((w * grid.abs()).sum()), abs=0.01)
+    assert th.var() == pytest.approx(float((w * grid**2).sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("guide", ["bam", "pathfinder"])
+def test_what_a_search_finds_comes_back(guide, tmp_path):
+    run = fit(ppgen.models.EightSchools(), SCHOOLS, steps=0, guide=guide, out=tmp_path / "run")
+    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["theta"].values for r in (run, Run.load(tmp_path / "run")))
+    assert (a == b).all()
+
+
+@pytest.mark.parametrize("guide", ["bam", "pathfinder"])
+def test_discrete_latents_are_summed_out_of_the_search(guide):
+    """A mixture's component of each row is summed out; its two ordered means are found."""
+
+    def model(y):
+        m = pyro.sample("m", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
+        with ppgen.rows(y):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+            pyro.sample("y", dist.Normal(m[k], 0.5), obs=y)
+
+    y = torch.cat([-2.5 + 0.5 * normal(20), 1.5 + 0.5 * normal(20, seed=1)])
+    run = fit(Program.from_pair(model), {"y": y}, steps=0, guide=guide, objective="enumerate", precision="64-true")
+    m = posterior(run, {"y": y}, draws=400, prior=False)["posterior"]["m"].values[0]
+    shrunk = [(y[:20].sum() / 0.25 - 2) / 81, (y[20:].sum() / 0.25 + 2) / 81]
+    assert m.mean(0) == pytest.approx(torch.stack(shrunk).numpy(), abs=0.05)
+    assert m.std(0) == pytest.approx([1 / 9, 1 / 9], rel=0.2)
+
+
+def test_a_search_that_cannot_be_is_refused():
+    with pytest.raises(PpgenError, match="bam is found on all rows at once"):
+        fit(NormalMean(), {"x": normal(20)}, batch_size=5, guide="bam")
+    with pytest.raises(PpgenError, match="at most 300, and there are 401"):
+        fit(Measured(), {"x": normal(400)}, steps=0, guide="pathfinder")

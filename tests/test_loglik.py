@@ -16,7 +16,7 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.data import take
-from ppgen.inference import fit, loglik
+from ppgen.inference import diagnose, fit, loglik, mcmc, posterior
 from ppgen.inference.evaluation.loglik import Bound
 from ppgen.models import VAE, EightSchools
 
@@ -372,3 +372,47 @@ def test_a_log_density_that_is_drawn_is_called_an_estimate():
     assert abs(bound.mean - exact) < 4.5 * bound.mean_se
     se = loglik(Noisy(), {"x": normal(20_000)}, particles=20).best.se
     assert np.mean(se**2) == pytest.approx(0.1**2 / 20, rel=0.01)
+
+
+# -- a log-density that is itself drawn ------------------------------------------------------------
+
+
+class Noisy(dist.Normal):
+    """A normal whose log_prob has noise of sd 3 in it, and is half a nat low."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 3 * torch.randn_like(value) - 0.5
+
+    def expand(self, shape, _instance=None):
+        return Noisy(self.loc.expand(shape), self.scale.expand(shape))
+
+
+class NoisyPrior(Program):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(1, 2)
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", Noisy(torch.tensor(0.0), torch.tensor(1.0)))
+            return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            loc, scale = self.encoder(x[:, None]).unbind(-1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+
+def test_no_bound_by_weights_of_a_density_that_is_drawn(caplog):
+    x = 1.118 * normal(200)
+    run = fit(NoisyPrior(), {"x": x}, steps=300, lr=0.02, objective="sampled", engine="eager")
+    found = loglik(run, {"x": x}, particles=500)
+    exact = float(dist.Normal(0.0, 1.25**0.5).log_prob(x).mean())
+    assert [b.name for b in found.bounds] == ["elbo"] and found.best.mean < exact and found.ess is None
+    assert "the log_prob of 'z' is drawn anew at each call" in caplog.text
+    with pytest.raises(PpgenError, match="k-hat and bounds by them cannot be formed"):
+        diagnose(run, {"x": x})
+    with pytest.raises(PpgenError, match="no weights to be corrected by"):
+        posterior(run, {"x": x}, corrected=True)
+    with pytest.raises(PpgenError, match="no log joint that can be climbed or sampled"):
+        mcmc(NoisyPrior(), {"x": x})

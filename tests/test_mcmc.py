@@ -36,7 +36,7 @@ from ppgen.inference.sampling.kernels.chees import (
 )
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
-from ppgen.inference.verdicts.mcmc_diagnostics import _heavy_tails, _tail_shape, findings
+from ppgen.inference.verdicts.mcmc_diagnostics import _tail_shape, findings, heavy_tails
 from ppgen.models import EightSchools
 
 chees_module = import_module("ppgen.inference.sampling.kernels.chees")
@@ -357,7 +357,7 @@ def test_the_tree_is_that_of_posterior():
         assert set(group.dims) == set(group.coords)
         assert all(np.isfinite(v.values).all() for v in group.data_vars.values())
     stats_ = tree["sample_stats"]
-    names = {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size"}
+    names = {"lp", "energy", "diverging", "outside", "acceptance_rate", "n_steps", "step_size"}
     assert set(stats_.data_vars) == names and all(v.dims == ("chain", "draw") for v in stats_.data_vars.values())
     assert stats_["diverging"].dtype == bool
     post = {n: v.values for n, v in tree["posterior"].data_vars.items()}
@@ -464,11 +464,11 @@ def test_tails_are_told_by_their_shape():
     for nu in (1.0, 2.0, 4.0):
         k = np.array([_tail_shape(x) for x in draws(nu, 20)])
         assert k.mean() == pytest.approx(1 / nu, abs=0.1)
-    assert _heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
-    assert {_heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
-    said = str(_heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
+    assert heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
+    assert {heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
+    said = str(heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
     assert "tails of b[" in said and "those of 1 more" in said and "its sd is not determined" in said
-    said = str(_heavy_tails({"c": draws(1.0, 1)[0]}))
+    said = str(heavy_tails({"c": draws(1.0, 1)[0]}))
     assert "its mean and sd are not determined" in said
 
 
@@ -529,3 +529,35 @@ def test_energies_of_a_known_bfmi(persistence, bfmi):
         (sentence,) = said
         figure = float(re.search(r"E-BFMI is ([0-9.]+)", str(sentence))[1])
         assert figure == pytest.approx(bfmi, abs=0.011)  # it is given to two digits
+
+
+# -- the edge of a support -------------------------------------------------------------------------------
+
+
+def _below(x):
+    """x_i ~ U(0, th) under th ~ U(0, 100): p(th | x) ~ th^-n above the largest x, and nothing below it."""
+    th = pyro.sample("th", dist.Uniform(0.0, 100.0))
+    with rows(x):
+        pyro.sample("x", dist.Uniform(0.0, th), obs=x)
+
+
+def _half_plane(one):
+    th = pyro.sample("th", Flat(shape=(2,)))
+    pyro.factor("f", torch.where(th[0] > 0, -0.5 * (th**2).sum(), torch.full((), -torch.inf)))
+
+
+@pytest.mark.parametrize("name", ["a largest value", "half of a normal"])
+def test_a_proposal_beyond_the_edge_is_no_divergence(name):
+    if name == "a largest value":
+        x = 3 * torch.rand(20, generator=torch.Generator().manual_seed(0)).double()
+        tree = mcmc(_below, {"x": x}, prior=False, predictive=False)
+        mean = 19 / 18 * float(x.max())  # of th^-20 from max x on
+        found, sd = tree["posterior"]["th"].values, 0.062 * float(x.max())
+    else:
+        tree = mcmc(_half_plane, {"one": torch.ones(1)}, prior=False, predictive=False)
+        mean, sd, found = (2 / math.pi) ** 0.5, (1 - 2 / math.pi) ** 0.5, tree["posterior"]["th"].values[..., 0]
+    assert found.mean() == pytest.approx(mean, abs=0.15 * sd)
+    said = {f.measure: f for f in load_findings(tree)}
+    assert said["outside_support"].figure > 0.05 and "left the support and were refused" in str(said["outside_support"])
+    assert said["divergences"].figure == 0 and said["stuck_chains"].verdict == "fine"
+    assert int(tree["sample_stats"]["outside"].sum()) == said["outside_support"].details["count"]

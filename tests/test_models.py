@@ -241,8 +241,9 @@ def test_its_posterior_is_a_tree_of_arvizs_schema(name):
             posterior(program, data)
         return
     tree = posterior(program, data, draws=7)
-    groups = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
-    assert set(tree.children) - {"constant_data"} == groups | {"observed_data"}
+    drawn = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior"}
+    assert set(tree.children) - {"constant_data"} == drawn | {"sample_stats", "observed_data"}
+    assert set(tree["log_prior"].data_vars) == set(latents)
     for group in tree.children.values():
         assert set(group.dims) == set(group.coords), "every dimension has a coordinate"
         assert all(np.isfinite(v.values).all() for v in group.data_vars.values())

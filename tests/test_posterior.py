@@ -42,7 +42,9 @@ def schools():
 
 # -- ArviZ's schema --------------------------------------------------------------------------------
 
-GROUPS = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
+GROUPS = {
+    "posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior", "sample_stats",
+}  # fmt: skip
 
 
 def shapes(tree: xr.DataTree, group: str) -> dict:
@@ -60,6 +62,7 @@ def test_groups_dimensions_and_coordinates_of_eight_schools(schools):
     assert shapes(tree, "prior") == {"mu": draw, "tau": draw, "eta": draw | school}
     for group in ("posterior_predictive", "prior_predictive", "log_likelihood"):
         assert shapes(tree, group) == {"y": draw | school}
+    assert shapes(tree, "log_prior") == {"mu": draw, "tau": draw, "eta": draw | school}
     assert shapes(tree, "sample_stats") == {"log_p": draw, "log_q": draw}
     assert shapes(tree, "observed_data") == {"y": school}
     assert shapes(tree, "constant_data") == {"sigma": school}
@@ -70,6 +73,26 @@ def test_groups_dimensions_and_coordinates_of_eight_schools(schools):
     theta = tree["posterior"]["mu"] + tree["posterior"]["tau"] * tree["posterior"]["eta"]
     assert np.allclose(tree["posterior"]["theta"], theta, atol=1e-4)
     assert tree.attrs["inference_library"] == "ppgen" and "torch" in tree.attrs
+
+
+def test_the_log_prior_is_that_of_the_priors(schools):
+    _, tree = schools
+    mu, tau, eta = (tree["posterior"][n].values for n in ("mu", "tau", "eta"))
+    priors = {"mu": stats.norm(0, 5), "tau": stats.halfcauchy(0, 5), "eta": stats.norm()}
+    for name, values in {"mu": mu, "tau": tau, "eta": eta}.items():
+        values = priors[name].logpdf(values)
+        assert np.allclose(tree["log_prior"][name].values, values, atol=1e-4)
+
+
+def test_arviz_tells_how_sensitive_a_posterior_is_to_its_prior():
+    """m ~ N(0, 1), one x ~ N(m, 1): a prior that has half of the weight, beside one that has a hundredth."""
+    from arviz_stats import psense_summary
+
+    def sensitivity(prior):
+        run = fit(GuidedNormalMean(prior, 1.0), {"x": torch.full((1,), 4.0)}, steps=0)
+        return psense_summary(posterior(run, {"x": torch.full((1,), 4.0)}, draws=4000))["prior"].astype(float)["m"]
+
+    assert sensitivity(1.0) > 0.15 > 0.05 > sensitivity(20.0)
 
 
 def test_a_posterior_by_row():
@@ -84,7 +107,7 @@ def test_a_posterior_by_row():
 
 def test_groups_that_are_not_wanted_are_left_out():
     tree = posterior(ppca(), {"x": normal(6, 4)}, draws=5, predictive=False, prior=False)
-    assert set(tree.children) == {"posterior", "log_likelihood", "sample_stats", "observed_data"}
+    assert set(tree.children) == {"posterior", "log_likelihood", "log_prior", "sample_stats", "observed_data"}
 
 
 class Nested(Program):

@@ -14,7 +14,17 @@ from torch import nn
 from ppgen import Program, rows
 from ppgen.errors import PpgenError
 from ppgen.inference import diagnose, fit, posterior
-from ppgen.inference.evaluation.psis import moments, resampled, smoothed, threshold
+from ppgen.inference.evaluation.psis import (
+    corrected,
+    effective,
+    khat_se,
+    moments,
+    pareto_k,
+    resampled,
+    smoothed,
+    tail,
+    threshold,
+)
 from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
@@ -134,3 +144,40 @@ def test_a_tree_is_read_back(tmp_path):
     (tmp_path / "bad.nc").write_text("no netCDF")
     with pytest.raises(PpgenError, match="cannot be read as netCDF"):
         read_netcdf(tmp_path / "bad.nc")
+
+
+# -- k-hat where it says nothing -----------------------------------------------------------------------
+
+
+def test_weights_that_are_nearly_equal_have_no_tail_to_ask():
+    """log w ~ 0.05 t: of 200 guides k-hat alone refuses some; 99 of 100 draws of each are effective."""
+    rng = np.random.default_rng(0)
+    found = [smoothed(0.05 * rng.standard_t(3, size=(1000, 1))) for _ in range(200)]
+    k = np.array([k[0] for _, k in found])
+    ess = np.array([effective(w)[0] for w, _ in found])
+    asked = tail(k, ess, 1000)
+    assert (k > threshold(1000)).any() and (asked > threshold(1000)).mean() <= 0.02
+    assert np.isnan(tail(np.array([np.nan]), np.array([20.0]), 20)).all(), "what was not measured is not fine"
+
+
+def test_a_tail_that_carries_weight_is_asked():
+    """A guide of a third of the posterior's width: its k-hat is 8/9, and few of its draws count."""
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(1000, 1)) / 3
+    w, k = smoothed(-0.5 * z**2 + 4.5 * z**2)
+    assert tail(k, effective(w), 1000) == k and k[0] + 2 * khat_se(k[0], 1000) > 8 / 9 > k[0] - 2 * khat_se(k[0], 1000)
+
+
+def test_the_standard_error_of_khat_is_its_spread():
+    rng = np.random.default_rng(0)
+    k = [pareto_k(0.5 * rng.exponential(size=(4000, 1)))[0] for _ in range(100)]  # w ~ Pareto of shape 0.5
+    assert np.mean(k) == pytest.approx(0.5, abs=0.05) and np.std(k) == pytest.approx(khat_se(0.5, 4000), rel=0.3)
+
+
+def test_a_hundred_draws_have_to_count():
+    """log w ~ N(0, 1.5²) of 400 draws: k-hat allows it, and an average is one of 60 draws."""
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    log_w = 1.5 * np.random.default_rng(0).normal(size=(1, 400))
+    found = {"posterior": {"m": log_w}, "sample_stats": {"log_p": log_w, "log_q": 0 * log_w}}
+    with pytest.raises(PpgenError, match="60 of 400 are effective, and 100 are needed"):
+        corrected(found, run.structure, 100, 0)

@@ -30,7 +30,7 @@ from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
-from ppgen.inference.evaluation.psis import pareto_k, smoothed, threshold
+from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
@@ -128,10 +128,11 @@ def diagnose(
             kl = {n: v for n in s.locals if (v := _kl(t.q.nodes[n], t.p.nodes[n], s)) is not None}
         if ll.per == "row" and ll.rows > 1:
             active = {n: v > ACTIVE for n, v in _activity(program, more, s).items()}
-    table, compared = compare_moments(tree, khat, reference)
+    asked = tail(khat, ll.ess, ll.particles)
+    table, compared = compare_moments(tree, asked, reference)
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     with ready(run, data, seed):
-        checks += _unseen(program, data, tree, ll, float(khat.max()), seed)
+        checks += _unseen(program, data, tree, ll, float(asked.max()), seed)
     said = [conclusion(ll, khat, checks), *checks, *inactive_units(active)]
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)

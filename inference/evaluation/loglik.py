@@ -7,10 +7,14 @@ r"""How probable the data are under the learned model: one log p(x) for every fa
 per datum where every latent is local to a row; one figure for all rows where some latent is global.
 L_K rises to log p(x) with K (Burda et al. 2016, arXiv:1509.00519). Nats; bits/dim = −log p(x) / (D ln 2) where
 the observed values are discrete, D their number a row.
+
+Of a log-density that is itself drawn, l + ε with E ε = 0, a mean over draws is unbiased and a log mean of exponentials
+is not: E exp ε > 1, and L_K may lie above log p(x). Then there is an ELBO, and no L_K and no weights.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -35,8 +39,10 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
 from ppgen.structure import Structure
+from ppgen.terms import drawn_density, terms
 from ppgen.terms import run as run_once
-from ppgen.terms import terms
+
+log = logging.getLogger("ppgen")
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
@@ -67,7 +73,7 @@ def loglik(
 
     Raises:
         PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
-            that are nan.
+            that are nan, or are asked for where the log-density of a site is itself drawn.
     """
     program = program_of(run)
     by_times = program.subsamples and not keep_weights and (ode or program.repeats)
@@ -88,6 +94,13 @@ def loglik(
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
+        with torch.random.fork_rng():
+            drawn = drawn_density(run_once(program, _few(program, data, structure, 2)))
+        if drawn and keep_weights:
+            raise PpgenError(
+                f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
+                "give the site a log_prob that is a function of its value"
+            )
         many = _Blocks(program, structure)
         parts = [
             _reduce(many.log_weights(block, particles)[:, own], keep_weights)
@@ -99,7 +112,10 @@ def loglik(
                 f"the log weight of row {int(np.isnan(elbo).argmax())} is nan: the program fails there; run ppgen "
                 "check on these data"
             )
-        bounds = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
+        bounds: tuple[Bound, ...] = (Bound("elbo", "lower", elbo, elbo_se), Bound("iw", "lower", iw, iw_se))
+        if drawn:
+            log.warning("%s: no importance-weighted bound can be formed, and the ELBO is one if their mean is", drawn)
+            return LogLik(bounds[:1], per, n, particles, None, dims)
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
 

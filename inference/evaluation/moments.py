@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.psis import GOOD_K, moments, smoothed, threshold
+from ppgen.inference.evaluation.psis import GOOD_K, effective, moments, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, VERDICTS, WRONG, Finding
 
 if TYPE_CHECKING:  # they take a second to import
@@ -137,6 +137,7 @@ def _weights(tree: DataTree, khat: np.ndarray) -> _Weights:
     log_w = (stats["log_p"] - stats["log_q"]).values[0]
     rows = str(stats["log_p"].dims[2]) if log_w.ndim == 2 else None
     smooth, own = smoothed(log_w.reshape(len(log_w), -1))
+    own = tail(own, effective(smooth), len(log_w))
     return _Weights(smooth, (own < threshold(len(log_w))) & ~(khat[: len(own)] >= GOOD_K), rows)
 
 

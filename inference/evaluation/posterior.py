@@ -1,8 +1,9 @@
 """The guide's draws as an ArviZ-schema `xarray.DataTree`: what ArviZ does for a sampler, it does for a fit.
 
-Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, sample_stats (log_p, log_q),
-observed_data, constant_data; from `predict`: predictions, predictions_constant_data. The guide's draws are
-independent: (chain = 1, draw = S). Dimensions are the plates, with coordinates of the program's `coords`.
+Groups: posterior, posterior_predictive, prior, prior_predictive, log_likelihood, log_prior (of each latent, given those
+before it, of its value on its own scale), sample_stats (log_p, log_q), observed_data, constant_data; from `predict`:
+predictions, predictions_constant_data. The guide's draws are independent: (chain = 1, draw = S). Dimensions are the
+plates, with coordinates of the program's `coords`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,19 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
 from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Term, Traces, guide_run, holding, laid_out, latents_of, term, terms, total, value_of
+from ppgen.terms import (
+    Term,
+    Traces,
+    drawn_density,
+    guide_run,
+    holding,
+    laid_out,
+    latents_of,
+    term,
+    terms,
+    total,
+    value_of,
+)
 from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -85,7 +98,10 @@ def posterior(
                 f"{program.name} has no latent to infer, so no posterior; its log p(x) is exact: evaluate it"
             )
         with torch.random.fork_rng():
-            here = sample_sites(run_once(program, data).p)
+            once = run_once(program, data)
+            here = sample_sites(once.p)
+            if corrected and (why := drawn_density(once)):
+                raise PpgenError(f"{why}: the guide's draws have no weights to be corrected by; leave it out")
         for name in structure.names("observed"):
             observed_in_support(name, here[name], unvalidated(program, data))
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)
@@ -152,6 +168,8 @@ class Groups:
                 yield "posterior", name, value_of(site)[0]
         for name, value in _pointwise(found, t, structure):
             yield "log_likelihood", name, value
+        for name in structure.latents:
+            yield "log_prior", name, laid_out(t.p.nodes[name], term(t.p.nodes[name]).log_density, 0)[0]
         if q is not None:
             for name, value in _log_p_q(found, structure).items():
                 yield "sample_stats", name, value
@@ -279,11 +297,13 @@ def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dic
     return tree
 
 
-_ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats")
+_ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "log_prior",
+          "sample_stats")  # fmt: skip
 
 
 def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
-    from arviz_base import from_dict
+    from arviz_base import dict_to_dataset, from_dict
+    from xarray import DataTree
 
     names = tree_names([*coords, *(n for group in groups.values() for n in group)])
     groups = {g: {names[n]: v for n, v in group.items()} for g, group in groups.items()}
@@ -293,14 +313,20 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
     attrs |= {"original_names": json.dumps(changed, ensure_ascii=False)} if changed else {}
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
-    return from_dict(
-        groups,
+    known = {g: v for g, v in groups.items() if g != "log_prior"}
+    tree = from_dict(
+        known,
         dims=dims,
         coords=coords,
         pred_dims=dims,
         pred_coords=coords,
-        attrs={"/": made_by | used | attrs, **dict.fromkeys(groups, made_by)},
+        attrs={"/": made_by | used | attrs, **dict.fromkeys(known, made_by)},
     )
+    if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
+        named: Any = dims
+        one = dict_to_dataset(groups["log_prior"], dims=named, coords=coords, attrs=made_by, skip_event_dims=True)
+        tree["log_prior"] = DataTree(one)
+    return tree
 
 
 def tree_names(names: Iterable[str]) -> dict[str, str]:

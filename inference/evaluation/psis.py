@@ -4,7 +4,10 @@ r"""Pareto-smoothed importance sampling: a guide's draws, corrected by their wei
                                                   Pareto law fitted to them, whose shape is k-hat
 
 k-hat < 0.7: the weights' law is tame enough for averages at practical numbers of draws, and z_s resampled by w_s are
-draws from the posterior. With S draws the threshold is min(0.7, 1 − 1 / log10 S).
+draws from the posterior. With S draws the threshold is min(0.7, 1 − 1 / log10 S). Its standard error is (1 + k) / √M,
+M the weights of the tail. Where nine tenths of the draws are effective, weights are nearly equal: S / ESS − 1 = χ² is
+0.11 at most, a single weight is below √(0.11 / S) of their sum, and the shape of so flat a tail says nothing: it is
+left out. Where fewer than a hundred are, a corrected mean is off by 0.1 sd by chance alone, and is not given.
 
 Source: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646).
 """
@@ -23,6 +26,8 @@ SAME = 1e-3  # nats between the log weights of a row, which is what float32 leav
 LEAST_DRAWS = 25  # for a tail of five, which a Pareto law is fitted to
 FARTHEST = 700.0  # nats from the largest weight to the tail's smallest, beyond which it is 0 in float64
 PROPOSALS = 4  # draws of the guide for each corrected one
+EVEN = 0.9  # effective share of the draws from which on their weights are nearly equal
+LEAST_ESS = 100
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,15 +47,40 @@ def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
-    tail = len(log_w) // 5 if len(log_w) <= 225 else int(3 * len(log_w) ** 0.5)
+    length = tail_length(len(log_w))
     for i, column in enumerate(log_w.T.astype(np.float64)):
         if column.max() - column.min() < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
-        elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-tail] > FARTHEST:
+        elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-length] > FARTHEST:
             out[:, i], k[i] = column - np.logaddexp.reduce(column), math.nan if len(column) < LEAST_DRAWS else math.inf
         else:
             out[:, i], k[i] = array_stats.psislw(-column)
     return out, k
+
+
+def effective(log_w: np.ndarray) -> np.ndarray:
+    """(Σ w)² / Σ w² of log weights, (K, n) -> (n,)."""
+    log_w = log_w.astype(np.float64)
+    return np.exp(2 * np.logaddexp.reduce(log_w, 0) - np.logaddexp.reduce(2 * log_w, 0))
+
+
+def tail(khat: np.ndarray, ess: np.ndarray, draws: int) -> np.ndarray:
+    """k-hat, and minus infinity where the weights are nearly equal and it says nothing.
+
+    >>> tail(np.array([0.9, 2.9]), np.array([60.0, 15_311.0]), 16_000)
+    array([ 0.9, -inf])
+    """
+    return np.where((ess >= EVEN * draws) & ~np.isnan(khat), -np.inf, khat)
+
+
+def khat_se(khat: float, draws: int) -> float:
+    """The standard error of k-hat, (1 + k) / √M, of the shape of a generalised Pareto law by M draws."""
+    return (1 + max(khat, 0.0)) / tail_length(draws) ** 0.5
+
+
+def tail_length(draws: int) -> int:
+    """M, how many weights the law is fitted to."""
+    return draws // 5 if draws <= 225 else int(3 * draws**0.5)
 
 
 def threshold(draws: int) -> float:
@@ -81,7 +111,7 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
         draws: how many are wanted.
 
     Raises:
-        PpgenError: k-hat is too high for it.
+        PpgenError: k-hat is too high for it, or too few of the draws are effective.
     """
     if "sample_stats" not in found:
         raise PpgenError(
@@ -89,14 +119,22 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
         )
     log_w = found["sample_stats"]["log_p"][0] - found["sample_stats"]["log_q"][0]
     per_row = log_w.ndim == 2
-    weights, k = smoothed(log_w if per_row else log_w[:, None])
-    most = threshold(len(log_w))
+    log_w = log_w if per_row else log_w[:, None]
+    weights, k = smoothed(log_w)
+    ess = effective(weights)
+    k, most = tail(k, ess, len(log_w)), threshold(len(log_w))
     bad = ~(k < most)
     if bad.any():
         what = f"{bad.sum()} of {len(k)} rows have a k-hat above {most:.2f}, the largest" if per_row else "k-hat is"
         raise PpgenError(
             f"the guide's draws cannot be corrected by their weights: {what} {k[bad].max():.2f}, and they can be "
             f"trusted below {most:.2f} only; take a richer guide (--guide flow), or sample the posterior (ppgen mcmc)"
+        )
+    if ess.min() < LEAST_ESS:
+        raise PpgenError(
+            f"the guide's draws cannot be corrected by their weights: {ess.min():.0f} of {len(log_w)} are effective, "
+            f"and {LEAST_ESS} are needed; take more draws, a richer guide (--guide flow), or sample the posterior "
+            "(ppgen mcmc)"
         )
     rng = np.random.default_rng(seed)
     index = np.stack([resampled(w, draws, rng) for w in weights.T], -1)  # (draws, rows or 1)

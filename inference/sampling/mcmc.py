@@ -15,14 +15,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import columns, running_of
-from ppgen.data import row_columns, validate
+from ppgen.data import Table, row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
@@ -86,8 +86,9 @@ def mcmc(
         report: called with the number of iterations done (chees).
 
     Returns:
-        Groups posterior, log_likelihood, observed_data, constant_data, posterior_predictive, prior, prior_predictive,
-        and sample_stats: lp (nats, unconstrained scale), energy, diverging, acceptance_rate, n_steps, step_size.
+        Groups posterior, log_likelihood, log_prior, observed_data, constant_data, posterior_predictive, prior,
+        prior_predictive, and sample_stats: lp (nats, unconstrained scale), energy, diverging, outside (refused, as
+        log p is minus infinity there), acceptance_rate, n_steps, step_size.
 
     Raises:
         PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
@@ -102,36 +103,20 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    if not isinstance(program, Run | Program):
-        program = Program.from_pair(program)
     C, S, W = _numbers(kernel, chains, draws, warmup)
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
-    run, program = program, program_of(program)
-    dtype = _dtype(program, data, precision)
-    with default_dtype(dtype), without_validation(), _in(program, dtype):
-        if not isinstance(run, Run):
-            program.words = None
-        data = prepare_columns(data, program, dtype_of_program(program))
-        program.words = data.words if program.words is None else program.words
-        columns(program, data)
-        validate(data)
-        with ready(run, data, seed, guide=False), running_of(program, data):
-            if not isinstance(run, Run):
-                _somewhere(lambda: _register(program, data))
-            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(data)
-            calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
-            joint = _somewhere(lambda: log_joint(program, data, engine=engine, calls=calls))
-            structure = _somewhere(lambda: _structure(program, data, joint.summed, rows))
-            found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
-            tree = _tree(program, data, structure, joint, found, predictive, prior)
-            here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
-            tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))
-            said = findings(found, joint)
-            wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
-            traced = joint if wide else log_joint(program, data, engine="trace")
-            target = _density(traced, "chees", C if wide else WIDE, metric)
-            said += _unseen(traced, target, found, said, structure.sites, seed)
+    with prepared(program, data, seed, precision) as made:
+        calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
+        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
+        structure = made.structure(joint)
+        found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        tree = tree_of_draws(made, structure, joint, found, predictive, prior)
+        said = findings(found, joint)
+        wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
+        traced = joint if wide else log_joint(made.program, made.data, engine="trace")
+        target = _density(traced, "chees", C if wide else WIDE, metric)
+        said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
@@ -187,11 +172,45 @@ def _numbers(kernel: str, *given: int | None) -> list[int]:
     return numbers
 
 
-def _structure(
-    program: Program, data: Mapping[str, Tensor], summed: tuple[str, ...], rows: tuple[str, ...]
-) -> Structure:
-    """Told by the model alone: a guide is not needed, and not looked at."""
-    return inspect(program, data, enumerated=summed, rows=rows, guide=False)
+class Prepared(NamedTuple):
+    """A program that can be run on data, its columns prepared, and those that have a row each.
+
+    run: the run that the program is of, or the program.
+    """
+
+    run: Run | Program
+    program: Program
+    data: Table
+    rows: tuple[str, ...]
+
+    def structure(self, joint: LogJoint) -> Structure:
+        """Told by the model alone: a guide is not needed, and not looked at."""
+        return somewhere(
+            lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False)
+        )
+
+
+@contextmanager
+def prepared(
+    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None
+) -> Iterator[Prepared]:
+    """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`)."""
+    if not isinstance(run, Run | Program):
+        run = Program.from_pair(run)
+    program = program_of(run)
+    dtype = _dtype(program, data, precision)
+    with default_dtype(dtype), without_validation(), _in(program, dtype):
+        if not isinstance(run, Run):
+            program.words = None
+        table = prepare_columns(data, program, dtype_of_program(program))
+        program.words = table.words if program.words is None else program.words
+        columns(program, table)
+        validate(table)
+        with ready(run, table, seed, guide=False), running_of(program, table):
+            if not isinstance(run, Run):
+                somewhere(lambda: _register(program, table))
+            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
+            yield Prepared(run, program, table, rows)
 
 
 def _register(program: Program, data: Mapping[str, Tensor]) -> None:
@@ -200,7 +219,7 @@ def _register(program: Program, data: Mapping[str, Tensor]) -> None:
         program.call("model", data)
 
 
-def _somewhere(fn: Callable[[], Any]) -> Any:
+def somewhere(fn: Callable[[], Any]) -> Any:
     """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
     for left in reversed(range(TRIES)):
         try:
@@ -237,7 +256,7 @@ def run_chains(
         return target(u)[0]
 
     sites = structure.sites if structure is not None else ()
-    start = starts(value, chains, dim, _prior(joint, sites), generator)
+    start = starts(value, chains, dim, prior_of(joint, sites), generator)
     if dim <= DENSE_DIM:
         paths = pathfinder(target, start, generator=generator)
     else:
@@ -299,10 +318,10 @@ def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
     return density
 
 
-def _prior(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
+def prior_of(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
     """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
     proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    return (lambda: _somewhere(joint.prior)) if proper else None
+    return (lambda: somewhere(joint.prior)) if proper else None
 
 
 def _unseen(
@@ -315,7 +334,7 @@ def _unseen(
     effective = next(f.figure for f in checks if f.measure == "ess_bulk")
     chains = float(found.u.shape[1])
     independent = effective if effective > chains else chains
-    prior = _prior(joint, sites)
+    prior = prior_of(joint, sites)
     try:
         one = unseen_modes(target, found.u.flatten(0, 1), independent, prior=prior, name=joint.place, seed=seed)
     except PpgenError as e:  # it cannot be traced
@@ -323,14 +342,14 @@ def _unseen(
     return [] if one is None else [one]
 
 
-def _tree(
-    program: Program, data: Mapping[str, Tensor], structure: Structure, joint: LogJoint, found: Draws,
-    predictive: bool, prior: bool,
-) -> DataTree:  # fmt: skip
+def tree_of_draws(
+    made: Prepared, structure: Structure, joint: LogJoint, found: Draws, predictive: bool = True, prior: bool = True
+) -> DataTree:
     """The draws through the model: deterministic sites, log-likelihood, predictions."""
+    run, program, data, _ = made
     S, C, _ = found.u.shape
     latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
-    here = sample_sites(_somewhere(lambda: run_once(program, data, guide=False)).p)
+    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p)
 
     def groups(prior: bool) -> dict[str, dict[str, Tensor]]:
         one = {n: v[0] for n, v in latents.items()}
@@ -346,4 +365,6 @@ def _tree(
         drawn = groups(False)
     arrays = {g: {n: v.reshape(C, S, *v.shape[1:]).numpy() for n, v in group.items()} for g, group in drawn.items()}
     arrays["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
-    return tree_of(program, structure, here, arrays, data)
+    tree = tree_of(program, structure, here, arrays, data)
+    tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))
+    return tree

@@ -9,6 +9,8 @@ function of the seed and the step alone.
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,13 +55,17 @@ from ppgen.sites import sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces
 
+log = logging.getLogger("ppgen")
+
+LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n, are rounded by 0.03 nats in float32
+
 
 def fit(
     program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
     batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
     clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
     objective: Any = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
-    starts: int | None = None, engine: str = "auto", precision: str = "32-true", device: str = "cpu", seed: int = 0,
+    starts: int | None = None, engine: str = "auto", precision: str | None = None, device: str = "cpu", seed: int = 0,
     out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None, strict: bool = True,
 ) -> Run:  # fmt: skip
@@ -91,7 +97,7 @@ def fit(
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
-        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Lightning Fabric's names).
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: by the size of counts, as logged.
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
@@ -110,7 +116,7 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    loss = loss_of(objective)
+    loss, precision = loss_of(objective), precision or precision_for(data, device)
     steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
@@ -191,6 +197,20 @@ def resume(
         )
         run.structure = structure
         return train(run, train_data, valid_data, state=state, report=report)
+
+
+def precision_for(data: Any, device: str) -> str:
+    """64-true where a column has whole numbers beyond `LARGE_COUNT`, else 32-true, for want of which it is said."""
+    for name, column in data_module.tensors(data_module.as_tensors(data)).items() if device == "cpu" else ():
+        if column.numel() and not column.is_complex() and column.dtype != torch.bool:
+            most = float(column.abs().max())
+            if most >= LARGE_COUNT and bool((column == column.round()).all()):
+                log.info(
+                    "column %r has whole numbers of up to %.3g, whose log-probabilities float32 rounds by %.2g nats: "
+                    "computed in float64 (precision=32-true keeps float32)", name, most, most * math.log(most) * 2**-24,
+                )  # fmt: skip
+                return "64-true"
+    return "32-true"
 
 
 # -- before the first step ------------------------------------------------------------------------
@@ -284,8 +304,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     make_objective(program, found.structure, n, o, loss)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
-    if guide and starts and not enumerated and size == n:
-        start_at(program, first, starts, o["seed"])
+    searches = hasattr(program._autoguide, "search")
+    if guide and size == n and (searches or starts and not enumerated):
+        start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found), loss)
 
 

@@ -1,170 +1,57 @@
-r"""Where a guide begins: a Gaussian in the latents' unconstrained space, the best of several starts.
+"""Where a guide begins: a Gaussian in the latents' unconstrained space, the best of several starts.
 
-Pathfinder climbs the log joint from each start (`ppgen.engine.pathfinder`) and keeps the Gaussian of the highest ELBO:
-a mode that has no mass, such as that of a funnel, is passed on the way and not taken. The best of all starts is then
-matched to the scores (gradients of the log joint) at its own draws, which for a Gaussian posterior is exact after a few
-rounds:
-
-    V = Σ + λ C + λ/(1+λ) (μ − ū)(μ − ū)ᵀ,   U = λ Γ + λ/(1+λ) ḡ ḡᵀ,   Σ' = 2 V (I + (I + 4 U V)^½)⁻¹,
-    μ' = (μ + λ (Σ' ḡ + ū)) / (1 + λ)
-
-with ū, C and ḡ, Γ the means and covariances of the draws and of their scores.
-
-Source: Batch and match (Cai et al., 2024, arXiv:2402.14758).
+Pathfinder climbs the log joint from each start (`ppgen.engine.pathfinder`), and the best Gaussian on the way is matched
+to the scores (`ppgen.engine.batch_and_match`). A guide that is nothing but what a search finds searches by itself.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import reduce
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from pyro.infer.autoguide.utils import deep_setattr
 from torch import Tensor
 
-from ppgen.engine import log_joint
-from ppgen.engine.pathfinder import pathfinder
+from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.batch_and_match import MOST, best_gaussian
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 
 log = logging.getLogger("ppgen")
 
-MOST = 300  # entries of the latents: a matrix of so many squared is factorised at every round
-DRAWS = 64  # for an ELBO
-ROUNDS = 60  # of batch and match
-REACH = 2.0  # starts are uniform in [-2, 2]
-
-Score = Callable[[Tensor], tuple[Tensor, Tensor]]  # (K, D) -> log joint (K,) and its gradients (K, D)
-
-
-class _Gaussian(NamedTuple):
-    """N(loc, scale_tril scale_trilᵀ), and its ELBO in nats."""
-
-    loc: Tensor
-    scale_tril: Tensor
-    elbo: float
-
 
 def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: int) -> bool:
-    """Sets the program's guide, a flow or one of Pyro's Gaussian autoguides, to the Gaussian found on all rows.
+    """Sets the program's guide to what is found on all rows: a Gaussian, for a flow or one of Pyro's autoguides.
 
     Returns:
         Whether it did: False where the latents are too many, or the log joint is no function of them alone.
+
+    Raises:
+        PpgenError: the same, where the guide is nothing without a search.
     """
     guide: Any = program._autoguide
-    if guide is None or not hasattr(guide, "start_at") and not _loc_of(guide):
+    if hasattr(guide, "search"):
+        joint = log_joint(program, data)
+        with program.running(), torch.no_grad():
+            guide.search(joint.value_and_grad, _places(joint), starts=starts, seed=seed)
+        return True
+    if not hasattr(guide, "start_at"):
         return False
     try:
         joint = log_joint(program, data)
         if joint.dim > MOST:
             return False
-        found = _gaussian(joint.value_and_grad, joint.dim, starts=starts, seed=seed)
+        found = best_gaussian(joint.value_and_grad, joint.dim, starts=starts, seed=seed)
     except (PpgenError, RuntimeError, ValueError) as e:
         log.info("the guide begins where it was made, as no start was found: %s", str(e).splitlines()[0])
         return False
     if found is None:
         return False
-    places = {n: slice(b.start, b.stop) for n, b in joint._blocks.items()}
-    if hasattr(guide, "start_at"):
-        guide.start_at(places, found.loc, found.scale_tril)
-    else:
-        with program.running():
-            _set_pyro(guide, places, found)
+    with program.running(), torch.no_grad():
+        guide.start_at(_places(joint), found.loc, found.scale_tril)
     return True
 
 
-def _gaussian(score: Score, dim: int, *, starts: int = 8, seed: int = 0) -> _Gaussian | None:
-    """The Gaussian; None where the log joint is finite at no start.
-
-    Args:
-        score: log joint in nats, and gradients, of many points at once.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    first = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=torch.get_default_dtype()) - 1)
-    first[0] = 0
-    paths = pathfinder(score, first, generator=generator)
-    root, info = torch.linalg.cholesky_ex(paths.covariance)
-    if info or not torch.isfinite(paths.elbo).any():
-        return None
-    found = _Gaussian(paths.mean, root, 0.0)
-    return _matched(score, found._replace(elbo=_elbo(score, found, generator)), generator)
-
-
-def _elbo(score: Score, q: _Gaussian, generator: torch.Generator, draws: int = DRAWS) -> float:
-    e = torch.randn(draws, len(q.loc), generator=generator, dtype=q.loc.dtype)
-    value, _ = score(q.loc + e @ q.scale_tril.T)
-    log_q = -0.5 * (e * e).sum(-1) - q.scale_tril.diagonal().log().sum() - 0.5 * len(q.loc) * np.log(2 * np.pi)
-    total = (value - log_q).double().mean()
-    return float(total) if torch.isfinite(total) else -float("inf")
-
-
-def _matched(score: Score, first: _Gaussian, generator: torch.Generator) -> _Gaussian:
-    """Batch and match from a Gaussian; what has the highest ELBO on the way."""
-    n = len(first.loc)
-    batch = max(32, min(2 * n, 200))
-    mu, sigma = first.loc.double(), (first.scale_tril @ first.scale_tril.T).double()
-    best = first
-    eye = torch.eye(n, dtype=torch.float64)
-    for t in range(ROUNDS):
-        L, info = torch.linalg.cholesky_ex(sigma)
-        if info:
-            break
-        u = mu + torch.randn(batch, n, generator=generator, dtype=torch.float64) @ L.T
-        value, g = score(u.to(first.loc.dtype))
-        g = g.double()
-        good = torch.isfinite(value) & torch.isfinite(g).all(-1)
-        if good.sum() < batch // 2:
-            break
-        u, g = u[good], g[good]
-        weight = batch * n / (t + 1)
-        ub, gb = u.mean(0), g.mean(0)
-        C, G = torch.cov(u.T, correction=0).reshape(n, n), torch.cov(g.T, correction=0).reshape(n, n)
-        share = weight / (1 + weight)
-        V = sigma + weight * C + share * torch.outer(mu - ub, mu - ub)
-        U = weight * G + share * torch.outer(gb, gb)
-        # with V = R Rᵀ, 2 V (I + (I + 4 U V)^½)⁻¹ = R 2 (I + (I + 4 Rᵀ U R)^½)⁻¹ Rᵀ: symmetric
-        R, info = torch.linalg.cholesky_ex(V)
-        if info:
-            break
-        w, Q = torch.linalg.eigh(eye + 4 * R.T @ U @ R)
-        root = R @ Q
-        sigma = root @ torch.diag(2 / (1 + w.clamp_min(1.0).sqrt())) @ root.T
-        sigma = (sigma + sigma.T) / 2
-        mu = (mu + weight * (sigma @ gb + ub)) / (1 + weight)
-        if t % 5 == 4:
-            L, info = torch.linalg.cholesky_ex(sigma)
-            if info:
-                break
-            now = _Gaussian(mu.to(first.loc), L.to(first.loc), 0.0)
-            now = now._replace(elbo=_elbo(score, now, generator, 4 * DRAWS))
-            if now.elbo > best.elbo:
-                best = now
-    return best
-
-
-# -- Pyro's Gaussian autoguides --------------------------------------------------------------------
-
-
-def _loc_of(guide: Any) -> bool:
-    return type(guide).__name__ in ("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal")
-
-
-@torch.no_grad()
-def _set_pyro(guide: Any, places: Mapping[str, slice], q: _Gaussian) -> None:
-    sd = q.scale_tril.norm(dim=-1)
-    kind = type(guide).__name__
-    if kind == "AutoNormal":
-        for name, place in places.items():
-            shape = reduce(getattr, name.split("."), guide.locs).shape
-            deep_setattr(guide.locs, name, q.loc[place].reshape(shape))
-            deep_setattr(guide.scales, name, sd[place].reshape(shape))
-        return
-    guide.loc.copy_(q.loc)
-    if kind == "AutoDiagonalNormal":
-        guide.scale = sd
-        return
-    guide.scale = q.scale_tril.diagonal()
-    guide.scale_tril = q.scale_tril / q.scale_tril.diagonal()[:, None]
+def _places(joint: LogJoint) -> dict[str, slice]:
+    return {n: slice(b.start, b.stop) for n, b in joint._blocks.items()}

@@ -103,8 +103,10 @@ def _khat(f: Finding) -> Words:
     if math.isnan(f.figure):
         return f"Pareto k-hat was not estimated: {d['particles']} weights are too few.", "Take 100 particles or more."
     if f.figure == -math.inf:
-        return "All importance weights are equal: their law has no tail for k-hat to measure.", ""
-    most = f"Pareto k-hat is at most {f.figure:.2f} (good below {f.threshold:.2g})"
+        nearly = "nearly " if d.get("raw", f.figure) > f.figure else ""
+        return f"All importance weights{rows} are {nearly}equal: their law has no tail for k-hat to measure.", ""
+    se = f" ± {d['se']:.2f}" if "se" in d and math.isfinite(f.figure) else ""
+    most = f"Pareto k-hat is at most {f.figure:.2f}{se} (good below {f.threshold:.2g})"
     if f.verdict == "fine":
         return f"{most}: the importance weights{rows} can be relied on.", ""
     above = f" and above for {d['bad_share']:.0%}{rows}" if rows else ""
@@ -235,6 +237,11 @@ def _divergences(f: Finding) -> Words:
     )
 
 
+def _outside_support(f: Finding) -> Words:
+    why = " and were refused: log p is minus infinity there" if f.figure else ""
+    return f"{f.details['count']} of {f.details['draws']} proposals left the support{why}", ""
+
+
 def _e_bfmi(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "E-BFMI could not be computed: the energy is not finite", "Run with another seed."
@@ -257,6 +264,27 @@ def _tail_khat(f: Finding) -> Words:
         "not determined by any number of draws, and may be infinite",
         "Report its median and quantiles, or give what drives it a prior with lighter tails.",
     )
+
+
+def _importance(f: Finding) -> Words:
+    d = f.details
+    k = f"k-hat is {f.figure:.2f} (good below {f.threshold:.2g})"
+    sentence = (
+        f"{d['ess']:.0f} of {d['draws']} weighted draws are effective, and "
+        f"{'weights are nearly equal' if f.figure == -math.inf else k}; means are known to {d['mean_error']:.2g} sd "
+        f"and log sds to {d['sd_error']:.2g} ({f.where})"
+    )
+    if f.verdict == "wrong":
+        return f"{sentence}: the weighted draws are not of the posterior", RICHER
+    return sentence, MORE_DRAWS
+
+
+def _score(f: Finding) -> Words:
+    if math.isnan(f.figure):
+        return "whether the draws' scores are those of the posterior could not be told", MORE_DRAWS
+    if f.verdict == "fine":
+        return "the scores of the draws are those of the posterior (E z ∂ log p = -1 in each coordinate)", ""
+    return f"the draws' scores are not those of the posterior: E z ∂ log p + 1 is {f.figure:.2g} in {f.where}", RICHER
 
 
 def _unseen_modes(f: Finding) -> Words:
@@ -370,7 +398,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _e_bfmi, _tail_khat, _unseen_modes,
-        _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi, _tail_khat,
+        _importance, _score, _unseen_modes, _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

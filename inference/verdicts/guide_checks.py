@@ -3,8 +3,9 @@ r"""Whether to believe a guide: what its importance weights and its latents say,
     w = p(x, z) / q(z | x),  z ~ q      k-hat: Pareto shape of the largest weights, ESS = (Σ w)² / Σ w²
 
 k-hat: below min(0.7, 1 − 1 / log10 K) averages by K weights can be relied on (Vehtari et al. 2024); above, the guide
-is narrower than the posterior somewhere. One row above it is a "look", the data set above 0.7 "wrong". Of a guide that
-is too *wide* k-hat is low: it does not make a guide fine.
+is narrower than the posterior somewhere. One row above it is a "look", the data set above 0.7 by its standard error
+"wrong". Of weights that are nearly equal k-hat is noise, and is not asked (`psis.tail`). Of a guide that is too *wide*
+k-hat is low: it does not make a guide fine.
 
 ESS: K / ESS is 1 + χ²(p, q) (Agapiou et al. 2017), and a mean over the guide's draws is off by at most √χ² sd of the
 guide (Hammersley, Chapman and Robbins). Fine is half of the draws, where χ² = 1. Below 10, whatever k-hat says, weights
@@ -26,7 +27,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ppgen.inference.evaluation.estimates import LogLik
-from ppgen.inference.evaluation.psis import GOOD_K, threshold
+from ppgen.inference.evaluation.psis import GOOD_K, khat_se, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade, verdict
 
 LEAST_ESS = 10  # a mean over so many draws is off by 0.3 sd
@@ -35,11 +36,13 @@ LOOSE = math.log(2)  # nats
 
 def conclusion(ll: LogLik, khat: np.ndarray, checks: list[Finding]) -> Finding:
     """All checks in one: whether to believe draws and bounds. Its figure is how many of them are not fine."""
+    assert ll.ess is not None
     failed = [f for f in checks if f.verdict != FINE]
+    bad = tail(khat, ll.ess, ll.particles) > threshold(ll.particles)
     measured = [f for f in failed if not math.isnan(f.figure)]
     details = {
         "per": ll.per, "exact": bool((khat == -np.inf).all()), "failed": sorted({f.measure for f in measured}),
-        "khat_threshold": threshold(ll.particles), "bad_share": float((khat > threshold(ll.particles)).mean()),
+        "khat_threshold": threshold(ll.particles), "bad_share": float(bad.mean()),
         "blind": any(f.measure == "ess" and f.verdict == WRONG for f in failed),
         "reference_off": any(f.details.get("beside") == "reference" for f in measured),
     }  # fmt: skip
@@ -58,9 +61,12 @@ def weight_checks(ll: LogLik, khat: np.ndarray) -> list[Finding]:
     assert ll.ess is not None
     most, K = threshold(ll.particles), ll.particles
     said = {"per": ll.per, "rows": len(khat), "particles": K}
-    largest = float(np.nan if np.isnan(khat).all() else np.nanmax(khat))
-    graded = grade(largest, most, math.inf if ll.per == "row" else GOOD_K)
-    k = Finding("khat", "", largest, most, graded, said | {"bad_share": float((khat > most).mean())})
+    asked = tail(khat, ll.ess, K)
+    largest = float(np.nan if np.isnan(asked).all() else np.nanmax(asked))
+    se = khat_se(largest, K)
+    graded = grade(largest, most, math.inf if ll.per == "row" else GOOD_K + se)
+    share = float((asked > most).mean())
+    k = Finding("khat", "", largest, most, graded, said | {"bad_share": share, "se": se, "raw": float(np.max(khat))})
     ess = float(np.median(ll.ess))
     graded = FINE if ess >= K / 2 else LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG
     return [k, Finding("ess", "", ess, K / 2, graded, said)]

@@ -17,7 +17,8 @@ many the chains. Its threshold is what groups in agreement with 400 effective dr
 
 and a chain among many that is elsewhere is seen by its position and by ESS. R-hat above 1.1, which Gelman and Rubin's
 rule of 1992 refuses too, is "wrong"; so are chains that never moved or are elsewhere. E-BFMI below 0.3 is Betancourt's.
-A single divergence in a thousand draws is let pass: chains that adapt meet one now and then.
+A single divergence in a thousand draws is let pass: chains that adapt meet one now and then. A proposal that left the
+support, where log p is minus infinity, is no divergence: it was refused as it should be, and its share is said.
 
 Sources: R-hat and ESS: Rank-normalization, folding, and localization (Vehtari et al. 2021, arXiv:1903.08008); Nested
 R-hat: Assessing the convergence of Markov chain Monte Carlo when running many short chains (Margossian et al. 2024,
@@ -54,7 +55,8 @@ class _Latents(Protocol):
 
 
 def findings(found: Draws, joint: _Latents) -> list[Finding]:
-    """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, E-BFMI, heavy tails.
+    """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, proposals outside of the
+    support (where the kernel can tell), E-BFMI, heavy tails.
 
     Args:
         found: the chains, on the unconstrained scale.
@@ -68,8 +70,9 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
         _enough("ess_bulk", _each(u, "ess"), joint.labels),
         _enough("ess_tail", _each(u, "ess", method="tail", prob=TAILS), joint.labels),
         _divergences(diverging),
+        *_outside(found.stats),
         _energy(energy),
-        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+        heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
 
 
@@ -130,6 +133,13 @@ def _divergences(diverging: np.ndarray) -> Finding:
     return Finding("divergences", "", share, DIVERGING, grade(share, DIVERGING), said)
 
 
+def _outside(stats: Mapping[str, Tensor]) -> list[Finding]:
+    if "outside" not in stats:  # the kernel cannot tell
+        return []
+    count, draws = int(stats["outside"].sum()), stats["outside"].numel()
+    return [Finding("outside_support", "", count / draws, np.nan, FINE, {"count": count, "draws": draws})]
+
+
 def _energy(energy: np.ndarray) -> Finding:
     """E-BFMI, Σ (E_i − E_{i−1})² / Σ (E_i − mean E)²: the median over the chains."""
     with np.errstate(invalid="ignore"):
@@ -137,7 +147,7 @@ def _energy(energy: np.ndarray) -> Finding:
     return Finding("e_bfmi", "", bfmi, GOOD_BFMI, FINE if bfmi >= GOOD_BFMI else LOOK)
 
 
-def _heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
+def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     """The latent with the heaviest tail, and whether that is too heavy for an sd.
 
     Args:

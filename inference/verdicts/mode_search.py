@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 MOST = 6  # places that are weighed, of those on the way and of those at the end
+ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
 LEAST_ESS = 20  # of a region's weights, for its mass to be known
@@ -71,8 +72,21 @@ class _Region(NamedTuple):
     se: float
 
 
+class Search(NamedTuple):
+    """What a search found: the record, and (m, L) of the places that were not seen, the heaviest first."""
+
+    finding: Finding
+    unseen: list[tuple[Tensor, Tensor]]
+
+
+def unseen_modes(target: Density, draws: Tensor, effective: float, **options: Any) -> Finding | None:
+    """The share of the posterior's mass that was found where draws are not; arguments as for `search_modes`."""
+    found = search_modes(target, draws, effective, **options)
+    return None if found is None else found.finding
+
+
 @torch.no_grad()
-def unseen_modes(
+def search_modes(
     target: Density,
     draws: Tensor,
     effective: float,
@@ -82,8 +96,8 @@ def unseen_modes(
     prior: Callable[[], Tensor] | None = None,
     name: Callable[[Tensor], str] = str,
     seed: int = 0,
-) -> Finding | None:
-    """The share of the posterior's mass that was found where draws are not.
+) -> Search | None:
+    """Climbs, weighs the places where they end, and compares them with the draws.
 
     Args:
         target: the log joint of unconstrained vectors, any number at once, and its gradient.
@@ -101,10 +115,12 @@ def unseen_modes(
     if dim > LARGEST or len(draws) < 2 * dim:
         return None
     generator = torch.Generator().manual_seed(seed)
-    ends, climbed = _places(target, _starts(draws, prior, generator), generator)
+    weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
+    ends, climbed = _places(
+        target, _starts(draws, prior, generator), generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10
+    )
     if not ends:
         return None
-    weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     of_guide = evidence is not None
     if evidence is None:
@@ -115,17 +131,20 @@ def unseen_modes(
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": climbed, "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
-        return Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched)
+        return Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
     where = name(unseen[0].q.m)
     if evidence.se > 1.0 or not math.isfinite(evidence.log_z):
-        return Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched)
+        return Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
-    return Finding(
-        "unseen_modes", where, share, MISSING[0], graded, searched | {"unseen": len(unseen), "copies": copies}
-    )
+    said = searched | {"unseen": len(unseen), "copies": copies}
+    return Search(Finding("unseen_modes", where, share, MISSING[0], graded, said), _places_of(unseen))
+
+
+def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
+    return [(r.q.m, r.q.L) for r in regions]
 
 
 def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
@@ -146,22 +165,27 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
     return torch.cat(kinds)
 
 
-def _places(target: Density, start: Tensor, generator: torch.Generator) -> tuple[list[_Normal], int]:
-    """The different normals that paths have found on their way up, and at their ends."""
-    paths = climb(target, start, generator=generator)
+def _places(
+    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool]
+) -> tuple[list[_Normal], int]:
+    """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
+    draws have seen, and of those that they have not."""
+    paths = climb(target, start, generator=generator, enough=ENOUGH)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
-        if torch.isfinite(paths.elbo[i]) and len(kept) < MOST and all(_apart(new, old) for old in kept):
+        other = torch.isfinite(paths.elbo[i]) and all(_apart(new, old) for old in kept)
+        if other and sum(seen(old) == seen(new) for old in kept) < MOST:
             kept.append(new)
     tops: list[_Normal] = []
     height = torch.nan_to_num(target(paths.top)[0], nan=-torch.inf)
     for i in height.argsort(descending=True):
-        if not torch.isfinite(height[i]) or len(tops) == MOST:
+        if not torch.isfinite(height[i]) or len(tops) == 2 * MOST:
             break
         if all(float(old.radius(paths.top[i][None])) > 0.01 for old in tops):
             normal = _at(target, paths.top[i])
-            tops += [] if normal is None else [normal]
+            if normal is not None and sum(seen(old) == seen(normal) for old in tops) < MOST:
+                tops.append(normal)
     return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)
 
 

@@ -13,7 +13,9 @@ import ppgen
 from ppgen.cli.options import app
 
 # The order of import is the order in `ppgen --help`.
-from ppgen.cli import fit, draw, predict, judge, mcmc, calibrate, compare, report, programs  # noqa: F401  # isort: skip
+from ppgen.cli import (  # isort: skip
+    fit, draw, predict, judge, infer, mcmc, calibrate, compare, report, programs,  # noqa: F401
+)  # fmt: skip
 
 __all__ = ["app", "main"]
 

@@ -32,7 +32,7 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import support_of
-from ppgen.terms import run, terms
+from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
 
 log = logging.getLogger("ppgen")
@@ -68,11 +68,16 @@ class LogJoint:
             calls: how many calls are expected.
 
         Raises:
-            PpgenError: a discrete latent that cannot be summed out, or no latent.
+            PpgenError: a discrete latent that cannot be summed out, no latent, or a log-density that is itself drawn.
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
+            if drawn := drawn_density(Traces(sites, poutine.Trace())):
+                raise PpgenError(
+                    f"{drawn}, and {program.name} has no log joint that can be climbed or sampled; give the site a "
+                    "log_prob that is a function of its value, or fit a guide (its ELBO may be drawn)"
+                )
         self._blocks: dict[str, _Block] = {}
         start = 0
         summed: list[str] = []

@@ -14,11 +14,13 @@ arXiv:2108.03782), with a dense H in place of its factored form.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
@@ -27,6 +29,7 @@ STILL = 5  # iterations without progress after which a path ends,
 IDLE = 10  # and those without a better ELBO, where its ELBO is among the best
 FLAT = 1e-11  # a promised rise, relative to the log joint, that is not worth a search
 ITERATIONS = 200
+WEIGHED, EM_ROUNDS = 50, 10  # of a mixture's weights: draws of each normal, and rounds
 
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # (n, dim) -> (n,) nats and (n, dim)
@@ -66,18 +69,23 @@ class Climbs(NamedTuple):
     top: Tensor
 
 
-def pathfinder(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Paths:
+def pathfinder(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> Paths:
     """Follows one path from each start, and takes from every path, or from a better one, a draw.
 
     Args:
         target: the log joint of unconstrained vectors, n at once, and its gradient.
         start: (chains, dim).
+        enough: the share of paths that have ended when all do.
     """
-    return _chosen(target, climb(target, start, generator=generator), generator)
+    return _chosen(target, climb(target, start, generator=generator, enough=enough), generator)
 
 
 @torch.no_grad()
-def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None) -> Climbs:
+def climb(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> Climbs:
     """Follows one path from each start; arguments as for `pathfinder`."""
     n, dim = start.shape
     u = start
@@ -94,7 +102,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
         uphill = (direction * g).sum(-1) > 0
         direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
         ended = (still >= STILL) | (idle >= IDLE)
-        if ended.float().mean() > 0.9:
+        if ended.float().mean() > enough:
             break
         new, new_lp, new_g, moved = _search(target, u, lp, g, direction, ended)
         s, y = new - u, g - new_g
@@ -121,7 +129,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
 @torch.no_grad()
 def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -> Paths:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
-    elbo, means, roots, draws, *_ = paths
+    elbo, means, roots, draws, tops = paths
     n, dim = draws.shape
     top = int(elbo.argmax())
     good = elbo > elbo[top] - max(HOPELESS, dim)
@@ -131,8 +139,9 @@ def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -
     noise = torch.randn(draws.shape, generator=generator, dtype=draws.dtype)
     other = means[chosen] + (roots[chosen] @ noise[..., None])[..., 0]
     drawn = torch.where(good[:, None], draws, other)
-    finite = torch.isfinite(_safe(target, drawn)[0])
-    drawn = torch.where(finite[:, None], drawn, means[chosen])
+    for instead in (means[chosen], tops[chosen]):  # a normal may reach beyond the support, and so may its mean
+        finite = torch.isfinite(_safe(target, drawn)[0])
+        drawn = torch.where(finite[:, None], drawn, instead)
     return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
 
 
@@ -193,11 +202,26 @@ def _approximate(
     usable = (info == 0) & torch.isfinite(root).all(-1).all(-1)
     root = torch.where(usable[:, None, None], root, torch.eye(u.shape[1]).to(u))
     mean = u + (H @ g[..., None])[..., 0]
-    total = torch.zeros(len(u)).to(u)
-    draw = mean
-    for _ in range(DRAWS):
-        z = torch.randn(u.shape, generator=generator, dtype=u.dtype)
-        draw = mean + (root @ z[..., None])[..., 0]
-        total = total + _safe(target, draw)[0] + 0.5 * (z**2).sum(-1)
+    z = torch.randn(DRAWS, *u.shape, generator=generator, dtype=u.dtype)
+    draws = mean + (root @ z[..., None])[..., 0]
+    lp = _safe(target, draws.flatten(0, 1))[0].reshape(DRAWS, -1)
+    draw, total = draws[-1], (lp + 0.5 * (z**2).sum(-1)).sum(0)
     elbo = total / DRAWS + root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * u.shape[1]
     return torch.where(usable, elbo, -torch.inf), mean, root, draw
+
+
+def mixture_weights(target: Density, means: Tensor, roots: Tensor, generator: torch.Generator) -> Tensor:
+    """Log weights of the normals, (P,): those of the mixture that is nearest to the posterior."""
+    n, dim = means.shape
+    noise = torch.randn(n, WEIGHED, dim, generator=generator, dtype=means.dtype)
+    u = (means[:, None] + noise @ roots.mT).flatten(0, 1)
+    each = MultivariateNormal(means, scale_tril=roots).log_prob(u[:, None])  # (draws, P)
+    made = torch.logsumexp(each, -1) - math.log(n)  # they were drawn from equal shares
+    log_p = torch.nan_to_num(target(u)[0], nan=-math.inf, posinf=-math.inf)
+    most = torch.logsumexp(log_p - made, 0) - 0.5 * math.log(len(u))  # a single weight has no more than √S of S
+    log_w = torch.log_softmax((log_p - made).clamp_max(float(most)), 0)
+    log_weights = torch.full((n,), -math.log(n)).to(means)
+    for _ in range(EM_ROUNDS):
+        shares = torch.log_softmax(each + log_weights, -1)
+        log_weights = torch.logsumexp(log_w[:, None] + shares, 0)
+    return log_weights

@@ -7,7 +7,8 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     STARTS      starting points that are tried for it where a fit asks for no number (`Guide.start_at`)
     BATCHES     options that a fit by minibatches gives it
-    Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`
+    Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`;
+                with `start_at` it begins at a Gaussian, with `search` it finds itself on all rows (`bam.Guide`)
 
 Adding one is adding its file, and its row in the table of laws (`OWN` in tests/test_guides.py).
 """
@@ -25,6 +26,7 @@ from torch import nn
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.folder import Folder
+from ppgen.guides._started import STARTED
 
 __all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options", "summaries"]
 
@@ -105,7 +107,7 @@ def make_autoguide(spec: str, model: Callable) -> nn.Module:
         PpgenError: a keyword that it does not take.
     """
     name, options = parse(spec)
-    made = getattr(autoguides, name)
+    made = STARTED.get(name) or getattr(autoguides, name)
     require_options(name, made, options)
     return made(model, **options)
 

@@ -21,19 +21,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from ppgen.data import row_columns
 from ppgen.errors import PpgenError
+from ppgen.guides._latents import emit, places, require_whole_plates, row_frame
+from ppgen.guides._started import Started
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.change_of_variables import Inverse
 
@@ -67,8 +66,10 @@ class _Tails(FlowTransform):
         return x + (t - beyond) * x.sign(), -(3 * self.rate * t * t).log1p().sum(-1)
 
 
-class _Stack(nn.Module):
+class _Stack(Started):
     """e -> loc + L f(e) of (..., D) vectors, f the identity at first, but for its tails; with its log-determinant.
+
+    Where a start was found, loc and L are in its units: u = loc₀ + L₀ (loc + L f(e)).
 
     Args:
         features: D.
@@ -98,12 +99,16 @@ class _Stack(nn.Module):
 
     @torch.no_grad()
     def start_at(self, loc: Tensor, scale_tril: Tensor) -> None:
-        """f stays; loc and L are set."""
-        diagonal = scale_tril.diagonal()
-        self.loc.copy_(loc)
-        self.log_diagonal.copy_(diagonal.log())
-        if self.lower is not None:
-            self.lower.copy_((scale_tril / diagonal[:, None]).tril(-1))
+        """f stays; loc and L are those of N(0, I), in units of this Gaussian."""
+        self.keep_start(loc, scale_tril)
+        for parameter in (self.loc, self.log_diagonal, *([] if self.lower is None else [self.lower])):
+            parameter.zero_()
+
+    def standard(self, u: Tensor) -> Tensor:
+        """u without its location and scale, as a network likes its inputs."""
+        if self.start is not None:
+            return (u - self.start[0]) / self.start[1].norm(dim=-1)
+        return (u - self.loc.detach()) * (-self.log_diagonal.detach()).exp()
 
     def push(self, e: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u and log |det ∂u/∂e|, of shapes (..., D) and (...)."""
@@ -112,15 +117,23 @@ class _Stack(nn.Module):
             e, ladj = part.push(e, context)
             total = total + ladj
         mixed = e if self.lower is None else e + (self.lower.tril(-1) * e[..., None, :]).sum(-1)
-        return self.loc + self.log_diagonal.exp() * mixed, total
+        v = self.loc + self.log_diagonal.exp() * mixed
+        if self.start is None:
+            return v, total
+        loc, root = self.start
+        return loc + (root * v[..., None, :]).sum(-1), total + root.diagonal().log().sum()
 
     def pull(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """e and log |det ∂e/∂u|; D passes of each network."""
+        total = -self.log_diagonal.sum()
+        if self.start is not None:
+            loc, root = self.start
+            u = torch.linalg.solve_triangular(root, (u - loc)[..., None], upper=False)[..., 0]
+            total = total - root.diagonal().log().sum()
         e = (u - self.loc) * (-self.log_diagonal).exp()
         if self.lower is not None:
             unit = self.lower.tril(-1) + torch.eye(self.features).to(u)
             e = torch.linalg.solve_triangular(unit, e[..., None], upper=False, unitriangular=True)[..., 0]
-        total = -self.log_diagonal.sum()
         for part in reversed(self.parts):
             e, ladj = part.pull(e, context)
             total = total + ladj
@@ -174,20 +187,6 @@ def _log_normal(e: Tensor) -> Tensor:
     return -0.5 * (e * e).sum(-1) - 0.5 * e.shape[-1] * math.log(2 * math.pi)
 
 
-class _Latent(NamedTuple):
-    """A latent's place in its vector, and how it is written."""
-
-    name: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]  # of the unconstrained value in a single run, the dimension of the rows left out
-    batch_dim: int  # plates and other batch dimensions of the value, the rows' included
-    event_dim: int
-    frames: tuple[tuple[str, int, int | None], ...]  # plates: name, dim, size (None: as many as there are rows)
-    transform: Any
-    row_dim: int | None  # of the rows, counted from the right of the batch; None for one of the global vector
-
-
 class Guide(nn.Module):
     """The flow guide of a program; see above.
 
@@ -223,15 +222,15 @@ class Guide(nn.Module):
         amortised: bool | None = None,
     ):
         super().__init__()
-        _require_whole_plates(sites)
-        local = {n for n, s in sites.items() if _row_frame(n, s, over_rows) is not None}
+        require_whole_plates(sites)
+        local = {n for n, s in sites.items() if row_frame(n, s, over_rows) is not None}
         if amortised is None:
             amortised = bool(local) and sum(s["value"].numel() for s in sites.values()) > JOINT
         self.amortised = amortised and bool(local)
         self.columns = (rows or row_columns(data)) if self.amortised else ()
         joint = {n: s for n, s in sites.items() if not (self.amortised and n in local)}
-        self.of_all = _places(joint, {})
-        self.of_rows = _places({n: s for n, s in sites.items() if n not in joint}, over_rows)
+        self.of_all = places(joint, {})
+        self.of_rows = places({n: s for n, s in sites.items() if n not in joint}, over_rows)
         if self.of_all:
             self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden)
         if self.of_rows:
@@ -251,19 +250,18 @@ class Guide(nn.Module):
         if self.of_all:
             u = pyro.sample("_flow", _Pushed(self.flow), infer={"is_auxiliary": True})
             for latent in self.of_all:
-                _emit(latent, u, plates)
+                emit(latent, u, plates)
         if table is None:
             return
         x = (table - self.mean) / self.sd
         (name, dim, _) = next(f for f in self.of_rows[0].frames if f[2] is None)
         x = x.reshape(rows, *(1,) * (-dim - 1), -1)
         if u is not None:
-            centred = (u - self.flow.loc.detach()) * (-self.flow.log_diagonal.detach()).exp()
-            x = torch.cat((x, centred.expand(*x.shape[:-1], -1)), -1)
+            x = torch.cat((x, self.flow.standard(u).expand(*x.shape[:-1], -1)), -1)
         with plates[name]:
             v = pyro.sample("_flow_rows", _Pushed(self.row_flow, x), infer={"is_auxiliary": True})
         for latent in self.of_rows:
-            _emit(latent, v, plates)
+            emit(latent, v, plates)
 
     def _table(self, data: Mapping[str, Tensor]) -> Tensor:
         """The row columns side by side, (rows, features)."""
@@ -284,61 +282,3 @@ class Guide(nn.Module):
             index = torch.cat([torch.arange(values[a.name].start, values[a.name].stop) for a in self.of_all])
             rows = scale_tril[index]
             self.flow.start_at(loc[index], torch.linalg.cholesky(rows @ rows.T))
-
-
-def _require_whole_plates(sites: Mapping[str, dict[str, Any]]) -> None:
-    for name, site in sites.items():
-        for f in site["cond_indep_stack"]:
-            if f.full_size not in (None, f.size):
-                raise PpgenError(
-                    f"the latent {name!r} stands in the plate {f.name!r}, which draws {f.size} of {f.full_size} rows "
-                    "by itself; leave subsample_size out, and pass batch_size to fit"
-                )
-
-
-def _row_frame(name: str, site: Mapping[str, Any], over_rows: Mapping[str, int]) -> int | None:
-    dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in over_rows]
-    if len(dims) > 1:
-        raise PpgenError(
-            f"the latent {name!r} stands in two plates over the rows, for which the flow guide has no form; write a "
-            "guide of its own"
-        )
-    return dims[0] if dims else None
-
-
-def _places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[_Latent]:
-    found, start = [], 0
-    for name, site in sites.items():
-        event_dim = site["fn"].event_dim
-        transform = biject_to(site["fn"].support)
-        shape = list(transform.inv(site["value"]).shape)
-        batch_dim = site["value"].dim() - event_dim
-        row_dim = _row_frame(name, site, over_rows)
-        if row_dim is not None:
-            del shape[batch_dim + row_dim]
-        frames = tuple(
-            (f.name, f.dim, None if f.name in over_rows else f.size)
-            for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)
-            if f.vectorized
-        )
-        size = math.prod(shape)
-        found.append(_Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
-        start += size
-    return found
-
-
-def _emit(latent: _Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
-    """Writes one latent's site out of its vector: (D,), or (rows, 1, ..., D) of a latent of the rows."""
-    u = vector[..., latent.start : latent.stop]
-    if latent.row_dim is None:
-        u = u.reshape(latent.shape)
-    else:
-        u = u.reshape(len(u), *latent.shape).movedim(0, latent.batch_dim + latent.row_dim)
-    value = latent.transform(u)
-    ladj = latent.transform.log_abs_det_jacobian(u, value)
-    ladj = sum_rightmost(ladj, ladj.dim() - value.dim() + latent.event_dim)
-    delta = Delta(value, -ladj, event_dim=latent.event_dim)
-    with ExitStack() as stack:
-        for name, *_ in latent.frames:
-            stack.enter_context(plates[name])
-        pyro.sample(latent.name, delta)

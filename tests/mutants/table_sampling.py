@@ -6,8 +6,8 @@ MUTANTS = [
     # -- HMC ---------------------------------------------------------------------------------------------------
     Mutant(
         "mcmc_temper_2pct",
-        "before, after = 0.5 * (start**2).sum(-1) - old.lp, 0.5 * (p**2).sum(-1) - lp",
-        "before, after = 0.5 * (start**2).sum(-1) - 0.96 * old.lp, 0.5 * (p**2).sum(-1) - 0.96 * lp",
+        "error = after - before\n",
+        "error = after - before + 0.04 * (lp - old.lp)\n",
         "tests/test_mcmc.py::test_a_proposal_by_hand",
     ),
     Mutant(
@@ -191,7 +191,7 @@ MUTANTS = [
     ),
     Mutant(
         "weights_that_underflow_have_no_tail",
-        "or column.max() - np.sort(column)[-tail] > FARTHEST:",
+        "or column.max() - np.sort(column)[-length] > FARTHEST:",
         "or False:",
         "tests/test_findings.py::test_weights_of_a_guide_that_is_far_away",
     ),
@@ -227,5 +227,30 @@ MUTANTS = [
         "np.arange(chains) % groups",
         "np.arange(chains)",
         "tests/test_findings.py::test_many_short_chains_in_their_target_agree",
+    ),
+    # -- weighted draws -------------------------------------------------------------------------------------
+    Mutant(
+        "a_mixture_that_is_no_density",
+        "both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))",
+        "both = torch.logaddexp(normal, t + math.log(DEFENSIVE))",
+        "tests/test_infer.py::test_the_density_of_a_mixture_integrates_to_one",
+    ),
+    Mutant(
+        "an_edge_is_a_divergence",
+        "outcome = _Outcome(alpha, bad & ~outside,",
+        "outcome = _Outcome(alpha, bad,",
+        "tests/test_mcmc.py::test_a_proposal_beyond_the_edge_is_no_divergence",
+    ),
+    Mutant(
+        "a_flat_tail_is_asked",
+        "return np.where((ess >= EVEN * draws) & ~np.isnan(khat), -np.inf, khat)",
+        "return khat",
+        "tests/test_psis.py::test_weights_that_are_nearly_equal_have_no_tail_to_ask",
+    ),
+    Mutant(
+        "a_density_that_is_drawn_is_not_noticed",
+        "one, two = (site[\"fn\"].log_prob(site[\"value\"]) for _ in range(2))",
+        "one = two = site[\"fn\"].log_prob(site[\"value\"])",
+        "tests/test_loglik.py::test_no_bound_by_weights_of_a_density_that_is_drawn",
     ),
 ]

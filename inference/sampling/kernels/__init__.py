@@ -43,7 +43,8 @@ class Draws(NamedTuple):
 
     Attributes:
         u: (draws, chains, dim).
-        stats: by name (draws, chains): lp, energy, acceptance_rate, diverging, n_steps, step_size.
+        stats: by name (draws, chains): lp, energy, acceptance_rate, diverging, n_steps, step_size; and, if the kernel
+            can tell, outside: proposals that were refused because they left the support.
         steps: leapfrog steps of warm-up and sampling, of each chain.
         growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
         metric: "diag" or "dense".

@@ -142,11 +142,18 @@ def _run(
 
 
 class _Outcome(NamedTuple):
-    """Of each chain's proposal."""
+    """Of each chain's proposal.
+
+    Attributes:
+        diverging: its energy went wrong by more than `DIVERGENT`, or is not a number.
+        outside: it was refused because it left the support: in one step, from a place where its energy was right, to
+            one where log p is minus infinity. No step size would have it accepted.
+    """
 
     acceptance: Tensor
     diverging: Tensor
     energy: Tensor
+    outside: Tensor
 
 
 def _transition(
@@ -156,9 +163,14 @@ def _transition(
     start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
     y, p, g, lp = old.y, start, old.g, old.lp
     size = torch.tensor(step).to(y)
+    before = 0.5 * (start**2).sum(-1) - old.lp
+    outside = torch.zeros_like(lp, dtype=torch.bool)
     for _ in range(n):
+        p_before, lp_before = p, lp
         y, p, g, lp = target.leapfrog(y, p, g, size, frame.centre, frame.root)
-    before, after = 0.5 * (start**2).sum(-1) - old.lp, 0.5 * (p**2).sum(-1) - lp
+        if (edge := torch.isneginf(lp)).any():
+            outside = outside | edge & (0.5 * (p_before**2).sum(-1) - lp_before - before < DIVERGENT)
+    after = 0.5 * (p**2).sum(-1) - lp
     error = after - before
     bad = ~torch.isfinite(error) | ~torch.isfinite(g).all(-1)
     alpha = torch.where(bad, 0.0, (-error).clamp_max(0.0).exp())
@@ -168,13 +180,14 @@ def _transition(
         torch.where(accept[:, None], g, old.g),
         torch.where(accept, lp, old.lp),
     )
-    outcome = _Outcome(alpha, bad | (error > DIVERGENT), torch.where(accept, after, before))
+    bad = bad | (error > DIVERGENT)
+    outcome = _Outcome(alpha, bad & ~outside, torch.where(accept, after, before), bad & outside)
     return old, new, p, outcome, _Chains(y, g, lp)
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
-    """The harmonic mean of acceptances over chains; those that diverge count by their number alone: one chain that
-    is stuck would otherwise bring the step size of all to zero."""
+    """The harmonic mean of acceptances over chains; those that have none count by their number alone: one chain that is
+    stuck would otherwise bring the step size of all to zero."""
     share = 1 - float(diverging.to(alpha.dtype).mean())
     return share / float((1 / alpha[~diverging].clamp_min(REFUSED)).mean()) if share else 0.0
 
@@ -231,7 +244,7 @@ class _Warmup:
         size: float,
     ) -> _Chains:
         """Takes in iteration i; the chains, in new coordinates where a window ends."""
-        self.step.update(_harmonic(alpha.acceptance, alpha.diverging))
+        self.step.update(_harmonic(alpha.acceptance, alpha.diverging | alpha.outside))
         self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
         self.seen.add(self.frame.out(chains.y))
         if i not in self.ends:

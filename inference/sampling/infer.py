@@ -1,0 +1,350 @@
+"""One posterior, by the cheapest method that can be believed: a ladder of methods, each with its checks.
+
+    gaussian   batch and match from Pathfinder's paths, no gradient step; importance weights; places that were not
+               seen become further normals of the proposal
+    flow       a flow guide, fitted, its draws weighted
+    chees      ChEES-HMC, 64 chains
+
+A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every
+check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
+Where none is, the one of the best verdict is returned, and says so.
+
+Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/chees.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.pathfinder import Density
+from ppgen.errors import PpgenError
+from ppgen.inference.evaluation.posterior import posterior
+from ppgen.inference.evaluation.psis import resampled
+from ppgen.inference.evaluation.sample import program_of
+from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere, tree_of_draws
+from ppgen.inference.sampling.weighted import Mixture, Weighted, mixture_of, weigh
+from ppgen.inference.training.fit import fit
+from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
+from ppgen.program import Program
+from ppgen.run import Run
+from ppgen.structure import Structure
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+log = logging.getLogger("ppgen")
+
+CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
+BLOCK = 64  # vectors a call of the log joint: one graph serves for all
+DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
+KEPT = 4000  # draws of the answer, resampled by their weights
+MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
+STARTS = 16
+STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
+
+
+class Problem(NamedTuple):
+    """What a rung is given.
+
+    Attributes:
+        given: the program or run, and its data, as the user passed them.
+        made: the same, set up.
+        joint, target: the log joint, and itself and its gradient at any number of vectors.
+        ends: when it has to be done, by `time.monotonic`; None: whenever.
+        groups: which groups the tree has, as keywords.
+    """
+
+    given: tuple[Any, Any]
+    made: Prepared
+    structure: Structure
+    joint: LogJoint
+    target: Density
+    seed: int
+    ends: float | None
+    groups: dict[str, Any]
+
+    def in_time(self, *_: Any) -> None:
+        """
+        Raises:
+            OutOfTime: the budget is spent.
+        """
+        if self.ends is not None and time.monotonic() > self.ends:
+            raise OutOfTime
+
+
+class Outcome(NamedTuple):
+    """The draws of a rung as a tree, when they are asked for, and its findings."""
+
+    tree: Callable[[], DataTree]
+    findings: list[Finding]
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.findings)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing but the posterior itself is not fine: another method would say the same."""
+        return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
+
+
+class OutOfTime(Exception):
+    """The budget is spent."""
+
+
+Rung = Callable[[Problem], Outcome]
+
+
+def infer(
+    program: Run | Program | Callable[..., Any],
+    data: Any,
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+    predictive: bool = True,
+    prior: bool = True,
+    report: Callable[[str], None] | None = None,
+) -> DataTree:
+    """Draws from p(z | x) by the first method whose draws can be believed, with its name and its certificate.
+
+    Args:
+        program: a program, a plain Pyro model, or a run, whose learned parameters are held.
+        data: the columns, all rows.
+        budget: seconds after which no further method is begun, and one that can be stopped is.
+        seed: of everything.
+        predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        report: called with the name of each method as it begins.
+
+    Returns:
+        What `posterior` and `mcmc` give, and in its attributes: method; verdict, the worst of its findings ("fine": to
+        be believed; "look"; "wrong"); seconds; tried, JSON of each method with its verdict, its seconds, and what was
+        not fine; findings.
+
+    Raises:
+        PpgenError: parameters that were not learned yet; no latent; a discrete latent that cannot be summed out; a
+            posterior that cannot be normalised; no method that came to an end.
+
+    >>> import pyro, torch, ppgen
+    >>> from pyro.distributions import Normal
+    >>> def model(x):
+    ...     m = pyro.sample("m", Normal(0.0, 2.0))
+    ...     with ppgen.rows(x):
+    ...         pyro.sample("x", Normal(m, 1.0), obs=x)
+    >>> tree = infer(model, {"x": torch.tensor([1.0, 2.0])})
+    >>> tree.attrs["method"], tree.attrs["verdict"]
+    ('gaussian', 'fine')
+    """
+    if not isinstance(program, Run | Program):
+        program = Program.from_pair(program)
+    began = time.monotonic()
+    with prepared(program, data, seed) as made:
+        _require_learned(program)
+        joint = _joint(made)
+        structure = made.structure(joint)
+        ends = None if budget is None else began + budget
+        groups = {"predictive": predictive, "prior": prior}
+        problem = Problem((program, data), made, structure, joint, in_blocks(joint), seed, ends, groups)
+        name, outcome, tried = _climb(problem, report)
+        tree = outcome.tree()
+    seconds = time.monotonic() - began
+    tree.attrs |= {
+        "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
+        "tried": json.dumps(tried, ensure_ascii=False),
+    }  # fmt: skip
+    store_findings(tree, outcome.findings)
+    if not outcome.settled:
+        log.warning("no method gave draws that can be believed; these are of %s: %s", name, _worst(outcome))
+    return tree
+
+
+def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str, Outcome, list[dict[str, Any]]]:
+    """The name and outcome of the first rung that is settled, or the best; and what was tried.
+
+    Raises:
+        PpgenError: no rung came to an end.
+    """
+    tried: list[dict[str, Any]] = []
+    best: tuple[str, Outcome] | None = None
+    for rung in LADDER:
+        name = rung.__name__
+        began = time.monotonic()
+        if report is not None:
+            report(name)
+        try:
+            problem.in_time()
+            outcome = rung(problem)
+            why = [] if outcome.settled else [str(f) for f in outcome.findings if f.verdict != FINE]
+            tried.append({"method": name, "verdict": outcome.verdict, "why": why})
+        except OutOfTime:
+            tried.append({"method": name, "verdict": "none", "why": ["the budget was spent"]})
+            outcome = None
+        except (PpgenError, torch.linalg.LinAlgError) as e:  # type: ignore[attr-defined]
+            if name == LADDER[-1].__name__ and best is None:
+                raise
+            tried.append({"method": name, "verdict": "none", "why": [str(e)]})
+            outcome = None
+        tried[-1]["seconds"] = round(time.monotonic() - began, 3)
+        if outcome is None:
+            continue
+        if outcome.settled:
+            return name, outcome, tried
+        if best is None or VERDICTS.index(outcome.verdict) >= VERDICTS.index(best[1].verdict):
+            best = name, outcome
+    if best is None:
+        raise PpgenError(f"no method came to an end within the budget: {_said(tried)}; give more seconds (--budget)")
+    return *best, tried
+
+
+def _said(tried: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(f"{t['method']}: {t['why'][0].split(';')[0] if t['why'] else t['verdict']}" for t in tried)
+
+
+def _worst(outcome: Outcome) -> str:
+    return "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
+
+
+def _require_learned(run: Run | Program) -> None:
+    if isinstance(run, Run):
+        return
+    guide = {id(p) for p in run._autoguide.parameters()} if run._autoguide is not None else set()
+    free = [n for n, p in run.named_parameters() if p.requires_grad and id(p) not in guide]
+    if free:
+        raise PpgenError(
+            f"{run.name} has parameters to learn ({', '.join(free[:3])}{', ...' if len(free) > 3 else ''}), and a "
+            "posterior is given them; fit it, and pass the run"
+        )
+
+
+def _joint(made: Prepared) -> LogJoint:
+    """The log joint, traced; compiled where its calls take so long that it is worth it."""
+    joint = somewhere(lambda: log_joint(made.program, made.data))
+    u = torch.zeros(BLOCK, joint.dim)
+    joint.value_and_grad(u)
+    began = time.perf_counter()
+    joint.value_and_grad(u)
+    if CALLS * (time.perf_counter() - began) < WORTH:
+        return joint
+    return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
+
+
+def in_blocks(joint: LogJoint) -> Density:
+    """The log joint and its gradient at any number of vectors, always by the graph of `BLOCK` of them."""
+
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = [], []
+        for part in u.split(BLOCK):
+            full = torch.cat([part, part[-1:].expand(BLOCK - len(part), -1)]) if len(part) < BLOCK else part
+            value, gradient = joint.value_and_grad(full)
+            values.append(value[: len(part)])
+            gradients.append(gradient[: len(part)])
+        return torch.cat(values), torch.cat(gradients)
+
+    return density
+
+
+# -- the rungs -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def gaussian(problem: Problem) -> Outcome:
+    """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
+    joint, target, seed = problem.joint, problem.target, problem.seed
+    if joint.dim > MOST:
+        raise PpgenError(f"{joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
+    generator = torch.Generator().manual_seed(seed)
+    first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
+    if first is None:
+        raise PpgenError("no normal was found: the log joint is finite at no start")
+    parts = [(first.loc, first.scale_tril)]
+    for left in reversed(range(MIXTURES)):
+        found, mixture = _weigh(problem, parts, generator, DRAWS)
+        if found.few and not found.unseen:
+            found, mixture = _weigh(problem, parts, generator, MORE)
+        if found.settled or not found.unseen or not left:
+            break
+        problem.in_time()
+        parts = list(zip(mixture.means, mixture.roots, strict=True))
+        parts += [_matched(target, m, L, generator) for m, L in found.unseen]
+    return _outcome(problem, found)
+
+
+def _weigh(
+    problem: Problem, parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, draws: int
+) -> tuple[Weighted, Mixture]:
+    mixture = mixture_of(parts, problem.target, generator)
+    u = mixture.draw(draws, generator)
+    prior = prior_of(problem.joint, problem.structure.sites)
+    found = weigh(problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed)
+    return found, mixture
+
+
+def _matched(target: Density, m: Tensor, L: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    q = batch_and_match(target, Gaussian(m, L, -torch.inf), generator)
+    return q.loc, q.scale_tril
+
+
+def _outcome(problem: Problem, found: Weighted) -> Outcome:
+    """The draws resampled by their weights: one chain of independent ones."""
+
+    def tree() -> DataTree:
+        rng = np.random.default_rng(problem.seed)
+        index = torch.as_tensor(resampled(found.w.double().log().numpy(), KEPT, rng))
+        u = found.u[index][:, None]
+        draws = Draws(u, {"lp": problem.target(u[:, 0])[0][:, None]}, 0, torch.zeros(problem.joint.dim), "dense")
+        return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
+
+    return Outcome(tree, found.findings)
+
+
+def flow(problem: Problem) -> Outcome:
+    """Weighted draws of a flow guide."""
+    run = copy.deepcopy(problem.given[0])
+    fitted = fit(
+        program_of(run), problem.made.data, guide="flow", steps=STEPS, lr=RATE, schedule="cosine", particles=PARTICLES,
+        precision="64-true" if torch.get_default_dtype() == torch.float64 else "32-true", seed=problem.seed,
+        objective="enumerate" if problem.structure.summed else None, report=problem.in_time, log_every=20,
+    )  # fmt: skip
+    drawn = posterior(fitted, problem.made.data, draws=2 * DRAWS, predictive=False, prior=False, seed=problem.seed)
+    if "sample_stats" not in drawn:
+        raise PpgenError("the flow's draws have no weights")
+    joint: Any = problem.joint
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    group: Any = drawn["posterior"]
+    stats: Any = drawn["sample_stats"]
+    values = {n: torch.as_tensor(group[n].values[0]).reshape(-1, *shapes[n]) for n in joint.latents}
+    u = joint.flatten({n: v.to(torch.get_default_dtype()) for n, v in values.items()})
+    log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values[0])
+    if log_w.dim() > 1:
+        log_w = log_w.sum(-1)
+    finite = torch.isfinite(u).all(-1)
+    u = torch.where(finite[:, None], u, 0.0)
+    log_q = torch.where(finite, problem.target(u)[0] - log_w.to(u), -torch.inf)
+    prior = prior_of(joint, problem.structure.sites)
+    return _outcome(problem, weigh(joint, problem.target, u, log_q, prior=prior, seed=problem.seed))
+
+
+def chees(problem: Problem) -> Outcome:
+    """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
+    given, data = problem.given
+    level, quiet = log.level, logging.ERROR
+    log.setLevel(quiet)  # what is not fine is said of the answer
+    try:
+        made = mcmc(given, data, "chees", seed=problem.seed, report=problem.in_time, **problem.groups)
+    finally:
+        log.setLevel(level)
+    return Outcome(lambda: made, load_findings(made))
+
+
+LADDER: tuple[Rung, ...] = (gaussian, flow, chees)

@@ -1,0 +1,177 @@
+r"""Draws of a mixture of normals, weighted, as draws of a posterior; and whether to believe them.
+
+    q = Σ_i α_i [(1 − δ) N(μ_i, Σ_i) + δ t_ν(μ_i, Σ_i)],   w = p̃ / q,   E f ≈ Σ_s w_s f(u_s) / Σ_s w_s
+
+The part δ of Student's t keeps the weights bounded where the posterior's tails are heavier than a normal's. Checks, one
+record each, of the weights as they are:
+
+importance   k-hat, and the Monte Carlo error that the weights leave in a mean and in a log sd (delta method)
+score        E_w[z_i ∂_i log p(z)] = −1 in each coordinate z of the draws, which holds for the posterior (integration by
+             parts) and fails where draws end before it does
+tails        k-hat of each latent's own tails, as of chains: whether it has an sd
+unseen_modes climbs from over-dispersed starts (`mode_search`)
+
+Sources: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646); Weighted average importance
+sampling and defensive mixture distributions (Hesterberg 1995); Measuring sample quality with Stein's method (Gorham and
+Mackey 2015, arXiv:1506.03039), here with linear functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.engine import LogJoint
+from ppgen.engine.pathfinder import Density, mixture_weights
+from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
+from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
+from ppgen.inference.verdicts.mode_search import Evidence, search_modes
+
+DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
+MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
+SCORE_OFF = 0.15  # of 1
+ALIKE = 50  # effective draws below which weights say nothing
+
+
+class Mixture(NamedTuple):
+    """Normals with their log weights, (P,), (P, dim), (P, dim, dim)."""
+
+    log_weights: Tensor
+    means: Tensor
+    roots: Tensor
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, dim); the shares of the normals, and of their t parts, are as even as whole numbers allow."""
+        order = torch.randperm(n, generator=generator)
+        at = (torch.arange(n) + 0.5) / n
+        shares = self.log_weights.softmax(0).cumsum(0).to(at)
+        which = torch.searchsorted(shares, at).clamp_max(len(self.means) - 1)[order]
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        chi2 = torch.randn(n, int(DEGREES), generator=generator, dtype=z.dtype).square().sum(-1)
+        heavy = torch.rand(n, generator=generator) < DEFENSIVE
+        z = z * torch.where(heavy, (DEGREES / chi2).sqrt(), 1.0)[:, None]
+        return self.means[which] + (self.roots[which] @ z[..., None])[..., 0]
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        dim = u.shape[-1]
+        each = []
+        for log_weight, mean, root in zip(self.log_weights.log_softmax(0), self.means, self.roots, strict=True):
+            r2 = torch.linalg.solve_triangular(root, (u - mean).mT, upper=False).square().sum(0)
+            normal = -0.5 * (r2 + dim * math.log(2 * math.pi))
+            t = (
+                math.lgamma((DEGREES + dim) / 2) - math.lgamma(DEGREES / 2) - dim / 2 * math.log(DEGREES * math.pi)
+                - (DEGREES + dim) / 2 * torch.log1p(r2 / DEGREES)
+            )  # fmt: skip
+            both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))
+            each.append(log_weight + both - root.diagonal().log().sum())
+        return torch.logsumexp(torch.stack(each), 0)
+
+
+class Weighted(NamedTuple):
+    """Draws (S, dim), smoothed weights (S,) that sum to one, the evidence, the records, and places not seen: (m, L)."""
+
+    u: Tensor
+    w: Tensor
+    evidence: Evidence
+    findings: list[Finding]
+    unseen: list[tuple[Tensor, Tensor]]
+
+    @property
+    def few(self) -> bool:
+        """Whether the weights would do, were there more of them."""
+        weights = self.findings[0]
+        return bool(weights.details["few"]) and weights.figure <= weights.threshold
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing but the posterior itself is wrong: another sampler would say the same."""
+        return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
+
+
+@torch.no_grad()
+def weigh(
+    joint: LogJoint,
+    target: Density,
+    u: Tensor,
+    log_q: Tensor,
+    *,
+    prior: Callable[[], Tensor] | None,
+    seed: int,
+) -> Weighted:
+    """Weighs draws of a known density, and checks them.
+
+    Args:
+        target: the log joint of vectors, any number at once, and its gradient.
+        u, log_q: (S, dim) and (S,).
+        prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+    """
+    lp, g = target(u)
+    log_w = torch.where(torch.isfinite(lp) & torch.isfinite(log_q), lp - log_q, -torch.inf).double()
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
+    smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
+    ess = float(effective(smooth)[0])
+    w = torch.as_tensor(np.exp(smooth[:, 0])).to(u)
+    u = torch.where((w > 0)[:, None], u, u[int(w.argmax())])
+    evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
+    found = [_importance(u, w, float(k[0]), ess, joint.labels)]
+    if found[0].verdict == WRONG:
+        return Weighted(u, w, evidence, found, [])
+    found.append(_score(u, w, g, joint.labels))
+    index = torch.multinomial(w, 4000, replacement=True, generator=torch.Generator().manual_seed(seed))
+    found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
+    search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
+    if search is None:
+        none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
+        return Weighted(u, w, evidence, [*found, none], [])
+    return Weighted(u, w, evidence, [*found, search.finding], search.unseen)
+
+
+def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
+    S = len(u)
+    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
+    mean = (w[:, None] * u).sum(0)
+    off = u - mean
+    variance = (w[:, None] * off.square()).sum(0)
+    mean_se = ((w[:, None] * off).square().sum(0) / variance).sqrt()
+    sd_se = 0.5 * (w[:, None] * (off.square() / variance - 1)).square().sum(0).sqrt()
+    worst = int(torch.maximum(mean_se / MEAN_ERROR, sd_se / SD_ERROR).argmax())
+    few = bool((mean_se > MEAN_ERROR).any() or (sd_se > SD_ERROR).any())
+    bad = not asked <= most or few
+    graded = WRONG if ess < ALIKE or asked > most + khat_se(asked, S) else LOOK if bad else FINE
+    said = {
+        "draws": S, "ess": ess, "mean_error": float(mean_se[worst]), "sd_error": float(sd_se[worst]), "few": few,
+        "khat_se": khat_se(khat, S),
+    }  # fmt: skip
+    return Finding("importance", labels[worst], asked, most, graded, said)
+
+
+def _score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:
+    """E_w[z g] + 1 in coordinates in which the draws have mean 0 and covariance I: the largest, less its error."""
+    mean = (w[:, None] * u).sum(0)
+    off = u - mean
+    cov = (w[:, None] * off).mT @ off
+    root, info = torch.linalg.cholesky_ex(cov + 1e-12 * cov.diagonal().diag())
+    if info:
+        return Finding("score", "", math.nan, SCORE_OFF, LOOK)
+    z = torch.linalg.solve_triangular(root, off.mT, upper=False).mT
+    value = z * (torch.where(w[:, None] > 0, g, 0.0) @ root)  # rootᵀ g is the gradient in z
+    figure = (w[:, None] * value).sum(0) + 1
+    se = (w[:, None] * (value - figure + 1)).square().sum(0).sqrt()
+    excess = figure.abs() - 3 * se
+    worst = int(excess.argmax())
+    graded = FINE if float(excess[worst]) <= SCORE_OFF else LOOK
+    return Finding("score", labels[worst], float(figure[worst]), SCORE_OFF, graded, {"se": float(se[worst])})
+
+
+def mixture_of(parts: list[tuple[Tensor, Tensor]], target: Density, generator: torch.Generator) -> Mixture:
+    """The normals with the weights of the mixture that is nearest to the posterior."""
+    means, roots = torch.stack([m for m, _ in parts]), torch.stack([L for _, L in parts])
+    weights = mixture_weights(target, means, roots, generator) if len(parts) > 1 else torch.zeros(1).to(means)
+    return Mixture(weights.clamp_min(float(weights.max()) - math.log(1e3)), means, roots)
+

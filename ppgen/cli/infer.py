@@ -1,0 +1,82 @@
+"""`ppgen infer`: a posterior by the first method that can be believed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, program_or_run
+from ppgen.console import print_json, print_table
+
+ANSWERS = {
+    "fine": "these draws can be believed",
+    "look": "use these draws with care",
+    "wrong": "do not use these draws",
+}
+
+
+@app.command(short_help="A posterior, and whether to believe it; writes posterior.nc.")
+def infer(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")],
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: PROGRAM.nc, or RUN/infer.nc]")] = None,
+    settings: Set = None,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="No further method after so many.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    columns: Columns = None,
+    split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Draws from p(z | x) by the cheapest method whose checks are fine: weighted normals, a flow guide, ChEES-HMC.
+
+    ppgen infer eight_schools --data eight_schools --out schools.nc
+    """
+    import torch
+
+    from ppgen import inference
+    from ppgen.inference.verdicts.findings import FINE, figures, load_findings
+    from ppgen.run import Run
+    from ppgen.run.export import check_suffix
+    from ppgen.run.files import write_netcdf
+
+    torch.manual_seed(seed)
+    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    model, name, table = program_or_run(program, settings, data, where)
+    path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{_stem(program)}.nc"))
+    check_suffix(path, (".nc",))
+    show = None if quiet or json else lambda method: print(f"trying {method} ...", file=sys.stderr)
+    tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
+    write_netcdf(path, tree)
+    from arviz_stats import summary  # type: ignore[attr-defined]
+
+    shown = summary(tree, kind="stats", round_to="none")
+    said = load_findings(tree)
+    if json:
+        latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
+        told = {k: tree.attrs[k] for k in ("method", "seconds")} | {"tried": _tried(tree)}
+        print_json({"data": name, "posterior": str(path), "summary": latents} | told | figures(said))
+        return
+    title = f"{model.program.name if isinstance(model, Run) else model.name} on {name}: {tree.attrs['method']}"
+    print_table(["", "mean", "sd"], [[k, float(r["mean"]), float(r["sd"])] for k, r in shown.head(40).iterrows()],
+                title=title)  # fmt: skip
+    for t in _tried(tree):
+        print(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
+    print(f"{ANSWERS[tree.attrs['verdict']]}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
+    for finding in said:
+        print(f"- {finding}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
+    print(f"posterior {path}")
+
+
+def _stem(program: str) -> str:
+    return Path(program.partition(".py")[0]).name
+
+
+def _tried(tree: Any) -> list[dict[str, Any]]:
+    from json import loads
+
+    return loads(tree.attrs["tried"])

@@ -1,0 +1,288 @@
+"""`infer`: on posteriors that are known, its draws and what it says of them; each rung alone; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from known import NormalMean, Regression, draws_agree, normal
+from pyro.distributions import (
+    Categorical,
+    MultivariateNormal,
+    Normal,
+)
+from torch import nn
+
+from ppgen import PpgenError, Program, rows
+from ppgen.engine import log_joint
+from ppgen.inference import infer, load_findings
+from ppgen.inference.sampling import infer as ladder
+from ppgen.inference.sampling.weighted import Mixture, weigh
+from ppgen.inference.verdicts.findings import Finding, verdict
+from ppgen.models import VAE
+
+ONE = {"one": torch.ones(1).double()}
+ALONE = {"predictive": False, "prior": False}
+
+
+def tried(tree):
+    return [t["method"] for t in json.loads(tree.attrs["tried"])]
+
+
+# -- the ladder ------------------------------------------------------------------------------------
+
+
+def test_a_normal_posterior_takes_one_rung():
+    x, y = normal(40, 4, seed=1).double(), normal(40, seed=2).double()
+    tree = infer(Regression(), {"x": x, "y": y})
+    exact = Regression().posterior(x.float(), y.float())
+    draws_agree(torch.tensor(tree["posterior"]["b"].values[0]).float(), exact.loc, exact.variance)
+    assert tree.attrs["method"] == "gaussian" and tree.attrs["verdict"] == verdict(load_findings(tree)) == "fine"
+    assert tried(tree) == ["gaussian"] and tree.attrs["seconds"] > 0
+    groups = {"posterior", "posterior_predictive", "log_likelihood", "log_prior", "prior", "sample_stats"}
+    assert groups <= set(tree.children)
+
+
+def _squared(y):
+    th = pyro.sample("th", Normal(0.0, 5.0))
+    with rows(y):
+        pyro.sample("y", Normal(th**2, 1.0), obs=y)
+
+
+def _two_modes(one):
+    """Three quarters of the mass at 0 and a quarter at 40, under a wide prior that is divided out."""
+    th = pyro.sample("th", Normal(0.0, 30.0))
+    modes = torch.stack([Normal(0.0, 1.0).log_prob(th) + math.log(3), Normal(40.0, 1.0).log_prob(th)])
+    pyro.factor("f", torch.logsumexp(modes, 0) - Normal(0.0, 30.0).log_prob(th))
+
+
+MODES = {
+    "theta squared": (_squared, {"y": 4 + normal(30).double()}, 0.0, 0.5),
+    "far apart": (_two_modes, ONE, 20.0, 0.75),
+}
+
+
+@pytest.mark.parametrize("name", list(MODES))
+def test_places_that_the_first_normal_has_not_seen_become_normals(name):
+    model, data, middle, share = MODES[name]
+    tree = infer(model, data, **ALONE)
+    th = tree["posterior"]["th"].values
+    assert tree.attrs["verdict"] == "fine" and tried(tree) == ["gaussian"]
+    assert (th < middle).mean() == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.slow
+def test_a_funnel_is_left_to_the_chains(monkeypatch):
+    """v ~ N(0, 3), x_i ~ N(0, e^(v/2)): the weights of normals say that they are not it."""
+
+    def funnel(one):
+        v = pyro.sample("v", Normal(0.0, 3.0))
+        pyro.sample("x", Normal(torch.zeros(9), (v / 2).exp()).to_event(1))
+
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian, ladder.chees))
+    tree = infer(funnel, ONE, **ALONE)
+    assert tried(tree) == ["gaussian", "chees"] and json.loads(tree.attrs["tried"])[0]["verdict"] != "fine"
+    off = abs(tree["posterior"]["v"].values.mean()) / 3
+    assert off < 0.1 or tree.attrs["verdict"] != "fine", "right, or said not to be"
+
+
+def test_a_posterior_without_an_sd_is_said_and_climbed_no_further(monkeypatch):
+    def heavy(problem):
+        return ladder.gaussian(problem)._replace(findings=[Finding("tail_khat", "m", 0.5, 0.35, "look", {"others": 0})])
+
+    monkeypatch.setattr(ladder, "LADDER", (heavy, _never))
+    tree = infer(NormalMean(), {"x": normal(5).double()}, **ALONE)
+    assert tree.attrs["verdict"] == "look" and tried(tree) == ["heavy"]
+
+
+def _never(problem):
+    raise AssertionError("no further rung")
+
+
+def test_the_flow_rung_weighs_its_draws(monkeypatch):
+    monkeypatch.setattr(ladder, "LADDER", (ladder.flow,))
+    monkeypatch.setattr(ladder, "STEPS", 60)
+    x = normal(20).double() + 1.0
+    program = NormalMean()
+    tree = infer(program, {"x": x}, **ALONE)
+    exact = program.posterior(x)
+    assert tree.attrs["method"] == "flow" and tree.attrs["verdict"] == "fine" and program._autoguide is None
+    draws_agree(torch.tensor(tree["posterior"]["m"].values[0]), exact.loc, exact.variance)
+
+
+def test_nothing_to_believe_is_said(caplog, monkeypatch):
+    def funnel(one):
+        v = pyro.sample("v", Normal(0.0, 3.0))
+        pyro.sample("x", Normal(torch.zeros(9), (v / 2).exp()).to_event(1))
+
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
+    tree = infer(funnel, ONE, **ALONE)
+    assert tree.attrs["verdict"] != "fine" and "no method gave draws that can be believed" in caplog.text
+
+
+def test_a_budget_ends_it(monkeypatch):
+    with pytest.raises(PpgenError, match="no method came to an end within the budget.*--budget"):
+        infer(NormalMean(), {"x": normal(5)}, budget=0.0)
+
+    def unsettled(problem):
+        outcome = ladder.gaussian(problem)
+        monkeypatch.setattr(ladder.time, "monotonic", lambda: problem.ends + 1)
+        return outcome._replace(findings=[Finding("rhat", "m", 2.0, 1.01, "wrong")])
+
+    monkeypatch.setattr(ladder, "LADDER", (unsettled, _never))
+    tree = infer(NormalMean(), {"x": normal(5).double()}, budget=60.0, **ALONE)
+    assert tree.attrs["verdict"] == "wrong" and tried(tree) == ["unsettled", "_never"]
+    assert json.loads(tree.attrs["tried"])[1]["why"] == ["the budget was spent"]
+
+
+# -- kinds of programs -----------------------------------------------------------------------------
+
+
+def test_discrete_latents_are_summed_out_and_drawn():
+    def model(y):
+        m = pyro.sample("m", Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
+        with rows(y):
+            k = pyro.sample("k", Categorical(torch.ones(2)))
+            pyro.sample("y", Normal(m[k], 0.5), obs=y)
+
+    y = torch.cat([-2.5 + 0.5 * normal(20), 1.5 + 0.5 * normal(20, seed=1)]).double()
+    tree = infer(model, {"y": y}, **ALONE)
+    assert tree.attrs["verdict"] == "fine" and tree["posterior"]["k"].shape == (1, 4000, 40)
+    shrunk = [(y[:20].sum() / 0.25 - 2) / 81, (y[20:].sum() / 0.25 + 2) / 81]
+    assert tree["posterior"]["m"].values[0].mean(0) == pytest.approx(torch.stack(shrunk).numpy(), abs=0.01)
+    assert (tree["posterior"]["k"].values[0, :, :20] == 0).mean() > 0.99
+
+
+def test_latents_of_rows():
+    """m ~ N(0, 2), z_i ~ N(m, 1), x_i ~ N(z_i, 1): m | x is normal, and E[z_i | x] = (E m + x_i) / 2."""
+
+    def model(x=None):
+        m = pyro.sample("m", Normal(0.0, 2.0))
+        with rows(x):
+            pyro.sample("x", Normal(pyro.sample("z", Normal(m, 1.0)), 1.0), obs=x)
+
+    x = 1 + normal(12).double()
+    tree = infer(model, {"x": x}, **ALONE)
+    precision = 1 / 4 + len(x) / 2
+    mean = float(x.sum() / 2 / precision)
+    assert tree.attrs["verdict"] == "fine"
+    assert tree["posterior"]["m"].values.mean() == pytest.approx(mean, abs=0.1 * precision**-0.5)
+    assert tree["posterior"]["z"].values[0].mean(0) == pytest.approx(((mean + x) / 2).numpy(), abs=0.08)
+
+
+def test_what_has_no_posterior_is_refused():
+    with pytest.raises(PpgenError, match="has parameters to learn .*fit it, and pass the run"):
+        infer(VAE(4), {"x": normal(10, 4)})
+    with pytest.raises(PpgenError, match="has no latent"):
+        infer(lambda x: pyro.sample("x", Normal(0.0, 1.0).expand([3]).to_event(1), obs=x), {"x": normal(3)})
+
+    class Learned(Program):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def model(self, x=None):
+            m = pyro.sample("m", Normal(0.0, self.scale))
+            with rows(x):
+                pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="Learned has parameters to learn"):
+        infer(Learned(), {"x": normal(5)})
+
+
+# -- weighted draws --------------------------------------------------------------------------------
+
+
+def weighed(model, mean, root, n=4000, data=ONE):
+    """Draws of the mixture of one normal, weighed for a model."""
+    from ppgen.inference.sampling.mcmc import prepared
+
+    with prepared(model, data, 0) as made:
+        joint = log_joint(made.program, made.data)
+        q = Mixture(torch.zeros(1).double(), mean[None].double(), root[None].double())
+        u = q.draw(n, torch.Generator().manual_seed(0))
+        return weigh(joint, ladder.in_blocks(joint), u, q.log_prob(u), prior=None, seed=0)
+
+
+def test_the_density_of_a_mixture_integrates_to_one():
+    """∫ q over a grid, and E_q[p / q] of a normal whose integral is known."""
+    q = Mixture(torch.tensor([0.3, 0.7]).log(), torch.tensor([[-2.0], [1.0]]), torch.tensor([[[0.5]], [[2.0]]]))
+    grid = torch.linspace(-400, 400, 800_001)[:, None].double()
+    q = Mixture(*(v.double() for v in q))
+    assert float(torch.trapezoid(q.log_prob(grid).exp(), grid[:, 0])) == pytest.approx(1, abs=1e-4)
+    u = q.draw(20_000, torch.Generator().manual_seed(0))
+    w = (Normal(0.5, 1.0).log_prob(u[:, 0]) - q.log_prob(u)).exp()
+    assert float(w.mean()) == pytest.approx(1, abs=4 * float(w.std()) / 20_000**0.5)
+
+
+def test_the_evidence_and_moments_are_those_of_the_posterior():
+    def model(one):
+        x = pyro.sample("x", MultivariateNormal(torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 0.8], [0.8, 1.0]])))
+        pyro.factor("z", torch.tensor(3.0) + 0 * x.sum())
+
+    found = weighed(model, torch.zeros(2), 1.5 * torch.eye(2))
+    assert found.evidence.log_z == pytest.approx(3.0, abs=4 * found.evidence.se) and found.evidence.se < 0.05
+    assert torch.allclose((found.w[:, None] * found.u).sum(0), torch.tensor([1.0, -1.0]).double(), atol=0.08)
+    assert found.settled and [f.measure for f in found.findings] == ["importance", "score", "tail_khat", "unseen_modes"]
+
+
+FAULTS = {
+    "far away": (lambda: weighed(_one_normal, torch.full((1,), 60.0), torch.eye(1)), "importance", "wrong"),
+    "few draws": (lambda: weighed(_one_normal, torch.zeros(1), torch.eye(1) * 3, n=300), "importance", "look"),
+    "one of two modes": (lambda: weighed(_two_modes, torch.zeros(1), torch.eye(1)), "unseen_modes", "wrong"),
+}
+
+
+def _one_normal(one):
+    pyro.sample("x", Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_weighted_draws_that_are_not_right_are_not_believed(name):
+    found, measure, expected = FAULTS[name][0](), *FAULTS[name][1:]
+    one = {f.measure: f for f in found.findings}[measure]
+    assert one.verdict == expected and str(one) and one.remedy and not found.settled
+
+
+def test_draws_that_end_before_the_posterior_does_have_other_scores():
+    """Draws of N(0, 1) within one sd, all weights equal: E z ∂ log p is not -1."""
+    from ppgen.inference.sampling.weighted import _score
+
+    u = torch.linspace(-1, 1, 2001)[:, None].double()
+    w = torch.full((2001,), 1 / 2001).double()
+    cut = _score(u, w, -u, ["u"])
+    whole = normal(4000, 1).double()
+    right = _score(whole, torch.full((4000,), 1 / 4000).double(), -whole, ["u"])
+    assert cut.verdict == "look" and cut.figure == pytest.approx(2 / 3, abs=0.01) and right.verdict == "fine"
+
+
+# -- from the shell --------------------------------------------------------------------------------
+
+
+def test_from_the_shell(tmp_path):
+    (tmp_path / "line.py").write_text(
+        "import pyro, ppgen\nfrom pyro.distributions import HalfNormal, Normal\n\n\n"
+        "def model(t, y=None):\n    a, b = (pyro.sample(n, Normal(0.0, 5.0)) for n in 'ab')\n"
+        "    s = pyro.sample('s', HalfNormal(2.0))\n"
+        "    with ppgen.rows(t):\n        pyro.sample('y', Normal(a + b * t, s), obs=y)\n"
+    )
+    t = np.linspace(0, 1, 30)
+    y = 1 + 2 * t + 0.1 * np.random.default_rng(0).normal(size=30)
+    (tmp_path / "line.csv").write_text("t,y\n" + "\n".join(f"{a},{b}" for a, b in zip(t, y, strict=True)))
+    command = [sys.executable, "-m", "ppgen", "infer", "line.py", "--data", "line.csv", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    slope, intercept = np.polyfit(t, y, 1)
+    assert (said["method"], said["verdict"], said["posterior"]) == ("gaussian", "fine", "line.nc")
+    assert said["summary"]["b"]["mean"] == pytest.approx(slope, abs=0.02)
+    assert said["summary"]["a"]["mean"] == pytest.approx(intercept, abs=0.02)
+    assert (tmp_path / "line.nc").is_file() and said["tried"][0]["method"] == "gaussian"
+    done = subprocess.run([*command[:-1], "--budget", "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "--budget" in done.stderr and "Traceback" not in done.stderr
