@@ -127,5 +127,6 @@ def make_objective(
 
 
 def default_objective(program: Program) -> str:
-    """The objective of a fit that was asked for none."""
+    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
+    infer={"enumerate": ...}, which is objective "enumerate")."""
     return "subsampled" if program.subsamples else "analytic"

@@ -19,12 +19,12 @@ from ppgen.engine import Traced, Untraceable, compiled, trace
 from ppgen.engine.compile import require_compiler
 from ppgen.errors import PpgenError, nearest
 from ppgen.inference.evaluation.sample import (
-    _forward,
-    _row_dim,
     constants_of,
     dtype_of_program,
+    forward_sites,
     program_of,
     ready,
+    row_dim_of,
     seeded,
 )
 from ppgen.program import Program, asked_rows
@@ -79,12 +79,12 @@ def drawer(
         with asked_rows(n), program.running():
             found = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace())
         names[:] = list(found)
-        return [whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for s in found.values()]
+        return [whole_value(s).movedim(row_dim_of(s, plates) or 0, 0) for s in found.values()]
 
     with ready(run, columns, None, guide=False):
         few = {k: v[:2] if len(v) > 1 else v.expand(2, *v.shape[1:]) for k, v in columns.items()}
-        sites = _forward(lambda rows: program.call("model", rows), few | constants, 2)
-        whole = [k for k, s in sites.items() if _row_dim(s, plates) is None]
+        sites = forward_sites(lambda rows: program.call("model", rows), few | constants, 2)
+        whole = [k for k, s in sites.items() if row_dim_of(s, plates) is None]
         if whole:
             raise PpgenError(f"the site {whole[0]!r} of {program.name} is not drawn row by row; draw with sample()")
         inputs = list(columns.values())

@@ -90,11 +90,11 @@ def sample(
         if by_row := all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
             each = {k: v.expand(n, *v.shape[1:]) for k, v in columns.items()}
             each |= {k: v[torch.arange(n) % len(v)] for k, v in rest.items()}
-            sites = _forward(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
-            by_row = all(_row_dim(s, plates) is not None for s in sites.values())
+            sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
+            by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
         if not by_row:
             columns |= constants | {k: v[:1] for k, v in rest.items()}
-            sites = _forward(model, columns, 1)
+            sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
         held = {k: v for k, v in given.items() if k not in {**columns, **constants}}
         for name in held:
@@ -117,7 +117,7 @@ def sample(
 Model = Callable[[Mapping[str, Tensor]], Any]
 
 
-def _forward(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str, dict[str, Any]]:
+def forward_sites(model: Model, columns: Mapping[str, Tensor], rows: int) -> dict[str, dict[str, Any]]:
     """The sites of one run, that leaves the random state as it was."""
     with torch.random.fork_rng(), asked_rows(rows):
         trace = poutine.trace(lambda: model(columns)).get_trace()
@@ -140,7 +140,7 @@ def stand_ins(
     missing = [name for name in arguments(program.model).needed if name not in {**constants_of(example), **given}]
     observed: dict[str, str] = {}
     if missing and example:
-        sites = _forward(lambda rows: program.call("model", rows), example, 1)
+        sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
     for name in missing:
         if name not in observed:
@@ -151,7 +151,7 @@ def stand_ins(
     return {k: example[k] for k in missing}, {observed[k] for k in missing}
 
 
-def _row_dim(site: Mapping[str, Any], plates: set[str]) -> int | None:
+def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:
     """Which dimension of a site's value, from the left, runs over the rows; None where none does."""
     dims = {f.name: f.dim for f in site["cond_indep_stack"] if f.vectorized}
     row = next((dim for name, dim in dims.items() if name in plates), None)
@@ -165,7 +165,7 @@ def _row_dim(site: Mapping[str, Any], plates: set[str]) -> int | None:
 def _one_a_draw(name: str, value: Tensor, site: Mapping[str, Any], n: int, plates: set[str]) -> Tensor:
     """A value to hold, n leading."""
     shape = list(site["fn"].shape())
-    row_dim = _row_dim(site, plates)
+    row_dim = row_dim_of(site, plates)
     if row_dim is not None:
         del shape[row_dim]
     for one in (value, value[None]):  # one a draw, or one for all
@@ -192,7 +192,7 @@ def _by_rows(
         rows = {k: v[block] for k, v in columns.items()} | dict(constants)
         with asked_rows(min(CHUNK, n - start)), _Hold({k: v[block] for k, v in held.items()}, plates):
             sites = sample_sites(poutine.trace(lambda rows=rows: model(rows)).get_trace())
-        parts.append({k: whole_value(s).movedim(_row_dim(s, plates) or 0, 0) for k, s in sites.items()})
+        parts.append({k: whole_value(s).movedim(row_dim_of(s, plates) or 0, 0) for k, s in sites.items()})
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -205,7 +205,7 @@ class _Hold(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]].movedim(0, _row_dim(msg, self.plates) or 0)
+            msg["value"] = self.values[msg["name"]].movedim(0, row_dim_of(msg, self.plates) or 0)
             msg["is_observed"] = True
 
 

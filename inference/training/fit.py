@@ -71,8 +71,8 @@ def fit(
 ) -> Run:  # fmt: skip
     """Fits a program to data by maximising a bound on log p(x).
 
-    The loss that the optimiser sees is −ELBO / N, in nats a row, so that `lr` and `clip` mean the same
-    for every size of data and batch; figures are reported in nats over all N rows.
+    The optimiser's loss is −ELBO / N, in nats a row, so that `lr` and `clip` mean the same for every size of data;
+    figures are reported in nats over all N rows.
 
     Args:
         program: a `Program`; its parameters are changed in place.
@@ -88,10 +88,8 @@ def fit(
         ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
         kl_warmup: steps over which the weight of the latent terms in the loss rises from 0 to 1.
         patience: evaluations of `valid` without a better ELBO after which the fit stops; it keeps the best.
-        objective: the bound, a name of `ppgen.inference.objectives`; None is "subsampled" for a chain of latents,
-            "enumerate" where sites ask to be (infer={"enumerate": "parallel"}), "analytic" otherwise. Or a loss that is
-            run as Pyro runs it: a class of pyro.infer by name ("TraceGraph_ELBO"), one of Pyro's ELBO objects, or a
-            function (model, guide, *args) -> loss; then all rows are taken at a step.
+        objective: the bound, a name of `ppgen.inference.objectives`; None: the one that the program asks for. Or a loss
+            that is run as Pyro runs it (`ppgen.inference.pyro_objective`): a name of pyro.infer, an object, a function.
         gradient, particles: the estimator of its gradient, a name of `ppgen.inference.gradients`, and its draws a step.
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
@@ -104,10 +102,8 @@ def fit(
         log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
         checkpoint_every: steps a checkpoint; None: every 30 seconds.
         source: where the data came from, recorded for `resume` and the shell.
-        strict: whether values outside of a support, and columns with NaN or infinite values, are refused; False goes on
-            with a warning.
-        report: called with each row of metrics, and what to divide its figures by: `per` and `valid_per` rows,
-            1 where a latent is global.
+        strict: whether values outside of a support, and columns that are not finite, are refused; else: a warning.
+        report: called with each row of metrics, and what to divide its figures by (`per`, `valid_per`).
 
     Returns:
         The `Run`, its program with the final parameters, in eval mode.
@@ -123,15 +119,10 @@ def fit(
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
         "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
         "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
-        "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every,
-        "strict": strict,
+        "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every, "strict": strict,
     }  # fmt: skip
     _check_options(options, valid, loss)
-    path = Path(out) if out is not None else None
-    if path is not None and (path / "config.json").exists():
-        raise PpgenError(
-            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
-        )
+    path = _free(out)
     with _one_seed(seed), default_dtype(dtype_of(precision)), lenient(not strict):
         train_data = _learn_words(program, data, dtype_of(precision))
         columns(program, train_data)
@@ -146,6 +137,15 @@ def fit(
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
         return train(run, train_data, valid_data, report=report, fabric=fabric)
+
+
+def _free(out: str | Path | None) -> Path | None:
+    path = Path(out) if out is not None else None
+    if path is not None and (path / "config.json").exists():
+        raise PpgenError(
+            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
+        )
+    return path
 
 
 def resume(

@@ -92,10 +92,9 @@ def fit(
             where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
-        if (path / "state.safetensors").is_file():
-            said = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
-        else:
-            said = "stopped before the first step"
+        first = (path / "state.safetensors").is_file()
+        on = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
+        said = on if first else "stopped before the first step"
         print(f"ppgen: {said}", file=sys.stderr)
         raise typer.Exit(130) from None
     output.fit(run, time.monotonic() - begun, json)

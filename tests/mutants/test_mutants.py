@@ -13,6 +13,7 @@ import table_core
 import table_data
 import table_fitting
 import table_models
+import table_programs
 import table_pyro_compat
 import table_sampling
 import table_transforms
@@ -26,6 +27,7 @@ TABLES = {
     "sampling": table_sampling.MUTANTS,
     "fitting": table_fitting.MUTANTS,
     "data": table_data.MUTANTS,
+    "programs": table_programs.MUTANTS,
     "pyro_compat": table_pyro_compat.MUTANTS,
 }
 LEAST = 200  # rows: a bug may lose its place in the source, and is then planted elsewhere
