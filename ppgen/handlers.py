@@ -66,12 +66,14 @@ class ParamSites(Messenger):
         msg["value"] = value
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        """Booleans are observed as numbers: log-probabilities calculate with them.
+        """Booleans are observed as numbers, with which log-probabilities calculate, and numbers as tensors.
 
         The latents of `obs_mask` have their density in every row. Pyro masks it where the value was observed, which
         leaves them flat there: an ELBO then grows without limit, and chains walk away. They are used nowhere else, so
         that with it they integrate to one.
         """
+        if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
+            msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
         if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())

@@ -229,6 +229,20 @@ def test_booleans_are_observed_as_numbers():
     assert loglik(program, {"y": SEEN}, particles=2).best.values[0] == pytest.approx(exact, abs=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_numbers_are_observed(engine):
+    def model(n, hits):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        pyro.sample("hits", dist.Binomial(n, p), obs=hits)
+
+    def guide(n, hits):
+        pyro.sample("p", dist.Beta(torch.tensor(1.0 + hits), torch.tensor(1.0 + n - hits)))
+
+    fit(Program.from_pair(model), {"n": 9, "hits": 6}, steps=2, engine=engine)
+    program = Program.from_pair(model, guide).setup({"n": 9, "hits": 6})
+    assert loglik(program, {"n": 9, "hits": 6}, particles=2).best.values[0] == pytest.approx(-math.log(10), abs=1e-5)
+
+
 def test_float32_that_a_program_holds_is_computed_with(caplog):
     design = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 
