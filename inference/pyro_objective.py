@@ -6,7 +6,7 @@ is minus the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.infer
@@ -32,14 +32,26 @@ def loss_of(objective: Any) -> Any:
     if isinstance(objective, str):
         made = getattr(pyro.infer, objective, None)
         if isinstance(made, type) and hasattr(made, "loss_and_grads") or made is pyro.infer.EnergyDistance:
-            return made()
+            return _made(made)
         objectives.named(objective)
+    if type(objective).__name__.startswith("Jit"):
+        raise PpgenError(
+            f"{_name(objective)} records a program's global parameters, and ppgen's are its own; take "
+            f"{_name(objective).removeprefix('Jit')}, or an objective of ppgen's, which is recorded by itself"
+        )
     if not callable(objective) and not hasattr(objective, "loss_and_grads"):
         raise PpgenError(
             f"objective is {objective!r}; expected a name ({', '.join(objectives.names())}, or a class of pyro.infer), "
             "one of Pyro's ELBO objects, or a function (model, guide, *args) -> loss"
         )
     return objective
+
+
+def _made(kind: Any) -> Any:
+    try:
+        return loss_of(kind())
+    except TypeError as e:
+        raise PpgenError(f"objective {kind.__name__!r} {str(e).partition('() ')[2]}; pass the object itself") from e
 
 
 def name_of(objective: Any) -> str:
@@ -49,6 +61,21 @@ def name_of(objective: Any) -> str:
 
 def _name(loss: Any) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
+
+
+class _Part:
+    """A part of a program as Pyro's losses call it: with positional arguments, and the attributes of what is called."""
+
+    def __init__(self, program: Program, part: str, names: list[str]):
+        self._program, self._name, self._names = program, part, names
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._program.call(self._name, {**dict(zip(self._names, args, strict=False)), **kwargs})
+
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(self._program, self._name)
+        replaced = self._program._autoguide if self._name == "guide" else None
+        return getattr(own if replaced is None else replaced, name)
 
 
 class PyroObjective(nn.Module):
@@ -84,11 +111,8 @@ class PyroObjective(nn.Module):
             raise PpgenError(f"the loss {_name(self.loss)} gives {loss!r}; expected a tensor with a gradient")
         return loss / self.rows, -loss.detach()
 
-    def _part(self, part: str, names: list[str]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return self.program.call(part, {**dict(zip(names, args, strict=False)), **kwargs})
-
-        return run
+    def _part(self, part: str, names: list[str]) -> _Part:
+        return _Part(self.program, part, names)
 
     def _with_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
         """A loss that writes its gradients by itself, as one tensor that has them."""

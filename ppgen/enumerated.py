@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
-from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, term
+from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, term
 
 
 def summed_terms(
@@ -95,7 +95,7 @@ def _enumerated_run(
         model = holding(latents or {})(model)
     with poutine.block():
         p = poutine.trace(model).get_trace()
-    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+    return partly_masked(Traces(prune_subsample_sites(p), prune_subsample_sites(q)))
 
 
 def drawn_discrete(

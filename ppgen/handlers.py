@@ -70,7 +70,8 @@ class ParamSites(Messenger):
 
         The latents of `obs_mask` have their density in every row. Pyro masks it where the value was observed, which
         leaves them flat there: an ELBO then grows without limit, and chains walk away. They are used nowhere else, so
-        that with it they integrate to one.
+        that with it they integrate to one. Where a guide draws them one by one, both densities are masked
+        (`ppgen.terms.run`).
         """
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
@@ -79,8 +80,12 @@ class ParamSites(Messenger):
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
         if msg["is_observed"] and msg["name"].endswith("_observed"):
             self.partly.add(msg["name"].removesuffix("_observed"))
-        elif not msg["is_observed"] and msg["name"].removesuffix("_unobserved") in self.partly:
-            msg["mask"] = None
+        elif not msg["is_observed"] and msg["name"] in {f"{name}_unobserved" for name in self.partly}:
+            msg["partly"], msg["mask"] = msg["mask"], None
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if "given" in msg:  # the program gets what it gave
+            msg["value"] = msg["given"]
 
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not getattr(self.program, "_collecting", False):
@@ -94,9 +99,13 @@ class ParamSites(Messenger):
                 f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))"
             )
         init = args[1]() if callable(args[1]) else args[1]
-        with torch.no_grad():
-            unconstrained = transform_to(constraint).inv(torch.as_tensor(init).detach()).clone()
-        self.program.register_parameter(key, nn.Parameter(unconstrained))
+        if isinstance(init, nn.Parameter) and constraint is constraints.real:  # the program may use it directly
+            self.program.register_parameter(key, init)
+        else:
+            with torch.no_grad():
+                unconstrained = transform_to(constraint).inv(torch.as_tensor(init).detach()).clone()
+            self.program.register_parameter(key, nn.Parameter(unconstrained))
+        self.program.__dict__.setdefault("constraints_of_params", {})[name] = constraint
 
     def _own_module(self, name: str, code: CodeType, variable: str) -> None:
         """Registers a module that the program uses and does not own (a closure's), at the first run."""
@@ -194,9 +203,9 @@ class Unobserve(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         meant = self.only is None or msg["name"] in self.only
         if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
-            if any(f.size < 0 for f in msg["cond_indep_stack"]):  # a plate without a size has that of its values
-                fn = msg["fn"]
-                batch = msg["value"].shape[: msg["value"].dim() - fn.event_dim]
+            fn, value = msg["fn"], msg["value"]
+            if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed
+                batch = value.shape[: value.dim() - fn.event_dim]
                 msg["fn"] = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape))
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
             msg["infer"]["was_observed"] = True

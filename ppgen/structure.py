@@ -173,7 +173,7 @@ def row_plates(t: Traces, longer: Traces | None, data: Mapping[str, Any], rows: 
     if longer is None:
         return frozenset(name for name, size in sizes.items() if size == n_rows(data, rows))
     grown = _plate_sizes(longer)
-    return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size or name == "data")
+    return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size)
 
 
 def _plate_sizes(t: Traces) -> dict[str, int]:

@@ -112,7 +112,21 @@ def run(
         return Traces(prune_subsample_sites(p), poutine.Trace())
     q = guide_run(program, data) if q is None else q
     p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
-    return Traces(prune_subsample_sites(p), prune_subsample_sites(q))
+    return partly_masked(Traces(prune_subsample_sites(p), prune_subsample_sites(q)))
+
+
+def partly_masked(t: Traces) -> Traces:
+    """The latents of `obs_mask` that the guide draws one by one are masked in both parts, where a value was observed.
+
+    There they are used nowhere, and a guide's draws of them would only pull at the others'.
+    """
+    for name, site in t.p.nodes.items():
+        if "partly" in site and name in t.q.nodes:
+            own = [t.q.nodes[name]] + [t.q.nodes[k] for k in (f"{name}_unconstrained",) if k in t.q.nodes]
+            if not is_delta(own[0]) or len(own) > 1:
+                for s in (site, *own):
+                    s["mask"] = site["partly"]
+    return t
 
 
 def guide_run(program: Runnable, data: Mapping[str, Any]) -> poutine.Trace:

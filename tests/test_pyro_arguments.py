@@ -192,6 +192,15 @@ def test_obs_mask_has_a_bound_and_not_one_that_grows():
     assert found.best.values[0] == pytest.approx(exact, abs=0.1)
 
 
+def test_obs_mask_leaves_a_mean_field_guide_as_it_is_without_the_latents():
+    """Of a mean field the sd of mu is (1 + n)^-1/2, n the rows, whether their values are given or latent."""
+    x = torch.randn(30, generator=torch.Generator().manual_seed(0)) + 1
+    data = {"x": x, "seen": torch.arange(30) % 3 > 0}
+    run = fit(Program.from_pair(partly), data, steps=1500, lr=0.03, particles=4, schedule="cosine", seed=0)
+    draws = posterior(run, data, draws=4000)["posterior"]["mu"].values
+    assert draws.std() == pytest.approx(31**-0.5, rel=0.08)
+
+
 def test_obs_mask_under_mcmc():
     m = mcmc(partly, {"x": X, "seen": SEEN}, seed=1)["posterior"]["mu"].values
     n = int(SEEN.sum()) + 1
@@ -227,6 +236,116 @@ def test_booleans_are_observed_as_numbers():
     program = Program.from_pair(model, guide).setup({"y": SEEN})
     exact = math.lgamma(5) + math.lgamma(3) - math.lgamma(8)
     assert loglik(program, {"y": SEEN}, particles=2).best.values[0] == pytest.approx(exact, abs=1e-5)
+
+
+def test_a_program_gets_the_booleans_that_it_observed():
+    def model(seen):
+        k = pyro.sample("k", dist.Bernoulli(torch.full((6,), 0.5)).to_event(1), obs=seen)
+        pyro.sample("z", dist.Normal(torch.where(k, 1.0, 0.0).sum(), 1.0))
+
+    run = fit(Program.from_pair(model), {"seen": SEEN}, steps=1200, lr=0.03, schedule="cosine")
+    assert float(posterior(run, {"seen": SEEN}, draws=2000)["posterior"]["z"].mean()) == pytest.approx(4, abs=0.15)
+
+
+def test_a_parameter_that_a_program_holds_and_uses_is_trained():
+    w = nn.Parameter(torch.zeros(()))
+
+    def guide(x):
+        pyro.param("w", w)
+        pyro.sample("mu", dist.Normal(w, 0.378))
+
+    run = fit(Program.from_pair(mean_model, guide), {"x": X}, steps=600, lr=0.02)
+    assert float(w) == pytest.approx(float(X.sum()) / 7, abs=0.05)
+    assert torch.equal(run.params["w"], w.detach())
+
+
+def test_enumeration_in_the_guide_is_exact():
+    from pyro.infer import config_enumerate
+
+    @config_enumerate
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(pyro.param("q", torch.tensor(0.4), constraint=constraints.unit_interval)))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    run = fit(Program.from_pair(model, guide), {"x": X}, steps=3, lr=1e-9, log_every=1)
+    q, p = dist.Bernoulli(0.4), dist.Bernoulli(0.3)
+    k = torch.tensor([0.0, 1.0])[:, None]
+    exact = (q.log_prob(k).exp() * (p.log_prob(k) + dist.Normal(k, 1.0).log_prob(X) - q.log_prob(k))).sum()
+    assert run.metrics["elbo"] == pytest.approx([float(exact)] * 3, abs=1e-4)
+
+
+def test_values_without_a_plate_under_mcmc():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    tree = mcmc(model, {"x": X}, seed=0)
+    assert tree["posterior"]["mu"].values.mean() == pytest.approx(float(X.sum()) / 7, abs=0.02)
+    assert tree["posterior_predictive"]["x"].shape == (64, 250, 6)
+
+
+def test_a_packed_sequence_is_passed_on():
+    from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+    packed = pack_sequence([X, X[:4]])
+    assert as_tensors({"x": X, "p": packed})["p"] is packed
+    assert isinstance(packed, PackedSequence)
+
+
+def test_words_that_are_no_rows_are_words():
+    data = as_tensors({"x": X, "kinds": ["wide", "other"], "group": list("aabbcc")})
+    assert data["kinds"] == ["wide", "other"]
+    assert data["group"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_plate_is_of_the_rows_by_its_size_and_not_by_its_name():
+    def model(grid, x):
+        z = pyro.sample("z", dist.Normal(grid.mean() * 0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="stands in no plate over the rows"):
+        fit(Program.from_pair(model), {"grid": torch.linspace(0, 1, 100), "x": X}, steps=2, batch_size=20)
+
+
+def test_a_factor_over_rows_is_not_weighed_in_batches():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("l", dist.Normal(z, 1.0).log_prob(x).sum())
+
+    def shared(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("energy", -(z**2))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="the factor 'l' is a sum over rows in no plate"):
+        fit(Program.from_pair(model), {"x": X}, steps=2, batch_size=3)
+    fit(Program.from_pair(shared), {"x": X}, steps=2, batch_size=3)
+
+
+def test_parameters_that_one_run_does_not_come_to_are_kept():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        w = pyro.sample("w", dist.Normal(3.0, 1.0)) if k else 0.0
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        if pyro.sample("k", dist.Bernoulli(p)):
+            pyro.sample("w", dist.Normal(0.0, scale))
+
+    program = Program.from_pair(model, guide)
+    run = fit(program, {"x": torch.tensor(1.0)}, steps=30, lr=0.05, objective="Trace_ELBO", seed=0)
+    loglik(run, {"x": torch.tensor(1.0)}, particles=20)
+    for _ in range(5):
+        assert run.params.keys() == {"scale", "p"}
 
 
 @pytest.mark.parametrize("engine", ["eager", "trace"])
@@ -391,6 +510,8 @@ def test_a_loss_by_name_is_resumed_and_an_object_is_not(tmp_path):
     [
         ({"objective": "nonsense"}, "there is no objective 'nonsense'"),
         ({"objective": 3}, "objective is 3; expected a name"),
+        ({"objective": "JitTrace_ELBO"}, "take Trace_ELBO"),
+        ({"objective": "Trace_MMD"}, "missing 1 required positional argument: 'kernel'; pass the object"),
         ({"objective": Trace_ELBO(), "batch_size": 2}, "batch_size is 2; leave batch_size out"),
         ({"objective": Trace_ELBO(), "particles": 4}, "particles is 4; leave particles out"),
         ({"objective": lambda model, guide, x: 3.0}, "gives 3.0; expected a tensor with a gradient"),

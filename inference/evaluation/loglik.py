@@ -198,7 +198,7 @@ def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure
         few = _few(program, data, structure, 2)
         one, two = (run_once(program, few).q.nodes for _ in range(2))
     for name in structure.latents:
-        if is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
+        if name in one and name in two and is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"

@@ -299,8 +299,8 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
-    if found.differ and plain:
-        o["objective"], loss = "Trace_ELBO", loss_of("Trace_ELBO")
+    if plain and (name := _of_pyro(found, apart, o, size == n)):
+        o["objective"], loss = name, loss_of(name)
     make_objective(program, found.structure, n, o, loss)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
@@ -317,6 +317,19 @@ def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module
     table = prepare_columns(data, program, dtype)
     program.words = table.words if program.words is None else program.words
     return table
+
+
+def _of_pyro(found: Checked, apart: Traces, o: dict[str, Any], whole: bool) -> str:
+    """The loss of Pyro's that a program needs: its sites depend on values, or its guide asks for enumeration."""
+    if found.differ:
+        return "Trace_ELBO"
+    drawn = sample_sites(apart.q).items()
+    asked = [n for n, s in drawn if s["infer"].get("enumerate") and s["fn"].has_enumerate_support]
+    if asked and whole and o["particles"] == 1 and o["gradient"] == "pathwise" and not o["kl_warmup"]:
+        return "TraceEnum_ELBO"
+    if asked:
+        log.info("%r is drawn, not enumerated: Pyro's TraceEnum_ELBO takes all rows and one draw", asked[0])
+    return ""
 
 
 def _config(
@@ -384,6 +397,8 @@ def _example(
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
     few = data_module.take(first, slice(0, 2), structure.row_columns)
+    if all(s.value_shape == s.event_shape == () for s in structure.sites if s.name in structure.globals):
+        return few
     return few if _same_shapes(program, few, structure, found.run) else dict(data)
 
 

@@ -110,7 +110,7 @@ def checked(
         longer = longer_run(program, batch, rows)
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
         if size < n:
-            _minibatch(program, structure, t, size, n)
+            _minibatch(program, structure, t, n, batch, rows)
         _log_probs(t, enumerated)
         if learn and not enumerated:
             _gradients(program, t)
@@ -305,7 +305,27 @@ def _parameter_name(name: str) -> str:
 # -- minibatches -------------------------------------------------------------------------------------
 
 
-def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: int, n: int) -> None:
+def _reads_rows(
+    program: Program, structure: Structure, t: Traces, name: str, batch: Mapping[str, Any], rows: tuple[str, ...]
+) -> bool:
+    """Whether a factor is another one on fewer rows, at the same global latents."""
+    held = {n: t.p.nodes[n]["value"] for n in structure.globals}
+    fewer = data_module.take(batch, slice(1, None), rows)
+    found = []
+    for data in (batch, fewer):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                site = run(program, data, latents=held).p.nodes[name]
+        except Exception:  # written for one number of rows
+            return True
+        found.append(float(site["fn"].log_prob(site["value"]).sum()))
+    return abs(found[0] - found[1]) > 1e-6 * abs(found[0])
+
+
+def _minibatch(
+    program: Program, structure: Structure, t: Traces, n: int, batch: Mapping[str, Any], rows: tuple[str, ...]
+) -> None:
+    batch_size = data_module.n_rows(batch, rows)
     for name in structure.names("observed"):
         if not structure.is_local(name):
             fixed = [(plate, size) for plate, size in plates_of(sample_sites(t.p)[name]) if size in (n, batch_size)]
@@ -319,6 +339,12 @@ def _minibatch(program: Program, structure: Structure, t: Traces, batch_size: in
                 f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
                 f"{n} rows cannot be "
                 "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
+            )
+    for name in structure.names("factor"):
+        if not structure.is_local(name) and _reads_rows(program, structure, t, name, batch, rows):
+            raise PpgenError(
+                f"the factor {name!r} is a sum over rows in no plate over them, so that a batch of {batch_size} of {n} "
+                "rows cannot be weighed; write one term a row within `with ppgen.rows(x):`, or leave out batch_size"
             )
     if shared := [n for n in structure.summed if not structure.is_local(n)]:
         raise PpgenError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import TransformedDistribution, constraints
 
 from ppgen.errors import PpgenError, nearest, object_to
 from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites, support_of
@@ -213,7 +213,15 @@ def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
                 "is False and the ELBO grows without limit; mask it in both, or in neither", name,
             )  # fmt: skip
         elif name in guide and not is_delta(guide[name]):
-            _covers(name, support_of(site["fn"]), support_of(guide[name]["fn"]))
+            _covers(name, support_of(site["fn"]), guide[name])
+
+
+def _maps_into(q: dict, support: Any) -> bool:
+    """Whether a transformed distribution draws within a support that it does not claim: torch knows the last map's."""
+    fn = q["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, TransformedDistribution) and bool(support.check(q["value"]).all())
 
 
 def _flat_where_masked(p: dict, q: dict) -> bool:
@@ -285,12 +293,13 @@ def _bounds(c: Any) -> tuple[Tensor, Tensor] | None:
     )
 
 
-def _covers(name: str, p: Any, q: Any) -> None:
+def _covers(name: str, p: Any, site: dict) -> None:
     """The guide's support must be the model's.
 
     Narrower, the ELBO and the importance-weighted bounds stay below log ∫ p(x, z) over the guide's support, and so
     never reach log p(x); wider, the ELBO is minus infinity.
     """
+    q = support_of(site["fn"])
     if p is None or q is None:
         return
     a, b = _bounds(p), _bounds(q)
@@ -306,7 +315,7 @@ def _covers(name: str, p: Any, q: Any) -> None:
             "covers it, "
             "for example by transforming a Normal"
         )
-    if bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any()):
+    if (bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any())) and not _maps_into(site, p):
         log.warning(
             "%s, so that the guide draws values that the model cannot have: where it does, log p(x, z) is minus "
             "infinity or no number, and the step is left out; take a guide distribution on that support, for example a "

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
 from ppgen.errors import PpgenError, nearest, reason
@@ -161,8 +162,10 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        made = {k: v for name, value in raw.items() for k, v in _argument(str(name), value, where).items()}
-        return Table(made, _all_words({str(name): value for name, value in raw.items()}))
+        raw = {str(name): value for name, value in raw.items()}
+        made = {k: v for name, value in raw.items() for k, v in _argument(name, value, where).items()}
+        named = {name: value for name, value in raw.items() if _names_no_rows(name, value, made)}
+        return Table(made | named, _all_words({k: v for k, v in raw.items() if k not in named}))
     if isinstance(columns, str):
         columns = parse_columns(columns)
     raw = {str(name): value for name, value in raw.items()}
@@ -181,6 +184,14 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
             raise PpgenError(f"columns: {argument!r} is given an empty list; name its columns")
         chosen[argument] = _gather(argument, names, raw, where)
     return Table(chosen, _all_words(single))
+
+
+def _names_no_rows(name: str, value: Any, made: Mapping[str, Any]) -> bool:
+    """Whether it is a list of words that is not as long as the columns: words as they are, no categories of rows."""
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        return False
+    lengths = {len(c) for k, c in made.items() if k != name and isinstance(c, Tensor) and c.dim()}
+    return bool(lengths) and len(value) not in lengths
 
 
 def _all_words(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -216,7 +227,9 @@ def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str)
 
 def _argument(name: str, value: Any, where: str) -> dict[str, Any]:
     """One argument: a column, a constant, or the columns of a container."""
-    if is_literal(value) or isinstance(value, tuple) and all(map(is_literal, value)):
+    if is_literal(value) or isinstance(value, PackedSequence):
+        return {name: value}
+    if isinstance(value, tuple) and all(map(is_literal, value)):
         return {name: value}
     if is_container(value) and (isinstance(value, dict | tuple) or not _stacks(value)) and holds_tensors(value):
         return taken_apart(

@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from ppgen.handlers import without_validation
 from ppgen.program import Program
@@ -24,6 +24,11 @@ def param_sites(program: Program, data: Mapping[str, Any]) -> dict[str, dict[str
             with tracer:
                 program.call(part, data)
             found |= {n: s for n, s in tracer.trace.nodes.items() if s["type"] == "param"}
+    for name, constraint in program.__dict__.get("constraints_of_params", {}).items():
+        if name not in found:  # of a site that this run did not come to
+            free = program.get_parameter("param:" + name.replace(".", "/"))
+            value = transform_to(constraint)(free)
+            found[name] = {"value": value, "args": (), "kwargs": {"constraint": constraint}}
     return found
 
 
