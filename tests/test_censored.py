@@ -157,7 +157,9 @@ def test_integer_draws_are_moved_to_a_bound_between_them():
     assert set(d.sample((200,)).tolist()) == {0.0, 1.0, 1.5}
 
 
-SHIFTED = dist.TransformedDistribution(dist.Exponential(2.0), [dist.transforms.AffineTransform(1.0, 1.0)])
+SHIFTED = dist.TransformedDistribution(
+    dist.Exponential(2.0, validate_args=True), [dist.transforms.AffineTransform(1.0, 1.0)]
+)
 OUTSIDE = {
     "Pareto": (dist.Pareto(1.0, 2.0), 0.5),
     "LogNormal": (dist.LogNormal(0.0, 1.0), -0.5),

@@ -93,6 +93,13 @@ def contains(d: Any, x: Tensor) -> Tensor:
 
 def inner_point(d: Any, like: Tensor) -> Tensor:
     """A value where the density is finite, to stand where a value lies outside of the support."""
+    while isinstance(d, dist.ExpandedDistribution):
+        d = d.base_dist
+    if _hides(d) and d.support is constraints.real:
+        x = inner_point(d.base_dist, like)
+        for t in d.transforms:
+            x = t(x)
+        return x
     low, high = (torch.as_tensor(e, dtype=like.dtype, device=like.device) for e in ends(d))
     one = 1.0
     middle = torch.where(torch.isinf(high), low + one, (low + high) / 2)
