@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class Site:
         dims: names of the value's dimensions outside of its event: plates, and the site's name and a number.
         plates: names of the plates around it, from the outermost in.
         subsampled: whether one of them holds a part of what it stands for.
+        lengthens: whether its own shape follows the number of rows, and no row plate says so; False where the program
+            does not run on a row more.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Site:
     value_shape: tuple[int, ...]
     enumerated: bool = False
     subsampled: bool = False
+    lengthens: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ class Structure:
     @property
     def globals(self) -> tuple[str, ...]:
         return tuple(n for n in self.latents if not self.is_local(n))
+
+    @property
+    def lengthening(self) -> tuple[str, ...]:
+        """The latents whose length is the number of rows, outside of a row plate: the function of a GP at the rows."""
+        return tuple(s.name for s in self.sites if s.role == "latent" and s.lengthens)
 
     @property
     def subsampled(self) -> bool:
@@ -135,10 +143,13 @@ def structure_of(
     model, drawn = sample_sites(t.p, factors=True), sample_sites(t.q, factors=True)
     sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
     sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
+    plates = row_plates(t, longer, data, rows)
+    grown = {} if longer is None else sample_sites(longer.p, factors=True)
+    sites = tuple(replace(s, lengthens=_lengthens(s, grown.get(s.name), plates)) for s in sites)
     frames = [f for s in (*model.values(), *drawn.values()) for f in s["cond_indep_stack"]]
     return Structure(
         sites=sites,
-        row_plates=row_plates(t, longer, data, rows),
+        row_plates=plates,
         row_columns=rows or row_columns(data),
         nesting=max((-f.dim for f in frames if f.vectorized), default=0),
     )
@@ -174,6 +185,14 @@ def row_plates(t: Traces, longer: Traces | None, data: Mapping[str, Any], rows: 
         return frozenset(name for name, size in sizes.items() if size == n_rows(data, rows))
     grown = _plate_sizes(longer)
     return frozenset(name for name, size in sizes.items() if grown.get(name, size) != size)
+
+
+def _lengthens(site: Site, grown: Mapping[str, Any] | None, plates: frozenset[str]) -> bool:
+    """Whether a site has another shape on a row more, by its distribution: a guide may hold the value's."""
+    if grown is None or plates & set(site.plates):
+        return False
+    fn = grown["fn"]
+    return (site.batch_shape, site.event_shape) != (tuple(fn.batch_shape), tuple(fn.event_shape))
 
 
 def _plate_sizes(t: Traces) -> dict[str, int]:

@@ -133,6 +133,57 @@ def test_counts(name):
     assert set(censored.sample((400,)).tolist()) <= set(k.tolist()) and not truncated.has_rsample
 
 
+@pytest.mark.parametrize("lower, upper", [(1.5, 3.5), (1.0, 3.5), (-math.inf, 3.5), (1.5, math.inf), (-0.5, 4.0)])
+def test_counts_censored_between_whole_numbers(lower, upper):
+    theirs, d = ss.poisson(3.0), Censored(dist.Poisson(tensor(3.0)), lower, upper, validate_args=True)
+    inner = [k for k in range(40) if lower < k < upper]
+    at = {float(k): theirs.pmf(k) for k in inner}
+    at |= {lower: theirs.cdf(lower)} if lower >= 0 else {}
+    at |= {upper: theirs.sf(math.ceil(upper) - 1)} if upper < math.inf else {}
+    x = tensor(sorted(at))
+    p = d.log_prob(x).exp()
+    torch.testing.assert_close(p, tensor([at[v] for v in x.tolist()]))
+    assert float(p.sum()) == pytest.approx(1)
+    torch.testing.assert_close(d.cdf(x), p.cumsum(0))
+    assert d.support.check(x).all() and not d.support.check(tensor([2.25, 3.25])).any()
+    torch.manual_seed(0)
+    drawn = d.sample((4000,))
+    shares = (drawn[:, None] == x).double().mean(0)
+    assert float(shares.sum()) == 1 and ((shares - p).abs() < 4.5 * (p * (1 - p) / 4000).sqrt()).all()
+
+
+def test_integer_draws_are_moved_to_a_bound_between_them():
+    d = Censored(dist.Categorical(tensor([0.2, 0.3, 0.5])), upper=1.5)
+    assert set(d.sample((200,)).tolist()) == {0.0, 1.0, 1.5}
+
+
+SHIFTED = dist.TransformedDistribution(
+    dist.Exponential(2.0, validate_args=True), [dist.transforms.AffineTransform(1.0, 1.0)]
+)
+OUTSIDE = {
+    "Pareto": (dist.Pareto(1.0, 2.0), 0.5),
+    "LogNormal": (dist.LogNormal(0.0, 1.0), -0.5),
+    "Uniform": (dist.Uniform(0.0, 1.0), 1.5),
+    "shifted Exponential": (SHIFTED, 0.5),
+    "Poisson": (dist.Poisson(3.0), -1.0),
+    "half a count": (dist.Poisson(3.0), 0.5),
+}
+
+
+@pytest.mark.parametrize("make", [Truncated, Censored])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_values_outside_of_the_support_have_no_density(make, name):
+    base, value = OUTSIDE[name]
+    d = make(base, -1.5, 2.5, validate_args=False)
+    found = d.log_prob(tensor([value, 2.0 if name != "Uniform" else 0.5]))
+    assert torch.isneginf(found[0]) and torch.isfinite(found[1])
+
+
+def test_a_bound_outside_of_the_support_has_no_mass():
+    for make in (Truncated, Censored):
+        assert torch.isneginf(make(dist.Pareto(1.0, 2.0), 0.5, 2.5, validate_args=False).log_prob(tensor(0.5)))
+
+
 def test_a_truncated_normal_is_scipys_far_out():
     a, b = np.array([-2.0, 8.0, 30.0, -np.inf, -41.0]), np.array([1.0, np.inf, 31.0, -12.0, -40.0])
     x = np.array([0.3, 8.1, 30.01, -12.3, -40.02])

@@ -356,6 +356,66 @@ def test_radon_predicts_a_floor_of_whole_numbers(of):
     of(run, {"county": tensor([1]), "floor": tensor([0])}, draws=3)
 
 
+# -- names and latents that a tree or another number of rows upsets --------------------------------
+
+
+def slashed(x, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with rows(x):
+        pyro.sample("obs/y", dist.Normal(b * x, 0.1), obs=y)
+
+
+def test_a_tree_whose_observed_site_has_a_slash_is_predicted_from():
+    x = normal(8)
+    program = Program.from_pair(slashed)
+    tree = mcmc(program, {"x": x, "y": 2 * x}, chains=8, draws=10, warmup=20, predictive=False, prior=False)
+    found = predict(tree, {"x": tensor([1.0, 2.0, 3.0])}, program=program)
+    assert found["predictions"]["obs.y"].shape[-1] == 3
+
+
+def kernel(x):
+    return torch.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-3 * torch.eye(len(x)).to(x)
+
+
+def function_of_rows(x, y=None):
+    f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), kernel(x)))
+    with rows(x):
+        pyro.sample("y", dist.Normal(f, 0.1), obs=y)
+
+
+def coefficients(x, y=None):
+    f = pyro.sample("f", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+    with rows(x):
+        pyro.sample("y", dist.Normal(f.sum() * x, 0.1), obs=y)
+
+
+POINTS = {"x": torch.linspace(0.0, 2.0, 6), "y": torch.linspace(0.0, 1.0, 6)}
+
+
+def source_of(kind, model):
+    if kind == "run":
+        return fit(Program.from_pair(model), POINTS, steps=2, engine="eager")
+    return mcmc(model, POINTS, chains=8, draws=10, warmup=20, predictive=False, prior=False)
+
+
+@pytest.mark.parametrize("kind", ["run", "tree"])
+def test_a_latent_as_long_as_the_rows_is_not_known_at_others(kind):
+    source, program = source_of(kind, function_of_rows), Program.from_pair(function_of_rows)
+    how = {"draws": 16, "program": program} if kind == "tree" else {"draws": 16}
+    for x in (POINTS["x"] + 10, POINTS["x"][:3]):
+        with pytest.raises(PpgenError, match="the latent 'f' of function_of_rows has the length .* write it within"):
+            predict(source, {"x": x}, **how)
+    x, y = POINTS["x"], POINTS["y"]
+    for again in ({"x": x}, {"x": x, "y": y}, {"x": x, "y": y + 1}):  # what is observed is not used
+        assert predict(source, again, **how)["predictions"]["y"].shape[-1] == 6
+
+
+def test_a_latent_that_happens_to_be_as_long_as_the_rows_is_known_at_others():
+    run = source_of("run", coefficients)
+    assert not run.structure["f"].lengthens
+    assert predict(run, {"x": POINTS["x"] + 10}, draws=4)["predictions"]["y"].shape == (1, 4, 6)
+
+
 # -- counts that are too large ---------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from ppgen.inference.evaluation.sample import (
     constants_of,
     counts_in_range,
     dtype_of_program,
+    forward_sites,
     program_of,
     ready,
     stand_ins,
@@ -36,7 +37,7 @@ from ppgen.inference.evaluation.sample import (
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
-from ppgen.sites import sample_sites
+from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import value_of
 
@@ -79,8 +80,8 @@ def predict(
         that were fitted; those of a tree are its own.
 
     Raises:
-        PpgenError: a column that the model cannot do without; a group that was not fitted; counts that are too large to
-            be drawn.
+        PpgenError: a column that the model cannot do without; a group that was not fitted; other rows, where a latent
+            is as long as the fitted ones and stands in no plate; counts that are too large to be drawn.
     """
     if new_groups not in NEW_GROUPS:
         raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
@@ -100,6 +101,7 @@ def predict(
             validate(rows)
         known = rows if guide else fitted.example
         with ready(run if isinstance(run, Run) else made, known, seed, guide=guide), running_of(made, rows):
+            _known_here(fitted, rows)
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
@@ -126,6 +128,24 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     n = n_rows(rows, tuple(k for k in own if k in rows)) if rows else 1
     rest = {k: v[torch.arange(n) % len(v)] if k in own else v for k, v in rest.items()}
     return Table({**rows, **rest}, rows.words), frozenset(rest)
+
+
+def _known_here(fitted: Fitted, rows: Table) -> None:
+    """
+    Raises:
+        PpgenError: other rows than the fitted ones, of a model with a latent of their length outside of their plate.
+    """
+    unknown = fitted.structure.lengthening if fitted.structure is not None else ()
+    if not unknown or _same(rows, fitted.example):
+        return
+    sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
+    seen = set(observed_columns(sites, fitted.example).values())
+    if not _same({k: v for k, v in rows.items() if k not in seen}, fitted.example):
+        raise PpgenError(
+            f"the latent {unknown[0]!r} of {fitted.program.name} has the length of the fitted rows and stands in no "
+            "plate, so that its values at other rows are not known; write it within the plate of the rows, or "
+            "condition on the fitted rows in the model"
+        )
 
 
 class _Model(NamedTuple):

@@ -17,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, constraints
 
-from ppgen.distributions.tails import ends, inner_point, is_discrete, log_between, quantile, tails
+from ppgen.distributions.tails import contains, ends, inner_point, is_discrete, log_between, quantile, tails
 from ppgen.errors import PpgenError
 
 __all__ = ["Censored", "Truncated"]
@@ -27,6 +27,13 @@ ROUNDS = 1000  # of draws of counts, until all lie between the bounds
 Bound = Tensor | float | None
 
 
+class _CountsOrBounds(type(constraints.integer_interval(0, 1))):  # type: ignore[misc]
+    """Whole numbers between two bounds, and the bounds, at which censored counts are recorded."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return super().check(value) | (value == self.lower_bound) | (value == self.upper_bound)
+
+
 class _Bounded(TorchDistribution):
     """A distribution and two bounds; each subclass says what happens at them."""
 
@@ -34,6 +41,7 @@ class _Bounded(TorchDistribution):
     base: Any
     lower: Tensor
     upper: Tensor
+    rounds = False  # whether bounds of counts are moved inwards, to whole numbers
 
     def __init__(self, d: Any, lower: Bound = None, upper: Bound = None, validate_args: bool | None = None):
         if d.event_shape:
@@ -47,7 +55,7 @@ class _Bounded(TorchDistribution):
             torch.as_tensor(infinite if b is None else b, dtype=like.dtype, device=like.device)
             for b, infinite in ((lower, -math.inf), (upper, math.inf))
         )
-        if is_discrete(d):
+        if self.rounds and is_discrete(d):
             low, high = torch.ceil(low), torch.floor(high)
         shape = torch.broadcast_shapes(d.batch_shape, low.shape, high.shape)
         self.base, self.lower, self.upper = d.expand(shape), low.expand(shape), high.expand(shape)
@@ -73,7 +81,7 @@ class _Bounded(TorchDistribution):
         """Between the bounds and the ends of d's own support."""
         low, high = ends(self.base)
         if is_discrete(self.base):
-            return constraints.integer_interval(self.lower.clamp_min(low), self.upper.clamp_max(high))
+            return _CountsOrBounds(self.lower.clamp_min(low), self.upper.clamp_max(high))
         some = self.bounded[0] or low != -math.inf, self.bounded[1] or high != math.inf
         low, high = torch.maximum(self.lower, _as(low, self.lower)), torch.minimum(self.upper, _as(high, self.upper))
         if all(some):
@@ -83,11 +91,9 @@ class _Bounded(TorchDistribution):
         return constraints.less_than(high) if some[1] else constraints.real
 
     def _within(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the value lies within both bounds, and the value, another one standing where it does not."""
-        inside = (value >= self.lower) & (value <= self.upper)
-        low, high = ends(self.base)
-        usable = inside & (value >= low) & (value <= high)
-        return inside, torch.where(usable, value, inner_point(self.base, _like(self.base)))
+        """Where the value lies within both bounds and d's support, and the value, another one standing elsewhere."""
+        inside = (value >= self.lower) & (value <= self.upper) & contains(self.base, value)
+        return inside, torch.where(inside, value, inner_point(self.base, _like(self.base)))
 
     def log_between(self) -> Tensor:
         """log P(lower <= X <= upper)."""
@@ -111,7 +117,8 @@ class Censored(_Bounded):
     below the limit of a device.
 
     log_prob(x) is log f(x) between the bounds, log P(X <= lower) at the lower one, log P(X >= upper) at the upper one,
-    and -inf beyond. A row that is not censored has an infinite bound, or one beyond its value.
+    and -inf beyond. Counts may have bounds between them: 3 is not beyond 3.5, at which 4 and more are recorded. A row
+    that is not censored has an infinite bound, or one beyond its value.
 
     Args:
         d: Normal, LogNormal, Exponential, Weibull, Gamma, Logistic, Poisson, ...: one number, with a cdf.
@@ -132,7 +139,7 @@ class Censored(_Bounded):
             self._validate_sample(value)
         inside, x = self._within(value)
         below, _ = tails(self.base, self.lower)
-        _, above = tails(self.base, self.upper - 1 if is_discrete(self.base) else self.upper)
+        _, above = tails(self.base, torch.ceil(self.upper) - 1 if is_discrete(self.base) else self.upper)
         found = torch.where(inside, self.base.log_prob(x), -math.inf)
         low, high = (torch.isfinite(b) & (value == b) for b in (self.lower, self.upper))
         return torch.where(low, below, torch.where(high, above, found))
@@ -140,6 +147,7 @@ class Censored(_Bounded):
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         drawn = self.base.sample(torch.Size(sample_shape))
+        drawn = drawn if drawn.is_floating_point() else drawn.to(self.lower)  # a bound may be no whole number
         return torch.minimum(torch.maximum(drawn, self.lower.to(drawn)), self.upper.to(drawn))
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -187,6 +195,8 @@ class Truncated(_Bounded):
     >>> d.mean, d.log_prob(torch.tensor(8.5))
     (tensor(8.1214), tensor(-2.0305))
     """
+
+    rounds = True
 
     @property
     def has_rsample(self) -> bool:

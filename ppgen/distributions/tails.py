@@ -73,8 +73,33 @@ def ends(d: Any) -> tuple[Any, Any]:
     return low, high
 
 
+def _hides(d: Any) -> bool:
+    """Whether a transformed distribution says the transform's codomain to be its support, whatever its base's is."""
+    own: Any = td.TransformedDistribution.support
+    return isinstance(d, td.TransformedDistribution) and type(d).support is own
+
+
+def contains(d: Any, x: Tensor) -> Tensor:
+    """Whether a distribution has x in its support."""
+    while isinstance(d, dist.ExpandedDistribution):
+        d = d.base_dist
+    inside = d.support.check(x)
+    if not _hides(d):
+        return inside
+    for t in reversed(d.transforms):
+        x = t.inv(x)
+    return inside & contains(d.base_dist, x)
+
+
 def inner_point(d: Any, like: Tensor) -> Tensor:
     """A value where the density is finite, to stand where a value lies outside of the support."""
+    while isinstance(d, dist.ExpandedDistribution):
+        d = d.base_dist
+    if _hides(d) and d.support is constraints.real:
+        x = inner_point(d.base_dist, like)
+        for t in d.transforms:
+            x = t(x)
+        return x
     low, high = (torch.as_tensor(e, dtype=like.dtype, device=like.device) for e in ends(d))
     one = 1.0
     middle = torch.where(torch.isinf(high), low + one, (low + high) / 2)

@@ -97,8 +97,9 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
     made = made.program if isinstance(made, Run) else made
     made.words = {k: tuple(v) for k, v in kept["words"].items()}
     dtype = getattr(torch, tree.attrs["dtype"])
-    example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"])}, made.words)
-    changed = {original: own for own, original in json.loads(tree.attrs.get("original_names", "{}")).items()}
+    originals = json.loads(tree.attrs.get("original_names", "{}"))
+    example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.words)
+    changed = {original: own for own, original in originals.items()}
     with default_dtype(dtype):
         structure = inspect(
             made, example, enumerated=tuple(kept["summed"]), rows=tuple(kept["row_columns"]), guide=False
@@ -131,8 +132,18 @@ def _found(spec: Mapping[str, Any]) -> Run | Program:
     return catalog.build(found, arguments)
 
 
-def _fitted_columns(tree: DataTree, columns: Mapping[str, str]) -> dict[str, Tensor]:
-    constant = tree["constant_data"].dataset.data_vars if "constant_data" in tree.children else {}
-    observed = tree["observed_data"].dataset.data_vars if "observed_data" in tree.children else {}
-    found = {str(n): torch.as_tensor(v.values) for n, v in constant.items()}
-    return found | {columns[str(n)]: torch.as_tensor(v.values) for n, v in observed.items() if str(n) in columns}
+def _fitted_columns(tree: DataTree, columns: Mapping[str, str], originals: Mapping[str, str]) -> dict[str, Tensor]:
+    """The columns that a tree keeps, by the program's names.
+
+    Args:
+        columns: the column that each observed site observes, by site.
+        originals: the program's names of what the tree calls otherwise.
+    """
+    constant, observed = ({originals.get(n, n): v for n, v in _held(tree, group).items()}
+                          for group in ("constant_data", "observed_data"))  # fmt: skip
+    return constant | {columns[n]: v for n, v in observed.items() if n in columns}
+
+
+def _held(tree: DataTree, group: str) -> dict[str, Tensor]:
+    found = tree[group].dataset.data_vars if group in tree.children else {}
+    return {str(n): torch.as_tensor(v.values) for n, v in found.items()}
