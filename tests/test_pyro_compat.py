@@ -7,10 +7,14 @@ the whole step is run without its compiler, so that a row costs no seconds.
 
 from __future__ import annotations
 
+import argparse
+import collections
 import copy
+import dataclasses
 import logging
 import math
 import random
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -777,6 +781,234 @@ def test_a_small_arrays_content_is_looked_at(replays):
 
     assert_same(fitted(kind, pyro_compat.SVI, engine="trace"), fitted(kind, infer.SVI), 1e-6)
     assert any("array is another one" in s for s in replays())
+
+
+class Settings:
+    """A class as a namespace."""
+
+    scale = 1.0
+
+
+def reads_scale(of: Any) -> float:
+    return getattr(of, "scale", 1.0)
+
+
+def attribute(of: Any) -> tuple[Callable[[], float], Callable[[], Any]]:
+    return lambda: reads_scale(of), lambda: setattr(of, "scale", 3.0)
+
+
+def of_a_class():
+    class Local:
+        scale = 1.0
+
+    return attribute(Local)
+
+
+def of_a_class_of_the_module():
+    Settings.scale = 1.0
+    return lambda: Settings.scale, lambda: setattr(Settings, "scale", 3.0)
+
+
+def in_a_classs_list():
+    class Local:
+        scales = [1.0]
+
+    return lambda: Local.scales[0], lambda: Local.scales.__setitem__(0, 3.0)
+
+
+def over_a_classs_default():
+    class Local:
+        scale = 1.0
+
+    return attribute(Local())
+
+
+def over_a_modules_default():
+    class Net(nn.Module):
+        scale = 1.0
+
+    return attribute(Net())
+
+
+def of_a_function():
+    def scaled():
+        return getattr(scaled, "scale", 1.0)
+
+    return scaled, lambda: setattr(scaled, "scale", 3.0)
+
+
+def of_a_decorated_function():
+    @infer.config_enumerate
+    def scaled():
+        return getattr(scaled, "scale", 1.0)
+
+    return scaled, lambda: setattr(scaled, "scale", 3.0)
+
+
+def in_a_slot():
+    @dataclasses.dataclass(slots=True)
+    class Options:
+        scale: float = 1.0
+
+    return attribute(Options())
+
+
+def in_an_empty_slot():
+    class Options:
+        __slots__ = ("scale",)
+
+    return attribute(Options())
+
+
+def a_global_that_was_not_there():
+    globals().pop("LATER", None)
+    return lambda: 3.0 if "LATER" in globals() else 1.0, lambda: globals().update(LATER=True)
+
+
+def a_global_that_was_looked_for():
+    globals().pop("LATER", None)
+
+    def read():
+        try:
+            return LATER
+        except NameError:
+            return 1.0
+
+    return read, lambda: globals().update(LATER=3.0)
+
+
+def in_a_set():
+    active: set[str] = set()
+    return lambda: 3.0 if "wide" in active else 1.0, lambda: active.add("wide")
+
+
+def another_frozenset():
+    class Local:
+        active: frozenset[str] = frozenset()
+
+    return lambda: 3.0 if "wide" in Local.active else 1.0, lambda: setattr(Local, "active", frozenset(["wide"]))
+
+
+def in_a_deque():
+    row = collections.deque([1.0, 2.0])
+    return lambda: row[0], lambda: row.rotate()
+
+
+def far_in_a_list():
+    row = [1.0] * 2000
+    return lambda: row[1500], lambda: row.__setitem__(1500, 3.0)
+
+
+def far_in_a_dict():
+    row = dict.fromkeys(range(2000), 1.0)
+    return lambda: row[1500], lambda: row.__setitem__(1500, 3.0)
+
+
+CHANGES: dict[str, Callable[[], tuple[Callable[[], float], Callable[[], Any]]]] = {
+    "a class's attribute": of_a_class,
+    "an attribute of a class of the module": of_a_class_of_the_module,
+    "a list that a class holds": in_a_classs_list,
+    "an attribute over a class's default": over_a_classs_default,
+    "an nn.Module's attribute over its class's": over_a_modules_default,
+    "an attribute that was not there": lambda: attribute(types.SimpleNamespace()),
+    "an attribute of a library's namespace": lambda: attribute(argparse.Namespace(scale=1.0)),
+    "a function's attribute": of_a_function,
+    "a decorated function's attribute": of_a_decorated_function,
+    "a slot of a dataclass": in_a_slot,
+    "a slot that was empty": in_an_empty_slot,
+    "a global that was not there": a_global_that_was_not_there,
+    "a global that was looked for": a_global_that_was_looked_for,
+    "a set": in_a_set,
+    "another frozenset": another_frozenset,
+    "a deque": in_a_deque,
+    "far in a list": far_in_a_list,
+    "far in a dict": far_in_a_dict,
+}
+
+
+@pytest.mark.parametrize("make", CHANGES.values(), ids=[k.replace(" ", "-") for k in CHANGES])
+def test_a_python_value_that_changes_makes_a_new_record(make, replays):
+    def kind():
+        read, change = make()
+
+        def model(y):
+            mu = pyro.sample("mu", dist.Normal(0.0, read()))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        def guide(y):
+            pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+        def calls(i):
+            if i == 4:
+                change()
+            return (torch.tensor(1.0),), {}
+
+        return Script(model, guide, calls)
+
+    assert_same(fitted(kind, pyro_compat.SVI, 7, engine="trace"), fitted(kind, infer.SVI, 7), 1e-6)
+    said = replays()
+    assert sum("recorded in" in s for s in said) == 2 and not any("as in Pyro" in s for s in said), said
+
+
+def test_slots_of_an_argument_are_watched(replays):
+    @dataclasses.dataclass(slots=True)
+    class Options:
+        scale: float = 1.0
+
+    def kind():
+        options = Options()
+
+        def model(options, y):
+            mu = pyro.sample("mu", dist.Normal(0.0, options.scale))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        def calls(i):
+            options.scale = 1.0 if i < 4 else 3.0
+            return (options, torch.tensor(1.0)), {}
+
+        return Script(model, autoguide.AutoDelta(model), calls)
+
+    assert_same(fitted(kind, pyro_compat.SVI, 7, engine="trace"), fitted(kind, infer.SVI, 7), 1e-6)
+    assert any("Options.scale is another one" in s for s in replays())
+
+
+@pytest.mark.parametrize("count", ["in a class", "in a slot", "in a new attribute", "in a set", "in a deque"])
+def test_what_a_program_changes_itself_is_left_as_pyro_does(count, replays):
+    """A record is tried, and what it did to Python values is put back."""
+
+    class Counts:
+        n = 0
+
+    class Slotted:
+        __slots__ = ("n",)
+
+    def fit(svi, **options):
+        Counts.n, slotted, seen = 0, Slotted(), Counts()
+        slotted.n = 0
+        holds: dict[str, Any] = {"set": set(), "deque": collections.deque()}
+
+        def model(y):
+            if count == "in a class":
+                Counts.n += 1
+            elif count == "in a slot":
+                slotted.n += 1
+            elif count == "in a new attribute":
+                setattr(seen, f"n_{len(vars(seen))}", 1)
+            elif count == "in a set":
+                holds["set"].add(len(holds["set"]))
+            else:
+                holds["deque"].append(1)
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+        def guide(y):
+            pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+        fitted(lambda: Script(model, guide, always(torch.tensor(1.0))), svi, 5, **options)
+        return Counts.n, slotted.n, vars(seen), holds
+
+    assert fit(pyro_compat.SVI, engine="trace") == fit(infer.SVI)
+    assert "itself, at each call" in replays()[-1]
 
 
 def test_a_fit_is_copied_without_its_records():
