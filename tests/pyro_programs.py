@@ -153,7 +153,7 @@ def an_integer_size():
     return Case(model, None, {"n": 6, "hits": B})
 
 
-@case()
+@case(sample=NEEDS)
 def a_list_of_tensors_one_site_each():
     def model(data):
         f = pyro.sample("f", dist.Beta(10.0, 10.0))
@@ -270,7 +270,7 @@ def a_subsample_given():
     return Case(model, guide, {"x": X, "index": torch.tensor([0, 3, 4, 7, 8, 9])})
 
 
-@case(sample=NEEDS)
+@case()
 def the_guide_alone_subsamples():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -304,7 +304,7 @@ def an_amortised_guide_with_a_subsampling_plate():
     return Case(model, guide)
 
 
-@case()
+@case(sample=NEEDS)
 def a_sequential_plate():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -472,7 +472,7 @@ def enumeration_in_the_guide():
     return Case(model, guide)
 
 
-@case()
+@case(sample=NEEDS)
 def a_markov_chain():
     @config_enumerate
     def model(x):
@@ -485,7 +485,7 @@ def a_markov_chain():
     return Case(model, AutoNormal(poutine.block(model, expose=["p"])))
 
 
-@case(mcmc="none that is continuous")
+@case(sample=NEEDS, mcmc="none that is continuous")
 def a_markov_chain_with_params():
     def model(x):
         p = pyro.param("p", torch.tensor([0.3, 0.6]), constraint=constraints.unit_interval)
@@ -618,7 +618,7 @@ def a_parameter_that_nothing_reaches():
     return Case(model, mean_guide)
 
 
-@case()
+@case(predict="nothing can be drawn")
 def no_observed_site():
     def model():
         pyro.sample("z", dist.Normal(2.0, 3.0))
@@ -746,7 +746,7 @@ def multinomial_rows_of_different_totals():
     return Case(model, None, {"y": torch.tensor([[1.0, 2, 3], [4, 5, 0], [0, 1, 1]])})
 
 
-@case()
+@case(predict="nothing can be drawn")
 def a_factor_alone():
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -890,7 +890,7 @@ def lkj_and_multivariate():
     return Case(model, None, {"y": torch.randn(8, 3)})
 
 
-@case()
+@case(sample=NEEDS)
 def a_timeseries_with_gaussian_hmm():
     def model(x):
         s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
@@ -904,7 +904,7 @@ def a_timeseries_with_gaussian_hmm():
     return Case(model)
 
 
-@case()
+@case(sample=NEEDS)
 def a_history_in_a_loop():
     def model(x):
         drift = pyro.sample("drift", dist.Normal(0.0, 1.0))

@@ -27,7 +27,19 @@ from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
 from ppgen.engine.pathfinder import pathfinder
-from ppgen.inference import calibrate, diagnose, fit, loglik, posterior, predict, reconstruct, report, resume, sample
+from ppgen.inference import (
+    calibrate,
+    diagnose,
+    fit,
+    infer,
+    loglik,
+    posterior,
+    predict,
+    reconstruct,
+    report,
+    resume,
+    sample,
+)
 from ppgen.inference.diffusion.elbo_decomposition import ledger
 from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
@@ -38,6 +50,7 @@ from ppgen.inference.evaluation.compiled_sampler import drawer
 from ppgen.inference.evaluation.ecdf_bands import p_value
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.objective import Objective
+from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.report.corner import corner_figure
 from ppgen.inference.report.figures import figure_of, save
 from ppgen.inference.report.model_graph import _edges_of
@@ -47,6 +60,7 @@ from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.sampling.weighted import mixture_of
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
@@ -55,6 +69,7 @@ from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
+from ppgen.structure import inspect
 from ppgen.terms import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -317,9 +332,9 @@ def of_refit(folder):
 def of_guide_init(folder):
     program = NormalMean().double().setup({"x": X.double()}, "AutoNormal")
     assert start_at(program, {"x": X.double()}, starts=2, seed=0)
-    guide = program.autoguide
-    assert float(guide.locs.m.detach()) == pytest.approx(float(EXACT.loc), abs=1e-3)
-    assert float(guide.scales.m.detach()) == pytest.approx(float(EXACT.scale), rel=1e-3)
+    loc, scale = (float(v.detach()) for v in program.autoguide._get_loc_and_scale("m"))
+    assert loc == pytest.approx(float(EXACT.loc), abs=1e-3)
+    assert scale == pytest.approx(float(EXACT.scale), rel=1e-3)
 
 
 def of_ecdf_bands(folder):
@@ -397,9 +412,40 @@ def of_loglik(folder):
 def of_posterior(folder):
     tree = posterior(GuidedNormalMean(), {"x": X}, draws=3000)
     draws_agree(tree["posterior"]["m"].values[0], EXACT.loc, EXACT.variance)
+
+
+def of_predict(folder):
     run = fit(GuidedNormalMean(), {"x": X}, steps=0)
     new = predict(run, {}, draws=2000)["predictions"]["x"].values[0, :, 0]
     draws_agree(new, EXACT.loc, float(EXACT.variance) + 1.5**2)
+
+
+def of_infer(folder):
+    tree = infer(NormalMean(), {"x": X}, seed=0)
+    assert tree.attrs["verdict"] == "fine"
+    draws_agree(tree["posterior"]["m"].values.ravel()[::4], EXACT.loc, EXACT.variance)
+
+
+def of_weighted(folder):
+    """Draws of a mixture that is the posterior count in full; of one 1.5 times as wide they are weighed right."""
+    joint = log_joint(NormalMean().double(), {"x": X.double()})
+    generator = torch.Generator().manual_seed(0)
+    for width, least in ((1.0, 0.8), (1.5, 0.5)):
+        parts = [(EXACT.loc.double().reshape(1), (width * EXACT.scale).double().reshape(1, 1))]
+        q = mixture_of(parts, joint.value_and_grad, generator)
+        u = q.draw(4000, generator)
+        log_w = (joint(u) - q.log_prob(u)).double()
+        w = torch.softmax(log_w, 0)
+        assert float(1 / (w**2).sum()) > least * len(w)
+        assert float((w[:, None] * u).sum()) == pytest.approx(float(EXACT.loc), abs=0.05 * float(EXACT.scale))
+
+
+def of_pyro_objective(folder):
+    """At the exact posterior Trace_ELBO is log p(x), whatever is drawn."""
+    program = GuidedNormalMean().setup({"x": X})
+    loss, bound = PyroObjective(program, inspect(program, {"x": X}), len(X), Trace_ELBO())({"x": X})
+    assert float(bound) == pytest.approx(EVIDENCE, abs=1e-3)
+    assert float(loss.detach()) == pytest.approx(-EVIDENCE / len(X), abs=1e-4)
 
 
 def of_chain_terms(folder):

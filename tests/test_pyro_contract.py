@@ -80,6 +80,23 @@ def scale_and_mask_of_a_site_are_not_applied__ppgen_terms():
     return site()["scale"] == 2.0 and site()["mask"].tolist() == [True, True, False]
 
 
+def a_handler_around_a_function_is_a_bound_partial_of_it__ppgen_handlers():
+    from pyro.poutine.messenger import _bound_partial
+
+    def model():
+        return None
+
+    handled = pyro.poutine.scale(scale=2.0)(model)
+    return type(handled) is _bound_partial and handled.func.args[1] is model
+
+
+def a_plate_draws_its_subsample_in_a_static_method__ppgen_handlers():
+    from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+    size, subsample_size, subsample = SubsampleMessenger._subsample("rows", 5, None, None)
+    return (size, subsample_size, len(subsample)) == (5, 5, 5)
+
+
 def a_site_without_scale_has_the_float_1__ppgen_terms():
     return type(site("mu")["scale"]) is float and site("mu")["mask"] is None
 

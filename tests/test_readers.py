@@ -210,8 +210,6 @@ JSON = {
     "ragged": ('{"x": [[1, 2], [3]]}', "column 'x'.*ragged"),
     "null": ('{"x": [1, null]}', "column 'x'.*row 1"),
     "list": ("[1, 2]", "top level is a list"),
-    "object in object": ('{"x": {"a": 1}}', "column 'x'.*dict"),
-    "text": ('{"x": [1], "about": "schools"}', "column 'about'"),
     "empty": ("{}", "no columns"),
     "zero rows": ('{"x": [], "y": []}', "all-zero-length"),
     "two documents": ('{"x": 1} {"x": 2}', "cannot be read as json"),
@@ -229,7 +227,7 @@ def test_json_refused(tmp_path, case):
 def test_json_as_stan_writes_it(tmp_path):
     (tmp_path / "a.json").write_text('{"J": 3, "y": [28, 8, -3], "sigma": [15.0, 10, 16]}')
     loaded = data.load(tmp_path / "a.json")
-    assert loaded["J"].shape == () and loaded["J"] == 3
+    assert type(loaded["J"]) is int and loaded["J"] == 3
     assert loaded["y"].dtype == torch.int64 and loaded["sigma"].dtype == torch.float32
     assert data.row_columns(loaded) == ("y", "sigma")
 

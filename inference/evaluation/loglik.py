@@ -211,7 +211,8 @@ def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: 
         return data
     few = take(data, slice(0, n), structure.row_columns)
     try:
-        run_once(program, few)
+        for trace in run_once(program, few):
+            trace.compute_log_prob()
         return few
     except Exception:  # parameters of one value a row
         return data
