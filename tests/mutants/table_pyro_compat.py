@@ -8,7 +8,7 @@ TRACED, COMPILED = f"{FILE}::test_traced_steps_are_pyros[{{}}]", f"{FILE}::test_
 MUTANTS: list[Mutant] = [
     Mutant(
         "an_attribute_is_not_looked_at",
-        "if (now := container.get(key)) is not value and _other(now, value):",
+        "if (now := container.get(key, MISSING)) is not value and _other(now, value):",
         "if False:",
         TRACED.format("an-attribute-that-changes"),
     ),
