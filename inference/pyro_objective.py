@@ -99,7 +99,7 @@ class PyroObjective(nn.Module):
         """Loss in nats a row, and minus the loss of all rows."""
         given = put_together(batch)
         names = [n for n in self.program.columns if n in given]
-        model, guide = self._part("model", names), self._part("guide", names)
+        model, guide = (_Part(self.program, part, names) for part in ("model", "guide"))
         args, kwargs = [given[n] for n in names], {k: v for k, v in given.items() if k not in names}
         if hasattr(self.loss, "differentiable_loss"):
             loss = self.loss.differentiable_loss(model, guide, *args, **kwargs)
@@ -110,9 +110,6 @@ class PyroObjective(nn.Module):
         if not isinstance(loss, Tensor):
             raise PpgenError(f"the loss {_name(self.loss)} gives {loss!r}; expected a tensor with a gradient")
         return loss / self.rows, -loss.detach()
-
-    def _part(self, part: str, names: list[str]) -> _Part:
-        return _Part(self.program, part, names)
 
     def _with_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
         """A loss that writes its gradients by itself, as one tensor that has them."""

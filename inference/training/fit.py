@@ -405,7 +405,7 @@ def _example(
 def _same_shapes(program: Program, few: Mapping[str, Tensor], structure: Structure, t: Traces) -> bool:
     """Whether the global latents have the same shapes on a few rows: not where the rows tell the number of groups."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), program.in_brief():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief():
             own = pyro.poutine.trace(lambda: program.call("model", few)).get_trace().nodes
     except Exception:  # written for one number of rows
         return False

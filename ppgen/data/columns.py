@@ -227,9 +227,8 @@ def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str)
 
 def _argument(name: str, value: Any, where: str) -> dict[str, Any]:
     """One argument: a column, a constant, or the columns of a container."""
-    if is_literal(value) or isinstance(value, PackedSequence):
-        return {name: value}
-    if isinstance(value, tuple) and all(map(is_literal, value)):
+    plain = isinstance(value, tuple) and all(map(is_literal, value))
+    if plain or is_literal(value) or isinstance(value, PackedSequence):
         return {name: value}
     if is_container(value) and (isinstance(value, dict | tuple) or not _stacks(value)) and holds_tensors(value):
         return taken_apart(
