@@ -16,6 +16,7 @@ from ppgen.inference.objective import Objective
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.report import report
 from ppgen.inference.report.tree_plots import plot_tree
+from ppgen.inference.sampling.evidence import bayes_factors, evidence
 from ppgen.inference.sampling.infer import infer
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.training.fit import fit, resume
@@ -24,12 +25,14 @@ from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
 __all__ = [
     "Finding",
     "Objective",
+    "bayes_factors",
     "calibrate",
     "chain_weights",
     "compare",
     "diagnose",
     "draw",
     "drawer",
+    "evidence",
     "fit",
     "impute",
     "infer",

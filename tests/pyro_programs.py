@@ -896,8 +896,12 @@ def a_timeseries_with_gaussian_hmm():
         s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
         eye = torch.eye(1)
         d = dist.GaussianHMM(
-            dist.Normal(torch.zeros(1), 1.0).to_event(1), eye, dist.Normal(torch.zeros(1), s).to_event(1),
-            eye, dist.Normal(torch.zeros(1), 0.5).to_event(1), duration=len(x),
+            dist.Normal(torch.zeros(1), 1.0).to_event(1),
+            eye,
+            dist.Normal(torch.zeros(1), s).to_event(1),
+            eye,
+            dist.Normal(torch.zeros(1), 0.5).to_event(1),
+            duration=len(x),
         )
         pyro.sample("x", d, obs=x[:, None])
 

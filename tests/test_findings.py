@@ -433,7 +433,7 @@ def survives_json(findings):
 
 
 def test_one_check_of_several_is_not_fine():
-    for group in TOGETHER:
+    for group in (s for sets in TOGETHER for s in sets):
         details = {"per": "row", "rows": 1, "particles": 9, "beside": "corrected", "count": 0, "draws": 9}
         all_of_it = [Finding(m, "z", 1.0, 1.0, "fine", details) for m in sorted(group)]
         assert verdict(all_of_it) == "fine"

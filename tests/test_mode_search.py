@@ -14,8 +14,9 @@ from torch.distributions import Categorical, Independent, MultivariateNormal
 import ppgen
 from ppgen import Program
 from ppgen.inference import diagnose, fit, mcmc
+from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.verdicts.findings import load_findings, verdict
-from ppgen.inference.verdicts.mode_search import Evidence, _bridge, unseen_modes
+from ppgen.inference.verdicts.mode_search import _bridge, unseen_modes
 
 LOG_Z = 2.5  # nats, of every density here
 

@@ -45,6 +45,7 @@ from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.evaluation.bridge import bridge_sampling
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.evaluation.compiled_sampler import drawer
 from ppgen.inference.evaluation.ecdf_bands import p_value
@@ -57,6 +58,8 @@ from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
+from ppgen.inference.sampling.evidence import evidence
+from ppgen.inference.sampling.hamiltonian import Frame, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
@@ -542,6 +545,40 @@ def of_mcmc(folder):
 
 def of_chees(folder):
     sampled(chains=16, draws=200, warmup=60, metric="diag")
+
+
+def of_smc(folder):
+    """The posterior and the evidence of a conjugate model."""
+    tree = mcmc(NormalMean(), {"x": X}, "smc", chains=16, draws=150, predictive=False, prior=False)
+    m = tree["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+    assert abs(tree.attrs["log_evidence"] - EVIDENCE) < 4 * tree.attrs["log_evidence_se"] < 0.2
+
+
+def of_hamiltonian(folder):
+    """A leapfrog step errs by the cube of its length, and as many of the proposals are accepted as e^-ΔH says."""
+    joint = log_joint(NormalMean(), {"x": X})
+    scale = EXACT.scale.reshape(1)
+    frame = Frame(EXACT.loc.reshape(1), scale)
+    start = frame.chains(joint, EXACT.sample((4000,))[:, None])
+    _, new, _, outcome, _ = transition(joint, start, frame, 0.5, 3, torch.Generator().manual_seed(0))
+    draws_agree(frame.out(new.y)[:, 0], EXACT.loc, EXACT.variance)
+    assert 0.95 < float(outcome.acceptance.mean()) < 1.0 and not outcome.diverging.any()
+
+
+def of_bridge(folder):
+    q = torch.distributions.Normal(EXACT.loc + EXACT.scale, 2 * EXACT.scale)
+    at_q, at_p = (EVIDENCE + EXACT.log_prob(u) - q.log_prob(u) for u in (q.sample((4000,)), EXACT.sample((4000,))))
+    log_z, se = bridge_sampling(at_q, at_p)
+    assert abs(log_z - EVIDENCE) < 4 * se < 0.1
+
+
+def of_evidence(folder):
+    """Both bounds hold, and both estimates are the evidence."""
+    for b in evidence(NormalMean(), {"x": X}).bounds:
+        off = float(b.values[0]) - EVIDENCE
+        slack = 4 * float(b.se[0]) + 1e-3
+        assert {"lower": off < slack, "upper": off > -slack}.get(b.kind, abs(off) < slack < 0.1), b.name
 
 
 def of_nuts(folder):

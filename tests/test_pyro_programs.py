@@ -1,6 +1,6 @@
 """Programs that run in Pyro run here as they stand, and have Pyro's ELBO; what cannot be done is said in one sentence.
 
-    python tests/test_pyro_programs.py      writes docs/pyro_programs.md
+python tests/test_pyro_programs.py      writes docs/pyro_programs.md
 """
 
 from __future__ import annotations

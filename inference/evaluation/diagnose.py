@@ -26,7 +26,7 @@ from ppgen.data import take
 from ppgen.draws import Many
 from ppgen.engine import log_joint
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.estimates import LogLik
+from ppgen.inference.evaluation.estimates import Evidence, LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
@@ -34,7 +34,7 @@ from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
-from ppgen.inference.verdicts.mode_search import Evidence, unseen_modes
+from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta

@@ -12,8 +12,8 @@ class Bound(NamedTuple):
     """A figure for log p(x).
 
     Attributes:
-        name: exact, estimate, elbo or iw.
-        kind: exact, estimate (unbiased), or lower (a lower bound in expectation).
+        name: exact, estimate, elbo or iw; of `evidence` also bridge, smc, eubo.
+        kind: exact, estimate, lower (a lower bound in expectation), or upper.
         values: nats, one a row; or one for the whole data set, where some latent is global.
         se: the Monte Carlo standard error of each value, 0 where exact.
     """
@@ -38,6 +38,13 @@ class Bound(NamedTuple):
         """Standard error of `mean` as an estimate for new rows: spread over rows and Monte Carlo; nan for one value."""
         n = len(self.values)
         return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+class Evidence(NamedTuple):
+    """An estimate of log p(x), all rows and all latents, in nats, and its standard error."""
+
+    log_z: float
+    se: float
 
 
 class LogLik(NamedTuple):

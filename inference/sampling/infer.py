@@ -4,12 +4,13 @@
                seen become further normals of the proposal
     flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
+    smc        tempered SMC: where modes are separated
 
 A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every
 check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
 Where none is, the one of the best verdict is returned, and says so.
 
-Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/chees.py`.
+Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.joint import in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
@@ -155,7 +157,8 @@ def infer(
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
-        problem = Problem((program, data), made, structure, joint, in_blocks(joint), seed, ends, groups)
+        target = in_blocks(joint.value_and_grad, BLOCK)
+        problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
     seconds = time.monotonic() - began
@@ -237,21 +240,6 @@ def _joint(made: Prepared) -> LogJoint:
     if CALLS * (time.perf_counter() - began) < WORTH:
         return joint
     return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
-
-
-def in_blocks(joint: LogJoint) -> Density:
-    """The log joint and its gradient at any number of vectors, always by the graph of `BLOCK` of them."""
-
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        values, gradients = [], []
-        for part in u.split(BLOCK):
-            full = torch.cat([part, part[-1:].expand(BLOCK - len(part), -1)]) if len(part) < BLOCK else part
-            value, gradient = joint.value_and_grad(full)
-            values.append(value[: len(part)])
-            gradients.append(gradient[: len(part)])
-        return torch.cat(values), torch.cat(gradients)
-
-    return density
 
 
 # -- the rungs -----------------------------------------------------------------------------------------------
@@ -337,14 +325,23 @@ def flow(problem: Problem) -> Outcome:
 
 def chees(problem: Problem) -> Outcome:
     """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
+    return _sampled(problem, "chees")
+
+
+def smc(problem: Problem) -> Outcome:
+    """Islands of particles, by tempering: every mode in its proportion."""
+    return _sampled(problem, "smc")
+
+
+def _sampled(problem: Problem, kernel: str) -> Outcome:
     given, data = problem.given
     level, quiet = log.level, logging.ERROR
     log.setLevel(quiet)  # what is not fine is said of the answer
     try:
-        made = mcmc(given, data, "chees", seed=problem.seed, report=problem.in_time, **problem.groups)
+        made = mcmc(given, data, kernel, seed=problem.seed, report=problem.in_time, **problem.groups)
     finally:
         log.setLevel(level)
     return Outcome(lambda: made, load_findings(made))
 
 
-LADDER: tuple[Rung, ...] = (gaussian, flow, chees)
+LADDER: tuple[Rung, ...] = (gaussian, flow, chees, smc)

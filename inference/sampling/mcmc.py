@@ -24,6 +24,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.check import columns, running_of
 from ppgen.data import Table, row_columns, validate
 from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.joint import in_blocks
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
@@ -32,6 +33,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
+from ppgen.inference.sampling.weighted import score
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -115,11 +117,20 @@ def mcmc(
         said = findings(found, joint)
         wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
         traced = joint if wide else log_joint(made.program, made.data, engine="trace")
-        target = _density(traced, "chees", C if wide else WIDE, metric)
+        target = (
+            in_blocks(joint.value_and_grad, WIDE)
+            if found.evidence
+            else _density(traced, "chees", C if wide else WIDE, metric)
+        )
+        if found.evidence is not None:
+            u = found.u.flatten(0, 1)
+            said.append(score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels))
         said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
         "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
+    if found.evidence is not None:
+        tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:
@@ -185,9 +196,7 @@ class Prepared(NamedTuple):
 
     def structure(self, joint: LogJoint) -> Structure:
         """Told by the model alone: a guide is not needed, and not looked at."""
-        return somewhere(
-            lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False)
-        )
+        return somewhere(lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False))
 
 
 @contextmanager
@@ -248,24 +257,28 @@ def run_chains(
         joint: the log joint; torch's default dtype is that of its data.
         structure: of the program, where it is known; else it is taken to have flat priors.
     """
-    dim = joint.dim
     generator = torch.Generator().manual_seed(seed)
-    target = _density(joint, kernel, chains, metric)
-
-    def value(u: Tensor) -> Tensor:
-        return target(u)[0]
-
     sites = structure.sites if structure is not None else ()
-    start = starts(value, chains, dim, prior_of(joint, sites), generator)
-    if dim <= DENSE_DIM:
-        paths = pathfinder(target, start, generator=generator)
+    prior = prior_of(joint, sites)
+    file = kernels.named(kernel)
+    target = _density(joint, kernel, chains, metric)
+    if hasattr(file, "begin"):
+        start = file.begin(joint, chains, prior, generator)
     else:
-        paths = Paths(start, value(start), start.mean(0), torch.ones(dim), 0)
-    found = kernels.named(kernel).sample(
-        joint, paths, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report
-    )
-    _require_normalised(joint, value, found, sites)
+        start = _paths(target, chains, joint.dim, prior, generator)
+    found = file.sample(joint, start, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report)
+    _require_normalised(joint, lambda u: target(u)[0], found, sites)
     return found
+
+
+def _paths(
+    target: Density, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
+) -> Paths:
+    """Pathfinder's, or beyond its dimensions the starts themselves."""
+    start = starts(lambda u: target(u)[0], chains, dim, prior, generator)
+    if dim <= DENSE_DIM:
+        return pathfinder(target, start, generator=generator)
+    return Paths(start, target(start)[0], start.mean(0), torch.ones(dim), 0)
 
 
 def _require_normalised(
@@ -298,6 +311,8 @@ def _require_normalised(
 
 def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
+    if hasattr(file := kernels.named(kernel), "begin"):
+        return in_blocks(joint.value_and_grad, file.BLOCK)
     dim = joint.dim
     step, zero = torch.tensor(0.0), torch.zeros(dim)
     root = torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim)
@@ -314,7 +329,7 @@ def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
         put = torch.cat if at_once else torch.stack
         return put([lp for lp, _ in parts]), put([g for _, g in parts])
 
-    at_once = kernels.named(kernel).TOGETHER
+    at_once = file.TOGETHER
     return density
 
 
@@ -336,7 +351,15 @@ def _unseen(
     independent = effective if effective > chains else chains
     prior = prior_of(joint, sites)
     try:
-        one = unseen_modes(target, found.u.flatten(0, 1), independent, prior=prior, name=joint.place, seed=seed)
+        one = unseen_modes(
+            target,
+            found.u.flatten(0, 1),
+            independent,
+            evidence=found.evidence,
+            prior=prior,
+            name=joint.place,
+            seed=seed,
+        )
     except PpgenError as e:  # it cannot be traced
         one = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": str(e).split(";")[0]})
     return [] if one is None else [one]

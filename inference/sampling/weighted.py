@@ -28,10 +28,11 @@ from torch import Tensor
 
 from ppgen.engine import LogJoint
 from ppgen.engine.pathfinder import Density, mixture_weights
+from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
-from ppgen.inference.verdicts.mode_search import Evidence, search_modes
+from ppgen.inference.verdicts.mode_search import search_modes
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
@@ -59,18 +60,30 @@ class Mixture(NamedTuple):
         return self.means[which] + (self.roots[which] @ z[..., None])[..., 0]
 
     def log_prob(self, u: Tensor) -> Tensor:
+        """(n, dim) -> (n,)."""
+        return self.value_and_grad(u)[0]
+
+    def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log q of vectors, (n, dim) -> (n,), and its gradient, (n, dim)."""
         dim = u.shape[-1]
-        each = []
+        identity = torch.eye(dim).to(u)
+        values, gradients = [], []
         for log_weight, mean, root in zip(self.log_weights.log_softmax(0), self.means, self.roots, strict=True):
-            r2 = torch.linalg.solve_triangular(root, (u - mean).mT, upper=False).square().sum(0)
-            normal = -0.5 * (r2 + dim * math.log(2 * math.pi))
+            inverse = torch.linalg.solve_triangular(root, identity, upper=False)
+            z = (u - mean) @ inverse.mT
+            r2 = z.square().sum(-1)
+            normal = -0.5 * (r2 + dim * math.log(2 * math.pi)) + math.log(1 - DEFENSIVE)
             t = (
                 math.lgamma((DEGREES + dim) / 2) - math.lgamma(DEGREES / 2) - dim / 2 * math.log(DEGREES * math.pi)
-                - (DEGREES + dim) / 2 * torch.log1p(r2 / DEGREES)
+                - (DEGREES + dim) / 2 * torch.log1p(r2 / DEGREES) + math.log(DEFENSIVE)
             )  # fmt: skip
-            both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))
-            each.append(log_weight + both - root.diagonal().log().sum())
-        return torch.logsumexp(torch.stack(each), 0)
+            both = torch.logaddexp(normal, t)
+            slope = (normal - both).exp() + (t - both).exp() * (DEGREES + dim) / (DEGREES + r2)
+            values.append(log_weight + both - root.diagonal().log().sum())
+            gradients.append(-(slope[:, None] * z) @ inverse)
+        each = torch.stack(values)
+        gradient = (each.softmax(0)[..., None] * torch.stack(gradients)).sum(0)
+        return torch.logsumexp(each, 0), gradient
 
 
 class Weighted(NamedTuple):
@@ -122,7 +135,7 @@ def weigh(
     found = [_importance(u, w, float(k[0]), ess, joint.labels)]
     if found[0].verdict == WRONG:
         return Weighted(u, w, evidence, found, [])
-    found.append(_score(u, w, g, joint.labels))
+    found.append(score(u, w, g, joint.labels))
     index = torch.multinomial(w, 4000, replacement=True, generator=torch.Generator().manual_seed(seed))
     found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
@@ -151,7 +164,7 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> F
     return Finding("importance", labels[worst], asked, most, graded, said)
 
 
-def _score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:
+def score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:
     """E_w[z g] + 1 in coordinates in which the draws have mean 0 and covariance I: the largest, less its error."""
     mean = (w[:, None] * u).sum(0)
     off = u - mean
@@ -174,4 +187,3 @@ def mixture_of(parts: list[tuple[Tensor, Tensor]], target: Density, generator: t
     means, roots = torch.stack([m for m, _ in parts]), torch.stack([L for _, L in parts])
     weights = mixture_weights(target, means, roots, generator) if len(parts) > 1 else torch.zeros(1).to(means)
     return Mixture(weights.clamp_min(float(weights.max()) - math.log(1e3)), means, roots)
-

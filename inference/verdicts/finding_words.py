@@ -254,6 +254,16 @@ def _e_bfmi(f: Finding) -> Words:
     )
 
 
+def _evidence_se(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return f"log p(x) is known to {f.figure:.2g} nats: the islands agree on the mass of what they have found", ""
+    return (
+        f"log p(x) has a standard error of {f.figure:.2g} nats (good up to {f.threshold}): the islands of particles do "
+        "not agree on it, nor on the mass of separated modes",
+        "Sample with more particles (draws=, --draws).",
+    )
+
+
 def _tail_khat(f: Finding) -> Words:
     if f.verdict == "fine":
         return f"no latent's tails are too heavy for a mean and an sd (Pareto k-hat below {f.threshold})", ""
@@ -398,7 +408,8 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi, _tail_khat,
-        _importance, _score, _unseen_modes, _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
+        _evidence_se, _tail_khat, _importance, _score, _unseen_modes, _predictive, _calibration, _score_difference,
+        _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 WRONG, LOOK, FINE = VERDICTS = ("wrong", "look", "fine")  # the worst first
 
-# Checks that stand for one question: where some were made, "fine" needs them all.
+# Checks that stand for one question: where some were made, "fine" needs all of a set.
+_CHAINS = frozenset(("rhat", "ess_bulk", "ess_tail"))
 TOGETHER = (
-    frozenset(("khat", "ess", "mean_off", "sd_ratio")),
-    frozenset(("rhat", "ess_bulk", "ess_tail", "divergences", "e_bfmi")),
+    (frozenset(("khat", "ess", "mean_off", "sd_ratio")),),
+    (_CHAINS | {"divergences", "e_bfmi"}, _CHAINS | {"evidence_se"}),  # of chains; of islands of particles
 )
 
 
@@ -110,7 +111,7 @@ def verdict(findings: Iterable[Finding]) -> str:
     found = list(findings)
     worst = min((f.verdict for f in found), key=VERDICTS.index, default=LOOK)
     measured = {f.measure for f in found}
-    part = any(measured & group and not group <= measured for group in TOGETHER)
+    part = any(measured & sets[0] and not any(s <= measured for s in sets) for sets in TOGETHER)
     return LOOK if worst == FINE and part else worst
 
 

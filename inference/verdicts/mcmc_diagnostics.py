@@ -35,11 +35,13 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 
 GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001
+GOOD_EVIDENCE = 0.2  # nats
 SUPERCHAINS = 8
 TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
@@ -56,22 +58,29 @@ class _Latents(Protocol):
 
 def findings(found: Draws, joint: _Latents) -> list[Finding]:
     """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, proposals outside of the
-    support (where the kernel can tell), E-BFMI, heavy tails.
+    support (where the kernel can tell), E-BFMI, heavy tails. Of islands of particles the error of log p(x) takes the
+    place of the three that are about moves.
 
     Args:
         found: the chains, on the unconstrained scale.
         joint: what they are draws of.
     """
     u = found.u.movedim(1, 0).numpy()  # (chains, draws, entries)
-    lp, energy, diverging = (found.stats[n].T.numpy() for n in ("lp", "energy", "diverging"))
+    lp = found.stats["lp"].T.numpy()
+    if found.evidence is None:
+        moves = [
+            _divergences(found.stats["diverging"].numpy()),
+            *_outside(found.stats),
+            _energy(found.stats["energy"].T.numpy()),
+        ]
+    else:  # weights, and not moves alone, bring particles to where they have to be
+        moves = [_evidence(found.evidence)]
     return [
         *_chains(u, lp),
         _agreement(u, joint.labels),
         _enough("ess_bulk", _each(u, "ess"), joint.labels),
         _enough("ess_tail", _each(u, "ess", method="tail", prob=TAILS), joint.labels),
-        _divergences(diverging),
-        *_outside(found.stats),
-        _energy(energy),
+        *moves,
         heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
 
@@ -138,6 +147,11 @@ def _outside(stats: Mapping[str, Tensor]) -> list[Finding]:
         return []
     count, draws = int(stats["outside"].sum()), stats["outside"].numel()
     return [Finding("outside_support", "", count / draws, np.nan, FINE, {"count": count, "draws": draws})]
+
+
+def _evidence(evidence: Evidence) -> Finding:
+    """How well islands of particles agree on log p(x), and with it on the mass of separated modes."""
+    return Finding("evidence_se", "", evidence.se, GOOD_EVIDENCE, grade(evidence.se, GOOD_EVIDENCE, 3 * GOOD_EVIDENCE))
 
 
 def _energy(energy: np.ndarray) -> Finding:

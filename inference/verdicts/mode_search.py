@@ -11,8 +11,7 @@ It sees modes that a climb from the prior, from a wide box or from the draws' mi
 about normal; not a mode that no start leads to. Where all that is missing equals what is there, the modes are copies
 of each other (exchangeable components, a sign that can be flipped), told as such.
 
-Sources: Pathfinder (Zhang, Carpenter, Gelman, Vehtari 2022, arXiv:2108.03782); Simulating ratios of normalizing
-constants via a simple identity (Meng & Wong 1996).
+Source: Pathfinder (Zhang, Carpenter, Gelman, Vehtari 2022, arXiv:2108.03782).
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.pathfinder import Density, climb
+from ppgen.inference.evaluation.bridge import bridge_sampling
+from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
@@ -37,13 +38,6 @@ LEAST_ESS = 20  # of a region's weights, for its mass to be known
 MISSING = (0.01, 0.05)  # the share of the mass from which on it is told, and is "wrong"
 SURE = 3.0  # standard errors
 LARGEST = 200  # entries of u: a climb keeps a matrix of so many squared
-
-
-class Evidence(NamedTuple):
-    """log Z of what the draws have seen, in nats, and its standard error."""
-
-    log_z: float
-    se: float
 
 
 class _Normal(NamedTuple):
@@ -116,9 +110,8 @@ def search_modes(
         return None
     generator = torch.Generator().manual_seed(seed)
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
-    ends, climbed = _places(
-        target, _starts(draws, prior, generator), generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10
-    )
+    start = starts_around(draws, prior, generator)
+    ends = places(target, start, generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
         return None
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
@@ -129,7 +122,7 @@ def search_modes(
     missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
     seen = [r for r, gone in zip(regions, missing, strict=True) if not gone]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
-    searched = {"starts": climbed, "places": len(ends), "of": "guide" if of_guide else "chains"}
+    searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
         return Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
     where = name(unseen[0].q.m)
@@ -147,7 +140,7 @@ def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
     return [(r.q.m, r.q.L) for r in regions]
 
 
-def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
+def starts_around(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
     """Draws, their mirror images in some coordinates, boxes around them of 1 to 1000 sd, and draws of the prior."""
     dim, sd = draws.shape[1], draws.std(0).clamp_min(1e-12)
 
@@ -165,9 +158,9 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
     return torch.cat(kinds)
 
 
-def _places(
-    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool]
-) -> tuple[list[_Normal], int]:
+def places(
+    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool] = lambda q: True
+) -> list[_Normal]:
     """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
     draws have seen, and of those that they have not."""
     paths = climb(target, start, generator=generator, enough=ENOUGH)
@@ -186,7 +179,7 @@ def _places(
             normal = _at(target, paths.top[i])
             if normal is not None and sum(seen(old) == seen(normal) for old in tops) < MOST:
                 tops.append(normal)
-    return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)
+    return kept + [new for new in tops if all(_apart(new, old) for old in kept)]
 
 
 def _at(target: Density, top: Tensor) -> _Normal | None:
@@ -272,10 +265,7 @@ def _different(regions: list[_Region]) -> list[_Region]:
 
 
 def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: torch.Generator) -> Evidence:
-    """log Z of the posterior by bridge sampling between its draws and a mixture that half of them makes.
-
-    Z = E_q[p̃ h] / E_p[q h],   h = 1 / (s₁ p̃ + s₂ Z q), iterated
-    """
+    """log Z of the posterior by bridge sampling between its draws and a mixture that half of them makes."""
     n = len(draws) // 2
     made, held = draws[:n], draws[n:]
     cov = torch.cov(made.mT).reshape(draws.shape[1], -1)
@@ -290,18 +280,4 @@ def _bridge(target: Density, draws: Tensor, parts: list[_Normal], generator: tor
         return torch.logsumexp(torch.stack([q.log_prob(x) for q in normals]), 0) - math.log(len(normals))
 
     at_q, at_p = (torch.nan_to_num(target(x)[0], nan=-math.inf).double() - log_q(x).double() for x in (u, held))
-    s1, s2 = len(held) / (len(held) + len(u)), len(u) / (len(held) + len(u))
-    log_z = float(at_p.median())
-    for _ in range(1000):
-        before = log_z
-        # with l = log p̃ − log q − log Z: p̃ h ~ e^l / (s1 e^l + s2), q h ~ 1 / (s1 e^l + s2)
-        f = torch.exp(at_q - log_z) / (s1 * torch.exp(at_q - log_z) + s2)
-        f = torch.where(at_q - log_z > 500, torch.full_like(f, 1 / s1), f)
-        g = 1 / (s1 * torch.exp((at_p - log_z).clamp_max(500)) + s2)
-        log_z = before + float(f.mean().log() - g.mean().log())
-        if not math.isfinite(log_z):
-            return Evidence(math.nan, math.inf)
-        if abs(log_z - before) < 1e-6:
-            break
-    se = math.hypot(float(f.std() / f.mean()) / len(f) ** 0.5, float(g.std() / g.mean()) / len(g) ** 0.5)
-    return Evidence(log_z, se)
+    return bridge_sampling(at_q, at_p)

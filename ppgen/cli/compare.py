@@ -20,13 +20,15 @@ def compare(
     = None,
     draws: Annotated[int, typer.Option(help="Posterior draws, where latents are global.")] = 4000,
     particles: Annotated[int, typer.Option(help="Importance weights a row, where latents are local.")] = 1000,
+    evidence: Annotated[bool, typer.Option("--evidence", help="Bayes factors: log p(x) of all rows, latents out.")]
+    = False,
     columns: Columns = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:  # fmt: skip
     """One table over models and families: log predictive density, its kind, and paired differences with their s.e.
 
-    Leave-one-out where what rows share was inferred; else log p(x) of held-out rows.
+    Leave-one-out where what rows share was inferred; else log p(x) of held-out rows. Or Bayes factors (--evidence).
     """
     from ppgen.cli import output
     from ppgen.cli.options import amortised
@@ -36,6 +38,8 @@ def compare(
     from ppgen.run import Run, sources
     from ppgen.run.files import read_netcdf
 
+    if evidence:
+        return _bayes_factors(runs, data, split, columns, seed, json)
     found: dict[str, Score] = {}
     for path in runs:
         name = str(path)
@@ -69,3 +73,30 @@ def _print_scores(table: list[dict[str, Any]]) -> None:
         ],
         title=f"Log predictive density over {table[0]['rows']} rows",
     )  # fmt: skip
+
+
+def _bayes_factors(
+    runs: list[Path], data: str | None, split: str | None, columns: str | None, seed: int, json: bool
+) -> None:
+    from ppgen.inference import bayes_factors, evidence
+    from ppgen.run import Run, sources
+
+    found = {}
+    for path in runs:
+        if path.suffix == ".nc":
+            raise PpgenError(f"{path} is a posterior, and a Bayes factor (--evidence) is of runs; name their folders")
+        run = Run.load(path)
+        found[str(path)] = evidence(run, sources.of_run(run, data, split, columns=columns)[1], seed=seed)
+    result = bayes_factors(found)
+    if json:
+        print_json({"models": result.table()})
+        return
+    rows = [
+        [t["name"], t["nats"], t["se"], t["log_bayes_factor"], t["log_bayes_factor_se"] or None] for t in result.table()
+    ]
+    print_table(["", "log p(x), nats", "± s.e.", "log Bayes factor", "± s.e."], rows, title="Evidence, all rows")
+    if result.flat:
+        print(
+            f"The priors of {', '.join(result.flat)} are flat somewhere: log p(x) is known up to a constant, and a "
+            "Bayes factor means nothing; give the latents proper priors."
+        )

@@ -44,8 +44,9 @@ def fit(
         int | None, typer.Option(help="Starting points tried for the guide. [default: 8 for a flow]")
     ] = None,
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed. [default: by data]")]
-    = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed. [default: by data]")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
     seed: Annotated[int, typer.Option(help="The one seed: parameters, order of the data, draws.")] = 0,
     columns: Columns = None,

@@ -26,6 +26,7 @@ from torch.distributions import biject_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_seconds
+from ppgen.engine.pathfinder import Density
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
@@ -57,6 +58,8 @@ class LogJoint:
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
         summed: discrete latents that are summed out.
+        proper: whether the latents' terms are the log-density of draws from the prior: none is flat, scaled or masked,
+            and none may depend on a discrete latent.
     """
 
     def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0):
@@ -102,6 +105,7 @@ class LogJoint:
             self._blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()
         self.summed = tuple(summed)
+        self.proper = all(_is_proper(sites.nodes[n], bool(summed)) for n in self._blocks)
         frames = [f for s in sites.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
         self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
         if summed and not start:
@@ -123,6 +127,11 @@ class LogJoint:
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(..., dim) -> (...) in nats and (..., dim)."""
         value, grad = self._run("grad", u)
+        return value, grad
+
+    def prior_value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-density of `prior`'s draws, where the prior is `proper`, and its gradient; see `value_and_grad`."""
+        value, grad = self._run("prior", u)
         return value, grad
 
     def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]:
@@ -192,7 +201,7 @@ class LogJoint:
     def _model(self) -> Any:
         return self.program.call("model", self.data)
 
-    def _one(self, u: Tensor) -> Tensor:
+    def _one(self, u: Tensor, prior: bool = False) -> Tensor:
         latents, total = {}, torch.zeros((), dtype=u.dtype)
         for name, b in self._blocks.items():
             inner = u[b.start : b.stop].view(b.shape)
@@ -203,7 +212,7 @@ class LogJoint:
                 found = summed_terms(self.program, self.data, self._nesting, latents=latents)
             else:
                 found = terms(run(self.program, self.data, latents=latents))
-        return total + log_joint_of(found)
+        return total + log_joint_of([t for t in found if t.role == "prior"] if prior else found)
 
     def prior(self) -> Tensor:
         """One draw from the prior, (dim,); from torch's random state."""
@@ -214,8 +223,8 @@ class LogJoint:
     # -- many --------------------------------------------------------------------------------------
 
     def _function(self, kind: str, many: bool) -> Callable[[Tensor], Any]:
-        if kind == "grad":
-            one = torch.func.grad_and_value(self._one)
+        if kind in ("grad", "prior"):
+            one = torch.func.grad_and_value(partial(self._one, prior=kind == "prior"))
             both: Callable[[Tensor], Any] = torch.func.vmap(one) if many else one
             return lambda u: both(u)[::-1]
         value: Callable[[Tensor], Any] = torch.func.vmap(self._one) if many else self._one
@@ -270,6 +279,31 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
     return LogJoint(program, data, engine=engine, calls=calls)
+
+
+def _is_proper(site: Mapping[str, Any], summed: bool) -> bool:
+    """Whether a latent's term is the log-density of its draws."""
+    fn, scale = site["fn"], site["scale"]
+    masked = site["mask"] is not None
+    while hasattr(fn, "base_dist"):
+        masked, fn = masked or hasattr(fn, "_mask"), fn.base_dist
+    plain = not isinstance(scale, Tensor) and scale == 1.0 and not masked
+    return plain and not summed and type(fn).__name__ != "Flat"
+
+
+def in_blocks(both: Density, block: int) -> Density:
+    """A log-density and its gradient (of a `LogJoint`) at any number of vectors, always by the graph of `block`."""
+
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = [], []
+        for part in u.split(block):
+            full = torch.cat([part, part[-1:].expand(block - len(part), -1)]) if len(part) < block else part
+            value, gradient = both(full)
+            values.append(value[: len(part)])
+            gradients.append(gradient[: len(part)])
+        return torch.cat(values), torch.cat(gradients)
+
+    return density
 
 
 def _labels(name: str, shape: torch.Size) -> list[str]:

@@ -83,9 +83,7 @@ def pathfinder(
 
 
 @torch.no_grad()
-def climb(
-    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
-) -> Climbs:
+def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9) -> Climbs:
     """Follows one path from each start; arguments as for `pathfinder`."""
     n, dim = start.shape
     u = start

@@ -186,9 +186,7 @@ class Calls:
 
     # -- replaying ---------------------------------------------------------------------------------
 
-    def _replayed(
-        self, plan: _Plan, replay: _Replay, arguments: Arguments, args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
+    def _replayed(self, plan: _Plan, replay: _Replay, arguments: Arguments, args: tuple, kwargs: dict[str, Any]) -> Any:
         replay.calls += 1
         if replay.calls == FIRST or not replay.calls % EVERY:
             value, why = self._both(replay.recorded, arguments, args, kwargs)

@@ -74,7 +74,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "nan_without_a_warning",
-        "return all(abs(torch_item(v)) < float(\"inf\") for v in losses)",
+        'return all(abs(torch_item(v)) < float("inf") for v in losses)',
         "return True",
         f"{FILE}::test_a_nan_loss_warns_as_in_pyro[trace]",
     ),

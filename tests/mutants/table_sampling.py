@@ -249,8 +249,8 @@ MUTANTS = [
     ),
     Mutant(
         "a_density_that_is_drawn_is_not_noticed",
-        "one, two = (site[\"fn\"].log_prob(site[\"value\"]) for _ in range(2))",
-        "one = two = site[\"fn\"].log_prob(site[\"value\"])",
+        'one, two = (site["fn"].log_prob(site["value"]) for _ in range(2))',
+        'one = two = site["fn"].log_prob(site["value"])',
         "tests/test_loglik.py::test_no_bound_by_weights_of_a_density_that_is_drawn",
     ),
 ]

@@ -9,7 +9,8 @@ A file has
     sample      (joint, paths, *, draws, warmup, metric, generator, report) -> `Draws`
 
 `sample` runs one chain from each of Pathfinder's draws, `paths.u`, on `joint`, a `ppgen.engine.LogJoint`; metric is
-diag, dense or auto; report is called with the number of iterations done, if the kernel can tell.
+diag, dense or auto; report is called with the number of iterations done, if the kernel can tell. A kernel that begins
+elsewhere has `begin`, (joint, chains, prior, generator) -> what takes the place of `paths`.
 
 Adding one is adding its file, and its row in the table of laws (`of_NAME` in tests/test_models.py).
 """
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ppgen.folder import Folder
+from ppgen.inference.evaluation.estimates import Evidence
 
 __all__ = ["DENSE_DIM", "SMALL_DIM", "Draws", "Numbers", "named", "names"]
 
@@ -48,6 +50,7 @@ class Draws(NamedTuple):
         steps: leapfrog steps of warm-up and sampling, of each chain.
         growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
         metric: "diag" or "dense".
+        evidence: log p(x), of a kernel that estimates it.
     """
 
     u: Tensor
@@ -55,3 +58,4 @@ class Draws(NamedTuple):
     steps: int
     growth: Tensor
     metric: str
+    evidence: Evidence | None = None

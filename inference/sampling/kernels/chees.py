@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.pathfinder import Paths
+from ppgen.inference.sampling.hamiltonian import Chains, Frame, Outcome, Target, first_step, root_of, transition
 from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Numbers
 
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
@@ -35,7 +35,6 @@ LEAST = Numbers(chains=4, draws=4, warmup=20)
 TOGETHER = True
 
 ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
-DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
 MAX_STEPS = 1000  # leapfrog steps a draw
 LARGE_DIM = 1000  # beyond it a covariance is its diagonal
 CONDITION = 10.0  # of the correlations, above which it pays between the two
@@ -46,43 +45,8 @@ RATE, BETAS = 0.025, (0.0, 0.95)  # of Adam on log T
 START = 2.0  # trajectory length to begin with: near the best for a standard normal
 
 
-class _Target(Protocol):
-    """What is sampled: `ppgen.engine.LogJoint` is one."""
-
-    def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]: ...
-
-
-class _Chains(NamedTuple):
-    """Where the chains are: y, the gradient in y and the log joint at each."""
-
-    y: Tensor
-    g: Tensor
-    lp: Tensor
-
-
-class _Frame(NamedTuple):
-    """u = centre + root y."""
-
-    centre: Tensor
-    root: Tensor
-
-    def out(self, y: Tensor) -> Tensor:
-        return self.centre + (y * self.root if self.root.dim() == 1 else y @ self.root.mT)
-
-    def into(self, u: Tensor) -> Tensor:
-        if self.root.dim() == 1:
-            return (u - self.centre) / self.root
-        return torch.linalg.solve_triangular(self.root, (u - self.centre).mT, upper=False).mT
-
-    def chains(self, target: _Target, u: Tensor) -> _Chains:
-        """Where the chains are: a step of length 0 (one graph serves for all)."""
-        y, zero = self.into(u), torch.zeros_like(u)
-        _, _, g, lp = target.leapfrog(y, zero, zero, torch.tensor(0.0).to(u), self.centre, self.root)
-        return _Chains(y, g, lp)
-
-
 def sample(
-    joint: _Target, paths: Paths, *, draws: int, warmup: int, metric: str = "auto",
+    joint: Target, paths: Paths, *, draws: int, warmup: int, metric: str = "auto",
     generator: torch.Generator | None = None, report: Callable[[int], None] | None = None,
 ) -> Draws:  # fmt: skip
     """Runs the chains in step, in coordinates that begin with Pathfinder's best normal; see `kernels`."""
@@ -91,12 +55,12 @@ def sample(
 
 
 def _run(
-    target: _Target,
+    target: Target,
     start: Tensor,
     *,
     draws: int,
     warmup: int,
-    frame: _Frame | None = None,
+    frame: Frame | None = None,
     generator: torch.Generator | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Draws:
@@ -110,7 +74,7 @@ def _run(
         report: called with the number of iterations done, of warmup + draws; those that are not needed count.
     """
     C, D = start.shape
-    frame = frame or _Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
+    frame = frame or Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
     chains = frame.chains(target, start)
     learned = _Warmup(target, chains, frame, warmup, generator)
     kept: dict[str, list[Tensor]] = {"u": []}
@@ -119,7 +83,7 @@ def _run(
         warm = i < learned.iterations
         size = learned.step.current if warm else learned.step.average
         n = learned.steps(i, size)
-        old, chains, p, alpha, moved = _transition(target, chains, learned.frame, size, n, generator)
+        old, chains, p, alpha, moved = transition(target, chains, learned.frame, size, n, generator)
         steps, i = steps + n, i + 1
         if warm:
             chains = learned.update(i, old, chains, moved, p, alpha, n * size, size)
@@ -136,53 +100,6 @@ def _run(
     found["acceptance_rate"] = found.pop("acceptance")
     kind = "diag" if learned.frame.root.dim() == 1 else "dense"
     return Draws(found.pop("u"), found, steps, learned.growth, kind)
-
-
-# -- one iteration -----------------------------------------------------------------------------------------
-
-
-class _Outcome(NamedTuple):
-    """Of each chain's proposal.
-
-    Attributes:
-        diverging: its energy went wrong by more than `DIVERGENT`, or is not a number.
-        outside: it was refused because it left the support: in one step, from a place where its energy was right, to
-            one where log p is minus infinity. No step size would have it accepted.
-    """
-
-    acceptance: Tensor
-    diverging: Tensor
-    energy: Tensor
-    outside: Tensor
-
-
-def _transition(
-    target: _Target, old: _Chains, frame: _Frame, step: float, n: int, generator: torch.Generator | None
-) -> tuple[_Chains, _Chains, Tensor, _Outcome, _Chains]:
-    """n leapfrog steps and the Metropolis decision: old, new, the proposal's momentum, outcome, proposal."""
-    start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
-    y, p, g, lp = old.y, start, old.g, old.lp
-    size = torch.tensor(step).to(y)
-    before = 0.5 * (start**2).sum(-1) - old.lp
-    outside = torch.zeros_like(lp, dtype=torch.bool)
-    for _ in range(n):
-        p_before, lp_before = p, lp
-        y, p, g, lp = target.leapfrog(y, p, g, size, frame.centre, frame.root)
-        if (edge := torch.isneginf(lp)).any():
-            outside = outside | edge & (0.5 * (p_before**2).sum(-1) - lp_before - before < DIVERGENT)
-    after = 0.5 * (p**2).sum(-1) - lp
-    error = after - before
-    bad = ~torch.isfinite(error) | ~torch.isfinite(g).all(-1)
-    alpha = torch.where(bad, 0.0, (-error).clamp_max(0.0).exp())
-    accept = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype) < alpha
-    new = _Chains(
-        torch.where(accept[:, None], y, old.y),
-        torch.where(accept[:, None], g, old.g),
-        torch.where(accept, lp, old.lp),
-    )
-    bad = bad | (error > DIVERGENT)
-    outcome = _Outcome(alpha, bad & ~outside, torch.where(accept, after, before), bad & outside)
-    return old, new, p, outcome, _Chains(y, g, lp)
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
@@ -215,7 +132,7 @@ class _Warmup:
     """
 
     def __init__(
-        self, target: _Target, chains: _Chains, frame: _Frame, iterations: int, generator: torch.Generator | None
+        self, target: Target, chains: Chains, frame: Frame, iterations: int, generator: torch.Generator | None
     ):
         self.target, self.frame, self.generator = target, frame, generator
         self.iterations, self.ends = iterations, _windows(iterations)
@@ -223,8 +140,8 @@ class _Warmup:
         self.seen, self.growth = _Moments(chains.y.shape[1], chains.y), torch.zeros_like(chains.y[0])
         self._begin(chains)
 
-    def _begin(self, chains: _Chains) -> None:
-        self.step = _Averaged(_first_step(self.target, chains, self.frame, self.generator))
+    def _begin(self, chains: Chains) -> None:
+        self.step = _Averaged(first_step(self.target, chains, self.frame, self.generator))
         self.length = _Length(START)
 
     def steps(self, i: int, size: float) -> int:
@@ -235,14 +152,14 @@ class _Warmup:
     def update(
         self,
         i: int,
-        old: _Chains,
-        chains: _Chains,
-        moved: _Chains,
+        old: Chains,
+        chains: Chains,
+        moved: Chains,
         p: Tensor,
-        alpha: _Outcome,
+        alpha: Outcome,
         time: float,
         size: float,
-    ) -> _Chains:
+    ) -> Chains:
         """Takes in iteration i; the chains, in new coordinates where a window ends."""
         self.step.update(_harmonic(alpha.acceptance, alpha.diverging | alpha.outside))
         self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
@@ -361,7 +278,7 @@ def _windows(warmup: int) -> list[int]:
     return ends
 
 
-def _reframe(target: _Target, frame: _Frame, chains: _Chains, seen: _Moments) -> tuple[_Frame, _Chains, Tensor, float]:
+def _reframe(target: Target, frame: Frame, chains: Chains, seen: _Moments) -> tuple[Frame, Chains, Tensor, float]:
     """The frame of a window's covariance, the chains in it, the direction that grew most, and the largest change of
     the log sd, or of the mean in sd, along any direction of the frame."""
     u, cov, dense = frame.out(chains.y), seen.covariance, frame.root.dim() == 2
@@ -376,21 +293,11 @@ def _reframe(target: _Target, frame: _Frame, chains: _Chains, seen: _Moments) ->
         values = variance / frame.root**2
         growth = torch.zeros_like(sd).index_fill(0, (sd / frame.root).argmax(), 1.0) * sd
     change = max(float(frame.into(seen.mean[None]).abs().max()), float(values.clamp_min(1e-30).log().abs().max() / 2))
-    new = _Frame(seen.mean, _root_of(cov, seen.n) if dense else sd)
+    new = Frame(seen.mean, root_of(cov, seen.n) if dense else sd)
     return new, new.chains(target, u), growth, change
 
 
-def _root_of(covariance: Tensor, n: int) -> Tensor:
-    """Lower-triangular; correlations of few draws are shrunk, and those of a singular matrix left out."""
-    sd = covariance.diagonal().clamp_min(0.0).sqrt()
-    sd = torch.where(sd > 0, sd, 1.0)
-    identity = torch.eye(len(sd)).to(sd)
-    weight = 1e-10 if n >= 10 * len(sd) else len(sd) / (len(sd) + n)
-    factor, info = torch.linalg.cholesky_ex((1 - weight) * covariance / sd / sd[:, None] + weight * identity)
-    return sd[:, None] * (identity if info else factor)
-
-
-def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> _Frame:
+def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
     """Coordinates of a first guess at the posterior.
 
     Args:
@@ -406,22 +313,10 @@ def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> _Frame:
     elif metric == "auto":
         metric = "dense" if dim <= SMALL_DIM else "diag"
     if metric == "diag":
-        return _Frame(mean, sd)
-    return _Frame(mean, _root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
+        return Frame(mean, sd)
+    return Frame(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
 
 
 def _condition(correlation: Tensor) -> float:
     values = torch.linalg.eigvalsh(correlation)
     return float(values[-1] / values[0].clamp_min(1e-12))
-
-
-def _first_step(target: _Target, chains: _Chains, frame: _Frame, generator: torch.Generator | None) -> float:
-    """A step size near which one leapfrog step is accepted 8 times in 10 by the median chain."""
-    step, direction = 0.5, 0
-    for _ in range(60):
-        *_, outcome, _ = _transition(target, chains, frame, step, 1, generator)
-        wanted = 1 if float(outcome.acceptance.median()) > 0.8 else -1
-        if direction and wanted != direction:
-            return step
-        direction, step = wanted, step * 2.0**wanted
-    return step

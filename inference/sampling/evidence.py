@@ -1,0 +1,278 @@
+r"""log p(x) of a model whose latents are shared by the rows, from both sides, and between them.
+
+    elbo     E_N[log p̃ − log N]            N: the normal of the draws; a lower bound
+    iw       log 1/K Σ_k w_k               w = p̃ / q; a lower bound in expectation
+    bridge   Z = E_q[p̃ h] / E_p[q h]       an estimate (`evaluation/bridge.py`)
+    smc      Π_t mean w_t                  an estimate (`kernels/smc.py`)
+    eubo     E_p[log w]                    = log p(x) + KL(p ‖ q); an upper bound
+
+p̃(u) = p(x, z(u)) |det ∂z/∂u|. q is a mixture of normals and t distributions: of half of the posterior's draws, and of
+the places where climbs end. The other half of the draws makes the bridge and the upper bound: q does not know them. Of
+a run, elbo and iw are those of its guide.
+
+The upper bound is one as far as the draws are draws of the posterior: those that miss a mode bound what they have seen.
+
+Sources: Importance weighted autoencoders (Burda et al. 2016, arXiv:1509.00519); Sandwiching the marginal likelihood
+using bidirectional Monte Carlo (Grosse, Ghahramani, Adams 2015, arXiv:1511.02543); Beyond ELBOs: a large-scale
+evaluation of variational methods for sampling (Blessing et al. 2024, arXiv:2406.07423).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.joint import in_blocks
+from ppgen.engine.pathfinder import Density
+from ppgen.errors import PpgenError
+from ppgen.inference.evaluation.bridge import bridge_sampling
+from ppgen.inference.evaluation.estimates import Bound, Evidence
+from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.sampling.hamiltonian import root_of
+from ppgen.inference.sampling.kernels import DENSE_DIM
+from ppgen.inference.sampling.kernels.smc import BLOCK
+from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere
+from ppgen.inference.sampling.weighted import Mixture, mixture_of
+from ppgen.inference.verdicts.findings import Finding, load_findings
+from ppgen.inference.verdicts.mcmc_diagnostics import statistic
+from ppgen.inference.verdicts.mode_search import places, starts_around
+from ppgen.program import Program
+from ppgen.run import Run
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
+
+WEIGHTS = 4000  # draws of q
+
+
+class EvidenceBounds(NamedTuple):
+    """What `evidence` returns.
+
+    Attributes:
+        bounds: elbo, iw, bridge, smc where it was run, eubo; each one figure for all rows, in nats.
+        flat: latents whose prior is flat. log p(x) then is known up to a constant that no data tell, and is not to be
+            compared with another model's.
+        observed: the observed values, flat: models are compared on the same ones.
+        findings: of the posterior's draws.
+    """
+
+    bounds: tuple[Bound, ...]
+    flat: tuple[str, ...]
+    observed: np.ndarray
+    findings: list[Finding]
+
+    @property
+    def best(self) -> Bound:
+        """The estimate with the least error."""
+        return min((b for b in self.bounds if b.kind == "estimate"), key=lambda b: float(b.se[0]))
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a figure: what `ppgen evidence` prints."""
+        return [{"name": b.name, "kind": b.kind, "nats": float(b.values[0]), "se": float(b.se[0])} for b in self.bounds]
+
+
+@torch.no_grad()
+def evidence(
+    program: Run | Program | Callable[..., Any],
+    data: Any,
+    *,
+    draws: DataTree | None = None,
+    seed: int = 0,
+    report: Callable[[int], None] | None = None,
+) -> EvidenceBounds:
+    """log p(x), latents integrated out: bounds from both sides, and estimates between them, with their errors.
+
+    Args:
+        program: a program, a plain Pyro model, or a run: its learned parameters are held, and its guide gives the
+            lower bounds.
+        data: the columns, all rows.
+        draws: of the posterior, a tree of `mcmc` or `infer` for the same program and data; None: tempered SMC draws
+            them, and gives an estimate of its own.
+        seed: of everything.
+        report: called with the number of moves done (SMC).
+
+    Raises:
+        PpgenError: what `mcmc` raises; draws of another program, or of a guide.
+
+    >>> import pyro, torch
+    >>> from pyro.distributions import Normal
+    >>> def model(x):
+    ...     m = pyro.sample("m", Normal(0.0, 2.0))
+    ...     pyro.sample("x", Normal(m, 1.0), obs=x)
+    >>> found = evidence(model, {"x": torch.tensor(1.0)})
+    >>> exact = float(Normal(0.0, 5.0**0.5).log_prob(torch.tensor(1.0)))
+    >>> all(abs(float(b.values[0]) - exact) < 0.02 for b in found.bounds)
+    True
+    """
+    if not isinstance(program, Run | Program):
+        program = Program.from_pair(program)
+    smc = draws is None
+    if draws is None:
+        draws = mcmc(program, data, "smc", seed=seed, predictive=False, prior=False, report=report)
+    with prepared(program, data, seed) as made:
+        joint = somewhere(lambda: log_joint(made.program, made.data))
+        target = in_blocks(joint.value_and_grad, BLOCK)
+        u = _unconstrained(joint, draws)
+        structure = made.structure(joint)
+        generator = torch.Generator().manual_seed(seed)
+        normal = _normal(u[::2].flatten(0, 1))
+        q = _proposal(target, normal, u[::2].flatten(0, 1), prior_of(joint, structure.sites), generator)
+        bounds = [_elbo(target, normal, generator), *_bounds(target, q, u[1::2], generator)]
+        flat = tuple(s.name for s in structure.sites if s.distribution == "Flat")
+    if smc:
+        own = Evidence(float(draws.attrs["log_evidence"]), float(draws.attrs["log_evidence_se"]))
+        bounds = [*bounds[:-1], _bound("smc", "estimate", own), bounds[-1]]
+    if isinstance(program, Run) and program.program.has_guide:
+        bounds[:2] = _of_guide(program, made, seed)
+    return EvidenceBounds(tuple(bounds), flat, _observed(draws), load_findings(draws))
+
+
+def _observed(tree: DataTree) -> np.ndarray:
+    """Sorted: the programs may name and order them otherwise."""
+    if "observed_data" not in tree.children:
+        return np.zeros(0)
+    values = [v.values.ravel().astype(float) for v in tree["observed_data"].dataset.data_vars.values()]
+    return np.sort(np.concatenate(values))
+
+
+def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
+    """(chains, draws, dim).
+
+    Raises:
+        PpgenError: other latents, or draws of a guide.
+    """
+    if not {"kernel", "method"} & set(tree.attrs):
+        raise PpgenError(
+            "these draws are a guide's, and bounds from above need the posterior's; take those of ppgen mcmc or ppgen "
+            "infer, or leave draws (--draws) out"
+        )
+    group: Any = tree["posterior"]
+    if missing := [n for n in joint.latents if n not in group]:
+        raise PpgenError(
+            f"the draws have no latent {missing[0]!r}, and {joint.program.name} has; take draws of this program"
+        )
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    values = {}
+    for n in joint.latents:
+        v = group[n].values
+        if v[0, 0].size != shapes[n].numel():
+            raise PpgenError(
+                f"the draws of {n!r} have shape {v.shape[2:]}, and {joint.program.name} on these data has "
+                f"{tuple(shapes[n])}; take draws for the same data"
+            )
+        values[n] = torch.as_tensor(v).reshape(*v.shape[:2], *shapes[n]).to(torch.get_default_dtype())
+    u = joint.flatten(values)
+    if len(u) == 1:  # one chain of independent draws: halves of it
+        u = u[0][: u.shape[1] // 2 * 2].reshape(2, -1, joint.dim)
+    return u
+
+
+def _normal(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and root of the covariance of draws (n, dim)."""
+    return u.mean(0), root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
+
+
+def _proposal(
+    target: Density,
+    normal: tuple[Tensor, Tensor],
+    u: Tensor,
+    prior: Callable[[], Tensor] | None,
+    generator: torch.Generator,
+) -> Mixture:
+    """A mixture of the normal of draws (n, dim), and of those of the places where climbs end."""
+    found = places(target, starts_around(u, prior, generator), generator) if u.shape[1] <= DENSE_DIM else []
+    return mixture_of([normal, *((n.m, n.L) for n in found)], target, generator)
+
+
+def _elbo(target: Density, normal: tuple[Tensor, Tensor], generator: torch.Generator) -> Bound:
+    """Of the normal of the draws alone: the tails of the mixture, which weights want, cost an ELBO much."""
+    q = MultivariateNormal(normal[0], scale_tril=normal[1])
+    z = torch.randn(WEIGHTS, len(normal[0]), generator=generator, dtype=normal[0].dtype)
+    v = normal[0] + z @ normal[1].mT
+    log_w = torch.nan_to_num(target(v)[0], nan=-torch.inf) - q.log_prob(v)
+    return _bound("elbo", "lower", Evidence(float(log_w.mean()), float(log_w.std()) / WEIGHTS**0.5))
+
+
+def _bounds(target: Density, q: Mixture, u: Tensor, generator: torch.Generator) -> list[Bound]:
+    """iw, bridge and eubo; u: draws of the posterior, (chains, draws, dim)."""
+    v = q.draw(WEIGHTS, generator)
+    at_q, at_p = (torch.nan_to_num(target(x)[0], nan=-torch.inf) - q.log_prob(x) for x in (v, u.flatten(0, 1)))
+    by_chain = at_p.reshape(u.shape[:2]).numpy()
+    effective = float(statistic("ess", by_chain, method="mean"))
+    effective = effective if math.isfinite(effective) else float(at_p.numel())
+    log_z = float(torch.logsumexp(at_q, 0)) - math.log(WEIGHTS)
+    w = (at_q - at_q.max()).exp()
+    return [
+        _bound("iw", "lower", Evidence(log_z, float(w.std() / w.mean()) / WEIGHTS**0.5)),
+        _bound("bridge", "estimate", bridge_sampling(at_q, at_p, effective)),
+        _bound("eubo", "upper", Evidence(float(at_p.mean()), float(at_p.std()) / min(effective, at_p.numel()) ** 0.5)),
+    ]
+
+
+def _bound(name: str, kind: str, figure: Evidence) -> Bound:
+    return Bound(name, kind, np.array([figure.log_z]), np.array([figure.se]))
+
+
+def _of_guide(run: Run, made: Prepared, seed: int) -> list[Bound]:
+    """The guide's own bounds, of all rows."""
+    found = loglik(run, made.data, seed=seed)
+    return [
+        _bound(b.name, b.kind, Evidence(float(b.values.sum()), float(np.sqrt((b.se**2).sum())))) for b in found.bounds
+    ]
+
+
+class BayesFactors(NamedTuple):
+    """log p(x) of several models on the same data, the best first.
+
+    Attributes:
+        log_evidence: by name.
+        differences: by name, (log Bayes factor against the best, its standard error), in nats.
+        flat: names of models with a flat prior, whose figure is not to be compared.
+    """
+
+    log_evidence: dict[str, Bound]
+    differences: dict[str, tuple[float, float]]
+    flat: tuple[str, ...]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One dict a model."""
+        return [
+            {
+                "name": name, "by": b.name, "nats": float(b.values[0]), "se": float(b.se[0]),
+                "log_bayes_factor": self.differences[name][0], "log_bayes_factor_se": self.differences[name][1],
+                "flat": name in self.flat,
+            }
+            for name, b in self.log_evidence.items()
+        ]  # fmt: skip
+
+
+def bayes_factors(found: Mapping[str, EvidenceBounds]) -> BayesFactors:
+    """Compares models by log p(x): log BF = log p(x | A) − log p(x | B).
+
+    Raises:
+        PpgenError: fewer than two; models of other data.
+    """
+    if len(found) < 2:
+        raise PpgenError(f"a Bayes factor is of two models, and got {len(found)}; name another")
+    (name, one), *others = found.items()
+    for other, e in others:
+        both = one.observed.size and e.observed.size  # none where the likelihood is a factor
+        if both and (one.observed.shape != e.observed.shape or not np.allclose(one.observed, e.observed)):
+            raise PpgenError(
+                f"{name!r} and {other!r} explain other values ({one.observed.size} and {e.observed.size} of them), and "
+                "a Bayes factor is of two models of the same data; give both the same data, in the same units"
+            )
+    best = {n: e.best for n, e in sorted(found.items(), key=lambda item: -float(item[1].best.values[0]))}
+    first = next(iter(best.values()))
+    differences = {
+        n: (float(b.values[0] - first.values[0]), 0.0 if b is first else float(np.hypot(b.se[0], first.se[0])))
+        for n, b in best.items()
+    }
+    return BayesFactors(best, differences, tuple(n for n, e in found.items() if e.flat))

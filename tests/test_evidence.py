@@ -1,0 +1,145 @@
+"""log p(x) from both sides, against closed forms and quadrature; Bayes factors."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import MultivariateNormal, Normal
+from typer.testing import CliRunner
+
+from ppgen import PpgenError
+from ppgen.cli import app
+from ppgen.data import load
+from ppgen.distributions import Flat
+from ppgen.inference import bayes_factors, evidence, fit, infer, mcmc, posterior
+from ppgen.inference.evaluation.bridge import bridge_sampling
+from ppgen.models import EightSchools
+
+X = torch.tensor([1.0, 2.5, -0.3, 0.8])
+
+
+def mean(x, width=2.0):
+    m = pyro.sample("m", Normal(0.0, width))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", Normal(m, 1.0), obs=x)
+
+
+def exact(width=2.0):
+    return float(MultivariateNormal(torch.zeros(4), torch.eye(4) + width**2).log_prob(X))
+
+
+def holds(found, log_p, sigmas=3.5):
+    for b in found.bounds:
+        off, slack = float(b.values[0]) - log_p, sigmas * float(b.se[0]) + 1e-3
+        assert {"lower": off < slack, "upper": off > -slack}.get(b.kind, abs(off) < slack), (b.name, off, slack)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return evidence(mean, {"x": X})
+
+
+def test_both_sides_and_the_estimates_of_a_conjugate_model(found):
+    assert [(b.name, b.kind) for b in found.bounds] == [
+        ("elbo", "lower"), ("iw", "lower"), ("bridge", "estimate"), ("smc", "estimate"), ("eubo", "upper"),
+    ]  # fmt: skip
+    holds(found, exact())
+    assert all(abs(float(b.values[0]) - exact()) < 0.02 for b in found.bounds), "q is normal, as the posterior is"
+    assert float(found.best.se[0]) < 0.01 and not found.flat
+
+
+def test_eight_schools_is_that_of_quadrature():
+    holds(evidence(EightSchools(), load("eight_schools")), -31.3114)
+
+
+@pytest.mark.parametrize("method", [mcmc, infer])
+def test_draws_that_were_made_before(method):
+    tree = method(mean, {"x": X}, seed=1)
+    found = evidence(mean, {"x": X}, draws=tree)
+    assert [b.name for b in found.bounds] == ["elbo", "iw", "bridge", "eubo"]
+    holds(found, exact())
+
+
+def test_bridge_sampling_of_correlated_draws_has_their_error():
+    """An AR(1) chain of 4000 is worth 100 draws: the error says so."""
+    rng = np.random.default_rng(0)
+    noise, chain, rho = rng.normal(size=4000), np.zeros(4000), 0.95
+    for i in range(1, 4000):
+        chain[i] = rho * chain[i - 1] + (1 - rho**2) ** 0.5 * noise[i]
+    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(1.0, 1.0)
+    at_q, at_p = (p.log_prob(u) - q.log_prob(u) for u in (q.sample((4000,)), torch.as_tensor(chain).float()))
+    log_z, se = bridge_sampling(at_q, at_p, effective=4000 * (1 - rho) / (1 + rho))
+    assert abs(log_z) < 3 * se
+    assert se > 2 * bridge_sampling(at_q, at_p).se
+
+
+def test_a_bridge_between_two_that_have_nothing_in_common_knows_nothing():
+    log_z, se = bridge_sampling(torch.full((100,), -torch.inf), torch.zeros(100))
+    assert not np.isfinite(log_z) and se == np.inf
+
+
+def test_a_run_has_its_guides_bounds(tmp_path):
+    run = fit(EightSchools(), load("eight_schools"), steps=300, lr=0.05, out=tmp_path / "run")
+    found = evidence(run, load("eight_schools"))
+    holds(found, -31.3114)
+    assert float(found.bounds[0].values[0]) < -31.4, "after 300 steps the guide is not the posterior"
+
+
+def test_bayes_factors_are_differences_with_their_error(found):
+    wide = evidence(partial(mean, width=200.0), {"x": X})
+    table = bayes_factors({"wide": wide, "narrow": found}).table()
+    assert [t["name"] for t in table] == ["narrow", "wide"]
+    off = table[1]["log_bayes_factor"] - (exact(200.0) - exact())
+    assert abs(off) < 3.5 * table[1]["log_bayes_factor_se"] + 1e-3 < 0.1
+
+
+def test_a_flat_prior_is_said():
+    def flat(x):
+        m = pyro.sample("m", Flat())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    assert evidence(flat, {"x": X}).flat == ("m",)
+
+
+def test_models_of_other_data_are_refused(found):
+    other = found._replace(observed=np.zeros(7))
+    with pytest.raises(PpgenError, match="'a' and 'b' explain other values"):
+        bayes_factors({"a": found, "b": other})
+    with pytest.raises(PpgenError, match="got 1"):
+        bayes_factors({"a": found})
+
+
+def test_draws_of_a_guide_are_refused(tmp_path):
+    run = fit(EightSchools(), load("eight_schools"), steps=5)
+    with pytest.raises(PpgenError, match="these draws are a guide's"):
+        evidence(run, load("eight_schools"), draws=posterior(run, load("eight_schools"), draws=50))
+
+
+def test_draws_of_another_program_are_refused():
+    tree = mcmc(EightSchools(), load("eight_schools"), chains=4, draws=20, warmup=20, predictive=False, prior=False)
+    with pytest.raises(PpgenError, match="the draws have no latent 'm'"):
+        evidence(mean, {"x": X}, draws=tree)
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = CliRunner().invoke(app, ["evidence", "eight_schools", "--data", "eight_schools", "--json"])
+    assert out.exit_code == 0, out.output
+    said = json.loads(out.stdout)
+    assert {t["name"] for t in said["evidence"]} == {"elbo", "iw", "bridge", "smc", "eubo"} and said["flat"] == []
+
+
+def test_compare_by_evidence_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        fit(EightSchools(), load("eight_schools"), steps=20, out=tmp_path / name)
+    out = CliRunner().invoke(app, ["compare", "a", "b", "--evidence", "--data", "eight_schools", "--json"])
+    assert out.exit_code == 0, out.output
+    first, second = json.loads(out.stdout)["models"]
+    assert abs(second["log_bayes_factor"]) < 4 * second["log_bayes_factor_se"] + 1e-3
