@@ -18,7 +18,7 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.joint import _leapfrog
+from ppgen.engine.joint import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import fit, posterior
 from ppgen.inference.sampling.hamiltonian import Frame, transition
@@ -291,7 +291,7 @@ class Evaluations:
         return lp.detach(), grad
 
     def leapfrog(self, y, p, g, step, centre, root):
-        return _leapfrog(lambda u: self(u)[::-1], y, p, g, step, centre, root)
+        return leapfrog_step(lambda u: self(u)[::-1], y, p, g, step, centre, root)
 
 
 def test_a_path_ends_where_nothing_is_left_to_climb():

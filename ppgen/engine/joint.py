@@ -149,21 +149,21 @@ class LogJoint:
         """
 
         def fn(*inputs):  # annotations would go into the graph
-            return _leapfrog(both, *inputs)
+            return leapfrog_step(both, *inputs)
 
         both = torch.func.vmap(torch.func.grad_and_value(self._one))
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
         if self.engine == "eager":
-            return _leapfrog(self._chain_by_chain, *inputs)
+            return leapfrog_step(self._chain_by_chain, *inputs)
         if key not in self._graphs:
             example = [x.clone() for x in inputs]  # one tensor given twice would be one input
             try:
                 self._graphs[key] = self._build(fn, example)
             except PpgenError as e:  # an operation that cannot be batched
                 log.info("%s; its chains are run one after the other", e)
-                self._graphs[key] = partial(_leapfrog, self._chain_by_chain)
+                self._graphs[key] = partial(leapfrog_step, self._chain_by_chain)
         return list(self._graphs[key](*inputs))
 
     def _chain_by_chain(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,7 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
     return [f"{name}[{', '.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
 
 
-def _leapfrog(both, y, p, g, step, centre, root):  # traced: no annotations
+def leapfrog_step(both, y, p, g, step, centre, root):  # traced: no annotations
     """One step, where both(u) gives gradient and value of the log joint at each chain."""
     p = p + 0.5 * step * g
     y = y + step * p

@@ -197,13 +197,13 @@ MUTANTS = [
     ),
     Mutant(
         "mode_at_the_end_of_a_climb_left_out",
-        "return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)",
-        "return kept, len(start)",
+        "return kept + [new for new in tops if all(_apart(new, old) for old in kept)]",
+        "return kept",
         "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
     ),
     Mutant(
         "bridge_of_shares_exchanged",
-        "s1, s2 = len(held) / (len(held) + len(u)), len(u) / (len(held) + len(u))",
+        "s1, s2 = n_p / (n_p + n_q), n_q / (n_p + n_q)",
         "s1, s2 = 1.0, 0.0",
         "tests/test_mode_search.py::test_bridge_sampling_gives_the_evidence",
     ),
@@ -231,14 +231,14 @@ MUTANTS = [
     # -- weighted draws -------------------------------------------------------------------------------------
     Mutant(
         "a_mixture_that_is_no_density",
-        "both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))",
-        "both = torch.logaddexp(normal, t + math.log(DEFENSIVE))",
+        "math.log(2 * math.pi)) + math.log(1 - DEFENSIVE)",
+        "math.log(2 * math.pi))",
         "tests/test_infer.py::test_the_density_of_a_mixture_integrates_to_one",
     ),
     Mutant(
         "an_edge_is_a_divergence",
-        "outcome = _Outcome(alpha, bad & ~outside,",
-        "outcome = _Outcome(alpha, bad,",
+        "outcome = Outcome(alpha, bad & ~outside,",
+        "outcome = Outcome(alpha, bad,",
         "tests/test_mcmc.py::test_a_proposal_beyond_the_edge_is_no_divergence",
     ),
     Mutant(

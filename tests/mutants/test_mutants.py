@@ -11,6 +11,7 @@ import pytest
 import table_chains
 import table_core
 import table_data
+import table_evidence
 import table_fitting
 import table_models
 import table_programs
@@ -25,6 +26,7 @@ TABLES = {
     "transforms": table_transforms.MUTANTS,
     "models": table_models.MUTANTS,
     "sampling": table_sampling.MUTANTS,
+    "evidence": table_evidence.MUTANTS,
     "fitting": table_fitting.MUTANTS,
     "data": table_data.MUTANTS,
     "programs": table_programs.MUTANTS,

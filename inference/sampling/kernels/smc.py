@@ -32,11 +32,11 @@ from torch import Tensor
 
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.joint import in_blocks, leapfrog_step
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.sampling.hamiltonian import Chains, Frame, Outcome, first_step, root_of, transition
+from ppgen.inference.sampling.hamiltonian import Frame, Outcome, first_step, root_of, transition
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws, Numbers
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import places
@@ -109,14 +109,13 @@ class _Tempered:
         bad = ~torch.isfinite(lp) | ~torch.isfinite(gp).all(-1)
         return torch.where(bad, -torch.inf, lp), lq, torch.where(bad[:, None], 0.0, gp), gq
 
+    def both(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient, and log π_β."""
+        lp, lq, gp, gq = self.parts(u)
+        return self.beta * gp + (1 - self.beta) * gq, self.beta * lp + (1 - self.beta) * lq
+
     def leapfrog(self, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor) -> list[Tensor]:
-        frame = Frame(centre, root)
-        p = p + 0.5 * step * g
-        y = y + step * p
-        lp, lq, gp, gq = self.parts(frame.out(y))
-        grad = self.beta * gp + (1 - self.beta) * gq
-        g = grad * root if root.dim() == 1 else grad @ root
-        return [y, p + 0.5 * step * g, g, self.beta * lp + (1 - self.beta) * lq]
+        return leapfrog_step(self.both, y, p, g, step, centre, root)
 
 
 def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Start:
@@ -176,16 +175,14 @@ def sample(
     u = start.q.draw(C * S, generator)
     log_z = torch.zeros(C).to(u)
     for _ in range(warmup):
-        parts = tempered.parts(u)
-        ratio = (parts[0] - parts[1]).reshape(C, S)
+        lp, lq, _, _ = tempered.parts(u)
+        ratio = (lp - lq).reshape(C, S)
         before, tempered.beta = tempered.beta, _next(ratio, tempered.beta)
         log_w = (tempered.beta - before) * ratio
         last = tempered.beta == 1.0
         whole = (log_z[:, None] + log_w).reshape(1, -1) if last else log_w
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(S)
-        index = _resampled(whole, generator)
-        lp, lq, gp, gq = (x[index] for x in parts)
-        u, outcome = walk.move(u[index], lp, lq, gp, gq, LAST_MOVES if last else MOVES)
+        u, outcome = walk.move(u[_resampled(whole, generator)], LAST_MOVES if last else MOVES)
         if last:
             break
     else:
@@ -260,15 +257,12 @@ class _Walk:
         self.step, self.steps, self.moves = 0.0, 0, 0
         self.lp = torch.zeros(0)
 
-    def move(self, u: Tensor, lp: Tensor, lq: Tensor, gp: Tensor, gq: Tensor, n: int) -> tuple[Tensor, Outcome]:
-        """n moves of every particle at the present β; the arguments as `_Tempered.parts` gives them."""
-        beta = self.tempered.beta
+    def move(self, u: Tensor, n: int) -> tuple[Tensor, Outcome]:
+        """n moves of every particle at the present β."""
         frame = Frame(u.mean(0), root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u)))
         if self.metric == "diag":
             frame = Frame(frame.centre, u.std(0).clamp_min(1e-12))
-        grad = beta * gp + (1 - beta) * gq
-        g = grad * frame.root if frame.root.dim() == 1 else grad @ frame.root
-        chains = Chains(frame.into(u), g, beta * lp + (1 - beta) * lq)
+        chains = frame.chains(self.tempered, u)
         self.step = self.step or first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
             a, b = torch.rand(2, generator=self.generator).tolist()
