@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -25,16 +26,18 @@ from ppgen.check import columns, running_of
 from ppgen.data import Table, row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.joint import in_blocks
+from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.posterior import Groups, tree_of
+from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
 from ppgen.inference.sampling.weighted import score
-from ppgen.inference.verdicts.findings import FINE, LOOK, Finding, store_findings
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
@@ -51,6 +54,7 @@ log = logging.getLogger("ppgen")
 
 TRIES = 50
 WIDE = 64  # vectors at once in the search for modes
+CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
 
 @torch.no_grad()
@@ -65,6 +69,7 @@ def mcmc(
     metric: str = "auto",
     engine: str = "auto",
     precision: str | None = None,
+    marginal: str | Sequence[str] = (),
     seed: int = 0,
     predictive: bool = True,
     prior: bool = True,
@@ -83,6 +88,8 @@ def mcmc(
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
+        marginal: latents that Laplace's method integrates out (`ppgen/engine/laplace.py`): the chains are of the
+            others, and these are drawn given them afterwards. For latents in a plate, near normal given the rest.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
@@ -112,9 +119,15 @@ def mcmc(
         calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
         structure = made.structure(joint)
-        found = run_chains(joint, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
+        outer = somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
+        found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        said: list[Finding] = []
+        if isinstance(outer, LaplaceMarginal):
+            found, close = _completed(outer, found, seed)
+            said.append(close)
         tree = tree_of_draws(made, structure, joint, found, predictive, prior)
-        said = findings(found, joint)
+        said += findings(found, joint)
         wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
         traced = joint if wide else log_joint(made.program, made.data, engine="trace")
         target = (
@@ -127,7 +140,8 @@ def mcmc(
             said.append(score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels))
         said += _unseen(traced, target, found, said, structure.sites, seed)
     tree.attrs |= {
-        "kernel": kernel, "metric": found.metric, "seed": seed, "warmup": W, "leapfrog_steps": found.steps,
+        "kernel": kernel, "marginal": ", ".join(inner), "metric": found.metric, "seed": seed, "warmup": W,
+        "leapfrog_steps": found.steps,
     }  # fmt: skip
     if found.evidence is not None:
         tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
@@ -240,7 +254,7 @@ def somewhere(fn: Callable[[], Any]) -> Any:
 
 
 def run_chains(
-    joint: LogJoint,
+    joint: LogJoint | LaplaceMarginal,
     kernel: str,
     chains: int,
     draws: int,
@@ -282,7 +296,7 @@ def _paths(
 
 
 def _require_normalised(
-    joint: LogJoint, value: Callable[[Tensor], Tensor], found: Draws, sites: Sequence[Site]
+    joint: LogJoint | LaplaceMarginal, value: Callable[[Tensor], Tensor], found: Draws, sites: Sequence[Site]
 ) -> None:
     """
     Raises:
@@ -309,7 +323,7 @@ def _require_normalised(
     )
 
 
-def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
+def _density(joint: LogJoint | LaplaceMarginal, kernel: str, chains: int, metric: str) -> Density:
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
     if hasattr(file := kernels.named(kernel), "begin"):
         return in_blocks(joint.value_and_grad, file.BLOCK)
@@ -333,10 +347,25 @@ def _density(joint: LogJoint, kernel: str, chains: int, metric: str) -> Density:
     return density
 
 
-def prior_of(joint: LogJoint, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
+def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
     """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
     proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
     return (lambda: somewhere(joint.prior)) if proper else None
+
+
+def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, Finding]:
+    """Draws of all latents, and how close to their posterior Laplace's method is: weights of p(φ, θ) / (L(φ) N(θ))."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [outer.complete(u, generator) for u in found.u]
+    log_w = torch.cat([w for _, w in parts]).double()
+    smooth, k = smoothed(log_w.numpy()[:, None])
+    ess = float(effective(smooth)[0])
+    khat, most = float(tail(k, np.array([ess]), len(log_w))[0]), threshold(len(log_w))
+    share = ess / len(log_w)
+    graded = WRONG if khat > 1 or share < 0.1 else LOOK if not khat <= most or share < CLOSE else FINE
+    said = {"share": share, "least": CLOSE, "latents": ", ".join(outer.inner)}
+    one = Finding("laplace", outer.inner[0], khat if math.isfinite(khat) else share, most, graded, said)
+    return found._replace(u=torch.stack([u for u, _ in parts])), one
 
 
 def _unseen(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.engine import LogJoint, log_joint
+from ppgen.engine import log_joint
 from ppgen.engine.batch_and_match import MOST, best_gaussian
 from ppgen.errors import PpgenError
 from ppgen.program import Program
@@ -34,7 +34,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
     if hasattr(guide, "search"):
         joint = log_joint(program, data)
         with program.running(), torch.no_grad():
-            guide.search(joint.value_and_grad, _places(joint), starts=starts, seed=seed)
+            guide.search(joint.value_and_grad, joint.places, starts=starts, seed=seed)
         return True
     if not hasattr(guide, "start_at"):
         return False
@@ -49,9 +49,5 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
     if found is None:
         return False
     with program.running(), torch.no_grad():
-        guide.start_at(_places(joint), found.loc, found.scale_tril)
+        guide.start_at(joint.places, found.loc, found.scale_tril)
     return True
-
-
-def _places(joint: LogJoint) -> dict[str, slice]:
-    return {n: slice(b.start, b.stop) for n, b in joint._blocks.items()}

@@ -264,6 +264,18 @@ def _evidence_se(f: Finding) -> Words:
     )
 
 
+def _laplace(f: Finding) -> Words:
+    d = f.details
+    share = f"{d['share']:.0%} of the draws of {d['latents']} by Laplace's method are effective"
+    said = f"{share} (good from {d['least']:.0%} on)"
+    if f.verdict == "fine":
+        return said, ""
+    return (
+        f"{said}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): given the rest the latents are not near normal",
+        f"Sample {d['latents']} with the rest: leave marginal (--marginal) out.",
+    )
+
+
 def _tail_khat(f: Finding) -> Words:
     if f.verdict == "fine":
         return f"no latent's tails are too heavy for a mean and an sd (Pareto k-hat below {f.threshold})", ""
@@ -409,7 +421,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _tail_khat, _importance, _score, _unseen_modes, _predictive, _calibration, _score_difference,
-        _loo_khat, _bound_kinds,
+        _evidence_se, _laplace, _tail_khat, _importance, _score, _unseen_modes, _predictive, _calibration,
+        _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -28,6 +28,9 @@ def mcmc(
     precision: Annotated[
         str | None, typer.Option(help="64-true or 32-true. [default: 64-true where the program can]")
     ] = None,
+    marginal: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Latents that Laplace's method integrates out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of starts and draws.")] = 0,
     columns: Columns = None,
     split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
@@ -60,7 +63,7 @@ def mcmc(
     with counter("mcmc", sys.stderr, quiet or json) as report:
         tree = inference.mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
-            precision=precision,
+            precision=precision, marginal=[n.strip() for n in marginal.split(",")] if marginal else (),
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
     if columns is not None:

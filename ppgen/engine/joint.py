@@ -151,7 +151,7 @@ class LogJoint:
         def fn(*inputs):  # annotations would go into the graph
             return leapfrog_step(both, *inputs)
 
-        both = torch.func.vmap(torch.func.grad_and_value(self._one))
+        both = torch.func.vmap(torch.func.grad_and_value(self.one))
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
@@ -160,7 +160,7 @@ class LogJoint:
         if key not in self._graphs:
             example = [x.clone() for x in inputs]  # one tensor given twice would be one input
             try:
-                self._graphs[key] = self._build(fn, example)
+                self._graphs[key] = self.build(fn, example)
             except PpgenError as e:  # an operation that cannot be batched
                 log.info("%s; its chains are run one after the other", e)
                 self._graphs[key] = partial(leapfrog_step, self._chain_by_chain)
@@ -187,6 +187,11 @@ class LogJoint:
             parts.append(inner.reshape(inner.shape[: inner.dim() - len(b.shape)] + (-1,)))
         return torch.cat(parts, -1)
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each latent is in u."""
+        return {n: slice(b.start, b.stop) for n, b in self._blocks.items()}
+
     def place(self, u: Tensor) -> str:
         """Where a vector is, in words: `mu = 1.5, theta = (0.2, 3)`, the first of its latents."""
         words = []
@@ -201,7 +206,8 @@ class LogJoint:
     def _model(self) -> Any:
         return self.program.call("model", self.data)
 
-    def _one(self, u: Tensor, prior: bool = False) -> Tensor:
+    def one(self, u: Tensor, prior: bool = False) -> Tensor:
+        """Of one vector, by the program itself."""
         latents, total = {}, torch.zeros((), dtype=u.dtype)
         for name, b in self._blocks.items():
             inner = u[b.start : b.stop].view(b.shape)
@@ -224,10 +230,10 @@ class LogJoint:
 
     def _function(self, kind: str, many: bool) -> Callable[[Tensor], Any]:
         if kind in ("grad", "prior"):
-            one = torch.func.grad_and_value(partial(self._one, prior=kind == "prior"))
+            one = torch.func.grad_and_value(partial(self.one, prior=kind == "prior"))
             both: Callable[[Tensor], Any] = torch.func.vmap(one) if many else one
             return lambda u: both(u)[::-1]
-        value: Callable[[Tensor], Any] = torch.func.vmap(self._one) if many else self._one
+        value: Callable[[Tensor], Any] = torch.func.vmap(self.one) if many else self.one
         return lambda u: (value(u),)
 
     def _run(self, kind: str, u: Tensor) -> Any:
@@ -235,11 +241,12 @@ class LogJoint:
         flat = (u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()).contiguous()
         key = (kind, flat.shape, flat.dtype)
         if key not in self._graphs:
-            self._graphs[key] = self._build(self._function(kind, flat.dim() > 1), [flat])
+            self._graphs[key] = self.build(self._function(kind, flat.dim() > 1), [flat])
         value, *grad = self._graphs[key](flat)
         return value.reshape(lead), *(g.reshape(u.shape) for g in grad)
 
-    def _build(self, fn: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., Any]:
+    def build(self, fn: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., Any]:
+        """A function of tensors as this joint's engine runs it."""
         if self.engine == "eager":
             return fn
         try:

@@ -4,6 +4,7 @@ from planting import Mutant
 
 SMC = "tests/test_smc.py::test_evidence_of_a_conjugate_model_is_exact"
 MODES = "tests/test_smc.py::test_two_modes_keep_their_proportions[proper]"
+LAPLACE = "tests/test_laplace.py::test_normal_latents_are_integrated_out_exactly"
 SIDES = "tests/test_evidence.py::test_both_sides_and_the_estimates_of_a_conjugate_model"
 
 MUTANTS = [
@@ -53,4 +54,24 @@ MUTANTS = [
         "slope = (normal - both).exp() + (t - both).exp()",
         "tests/test_smc.py::test_the_gradient_of_a_mixture_is_that_of_its_log_density",
     ),
+    Mutant(
+        "laplace_with_the_determinant_of_the_covariance",
+        "return f(theta) - log_det + 0.5 * len(theta)",
+        "return f(theta) + log_det + 0.5 * len(theta)",
+        LAPLACE,
+    ),
+    Mutant("laplace_without_its_constant", "+ 0.5 * len(theta) * math.log(2 * math.pi), blocks", ", blocks", LAPLACE),
+    Mutant(
+        "laplace_at_a_place_that_is_held",
+        "theta = theta + self._solved(held, torch.func.grad(f)(theta))",
+        "theta = theta + 0 * self._solved(held, torch.func.grad(f)(theta))",
+        "tests/test_laplace.py::test_counts_by_quadrature",
+    ),
+    Mutant(
+        "laplace_draws_of_the_precision",
+        "torch.linalg.solve_triangular(factors[i].mT, b, upper=True)",
+        "factors[i] @ b",
+        "tests/test_laplace.py::test_draws_given_the_rest_are_those_of_the_conditional",
+    ),
+    Mutant("laplace_weights_of_the_joint_alone", "[0] - log_q - value", "[0] - log_q", LAPLACE),
 ]
