@@ -151,7 +151,7 @@ class LaplaceMarginal:
     def _minus_hessian(self, f: Callable[[Tensor], Tensor], theta: Tensor) -> list[Tensor]:
         """−H by blocks: for each size of block (blocks, size, size)."""
         slope = torch.func.grad(f)
-        _, product = torch.func.vjp(slope, theta)
+        product = torch.func.vjp(slope, theta)[1]
         columns = torch.stack([-product(c.to(theta))[0] for c in self._colors])
         return [columns[color, row] for row, color in self._blocks]
 
@@ -235,7 +235,7 @@ class LaplaceMarginal:
         slope = torch.func.grad(self._f(u[self._outer]))
         theta = u[self._inner] + 0.1 * torch.randn(len(self._inner)).to(u)
 
-        _, product = torch.func.vjp(slope, theta)
+        product = torch.func.vjp(slope, theta)[1]
         return torch.cat([torch.func.vmap(lambda c: product(c)[0])(c) for c in torch.eye(len(theta)).to(u).split(64)])
 
 
