@@ -76,7 +76,10 @@ class ParamSites(Messenger):
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
-        if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+        binary = isinstance(innermost(msg["fn"]), torch.distributions.Bernoulli)  # the one that takes no whole numbers
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and (
+            value.dtype == torch.bool or binary and not value.is_floating_point()
+        ):
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
         if msg["is_observed"] and msg["name"].endswith("_observed"):
             self.partly.add(msg["name"].removesuffix("_observed"))

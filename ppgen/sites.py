@@ -37,6 +37,24 @@ def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, 
     return found
 
 
+def seen_in(sites: Mapping[str, Mapping[str, Any]], column: Tensor) -> list[str]:
+    """The sites that observe a column or a part of it: rows one by one, in a loop."""
+    return [
+        name
+        for name, site in sites.items()
+        if site["is_observed"] and not is_deterministic(site) and _is_part(given_value(site), column)
+    ]
+
+
+def _is_part(value: Any, column: Tensor) -> bool:
+    """Whether a value is a view into a column, or equal to one of its rows."""
+    if not isinstance(value, Tensor) or value.numel() > column.numel():
+        return False
+    if value.untyped_storage().data_ptr() == column.untyped_storage().data_ptr():
+        return True
+    return column.dim() > 0 and value.shape == column.shape[1:] and bool((column == value).reshape(len(column), -1).all(1).any())
+
+
 def innermost(fn: Any) -> Any:
     """The distribution within Independent, Masked, Transformed and other wrappers.
 

@@ -394,6 +394,8 @@ def _example(
         return dict(data)
     if longer is None or (program.fixed_rows or not len(longer.q.nodes)) and structure.locals:
         return dict(first)
+    if sample_sites(longer.p).keys() != sample_sites(found.run.p).keys():  # a site a row, in a loop
+        return dict(data)
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
     few = data_module.take(first, slice(0, 2), structure.row_columns)

@@ -139,7 +139,8 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     o, program = run.config["fit"], run.program
     fabric = fabric or make_fabric(o["device"], o["precision"])
     objective = make_objective(program, run.structure, run.config["data"]["rows"], o, run.loss)
-    optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = make_optimizer(o["optimizer"], trained or [torch.zeros(())], o["lr"])  # torch's take no empty list
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = data_module.on_device(data, fabric.device)
     valid = None if valid is None else data_module.on_device(valid, fabric.device)

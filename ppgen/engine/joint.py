@@ -209,7 +209,8 @@ class LogJoint:
         """One draw from the prior, (dim,); from torch's random state."""
         with torch.no_grad(), without_validation():
             nodes = poutine.trace(self._model).get_trace().nodes
-        return self.flatten({name: nodes[name]["value"] for name in self._blocks})
+        drawn = self.flatten({name: nodes[name]["value"] for name in self._blocks})
+        return drawn.to(torch.get_default_dtype())  # a prior made of float32 tensors draws such
 
     # -- many --------------------------------------------------------------------------------------
 
