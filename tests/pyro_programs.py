@@ -834,7 +834,7 @@ def a_deterministic_site_and_a_return_value():
     return Case(model)
 
 
-@case(fit="first appears after the first step")
+@case()
 def a_parameter_that_appears_late():
     def model(x):
         mean_model(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from functools import partialmethod
 
 import numpy as np
 import pyro
@@ -21,7 +22,7 @@ from ppgen.data import n_rows
 from ppgen.engine import compile as compile_module  # noqa: F401 - the module, for monkeypatching
 from ppgen.engine import describe, log_joint, trace, traced
 from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Gradient
+from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import Draw, Noise
 from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.small import _decompositions
@@ -366,6 +367,22 @@ def test_bad_steps_change_nothing(engine: str):
     assert torch.equal(parameter, before)
     assert step([good], rows[2:])[0].finite and not torch.equal(parameter, before)
     assert float(step.optimizer.state[parameter]["step"]) == 3
+
+
+def test_a_fused_step_counts_the_eager_steps_between(monkeypatch):
+    """Batches of a shape that is not compiled are steps of Adam's as well: of its bias corrections too."""
+    monkeypatch.setattr(FusedStep, "build", partialmethod(FusedStep.build, compile=False))
+    whole, part = {"x": Y}, {"x": Y[:5]}
+    batches = [whole, whole, part, part, whole, part, whole, whole]
+    rows = [Row(1e-2, 1.0, k) for k in range(1, len(batches) + 1)]
+    found = []
+    for engine in ("eager", "compile"):
+        step = _step(Program.from_pair(_line), whole, engine)
+        step._runs[(shapes(part), True)] = step._eager_steps
+        step(batches, rows)
+        found.append(step.parameters[0].detach())
+    assert step.running == "compile"
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("engine", ["trace", pytest.param("compile", marks=pytest.mark.slow)])

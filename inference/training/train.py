@@ -93,7 +93,7 @@ class _Loop:
         """The parameters that the fit would end with now."""
         if self.until is not None and self.until.average is not None:
             return self.until.average
-        return self.best if self.best is not None else self.averaged
+        return {**self.averaged, **(self.best or {})}  # a parameter that appeared since the best has its value now
 
 
 def train(
