@@ -69,7 +69,9 @@ def innermost(fn: Any) -> Any:
 
 def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
-    masks = [m for m in (site["mask"], *_masks(site["fn"])) if isinstance(m, Tensor)]
+    n = len(site["fn"].batch_shape)
+    own = [site["mask"]] if isinstance(site["mask"], Tensor) else []
+    masks = own + [m.flatten(n).any(-1) if m.dim() > n else m for m in _masks(site["fn"])]
     dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
     if not masks or dim is None:
         return None
@@ -80,11 +82,12 @@ def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     return both.movedim(dim, 0).flatten(1).any(1) if both.dim() > 1 else both
 
 
-def _masks(fn: Any) -> list[Any]:
-    """Those of `MaskedDistribution`s within a distribution."""
+def _masks(fn: Any) -> list[Tensor]:
+    """Those of `MaskedDistribution`s within a distribution, with all the batch dimensions that they are within."""
     found = []
     while hasattr(fn, "base_dist"):
-        found += [fn._mask] if hasattr(fn, "_mask") else []
+        if isinstance(mask := getattr(fn, "_mask", None), Tensor):
+            found.append(mask.bool().expand(fn.batch_shape))
         fn = fn.base_dist
     return found
 

@@ -90,8 +90,13 @@ def sample(
         if by_row := whole and all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
             each = {k: v.expand(n, *v.shape[1:]) for k, v in columns.items()}
             each |= {k: v[torch.arange(n) % len(v)] for k, v in rest.items()}
-            sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
-            by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
+            try:
+                sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
+                by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
+            except PpgenError:
+                if not rest:
+                    raise
+                by_row, whole = False, False  # written for the fitted number of rows
         if not by_row:
             columns |= constants | ({k: v[:1] for k, v in rest.items()} if whole else rest)
             sites = forward_sites(model, columns, 1)

@@ -357,6 +357,14 @@ def _minibatch(
                     "column that is "
                     f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
                 )
+            sequential = [f.name for f in sample_sites(t.p)[name]["cond_indep_stack"] if not f.vectorized]
+            if sequential:
+                raise PpgenError(
+                    f"the observed site {name!r} is made row by row in the sequential plate {sequential[0]!r}, so that "
+                    f"a batch of {batch_size} of {n} rows cannot be weighed; leave out batch_size and subsample in the "
+                    f"plate (pyro.plate({sequential[0]!r}, ..., subsample_size={batch_size})), or write all rows as one "
+                    "site within `with ppgen.rows(x):`"
+                )
             raise PpgenError(
                 f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
                 f"{n} rows cannot be "
