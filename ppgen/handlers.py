@@ -79,10 +79,7 @@ class ParamSites(Messenger):
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
-        binary = isinstance(innermost(msg["fn"]), torch.distributions.Bernoulli)  # the one that takes no whole numbers
-        if msg["is_observed"] and isinstance(value, torch.Tensor) and (
-            value.dtype == torch.bool or binary and not value.is_floating_point()
-        ):
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and _wants_numbers(msg["fn"], value.dtype):
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
         if msg["is_observed"] and msg["name"].endswith("_observed"):
             self.partly.add(msg["name"].removesuffix("_observed"))
@@ -126,6 +123,12 @@ class ParamSites(Messenger):
         if module is None or all(id(p) in owned for p in module.parameters()):
             return
         self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
+
+
+def _wants_numbers(fn: Any, dtype: torch.dtype) -> bool:
+    """Whether a log-probability cannot calculate with values of a type: booleans, and whole numbers of a Bernoulli."""
+    binary = isinstance(innermost(fn), torch.distributions.Bernoulli)
+    return dtype == torch.bool or binary and not dtype.is_floating_point
 
 
 def _of_the_store(program: nn.Module, name: str, args: tuple, constraint: Any) -> tuple[tuple, Any]:

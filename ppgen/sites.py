@@ -52,7 +52,9 @@ def _is_part(value: Any, column: Tensor) -> bool:
         return False
     if value.untyped_storage().data_ptr() == column.untyped_storage().data_ptr():
         return True
-    return column.dim() > 0 and value.shape == column.shape[1:] and bool((column == value).reshape(len(column), -1).all(1).any())
+    if column.dim() == 0 or value.shape != column.shape[1:]:
+        return False
+    return bool((column == value).reshape(len(column), -1).all(1).any())
 
 
 def innermost(fn: Any) -> Any:

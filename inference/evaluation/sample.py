@@ -157,8 +157,8 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
     """
     takes = arguments(program.model)
     had = {**constants_of(example), **given}
-    wanted = takes.needed if not (takes.any or takes.many) else (*takes.needed, *(argument_of(k, example) for k in example))
-    missing = [name for name in dict.fromkeys(wanted) if name not in had]
+    others = [argument_of(k, example) for k in example] if takes.any or takes.many else []
+    missing = [name for name in dict.fromkeys([*takes.needed, *others]) if name not in had]
     if not missing:
         return StandIns({}, set())
     if example:
@@ -177,9 +177,7 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
     )
 
 
-def _reads_values(
-    program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], unobserved: set[str]
-) -> bool:
+def _reads_values(program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], unobserved: set[str]) -> bool:
     """Whether draws change with the values of columns that are no longer observed: then they are no mere shape."""
 
     def draws(columns: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -197,10 +195,13 @@ def _reads_values(
 
 
 def _other(column: Tensor) -> Tensor:
-    """Other values in each place, within the range where they are whole numbers."""
+    """Other values, at random; within the range where they are whole numbers."""
+    if column.is_floating_point():
+        return column + torch.rand_like(column)
     if column.dtype == torch.bool:
         return ~column
-    return column + 1.0 if column.is_floating_point() else column.max() - column
+    low, high = int(column.min()), int(column.max())
+    return torch.randint_like(column, low, high + 1) if high > low else column + 1
 
 
 def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:

@@ -140,7 +140,8 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     fabric = fabric or make_fabric(o["device"], o["precision"])
     objective = make_objective(program, run.structure, run.config["data"]["rows"], o, run.loss)
     trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = make_optimizer(o["optimizer"], trained or [torch.zeros(())], o["lr"])  # torch's take no empty list
+    nothing = [torch.nn.Parameter(torch.zeros(()))]  # torch's optimisers take no empty list
+    optimizer = make_optimizer(o["optimizer"], list(trained or nothing), o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = data_module.on_device(data, fabric.device)
     valid = None if valid is None else data_module.on_device(valid, fabric.device)

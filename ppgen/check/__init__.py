@@ -221,7 +221,8 @@ def _names_vary(program: Program, batch: Mapping[str, Any], q: poutine.Trace) ->
     drawn = sample_sites(q)
     if all(s["fn"].has_rsample for s in drawn.values()):
         return False
-    if any(not f.vectorized and f.full_size not in (None, f.size) for s in drawn.values() for f in s["cond_indep_stack"]):
+    frames = [f for s in drawn.values() for f in s["cond_indep_stack"]]
+    if any(not f.vectorized and f.full_size not in (None, f.size) for f in frames):
         return True  # a sequential plate that subsamples
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         runs = (prune_subsample_sites(guide_run(program, batch)) for _ in range(OTHER_RUNS))
@@ -360,10 +361,9 @@ def _minibatch(
             sequential = [f.name for f in sample_sites(t.p)[name]["cond_indep_stack"] if not f.vectorized]
             if sequential:
                 raise PpgenError(
-                    f"the observed site {name!r} is made row by row in the sequential plate {sequential[0]!r}, so that "
-                    f"a batch of {batch_size} of {n} rows cannot be weighed; leave out batch_size and subsample in the "
-                    f"plate (pyro.plate({sequential[0]!r}, ..., subsample_size={batch_size})), or write all rows as one "
-                    "site within `with ppgen.rows(x):`"
+                    f"the observed site {name!r} is one step of the sequential plate {sequential[0]!r}, so that a "
+                    f"batch of {batch_size} of {n} rows cannot be weighed; leave out batch_size and give that plate "
+                    f"subsample_size={batch_size}, or write all rows as one site within `with ppgen.rows(x):`"
                 )
             raise PpgenError(
                 f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
