@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
@@ -319,8 +320,14 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
     with seeded(seed), default_dtype(dtype_of_program(program)), without_validation():
         if guide and isinstance(mode, AutoLaplaceApproximation):
             fitted = run.example if isinstance(run, Run) else data
-            with program.running(), torch.enable_grad(), torch.random.fork_rng():
-                program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
+            try:
+                with program.running(), torch.enable_grad(), torch.random.fork_rng():
+                    program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
+            except LinAlgError as e:
+                raise PpgenError(
+                    f"AutoLaplaceApproximation has no Gaussian where the fit of {program.name} ended: the log joint is "
+                    "not concave there, so that it is no mode; fit for more steps, or with guide='AutoNormal'"
+                ) from e
         try:
             with all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
                 yield
