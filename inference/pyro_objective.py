@@ -119,14 +119,14 @@ class PyroObjective(nn.Module):
         """A loss that writes its gradients by itself, as one tensor that has them."""
         if not torch.is_grad_enabled():
             return torch.as_tensor(self.loss.loss(*args, **kwargs))
-        trained = [p for p in self.program.parameters() if p.requires_grad]
-        before = [p.grad for p in trained]
-        for p in trained:
+        before = {p: p.grad for p in self.program.parameters()}
+        for p in before:
             p.grad = None
         value = self.loss.loss_and_grads(*args, **kwargs)
         value = value[0] if isinstance(value, tuple) else value  # wake-sleep: that of the model, that of the guide
-        parts = [(p * p.grad).sum() for p in trained if p.grad is not None]
-        for p, g in zip(trained, before, strict=True):
-            p.grad = g
+        now = list(self.program.parameters())  # and those that appeared in this step
+        parts = [(p * p.grad).sum() for p in now if p.grad is not None]
+        for p in now:
+            p.grad = before.get(p)
         path = torch.stack(parts).sum() if parts else torch.zeros(())
         return torch.as_tensor(value).detach() + path - path.detach()

@@ -673,3 +673,23 @@ def test_a_step_leaves_the_processor_as_it_was(before: bool):
         assert bool(tiny * 1 == 0) == before
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_log_joint_that_cannot_be_compiled_is_traced(monkeypatch, caplog):
+    """Inductor fails at what it has no kernel for, a mask as an index: chains run all the same."""
+    caplog.set_level("INFO", "ppgen")
+
+    def fails(*_):
+        raise RuntimeError("aten.nonzero.default\nand more")
+
+    monkeypatch.setattr("ppgen.engine.joint.compiled", fails)
+    joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="compile")
+    value, grad = joint.value_and_grad(torch.zeros(3, 1))
+    assert value.shape == (3,) and grad.shape == (3, 1)
+    assert "is not compiled (aten.nonzero.default)" in caplog.text
+
+
+def _two(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)

@@ -261,7 +261,12 @@ class LogJoint:
         if self.engine == "trace" or self.engine == "auto" and not self._earns(traced, example):
             return traced
         inputs = [x.clone() for x in example]
-        run = compiled(traced.graph, [*inputs, *traced.constants])
+        try:
+            run = compiled(traced.graph, [*inputs, *traced.constants])
+        except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
+            why = str(e).strip().splitlines()
+            log.info("the log joint of %s is not compiled (%s): its trace is run", self.program.name, *why[:1] or [""])
+            return traced
         return lambda *u: run([*u, *traced.constants])
 
     def _earns(self, traced: Traced, example: Sequence[Tensor]) -> bool:
