@@ -71,9 +71,8 @@ def innermost(fn: Any) -> Any:
 
 def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
-    n = len(site["fn"].batch_shape)
-    own = [site["mask"]] if isinstance(site["mask"], Tensor) else []
-    masks = own + [m.flatten(n).any(-1) if m.dim() > n else m for m in _masks(site["fn"])]
+    masks = [site["mask"]] if isinstance(site["mask"], Tensor) else []
+    masks += _masks(site["fn"])
     dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
     if not masks or dim is None:
         return None
@@ -85,11 +84,13 @@ def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
 
 
 def _masks(fn: Any) -> list[Tensor]:
-    """Those of `MaskedDistribution`s within a distribution, with all the batch dimensions that they are within."""
-    found = []
+    """Those of `MaskedDistribution`s within a distribution; of one within an event, whether any of it counts."""
+    found, event = [], 0
     while hasattr(fn, "base_dist"):
         if isinstance(mask := getattr(fn, "_mask", None), Tensor):
-            found.append(mask.bool().expand(fn.batch_shape))
+            mask = mask.bool().expand(fn.batch_shape)
+            found.append(mask.flatten(mask.dim() - event).any(-1) if event else mask)
+        event += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     return found
 
