@@ -81,6 +81,8 @@ def score_function(terms: Sequence[Term], s: Setting) -> list[Tensor]:
             continue
         plates = tuple(d for d in t.dims if not d.startswith(f"{t.site}_dim_"))
         influenced = [other for other in terms if _influences(t.order, other)]
+        if not influenced:  # its own KL in closed form is all that there is
+            continue
         cost = added([_aligned(other, part(other, s, target=True).detach(), plates) for other in influenced])
         k = len(t.log_density)
         if k > 1 and cost.shape[:1] == (k,):

@@ -13,6 +13,7 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
+from ppgen.check import running_of
 from ppgen.data import put_together
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError
@@ -101,12 +102,15 @@ class PyroObjective(nn.Module):
         names = [n for n in self.program.columns if n in given]
         model, guide = (_Part(self.program, part, names) for part in ("model", "guide"))
         args, kwargs = [given[n] for n in names], {k: v for k, v in given.items() if k not in names}
-        if hasattr(self.loss, "differentiable_loss"):
-            loss = self.loss.differentiable_loss(model, guide, *args, **kwargs)
-        elif hasattr(self.loss, "loss_and_grads"):
-            loss = self._with_gradients(model, guide, *args, **kwargs)
-        else:
-            loss = self.loss(model, guide, *args, **kwargs)
+        with running_of(self.program, batch):
+            if hasattr(self.loss, "loss") and not any(p.requires_grad for p in self.program.parameters()):
+                loss = torch.as_tensor(self.loss.loss(model, guide, *args, **kwargs))
+            elif hasattr(self.loss, "differentiable_loss"):
+                loss = self.loss.differentiable_loss(model, guide, *args, **kwargs)
+            elif hasattr(self.loss, "loss_and_grads"):
+                loss = self._with_gradients(model, guide, *args, **kwargs)
+            else:
+                loss = self.loss(model, guide, *args, **kwargs)
         if not isinstance(loss, Tensor):
             raise PpgenError(f"the loss {_name(self.loss)} gives {loss!r}; expected a tensor with a gradient")
         return loss / self.rows, -loss.detach()
@@ -115,14 +119,14 @@ class PyroObjective(nn.Module):
         """A loss that writes its gradients by itself, as one tensor that has them."""
         if not torch.is_grad_enabled():
             return torch.as_tensor(self.loss.loss(*args, **kwargs))
-        trained = [p for p in self.program.parameters() if p.requires_grad]
-        before = [p.grad for p in trained]
-        for p in trained:
+        before = {p: p.grad for p in self.program.parameters()}
+        for p in before:
             p.grad = None
         value = self.loss.loss_and_grads(*args, **kwargs)
         value = value[0] if isinstance(value, tuple) else value  # wake-sleep: that of the model, that of the guide
-        parts = [(p * p.grad).sum() for p in trained if p.grad is not None]
-        for p, g in zip(trained, before, strict=True):
-            p.grad = g
+        now = list(self.program.parameters())  # and those that appeared in this step
+        parts = [(p * p.grad).sum() for p in now if p.grad is not None]
+        for p in now:
+            p.grad = before.get(p)
         path = torch.stack(parts).sum() if parts else torch.zeros(())
         return torch.as_tensor(value).detach() + path - path.detach()

@@ -49,6 +49,7 @@ class ParamSites(Messenger):
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         name, args = msg["name"], msg["args"]
+        known = self.program.__dict__.get("constraints_of_params", {})
         if msg["fn"] != pyro.get_param_store().get_param:  # a PyroModule's own parameter: it has its value
             self._own_module(name.rpartition(".")[0], _PYRO_MODULE_FRAME, "self")
             return
@@ -57,6 +58,8 @@ class ParamSites(Messenger):
             msg["value"] = args[1]
             return
         constraint = msg["kwargs"].get("constraint", constraints.real)
+        if len(args) < 2:  # no initial value: as it was made elsewhere
+            constraint = known.get(name, constraint)
         key = _key(name)
         if key not in self.program._parameters:
             self._register(name, key, args, constraint)
@@ -76,7 +79,7 @@ class ParamSites(Messenger):
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
-        if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and _wants_numbers(msg["fn"], value.dtype):
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
         if msg["is_observed"] and msg["name"].endswith("_observed"):
             self.partly.add(msg["name"].removesuffix("_observed"))
@@ -88,10 +91,10 @@ class ParamSites(Messenger):
             msg["value"] = msg["given"]
 
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
-        if not getattr(self.program, "_collecting", False):
+        if not (getattr(self.program, "_collecting", False) or getattr(self.program, "_growing", False)):
             raise PpgenError(
-                f"pyro.param {name!r} first appears after the first step, and a fit knows the parameters of the first "
-                "run only; write the statement so that every run reaches it"
+                f"pyro.param {name!r} is new to this run: no step of the fit reached the statement; write it so that "
+                "every run reaches it, or fit for longer"
             )
         args, constraint = _of_the_store(self.program, name, args, constraint)
         if len(args) < 2 or args[1] is None:
@@ -120,6 +123,12 @@ class ParamSites(Messenger):
         if module is None or all(id(p) in owned for p in module.parameters()):
             return
         self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
+
+
+def _wants_numbers(fn: Any, dtype: torch.dtype) -> bool:
+    """Whether a log-probability cannot calculate with values of a type: booleans, and whole numbers of a Bernoulli."""
+    binary = isinstance(innermost(fn), torch.distributions.Bernoulli)
+    return dtype == torch.bool or binary and not dtype.is_floating_point
 
 
 def _of_the_store(program: nn.Module, name: str, args: tuple, constraint: Any) -> tuple[tuple, Any]:

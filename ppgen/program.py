@@ -303,6 +303,18 @@ class Program(nn.Module):
                 yield
         finally:
             self.__dict__["_collecting"] = False
+        for p in self.parameters():
+            if 0 in p.stride() and p.numel() > 1:  # made of an expanded tensor: its entries would be one in memory
+                p.data = p.data.contiguous()
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Within it, a `pyro.param` that no run had reached before is registered: in an eager step of a fit."""
+        self.__dict__["_growing"] = True
+        try:
+            yield
+        finally:
+            self.__dict__["_growing"] = False
 
     def set_autoguide(self, guide: nn.Module) -> None:
         """Replaces the guide by an autoguide."""

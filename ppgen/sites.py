@@ -37,6 +37,26 @@ def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, 
     return found
 
 
+def seen_in(sites: Mapping[str, Mapping[str, Any]], column: Tensor) -> list[str]:
+    """The sites that observe a column or a part of it: rows one by one, in a loop."""
+    return [
+        name
+        for name, site in sites.items()
+        if site["is_observed"] and not is_deterministic(site) and _is_part(given_value(site), column)
+    ]
+
+
+def _is_part(value: Any, column: Tensor) -> bool:
+    """Whether a value is a view into a column, or equal to one of its rows."""
+    if not isinstance(value, Tensor) or value.numel() > column.numel():
+        return False
+    if value.untyped_storage().data_ptr() == column.untyped_storage().data_ptr():
+        return True
+    if column.dim() == 0 or value.shape != column.shape[1:]:
+        return False
+    return bool((column == value).reshape(len(column), -1).all(1).any())
+
+
 def innermost(fn: Any) -> Any:
     """The distribution within Independent, Masked, Transformed and other wrappers.
 
@@ -51,7 +71,8 @@ def innermost(fn: Any) -> Any:
 
 def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
-    masks = [m for m in (site["mask"], *_masks(site["fn"])) if isinstance(m, Tensor)]
+    masks = [site["mask"]] if isinstance(site["mask"], Tensor) else []
+    masks += _masks(site["fn"])
     dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
     if not masks or dim is None:
         return None
@@ -62,11 +83,14 @@ def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     return both.movedim(dim, 0).flatten(1).any(1) if both.dim() > 1 else both
 
 
-def _masks(fn: Any) -> list[Any]:
-    """Those of `MaskedDistribution`s within a distribution."""
-    found = []
+def _masks(fn: Any) -> list[Tensor]:
+    """Those of `MaskedDistribution`s within a distribution; of one within an event, whether any of it counts."""
+    found, event = [], 0
     while hasattr(fn, "base_dist"):
-        found += [fn._mask] if hasattr(fn, "_mask") else []
+        if isinstance(mask := getattr(fn, "_mask", None), Tensor):
+            mask = mask.bool().expand(fn.batch_shape)
+            found.append(mask.flatten(mask.dim() - event).any(-1) if event else mask)
+        event += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     return found
 

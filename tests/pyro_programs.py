@@ -12,9 +12,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.conjugate.infer import BetaBinomialPair, collapse_conjugate
 from pyro.distributions import constraints
 from pyro.infer import config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal, init_to_mean
 from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
@@ -153,7 +154,7 @@ def an_integer_size():
     return Case(model, None, {"n": 6, "hits": B})
 
 
-@case(sample=NEEDS)
+@case()
 def a_list_of_tensors_one_site_each():
     def model(data):
         f = pyro.sample("f", dist.Beta(10.0, 10.0))
@@ -178,7 +179,7 @@ def a_dict_of_tensors():
     return Case(model, None, {"batch": {"x": X, "y": 2 * X}})
 
 
-@case(sample=NEEDS)
+@case()
 def a_list_of_tensors_of_two_lengths():
     def model(sequences):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -211,7 +212,7 @@ def a_namespace_and_a_function():
     return Case(model, None, {"x": X, "args": argparse.Namespace(scale=2.0), "link": torch.tanh})
 
 
-@case(sample="KeyError")
+@case()
 def keywords_of_any_name():
     def model(**kwargs):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -224,7 +225,7 @@ def keywords_of_any_name():
     return Case(model, guide)
 
 
-@case(sample="IndexError")
+@case(sample=NEEDS)
 def any_number_of_arguments():
     def model(*args):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -247,7 +248,7 @@ def a_plate_without_a_size():
     return Case(model)
 
 
-@case(sample=NEEDS)
+@case()
 def a_plate_that_subsamples():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -257,7 +258,7 @@ def a_plate_that_subsamples():
     return Case(model, mean_guide)
 
 
-@case(sample=NEEDS)
+@case()
 def a_subsample_given():
     def model(x, index):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -287,7 +288,7 @@ def the_guide_alone_subsamples():
     return Case(model, guide)
 
 
-@case(sample=NEEDS)
+@case()
 def an_amortised_guide_with_a_subsampling_plate():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -304,7 +305,7 @@ def an_amortised_guide_with_a_subsampling_plate():
     return Case(model, guide)
 
 
-@case(sample=NEEDS)
+@case()
 def a_sequential_plate():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -325,7 +326,7 @@ def a_sequential_plate_with_latents():
     return Case(model)
 
 
-@case(sample=NEEDS)
+@case()
 def a_sequential_plate_that_subsamples():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -472,7 +473,7 @@ def enumeration_in_the_guide():
     return Case(model, guide)
 
 
-@case(sample=NEEDS)
+@case()
 def a_markov_chain():
     @config_enumerate
     def model(x):
@@ -485,7 +486,7 @@ def a_markov_chain():
     return Case(model, AutoNormal(poutine.block(model, expose=["p"])))
 
 
-@case(sample=NEEDS, mcmc="none that is continuous")
+@case(mcmc="none that is continuous")
 def a_markov_chain_with_params():
     def model(x):
         p = pyro.param("p", torch.tensor([0.3, 0.6]), constraint=constraints.unit_interval)
@@ -537,7 +538,7 @@ def blocked_and_masked():
     return Case(poutine.mask(mean_model, mask=torch.tensor(True)), poutine.mask(mean_guide, mask=torch.tensor(True)))
 
 
-@case(sample=NEEDS)
+@case()
 def reparametrised():
     def model(x, g):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -549,7 +550,7 @@ def reparametrised():
     return Case(poutine.reparam(model, config={"a": LocScaleReparam(0.0)}), None, {"x": X, "g": G})
 
 
-@case(sample=NEEDS)
+@case()
 def reparametrised_with_a_learnt_centring():
     def model(x, g):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -724,7 +725,7 @@ def integers_under_a_binomial():
     return Case(model, None, {"n": torch.tensor([3, 4, 5]), "y": torch.tensor([1, 2, 5])})
 
 
-@case(sample=NEEDS)
+@case()
 def an_ordered_logistic():
     def model(x, y):
         base, ordered = dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.transforms.OrderedTransform()
@@ -834,7 +835,7 @@ def a_deterministic_site_and_a_return_value():
     return Case(model)
 
 
-@case(fit="first appears after the first step")
+@case()
 def a_parameter_that_appears_late():
     def model(x):
         mean_model(x)
@@ -890,7 +891,7 @@ def lkj_and_multivariate():
     return Case(model, None, {"y": torch.randn(8, 3)})
 
 
-@case(sample=NEEDS)
+@case()
 def a_timeseries_with_gaussian_hmm():
     def model(x):
         s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
@@ -908,7 +909,7 @@ def a_timeseries_with_gaussian_hmm():
     return Case(model)
 
 
-@case(sample=NEEDS)
+@case()
 def a_history_in_a_loop():
     def model(x):
         drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
@@ -1023,7 +1024,7 @@ def autoname_scopes():
     return Case(model)
 
 
-@case(sample=NEEDS)
+@case()
 def a_subsample_statement():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -1110,7 +1111,7 @@ def an_auxiliary_site():
     return Case(model, guide)
 
 
-@case(sample=NEEDS)
+@case()
 def a_nested_plate_with_a_ragged_mask():
     def model(x, seen):
         with pyro.plate("groups", x.shape[0], dim=-2):
@@ -1159,3 +1160,154 @@ def a_dirichlet_process_by_sticks():
             pyro.sample("z", dist.Categorical(phi))
 
     return Case(model, guide, {"x": X})
+
+
+@case(posterior="has no latent to infer", mcmc="has no latent")
+def nothing_to_learn():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    return Case(model, lambda x: None)
+
+
+@case(predict="nothing can be drawn", mcmc="none that is continuous")
+def a_discrete_latent_and_nothing_downstream():
+    def model():
+        with pyro.plate("coins", 3):
+            pyro.sample("z", dist.Bernoulli(0.25))
+
+    def guide():
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with pyro.plate("coins", 3):
+            pyro.sample("z", dist.Bernoulli(p))
+
+    return Case(model, guide, {})
+
+
+@case(mcmc="none that is continuous")
+def discrete_sites_of_a_sequential_plate_that_subsamples():
+    def model(x):
+        for i in pyro.plate("data", len(x), subsample_size=2):
+            z = pyro.sample(f"z_{i}", dist.Bernoulli(0.5))
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x):
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        for i in pyro.plate("data", len(x), subsample_size=2):
+            pyro.sample(f"z_{i}", dist.Bernoulli(p))
+
+    return Case(model, guide)
+
+
+@case()
+def whole_numbers_observed_one_by_one():
+    def model(tosses):
+        p = pyro.sample("p", dist.Beta(10.0, 10.0))
+        for i in range(len(tosses)):
+            pyro.sample(f"toss_{i}", dist.Bernoulli(p), obs=tosses[i])
+
+    def guide(tosses):
+        a = pyro.param("a", torch.tensor(15.0), constraint=constraints.positive)
+        pyro.sample("p", dist.Beta(a, 15.0))
+
+    return Case(model, guide, {"tosses": torch.tensor([1, 0, 1, 1, 0, 1])})
+
+
+@case()
+def a_chain_that_observes_row_by_row():
+    def model(x):
+        phi = pyro.sample("phi", dist.Normal(0.0, 0.5))
+        last = torch.tensor(0.0)
+        for i in range(len(x)):
+            last = pyro.sample(f"x_{i}", dist.Normal(phi * last, 1.0), obs=x[i])
+
+    return Case(model)
+
+
+@case(sample=NEEDS)
+def a_chain_that_reads_the_row_before():
+    def model(x):
+        phi = pyro.sample("phi", dist.Normal(0.0, 0.5))
+        for i in range(1, len(x)):
+            pyro.sample(f"x_{i}", dist.Normal(phi * x[i - 1], 1.0), obs=x[i])
+
+    return Case(model)
+
+
+@case(mcmc="has no initial value")
+def a_parameter_of_the_guide_that_the_model_reads():
+    def model(x):
+        s = pyro.param("s")
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, s), obs=x)
+
+    def guide(x):
+        pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.3))
+
+    return Case(model, guide)
+
+
+@case()
+def masks_within_events_and_a_packed_sequence():
+    lengths = torch.tensor([3, 2, 1])
+    encoder, emitter = nn.RNN(2, 2, batch_first=True), nn.Linear(2, 2)
+
+    def model(x, packed, mask):
+        pyro.module("emitter", emitter)
+        with pyro.plate("rows", len(x)):
+            z = torch.zeros(len(x), 2)
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0).mask(mask[:, t, None]).to_event(1))
+                pyro.sample(f"x_{t}", dist.Normal(emitter(z), 1.0).mask(mask[:, t, None]).to_event(1), obs=x[:, t])
+
+    def guide(x, packed, mask):
+        pyro.module("encoder", encoder)
+        h, _ = nn.utils.rnn.pad_packed_sequence(encoder(packed)[0], batch_first=True)
+        with pyro.plate("rows", len(x)):
+            for t in pyro.markov(range(x.shape[1])):
+                pyro.sample(f"z_{t}", dist.Normal(h[:, t], 0.5).mask(mask[:, t, None]).to_event(1))
+
+    x = torch.randn(3, 3, 2)
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    return Case(model, guide, {"x": x, "packed": packed, "mask": torch.arange(3) < lengths[:, None]})
+
+
+@case()
+def a_guide_that_begins_at_an_expanded_mean():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), torch.tensor(2.0)).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu.sum(), 1.0), obs=x)
+
+    return Case(model, AutoNormal(model, init_loc_fn=init_to_mean))
+
+
+@case(mcmc="none that is continuous")
+def enumeration_in_both_parts():
+    def model(x):
+        a = pyro.sample("a", dist.Bernoulli(0.3))
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(0.2 + a / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    def guide(x):
+        p = pyro.param("p", torch.tensor(0.4), constraint=constraints.unit_interval)
+        pyro.sample("a", dist.Bernoulli(p), infer={"enumerate": "parallel"})
+
+    return Case(model, guide, pyro="")
+
+
+@case()
+def a_conjugate_pair_that_is_collapsed():
+    def model(x):
+        with pyro.plate("kinds", 2):
+            a = pyro.sample("a", dist.HalfNormal(3.0))
+            pair = BetaBinomialPair()
+            p = pyro.sample("p", pair.latent(a, torch.tensor(2.0)))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", pair.conditional(probs=p, total_count=10), obs=x)
+
+    return Case(collapse_conjugate(model), None, {"x": torch.tensor([[3.0, 8.0], [4.0, 7.0], [2.0, 9.0]])})

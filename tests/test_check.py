@@ -193,6 +193,19 @@ def model_two_columns(x, y=None):
         pyro.sample("y", dist.Normal(t * x, 1.0), obs=y)
 
 
+def model_sequential(x):
+    t = pyro.param("t", torch.tensor(0.0))
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(t, 1.0), obs=x[i])
+
+
+def model_two_scales(x):
+    loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+    z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+    with rows(x), pyro.poutine.scale(scale=2.0):
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
 BROKEN = {
     # name: (model, guide, data, options, what the sentence must say)
     "guide lacks a site": (local_model, guide_missing, {"x": X}, {}, ["no site 'z'", "AutoNormal"]),
@@ -211,7 +224,11 @@ BROKEN = {
     "plate of a fixed size": (model_fixed_plate_sized, None, {"x": X}, {"batch_size": 10}, ["'N'", "40", "whatever"]),
     "plate of a fixed size, broadcast": (model_fixed_plate, None, {"x": X}, {"batch_size": 10}, ["'N'", "40"]),
     "no plate over the rows": (model_no_plate, None, {"x": X}, {"batch_size": 10}, ["'x'", "no plate", "ppgen.rows"]),
-    "no parameters": (model_no_parameters, None, {"x": X}, {}, ["no parameters"]),
+    "no site": (lambda x: None, None, {"x": X}, {}, ["no sample site"]),
+    "a batch of a sequential plate": (
+        model_sequential, None, {"x": X}, {"batch_size": 10}, ["'x_0'", "sequential plate 'data'", "subsample_size=10"],
+    ),
+    "two scales in one sum": (model_two_scales, lambda x: None, {"x": X}, {}, ["common poutine.scale"]),
     "detached": (model_detached, None, {"x": X}, {}, ["detached"]),
     "model raises": (model_crashes, None, {"x": X}, {}, ["RuntimeError", "test_check.py"]),
     "discrete latent, no guide": (model_discrete, None, {"x": X}, {}, ["'z'", "enumerate"]),
@@ -244,6 +261,13 @@ def test_a_batch_without_a_plate_is_one_sum():
     """Legal in Pyro: nothing says that its entries are rows, and their log-probabilities add up."""
     run = fit(Program.from_pair(model_unplated), {"x": X}, steps=300, lr=0.1)
     assert abs(float(run.program.get_parameter("param:t")) - float(X.mean())) < 1e-2
+
+
+def test_a_program_without_parameters_is_warned_of_and_its_elbo_computed(caplog):
+    run = fit(Program.from_pair(model_no_parameters), {"x": X}, steps=3, log_every=1)
+    assert "no parameters to learn" in caplog.text
+    exact = float(dist.Normal(0.0, 1.0).log_prob(X).sum())
+    assert run.metrics["elbo"] == pytest.approx([exact] * 3)
 
 
 @pytest.mark.parametrize("name", BROKEN)

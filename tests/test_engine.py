@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from functools import partialmethod
 
 import numpy as np
 import pyro
@@ -21,7 +22,7 @@ from ppgen.data import n_rows
 from ppgen.engine import compile as compile_module  # noqa: F401 - the module, for monkeypatching
 from ppgen.engine import describe, log_joint, trace, traced
 from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Gradient
+from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import Draw, Noise
 from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.small import _decompositions
@@ -368,6 +369,22 @@ def test_bad_steps_change_nothing(engine: str):
     assert float(step.optimizer.state[parameter]["step"]) == 3
 
 
+def test_a_fused_step_counts_the_eager_steps_between(monkeypatch):
+    """Batches of a shape that is not compiled are steps of Adam's as well: of its bias corrections too."""
+    monkeypatch.setattr(FusedStep, "build", partialmethod(FusedStep.build, compile=False))
+    whole, part = {"x": Y}, {"x": Y[:5]}
+    batches = [whole, whole, part, part, whole, part, whole, whole]
+    rows = [Row(1e-2, 1.0, k) for k in range(1, len(batches) + 1)]
+    found = []
+    for engine in ("eager", "compile"):
+        step = _step(Program.from_pair(_line), whole, engine)
+        step._runs[(shapes(part), True)] = step._eager_steps
+        step(batches, rows)
+        found.append(step.parameters[0].detach())
+    assert step.running == "compile"
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("engine", ["trace", pytest.param("compile", marks=pytest.mark.slow)])
 def test_mixed_precision(engine: str):
     """bf16-mixed: matrix products and convolutions in bfloat16, by every engine; data stay as they are."""
@@ -656,3 +673,23 @@ def test_a_step_leaves_the_processor_as_it_was(before: bool):
         assert bool(tiny * 1 == 0) == before
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_log_joint_that_cannot_be_compiled_is_traced(monkeypatch, caplog):
+    """Inductor fails at what it has no kernel for, a mask as an index: chains run all the same."""
+    caplog.set_level("INFO", "ppgen")
+
+    def fails(*_):
+        raise RuntimeError("aten.nonzero.default\nand more")
+
+    monkeypatch.setattr("ppgen.engine.joint.compiled", fails)
+    joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="compile")
+    value, grad = joint.value_and_grad(torch.zeros(3, 1))
+    assert value.shape == (3,) and grad.shape == (3, 1)
+    assert "is not compiled (aten.nonzero.default)" in caplog.text
+
+
+def _two(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)

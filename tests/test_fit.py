@@ -566,3 +566,27 @@ def test_the_model_runs_three_times_before_the_first_step(own):
 
     fit(Counted(), {"x": X[:, 0]}, steps=0)
     assert len(runs) <= 3
+
+
+def test_a_parameter_that_appears_late_is_trained_and_resumed(tmp_path):
+    """A guide with a parameter a row, of which a sequential plate shows a few at each step."""
+
+    def model(x):
+        for i in pyro.plate("data", 40, subsample_size=2):
+            z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x):
+        for i in pyro.plate("data", 40, subsample_size=2):
+            pyro.sample(f"z_{i}", dist.Normal(pyro.param(f"loc_{i}", torch.zeros(())), 1.0))
+
+    def program() -> Program:
+        return Program.from_pair(model, guide)
+
+    data = {"x": torch.linspace(-3.0, 3.0, 40)}
+    whole = fit(program(), data, steps=12, lr=0.1, ema=0.9)
+    assert sum(float(p.detach().abs()) > 0 for p in whole.program.parameters()) > 4
+    fit(program(), data, steps=6, lr=0.1, ema=0.9, out=tmp_path / "run")
+    went_on = resume(tmp_path / "run", data, program=program(), steps=12).program.state_dict()
+    for name, p in whole.program.state_dict().items():
+        assert torch.equal(p, went_on[name]), name

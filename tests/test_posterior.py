@@ -457,3 +457,13 @@ def test_what_cannot_be_predicted_is_said():
         predict(run, SCHOOLS | {"sgma": torch.ones(8)})
     with pytest.raises(PpgenError, match="draws is 0"):
         predict(run, SCHOOLS, draws=0)
+
+
+def test_a_laplace_approximation_where_the_fit_is_at_no_mode_is_refused():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z**2, 0.1), obs=x)
+
+    run = fit(Program.from_pair(model), {"x": torch.tensor(4.0)}, steps=1, guide="AutoLaplaceApproximation")
+    with pytest.raises(PpgenError, match="not concave there.*more steps"):
+        posterior(run, {"x": torch.tensor(4.0)}, draws=4)

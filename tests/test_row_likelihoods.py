@@ -15,6 +15,7 @@ import ppgen
 from ppgen.inference import fit, mcmc, plot, posterior
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.run.files import read_netcdf, write_netcdf
+from ppgen.sites import rows_seen
 
 Y = 3 + normal(30)
 SEEN = torch.ones(30, dtype=torch.bool)
@@ -111,3 +112,14 @@ def test_pictures_of_a_model_of_factors(tmp_path):
     run = fit(ppgen.Program.from_pair(as_factor), {"y": Y}, steps=20, lr=0.1, engine="eager")
     files = plot(run, {"y": Y}, out=tmp_path)
     assert {f.name for f in files} >= {"elbo.png", "latent.png"}
+
+
+def test_rows_of_a_mask_within_an_event_are_those_of_which_a_part_counts():
+    seen = torch.tensor([[True, False], [False, False], [True, True]])
+    fn = Normal(torch.zeros(3, 2), 1.0).mask(seen).to_event(1)
+    with pyro.plate("data", 3):
+        trace = poutine.trace(lambda: pyro.sample("y", fn, obs=torch.zeros(3, 2))).get_trace()
+    with pyro.plate("groups", 4, dim=-2), pyro.plate("data", 3):
+        wide = poutine.trace(lambda: pyro.sample("y", fn, obs=torch.zeros(4, 3, 2))).get_trace()
+    for t in (trace, wide):
+        assert rows_seen(t.nodes["y"], "data").tolist() == [True, False, True]

@@ -295,3 +295,34 @@ def test_grey_images_under_bernoulli_are_refused():
     with pytest.raises(PpgenError, match="'x'.*Bernoulli"):
         reconstruct(run, {"x": torch.full((4, 6), 0.5)})
     assert not math.isnan(float(reconstruct(run, {"x": binary(3)}, seed=1)["x"].sum()))
+
+
+# -- observed one by one ---------------------------------------------------------------------------
+
+
+def tosses(x):
+    p = pyro.sample("p", dist.Beta(2.0, 6.0))
+    for i in range(len(x)):
+        pyro.sample(f"x_{i}", dist.Bernoulli(p), obs=x[i])
+
+
+def moved(x):
+    p = pyro.sample("p", dist.Normal(0.0, 1.0))
+    centred = x - x.mean()
+    for i in range(len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(p * centred[i], 1.0), obs=x[i])
+
+
+def test_rows_that_are_observed_one_by_one_are_all_drawn():
+    run = fit(Program.from_pair(tosses), {"x": torch.tensor([1, 0, 1, 1, 0])}, steps=2)
+    found = sample(run, 4000, seed=0)
+    assert set(found) == {"p", *(f"x_{i}" for i in range(5))}
+    for i in range(5):
+        assert float(found[f"x_{i}"].mean()) == pytest.approx(0.25, abs=4 * 0.01)
+
+
+def test_a_column_whose_values_are_read_stands_in_for_nothing():
+    """Differences within a column, too: no constant may be added to it to find out."""
+    run = fit(Program.from_pair(moved), {"x": torch.randn(5)}, steps=2)
+    with pytest.raises(PpgenError, match="cannot be run without the column 'x'"):
+        sample(run, 4)

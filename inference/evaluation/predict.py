@@ -121,12 +121,12 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     if not fitted.example:
         return rows, frozenset()
     try:
-        rest, _ = stand_ins(fitted.program, fitted.example, rows)
+        found = stand_ins(fitted.program, fitted.example, rows)
     except PpgenError:  # a column that is missing and not observed, which the check of columns says
         return rows, frozenset()
     own = fitted.structure.row_columns if fitted.structure is not None else ()
     n = n_rows(rows, tuple(k for k in own if k in rows)) if rows else 1
-    rest = {k: v[torch.arange(n) % len(v)] if k in own else v for k, v in rest.items()}
+    rest = {k: v[torch.arange(n) % len(v)] if found.whole and k in own else v for k, v in found.columns.items()}
     return Table({**rows, **rest}, rows.words), frozenset(rest)
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
@@ -24,7 +25,7 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Unobserve, whole_plates, without_validation
 from ppgen.program import Program, arguments, asked_rows
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, support_of
+from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
 from ppgen.terms import whole_value
@@ -80,20 +81,25 @@ def sample(
     }  # fmt: skip
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
-    with ready(run, given, seed, guide=False):
-        rest, unobserved = stand_ins(program, example, given)
+    with ready(run, {**example, **given}, seed, guide=False):
+        rest, unobserved, whole = stand_ins(program, example, given)
 
         def model(rows: Mapping[str, Tensor]) -> Any:
             with running_of(program, rows), Unobserve(unobserved):
                 return program.call("model", rows)
 
-        if by_row := all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
+        if by_row := whole and all(v.dim() == 0 or len(v) in (1, n) for v in columns.values()):
             each = {k: v.expand(n, *v.shape[1:]) for k, v in columns.items()}
             each |= {k: v[torch.arange(n) % len(v)] for k, v in rest.items()}
-            sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
-            by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
+            try:
+                sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
+                by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
+            except PpgenError:
+                if not rest:
+                    raise
+                by_row, whole = False, False  # written for the fitted number of rows
         if not by_row:
-            columns |= constants | {k: v[:1] for k, v in rest.items()}
+            columns |= constants | ({k: v[:1] for k, v in rest.items()} if whole else rest)
             sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
         held = {k: v for k, v in given.items() if k not in {**columns, **constants}}
@@ -130,25 +136,73 @@ def constants_of(example: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in example.items() if not isinstance(v, Tensor | Nested)}
 
 
-def stand_ins(
-    program: Program, example: Mapping[str, Tensor], given: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], set[str]]:
+class StandIns(NamedTuple):
     """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
 
-    Returns those columns, and the sites that observe them, which are to be drawn all the same.
+    Attributes:
+        columns: those, by name.
+        unobserved: the sites that observe them, which are to be drawn all the same.
+        whole: whether each is observed by one site; else by several, row by row.
     """
-    missing = [name for name in arguments(program.model).needed if name not in {**constants_of(example), **given}]
-    observed: dict[str, str] = {}
-    if missing and example:
+
+    columns: dict[str, Any]
+    unobserved: set[str]
+    whole: bool = True
+
+
+def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> StandIns:
+    """What stands in for the columns that are missing.
+
+    Raises:
+        PpgenError: a column that the model does not only observe.
+    """
+    takes = arguments(program.model)
+    had = {**constants_of(example), **given}
+    others = [argument_of(k, example) for k in example] if takes.any or takes.many else []
+    missing = [name for name in dict.fromkeys([*takes.needed, *others]) if name not in had]
+    if not missing:
+        return StandIns({}, set())
+    if example:
         sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
-    for name in missing:
-        if name not in observed:
-            raise PpgenError(
-                f"model() of {program.name} cannot be run without the column {name!r}; pass it: "
-                f"given={{{name!r}: ...}} (--given file)"
-            )
-    return {k: example[k] for k in missing}, {observed[k] for k in missing}
+        if all(name in observed for name in missing):
+            return StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
+        parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
+        seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
+        if seen and not _reads_values(program, example, parts, seen):
+            return StandIns(parts, seen, whole=False)
+        missing = [name for name in missing if name not in observed]
+    raise PpgenError(
+        f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "
+        f"given={{{missing[0]!r}: ...}} (--given file)"
+    )
+
+
+def _reads_values(program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], unobserved: set[str]) -> bool:
+    """Whether draws change with the values of columns that are no longer observed: then they are no mere shape."""
+
+    def draws(columns: Mapping[str, Any]) -> dict[str, Tensor]:
+        with Unobserve(unobserved):
+            sites = forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
+        return {k: s["value"] for k, s in sites.items()}
+
+    others = {k: _other(v) if isinstance(v, Tensor) else v for k, v in parts.items()}
+    with suppress(Exception):  # other values may be none that the model can index by
+        found = [draws(columns) for columns in (parts, others)]
+        return found[0].keys() != found[1].keys() or any(
+            not torch.equal(v, found[1][k]) for k, v in found[0].items() if not v.isnan().any()
+        )
+    return True
+
+
+def _other(column: Tensor) -> Tensor:
+    """Other values, at random; within the range where they are whole numbers."""
+    if column.is_floating_point():
+        return column + torch.rand_like(column)
+    if column.dtype == torch.bool:
+        return ~column
+    low, high = int(column.min()), int(column.max())
+    return torch.randint_like(column, low, high + 1) if high > low else column + 1
 
 
 def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:
@@ -266,8 +320,14 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
     with seeded(seed), default_dtype(dtype_of_program(program)), without_validation():
         if guide and isinstance(mode, AutoLaplaceApproximation):
             fitted = run.example if isinstance(run, Run) else data
-            with program.running(), torch.enable_grad(), torch.random.fork_rng():
-                program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
+            try:
+                with program.running(), torch.enable_grad(), torch.random.fork_rng():
+                    program.add_module("autoguide", mode.laplace_approximation(**put_together(fitted)))
+            except LinAlgError as e:
+                raise PpgenError(
+                    f"AutoLaplaceApproximation has no Gaussian where the fit of {program.name} ended: the log joint is "
+                    "not concave there, so that it is no mode; fit for more steps, or with guide='AutoNormal'"
+                ) from e
         try:
             with all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
                 yield

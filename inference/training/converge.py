@@ -121,7 +121,9 @@ class Convergence:
             self.average = {k: v.detach().clone() for k, v in state.items()}
             return
         for name, value in state.items():
-            if value.is_floating_point():
+            if name not in self.average:  # a parameter that appears late
+                self.average[name] = value.detach().clone()
+            elif value.is_floating_point():
                 self.average[name].lerp_(value.detach().to(self.average[name]), 1 / self.count)
             else:
                 self.average[name].copy_(value)

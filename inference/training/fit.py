@@ -26,6 +26,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
+from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
@@ -294,13 +295,16 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
-    plain = o["objective"] is None and not enumerated
+    plain = o["objective"] is None
     o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
     if plain and (name := _of_pyro(found, apart, o, size == n)):
         o["objective"], loss = name, loss_of(name)
+    if enumerated:
+        with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            one_draw(program, first, found.structure)  # says what cannot be summed out
     make_objective(program, found.structure, n, o, loss)  # says what does not go together
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
@@ -322,7 +326,7 @@ def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module
 def _of_pyro(found: Checked, apart: Traces, o: dict[str, Any], whole: bool) -> str:
     """The loss of Pyro's that a program needs: its sites depend on values, or its guide asks for enumeration."""
     if found.differ:
-        return "Trace_ELBO"
+        return "TraceEnum_ELBO" if found.structure.summed else "Trace_ELBO"
     drawn = sample_sites(apart.q).items()
     asked = [n for n, s in drawn if s["infer"].get("enumerate") and s["fn"].has_enumerate_support]
     if asked and whole and o["particles"] == 1 and o["gradient"] == "pathwise" and not o["kl_warmup"]:
@@ -394,6 +398,8 @@ def _example(
         return dict(data)
     if longer is None or (program.fixed_rows or not len(longer.q.nodes)) and structure.locals:
         return dict(first)
+    if sample_sites(longer.p).keys() != sample_sites(found.run.p).keys():  # a site a row, in a loop
+        return dict(data)
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
     few = data_module.take(first, slice(0, 2), structure.row_columns)

@@ -131,7 +131,9 @@ def averaged(ema: dict[str, Tensor], values: Mapping[str, Tensor], decay: float,
     d = ema_decay(decay, step)
     with torch.no_grad():
         for name, value in values.items():
-            if value.is_floating_point():
+            if name not in ema:  # a parameter that appears late
+                ema[name] = value.detach().clone()
+            elif value.is_floating_point():
                 ema[name].lerp_(value, 1 - d)
             else:
                 ema[name].copy_(value)

@@ -105,6 +105,8 @@ class Step:
         self._runs: dict[tuple, Run] = {}
         self._seconds: list[float] = []
         self._eager_seconds, self._trace_next = 0.0, False
+        self.layouts: dict[tuple[int, ...], Any] = {}  # of compiled steps, for batches of several shapes
+        self.uncounted = False  # whether torch's optimiser has made steps that compiled ones have not counted
         why = self._unsupported()
         if why and engine in ("trace", "compile"):
             log.warning("engine %s: %s; steps run eagerly", engine, why)
@@ -171,6 +173,9 @@ class Step:
             return self._eager(batch, row)
         before = [t.detach().clone() for t in self._tensors()]
         result = self._eager(batch, row)
+        if len(self._tensors()) != len(before):
+            self._fall_back(key, "a parameter appeared at this step")
+            return result
         why = self._differs(gradient, batch, row, result, before, start)
         if not self._everywhere(why is None):
             self._fall_back(
@@ -292,7 +297,9 @@ class Step:
 
     def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, _StepResult]:
         self.wrapped_optimizer.zero_grad()
-        loss, elbo = self.wrapped(batch, kl_weight)
+        with self.objective.program.growing():
+            loss, elbo = self.wrapped(batch, kl_weight)
+        self._adopt()
         if loss.requires_grad:
             self.fabric.backward(loss)
         if self.fabric.world_size > 1:  # the gradients are averaged by DDP: so is what is said of them
@@ -302,6 +309,15 @@ class Step:
         for p, g in zip(trained, gradients, strict=True):
             p.grad = g
         return loss, result
+
+    def _adopt(self) -> None:
+        """Trains the parameters that appeared in this step, too."""
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+        if len(trained) != len(self.parameters):
+            own = set(map(id, self.parameters))
+            self._places += [(p, p.data) for p in trained if id(p) not in own]
+            self.parameters = trained
+            self.optimizer.param_groups[0]["params"] = list(trained)  # in the order that a resumed fit has
 
     def _measured(self, loss: Tensor, elbo: Tensor, gradients: list[Tensor]) -> tuple[_StepResult, list[Tensor]]:
         """What is said of a step, and its gradients, clipped; one wait for the device."""
@@ -322,6 +338,7 @@ class Step:
                 self.wrapped_optimizer.step(lambda: self._gradients(batch, row.kl_weight)[0])
             else:
                 self.wrapped_optimizer.step()
+            self.uncounted = True
             self._average(row)
         else:
             with torch.no_grad():
@@ -395,6 +412,7 @@ class _TraceRun:
             for p, g in zip(gradient.trained, gradients, strict=True):
                 p.grad = g
             step.optimizer.step()
+            step.uncounted = True
             if gradient.changed:
                 with torch.no_grad():
                     _copy(gradient.changed, value.buffers)
@@ -420,7 +438,7 @@ class _FusedRun:
                 id(p): n.removeprefix("program.") for n, p in step.objective.named_parameters(remove_duplicate=False)
             }
             averages = [step.ema[names[id(p)]] for p in gradient.parameters]
-        self.fused = FusedStep(gradient, step.optimizer, clip=step.clip, averages=averages)
+        self.fused = FusedStep(gradient, step.optimizer, clip=step.clip, averages=averages, layouts=step.layouts)
         self.fused.build(batch)
         step.chunk = self.fused.chunk if not self._buffers() else 1
 
@@ -433,6 +451,9 @@ class _FusedRun:
         decay = step.decay
         table = [(r.lr, r.kl_weight, ema_decay(decay, r.step) if decay else 1.0) for r in rows]
         started = time.perf_counter()
+        if step.uncounted and not self.fused.layout.stale:
+            self.fused.layout.count()
+        step.uncounted = False
         results = [_StepResult(e, n, f == 1.0) for e, n, f in self.fused(batches, table)]
         seconds = (time.perf_counter() - started) / len(rows)
         if self._buffers() and results[-1].finite:

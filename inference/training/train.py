@@ -93,7 +93,7 @@ class _Loop:
         """The parameters that the fit would end with now."""
         if self.until is not None and self.until.average is not None:
             return self.until.average
-        return self.best if self.best is not None else self.averaged
+        return {**self.averaged, **(self.best or {})}  # a parameter that appeared since the best has its value now
 
 
 def train(
@@ -139,7 +139,9 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     o, program = run.config["fit"], run.program
     fabric = fabric or make_fabric(o["device"], o["precision"])
     objective = make_objective(program, run.structure, run.config["data"]["rows"], o, run.loss)
-    optimizer = make_optimizer(o["optimizer"], [p for p in objective.parameters() if p.requires_grad], o["lr"])
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    nothing = [torch.nn.Parameter(torch.zeros(()))]  # torch's optimisers take no empty list
+    optimizer = make_optimizer(o["optimizer"], list(trained or nothing), o["lr"])
     wrapped, optimizer = fabric.setup(objective, optimizer)
     data = data_module.on_device(data, fabric.device)
     valid = None if valid is None else data_module.on_device(valid, fabric.device)

@@ -5,6 +5,7 @@ Each failure is one sentence that names the site, what was found, what was expec
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -25,7 +26,9 @@ from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
 from ppgen.sites import innermost, sample_sites
 from ppgen.structure import Structure, longer_run, structure_of
-from ppgen.terms import Traces, run
+from ppgen.terms import Traces, guide_run, run
+
+OTHER_RUNS = 3  # of the guide, to see whether its sites are the same from run to run
 
 
 def check(
@@ -107,6 +110,8 @@ def checked(
         # From one random state: what differs between the two runs is the rows.
         with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             t = run(program, batch)
+        if not sample_sites(t.p, factors=True):
+            raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")
         longer = longer_run(program, batch, rows)
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
         if size < n:
@@ -173,7 +178,10 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _first_line(e: BaseException) -> str:
-    return (str(e).strip() or "no message").splitlines()[0]
+    """Of a message; and what its next lines say beneath it, as Pyro's do ("Expected [], actual [5]")."""
+    first, *rest = (str(e).strip() or "no message").splitlines()
+    beneath = itertools.takewhile(lambda line: line.startswith("  ") and not line.strip().startswith("Try"), rest)
+    return " ".join([first, *(line.strip() for line in beneath)])
 
 
 def _user_line(e: BaseException) -> str:
@@ -195,7 +203,7 @@ def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated
     run of the model at the guide's. Returns whether they do."""
     try:
         sites_match(apart, enumerated)
-        return False
+        return _names_vary(program, batch, apart.q)
     except PpgenError:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -206,6 +214,19 @@ def _sites(program: Program, batch: Mapping[str, Any], apart: Traces, enumerated
             raise
         log.info("the sites of %s depend on values: each run has its own", program.name)
         return True
+
+
+def _names_vary(program: Program, batch: Mapping[str, Any], q: poutine.Trace) -> bool:
+    """Whether a guide with scores to take, of several runs at once, has other latents from run to run."""
+    drawn = sample_sites(q)
+    if all(s["fn"].has_rsample for s in drawn.values()):
+        return False
+    frames = [f for s in drawn.values() for f in s["cond_indep_stack"]]
+    if any(not f.vectorized and f.full_size not in (None, f.size) for f in frames):
+        return True  # a sequential plate that subsamples
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        runs = (prune_subsample_sites(guide_run(program, batch)) for _ in range(OTHER_RUNS))
+        return any(sample_sites(other).keys() != drawn.keys() for other in runs)
 
 
 def _same_latents(t: Traces) -> bool:
@@ -273,10 +294,12 @@ def _gradients(program: Program, t: Traces) -> None:
     loss = sum(s["fn"].log_prob(s["value"]).sum() for trace in t for s in sample_sites(trace, factors=True).values())
     parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not parameters:
-        raise PpgenError(
-            f"{program.name} has no parameters to learn; make them torch.nn.Parameter, pyro.param or PyroParam, "
-            "or give the program a guide that has some (--guide AutoNormal)"
-        )
+        log.warning(
+            "%s has no parameters to learn: its ELBO is computed at each step, and nothing changes; make them "
+            "torch.nn.Parameter, pyro.param or PyroParam, or give the program a guide that has some (--guide "
+            "AutoNormal)", program.name,
+        )  # fmt: skip
+        return
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise PpgenError(
             f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
@@ -334,6 +357,13 @@ def _minibatch(
                     f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
                     "column that is "
                     f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
+                )
+            sequential = [f.name for f in sample_sites(t.p)[name]["cond_indep_stack"] if not f.vectorized]
+            if sequential:
+                raise PpgenError(
+                    f"the observed site {name!r} is one step of the sequential plate {sequential[0]!r}, so that a "
+                    f"batch of {batch_size} of {n} rows cannot be weighed; leave out batch_size and give that plate "
+                    f"subsample_size={batch_size}, or write all rows as one site within `with ppgen.rows(x):`"
                 )
             raise PpgenError(
                 f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "

@@ -39,7 +39,7 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
         if name in guide or name in enumerated:
             continue
         if not observed:
-            raise PpgenError("; ".join(_NOTHING))
+            raise PpgenError(f"{_NOTHING[0]}, and the guide no site {name!r}; {_NOTHING[1]}, or sample it in the guide")
         site = model[name]
         if site["fn"].has_enumerate_support and site["fn"].support.is_discrete:
             raise PpgenError(

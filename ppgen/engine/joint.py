@@ -74,6 +74,7 @@ class LogJoint:
             PpgenError: a discrete latent that cannot be summed out, no latent, or a log-density that is itself drawn.
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
+        self._untraced = False  # whether it turned out that it cannot be traced
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
             if drawn := drawn_density(Traces(sites, poutine.Trace())):
@@ -171,8 +172,24 @@ class LogJoint:
         value, grad = torch.full_like(u[:, 0], torch.nan), torch.full_like(u, torch.nan)
         for i, row in enumerate(u):
             with contextlib.suppress(LinAlgError, ValueError):  # a factor that does not exist
-                value[i], grad[i] = self.value_and_grad(row)
+                value[i], grad[i] = self._by_autograd(row) if self._untraced else self._one_traced(row)
         return grad, value
+
+    def _one_traced(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return self.value_and_grad(u)
+        except PpgenError as e:  # an operation that torch.func has no gradient of
+            log.info("%s; it is run as it stands", e)
+            self._untraced = True
+            return self._by_autograd(u)
+
+    def _by_autograd(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient of one chain, by the program itself."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = self._one(u)
+            (grad,) = torch.autograd.grad(value, u)
+        return value.detach(), grad
 
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
@@ -224,7 +241,8 @@ class LogJoint:
         """One draw from the prior, (dim,); from torch's random state."""
         with torch.no_grad(), without_validation():
             nodes = poutine.trace(self._model).get_trace().nodes
-        return self.flatten({name: nodes[name]["value"] for name in self._blocks})
+        drawn = self.flatten({name: nodes[name]["value"] for name in self._blocks})
+        return drawn.to(torch.get_default_dtype())  # a prior made of float32 tensors draws such
 
     # -- many --------------------------------------------------------------------------------------
 
@@ -259,7 +277,12 @@ class LogJoint:
         if self.engine == "trace" or self.engine == "auto" and not self._earns(traced, example):
             return traced
         inputs = [x.clone() for x in example]
-        run = compiled(traced.graph, [*inputs, *traced.constants])
+        try:
+            run = compiled(traced.graph, [*inputs, *traced.constants])
+        except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
+            why = str(e).strip().splitlines()
+            log.info("the log joint of %s is not compiled (%s): its trace is run", self.program.name, *why[:1] or [""])
+            return traced
         return lambda *u: run([*u, *traced.constants])
 
     def _earns(self, traced: Traced, example: Sequence[Tensor]) -> bool:
