@@ -7,7 +7,6 @@ the moving average, and the checkpoints that a killed run is resumed from to the
 from __future__ import annotations
 
 import logging
-import random
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.converge import EVERY, Convergence, Probe
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.state import Progress, like, load_optimizer, random_state, set_random_state
 from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
 from ppgen.program import Program
 from ppgen.run import Run, load_parameters, write_metrics
@@ -37,19 +37,6 @@ CHECKPOINT_SECONDS = 30.0
 log = logging.getLogger("ppgen")
 
 Report = Callable[[dict[str, float]], None]
-
-
-@dataclass
-class Progress:
-    """Where the loop stands, beside parameters, optimiser and random state."""
-
-    step: int = 0
-    window: list[float] = field(default_factory=list)  # the ELBO of each step since the last row of metrics
-    rows: list[dict[str, float]] = field(default_factory=list)
-    bad_steps: int = 0
-    best: float = -float("inf")
-    waited: int = 0
-    grad_norm: float = 0.0
 
 
 @dataclass
@@ -148,16 +135,18 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     if fabric.world_size > 1:
         torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
     if state is not None:
+        file, own = f"{run.path}/state.safetensors", program.state_dict()
         load_parameters(program, state["parameters"])
-        ema = state["ema"] and {k: v.to(fabric.device) for k, v in state["ema"].items()}
-        best, now = state["best_parameters"], Progress(**state["progress"])
-        optimizer.load_state_dict(state["optimizer"])
-        if until is not None and state.get("convergence"):
+        ema = None if ema is None else like(state["ema"] or {}, own, file)
+        best = None if state["best_parameters"] is None else like(state["best_parameters"], own, file)
+        now = Progress(**state["progress"])
+        load_optimizer(optimizer, state["optimizer"], file)
+        if until is not None and state["convergence"]:
             until = Convergence(**state["convergence"])
-        _set_random_state(state["random"], fabric)
+        set_random_state(state["random"], fabric, file)
     step = make_step(
         wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
-        ema_decay=o["ema"], steps=o["steps"],
+        ema_decay=o["ema"], steps=o["steps"], engines=state and state.get("engines"),
     )  # fmt: skip
     return _Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
 
@@ -239,17 +228,24 @@ def _checkpoint(loop: _Loop) -> None:
         "optimizer": loop.optimizer.state_dict(),
         "progress": vars(loop.now),
         "convergence": loop.until and loop.until.saved(),
-        "random": _random_state(loop.fabric),
+        "random": random_state(loop.fabric),
+        "engines": vars(loop.step.engines),
     }
-    if loop.folder is not None:
+    if loop.folder is not None and _finite(loop.run.program):
         write_metrics(loop.folder / "metrics.csv", loop.now.rows)
         write_tree(loop.folder / "parameters.safetensors", dict(loop.final))
         write_tree(loop.folder / "state.safetensors", tree)
     loop.saved_at = time.monotonic()
 
 
+def _finite(program: Program) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in program.parameters())
+
+
 def _end(loop: _Loop) -> Run:
     run = loop.run
+    if not _finite(run.program):
+        raise PpgenError(_not_finite(run, loop.now.step))
     if loop.until is not None:
         run.config["converged"] = loop.until.converged
         _say_converged(loop.until, loop.now)
@@ -333,15 +329,25 @@ def _gone_bad(
     run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress
 ) -> str:
     site = bad_site(objective, batch, random_state)
-    keeps = (
-        f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"
-        if run.path is not None
-        else "the parameters are as they were before"
-    )
     return (
         f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: "
-        f"{site}; {keeps}, "
-        "with a smaller lr, clip=1, or float64 (precision='64-true')"
+        f"{site}; {_go_on(run)}"
+    )
+
+
+def _not_finite(run: Run, step: int) -> str:
+    return f"the parameters are not finite after step {step}; {_go_on(run)}"
+
+
+def _go_on(run: Run) -> str:
+    """The remedy of a fit that has diverged."""
+    ways = "a smaller lr, clip=1, or float64 (precision='64-true')"
+    if run.path is None:
+        return f"fit again with {ways}"
+    smaller = run.config["fit"]["lr"] / 10
+    return (
+        f"{run.path} keeps the last good checkpoint: go on with {ways}, as in ppgen fit --resume {run.path} "
+        f"--lr {smaller:.3g} --clip 1"
     )
 
 
@@ -379,25 +385,6 @@ def _on(device: torch.device) -> Any:
 
 def _rank_seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-
-
-def _random_state(fabric: Any) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
-    return {
-        "torch": fabric.all_gather(torch.get_rng_state().to(fabric.device)).cpu().reshape(fabric.world_size, -1),
-        "device": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).astype(np.int64), *rest),
-    }
-
-
-def _set_random_state(state: dict[str, Any], fabric: Any) -> None:
-    torch.set_rng_state(state["torch"][min(fabric.global_rank, len(state["torch"]) - 1)].clone())
-    if state["device"] is not None and fabric.device.type == "cuda":
-        torch.cuda.set_rng_state(state["device"], fabric.device)
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.astype(np.uint32), *rest))
 
 
 @contextmanager
