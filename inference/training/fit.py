@@ -221,12 +221,16 @@ def _resume(
         )
         run.structure = structure
         changed = {k: v for k, v in changes.items() if before[k] != v}
-        if changed.keys() & {"engine", "precision", "device"}:
-            state["engines"] = None
+        if changed.keys() & {"engine", "precision", "device"} or "steps" in changed and _was_eager(state):
+            state["engines"] = None  # they are chosen anew
         if changed:
             old = {k: before[k] for k in changed}
             config["history"].append({"step": state["progress"]["step"], "before": old, "after": changed})
         return train(run, train_data, valid_data, state=state, report=report)
+
+
+def _was_eager(state: Mapping[str, Any]) -> bool:
+    return state.get("engines") is not None and state["engines"]["asked"] == "eager"
 
 
 def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: str) -> None:

@@ -100,14 +100,16 @@ def _of(file: str) -> Any:
 
 
 def load_optimizer(optimizer: Any, saved: Mapping[str, Any], file: str) -> None:
-    """Puts averages and counts back; options are those that the optimiser was made with."""
+    """Puts averages, counts and the learning rate back; other options are those that the optimiser was made with."""
     with _of(file):
-        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        own = optimizer.state_dict()["param_groups"]
+        groups = [a | {"lr": float(b["lr"])} for a, b in zip(own, saved["param_groups"], strict=True)]
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         plain = getattr(optimizer, "optimizer", optimizer)
         for p, state in plain.state.items():
             for name, value in state.items():
-                own = not isinstance(p, Tensor) or not isinstance(value, Tensor) or value.numel() <= 1
-                if not own and value.shape != p.shape and type(plain) not in _OTHER_SHAPES:
+                single = not isinstance(p, Tensor) or not isinstance(value, Tensor) or value.numel() <= 1
+                if not single and value.shape != p.shape and type(plain) not in _OTHER_SHAPES:
                     raise ValueError(f"{name} has shape {tuple(value.shape)} for a parameter of {tuple(p.shape)}")
 
 

@@ -72,6 +72,10 @@ class Engines:
     eager_seconds: float = 0.0
     trace_next: bool = False
 
+    def decided(self, engine: str) -> Engines:
+        """What `auto` has come to; times are forgotten, which differ from run to run."""
+        return Engines(engine, self.runs)
+
 
 Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[_StepResult]]
 
@@ -311,7 +315,7 @@ class Step:
         self._use(key, "eager", self._eager_steps)
         self.chunk = 1
         if self.engines.asked == "auto":
-            self.engines.asked = "eager"
+            self.engines = self.engines.decided("eager")
 
     # -- auto --------------------------------------------------------------------------------------
 
@@ -336,20 +340,20 @@ class Step:
         if run is None:
             self.engines.eager_seconds = took
             if not _worth_tracing(took, left, len(self.objective.structure.sites)):
-                self.engines.asked = "eager"
+                self.engines = self.engines.decided("eager")
                 return results
             self.engines.trace_next = True
         elif isinstance(run, _TraceRun):
             if took > self.engines.eager_seconds:
                 self._use(key, "eager", self._eager_steps)
-                self.engines.asked = "eager"
+                self.engines = self.engines.decided("eager")
             elif not _worth_compiling(self.engines.eager_seconds, took, left, len(run.gradient.traced)):
-                self.engines.asked = "trace"
+                self.engines = self.engines.decided("trace")
             elif compilation.compiler() is None:
                 _say_no_compiler()
-                self.engines.asked = "trace"
+                self.engines = self.engines.decided("trace")
             else:
-                self.engines.asked = "compile"
+                self.engines = self.engines.decided("compile")
                 self._compile(key, run.gradient, batch)
         return results
 
