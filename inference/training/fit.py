@@ -44,6 +44,7 @@ from ppgen.run import (
     default_dtype,
     describe_program,
     dtype_of,
+    in_dtype,
     load_parameters,
     prepare_columns,
     rebuild,
@@ -198,6 +199,7 @@ def _resume(
     strict = lenient(not options["strict"])
     with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])), strict:
         example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
+        example = in_dtype(example, dtype_of(options["precision"]))
         state = read_state(path / "state.safetensors")
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
@@ -286,8 +288,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
     for name in ("lr", "clip"):
-        if o[name] is not None and not 0 < o[name] < float("inf"):
-            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number")
+        if o[name] is not None and not 0 < o[name] < 1e30:  # beyond which a step of it is no float32
+            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
     if o["until"] not in (None, "converged"):

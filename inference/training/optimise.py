@@ -118,6 +118,8 @@ def make_fabric(device: str, precision: str) -> Any:
         ) from e
     except Exception as e:  # Fabric's own classes for a device that is not there
         raise PpgenError(f"device {device!r} is not there: {str(e).splitlines()[0]}; take device cpu or auto") from e
+    if precision == "16-mixed" and fabric.device.type == "cpu":  # Fabric takes bfloat16 for it
+        raise PpgenError("precision '16-mixed' needs a GPU, and the device is the CPU; take bf16-mixed or 32-true")
     return fabric
 
 

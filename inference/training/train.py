@@ -104,7 +104,7 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal() as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
+    with _stop_signal(loop.fabric.world_size) as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
         after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)
@@ -388,10 +388,13 @@ def _rank_seed(seed: int, rank: int) -> int:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait."""
+def _stop_signal(processes: int) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait.
+
+    Of several processes each ends at once: a checkpoint needs all of them, and one may be gone already.
+    """
     got: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if processes > 1 or threading.current_thread() is not threading.main_thread():
         yield got
         return
 

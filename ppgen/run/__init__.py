@@ -145,7 +145,9 @@ class Run:
         """
         path = Path(path)
         config = read_config(path)
-        example = read_example(path / "example.safetensors", given or {})
+        example = in_dtype(
+            read_example(path / "example.safetensors", given or {}), dtype_of(config["fit"]["precision"])
+        )
         parameters = read_tree(path / "parameters.safetensors")
         with torch.random.fork_rng():
             program, structure = rebuild(config, example, path, program, trust=trust)
@@ -323,6 +325,11 @@ def prepare_columns(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
+    return in_dtype(columns, dtype)
+
+
+def in_dtype(columns: data_module.Table, dtype: torch.dtype) -> data_module.Table:
+    """The same columns, floats in this dtype."""
     made = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
     return data_module.Table(made, columns.words)
 
