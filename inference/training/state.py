@@ -20,6 +20,7 @@ from torch import Tensor
 from ppgen.errors import PpgenError, reason
 from ppgen.inference.training.converge import Convergence
 from ppgen.inference.training.step import Engines
+from ppgen.run import METRICS
 from ppgen.run.files import read_tree
 from ppgen.run.schema import validate
 
@@ -70,7 +71,9 @@ def read_state(path: Path) -> dict[str, Any]:
         PpgenError: a file that is no state, with what is missing or of another type.
     """
     state = read_tree(path)
-    validate(state, _State, str(path))
+    validate(state, _State, str(path), exact=True)
+    if not all({"step"} <= row.keys() <= set(METRICS) for row in state["progress"]["rows"]):
+        raise PpgenError(f"{path} is damaged: a row of metrics has other columns; restore it, or fit again")
     return state
 
 

@@ -104,7 +104,8 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal(loop.fabric.world_size) as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
+    with ExitStack() as after, without_validation(), _on(loop.fabric.device):
+        stopped = after.enter_context(_stop_signal(loop.fabric.world_size))
         after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)

@@ -20,32 +20,40 @@ _JSON = {bool: "boolean", int: "integer", float: "number", str: "string", NoneTy
 log = logging.getLogger("ppgen")
 
 
-def validate(value: Any, kind: Any, where: str) -> None:
+def validate(value: Any, kind: Any, where: str, *, exact: bool = False) -> None:
     """
     Args:
         kind: a dataclass, or another type of the list above.
         where: what a sentence begins with: the file.
+        exact: whether keys that no field has are refused; else they are a warning, as somebody's own notes may be.
 
     Raises:
         PpgenError: a key that is missing, or a value of another type, with its place, what it is and what it should be.
     """
-    problem = _problem(value, kind, "")
+    unknown: list[str] = []
+    problem = _problem(value, kind, "", unknown)
+    if unknown and not problem:
+        if exact:
+            problem = f"it has {unknown[0]}, which is no key there"
+        else:
+            log.warning("%s has %s, which is no key there, and is not read", where, unknown[0])
     if problem:
         raise PpgenError(f"{where} is damaged: {problem}; restore it, or fit again")
 
 
-def _problem(value: Any, kind: Any, place: str) -> str | None:
+def _problem(value: Any, kind: Any, place: str, unknown: list[str]) -> str | None:
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        return _problem_of_fields(value, kind, place)
+        return _problem_of_fields(value, kind, place, unknown)
     if origin is list and isinstance(value, list):
-        return _first(_problem(v, inner[0], f"{place}[{i}]") for i, v in enumerate(value))
+        return _first(_problem(v, inner[0], f"{place}[{i}]", unknown) for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return _first(
-            _problem(k, inner[0], f"a key of {place}") or _problem(v, inner[1], _at(place, k)) for k, v in value.items()
+            _problem(k, inner[0], f"a key of {place}", unknown) or _problem(v, inner[1], _at(place, k), unknown)
+            for k, v in value.items()
         )
     if origin in (Union, UnionType):
-        problems = [_problem(value, k, place) for k in inner]
+        problems = [_problem(value, k, place, unknown) for k in inner]
         deeper = [p for p, k in zip(problems, inner, strict=True) if is_dataclass(k) and isinstance(value, Mapping)]
         return None if None in problems else deeper[0] if deeper else _unlike(value, kind, place)
     return None if _is(value, kind) else _unlike(value, kind, place)
@@ -61,17 +69,15 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
 
 
-def _problem_of_fields(value: Any, kind: Any, place: str) -> str | None:
+def _problem_of_fields(value: Any, kind: Any, place: str, unknown: list[str]) -> str | None:
     if not isinstance(value, Mapping):
         return _unlike(value, kind, place)
     hints = get_type_hints(kind)
     for f in fields(kind):
         if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
             return f"{_at(place, f.name)} is missing, and {_expected(hints[f.name])} is expected"
-    for name in value:
-        if name not in hints:
-            log.warning("%r is no key of a run's %s; it is not read", name, place or "record")
-    return _first(_problem(v, hints[k], _at(place, k)) for k, v in value.items() if k in hints)
+    unknown.extend(_at(place, name) for name in value if name not in hints)
+    return _first(_problem(v, hints[k], _at(place, k), unknown) for k, v in value.items() if k in hints)
 
 
 def _first(problems: Any) -> str | None:
