@@ -217,7 +217,8 @@ def _resume(
             train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
         )
         program.train()
-        program.setup(first, None)
+        with running_of(program, first):
+            program.setup(first, None)
         structure = check(
             program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
         )

@@ -29,8 +29,8 @@ from ppgen.inference.training.optimise import learning_rate, make_fabric, make_o
 from ppgen.inference.training.state import Progress, like, load_optimizer, random_state, set_random_state
 from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
 from ppgen.program import Program
-from ppgen.run import Run, load_parameters, write_metrics
-from ppgen.run.files import write_json, write_tree
+from ppgen.run import Run, load_parameters, metrics_text
+from ppgen.run.files import tree_bytes, write_atomic, write_json
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -56,11 +56,15 @@ class _Loop:
     best: dict[str, Tensor] | None  # its state at the best held-out ELBO, where a fit stops by it
     bad_in_a_row: int = 0  # steps without a finite loss
     saved_at: float = field(default_factory=time.monotonic)  # in seconds: the last checkpoint
+    saved_step: int = 0  # its step
+    pending_step: int = 0
+    pending: dict[str, bytes | str] = field(default_factory=dict)  # a checkpoint's files, until its loss was finite
 
     def __post_init__(self) -> None:
         self.options, self.rows = self.run.config["fit"], self.run.config["data"]["rows"]
         self.batch_size = min(self.options["batch_size"] or self.rows, self.rows)
         self.folder = self.run.path if self.fabric.is_global_zero else None  # where this process writes
+        self.saved_step = self.now.step
 
     @property
     def settled(self) -> bool:
@@ -101,6 +105,7 @@ def train(
     whole = _share(loop.data, run.structure.row_columns, loop.fabric) if loop.batch_size == loop.rows else loop.data
     if state is None:
         _checkpoint(loop)
+        _write(loop)
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
@@ -114,12 +119,15 @@ def train(
             last = loop.now.step == loop.options["steps"]
             if loop.now.step % loop.options["log_every"] == 0 or last or loop.settled:
                 _note_row(loop, lr, report)
-            due = _is_due(loop)
+            due = _is_due(loop) and not loop.bad_in_a_row
             if stopped or due or last:
                 _checkpoint(loop)
+            if stopped or last:
+                _write(loop)
             if stopped:
                 raise KeyboardInterrupt(f"stopped at step {loop.now.step}")
         _checkpoint(loop)
+        _write(loop)
     return _end(loop)
 
 
@@ -166,6 +174,7 @@ def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
     for batch, (elbo, grad_norm, finite) in zip(batches, loop.step(batches, rows), strict=True):
         now.step += 1
         if finite:
+            _write(loop)
             loop.bad_in_a_row = 0
             now.grad_norm = grad_norm
             now.window.append(elbo)
@@ -173,7 +182,7 @@ def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
         now.bad_steps += 1
         loop.bad_in_a_row += 1
         if loop.bad_in_a_row >= MAX_BAD_STEPS:
-            raise PpgenError(_gone_bad(loop.run, loop.objective, batch, before, now))
+            raise PpgenError(_gone_bad(loop, batch, before))
     return rows[-1].lr
 
 
@@ -222,6 +231,7 @@ def _is_due(loop: _Loop) -> bool:
 
 
 def _checkpoint(loop: _Loop) -> None:
+    """Makes a checkpoint, which is written once the next step's loss is finite: it is one that can be gone on from."""
     tree = {
         "parameters": dict(loop.run.program.state_dict()),
         "ema": loop.ema,
@@ -233,10 +243,21 @@ def _checkpoint(loop: _Loop) -> None:
         "engines": vars(loop.step.engines),
     }
     if loop.folder is not None and _finite(loop.run.program):
-        write_metrics(loop.folder / "metrics.csv", loop.now.rows)
-        write_tree(loop.folder / "parameters.safetensors", dict(loop.final))
-        write_tree(loop.folder / "state.safetensors", tree)
+        loop.pending = {
+            "metrics.csv": metrics_text(loop.now.rows),
+            "parameters.safetensors": tree_bytes(dict(loop.final)),
+            "state.safetensors": tree_bytes(tree),
+        }
+        loop.pending_step = loop.now.step
     loop.saved_at = time.monotonic()
+
+
+def _write(loop: _Loop) -> None:
+    """Writes the checkpoint that waits, if any: its parameters have had a finite loss, or the fit is at its end."""
+    if loop.pending and loop.folder is not None:
+        for name, content in loop.pending.items():
+            write_atomic(loop.folder / name, content)
+        loop.saved_step, loop.pending = loop.pending_step, {}
 
 
 def _finite(program: Program) -> bool:
@@ -246,7 +267,8 @@ def _finite(program: Program) -> bool:
 def _end(loop: _Loop) -> Run:
     run = loop.run
     if not _finite(run.program):
-        raise PpgenError(_not_finite(run, loop.now.step))
+        step = loop.now.step
+        raise PpgenError(f"the parameters are not finite after step {step}; {_go_on(loop, step + 1)}")
     if loop.until is not None:
         run.config["converged"] = loop.until.converged
         _say_converged(loop.until, loop.now)
@@ -326,29 +348,21 @@ def _validate(
     return row
 
 
-def _gone_bad(
-    run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress
-) -> str:
-    site = bad_site(objective, batch, random_state)
-    return (
-        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: "
-        f"{site}; {_go_on(run)}"
-    )
+def _gone_bad(loop: _Loop, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
+    first = loop.now.step - MAX_BAD_STEPS + 1
+    site = bad_site(loop.objective, batch, random_state)
+    went = f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {first}: {site}"
+    return f"{went}; {_go_on(loop, first)}"
 
 
-def _not_finite(run: Run, step: int) -> str:
-    return f"the parameters are not finite after step {step}; {_go_on(run)}"
-
-
-def _go_on(run: Run) -> str:
-    """The remedy of a fit that has diverged."""
-    ways = "a smaller lr, clip=1, or float64 (precision='64-true')"
-    if run.path is None:
+def _go_on(loop: _Loop, bad: int) -> str:
+    """The remedy of a fit that has diverged at this step: what the step before left is what it went bad from."""
+    run, ways = loop.run, "a smaller lr, clip=1, or float64 (precision='64-true')"
+    if run.path is None or loop.saved_step >= bad - 1:
         return f"fit again with {ways}"
-    smaller = run.config["fit"]["lr"] / 10
     return (
         f"{run.path} keeps the last good checkpoint: go on with {ways}, as in ppgen fit --resume {run.path} "
-        f"--lr {smaller:.3g} --clip 1"
+        f"--lr {run.config['fit']['lr'] / 10:.3g} --clip 1"
     )
 
 

@@ -37,7 +37,7 @@ from ppgen.errors import PpgenError, reason
 from ppgen.program import Pair, Program
 from ppgen.run.config import read_config
 from ppgen.run.example import read_example
-from ppgen.run.files import read_tree, write_atomic
+from ppgen.run.files import read_tree
 from ppgen.run.parameters import constrained, fill_store
 from ppgen.run.trust import find_in_run
 from ppgen.structure import Structure
@@ -277,14 +277,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """All of metrics.csv, atomically."""
+def metrics_text(rows: list[dict[str, float]]) -> str:
+    """All of metrics.csv."""
     out = io.StringIO()
     writer = csv.DictWriter(out, METRICS, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
-    write_atomic(path, out.getvalue())
+    return out.getvalue()
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:

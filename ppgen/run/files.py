@@ -76,15 +76,17 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
-    """Saves a tree of dicts, lists, numbers, strings and tensors as one safetensors file, atomically.
+    """Saves a tree of dicts, lists, numbers, strings and tensors as one safetensors file, atomically."""
+    write_atomic(path, tree_bytes(tree))
 
-    Tensors are safetensors entries; the rest of the tree stands as JSON in the file's header.
-    """
+
+def tree_bytes(tree: Any) -> bytes:
+    """What `write_tree` writes: tensors are safetensors entries; the rest stands as JSON in the file's header."""
     tensors: dict[str, Tensor] = {}
     skeleton = _pack(tree, "", tensors)
     content = save(tensors, metadata={"tree": f"{_ZEROS} {json.dumps(skeleton)}"})
     digest = hashlib.sha256(content).hexdigest().encode()
-    write_atomic(path, _DIGEST.sub(digest, content, count=1))
+    return _DIGEST.sub(digest, content, count=1)
 
 
 def read_tree(path: str | Path) -> Any:

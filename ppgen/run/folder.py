@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,10 @@ def _is_own(name: str) -> bool:
 @contextmanager
 def new_folder(path: Path) -> Iterator[None]:
     """Holds a free folder's lock. A fit that ends before its first checkpoint takes away what it has put there."""
-    there = path.exists()
-    with locked(path):
+    with ExitStack() as after:
+        if not path.exists():
+            after.callback(_remove_empty, path)
+        after.enter_context(locked(path))
         free_folder(path)  # again: another fit may have been here
         _sweep(path, _TEMPORARY.fullmatch)
         try:
@@ -65,9 +67,11 @@ def new_folder(path: Path) -> Iterator[None]:
         finally:
             if not (path / "config.json").exists():
                 _sweep(path, lambda name: name != LOCK and _is_own(name))
-    if not there:
-        with suppress(OSError):
-            path.rmdir()
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        path.rmdir()
 
 
 @contextmanager
