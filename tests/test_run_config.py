@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from known import normal, ppca
+from safetensors.torch import save
 from test_faults import call, change, places
 
 from ppgen import PpgenError, Run
 from ppgen.inference import fit
 from ppgen.run.config import config_schema, read_config
+from ppgen.run.files import read_tree, write_tree
 from ppgen.run.schema import validate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -138,6 +141,25 @@ def test_a_schema_of_types(tmp_path):
 
 
 # -- what is beside it -----------------------------------------------------------------------------
+
+
+def test_no_bit_flips_unnoticed(tmp_path):
+    """Header, names, digest, numbers: every 7th bit in turn."""
+    path = tmp_path / "tree.safetensors"
+    write_tree(path, {"a": torch.arange(6.0), "b": {"tree": f'{{"tree":"{64 * "0"} '}, "n": 3})
+    assert read_tree(path)["b"]["tree"].endswith("0 ")
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(PpgenError, match="is no file of ppgen's, or is damaged"):
+            read_tree(path)
+
+
+def test_files_of_version_1_have_no_digest(tmp_path):
+    (tmp_path / "x").write_bytes(save({"a": torch.ones(2)}, metadata={"tree": '{"dict": [["a", {"tensor": "a"}]]}'}))
+    assert read_tree(tmp_path / "x")["a"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.97])

@@ -56,18 +56,18 @@ def evil(folder: Path, how: str) -> Path:
     other.write_text(text + LINE)
     config = json.loads((folder / "config.json").read_text())
     spec = config["program"]
-    if how == "model is a file":
+    if how == "model_is_a_file":
         spec |= {"model": f"{other}:Line", "file": None}
-    elif how == "file above":
+    elif how == "file_above":
         spec["file"] = "../evil.py"
-    elif how == "file from the root":
+    elif how == "file_from_the_root":
         spec["file"] = str(other)
     elif how == "link":
         (folder / "program.py").unlink()
         (folder / "program.py").symlink_to(other)
-    elif how == "program changed":
+    elif how == "program_changed":
         (folder / "program.py").write_text(text + LINE)
-    elif how == "name is a path":
+    elif how == "name_is_a_path":
         spec["name"] = f"/../{other}"
     elif how == "name":
         spec["name"] = "torch"
@@ -77,7 +77,7 @@ def evil(folder: Path, how: str) -> Path:
     return marker
 
 
-WAYS = ("model is a file", "file above", "file from the root", "link", "program changed", "name is a path", "name",
+WAYS = ("model_is_a_file", "file_above", "file_from_the_root", "link", "program_changed", "name_is_a_path", "name",
         "arguments")  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
     made.words = {k: tuple(v) for k, v in kept["words"].items()}
-    dtype = getattr(torch, tree.attrs["dtype"])
+    dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
     example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.words)
     changed = {original: own for own, original in originals.items()}
