@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ from ppgen.run import (
 )
 from ppgen.run.config import VERSION, read_config
 from ppgen.run.example import read_example
-from ppgen.run.folder import free_folder, new_folder, same_folder, start_folder
+from ppgen.run.folder import free_folder, new_folder, same_folder
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces
@@ -140,9 +140,8 @@ def fit(
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
         if path is None or not fabric.is_global_zero:
-            return train(run, train_data, valid_data, report=report, fabric=fabric)
-        with new_folder(path):
-            start_folder(path, ready.example, config["program"], file)
+            path = None
+        with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
             return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
@@ -178,6 +177,8 @@ def resume(
     """
     path = Path(path)
     read_config(path)
+    if changes.get("steps", 0) is None:
+        del changes["steps"]
     for name in changes:
         if name not in CHANGEABLE:
             raise PpgenError(
@@ -211,8 +212,9 @@ def _resume(
         if valid is None and recorded.get("valid_split"):
             valid = run.data(recorded["valid_split"])
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
-        if recorded.get("valid_rows", 0) != (0 if valid_data is None else data_module.n_rows(valid_data)):
-            raise PpgenError(f"{path} follows {recorded.get('valid_rows', 0)} held-out rows; pass the same as valid=")
+        followed = recorded.get("valid_rows") or 0
+        if followed != (0 if valid_data is None else data_module.n_rows(valid_data)):
+            raise PpgenError(f"{path} follows {followed} held-out rows; pass the same as valid=")
         first = data_module.take(
             train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
         )

@@ -54,8 +54,15 @@ def _is_own(name: str) -> bool:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[None]:
-    """Holds a free folder's lock. A fit that ends before its first checkpoint takes away what it has put there."""
+def new_folder(
+    path: Path, example: Mapping[str, Tensor], spec: Mapping[str, Any], file: Path | None
+) -> Iterator[None]:
+    """Holds a free folder's lock, and fills it. config.json follows the first checkpoint: a folder that has one can be
+    resumed. A fit that ends before it takes away what was put there.
+
+    Args:
+        spec, file: of `describe_program`; the program is the user's own, and is trusted from now on.
+    """
     with ExitStack() as after:
         if not path.exists():
             after.callback(_remove_empty, path)
@@ -63,6 +70,11 @@ def new_folder(path: Path) -> Iterator[None]:
         free_folder(path)  # again: another fit may have been here
         _sweep(path, _TEMPORARY.fullmatch)
         try:
+            if file is not None:
+                text = file.read_bytes()
+                write_atomic(path / "program.py", text)
+                trust(text, spec)
+            write_example(path / "example.safetensors", example)
             yield
         finally:
             if not (path / "config.json").exists():
@@ -77,8 +89,9 @@ def _remove_empty(path: Path) -> None:
 @contextmanager
 def same_folder(path: Path) -> Iterator[None]:
     """Holds the lock of a run that goes on."""
-    with locked(path):
-        _sweep(path, _TEMPORARY.fullmatch)
+    with locked(path) as holds:
+        if holds:
+            _sweep(path, _TEMPORARY.fullmatch)
         yield
 
 
@@ -87,16 +100,3 @@ def _sweep(path: Path, which: Any) -> None:
         if which(file.name):
             with suppress(OSError):
                 file.unlink()
-
-
-def start_folder(path: Path, example: Mapping[str, Tensor], spec: Mapping[str, Any], file: Path | None) -> None:
-    """Fills a run folder. config.json follows the first checkpoint: a folder that has one can be resumed.
-
-    Args:
-        spec, file: of `describe_program`; the program is the user's own, and is trusted from now on.
-    """
-    if file is not None:
-        text = file.read_bytes()
-        write_atomic(path / "program.py", text)
-        trust(text, spec)
-    write_example(path / "example.safetensors", example)

@@ -25,14 +25,17 @@ log = logging.getLogger("ppgen")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[bool]:
     """Makes the folder if need be, and holds its lock. Of the processes of one torchrun, the first holds it for all.
+
+    Yields:
+        Whether this process holds it.
 
     Raises:
         PpgenError: a fit is at work in the folder; a folder that cannot be written to.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and int(os.environ.get("RANK", 0)) > 0:
-        yield
+        yield False
         return
     file = folder / LOCK
     try:
@@ -41,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as e:
         raise PpgenError(f"the run folder {folder} could not be made: {e.strerror}; choose another place") from e
     try:
-        yield
+        yield True
     finally:
         with suppress(OSError):
             file.unlink()

@@ -34,12 +34,6 @@ MUTANTS = [
         "tests/test_run_config.py::test_no_bit_flips_unnoticed",
     ),
     Mutant(
-        "metrics_cut_in_a_row",
-        "any(len(r) != len(METRICS) for r in rows)",
-        "False",
-        "tests/test_run_config.py::test_metrics_that_are_cut_are_refused",
-    ),
-    Mutant(
         "nobody_holds_the_lock",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
