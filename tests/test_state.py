@@ -12,6 +12,7 @@ from known import GuidedNormalMean, normal, ppca
 from ppgen import PpgenError, Run
 from ppgen.inference import fit, resume
 from ppgen.inference.training.state import like, read_state
+from ppgen.inference.training.step import Step
 from ppgen.run.files import read_tree, write_tree
 
 X = normal(48, 4)
@@ -51,6 +52,17 @@ def test_a_resumed_fit_has_the_bytes_of_the_unbroken_one(tmp_path, engine):
     for at in (8, 20):
         resume(broken(tmp_path / str(at), at, **options), {"x": X}, program=ppca())
         assert same_files(tmp_path / "whole", tmp_path / str(at)) == []
+
+
+def test_the_step_after_a_resume_runs_on_the_graph(tmp_path, monkeypatch):
+    """It differs from an eager one by rounding only, which few programs show under trace and most under compile."""
+    path = broken(tmp_path / "run", 8, steps=20, engine="trace", log_every=4, checkpoint_every=3)
+
+    def eager(*_):
+        raise AssertionError("an eager step")
+
+    monkeypatch.setattr(Step, "_eager", eager)
+    assert resume(path, {"x": X}, program=ppca()).metrics["step"][-1] == 20
 
 
 def test_the_state_says_which_engine_runs_what(tmp_path):

@@ -49,7 +49,7 @@ MUTANTS = [
         "the_step_after_a_resume_is_eager",
         "if key not in self._runs and _label(key) in self.engines.runs:",
         "if False:",
-        "tests/test_state.py::test_a_resumed_fit_has_the_bytes_of_the_unbroken_one[trace]",
+        "tests/test_state.py::test_the_step_after_a_resume_runs_on_the_graph",
     ),
     Mutant(
         "a_checkpoint_without_a_finite_loss",
