@@ -36,6 +36,21 @@ def names() -> dict[str, str]:
     }
 
 
+def model(name: str) -> Found:
+    """A model of the catalogue, by its name alone.
+
+    Raises:
+        PpgenError: no such model.
+    """
+    known = names()
+    if name not in known:
+        raise PpgenError(
+            f"there is no model {name!r}{nearest(name, known)}; the catalogue has {', '.join(known)}, "
+            "and a program of your own is named as path/to/file.py:Name"
+        )
+    return Found(_program_class(importlib.import_module(f"ppgen.models.{name}"), name), {"model": name}, None)
+
+
 def find(spec: str) -> Found:
     """Finds `vae`, `path/to/file.py` or `path/to/file.py:Name`.
 
@@ -46,19 +61,21 @@ def find(spec: str) -> Found:
         PpgenError: no such model or file; a file that fails to run; several programs to choose from.
     """
     if not spec.endswith(".py") and ".py:" not in spec:
-        known = names()
-        if spec not in known:
-            raise PpgenError(
-                f"there is no model {spec!r}{nearest(spec, known)}; the catalogue has {', '.join(known)}, "
-                "and a program of your own is named as path/to/file.py:Name"
-            )
-        module = importlib.import_module(f"ppgen.models.{spec}")
-        return Found(_program_class(module, spec), {"model": spec}, None)
+        return model(spec)
     path, _, name = spec.rpartition(".py")  # the last: a folder may have it in its name too
+    return find_in(Path(path + ".py"), name.removeprefix(":"))
+
+
+def find_in(file: Path, name: str, text: bytes | None = None) -> Found:
+    """Finds the program of a file.
+
+    Args:
+        name: in the file; "" where there is one program.
+        text: what the file holds, where it was read before; its neighbours cannot be imported then.
+    """
     from ppgen.program import Program
 
-    file, name = Path(path + ".py"), name.removeprefix(":")
-    module = _import_file(file)
+    module = _import_file(file, text)
     if name:
         target = getattr(module, name, None)
         if target is None:
@@ -205,19 +222,21 @@ def _program_class(module: ModuleType, where: str) -> Any:
     )
 
 
-def _import_file(file: Path) -> ModuleType:
+def _import_file(file: Path, text: bytes | None) -> ModuleType:
     if not file.is_file():
         raise PpgenError(f"there is no file {file}; name a Python file, or a model of the catalogue (ppgen list)")
     name = f"ppgen_user_{file.stem}_{abs(hash(str(file.resolve()))):x}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
+    if text is None:
+        sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
     bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
-    try:
-        spec.loader.exec_module(module)
+    try:  # of the text itself: a cache beside it may be of another
+        source = file.read_bytes() if text is None else text
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as e:
         if isinstance(e, PpgenError):
             raise
@@ -229,7 +248,8 @@ def _import_file(file: Path) -> ModuleType:
         ) from e
     finally:
         sys.dont_write_bytecode = bytecode
-        sys.path.remove(folder)
+        if text is None and folder in sys.path:
+            sys.path.remove(folder)
     return module
 
 

@@ -109,7 +109,7 @@ def test_load_gives_the_same_run(kept):
 def test_a_run_written_before_the_key_was_objective_opens_and_goes_on(copy):
     config = json.loads((copy / "config.json").read_text())
     config["fit"]["elbo"] = config["fit"].pop("objective")
-    del config["fit"]["gradient"]
+    del config["fit"]["gradient"], config["version"], config["history"]
     (copy / "config.json").write_text(json.dumps(config))
     assert {"objective": "analytic", "gradient": "pathwise"}.items() <= Run.load(copy).config["fit"].items()
     assert "elbo" not in resume(copy, {"x": X}, steps=21).config["fit"]
@@ -281,7 +281,7 @@ def test_a_program_that_was_changed_since(tmp_path):
         ("self.mu, self.scale", "self.mu, 1 / 0", "ZeroDivisionError"),
     ):
         copy.write_text(text.replace(old, new))
-        one_sentence(lambda: Run.load(tmp_path / "r"), said)
+        one_sentence(lambda: Run.load(tmp_path / "r", trust=True), said)
     copy.unlink()
     one_sentence(lambda: Run.load(tmp_path / "r"), "program.py")
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from ppgen.inference.objective import default_objective, make_objective
 from ppgen.inference.pyro_objective import loss_of, name_of
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.state import read_state
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
 from ppgen.program import Program
@@ -43,15 +45,16 @@ from ppgen.run import (
     default_dtype,
     describe_program,
     dtype_of,
+    in_dtype,
     load_parameters,
     prepare_columns,
-    read_config,
     rebuild,
-    start_folder,
+    require_finite,
     versions,
 )
+from ppgen.run.config import VERSION, read_config
 from ppgen.run.example import read_example
-from ppgen.run.files import read_tree
+from ppgen.run.folder import free_folder, new_folder, same_folder
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Traces
@@ -123,7 +126,9 @@ def fit(
         "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every, "strict": strict,
     }  # fmt: skip
     _check_options(options, valid, loss)
-    path = _free(out)
+    if out is not None and _restarted(Path(out), options):
+        return resume(out, data, valid=valid, program=program, report=report)
+    path = None if out is None else free_folder(out)
     with _one_seed(seed), default_dtype(dtype_of(precision)), lenient(not strict):
         train_data = _learn_words(program, data, dtype_of(precision))
         columns(program, train_data)
@@ -133,25 +138,31 @@ def fit(
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)
-        if path is not None:
-            start_folder(path, ready.example, file)
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
-        return train(run, train_data, valid_data, report=report, fabric=fabric)
+        if path is None or not fabric.is_global_zero:
+            path = None
+        with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
+            return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
-def _free(out: str | Path | None) -> Path | None:
-    path = Path(out) if out is not None else None
-    if path is not None and (path / "config.json").exists():
-        raise PpgenError(
-            f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
-        )
-    return path
+def _restarted(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether torchrun has started this very fit again: it then goes on with what is there."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) or not (path / "config.json").is_file():
+        return False
+    recorded = read_config(path)["fit"]
+    return all(value is None or recorded[name] == value for name, value in options.items())
+
+
+CHANGEABLE = (
+    "steps", "batch_size", "lr", "schedule", "clip", "patience", "particles", "engine", "precision", "device",
+    "log_every", "checkpoint_every",
+)  # fmt: skip
 
 
 def resume(
-    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None, steps: int | None = None,
-    report: Report | None = None,
+    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None,
+    report: Report | None = None, **changes: Any,
 ) -> Run:  # fmt: skip
     """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
 
@@ -159,45 +170,94 @@ def resume(
         path: the run folder.
         data, valid: needed only where the fit was given data in memory.
         program: needed only where the run cannot build it by itself.
-        steps: a new total, to train longer than was asked at first.
+        changes: options of `fit` that are others from here on, out of `CHANGEABLE`: a new total of `steps`, a smaller
+            `lr`. config.json keeps the old ones in `history`, with the step of the change.
 
     Raises:
-        PpgenError: no run; other data than the run was fitted to.
+        PpgenError: no run; other data than the run was fitted to; an option that a run keeps; a fit that is at work.
     """
     path = Path(path)
-    config = read_config(path)
-    options = config["fit"]
-    if steps is not None:
-        options["steps"] = steps
-    strict = lenient(not options.get("strict", True))
+    read_config(path)
+    if changes.get("steps", 0) is None:
+        del changes["steps"]
+    for name in changes:
+        if name not in CHANGEABLE:
+            raise PpgenError(
+                f"a run keeps its {name}{nearest(name, CHANGEABLE)}; what resume can change is {', '.join(CHANGEABLE)}"
+            )
+    with same_folder(path):
+        config = read_config(path)  # another fit may have ended since
+        return _resume(path, config, data, valid, program, report, changes)
+
+
+def _resume(
+    path: Path, config: dict[str, Any], data: Any, valid: Any, program: Program | None, report: Report | None,
+    changes: dict[str, Any],
+) -> Run:  # fmt: skip
+    recorded, before = config["data"], dict(config["fit"])
+    options = config["fit"] = before | changes
+    loss = loss_of(options["objective"])
+    _check_options(options, recorded.get("valid_rows") or valid, loss)
+    strict = lenient(not options["strict"])
     with _one_seed(options["seed"]), default_dtype(dtype_of(options["precision"])), strict:
         example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
-        state = read_tree(path / "state.safetensors")
-        if not isinstance(state, dict) or not {"parameters", "optimizer", "progress", "random"} <= state.keys():
-            raise PpgenError(f"{path / 'state.safetensors'} is no state of a fit; restore it, or fit again")
+        example = in_dtype(example, dtype_of(options["precision"]))
+        state = read_state(path / "state.safetensors")
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
+        require_finite(program, path)
         run = Run(program, config, structure, example, path)
-        run.loss = loss_of(options["objective"])
-        recorded = config["data"]
+        run.loss = loss
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
+        _require_same(run, data, train_data, before["precision"])
         if valid is None and recorded.get("valid_split"):
             valid = run.data(recorded["valid_split"])
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
-        if data_module.fingerprint(train_data)["sha256"] != recorded["sha256"]:
-            raise PpgenError(
-                f"the data are not those that {path} was fitted to (their fingerprints differ); pass the same rows"
-            )
+        followed = recorded.get("valid_rows") or 0
+        if followed != (0 if valid_data is None else data_module.n_rows(valid_data)):
+            raise PpgenError(f"{path} follows {followed} held-out rows; pass the same as valid=")
         first = data_module.take(
             train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
         )
         program.train()
-        program.setup(first, None)
+        with running_of(program, first):
+            program.setup(first, None)
         structure = check(
             program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
         )
         run.structure = structure
+        changed = {k: v for k, v in changes.items() if before[k] != v}
+        if changed.keys() & {"engine", "precision", "device"} or "steps" in changed and _was_eager(state):
+            state["engines"] = None  # they are chosen anew
+        if changed:
+            old = {k: before[k] for k in changed}
+            config["history"].append({"step": state["progress"]["step"], "before": old, "after": changed})
         return train(run, train_data, valid_data, state=state, report=report)
+
+
+def _was_eager(state: Mapping[str, Any]) -> bool:
+    return state.get("engines") is not None and state["engines"]["asked"] == "eager"
+
+
+def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: str) -> None:
+    """Holds the rows against the fingerprint of those that were fitted, in the precision that they had.
+
+    Raises:
+        PpgenError: others.
+    """
+    recorded, dtype = run.config["data"], dtype_of(precision)
+    same = table
+    if dtype != run.dtype:
+        with default_dtype(dtype):
+            same = run.data(dtype=dtype) if data is None else prepare_columns(data, run.program, dtype)
+    rows = (data_module.n_rows(table), sorted(data_module.row_columns(table)))
+    if data_module.fingerprint(same)["sha256"] != recorded["sha256"]:
+        raise PpgenError(
+            f"the data are not those that {run.path} was fitted to (their fingerprints differ); pass the same rows"
+        )
+    if rows != (recorded["rows"], sorted(recorded["row_columns"])):
+        raise PpgenError(f"{run.path} says that {recorded['rows']} rows were fitted, and its data have {rows[0]}")
+    recorded |= _record(table)
 
 
 def precision_for(data: Any, device: str) -> str:
@@ -232,8 +292,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
     for name in ("lr", "clip"):
-        if o[name] is not None and not 0 < o[name] < float("inf"):
-            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number")
+        if o[name] is not None and not 0 < o[name] < 1e30:  # beyond which a step of it is no float32
+            raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
     if o["until"] not in (None, "converged"):
@@ -344,7 +404,8 @@ def _config(
     words = data.words if isinstance(data, data_module.Table) else {}
     record["words"] = {name: list(own) for name, own in words.items()}
     config = {
-        "versions": versions(), "seed": o["seed"], "fit": o, "data": {**(source or {}), **_record(data), **record},
+        "version": VERSION, "versions": versions(), "seed": o["seed"], "fit": o,
+        "data": {**(source or {}), **_record(data), **record}, "history": [],
     }  # fmt: skip
     if valid is not None:
         config["data"]["valid_rows"] = data_module.n_rows(valid)

@@ -100,6 +100,7 @@ def make_fabric(device: str, precision: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _join_after_restart(world)
             fabric = Fabric(
                 accelerator=accelerator,
                 devices=devices,
@@ -118,7 +119,22 @@ def make_fabric(device: str, precision: str) -> Any:
         ) from e
     except Exception as e:  # Fabric's own classes for a device that is not there
         raise PpgenError(f"device {device!r} is not there: {str(e).splitlines()[0]}; take device cpu or auto") from e
+    if precision == "16-mixed" and fabric.device.type == "cpu":  # Fabric takes bfloat16 for it
+        raise PpgenError("precision '16-mixed' needs a GPU, and the device is the CPU; take bf16-mixed or 32-true")
     return fabric
+
+
+def _join_after_restart(world: int) -> None:
+    """Joins the processes that torchrun has started again: its store still has the addresses of those before them."""
+    from torch import distributed
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if world > 1 and attempt != "0" and not distributed.is_initialized():
+        store, rank, size = next(rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        own = PrefixStore(f"attempt-{attempt}", store)
+        distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
 def ema_decay(decay: float, step: int) -> float:

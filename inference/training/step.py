@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,27 @@ class Row(NamedTuple):
     step: int  # 1 for the first
 
 
+@dataclass
+class Engines:
+    """Which engine runs what. It is in a checkpoint, so that a resumed run computes each step as the unbroken one does.
+
+    Attributes:
+        asked: the engine, as `auto` has decided so far.
+        runs: the engine of each shape of batch.
+        seconds, eager_seconds, trace_next: what `auto` has timed, and whether its next step is traced.
+    """
+
+    asked: str
+    runs: dict[str, str] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    eager_seconds: float = 0.0
+    trace_next: bool = False
+
+    def decided(self, engine: str) -> Engines:
+        """What `auto` has come to; times are forgotten, which differ from run to run."""
+        return Engines(engine, self.runs)
+
+
 Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[_StepResult]]
 
 
@@ -78,6 +100,7 @@ class Step:
         ema: dict[str, Tensor] | None = None,
         ema_decay: float | None = None,
         steps: int = 0,
+        engines: Mapping[str, Any] | None = None,
     ):
         """
         Args:
@@ -87,6 +110,7 @@ class Step:
             warm_up: whether the KL weight of a row may differ from 1.
             ema: the averages of the program's state, by name; changed in place, by `ema_decay`.
             steps: how many there will be; `auto` weighs them.
+            engines: those of the checkpoint that the fit goes on from.
 
         Raises:
             PpgenError: no such engine; `compile` without a C++ compiler.
@@ -101,17 +125,17 @@ class Step:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.clip, self.warm_up, self.ema, self.decay, self.steps = clip, warm_up, ema, ema_decay, steps
         self._places = [(p, p.data) for p in self.parameters]
-        self.asked, self.running, self.chunk = engine, "eager", 1
+        self.engines, self.running, self.chunk = Engines(engine), "eager", 1
+        if engines is not None:
+            self.engines = Engines(**engines)
         self._runs: dict[tuple, Run] = {}
-        self._seconds: list[float] = []
-        self._eager_seconds, self._trace_next = 0.0, False
         self.layouts: dict[tuple[int, ...], Any] = {}  # of compiled steps, for batches of several shapes
         self.uncounted = False  # whether torch's optimiser has made steps that compiled ones have not counted
         why = self._unsupported()
         if why and engine in ("trace", "compile"):
             log.warning("engine %s: %s; steps run eagerly", engine, why)
         if why:
-            self.asked = "eager"
+            self.engines.asked = "eager"
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
         with _flushed():
@@ -123,7 +147,7 @@ class Step:
             i = len(results)
             key = (shapes(batches[i]), self.objective.training)
             run = self._runs.get(key)
-            if run is None or self.asked == "auto":
+            if run is None or self.engines.asked == "auto":
                 results += self._considered(key, batches[i], rows[i])
                 continue
             j = i + 1
@@ -148,48 +172,96 @@ class Step:
 
     def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[_StepResult]:
         """A step with no graph yet for it, or one that `auto` has under observation."""
-        if self.asked == "auto":
+        if key not in self._runs and _label(key) in self.engines.runs:
+            self._again(key, batch, row)
+        if self.engines.asked == "auto":
             return self._auto(key, batch, row)
-        if self.asked == "eager":
+        if key in self._runs:
+            return self._runs[key]([batch], [row])
+        if self.engines.asked == "eager":
             self._runs[key] = self._eager_steps
-        elif len(self._runs) >= MAX_TRACES:
+        elif len(self.engines.runs) >= MAX_TRACES:
             self._fall_back(key, f"batches of more than {MAX_TRACES} shapes; give rows one shape, or a batch_size")
         else:
             return [self._first(key, batch, row)]
         return self._runs[key]([batch], [row])
 
+    def _use(self, key: tuple, engine: str, run: Run) -> None:
+        """Runs batches of these shapes so from now on."""
+        self._runs[key], self.running = run, engine
+        if len(self.engines.runs) < MAX_TRACES:
+            self.engines.runs[_label(key)] = engine
+
     def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row, *, compiled: bool | None = None) -> _StepResult:
         """Traces (and compiles); the step itself is run eagerly, and the graph must give the same gradient."""
-        compiled = self.asked == "compile" if compiled is None else compiled
+        compiled = self.engines.asked == "compile" if compiled is None else compiled
         start = torch.get_rng_state()
-        with python_randomness():
-            try:
-                precision = self.fabric._precision.forward_context
-                gradient, why = Gradient(self.objective, batch, warm_up=self.warm_up, precision=precision), None
-            except Untraceable as e:
-                gradient, why = None, str(e)
-        if not self._everywhere(gradient is not None) or gradient is None:
-            self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
+        gradient = self._traced(key, batch)
+        if gradient is None:
             return self._eager(batch, row)
         before = [t.detach().clone() for t in self._tensors()]
         result = self._eager(batch, row)
+        if self._agrees(key, gradient, batch, row, result, before, start):
+            self._run_graph(key, gradient, batch, compiled)
+        return result
+
+    def _again(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> None:
+        """Traces (and compiles) what the checkpoint says was, and holds it against an eager gradient; makes no step."""
+        engine = self.engines.runs[_label(key)]
+        if engine == "eager":
+            self._use(key, "eager", self._eager_steps)
+            return
+        start = torch.get_rng_state()
+        gradient = self._traced(key, batch)
+        if gradient is None:
+            return
+        before = [t.detach().clone() for t in self._tensors()]
+        with python_randomness():
+            _, result = self._gradients(batch, row.kl_weight)
+        with torch.no_grad():
+            _copy(self._tensors(), before)
+        torch.set_rng_state(start)
+        if self._agrees(key, gradient, batch, row, result, before, start):
+            self._run_graph(key, gradient, batch, engine == "compile")
+
+    def _traced(self, key: tuple, batch: Mapping[str, Tensor]) -> Gradient | None:
+        """The gradient's graph; None, and eager steps, where there is none."""
+        gradient, why = None, ""
+        with python_randomness():
+            try:
+                precision = self.fabric._precision.forward_context
+                gradient = Gradient(self.objective, batch, warm_up=self.warm_up, precision=precision)
+            except Untraceable as e:
+                why = str(e)
+        if self._everywhere(gradient is not None):
+            return gradient
+        self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
+        return None
+
+    def _agrees(
+        self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], row: Row, eager: _StepResult,
+        before: list[Tensor], start: Tensor,
+    ) -> bool:  # fmt: skip
+        """Whether the graph gives the eager gradient, in every process; else steps are eager."""
         if len(self._tensors()) != len(before):
             self._fall_back(key, "a parameter appeared at this step")
-            return result
-        why = self._differs(gradient, batch, row, result, before, start)
-        if not self._everywhere(why is None):
-            self._fall_back(
-                key,
-                f"its trace gives {why or 'other numbers in another process'}: does the program draw from Python's or "
-                "NumPy's random, or count its calls?",
-            )
-            return result
+            return False
+        why = self._differs(gradient, batch, row, eager, before, start)
+        if self._everywhere(why is None):
+            return True
+        self._fall_back(
+            key,
+            f"its trace gives {why or 'other numbers in another process'}: does the program draw from Python's or "
+            "NumPy's random, or count its calls?",
+        )
+        return False
+
+    def _run_graph(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], compiled: bool) -> None:
         if compiled:
             self._compile(key, gradient, batch)
         else:
-            self._runs[key] = _TraceRun(self, gradient)
-            self.running, self.chunk = "trace", 1
-        return result
+            self._use(key, "trace", _TraceRun(self, gradient))
+            self.chunk = 1
 
     def _differs(
         self,
@@ -225,17 +297,17 @@ class Step:
         started = time.perf_counter()
         try:
             if functional(self.optimizer) is None or self.fabric.world_size > 1:
-                self._runs[key], self.chunk = _TraceRun(self, gradient, _compiled(gradient, batch)), 1
+                self._use(key, "compile", _TraceRun(self, gradient, _compiled(gradient, batch)))
+                self.chunk = 1
             else:
-                self._runs[key] = _FusedRun(self, gradient, batch)
-            self.running = "compile"
+                self._use(key, "compile", _FusedRun(self, gradient, batch))
             log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             log.warning("engine compile: %s; steps run as engine trace", reason)
             self.release()
-            self._runs[key] = _TraceRun(self, gradient)
-            self.running, self.chunk = "trace", 1
+            self._use(key, "trace", _TraceRun(self, gradient))
+            self.chunk = 1
 
     def release(self) -> None:
         """Puts parameters back where they were: a compiled step gathers small ones into one vector."""
@@ -244,11 +316,11 @@ class Step:
                 p.data = place.copy_(p.data)
 
     def _fall_back(self, key: tuple, why: str) -> None:
-        log.warning("engine %s: %s runs eagerly, for %s", self.asked, self.objective.program.name, why)
-        self._runs[key] = self._eager_steps
-        self.running, self.chunk = "eager", 1
-        if self.asked == "auto":
-            self.asked = "eager"
+        log.warning("engine %s: %s runs eagerly, for %s", self.engines.asked, self.objective.program.name, why)
+        self._use(key, "eager", self._eager_steps)
+        self.chunk = 1
+        if self.engines.asked == "auto":
+            self.engines = self.engines.decided("eager")
 
     # -- auto --------------------------------------------------------------------------------------
 
@@ -260,33 +332,33 @@ class Step:
         """
         left = self.steps - row.step
         run = self._runs.get(key)
-        if run is None and self._trace_next:
-            self._seconds = []
+        if run is None and self.engines.trace_next:
+            self.engines.seconds = []
             return [self._first(key, batch, row, compiled=False)]
         started = time.perf_counter()
         results = (run or self._eager_steps)([batch], [row])
-        self._seconds.append(time.perf_counter() - started)
-        if len(self._seconds) <= PROBES:
+        self.engines.seconds.append(time.perf_counter() - started)
+        if len(self.engines.seconds) <= PROBES:
             return results
-        took = self.fabric.broadcast(min(self._seconds[1:]))  # all processes decide alike
-        self._seconds = []
+        took = self.fabric.broadcast(min(self.engines.seconds[1:]))  # all processes decide alike
+        self.engines.seconds = []
         if run is None:
-            self._eager_seconds = took
+            self.engines.eager_seconds = took
             if not _worth_tracing(took, left, len(self.objective.structure.sites)):
-                self.asked = "eager"
+                self.engines = self.engines.decided("eager")
                 return results
-            self._trace_next = True
+            self.engines.trace_next = True
         elif isinstance(run, _TraceRun):
-            if took > self._eager_seconds:
-                self._runs[key], self.running = self._eager_steps, "eager"
-                self.asked = "eager"
-            elif not _worth_compiling(self._eager_seconds, took, left, len(run.gradient.traced)):
-                self.asked = "trace"
+            if took > self.engines.eager_seconds:
+                self._use(key, "eager", self._eager_steps)
+                self.engines = self.engines.decided("eager")
+            elif not _worth_compiling(self.engines.eager_seconds, took, left, len(run.gradient.traced)):
+                self.engines = self.engines.decided("trace")
             elif compilation.compiler() is None:
                 _say_no_compiler()
-                self.asked = "trace"
+                self.engines = self.engines.decided("trace")
             else:
-                self.asked = "compile"
+                self.engines = self.engines.decided("compile")
                 self._compile(key, run.gradient, batch)
         return results
 
@@ -463,6 +535,17 @@ class _FusedRun:
         elif step.chunk > 1:
             step.chunk = max(1, min(self.fused.chunk, int(CALL_SECONDS / seconds)))
         return results
+
+
+def _label(key: tuple) -> str:
+    """A key of `Step` as a checkpoint has it.
+
+    >>> _label(((("x", torch.Size([8, 2]), (2, 1), torch.float32),), True))
+    'x (8, 2) (2, 1) torch.float32'
+    """
+    columns, training = key
+    words = [f"{c[0]} {tuple(c[1])} {c[2]} {c[3]}" if len(c) == 4 else c[0] for c in columns]  # constants by name
+    return "; ".join(words) + ("" if training else "; eval")
 
 
 def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -7,7 +7,6 @@ the moving average, and the checkpoints that a killed run is resumed from to the
 from __future__ import annotations
 
 import logging
-import random
 import signal
 import threading
 import time
@@ -27,29 +26,17 @@ from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.converge import EVERY, Convergence, Probe
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.state import Progress, like, load_optimizer, random_state, set_random_state
 from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
 from ppgen.program import Program
-from ppgen.run import Run, load_parameters, write_metrics
-from ppgen.run.files import write_json, write_tree
+from ppgen.run import Run, load_parameters, metrics_text
+from ppgen.run.files import tree_bytes, write_atomic, write_json
 
 CHECKPOINT_SECONDS = 30.0
 
 log = logging.getLogger("ppgen")
 
 Report = Callable[[dict[str, float]], None]
-
-
-@dataclass
-class Progress:
-    """Where the loop stands, beside parameters, optimiser and random state."""
-
-    step: int = 0
-    window: list[float] = field(default_factory=list)  # the ELBO of each step since the last row of metrics
-    rows: list[dict[str, float]] = field(default_factory=list)
-    bad_steps: int = 0
-    best: float = -float("inf")
-    waited: int = 0
-    grad_norm: float = 0.0
 
 
 @dataclass
@@ -69,11 +56,15 @@ class _Loop:
     best: dict[str, Tensor] | None  # its state at the best held-out ELBO, where a fit stops by it
     bad_in_a_row: int = 0  # steps without a finite loss
     saved_at: float = field(default_factory=time.monotonic)  # in seconds: the last checkpoint
+    saved_step: int = 0  # its step
+    pending_step: int = 0
+    pending: dict[str, bytes | str] = field(default_factory=dict)  # a checkpoint's files, until its loss was finite
 
     def __post_init__(self) -> None:
         self.options, self.rows = self.run.config["fit"], self.run.config["data"]["rows"]
         self.batch_size = min(self.options["batch_size"] or self.rows, self.rows)
         self.folder = self.run.path if self.fabric.is_global_zero else None  # where this process writes
+        self.saved_step = self.now.step
 
     @property
     def settled(self) -> bool:
@@ -114,10 +105,12 @@ def train(
     whole = _share(loop.data, run.structure.row_columns, loop.fabric) if loop.batch_size == loop.rows else loop.data
     if state is None:
         _checkpoint(loop)
+        _write(loop)
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with _stop_signal() as stopped, without_validation(), _on(loop.fabric.device), ExitStack() as after:
+    with ExitStack() as after, without_validation(), _on(loop.fabric.device):
+        stopped = after.enter_context(_stop_signal(loop.fabric.world_size))
         after.callback(loop.step.release)
         while not loop.ended:
             lr = _take_steps(loop, whole)
@@ -126,12 +119,15 @@ def train(
             last = loop.now.step == loop.options["steps"]
             if loop.now.step % loop.options["log_every"] == 0 or last or loop.settled:
                 _note_row(loop, lr, report)
-            due = _is_due(loop)
+            due = _is_due(loop) and not loop.bad_in_a_row
             if stopped or due or last:
                 _checkpoint(loop)
+            if stopped or last:
+                _write(loop)
             if stopped:
                 raise KeyboardInterrupt(f"stopped at step {loop.now.step}")
         _checkpoint(loop)
+        _write(loop)
     return _end(loop)
 
 
@@ -150,16 +146,18 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
     if fabric.world_size > 1:
         torch.manual_seed(_rank_seed(o["seed"], fabric.global_rank))
     if state is not None:
+        file, own = f"{run.path}/state.safetensors", program.state_dict()
         load_parameters(program, state["parameters"])
-        ema = state["ema"] and {k: v.to(fabric.device) for k, v in state["ema"].items()}
-        best, now = state["best_parameters"], Progress(**state["progress"])
-        optimizer.load_state_dict(state["optimizer"])
-        if until is not None and state.get("convergence"):
+        ema = None if ema is None else like(state["ema"] or {}, own, file)
+        best = None if state["best_parameters"] is None else like(state["best_parameters"], own, file)
+        now = Progress(**state["progress"])
+        load_optimizer(optimizer, state["optimizer"], file)
+        if until is not None and state["convergence"]:
             until = Convergence(**state["convergence"])
-        _set_random_state(state["random"], fabric)
+        set_random_state(state["random"], fabric, file)
     step = make_step(
         wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
-        ema_decay=o["ema"], steps=o["steps"],
+        ema_decay=o["ema"], steps=o["steps"], engines=state and state.get("engines"),
     )  # fmt: skip
     return _Loop(run, fabric, objective, optimizer, step, data, valid, now, until, ema, best)
 
@@ -178,6 +176,7 @@ def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
     for batch, (elbo, grad_norm, finite) in zip(batches, loop.step(batches, rows), strict=True):
         now.step += 1
         if finite:
+            _write(loop)
             loop.bad_in_a_row = 0
             now.grad_norm = grad_norm
             now.window.append(elbo)
@@ -185,7 +184,7 @@ def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
         now.bad_steps += 1
         loop.bad_in_a_row += 1
         if loop.bad_in_a_row >= MAX_BAD_STEPS:
-            raise PpgenError(_gone_bad(loop.run, loop.objective, batch, before, now))
+            raise PpgenError(_gone_bad(loop, batch, before))
     return rows[-1].lr
 
 
@@ -234,6 +233,7 @@ def _is_due(loop: _Loop) -> bool:
 
 
 def _checkpoint(loop: _Loop) -> None:
+    """Makes a checkpoint, which is written once the next step's loss is finite: it is one that can be gone on from."""
     tree = {
         "parameters": dict(loop.run.program.state_dict()),
         "ema": loop.ema,
@@ -241,17 +241,36 @@ def _checkpoint(loop: _Loop) -> None:
         "optimizer": loop.optimizer.state_dict(),
         "progress": vars(loop.now),
         "convergence": loop.until and loop.until.saved(),
-        "random": _random_state(loop.fabric),
+        "random": random_state(loop.fabric),
+        "engines": vars(loop.step.engines),
     }
-    if loop.folder is not None:
-        write_metrics(loop.folder / "metrics.csv", loop.now.rows)
-        write_tree(loop.folder / "parameters.safetensors", dict(loop.final))
-        write_tree(loop.folder / "state.safetensors", tree)
+    if loop.folder is not None and _finite(loop.run.program):
+        loop.pending = {
+            "metrics.csv": metrics_text(loop.now.rows),
+            "parameters.safetensors": tree_bytes(dict(loop.final)),
+            "state.safetensors": tree_bytes(tree),
+        }
+        loop.pending_step = loop.now.step
     loop.saved_at = time.monotonic()
+
+
+def _write(loop: _Loop) -> None:
+    """Writes the checkpoint that waits, if any: its parameters have had a finite loss, or the fit is at its end."""
+    if loop.pending and loop.folder is not None:
+        for name, content in loop.pending.items():
+            write_atomic(loop.folder / name, content)
+        loop.saved_step, loop.pending = loop.pending_step, {}
+
+
+def _finite(program: Program) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in program.parameters())
 
 
 def _end(loop: _Loop) -> Run:
     run = loop.run
+    if not _finite(run.program):
+        step = loop.now.step
+        raise PpgenError(f"the parameters are not finite after step {step}; {_go_on(loop, step + 1)}")
     if loop.until is not None:
         run.config["converged"] = loop.until.converged
         _say_converged(loop.until, loop.now)
@@ -331,19 +350,21 @@ def _validate(
     return row
 
 
-def _gone_bad(
-    run: Run, objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor, now: Progress
-) -> str:
-    site = bad_site(objective, batch, random_state)
-    keeps = (
-        f"the run folder {run.path} keeps the last good checkpoint: go on with --resume {run.path}"
-        if run.path is not None
-        else "the parameters are as they were before"
-    )
+def _gone_bad(loop: _Loop, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
+    first = loop.now.step - MAX_BAD_STEPS + 1
+    site = bad_site(loop.objective, batch, random_state)
+    went = f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {first}: {site}"
+    return f"{went}; {_go_on(loop, first)}"
+
+
+def _go_on(loop: _Loop, bad: int) -> str:
+    """The remedy of a fit that has diverged at this step: what the step before left is what it went bad from."""
+    run, ways = loop.run, "a smaller lr, clip=1, or float64 (precision='64-true')"
+    if run.path is None or loop.saved_step >= bad - 1:
+        return f"fit again with {ways}"
     return (
-        f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {now.step - MAX_BAD_STEPS + 1}: "
-        f"{site}; {keeps}, "
-        "with a smaller lr, clip=1, or float64 (precision='64-true')"
+        f"{run.path} keeps the last good checkpoint: go on with {ways}, as in ppgen fit --resume {run.path} "
+        f"--lr {run.config['fit']['lr'] / 10:.3g} --clip 1"
     )
 
 
@@ -383,30 +404,14 @@ def _rank_seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
-def _random_state(fabric: Any) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
-    return {
-        "torch": fabric.all_gather(torch.get_rng_state().to(fabric.device)).cpu().reshape(fabric.world_size, -1),
-        "device": torch.cuda.get_rng_state(fabric.device) if fabric.device.type == "cuda" else None,
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).astype(np.int64), *rest),
-    }
-
-
-def _set_random_state(state: dict[str, Any], fabric: Any) -> None:
-    torch.set_rng_state(state["torch"][min(fabric.global_rank, len(state["torch"]) - 1)].clone())
-    if state["device"] is not None and fabric.device.type == "cuda":
-        torch.cuda.set_rng_state(state["device"], fabric.device)
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.astype(np.uint32), *rest))
-
-
 @contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait."""
+def _stop_signal(processes: int) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint is whole. A second one does not wait.
+
+    Of several processes each ends at once: a checkpoint needs all of them, and one may be gone already.
+    """
     got: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if processes > 1 or threading.current_thread() is not threading.main_thread():
         yield got
         return
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, out_option, program_or_run
 from ppgen.console import print_json, print_table
 
 
@@ -28,7 +28,7 @@ def calibrate(
     split: Split = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file. [default: RUN/calibration.json]")] = None,
+    out: Annotated[Path | None, out_option("JSON file. [default: RUN/calibration.json]")] = None,
     json: Json = False,
 ) -> None:
     """Simulation-based calibration: ranks of the truth among posterior draws, over data that the model simulates.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Json, RunPath, Seed, app
+from ppgen.cli.options import Json, RunPath, Seed, app, out_option
 from ppgen.console import print_json
 from ppgen.errors import PpgenError
 
@@ -22,7 +22,7 @@ def sample(
         int | None, typer.Option("-n", help="Number of draws; of each row that is filled in. [default: 64; 1 a row]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help=".png, .npz (all sites) or .csv. [default: RUN/samples.png]")
+        Path | None, out_option(".png, .npz (all sites) or .csv. [default: RUN/samples.png]")
     ] = None,
     given: Annotated[
         list[str] | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, out_option
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def fit(
     ctx: typer.Context,
     program: Annotated[str | None, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)] = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="[default: runs/<model>-<n>]")] = None,
+    out: Annotated[Path | None, out_option("[default: runs/<model>-<n>]", "RUN")] = None,
     settings: Set = None,
     steps: Annotated[
         int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")
@@ -71,17 +71,17 @@ def fit(
     ppgen fit flow --data table.csv --columns x=a+b --context c
     """
     if resume is not None:
-        _refuse_options(ctx, {"resume", "steps", "json", "quiet"})
-        path, total = resume, steps if _given(ctx, "steps") else None
+        changes = _changes(ctx)
+        path = resume
     elif program is None:
         raise PpgenError("there is no program to fit; name one of the catalogue (ppgen list), or path/to/file.py")
     else:
-        path, total = out or _free_folder(program), steps
+        path = out or _free_folder(program)
     stream = sys.stderr if json else sys.stdout
     begun = time.monotonic()
     try:
         if resume is not None:
-            run = _resume(path, total, stream, quiet)
+            run = _resume(path, changes, stream, quiet)
         else:
             options = {
                 "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
@@ -133,19 +133,19 @@ def _fit(
         )
 
 
-def _resume(path: Path, steps: int | None, stream: Any, quiet: bool) -> Run:
+def _resume(path: Path, changes: dict[str, Any], stream: Any, quiet: bool) -> Run:
     from ppgen import inference
     from ppgen.cli.progress import progress
     from ppgen.run import Run, sources
 
     run = Run.load(path)
-    total = steps if steps is not None else run.config["fit"]["steps"]
+    total = changes.get("steps", run.config["fit"]["steps"])
     done = int(run.rows[-1]["step"]) if run.rows else 0
     data = None if run.config["data"].get("source") else sources.of_run(run)[1]
     if not quiet:
         print(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", file=stream)
     with progress(total, stream, quiet) as report:
-        return inference.resume(path, data, steps=steps, report=report)
+        return inference.resume(path, data, report=report, **changes)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -153,14 +153,24 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _refuse_options(ctx: typer.Context, allowed: set[str]) -> None:
-    for name in ctx.params:
-        if name not in allowed and _given(ctx, name):
+def _changes(ctx: typer.Context) -> dict[str, Any]:
+    """The options beside --resume, by name.
+
+    Raises:
+        PpgenError: one that a run keeps.
+    """
+    from ppgen.inference.training.fit import CHANGEABLE
+
+    given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
+    for name in given:
+        if name not in CHANGEABLE:
             option = name.upper() if name == "program" else f"--{name.replace('_', '-').replace('settings', 'set')}"
+            changeable = ", ".join(f"--{n.replace('_', '-')}" for n in CHANGEABLE)
             raise PpgenError(
-                f"--resume goes on with the run's own program, data and options, and {option} was given; only --steps "
-                "can be changed"
+                f"--resume goes on with the run's own program, data and seed, and {option} was given; what can be "
+                f"changed is {changeable}"
             )
+    return given
 
 
 def _free_folder(program: str) -> Path:

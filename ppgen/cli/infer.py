@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, out_option, program_or_run
 from ppgen.console import print_json, print_table
 
 ANSWERS = {
@@ -22,7 +22,7 @@ ANSWERS = {
 def infer(
     program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")],
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: PROGRAM.nc, or RUN/infer.nc]")] = None,
+    out: Annotated[Path | None, out_option("[default: PROGRAM.nc, or RUN/infer.nc]")] = None,
     settings: Set = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="No further method after so many.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import Columns, Data, Json, RunOrPosterior, RunPath, Seed, Split, amortised, app, refuse
+from ppgen.cli.options import (
+    Columns,
+    Data,
+    Json,
+    RunOrPosterior,
+    RunPath,
+    Seed,
+    Split,
+    amortised,
+    app,
+    out_option,
+    refuse,
+)
 from ppgen.console import print_json, print_table
 
 
@@ -70,7 +82,7 @@ def _evaluate_posterior(path: Path, json: bool) -> None:
 def diagnose(
     run: RunPath,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/posterior.nc]")] = None,
+    out: Annotated[Path | None, out_option("[default: RUN/posterior.nc]")] = None,
     split: Split = None,
     rows: Annotated[int, typer.Option(help="Rows in the posterior, where latents are local; ten times more weighed.")]
     = 100,
@@ -106,7 +118,7 @@ def diagnose(
 def plot(
     run: RunOrPosterior,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: RUN/plots, or NC-plots]")]
+    out: Annotated[Path | None, out_option("[default: RUN/plots, or NC-plots]", "DIR")]
     = None,
     split: Split = None,
     columns: Columns = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, out_option, program_or_run
 from ppgen.console import print_json, print_table
 
 
@@ -16,7 +16,7 @@ from ppgen.console import print_json, print_table
 def mcmc(
     program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")],
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: PROGRAM.nc, or RUN/mcmc.nc]")]
+    out: Annotated[Path | None, out_option("[default: PROGRAM.nc, or RUN/mcmc.nc]")]
     = None,
     settings: Set = None,
     kernel: Annotated[str, typer.Option(help="ppgen list kernels shows them, and their numbers.")] = "chees",

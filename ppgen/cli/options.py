@@ -40,6 +40,18 @@ RunOrPosterior = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
+def out_option(help: str, metavar: str = "PATH") -> Any:
+    """--out of a command."""
+    return typer.Option("--out", "-o", parser=_path, metavar=metavar, help=help)
+
+
+def _path(text: str) -> Path:
+    """A path as it was given; '' is none, where Python takes it for the current folder."""
+    if not text:
+        raise typer.BadParameter("'' is no path; name a file or a folder, or leave the option out")
+    return Path(text)
+
+
 def _refuse_settings(settings: list[str] | None) -> None:
     """--set, given with a run."""
     from ppgen.errors import PpgenError

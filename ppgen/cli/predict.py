@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Columns, Data, DataDir, Json, Seed, Split, app, is_run
+from ppgen.cli.options import Columns, Data, DataDir, Json, Seed, Split, app, is_run, out_option
 from ppgen.console import print_json, print_table
 from ppgen.errors import PpgenError
 
@@ -28,7 +28,7 @@ def predict(
     new_groups: Annotated[
         str, typer.Option(help="Groups that were not fitted: refuse, or draw their latents from the model.")
     ] = "refuse",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/predictions.nc, NC-predictions.nc]")]
+    out: Annotated[Path | None, out_option("[default: RUN/predictions.nc, NC-predictions.nc]")]
     = None,
     draws: Annotated[int, typer.Option("-n", "--draws", help="Number of posterior draws.")] = 1000,
     program: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app
+from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app, out_option
 from ppgen.console import print_json
 
 
@@ -15,7 +15,7 @@ from ppgen.console import print_json
 def report(
     run: RunPath,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: RUN/report.html]")] = None,
+    out: Annotated[Path | None, out_option("[default: RUN/report.html]")] = None,
     split: Split = None,
     draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
     columns: Columns = None,

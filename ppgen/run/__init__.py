@@ -8,7 +8,8 @@ state.safetensors        to go on from: parameters, EMA, optimiser, random state
 metrics.csv              one row each so many steps; ELBO in nats over the whole data set
 posterior.nc             written by `ppgen diagnose`
 
-Each file is written atomically, parameters are never pickled, and nothing but program.py is ever run.
+Each file is written atomically, parameters are never pickled, and nothing but program.py is ever run, once it is
+trusted (`ppgen.run.trust`). While a fit is at work a file `lock` says which (`ppgen.run.lock`).
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
 from ppgen.program import Pair, Program
-from ppgen.run.example import read_example, write_example
-from ppgen.run.files import read_json, read_tree, write_atomic
+from ppgen.run.config import read_config
+from ppgen.run.example import read_example
+from ppgen.run.files import read_tree
 from ppgen.run.parameters import constrained, fill_store
+from ppgen.run.trust import find_in_run
 from ppgen.structure import Structure
 from ppgen.structure import inspect as inspect_program
 
@@ -96,11 +99,14 @@ class Run:
         pyro.clear_param_store()
         pyro.get_param_store().set_state(self._store)
 
-    def data(self, split: str | None = None, source: Any = None) -> dict[str, Tensor]:
-        """The data of the run (or of another `source`), in the program's dtype.
+    def data(
+        self, split: str | None = None, source: Any = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """The data of the run (or of another `source`).
 
         Args:
             split: of the source; None takes the rows that were fitted.
+            dtype: None takes the program's.
 
         Raises:
             PpgenError: the run was fitted to tensors in memory, and no source is given.
@@ -115,72 +121,57 @@ class Run:
             columns=recorded.get("columns"),
             data_dir=recorded.get("data_dir"),
         )
-        return prepare_columns(loaded, self.program, self.dtype)
+        return prepare_columns(loaded, self.program, dtype or self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
         return dtype_of(self.config["fit"]["precision"])
 
     @classmethod
-    def load(cls, path: str | Path, program: Program | None = None, given: Mapping[str, Any] | None = None) -> Run:
+    def load(
+        cls, path: str | Path, program: Program | None = None, given: Mapping[str, Any] | None = None, *,
+        trust: bool = False,
+    ) -> Run:  # fmt: skip
         """Reads a run folder and builds its program with the parameters that the fit left.
 
         Args:
             program: the program, where the run cannot build it by itself (it was made from objects in memory).
             given: arguments of the model that were objects no file holds (functions, modules), by name.
+            trust: runs the folder's program.py, whoever wrote it, in this process; without it, and without a program,
+                only where the fit was made in this account or `ppgen trust` allowed it (`ppgen.run.trust`).
 
         Raises:
-            PpgenError: no run folder, a damaged file, a program that cannot be built again.
+            PpgenError: no run folder, a damaged file, a program that cannot be built again or is not trusted.
         """
         path = Path(path)
         config = read_config(path)
-        example = read_example(path / "example.safetensors", given or {})
+        example = in_dtype(
+            read_example(path / "example.safetensors", given or {}), dtype_of(config["fit"]["precision"])
+        )
         parameters = read_tree(path / "parameters.safetensors")
         with torch.random.fork_rng():
-            program, structure = rebuild(config, example, path, program)
+            program, structure = rebuild(config, example, path, program, trust=trust)
         load_parameters(program, parameters, path)
+        require_finite(program, path)
         program.eval()
         run = cls(program, config, structure, example, path)
         run.rows = _read_metrics(path / "metrics.csv")
         return run
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a run folder."""
-    file = path / "config.json"
-    if not file.is_file() and path.suffix == ".nc":
-        raise PpgenError(
-            f"{path} is a posterior, and a run folder is expected; ppgen evaluate, plot and compare take posteriors as "
-            f"well, and ppgen diagnose RUN --reference {path} holds a run's guide against it"
-        )
-    if not file.is_file():
-        raise PpgenError(f"{path} is no run folder: it has no config.json; name the folder that ppgen fit --out made")
-    config = read_json(file)
-    parts = {"program": ("arguments", "guide", "enumerated"), "fit": ("precision", "seed"), "data": ("row_columns",)}
-    for part, keys in parts.items():
-        for key in keys:
-            if not (isinstance(config, dict) and isinstance(config.get(part), dict) and key in config[part]):
-                raise PpgenError(f"{file} is not that of a run: {part} has no {key!r}; restore it, or fit again")
-    if "elbo" in config["fit"]:  # of a fit before its key was "objective"
-        config["fit"] |= {"objective": config["fit"].pop("elbo"), "gradient": "pathwise"}
-    return config
-
-
 def rebuild(
-    config: dict[str, Any], example: dict[str, Tensor], path: Path, program: Program | None = None
-) -> tuple[Program, Structure]:
+    config: dict[str, Any], example: dict[str, Tensor], path: Path, program: Program | None = None, *,
+    trust: bool = False,
+) -> tuple[Program, Structure]:  # fmt: skip
     """The program of a config, set up on the example rows, with fresh parameters."""
     spec = config["program"]
     if program is None:
-        if spec.get("model"):
-            found = catalog.find(spec["model"])
-        elif spec.get("file"):
-            found = catalog.find(f"{path / spec['file']}{':' + spec['name'] if spec.get('name') else ''}")
-        else:
+        if not (spec.get("model") or spec.get("file")):
             raise PpgenError(
                 f"the run {path} was fitted to a program made in memory ({spec.get('why', 'no file')}); pass it: "
                 "Run.load(path, program)"
             )
+        found = find_in_run(path, spec, trusted=trust)
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
     words = config["data"].get("words")
@@ -217,6 +208,20 @@ def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path |
             "side only; "
             "was the program changed since?"
         )
+
+
+def require_finite(program: Program, path: Path | None) -> None:
+    """
+    Raises:
+        PpgenError: a parameter that is not finite, so that every figure would be nan.
+    """
+    for name, value in program.named_parameters():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise PpgenError(
+                f"{bad} of {value.numel()} values of the parameter {name!r}{f' in {path}' if path else ''} are not "
+                "finite; fit again, with a smaller lr or clip=1"
+            )
 
 
 def describe_program(program: Program, structure: Structure, guide: str | None) -> tuple[dict[str, Any], Path | None]:
@@ -272,37 +277,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def start_folder(path: Path, example: dict[str, Tensor], file: Path | None) -> None:
-    """Makes the run folder. config.json follows the first checkpoint: a folder that has one can be resumed."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PpgenError(f"the run folder {path} could not be made: {e.strerror}; choose another place") from e
-    if file is not None:
-        write_atomic(path / "program.py", file.read_bytes())
-    write_example(path / "example.safetensors", example)
-
-
-def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """All of metrics.csv, atomically."""
+def metrics_text(rows: list[dict[str, float]]) -> str:
+    """All of metrics.csv."""
     out = io.StringIO()
     writer = csv.DictWriter(out, METRICS, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
-    write_atomic(path, out.getvalue())
+    return out.getvalue()
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        with open(path, newline="") as f:
-            return [
-                {k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v}
-                for r in csv.DictReader(f)
-            ]
-    except (ValueError, TypeError, csv.Error) as e:
+        text = path.read_bytes().decode()
+        head, *rows = csv.reader(text.splitlines())
+        if tuple(head) != METRICS or any(len(r) != len(METRICS) for r in rows) or not text.endswith("\n"):
+            raise ValueError("it is cut off, or has other columns")
+        named = [dict(zip(METRICS, r, strict=True)) for r in rows]
+        return [{k: int(v) if k in ("step", "bad_steps") else float(v) for k, v in r.items() if v} for r in named]
+    except (ValueError, csv.Error, OSError) as e:
         raise PpgenError(f"{path} is damaged ({reason(e)}); remove it: the run can do without") from e
 
 
@@ -330,6 +325,11 @@ def prepare_columns(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
+    return in_dtype(columns, dtype)
+
+
+def in_dtype(columns: data_module.Table, dtype: torch.dtype) -> data_module.Table:
+    """The same columns, floats in this dtype."""
     made = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
     return data_module.Table(made, columns.words)
 

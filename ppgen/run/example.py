@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppgen.data import as_tensors, is_literal, put_together
+from ppgen.data import Table, as_tensors, is_literal, put_together
 from ppgen.errors import PpgenError
 from ppgen.run.files import read_tree, write_tree
 
@@ -23,7 +23,7 @@ def write_example(path: Path, example: Mapping[str, Any]) -> None:
     write_tree(path, held | ({_OBJECTS: objects} if objects else {}))
 
 
-def read_example(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_example(path: Path, given: Mapping[str, Any]) -> Table:
     """Reads what `write_example` saved.
 
     Args:

@@ -1,9 +1,17 @@
-"""Writing and reading files that are never half there and never run code: atomic, JSON and safetensors."""
+"""Writing and reading files that are never half there, never run code, and tell when they were damaged.
+
+A safetensors file written here has in its header the SHA-256 of the file, taken with zeros in the digest's place. It
+stands within the file, so that the two are replaced together.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +26,40 @@ from ppgen.errors import PpgenError, reason
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Writes a temporary file beside `path`, syncs it and renames it: `path` is the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        f.write(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place once it is written and synced.
+
+    Raises:
+        PpgenError: a place that cannot be written to, named as `path`.
+    """
     path = Path(path)
-    if isinstance(content, str):
-        content = content.encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as e:
-        raise PpgenError(f"{path} could not be written: {e.strerror or e}; choose another place, or free some") from e
+        why = e.strerror or reason(e).replace(temporary.name, path.name)
+        raise PpgenError(f"{path} could not be written: {why}; choose another place, or free some") from e
     finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -48,31 +71,59 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as e:
         raise PpgenError(f"there is no file {path}; is it a run folder?") from e
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise PpgenError(f"{path} is no JSON ({reason(e)}); it is damaged: restore it, or fit again") from e
 
 
 def write_tree(path: str | Path, tree: Any) -> None:
-    """Saves a tree of dicts, lists, numbers, strings and tensors as one safetensors file, atomically.
+    """Saves a tree of dicts, lists, numbers, strings and tensors as one safetensors file, atomically."""
+    write_atomic(path, tree_bytes(tree))
 
-    Tensors are safetensors entries; the rest of the tree stands as JSON in the file's header.
-    """
+
+def tree_bytes(tree: Any) -> bytes:
+    """What `write_tree` writes: tensors are safetensors entries; the rest stands as JSON in the file's header."""
     tensors: dict[str, Tensor] = {}
     skeleton = _pack(tree, "", tensors)
-    write_atomic(path, save(tensors, metadata={"tree": json.dumps(skeleton)}))
+    content = save(tensors, metadata={"tree": f"{_ZEROS} {json.dumps(skeleton)}"})
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return _DIGEST.sub(digest, content, count=1)
 
 
 def read_tree(path: str | Path) -> Any:
-    """Reads what `write_tree` saved; nothing in the file is ever executed."""
+    """Reads what `write_tree` saved; nothing in the file is ever executed.
+
+    Raises:
+        PpgenError: no such file, or one whose bytes are not those that were written.
+    """
     try:
         with safe_open(str(path), framework="pt") as f:
-            skeleton = json.loads((f.metadata() or {})["tree"])
+            header = (f.metadata() or {})["tree"]
+            digest, _, text = ("", "", header) if header.startswith("{") else header.partition(" ")  # "": of 0.1
+            if digest and digest != _digest(path):
+                raise ValueError("its bytes are not those that were written")
+            skeleton = json.loads(text)
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
         return _unpack(skeleton, tensors)
     except FileNotFoundError as e:
         raise PpgenError(f"there is no file {path}; is it a run folder?") from e
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as e:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError, RecursionError) as e:
         raise PpgenError(f"{path} is no file of ppgen's, or is damaged ({reason(e)}); restore it, or fit again") from e
+
+
+_ZEROS = 64 * "0"
+_DIGEST = re.compile(rb'(?<="tree":")[0-9a-f]{64}(?= )')  # within a JSON string the quotes have backslashes
+
+
+def _digest(path: str | Path) -> str:
+    """The SHA-256 of a safetensors file with zeros in place of the digest in its header."""
+    found = hashlib.sha256()
+    with open(path, "rb") as f:
+        length = f.read(8)
+        found.update(length)
+        found.update(_DIGEST.sub(_ZEROS.encode(), f.read(int.from_bytes(length, "little")), count=1))
+        while part := f.read(2**20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _pack(tree: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -105,16 +156,9 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_netcdf(path: str | Path, tree: Any) -> None:
-    """Writes an xarray DataTree as netCDF: a temporary file beside `path`, renamed once it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Writes an xarray DataTree as netCDF, atomically."""
+    with replacing(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    except OSError as e:
-        raise PpgenError(f"{path} could not be written: {e.strerror or e}; choose another place, or free some") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_netcdf(path: str | Path) -> Any:

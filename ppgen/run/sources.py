@@ -15,6 +15,7 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
+from ppgen.run.trust import find_in_run
 from ppgen.sites import sample_sites
 
 HELD_OUT = "test"
@@ -218,7 +219,7 @@ def _own_table(run: Run) -> Any:
     spec = run.config["program"]
     if run.path is None or not spec.get("file"):
         raise PpgenError("the run was fitted to data in memory, which it does not keep; name the data with --data")
-    table = catalog.find(f"{run.path / spec['file']}{':' + spec['name'] if spec.get('name') else ''}").data
+    table = find_in_run(run.path, spec).data
     if table is None or isinstance(table, str | Path):
         raise PpgenError("the run does not say which data it was fitted to; name the data with --data")
     return table

@@ -26,6 +26,7 @@ from ppgen.data.arguments import is_literal
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, describe_program
+from ppgen.run.trust import find_file, trust
 from ppgen.structure import Structure, inspect
 
 if TYPE_CHECKING:
@@ -75,7 +76,11 @@ def _described(run: Run | Program, program: Program, structure: Structure) -> di
     if next(program.parameters(), None) is not None:
         return {"why": "it has parameters, which a tree does not keep"}
     spec, file = describe_program(program, structure, None)
-    return spec | {"file": str(file.resolve())} if file is not None else spec
+    if file is None:
+        return spec
+    spec["file"] = str(file.resolve())
+    trust(file.read_bytes(), spec)
+    return spec
 
 
 def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
@@ -96,7 +101,7 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
     made.words = {k: tuple(v) for k, v in kept["words"].items()}
-    dtype = getattr(torch, tree.attrs["dtype"])
+    dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
     example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.words)
     changed = {original: own for own, original in originals.items()}
@@ -127,7 +132,7 @@ def _found(spec: Mapping[str, Any]) -> Run | Program:
         raise PpgenError(
             f"the program of these draws, {spec['file']}, is not there; name it with program= (--program FILE)"
         )
-    found = catalog.find(spec.get("model") or f"{spec['file']}{':' + spec['name'] if spec['name'] else ''}")
+    found = find_file(spec, "read it, and name it with program= (--program FILE)")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
     return catalog.build(found, arguments)
 

@@ -16,6 +16,7 @@ import table_fitting
 import table_models
 import table_programs
 import table_pyro_compat
+import table_runs
 import table_sampling
 import table_transforms
 from planting import ROOT, Mutant, PlantingError, complaint, planted, run, sources
@@ -31,6 +32,7 @@ TABLES = {
     "data": table_data.MUTANTS,
     "programs": table_programs.MUTANTS,
     "pyro_compat": table_pyro_compat.MUTANTS,
+    "runs": table_runs.MUTANTS,
 }
 LEAST = 200  # rows: a bug may lose its place in the source, and is then planted elsewhere
 MUTANTS = {m.name: m for table in TABLES.values() for m in table}
