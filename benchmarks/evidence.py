@@ -4,9 +4,9 @@
     python benchmarks/evidence.py sides [--seeds 100] [--only conjugate] [--out F]
 
 modes: targets of benchmarks/hard_targets.py whose log Z is known. The share of a mode, in standard errors of the
-islands, log Z in its own, CPU seconds of the whole call. sides: every figure of `evidence` against the exact value. A seed holds
-where lower bounds are below it, upper ones above, and estimates at it, within 3 standard errors (shares within 4). With
---out, lines that the file has are not run again.
+islands, log Z in its own, CPU seconds of the whole call. sides: every figure of `evidence` against the exact value. A
+seed holds where lower bounds are below it, upper ones above, and estimates at it, within 3 standard errors (shares
+within 4). With --out, lines that the file has are not run again.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class LogJoint:
         """Value and gradient of one chain, by the program itself."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            value = self._one(u)
+            value = self.one(u)
             (grad,) = torch.autograd.grad(value, u)
         return value.detach(), grad
 
