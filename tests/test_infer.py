@@ -21,6 +21,7 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
+from ppgen.engine.joint import in_blocks
 from ppgen.inference import infer, load_findings
 from ppgen.inference.sampling import infer as ladder
 from ppgen.inference.sampling.weighted import Mixture, weigh
@@ -207,7 +208,7 @@ def weighed(model, mean, root, n=4000, data=ONE):
         joint = log_joint(made.program, made.data)
         q = Mixture(torch.zeros(1).double(), mean[None].double(), root[None].double())
         u = q.draw(n, torch.Generator().manual_seed(0))
-        return weigh(joint, ladder.in_blocks(joint), u, q.log_prob(u), prior=None, seed=0)
+        return weigh(joint, in_blocks(joint), u, q.log_prob(u), prior=None, seed=0)
 
 
 def test_the_density_of_a_mixture_integrates_to_one():

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
@@ -47,7 +48,6 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
-BLOCK = 64  # vectors a call of the log joint: one graph serves for all
 DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
 KEPT = 4000  # draws of the answer, resampled by their weights
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
@@ -237,21 +237,6 @@ def _joint(made: Prepared) -> LogJoint:
     if CALLS * (time.perf_counter() - began) < WORTH:
         return joint
     return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
-
-
-def in_blocks(joint: LogJoint) -> Density:
-    """The log joint and its gradient at any number of vectors, always by the graph of `BLOCK` of them."""
-
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        values, gradients = [], []
-        for part in u.split(BLOCK):
-            full = torch.cat([part, part[-1:].expand(BLOCK - len(part), -1)]) if len(part) < BLOCK else part
-            value, gradient = joint.value_and_grad(full)
-            values.append(value[: len(part)])
-            gradients.append(gradient[: len(part)])
-        return torch.cat(values), torch.cat(gradients)
-
-    return density
 
 
 # -- the rungs -----------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ log = logging.getLogger("ppgen")
 
 aten = torch.ops.aten
 
+BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
+
 
 class _Block(NamedTuple):
     """A latent's place in the vector. `shape` is that of its unconstrained value."""
@@ -270,6 +272,21 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
     return LogJoint(program, data, engine=engine, calls=calls)
+
+
+def in_blocks(joint: LogJoint) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The log joint and its gradient at any number of vectors, always by the graph of `BLOCK` of them."""
+
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        values, gradients = [], []
+        for part in u.split(BLOCK):
+            full = torch.cat([part, part[-1:].expand(BLOCK - len(part), -1)]) if len(part) < BLOCK else part
+            value, gradient = joint.value_and_grad(full)
+            values.append(value[: len(part)])
+            gradients.append(gradient[: len(part)])
+        return torch.cat(values), torch.cat(gradients)
+
+    return density
 
 
 def _labels(name: str, shape: torch.Size) -> list[str]:
