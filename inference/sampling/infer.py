@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
-DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
+DRAWS, MOST_DRAWS = 4000, 16000  # that are weighed, and where these are too few
 KEPT = 4000  # draws of the answer, resampled by their weights
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
@@ -254,9 +254,10 @@ def gaussian(problem: Problem) -> Outcome:
         raise PpgenError("no normal was found: the log joint is finite at no start")
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
-        found, mixture = _weigh(problem, parts, generator, DRAWS)
-        if found.few and not found.unseen:
-            found, mixture = _weigh(problem, parts, generator, MORE)
+        mixture = mixture_of(parts, target, generator)
+        found = _weigh(problem, mixture, generator, DRAWS)
+        if (wanted := min(found.wanted, MOST_DRAWS)) > DRAWS:
+            found = _weigh(problem, mixture, generator, wanted)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
@@ -265,14 +266,13 @@ def gaussian(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def _weigh(
-    problem: Problem, parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, draws: int
-) -> tuple[Weighted, Mixture]:
-    mixture = mixture_of(parts, problem.target, generator)
+def _weigh(problem: Problem, mixture: Mixture, generator: torch.Generator, draws: int) -> Weighted:
     u = mixture.draw(draws, generator)
     prior = prior_of(problem.joint, problem.structure.sites)
-    found = weigh(problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed)
-    return found, mixture
+    return weigh(
+        problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed,
+        most=MOST_DRAWS if draws == DRAWS else 0,
+    )  # fmt: skip
 
 
 def _matched(target: Density, m: Tensor, L: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -286,8 +286,8 @@ def _outcome(problem: Problem, found: Weighted) -> Outcome:
     def tree() -> DataTree:
         rng = np.random.default_rng(problem.seed)
         index = torch.as_tensor(resampled(found.w.double().log().numpy(), KEPT, rng))
-        u = found.u[index][:, None]
-        draws = Draws(u, {"lp": problem.target(u[:, 0])[0][:, None]}, 0, torch.zeros(problem.joint.dim), "dense")
+        u, lp = found.u[index][:, None], found.lp[index][:, None]
+        draws = Draws(u, {"lp": lp}, 0, torch.zeros(problem.joint.dim), "dense")
         return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
 
     return Outcome(tree, found.findings)

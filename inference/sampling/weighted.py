@@ -74,19 +74,24 @@ class Mixture(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Draws (S, dim), smoothed weights (S,) that sum to one, the evidence, the records, and places not seen: (m, L)."""
+    """Draws (S, dim), smoothed weights (S,) that sum to one, the log joint of each, the evidence, the records, and
+    places not seen: (m, L)."""
 
     u: Tensor
     w: Tensor
+    lp: Tensor
     evidence: Evidence
     findings: list[Finding]
     unseen: list[tuple[Tensor, Tensor]]
 
     @property
-    def few(self) -> bool:
-        """Whether the weights would do, were there more of them."""
+    def wanted(self) -> int:
+        """How many draws there have to be for the errors of the weights to be small, where more of them would do."""
         weights = self.findings[0]
-        return bool(weights.details["few"]) and weights.figure <= weights.threshold
+        if not weights.details["few"] or not weights.figure <= weights.threshold:
+            return len(self.u)
+        times = max(weights.details["mean_error"] / MEAN_ERROR, weights.details["sd_error"] / SD_ERROR)
+        return math.ceil(1.3 * len(self.u) * times**2)
 
     @property
     def settled(self) -> bool:
@@ -103,6 +108,7 @@ def weigh(
     *,
     prior: Callable[[], Tensor] | None,
     seed: int,
+    most: int = 0,
 ) -> Weighted:
     """Weighs draws of a known density, and checks them.
 
@@ -110,6 +116,7 @@ def weigh(
         target: the log joint of vectors, any number at once, and its gradient.
         u, log_q: (S, dim) and (S,).
         prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        most: draws that can be had: nothing but the weights is checked where so many, or fewer, would do better.
     """
     lp, g = target(u)
     log_w = torch.where(torch.isfinite(lp) & torch.isfinite(log_q), lp - log_q, -torch.inf).double()
@@ -117,19 +124,21 @@ def weigh(
     smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
     ess = float(effective(smooth)[0])
     w = torch.as_tensor(np.exp(smooth[:, 0])).to(u)
-    u = torch.where((w > 0)[:, None], u, u[int(w.argmax())])
+    top = int(w.argmax())
+    u, lp = torch.where((w > 0)[:, None], u, u[top]), torch.where(w > 0, lp, lp[top])
     evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
     found = [_importance(u, w, float(k[0]), ess, joint.labels)]
-    if found[0].verdict == WRONG:
-        return Weighted(u, w, evidence, found, [])
+    weighted = Weighted(u, w, lp, evidence, found, [])
+    if found[0].verdict == WRONG or len(u) < min(weighted.wanted, most):
+        return weighted
     found.append(_score(u, w, g, joint.labels))
     index = torch.multinomial(w, 4000, replacement=True, generator=torch.Generator().manual_seed(seed))
     found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
     if search is None:
         none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
-        return Weighted(u, w, evidence, [*found, none], [])
-    return Weighted(u, w, evidence, [*found, search.finding], search.unseen)
+        return weighted._replace(findings=[*found, none])
+    return weighted._replace(findings=[*found, search.finding], unseen=search.unseen)
 
 
 def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
@@ -174,4 +183,3 @@ def mixture_of(parts: list[tuple[Tensor, Tensor]], target: Density, generator: t
     means, roots = torch.stack([m for m, _ in parts]), torch.stack([L for _, L in parts])
     weights = mixture_weights(target, means, roots, generator) if len(parts) > 1 else torch.zeros(1).to(means)
     return Mixture(weights.clamp_min(float(weights.max()) - math.log(1e3)), means, roots)
-

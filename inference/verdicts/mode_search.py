@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Density, climb
+from ppgen.engine.pathfinder import Climbs, Density, climb
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
@@ -116,20 +116,20 @@ def search_modes(
         return None
     generator = torch.Generator().manual_seed(seed)
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
-    ends, climbed = _places(
-        target, _starts(draws, prior, generator), generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10
-    )
+    start = _starts(draws, prior, generator)
+    paths = _climbs(target, start, draws, generator)
+    ends = _places(target, paths, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
         return None
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     of_guide = evidence is not None
     if evidence is None:
         evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
-    regions = [r for q in ends if (r := _weighed(target, q, generator)) is not None]
+    full = [q for q in ends if _share(q, draws, weights) > 0.5]  # most draws are there: it cannot lack as many
+    regions = _all_weighed(target, [q for q in ends if not any(q is other for other in full)], generator)
     missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
-    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
-    searched = {"starts": climbed, "places": len(ends), "of": "guide" if of_guide else "chains"}
+    searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
         return Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
     where = name(unseen[0].q.m)
@@ -137,6 +137,7 @@ def search_modes(
         return Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
+    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + _all_weighed(target, full, generator)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
     said = searched | {"unseen": len(unseen), "copies": copies}
@@ -165,12 +166,27 @@ def _starts(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.
     return torch.cat(kinds)
 
 
-def _places(
-    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool]
-) -> tuple[list[_Normal], int]:
+def _climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Generator) -> Climbs:
+    """Paths from the starts, in coordinates in which the draws have mean 0 and covariance I: few steps are needed."""
+    dim = draws.shape[1]
+    m, cov = draws.mean(0), torch.cov(draws.mT).reshape(dim, dim)
+    L, info = torch.linalg.cholesky_ex(cov)
+    if info or not torch.isfinite(L).all():
+        L = draws.std(0).clamp_min(1e-12).diag()
+
+    def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
+        lp, g = target(m + y @ L.mT)
+        return lp, g @ L
+
+    y = torch.linalg.solve_triangular(L, (start - m).mT, upper=False).mT
+    paths = climb(whitened, y, generator=generator, enough=ENOUGH)
+    mean, draw, top = (m + v @ L.mT for v in (paths.mean, paths.draw, paths.top))
+    return Climbs(paths.elbo, mean, L @ paths.root, draw, top)  # ELBOs of these coordinates: each less log |L|
+
+
+def _places(target: Density, paths: Climbs, seen: Callable[[_Normal], bool]) -> list[_Normal]:
     """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
     draws have seen, and of those that they have not."""
-    paths = climb(target, start, generator=generator, enough=ENOUGH)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
@@ -186,7 +202,7 @@ def _places(
             normal = _at(target, paths.top[i])
             if normal is not None and sum(seen(old) == seen(normal) for old in tops) < MOST:
                 tops.append(normal)
-    return kept + [new for new in tops if all(_apart(new, old) for old in kept)], len(start)
+    return kept + [new for new in tops if all(_apart(new, old) for old in kept)]
 
 
 def _at(target: Density, top: Tensor) -> _Normal | None:
@@ -250,6 +266,10 @@ def _weighed(target: Density, q: _Normal, generator: torch.Generator) -> _Region
         return None
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
     return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5)
+
+
+def _all_weighed(target: Density, normals: list[_Normal], generator: torch.Generator) -> list[_Region]:
+    return [r for q in normals if (r := _weighed(target, q, generator)) is not None]
 
 
 def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:

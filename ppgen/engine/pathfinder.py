@@ -83,9 +83,7 @@ def pathfinder(
 
 
 @torch.no_grad()
-def climb(
-    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
-) -> Climbs:
+def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9) -> Climbs:
     """Follows one path from each start; arguments as for `pathfinder`.
 
     Every path is at a trial of its own line search: one that has found a step goes on, and waits for no other. The
@@ -99,11 +97,11 @@ def climb(
             break
         going = (~ended).nonzero()[:, 0]
         trial = paths.u[going] + paths.t[going, None] * paths.direction[going]
-        lp, g = _safe(target, trial if normals is None else torch.cat([trial, normals.draws.flatten(0, 1)]))
+        lp, g = _safe(target, torch.cat([trial, *([] if normals is None else [normals.draws.flatten(0, 1)])]))
         if normals is not None:
             paths.compare(normals, lp[len(going) :])
         arrived = paths.tried(going, trial, lp[: len(going)], g[: len(going)])
-        normals = paths.normals(arrived, generator) if len(arrived) else None
+        normals = paths.normals(arrived, generator)
     if normals is not None:
         paths.compare(normals, _safe(target, normals.draws.flatten(0, 1))[0])
     return Climbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
@@ -187,16 +185,22 @@ class _Paths:
         self.u[i], self.lp[i], self.g[i] = u, lp, g
         self.aim(i)
 
-    def normals(self, i: Tensor, generator: torch.Generator | None) -> _Normals:
-        """N(u + H g, H) of the paths i; the root is nan where H has none, or has seen no curvature."""
-        H, g = self.H[i], self.g[i]
+    def normals(self, i: Tensor, generator: torch.Generator | None) -> _Normals | None:
+        """N(u + H g, H) of those of the paths i where it may be good: H has a root and has seen some curvature, and
+        the ELBO that it would have of a quadratic is not far below the best."""
+        H, g, half = self.H[i], self.g[i], 0.5 * self.u.shape[1]
         root, info = torch.linalg.cholesky_ex(H)
+        rise = (H @ g[..., None])[..., 0]
+        volume = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        promised = self.lp[i] + 0.5 * (g * rise).sum(-1) + volume + half * math.log(2 * math.pi)
         usable = (info == 0) & torch.isfinite(root).all(-1).all(-1) & ~self.fresh[i]
-        mean = self.u[i] + (H @ g[..., None])[..., 0]
+        usable &= promised > self.elbo.max() - HOPELESS - 2 * half
+        self._count(i[~usable])
+        if not usable.any():
+            return None
+        root, mean = root[usable], (self.u[i] + rise)[usable]
         noise = torch.randn(DRAWS, *mean.shape, generator=generator, dtype=mean.dtype)
-        eye = torch.eye(mean.shape[1]).to(mean)
-        draws = mean + (torch.where(usable[:, None, None], root, eye) @ noise[..., None])[..., 0]
-        return _Normals(i, mean, torch.where(usable[:, None, None], root, torch.nan), noise, draws)
+        return _Normals(i[usable], mean, root, noise, mean + (root @ noise[..., None])[..., 0])
 
     def compare(self, q: _Normals, lp: Tensor) -> None:
         """Keeps the normals that are better than those before, lp the log joint of their draws."""
@@ -207,7 +211,12 @@ class _Paths:
         k = i[better]
         self.elbo[k], self.mean[k], self.root[k] = elbo[better], q.mean[better], q.root[better]
         self.draw[k] = q.draws[-1][better]
-        self.idle[i] = torch.where(better, 0, self.idle[i] + (self.elbo[i] > self.elbo.max() - HOPELESS))
+        self.idle[k] = 0
+        self._count(i[~better])
+
+    def _count(self, i: Tensor) -> None:
+        """One more step of the paths i without a better ELBO, where theirs is among the best."""
+        self.idle[i] += (self.elbo[i] > self.elbo.max() - HOPELESS).long()
 
 
 def _steepest(g: Tensor) -> Tensor:
