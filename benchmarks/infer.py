@@ -92,7 +92,7 @@ def measured(p: posteriordb.Posterior, seed: int, rungs: list[str] | None) -> di
 
 
 def _clock_of_traces() -> list[float]:
-    """CPU seconds spent from now on in tracing and compiling the log joint and the draws of the tree, in a list of one."""
+    """CPU seconds from now on of tracing and compiling the log joint and the draws of the tree, in a list of one."""
     from ppgen import draws
     from ppgen.engine import joint
 

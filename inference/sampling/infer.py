@@ -31,11 +31,11 @@ from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
-from ppgen.inference.evaluation.psis import resampled
+from ppgen.inference.evaluation.psis import GOOD_K, resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere, tree_of_draws
-from ppgen.inference.sampling.weighted import Mixture, Weighted, mixture_of, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, refined, weigh
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
 from ppgen.program import Program
@@ -48,8 +48,11 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
-DRAWS, MOST_DRAWS = 4000, 16000  # that are weighed, and where these are too few
+DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
+ROUNDS = 8  # rounds of draws, each after the first of a mixture fitted to those before it
+HOPELESS = 3  # rounds after which weights of which few count are given up
+FITTED_KHAT = 0.6
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
@@ -255,9 +258,7 @@ def gaussian(problem: Problem) -> Outcome:
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
-        found = _weigh(problem, mixture, generator, DRAWS)
-        if (wanted := min(found.wanted, MOST_DRAWS)) > DRAWS:
-            found = _weigh(problem, mixture, generator, wanted)
+        found = _enough(problem, mixture, generator)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
@@ -266,12 +267,32 @@ def gaussian(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def _weigh(problem: Problem, mixture: Mixture, generator: torch.Generator, draws: int) -> Weighted:
-    u = mixture.draw(draws, generator)
+def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> Weighted:
+    """Draws of the mixture, weighed; where these are not enough, with draws of mixtures that are fitted to them.
+
+    All draws are weighed as ones of the mixture of all mixtures (Cornuet et al. 2012, Adaptive multiple importance
+    sampling, arXiv:0907.1254), so that a mixture that has lost a part of the posterior is found out by those before it.
+    As the best of several rounds is taken, more is asked of them: two rounds in succession that are fine and agree, and
+    a k-hat of `FITTED_KHAT`, near which weights begin to have a variance, so that their errors are known.
+    """
+    drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
+    before: Weighted | None = None
+    for done in range(ROUNDS):
+        found = _weigh(problem, drawn, further=False)
+        if found.enough and (before is None or found.agrees(before)) or done >= HOPELESS and found.hopeless:
+            break
+        problem.in_time()
+        before = found
+        drawn = drawn.joined(Drawn.of(refined(found), problem.target, DRAWS, generator))
+    return _weigh(problem, drawn, further=True)
+
+
+def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
     prior = prior_of(problem.joint, problem.structure.sites)
+    log_q = drawn.mixture.log_prob(drawn.u)
     return weigh(
-        problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed,
-        most=MOST_DRAWS if draws == DRAWS else 0,
+        problem.joint, problem.target, drawn.u, log_q, at=(drawn.lp, drawn.g), prior=prior, seed=problem.seed,
+        good_khat=GOOD_K if len(drawn.u) == DRAWS else FITTED_KHAT, further=further,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppgen.engine import LogJoint
 from ppgen.engine.pathfinder import Density, mixture_weights
-from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
+from ppgen.inference.evaluation.psis import GOOD_K, effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
 from ppgen.inference.verdicts.mode_search import Evidence, search_modes
@@ -36,6 +36,8 @@ from ppgen.inference.verdicts.mode_search import Evidence, search_modes
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
+PARTS, EM_ROUNDS = 8, 20  # of a mixture that is fitted to weighted draws
+TEMPERED = 400  # effective draws
 ALIKE = 50  # effective draws below which weights say nothing
 
 
@@ -59,6 +61,10 @@ class Mixture(NamedTuple):
         return self.means[which] + (self.roots[which] @ z[..., None])[..., 0]
 
     def log_prob(self, u: Tensor) -> Tensor:
+        return torch.logsumexp(self.parts(u), -1)
+
+    def parts(self, u: Tensor) -> Tensor:
+        """The log of each normal's share of the density, (..., P)."""
         dim = u.shape[-1]
         each = []
         for log_weight, mean, root in zip(self.log_weights.log_softmax(0), self.means, self.roots, strict=True):
@@ -70,7 +76,30 @@ class Mixture(NamedTuple):
             )  # fmt: skip
             both = torch.logaddexp(normal + math.log(1 - DEFENSIVE), t + math.log(DEFENSIVE))
             each.append(log_weight + both - root.diagonal().log().sum())
-        return torch.logsumexp(torch.stack(each), 0)
+        return torch.stack(each, -1)
+
+
+class Drawn(NamedTuple):
+    """Draws (S, dim) of a mixture, the log joint of each, and its gradient."""
+
+    mixture: Mixture
+    u: Tensor
+    lp: Tensor
+    g: Tensor
+
+    @classmethod
+    def of(cls, mixture: Mixture, target: Density, n: int, generator: torch.Generator) -> Drawn:
+        u = mixture.draw(n, generator)
+        return cls(mixture, u, *target(u))
+
+    def joined(self, other: Drawn) -> Drawn:
+        """All draws, as those of one mixture: what only one of the two has seen keeps its weight."""
+        n = torch.tensor([len(self.u), len(other.u)]).to(self.lp).log()
+        log_weights = [q.log_weights.log_softmax(0) + k for q, k in zip((self.mixture, other.mixture), n, strict=True)]
+        mixture = Mixture(
+            torch.cat(log_weights), *(torch.cat(v) for v in zip(self.mixture[1:], other.mixture[1:], strict=True))
+        )
+        return Drawn(mixture, *(torch.cat(v) for v in zip(self[1:], other[1:], strict=True)))
 
 
 class Weighted(NamedTuple):
@@ -85,13 +114,26 @@ class Weighted(NamedTuple):
     unseen: list[tuple[Tensor, Tensor]]
 
     @property
-    def wanted(self) -> int:
-        """How many draws there have to be for the errors of the weights to be small, where more of them would do."""
-        weights = self.findings[0]
-        if not weights.details["few"] or not weights.figure <= weights.threshold:
-            return len(self.u)
-        times = max(weights.details["mean_error"] / MEAN_ERROR, weights.details["sd_error"] / SD_ERROR)
-        return math.ceil(1.3 * len(self.u) * times**2)
+    def enough(self) -> bool:
+        """Whether the weights are fine."""
+        return self.findings[0].verdict == FINE
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the weights say nothing of where the posterior is."""
+        return bool(self.findings[0].details["ess"] < ALIKE)
+
+    def agrees(self, other: Weighted) -> bool:
+        """Whether these moments are fine, and those of the other, to within the errors that are allowed of them."""
+        (mean, sd), (m, s) = self.moments, other.moments
+        near = ((mean - m).abs() <= MEAN_ERROR * sd).all() and ((sd / s).log().abs() <= SD_ERROR).all()
+        return other.enough and bool(near)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Means and sds, (dim,)."""
+        mean = self.w @ self.u
+        return mean, (self.w @ (self.u - mean).square()).sqrt()
 
     @property
     def settled(self) -> bool:
@@ -106,19 +148,23 @@ def weigh(
     u: Tensor,
     log_q: Tensor,
     *,
+    at: tuple[Tensor, Tensor] | None = None,
     prior: Callable[[], Tensor] | None,
     seed: int,
-    most: int = 0,
+    good_khat: float = GOOD_K,
+    further: bool = True,
 ) -> Weighted:
     """Weighs draws of a known density, and checks them.
 
     Args:
         target: the log joint of vectors, any number at once, and its gradient.
         u, log_q: (S, dim) and (S,).
+        at: target(u), where it is known.
         prior: one draw from the prior, unconstrained; None where it is flat somewhere.
-        most: draws that can be had: nothing but the weights is checked where so many, or fewer, would do better.
+        good_khat: the largest that is fine.
+        further: whether more than the weights is checked.
     """
-    lp, g = target(u)
+    lp, g = target(u) if at is None else at
     log_w = torch.where(torch.isfinite(lp) & torch.isfinite(log_q), lp - log_q, -torch.inf).double()
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
     smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
@@ -127,12 +173,14 @@ def weigh(
     top = int(w.argmax())
     u, lp = torch.where((w > 0)[:, None], u, u[top]), torch.where(w > 0, lp, lp[top])
     evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
-    found = [_importance(u, w, float(k[0]), ess, joint.labels)]
+    found = [_importance(u, w, float(k[0]), ess, joint.labels, good_khat)]
     weighted = Weighted(u, w, lp, evidence, found, [])
-    if found[0].verdict == WRONG or len(u) < min(weighted.wanted, most):
+    if found[0].verdict == WRONG or not further:
         return weighted
     found.append(_score(u, w, g, joint.labels))
-    index = torch.multinomial(w, 4000, replacement=True, generator=torch.Generator().manual_seed(seed))
+    # Without replacement, and half of what they are worth: a draw that comes twice is a tail by itself.
+    few = max(int(ess / 2), 2)
+    index = torch.multinomial(w, few, generator=torch.Generator().manual_seed(seed))
     found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
     if search is None:
@@ -141,9 +189,9 @@ def weigh(
     return weighted._replace(findings=[*found, search.finding], unseen=search.unseen)
 
 
-def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
+def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any, good_khat: float) -> Finding:
     S = len(u)
-    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
+    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), min(threshold(S), good_khat)
     mean = (w[:, None] * u).sum(0)
     off = u - mean
     variance = (w[:, None] * off.square()).sum(0)
@@ -176,6 +224,48 @@ def _score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:
     worst = int(excess.argmax())
     graded = FINE if float(excess[worst]) <= SCORE_OFF else LOOK
     return Finding("score", labels[worst], float(figure[worst]), SCORE_OFF, graded, {"se": float(se[worst])})
+
+
+def refined(found: Weighted) -> Mixture:
+    """The mixture of `PARTS` normals that is nearest to weighted draws: expectation maximisation from an even start.
+
+    Where few draws have all the weight, weights are taken to a power at which `TEMPERED` are effective: a mixture on
+    the way to the posterior. Covariances are shrunk towards that of all draws, by as much as 2 dim draws of
+    it: a part of few draws is wide.
+    """
+    w = _tempered(found.w.double())
+    m = w @ found.u.double()
+    off = found.u.double() - m
+    root = torch.linalg.cholesky(off.mT @ (w[:, None] * off))
+    y = torch.linalg.solve_triangular(root, off.mT, upper=False).mT
+    dim, ess = y.shape[1], float(1 / w.square().sum())
+    eye = torch.eye(dim).to(y)
+    means = y[torch.multinomial(w, PARTS, generator=torch.Generator().manual_seed(0))]
+    mixture = Mixture(torch.zeros(PARTS).to(y), means, eye.expand(PARTS, dim, dim))
+    for _ in range(EM_ROUNDS):
+        shares = w[:, None] * mixture.parts(y).softmax(-1)
+        n = shares.sum(0).clamp_min(1e-12)
+        means = (shares.mT @ y) / n[:, None]
+        apart = y - means[:, None]
+        covs = (apart.mT @ (shares.mT[..., None] * apart) * ess + 2 * dim * eye) / (n[:, None, None] * ess + 2 * dim)
+        mixture = Mixture(n.log(), means, torch.linalg.cholesky(covs))
+    back = Mixture(mixture.log_weights, m + mixture.means @ root.mT, root @ mixture.roots)
+    return Mixture(*(v.to(found.u) for v in back))
+
+
+def _tempered(w: Tensor) -> Tensor:
+    """w^β that sum to one, β the largest up to 1 at which `TEMPERED` of them are effective: by bisection."""
+    log_w = w.clamp_min(1e-300).log()
+    low, high = 0.0, 1.0
+    beta = high
+    for _ in range(20):
+        tempered = (beta * log_w).softmax(0)
+        if float(1 / tempered.square().sum()) >= TEMPERED:
+            low = beta
+        else:
+            high = beta
+        beta = (low + high) / 2 if low < 1 else 1.0
+    return (low * log_w).softmax(0)
 
 
 def mixture_of(parts: list[tuple[Tensor, Tensor]], target: Density, generator: torch.Generator) -> Mixture:
