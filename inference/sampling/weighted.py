@@ -8,7 +8,7 @@ record each, of the weights as they are:
 importance   k-hat, and the Monte Carlo error that the weights leave in a mean and in a log sd (delta method)
 score        E_w[z_i ∂_i log p(z)] = −1 in each coordinate z of the draws, which holds for the posterior (integration by
              parts) and fails where draws end before it does
-tails        k-hat of each latent's own tails, as of chains: whether it has an sd
+tails        how fast each latent's own density falls far out: whether it has an sd
 unseen_modes climbs from over-dispersed starts (`mode_search`)
 
 Sources: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646); Weighted average importance
@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions.transforms import ExpTransform, identity_transform
 
 from ppgen.engine import LogJoint
 from ppgen.engine.pathfinder import Density, mixture_weights
 from ppgen.inference.evaluation.psis import GOOD_K, effective, khat_se, smoothed, tail, threshold
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
-from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
+from ppgen.inference.verdicts.mcmc_diagnostics import MOST_TAILS
 from ppgen.inference.verdicts.mode_search import Evidence, search_modes
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
@@ -38,6 +39,7 @@ MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promi
 SCORE_OFF = 0.15  # of 1
 PARTS, EM_ROUNDS = 8, 20  # of a mixture that is fitted to weighted draws
 TEMPERED = 400  # effective draws
+TAIL, LEAST_TAIL = 0.005, 10  # mass of a tail, and effective draws in it
 ALIKE = 50  # effective draws below which weights say nothing
 
 
@@ -178,10 +180,7 @@ def weigh(
     if found[0].verdict == WRONG or not further:
         return weighted
     found.append(_score(u, w, g, joint.labels))
-    # Without replacement, and half of what they are worth: a draw that comes twice is a tail by itself.
-    few = max(int(ess / 2), 2)
-    index = torch.multinomial(w, few, generator=torch.Generator().manual_seed(seed))
-    found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
+    found.append(_tails(joint, u, w, g))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
     if search is None:
         none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
@@ -206,6 +205,42 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any, good
         "khat_se": khat_se(khat, S),
     }  # fmt: skip
     return Finding("importance", labels[worst], asked, most, graded, said)
+
+
+def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
+    """The latent with the heaviest tail, P(|z| > t) ~ t^(-1/k), from the slope of its own log density far out.
+
+    That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
+    Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen.
+    """
+    names, k = [""], [-math.inf]
+    mean = w @ u
+    g = torch.where(w[:, None] > 0, g, 0.0)
+    for block in joint._blocks.values():
+        transform = getattr(block.transform, "base_transform", block.transform)
+        log_scale = isinstance(transform, ExpTransform)
+        if not log_scale and transform != identity_transform:
+            continue
+        for i in range(block.start, min(block.stop, block.start + MOST_TAILS)):
+            sides = (1.0,) if log_scale else (1.0, -1.0)
+            shapes = [_tail_index(side * (u[:, i] - mean[i]), side * g[:, i], w, log_scale) for side in sides]
+            names.append(joint.labels[i])
+            k.append(max(shapes))
+    worst, heavy = int(np.argmax(k)), sum(each > GOOD_K / 2 for each in k)
+    details = {"others": max(heavy - 1, 0)}
+    return Finding("tail_khat", names[worst], k[worst], GOOD_K / 2, grade(k[worst], GOOD_K / 2), details)
+
+
+def _tail_index(x: Tensor, slope: Tensor, w: Tensor, log_scale: bool) -> float:
+    """k of the upper tail; minus infinity where too few draws are in it."""
+    order = x.argsort(descending=True)
+    inside = order[w[order].cumsum(0) <= TAIL]
+    part = w[inside]
+    if float(part.sum() ** 2) < LEAST_TAIL * float(part.square().sum()) or not len(inside):
+        return -math.inf
+    fall = -float((part * (slope[inside] if log_scale else x[inside] * slope[inside])).sum() / part.sum())
+    fall -= 0.0 if log_scale else 1.0
+    return 1 / fall if fall > 0 else math.inf
 
 
 def _score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:

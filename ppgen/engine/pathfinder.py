@@ -110,7 +110,7 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
 class _Normals(NamedTuple):
     """N(mean, root rootᵀ) of some paths, with what their ELBOs are made of: draws (DRAWS, paths, dim), and noise."""
 
-    index: Tensor
+    which: Tensor
     mean: Tensor
     root: Tensor
     noise: Tensor
@@ -204,7 +204,7 @@ class _Paths:
 
     def compare(self, q: _Normals, lp: Tensor) -> None:
         """Keeps the normals that are better than those before, lp the log joint of their draws."""
-        i, dim = q.index, self.u.shape[1]
+        i, dim = q.which, self.u.shape[1]
         total = (lp.reshape(DRAWS, -1) + 0.5 * (q.noise**2).sum(-1)).sum(0)
         elbo = total / DRAWS + q.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
         better = elbo > self.elbo[i]
