@@ -15,8 +15,10 @@ from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
     Categorical,
     Gamma,
+    HalfCauchy,
     MultivariateNormal,
     Normal,
+    StudentT,
 )
 from torch import nn
 
@@ -304,6 +306,21 @@ def test_a_mixture_of_weighted_draws_has_their_moments():
     cov = torch.einsum("p,pij->ij", shares, q.roots @ q.roots.mT) + off.mT @ (shares[:, None] * off)
     assert torch.allclose(mean, exact.loc.double(), atol=0.1)
     assert torch.allclose(cov, exact.covariance_matrix.double(), atol=0.2)
+
+
+@pytest.mark.parametrize("kind", ["t", "scale"])
+def test_the_slope_far_out_tells_the_tail(kind):
+    """Student's t with 2 degrees of freedom, and z whose log has the density e^u / (1 + e^u)^3: k is 1/2 of both."""
+    prior = StudentT(2.0) if kind == "t" else HalfCauchy(1.0)
+
+    def model(one):
+        z = pyro.sample("z", prior)
+        if kind == "scale":
+            pyro.factor("f", -3 * torch.log1p(z) - prior.log_prob(z))
+
+    found = weighed(model, torch.zeros(1), 2 * torch.eye(1), n=20_000)
+    tails = {f.measure: f for f in found.findings}["tail_khat"]
+    assert tails.figure == pytest.approx(0.5, abs=0.08) and tails.verdict == "look" and tails.where == "z"
 
 
 # -- from the shell --------------------------------------------------------------------------------

@@ -218,7 +218,8 @@ def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
     g = torch.where(w[:, None] > 0, g, 0.0)
     for block in joint._blocks.values():
         transform = getattr(block.transform, "base_transform", block.transform)
-        log_scale = isinstance(transform, ExpTransform)
+        steps = getattr(transform, "parts", [transform])  # an exponential, and a shift to the bound
+        log_scale = bool(steps) and isinstance(steps[0], ExpTransform)
         if not log_scale and transform != identity_transform:
             continue
         for i in range(block.start, min(block.stop, block.start + MOST_TAILS)):
