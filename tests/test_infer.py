@@ -14,7 +14,6 @@ import torch
 from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
     Categorical,
-    Gamma,
     HalfCauchy,
     MultivariateNormal,
     Normal,
@@ -27,7 +26,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import infer, load_findings
 from ppgen.inference.sampling import infer as ladder
-from ppgen.inference.sampling.weighted import Drawn, Mixture, refined, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, weigh
 from ppgen.inference.verdicts.findings import Finding, verdict
 from ppgen.models import VAE
 
@@ -266,20 +265,6 @@ def test_draws_that_end_before_the_posterior_does_have_other_scores():
     assert cut.verdict == "look" and cut.figure == pytest.approx(2 / 3, abs=0.01) and right.verdict == "fine"
 
 
-def _skewed(one):
-    """log x of two Gammas, and a normal."""
-    pyro.sample("x", Gamma(torch.tensor([0.8, 2.0]), 1.0).to_event(1))
-    pyro.sample("m", Normal(0.0, 1.0))
-
-
-def test_a_mixture_is_fitted_to_draws_whose_weights_were_not_good_enough(monkeypatch):
-    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
-    tree = infer(_skewed, ONE, **ALONE)
-    x = tree["posterior"]["x"].values[0]
-    assert tree.attrs["verdict"] == "fine"
-    assert x.mean(0) == pytest.approx([0.8, 2.0], abs=0.09) and x.var(0) == pytest.approx([0.8, 2.0], rel=0.2)
-
-
 def test_draws_of_two_mixtures_are_those_of_one():
     """What the second has not seen keeps its weight: a narrow one does not hide the half of the mass at 8."""
     both = Mixture(torch.zeros(2), torch.tensor([[0.0], [8.0]]), torch.ones(2, 1, 1))
@@ -293,19 +278,6 @@ def test_draws_of_two_mixtures_are_those_of_one():
     drawn = first.joined(second)
     w = torch.softmax(drawn.lp - drawn.mixture.log_prob(drawn.u), 0)
     assert len(drawn.u) == 6000 and float(w[drawn.u[:, 0] > 4].sum()) == pytest.approx(0.5, abs=0.03)
-
-
-def test_a_mixture_of_weighted_draws_has_their_moments():
-    """Draws of N(0, 3²) with the weights of a normal at (2, -1) with a correlation of 0.8."""
-    exact = MultivariateNormal(torch.tensor([2.0, -1.0]), torch.tensor([[1.0, 0.8], [0.8, 1.0]]))
-    found = weighed(lambda one: pyro.sample("x", exact), torch.zeros(2), 3 * torch.eye(2))
-    q = refined(found)
-    shares = q.log_weights.softmax(0)
-    mean = shares @ q.means
-    off = q.means - mean
-    cov = torch.einsum("p,pij->ij", shares, q.roots @ q.roots.mT) + off.mT @ (shares[:, None] * off)
-    assert torch.allclose(mean, exact.loc.double(), atol=0.1)
-    assert torch.allclose(cov, exact.covariance_matrix.double(), atol=0.2)
 
 
 @pytest.mark.parametrize("kind", ["t", "scale"])

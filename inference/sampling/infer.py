@@ -31,11 +31,11 @@ from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
-from ppgen.inference.evaluation.psis import GOOD_K, resampled
+from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere, tree_of_draws
-from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, refined, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, weigh
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
 from ppgen.program import Program
@@ -50,9 +50,7 @@ log = logging.getLogger("ppgen")
 CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
 DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
-ROUNDS = 8  # rounds of draws, each after the first of a mixture fitted to those before it
-HOPELESS = 3  # rounds after which weights of which few count are given up
-FITTED_KHAT = 0.6
+ROUNDS = 4  # of draws, at the most
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
@@ -268,22 +266,14 @@ def gaussian(problem: Problem) -> Outcome:
 
 
 def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> Weighted:
-    """Draws of the mixture, weighed; where these are not enough, with draws of mixtures that are fitted to them.
-
-    All draws are weighed as ones of the mixture of all mixtures (Cornuet et al. 2012, Adaptive multiple importance
-    sampling, arXiv:0907.1254), so that a mixture that has lost a part of the posterior is found out by those before it.
-    As the best of several rounds is taken, more is asked of them: two rounds in succession that are fine and agree, and
-    a k-hat of `FITTED_KHAT`, near which weights begin to have a variance, so that their errors are known.
-    """
+    """Draws of the mixture, weighed; more of them where they would do, were there more."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
-    before: Weighted | None = None
-    for done in range(ROUNDS):
+    for _ in range(ROUNDS - 1):
         found = _weigh(problem, drawn, further=False)
-        if found.enough and (before is None or found.agrees(before)) or done >= HOPELESS and found.hopeless:
+        if not found.few:
             break
         problem.in_time()
-        before = found
-        drawn = drawn.joined(Drawn.of(refined(found), problem.target, DRAWS, generator))
+        drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
     return _weigh(problem, drawn, further=True)
 
 
@@ -292,7 +282,7 @@ def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
     log_q = drawn.mixture.log_prob(drawn.u)
     return weigh(
         problem.joint, problem.target, drawn.u, log_q, at=(drawn.lp, drawn.g), prior=prior, seed=problem.seed,
-        good_khat=GOOD_K if len(drawn.u) == DRAWS else FITTED_KHAT, further=further,
+        further=further,
     )  # fmt: skip
 
 

@@ -37,8 +37,6 @@ from ppgen.inference.verdicts.mode_search import Evidence, search_modes
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
-PARTS, EM_ROUNDS = 8, 20  # of a mixture that is fitted to weighted draws
-TEMPERED = 400  # effective draws
 TAIL, LEAST_TAIL = 0.005, 10  # mass of a tail, and effective draws in it
 ALIKE = 50  # effective draws below which weights say nothing
 
@@ -116,26 +114,10 @@ class Weighted(NamedTuple):
     unseen: list[tuple[Tensor, Tensor]]
 
     @property
-    def enough(self) -> bool:
-        """Whether the weights are fine."""
-        return self.findings[0].verdict == FINE
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether the weights say nothing of where the posterior is."""
-        return bool(self.findings[0].details["ess"] < ALIKE)
-
-    def agrees(self, other: Weighted) -> bool:
-        """Whether these moments are fine, and those of the other, to within the errors that are allowed of them."""
-        (mean, sd), (m, s) = self.moments, other.moments
-        near = ((mean - m).abs() <= MEAN_ERROR * sd).all() and ((sd / s).log().abs() <= SD_ERROR).all()
-        return other.enough and bool(near)
-
-    @property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Means and sds, (dim,)."""
-        mean = self.w @ self.u
-        return mean, (self.w @ (self.u - mean).square()).sqrt()
+    def few(self) -> bool:
+        """Whether the weights would do, were there more of them."""
+        weights = self.findings[0]
+        return bool(weights.details["few"]) and weights.figure <= weights.threshold
 
     @property
     def settled(self) -> bool:
@@ -153,7 +135,6 @@ def weigh(
     at: tuple[Tensor, Tensor] | None = None,
     prior: Callable[[], Tensor] | None,
     seed: int,
-    good_khat: float = GOOD_K,
     further: bool = True,
 ) -> Weighted:
     """Weighs draws of a known density, and checks them.
@@ -163,7 +144,6 @@ def weigh(
         u, log_q: (S, dim) and (S,).
         at: target(u), where it is known.
         prior: one draw from the prior, unconstrained; None where it is flat somewhere.
-        good_khat: the largest that is fine.
         further: whether more than the weights is checked.
     """
     lp, g = target(u) if at is None else at
@@ -175,7 +155,7 @@ def weigh(
     top = int(w.argmax())
     u, lp = torch.where((w > 0)[:, None], u, u[top]), torch.where(w > 0, lp, lp[top])
     evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
-    found = [_importance(u, w, float(k[0]), ess, joint.labels, good_khat)]
+    found = [_importance(u, w, float(k[0]), ess, joint.labels)]
     weighted = Weighted(u, w, lp, evidence, found, [])
     if found[0].verdict == WRONG or not further:
         return weighted
@@ -188,9 +168,9 @@ def weigh(
     return weighted._replace(findings=[*found, search.finding], unseen=search.unseen)
 
 
-def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any, good_khat: float) -> Finding:
+def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
     S = len(u)
-    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), min(threshold(S), good_khat)
+    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
     mean = (w[:, None] * u).sum(0)
     off = u - mean
     variance = (w[:, None] * off.square()).sum(0)
@@ -260,48 +240,6 @@ def _score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:
     worst = int(excess.argmax())
     graded = FINE if float(excess[worst]) <= SCORE_OFF else LOOK
     return Finding("score", labels[worst], float(figure[worst]), SCORE_OFF, graded, {"se": float(se[worst])})
-
-
-def refined(found: Weighted) -> Mixture:
-    """The mixture of `PARTS` normals that is nearest to weighted draws: expectation maximisation from an even start.
-
-    Where few draws have all the weight, weights are taken to a power at which `TEMPERED` are effective: a mixture on
-    the way to the posterior. Covariances are shrunk towards that of all draws, by as much as 2 dim draws of
-    it: a part of few draws is wide.
-    """
-    w = _tempered(found.w.double())
-    m = w @ found.u.double()
-    off = found.u.double() - m
-    root = torch.linalg.cholesky(off.mT @ (w[:, None] * off))
-    y = torch.linalg.solve_triangular(root, off.mT, upper=False).mT
-    dim, ess = y.shape[1], float(1 / w.square().sum())
-    eye = torch.eye(dim).to(y)
-    means = y[torch.multinomial(w, PARTS, generator=torch.Generator().manual_seed(0))]
-    mixture = Mixture(torch.zeros(PARTS).to(y), means, eye.expand(PARTS, dim, dim))
-    for _ in range(EM_ROUNDS):
-        shares = w[:, None] * mixture.parts(y).softmax(-1)
-        n = shares.sum(0).clamp_min(1e-12)
-        means = (shares.mT @ y) / n[:, None]
-        apart = y - means[:, None]
-        covs = (apart.mT @ (shares.mT[..., None] * apart) * ess + 2 * dim * eye) / (n[:, None, None] * ess + 2 * dim)
-        mixture = Mixture(n.log(), means, torch.linalg.cholesky(covs))
-    back = Mixture(mixture.log_weights, m + mixture.means @ root.mT, root @ mixture.roots)
-    return Mixture(*(v.to(found.u) for v in back))
-
-
-def _tempered(w: Tensor) -> Tensor:
-    """w^β that sum to one, β the largest up to 1 at which `TEMPERED` of them are effective: by bisection."""
-    log_w = w.clamp_min(1e-300).log()
-    low, high = 0.0, 1.0
-    beta = high
-    for _ in range(20):
-        tempered = (beta * log_w).softmax(0)
-        if float(1 / tempered.square().sum()) >= TEMPERED:
-            low = beta
-        else:
-            high = beta
-        beta = (low + high) / 2 if low < 1 else 1.0
-    return (low * log_w).softmax(0)
 
 
 def mixture_of(parts: list[tuple[Tensor, Tensor]], target: Density, generator: torch.Generator) -> Mixture:
