@@ -130,6 +130,7 @@ class _Paths:
 
     def __init__(self, u: Tensor, lp: Tensor, g: Tensor):
         n, dim = u.shape
+        u, g = u.to(lp), g.to(lp)  # the program's dtype, which need not be torch's default
         self.u, self.lp, self.g = u.clone(), lp, g
         self.H = _steepest(g)
         self.fresh = torch.ones(n, dtype=torch.bool)
