@@ -1,6 +1,6 @@
 """Fourteen posteriors that are known and hard: what each method gives, and what it says of it.
 
-    python benchmarks/hard_targets.py [--methods infer chees bam flow normal] [--only funnel] [--seeds 1] [--out F]
+    python benchmarks/hard_targets.py [--methods normal flow bam chees nuts infer] [--only funnel] [--seeds 1] [--out F]
 
 An answer is right where every mean is within 0.1 sd and every log sd within 0.15 of the truth (of functions that have
 an sd), near within 0.3, and off beyond. It is believed where the verdict is "fine". The table counts believed and
@@ -272,12 +272,15 @@ def guided(guide: str, steps: int) -> Callable[[Target, int], tuple[Any, str]]:
     return run
 
 
-def chees(t: Target, seed: int) -> tuple[Any, str]:
-    from ppgen.inference import mcmc
-    from ppgen.inference.verdicts.findings import load_findings, verdict
+def chains(kernel: str) -> Callable[[Target, int], tuple[Any, str]]:
+    def run(t: Target, seed: int) -> tuple[Any, str]:
+        from ppgen.inference import mcmc
+        from ppgen.inference.verdicts.findings import load_findings, verdict
 
-    tree = mcmc(t.model, t.data, seed=seed, predictive=False, prior=False)
-    return tree, verdict(load_findings(tree))
+        tree = mcmc(t.model, t.data, kernel, seed=seed, predictive=False, prior=False)
+        return tree, verdict(load_findings(tree))
+
+    return run
 
 
 def inferred(t: Target, seed: int) -> tuple[Any, str]:
@@ -288,8 +291,8 @@ def inferred(t: Target, seed: int) -> tuple[Any, str]:
 
 
 METHODS = {
-    "infer": inferred, "chees": chees, "bam": guided("bam", 0), "flow": guided("flow", 500),
-    "normal": guided("AutoNormal", 1000),
+    "normal": guided("AutoNormal", 1000), "flow": guided("flow", 500), "bam": guided("bam", 0),
+    "chees": chains("chees"), "nuts": chains("nuts"), "infer": inferred,
 }  # fmt: skip
 
 

@@ -14,16 +14,19 @@ import torch
 from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
     Categorical,
+    HalfCauchy,
     MultivariateNormal,
     Normal,
+    StudentT,
 )
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
+from ppgen.engine.joint import in_blocks
 from ppgen.inference import infer, load_findings
 from ppgen.inference.sampling import infer as ladder
-from ppgen.inference.sampling.weighted import Mixture, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, weigh
 from ppgen.inference.verdicts.findings import Finding, verdict
 from ppgen.models import VAE
 
@@ -207,7 +210,7 @@ def weighed(model, mean, root, n=4000, data=ONE):
         joint = log_joint(made.program, made.data)
         q = Mixture(torch.zeros(1).double(), mean[None].double(), root[None].double())
         u = q.draw(n, torch.Generator().manual_seed(0))
-        return weigh(joint, ladder.in_blocks(joint), u, q.log_prob(u), prior=None, seed=0)
+        return weigh(joint, in_blocks(joint.value_and_grad), u, q.log_prob(u), prior=None, seed=0)
 
 
 def test_the_density_of_a_mixture_integrates_to_one():
@@ -260,6 +263,36 @@ def test_draws_that_end_before_the_posterior_does_have_other_scores():
     whole = normal(4000, 1).double()
     right = _score(whole, torch.full((4000,), 1 / 4000).double(), -whole, ["u"])
     assert cut.verdict == "look" and cut.figure == pytest.approx(2 / 3, abs=0.01) and right.verdict == "fine"
+
+
+def test_draws_of_two_mixtures_are_those_of_one():
+    """What the second has not seen keeps its weight: a narrow one does not hide the half of the mass at 8."""
+    both = Mixture(torch.zeros(2), torch.tensor([[0.0], [8.0]]), torch.ones(2, 1, 1))
+    narrow = Mixture(torch.zeros(1), torch.zeros(1, 1), torch.ones(1, 1, 1))
+
+    def target(u):
+        return both.log_prob(u), torch.zeros_like(u)
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = (Drawn.of(q, target, 3000, generator) for q in (both, narrow))
+    drawn = first.joined(second)
+    w = torch.softmax(drawn.lp - drawn.mixture.log_prob(drawn.u), 0)
+    assert len(drawn.u) == 6000 and float(w[drawn.u[:, 0] > 4].sum()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["t", "scale"])
+def test_the_slope_far_out_tells_the_tail(kind):
+    """Student's t with 4 degrees of freedom: k is 1/4; z whose log has the density e^u / (1 + e^u)^3: k is 1/2."""
+    prior, k, said = (StudentT(4.0), 0.25, "fine") if kind == "t" else (HalfCauchy(1.0), 0.5, "look")
+
+    def model(one):
+        z = pyro.sample("z", prior)
+        if kind == "scale":
+            pyro.factor("f", -3 * torch.log1p(z) - prior.log_prob(z))
+
+    found = weighed(model, torch.zeros(1), 2 * torch.eye(1), n=20_000)
+    tails = {f.measure: f for f in found.findings}["tail_khat"]
+    assert tails.figure == pytest.approx(k, abs=0.08) and tails.verdict == said and tails.where == "z"
 
 
 # -- from the shell --------------------------------------------------------------------------------

@@ -303,6 +303,22 @@ def test_a_path_ends_where_nothing_is_left_to_climb():
         assert target.n < most and paths.kept > 50 and abs(paths.mean[0]) < 4, (funnel, target.n, paths.mean)
 
 
+def test_a_path_waits_for_no_other():
+    """One start of 64 lies where every step is halved many times: calls are those of the longest path alone."""
+
+    def target(u):  # exp(u) - 40 u, from far up: steps of 1 overshoot
+        target.calls += 1
+        return 40 * u[:, 0] - u[:, 0].exp(), 40 - u.exp()
+
+    calls = []
+    for start in (torch.full((1, 1), 30.0).double(), torch.cat([torch.full((1, 1), 30.0), normal(63, 1)]).double()):
+        target.calls = 0
+        paths = pathfinder(target, start, generator=torch.Generator().manual_seed(0), enough=0.999)
+        assert abs(float(paths.mean) - np.log(40)) < 0.1
+        calls.append(target.calls)
+    assert calls[1] < 1.5 * calls[0]
+
+
 def test_a_warm_up_that_has_settled_ends():
     """On a normal, from far too small a scale as well; one of a single window goes its length."""
     for sd, warmup in ((1.0, 400), (1e-6, 400), (1.0, 20)):

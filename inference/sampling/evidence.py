@@ -42,7 +42,7 @@ from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, so
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.findings import Finding, load_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
-from ppgen.inference.verdicts.mode_search import places, starts_around
+from ppgen.inference.verdicts.mode_search import climbs, places, starts_around
 from ppgen.program import Program
 from ppgen.run import Run
 
@@ -187,7 +187,9 @@ def _proposal(
     generator: torch.Generator,
 ) -> Mixture:
     """A mixture of the normal of draws (n, dim), and of those of the places where climbs end."""
-    found = places(target, starts_around(u, prior, generator), generator) if u.shape[1] <= DENSE_DIM else []
+    found = []
+    if u.shape[1] <= DENSE_DIM:
+        found = places(target, climbs(target, starts_around(u, prior, generator), u, generator))
     return mixture_of([normal, *((n.m, n.L) for n in found)], target, generator)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
@@ -36,7 +36,7 @@ from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere, tree_of_draws
-from ppgen.inference.sampling.weighted import Mixture, Weighted, mixture_of, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, weigh
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
 from ppgen.program import Program
@@ -49,9 +49,9 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
-BLOCK = 64  # vectors a call of the log joint: one graph serves for all
-DRAWS, MORE = 4000, 16000  # that are weighed, and where these were too few
+DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
+ROUNDS = 4  # of draws, at the most
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
@@ -157,7 +157,7 @@ def infer(
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
-        target = in_blocks(joint.value_and_grad, BLOCK)
+        target = in_blocks(joint.value_and_grad)
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
@@ -257,9 +257,8 @@ def gaussian(problem: Problem) -> Outcome:
         raise PpgenError("no normal was found: the log joint is finite at no start")
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
-        found, mixture = _weigh(problem, parts, generator, DRAWS)
-        if found.few and not found.unseen:
-            found, mixture = _weigh(problem, parts, generator, MORE)
+        mixture = mixture_of(parts, target, generator)
+        found = _enough(problem, mixture, generator)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
@@ -268,14 +267,25 @@ def gaussian(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def _weigh(
-    problem: Problem, parts: list[tuple[Tensor, Tensor]], generator: torch.Generator, draws: int
-) -> tuple[Weighted, Mixture]:
-    mixture = mixture_of(parts, problem.target, generator)
-    u = mixture.draw(draws, generator)
+def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> Weighted:
+    """Draws of the mixture, weighed; more of them where they would do, were there more."""
+    drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
+    for _ in range(ROUNDS - 1):
+        found = _weigh(problem, drawn, further=False)
+        if not found.few:
+            break
+        problem.in_time()
+        drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
+    return _weigh(problem, drawn, further=True)
+
+
+def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
     prior = prior_of(problem.joint, problem.structure.sites)
-    found = weigh(problem.joint, problem.target, u, mixture.log_prob(u), prior=prior, seed=problem.seed)
-    return found, mixture
+    log_q = drawn.mixture.log_prob(drawn.u)
+    return weigh(
+        problem.joint, problem.target, drawn.u, log_q, at=(drawn.lp, drawn.g), prior=prior, seed=problem.seed,
+        further=further,
+    )  # fmt: skip
 
 
 def _matched(target: Density, m: Tensor, L: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -289,8 +299,8 @@ def _outcome(problem: Problem, found: Weighted) -> Outcome:
     def tree() -> DataTree:
         rng = np.random.default_rng(problem.seed)
         index = torch.as_tensor(resampled(found.w.double().log().numpy(), KEPT, rng))
-        u = found.u[index][:, None]
-        draws = Draws(u, {"lp": problem.target(u[:, 0])[0][:, None]}, 0, torch.zeros(problem.joint.dim), "dense")
+        u, lp = found.u[index][:, None], found.lp[index][:, None]
+        draws = Draws(u, {"lp": lp}, 0, torch.zeros(problem.joint.dim), "dense")
         return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
 
     return Outcome(tree, found.findings)

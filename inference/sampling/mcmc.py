@@ -131,7 +131,7 @@ def mcmc(
         wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
         traced = joint if wide else log_joint(made.program, made.data, engine="trace")
         target = (
-            in_blocks(joint.value_and_grad, WIDE)
+            in_blocks(joint.value_and_grad)
             if found.evidence
             else _density(traced, "chees", C if wide else WIDE, metric)
         )

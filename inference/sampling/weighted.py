@@ -8,7 +8,7 @@ record each, of the weights as they are:
 importance   k-hat, and the Monte Carlo error that the weights leave in a mean and in a log sd (delta method)
 score        E_w[z_i ∂_i log p(z)] = −1 in each coordinate z of the draws, which holds for the posterior (integration by
              parts) and fails where draws end before it does
-tails        k-hat of each latent's own tails, as of chains: whether it has an sd
+tails        how fast each latent's own density falls far out: whether it has an sd
 unseen_modes climbs from over-dispersed starts (`mode_search`)
 
 Sources: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.02646); Weighted average importance
@@ -25,18 +25,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions.transforms import ExpTransform, identity_transform
 
 from ppgen.engine import LogJoint
 from ppgen.engine.pathfinder import Density, mixture_weights
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
-from ppgen.inference.verdicts.mcmc_diagnostics import heavy_tails
+from ppgen.inference.verdicts.mcmc_diagnostics import MOST_TAILS, heaviest
 from ppgen.inference.verdicts.mode_search import search_modes
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
+TAIL, LEAST_TAIL = 0.005, 10  # mass of a tail, and effective draws in it
 ALIKE = 50  # effective draws below which weights say nothing
 
 
@@ -86,11 +88,36 @@ class Mixture(NamedTuple):
         return torch.logsumexp(each, 0), gradient
 
 
+class Drawn(NamedTuple):
+    """Draws (S, dim) of a mixture, the log joint of each, and its gradient."""
+
+    mixture: Mixture
+    u: Tensor
+    lp: Tensor
+    g: Tensor
+
+    @classmethod
+    def of(cls, mixture: Mixture, target: Density, n: int, generator: torch.Generator) -> Drawn:
+        u = mixture.draw(n, generator)
+        return cls(mixture, u, *target(u))
+
+    def joined(self, other: Drawn) -> Drawn:
+        """All draws, as those of one mixture: what only one of the two has seen keeps its weight."""
+        n = torch.tensor([len(self.u), len(other.u)]).to(self.lp).log()
+        log_weights = [q.log_weights.log_softmax(0) + k for q, k in zip((self.mixture, other.mixture), n, strict=True)]
+        mixture = Mixture(
+            torch.cat(log_weights), *(torch.cat(v) for v in zip(self.mixture[1:], other.mixture[1:], strict=True))
+        )
+        return Drawn(mixture, *(torch.cat(v) for v in zip(self[1:], other[1:], strict=True)))
+
+
 class Weighted(NamedTuple):
-    """Draws (S, dim), smoothed weights (S,) that sum to one, the evidence, the records, and places not seen: (m, L)."""
+    """Draws (S, dim), smoothed weights (S,) that sum to one, the log joint of each, the evidence, the records, and
+    places not seen: (m, L)."""
 
     u: Tensor
     w: Tensor
+    lp: Tensor
     evidence: Evidence
     findings: list[Finding]
     unseen: list[tuple[Tensor, Tensor]]
@@ -114,35 +141,40 @@ def weigh(
     u: Tensor,
     log_q: Tensor,
     *,
+    at: tuple[Tensor, Tensor] | None = None,
     prior: Callable[[], Tensor] | None,
     seed: int,
+    further: bool = True,
 ) -> Weighted:
     """Weighs draws of a known density, and checks them.
 
     Args:
         target: the log joint of vectors, any number at once, and its gradient.
         u, log_q: (S, dim) and (S,).
+        at: target(u), where it is known.
         prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        further: whether more than the weights is checked.
     """
-    lp, g = target(u)
+    lp, g = target(u) if at is None else at
     log_w = torch.where(torch.isfinite(lp) & torch.isfinite(log_q), lp - log_q, -torch.inf).double()
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
     smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
     ess = float(effective(smooth)[0])
     w = torch.as_tensor(np.exp(smooth[:, 0])).to(u)
-    u = torch.where((w > 0)[:, None], u, u[int(w.argmax())])
+    top = int(w.argmax())
+    u, lp = torch.where((w > 0)[:, None], u, u[top]), torch.where(w > 0, lp, lp[top])
     evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
     found = [_importance(u, w, float(k[0]), ess, joint.labels)]
-    if found[0].verdict == WRONG:
-        return Weighted(u, w, evidence, found, [])
+    weighted = Weighted(u, w, lp, evidence, found, [])
+    if found[0].verdict == WRONG or not further:
+        return weighted
     found.append(score(u, w, g, joint.labels))
-    index = torch.multinomial(w, 4000, replacement=True, generator=torch.Generator().manual_seed(seed))
-    found.append(heavy_tails({n: v[None].numpy() for n, v in joint.unflatten(u[index]).items()}))
+    found.append(_tails(joint, u, w, g))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
     if search is None:
         none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
-        return Weighted(u, w, evidence, [*found, none], [])
-    return Weighted(u, w, evidence, [*found, search.finding], search.unseen)
+        return weighted._replace(findings=[*found, none])
+    return weighted._replace(findings=[*found, search.finding], unseen=search.unseen)
 
 
 def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
@@ -162,6 +194,41 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> F
         "khat_se": khat_se(khat, S),
     }  # fmt: skip
     return Finding("importance", labels[worst], asked, most, graded, said)
+
+
+def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
+    """The latent with the heaviest tail, P(|z| > t) ~ t^(-1/k), from the slope of its own log density far out.
+
+    That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
+    Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen.
+    """
+    names, k = [""], [-math.inf]
+    mean = w @ u
+    g = torch.where(w[:, None] > 0, g, 0.0)
+    for block in joint.blocks.values():
+        transform = getattr(block.transform, "base_transform", block.transform)
+        steps = getattr(transform, "parts", [transform])  # an exponential, and a shift to the bound
+        log_scale = bool(steps) and isinstance(steps[0], ExpTransform)
+        if not log_scale and transform != identity_transform:
+            continue
+        for i in range(block.start, min(block.stop, block.start + MOST_TAILS)):
+            sides = (1.0,) if log_scale else (1.0, -1.0)
+            shapes = [_tail_index(side * (u[:, i] - mean[i]), side * g[:, i], w, log_scale) for side in sides]
+            names.append(joint.labels[i])
+            k.append(max(shapes))
+    return heaviest(names, k)
+
+
+def _tail_index(x: Tensor, slope: Tensor, w: Tensor, log_scale: bool) -> float:
+    """k of the upper tail; minus infinity where too few draws are in it."""
+    order = x.argsort(descending=True)
+    inside = order[w[order].cumsum(0) <= TAIL]
+    part = w[inside]
+    if float(part.sum() ** 2) < LEAST_TAIL * float(part.square().sum()) or not len(inside):
+        return -math.inf
+    fall = -float((part * (slope[inside] if log_scale else x[inside] * slope[inside])).sum() / part.sum())
+    fall -= 0.0 if log_scale else 1.0
+    return 1 / fall if fall > 0 else math.inf
 
 
 def score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppgen.engine import log_joint
 from ppgen.engine.batch_and_match import MOST, best_gaussian
+from ppgen.engine.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 
@@ -34,7 +35,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
     if hasattr(guide, "search"):
         joint = log_joint(program, data)
         with program.running(), torch.no_grad():
-            guide.search(joint.value_and_grad, joint.places, starts=starts, seed=seed)
+            guide.search(in_blocks(joint.value_and_grad), joint.places, starts=starts, seed=seed)
         return True
     if not hasattr(guide, "start_at"):
         return False
@@ -42,7 +43,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
         joint = log_joint(program, data)
         if joint.dim > MOST:
             return False
-        found = best_gaussian(joint.value_and_grad, joint.dim, starts=starts, seed=seed)
+        found = best_gaussian(in_blocks(joint.value_and_grad), joint.dim, starts=starts, seed=seed)
     except (PpgenError, RuntimeError, ValueError) as e:
         log.info("the guide begins where it was made, as no start was found: %s", str(e).splitlines()[0])
         return False

@@ -175,6 +175,11 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
             index = np.unravel_index(i, value.shape[2:])
             names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
             k.append(_tail_shape(entries[..., i]))
+    return heaviest(names, k)
+
+
+def heaviest(names: Sequence[str], k: Sequence[float]) -> Finding:
+    """The record of the heaviest of tails, P(|z| > t) ~ t^(-1/k), of each entry."""
     worst = int(np.argmax(k))
     heavy = sum(each > GOOD_K / 2 for each in k)
     return Finding("tail_khat", names[worst], k[worst], GOOD_K / 2, grade(k[worst], GOOD_K / 2),

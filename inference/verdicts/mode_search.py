@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Density, climb
+from ppgen.engine.pathfinder import Climbs, Density, climb
 from ppgen.inference.evaluation.bridge import bridge_sampling
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
@@ -111,16 +111,17 @@ def search_modes(
     generator = torch.Generator().manual_seed(seed)
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     start = starts_around(draws, prior, generator)
-    ends = places(target, start, generator, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
+    paths = climbs(target, start, draws, generator)
+    ends = places(target, paths, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
         return None
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     of_guide = evidence is not None
     if evidence is None:
         evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
-    regions = [r for q in ends if (r := _weighed(target, q, generator)) is not None]
+    full = [q for q in ends if _share(q, draws, weights) > 0.5]  # most draws are there: it cannot lack as many
+    regions = _all_weighed(target, [q for q in ends if not any(q is other for other in full)], generator)
     missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
-    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
@@ -130,6 +131,7 @@ def search_modes(
         return Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
+    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + _all_weighed(target, full, generator)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
     said = searched | {"unseen": len(unseen), "copies": copies}
@@ -158,12 +160,27 @@ def starts_around(draws: Tensor, prior: Callable[[], Tensor] | None, generator: 
     return torch.cat(kinds)
 
 
-def places(
-    target: Density, start: Tensor, generator: torch.Generator, seen: Callable[[_Normal], bool] = lambda q: True
-) -> list[_Normal]:
+def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Generator) -> Climbs:
+    """Paths from the starts, in coordinates in which the draws have mean 0 and covariance I: few steps are needed."""
+    dim = draws.shape[1]
+    m, cov = draws.mean(0), torch.cov(draws.mT).reshape(dim, dim)
+    L, info = torch.linalg.cholesky_ex(cov)
+    if info or not torch.isfinite(L).all():
+        L = draws.std(0).clamp_min(1e-12).diag()
+
+    def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
+        lp, g = target(m + y @ L.mT)
+        return lp, g @ L
+
+    y = torch.linalg.solve_triangular(L, (start - m).mT, upper=False).mT
+    paths = climb(whitened, y, generator=generator, enough=ENOUGH)
+    mean, draw, top = (m + v @ L.mT for v in (paths.mean, paths.draw, paths.top))
+    return Climbs(paths.elbo, mean, L @ paths.root, draw, top)  # ELBOs of these coordinates: each less log |L|
+
+
+def places(target: Density, paths: Climbs, seen: Callable[[_Normal], bool] = lambda q: True) -> list[_Normal]:
     """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
     draws have seen, and of those that they have not."""
-    paths = climb(target, start, generator=generator, enough=ENOUGH)
     kept: list[_Normal] = []
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
@@ -243,6 +260,10 @@ def _weighed(target: Density, q: _Normal, generator: torch.Generator) -> _Region
         return None
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
     return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5)
+
+
+def _all_weighed(target: Density, normals: list[_Normal], generator: torch.Generator) -> list[_Region]:
+    return [r for q in normals if (r := _weighed(target, q, generator)) is not None]
 
 
 def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:

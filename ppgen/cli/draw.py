@@ -21,9 +21,7 @@ def sample(
     n: Annotated[
         int | None, typer.Option("-n", help="Number of draws; of each row that is filled in. [default: 64; 1 a row]")
     ] = None,
-    out: Annotated[
-        Path | None, out_option(".png, .npz (all sites) or .csv. [default: RUN/samples.png]")
-    ] = None,
+    out: Annotated[Path | None, out_option(".png, .npz (all sites) or .csv. [default: RUN/samples.png]")] = None,
     given: Annotated[
         list[str] | None,
         typer.Option(

@@ -27,6 +27,7 @@ from ppgen.engine.pathfinder import Density, pathfinder
 MOST = 300  # entries of the latents: a matrix of so many squared is factorised at every round
 DRAWS = 64  # for an ELBO
 ROUNDS = 60
+SETTLED = 0.01  # nats of KL between normals five rounds apart, below which it ends
 ENOUGH = 0.5  # of the starts' paths, ended
 REACH = 2.0  # starts are uniform in [-2, 2]
 
@@ -65,11 +66,11 @@ def elbo_of(score: Density, q: Gaussian, generator: torch.Generator, draws: int 
 
 
 def batch_and_match(score: Density, first: Gaussian, generator: torch.Generator) -> Gaussian:
-    """Batch and match from a Gaussian; what has the highest ELBO on the way."""
+    """Batch and match from a Gaussian, until it settles; what has the highest ELBO on the way."""
     n = len(first.loc)
     batch = max(32, min(2 * n, 200))
     mu, sigma = first.loc.double(), (first.scale_tril @ first.scale_tril.T).double()
-    best = first
+    best = before = first
     eye = torch.eye(n, dtype=torch.float64)
     for t in range(ROUNDS):
         L, info = torch.linalg.cholesky_ex(sigma)
@@ -105,4 +106,15 @@ def batch_and_match(score: Density, first: Gaussian, generator: torch.Generator)
             now = now._replace(elbo=elbo_of(score, now, generator, 4 * DRAWS))
             if now.elbo > best.elbo:
                 best = now
+            if _kl(now, before) < SETTLED:
+                break
+            before = now
     return best
+
+
+def _kl(q: Gaussian, p: Gaussian) -> float:
+    """KL(q, p) in nats."""
+    moved = torch.cat([q.scale_tril, (q.loc - p.loc)[:, None]], 1)
+    both = torch.linalg.solve_triangular(p.scale_tril, moved, upper=False)
+    log_ratio = (q.scale_tril.diagonal() / p.scale_tril.diagonal()).log().sum()
+    return float(0.5 * (both.square().sum() - len(q.loc)) - log_ratio)

@@ -40,6 +40,8 @@ log = logging.getLogger("ppgen")
 
 aten = torch.ops.aten
 
+BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
+
 
 class _Block(NamedTuple):
     """A latent's place in the vector. `shape` is that of its unconstrained value."""
@@ -54,6 +56,7 @@ class LogJoint:
     """log p(x, z(u)) + log |det ∂z/∂u| of one u or of many.
 
     Attributes:
+        blocks: by latent, its place in u, its shape there, and the transform to its support.
         dim: the length of u.
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
@@ -82,7 +85,7 @@ class LogJoint:
                     f"{drawn}, and {program.name} has no log joint that can be climbed or sampled; give the site a "
                     "log_prob that is a function of its value, or fit a guide (its ELBO may be drawn)"
                 )
-        self._blocks: dict[str, _Block] = {}
+        self.blocks: dict[str, _Block] = {}
         start = 0
         summed: list[str] = []
         for name in sites.stochastic_nodes:
@@ -103,10 +106,10 @@ class LogJoint:
                 continue
             transform = biject_to(support)
             shape = transform.inv(site["value"]).shape
-            self._blocks[name] = _Block(start, start + shape.numel(), shape, transform)
+            self.blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()
         self.summed = tuple(summed)
-        self.proper = all(_is_proper(sites.nodes[n], bool(summed)) for n in self._blocks)
+        self.proper = all(_is_proper(sites.nodes[n], bool(summed)) for n in self.blocks)
         frames = [f for s in sites.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
         self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
         if summed and not start:
@@ -116,8 +119,8 @@ class LogJoint:
             )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
-        self.dim, self.latents = start, tuple(self._blocks)
-        self.labels = tuple(label for name, b in self._blocks.items() for label in _labels(name, b.shape))
+        self.dim, self.latents = start, tuple(self.blocks)
+        self.labels = tuple(label for name, b in self.blocks.items() for label in _labels(name, b.shape))
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -194,12 +197,12 @@ class LogJoint:
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
         lead = u.shape[:-1]
-        return {n: b.transform(u[..., b.start : b.stop].reshape(lead + b.shape)) for n, b in self._blocks.items()}
+        return {n: b.transform(u[..., b.start : b.stop].reshape(lead + b.shape)) for n, b in self.blocks.items()}
 
     def flatten(self, latents: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `unflatten`."""
         parts = []
-        for name, b in self._blocks.items():
+        for name, b in self.blocks.items():
             inner = b.transform.inv(latents[name])
             parts.append(inner.reshape(inner.shape[: inner.dim() - len(b.shape)] + (-1,)))
         return torch.cat(parts, -1)
@@ -207,7 +210,7 @@ class LogJoint:
     @property
     def places(self) -> dict[str, slice]:
         """Where each latent is in u."""
-        return {n: slice(b.start, b.stop) for n, b in self._blocks.items()}
+        return {n: slice(b.start, b.stop) for n, b in self.blocks.items()}
 
     def place(self, u: Tensor) -> str:
         """Where a vector is, in words: `mu = 1.5, theta = (0.2, 3)`, the first of its latents."""
@@ -216,7 +219,7 @@ class LogJoint:
             first = [f"{v:.3g}" for v in value.flatten()[:3].tolist()]
             more = ", ..." if value.numel() > 3 else ""
             words.append(f"{name} = {first[0]}" if value.numel() == 1 else f"{name} = ({', '.join(first)}{more})")
-        return ", ".join(words) + (", ..." if len(self._blocks) > 3 else "")
+        return ", ".join(words) + (", ..." if len(self.blocks) > 3 else "")
 
     # -- one chain ---------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ class LogJoint:
     def one(self, u: Tensor, prior: bool = False) -> Tensor:
         """Of one vector, by the program itself."""
         latents, total = {}, torch.zeros((), dtype=u.dtype)
-        for name, b in self._blocks.items():
+        for name, b in self.blocks.items():
             inner = u[b.start : b.stop].view(b.shape)
             latents[name] = b.transform(inner)
             total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
@@ -241,7 +244,7 @@ class LogJoint:
         """One draw from the prior, (dim,); from torch's random state."""
         with torch.no_grad(), without_validation():
             nodes = poutine.trace(self._model).get_trace().nodes
-        drawn = self.flatten({name: nodes[name]["value"] for name in self._blocks})
+        drawn = self.flatten({name: nodes[name]["value"] for name in self.blocks})
         return drawn.to(torch.get_default_dtype())  # a prior made of float32 tensors draws such
 
     # -- many --------------------------------------------------------------------------------------
@@ -321,7 +324,7 @@ def _is_proper(site: Mapping[str, Any], summed: bool) -> bool:
     return plain and not summed and type(fn).__name__ != "Flat"
 
 
-def in_blocks(both: Density, block: int) -> Density:
+def in_blocks(both: Density, block: int = BLOCK) -> Density:
     """A log-density and its gradient (of a `LogJoint`) at any number of vectors, always by the graph of `block`."""
 
     def density(u: Tensor) -> tuple[Tensor, Tensor]:

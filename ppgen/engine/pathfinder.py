@@ -25,10 +25,10 @@ from torch.distributions import MultivariateNormal
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
 SHORTER = 25  # trials of a line search
-STILL = 5  # iterations without progress after which a path ends,
+STILL = 5  # steps without progress after which a path ends,
 IDLE = 10  # and those without a better ELBO, where its ELBO is among the best
 FLAT = 1e-11  # a promised rise, relative to the log joint, that is not worth a search
-ITERATIONS = 200
+TRIALS = 1000  # of a path, at the most
 WEIGHED, EM_ROUNDS = 50, 10  # of a mixture's weights: draws of each normal, and rounds
 
 
@@ -84,44 +84,145 @@ def pathfinder(
 
 @torch.no_grad()
 def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9) -> Climbs:
-    """Follows one path from each start; arguments as for `pathfinder`."""
-    n, dim = start.shape
-    u = start
-    lp, g = _safe(target, u)
-    identity = torch.eye(dim).to(u)
-    H = identity / g.norm(dim=-1).clamp_min(1.0)[:, None, None]
-    fresh = torch.ones(n, dtype=torch.bool)  # H has seen no curvature yet
-    still = torch.zeros(n, dtype=torch.long)  # iterations without progress
-    idle = torch.zeros(n, dtype=torch.long)  # iterations without a better ELBO
-    elbo = torch.full_like(lp, -torch.inf)
-    best = (u, identity.expand(n, dim, dim) * 1e-4, u)  # mean, root, draw
-    for _ in range(ITERATIONS):
-        direction = (H @ g[..., None])[..., 0]
-        uphill = (direction * g).sum(-1) > 0
-        direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
-        ended = (still >= STILL) | (idle >= IDLE)
+    """Follows one path from each start; arguments as for `pathfinder`.
+
+    Every path is at a trial of its own line search: one that has found a step goes on, and waits for no other. The
+    next trials, and the draws for the ELBOs of the normals that were just found, are one call of the log joint.
+    """
+    paths = _Paths(start, *_safe(target, start))
+    normals = None
+    for _ in range(TRIALS):
+        ended = (paths.still >= STILL) | (paths.idle >= IDLE)
         if ended.float().mean() > enough:
             break
-        new, new_lp, new_g, moved = _search(target, u, lp, g, direction, ended)
-        s, y = new - u, g - new_g
-        H, fresh = _bfgs(H, s, y, moved, fresh, identity)
-        # A plateau is no end: the steps double on it until the long direction is known. Rounding is one.
-        small = (new_lp - lp).abs() <= 1e-13 * lp.abs()
-        still = torch.where(moved & ~small, 0, still + 1)
-        again = ~moved & (still < 3)  # once more, straight up
-        H = torch.where(again[:, None, None], identity / new_g.norm(dim=-1).clamp_min(1.0)[:, None, None], H)
-        fresh = fresh | again
-        u, lp, g = new, new_lp, new_g
-        found, mean, root, draw = _approximate(target, u, g, H, generator)
-        found = torch.where(fresh, -torch.inf, found)
-        better = found > elbo
-        idle = torch.where(better, 0, idle + (elbo > elbo.max() - HOPELESS))
-        elbo = torch.where(better, found, elbo)
-        best = tuple(  # type: ignore[assignment]
-            torch.where(better.view(-1, *[1] * (b.dim() - 1)), b, a)
-            for a, b in zip(best, (mean, root, draw), strict=True)
-        )
-    return Climbs(elbo, *best, u)
+        going = (~ended).nonzero()[:, 0]
+        trial = paths.u[going] + paths.t[going, None] * paths.direction[going]
+        lp, g = _safe(target, torch.cat([trial, *([] if normals is None else [normals.draws.flatten(0, 1)])]))
+        if normals is not None:
+            paths.compare(normals, lp[len(going) :])
+        arrived = paths.tried(going, trial, lp[: len(going)], g[: len(going)])
+        normals = paths.normals(arrived, generator)
+    if normals is not None:
+        paths.compare(normals, _safe(target, normals.draws.flatten(0, 1))[0])
+    return Climbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
+
+
+class _Normals(NamedTuple):
+    """N(mean, root rootᵀ) of some paths, with what their ELBOs are made of: draws (DRAWS, paths, dim), and noise."""
+
+    which: Tensor
+    mean: Tensor
+    root: Tensor
+    noise: Tensor
+    draws: Tensor
+
+
+class _Paths:
+    """Where paths stand, and the best normal of each so far.
+
+    Attributes:
+        u, lp, g, H: (n, dim), (n,), (n, dim), (n, dim, dim).
+        fresh: H has seen no curvature yet.
+        still, idle: steps without progress, and without a better ELBO.
+        direction, slope, t, trials: of the line search that each is at.
+        elbo, mean, root, draw: of the best normals.
+    """
+
+    def __init__(self, u: Tensor, lp: Tensor, g: Tensor):
+        n, dim = u.shape
+        u, g = u.to(lp), g.to(lp)  # the program's dtype, which need not be torch's default
+        self.u, self.lp, self.g = u.clone(), lp, g
+        self.H = _steepest(g)
+        self.fresh = torch.ones(n, dtype=torch.bool)
+        self.still, self.idle, self.trials = (torch.zeros(n, dtype=torch.long) for _ in range(3))
+        self.direction, self.slope, self.t = torch.empty_like(u), torch.empty_like(lp), torch.ones_like(lp)
+        self.elbo = torch.full_like(lp, -torch.inf)
+        self.mean, self.draw = u.clone(), u.clone()
+        self.root = torch.eye(dim).to(u).repeat(n, 1, 1) * 1e-4
+        self.aim(torch.arange(n))
+
+    def aim(self, i: Tensor) -> None:
+        """New line searches, of the paths i."""
+        g = self.g[i]
+        direction = (self.H[i] @ g[..., None])[..., 0]
+        uphill = (direction * g).sum(-1) > 0
+        direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
+        self.direction[i], self.slope[i] = direction, (direction * g).sum(-1)
+        self.t[i], self.trials[i] = 1.0, 0
+
+    def tried(self, i: Tensor, trial: Tensor, lp: Tensor, g: Tensor) -> Tensor:
+        """Backtracking until the log joint has risen by a share of what the slope promises (Armijo).
+
+        Args:
+            i: the paths, with their trials, the log joint and its gradient there.
+
+        Returns:
+            Those whose search has ended, and that have taken a step if it found one.
+        """
+        before, slope, t = self.lp[i], self.slope[i], self.t[i]
+        level = max(FLAT, 10 * torch.finfo(lp.dtype).eps)
+        flat = slope <= level * (1 + before.abs())  # nothing more is to be had
+        moved = ~flat & (lp > before + 1e-4 * t * slope)
+        short = 0.5 * slope * t**2 / (before + slope * t - lp)  # the top of the parabola
+        self.t[i] = torch.where(torch.isfinite(short), short.clamp(0.05 * t, 0.5 * t), 0.1 * t)
+        self.trials[i] += 1
+        over = moved | flat | (self.trials[i] >= SHORTER)
+        self._step(i[over], *(v[over] for v in (trial, lp, g, moved)))
+        return i[over]
+
+    def _step(self, i: Tensor, u: Tensor, lp: Tensor, g: Tensor, moved: Tensor) -> None:
+        was_u, was_lp, was_g = self.u[i], self.lp[i], self.g[i]
+        u, g = (torch.where(moved[:, None], new, old) for new, old in ((u, was_u), (g, was_g)))
+        lp = torch.where(moved, lp, was_lp)
+        was_fresh = self.fresh[i]
+        H, fresh = _bfgs(self.H[i], u - was_u, was_g - g, moved, was_fresh)
+        # A plateau is no end: the steps double on it until the long direction is known. Rounding is one, and so is a
+        # ridge on which steps straight up are the only ones that rise.
+        small = (lp - was_lp).abs() <= 1e-13 * was_lp.abs()
+        still = self.still[i]
+        self.still[i] = torch.where(moved & ~small, torch.where(was_fresh, still, 0), still + 1)
+        again = ~moved & (self.still[i] < 3)  # once more, straight up
+        self.H[i], self.fresh[i] = torch.where(again[:, None, None], _steepest(g), H), fresh | again
+        self.u[i], self.lp[i], self.g[i] = u, lp, g
+        self.aim(i)
+
+    def normals(self, i: Tensor, generator: torch.Generator | None) -> _Normals | None:
+        """N(u + H g, H) of those of the paths i where it may be good: H has a root and has seen some curvature, and
+        the ELBO that it would have of a quadratic is not far below the best."""
+        H, g, half = self.H[i], self.g[i], 0.5 * self.u.shape[1]
+        root, info = torch.linalg.cholesky_ex(H)
+        rise = (H @ g[..., None])[..., 0]
+        volume = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        promised = self.lp[i] + 0.5 * (g * rise).sum(-1) + volume + half * math.log(2 * math.pi)
+        usable = (info == 0) & torch.isfinite(root).all(-1).all(-1) & ~self.fresh[i]
+        usable &= promised > self.elbo.max() - HOPELESS - 2 * half
+        self._count(i[~usable])
+        if not usable.any():
+            return None
+        root, mean = root[usable], (self.u[i] + rise)[usable]
+        noise = torch.randn(DRAWS, *mean.shape, generator=generator, dtype=mean.dtype)
+        return _Normals(i[usable], mean, root, noise, mean + (root @ noise[..., None])[..., 0])
+
+    def compare(self, q: _Normals, lp: Tensor) -> None:
+        """Keeps the normals that are better than those before, lp the log joint of their draws."""
+        i, dim = q.which, self.u.shape[1]
+        total = (lp.reshape(DRAWS, -1) + 0.5 * (q.noise**2).sum(-1)).sum(0)
+        elbo = total / DRAWS + q.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+        better = elbo > self.elbo[i]
+        k = i[better]
+        self.elbo[k], self.mean[k], self.root[k] = elbo[better], q.mean[better], q.root[better]
+        self.draw[k] = q.draws[-1][better]
+        self.idle[k] = 0
+        self._count(i[~better])
+
+    def _count(self, i: Tensor) -> None:
+        """One more step of the paths i without a better ELBO, where theirs is among the best."""
+        self.idle[i] += (self.elbo[i] > self.elbo.max() - HOPELESS).long()
+
+
+def _steepest(g: Tensor) -> Tensor:
+    """H before any curvature is known: a step straight up, of length 1 at the most, (n, dim, dim)."""
+    return torch.eye(g.shape[1]).to(g) / g.norm(dim=-1).clamp_min(1.0)[:, None, None]
 
 
 @torch.no_grad()
@@ -150,39 +251,13 @@ def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(ok, lp, -torch.inf), torch.where(ok[:, None], g, 0.0)
 
 
-def _search(
-    target: Density, u: Tensor, lp: Tensor, g: Tensor, direction: Tensor, ended: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Backtracking until the log joint has risen by a share of what the slope promises (Armijo)."""
-    slope = (direction * g).sum(-1)
-    t = torch.ones_like(lp)
-    out = (u, lp, g)
-    moved = torch.zeros(len(u), dtype=torch.bool)
-    flat = max(FLAT, 10 * torch.finfo(lp.dtype).eps)
-    idle = ended | (slope <= flat * (1 + lp.abs()))  # of these nothing more is to be had
-    for _ in range(SHORTER):
-        trial = torch.where((moved | idle)[:, None], out[0], u + t[:, None] * direction)
-        trial_lp, trial_g = _safe(target, trial)
-        ok = ~moved & ~idle & (trial_lp > lp + 1e-4 * t * slope)
-        out = (
-            torch.where(ok[:, None], trial, out[0]),
-            torch.where(ok, trial_lp, out[1]),
-            torch.where(ok[:, None], trial_g, out[2]),
-        )
-        moved = moved | ok
-        if (moved | idle).all():
-            break
-        short = 0.5 * slope * t**2 / (lp + slope * t - trial_lp)  # the top of the parabola
-        t = torch.where(torch.isfinite(short), short.clamp(0.05 * t, 0.5 * t), 0.1 * t)
-    return *out, moved
-
-
-def _bfgs(H: Tensor, s: Tensor, y: Tensor, moved: Tensor, fresh: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+def _bfgs(H: Tensor, s: Tensor, y: Tensor, moved: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
     """The update of the inverse Hessian where the curvature along s is positive."""
     sy = (s * y).sum(-1)
     ok = moved & (sy > 1e-12 * s.norm(dim=-1) * y.norm(dim=-1)) & torch.isfinite(y).all(-1)
     rho = torch.where(ok, 1 / torch.where(ok, sy, 1.0), 0.0)
     scale = torch.where(ok, sy / (y * y).sum(-1).clamp_min(1e-300), 1.0)
+    identity = torch.eye(s.shape[1]).to(s)
     H = torch.where((ok & fresh)[:, None, None], identity * scale[:, None, None], H)
     Hy = (H @ y[..., None])[..., 0]
     cross = s[:, :, None] * Hy[:, None, :]
@@ -190,22 +265,6 @@ def _bfgs(H: Tensor, s: Tensor, y: Tensor, moved: Tensor, fresh: Tensor, identit
     new = H - rho[:, None, None] * (cross + cross.mT) + curved[:, None, None] * s[:, :, None] * s[:, None, :]
     use = ok & torch.isfinite(new).all(-1).all(-1)
     return torch.where(use[:, None, None], new, H), fresh & ~use
-
-
-def _approximate(
-    target: Density, u: Tensor, g: Tensor, H: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ELBO, mean, root and one draw of N(u + H g, H)."""
-    root, info = torch.linalg.cholesky_ex(H)
-    usable = (info == 0) & torch.isfinite(root).all(-1).all(-1)
-    root = torch.where(usable[:, None, None], root, torch.eye(u.shape[1]).to(u))
-    mean = u + (H @ g[..., None])[..., 0]
-    z = torch.randn(DRAWS, *u.shape, generator=generator, dtype=u.dtype)
-    draws = mean + (root @ z[..., None])[..., 0]
-    lp = _safe(target, draws.flatten(0, 1))[0].reshape(DRAWS, -1)
-    draw, total = draws[-1], (lp + 0.5 * (z**2).sum(-1)).sum(0)
-    elbo = total / DRAWS + root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.9189385332046727 * u.shape[1]
-    return torch.where(usable, elbo, -torch.inf), mean, root, draw
 
 
 def mixture_weights(target: Density, means: Tensor, roots: Tensor, generator: torch.Generator) -> Tensor:

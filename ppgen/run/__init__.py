@@ -99,9 +99,7 @@ class Run:
         pyro.clear_param_store()
         pyro.get_param_store().set_state(self._store)
 
-    def data(
-        self, split: str | None = None, source: Any = None, dtype: torch.dtype | None = None
-    ) -> dict[str, Tensor]:
+    def data(self, split: str | None = None, source: Any = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The data of the run (or of another `source`).
 
         Args:

@@ -54,9 +54,7 @@ def _is_own(name: str) -> bool:
 
 
 @contextmanager
-def new_folder(
-    path: Path, example: Mapping[str, Tensor], spec: Mapping[str, Any], file: Path | None
-) -> Iterator[None]:
+def new_folder(path: Path, example: Mapping[str, Tensor], spec: Mapping[str, Any], file: Path | None) -> Iterator[None]:
     """Holds a free folder's lock, and fills it. config.json follows the first checkpoint: a folder that has one can be
     resumed. A fit that ends before it takes away what was put there.
 

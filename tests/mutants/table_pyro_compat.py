@@ -44,8 +44,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "steps_by_others_are_not_counted",
-        "fused.layout.count()",
-        "pass",
+        "return False\n            fused.layout.count()",
+        "return False",
         COMPILED.format("batches-of-two-shapes"),
     ),
     Mutant(

@@ -33,7 +33,7 @@ from torch import Tensor
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.joint import in_blocks, leapfrog_step
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.pathfinder import Density, climb
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.hamiltonian import Frame, Outcome, first_step, root_of, transition
@@ -135,7 +135,7 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, gen
     reach = 10 ** torch.linspace(0, WIDEST, STARTS)[:, None]
     box = 4 * torch.rand(STARTS, dim, generator=generator) - 2
     start = box * reach if many is None else torch.cat([box[::2], many(STARTS // 2)[0]])
-    found = [(n.m, n.L) for n in places(target, start, generator)] if dim <= DENSE_DIM else []
+    found = [(n.m, n.L) for n in places(target, climb(target, start, generator=generator))] if dim <= DENSE_DIM else []
     local = mixture_of(found, target, generator) if found else None
     if many is not None and joint.proper:
         q = _Reference(lambda n: many(n)[0], in_blocks(joint.prior_value_and_grad, BLOCK), local)
