@@ -116,6 +116,7 @@ class Diffusion(GaussianChain):
         self.process, self.prediction, self.variance = process, prediction, variance
         self.likelihood_name, self.weighting, self.importance = likelihood, weighting, importance
         self.classes, self.label_dropout, self.data_scale = classes, label_dropout, data_scale
+        self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = (2 if likelihood == "bernoulli" else levels), float(low), float(high)
         self.atoms = tuple(int(k) for k in atoms)
         self._require_options(net, schedule, steps, levels)
@@ -319,7 +320,7 @@ class Diffusion(GaussianChain):
                     "y, and to sample from it given={'y': ...} (--given y=3)"
                 )
             return {"y": torch.full((), self.classes, device=self.zero.device)}
-        if is_validation_enabled() and (y.dim() > 1 or bool(((y < 0) | (y > self.classes) | (y != y.long())).any())):
+        if is_validation_enabled() and (y.dim() > 1 or bool(((y < 0) | (y >= self.classes) | (y != y.long())).any())):
             raise PpgenError(
                 f"column y of Diffusion(classes={self.classes}) has shape {tuple(y.shape)} and values from "
                 f"{float(y.min()):g} to {float(y.max()):g}; expected one label a row out of 0 to {self.classes - 1}"

@@ -102,6 +102,7 @@ class VAE(ppgen.Program):
                 "least 1, classes of at least 0, levels of at least 2, and low < high"
             )
         self.likelihood, self.classes, self.components = likelihood, classes, components
+        self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = levels, float(low), float(high)
         # parameters of the likelihood that the decoder gives for every value
         self.numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
 from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
@@ -82,6 +83,7 @@ def sample(
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, given, seed, guide=False):
         rest, unobserved = stand_ins(program, example, given)
+        warn_of_negative_indices(program, {**example, **columns, **constants}, tuple(columns))
 
         def model(rows: Mapping[str, Tensor]) -> Any:
             with running_of(program, rows), Unobserve(unobserved):

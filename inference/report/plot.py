@@ -76,9 +76,9 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put pictures into; pass out=")
     folder = Path(out) if out is not None else run.path / "plots"  # type: ignore[operator]
-    columns = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
+    columns = run.data() if data is None else prepare_columns(data, run.program, run.dtype)
     label = columns.get("y")
-    columns = {k: v for k, v in columns.items() if k != "y" or k in run.program.columns}
+    columns = columns.only([k for k in columns if k != "y" or k in run.program.columns])
     if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
     if isinstance(run.program, GaussianChain):

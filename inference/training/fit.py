@@ -26,6 +26,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
@@ -129,6 +130,7 @@ def fit(
         data_module.validate(train_data)
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
         ready = _ready(program, train_data, options, loss)
+        warn_of_negative_indices(program, train_data)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)

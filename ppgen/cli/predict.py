@@ -111,7 +111,7 @@ def _rows(
     table = rows if group_by in rows else data_module.load(data, columns={group_by: group_by}, **where)
     words, codes = table.words.get(group_by), table[group_by].numpy()
     label = codes if words is None else [words[c] for c in codes]
-    return data_module.Table({k: v for k, v in rows.items() if k != group_by}, rows.words), label
+    return rows.only(rows.keys() - {group_by}), label
 
 
 def _attach(tree: Any, name: str, label: Any) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ppgen.data import datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
-from ppgen.data.columns import Table, as_tensors, parse_columns, recoded, select
+from ppgen.data.categories import recoded, require_labels
+from ppgen.data.columns import as_tensors, parse_columns, select
+from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "parse_columns",
     "put_together",
     "recoded",
+    "require_labels",
     "row_columns",
     "splits",
     "take",
