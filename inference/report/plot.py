@@ -44,6 +44,7 @@ from ppgen.inference.report.figures import (
 )
 from ppgen.inference.report.sample_plots import (
     ROWS,
+    black,
     density_figures,
     first_rows,
     flat,
@@ -149,7 +150,8 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
         n = min(20, len(again))
         figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
-        image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
+        image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10),
+                   low=black(run, name))  # fmt: skip
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = flat(seen[name]), flat(again)
