@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import ppgen
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
+from ppgen.data import moments
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.errors import PpgenError, nearest
@@ -184,10 +185,9 @@ class Diffusion(GaussianChain):
         arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
         found = find_grid(x)
         if found is None:
-            flat = x.flatten(1).double()
-            spread = flat.std(0) if len(x) > 1 else torch.zeros(flat.shape[1])
-            spread = torch.where(spread > 0, spread, 1.0)
-            return arguments | {"loc": flat.mean(0).tolist(), "scale": spread.tolist()}
+            mean, spread = moments(x.flatten(1))
+            spread = torch.where(spread > 0, spread, 1.0)  # of one row nan
+            return arguments | {"loc": mean.tolist(), "scale": spread.tolist()}
         low, high, levels = found
         arguments |= {"likelihood": "bernoulli"} if found == (0.0, 1.0, 2) else {
             "likelihood": "discrete", "low": low, "high": high, "levels": levels
@@ -286,8 +286,9 @@ class Diffusion(GaussianChain):
             self.context(data)
         if not self.prepared:
             x = self.values(data["x"])
-            spread = x.double().std(0).to(x) if len(x) > 1 else torch.zeros_like(x[0])
-            self.loc.copy_(x.double().mean(0))
+            mean, sd = moments(x)
+            spread = sd.to(x)
+            self.loc.copy_(mean)
             self.scale.copy_(torch.where(spread > 0, spread, 1.0))
             self.prepared.fill_(1.0)
         return self

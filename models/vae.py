@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import ppgen
+from ppgen.data import blocks, moments
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
@@ -154,10 +155,11 @@ class VAE(ppgen.Program):
         x = data["x"]
         shape = list(x.shape[1:])
         arguments: dict[str, Any] = {"features": shape[0] if len(shape) == 1 else shape}
-        values = x[torch.isfinite(x)]  # a fit names the others; here they are left out
-        grid = find_grid(values)
+        if len(list(blocks(x))) == 1:
+            x = x[torch.isfinite(x)]  # a fit names the others; here they are left out
+        grid = find_grid(x)
         if grid is None:
-            mean, sd = values.double().mean().item(), values.double().std().item()
+            mean, sd = (m.item() for m in moments(x.reshape(-1)))
             sd = sd if sd > 0 else 1.0
             return arguments | {"likelihood": "normal", "low": mean - sd, "high": mean + sd}
         if grid == (0.0, 1.0, 2):

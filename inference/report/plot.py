@@ -44,12 +44,12 @@ from ppgen.inference.report.figures import (
 )
 from ppgen.inference.report.sample_plots import (
     ROWS,
-    black,
     density_figures,
     first_rows,
     flat,
     image_shape,
     observed_values,
+    pixel_values,
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
@@ -151,7 +151,7 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
         figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
         image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10),
-                   low=black(run, name))  # fmt: skip
+                   values=pixel_values(run, name))  # fmt: skip
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = flat(seen[name]), flat(again)

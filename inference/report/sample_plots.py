@@ -124,10 +124,10 @@ def _image_draws(
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
     figure, axes = figure_of(4.1 * panels, 4.0 * tall + 0.35, panels)
     figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
-    low = black(run, name)
-    image_grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)", low=low)
+    values = pixel_values(run, name)
+    image_grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)", values=values)
     if means is not None:
-        image_grid(axes[1], means, shape, f"their means, E[{name} | z]", low=low)
+        image_grid(axes[1], means, shape, f"their means, E[{name} | z]", values=values)
     else:
         axes[0].set_title(f"{n} draws, {name} ~ p({name})", fontsize=10)
     return figure
@@ -167,10 +167,11 @@ def image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     return None
 
 
-def black(run: Run, name: str) -> float:
-    """The value of a black pixel: -1 of images in [-1, 1], else 0."""
+def pixel_values(run: Run, name: str) -> tuple[float, float]:
+    """The values of black and white of images in [-1, 1], [0, 1] or from 0 to 255, by rows that were fitted."""
     values = observed_values(run, run.example)[0].get(name)
-    return -1.0 if values is not None and values.min() < 0 else 0.0
+    most = 1.0 if values is None else float(values.max())
+    return -1.0 if values is not None and values.min() < 0 else 0.0, 1.0 if most <= 1 + 1e-6 else max(255.0, most)
 
 
 def _planes(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:

@@ -31,14 +31,17 @@ def check(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports."""
+    """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports.
+
+    Of a file that is large in memory, the first 10 000 rows.
+    """
     import torch
 
     from ppgen import inference
     from ppgen.run import sources
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "data_dir": data_dir, "rows": ROWS}
     made, source, table = sources.program_and_rows(program, settings, data, **where)
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
@@ -131,6 +134,7 @@ def _kernel(file: Any) -> str:
     return f"{file.SUMMARY}; {chains} chains of {draws} draws after {warmup}"
 
 
+ROWS = 10_000  # of a large file that `check` looks at
 LONG = ("optimizers", "schedules", "engines")
 
 

@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
 from ppgen.data.categories import TEXT, codes, decoded, words_of
+from ppgen.data.large import read_column
 from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, reason
 
@@ -89,7 +90,7 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        raw = {str(name): value for name, value in raw.items()}
+        raw = {str(name): read_column(value) for name, value in raw.items()}
         made = {k: v for name, value in raw.items() for k, v in _argument(name, value, where).items()}
         named = {name: value for name, value in raw.items() if _names_no_rows(name, value, made)}
         return Table(made | named, _all_words({k: v for k, v in raw.items() if k not in named}))
@@ -102,8 +103,8 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     single: dict[str, Any] = {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
-            chosen |= _argument(argument, _find(raw, wanted, where), where)
-            single[argument] = raw[wanted]
+            single[argument] = read_column(_find(raw, wanted, where))
+            chosen |= _argument(argument, single[argument], where)
             continue
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         names = [name for pattern in patterns for name in _matches(raw, pattern, where)]
@@ -142,7 +143,7 @@ def _matches(raw: Mapping[str, Any], pattern: str, where: str) -> list[str]:
 
 
 def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str) -> Tensor:
-    parts = [to_tensor(name, raw[name], where, text=False) for name in names]
+    parts = [to_tensor(name, read_column(raw[name]), where, text=False) for name in names]
     if any(part.dim() == 0 for part in parts) or len({len(part) for part in parts}) > 1:
         shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(names, parts, strict=True))
         raise PpgenError(
