@@ -21,7 +21,7 @@ from ppgen.data import datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
 from ppgen.data.categories import recoded, require_labels
 from ppgen.data.columns import as_tensors, parse_columns, select
-from ppgen.data.large import Deferred, blocks, moments, touched
+from ppgen.data.large import Deferred, blocks, moments, taken
 from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, object_to
 
@@ -263,11 +263,8 @@ def row_columns(data: Mapping[str, Any]) -> tuple[str, ...]:
 def take(data: Mapping[str, Any], index: Tensor | slice, rows: Collection[str] = ()) -> Table:
     """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
     rows = rows or row_columns(data)
-    for name in rows:
-        if isinstance(data.get(name), Tensor):
-            touched(data[name], len(index) if isinstance(index, Tensor) else len(range(len(data[name]))[index]))
-    taken = {name: column[index] if name in rows else column for name, column in data.items()}
-    return Table(taken, data.words if isinstance(data, Table) else None)
+    part = {name: taken(column, index) if name in rows else column for name, column in data.items()}
+    return Table(part, data.words if isinstance(data, Table) else None)
 
 
 def on_device(data: Mapping[str, Any], device: Any) -> dict[str, Any]:
@@ -349,10 +346,13 @@ def _warn_of_huge_rows(name: str, column: Tensor) -> None:
     sd = (high - low) / 1.349  # of a normal of that interquartile range
     start = 0
     for block in blocks(column):
-        beyond = ((block.double().reshape(len(block), -1) - middle).abs() / sd).nan_to_num(0.0, 0.0)
+        flat = block.reshape(len(block), -1)
+        ends = torch.stack([flat.amin(0), flat.amax(0)]).double()
+        beyond = ((ends - middle).abs() / sd).nan_to_num(0.0, 0.0).amax(0)
         if beyond.max() > SQUEEZED * n**0.5:
-            row, feature = divmod(int(beyond.argmax()), beyond.shape[1])
-            value = block.reshape(len(block), -1)[row, feature].item()
+            feature = int(beyond.argmax())
+            row = int((flat[:, feature].double() - middle[feature]).abs().argmax())
+            value = flat[row, feature].item()
             which = f"column {name!r}" if column.dim() == 1 else f"feature {feature} of column {name!r}"
             log.warning(
                 "%s is %.4g in row %d (counting from 0), and the middle half of the rows lies within %.4g to %.4g: "
@@ -367,8 +367,7 @@ def _not_finite(column: Tensor) -> tuple[int, int, int]:
     """How many values are NaN, how many infinite, and the first row with one."""
     nan, infinite, first, start = 0, 0, -1, 0
     for block in blocks(column) if column.is_floating_point() else ():
-        wrong = ~torch.isfinite(block)
-        if wrong.any():
+        if not torch.isfinite(block.sum()) and (wrong := ~torch.isfinite(block)).any():  # the sum alone may overflow
             here = int(torch.isnan(block).sum())
             nan, infinite = nan + here, infinite + int(wrong.sum()) - here
             if first < 0 and block.dim():

@@ -1,33 +1,45 @@
 """Columns larger than memory: mapped from their file, gone through in blocks, and let go of again.
 
-A mapped column is a tensor like any other. Its pages come into memory as they are read and count as this process's; a
-pass over blocks gives them back after each, and so do the rows that minibatches have taken.
+A mapped column is a tensor like any other. Its pages come into memory as they are read and count as this process's, so
+that a pass over blocks gives them back after each, and the rows of a minibatch are read from the file itself.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
-__all__ = ["Deferred", "blocks", "mapped_array", "moments", "read_column", "touched"]
+__all__ = ["Deferred", "blocks", "mapped_array", "moments", "read_column", "taken"]
 
 MAP_FROM = 2**26  # bytes: smaller files are read, and may be written anew meanwhile
 BLOCK = 2**26  # bytes of a pass at once
-KEPT = 2**28  # bytes of a mapping that may have been touched before its pages are given back
-_PAGES = 2**16  # bytes that come into memory with one row, at least
 
-_MAPS: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of the first value
-_TOUCHED: dict[int, int] = {}  # bytes, by the same
+
+class _Mapping(mmap.mmap):
+    """A file in memory, writes to which stay in memory.
+
+    Attributes:
+        file, offset: where the values begin.
+    """
+
+    file: BinaryIO
+    offset: int
+
+
+_MAPS: WeakValueDictionary[int, _Mapping] = WeakValueDictionary()  # by the address of the first value
 
 
 class Deferred:
@@ -83,7 +95,8 @@ def mapped_array(path: Path) -> np.ndarray | None:
     Raises:
         ValueError: a file that is cut short.
     """
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
         version = np.lib.format.read_magic(file)
         if version > (2, 0):
             return None
@@ -96,34 +109,44 @@ def mapped_array(path: Path) -> np.ndarray | None:
             raise ValueError("it is cut short")
         if size < MAP_FROM or fortran or not dtype.isnative or dtype.kind not in "fiub" or not shape:
             return None
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory = _Mapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory.file, memory.offset = file, offset
+        stack.pop_all()  # it stays open as long as the mapping
     array = np.frombuffer(memory, dtype, offset=offset, count=size // dtype.itemsize).reshape(shape)
     _MAPS[array.ctypes.data] = memory
     return array
 
 
-def _address(column: Tensor) -> int:
-    return column.untyped_storage().data_ptr() if column.device.type == "cpu" else 0
+def _mapping(column: Tensor) -> _Mapping | None:
+    """Of a column that is mapped and was never written to."""
+    if not _MAPS or column.device.type != "cpu" or column._version:
+        return None
+    return _MAPS.get(column.untyped_storage().data_ptr())
 
 
 def _release(column: Tensor) -> None:
     """Gives the pages of a mapped column back; what is read of it again, comes from the file again."""
-    address = _address(column)
-    memory = _MAPS.get(address)
-    if memory is not None and column._version == 0 and hasattr(mmap, "MADV_DONTNEED"):  # never written to
+    memory = _mapping(column)
+    if memory is not None and hasattr(mmap, "MADV_DONTNEED"):
         memory.madvise(mmap.MADV_DONTNEED)
-    _TOUCHED.pop(address, None)
 
 
-def touched(column: Tensor, rows: int) -> None:
-    """Counts rows that were read; gives the pages of a mapped column back, where they have become many."""
-    address = _address(column) if _MAPS else 0
-    if address not in _MAPS:
-        return
-    width = column[0].numel() * column.element_size() if column.dim() and len(column) else 0
-    _TOUCHED[address] = _TOUCHED.get(address, 0) + rows * max(width, _PAGES)
-    if _TOUCHED[address] > KEPT:
-        _release(column)
+def taken(column: Tensor, index: Tensor | slice) -> Tensor:
+    """column[index]; of a mapped column, rows are read from the file, so that its pages stay out of memory."""
+    memory = _mapping(column)
+    if memory is None or isinstance(index, slice) or not column.is_contiguous() or index.dtype == torch.bool:
+        return column[index]
+    rows = torch.empty(len(index), *column.shape[1:], dtype=column.dtype)
+    if not rows.numel():
+        return rows
+    width = column[0].numel() * column.element_size()
+    begin = memory.offset + column.storage_offset() * column.element_size()
+    content = memoryview(rows.view(torch.uint8).reshape(-1).numpy())  # type: ignore[arg-type]
+    for i, row in enumerate(index.tolist()):
+        part = content[i * width : (i + 1) * width]
+        if os.preadv(memory.file.fileno(), [part], begin + (row % len(column)) * width) != width:
+            raise PpgenError(f"{memory.file.name} was cut short while it was in use; write it again, and start again")
+    return rows
 
 
 def blocks(column: Tensor) -> Iterator[Tensor]:
@@ -144,11 +167,12 @@ def moments(column: Tensor) -> tuple[Tensor, Tensor]:
     >>> moments(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
     (tensor([2., 2.], dtype=torch.float64), tensor([1.4142, 0.0000], dtype=torch.float64))
     """
-    parts = [(len(b), b.double().mean(0), b.double().var(0, correction=0)) for b in blocks(column)]
-    if len(parts) == 1:
-        mean = parts[0][1]
+    size = column.numel() * column.element_size()
+    if size <= BLOCK:
+        mean = column.double().mean(0)
         return mean, column.double().std(0) if len(column) > 1 else torch.full_like(mean, math.nan)
-    n = sum(p[0] for p in parts)
-    mean = torch.stack([k * m for k, m, _ in parts]).sum(0) / n
-    squares = torch.stack([k * (v + (m - mean).square()) for k, m, v in parts]).sum(0)
+    parts = [(len(b), torch.var_mean(b.double(), 0, correction=0)) for b in blocks(column)]
+    n = sum(k for k, _ in parts)
+    mean = torch.stack([k * m for k, (_, m) in parts]).sum(0) / n
+    squares = torch.stack([k * (v + (m - mean).square()) for k, (v, m) in parts]).sum(0)
     return mean, (squares / (n - 1)).sqrt()
