@@ -15,8 +15,9 @@ _GENERATED = ("<eval_with_key>", "<string>", "<frozen", "<traced program>")
 
 
 def owner(frame: FrameType) -> str:
-    """The kind of a frame's code: "torch"; "library", Pyro's, ppgen's, whatever is installed; "model", of ppgen's catalogue;
-    or the author's "own".
+    """The kind of a frame's code.
+
+    Returns: "torch"; "library": Pyro's, ppgen's, whatever is installed; "model": of the catalogue; "own": the author's.
 
     >>> import sys
     >>> owner(sys._getframe())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli.options import Json, RunPath, Seed, app
-from ppgen.console import print_json
+from ppgen.console import print_json, say
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def sample(
         print_json({"out": str(path), "n": n, "sites": sites, "conditions_on": sorted(held or {}), "prior": prior})
     else:
         on = f" given {', '.join(sorted(held))}" if held else ""
-        print(f"{n} draws of {', '.join(drawn)}{on} in {path}")
+        say(f"{n} draws of {', '.join(drawn)}{on} in {path}")
         if prior:
-            print(f"{', '.join(prior)} from the prior, not from the fitted data; to predict: ppgen predict {run}")
+            say(f"{', '.join(prior)} from the prior, not from the fitted data; to predict: ppgen predict {run}")
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ppgen.cli import output
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError, nearest
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def new(
     if not file.parent.is_dir():
         raise PpgenError(f"there is no folder {file.parent} to write {file.name} into; make it first")
     write_atomic(file, program_text(file))
-    print(f"wrote {file}; run it with: ppgen fit {file}")
+    say(f"wrote {file}; run it with: ppgen fit {file}")
 
 
 @app.command("list", short_help="What there is to choose from, and a model's arguments.")
@@ -111,7 +111,7 @@ def list_(
         for name, entries in shown.items():
             print_table([name, ""], entries.items())
         if what is None:
-            print(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
+            say(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
         return
     if what not in sections["models"] and ".py" not in what:
         raise PpgenError(

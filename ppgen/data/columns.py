@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset, TensorDataset
 
 from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
 from ppgen.data.categories import TEXT, codes, decoded, words_of
@@ -55,9 +56,20 @@ def as_tensors(data: Any) -> Table:
         )
     if isinstance(data, Table):
         return Table(select(data), data.words)
+    if isinstance(data, Dataset):
+        return select(_of_dataset(data))
     if isinstance(data, Mapping) or (raw := unpack(data)).keys() != {"x"}:
         return select(unpack(data))
     return Table({"x": to_tensor("x", raw["x"])}, _all_words(raw))
+
+
+def _of_dataset(data: Dataset) -> dict[str, Any]:
+    """The columns x, and y, of torch's TensorDataset."""
+    if isinstance(data, TensorDataset) and 1 <= len(data.tensors) <= 2:
+        return dict(zip("xy", data.tensors, strict=False))
+    raise PpgenError(
+        f"a {type(data).__name__} does not name its columns; pass them by name, as in {{'x': tensor, 'y': tensor}}"
+    )
 
 
 def parse_columns(text: str) -> dict[str, str | list[str]]:

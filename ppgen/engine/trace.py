@@ -32,7 +32,6 @@ from ppgen.frames import owner
 from ppgen.handlers import without_validation
 
 
-
 class Untraceable(Exception):
     """A function that cannot be traced; the message says which line, and why."""
 
