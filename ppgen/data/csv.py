@@ -103,7 +103,7 @@ def _frame(path: Path, names: list[str], headless: bool, rows: int | None) -> pd
         places = [names.index(name) for name in odd]
         with _open(path) as text:
             columns |= dict(_narrowed(pd.read_csv(text, **how, usecols=places)))
-    return pd.DataFrame({name: columns[name] for name in names}, copy=False)
+    return _narrowed(pd.DataFrame({name: columns[name] for name in names}, copy=False))
 
 
 def _one_kind(kinds: set[str]) -> bool:

@@ -10,10 +10,9 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
-from weakref import WeakValueDictionary
+from typing import Any
+from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 import torch
@@ -32,10 +31,12 @@ class _Mapping(mmap.mmap):
     """A file in memory, writes to which stay in memory.
 
     Attributes:
-        file, offset: where the values begin.
+        path, descriptor: of the file, open as long as the mapping.
+        offset: where the values begin.
     """
 
-    file: BinaryIO
+    path: Path
+    descriptor: int
     offset: int
 
 
@@ -95,8 +96,7 @@ def mapped_array(path: Path) -> np.ndarray | None:
     Raises:
         ValueError: a file that is cut short.
     """
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+    with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version > (2, 0):
             return None
@@ -110,8 +110,8 @@ def mapped_array(path: Path) -> np.ndarray | None:
         if size < MAP_FROM or fortran or not dtype.isnative or dtype.kind not in "fiub" or not shape:
             return None
         memory = _Mapping(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        memory.file, memory.offset = file, offset
-        stack.pop_all()  # it stays open as long as the mapping
+        memory.path, memory.descriptor, memory.offset = path, os.dup(file.fileno()), offset
+        finalize(memory, os.close, memory.descriptor)
     array = np.frombuffer(memory, dtype, offset=offset, count=size // dtype.itemsize).reshape(shape)
     _MAPS[array.ctypes.data] = memory
     return array
@@ -144,8 +144,8 @@ def taken(column: Tensor, index: Tensor | slice) -> Tensor:
     content = memoryview(rows.view(torch.uint8).reshape(-1).numpy())  # type: ignore[arg-type]
     for i, row in enumerate(index.tolist()):
         part = content[i * width : (i + 1) * width]
-        if os.preadv(memory.file.fileno(), [part], begin + (row % len(column)) * width) != width:
-            raise PpgenError(f"{memory.file.name} was cut short while it was in use; write it again, and start again")
+        if os.preadv(memory.descriptor, [part], begin + (row % len(column)) * width) != width:
+            raise PpgenError(f"{memory.path} was cut short while it was in use; write it again, and start again")
     return rows
 
 
