@@ -95,6 +95,7 @@ def sample(
             sites = forward_sites(model, {k: v[:2] for k, v in each.items()} | constants, min(n, 2))
             by_row = all(row_dim_of(s, plates) is not None for s in sites.values())
         if not by_row:
+            columns = {k: v if v.dim() else v[None] for k, v in columns.items()}
             columns |= constants | {k: v[:1] for k, v in rest.items()}
             sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}

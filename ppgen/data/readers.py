@@ -7,9 +7,11 @@ format's library raises on a damaged file becomes one :class:`PpgenError`.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -266,10 +268,34 @@ def _parquet_column(path: Path, name: str, rows: int | None) -> Any:
 
 
 def _netcdf(path: Path) -> dict[str, Any]:
+    found = _opened_netcdf(path)
+    if isinstance(found, str):  # raised here, where nothing holds on to the file that was opened by half
+        raise ValueError(found)
+    return found
+
+
+def _opened_netcdf(path: Path) -> dict[str, Any] | str:
+    """Its variables, or what is wrong with it.
+
+    A file that could not be opened is closed by h5netcdf when it is forgotten, which prints a traceback: it is
+    forgotten here, and Python's hook for such errors is put aside for the while.
+    """
     import xarray as xr
 
-    with xr.open_datatree(path) as tree:
-        return unpack(tree.load())
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            with xr.open_datatree(path) as tree:
+                return unpack(tree.load())
+        except (ImportError, PpgenError, PermissionError):
+            raise
+        except Exception as error:
+            said = reason(error)
+        gc.collect()
+        return said
+    finally:
+        sys.unraisablehook = hook
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
