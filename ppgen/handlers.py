@@ -34,6 +34,12 @@ if not hasattr(_Context, "param_state"):
     _Context.param_state = {"params": {}, "constraints": {}}
 
 
+def _as_floats(value: torch.Tensor, fn: Any) -> bool:
+    """Whether an observed value has to be converted."""
+    whole = not (value.is_floating_point() or value.is_complex())
+    return value.dtype == torch.bool or whole and isinstance(innermost(fn), torch.distributions.Bernoulli)
+
+
 class ParamSites(Messenger):
     """Serves `pyro.param` statements from the program's own parameters.
 
@@ -66,7 +72,8 @@ class ParamSites(Messenger):
         msg["value"] = value
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        """Booleans are observed as numbers, with which log-probabilities calculate, and numbers as tensors.
+        """Booleans are observed as numbers, with which log-probabilities calculate, and numbers as tensors; the whole
+        numbers 0 and 1 of a file as floats where a Bernoulli observes them, whose log_prob takes no others.
 
         The latents of `obs_mask` have their density in every row. Pyro masks it where the value was observed, which
         leaves them flat there: an ELBO then grows without limit, and chains walk away. They are used nowhere else, so
@@ -76,7 +83,7 @@ class ParamSites(Messenger):
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
-        if msg["is_observed"] and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+        if msg["is_observed"] and isinstance(value, torch.Tensor) and _as_floats(value, msg["fn"]):
             msg["given"], msg["value"] = value, value.to(torch.get_default_dtype())
         if msg["is_observed"] and msg["name"].endswith("_observed"):
             self.partly.add(msg["name"].removesuffix("_observed"))

@@ -10,7 +10,7 @@ import pandas as pd
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Bernoulli, Beta, Normal, OrderedLogistic
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
@@ -206,6 +206,36 @@ def test_a_negative_index_of_a_program_of_ones_own_is_said(caplog):
         f()
         said = [r.getMessage() for r in caplog.records if "an index in Groups" in r.getMessage()]
         assert len(said) == 1 and "'g'" in said[0] and "-1 in row 2" in said[0], caplog.text
+
+
+def test_words_in_alphabetical_order_where_order_matters_are_said(caplog):
+    class Ordinal(ppgen.Program):
+        def model(self, x, rating=None):
+            b = pyro.sample("b", Normal(0.0, 1.0))
+            with ppgen.rows(x):
+                return pyro.sample("rating", OrderedLogistic(b * x, torch.tensor([-1.0, 1.0])), obs=rating)
+
+    words = ["bad", "good", "awful", "bad"]
+    fit(Ordinal(), {"x": torch.randn(4), "rating": words}, steps=1, engine="eager")
+    assert "alphabetical order ('awful' is 0, 'bad' is 1, 'good' is 2)" in caplog.text
+    caplog.clear()
+    in_order = pd.DataFrame({"x": np.zeros(4), "rating": pd.Categorical(words, ["bad", "awful", "good"])})
+    fit(Ordinal(), in_order, steps=1, engine="eager")
+    assert "alphabetical" not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float64])
+def test_zeros_and_ones_of_a_file_are_observed_by_a_bernoulli(dtype):
+    class Coin(ppgen.Program):
+        def model(self, y=None):
+            p = pyro.sample("p", Beta(1.0, 1.0))
+            with ppgen.rows(y):
+                return pyro.sample("y", Bernoulli(p), obs=y)
+
+    y = torch.tensor([0, 1, 1, 0, 1])
+    one = loglik(fit(Coin(), {"y": y.to(dtype)}, steps=2, engine="eager"), {"y": y.to(dtype)}, particles=20).best
+    two = loglik(fit(Coin(), {"y": y.float()}, steps=2, engine="eager"), {"y": y.float()}, particles=20).best
+    assert np.array_equal(one.values, two.values)
 
 
 # -- what cannot be right ----------------------------------------------------------------------------

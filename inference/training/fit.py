@@ -27,6 +27,7 @@ from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
 from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.word_order import warn_of_word_order
 from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
@@ -303,6 +304,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    warn_of_word_order(sample_sites(found.run.p), first)
     if plain and (name := _of_pyro(found, apart, o, size == n)):
         o["objective"], loss = name, loss_of(name)
     make_objective(program, found.structure, n, o, loss)  # says what does not go together

@@ -31,6 +31,7 @@ from ppgen.data.categories import TEXT, codes, decoded, words_of
 from ppgen.data.large import read_column
 from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, reason
+from ppgen.memory import require_memory
 
 __all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
 
@@ -218,7 +219,10 @@ def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = Tr
             tensor = tensor.to(torch.get_default_dtype())
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     image = tensor.dtype == torch.uint8 and tensor.dim() >= 2
-    return tensor.long() if whole and not image else tensor
+    if not whole or image or tensor.dtype == torch.int64:
+        return tensor
+    require_memory(8 * tensor.numel(), f"column {name!r} of {where} as 64-bit whole numbers", "fit a part of its rows")
+    return tensor.long()
 
 
 def _array(name: str, value: Any, where: str) -> np.ndarray:

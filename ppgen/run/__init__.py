@@ -33,6 +33,7 @@ from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
+from ppgen.memory import require_memory
 from ppgen.program import Pair, Program
 from ppgen.run.example import read_example, write_example
 from ppgen.run.files import read_json, read_tree, write_atomic
@@ -338,6 +339,10 @@ def prepare_columns(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
+    for name, value in data_module.tensors(columns).items():
+        if value.is_floating_point() and value.dtype != dtype:
+            size = value.numel() * dtype.itemsize
+            require_memory(size, f"column {name!r} in {str(dtype).removeprefix('torch.')}", "save it in that precision")
     made = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
     return data_module.Table(made, columns.words)
 
