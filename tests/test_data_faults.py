@@ -20,7 +20,7 @@ from ppgen.data import as_tensors
 from ppgen.data.categories import is_figure, recoded
 from ppgen.errors import PpgenError
 from ppgen.frames import owner
-from ppgen.inference import fit, loglik, posterior, predict, sample
+from ppgen.inference import fit, loglik, mcmc, posterior, predict, sample
 from ppgen.models import VAE, Diffusion, Flow, Radon
 from ppgen.run import Run
 
@@ -200,6 +200,7 @@ def test_a_negative_index_of_a_program_of_ones_own_is_said(caplog):
         lambda: fit(Groups(), rows, steps=1, engine="eager"),
         lambda: loglik(run, rows, particles=2),
         lambda: predict(run, rows, draws=2),
+        lambda: mcmc(Groups(), rows, chains=4, draws=4, warmup=20),
         lambda: sample(run, 2, given={k: v for k, v in rows.items() if k != "y"}),
     ):
         caplog.clear()
