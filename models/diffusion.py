@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import ppgen
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
+from ppgen.data import moments
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.errors import PpgenError, nearest
@@ -116,6 +117,7 @@ class Diffusion(GaussianChain):
         self.process, self.prediction, self.variance = process, prediction, variance
         self.likelihood_name, self.weighting, self.importance = likelihood, weighting, importance
         self.classes, self.label_dropout, self.data_scale = classes, label_dropout, data_scale
+        self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = (2 if likelihood == "bernoulli" else levels), float(low), float(high)
         self.atoms = tuple(int(k) for k in atoms)
         self._require_options(net, schedule, steps, levels)
@@ -183,10 +185,9 @@ class Diffusion(GaussianChain):
         arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
         found = find_grid(x)
         if found is None:
-            flat = x.flatten(1).double()
-            spread = flat.std(0) if len(x) > 1 else torch.zeros(flat.shape[1])
-            spread = torch.where(spread > 0, spread, 1.0)
-            return arguments | {"loc": flat.mean(0).tolist(), "scale": spread.tolist()}
+            mean, spread = moments(x.flatten(1))
+            spread = torch.where(spread > 0, spread, 1.0)  # of one row nan
+            return arguments | {"loc": mean.tolist(), "scale": spread.tolist()}
         low, high, levels = found
         arguments |= {"likelihood": "bernoulli"} if found == (0.0, 1.0, 2) else {
             "likelihood": "discrete", "low": low, "high": high, "levels": levels
@@ -285,8 +286,9 @@ class Diffusion(GaussianChain):
             self.context(data)
         if not self.prepared:
             x = self.values(data["x"])
-            spread = x.double().std(0).to(x) if len(x) > 1 else torch.zeros_like(x[0])
-            self.loc.copy_(x.double().mean(0))
+            mean, sd = moments(x)
+            spread = sd.to(x)
+            self.loc.copy_(mean)
             self.scale.copy_(torch.where(spread > 0, spread, 1.0))
             self.prepared.fill_(1.0)
         return self
@@ -319,7 +321,7 @@ class Diffusion(GaussianChain):
                     "y, and to sample from it given={'y': ...} (--given y=3)"
                 )
             return {"y": torch.full((), self.classes, device=self.zero.device)}
-        if is_validation_enabled() and (y.dim() > 1 or bool(((y < 0) | (y > self.classes) | (y != y.long())).any())):
+        if is_validation_enabled() and (y.dim() > 1 or bool(((y < 0) | (y >= self.classes) | (y != y.long())).any())):
             raise PpgenError(
                 f"column y of Diffusion(classes={self.classes}) has shape {tuple(y.shape)} and values from "
                 f"{float(y.min()):g} to {float(y.max()):g}; expected one label a row out of 0 to {self.classes - 1}"

@@ -24,6 +24,7 @@ from torch.distributions import AffineTransform, Distribution, SigmoidTransform
 from torch.nn.functional import softplus
 
 import ppgen
+from ppgen.data import blocks, moments
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.errors import PpgenError, nearest
@@ -141,6 +142,8 @@ class Flow(ppgen.Program):
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """The arguments that follow from the data: sizes, levels where the values lie on a grid, standardisation."""
         x = _column(data)
+        if len(x) < 2:
+            raise PpgenError("x has one row, which tells no density; give a flow two rows at least, better thousands")
         arguments: dict[str, Any] = {"features": x.shape[1]}
         if "context" in data:
             arguments["context"] = 1 if data["context"].dim() == 1 else data["context"].shape[1]
@@ -303,28 +306,35 @@ class Flow(ppgen.Program):
 
 def _check_density(x: Tensor) -> None:
     """Raises PpgenError where the rows x, (N, D), cannot have a density on ℝ^D; few rows are not judged by."""
-    if not x.isfinite().all():
+    if not all(b.isfinite().all() for b in blocks(x)):
         row, column = (~x.isfinite()).nonzero()[0].tolist()
         raise PpgenError(f"column {column} of x is {x[row, column].item()} in row {row}; drop or fill such rows")
     if len(x) <= 20:
         return
-    constant = (x == x[0]).all(0).nonzero()[:, 0].tolist()
+    constant = torch.stack([(b == x[0]).all(0) for b in blocks(x)]).all(0).nonzero()[:, 0].tolist()
     if constant:
         raise PpgenError(
             f"column {constant[0]} of x is constant ({x[0, constant[0]].item():g} in {len(x)} rows), so that its "
             "density is infinite; drop it, or if other rows differ, show them all to prepare() first"
         )
-    whole = (x == x.round()).all(0)
-    if whole.all():
+    if all((b == b.round()).all() for b in blocks(x)):
         raise PpgenError(
             "x has whole numbers only, whose density a flow can raise without bound; dequantise them: Flow(levels=..., "
             "low=..., high=...), or add uniform noise"
         )
     if len(x) < 2 * x.shape[1] + 20:
         return
-    unit = (x - x.mean(0)).double()
-    unit = unit / unit.norm(dim=0)
-    correlation = unit.mT @ unit
+    mean, sd = moments(x)
+    norm = sd * (len(x) - 1) ** 0.5
+    units = ((b.double() - mean) / norm for b in blocks(x))
+    correlation = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    huge = torch.zeros(0, dtype=torch.bool)
+    for unit in units:
+        correlation += unit.mT @ unit
+        huge = torch.cat([huge, (unit.square() > 0.5).any(1)])  # a row that is most of a column's variance
+    if huge.any():
+        _check_density(x[~huge])  # `ppgen.data.validate` names it
+        return
     twins = (correlation.abs().triu(1) > 1 - 1e-9).nonzero()
     if len(twins):
         i, j = twins[0].tolist()
@@ -349,15 +359,16 @@ def _check_angles(x: Tensor) -> None:
 
 
 def _mean(x: Tensor) -> Tensor:
-    return x.double().mean(0)
+    return moments(x)[0]
 
 
 def _spread(x: Tensor) -> Tensor:
     """Standard deviations of the columns; 1 for those that do not vary."""
     if len(x) < 2:
         return torch.ones_like(x[0], dtype=torch.float64)
-    sd = x.double().std(0)
-    return torch.where(sd > 1e-12 * x.double().abs().amax(0).clamp_min(1e-300), sd, 1.0)
+    sd = moments(x)[1]
+    most = torch.stack([b.double().abs().amax(0) for b in blocks(x)]).amax(0)
+    return torch.where(sd > 1e-12 * most.clamp_min(1e-300), sd, 1.0)
 
 
 def _column(data: dict[str, Tensor]) -> Tensor:

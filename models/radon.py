@@ -35,7 +35,7 @@ class Radon(ppgen.Program):
         super().__init__()
         if counties < 1:
             raise PpgenError(f"Radon got counties={counties}; expected at least 1")
-        self.counties = counties
+        self.counties, self.categories = counties, {"county": counties}
         self.coords = {"county": list(names)} if names else {}
 
     @classmethod
@@ -46,7 +46,8 @@ class Radon(ppgen.Program):
                 f"Radon needs a column county of whole numbers from 0, and the data have {', '.join(data) or 'none'}; "
                 "name it with columns= (--columns county=...)"
             )
-        return {"counties": int(data["county"].max()) + 1}
+        words = getattr(data, "words", {}).get("county", ())  # of all rows, of which these may be a part
+        return {"counties": max(int(data["county"].max()) + 1, len(words))}
 
     def model(self, county: Tensor, floor: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, μ, b, τ, σ, z | county, floor), with columns of shape (N,)."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import ppgen
+from ppgen.data import blocks, moments
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
@@ -102,6 +103,7 @@ class VAE(ppgen.Program):
                 "least 1, classes of at least 0, levels of at least 2, and low < high"
             )
         self.likelihood, self.classes, self.components = likelihood, classes, components
+        self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = levels, float(low), float(high)
         # parameters of the likelihood that the decoder gives for every value
         self.numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)
@@ -153,10 +155,11 @@ class VAE(ppgen.Program):
         x = data["x"]
         shape = list(x.shape[1:])
         arguments: dict[str, Any] = {"features": shape[0] if len(shape) == 1 else shape}
-        values = x[torch.isfinite(x)]  # a fit names the others; here they are left out
-        grid = find_grid(values)
+        if len(list(blocks(x))) == 1:
+            x = x[torch.isfinite(x)]  # a fit names the others; here they are left out
+        grid = find_grid(x)
         if grid is None:
-            mean, sd = values.double().mean().item(), values.double().std().item()
+            mean, sd = (m.item() for m in moments(x.reshape(-1)))
             sd = sd if sd > 0 else 1.0
             return arguments | {"likelihood": "normal", "low": mean - sd, "high": mean + sd}
         if grid == (0.0, 1.0, 2):

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from typer.core import TyperGroup
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, visible
 
 WIDE = 160  # columns, where the output is no terminal: tables are not cut
 
@@ -45,7 +45,7 @@ class Commands(TyperGroup):
             if debug:
                 traceback.print_exc()
             code, sentence = _explain(error)
-            print(f"ppgen: {sentence}", file=sys.stderr)
+            say(f"ppgen: {sentence}", sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -77,7 +77,12 @@ def _quiet_libraries(debug: bool) -> None:
 
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"ppgen: {record.getMessage()}", file=sys.stderr)
+        say(f"ppgen: {record.getMessage()}", sys.stderr)
+
+
+def say(text: object = "", stream: TextIO | None = None) -> None:
+    """A line on stdout, or another stream: names that come from data or programs reach no terminal as commands."""
+    print(visible(str(text)), file=stream, flush=stream is not None)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -102,12 +107,12 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str |
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(head):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(visible(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     screen = console()
     if title:
-        screen.print(title, style="bold", soft_wrap=True)
+        screen.print(visible(title), style="bold", soft_wrap=True)
     with screen.capture() as text:
         screen.print(table)
     print("\n".join(line.rstrip() for line in text.get().splitlines()), end="\n\n")
@@ -117,7 +122,7 @@ def cell(value: Any) -> str:
     """A cell of a table: a figure, a dash where there is none, or words."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else visible(str(value))
 
 
 def _is_number(text: str) -> bool:

@@ -23,6 +23,7 @@ from ppgen.engine.noise import Draw, hoist
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
+from ppgen.memory import require_memory
 from ppgen.program import Program
 from ppgen.structure import Structure
 from ppgen.terms import Term, run, terms
@@ -89,13 +90,29 @@ class Many:
         if not self.recorded and draws > FEW:
             self._record()
         if self.graph is None:
-            return _stacked([self.one(*inputs, *(v[i] for v in each)) for i in range(draws)])
+            first = self.one(*inputs, *(v[0] for v in each))
+            self._require_memory([v[None] for v in first], draws)
+            return _stacked([first, *(self.one(*inputs, *(v[i] for v in each)) for i in range(1, draws))])
         at_once = draws if self.gradient else max(1, min(draws, BLOCK // self.largest))
         parts = []
         for start in range(0, draws, at_once):
             s = min(at_once, draws - start)
             parts.append(self._block(s, inputs, [v[start : start + s] for v in each]))
+            if start == 0:
+                self._require_memory(parts[0], draws)
         return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
+
+    def _require_memory(self, some: Sequence[Tensor], draws: int) -> None:
+        """
+        Raises:
+            PpgenError: all draws would not fit, told by some of them.
+        """
+        size = sum(v.numel() * v.element_size() * draws // max(1, len(v)) for v in some)
+        require_memory(
+            2 * size, f"a result of {draws} draws of {self.name}, while it is put together,", "take fewer draws "
+            "(draws=, --draws) or fewer rows (--rows), or thin them: the error of a mean of a hundred draws is a tenth "
+            "of a standard deviation",
+        )  # fmt: skip
 
     def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:
         noise = [d.many(draws, self.device) for d in self.noise]

@@ -12,6 +12,7 @@ Pyro's contraction is used through its `BackwardSampleMessenger` and private `_c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppgen.errors import PpgenError
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
 from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, term
@@ -51,8 +53,16 @@ def summed_terms(
     with mock.patch.object(special, "_SafeLog", _Log):
         for trace in (t.p, t.q):
             trace.compute_log_prob()
-        t.p.pack_tensors()
-        t.q.pack_tensors(t.p.plate_to_symbol)
+        try:
+            t.p.pack_tensors()
+            t.q.pack_tensors(t.p.plate_to_symbol)
+        except ValueError as e:
+            named = re.search(r"at site '(.*?)'", str(e))
+            raise PpgenError(
+                f"{program.name} cannot sum its discrete latents out: the site {named[1] if named else '?'!r} has a "
+                "dimension that stands in no plate once a latent has one of its own; let the latent broadcast from the "
+                "left, as in x < tau and not x < tau[..., None]"
+            ) from e
         _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)

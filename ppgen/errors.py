@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["PpgenError", "lenient", "nearest", "object_to", "reason"]
+__all__ = ["PpgenError", "lenient", "nearest", "object_to", "reason", "visible"]
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 
@@ -18,7 +20,7 @@ class PpgenError(ValueError):
 
     def __init__(self, message: object = ""):
         # one line: Pyro's trace raises every error anew, with its table of shapes appended
-        super().__init__(str(message).partition("\n")[0])
+        super().__init__(visible(str(message).partition("\n")[0]))
 
 
 @contextmanager
@@ -36,6 +38,15 @@ def object_to(sentence: str) -> None:
     if not _LENIENT.get():
         raise PpgenError(f"{sentence}; strict=False (--lenient) goes on all the same")
     logging.getLogger("ppgen").warning("%s", sentence)
+
+
+def visible(text: str) -> str:
+    r"""The text with what a terminal would obey in place of showing it (escapes, bidirectional marks) spelled out.
+
+    >>> print(visible("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -69,7 +69,8 @@ class ParamSites(Messenger):
         msg["value"] = value
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        """Booleans are observed as numbers, with which log-probabilities calculate, and numbers as tensors.
+        """Booleans are observed as numbers, with which log-probabilities calculate, and numbers as tensors; the whole
+        numbers 0 and 1 of a file as floats where a Bernoulli observes them, whose log_prob takes no others.
 
         The latents of `obs_mask` have their density in every row. Pyro masks it where the value was observed, which
         leaves them flat there: an ELBO then grows without limit, and chains walk away. They are used nowhere else, so

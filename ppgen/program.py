@@ -73,6 +73,7 @@ class Program(nn.Module):
     Attributes:
         coords: coordinate labels of its dimensions (plates, and those named in `dims`), by name, for ArviZ (optional).
         dims: names of the dimensions of a site's single value, by site, or of a column's row, for ArviZ (optional).
+        categories: how many labels or groups a column has, 0 .. n - 1, by column: other values are refused (optional).
         words: the words behind the codes of its text columns, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
@@ -98,6 +99,7 @@ class Program(nn.Module):
 
     coords: Mapping[str, list] = {}
     dims: Mapping[str, list[str]] = {}
+    categories: Mapping[str, int] = {}
     words: Mapping[str, tuple[str, ...]] | None = None
     arguments: dict[str, Any]  # the constructor's, as they were given
 

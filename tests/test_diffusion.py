@@ -265,7 +265,7 @@ def test_errors_of_data():
     model = Diffusion(3, hidden=(8,), classes=2, label_dropout=0.0)
     with pytest.raises(PpgenError, match="conditional on the labels"):
         draw(model, 2, "ddim", 2)
-    with pytest.raises(PpgenError, match="values from 0 to 5"):
+    with pytest.raises(PpgenError, match="'y' of Diffusion has 2 in row 2.*from 0 to 1"):
         fit(model, {"x": normal(6, 3), "y": torch.arange(6)}, steps=1)
     with pytest.raises(PpgenError, match="values from 7 to 7"):
         draw(model, 2, "ddim", 2, given={"y": 7})

@@ -170,6 +170,17 @@ def test_image_samples_stand_beside_their_means(images):
     np.testing.assert_allclose(right[9:17, 18:26], mean, rtol=1e-5)
 
 
+def test_images_between_minus_one_and_one_are_images(images):
+    run, data = images
+    centred = Linear(64, latent=3)
+    moved = fit(centred, {"x": 2 * data["x"] - 1}, steps=2, engine="eager")
+    drawn = {"x": 2 * data["x"][:9] - 1, "z": torch.zeros(9, 3)}
+    shown = samples_figure(moved, drawn=drawn).axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown[9:17, 18:26], data["x"][5].reshape(8, 8))
+    again = reconstructions_figure(moved, {"x": 2 * data["x"] - 1}).axes[0].images[0].get_array()
+    np.testing.assert_allclose(again[:8, :8], data["x"][0].reshape(8, 8))
+
+
 def test_a_column_may_have_another_name_than_its_site(gaussian):
     figure = samples_figure(*gaussian)
     assert "data" in [t.get_text() for t in figure.legends[0].get_texts()]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ppgen.chains.gaussian_chain import GaussianChain
+from ppgen.data import Table
 from ppgen.errors import PpgenError
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
@@ -62,7 +63,9 @@ def impute(
             value that x cannot have.
     """
     program = chain_of(run, "impute")
-    columns = prepare_columns({"x": x, **(given or {})}, program, dtype_of_program(program), program.columns)
+    words = given.words if isinstance(given, Table) else None
+    table = Table({"x": x, **(given or {})}, words)
+    columns = prepare_columns(table, program, dtype_of_program(program), program.columns)
     if not 1 <= draws <= particles or steps < 1:
         raise PpgenError(
             f"draws is {draws}, particles {particles}, steps {steps}; expected 1 <= draws <= particles, and steps of "

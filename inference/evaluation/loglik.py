@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import n_rows, take, validate
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw, stacked_terms
 from ppgen.engine.gradient import shapes
@@ -88,6 +89,7 @@ def loglik(
         raise PpgenError(f"{program.name} is no Gaussian chain, and so has no ODE; leave ode (--ode) out")
     with ready(run, data, seed):
         structure = structure_of(run, data)
+        warn_of_negative_indices(program, data, structure.row_columns)
         _no_point(program, data, structure)
         dims = _discrete_dims(program, data, structure)
         n = n_rows(data, structure.row_columns)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ppgen.chains.chain import require_few_states
 from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import tensors, validate
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
@@ -93,6 +94,7 @@ def posterior(
     validate(data)
     with ready(run, data, seed):
         structure = structure_of(run, data)
+        warn_of_negative_indices(program, data, structure.row_columns)
         if not structure.names("latent"):
             raise PpgenError(
                 f"{program.name} has no latent to infer, so no posterior; its log p(x) is exact: evaluate it"

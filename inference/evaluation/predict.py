@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.data import Table, n_rows, row_columns, tensors, validate
+from ppgen.check.indices import warn_of_negative_indices
+from ppgen.data import Table, n_rows, require_labels, row_columns, tensors, validate
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -94,7 +95,7 @@ def predict(
     with default_dtype(fitted.dtype), without_validation():
         given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
         given = Table(given, data.words) if isinstance(data, Table) else given
-        rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw")
+        rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw", beyond=True)
         rows, hidden = _complete(fitted, rows)
         columns(made, rows)
         if rows:
@@ -102,6 +103,7 @@ def predict(
         known = rows if guide else fitted.example
         with ready(run if isinstance(run, Run) else made, known, seed, guide=guide), running_of(made, rows):
             _known_here(fitted, rows)
+            warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
@@ -184,6 +186,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
         sizes = _grown(model, sample)
+        if not sizes:
+            require_labels(rows, program.categories, program.name)
         model = model._replace(sizes=sizes)
         sites = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace()) if not sizes else {}
     dims: dict[str, tuple[str, ...]] = {}

@@ -19,6 +19,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
 from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
@@ -83,6 +84,7 @@ def sample(
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, {**example, **given}, seed, guide=False):
         rest, unobserved, whole = stand_ins(program, example, given)
+        warn_of_negative_indices(program, {**example, **columns, **constants}, tuple(columns))
 
         def model(rows: Mapping[str, Tensor]) -> Any:
             with running_of(program, rows), Unobserve(unobserved):
@@ -99,6 +101,7 @@ def sample(
                     raise
                 by_row, whole = False, False  # written for the fitted number of rows
         if not by_row:
+            columns = {k: v if v.dim() else v[None] for k, v in columns.items()}
             columns |= constants | ({k: v[:1] for k, v in rest.items()} if whole else rest)
             sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}

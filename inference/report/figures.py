@@ -51,18 +51,26 @@ def figure_of(width: float, height: float, panels: int = 1, **how: Any) -> tuple
     return figure, axes
 
 
-def image_grid(axis: Any, images: Tensor, shape: tuple[int, ...], title: str, columns: int | None = None) -> None:
-    """Tiles images, one pixel apart."""
+def image_grid(
+    axis: Any,
+    images: Tensor,
+    shape: tuple[int, ...],
+    title: str,
+    columns: int | None = None,
+    *,
+    values: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """Tiles images, one pixel apart; `values` are those of black and white."""
     x = images.detach().double().numpy().reshape(-1, *shape)
     x = np.moveaxis(x, 1, -1) if len(shape) == 3 else x[..., None]
-    top = 1.0 if x.max() <= 1.0 + 1e-6 else max(255.0, x.max())
+    low, top = values
     columns = columns or math.ceil(math.sqrt(len(x)))
     rows, side = math.ceil(len(x) / columns), shape[-1]
     canvas = np.full((rows * (side + 1) - 1, columns * (side + 1) - 1, x.shape[-1]), top)
     for i, image in enumerate(x):
         r, c = (i // columns) * (side + 1), (i % columns) * (side + 1)
         canvas[r : r + side, c : c + side] = image
-    canvas = np.clip(canvas / top, 0, 1)
+    canvas = np.clip((canvas - low) / (top - low), 0, 1)
     axis.imshow(
         canvas if canvas.shape[-1] == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
     )

@@ -49,6 +49,7 @@ from ppgen.inference.report.sample_plots import (
     flat,
     image_shape,
     observed_values,
+    pixel_values,
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
@@ -76,9 +77,9 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put pictures into; pass out=")
     folder = Path(out) if out is not None else run.path / "plots"  # type: ignore[operator]
-    columns = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
+    columns = run.data() if data is None else prepare_columns(data, run.program, run.dtype)
     label = columns.get("y")
-    columns = {k: v for k, v in columns.items() if k != "y" or k in run.program.columns}
+    columns = columns.only([k for k in columns if k != "y" or k in run.program.columns])
     if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
     if isinstance(run.program, GaussianChain):
@@ -149,7 +150,8 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
         n = min(20, len(again))
         figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
-        image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10))
+        image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10),
+                   values=pixel_values(run, name))  # fmt: skip
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
     x, y = flat(seen[name]), flat(again)

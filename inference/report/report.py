@@ -74,9 +74,9 @@ def write_report(
 
 def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding]]:
     """The page's text, and the findings on it."""
-    rows = dict(run.data() if data is None else prepare_columns(data, run.program, run.dtype))
+    rows = run.data() if data is None else prepare_columns(data, run.program, run.dtype)
     known = run.program.columns
-    rows = {k: v for k, v in rows.items() if data_module.argument_of(k, rows) in known or not known}
+    rows = rows.only([k for k in rows if data_module.argument_of(k, rows) in known or not known])
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)

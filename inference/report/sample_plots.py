@@ -124,9 +124,10 @@ def _image_draws(
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
     figure, axes = figure_of(4.1 * panels, 4.0 * tall + 0.35, panels)
     figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
-    image_grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)")
+    values = pixel_values(run, name)
+    image_grid(axes[0], drawn[name][:n], shape, f"{n} draws, {name} ~ p({name} | z), z ~ p(z)", values=values)
     if means is not None:
-        image_grid(axes[1], means, shape, f"their means, E[{name} | z]")
+        image_grid(axes[1], means, shape, f"their means, E[{name} | z]", values=values)
     else:
         axes[0].set_title(f"{n} draws, {name} ~ p({name})", fontsize=10)
     return figure
@@ -147,7 +148,7 @@ def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mappi
 
 def image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     """(side, side) or (3, side, side) where a row of the site is an image: a square of at least 7 x 7 values
-    between bounds."""
+    in [-1, 1] or [0, 255]."""
     site = run.structure[name]
     event = site.event_shape
     if run.structure.globals or not run.structure.is_local(name):
@@ -157,13 +158,20 @@ def image_shape(run: Run, name: str) -> tuple[int, ...] | None:
     if len(event) == 3 and event[0] in (1, 3) and event[1] == event[2]:
         return event[1:] if event[0] == 1 else event
     values = observed_values(run, run.example)[0].get(name)
-    if len(event) != 1 or values is None or values.min() < 0 or values.max() > 255:
+    if len(event) != 1 or values is None or values.min() < -1 or values.max() > (1 if values.min() < 0 else 255):
         return None
     for channels in (1, 3):
         side = math.isqrt(event[0] // channels)
         if side >= 7 and channels * side * side == event[0]:
             return (side, side) if channels == 1 else (3, side, side)
     return None
+
+
+def pixel_values(run: Run, name: str) -> tuple[float, float]:
+    """The values of black and white of images in [-1, 1], [0, 1] or from 0 to 255, by rows that were fitted."""
+    values = observed_values(run, run.example)[0].get(name)
+    most = 1.0 if values is None else float(values.max())
+    return -1.0 if values is not None and values.min() < 0 else 0.0, 1.0 if most <= 1 + 1e-6 else max(255.0, most)
 
 
 def _planes(sets: Mapping[str, np.ndarray | None], name: str) -> Figure:

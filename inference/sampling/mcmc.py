@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import columns, running_of
+from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Table, row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.joint import in_blocks
@@ -229,6 +230,7 @@ def prepared(
         program.words = table.words if program.words is None else program.words
         columns(program, table)
         validate(table)
+        warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=False), running_of(program, table):
             if not isinstance(run, Run):
                 somewhere(lambda: _register(program, table))

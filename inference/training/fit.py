@@ -27,6 +27,8 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
+from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.word_order import warn_of_word_order
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest
 from ppgen.guides import file_of, guide_spec, parse
@@ -135,6 +137,9 @@ def fit(
         data_module.validate(train_data)
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
         ready = _ready(program, train_data, options, loss)
+        warn_of_negative_indices(program, train_data)
+        if data_module.n_rows(train_data) == 1 and ready.checked.structure.by_row:
+            log.warning("the data have one row, which tells no density: its own is raised without bound; give more")
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)
@@ -264,8 +269,8 @@ def precision_for(data: Any, device: str) -> str:
     """64-true where a column has whole numbers beyond `LARGE_COUNT`, else 32-true, for want of which it is said."""
     for name, column in data_module.tensors(data_module.as_tensors(data)).items() if device == "cpu" else ():
         if column.numel() and not column.is_complex() and column.dtype != torch.bool:
-            most = float(column.abs().max())
-            if most >= LARGE_COUNT and bool((column == column.round()).all()):
+            most = max(float(block.abs().max()) for block in data_module.blocks(column))
+            if most >= LARGE_COUNT and all(bool((b == b.round()).all()) for b in data_module.blocks(column)):
                 log.info(
                     "column %r has whole numbers of up to %.3g, whose log-probabilities float32 rounds by %.2g nats: "
                     "computed in float64 (precision=32-true keeps float32)", name, most, most * math.log(most) * 2**-24,
@@ -360,6 +365,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    warn_of_word_order(sample_sites(found.run.p), first)
     if plain and (name := _of_pyro(found, apart, o, size == n)):
         o["objective"], loss = name, loss_of(name)
     if enumerated:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -22,6 +23,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.errors import PpgenError, nearest
+from ppgen.frames import owner
 from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
 from ppgen.sites import innermost, sample_sites
@@ -188,9 +190,8 @@ def _user_line(e: BaseException) -> str:
     """The innermost frame that is neither torch's, Pyro's nor ppgen's own."""
     found, tb = "", e.__traceback__
     while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        if not any(part in file for part in ("/torch/", "/pyro/", "/ppgen/", "contextlib")):
-            found = f" at {file.rsplit('/', 1)[-1]}:{tb.tb_lineno}"
+        if owner(tb.tb_frame) == "own":
+            found = f" at {Path(tb.tb_frame.f_code.co_filename).name}:{tb.tb_lineno}"
         tb = tb.tb_next
     return found
 

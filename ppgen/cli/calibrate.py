@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, out_option, program_or_run
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="Whether posteriors are right on average over simulated data.")
@@ -58,7 +58,7 @@ def calibrate(
     _print_ranks(result)
     output.findings(result.findings)
     if path is not None:
-        print(f"figures  {path}")
+        say(f"figures  {path}")
 
 
 def _print_ranks(result: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli.options import Columns, Data, Json, Seed, app
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError
 
 
@@ -96,7 +96,7 @@ def _bayes_factors(
     ]
     print_table(["", "log p(x), nats", "± s.e.", "log Bayes factor", "± s.e."], rows, title="Evidence, all rows")
     if result.flat:
-        print(
+        say(
             f"The priors of {', '.join(result.flat)} are flat somewhere: log p(x) is known up to a constant, and a "
             "Bayes factor means nothing; give the latents proper priors."
         )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli.options import Json, RunPath, Seed, app, out_option
-from ppgen.console import print_json
+from ppgen.console import print_json, say
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
+    from ppgen.data import Table
     from ppgen.run import Run
 
 
@@ -60,7 +61,7 @@ def sample(
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta, "particles": particles}
     drawn = _filled(fitted, n, held, seed, how, json)
     if drawn is not None:
-        n, held = len(drawn["x"]), {k: v for k, v in (held or {}).items() if k != "x"}
+        n, held = len(drawn["x"]), _without_x(held)
     elif particles is not None:
         raise PpgenError("--particles is for rows to fill in, and --given holds no x; leave it out, or give x")
     else:
@@ -75,9 +76,9 @@ def sample(
         print_json({"out": str(path), "n": n, "sites": sites, "conditions_on": sorted(held or {}), "prior": prior})
     else:
         on = f" given {', '.join(sorted(held))}" if held else ""
-        print(f"{n} draws of {', '.join(drawn)}{on} in {path}")
+        say(f"{n} draws of {', '.join(drawn)}{on} in {path}")
         if prior:
-            print(f"{', '.join(prior)} from the prior, not from the fitted data; to predict: ppgen predict {run}")
+            say(f"{', '.join(prior)} from the prior, not from the fitted data; to predict: ppgen predict {run}")
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:
@@ -111,7 +112,7 @@ def _by_sampler(
 
 
 def _filled(
-    run: Run, n: int | None, held: dict[str, Any] | None, seed: int, how: dict[str, Any], quiet: bool
+    run: Run, n: int | None, held: Table | None, seed: int, how: dict[str, Any], quiet: bool
 ) -> dict[str, Any] | None:
     """Rows of x with their gaps filled in, n times each, a row's draws together; None where no x is held."""
     import sys
@@ -119,10 +120,9 @@ def _filled(
     from ppgen.cli.progress import counter
     from ppgen.inference import impute
 
-    if not run.program.gaussian_steps or "x" not in (held or {}):
+    if not run.program.gaussian_steps or held is None or "x" not in held:
         return None
-    held = dict(held or {})
-    x = held.pop("x")
+    x, held = held["x"], _without_x(held)
     for name in ("sampler", "guidance", "eta"):
         if how[name] is not None:
             raise PpgenError(f"--{name} has no part in filling in x, which --given holds; leave it out")
@@ -134,20 +134,28 @@ def _filled(
     return {"x": filled.transpose(0, 1).flatten(0, 1)}
 
 
-def _held(items: list[str], run: Run) -> dict[str, Any] | None:
+def _without_x(held: Table | None) -> Table:
+    from ppgen.data import Table
+
+    own = held or Table()
+    return own.only(own.keys() - {"x"})
+
+
+def _held(items: list[str], run: Run) -> Table | None:
     """--given: files of columns, and key=value."""
     from ppgen import catalog, data
 
-    held: dict[str, Any] = {}
+    held = data.Table()
     for item in items:
         if "=" in item and not Path(item).exists():
-            held |= data.as_tensors(catalog.parse_settings([item]))
+            found = data.as_tensors(catalog.parse_settings([item]))
         else:
-            held |= _gathered(data.load(item), item, run)
+            found = _gathered(data.load(item), item, run)
+        held = data.Table({**held, **found}, {**held.words, **found.words})
     return held or None
 
 
-def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
+def _gathered(columns: Table, file: str, run: Run) -> Table:
     """A file's columns as the program's: as the fit gathered them, or x_0, x_1, ... as `sample` writes them."""
     import torch
 
@@ -160,7 +168,7 @@ def _gathered(columns: dict[str, Any], file: str, run: Run) -> dict[str, Any]:
     names = [f"x_{i}" for i in range(size)]
     if set(names) <= set(columns):
         rest = {k: v for k, v in columns.items() if k not in names}
-        return rest | {"x": torch.stack([columns[name].float() for name in names], -1)}
+        return data.Table({**rest, "x": torch.stack([columns[name].float() for name in names], -1)}, columns.words)
     if set(columns) <= set(run.program.columns):
         return columns
     chosen = run.config["data"].get("columns")

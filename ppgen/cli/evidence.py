@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, program_or_run
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="log p(x), latents integrated out, from both sides.")
@@ -55,7 +55,7 @@ def evidence(
     rows = [[t["name"], words.get(t["kind"], t["kind"]), t["nats"], t["se"]] for t in found.table()]
     print_table(["", "kind", "nats", "± s.e."], rows, title=f"log p(x) on {name}")
     if found.flat:
-        print(
+        say(
             f"The prior of {', '.join(found.flat)} is flat: log p(x) is known up to a constant, and not to be compared "
             "with another model's."
         )

@@ -11,6 +11,7 @@ import typer
 
 from ppgen.cli import output
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, out_option
+from ppgen.console import say
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def fit(
         first = (path / "state.safetensors").is_file()
         on = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
         said = on if first else "stopped before the first step"
-        print(f"ppgen: {said}", file=sys.stderr)
+        say(f"ppgen: {said}", sys.stderr)
         raise typer.Exit(130) from None
     output.fit(run, time.monotonic() - begun, json)
 
@@ -126,7 +127,7 @@ def _fit(
     valid = source.load(valid_split) if valid_split else None
     if not quiet:
         held_out = f", {n_rows(valid)} held out ({valid_split})" if valid is not None else ""
-        print(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){held_out}", file=stream)
+        say(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){held_out}", stream)
     with progress(options["steps"] or (50_000 if options["until"] else 2000), stream, quiet) as report:
         return inference.fit(
             program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
@@ -143,7 +144,7 @@ def _resume(path: Path, changes: dict[str, Any], stream: Any, quiet: bool) -> Ru
     done = int(run.rows[-1]["step"]) if run.rows else 0
     data = None if run.config["data"].get("source") else sources.of_run(run)[1]
     if not quiet:
-        print(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", file=stream)
+        say(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", stream)
     with progress(total, stream, quiet) as report:
         return inference.resume(path, data, report=report, **changes)
 

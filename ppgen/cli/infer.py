@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, out_option, program_or_run
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 
 ANSWERS = {
     "fine": "these draws can be believed",
@@ -49,7 +49,7 @@ def infer(
     model, name, table = program_or_run(program, settings, data, where)
     path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{_stem(program)}.nc"))
     check_suffix(path, (".nc",))
-    show = None if quiet or json else lambda method: print(f"trying {method} ...", file=sys.stderr)
+    show = None if quiet or json else lambda method: say(f"trying {method} ...", sys.stderr)
     tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
     write_netcdf(path, tree)
     from arviz_stats import summary  # type: ignore[attr-defined]
@@ -65,11 +65,11 @@ def infer(
     print_table(["", "mean", "sd"], [[k, float(r["mean"]), float(r["sd"])] for k, r in shown.head(40).iterrows()],
                 title=title)  # fmt: skip
     for t in _tried(tree):
-        print(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
-    print(f"{ANSWERS[tree.attrs['verdict']]}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
+        say(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
+    say(f"{ANSWERS[tree.attrs['verdict']]}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
     for finding in said:
-        print(f"- {finding}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
-    print(f"posterior {path}")
+        say(f"- {finding}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
+    say(f"posterior {path}")
 
 
 def _stem(program: str) -> str:

@@ -21,7 +21,7 @@ from ppgen.cli.options import (
     out_option,
     refuse,
 )
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="Bounds on log p(x) of data.")
@@ -75,7 +75,7 @@ def _evaluate_posterior(path: Path, json: bool) -> None:
         title=f"Log predictive density of {path}, each of {rows} rows left out in turn",
     )
     if found.bad:
-        print(f"- {found.bad} of {rows} rows weigh so much (k-hat above 0.7) that their terms are not to be relied on")
+        say(f"- {found.bad} of {rows} rows weigh so much (k-hat above 0.7) that their terms are not to be relied on")
 
 
 @app.command(short_help="Whether to believe the guide; writes posterior.nc.")
@@ -111,7 +111,7 @@ def diagnose(
         print_json(output.diagnosis_figures(found) | {"run": str(run), "data": name, "posterior": str(path)})
     else:
         output.diagnosis(found, f"{fitted.program.name} on {name}")
-        print(f"posterior {path}")
+        say(f"posterior {path}")
 
 
 @app.command(short_help="Pictures of a run.")
@@ -144,4 +144,4 @@ def plot(
     if json:
         print_json({"run": str(run), "files": files})
     else:
-        print("\n".join(map(str, files)))
+        say("\n".join(map(str, files)))

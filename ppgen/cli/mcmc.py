@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, out_option, program_or_run
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
@@ -79,7 +79,7 @@ def mcmc(
         return
     program_name = model.program.name if isinstance(model, Run) else model.name
     _print_summary(shown, f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
-    print(f"posterior {path}")
+    say(f"posterior {path}")
 
 
 def _print_summary(shown: Any, title: str) -> None:
@@ -87,4 +87,4 @@ def _print_summary(shown: Any, title: str) -> None:
     rows = [[k, *(float(row[c]) for c in head)] for k, row in list(shown.iterrows())[:40]]
     print_table(["", *head], rows, title=title)
     if len(shown) > 40:
-        print(f"and {len(shown) - 40} more in the file")
+        say(f"and {len(shown) - 40} more in the file")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ppgen.console import number, print_json, print_table
+from ppgen.console import number, print_json, print_table, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,8 @@ def fit(run: Run, seconds: float, json: bool) -> None:
     if elbo is not None:
         held_out = f", {number(valid)} held out" if valid is not None else ""
         unit = "nats" if whole else "nats a row"
-        print(f"ELBO {number(elbo, se)} {unit}{held_out}; {int(last['step'])} steps in {duration(seconds)}")
-    print(f"run  {run.path}")
+        say(f"ELBO {number(elbo, se)} {unit}{held_out}; {int(last['step'])} steps in {duration(seconds)}")
+    say(f"run  {run.path}")
 
 
 def bounds(found: Any, title: str) -> None:
@@ -75,7 +75,7 @@ def diagnosis_figures(found: Any) -> dict[str, Any]:
 def findings(found: Iterable[Any]) -> None:
     """A line each: the sentence, and what to do."""
     for f in found:
-        print(f"- {f}{' ' if f.remedy else ''}{f.remedy}")
+        say(f"- {f}{' ' if f.remedy else ''}{f.remedy}")
 
 
 def diagnosis(found: Any, title: str) -> None:
@@ -152,12 +152,12 @@ def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, An
     head = ["site", "role", "distribution", "plates", "batch", "event", "support"]
     print_table(head, [_site(run, site) for site in run.structure.sites])
     own = "its own" if run.program.has_guide else "empty: nothing is latent"
-    print(f"guide       {found['guide'] or own}")
-    print(f"parameters  {found['parameters']}")
-    print(f"minibatches {_minibatches(run)}")
+    say(f"guide       {found['guide'] or own}")
+    say(f"parameters  {found['parameters']}")
+    say(f"minibatches {_minibatches(run)}")
     if graph is not None:
         _graph(graph)
-    print("every check passed")
+    say("every check passed")
 
 
 def _site(run: Run, site: Any) -> list[Any]:
@@ -189,9 +189,9 @@ def _minibatches(run: Run) -> str:
 
 def _graph(graph: dict[str, Any]) -> None:
     if not graph["traces"]:
-        print(f"graph       none, every step runs eagerly: {graph['reason']}")
+        say(f"graph       none, every step runs eagerly: {graph['reason']}")
         return
     most = [f"{name.removeprefix('aten.')} {count}" for name, count in graph["operations"].items()]
-    print(f"graph       {graph['size']} operations: {', '.join(most[:8])}{', ...' if len(most) > 8 else ''}")
-    print(f"outside     {', '.join(graph['outside'])}")
-    print(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")
+    say(f"graph       {graph['size']} operations: {', '.join(most[:8])}{', ...' if len(most) > 8 else ''}")
+    say(f"outside     {', '.join(graph['outside'])}")
+    say(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")

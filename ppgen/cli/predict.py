@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli.options import Columns, Data, DataDir, Json, Seed, Split, app, is_run, out_option
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def predict(
         print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", "predictions": found})
         return
     _print(found, f"{tree.predictions.sizes['chain'] * tree.predictions.sizes['draw']} draws given the fitted data")
-    print(f"predictions {path}")
+    say(f"predictions {path}")
 
 
 def _opened(source: Path, program: str | None) -> tuple[Any, Any, Any]:
@@ -111,7 +111,7 @@ def _rows(
     table = rows if group_by in rows else data_module.load(data, columns={group_by: group_by}, **where)
     words, codes = table.words.get(group_by), table[group_by].numpy()
     label = codes if words is None else [words[c] for c in codes]
-    return data_module.Table({k: v for k, v in rows.items() if k != group_by}, rows.words), label
+    return rows.only(rows.keys() - {group_by}), label
 
 
 def _attach(tree: Any, name: str, label: Any) -> None:
@@ -130,4 +130,4 @@ def _print(found: list[dict[str, Any]], title: str) -> None:
         rows = [[f[k] for k in head] for f in found if f["site"] == name]
         print_table([h if h != "row" else "" for h in head], rows[:ROWS], title=f"{name}: {title}")
         if len(rows) > ROWS:
-            print(f"and {len(rows) - ROWS} more in the file")
+            say(f"and {len(rows) - ROWS} more in the file")

@@ -9,7 +9,7 @@ import typer
 
 from ppgen.cli import output
 from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
-from ppgen.console import print_json, print_table
+from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError, nearest
 
 if TYPE_CHECKING:
@@ -31,14 +31,17 @@ def check(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports."""
+    """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports.
+
+    Of a file that is large in memory, the first 10 000 rows.
+    """
     import torch
 
     from ppgen import inference
     from ppgen.run import sources
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "data_dir": data_dir, "rows": ROWS}
     made, source, table = sources.program_and_rows(program, settings, data, **where)
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
@@ -83,7 +86,7 @@ def new(
     if not file.parent.is_dir():
         raise PpgenError(f"there is no folder {file.parent} to write {file.name} into; make it first")
     write_atomic(file, program_text(file))
-    print(f"wrote {file}; run it with: ppgen fit {file}")
+    say(f"wrote {file}; run it with: ppgen fit {file}")
 
 
 @app.command("list", short_help="What there is to choose from, and a model's arguments.")
@@ -108,7 +111,7 @@ def list_(
         for name, entries in shown.items():
             print_table([name, ""], entries.items())
         if what is None:
-            print(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
+            say(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
         return
     if what not in sections["models"] and ".py" not in what:
         raise PpgenError(
@@ -131,6 +134,7 @@ def _kernel(file: Any) -> str:
     return f"{file.SUMMARY}; {chains} chains of {draws} draws after {warmup}"
 
 
+ROWS = 10_000  # of a large file that `check` looks at
 LONG = ("optimizers", "schedules", "engines")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from ppgen.console import console, is_terminal, number
+from ppgen.console import console, is_terminal, number, say
 
 Report = Callable[[dict[str, float]], None]
 
@@ -73,7 +73,7 @@ def _lines(total: int, stream: TextIO) -> Report:
         if step < total and step - last[1] < total / LINES and now - last[0] < SECONDS:
             return
         last[:] = now, step
-        print(f"step {int(step):>{len(str(total))}}/{total}  {text}", file=stream, flush=True)
+        say(f"step {int(step):>{len(str(total))}}/{total}  {text}", stream)
 
     return report
 

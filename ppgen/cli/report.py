@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ppgen.cli.options import Columns, Data, Json, RunPath, Seed, Split, amortised, app, out_option
-from ppgen.console import print_json
+from ppgen.console import print_json, say
 
 
 @app.command(short_help="A run on one HTML page.")
@@ -39,4 +39,4 @@ def report(
     if json:
         print_json({"run": str(run), "report": str(path)} | figures(findings))
     else:
-        print(path)
+        say(path)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ppgen.cli.options import RunPath, app
-from ppgen.console import is_terminal
+from ppgen.console import is_terminal, say
 from ppgen.errors import PpgenError
 
 
@@ -25,19 +25,10 @@ def trust(run: RunPath) -> None:
         kind = f"is of the catalogue ({spec['model']})" if spec.get("model") else "was made in memory"
         raise PpgenError(f"the program of {run} {kind}, and the folder has no code to trust; open it as it is")
     text = trusted.program_text(run, spec)
-    print(visible(text.decode(errors="backslashreplace")))
+    say(text.decode(errors="backslashreplace"))
     chosen = ", ".join(f"{k}={v!r}" for k, v in spec["arguments"].items())
-    print(visible(f"# run as {spec.get('name') or 'model and guide'}({chosen})"))
+    say(f"# run as {spec.get('name') or 'model and guide'}({chosen})")
     if is_terminal(sys.stdout) and is_terminal(sys.stdin):
         typer.confirm("Let this code run as you, whenever the run is opened?", abort=True)
     trusted.trust(text, spec)
-    print(f"trusted: {run / 'program.py'}")
-
-
-def visible(text: str) -> str:
-    """Text as it can be shown: what is not printable, and could hide code from who reads it, as its escape.
-
-    >>> visible("a = 1\\n\\tb\\x1b[8m\\u202e")
-    'a = 1\\n\\tb\\\\x1b[8m\\\\u202e'
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    say(f"trusted: {run / 'program.py'}")

@@ -7,6 +7,7 @@ Columns as long as the longest one are *rows* (they are split and minibatched); 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Collection, Mapping
 from functools import lru_cache, partial
@@ -18,7 +19,11 @@ from torch import Tensor
 
 from ppgen.data import datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
-from ppgen.data.columns import Table, as_tensors, parse_columns, recoded, select
+from ppgen.data.categories import recoded, require_labels
+from ppgen.data.columns import as_tensors, parse_columns, select
+from ppgen.data.hashes import fingerprint
+from ppgen.data.large import Deferred, blocks, moments, taken
+from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
@@ -27,15 +32,18 @@ __all__ = [
     "argument_of",
     "as_tensors",
     "batch_index",
+    "blocks",
     "fingerprint",
     "is_literal",
     "load",
+    "moments",
     "n_rows",
     "names",
     "on_device",
     "parse_columns",
     "put_together",
     "recoded",
+    "require_labels",
     "row_columns",
     "splits",
     "take",
@@ -43,7 +51,14 @@ __all__ = [
     "validate",
 ]
 
+log = logging.getLogger("ppgen")
+
 SPLITS = readers.SPLITS
+BY_NAME = (".npz", ".safetensors")  # they hold arrays of differing lengths under free names, as split files do
+ENOUGH_ROWS = 20  # from which on a row can be told from the others
+SOME_ROWS = 500  # that quartiles are taken of
+SQUEEZED = 10.0  # times a column's spread that one row alone makes of it
+LARGE = 2**28  # bytes in memory, from which on a look at a file reads its first rows only
 
 
 def load(
@@ -53,6 +68,7 @@ def load(
     columns: Mapping[str, str | list[str]] | str | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
+    rows: int | None = None,
 ) -> Table:
     """Load a data set by name, or from a file.
 
@@ -69,6 +85,7 @@ def load(
             (also as text: ``"x=a+b+c,y=target"``); a name may hold ``*``. Only these are kept.
         data_dir: where the data sets that are not built in lie; by default ``$PPGEN_DATA``.
         seed: of the order above; nothing else is drawn, and the global generator is left alone.
+        rows: of a file that is large in memory (256 MB), no more than the first so many: for a look at it.
 
     Returns:
         Column name -> tensor (a `Table`, which keeps the words of text columns). Text is category codes, integers
@@ -80,7 +97,7 @@ def load(
     if split not in (*SPLITS, "all"):
         choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
         raise PpgenError(f"there is no split {split!r}{choice}")
-    name, where, groups = _groups(source, data_dir)
+    name, where, groups = _groups(source, data_dir, rows)
     part = partial(_part, name, where, groups, columns)
     if split == "all":
         return _concatenate({key: part(key) for key in groups}, where)
@@ -98,9 +115,19 @@ def _part(name: str | None, where: str, groups: Mapping[str, dict[str, Any]], co
     tensors = select(datasets.finish(name, groups[key]), columns, where)
     try:
         n_rows(tensors)
+        _require_real(tensors)
     except PpgenError as error:
         raise PpgenError(f"{where}: {error}") from error
     return tensors
+
+
+def _require_real(data: Mapping[str, Any]) -> None:
+    for name, column in tensors(data).items():
+        if column.is_complex():
+            raise PpgenError(
+                f"column {name!r} holds complex numbers ({str(column.dtype).removeprefix('torch.')}), which no "
+                "distribution has; write their real and imaginary parts as columns"
+            )
 
 
 def _cut(data: Table, split: str, seed: int, where: str) -> Table:
@@ -136,11 +163,16 @@ def splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str,
     """
     if isinstance(source, str) and source in datasets.WITH_SPLITS:
         return SPLITS
+    path = Path(source)
+    if source not in datasets.NAMES and path.is_file() and path.suffix.lower() not in BY_NAME:
+        return ()
     _, _, groups = _groups(source, data_dir)
     return () if "all" in groups else tuple(s for s in SPLITS if s in groups or s == "valid")
 
 
-def _groups(source: str | Path, data_dir: str | Path | None) -> tuple[str | None, str, dict[str, dict[str, Any]]]:
+def _groups(
+    source: str | Path, data_dir: str | Path | None, rows: int | None = None
+) -> tuple[str | None, str, dict[str, dict[str, Any]]]:
     """The built-in name or None, the source in words, and its raw columns by split."""
     if not isinstance(source, str | Path):
         raise PpgenError(
@@ -156,10 +188,22 @@ def _groups(source: str | Path, data_dir: str | Path | None) -> tuple[str | None
             f"there is no file or data set {str(source)!r}"
             + (hint or f"; give a path, or one of {', '.join(datasets.NAMES)}")
         )
-    raw = readers.read(path)
-    # Only these two hold arrays of differing lengths under free names, as split files do.
-    by_name = path.suffix.lower() in (".npz", ".safetensors")
-    return None, str(path), readers.by_split(path, raw) if by_name else {"all": raw}
+    raw = readers.read(path, rows if rows is not None and path.stat().st_size > LARGE else None)
+    groups = readers.by_split(path, raw) if path.suffix.lower() in BY_NAME else {"all": raw}
+    if rows is not None:
+        groups = {key: _first_rows(group, rows, path) for key, group in groups.items()}
+    return None, str(path), groups
+
+
+def _first_rows(raw: dict[str, Any], rows: int, path: Path) -> dict[str, Any]:
+    """The first rows of raw columns that are large in memory."""
+    sizes = [v.size if isinstance(v, Deferred) else getattr(v, "nbytes", 0) for v in raw.values()]
+    n = max((len(v) for v in raw.values() if getattr(v, "ndim", 0)), default=0)
+    if sum(sizes) <= LARGE or n <= rows:
+        return raw
+    log.info("%s: the first %d of %d rows are looked at", path, rows, n)
+    first = {k: v for k, v in raw.items() if getattr(v, "ndim", 0) and len(v) == n}
+    return raw | {k: v.first(rows) if isinstance(v, Deferred) else v[:rows] for k, v in first.items()}
 
 
 def _concatenate(parts: dict[str, Table], where: str) -> Table:
@@ -220,8 +264,8 @@ def row_columns(data: Mapping[str, Any]) -> tuple[str, ...]:
 def take(data: Mapping[str, Any], index: Tensor | slice, rows: Collection[str] = ()) -> Table:
     """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
     rows = rows or row_columns(data)
-    taken = {name: column[index] if name in rows else column for name, column in data.items()}
-    return Table(taken, data.words if isinstance(data, Table) else None)
+    part = {name: taken(column, index) if name in rows else column for name, column in data.items()}
+    return Table(part, data.words if isinstance(data, Table) else None)
 
 
 def on_device(data: Mapping[str, Any], device: Any) -> dict[str, Any]:
@@ -267,20 +311,22 @@ def validate(data: Mapping[str, Any]) -> None:
     columns = tensors(data if read else as_tensors(data))
     n_rows(columns)
     for name, column in columns.items():
-        finite = torch.isfinite(column)
-        if finite.all():
+        if column.is_complex():
+            object_to(
+                f"column {name!r} holds complex numbers, which no distribution has; pass their real and imaginary parts"
+            )
             continue
-        nan = int(torch.isnan(column).sum())
-        infinite = int((~finite).sum()) - nan
+        nan, infinite, row = _not_finite(column)
+        if not nan and not infinite:
+            continue
         counts = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
-        where = ""
-        if column.dim():
-            row = int((~finite).reshape(len(column), -1).any(1).nonzero()[0])
-            where = f", the first in row {row} (counting from 0)"
+        where = f", the first in row {row} (counting from 0)" if column.dim() else ""
         object_to(
             f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values"
             f"{where}, expected finite numbers; drop these rows, or fill the values in"
         )
+    for name, column in columns.items():
+        _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")
     # One per group, or one per dimension of the other, is a constant; anything else is a slip.
     if x is not None and y is not None and x.dim() and y.dim() and len(x) != len(y):
@@ -291,29 +337,41 @@ def validate(data: Mapping[str, Any]) -> None:
             )
 
 
-def fingerprint(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data are, so that a later run can tell whether they are the same; of constants, numbers and words.
+def _warn_of_huge_rows(name: str, column: Tensor) -> None:
+    """Says where one row is most of a column's spread: what is measured in that unit is squeezed to a point."""
+    n = len(column) if column.dim() else 0
+    if not column.is_floating_point() or column.dim() > 2 or n < ENOUGH_ROWS:
+        return
+    some = column[:: max(1, n // SOME_ROWS)].double().reshape(-1, column[0].numel())
+    low, middle, high = some.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0)
+    sd = (high - low) / 1.349  # of a normal of that interquartile range
+    start = 0
+    for block in blocks(column):
+        flat = block.reshape(len(block), -1)
+        ends = torch.stack([flat.amin(0), flat.amax(0)]).double()
+        beyond = ((ends - middle).abs() / sd).nan_to_num(0.0, 0.0).amax(0)
+        if beyond.max() > SQUEEZED * n**0.5:
+            feature = int(beyond.argmax())
+            row = int((flat[:, feature].double() - middle[feature]).abs().argmax())
+            value = flat[row, feature].item()
+            which = f"column {name!r}" if column.dim() == 1 else f"feature {feature} of column {name!r}"
+            log.warning(
+                "%s is %.4g in row %d (counting from 0), and the middle half of the rows lies within %.4g to %.4g: "
+                "that row is most of the spread that data are scaled by; correct it, drop it, or take logarithms",
+                which, value, start + row, low[feature].item(), high[feature].item(),
+            )  # fmt: skip
+            return
+        start += len(block)
 
-    Returns ``{"columns": {name: {"shape", "dtype", "sha256"}}, "sha256"}``; each hash is the first
-    16 hexadecimal digits of SHA-256 of the content, and the order of the columns does not matter.
-    """
-    columns: dict[str, dict[str, Any]] = {}
-    for name in sorted(data):
-        if not isinstance(data[name], Tensor):
-            columns |= _fingerprint_of_constant(name, data[name])
-            continue
-        column = data[name].detach().cpu()
-        shape, dtype = list(column.shape), str(column.dtype).removeprefix("torch.")
-        content = column.contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest = hashlib.sha256(f"{shape} {dtype} ".encode())
-        digest.update(content.data)
-        columns[name] = {"shape": shape, "dtype": dtype, "sha256": digest.hexdigest()[:16]}
-    total = hashlib.sha256(repr([(n, c["sha256"]) for n, c in columns.items()]).encode())
-    return {"columns": columns, "sha256": total.hexdigest()[:16]}
 
-
-def _fingerprint_of_constant(name: str, value: Any) -> dict[str, Any]:
-    if not is_literal(value):
-        return {}
-    digest = hashlib.sha256(f"{type(value).__name__} {value!r}".encode())
-    return {name: {"shape": [], "dtype": type(value).__name__, "sha256": digest.hexdigest()[:16]}}
+def _not_finite(column: Tensor) -> tuple[int, int, int]:
+    """How many values are NaN, how many infinite, and the first row with one."""
+    nan, infinite, first, start = 0, 0, -1, 0
+    for block in blocks(column) if column.is_floating_point() else ():
+        if not torch.isfinite(block.sum()) and (wrong := ~torch.isfinite(block)).any():  # the sum alone may overflow
+            here = int(torch.isnan(block).sum())
+            nan, infinite = nan + here, infinite + int(wrong.sum()) - here
+            if first < 0 and block.dim():
+                first = start + int(wrong.reshape(len(block), -1).any(1).nonzero()[0])
+        start += len(block) if block.dim() else 0
+    return nan, infinite, first

@@ -6,8 +6,8 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
   ``torch.get_default_dtype()``;
 * integers become int64, except unsigned bytes of two or more dimensions (images), which stay;
 * booleans stay booleans;
-* text becomes category codes, int64: 0 for the first category in sorted order, 1 for the next, …;
-  a pandas categorical keeps the order of its own categories;
+* text becomes category codes, int64: 0 for the first category in sorted order, 1 for the next, …; a pandas categorical
+  keeps the order of its own categories; text that is plainly a number or a date is refused (:mod:`.categories`);
 * a number, a word, None, a tuple of these and what is no array at all are constants, passed on as they are;
   tensors inside a dict, a tuple, or a list of differing shapes are columns (:mod:`ppgen.data.arguments`).
 """
@@ -15,8 +15,7 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,87 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset, TensorDataset
 
 from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
+from ppgen.data.categories import TEXT, codes, decoded, words_of
+from ppgen.data.large import read_column
+from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, reason
+from ppgen.memory import require_memory
 
-__all__ = ["Table", "as_tensors", "parse_columns", "recoded", "select", "to_tensor", "unpack"]
+__all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
 
 Columns = Mapping[str, "str | list[str]"]
-_TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
-
-
-Words = Mapping[str, tuple[str, ...]]
-
-
-class Table(dict[str, Any]):
-    """Columns by name, and the words behind the codes of those that were text, in the order of the codes.
-
-    >>> as_tensors({"group": ["b", "a", "b"]}).words
-    {'group': ('a', 'b')}
-    """
-
-    def __init__(self, columns: Mapping[str, Any] | None = None, words: Words | None = None):
-        super().__init__(columns or {})
-        self.words = {name: tuple(own) for name, own in (words or {}).items() if name in self}
-
-
-def recoded(data: Table, words: Words, *, new: bool = False, only: Collection[str] | None = None) -> Table:
-    """The columns with the codes that `words` say: the same word is the same code in every table.
-
-    Args:
-        words: by column, as those of the table that was fitted.
-        new: words that are not among them take the next codes, in sorted order, in place of an error.
-        only: the columns that are meant; None for all.
-
-    Raises:
-        PpgenError: a word that has no code; text where there were numbers.
-
-    >>> recoded(as_tensors({"group": ["c", "b"]}), {"group": ("a", "b", "c")})["group"]
-    tensor([2, 1])
-    """
-    codes: dict[str, Any] = dict(data)
-    known: dict[str, tuple[str, ...]] = {name: tuple(own) for name, own in words.items() if name in data}
-    for name, own in data.words.items():
-        if only is not None and name not in only:
-            known[name] = own
-            continue
-        if name not in words:
-            raise PpgenError(
-                f"the column {name!r} is text ({own[0]!r}, ...), and was numbers at the fit; pass the numbers of its "
-                "groups, or fit with the text"
-            )
-        unseen = [word for word in own if word not in words[name]]
-        if unseen and not new:
-            shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-            raise PpgenError(
-                f"the column {name!r} has {shown}, which the fit did not see{nearest(unseen[0], words[name])}; leave "
-                "these rows out, or, to predict, draw new groups from their distribution with new_groups='draw' "
-                "(--new-groups draw)"
-            )
-        known[name] = (*words[name], *unseen)
-        place = {word: code for code, word in enumerate(known[name])}
-        codes[name] = torch.tensor([place[word] for word in own])[data[name]]
-    return Table(codes, known)
-
-
-def _words(value: Any) -> tuple[str, ...] | None:
-    """What the codes of a raw column stand for; None where it is numbers."""
-    pandas = sys.modules.get("pandas")
-    if pandas is not None and isinstance(getattr(value, "dtype", None), pandas.CategoricalDtype):
-        return tuple(map(str, value.dtype.categories))
-    listed = isinstance(value, list | tuple)
-    if not (listed or isinstance(value, np.ndarray) or hasattr(value, "__array__")) or isinstance(value, Tensor):
-        return None
-    if _is_frame(value) or listed and not all(isinstance(v, str | bytes) for v in value):
-        return None
-    array = np.asarray(value)
-    if array.dtype.kind not in _TEXT or array.ndim != 1:
-        return None
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8", "replace")
-    words = np.unique(array.astype(str))
-    return None if any(_number(word) is not None for word in words) else tuple(map(str, words))
 
 
 def as_tensors(data: Any) -> Table:
@@ -127,9 +57,20 @@ def as_tensors(data: Any) -> Table:
         )
     if isinstance(data, Table):
         return Table(select(data), data.words)
+    if isinstance(data, Dataset):
+        return select(_of_dataset(data))
     if isinstance(data, Mapping) or (raw := unpack(data)).keys() != {"x"}:
         return select(unpack(data))
     return Table({"x": to_tensor("x", raw["x"])}, _all_words(raw))
+
+
+def _of_dataset(data: Dataset) -> dict[str, Any]:
+    """The columns x, and y, of torch's TensorDataset."""
+    if isinstance(data, TensorDataset) and 1 <= len(data.tensors) <= 2:
+        return dict(zip("xy", data.tensors, strict=False))
+    raise PpgenError(
+        f"a {type(data).__name__} does not name its columns; pass them by name, as in {{'x': tensor, 'y': tensor}}"
+    )
 
 
 def parse_columns(text: str) -> dict[str, str | list[str]]:
@@ -162,7 +103,7 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     ``columns=None`` every column is kept under its own name.
     """
     if columns is None:
-        raw = {str(name): value for name, value in raw.items()}
+        raw = {str(name): read_column(value) for name, value in raw.items()}
         made = {k: v for name, value in raw.items() for k, v in _argument(name, value, where).items()}
         named = {name: value for name, value in raw.items() if _names_no_rows(name, value, made)}
         return Table(made | named, _all_words({k: v for k, v in raw.items() if k not in named}))
@@ -175,8 +116,8 @@ def select(raw: Mapping[str, Any], columns: Columns | str | None = None, where: 
     single: dict[str, Any] = {}
     for argument, wanted in columns.items():
         if isinstance(wanted, str) and (wanted in raw or "*" not in wanted):
-            chosen |= _argument(argument, _find(raw, wanted, where), where)
-            single[argument] = raw[wanted]
+            single[argument] = read_column(_find(raw, wanted, where))
+            chosen |= _argument(argument, single[argument], where)
             continue
         patterns = [wanted] if isinstance(wanted, str) else list(wanted)
         names = [name for pattern in patterns for name in _matches(raw, pattern, where)]
@@ -195,7 +136,7 @@ def _names_no_rows(name: str, value: Any, made: Mapping[str, Any]) -> bool:
 
 
 def _all_words(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    return {name: words for name, value in raw.items() if (words := _words(value)) is not None}
+    return {name: words for name, value in raw.items() if (words := words_of(value)) is not None}
 
 
 def _find(raw: Mapping[str, Any], name: str, where: str) -> Any:
@@ -215,7 +156,7 @@ def _matches(raw: Mapping[str, Any], pattern: str, where: str) -> list[str]:
 
 
 def _gather(argument: str, names: list[str], raw: Mapping[str, Any], where: str) -> Tensor:
-    parts = [to_tensor(name, raw[name], where, text=False) for name in names]
+    parts = [to_tensor(name, read_column(raw[name]), where, text=False) for name in names]
     if any(part.dim() == 0 for part in parts) or len({len(part) for part in parts}) > 1:
         shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(names, parts, strict=True))
         raise PpgenError(
@@ -270,15 +211,18 @@ def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = Tr
         tensor = value.detach()
     else:
         array = _array(name, value, where)
-        is_text = array.dtype.kind in _TEXT
-        tensor = _from_numpy(name, _codes(name, array, where, text) if is_text else array, where)
+        is_text = array.dtype.kind in TEXT
+        tensor = _from_numpy(name, _text(name, array, where, text) if is_text else array, where)
         # np.float64 is a float to Python too, but with it the precision is meant.
         literal = isinstance(value, list | tuple | float) and not isinstance(value, np.generic)
         if tensor.is_floating_point() and (is_text or literal):
             tensor = tensor.to(torch.get_default_dtype())
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     image = tensor.dtype == torch.uint8 and tensor.dim() >= 2
-    return tensor.long() if whole and not image else tensor
+    if not whole or image or tensor.dtype == torch.int64:
+        return tensor
+    require_memory(8 * tensor.numel(), f"column {name!r} of {where} as 64-bit whole numbers", "fit a part of its rows")
+    return tensor.long()
 
 
 def _array(name: str, value: Any, where: str) -> np.ndarray:
@@ -315,10 +259,9 @@ def _refuse_missing(name: str, missing: np.ndarray, where: str) -> None:
         )
 
 
-def _codes(name: str, array: np.ndarray, where: str, text: bool) -> np.ndarray:
+def _text(name: str, array: np.ndarray, where: str, text: bool) -> np.ndarray:
     """Text -> category codes; text that spells nothing but numbers -> those numbers."""
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8", "replace")
+    array = decoded(array)
     _refuse_missing(name, np.array([_is_missing(v) for v in array.flat], bool), where)
     if array.ndim != 1 or not all(isinstance(v, str) for v in array):
         kinds = sorted({type(v).__name__ for v in array.flat})
@@ -326,37 +269,12 @@ def _codes(name: str, array: np.ndarray, where: str, text: bool) -> np.ndarray:
             f"column {name!r} of {where} has shape {array.shape} and holds {', '.join(kinds)}, "
             "expected numbers, or one text a row; convert it, or leave it out with columns="
         )
-    categories, codes = np.unique(array.astype(str), return_inverse=True)
-    numbers = [_number(category) for category in categories]
-    wrong = np.array([number is None for number in numbers], bool)[codes]
-    if wrong.all() and text:
-        return codes.astype(np.int64)
-    if wrong.all():
-        raise PpgenError(
-            f"column {name!r} of {where} is text and cannot be part of a matrix; give it an argument of its own"
-        )
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise PpgenError(
-            f"column {name!r} of {where} holds numbers, but {str(array[row])!r} in row {row} (counting "
-            "from 0); correct that cell, or leave the column out with columns="
-        )
-    return np.asarray(numbers)[codes]
+    return codes(name, array, where, text)
 
 
 def _is_missing(cell: Any) -> bool:
     nan = isinstance(cell, float) and cell != cell
     return cell is None or nan or type(cell).__name__ in ("NAType", "NaTType")
-
-
-def _number(text: str) -> int | float | None:
-    if "_" in text:  # Python reads 1_000 as a number, tables do not
-        return None
-    with suppress(ValueError):
-        return int(text)
-    with suppress(ValueError):
-        return float(text)
-    return None
 
 
 def _from_numpy(name: str, array: np.ndarray, where: str) -> Tensor:

@@ -7,39 +7,62 @@ format's library raises on a damaged file becomes one :class:`PpgenError`.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
+import sys
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ppgen.data.columns import unpack
+from ppgen.data.csv import read_csv
+from ppgen.data.large import Deferred, mapped_array
 from ppgen.errors import PpgenError, nearest, reason
+from ppgen.memory import require_memory
 
 __all__ = ["FORMATS", "by_split", "read"]
 
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {s: s for s in SPLITS} | {"val": "valid", "validation": "valid"}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin", ".ckpt")
+_SMALLER = "write it as .npy or .npz, and fit a part of its rows"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Read the raw columns of one file; the format follows from its name, or from IDX's magic."""
+def read(path: str | Path, rows: int | None = None) -> dict[str, Any]:
+    """Read the raw columns of one file; the format follows from its name, or from IDX's magic.
+
+    Args:
+        rows: of .csv, no more than the first so many are read.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise PpgenError(f"{path} {what}; give the path of one data file")
     kind, reader = _reader(path)
+    with _as_sentence(path, kind):
+        columns = read_csv(path, rows) if kind == "csv" else reader(path)
+    if not columns:
+        raise PpgenError(f"{path} holds no columns; write at least one, for example x")
+    return columns
+
+
+@contextmanager
+def _as_sentence(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a format's library raises, as one sentence."""
     try:
-        columns = reader(path)
+        yield
     except PpgenError as error:
-        raise PpgenError(f"{path}: {error}") from error
+        named = str(error).startswith(str(path))
+        raise PpgenError(str(error) if named else f"{path}: {error}") from error
     except ImportError as error:
         package = {"parquet": "pyarrow", "nc": "xarray h5netcdf"}.get(kind, error.name or "pandas")
         raise PpgenError(
@@ -52,9 +75,6 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as {kind} ({reason(error)}); it is damaged, cut short, or of "
             "another format: copy or write it again"
         ) from error
-    if not columns:
-        raise PpgenError(f"{path} holds no columns; write at least one, for example x")
-    return columns
 
 
 def by_split(path: str | Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -116,8 +136,19 @@ def _reader(path: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
 
 
 def _bytes(path: Path) -> bytes:
-    content = path.read_bytes()
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    """What the file holds, unpacked; as long as that is a part of the memory that there is."""
+    with path.open("rb") as plain:
+        zipped = plain.read(2) == b"\x1f\x8b"
+    if not zipped:
+        require_memory(2 * path.stat().st_size, "reading it", _SMALLER)
+        return path.read_bytes()
+    parts, size = [], 0
+    with gzip.open(path) as file:
+        while part := file.read(2**24):
+            parts.append(part)
+            size += len(part)
+            require_memory(2 * size, "what it unpacks to", _SMALLER)
+    return b"".join(parts)
 
 
 def _has_idx_magic(path: Path) -> bool:
@@ -147,66 +178,59 @@ def _idx(path: Path) -> dict[str, Any]:
 
 
 def _numpy(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if magic not in (b"PK", b"\x93N"):  # numpy would take it for a pickle
+        raise ValueError("it does not begin like a numpy file")
     try:
-        with path.open("rb") as file:
-            if file.read(2) not in (b"PK", b"\x93N"):  # numpy would take it for a pickle
-                raise ValueError("it does not begin like a numpy file")
-            file.seek(0)
-            found = np.load(file, allow_pickle=False)
-            return {"x": found} if isinstance(found, np.ndarray) else dict(found.items())
+        if magic == b"PK":
+            return _npz(path)
+        mapped = mapped_array(path)
+        return {"x": np.load(path, allow_pickle=False) if mapped is None else mapped}
     except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise PpgenError(
-            "it holds an array of Python objects, which is a pickle, can run code and so is never "
-            "read; save arrays of numbers"
-        ) from error
+        raise _no_pickle(error) from error
 
 
-def _csv(path: Path) -> dict[str, Any]:
-    """A header row gives the names; a table of numbers alone is x, and its columns "0", "1", …"""
-    import csv
-    import io
+def _npz(path: Path) -> dict[str, Any]:
+    """Its arrays, of which only the headers are read."""
+    found: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                shape, fortran, dtype = _npy_header(file)
+            size = math.prod(shape) * dtype.itemsize
+            name = member.removesuffix(".npy")
+            found[name] = Deferred(name, shape, size, partial(_npz_array, path, member, fortran))
+    return found
 
-    import pandas as pd
 
-    text = _bytes(path).decode("utf-8-sig")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    first = next((row for row in lines if row), [])
-    if not first:
-        raise PpgenError("it is empty; write a header row and at least one row of numbers")
-    if len(first) == 1 and any(mark in first[0] for mark in ";\t"):
-        raise PpgenError("its cells are separated by semicolons or tabs; save it with commas")
-    for row in lines:
-        if row and len(row) != len(first):
-            raise PpgenError(
-                f"line {lines.line_num} has {len(row)} cells, expected {len(first)} as in the "
-                "first line; complete or delete that line (a file cut short ends like this)"
-            )
-    headless = all(_is_number(cell) for cell in first)
-    names = [cell.strip() or "index" for cell in first]  # R and pandas leave the index unnamed
-    if not headless and len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise PpgenError(f"two columns are called {twice!r}; give each a name of its own")
-    frame = pd.read_csv(
-        io.StringIO(text),
-        names=[str(i) for i in range(len(first))] if headless else names,
-        header=None if headless else 0,
-        index_col=False,
-        skipinitialspace=True,
-        low_memory=False,
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = read(file)
+    if header[2].hasobject:
+        raise ValueError("allow_pickle")
+    return header
+
+
+def _npz_array(path: Path, member: str, fortran: bool, rows: int | None) -> np.ndarray:
+    with _as_sentence(path, "npz"), zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        if rows is None or fortran:
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+            return array if rows is None else array[:rows]
+        shape, _, dtype = _npy_header(file)
+        shape = (min(rows, shape[0]), *shape[1:])
+        content = file.read(math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _no_pickle(error: ValueError) -> Exception:
+    if "allow_pickle" not in str(error):
+        return error
+    return PpgenError(
+        "it holds an array of Python objects, which is a pickle, can run code and so is never "
+        "read; save arrays of numbers"
     )
-    floats = frame.select_dtypes("float").columns
-    frame = frame.astype(dict.fromkeys(floats, str(torch.get_default_dtype()).split(".")[1]))
-    return {"x": frame} if headless else unpack(frame)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -220,22 +244,78 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _parquet(path: Path) -> dict[str, Any]:
+    """Its columns, none of them read yet."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
-    return unpack(pd.read_parquet(path))
+    file = pq.ParquetFile(path)
+    n, meta = file.metadata.num_rows, file.schema_arrow.pandas_metadata or {}
+    index = [i for i in meta.get("index_columns", ()) if isinstance(i, str)]
+    names = [name for name in file.schema_arrow.names if name not in index]
+    if len(set(names)) < len(names):
+        return unpack(pd.read_parquet(path))
+    return {name: Deferred(name, (n,), 8 * n, partial(_parquet_column, path, name)) for name in names}
+
+
+def _parquet_column(path: Path, name: str, rows: int | None) -> Any:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    with _as_sentence(path, "parquet"):
+        if rows is None:
+            return pd.read_parquet(path, columns=[name])[name]
+        return next(pq.ParquetFile(path).iter_batches(rows, columns=[name])).to_pandas()[name]
 
 
 def _netcdf(path: Path) -> dict[str, Any]:
+    found = _opened_netcdf(path)
+    if isinstance(found, str):  # raised here, where nothing holds on to the file that was opened by half
+        raise ValueError(found)
+    return found
+
+
+def _opened_netcdf(path: Path) -> dict[str, Any] | str:
+    """Its variables, or what is wrong with it.
+
+    A file that could not be opened is closed by h5netcdf when it is forgotten, which prints a traceback: it is
+    forgotten here, and Python's hook for such errors is put aside for the while.
+    """
     import xarray as xr
 
-    with xr.open_datatree(path) as tree:
-        return unpack(tree.load())
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            with xr.open_datatree(path) as tree:
+                return unpack(tree.load())
+        except (ImportError, PpgenError, PermissionError):
+            raise
+        except Exception as error:
+            said = reason(error)
+        gc.collect()
+        return said
+    finally:
+        sys.unraisablehook = hook
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
+    """Its tensors, none of them read yet."""
+    from safetensors import safe_open
 
-    return load_file(path)
+    found: dict[str, Any] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            part = file.get_slice(name)
+            shape = tuple(part.get_shape())
+            found[name] = Deferred(name, shape, 8 * math.prod(shape), partial(_safetensor, path, name))
+    return found
+
+
+def _safetensor(path: Path, name: str, rows: int | None) -> Any:
+    from safetensors import safe_open
+
+    with _as_sentence(path, "safetensors"), safe_open(path, framework="pt") as file:
+        return file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
 
 
 def _listed(lengths: dict[str, int]) -> str:
@@ -245,7 +325,7 @@ def _listed(lengths: dict[str, int]) -> str:
 FORMATS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".npz": _numpy,
     ".npy": _numpy,
-    ".csv": _csv,
+    ".csv": read_csv,
     ".parquet": _parquet,
     ".json": _json,
     ".nc": _netcdf,

@@ -20,6 +20,7 @@ from pyro.distributions import TorchDistribution, TransformedDistribution, Unifo
 from torch import Tensor
 from torch.distributions import AffineTransform, SigmoidTransform, Transform, constraints
 
+from ppgen.data import blocks
 from ppgen.distributions import grid
 from ppgen.errors import PpgenError
 
@@ -136,8 +137,9 @@ def find_grid(x: Tensor) -> tuple[float, float, int] | None:
     values = torch.unique(x.flatten()[:1_000_000]).double()
     if not 1 <= len(values) <= 256:
         return None
-    least, most = x.min().item(), x.max().item()
-    if least >= 0 and most <= 255 and (not x.is_floating_point() or bool((x == x.round()).all())):
+    least, most = min(b.min().item() for b in blocks(x)), max(b.max().item() for b in blocks(x))
+    whole = not x.is_floating_point() or all(bool((b == b.round()).all()) for b in blocks(x))
+    if least >= 0 and most <= 255 and whole:
         top = 255 if most > 31 else max(int(most), 1)
         return 0.0, float(top), top + 1
     low = 0.0 if least >= 0 else -1.0
@@ -145,7 +147,7 @@ def find_grid(x: Tensor) -> tuple[float, float, int] | None:
         return None
     for n in range(1, 256):
         step = (1 - low) / n
-        if _whole((values - low) / step) and _whole((x.double() - low) / step):
+        if _whole((values - low) / step) and all(_whole((b.double() - low) / step) for b in blocks(x)):
             return low, 1.0, n + 1
     return None
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 from unittest import mock
 
@@ -28,9 +28,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
+from ppgen.frames import owner
 from ppgen.handlers import without_validation
-
-_HERE = Path(__file__).resolve().parents[1]
 
 
 class Untraceable(Exception):
@@ -274,12 +273,10 @@ def _blame(error: BaseException) -> str:
 
 def _blame_here() -> str:
     """As `_blame`, of the line that is running now."""
-    frames = []
-    frame = sys._getframe(2)
-    while frame is not None:
-        frames.append((frame.f_code.co_filename, frame.f_lineno))
-        frame = frame.f_back  # type: ignore[assignment]
-    own = next((f for f in frames if _kind(f[0]) == "own"), None)
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and _kind(frame) != "own":
+        frame = frame.f_back
+    own = None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
     reason = "it takes the tensor out of torch"
     return reason if own is None else f"{_where(*own)} ({reason})"
 
@@ -288,22 +285,16 @@ def _where(file: str, line: int) -> str:
     return f"{Path(file).name}:{line}: `{linecache.getline(file, line).strip()}`"
 
 
-def _kind(file: str) -> str:
-    """Whose code a file is: the author's own, a library's, or torch's."""
-    path = Path(file)
-    if "torch" in path.parts or file.startswith(("<eval_with_key>", "<string>", "<frozen", "<traced program>")):
-        return "torch"
-    inside = "site-packages" in path.parts or "contextlib.py" in file or "unittest" in path.parts
-    if inside or (path.is_relative_to(_HERE) and path.parent.name != "models") or path.parent.name == "inference":
-        return "library"
-    return "own"
+def _kind(frame: FrameType) -> str:
+    """Whose code a frame runs: the author's own, a library's, or torch's."""
+    kind = owner(frame)
+    return "own" if kind == "model" else kind
 
 
 def _own_frame(tb: TracebackType | None) -> tuple[str, int] | None:
     found: dict[str, tuple[str, int]] = {}
     while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        found[_kind(file)] = (file, tb.tb_lineno)
+        found[_kind(tb.tb_frame)] = (tb.tb_frame.f_code.co_filename, tb.tb_lineno)
         tb = tb.tb_next
     return found.get("own") or found.get("library")
 

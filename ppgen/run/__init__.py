@@ -34,6 +34,7 @@ from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, reason
+from ppgen.memory import require_memory
 from ppgen.program import Pair, Program
 from ppgen.run.config import read_config
 from ppgen.run.example import read_example
@@ -99,7 +100,7 @@ class Run:
         pyro.clear_param_store()
         pyro.get_param_store().set_state(self._store)
 
-    def data(self, split: str | None = None, source: Any = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def data(self, split: str | None = None, source: Any = None, dtype: torch.dtype | None = None) -> data_module.Table:
         """The data of the run (or of another `source`).
 
         Args:
@@ -300,7 +301,13 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def prepare_columns(
-    data: Any, program: Program, dtype: torch.dtype, rows: Collection[str] = (), *, new_words: bool = False
+    data: Any,
+    program: Program,
+    dtype: torch.dtype,
+    rows: Collection[str] = (),
+    *,
+    new_words: bool = False,
+    beyond: bool = False,
 ) -> data_module.Table:
     """Data as tensors, floats in one dtype, text in the codes of the fit, and constants; a bare table becomes the
     program's first column.
@@ -308,6 +315,7 @@ def prepare_columns(
     Args:
         rows: the columns in which a number is a row's value, and no constant.
         new_words: whether words that the fit did not see are taken, as codes of new groups.
+        beyond: whether numbers of labels and groups that the program does not have are let pass.
     """
     if not isinstance(data, Mapping):
         data = data_module.as_tensors(data)
@@ -316,13 +324,18 @@ def prepare_columns(
     columns = data_module.as_tensors(data)
     columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
     if program.words is not None:
-        columns = data_module.recoded(columns, program.words, new=new_words, only=program.columns)
+        columns = data_module.recoded(columns, program.words, new=new_words, beyond=beyond, only=program.columns)
+    columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
     for name, value in data_module.tensors(columns).items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(
                 "column %r is %s and is computed in %s; precision='64-true' (--precision 64-true) keeps it",
                 name, str(value.dtype).removeprefix("torch."), str(dtype).removeprefix("torch."),
             )  # fmt: skip
+    for name, value in data_module.tensors(columns).items():
+        if value.is_floating_point() and value.dtype != dtype:
+            size = value.numel() * dtype.itemsize
+            require_memory(size, f"column {name!r} in {str(dtype).removeprefix('torch.')}", "save it in that precision")
     return in_dtype(columns, dtype)
 
 

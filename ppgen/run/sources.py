@@ -30,12 +30,13 @@ class _Source(NamedTuple):
     columns: dict[str, Any] | None = None
     data_dir: str | None = None
     table: Any = None
+    rows: int | None = None  # of a large file, no more than the first so many
 
     def load(self, split: str | None = None) -> dict[str, Tensor]:
         """The rows of a split, its own by default."""
         split = split or self.split
         if self.spec is not None:
-            return data.load(self.spec, split, columns=self.columns, data_dir=self.data_dir)
+            return data.load(self.spec, split, columns=self.columns, data_dir=self.data_dir, rows=self.rows)
         if split != "all":
             raise PpgenError(f"the program's own data have no split {split!r}; leave out --split")
         return data.as_tensors(self.table)
@@ -58,6 +59,7 @@ def _choose(
     columns: str | None = None,
     context: str | None = None,
     data_dir: str | None = None,
+    rows: int | None = None,
 ) -> _Source:
     """The data to fit: what was given, or else what the program's file names as `data`.
 
@@ -66,6 +68,7 @@ def _choose(
     Args:
         given, found: a name or a path, and the program; columns as in "x=a+b".
         context: the columns, as in "c+d", that become the argument `context`, what a density is conditioned on.
+        rows: of a large file, no more than the first so many: for a look at it.
 
     Raises:
         PpgenError: neither; no such source; a context that is named twice.
@@ -89,7 +92,7 @@ def _choose(
     spec = _absolute(str(spec), found.file if found is not None and given is None else None)
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
-    return _Source(spec, split, chosen, folder)
+    return _Source(spec, split, chosen, folder, rows=rows)
 
 
 def _takes_nothing(target: Any) -> bool:

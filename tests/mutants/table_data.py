@@ -50,9 +50,39 @@ MUTANTS = [
     ),
     Mutant(
         "infinite_values_pass",
-        "finite = torch.isfinite(column)",
-        "finite = ~torch.isnan(column)",
+        "if not torch.isfinite(block.sum()) and (wrong := ~torch.isfinite(block)).any():",
+        "if (wrong := torch.isnan(block)).any():",
         "tests/test_data.py::test_validate_names_what_is_wrong",
+    ),
+    Mutant(
+        "a_rows_place_in_a_mapped_file_is_wrong",
+        "begin = memory.offset + column.storage_offset() * column.element_size()",
+        "begin = memory.offset",
+        "tests/test_large.py::test_a_large_npy_is_mapped_and_says_what_it_would_say_in_memory",
+    ),
+    Mutant(
+        "a_written_column_is_given_back",
+        'if not _MAPS or column.device.type != "cpu" or column._version:',
+        'if not _MAPS or column.device.type != "cpu":',
+        "tests/test_large.py::test_the_file_is_never_written_to_and_a_written_column_is_left_alone",
+    ),
+    Mutant(
+        "figures_become_categories",
+        "if figures.sum() > len(array) / 2:",
+        "if figures.sum() > len(array):",
+        "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_no_category",
+    ),
+    Mutant(
+        "held_words_are_coded_anew",
+        "held = data.Table({**held, **found}, {**held.words, **found.words})",
+        "held = data.Table({**held, **found})",
+        "tests/test_data_faults.py::test_held_words_keep_their_codes_on_the_command_line",
+    ),
+    Mutant(
+        "the_hidden_slot_is_a_label",
+        "wrong |= (y.long() >= n) if not beyond else False",
+        "wrong |= (y.long() > n) if not beyond else False",
+        "tests/test_data_faults.py::test_labels_out_of_range_are_refused_at_fit_evaluate_and_sample",
     ),
     # -- pages and pictures --------------------------------------------------------------------------------------
     Mutant(
