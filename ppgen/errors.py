@@ -11,7 +11,9 @@ from contextvars import ContextVar
 
 __all__ = ["PpgenError", "lenient", "nearest", "object_to", "reason", "visible"]
 
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 

@@ -17,7 +17,7 @@ from ppgen.cli import app
 from ppgen.data import load
 from ppgen.distributions import Flat
 from ppgen.inference import bayes_factors, evidence, fit, infer, mcmc, posterior
-from ppgen.inference.evaluation.bridge import bridge_sampling
+from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.models import EightSchools
 
 X = torch.tensor([1.0, 2.5, -0.3, 0.8])

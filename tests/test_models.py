@@ -45,7 +45,6 @@ from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.inference.diffusion.samplers import draw
-from ppgen.inference.evaluation.bridge import bridge_sampling
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.evaluation.compiled_sampler import drawer
 from ppgen.inference.evaluation.ecdf_bands import p_value
@@ -58,6 +57,7 @@ from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
+from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.evidence import evidence
 from ppgen.inference.sampling.hamiltonian import Frame, transition
 from ppgen.inference.sampling.kernels import Draws

@@ -2,7 +2,7 @@ r"""log p(x) of a model whose latents are shared by the rows, from both sides, a
 
     elbo     E_N[log p̃ − log N]            N: the normal of the draws; a lower bound
     iw       log 1/K Σ_k w_k               w = p̃ / q; a lower bound in expectation
-    bridge   Z = E_q[p̃ h] / E_p[q h]       an estimate (`evaluation/bridge.py`)
+    bridge   Z = E_q[p̃ h] / E_p[q h]       an estimate (`bridge.py`)
     smc      Π_t mean w_t                  an estimate (`kernels/smc.py`)
     eubo     E_p[log w]                    = log p(x) + KL(p ‖ q); an upper bound
 
@@ -32,9 +32,9 @@ from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.bridge import bridge_sampling
 from ppgen.inference.evaluation.estimates import Bound, Evidence
 from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.hamiltonian import root_of
 from ppgen.inference.sampling.kernels import DENSE_DIM
 from ppgen.inference.sampling.kernels.smc import BLOCK

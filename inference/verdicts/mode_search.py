@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.pathfinder import Climbs, Density, climb
-from ppgen.inference.evaluation.bridge import bridge_sampling
 from ppgen.inference.evaluation.estimates import Evidence
+from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
