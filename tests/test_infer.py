@@ -204,7 +204,7 @@ def test_what_has_no_posterior_is_refused():
 
 def weighed(model, mean, root, n=4000, data=ONE):
     """Draws of the mixture of one normal, weighed for a model."""
-    from ppgen.inference.sampling.mcmc import prepared
+    from ppgen.inference.sampling.prepared import prepared
 
     with prepared(model, data, 0) as made:
         joint = log_joint(made.program, made.data)

@@ -63,6 +63,7 @@ from ppgen.inference.sampling.hamiltonian import Frame, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.sampling.prepared import prepared, prior_of
 from ppgen.inference.sampling.weighted import mixture_of
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
@@ -427,6 +428,17 @@ def of_infer(folder):
     tree = infer(NormalMean(), {"x": X}, seed=0)
     assert tree.attrs["verdict"] == "fine"
     draws_agree(tree["posterior"]["m"].values.ravel()[::4], EXACT.loc, EXACT.variance)
+
+
+def of_prepared(folder):
+    """Within it a program computes in float64, and afterwards as before; draws from the prior are the prior's."""
+    program = NormalMean()
+    with prepared(program, {"x": X}, 0) as made:
+        joint = log_joint(made.program, made.data)
+        draw = prior_of(joint, made.structure(joint).sites)
+        assert made.data["x"].dtype == torch.get_default_dtype() == torch.float64
+        draws_agree(torch.stack([draw() for _ in range(2000)])[:, 0], 0.0, 4.0)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def of_weighted(folder):

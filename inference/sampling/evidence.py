@@ -38,7 +38,8 @@ from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.hamiltonian import root_of
 from ppgen.inference.sampling.kernels import DENSE_DIM
 from ppgen.inference.sampling.kernels.smc import BLOCK
-from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere
+from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.findings import Finding, load_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic

@@ -35,7 +35,8 @@ from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
-from ppgen.inference.sampling.mcmc import Prepared, mcmc, prepared, prior_of, somewhere, tree_of_draws
+from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, weigh
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict

@@ -13,39 +13,34 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.check import columns, running_of
-from ppgen.check.indices import warn_of_negative_indices
-from ppgen.data import Table, row_columns, validate
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
-from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
-from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import score
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
-from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
+from ppgen.run import Run
 from ppgen.run.trees import tree_record
 from ppgen.sites import observed_columns, sample_sites
-from ppgen.structure import Site, Structure, inspect
+from ppgen.structure import Site, Structure
 from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -53,7 +48,6 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
-TRIES = 50
 WIDE = 64  # vectors at once in the search for modes
 CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
@@ -128,18 +122,7 @@ def mcmc(
             found, close = _completed(outer, found, seed)
             said.append(close)
         tree = tree_of_draws(made, structure, joint, found, predictive, prior)
-        said += findings(found, joint)
-        wide = kernels.named(kernel).TOGETHER and C >= WIDE // 2 and engine != "eager"
-        traced = joint if wide else log_joint(made.program, made.data, engine="trace")
-        target = (
-            in_blocks(joint.value_and_grad)
-            if found.evidence
-            else _density(traced, "chees", C if wide else WIDE, metric)
-        )
-        if found.evidence is not None:
-            u = found.u.flatten(0, 1)
-            said.append(score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels))
-        said += _unseen(traced, target, found, said, structure.sites, seed)
+        said += _checks(made, joint, found, structure, kernel, metric, seed)
     tree.attrs |= {
         "kernel": kernel, "marginal": ", ".join(inner), "metric": found.metric, "seed": seed, "warmup": W,
         "leapfrog_steps": found.steps,
@@ -153,42 +136,6 @@ def mcmc(
     return tree
 
 
-def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
-    """What is computed in."""
-    if precision not in (None, "64-true", "32-true"):
-        raise PpgenError(f"precision is {precision!r}; expected '64-true', '32-true', or None")
-    if precision is not None:
-        return dtype_of(precision)
-    if (own := next((p.dtype for p in program.parameters() if p.is_floating_point()), None)) is not None:
-        return own
-    try:
-        with default_dtype(torch.float64), without_validation(), program.collecting():
-            columns_ = prepare_columns(data, program, torch.float64)
-            free = sample_sites(run_once(program, columns_, guide=False).p, deterministic=False)
-            values = {n: s["value"] for n, s in free.items() if not s["is_observed"]}
-            latents = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}
-            run_once(program, columns_, latents=latents).p.compute_log_prob()
-    except Exception as e:  # others are said where the model is run for its draws
-        if "dtype" in str(e) or "scalar type" in str(e):
-            log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)
-            return torch.float32
-    return torch.float64
-
-
-@contextmanager
-def _in(program: Program, dtype: torch.dtype) -> Iterator[None]:
-    """The program's own tensors in this dtype for the while."""
-    before = next((p.dtype for p in program.parameters() if p.is_floating_point()), dtype)
-    if before == dtype:
-        yield
-        return
-    program.to(dtype)
-    try:
-        yield
-    finally:
-        program.to(before)
-
-
 def _numbers(kernel: str, *given: int | None) -> list[int]:
     file = kernels.named(kernel)
     numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
@@ -196,63 +143,6 @@ def _numbers(kernel: str, *given: int | None) -> list[int]:
         if not isinstance(n, int) or n < low:
             raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
     return numbers
-
-
-class Prepared(NamedTuple):
-    """A program that can be run on data, its columns prepared, and those that have a row each.
-
-    run: the run that the program is of, or the program.
-    """
-
-    run: Run | Program
-    program: Program
-    data: Table
-    rows: tuple[str, ...]
-
-    def structure(self, joint: LogJoint) -> Structure:
-        """Told by the model alone: a guide is not needed, and not looked at."""
-        return somewhere(lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False))
-
-
-@contextmanager
-def prepared(
-    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None
-) -> Iterator[Prepared]:
-    """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`)."""
-    if not isinstance(run, Run | Program):
-        run = Program.from_pair(run)
-    program = program_of(run)
-    dtype = _dtype(program, data, precision)
-    with default_dtype(dtype), without_validation(), _in(program, dtype):
-        if not isinstance(run, Run):
-            program.words = None
-        table = prepare_columns(data, program, dtype_of_program(program))
-        program.words = table.words if program.words is None else program.words
-        columns(program, table)
-        validate(table)
-        warn_of_negative_indices(program, table)
-        with ready(run, table, seed, guide=False), running_of(program, table):
-            if not isinstance(run, Run):
-                somewhere(lambda: _register(program, table))
-            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
-            yield Prepared(run, program, table, rows)
-
-
-def _register(program: Program, data: Mapping[str, Tensor]) -> None:
-    """The parameters that the model makes as it runs."""
-    with program.collecting():
-        program.call("model", data)
-
-
-def somewhere(fn: Callable[[], Any]) -> Any:
-    """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
-    for left in reversed(range(TRIES)):
-        try:
-            return fn()
-        except (LinAlgError, ValueError) as e:
-            if isinstance(e, PpgenError) or not left:
-                raise
-            torch.rand(1)  # another draw
 
 
 def run_chains(
@@ -349,10 +239,19 @@ def _density(joint: LogJoint | LaplaceMarginal, kernel: str, chains: int, metric
     return density
 
 
-def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
-    """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
-    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    return (lambda: somewhere(joint.prior)) if proper else None
+def _checks(
+    made: Prepared, joint: LogJoint, found: Draws, structure: Structure, kernel: str, metric: str, seed: int
+) -> list[Finding]:
+    """What is asked of the draws of every kernel, and a search for what they have not seen."""
+    said, chains = findings(found, joint), found.u.shape[1]
+    if found.evidence is not None:
+        target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
+        said.append(score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels))
+        return said + _unseen(joint, target, found, said, structure.sites, seed)
+    wide = kernels.named(kernel).TOGETHER and chains >= WIDE // 2 and joint.engine != "eager"
+    traced = joint if wide else log_joint(made.program, made.data, engine="trace")
+    target = _density(traced, "chees", chains if wide else WIDE, metric)
+    return said + _unseen(traced, target, found, said, structure.sites, seed)
 
 
 def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, Finding]:

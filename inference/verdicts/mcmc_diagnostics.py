@@ -51,7 +51,8 @@ MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
 class _Latents(Protocol):
     """Where draws come from: `ppgen.engine.LogJoint` is one."""
 
-    labels: Sequence[str]
+    @property
+    def labels(self) -> Sequence[str]: ...
 
     def unflatten(self, u: Tensor) -> Mapping[str, Tensor]: ...
 

@@ -1,0 +1,133 @@
+"""A program made ready for its log joint: its data's columns, its dtype, its parameters, and draws from its prior.
+
+Some draws from a prior are places where a model cannot be run (a matrix that has no Cholesky factor): `somewhere` tries
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from ppgen.check import columns, running_of
+from ppgen.check.indices import warn_of_negative_indices
+from ppgen.data import Table, row_columns, validate
+from ppgen.engine import LogJoint
+from ppgen.engine.laplace import LaplaceMarginal
+from ppgen.errors import PpgenError
+from ppgen.handlers import without_validation
+from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
+from ppgen.program import Program
+from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
+from ppgen.sites import sample_sites
+from ppgen.structure import Site, Structure, inspect
+from ppgen.terms import run as run_once
+
+log = logging.getLogger("ppgen")
+
+TRIES = 50
+
+
+class Prepared(NamedTuple):
+    """A program that can be run on data, its columns prepared, and those that have a row each.
+
+    run: the run that the program is of, or the program.
+    """
+
+    run: Run | Program
+    program: Program
+    data: Table
+    rows: tuple[str, ...]
+
+    def structure(self, joint: LogJoint) -> Structure:
+        """Told by the model alone: a guide is not needed, and not looked at."""
+        return somewhere(lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False))
+
+
+@contextmanager
+def prepared(
+    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None
+) -> Iterator[Prepared]:
+    """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`)."""
+    if not isinstance(run, Run | Program):
+        run = Program.from_pair(run)
+    program = program_of(run)
+    dtype = _dtype(program, data, precision)
+    with default_dtype(dtype), without_validation(), _in(program, dtype):
+        if not isinstance(run, Run):
+            program.words = None
+        table = prepare_columns(data, program, dtype_of_program(program))
+        program.words = table.words if program.words is None else program.words
+        columns(program, table)
+        validate(table)
+        warn_of_negative_indices(program, table)
+        with ready(run, table, seed, guide=False), running_of(program, table):
+            if not isinstance(run, Run):
+                somewhere(lambda: _register(program, table))
+            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
+            yield Prepared(run, program, table, rows)
+
+
+def _register(program: Program, data: Mapping[str, Tensor]) -> None:
+    """The parameters that the model makes as it runs."""
+    with program.collecting():
+        program.call("model", data)
+
+
+def somewhere(fn: Callable[[], Any]) -> Any:
+    """What runs the model at a draw from its prior, where that draw may be one that the model cannot be run at."""
+    for left in reversed(range(TRIES)):
+        try:
+            return fn()
+        except (LinAlgError, ValueError) as e:
+            if isinstance(e, PpgenError) or not left:
+                raise
+            torch.rand(1)  # another draw
+
+
+def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
+    """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
+    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
+    return (lambda: somewhere(joint.prior)) if proper else None
+
+
+def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
+    """What is computed in."""
+    if precision not in (None, "64-true", "32-true"):
+        raise PpgenError(f"precision is {precision!r}; expected '64-true', '32-true', or None")
+    if precision is not None:
+        return dtype_of(precision)
+    if (own := next((p.dtype for p in program.parameters() if p.is_floating_point()), None)) is not None:
+        return own
+    try:
+        with default_dtype(torch.float64), without_validation(), program.collecting():
+            columns_ = prepare_columns(data, program, torch.float64)
+            free = sample_sites(run_once(program, columns_, guide=False).p, deterministic=False)
+            values = {n: s["value"] for n, s in free.items() if not s["is_observed"]}
+            latents = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}
+            run_once(program, columns_, latents=latents).p.compute_log_prob()
+    except Exception as e:  # others are said where the model is run for its draws
+        if "dtype" in str(e) or "scalar type" in str(e):
+            log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)
+            return torch.float32
+    return torch.float64
+
+
+@contextmanager
+def _in(program: Program, dtype: torch.dtype) -> Iterator[None]:
+    """The program's own tensors in this dtype for the while."""
+    before = next((p.dtype for p in program.parameters() if p.is_floating_point()), dtype)
+    if before == dtype:
+        yield
+        return
+    program.to(dtype)
+    try:
+        yield
+    finally:
+        program.to(before)
