@@ -536,6 +536,15 @@ def of_optimise(folder):
         assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
 
 
+def of_state(folder):
+    """What a checkpoint keeps is enough: 20 steps and 20 more are 40, to the bit."""
+    whole = fit(NormalMean(), {"x": X}, steps=40, out=folder / "whole")
+    fit(NormalMean(), {"x": X}, steps=20, out=folder / "half")
+    again = resume(folder / "half", {"x": X}, steps=40)
+    pairs = zip(whole.program.parameters(), again.program.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) and again.metrics["elbo"][-1] == whole.metrics["elbo"][-1]
+
+
 def of_step(folder):
     """A step of SGD is the gradient of the closed-form ELBO: −KL(N(μ, s²), posterior) + log p(x)."""
     program = GuidedNormalMean(width=1.5)
