@@ -267,7 +267,7 @@ def test_errors_of_data():
         draw(model, 2, "ddim", 2)
     with pytest.raises(PpgenError, match="'y' of Diffusion has 2 in row 2.*from 0 to 1"):
         fit(model, {"x": normal(6, 3), "y": torch.arange(6)}, steps=1)
-    with pytest.raises(PpgenError, match="values from 7 to 7"):
+    with pytest.raises(PpgenError, match="has 7 in row 0"):
         draw(model, 2, "ddim", 2, given={"y": 7})
     with pytest.raises(PpgenError, match="rows of 3 values"):
         loglik(Diffusion(3, hidden=(8,)), {"x": normal(6, 4)}, particles=2)
