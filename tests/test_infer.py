@@ -255,13 +255,13 @@ def test_weighted_draws_that_are_not_right_are_not_believed(name):
 
 def test_draws_that_end_before_the_posterior_does_have_other_scores():
     """Draws of N(0, 1) within one sd, all weights equal: E z ∂ log p is not -1."""
-    from ppgen.inference.sampling.weighted import _score
+    from ppgen.inference.sampling.weighted import score
 
     u = torch.linspace(-1, 1, 2001)[:, None].double()
     w = torch.full((2001,), 1 / 2001).double()
-    cut = _score(u, w, -u, ["u"])
+    cut = score(u, w, -u, ["u"])
     whole = normal(4000, 1).double()
-    right = _score(whole, torch.full((4000,), 1 / 4000).double(), -whole, ["u"])
+    right = score(whole, torch.full((4000,), 1 / 4000).double(), -whole, ["u"])
     assert cut.verdict == "look" and cut.figure == pytest.approx(2 / 3, abs=0.01) and right.verdict == "fine"
 
 

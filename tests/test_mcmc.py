@@ -465,7 +465,7 @@ def test_heavy_tails_are_proper():
         m = pyro.sample("m", dist.Cauchy(0.0, 1.0))
         pyro.sample("x", dist.Normal(m * 0, 1.0), obs=x)
 
-    tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW)
+    tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW | {"draws": 500})
     assert "tails of m are heavy" in tree.attrs["findings"]
 
 

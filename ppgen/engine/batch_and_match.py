@@ -28,6 +28,7 @@ MOST = 300  # entries of the latents: a matrix of so many squared is factorised 
 DRAWS = 64  # for an ELBO
 ROUNDS = 60
 SETTLED = 0.01  # nats of KL between normals five rounds apart, below which it ends
+SAME = 0.05  # nats of ELBO, less than its noise tells apart
 ENOUGH = 0.5  # of the starts' paths, ended
 REACH = 2.0  # starts are uniform in [-2, 2]
 
@@ -104,8 +105,8 @@ def batch_and_match(score: Density, first: Gaussian, generator: torch.Generator)
                 break
             now = Gaussian(mu.to(first.loc), L.to(first.loc), 0.0)
             now = now._replace(elbo=elbo_of(score, now, generator, 4 * DRAWS))
-            if now.elbo > best.elbo:
-                best = now
+            if now.elbo > best.elbo - SAME:  # of two that are as good the later: an ELBO by few draws is noisy
+                best = now._replace(elbo=max(now.elbo, best.elbo))
             if _kl(now, before) < SETTLED:
                 break
             before = now
