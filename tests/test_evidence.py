@@ -51,6 +51,7 @@ def test_both_sides_and_the_estimates_of_a_conjugate_model(found):
     holds(found, exact())
     assert all(abs(float(b.values[0]) - exact()) < 0.02 for b in found.bounds), "q is normal, as the posterior is"
     assert float(found.best.se[0]) < 0.01 and not found.flat
+    assert found.findings[-1].measure == "bounds" and found.findings[-1].verdict == "fine"
 
 
 def test_eight_schools_is_that_of_quadrature():
@@ -107,8 +108,48 @@ def test_a_flat_prior_is_said():
     assert evidence(flat, {"x": X}).flat == ("m",)
 
 
+@pytest.mark.parametrize("prior", [Normal(0.0, 1.0).mask(False), "scaled"], ids=["masked", "scaled"])
+def test_a_prior_that_is_no_density_is_said(prior):
+    def model(x):
+        with pyro.poutine.scale(scale=0.5 if prior == "scaled" else 1.0):
+            m = pyro.sample("m", Normal(0.0, 1.0) if prior == "scaled" else prior)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    assert evidence(model, {"x": X}).flat == ("m",)
+
+
+def test_draws_of_other_data_are_refused():
+    tree = mcmc(mean, {"x": X}, chains=8, draws=50, warmup=50, predictive=False, prior=False)
+    with pytest.raises(PpgenError, match="the draws are of other data .4 of 4 observed values"):
+        evidence(mean, {"x": X + 3}, draws=tree)
+    with pytest.raises(PpgenError, match="draws is str; expected a tree"):
+        evidence(mean, {"x": X}, draws="draws.nc")
+
+
+def test_draws_of_another_prior_contradict_the_bounds():
+    tree = mcmc(mean, {"x": X}, chains=16, draws=100, warmup=100, predictive=False, prior=False)
+    found = evidence(partial(mean, width=0.1), {"x": X}, draws=tree)
+    assert found.findings[-1].measure == "bounds" and found.findings[-1].verdict == "wrong"
+
+
+def test_a_mask_or_a_scale_of_the_data_is_another_data_set(found):
+    def masked(x):
+        m = pyro.sample("m", Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=torch.tensor([True, True, False, True])):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    def scaled(x):
+        with pyro.poutine.scale(scale=0.5):
+            mean(x)
+
+    for other in (masked, scaled):
+        with pytest.raises(PpgenError, match="explain other values"):
+            bayes_factors({"a": found, "b": evidence(other, {"x": X})})
+
+
 def test_models_of_other_data_are_refused(found):
-    other = found._replace(observed=np.zeros(7))
+    other = found._replace(observed=np.zeros((2, 7)))
     with pytest.raises(PpgenError, match="'a' and 'b' explain other values"):
         bayes_factors({"a": found, "b": other})
     with pytest.raises(PpgenError, match="got 1"):

@@ -180,6 +180,9 @@ def test_a_block_that_is_no_maximum_is_climbed():
     block = torch.tensor([[[-2.0, 0.5], [0.5, 1.0]], [[2.0, 0.0], [0.0, 1.0]]])
     made = _positive(block)
     assert torch.linalg.eigvalsh(made).min() > 0 and torch.equal(made[1], block[1])
+    assert torch.isfinite(_positive(torch.full((1, 2, 2), torch.inf))).all(), (
+        "where counts overflow there is no Hessian"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ evaluation of variational methods for sampling (Blessing et al. 2024, arXiv:2406
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,16 +42,21 @@ from ppgen.inference.sampling.kernels.smc import BLOCK
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
-from ppgen.inference.verdicts.findings import Finding, load_findings
+from ppgen.inference.verdicts.findings import FINE, WRONG, Finding, load_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
 from ppgen.inference.verdicts.mode_search import climbs, places, starts_around
 from ppgen.program import Program
 from ppgen.run import Run
+from ppgen.sites import is_factor, sample_sites
+from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
 
+log = logging.getLogger("ppgen")
+
 WEIGHTS = 4000  # draws of q
+ROOM = -5.0  # standard errors of what should be above, less what should be below
 
 
 class EvidenceBounds(NamedTuple):
@@ -58,10 +64,10 @@ class EvidenceBounds(NamedTuple):
 
     Attributes:
         bounds: elbo, iw, bridge, smc where it was run, eubo; each one figure for all rows, in nats.
-        flat: latents whose prior is flat. log p(x) then is known up to a constant that no data tell, and is not to be
-            compared with another model's.
-        observed: the observed values, flat: models are compared on the same ones.
-        findings: of the posterior's draws.
+        flat: latents whose prior is flat, or scaled or masked: no density. log p(x) then is known up to a constant that
+            no data tell, and is not to be compared with another model's.
+        observed: the observed values that count, and how much each does, (2, values): models are compared on the same.
+        findings: of the posterior's draws, and whether the bounds leave room for log p(x).
     """
 
     bounds: tuple[Bound, ...]
@@ -126,29 +132,76 @@ def evidence(
         normal = _normal(u[::2].flatten(0, 1))
         q = _proposal(target, normal, u[::2].flatten(0, 1), prior_of(joint, structure.sites), generator)
         bounds = [_elbo(target, normal, generator), *_bounds(target, q, u[1::2], generator)]
-        flat = tuple(s.name for s in structure.sites if s.distribution == "Flat")
+        flat = joint.improper
+        observed = _observed(made)
+        if not smc:
+            _require_same(observed, draws)
     if smc:
         own = Evidence(float(draws.attrs["log_evidence"]), float(draws.attrs["log_evidence_se"]))
         bounds = [*bounds[:-1], _bound("smc", "estimate", own), bounds[-1]]
     if isinstance(program, Run) and program.program.has_guide:
         bounds[:2] = _of_guide(program, made, seed)
-    return EvidenceBounds(tuple(bounds), flat, _observed(draws), load_findings(draws))
+    said = [*load_findings(draws), _room(bounds)]
+    if said[-1].verdict != FINE:
+        log.warning("%s. %s", said[-1], said[-1].remedy)
+    return EvidenceBounds(tuple(bounds), flat, observed, said)
 
 
-def _observed(tree: DataTree) -> np.ndarray:
-    """Sorted: the programs may name and order them otherwise."""
+def _observed(made: Prepared) -> np.ndarray:
+    """Sorted by value: the programs may name and order them otherwise."""
+    sites = sample_sites(somewhere(lambda: run_once(made.program, made.data, guide=False)).p, deterministic=False)
+    values, weights = [np.zeros(0)], [np.zeros(0)]
+    for site in sites.values():
+        if not site["is_observed"] or is_factor(site):
+            continue
+        shape = site["value"].shape
+        weight = torch.as_tensor(site["scale"]) * torch.as_tensor(True if site["mask"] is None else site["mask"])
+        weight = weight.reshape(weight.shape + (1,) * site["fn"].event_dim).expand(shape)
+        values.append(site["value"].double().numpy().ravel())
+        weights.append(weight.double().numpy().ravel())
+    both = np.stack([np.concatenate(values), np.concatenate(weights)])
+    both = both[:, both[1] != 0]
+    return both[:, np.lexsort(both[::-1])]
+
+
+def _require_same(observed: np.ndarray, tree: DataTree) -> None:
+    """
+    Raises:
+        PpgenError: the draws are of other data.
+    """
     if "observed_data" not in tree.children:
-        return np.zeros(0)
-    values = [v.values.ravel().astype(float) for v in tree["observed_data"].dataset.data_vars.values()]
-    return np.sort(np.concatenate(values))
+        return
+    group = tree["observed_data"].dataset.data_vars.values()
+    theirs = np.concatenate([np.zeros(0), *(v.values.ravel().astype(float) for v in group)])
+    found = np.isin(observed[0].astype(np.float32), theirs.astype(np.float32))
+    if len(theirs) < observed.shape[1] or not found.all():
+        raise PpgenError(
+            f"the draws are of other data ({(~found).sum()} of {observed.shape[1]} observed values are not among "
+            "theirs); take draws for these data, or leave draws (--draws) out"
+        )
+
+
+def _room(bounds: list[Bound]) -> Finding:
+    """Whether the lower bounds are below the upper one, and the estimates between them, by their errors."""
+    by_name = {b.name: (float(b.values[0]), float(b.se[0])) for b in bounds}
+    top, top_se = by_name["eubo"]
+    worst = min(((top - v) / math.hypot(se, top_se, 1e-3) for n, (v, se) in by_name.items() if n != "eubo"))
+    low, low_se = by_name["iw"]
+    worst = min(worst, *((v - low) / math.hypot(se, low_se, 1e-3) for n, (v, se) in by_name.items()
+                         if n in ("bridge", "smc")))  # fmt: skip
+    return Finding("bounds", "", worst, ROOM, FINE if worst >= ROOM else WRONG)
 
 
 def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
     """(chains, draws, dim).
 
     Raises:
-        PpgenError: other latents, or draws of a guide.
+        PpgenError: other latents, draws of a guide, or no draws.
     """
+    if not hasattr(tree, "attrs"):
+        raise PpgenError(
+            f"draws is {type(tree).__name__}; expected a tree of mcmc or infer (ppgen.run.files.read_netcdf)"
+        )
     if not {"kernel", "method"} & set(tree.attrs):
         raise PpgenError(
             "these draws are a guide's, and bounds from above need the posterior's; take those of ppgen mcmc or ppgen "
@@ -269,8 +322,8 @@ def bayes_factors(found: Mapping[str, EvidenceBounds]) -> BayesFactors:
         both = one.observed.size and e.observed.size  # none where the likelihood is a factor
         if both and (one.observed.shape != e.observed.shape or not np.allclose(one.observed, e.observed)):
             raise PpgenError(
-                f"{name!r} and {other!r} explain other values ({one.observed.size} and {e.observed.size} of them), and "
-                "a Bayes factor is of two models of the same data; give both the same data, in the same units"
+                f"{name!r} and {other!r} explain other values ({one.observed.shape[1]} and {e.observed.shape[1]} that "
+                "count), and a Bayes factor is of two models of the same data; give both the same data and units"
             )
     best = {n: e.best for n, e in sorted(found.items(), key=lambda item: -float(item[1].best.values[0]))}
     first = next(iter(best.values()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,7 +174,8 @@ def run_chains(
     else:
         start = _paths(target, chains, joint.dim, prior, generator)
     found = file.sample(joint, start, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report)
-    _require_normalised(joint, lambda u: target(u)[0], found, sites)
+    if found.evidence is None or not joint.proper:  # particles that began at a proper prior cannot run away
+        _require_normalised(joint, lambda u: target(u)[0], found, sites)
     return found
 
 
@@ -246,7 +248,8 @@ def _checks(
     said, chains = findings(found, joint), found.u.shape[1]
     if found.evidence is not None:
         target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
-        said.append(score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels))
+        one = score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels)
+        said.append(replace(one, details={**one.details, "of": "particles"}))
         return said + _unseen(joint, target, found, said, structure.sites, seed)
     wide = kernels.named(kernel).TOGETHER and chains >= WIDE // 2 and joint.engine != "eager"
     traced = joint if wide else log_joint(made.program, made.data, engine="trace")

@@ -306,7 +306,25 @@ def _score(f: Finding) -> Words:
         return "whether the draws' scores are those of the posterior could not be told", MORE_DRAWS
     if f.verdict == "fine":
         return "the scores of the draws are those of the posterior (E z ∂ log p = -1 in each coordinate)", ""
-    return f"the draws' scores are not those of the posterior: E z ∂ log p + 1 is {f.figure:.2g} in {f.where}", RICHER
+    sentence = (
+        f"the draws' scores are not those of a posterior without edges: E z ∂ log p + 1 is {f.figure:.2g} in {f.where}"
+    )
+    if f.details.get("of") == "particles":
+        return (
+            sentence,
+            "Sample with more particles (draws=, --draws); where a factor cuts the density off it is no fault.",
+        )
+    return sentence, RICHER
+
+
+def _bounds(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "the bounds on log p(x) leave room for it, and the estimates are between them", ""
+    return (
+        f"the bounds on log p(x) contradict each other, by {-f.figure:.0f} standard errors: the draws are not of this "
+        "posterior, or have missed a part of it",
+        "Take draws of this program, with these settings and these data; or leave draws (--draws) out.",
+    )
 
 
 def _unseen_modes(f: Finding) -> Words:
@@ -421,7 +439,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _laplace, _tail_khat, _importance, _score, _unseen_modes, _predictive, _calibration,
+        _evidence_se, _laplace, _tail_khat, _importance, _score, _bounds, _unseen_modes, _predictive, _calibration,
         _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -61,8 +61,9 @@ class LogJoint:
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
         summed: discrete latents that are summed out.
-        proper: whether the latents' terms are the log-density of draws from the prior: none is flat, scaled or masked,
-            and none may depend on a discrete latent.
+        improper: latents whose prior is no density that integrates to one: it is flat, scaled or masked.
+        proper: whether the latents' terms are the log-density of draws from the prior: none is improper, and none may
+            depend on a discrete latent.
     """
 
     def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0):
@@ -109,7 +110,8 @@ class LogJoint:
             self.blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()
         self.summed = tuple(summed)
-        self.proper = all(_is_proper(sites.nodes[n], bool(summed)) for n in self.blocks)
+        self.improper = tuple(n for n in self.blocks if not _is_density(sites.nodes[n]))
+        self.proper = not self.improper and not summed
         frames = [f for s in sites.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
         self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
         if summed and not start:
@@ -314,14 +316,13 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     return LogJoint(program, data, engine=engine, calls=calls)
 
 
-def _is_proper(site: Mapping[str, Any], summed: bool) -> bool:
+def _is_density(site: Mapping[str, Any]) -> bool:
     """Whether a latent's term is the log-density of its draws."""
     fn, scale = site["fn"], site["scale"]
     masked = site["mask"] is not None
     while hasattr(fn, "base_dist"):
         masked, fn = masked or hasattr(fn, "_mask"), fn.base_dist
-    plain = not isinstance(scale, Tensor) and scale == 1.0 and not masked
-    return plain and not summed and type(fn).__name__ != "Flat"
+    return not isinstance(scale, Tensor) and scale == 1.0 and not masked and type(fn).__name__ != "Flat"
 
 
 def in_blocks(both: Density, block: int = BLOCK) -> Density:

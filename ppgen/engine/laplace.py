@@ -30,6 +30,7 @@ ROUNDS = 60  # of Newton, at most
 STILL = 1e-8  # a step, relative to 1 + |θ|, that is none
 SHORTER = (1.0, 0.5, 0.2, 0.04)  # shares of a Newton step that are tried
 MOST = 500  # entries of a block
+HUGE = 1e100  # beyond it a curvature is none
 
 
 class LaplaceMarginal:
@@ -172,7 +173,7 @@ class LaplaceMarginal:
     def _value(self, u: Tensor, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """L(φ) where θ is θ̂, with its derivative, and −H."""
         f = self._f(u)
-        held = [b.detach() for b in self._minus_hessian(f, theta)]
+        held = [_positive(b.detach()) for b in self._minus_hessian(f, theta)]
         theta = theta + self._solved(held, torch.func.grad(f)(theta))
         blocks = self._minus_hessian(f, theta)
         log_det = sum(torch.linalg.cholesky(b).diagonal(dim1=-2, dim2=-1).log().sum() for b in blocks)
@@ -241,6 +242,7 @@ class LaplaceMarginal:
 
 def _positive(block: Tensor) -> Tensor:
     """A block with so much added to its diagonal that it is a step upwards, where it is not positive definite."""
+    block = torch.where(torch.isfinite(block).all(), block.clamp(-HUGE, HUGE), torch.eye(block.shape[-1]).to(block))
     low = torch.linalg.eigvalsh(block)[..., :1]
     scale = block.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True) + 1e-12
     more = torch.where(low < 1e-10 * scale, 1e-3 * scale - low, 0.0)
