@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from hard_targets import MOG, TARGETS, label_switching
+from hard_targets import MOG, TARGETS, begun, keep, label_switching
 from pyro.distributions import MultivariateNormal, Normal
 
 from ppgen.data import load
@@ -145,12 +143,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    logging.getLogger("ppgen").setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")
     measure, names = (of_modes, MODES) if options.what == "modes" else (of_sides, SIDES)
-    rows = [json.loads(line) for line in options.out.open()] if options.out and options.out.exists() else []
+    rows = begun(options.out)
     for seed in range(options.seeds):
         for name in names:
             done = any(r["name"] == name and r["seed"] == seed for r in rows)
@@ -158,9 +152,7 @@ def main() -> None:
                 continue
             rows.append({"name": name, "seed": seed} | {k: _plain(v) for k, v in measure(name, seed).items()})
             print(json.dumps(rows[-1]), flush=True)
-            if options.out:
-                with options.out.open("a") as f:
-                    f.write(json.dumps(rows[-1]) + "\n")
+            keep(rows[-1], options.out)
     for name in names:
         mine = [r for r in rows if r["name"] == name]
         if mine:

@@ -320,24 +320,34 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    logging.getLogger("ppgen").setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    rows = [json.loads(line) for line in options.out.open()] if options.out and options.out.exists() else []
+    rows = begun(options.out)
     for row in runs(options, {(r["target"], r["method"], r["seed"]) for r in rows}):
         rows.append(row)
         off = f"mean {row['mean']:7.3f} log sd {row['log_sd']:6.3f} {row['seconds']:7.1f} s" if "mean" in row else ""
         print(f"{row['target']:22} {row['method']:7} {row['seed']} {row['verdict']:8} {row['outcome']:8} {off}"
               f"{row.get('remark', '')[:90]}", flush=True)  # fmt: skip
-        if options.out:
-            with options.out.open("a") as f:
-                f.write(json.dumps(row) + "\n")
+        keep(row, options.out)
     kinds = ("right", "near", "flagged", "silent")
     print(f"\n{'':10}" + "".join(f"{k:>9}" for k in kinds))
     for method in METHODS:
         mine = [r["outcome"] for r in rows if r["method"] == method]
         print(f"{method:10}" + "".join(f"{mine.count(k):9}" for k in kinds))
+
+
+def begun(out: Path | None) -> list[dict[str, Any]]:
+    """One thread, float64, no warnings; and the lines that the file has already."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    logging.getLogger("ppgen").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    return [json.loads(line) for line in out.open()] if out and out.exists() else []
+
+
+def keep(row: dict[str, Any], out: Path | None) -> None:
+    """Adds a line to the file."""
+    if out:
+        with out.open("a") as f:
+            f.write(json.dumps(row) + "\n")
 
 
 def runs(options: argparse.Namespace, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from functools import partial
 
 import pytest
 import torch
+from files import LINE
 from known import SCHOOLS, GuidedNormalMean, normal, ppca
 from typer.testing import CliRunner
 
@@ -26,33 +27,6 @@ from ppgen.inference import fit, resume
 from ppgen.inference.training.step import ENGINES
 from ppgen.models import VAE, Diffusion, EightSchools, Flow
 from ppgen.run.files import read_tree, write_tree
-
-LINE = """
-import pyro
-import torch
-from pyro.distributions import Normal
-
-import ppgen
-
-data = {"x": torch.linspace(-2.0, 2.0, 40)}
-
-
-class Line(ppgen.Program):
-    def __init__(self, a: float = 1.0):
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor(a))
-        self.encoder = torch.nn.Linear(1, 2)
-
-    def model(self, x=None):
-        with ppgen.rows(x):
-            z = pyro.sample("z", Normal(0.0, 1.0))
-            return pyro.sample("x", Normal(self.a * z, 0.5), obs=x)
-
-    def guide(self, x):
-        loc, log_scale = self.encoder(x[:, None]).unbind(-1)
-        with ppgen.rows(x):
-            pyro.sample("z", Normal(loc, log_scale.exp()))
-"""
 
 
 def call(*args):

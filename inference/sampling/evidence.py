@@ -129,8 +129,9 @@ def evidence(
         u = _unconstrained(joint, draws)
         structure = made.structure(joint)
         generator = torch.Generator().manual_seed(seed)
-        normal = _normal(u[::2].flatten(0, 1))
-        q = _proposal(target, normal, u[::2].flatten(0, 1), prior_of(joint, structure.sites), generator)
+        half = u[::2].flatten(0, 1)
+        normal = half.mean(0), root_of(torch.cov(half.mT).reshape(joint.dim, -1), len(half))
+        q = _proposal(target, normal, half, prior_of(joint, structure.sites), generator)
         bounds = [_elbo(target, normal, generator), *_bounds(target, q, u[1::2], generator)]
         flat = joint.improper
         observed = _observed(made)
@@ -226,11 +227,6 @@ def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
     if len(u) == 1:  # one chain of independent draws: halves of it
         u = u[0][: u.shape[1] // 2 * 2].reshape(2, -1, joint.dim)
     return u
-
-
-def _normal(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and root of the covariance of draws (n, dim)."""
-    return u.mean(0), root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
 
 
 def _proposal(

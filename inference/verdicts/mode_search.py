@@ -27,6 +27,7 @@ from torch import Tensor
 from ppgen.engine.pathfinder import Climbs, Density, climb
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.bridge import bridge_sampling
+from ppgen.inference.sampling.hamiltonian import Frame
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
@@ -168,13 +169,14 @@ def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Gener
     if info or not torch.isfinite(L).all():
         L = draws.std(0).clamp_min(1e-12).diag()
 
+    frame = Frame(m, L)
+
     def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
-        lp, g = target(m + y @ L.mT)
+        lp, g = target(frame.out(y))
         return lp, g @ L
 
-    y = torch.linalg.solve_triangular(L, (start - m).mT, upper=False).mT
-    paths = climb(whitened, y, generator=generator, enough=ENOUGH)
-    mean, draw, top = (m + v @ L.mT for v in (paths.mean, paths.draw, paths.top))
+    paths = climb(whitened, frame.into(start), generator=generator, enough=ENOUGH)
+    mean, draw, top = (frame.out(v) for v in (paths.mean, paths.draw, paths.top))
     return Climbs(paths.elbo, mean, L @ paths.root, draw, top)  # ELBOs of these coordinates: each less log |L|
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, Split, app, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
@@ -22,7 +22,7 @@ def evidence(
     settings: Set = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     columns: Columns = None,
-    split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
+    split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,
     quiet: Quiet = False,

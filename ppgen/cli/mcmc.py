@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, is_run, out_option, program_or_run
+from ppgen.cli.options import (
+    PROGRAM,
+    Columns,
+    Data,
+    DataDir,
+    Json,
+    Quiet,
+    Set,
+    Split,
+    app,
+    is_run,
+    out_option,
+    program_or_run,
+)
 from ppgen.console import print_json, print_table, say
 
 
@@ -33,7 +46,7 @@ def mcmc(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of starts and draws.")] = 0,
     columns: Columns = None,
-    split: Annotated[str | None, typer.Option(help="train, valid, test or all.")] = None,
+    split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,
     quiet: Quiet = False,

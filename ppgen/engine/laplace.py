@@ -34,7 +34,7 @@ HUGE = 1e100  # beyond it a curvature is none
 
 
 class LaplaceMarginal:
-    """L(φ) and its gradient, with the interface of `LogJoint` over φ.
+    """L(φ) and its gradient, with what kernels take of a `LogJoint`, over φ.
 
     Attributes:
         whole: the log joint of φ and θ.
@@ -56,7 +56,7 @@ class LaplaceMarginal:
                     f"marginal names {name!r}, which is no continuous latent of {whole.program.name}; name some of "
                     f"{', '.join(whole.latents)}"
                 )
-        self.whole, self.inner, self.program, self.summed = whole, tuple(inner), whole.program, whole.summed
+        self.whole, self.inner, self.program = whole, tuple(inner), whole.program
         self.latents = tuple(n for n in whole.latents if n not in inner)
         if not self.latents:
             raise PpgenError(f"marginal names all latents of {whole.program.name}; leave some to be sampled")
@@ -81,16 +81,6 @@ class LaplaceMarginal:
         """As `LogJoint.leapfrog`."""
         return leapfrog_step(self._both, y, p, g, step, centre, root)
 
-    def unflatten(self, u: Tensor) -> dict[str, Tensor]:
-        """The latents in φ by name, on their own supports."""
-        zero = torch.zeros(*u.shape[:-1], len(self._inner)).to(u)
-        found = self.whole.unflatten(self._join(u, zero))
-        return {n: found[n] for n in self.latents}
-
-    def place(self, u: Tensor) -> str:
-        """Where a vector is, in words."""
-        return self.whole.place(self._join(u, self._last[1][0] if 1 in self._last else torch.zeros(len(self._inner))))
-
     def prior(self) -> Tensor:
         """One draw of φ from the prior."""
         return self.whole.prior()[self._outer]
@@ -105,7 +95,7 @@ class LaplaceMarginal:
     def _drawn(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         theta, found = self._newton(u)
         value, minus_h = self._call("value", self._value, u, theta)
-        factors = self._factors(minus_h)
+        factors = [torch.linalg.cholesky_ex(b)[0] for b in minus_h]
         z = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
         at = theta + self._by_block(z, lambda i, b: torch.linalg.solve_triangular(factors[i].mT, b, upper=True))
         log_q = -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
@@ -185,9 +175,6 @@ class LaplaceMarginal:
             x = torch.linalg.solve(block, b[row[..., 0]][..., None])[..., 0]
             out = out.index_put((row[..., 0].flatten(),), x.flatten())
         return out
-
-    def _factors(self, blocks: list[Tensor]) -> list[Tensor]:
-        return [torch.linalg.cholesky_ex(b)[0] for b in blocks]
 
     def _by_block(self, z: Tensor, fn: Callable[[int, Tensor], Tensor]) -> Tensor:
         """A function of each block's part of vectors (n, k)."""

@@ -259,9 +259,11 @@ class _Walk:
 
     def move(self, u: Tensor, n: int) -> tuple[Tensor, Outcome]:
         """n moves of every particle at the present β."""
-        frame = Frame(u.mean(0), root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u)))
         if self.metric == "diag":
-            frame = Frame(frame.centre, u.std(0).clamp_min(1e-12))
+            root = u.std(0).clamp_min(1e-12)
+        else:
+            root = root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
+        frame = Frame(u.mean(0), root)
         chains = frame.chains(self.tempered, u)
         self.step = self.step or first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
