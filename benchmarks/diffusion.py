@@ -71,7 +71,7 @@ def accuracy(a: Tensor, b: Tensor) -> float:
 
 def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
     from ppgen.inference import fit, loglik
-    from ppgen.inference.diffusion.samplers import draw
+    from ppgen.inference.diffusion.samplers import sample_diffusion
     from ppgen.models import Diffusion
 
     print(f"{'':16s}{'accuracy':>10s}{'chance':>9s}{'nats, bound':>13s}{'± rows':>8s}{'CPU s':>7s}", flush=True)
@@ -82,7 +82,7 @@ def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
         how = {"batch_size": batch, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
         run = fit(Diffusion(2, hidden=(128,) * 3, steps=0, schedule=schedule), {"x": x}, steps=steps, **how)
         seconds = time.process_time() - began
-        drawn = draw(run, 10_000, seed=0)
+        drawn = sample_diffusion(run, 10_000, seed=0)
         bound = loglik(run, {"x": test[:1000]}, particles=50).best
         print(
             f"{name:16s}{accuracy(test, drawn):10.3f}{accuracy(test, more):9.3f}{bound.mean:13.3f}{bound.rows_se:8.3f}"
@@ -97,7 +97,7 @@ def images(path: str, rows: int, times: int, ode: int, tolerance: float, data_di
     from ppgen.chains.gaussian_chain import GaussianChain
     from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
     from ppgen.inference.diffusion.ode import ode_loglik
-    from ppgen.inference.diffusion.samplers import draw
+    from ppgen.inference.diffusion.samplers import sample_diffusion
     from ppgen.inference.report.figures import save
     from ppgen.inference.report.sample_plots import samples_figure
     from ppgen.run import Run, prepare_columns
@@ -131,7 +131,7 @@ def images(path: str, rows: int, times: int, ode: int, tolerance: float, data_di
             flush=True,
         )
     began = time.process_time()
-    drawn = draw(run, 64, "dpmpp", 20, seed=0)
+    drawn = sample_diffusion(run, 64, "dpmpp", 20, seed=0)
     print(f"64 draws at 20 steps in {time.process_time() - began:.1f} CPU s")
     figure = samples_figure(run, drawn={"x": drawn})
     if figure is not None:

@@ -6,7 +6,8 @@
 One process, one thread; the contestants take turns, and the medians of the turns are printed, in CPU time. All have
 the same architecture (5 transforms, networks of 64-64, splines of 8 bins on [-5, 5]; each peer's own initial values),
 the same 8-D data, batches of 512 in the same order, and Adam. A peer that is not installed, or lacks a family, is left
-out. Draws of ppgen are those of `ppgen.inference.drawer` under its engines. All families take long: name some.
+out. Draws of ppgen are those of `ppgen.inference.compiled_sampler` under its engines. All families take long: name
+some.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def of_module(module: nn.Module, log_prob: Callable[[Tensor], Tensor], sample: C
 def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
     """Ours, standardised by the rows; batches are as many as the first of them."""
     from ppgen.errors import PpgenError
-    from ppgen.inference import Objective, drawer
+    from ppgen.inference import Objective, compiled_sampler
     from ppgen.inference.training.optimise import make_fabric, make_optimizer
     from ppgen.inference.training.step import Row, make_step
     from ppgen.models import Flow
@@ -92,7 +93,7 @@ def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
             return flow.density().sample((n,))
         if n not in drawers:
             try:
-                drawers[n] = drawer(flow, n, engine=engine)
+                drawers[n] = compiled_sampler(flow, n, engine=engine)
             except PpgenError:  # a solver that stops when it has converged
                 print(f"{family}: draws of ppgen {engine} are eager")
                 drawers[n] = lambda: {"x": flow.density().sample((n,))}

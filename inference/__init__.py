@@ -1,12 +1,12 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
-from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
 from ppgen.inference.diffusion.impute import impute
-from ppgen.inference.diffusion.path_weights import chain_weights, weigh
-from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.diffusion.path_weights import chain_weights, importance_sample
+from ppgen.inference.diffusion.samplers import sample_diffusion
 from ppgen.inference.evaluation.calibrate import calibrate
 from ppgen.inference.evaluation.compare import compare
-from ppgen.inference.evaluation.compiled_sampler import drawer
+from ppgen.inference.evaluation.compiled_sampler import compiled_sampler
 from ppgen.inference.evaluation.diagnose import diagnose
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.posterior import posterior
@@ -30,13 +30,13 @@ __all__ = [
     "chain_weights",
     "compare",
     "diagnose",
-    "draw",
-    "drawer",
+    "sample_diffusion",
+    "compiled_sampler",
     "evidence",
     "fit",
     "impute",
     "infer",
-    "ledger",
+    "elbo_decomposition",
     "load_findings",
     "loglik",
     "mcmc",
@@ -49,5 +49,5 @@ __all__ = [
     "resume",
     "sample",
     "verdict",
-    "weigh",
+    "importance_sample",
 ]

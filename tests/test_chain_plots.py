@@ -7,8 +7,8 @@ import torch
 from known import binary, normal
 
 from ppgen.inference import fit
-from ppgen.inference.diffusion.elbo_decomposition import ledger
-from ppgen.inference.report.chain_plots import SHOWN, _chain_figure, chain_figures, ledger_figure
+from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
+from ppgen.inference.report.chain_plots import SHOWN, _chain_figure, chain_figures, elbo_figure
 from ppgen.models import Diffusion
 
 matplotlib.use("agg")
@@ -36,6 +36,6 @@ def test_images_of_a_labelled_model():
 def test_a_reweighted_model_says_that_it_was_not_trained_on_the_bound():
     x = normal(20, 2)
     run = fit(Diffusion(2, hidden=(8,), steps=4, weighting="simple"), {"x": x}, steps=1)
-    figure = ledger_figure(ledger(run, {"x": x}), run)
+    figure = elbo_figure(elbo_decomposition(run, {"x": x}), run)
     said = " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
     assert "no bound" in said and "nats" in said

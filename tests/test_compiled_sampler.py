@@ -9,7 +9,7 @@ import torch
 
 import ppgen
 from ppgen.errors import PpgenError
-from ppgen.inference import drawer, fit, sample
+from ppgen.inference import compiled_sampler, fit, sample
 from ppgen.models import PPCA, VAE, EightSchools, Flow
 
 
@@ -35,7 +35,7 @@ def flow(**how):
 )
 def test_draws_are_those_of_sample(make):
     program = make()
-    draw = drawer(program, 30, engine="trace")
+    draw = compiled_sampler(program, 30, engine="trace")
     ours, own = draw(seed=4), sample(program, 30, seed=4)
     assert list(ours) == list(own)
     for name in own:
@@ -48,12 +48,12 @@ def test_draws_are_those_of_sample(make):
 @pytest.mark.parametrize("family", ["maf", "nsf", "realnvp"])
 def test_compiled_draws_are_those_of_sample(family):
     program = flow(family=family)
-    assert torch.allclose(drawer(program, 30)(seed=4)["x"], sample(program, 30, seed=4)["x"], atol=1e-6)
+    assert torch.allclose(compiled_sampler(program, 30)(seed=4)["x"], sample(program, 30, seed=4)["x"], atol=1e-6)
 
 
 def test_the_random_state_is_as_after_sample():
     program = flow()
-    draw = drawer(program, 20, engine="trace")
+    draw = compiled_sampler(program, 20, engine="trace")
     torch.manual_seed(0)
     draw()
     ours = torch.rand(3)
@@ -64,7 +64,7 @@ def test_the_random_state_is_as_after_sample():
 
 def test_parameters_that_change_in_place_are_used():
     program = flow()
-    draw = drawer(program, 20, engine="trace")
+    draw = compiled_sampler(program, 20, engine="trace")
     with torch.no_grad():
         program.loc.add_(5.0)
     assert torch.allclose(draw(seed=0)["x"], sample(program, 20, seed=0)["x"])
@@ -75,7 +75,7 @@ def test_a_run_and_a_context():
     program = Flow(1, transforms=1, hidden=(8,), context=1)
     run = fit(program, {"x": x, "context": x + 1}, steps=3)
     at = torch.linspace(0, 1, 20)[:, None]
-    draw = drawer(run, 20, given={"context": at}, engine="trace")
+    draw = compiled_sampler(run, 20, given={"context": at}, engine="trace")
     assert torch.allclose(draw(seed=2)["x"], sample(run, 20, given={"context": at}, seed=2)["x"], atol=1e-6)
 
 
@@ -104,10 +104,10 @@ class Careless(ppgen.Program):
 )
 def test_what_cannot_be_has_its_sentence(make, how, message):
     with pytest.raises(PpgenError, match=message):
-        drawer(make(), 10, **how)
+        compiled_sampler(make(), 10, **how)
 
 
 def test_global_latents_are_for_sample():
     data = ppgen.data.load("eight_schools")
     with pytest.raises(PpgenError, match=r"sample\(\)|not drawn row by row"):
-        drawer(EightSchools(), 10, given={"sigma": data["sigma"]}, engine="trace")
+        compiled_sampler(EightSchools(), 10, given={"sigma": data["sigma"]}, engine="trace")

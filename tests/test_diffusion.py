@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from ppgen import PpgenError, Run, cli
 from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
-from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, ledger
-from ppgen.inference.diffusion.samplers import SAMPLERS, draw
+from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, elbo_decomposition
+from ppgen.inference.diffusion.samplers import SAMPLERS, sample_diffusion
 from ppgen.models import Diffusion, FlowMatching
 
 
@@ -29,7 +29,7 @@ def test_it_learns_a_gaussian():
     found = loglik(run, {"x": known.data.sample((500,)).float()}, particles=50)
     assert found.best.kind == "lower" and found.dims is None
     assert -float(known.data.entropy()) - 0.25 < found.best.mean < -float(known.data.entropy()) + 0.15
-    drawn = draw(run, 2000, "dpmpp", 25, seed=0)
+    drawn = sample_diffusion(run, 2000, "dpmpp", 25, seed=0)
     assert ((drawn.mean(0) - x.mean(0)).abs() < 0.15).all() and ((drawn.std(0) / x.std(0) - 1).abs() < 0.15).all()
 
 
@@ -48,7 +48,7 @@ def test_the_ledger_keeps_the_terms_apart():
     """With so many rows, five standard errors of each interval are below 2% of it."""
     known = KnownChain(steps=10)
     x = known.data.sample((120_000,))
-    found, exact = ledger(known, {"x": x}), known.expected_terms()
+    found, exact = elbo_decomposition(known, {"x": x}), known.expected_terms()
     assert found.kl.shape == (10,) and found.dims is None
     assert (5 * found.kl_se < 0.02 * found.kl).all()
     assert (abs(found.kl + exact["steps"].numpy()) < 5 * found.kl_se).all()
@@ -59,7 +59,7 @@ def test_the_ledger_keeps_the_terms_apart():
 
 def test_the_standard_errors_of_the_ledger():
     known, n = KnownChain(steps=10), 40_000
-    found = ledger(known, {"x": known.data.sample((n,))})
+    found = elbo_decomposition(known, {"x": known.data.sample((n,))})
     exact = {name: sd.numpy() / n**0.5 for name, sd in known.term_deviations().items()}
     assert found.kl_se == pytest.approx(exact["steps"], rel=0.05)
     assert found.prior_se == pytest.approx(exact["prior"].item(), rel=0.05)
@@ -77,7 +77,7 @@ def test_the_standard_error_of_a_chains_elbo():
 
 
 def test_bits_of_the_ledger_are_of_base_two_and_by_value():
-    found = ledger(Diffusion(3, hidden=(8,), likelihood="discrete", levels=17), {"x": grey(12, 3)})
+    found = elbo_decomposition(Diffusion(3, hidden=(8,), likelihood="discrete", levels=17), {"x": grey(12, 3)})
     assert found.dims == 3
     assert found.bits_per_dim(3 * math.log(17)) == pytest.approx(math.log2(17))
 
@@ -109,7 +109,7 @@ def test_levels(likelihood, prediction):
     run = fit(model, {"x": x}, steps=3)
     found = loglik(run, {"x": x}, particles=5)
     assert found.dims == 6 and found.bits_per_dim(found.best) > 0
-    drawn = draw(run, 5, "ddim", 4, seed=0)
+    drawn = sample_diffusion(run, 5, "ddim", 4, seed=0)
     assert torch.isin((drawn * 16).round().long(), torch.arange(17)).all()
     both = loglik(run, {"x": x[:2]}, particles=3, ode=True)
     assert [b.name for b in both.bounds] == ["elbo", "ode"] and both.best.kind == "lower"
@@ -198,13 +198,13 @@ def test_any_number_of_steps(steps):
     assert math.isfinite(loglik(run, {"x": normal(5, 2)}, particles=4).best.mean)
     for sampler in SAMPLERS:
         for n in (1, 3):
-            assert torch.isfinite(draw(run, 4, sampler, n, seed=0)).all(), (sampler, n)
+            assert torch.isfinite(sample_diffusion(run, 4, sampler, n, seed=0)).all(), (sampler, n)
 
 
 def test_a_thousand_steps_of_each_sampler():
     run = trained(normal(50, 2), 3)
     for sampler in SAMPLERS:
-        assert torch.isfinite(draw(run, 2, sampler, 1000, seed=0)).all(), sampler
+        assert torch.isfinite(sample_diffusion(run, 2, sampler, 1000, seed=0)).all(), sampler
 
 
 def test_one_datum_and_a_constant_column():
@@ -223,7 +223,7 @@ def test_float64_and_back(tmp_path):
     x = normal(20, 2).double()
     run = fit(Diffusion(2, hidden=(8,), steps=30), {"x": x}, steps=2, precision="64-true", out=tmp_path / "run")
     again = Run.load(tmp_path / "run")
-    a, b = (draw(r, 3, "heun", 4, seed=0) for r in (run, again))
+    a, b = (sample_diffusion(r, 3, "heun", 4, seed=0) for r in (run, again))
     assert a.dtype == torch.float64 and torch.equal(a, b)
 
 
@@ -264,11 +264,11 @@ def test_its_states_are_no_posterior_to_summarise():
 def test_errors_of_data():
     model = Diffusion(3, hidden=(8,), classes=2, label_dropout=0.0)
     with pytest.raises(PpgenError, match="conditional on the labels"):
-        draw(model, 2, "ddim", 2)
+        sample_diffusion(model, 2, "ddim", 2)
     with pytest.raises(PpgenError, match="'y' of Diffusion has 2 in row 2.*from 0 to 1"):
         fit(model, {"x": normal(6, 3), "y": torch.arange(6)}, steps=1)
     with pytest.raises(PpgenError, match="has 7 in row 0"):
-        draw(model, 2, "ddim", 2, given={"y": 7})
+        sample_diffusion(model, 2, "ddim", 2, given={"y": 7})
     with pytest.raises(PpgenError, match="rows of 3 values"):
         loglik(Diffusion(3, hidden=(8,)), {"x": normal(6, 4)}, particles=2)
 

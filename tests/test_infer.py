@@ -26,7 +26,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import infer, load_findings
 from ppgen.inference.sampling import infer as ladder
-from ppgen.inference.sampling.weighted import Drawn, Mixture, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights
 from ppgen.inference.verdicts.findings import Finding, verdict
 from ppgen.models import VAE
 
@@ -210,7 +210,7 @@ def weighed(model, mean, root, n=4000, data=ONE):
         joint = log_joint(made.program, made.data)
         q = Mixture(torch.zeros(1).double(), mean[None].double(), root[None].double())
         u = q.draw(n, torch.Generator().manual_seed(0))
-        return weigh(joint, in_blocks(joint.value_and_grad), u, q.log_prob(u), prior=None, seed=0)
+        return importance_weights(joint, in_blocks(joint.value_and_grad), u, q.log_prob(u), prior=None, seed=0)
 
 
 def test_the_density_of_a_mixture_integrates_to_one():

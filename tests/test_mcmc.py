@@ -21,7 +21,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import fit, posterior
-from ppgen.inference.sampling.hamiltonian import Frame, transition
+from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.kernels.chees import (
     _Averaged,
@@ -167,7 +167,7 @@ def test_a_leapfrog_step_by_hand():
 
 def test_a_proposal_by_hand():
     """Its acceptance is exp(−ΔH) at most 1, and the energy H of the state that is kept: where the chain was, or is."""
-    target, frame = Evaluations(), Frame(torch.zeros(3).double(), torch.ones(3).double())
+    target, frame = Evaluations(), Preconditioner(torch.zeros(3).double(), torch.ones(3).double())
     old = frame.chains(target, 1.5 * normal(400, 3, seed=1).double())
     _, new, p, outcome, moved = transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
     generator = torch.Generator().manual_seed(4)
@@ -323,7 +323,7 @@ def test_a_warm_up_that_has_settled_ends():
     """On a normal, from far too small a scale as well; one of a single window goes its length."""
     for sd, warmup in ((1.0, 400), (1e-6, 400), (1.0, 20)):
         done: list[int] = []
-        frame = Frame(torch.zeros(4).double(), sd * torch.ones(4).double())
+        frame = Preconditioner(torch.zeros(4).double(), sd * torch.ones(4).double())
         found = _run(
             Evaluations(), sd * normal(64, 4, seed=2).double(), draws=200, warmup=warmup, frame=frame,
             generator=torch.Generator().manual_seed(0), report=done.append,

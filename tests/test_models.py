@@ -40,13 +40,13 @@ from ppgen.inference import (
     resume,
     sample,
 )
-from ppgen.inference.diffusion.elbo_decomposition import ledger
+from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
 from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.path_weights import chain_weights
-from ppgen.inference.diffusion.samplers import draw
+from ppgen.inference.diffusion.samplers import sample_diffusion
 from ppgen.inference.evaluation.compare import compare, loo
-from ppgen.inference.evaluation.compiled_sampler import drawer
+from ppgen.inference.evaluation.compiled_sampler import compiled_sampler
 from ppgen.inference.evaluation.ecdf_bands import p_value
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.objective import Objective
@@ -59,7 +59,7 @@ from ppgen.inference.report.sample_plots import observed_values
 from ppgen.inference.report.tree_plots import _latents_figure, plot_tree
 from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.evidence import evidence
-from ppgen.inference.sampling.hamiltonian import Frame, transition
+from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
@@ -477,7 +477,7 @@ def of_ode(folder):
 
 def of_elbo_decomposition(folder):
     known = KnownChain(steps=30)
-    found = ledger(known, {"x": known.data.sample((3000,))}, intervals=30)
+    found = elbo_decomposition(known, {"x": known.data.sample((3000,))}, intervals=30)
     assert abs(found.elbo - known.expected_elbo()) < 4 * found.elbo_se
 
 
@@ -508,7 +508,7 @@ def of_impute(folder):
 
 def of_samplers(folder):
     known = KnownChain()
-    draws_agree(draw(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
+    draws_agree(sample_diffusion(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
 
 
 def of_sample(folder):
@@ -580,7 +580,7 @@ def of_hamiltonian(folder):
     """A leapfrog step errs by the cube of its length, and as many of the proposals are accepted as e^-ΔH says."""
     joint = log_joint(NormalMean(), {"x": X})
     scale = EXACT.scale.reshape(1)
-    frame = Frame(EXACT.loc.reshape(1), scale)
+    frame = Preconditioner(EXACT.loc.reshape(1), scale)
     start = frame.chains(joint, EXACT.sample((4000,))[:, None])
     _, new, _, outcome, _ = transition(joint, start, frame, 0.5, 3, torch.Generator().manual_seed(9))
     draws_agree(frame.out(new.y)[:, 0], EXACT.loc, EXACT.variance)
@@ -680,7 +680,7 @@ def of_mcmc_init(folder):
 
 def of_compiled_sampler(folder):
     """The prior predictive of a model without latents, drawn from its traced graph."""
-    draw = drawer(Gaussian(0.5, 2.0), 4000, engine="trace")
+    draw = compiled_sampler(Gaussian(0.5, 2.0), 4000, engine="trace")
     draws_agree(draw(seed=0)["x"], 0.5, 4.0)
 
 

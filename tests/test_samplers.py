@@ -7,7 +7,17 @@ import torch
 from known import KnownChain, draws_agree, normal
 
 from ppgen import PpgenError
-from ppgen.inference.diffusion.samplers import BLOCK, SAMPLERS, _time_of, _usual, ddim, dpmpp, dpmpp_sde, draw, heun
+from ppgen.inference.diffusion.samplers import (
+    BLOCK,
+    SAMPLERS,
+    _time_of,
+    _usual,
+    ddim,
+    dpmpp,
+    dpmpp_sde,
+    heun,
+    sample_diffusion,
+)
 from ppgen.models import Diffusion
 
 STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}
@@ -23,7 +33,9 @@ def moments_agree(x, known, name=""):
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_it_draws_from_the_gaussian(sampler, process):
     known = KnownChain(process=process)
-    x = draw(known, 10_000, sampler, STEPS[sampler] // (4 if process != "vp" and STEPS[sampler] > 300 else 1), seed=1)
+    x = sample_diffusion(
+        known, 10_000, sampler, STEPS[sampler] // (4 if process != "vp" and STEPS[sampler] > 300 else 1), seed=1
+    )
     if process == "vp" or STEPS[sampler] <= 300:
         moments_agree(x, known, sampler)
     else:  # coarse: the first-order samplers by their mean only
@@ -33,12 +45,12 @@ def test_it_draws_from_the_gaussian(sampler, process):
 @pytest.mark.parametrize("how", [{"eta": 1.0}, {"eta": 0.5}])
 def test_ddim_with_noise(how):
     known = KnownChain()
-    moments_agree(draw(known, 10_000, "ddim", 400, seed=1, **how), known)
+    moments_agree(sample_diffusion(known, 10_000, "ddim", 400, seed=1, **how), known)
 
 
 def test_heun_with_churn():
     known = KnownChain()
-    moments_agree(draw(known, 10_000, "heun", 100, seed=1, churn=20.0, churn_noise=1.0), known)
+    moments_agree(sample_diffusion(known, 10_000, "heun", 100, seed=1, churn=20.0, churn_noise=1.0), known)
 
 
 def test_ddim_of_eta_one_is_ancestral():
@@ -99,7 +111,7 @@ def test_dpmpp_sde_is_its_published_update(steps):
 def test_every_sampler_starts_from_the_base():
     """100 000 draws: 4 standard errors of their variance are 1.3% of it."""
     known, states = KnownChain(low=-4.0, high=2.0), []
-    draw(known, 100_000, "ddim", 1, seed=0, watch=lambda t, z: states.append((t, z)))
+    sample_diffusion(known, 100_000, "ddim", 1, seed=0, watch=lambda t, z: states.append((t, z)))
     assert states[0][0] == 1.0
     _, alpha, sigma = known.coefficients(1.0)
     draws_agree(states[0][1].flatten(), 0.0, float(alpha**2 + sigma**2))
@@ -146,7 +158,7 @@ def test_time_of_a_noise_level():
 def test_draws_are_reported_and_watched():
     seen, states = [], []
     n = 2 * BLOCK // 2 + 5  # three blocks of rows
-    x = draw(
+    x = sample_diffusion(
         KnownChain(), n, "ddim", 7, seed=0, report=lambda i, n: seen.append((i, n)), watch=lambda t, z: states.append(t)
     )
     assert x.shape == (n, 2) and seen[-1] == (21, 21) and len(seen) == 21
@@ -163,10 +175,10 @@ def test_guidance():
     assert not torch.allclose(with_label, without)
     assert torch.allclose(model.denoise(z, 0.5, y=y, guidance=1.0), with_label, atol=1e-6)
     assert torch.allclose(model.denoise(z, 0.5, y=y, guidance=3.0), without + 3 * (with_label - without), atol=1e-5)
-    x = draw(model, 4, "dpmpp", 3, given={"y": y}, guidance=2.0, seed=0)
-    assert x.shape == (4, 2) and not torch.allclose(x, draw(model, 4, "dpmpp", 3, given={"y": y}, seed=0))
+    x = sample_diffusion(model, 4, "dpmpp", 3, given={"y": y}, guidance=2.0, seed=0)
+    assert x.shape == (4, 2) and not torch.allclose(x, sample_diffusion(model, 4, "dpmpp", 3, given={"y": y}, seed=0))
     with pytest.raises(PpgenError, match="with and without their label"):
-        draw(Diffusion(2, hidden=(8,)), 4, "ddim", 3, guidance=2.0)
+        sample_diffusion(Diffusion(2, hidden=(8,)), 4, "ddim", 3, guidance=2.0)
 
 
 def test_the_usual_sampler():
@@ -174,7 +186,7 @@ def test_the_usual_sampler():
     assert _usual(few) == ("ancestral", 200) and _usual(many) == ("dpmpp", 50)
     assert _usual(few, steps=20) == ("dpmpp", 20) and _usual(few, "heun") == ("heun", 50)
     assert _usual(many, "ancestral") == ("ancestral", 200) and _usual(many, "ancestral", 7) == ("ancestral", 7)
-    assert torch.equal(draw(few, 3, seed=0), draw(few, 3, "ancestral", 200, seed=0))
+    assert torch.equal(sample_diffusion(few, 3, seed=0), sample_diffusion(few, 3, "ancestral", 200, seed=0))
 
 
 @pytest.mark.parametrize(
@@ -187,14 +199,14 @@ def test_the_usual_sampler():
 )
 def test_errors(how, message):
     with pytest.raises(PpgenError, match=message):
-        draw(Diffusion(2, hidden=(8,), classes=2), 2, **how)
+        sample_diffusion(Diffusion(2, hidden=(8,), classes=2), 2, **how)
 
 
 def test_programs_that_are_no_chain():
     from known import Gaussian
 
     with pytest.raises(PpgenError, match="Gaussian is none"):
-        draw(Gaussian(), 2)
+        sample_diffusion(Gaussian(), 2)
 
 
 # -- beside diffusers ------------------------------------------------------------------------------

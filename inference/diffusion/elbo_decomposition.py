@@ -26,13 +26,13 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["Ledger", "chain_elbo", "ledger"]
+__all__ = ["ElboDecomposition", "chain_elbo", "elbo_decomposition"]
 
 BLOCK = 2**19  # rows x times x observed values at once
 Report = Callable[[int, int], object]
 
 
-class Ledger(NamedTuple):
+class ElboDecomposition(NamedTuple):
     """The terms of the bound, nats a row, means over the rows.
 
     Attributes:
@@ -71,8 +71,10 @@ class Ledger(NamedTuple):
 
 
 @torch.no_grad()
-def ledger(run: Run | Program, data: Mapping[str, Tensor], *, intervals: int = 50, seed: int | None = 0) -> Ledger:
-    """The ledger of a chain's bound on data.
+def elbo_decomposition(
+    run: Run | Program, data: Mapping[str, Tensor], *, intervals: int = 50, seed: int | None = 0
+) -> ElboDecomposition:
+    """The terms of a chain's bound on data.
 
     Args:
         intervals: of time, each one draw a row; with T steps at most T.
@@ -95,7 +97,7 @@ def ledger(run: Run | Program, data: Mapping[str, Tensor], *, intervals: int = 5
         def se(x: Tensor) -> Tensor:
             return x.std(-1) / math.sqrt(n) if n > 1 else torch.full(x.shape[:-1], math.nan)
 
-        return Ledger(
+        return ElboDecomposition(
             prior=-float(start.mean()), prior_se=float(se(start[0])), times=times.numpy(),
             kl=(cost.mean(1) / k).numpy(), kl_se=(se(cost) / k).numpy(),
             reconstruction=-float(end.mean()), reconstruction_se=float(se(end[0])), gamma=gamma.numpy(),

@@ -25,7 +25,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["chain_weights", "weigh"]
+__all__ = ["chain_weights", "importance_sample"]
 
 
 class _Weighed(NamedTuple):
@@ -77,7 +77,7 @@ def chain_weights(
 
 
 @torch.no_grad()
-def weigh(
+def importance_sample(
     run: Run | Program,
     log_density: Callable[[Tensor], Tensor],
     n: int = 1000,

@@ -32,7 +32,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "draw", "heun", "ode"]
+__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "sample_diffusion", "heun", "ode"]
 
 FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory
@@ -138,7 +138,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def draw(
+def sample_diffusion(
     run: Run | Program,
     n: int = 1,
     sampler: str | None = None,

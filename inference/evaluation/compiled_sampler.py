@@ -1,8 +1,8 @@
 """Draws again and again: the model run forward as one graph of tensor operations, with no Python in between.
 
 `ppgen.inference.sample` runs the program at every call, which is right for one batch of draws. Where many are wanted,
-as of an autoregressive flow with its D passes, most of that time is Python's: a `drawer` traces the program once for
-blocks of n rows, and `engine="compile"` compiles the trace.
+as of an autoregressive flow with its D passes, most of that time is Python's: a `compiled_sampler` traces the program
+once for blocks of n rows, and `engine="compile"` compiles the trace.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.terms import whole_value
 
-__all__ = ["drawer"]
+__all__ = ["compiled_sampler"]
 
 ENGINES = ("trace", "compile")
 
 
 @torch.no_grad()
-def drawer(
+def compiled_sampler(
     run: Run | Program, n: int = 1000, *, given: Mapping[str, Any] | None = None, engine: str = "compile"
 ) -> Callable[..., dict[str, Tensor]]:
     """A function that draws n rows of every site, as one run of the model would, faster from its second call.
@@ -59,7 +59,7 @@ def drawer(
             such engine; compile without a C++ compiler.
 
     >>> from ppgen.models import Flow
-    >>> draw = drawer(Flow(2, transforms=1, hidden=(4,)), 7, engine="trace")
+    >>> draw = compiled_sampler(Flow(2, transforms=1, hidden=(4,)), 7, engine="trace")
     >>> draw(seed=0)["x"].shape
     torch.Size([7, 2])
     """

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference.diffusion.elbo_decomposition import Ledger, ledger
-from ppgen.inference.diffusion.samplers import chain_of, draw
+from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, elbo_decomposition
+from ppgen.inference.diffusion.samplers import chain_of, sample_diffusion
 from ppgen.inference.report.figures import BLUE, GREY, ORANGE, figure_of, image_grid
 from ppgen.inference.report.sample_plots import image_shape, samples_figure
 from ppgen.run import Run
@@ -28,11 +28,11 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     given = _columns(run, data)
     n = 64 if image_shape(run, "x") else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in given.items()}
-    drawn = {"x": draw(run, n, given=held, seed=seed)}
+    drawn = {"x": sample_diffusion(run, n, given=held, seed=seed)}
     return {
         "samples": samples_figure(run, data, drawn=drawn, given=held),
         "chain": _chain_figure(run, given, seed=seed),
-        "ledger": ledger_figure(ledger(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
+        "ledger": elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
     }
 
 
@@ -46,7 +46,7 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
     n = 6 if shape else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in (given or {}).items()}
     states: list[tuple[float, Tensor]] = []
-    x = draw(run, n, SAMPLER, STEPS, given=held, seed=seed, watch=lambda t, z: states.append((t, z)))
+    x = sample_diffusion(run, n, SAMPLER, STEPS, given=held, seed=seed, watch=lambda t, z: states.append((t, z)))
     chosen = [states[i] for i in np.linspace(0, len(states) - 1, SHOWN).round().astype(int)]
     with torch.no_grad():
         shown = []
@@ -77,7 +77,7 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
     return figure
 
 
-def ledger_figure(found: Ledger, run: Run | None = None) -> Figure:
+def elbo_figure(found: ElboDecomposition, run: Run | None = None) -> Figure:
     """What each interval of time costs, the ends beside it: bits/dim where x is discrete, else nats a row."""
     unit = "nats a row" if found.dims is None else "bits/dim"
 

@@ -32,7 +32,7 @@ class Chains(NamedTuple):
     lp: Tensor
 
 
-class Frame(NamedTuple):
+class Preconditioner(NamedTuple):
     """u = centre + root y."""
 
     centre: Tensor
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 def transition(
-    target: Target, old: Chains, frame: Frame, step: float, n: int, generator: torch.Generator | None
+    target: Target, old: Chains, frame: Preconditioner, step: float, n: int, generator: torch.Generator | None
 ) -> tuple[Chains, Chains, Tensor, Outcome, Chains]:
     """n leapfrog steps and the Metropolis decision: old, new, the proposal's momentum, outcome, proposal."""
     start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
@@ -97,7 +97,7 @@ def transition(
     return old, new, p, outcome, Chains(y, g, lp)
 
 
-def first_step(target: Target, chains: Chains, frame: Frame, generator: torch.Generator | None) -> float:
+def first_step(target: Target, chains: Chains, frame: Preconditioner, generator: torch.Generator | None) -> float:
     """A step size near which one leapfrog step is accepted 8 times in 10 by the median chain."""
     step, direction = 0.5, 0
     for _ in range(60):

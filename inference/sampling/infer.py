@@ -37,7 +37,7 @@ from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
-from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, mixture_of, weigh
+from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, importance_weights, mixture_of
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
 from ppgen.program import Program
@@ -283,7 +283,7 @@ def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> W
 def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
     prior = prior_of(problem.joint, problem.structure.sites)
     log_q = drawn.mixture.log_prob(drawn.u)
-    return weigh(
+    return importance_weights(
         problem.joint, problem.target, drawn.u, log_q, at=(drawn.lp, drawn.g), prior=prior, seed=problem.seed,
         further=further,
     )  # fmt: skip
@@ -331,7 +331,7 @@ def flow(problem: Problem) -> Outcome:
     u = torch.where(finite[:, None], u, 0.0)
     log_q = torch.where(finite, problem.target(u)[0] - log_w.to(u), -torch.inf)
     prior = prior_of(joint, problem.structure.sites)
-    return _outcome(problem, weigh(joint, problem.target, u, log_q, prior=prior, seed=problem.seed))
+    return _outcome(problem, importance_weights(joint, problem.target, u, log_q, prior=prior, seed=problem.seed))
 
 
 def chees(problem: Problem) -> Outcome:

@@ -135,7 +135,7 @@ class Weighted(NamedTuple):
 
 
 @torch.no_grad()
-def weigh(
+def importance_weights(
     joint: LogJoint,
     target: Density,
     u: Tensor,

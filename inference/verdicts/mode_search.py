@@ -27,7 +27,7 @@ from torch import Tensor
 from ppgen.engine.pathfinder import Climbs, Density, climb
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.bridge import bridge_sampling
-from ppgen.inference.sampling.hamiltonian import Frame
+from ppgen.inference.sampling.hamiltonian import Preconditioner
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
@@ -169,7 +169,7 @@ def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Gener
     if info or not torch.isfinite(L).all():
         L = draws.std(0).clamp_min(1e-12).diag()
 
-    frame = Frame(m, L)
+    frame = Preconditioner(m, L)
 
     def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
         lp, g = target(frame.out(y))

@@ -5,7 +5,7 @@ r"""The terms of a chain's ELBO, from its four conditionals, without running the
 z_t is drawn from `forward` at once, so each term stands by itself. `subsampled_terms` draws one i a row, of
 probability P_i, and divides by it: unbiased for the ELBO and, the random t depending on no parameter, for its
 gradient. The times of a batch are spread evenly (low discrepancy): each is uniform by itself, and their mean has less
-variance. `ppgen.inference.ledger` runs over every i and keeps the terms apart.
+variance. `ppgen.inference.elbo_decomposition` runs over every i and keeps the terms apart.
 
 A reweighted objective (`weighting`) changes what is trained on (`Term.target`), never the log-probability beside it.
 

@@ -103,12 +103,12 @@ def _by_sampler(
     import sys
 
     from ppgen.cli.progress import counter
-    from ppgen.inference.diffusion.samplers import draw
+    from ppgen.inference.diffusion.samplers import sample_diffusion
 
     if not how and not (run.program.gaussian_steps and run.program.repeats):
         return None
     with counter("sample", sys.stderr, quiet) as report:
-        return {"x": draw(run, n, given=held, seed=seed, report=report, **how)}
+        return {"x": sample_diffusion(run, n, given=held, seed=seed, report=report, **how)}
 
 
 def _filled(

@@ -26,7 +26,15 @@ from torch import Tensor
 
 from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.pathfinder import Paths
-from ppgen.inference.sampling.hamiltonian import Chains, Frame, Outcome, Target, first_step, root_of, transition
+from ppgen.inference.sampling.hamiltonian import (
+    Chains,
+    Outcome,
+    Preconditioner,
+    Target,
+    first_step,
+    root_of,
+    transition,
+)
 from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Numbers
 
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
@@ -60,7 +68,7 @@ def _run(
     *,
     draws: int,
     warmup: int,
-    frame: Frame | None = None,
+    frame: Preconditioner | None = None,
     generator: torch.Generator | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Draws:
@@ -74,7 +82,7 @@ def _run(
         report: called with the number of iterations done, of warmup + draws; those that are not needed count.
     """
     C, D = start.shape
-    frame = frame or Frame(torch.zeros(D).to(start), torch.ones(D).to(start))
+    frame = frame or Preconditioner(torch.zeros(D).to(start), torch.ones(D).to(start))
     chains = frame.chains(target, start)
     learned = _Warmup(target, chains, frame, warmup, generator)
     kept: dict[str, list[Tensor]] = {"u": []}
@@ -132,7 +140,7 @@ class _Warmup:
     """
 
     def __init__(
-        self, target: Target, chains: Chains, frame: Frame, iterations: int, generator: torch.Generator | None
+        self, target: Target, chains: Chains, frame: Preconditioner, iterations: int, generator: torch.Generator | None
     ):
         self.target, self.frame, self.generator = target, frame, generator
         self.iterations, self.ends = iterations, _windows(iterations)
@@ -278,7 +286,9 @@ def _windows(warmup: int) -> list[int]:
     return ends
 
 
-def _reframe(target: Target, frame: Frame, chains: Chains, seen: _Moments) -> tuple[Frame, Chains, Tensor, float]:
+def _reframe(
+    target: Target, frame: Preconditioner, chains: Chains, seen: _Moments
+) -> tuple[Preconditioner, Chains, Tensor, float]:
     """The frame of a window's covariance, the chains in it, the direction that grew most, and the largest change of
     the log sd, or of the mean in sd, along any direction of the frame."""
     u, cov, dense = frame.out(chains.y), seen.covariance, frame.root.dim() == 2
@@ -293,11 +303,11 @@ def _reframe(target: Target, frame: Frame, chains: Chains, seen: _Moments) -> tu
         values = variance / frame.root**2
         growth = torch.zeros_like(sd).index_fill(0, (sd / frame.root).argmax(), 1.0) * sd
     change = max(float(frame.into(seen.mean[None]).abs().max()), float(values.clamp_min(1e-30).log().abs().max() / 2))
-    new = Frame(seen.mean, root_of(cov, seen.n) if dense else sd)
+    new = Preconditioner(seen.mean, root_of(cov, seen.n) if dense else sd)
     return new, new.chains(target, u), growth, change
 
 
-def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
+def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Preconditioner:
     """Coordinates of a first guess at the posterior.
 
     Args:
@@ -313,8 +323,8 @@ def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Frame:
     elif metric == "auto":
         metric = "dense" if dim <= SMALL_DIM else "diag"
     if metric == "diag":
-        return Frame(mean, sd)
-    return Frame(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
+        return Preconditioner(mean, sd)
+    return Preconditioner(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
 
 
 def _condition(correlation: Tensor) -> float:

@@ -36,7 +36,7 @@ from ppgen.engine.joint import in_blocks, leapfrog_step
 from ppgen.engine.pathfinder import Density, climb
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.sampling.hamiltonian import Frame, Outcome, first_step, root_of, transition
+from ppgen.inference.sampling.hamiltonian import Outcome, Preconditioner, first_step, root_of, transition
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws, Numbers
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import places
@@ -263,7 +263,7 @@ class _Walk:
             root = u.std(0).clamp_min(1e-12)
         else:
             root = root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
-        frame = Frame(u.mean(0), root)
+        frame = Preconditioner(u.mean(0), root)
         chains = frame.chains(self.tempered, u)
         self.step = self.step or first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
