@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.errors import PpgenError
 from ppgen.structure import Structure
 from ppgen.terms import Term, added, sum_to
 
@@ -66,6 +67,28 @@ def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> T
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """log 1/K Σ_k w_k, over the first dimension."""
     return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+
+
+def log_p_and_q(terms: Sequence[Term], s: Setting, *, target: bool = False) -> tuple[Tensor, Tensor]:
+    """log p(x, z_k) and log q(z_k | x), as `log_weights` has their difference."""
+    zero = log_weights(terms, s) * 0.0
+    parts = [[t for t in terms if (t.role == "guide") == guide] for guide in (False, True)]
+    p, q = (zero + log_weights(of, s, target=target) if of else zero for of in parts)
+    return p, -q
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """A value whose gradient is the surrogate's."""
+    return value.detach() + surrogate - surrogate.detach()
+
+
+def require_between(objective: str, option: str, value: float, low: float, high: float) -> None:
+    """
+    Raises:
+        PpgenError: an option of an objective outside of [low, high).
+    """
+    if not low <= value < high:
+        raise PpgenError(f"{objective}({option}={value}): expected a number from {low} to below {high}")
 
 
 def over_rows(values: Tensor, s: Setting) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppgen.data import n_rows
-from ppgen.draws import ManyTerms, stacked_terms
+from ppgen.draws import ManyTerms
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference import gradients, objectives
@@ -20,7 +20,7 @@ from ppgen.inference.bounds import Setting
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.program import Program
 from ppgen.structure import Structure
-from ppgen.terms import Term
+from ppgen.terms import Term, stacked_terms
 
 
 class Objective(nn.Module):
@@ -52,7 +52,10 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.bound: Any = objectives.named(objective)
-        self.estimator: Any = gradients.named(gradient)
+        self.formula = objectives.formula(objective)
+        if (own := getattr(self.bound, "GRADIENT", gradient)) != gradient and gradient != "pathwise":
+            raise PpgenError(f"objective={objective!r} has a gradient of its own; leave gradient={gradient!r} out")
+        self.estimator: Any = gradients.named(own)
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")
         if self.bound.TERMS == "subsampled" and not program.subsamples:
@@ -85,7 +88,7 @@ class Objective(nn.Module):
         """
         n_over_b = self.rows / n_rows(batch, self.structure.row_columns)
         setting = Setting.of(self.structure, n_over_b, kl_weight)
-        target, bound = self.bound.objective(self.terms(batch), setting)
+        target, bound = self.formula(self.terms(batch), setting)
         return -target / self.rows, bound.detach()
 
     def terms(self, batch: Mapping[str, Any]) -> list[Term]:
@@ -93,9 +96,8 @@ class Objective(nn.Module):
         if self.bound.TERMS == "subsampled":
             return self.program.subsampled_terms(dict(batch), self.particles)
         if self.particles == 1:
-            return stacked_terms(
-                self.estimator.draw(self.program, batch, self.structure, closed_form=self._closed_form)
-            )
+            found = self.estimator.draw(self.program, batch, self.structure, closed_form=self._closed_form)
+            return stacked_terms([found])
         return self._recorded(batch)(self.particles, batch)
 
     def prepare(self, batch: Mapping[str, Any]) -> None:

@@ -22,13 +22,18 @@ from ppgen.program import Program
 from ppgen.structure import Structure
 
 
+def is_ours(objective: str) -> bool:
+    """Whether a name, with or without keywords, is one of ppgen's objectives."""
+    return objective.partition("(")[0] in objectives.names()
+
+
 def loss_of(objective: Any) -> Any:
     """Pyro's loss that a name of `pyro.infer` means, or the loss itself; None for an objective of ppgen's.
 
     Raises:
         PpgenError: neither.
     """
-    if objective is None or isinstance(objective, str) and objective in objectives.names():
+    if objective is None or isinstance(objective, str) and is_ours(objective):
         return None
     if isinstance(objective, str):
         made = getattr(pyro.infer, objective, None)

@@ -16,18 +16,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ppgen import data, inference, models
     from ppgen.errors import PpgenError
-    from ppgen.program import Program, rows
+    from ppgen.nested import rows, sample
+    from ppgen.program import Program
     from ppgen.run import Run
 
 _HOME = {
     "Program": "ppgen.program",
-    "rows": "ppgen.program",
+    "rows": "ppgen.nested",
+    "sample": "ppgen.nested",
     "Run": "ppgen.run",
     "PpgenError": "ppgen.errors",
 }
 _MODULES = ("data", "inference", "models")
 
-__all__ = ["PpgenError", "Program", "Run", "__version__", "data", "inference", "models", "rows"]
+__all__ = ["PpgenError", "Program", "Run", "__version__", "data", "inference", "models", "rows", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -294,13 +294,3 @@ _NOTHING = torch.empty(0)
 def parameters_as(program: nn.Module, values: Mapping[str, Tensor]) -> Any:
     """Within it, the program's parameters are these tensors; after it, its own again, whatever happens."""
     return _reparametrize_module(program, dict(values), tie_weights=True)
-
-
-def stacked_terms(found: Sequence[Term]) -> list[Term]:
-    """Terms of one run as those of one draw."""
-    stacked = []
-    for t in found:
-        log_prob = t.log_prob.unsqueeze(0)
-        density = log_prob if t.log_density is t.log_prob else t.log_density.unsqueeze(0)
-        stacked.append(t._replace(value=t.value.unsqueeze(0), log_prob=log_prob, log_density=density))
-    return stacked

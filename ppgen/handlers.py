@@ -34,6 +34,11 @@ if not hasattr(_Context, "param_state"):
     _Context.param_state = {"params": {}, "constraints": {}}
 
 
+class Holder(Messenger):
+    """A handler that holds values for sites of some names, or changes the names: what a site's value will be is known
+    by asking these (`ppgen.nested`)."""
+
+
 class ParamSites(Messenger):
     """Serves `pyro.param` statements from the program's own parameters.
 
@@ -230,7 +235,7 @@ class NewGroup(Exception):
     """A plate of latents is larger than it was at the fit."""
 
 
-class HoldGroups(Messenger):
+class HoldGroups(Holder):
     """Latent sites of these names take these values; the new groups of a plate that has grown draw theirs.
 
     Within a plate the values of a latent are independent given what stands outside of it, so that those of a new group

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,42 +24,14 @@ from torch import Tensor, nn
 
 from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
-from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_options
+from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
 from ppgen.handlers import ParamSites, within
+from ppgen.nested import drawn_times, run_inner_guides, running
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
-from ppgen.terms import Term, Traces
+from ppgen.terms import Term, Traces, run, stacked_terms, terms
 
 Columns = dict[str, Tensor]
-
-_ROWS: ContextVar[int] = ContextVar("rows", default=1)
-
-
-def rows(*columns: Tensor | None) -> pyro.plate:
-    """The plate "data" over the rows of the data.
-
-    Its size is the length of the first column that is there; where all are None (the program is
-    run forward, to generate) it is the number of rows that was asked for, see `asked_rows`.
-
-    >>> import torch
-    >>> rows(torch.zeros(7, 2)).size
-    7
-    >>> with asked_rows(3):
-    ...     rows(None).size
-    3
-    """
-    size = next((len(column) for column in columns if column is not None), _ROWS.get())
-    return pyro.plate("data", size)
-
-
-@contextmanager
-def asked_rows(n: int) -> Iterator[None]:
-    """Within it, `rows(None)` is a plate of n rows."""
-    token = _ROWS.set(n)
-    try:
-        yield
-    finally:
-        _ROWS.reset(token)
 
 
 class Program(nn.Module):
@@ -145,21 +116,38 @@ class Program(nn.Module):
 
     # -- where a family has something better than its plain run ---------------------------------------
 
-    subsamples = False  # whether it has `subsampled_terms`
     gaussian_steps = False  # whether it is a chain of Gaussian conditionals, which samplers and an ODE can be run on
+
+    @property
+    def inner(self) -> list[Program]:
+        """The programs that are part of it (`ppgen.sample`)."""
+        return [m for m in self.modules() if isinstance(m, Program) and m is not self]
+
+    chain = False  # whether it is a chain of latents, whose ELBO is a sum over times
+
+    @property
+    def subsamples(self) -> bool:
+        """Whether its terms can be drawn at random (`subsampled_terms`): it is a chain, or has one within."""
+        return self.chain or any(p.chain for p in self.inner)
 
     def subsampled_terms(self, data: Columns, draws: int) -> list[Term]:
         """An unbiased estimate of the terms of the ELBO that does not run the whole program: draws leading."""
-        raise NotImplementedError(f"{self.name} has no terms that can be drawn at random")
+        with drawn_times():
+            found = [terms(run(self, data), closed_form=True) for _ in range(draws)]
+        return stacked_terms(found)
 
     @property
     def repeats(self) -> bool:
         """Whether its sites repeat too often to be run one by one: a chain of a thousand steps."""
         return False
 
-    def in_brief(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def in_brief(self) -> Iterator[None]:
         """Within it, the program has the same contract and parameters and few sites: what is checked."""
-        return nullcontext()
+        with ExitStack() as stack:
+            for p in self.inner:
+                stack.enter_context(p.in_brief())
+            yield
 
     # -- what the rest of ppgen asks of a program ------------------------------------------------
 
@@ -195,8 +183,11 @@ class Program(nn.Module):
         return arguments(self.guide).names if guide is None else tuple(getattr(guide, "columns", ()))
 
     def call(self, part: str, data: Mapping[str, Any]) -> Any:
-        """Runs `model` or `guide` (named by `part`) on those columns of data that it takes."""
-        fn: Callable = self.model if part == "model" else self._autoguide or self.guide
+        """Runs `model` or `guide` (named by `part`) on those columns of data that it takes.
+
+        The guides of programs within it run after its own, at what that drew ("inner guides": the model, for them).
+        """
+        fn: Callable = self._autoguide or self.guide if part == "guide" else self.model
         # an autoguide takes what the model takes
         takes = arguments(self.model if fn is self._autoguide else fn)
         for name in takes.needed:
@@ -212,8 +203,14 @@ class Program(nn.Module):
         kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
         if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
-        with self.running():
-            return fn(*first, *many, **kwargs)
+            part = "model"
+        with self.running(), running(self, part):
+            if part != "guide" or not self.__dict__.get("composed"):
+                return fn(*first, *many, **kwargs)
+            with poutine.trace() as own:
+                fn(*first, *many, **kwargs)
+            run_inner_guides(self, data, own.trace)
+            return None
 
     @property
     def name(self) -> str:
@@ -246,7 +243,7 @@ class Program(nn.Module):
         Args:
             data: the columns, or a batch of them.
             guide: name of the guide that is to replace the program's (`ppgen.guides`); None keeps it.
-            hide: which latent sites the guide leaves out.
+            hide: which latent sites the guide leaves out; those of an inner program with a guide of its own as well.
             rows: the row columns, where these data are too few to tell.
 
         Returns:
@@ -255,10 +252,11 @@ class Program(nn.Module):
         Raises:
             PpgenError: a discrete latent that the named guide has no place for.
         """
+        shown, hide = hide, lambda site: shown(site) or bool(site.get("inner"))
         with self.collecting(), self.in_brief():
             if guide is None:
-                q = poutine.trace(lambda: self.call("guide", data)).get_trace()
-                return Traces(poutine.trace(lambda: self.call("model", data)).get_trace(), q)
+                p = poutine.trace(lambda: self.call("model", data)).get_trace()
+                return Traces(p, poutine.trace(lambda: self.call("guide", data)).get_trace())
             if (file := file_of(guide)) is not None:
                 p = poutine.trace(lambda: self.call("model", data)).get_trace()
                 sites = _latents(p, guide, hide)
@@ -275,7 +273,7 @@ class Program(nn.Module):
         over = row_plates(own, longer_run(self, data, rows, guide=False), data, rows)
         dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized and f.name in over}
         name, options = parse(spec)
-        require_options(name, made, options)
+        require_guide_options(name, made, options)
         return made(sites, dims, data, rows, **options)
 
     def _make_autoguide(self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]) -> poutine.Trace:
@@ -382,7 +380,7 @@ def _owner(fn: Any) -> nn.Module | None:
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with ParamSites(program):
+        with ParamSites(program), running(program, "model"):
             return model(*args, **kwargs)
 
     return run

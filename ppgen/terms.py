@@ -167,7 +167,9 @@ def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
     if site["mask"] is not None:
         density = scale_and_mask(density, 1.0, site["mask"])
     log_prob = density if type(site["scale"]) is float and site["scale"] == 1.0 else density * site["scale"]
-    return _labelled(site, role or _role(site), log_prob, density, order, _has_path(site))
+    found = _labelled(site, role or site["infer"].get("role") or _role(site), log_prob, density, order, _has_path(site))
+    target = site["infer"].get("target")  # of a chain within a program: what it is trained on, reweighted
+    return found if target is None else found._replace(target=scale_and_mask(target, site["scale"], site["mask"]))
 
 
 def _has_path(site: Mapping[str, Any]) -> bool:
@@ -233,7 +235,9 @@ def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
 
 def drawn_density(t: Traces) -> str:
     """Which site's log-density is itself drawn, in words: evaluated twice at one value it differs. "" where none is."""
-    for name, site in itertools.chain(*(sample_sites(trace, deterministic=False).items() for trace in t)):
+    for name, site in itertools.chain(*(sample_sites(trace, factors=True, deterministic=False).items() for trace in t)):
+        if site["infer"].get("drawn"):
+            return f"the log-density of {name!r} is a sum over the times of a chain, some of which are drawn at random"
         one, two = (site["fn"].log_prob(site["value"]) for _ in range(2))
         if not torch.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True):
             off = float((one - two).abs().max())
@@ -244,6 +248,23 @@ def drawn_density(t: Traces) -> str:
 def full_plates(site: Mapping[str, Any]) -> frozenset[str]:
     """The plates that hold what was passed; one that subsamples by itself has been weighed by Pyro."""
     return frozenset(f.name for f in site["cond_indep_stack"] if f.full_size in (None, f.size))
+
+
+def stacked_terms(runs: Sequence[Sequence[Term]]) -> list[Term]:
+    """The terms of S runs, S leading."""
+
+    def lead(tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+    found = []
+    for one in zip(*runs, strict=True):
+        t = one[0]
+        log_prob = lead([u.log_prob for u in one])
+        density = log_prob if t.log_density is t.log_prob else lead([u.log_density for u in one])
+        target = None if t.target is None else lead([u.target for u in one if u.target is not None])
+        value = lead([u.value for u in one])
+        found.append(t._replace(value=value, log_prob=log_prob, log_density=density, target=target))
+    return found
 
 
 # -- KL in closed form -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from ppgen.errors import PpgenError
 from ppgen.models import PPCA
-from ppgen.program import asked_rows
+from ppgen.nested import asked_rows
 
 F64 = torch.float64
 

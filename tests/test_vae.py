@@ -11,7 +11,7 @@ from pyro.poutine import condition, trace
 
 from ppgen.errors import PpgenError
 from ppgen.models import VAE
-from ppgen.program import asked_rows
+from ppgen.nested import asked_rows
 
 SMALL = {"latent": 3, "hidden": (8, 7)}
 CASES = {

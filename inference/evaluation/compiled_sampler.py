@@ -27,7 +27,8 @@ from ppgen.inference.evaluation.sample import (
     row_dim_of,
     seeded,
 )
-from ppgen.program import Program, asked_rows
+from ppgen.nested import asked_rows
+from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.terms import whole_value

@@ -27,7 +27,7 @@ from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import n_rows, take, validate
-from ppgen.draws import ManyTerms, SitesDiffer, one_draw, stacked_terms
+from ppgen.draws import ManyTerms, SitesDiffer, one_draw
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
@@ -40,7 +40,7 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
 from ppgen.structure import Structure
-from ppgen.terms import drawn_density, terms
+from ppgen.terms import drawn_density, stacked_terms, terms
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -77,7 +77,7 @@ def loglik(
             that are nan, or are asked for where the log-density of a site is itself drawn.
     """
     program = program_of(run)
-    by_times = program.subsamples and not keep_weights and (ode or program.repeats)
+    by_times = program.chain and not keep_weights and (ode or program.repeats)
     particles = (100 if by_times else 1000) if particles is None else particles
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
@@ -145,7 +145,7 @@ class _Blocks:
         for name in self.structure.names("observed"):
             observed_in_support(name, t.p.nodes[name], unvalidated(self.program, data))
         if draws == 1 and not self.structure.summed:
-            found = stacked_terms(terms(t))
+            found = stacked_terms([terms(t)])
         else:
             key = shapes(data)
             if key not in self._many:
@@ -158,7 +158,7 @@ class _Blocks:
         return log_w if log_w.dim() > 1 else log_w[:, None]
 
     def _one(self, data: Mapping[str, Tensor]) -> Tensor:
-        found = stacked_terms(one_draw(self.program, data, self.structure))
+        found = stacked_terms([one_draw(self.program, data, self.structure)])
         log_w = log_weights(found, Setting.of(self.structure))
         return log_w if log_w.dim() > 1 else log_w[:, None]
 

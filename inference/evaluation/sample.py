@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -23,8 +22,9 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
 from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import Unobserve, whole_plates, without_validation
-from ppgen.program import Program, arguments, asked_rows
+from ppgen.handlers import Holder, Unobserve, whole_plates, without_validation
+from ppgen.nested import asked_rows
+from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
 from ppgen.structure import Structure
@@ -253,7 +253,7 @@ def _by_rows(
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
-class _Hold(Messenger):
+class _Hold(Holder):
     """Sites are held at values whose rows lead."""
 
     def __init__(self, values: Mapping[str, Tensor], plates: set[str]):

@@ -5,15 +5,33 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     TERMS       which producer its terms come from: drawn, closed_form, summed, subsampled
     PATHWISE    whether its gradient is right only along the paths of all draws: it is no mean over draws
-    objective   (terms, setting) -> (target, bound): what is maximized, whose gradient is that of the (KL-weighted)
-                bound, and the bound itself, both in nats over all N rows
+    GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
+    objective   (terms, setting, **options) -> (target, bound): what is maximized, whose gradient is that of the
+                (KL-weighted) bound, and the bound itself, both in nats over all N rows
 
-Adding one is adding its file, and its row in the table of laws (tests/test_objectives.py).
+A name may have keywords: `renyi`, `renyi(alpha=0.3)`. Adding one is adding its file, and its row in the table of laws
+(tests/test_objectives.py).
 """
 
-from ppgen.folder import Folder
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-__all__ = ["named", "names"]
+from ppgen.folder import Folder, call_of, require_options
+
+__all__ = ["formula", "named", "names"]
 
 _FOLDER = Folder(__name__, "objective")
 names, named = _FOLDER.names, _FOLDER.named
+
+
+def formula(spec: str) -> Callable[..., Any]:
+    """The function (terms, setting) -> (target, bound) of a name with keywords.
+
+    Raises:
+        PpgenError: no such objective, or option.
+    """
+    made = named(spec).objective
+    name, options = call_of(spec, "objective", "renyi(alpha=0.3)")
+    require_options(f"objective {name}", made, options, but=("terms", "s"))
+    return partial(made, **options)

@@ -1,4 +1,4 @@
-r"""Rényi's bound of order α = 1/2, between the ELBO (α → 1) and log p(x) (α → 0).
+r"""Rényi's bound of order α, between the ELBO (α → 1) and log p(x) (α → 0).
 
     L_α = 1/(1 − α) log E_q w^(1 − α) ≤ log p_θ(x),   estimated by its mean over K draws, which biases it downwards
 
@@ -11,19 +11,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, require_between
 from ppgen.terms import Term
 
-SUMMARY = "Rényi's bound of order 1/2"
+SUMMARY = "Rényi's bound, between the ELBO and log p(x): renyi(alpha=0.5)"
 TERMS = "drawn"
 PATHWISE = True
-ALPHA = 0.5
 
 
-def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
-    """The bound, and the same with KL-weighted terms."""
+def objective(terms: Sequence[Term], s: Setting, *, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The bound, and the same with KL-weighted terms.
+
+    Raises:
+        PpgenError: α outside of [0, 1).
+    """
+    require_between("renyi", "alpha", alpha, 0.0, 1.0)
 
     def value(target: bool) -> Tensor:
-        return over_rows(log_mean_exp((1 - ALPHA) * log_weights(terms, s, target=target)) / (1 - ALPHA), s)
+        return over_rows(log_mean_exp((1 - alpha) * log_weights(terms, s, target=target)) / (1 - alpha), s)
 
     return value(True), value(False)

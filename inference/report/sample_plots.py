@@ -17,7 +17,7 @@ from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import sample
 from ppgen.inference.report.corner import MOST, corner_figure, plane_figure
 from ppgen.inference.report.figures import BLUE, GREY, figure_of, image_grid
-from ppgen.program import asked_rows
+from ppgen.nested import asked_rows
 from ppgen.run import Run, default_dtype
 from ppgen.sites import given_value
 

@@ -35,7 +35,7 @@ from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
 from ppgen.inference.objective import default_objective, make_objective
-from ppgen.inference.pyro_objective import loss_of, name_of
+from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.training.state import read_state
@@ -321,6 +321,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
         )
     gradients.named(o["gradient"])
+    if loss is None and o["objective"] is not None:
+        objectives.formula(o["objective"])
     for name in ("batch_size", "gradient", "particles", "kl_warmup") if loss is not None else ():
         if o[name] not in (None, "pathwise", 1 if name == "particles" else 0):
             raise PpgenError(
@@ -430,13 +432,14 @@ def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
 def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:
     """Which latents an objective sums out where the guide does not draw them: those that can be, if it sums any.
 
-    With no objective named, and for Pyro's losses, those that ask for it by infer={"enumerate": ...}.
+    With others those that ask for it by infer={"enumerate": ...}.
     """
-    named = objective in objectives.names()
-    sums = named and objectives.named(str(objective)).TERMS == "summed"
+    ours = objective is not None and is_ours(objective)
+    terms = objectives.named(str(objective)).TERMS if ours else ""
+    sums = terms == "summed"
 
     def hide(site: dict[str, Any]) -> bool:
-        asked = not named and site["infer"].get("enumerate") is not None
+        asked = terms != "subsampled" and site["infer"].get("enumerate") is not None
         return (sums or asked) and not site["is_observed"] and site["fn"].has_enumerate_support
 
     return hide

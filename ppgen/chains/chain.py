@@ -114,24 +114,26 @@ class Chain(Program):
 
     # -- as a program -------------------------------------------------------------------------------------
 
-    subsamples = True
+    chain = True
 
     def subsampled_terms(self, data: dict[str, Tensor], draws: int) -> list[Term]:
         return subsampled_terms(self, data, draws)
 
     @property
     def repeats(self) -> bool:
-        return self.steps > LONG
+        return int(self.__dict__.get("whole", self.steps)) > LONG
 
     @contextmanager
     def in_brief(self) -> Iterator[None]:
         """Within it, the chain has two steps: its steps are alike, and so is what may be wrong."""
-        steps = self.steps
+        if not self.repeats or "whole" in self.__dict__:
+            yield
+            return
+        self.__dict__ |= {"whole": self.steps, "steps": SHORT}
         try:
-            self.__dict__["steps"] = SHORT if self.repeats else steps
             yield
         finally:
-            self.__dict__["steps"] = steps
+            self.__dict__["steps"] = self.__dict__.pop("whole")
 
 
 def require_few_states(program: Program) -> None:

@@ -15,9 +15,8 @@ Adding one is adding its file, and its row in the table of laws (`OWN` in tests/
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any
 
@@ -25,10 +24,10 @@ from pyro.infer import autoguide as autoguides
 from torch import nn
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.folder import Folder
+from ppgen.folder import Folder, call_of, require_options
 from ppgen.guides._started import STARTED
 
-__all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_options", "summaries"]
+__all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_guide_options", "summaries"]
 
 _FOLDER = Folder(__name__, "guide")
 
@@ -80,14 +79,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         raise PpgenError(
             f"there is no guide {name!r}{nearest(name, guide_names())}; the guides are {', '.join(guide_names())}"
         )
-    try:
-        call = ast.parse(spec if rest else f"{name}()", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as e:
-        raise PpgenError(
-            f"the guide {spec!r} cannot be read; write a name, or a name with keywords as in flow(transforms=8)"
-        ) from e
+    return call_of(spec, "guide", "flow(transforms=8)")
 
 
 def guide_spec(spec: str, **more: Any) -> str:
@@ -108,16 +100,13 @@ def make_autoguide(spec: str, model: Callable) -> nn.Module:
     """
     name, options = parse(spec)
     made = STARTED.get(name) or getattr(autoguides, name)
-    require_options(name, made, options)
+    require_guide_options(name, made, options)
     return made(model, **options)
 
 
-def require_options(name: str, made: Any, options: Mapping[str, Any]) -> None:
+def require_guide_options(name: str, made: Callable, options: Collection[str]) -> None:
     """
     Raises:
         PpgenError: a keyword that the guide does not take.
     """
-    known = [k for k in inspect.signature(made).parameters if k not in ("model", "sites", "over_rows", "data", "rows")]
-    for key in options:
-        if key not in known:
-            raise PpgenError(f"the guide {name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}")
+    require_options(f"guide {name}", made, options, but=("model", "sites", "over_rows", "data", "rows"))

@@ -1,0 +1,38 @@
+r"""The mean of importance-weighted bounds: K draws in M groups, so that K / M weights are in each.
+
+    1/M Σ_m log 1/L Σ_l w_ml,   K = M L
+
+One group is `iwae`, K groups the ELBO: the bound loosens and the signal of the guide's gradient grows with M.
+
+Source: Tighter Variational Bounds are Not Necessarily Better (Rainforth et al. 2018, arXiv:1802.04537).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ppgen.errors import PpgenError
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows
+from ppgen.terms import Term
+
+SUMMARY = "mean of importance-weighted bounds over groups of particles: miwae(groups=2)"
+TERMS = "drawn"
+PATHWISE = True
+
+
+def objective(terms: Sequence[Term], s: Setting, *, groups: int = 2) -> tuple[Tensor, Tensor]:
+    """The bound, and the same with KL-weighted terms.
+
+    Raises:
+        PpgenError: draws that cannot be divided into so many groups.
+    """
+
+    def value(target: bool) -> Tensor:
+        log_w = log_weights(terms, s, target=target)
+        if groups < 1 or len(log_w) % groups:
+            raise PpgenError(f"miwae(groups={groups}) divides {len(log_w)} particles; take a multiple of {groups}")
+        return over_rows(log_mean_exp(log_w.unflatten(0, (-1, groups))).mean(0), s)
+
+    return value(True), value(False)

@@ -1,0 +1,470 @@
+r"""A program within a program: `z = ppgen.sample("z", program)` in a model, and `ppgen.rows`.
+
+    p(x, z, u) = p(x | z) p_inner(z, u)          q(z, u | x) = q(z | x) q_inner(u | z)
+
+`program` is any `ppgen.Program`: a flow, a mixture, a VAE, a chain, a hierarchical model. Its observed site becomes the
+site "z" of the outer model, its others join as "z/u". Where z has a value, observed or drawn by the outer guide, the
+inner model is conditioned on it, and the inner guide q_inner(u | z) is run on it as a part of the outer guide. What
+follows is one pair of programs, with one joint density, for every algorithm. Where z has no value, the inner model
+generates.
+
+A chain of more than a few latents (a diffusion model of a thousand steps) is not written out: it contributes terms of
+its ELBO at times that are drawn (`ppgen.chains.chain_terms`), so that there is an ELBO of the whole, and no
+importance-weighted bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Unit
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import Holder
+from ppgen.sites import is_deterministic
+
+_ROWS: ContextVar[int] = ContextVar("rows", default=1)
+
+
+class _Running(NamedTuple):
+    """A program that runs, and which part of it: "model", "guide", or its model for the sake of the inner guides."""
+
+    program: Any
+    part: str
+
+
+_RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
+_INNER: ContextVar[str | None] = ContextVar("inner", default=None)  # the plate of an inner program's rows; "": none
+_BY_TIMES: ContextVar[bool] = ContextVar("by times", default=False)
+
+
+# -- rows --------------------------------------------------------------------------------------------
+
+
+class _EnclosingPlate:
+    """In place of the plate over rows: the plates around the program are its rows."""
+
+    def __init__(self, plates: list[Any]):
+        self.size = int(plates[-1].size) if plates else 1
+
+    def __enter__(self) -> Tensor:
+        return torch.arange(self.size)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def rows(*columns: Tensor | None) -> Any:
+    """The plate "data" over the rows of the data.
+
+    Its size is the length of the first column that is there; where all are None (the program is
+    run forward, to generate) it is the number of rows that was asked for, see `asked_rows`.
+
+    >>> import torch
+    >>> rows(torch.zeros(7, 2)).size
+    7
+    >>> with asked_rows(3):
+    ...     rows(None).size
+    3
+    """
+    size = next((len(column) for column in columns if column is not None), _ROWS.get())
+    inner = _INNER.get()
+    if inner is None:
+        return pyro.plate("data", size)
+    return pyro.plate(inner, size) if inner else _EnclosingPlate(_open_plates())
+
+
+@contextmanager
+def asked_rows(n: int) -> Iterator[None]:
+    """Within it, `rows(None)` is a plate of n rows."""
+    token = _ROWS.set(n)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+# -- the statement -----------------------------------------------------------------------------------
+
+
+def sample(
+    name: str,
+    program: Any,
+    *,
+    obs: Tensor | None = None,
+    column: str | None = None,
+    rows: int | None = None,
+    freeze: bool = False,
+    **columns: Any,
+) -> Tensor:
+    """A site whose distribution is a program.
+
+    Args:
+        name: of the site. The program's other sites are called name/site, its plates name/plate.
+        program: a `ppgen.Program`. One that the outer program does not hold as a module is registered with it.
+        obs: the value that is observed; None: a latent, which the outer guide draws under `name`.
+        column: the column of the program that is the value, and the name of the site that observes it; None: the
+            first argument of its model that is not among `columns`.
+        rows: None: within plates the program is run for one row in each of their elements, its `ppgen.rows` being
+            these plates; outside of plates for one. A number: for a table of so many rows, with a plate of its own.
+        freeze: whether the program's parameters are held: those of a model that was fitted elsewhere.
+        **columns: the program's other columns, with the dimensions of the plates around the statement.
+
+    Returns:
+        The value, (plates, a row of the column); with `rows` (rows, plates, a row of the column).
+
+    The program's own guide runs on the value where it reads one. A program without a guide, or whose guide has learnt
+    its rows by heart, leaves its latents to the outer guide.
+
+    Raises:
+        PpgenError: columns that the program does not have; a value that no site of its own observes as it is; rows
+            that the plates do not account for; a program with latents within a guide.
+
+    Example: a linear decoder whose prior is a flow.
+
+    >>> import pyro, torch, ppgen
+    >>> from pyro.distributions import Normal
+    >>> class Decoder(ppgen.Program):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.prior = ppgen.models.Flow(2, transforms=1, hidden=(4,))
+    ...         self.weights = torch.nn.Parameter(torch.ones(2, 3))
+    ...     def model(self, x=None):
+    ...         with ppgen.rows(x):
+    ...             z = ppgen.sample("z", self.prior)
+    ...             return pyro.sample("x", Normal(z @ self.weights, 1.0).to_event(1), obs=x)
+    >>> ppgen.inference.sample(Decoder(), 5)["z"].shape
+    torch.Size([5, 2])
+    """
+    running = _RUNNING.get()
+    column = _column_of(name, program, column, columns)
+    value = obs if obs is not None else _held(name)
+    scope = _Scope(name, program, column, latent=obs is None)
+    first = running is not None and _adopt(running.program, program, name, freeze)
+    if running is not None and running.part == "inner guides" and value is not None:
+        _run_inner_guide(scope, program, columns | {column: value}, rows)
+        return value
+    by_times = _by_times(program)
+    given = columns if value is None else columns | {column: value}
+    if value is None or not by_times:
+        with (
+            _PlatesOnly(scope.plates) if by_times else nullcontext(),
+            scope, _inner_rows(scope, rows), _registering(running, program),
+        ):  # fmt: skip
+            program.call("model", given)
+        value = _generated(scope, running)
+        if first:
+            _require_rows(scope, rows)
+            _require_observed_as_it_is(scope, columns, rows)
+    assert value is not None
+    if by_times:
+        _sample_times(name, program, columns, column, value, obs)
+    return value
+
+
+def run_inner_guides(program: Any, data: Mapping[str, Any], own: poutine.Trace) -> None:
+    """Runs the guides of the programs within a model at what the outer guide drew, as a part of the outer guide.
+
+    Args:
+        program: the outer one, whose model is run for the plates and columns of its `sample` statements.
+        data: the columns.
+        own: the trace of its own guide.
+    """
+    with _InnerGuidesOnly(own), poutine.replay(trace=own):
+        program.call("inner guides", data)
+
+
+@contextmanager
+def running(program: Any, part: str) -> Iterator[None]:
+    """Marks which part of which program runs."""
+    token = _RUNNING.set(_Running(program, part))
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+@contextmanager
+def drawn_times() -> Iterator[None]:
+    """Within it, short chains that are part of a program give drawn terms of their ELBO as well, as long ones do."""
+    token = _BY_TIMES.set(True)
+    try:
+        yield
+    finally:
+        _BY_TIMES.reset(token)
+
+
+def _by_times(program: Any) -> bool:
+    """Whether a program within another gives drawn terms: a long chain, and any chain within `drawn_times`."""
+    return bool(program.repeats or _BY_TIMES.get() and program.chain)
+
+
+def _generated(scope: _Scope, running: _Running | None) -> Tensor:
+    """The value of the run within a scope.
+
+    Raises:
+        PpgenError: no site has it; latents beside it, in a guide.
+    """
+    name, program = scope.name, scope.program.name
+    if scope.value is None:
+        raise PpgenError(
+            f"ppgen.sample({name!r}): {program} has no site named {scope.column!r}, as its column is; name the site "
+            "that observes a column as the column"
+        )
+    if running is not None and running.part == "guide" and scope.others:
+        raise PpgenError(
+            f"ppgen.sample({name!r}) in a guide: {program} has the latent {scope.others[0]!r}, so that the density of "
+            "its draws is not known; take a program without latents there, such as a flow"
+        )
+    return scope.value
+
+
+def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str, Any]) -> str:
+    names = program.columns
+    for c in (*columns, *(() if column is None else (column,))):
+        if c not in names:
+            raise PpgenError(
+                f"ppgen.sample({name!r}): {program.name} has no column {c!r}{nearest(c, names)}; its columns are "
+                f"{', '.join(names) or 'none'}"
+            )
+    free = [c for c in names if c not in columns]
+    if column is None and not free:
+        raise PpgenError(
+            f"ppgen.sample({name!r}): all columns of {program.name} are given ({', '.join(names) or 'it has none'}), "
+            "and none is left for the value; leave the one out that is to be drawn or observed (obs=)"
+        )
+    return column or free[0]
+
+
+def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
+    """Whether this is an outer program's first run: then the inner one's parameters become its own, trained or held."""
+    outer.__dict__["composed"] = True
+    if not getattr(outer, "_collecting", False):
+        return False
+    if all(m is not program for m in outer.modules()):
+        key = name.replace("/", "_").replace(".", "_")
+        while hasattr(outer, key):
+            key += "_"
+        outer.add_module(key, program)
+    if freeze:
+        program.requires_grad_(False)
+    return True
+
+
+@contextmanager
+def _registering(outer: _Running | None, program: Any) -> Iterator[None]:
+    """Within it, the inner program registers the parameters of its `pyro.param` statements where the outer one does."""
+    flags = ("_collecting", "_growing")
+    before = {k: program.__dict__.get(k, False) for k in flags}
+    if outer is not None:
+        program.__dict__.update({k: outer.program.__dict__.get(k, False) for k in flags})
+    try:
+        yield
+    finally:
+        program.__dict__.update(before)
+
+
+def _require_rows(scope: _Scope, rows: int | None) -> None:
+    """
+    Raises:
+        PpgenError: rows without a plate.
+    """
+    assert scope.output is not None
+    name, inner = scope.program.name, scope.output["cond_indep_stack"]
+    if inner and rows is None and scope.plates:
+        raise PpgenError(
+            f"ppgen.sample({scope.name!r}) stands in a plate, and {name} opens one of its own; write `with "
+            "ppgen.rows(x)` in it, which gives way to the plates around, or pass rows= for a table of rows"
+        )
+    dims = {p.dim for p in scope.plates} | {f.dim for f in inner}
+    fn, value = scope.output["fn"], scope.value
+    assert value is not None
+    shape = tuple(torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim]))
+    if any(n > 1 and i - len(shape) not in dims for i, n in enumerate(shape)):
+        raise PpgenError(
+            f"ppgen.sample({scope.name!r}): {name} has values for a batch of shape {shape}, and the plates around the "
+            f"statement have {len(scope.plates)} dimensions; pass rows= for a table of so many rows, or open a plate"
+        )
+
+
+def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any], rows: int | None) -> None:
+    """
+    Args:
+        columns: all but the value's.
+
+    Raises:
+        PpgenError: what the program observes is another thing than its column, whose density is not that of the value.
+    """
+
+    def site(given: Mapping[str, Any]) -> dict[str, Any]:
+        with _PlatesOnly(scope.plates), poutine.trace() as seen, _inner_rows(scope, rows):
+            scope.program.call("model", given)
+        return dict(seen.trace.nodes[scope.column])
+
+    drawn = site(columns)["value"]
+    own = site({**columns, scope.column: drawn})
+    if own["is_observed"] and own["value"].shape == drawn.shape and torch.equal(own["value"].to(drawn.dtype), drawn):
+        return
+    raise PpgenError(
+        f"ppgen.sample({scope.name!r}): {scope.program.name} observes another thing than its column {scope.column!r} "
+        f"(a scaled or reshaped one), whose density is not that of {scope.name!r}; let it observe the column as it is"
+    )
+
+
+def _run_inner_guide(scope: _Scope, program: Any, columns: Mapping[str, Any], rows: int | None) -> None:
+    if (
+        scope.own_guide
+        and not _by_times(program)
+        and not any(site.startswith(f"{scope.name}/") for site in _drawn_already())
+    ):
+        scope.guide = True
+        with scope, _inner_rows(scope, rows), _registering(_RUNNING.get(), program):
+            program.call("guide", columns)
+
+
+@contextmanager
+def _inner_rows(scope: _Scope, n: int | None) -> Iterator[None]:
+    """How `rows` is read within: as a plate of n rows, or as the plates around."""
+    token = _INNER.set("" if n is None else scope.table)
+    try:
+        with nullcontext() if n is None else asked_rows(n):
+            yield
+    finally:
+        _INNER.reset(token)
+
+
+def _sample_times(
+    name: str, program: Any, columns: Mapping[str, Any], column: str, value: Tensor, obs: Tensor | None
+) -> None:
+    """The terms of a chain's ELBO at a value, one step of each row drawn, as sites of the outer model."""
+    nesting = max((-f.dim for f in _open_plates()), default=0)
+    batch = value.shape[:nesting]
+
+    def as_rows(v: Any) -> Any:
+        if not isinstance(v, Tensor):
+            return v
+        own = v.expand(batch) if v.dim() < nesting else v.expand(batch + v.shape[nesting:])
+        return own.reshape(-1, *own.shape[nesting:])
+
+    for t in program.subsampled_terms({k: as_rows(v) for k, v in {**columns, column: value}.items()}, 1):
+        role = "prior" if obs is None and t.role == "likelihood" else t.role
+        log_prob, target = (None if v is None else v[0].reshape(batch) for v in (t.log_prob, t.target))
+        infer = {"role": role, "target": target, "drawn": True}
+        if t.site == column:
+            pyro.sample(name, Delta(value, log_prob, event_dim=value.dim() - nesting), obs=obs, infer=infer)
+        else:
+            unit = Unit(log_prob)
+            pyro.sample(f"{name}/{t.site}", unit, obs=unit.sample(), infer=infer)
+
+
+# -- handlers ----------------------------------------------------------------------------------------
+
+
+class _Scope(Holder):
+    """Around an inner program: its sites and plates have the statement's name before their own."""
+
+    def __init__(self, name: str, program: Any, column: str, *, latent: bool):
+        super().__init__()
+        self.name, self.program, self.column, self.latent = name, program, column, latent
+        self.own_guide = program.has_guide and not program.fixed_rows
+        self.plates = _open_plates()
+        self.table = f"rows {id(self)}"  # the plate of a table's rows, until it has its name: "data" may be open around
+        self.guide = False  # whether it is the inner guide that runs
+        self.value: Tensor | None = None
+        self.output: dict[str, Any] | None = None  # the site whose value it is
+        self.others: list[str] = []  # its latents beside the value
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        prefix = f"{self.name}/"
+        msg["cond_indep_stack"] = tuple(
+            f._replace(name=prefix + ("data" if f.name == self.table else f.name)) for f in msg["cond_indep_stack"]
+        )
+        msg.setdefault("inner_names", []).append(msg["name"])
+        sized = type(msg["fn"]).__name__ == "_Subsample"
+        if not self.guide and msg["name"] == self.column and not sized and not is_deterministic(msg):
+            msg["name"] = self.name
+            self.output = msg if "asked" in msg else {**msg}
+            msg["output_of"] = self
+            if self.latent and msg["is_observed"]:  # the outer handlers have the value, and it is theirs
+                msg["is_observed"], msg["value"], msg["done"] = False, None, False
+                msg.pop("given", None)
+            return
+        msg["name"] = prefix + ("data" if msg["name"] == self.table else msg["name"])
+        msg["inner"], msg["inner_guide"] = msg.get("inner") or self.own_guide, msg.get("inner_guide") or self.guide
+        if not msg["is_observed"] and not sized and "asked" not in msg:
+            self.others.append(msg["name"])
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        msg["name"] = msg["inner_names"].pop()  # the handlers within know it by the name that it has there
+        if msg.get("output_of") is self:
+            self.value = msg["value"]
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        msg["stop"] = True  # served by the inner program
+
+
+class _InnerGuidesOnly(Messenger):
+    """Lets only the sites of inner guides through, and plates' subsamples that the outer guide did not draw."""
+
+    def __init__(self, own: poutine.Trace):
+        super().__init__()
+        self.own = own
+
+    def _process_message(self, msg: dict[str, Any]) -> None:
+        subsample = type(msg.get("fn")).__name__ == "_Subsample" and msg["name"] not in self.own
+        if not (msg["type"] == "sample" and (msg.get("inner_guide") or subsample)):
+            msg["stop"] = True
+
+
+class _PlatesOnly(Messenger):
+    """Hides a run from all handlers but the plates around it."""
+
+    def __init__(self, plates: list[Any]):
+        super().__init__()
+        self.plates = plates
+
+    def _process_message(self, msg: dict[str, Any]) -> None:
+        for plate in reversed(self.plates) if msg["type"] == "sample" else ():
+            plate._process_message(msg)
+        msg["stop"] = True
+
+
+def _drawn_already() -> list[str]:
+    own = next((m.own for m in reversed(_PYRO_STACK) if isinstance(m, _InnerGuidesOnly)), None)
+    return [] if own is None else list(own.nodes)
+
+
+_HOLDERS = (ReplayMessenger, ConditionMessenger, BlockMessenger, Holder)
+
+
+def _held(name: str) -> Any:
+    """The value that the handlers around hold for a site of this name, as if it had been reached; None: none does."""
+    msg: dict[str, Any] = {
+        "type": "sample", "name": name, "fn": Delta(torch.zeros(())), "is_observed": False, "value": None,
+        "done": False, "stop": False, "infer": {}, "cond_indep_stack": (), "mask": None, "scale": 1.0, "args": (),
+        "kwargs": {}, "continuation": None, "asked": True,
+    }  # fmt: skip
+    for frame in reversed(_PYRO_STACK):
+        if isinstance(frame, _HOLDERS):
+            frame._process_message(msg)
+            if msg["stop"]:
+                break
+    return msg["value"]
+
+
+def _open_plates() -> list[Any]:
+    """The plates that are open."""
+    return [m for m in _PYRO_STACK if isinstance(m, IndepMessenger) and m._vectorized and m.dim is not None]

@@ -1,0 +1,449 @@
+"""Programs within programs: the same as the program written out by hand, and right where all is known exactly."""
+
+import copy
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import HalfNormal, Normal
+from torch import nn
+
+import ppgen
+from ppgen.errors import PpgenError
+from ppgen.inference import fit, loglik, mcmc, posterior, sample
+from ppgen.inference.training.fit import resume
+from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow
+from ppgen.terms import run, terms
+
+N = 6
+
+
+def within(prior):
+    """Outer programs: x | z linear with z = ppgen.sample("z", prior)."""
+
+    class Outer(ppgen.Program):
+        def __init__(self):
+            super().__init__()
+            self.prior = prior
+            self.W = nn.Parameter(torch.randn(2, 4))
+            self.encoder = nn.Linear(4, 4)
+
+        def model(self, x=None):
+            with ppgen.rows(x):
+                z = self.z()
+                return pyro.sample("x", Normal(z @ self.W, 0.5).to_event(1), obs=x)
+
+        def z(self):
+            return ppgen.sample("z", self.prior)
+
+        def guide(self, x):
+            with ppgen.rows(x):
+                loc, raw = self.encoder(x).chunk(2, -1)
+                z = pyro.sample("z", Normal(loc, raw.exp()).to_event(1))
+                self.inner_guide(z)
+
+        def inner_guide(self, z):
+            pass
+
+    return Outer
+
+
+def flow():
+    return Flow(2, transforms=1, hidden=(6,))
+
+
+def small_vae(features=2):
+    return VAE(features, latent=2, hidden=(6,), likelihood="normal")
+
+
+def chain(steps=8):
+    return Diffusion(2, steps=steps, hidden=(6,), loc=[0.0, 0.0], scale=[1.0, 1.0])
+
+
+def by_hand_flow(self):
+    return pyro.sample("z", self.prior.density())
+
+
+def by_hand_ppca(p, name):
+    u = pyro.sample(f"{name}/z", Normal(p.zero, 1.0).to_event(1))
+    return pyro.sample(name, Normal(u @ p.W.mT + p.mu, p.sigma).to_event(1))
+
+
+def by_hand_ppca_guide(p, name, value):
+    return pyro.sample(f"{name}/z", p._around((value - p.mu) @ p.V.mT))
+
+
+def by_hand_chain(p, name):
+    z = pyro.sample(f"{name}/z_{p.steps}", p.base())
+    for i, (s, t) in zip(reversed(range(p.steps)), p.grid(), strict=True):
+        z = pyro.sample(f"{name}/z_{i}", p.reverse(z, s, t))
+    return pyro.sample(name, p.likelihood(z))
+
+
+def by_hand_chain_guide(p, name, x):
+    z = pyro.sample(f"{name}/z_{p.steps}", p.forward(x, 1.0))
+    for i, (s, t) in zip(reversed(range(p.steps)), p.grid(), strict=True):
+        z = pyro.sample(f"{name}/z_{i}", p.posterior(z, x, s, t))
+
+
+class Inside(PPCA):
+    """PPCA whose latent has a prior of its own: a program with one within, to be put within a third."""
+
+    def __init__(self, prior):
+        super().__init__(2, latent=2)
+        self.prior = prior
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            z = ppgen.sample("z", self.prior)
+            return pyro.sample("x", Normal(z @ self.W.mT + self.mu, self.sigma).to_event(1), obs=x)
+
+
+class Groups(ppgen.Program):
+    """A hierarchical model: effects of groups, from a program."""
+
+    def __init__(self, effects, by_hand=False):
+        super().__init__()
+        self.effects, self.by_hand = effects, by_hand
+
+    def model(self, g, y=None):
+        scale = pyro.sample("scale", HalfNormal(g.new_ones(()).double()))
+        with pyro.plate("group", 3):
+            theta = (
+                pyro.sample("theta", self.effects.density()) if self.by_hand else ppgen.sample("theta", self.effects)
+            )
+        with ppgen.rows(g):
+            return pyro.sample("y", Normal(theta[g].sum(-1), scale), obs=y)
+
+
+class Observed(ppgen.Program):
+    """A decoder that is a program with latents: x is its observed column."""
+
+    def __init__(self, decoder, by_hand=False):
+        super().__init__()
+        self.decoder, self.by_hand = decoder, by_hand
+        self.encoder = nn.Linear(2, 2)
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            c = pyro.sample("c", Normal(torch.zeros(()).double(), 1.0))
+            if not self.by_hand:
+                return ppgen.sample("x", self.decoder, obs=x, context=c[..., None])
+            return pyro.sample("x", self.decoder.density(c[..., None]), obs=x)
+
+    def guide(self, x):
+        loc, raw = self.encoder(x).unbind(-1)
+        with ppgen.rows(x):
+            pyro.sample("c", Normal(loc, raw.exp()))
+
+
+def _written_out(outer, z, inner_guide=lambda self, z: None):
+    return type("ByHand", (outer,), {"z": z, "inner_guide": inner_guide})
+
+
+def pairs():
+    """By name: the nested program, the same written out by hand, the data."""
+    x = torch.randn(N, 4).double()
+    out = {}
+    for name, prior, z, guide in (
+        ("flow", flow(), by_hand_flow, lambda self, z: None),
+        (
+            "PPCA",
+            PPCA(2, latent=1),
+            lambda s: by_hand_ppca(s.prior, "z"),
+            lambda s, z: by_hand_ppca_guide(s.prior, "z", z),
+        ),
+        (
+            "VAE",
+            small_vae(),
+            lambda s: pyro.sample("z", s.prior.decode(pyro.sample("z/z", s.prior.prior()))),
+            lambda s, z: pyro.sample("z/z", s.prior.encode(z)),
+        ),
+        ("chain", chain(), lambda s: by_hand_chain(s.prior, "z"), lambda s, z: by_hand_chain_guide(s.prior, "z", z)),
+        (
+            "PPCA in PPCA in PPCA",
+            Inside(PPCA(2, latent=1)),
+            lambda s: pyro.sample(
+                "z", Normal(by_hand_ppca(s.prior.prior, "z/z") @ s.prior.W.mT + s.prior.mu, s.prior.sigma).to_event(1)
+            ),
+            lambda s, z: by_hand_ppca_guide(s.prior.prior, "z/z", by_hand_ppca_guide(s.prior, "z", z)),
+        ),
+        (
+            "chain in PPCA in PPCA",
+            Inside(chain()),
+            lambda s: pyro.sample(
+                "z", Normal(by_hand_chain(s.prior.prior, "z/z") @ s.prior.W.mT + s.prior.mu, s.prior.sigma).to_event(1)
+            ),
+            lambda s, z: by_hand_chain_guide(s.prior.prior, "z/z", by_hand_ppca_guide(s.prior, "z", z)),
+        ),
+    ):
+        outer = within(prior)
+        nested = outer()
+        hand = _written_out(outer, z, guide)()
+        hand.load_state_dict(nested.state_dict())
+        out[name] = nested, hand, {"x": x}
+    effects = flow()
+    out["hierarchical"] = Groups(effects), Groups(effects, by_hand=True), {"g": torch.arange(N) % 3, "y": x[:, 0]}
+    decoder = Flow(2, context=1, transforms=1, hidden=(6,))
+    nested = Observed(decoder)
+    hand = Observed(decoder, by_hand=True)
+    hand.load_state_dict(nested.state_dict())
+    out["observed flow"] = nested, hand, {"x": x[:, :2]}
+    return out
+
+
+torch.manual_seed(0)
+PAIRS = pairs()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_nested_program_is_the_one_written_out_by_hand(name):
+    found = []
+    for program in copy.deepcopy(PAIRS[name])[:2]:
+        program = program.double()
+        torch.manual_seed(1)
+        program.setup(PAIRS[name][2], None if program.has_guide else "AutoNormal")
+        torch.manual_seed(2)
+        t = terms(run(program, PAIRS[name][2]), closed_form=True)
+        values = {(u.site, u.role): u.log_prob.sum() for u in t}
+        loss = sum(u.sign * u.log_prob.sum() for u in t)
+        parameters = {k: p for k, p in program.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        found.append((values, dict(zip(parameters, gradients, strict=True))))
+    (ours, our_gradients), (theirs, their_gradients) = found
+    assert ours.keys() == theirs.keys() and our_gradients.keys() == their_gradients.keys()
+    for k in ours:
+        assert torch.allclose(ours[k], theirs[k], rtol=1e-9), k
+    for k, g in our_gradients.items():
+        assert (g is None) == (their_gradients[k] is None), k
+        assert g is None or torch.allclose(g, their_gradients[k], rtol=1e-6, atol=1e-9), k
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_model_run_by_itself_generates_as_the_one_written_out_by_hand(name):
+    values = []
+    for program in copy.deepcopy(PAIRS[name])[:2]:
+        program = program.double()
+        torch.manual_seed(1)
+        program.setup(PAIRS[name][2], None if program.has_guide else "AutoNormal")
+        torch.manual_seed(3)
+        t = poutine.trace(lambda program=program: program.call("model", PAIRS[name][2])).get_trace()
+        values.append({n: s["value"] for n, s in t.nodes.items() if s["type"] == "sample" and n != "data"})
+    for n, v in values[1].items():
+        assert torch.allclose(values[0][n], v), n
+
+
+def ppca_in_ppca():
+    """x | z, z | u linear and Gaussian: log p(x) is known, and so are both posteriors."""
+    torch.manual_seed(3)
+    prior = PPCA(2, latent=1).double()
+    outer = within(prior)().double()
+    cov_z = prior.W @ prior.W.mT + prior.sigma**2 * torch.eye(2)
+    cov = outer.W.mT @ cov_z @ outer.W + 0.25 * torch.eye(4)
+    exact = torch.distributions.MultivariateNormal((prior.mu @ outer.W).detach(), cov.detach())
+    prior.match_guide_()
+    return outer, exact
+
+
+def test_ppca_in_ppca_against_its_exact_log_p():
+    program, exact = ppca_in_ppca()
+    x = exact.sample((400,))
+    for p in (program.W, *program.prior.parameters()):
+        p.requires_grad_(False)
+    fitted = fit(program, {"x": x}, steps=800, lr=0.02, schedule="cosine", seed=0, precision="64-true")
+    found = {b.name: b for b in loglik(fitted, {"x": x}, particles=2000, seed=0).bounds}
+    truth = float(exact.log_prob(x).mean())
+    assert found["elbo"].mean < truth + 1e-9
+    assert abs(found["iw"].mean - truth) < 4e-3
+    weaker = loglik(fitted, {"x": x}, particles=5, seed=0).best.mean
+    assert weaker < found["iw"].mean
+
+
+def test_a_long_chain_within_gives_the_elbo_of_the_explicit_one():
+    torch.manual_seed(0)
+    explicit, drawn = (within(chain(steps))() for steps in (8, 8))
+    drawn.load_state_dict(explicit.state_dict())
+    x = torch.randn(300, 4)
+    for p in (explicit, drawn):
+        p.setup({"x": x[:4]})
+    full = loglik(explicit, {"x": x}, particles=200, seed=0).bounds[0]
+    terms_of = drawn.subsampled_terms({"x": x}, 400)
+    elbo = sum(t.sign * t.log_prob.reshape(400, -1).double() for t in terms_of).mean(1)
+    se = float(elbo.std() / 20 + full.values.std() * 0 + full.se.mean() / 300**0.5)
+    assert abs(float(elbo.mean()) - full.mean) < 4 * se + 0.02 * abs(full.mean) * 0.1
+    assert {t.site for t in terms_of} == {"z/z_1", "z/z", "z", "x"}
+
+
+def test_a_long_chain_within_has_an_elbo_and_no_importance_weighted_bound(caplog):
+    run_ = fit(within(chain(1000))(), {"x": torch.randn(40, 4)}, steps=3, seed=0)
+    assert run_.config["fit"]["objective"] == "subsampled"
+    with caplog.at_level("WARNING"):
+        assert [b.name for b in loglik(run_, {"x": torch.randn(5, 4)}, particles=4).bounds] == ["elbo"]
+    assert "drawn at random" in caplog.text
+    assert sample(run_, 2, seed=0)["z"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "how", [{"engine": "trace"}, {"particles": 4}, {"batch_size": 16}, {"objective": "iwae", "particles": 3}]
+)
+def test_a_nested_program_is_fitted_by_every_engine_and_bound(how):
+    x = torch.randn(48, 4)
+    torch.manual_seed(0)
+    program = within(small_vae())()
+    found = fit(program, {"x": x}, steps=40, lr=1e-2, seed=0, **how)
+    assert found.rows[-1]["elbo"] > found.rows[0]["elbo"]
+    assert any(not torch.equal(p, q) for p, q in zip(program.prior.parameters(), small_vae().parameters(), strict=True))
+
+
+def test_a_fit_of_a_nested_program_resumes_to_the_bit(tmp_path):
+    x = torch.randn(48, 4)
+    torch.manual_seed(0)
+    first = within(small_vae())()
+    again, whole = copy.deepcopy(first), copy.deepcopy(first)
+    fit(first, {"x": x}, steps=10, seed=0, out=tmp_path / "a", checkpoint_every=5)
+    resumed = resume(tmp_path / "a", {"x": x}, program=again, steps=20)
+    unbroken = fit(whole, {"x": x}, steps=20, seed=0)
+    for (k, p), q in zip(resumed.program.named_parameters(), unbroken.program.parameters(), strict=True):
+        assert torch.equal(p, q), k
+
+
+def test_a_frozen_program_stays_as_it_is():
+    inner = flow()
+    before = copy.deepcopy(inner.state_dict())
+
+    def model(x):
+        with ppgen.rows(x):
+            z = ppgen.sample("z", inner, freeze=True)
+            pyro.sample(
+                "x",
+                Normal(
+                    z, pyro.param("s", torch.tensor(1.0), constraint=pyro.distributions.constraints.positive)
+                ).to_event(1),
+                obs=x,
+            )
+
+    found = fit(ppgen.Program.from_pair(model, "AutoNormal"), {"x": torch.randn(10, 2)}, steps=10, seed=0)
+    assert all(torch.equal(v, before[k]) for k, v in inner.state_dict().items())
+    assert "s" in found.params
+
+
+def test_chains_sample_the_latents_of_a_program_within():
+    """Eight schools whose scores come from a program: as the program by itself."""
+    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+    inner = EightSchools()
+
+    def model(sigma, y=None):
+        return ppgen.sample("y", inner, obs=y, sigma=sigma)
+
+    tree = mcmc(ppgen.Program.from_pair(model), {"sigma": sigma, "y": y}, draws=250, seed=0)
+    own = mcmc(EightSchools(), {"sigma": sigma, "y": y}, draws=250, seed=0)
+    a, b = tree["posterior"]["y.mu"].values, own["posterior"]["mu"].values
+    assert abs(a.mean() - b.mean()) < 0.2 and abs(a.std() - b.std()) < 0.2
+
+
+def test_posterior_and_draws_have_the_sites_under_the_name():
+    program = within(PPCA(2, latent=1))()
+    found = fit(program, {"x": torch.randn(30, 4)}, steps=5, seed=0)
+    tree = posterior(found, {"x": torch.randn(3, 4)}, draws=7)
+    assert tree["posterior"]["z.z"].shape == (1, 7, 3, 1)
+    drawn = sample(found, 5, seed=0)
+    assert set(drawn) == {"z/z", "z", "x"} and drawn["z"].shape == (5, 2)
+
+
+class Two(ppgen.Program):
+    """Observes twice its column."""
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            return pyro.sample("x", Normal(torch.zeros(2), 1.0).to_event(1), obs=None if x is None else 2 * x)
+
+
+class OwnPlate(ppgen.Program):
+    def model(self, x=None):
+        with pyro.plate("own", 6):
+            return pyro.sample("x", Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
+
+
+REFUSED = {
+    "another thing than its column": (lambda: Two(), {}, "observes another thing than its column 'x'"),
+    "a plate of its own": (lambda: OwnPlate(), {}, "opens one of its own.*rows="),
+    "no such column": (flow, {"contxt": torch.zeros(6)}, "has no column 'contxt'.*'context'"),
+    "no column left": (lambda: PPCA(2), {"x": torch.zeros(6, 2)}, "none is left for the value"),
+    "no such value": (flow, {"column": "y"}, "has no column 'y'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_within_is_refused_in_a_sentence(name):
+    make, how, sentence = REFUSED[name]
+    inner = make()
+
+    def model(x):
+        with ppgen.rows(x):
+            z = ppgen.sample("z", inner, **how)
+            pyro.sample("x", Normal(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(PpgenError, match=sentence):
+        fit(ppgen.Program.from_pair(model), {"x": torch.randn(6, 2)}, steps=1)
+
+
+def test_rows_without_a_plate_are_refused():
+    with pytest.raises(PpgenError, match="pass rows="):
+        inner = PPCA(2)
+        fit(ppgen.Program.from_pair(lambda x: ppgen.sample("x", inner, obs=x)), {"x": torch.randn(6, 2)}, steps=1)
+
+
+def test_a_program_with_latents_is_refused_in_a_guide():
+    inner = PPCA(2)
+
+    def model(x):
+        with ppgen.rows(x):
+            z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with ppgen.rows(x):
+            ppgen.sample("z", inner)
+
+    with pytest.raises(PpgenError, match="in a guide.*latent 'z/z'"):
+        fit(ppgen.Program.from_pair(model, guide), {"x": torch.randn(6, 2)}, steps=1)
+
+
+def test_a_flow_is_a_posterior():
+    """q(z | x) as a program: a flow given what the encoder says, against the exact log p(x)."""
+    inner, encoder = Flow(1, context=2, transforms=2, hidden=(16,)), nn.Linear(2, 2)
+
+    def model(x):
+        with ppgen.rows(x):
+            z = pyro.sample("z", Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", Normal(z.expand(z.shape[:-1] + (2,)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with ppgen.rows(x):
+            ppgen.sample("z", inner, context=encoder(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(100, 2) + torch.randn(100, 1)
+    found = loglik(
+        fit(ppgen.Program.from_pair(model, guide), {"x": x}, steps=600, lr=5e-3, seed=0), {"x": x}, particles=500
+    )
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2) + 1).log_prob(x).mean()
+    elbo = found.bounds[0]
+    assert elbo.mean < exact + 0.01 and elbo.mean > exact - 0.05
+
+
+def test_a_table_of_rows_has_a_plate_of_its_own():
+    inner = PPCA(2, latent=1)
+
+    def model(x):
+        return ppgen.sample("x", inner, obs=x, rows=len(x))
+
+    program = ppgen.Program.from_pair(model)
+    x = torch.randn(9, 2)
+    t = run(program.setup({"x": x}), {"x": x})
+    assert terms(t)[0].dims == ("x/data",) and terms(t)[0].log_prob.shape == (9,)
+    own = terms(run(inner, {"x": x}, latents={"z": t.p.nodes["x/z"]["value"]}))
+    assert torch.allclose(own[0].log_prob, terms(t)[0].log_prob)
