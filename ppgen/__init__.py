@@ -18,18 +18,30 @@ if TYPE_CHECKING:
     from ppgen.errors import PpgenError
     from ppgen.nested import rows, sample
     from ppgen.program import Program
-    from ppgen.run import Run
+    from ppgen.run import Run, load_program
 
 _HOME = {
     "Program": "ppgen.program",
     "rows": "ppgen.nested",
     "sample": "ppgen.nested",
     "Run": "ppgen.run",
+    "load_program": "ppgen.run",
     "PpgenError": "ppgen.errors",
 }
 _MODULES = ("data", "inference", "models")
 
-__all__ = ["PpgenError", "Program", "Run", "__version__", "data", "inference", "models", "rows", "sample"]
+__all__ = [
+    "PpgenError",
+    "Program",
+    "Run",
+    "__version__",
+    "data",
+    "inference",
+    "load_program",
+    "models",
+    "rows",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

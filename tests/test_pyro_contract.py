@@ -80,6 +80,33 @@ def scale_and_mask_of_a_site_are_not_applied__ppgen_terms():
     return site()["scale"] == 2.0 and site()["mask"].tolist() == [True, True, False]
 
 
+def handlers_stand_on_a_stack_and_are_asked_one_by_one__ppgen_nested():
+    """Replay and condition give a site's value in `_process_message`, by its name alone; plates are told by a dimension,
+    and what a message's handlers undo afterwards goes from the outermost inwards."""
+    from pyro.poutine.indep_messenger import IndepMessenger
+    from pyro.poutine.runtime import _PYRO_STACK
+
+    held = poutine.trace(lambda: pyro.sample("mu", dist.Normal(0.0, 1.0))).get_trace()
+    seen: list[Any] = []
+
+    class Undo(poutine.messenger.Messenger):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def _pyro_post_sample(self, msg):
+            seen.append(self.name)
+
+    with poutine.replay(trace=held), pyro.plate("data", 3), Undo("outer"), Undo("inner"):
+        msg = {"type": "sample", "name": "mu", "is_observed": False, "value": None, "done": False, "infer": {}}
+        for frame in reversed(_PYRO_STACK):
+            if isinstance(frame, poutine.replay_messenger.ReplayMessenger):
+                frame._process_message(msg)
+        open_plates = [m.dim for m in _PYRO_STACK if isinstance(m, IndepMessenger) and m._vectorized]
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+    return msg["value"] is held.nodes["mu"]["value"] and open_plates == [-1] and seen == ["outer", "inner"]
+
+
 def a_handler_around_a_function_is_a_bound_partial_of_it__ppgen_handlers():
     from pyro.poutine.messenger import _bound_partial
 

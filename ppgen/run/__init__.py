@@ -184,6 +184,18 @@ def rebuild(
         return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
 
 
+def load_program(path: str | Path, *, trust: bool = False) -> Program:
+    """The program of a run folder with its fitted parameters: to be a part of another one (`ppgen.sample`).
+
+    Args:
+        trust: as of `Run.load`.
+
+    Raises:
+        PpgenError: as `Run.load`.
+    """
+    return Run.load(path, trust=trust).program
+
+
 def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path | None = None) -> None:
     """Loads a state dict in place; a `pyro.param` site of another size takes the saved one."""
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
