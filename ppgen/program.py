@@ -255,8 +255,12 @@ class Program(nn.Module):
         shown, hide = hide, lambda site: shown(site) or bool(site.get("inner"))
         with self.collecting(), self.in_brief():
             if guide is None:
+                known = self.__dict__.get("composed")
+                q = poutine.trace(lambda: self.call("guide", data)).get_trace()
                 p = poutine.trace(lambda: self.call("model", data)).get_trace()
-                return Traces(p, poutine.trace(lambda: self.call("guide", data)).get_trace())
+                if self.__dict__.get("composed") != known:  # with the guides of the programs within, which p has shown
+                    q = poutine.trace(lambda: self.call("guide", data)).get_trace()
+                return Traces(p, q)
             if (file := file_of(guide)) is not None:
                 p = poutine.trace(lambda: self.call("model", data)).get_trace()
                 sites = _latents(p, guide, hide)

@@ -81,7 +81,7 @@ def scale_and_mask_of_a_site_are_not_applied__ppgen_terms():
 
 
 def handlers_stand_on_a_stack_and_are_asked_one_by_one__ppgen_nested():
-    """Replay and condition give a site's value in `_process_message`, by its name alone; plates are told by a dimension,
+    """Replay and condition give a value in `_process_message`, by its name alone; plates are told by a dimension,
     and what a message's handlers undo afterwards goes from the outermost inwards."""
     from pyro.poutine.indep_messenger import IndepMessenger
     from pyro.poutine.runtime import _PYRO_STACK
