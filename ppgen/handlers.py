@@ -53,6 +53,9 @@ class ParamSites(Messenger):
         self.partly: set[str] = set()  # sites with an obs_mask
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
+        if "served" in msg:  # by a program within this one
+            return
+        msg["served"] = True
         name, args = msg["name"], msg["args"]
         known = self.program.__dict__.get("constraints_of_params", {})
         if msg["fn"] != pyro.get_param_store().get_param:  # a PyroModule's own parameter: it has its value

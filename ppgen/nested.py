@@ -209,7 +209,7 @@ def drawn_times() -> Iterator[None]:
 
 def _by_times(program: Any) -> bool:
     """Whether a program within another gives drawn terms: a long chain, and any chain within `drawn_times`."""
-    return bool(program.repeats or _BY_TIMES.get() and program.chain)
+    return bool(program.repeats or _BY_TIMES.get() and program.is_chain)
 
 
 def _generated(scope: _Scope, running: _Running | None) -> Tensor:
@@ -251,7 +251,7 @@ def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str
 
 def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
     """Whether this is an outer program's first run: then the inner one's parameters become its own, trained or held."""
-    outer.__dict__["composed"] = True
+    outer.__dict__["_composed"] = True
     if not getattr(outer, "_collecting", False):
         return False
     if all(m is not program for m in outer.modules()):
@@ -325,14 +325,23 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any], rows: 
 
 
 def _run_inner_guide(scope: _Scope, program: Any, columns: Mapping[str, Any], rows: int | None) -> None:
-    if (
-        scope.own_guide
-        and not _by_times(program)
-        and not any(site.startswith(f"{scope.name}/") for site in _drawn_already())
-    ):
-        scope.guide = True
-        with scope, _inner_rows(scope, rows), _registering(_RUNNING.get(), program):
-            program.call("guide", columns)
+    """
+    Raises:
+        PpgenError: a column may depend on a latent that is summed out, of which the guide would have one value.
+    """
+    around = next(m for m in reversed(_PYRO_STACK) if isinstance(m, _InnerGuidesOnly))
+    if not scope.own_guide or _by_times(program) or any(n.startswith(f"{scope.name}/") for n in around.own.nodes):
+        return
+    read = [k for k, v in columns.items() if k != scope.column and isinstance(v, Tensor)]
+    if read and around.summed:
+        raise PpgenError(
+            f"ppgen.sample({scope.name!r}): the guide of {program.name} may read the column {read[0]!r}, which may "
+            f"depend on the latent {around.summed[0]!r} that no guide draws; draw that in the outer program's guide "
+            "in place of summing it out"
+        )
+    scope.guide = True
+    with scope, _inner_rows(scope, rows), _registering(_RUNNING.get(), program):
+        program.call("guide", columns)
 
 
 @contextmanager
@@ -413,20 +422,28 @@ class _Scope(Holder):
             self.value = msg["value"]
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
-        msg["stop"] = True  # served by the inner program
+        msg["name"] = f"{self.name}/{msg['name']}"  # its value is the inner program's
 
 
 class _InnerGuidesOnly(Messenger):
-    """Lets only the sites of inner guides through, and plates' subsamples that the outer guide did not draw."""
+    """Lets only the sites of inner guides through, and plates' subsamples that the outer guide did not draw.
+
+    Attributes:
+        summed: the latents that the outer guide does not draw.
+    """
 
     def __init__(self, own: poutine.Trace):
         super().__init__()
         self.own = own
+        self.summed: list[str] = []
 
     def _process_message(self, msg: dict[str, Any]) -> None:
-        subsample = type(msg.get("fn")).__name__ == "_Subsample" and msg["name"] not in self.own
-        if not (msg["type"] == "sample" and (msg.get("inner_guide") or subsample)):
+        sample = msg["type"] == "sample" and msg["name"] not in self.own
+        subsample = sample and type(msg["fn"]).__name__ == "_Subsample"
+        if not (sample and (msg.get("inner_guide") or subsample)):
             msg["stop"] = True
+            if sample and not msg["is_observed"]:
+                self.summed.append(msg["name"])
 
 
 class _PlatesOnly(Messenger):
@@ -440,11 +457,6 @@ class _PlatesOnly(Messenger):
         for plate in reversed(self.plates) if msg["type"] == "sample" else ():
             plate._process_message(msg)
         msg["stop"] = True
-
-
-def _drawn_already() -> list[str]:
-    own = next((m.own for m in reversed(_PYRO_STACK) if isinstance(m, _InnerGuidesOnly)), None)
-    return [] if own is None else list(own.nodes)
 
 
 _HOLDERS = (ReplayMessenger, ConditionMessenger, BlockMessenger, Holder)

@@ -119,16 +119,16 @@ class Program(nn.Module):
     gaussian_steps = False  # whether it is a chain of Gaussian conditionals, which samplers and an ODE can be run on
 
     @property
-    def inner(self) -> list[Program]:
+    def inner_programs(self) -> list[Program]:
         """The programs that are part of it (`ppgen.sample`)."""
         return [m for m in self.modules() if isinstance(m, Program) and m is not self]
 
-    chain = False  # whether it is a chain of latents, whose ELBO is a sum over times
+    is_chain = False  # whether it is a chain of latents, whose ELBO is a sum over times
 
     @property
     def subsamples(self) -> bool:
         """Whether its terms can be drawn at random (`subsampled_terms`): it is a chain, or has one within."""
-        return self.chain or any(p.chain for p in self.inner)
+        return self.is_chain or any(p.is_chain for p in self.inner_programs)
 
     def subsampled_terms(self, data: Columns, draws: int) -> list[Term]:
         """An unbiased estimate of the terms of the ELBO that does not run the whole program: draws leading."""
@@ -145,7 +145,7 @@ class Program(nn.Module):
     def in_brief(self) -> Iterator[None]:
         """Within it, the program has the same contract and parameters and few sites: what is checked."""
         with ExitStack() as stack:
-            for p in self.inner:
+            for p in self.inner_programs:
                 stack.enter_context(p.in_brief())
             yield
 
@@ -205,7 +205,7 @@ class Program(nn.Module):
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
             part = "model"
         with self.running(), running(self, part):
-            if part != "guide" or not self.__dict__.get("composed"):
+            if part != "guide" or not self.__dict__.get("_composed"):
                 return fn(*first, *many, **kwargs)
             with poutine.trace() as own:
                 fn(*first, *many, **kwargs)
@@ -255,10 +255,10 @@ class Program(nn.Module):
         shown, hide = hide, lambda site: shown(site) or bool(site.get("inner"))
         with self.collecting(), self.in_brief():
             if guide is None:
-                known = self.__dict__.get("composed")
+                known = self.__dict__.get("_composed")
                 q = poutine.trace(lambda: self.call("guide", data)).get_trace()
                 p = poutine.trace(lambda: self.call("model", data)).get_trace()
-                if self.__dict__.get("composed") != known:  # with the guides of the programs within, which p has shown
+                if self.__dict__.get("_composed") != known:  # with the guides of the programs within, which p has shown
                     q = poutine.trace(lambda: self.call("guide", data)).get_trace()
                 return Traces(p, q)
             if (file := file_of(guide)) is not None:

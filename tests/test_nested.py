@@ -11,7 +11,7 @@ from torch import nn
 
 import ppgen
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, loglik, mcmc, posterior, sample
+from ppgen.inference import fit, loglik, mcmc, plot, posterior, sample
 from ppgen.inference.training.fit import resume
 from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow
 from ppgen.terms import run, terms
@@ -350,6 +350,42 @@ def test_posterior_and_draws_have_the_sites_under_the_name():
     assert tree["posterior"]["z.z"].shape == (1, 7, 3, 1)
     drawn = sample(found, 5, seed=0)
     assert set(drawn) == {"z/z", "z", "x"} and drawn["z"].shape == (5, 2)
+
+
+def test_constrained_parameters_within_are_named_and_trained():
+    def normal(x=None):
+        with ppgen.rows(x):
+            s = pyro.param("s", torch.tensor(2.0), constraint=pyro.distributions.constraints.positive)
+            return pyro.sample("x", Normal(0.0, s), obs=x)
+
+    inner = ppgen.Program.from_pair(normal)
+
+    def model(x):
+        with ppgen.rows(x):
+            ppgen.sample("x", inner, obs=x)
+
+    x = 0.5 * torch.randn(500)
+    found = fit(ppgen.Program.from_pair(model), {"x": x}, steps=500, lr=0.05, seed=0)
+    assert float(found.params["x/s"]) == pytest.approx(float(x.square().mean().sqrt()), rel=1e-2)
+    assert list(found.params) == ["x/s"]
+
+
+def test_what_is_summed_out_is_no_column_of_an_inner_guide():
+    inner = VAE(2, latent=1, hidden=(4,), likelihood="normal", classes=2)
+
+    def model(x):
+        with ppgen.rows(x):
+            k = pyro.sample("k", pyro.distributions.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            ppgen.sample("x", inner, obs=x, y=k)
+
+    with pytest.raises(PpgenError, match="may read the column 'y'.*latent 'k'"):
+        fit(ppgen.Program.from_pair(model), {"x": torch.randn(6, 2)}, steps=1)
+
+
+def test_the_pictures_of_a_run_name_the_sites_within():
+    program = within(PPCA(2, latent=1))()
+    data = {"x": torch.randn(30, 4)}
+    assert {"elbo", "latent"} <= set(plot(fit(program, data, steps=5, seed=0), data))
 
 
 class Two(ppgen.Program):

@@ -77,7 +77,7 @@ def loglik(
             that are nan, or are asked for where the log-density of a site is itself drawn.
     """
     program = program_of(run)
-    by_times = program.chain and not keep_weights and (ode or program.repeats)
+    by_times = program.is_chain and not keep_weights and (ode or program.repeats)
     particles = (100 if by_times else 1000) if particles is None else particles
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")

@@ -26,7 +26,7 @@ from ppgen import data as data_module
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
-from ppgen.inference.evaluation.posterior import posterior
+from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report.chain_plots import chain_figures
@@ -205,7 +205,8 @@ def latent_figure(
     if name is None:
         return None
     few = first_rows(run, data, ROWS)
-    drawn = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False).posterior[name].values[0]
+    tree = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False)
+    drawn = tree["posterior"][name_in(tree, name)].values[0]
     means = drawn.mean(0).reshape(drawn.shape[1], -1)
     if len(means) != data_module.n_rows(few):
         return None

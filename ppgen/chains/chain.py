@@ -114,26 +114,26 @@ class Chain(Program):
 
     # -- as a program -------------------------------------------------------------------------------------
 
-    chain = True
+    is_chain = True
 
     def subsampled_terms(self, data: dict[str, Tensor], draws: int) -> list[Term]:
         return subsampled_terms(self, data, draws)
 
     @property
     def repeats(self) -> bool:
-        return int(self.__dict__.get("whole", self.steps)) > LONG
+        return int(self.__dict__.get("_whole", self.steps)) > LONG
 
     @contextmanager
     def in_brief(self) -> Iterator[None]:
         """Within it, the chain has two steps: its steps are alike, and so is what may be wrong."""
-        if not self.repeats or "whole" in self.__dict__:
+        if not self.repeats or "_whole" in self.__dict__:
             yield
             return
-        self.__dict__ |= {"whole": self.steps, "steps": SHORT}
+        self.__dict__ |= {"_whole": self.steps, "steps": SHORT}
         try:
             yield
         finally:
-            self.__dict__["steps"] = self.__dict__.pop("whole")
+            self.__dict__["steps"] = self.__dict__.pop("_whole")
 
 
 def require_few_states(program: Program) -> None:
