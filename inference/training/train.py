@@ -271,6 +271,11 @@ def _end(loop: _Loop) -> Run:
     if not _finite(run.program):
         step = loop.now.step
         raise PpgenError(f"the parameters are not finite after step {step}; {_go_on(loop, step + 1)}")
+    if loop.bad_in_a_row:
+        log.warning(
+            "the loss of the last %d of %d steps is not finite, and the parameters are those that they were left with; "
+            "fit again with a smaller lr, clip=1, or float64 (precision='64-true')", loop.bad_in_a_row, loop.now.step,
+        )  # fmt: skip
     if loop.until is not None:
         run.config["converged"] = loop.until.converged
         _say_converged(loop.until, loop.now)

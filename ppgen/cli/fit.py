@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, out_option
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, app, out_option
 from ppgen.console import say
 from ppgen.errors import PpgenError
 
@@ -49,7 +49,7 @@ def fit(
         str | None, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed. [default: by data]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="The one seed: parameters, order of the data, draws.")] = 0,
+    seed: Seed = 0,
     columns: Columns = None,
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
