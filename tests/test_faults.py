@@ -429,6 +429,16 @@ def test_the_lock_of_another_machine_is_not_taken(tmp_path):
     assert not (tmp_path / "run" / "lock").exists()
 
 
+@pytest.mark.parametrize("way", ["folder", "link", "pipe"])
+def test_something_else_named_lock_is_named(tmp_path, way):
+    fit(ppca(), {"x": X}, steps=1, out=tmp_path / "run")
+    lock = tmp_path / "run" / "lock"
+    lock.mkdir() if way == "folder" else lock.symlink_to(tmp_path / "x") if way == "link" else os.mkfifo(lock)
+    with pytest.raises(PpgenError, match="run/lock could not be made: .*; remove what is there"):
+        resume(tmp_path / "run", {"x": X}, steps=2)
+    assert not (tmp_path / "x").exists()
+
+
 # -- several processes -----------------------------------------------------------------------------
 
 SCRIPT = """

@@ -294,8 +294,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         "checkpoint_every": 1,
     }
     for name, low in least.items():
-        if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
-            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
+        if o[name] is not None and (not isinstance(o[name], int) or not low <= o[name] < 2**53):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}, below 2**53")
     for name in ("lr", "clip"):
         if o[name] is not None and not 0 < o[name] < 1e30:  # beyond which a step of it is no float32
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
