@@ -208,6 +208,11 @@ def _resume(
         example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
         example = in_dtype(example, dtype_of(options["precision"]))
         state = read_state(path / "state.safetensors")
+        taken = state["progress"]["step"]
+        if changes.get("steps", taken) < taken:
+            raise PpgenError(
+                f"steps is {changes['steps']}, and {path} has taken {taken}; give a total that is beyond them"
+            )
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
         require_finite(program, path)

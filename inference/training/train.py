@@ -151,7 +151,8 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
         ema = None if ema is None else like(state["ema"] or {}, own, file)
         best = None if state["best_parameters"] is None else like(state["best_parameters"], own, file)
         now = Progress(**state["progress"])
-        load_optimizer(optimizer, state["optimizer"], file)
+        twin = make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
+        load_optimizer(optimizer, state["optimizer"], file, twin)
         if until is not None and state["convergence"]:
             until = Convergence(**state["convergence"])
         set_random_state(state["random"], fabric, file)

@@ -26,7 +26,7 @@ TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 
 _SIGN = "[+\\-\u2212]?"
 _MONEY = r"([$\u20ac\u00a3\u00a5\u20b9]|usd|eur|gbp|chf|jpy|cny|inr|aud|cad)"
-_DIGITS = r"(\d+([.,]\d+)*[.,]?|\d{1,3}(_\d{3})+|[.,]\d+|\d{1,3}([ '\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)([eE][+\-]?\d+)?"
+_DIGITS = r"(\d+([.,]\d+)*[.,]?|[.,]\d+|\d{1,3}([ '_\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)([eE][+\-]?\d+)?"
 _NUMBER = rf"\(?{_SIGN}\s*{_MONEY}?\s*{_SIGN}{_DIGITS}\s*({_MONEY}|%|\u2030)?\)?"
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _CLOCK = r"\d+:\d{2}(:\d{2}([.,]\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|[+\-]\d{2}:?\d{2}))?"

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[bool]:
     try:
         descriptor = _take(file)
     except OSError as e:  # no right to write there, or a folder or a link of that name
-        raise PpgenError(f"{file} could not be made: {e.strerror}; remove what is there, or choose another place") from e
+        raise PpgenError(f"{file} could not be made: {e.strerror}; remove what is there, or take another place") from e
     try:
         yield True
     finally:
