@@ -108,7 +108,7 @@ def load_optimizer(optimizer: Any, saved: Mapping[str, Any], file: str, twin: to
     Args:
         twin: another one of its kind, of one parameter.
     """
-    kinds = _kinds(twin)
+    kinds: dict[str, Any] = _kinds(twin)
     with _of(file):
         own = optimizer.state_dict()["param_groups"]
         groups = [a | {"lr": float(b["lr"])} for a, b in zip(own, saved["param_groups"], strict=True)]
