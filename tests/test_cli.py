@@ -397,6 +397,7 @@ WRONG = {
     "resume with a bad option": ("fit --resume RUN --lr -1", "lr is -1.0"),
     "resume with fewer steps": ("fit --resume RUN --steps 10", "steps is 10, and"),
     "resume with a program": ("fit line.py --resume RUN", "PROGRAM was given"),
+    "resume with lenience": ("fit --resume RUN --lenient", "--lenient was given"),
     "resume with settings": ("fit --resume RUN --set a=1", "--set was given"),
     "sample nothing": ("sample nowhere", "no run folder"),
     "sample none": ("sample RUN -n 0", "at least 1"),

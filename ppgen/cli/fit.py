@@ -165,7 +165,8 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
     for name in given:
         if name not in CHANGEABLE:
-            option = name.upper() if name == "program" else f"--{name.replace('_', '-').replace('settings', 'set')}"
+            others = {"program": "PROGRAM", "settings": "--set", "strict": "--lenient"}
+            option = others.get(name, f"--{name.replace('_', '-')}")
             changeable = ", ".join(f"--{n.replace('_', '-')}" for n in CHANGEABLE)
             raise PpgenError(
                 f"--resume goes on with the run's own program, data and seed, and {option} was given; what can be "
