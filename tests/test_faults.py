@@ -174,7 +174,8 @@ def assert_right_or_one_sentence(whole, expected, tmp_path, seed, name, **kept):
     if code == 2:
         assert last and last[0].startswith("ppgen: ") and "tmp" not in last[0].replace(str(tmp_path), ""), said
     elif not how.endswith("changed"):  # what was changed on purpose has a digest that is right, or is an option
-        assert shown == expected(name)[1], f"seed {seed}, {how}: other figures, and nothing said"
+        without = "metrics.csv is not there" in said  # a plot less
+        assert without or shown == expected(name)[1], f"seed {seed}, {how}: other figures, and nothing said"
     shutil.rmtree(folder.parent)
 
 
