@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -356,6 +357,23 @@ def test_a_killed_command_leaves_whole_files_or_none(whole, tmp_path, monkeypatc
         left = [p for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith(".")]
         assert status == signal.SIGKILL and (not left or n == 2 or name == "plot")  # the last sync is of the folder
     assert call(*line)[0] == 0
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["sample", "diagnose"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(whole, tmp_path, name):
+    """HDF5 ends the process where it cannot write, and would leave a part of a file."""
+    line = [a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in WRITERS[name]]
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        code, _, said = call(*line)
+        os._exit(code if "could not be written: File too large" in said else 3)
+
+    assert os.waitstatus_to_exitcode(ended(in_child(work))) == 2
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
 
 
