@@ -66,16 +66,17 @@ def find(spec: str) -> Found:
     return find_in(Path(path + ".py"), name.removeprefix(":"))
 
 
-def find_in(file: Path, name: str, text: bytes | None = None) -> Found:
+def find_in(file: Path, name: str, text: bytes | None = None, *, alone: bool = False) -> Found:
     """Finds the program of a file.
 
     Args:
         name: in the file; "" where there is one program.
-        text: what the file holds, where it was read before; its neighbours cannot be imported then.
+        text: what the file holds, where it was read before.
+        alone: whether its neighbours cannot be imported.
     """
     from ppgen.program import Program
 
-    module = _import_file(file, text)
+    module = _import_file(file, text, alone)
     if name:
         target = getattr(module, name, None)
         if target is None:
@@ -222,7 +223,7 @@ def _program_class(module: ModuleType, where: str) -> Any:
     )
 
 
-def _import_file(file: Path, text: bytes | None) -> ModuleType:
+def _import_file(file: Path, text: bytes | None, alone: bool) -> ModuleType:
     if not file.is_file():
         raise PpgenError(f"there is no file {file}; name a Python file, or a model of the catalogue (ppgen list)")
     name = f"ppgen_user_{file.stem}_{abs(hash(str(file.resolve()))):x}"
@@ -231,7 +232,7 @@ def _import_file(file: Path, text: bytes | None) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(file.resolve().parent)
-    if text is None:
+    if not alone:
         sys.path.insert(0, folder)  # its neighbours can be imported, as when it is run
     bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
     try:  # of the text itself: a cache beside it may be of another
@@ -248,7 +249,7 @@ def _import_file(file: Path, text: bytes | None) -> ModuleType:
         ) from e
     finally:
         sys.dont_write_bytecode = bytecode
-        if text is None and folder in sys.path:
+        if not alone and folder in sys.path:
             sys.path.remove(folder)
     return module
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,7 +19,9 @@ from typing import Any, TextIO
 
 from typer.core import TyperGroup
 
-from ppgen.errors import PpgenError, visible
+from ppgen.errors import PpgenError, reason, visible
+
+_NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory")  # torch, of the CPU and of a GPU
 
 WIDE = 160  # columns, where the output is no terminal: tables are not cut
 
@@ -60,6 +63,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename:
         return 2, f"{error.filename}: {error.strerror}; choose another place"
     first = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _NO_MEMORY.search(first):
+        return 2, f"there is not enough memory ({reason(error)}); take fewer draws, particles or rows at a time"
     return 1, (
         f"unexpected {type(error).__name__}: {first}; this is a fault of ppgen's: see where with --debug, and report it"
     )

@@ -386,12 +386,18 @@ WRONG = {
     "negative steps": ("fit line.py --steps -1 --out r", "steps is -1"),
     "learning rate": ("fit line.py --lr 0 --out r", "lr is 0"),
     "patience without held-out rows": ("fit line.py --patience 3 --out r", "held-out"),
-    "seed": ("fit line.py --seed -4 --out r", "seed"),
+    "seed": ("fit line.py --seed -4 --out r", "--seed"),
+    "seed of draws": ("sample RUN --seed -4", "--seed"),
+    "seed of no generator": (f"evaluate RUN --seed {10**30}", "--seed"),
+    "particles beyond whole numbers": (f"fit --resume RUN --particles {10**30}", "below 2**53"),
+    "simulations beyond memory": (f"calibrate RUN --simulations {10**30}", "take fewer"),
     "a run that is there": ("fit line.py --out RUN", "holds a run already"),
     "resume nothing": ("fit --resume nowhere", "no run folder"),
     "resume with another guide": ("fit --resume RUN --guide flow", "--guide was given; what can be changed is --steps"),
     "resume with a bad option": ("fit --resume RUN --lr -1", "lr is -1.0"),
+    "resume with fewer steps": ("fit --resume RUN --steps 10", "steps is 10, and"),
     "resume with a program": ("fit line.py --resume RUN", "PROGRAM was given"),
+    "resume with lenience": ("fit --resume RUN --lenient", "--lenient was given"),
     "resume with settings": ("fit --resume RUN --set a=1", "--set was given"),
     "sample nothing": ("sample nowhere", "no run folder"),
     "sample none": ("sample RUN -n 0", "at least 1"),
@@ -440,6 +446,12 @@ def test_a_fault_of_ours_is_told_apart(call, line, monkeypatch):
     monkeypatch.setattr(inference, "fit", fault)
     _, err = call("fit", line, code=1)
     assert "unexpected KeyError" in err and len(err.splitlines()) == 1
+
+
+def test_memory_that_is_not_there_is_no_fault_of_ours(call, line):
+    _, err = call("fit", line, "--particles", 10**12, "--engine", "eager", "--out", "r", "-q", code=2)
+    assert "not enough memory" in err and "take fewer draws, particles or rows at a time" in err
+    call("fit", "--resume", "r", "--particles", 1, "--steps", 2, "-q")
 
 
 # ---------------------------------------------------------------- progress and Ctrl-C

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import GuidedNormalMean, NormalMean
+from known import GuidedNormalMean, NormalMean, normal, ppca
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -468,6 +468,12 @@ def test_precision_is_one_dtype_everywhere(caplog):
     assert "float64" in caplog.text and "64-true" in caplog.text
     run = fit(Small(), {"x": X}, steps=3, precision="bf16-mixed", engine="eager")
     assert all(p.dtype == torch.float32 for p in run.program.parameters())
+
+
+def test_a_fit_that_ends_where_its_loss_is_not_finite_says_so(caplog):
+    run = fit(ppca(), {"x": normal(20, 4)}, steps=2, lr=1e29)
+    assert run.rows[-1]["bad_steps"] == 1
+    assert "the loss of the last 1 of 2 steps is not finite" in caplog.text
 
 
 def test_bad_steps_are_skipped_and_counted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from ppgen.data import csv, large, readers
 from ppgen.data.large import Deferred, _mapping
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, posterior
+from ppgen.models import VAE
 
 X = np.random.RandomState(0).randn(2500, 3).astype(np.float32)
 
@@ -197,3 +199,23 @@ def test_minibatches_of_ten_gigabytes_take_little_memory(tmp_path):
     how = ("--set", "latent=2", "--set", "hidden=(32,)", "--steps", "300", "--batch-size", "128", "-q")
     code, peak, said = peak_of("fit", "vae", "-d", tmp_path / "x.npy", *how, "--out", tmp_path / "run")
     assert code == 0 and peak < 1500, (code, peak, said)
+
+
+def resident() -> float:
+    """Resident memory of this process in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(s.split()[1]) / 1024 for s in lines if s.startswith("VmRSS"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["eager", "trace", "compile"])
+def test_memory_is_flat_over_20_000_steps(tmp_path, engine):
+    """From step 2 000 on, with batches, held-out rows, an average and checkpoints."""
+    seen = {}
+    fit(VAE(3, 2, (16,), likelihood="normal"), {"x": X}, valid={"x": X[:100]}, steps=20_000, batch_size=64, ema=0.99,
+        engine=engine, log_every=200, checkpoint_every=1000, out=tmp_path / "run",
+        report=lambda row, *_: seen.update({row["step"]: resident()}))  # fmt: skip
+    later = {step: mb for step, mb in seen.items() if step >= 2000}
+    growth = max(later.values()) - later[2000]
+    print(f"{engine}: {later[2000]:.1f} MB at step 2000, {growth:+.1f} MB at most until step {max(later)}")
+    assert max(later) == 20_000 and growth < 5, later

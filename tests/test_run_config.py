@@ -163,7 +163,7 @@ def test_files_of_version_1_have_no_digest(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.97])
-def test_metrics_that_are_cut_are_refused(run, tmp_path, cut):
+def test_metrics_that_are_cut_are_refused(run, tmp_path, caplog, cut):
     import shutil
 
     folder = shutil.copytree(run, tmp_path / "run")
@@ -171,6 +171,8 @@ def test_metrics_that_are_cut_are_refused(run, tmp_path, cut):
     (folder / "metrics.csv").write_bytes(content[: int(cut * len(content))])
     with pytest.raises(PpgenError, match="metrics.csv is damaged .*; remove it: the run can do without"):
         Run.load(folder)
+    (folder / "metrics.csv").unlink()
+    assert Run.load(folder).rows == [] and "metrics.csv is not there" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from known import GuidedNormalMean, normal, ppca
 
 from ppgen import PpgenError, Run
 from ppgen.inference import fit, resume
+from ppgen.inference.training.optimise import optimizer_names
 from ppgen.inference.training.state import like, read_state
 from ppgen.inference.training.step import Step
 from ppgen.run.files import read_tree, write_tree
@@ -197,6 +198,8 @@ def damaged(tree, *place, value):
      (("random", "torch"), torch.zeros(1, 9, dtype=torch.uint8), "no state of this program's fit"),
      (("ema", "mu"), torch.zeros(9), r"'mu' of another shape than the program \(\(9,\) and \(4,\)\)"),
      (("optimizer", "state", 0, "exp_avg"), torch.zeros(9, 9), r"exp_avg has shape \(9, 9\)"),
+     (("optimizer", "state", 0, "exp_avg"), 3, "exp_avg is a int, and a Tensor is expected"),
+     (("optimizer", "state", 0), {"step": torch.tensor(4.0)}, "exp_avg of a parameter is missing"),
      (("progress", "other"), 1, "it has progress.other, which is no key there"),
      (("engines", "asked"), 1, "engines.asked is 1, and text is expected")],
 )  # fmt: skip
@@ -207,6 +210,16 @@ def test_a_state_with_other_contents_is_named(tmp_path, place, value, said):
     write_tree(file, damaged(read_tree(file), *place, value=value))
     with pytest.raises(PpgenError, match=f"state.safetensors.*{said}"):
         resume(path, {"x": X}, steps=8)
+
+
+@pytest.mark.parametrize("name", [*optimizer_names(), "SGD(momentum=0.9)", "Adam(amsgrad=True)"])
+def test_a_state_of_every_optimizer_is_taken(tmp_path, name):
+    try:
+        fit(ppca(), {"x": X}, steps=2, optimizer=name, out=tmp_path / "run")
+    except PpgenError as e:
+        assert any(w in str(e) for w in ("cannot", "not")), e  # no such parameters, or no closure
+        return
+    assert resume(tmp_path / "run", {"x": X}, steps=4).rows[-1]["step"] == 4
 
 
 def test_a_state_of_version_1_goes_on(tmp_path):

@@ -201,6 +201,32 @@ def test_a_tree_of_draws_runs_the_file_it_names_only_as_it_was(tmp_path, elsewhe
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_was_held_against_the_list_is_what_a_tree_of_draws_runs(tmp_path, monkeypatch, elsewhere):
+    """The file is another one from the moment on that it was read; its neighbours can still be imported."""
+    file = tmp_path / "line.py"
+    (tmp_path / "beside_line.py").write_text("slope = 1.0\n")
+    file.write_text("import beside_line\n" + LINE)
+    spec = {"file": str(file), "name": "Line", "arguments": {}}
+    trust.trust(file.read_bytes(), spec, keep=False)
+    read = trust._read
+
+    def exchanged(path):
+        text = read(path)
+        path.write_text(EVIL.format(marker=str(tmp_path / "ran")) + LINE)
+        return text
+
+    monkeypatch.setattr(trust, "_read", exchanged)
+    assert trust.find_file(spec, "").target.__name__ == "Line" and not (tmp_path / "ran").exists()
+
+
+def test_a_pipe_for_a_program_is_not_waited_for(fitted, tmp_path):
+    folder = shutil.copytree(fitted, tmp_path / "run")
+    (folder / "program.py").unlink()
+    os.mkfifo(folder / "program.py")
+    with pytest.raises(PpgenError, match="program.py is no file; restore it"):
+        Run.load(folder)
+
+
 def test_fit_then_sample_needs_no_further_step(tmp_path):
     """In processes of their own, with a list in a home that is not there yet."""
     (tmp_path / "line.py").write_text(LINE)

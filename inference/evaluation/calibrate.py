@@ -39,6 +39,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.training.fit import fit
 from ppgen.inference.training.refit import refit as fit_each
 from ppgen.inference.verdicts.findings import FINE, WRONG, Finding
+from ppgen.memory import require_memory
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sample_sites
@@ -122,6 +123,7 @@ def calibrate(
     for name, value, least in (("simulations", simulations, 20), ("draws", draws, 9), ("steps", steps, 1)):
         if not isinstance(value, int) or value < least:
             raise PpgenError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    require_memory(8 * simulations * draws, f"the ranks of {simulations} simulations among {draws} draws", "take fewer")
     data = prepare_columns(data, program, dtype_of_program(program))
     columns(program, data)
     validate(data)

@@ -208,6 +208,11 @@ def _resume(
         example = read_example(path / "example.safetensors", data if isinstance(data, Mapping) else {})
         example = in_dtype(example, dtype_of(options["precision"]))
         state = read_state(path / "state.safetensors")
+        taken = state["progress"]["step"]
+        if changes.get("steps", taken) < taken:
+            raise PpgenError(
+                f"steps is {changes['steps']}, and {path} has taken {taken}; give a total that is beyond them"
+            )
         program, structure = rebuild(config, example, path, program)
         load_parameters(program, state["parameters"], path)
         require_finite(program, path)
@@ -294,8 +299,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         "checkpoint_every": 1,
     }
     for name, low in least.items():
-        if o[name] is not None and (not isinstance(o[name], int) or o[name] < low):
-            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}")
+        if o[name] is not None and (not isinstance(o[name], int) or not low <= o[name] < 2**53):
+            raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}, below 2**53")
     for name in ("lr", "clip"):
         if o[name] is not None and not 0 < o[name] < 1e30:  # beyond which a step of it is no float32
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")

@@ -44,11 +44,11 @@ def learning_rate(schedule: str, lr: float, step: int, steps: int) -> float:
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """The optimisers of torch.optim."""
+    """The optimisers of torch.optim, but for SparseAdam: gradients here are dense."""
     return tuple(
         n
         for n, o in vars(torch.optim).items()
-        if inspect.isclass(o) and issubclass(o, torch.optim.Optimizer) and o is not torch.optim.Optimizer
+        if inspect.isclass(o) and issubclass(o, torch.optim.Optimizer) and n not in ("Optimizer", "SparseAdam")
     )
 
 

@@ -102,18 +102,37 @@ def _of(file: str) -> Any:
         raise PpgenError(f"{file} is no state of this program's fit ({reason(e)}); restore it, or fit again") from e
 
 
-def load_optimizer(optimizer: Any, saved: Mapping[str, Any], file: str) -> None:
-    """Puts averages, counts and the learning rate back; other options are those that the optimiser was made with."""
+def load_optimizer(optimizer: Any, saved: Mapping[str, Any], file: str, twin: torch.optim.Optimizer) -> None:
+    """Puts averages, counts and the learning rate back; other options are those that the optimiser was made with.
+
+    Args:
+        twin: another one of its kind, of one parameter.
+    """
+    kinds: dict[str, Any] = _kinds(twin)
     with _of(file):
         own = optimizer.state_dict()["param_groups"]
         groups = [a | {"lr": float(b["lr"])} for a, b in zip(own, saved["param_groups"], strict=True)]
         optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         plain = getattr(optimizer, "optimizer", optimizer)
         for p, state in plain.state.items():
+            if lacking := [name for name in kinds if state and name not in state]:
+                raise ValueError(f"{lacking[0]} of a parameter is missing")
             for name, value in state.items():
+                if not isinstance(value, kinds.get(name, object)):
+                    raise ValueError(f"{name} is a {type(value).__name__}, and a {kinds[name].__name__} is expected")
                 single = not isinstance(p, Tensor) or not isinstance(value, Tensor) or value.numel() <= 1
                 if not single and value.shape != p.shape and type(plain) not in _OTHER_SHAPES:
                     raise ValueError(f"{name} has shape {tuple(value.shape)} for a parameter of {tuple(p.shape)}")
+
+
+def _kinds(twin: torch.optim.Optimizer) -> dict[str, type]:
+    """What an optimiser keeps of a parameter, by name, after one step; nothing of one where this is by its shape."""
+    if type(twin) in _OTHER_SHAPES:
+        return {}
+    (p,) = twin.param_groups[0]["params"]
+    p.grad = torch.zeros_like(p)
+    twin.step()
+    return {name: Tensor if isinstance(v, Tensor) else type(v) for name, v in twin.state[p].items()}
 
 
 _OTHER_SHAPES = tuple(c for c in (torch.optim.LBFGS, getattr(torch.optim, "Adafactor", None)) if c is not None)

@@ -151,7 +151,8 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
         ema = None if ema is None else like(state["ema"] or {}, own, file)
         best = None if state["best_parameters"] is None else like(state["best_parameters"], own, file)
         now = Progress(**state["progress"])
-        load_optimizer(optimizer, state["optimizer"], file)
+        twin = make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
+        load_optimizer(optimizer, state["optimizer"], file, twin)
         if until is not None and state["convergence"]:
             until = Convergence(**state["convergence"])
         set_random_state(state["random"], fabric, file)
@@ -271,6 +272,11 @@ def _end(loop: _Loop) -> Run:
     if not _finite(run.program):
         step = loop.now.step
         raise PpgenError(f"the parameters are not finite after step {step}; {_go_on(loop, step + 1)}")
+    if loop.bad_in_a_row:
+        log.warning(
+            "the loss of the last %d of %d steps is not finite, and the parameters are those that they were left with; "
+            "fit again with a smaller lr, clip=1, or float64 (precision='64-true')", loop.bad_in_a_row, loop.now.step,
+        )  # fmt: skip
     if loop.until is not None:
         run.config["converged"] = loop.until.converged
         _say_converged(loop.until, loop.now)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, Split, app, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, Split, app, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
@@ -20,7 +20,7 @@ def evidence(
         Path | None, typer.Option(help="posterior.nc of ppgen mcmc or ppgen infer. [default: tempered SMC draws them]")
     ] = None,
     settings: Set = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Seed = 0,
     columns: Columns = None,
     split: Split = None,
     data_dir: DataDir = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Set, app, out_option
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, app, out_option
 from ppgen.console import say
 from ppgen.errors import PpgenError
 
@@ -49,7 +49,7 @@ def fit(
         str | None, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed. [default: by data]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="The one seed: parameters, order of the data, draws.")] = 0,
+    seed: Seed = 0,
     columns: Columns = None,
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
@@ -165,7 +165,8 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
     for name in given:
         if name not in CHANGEABLE:
-            option = name.upper() if name == "program" else f"--{name.replace('_', '-').replace('settings', 'set')}"
+            others = {"program": "PROGRAM", "settings": "--set", "strict": "--lenient"}
+            option = others.get(name, f"--{name.replace('_', '-')}")
             changeable = ", ".join(f"--{n.replace('_', '-')}" for n in CHANGEABLE)
             raise PpgenError(
                 f"--resume goes on with the run's own program, data and seed, and {option} was given; what can be "

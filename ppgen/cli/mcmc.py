@@ -15,6 +15,7 @@ from ppgen.cli.options import (
     DataDir,
     Json,
     Quiet,
+    Seed,
     Set,
     Split,
     app,
@@ -44,7 +45,7 @@ def mcmc(
     marginal: Annotated[
         str | None, typer.Option(metavar="A,B", help="Latents that Laplace's method integrates out.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of starts and draws.")] = 0,
+    seed: Seed = 0,
     columns: Columns = None,
     split: Split = None,
     data_dir: DataDir = None,

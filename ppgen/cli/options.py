@@ -37,7 +37,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", sh
 RunOrPosterior = Annotated[
     Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a posterior.nc.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
 def out_option(help: str, metavar: str = "PATH") -> Any:

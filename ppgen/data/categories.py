@@ -25,13 +25,13 @@ log = logging.getLogger("ppgen")
 TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 
 _SIGN = "[+\\-\u2212]?"
-_MONEY = r"[$\u20ac\u00a3\u00a5\u20b9]"
-_DIGITS = r"(\d+([.,]\d+)*[.,]?|[.,]\d+|\d{1,3}([ '\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)([eE][+\-]?\d+)?"
+_MONEY = r"([$\u20ac\u00a3\u00a5\u20b9]|usd|eur|gbp|chf|jpy|cny|inr|aud|cad)"
+_DIGITS = r"(\d+([.,]\d+)*[.,]?|[.,]\d+|\d{1,3}([ '_\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)([eE][+\-]?\d+)?"
 _NUMBER = rf"\(?{_SIGN}\s*{_MONEY}?\s*{_SIGN}{_DIGITS}\s*({_MONEY}|%|\u2030)?\)?"
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _CLOCK = r"\d+:\d{2}(:\d{2}([.,]\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|[+\-]\d{2}:?\d{2}))?"
 _NAMED = rf"\d{{1,2}}[-/ ]{_MONTH}[-/ ,]+\d{{2,4}}|{_MONTH}\s+\d{{1,2}},?\s+\d{{4}}"
-_DAY = rf"(\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}|{_NAMED})"
+_DAY = rf"(\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}|[12]\d{{3}}[-/](0[1-9]|1[0-2])|{_NAMED})"
 _SPAN = rf"-?\d+ days?,?\s*({_CLOCK})?"
 _FIGURE = re.compile(rf"\s*({_NUMBER}|{_DAY}([T ]+{_CLOCK})?|{_CLOCK}|{_SPAN})\s*", re.IGNORECASE)
 
@@ -39,8 +39,8 @@ _FIGURE = re.compile(rf"\s*({_NUMBER}|{_DAY}([T ]+{_CLOCK})?|{_CLOCK}|{_SPAN})\s
 def is_figure(text: str) -> bool:
     """Whether a text is plainly a number, an amount, a date or a time, in whatever spelling.
 
-    >>> [is_figure(t) for t in ("1,234", "1,5", "$5", "10%", "2024-01-02", "00:10:00", "3 Jan 2024")]
-    [True, True, True, True, True, True, True]
+    >>> [is_figure(t) for t in ("1,234", "1,5", "$5", "CHF 5", "10%", "2024-01", "00:10:00", "3 Jan 2024")]
+    [True, True, True, True, True, True, True, True]
     >>> [is_figure(t) for t in ("oak", "Q1", "18-25", "A-2", "1st", "St. Louis", "x1,5")]
     [False, False, False, False, False, False, False]
     """

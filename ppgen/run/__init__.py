@@ -300,6 +300,7 @@ def metrics_text(rows: list[dict[str, float]]) -> str:
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
+        log.warning("%s is not there: the run has no course of its ELBO to show", path)
         return []
     try:
         text = path.read_bytes().decode()

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ppgen.errors import PpgenError, reason
+from ppgen.memory import require_memory
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Writes a temporary file beside `path`, syncs it and renames it: `path` is the old file or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as temporary, open(temporary, "wb") as f:
-        f.write(data)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place once it is written and synced.
+def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
+    """Writes a temporary file beside `path`, syncs it and renames it: `path` is the old file or the new one.
 
     Raises:
-        PpgenError: a place that cannot be written to, named as `path`.
+        PpgenError: a place that cannot be written to.
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        yield temporary
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as e:
-        why = e.strerror or reason(e).replace(temporary.name, path.name)
-        raise PpgenError(f"{path} could not be written: {why}; choose another place, or free some") from e
+        raise PpgenError(f"{path} could not be written: {e.strerror}; choose another place, or free some") from e
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -156,9 +147,12 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write_netcdf(path: str | Path, tree: Any) -> None:
-    """Writes an xarray DataTree as netCDF, atomically."""
-    with replacing(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf")
+    """Writes an xarray DataTree as netCDF, atomically.
+
+    It is put together in memory: HDF5 ends the process where a disk is full.
+    """
+    require_memory(tree.nbytes, f"what is written to {path}", "take fewer draws, or fewer rows")
+    write_atomic(path, tree.to_netcdf(engine="h5netcdf"))
 
 
 def read_netcdf(path: str | Path) -> Any:

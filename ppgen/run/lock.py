@@ -1,8 +1,8 @@
 """One fit at a time in a run folder: a file `lock` with the process and its machine, held under flock(2).
 
-The system lets go of it when the process ends in whatever way, so that a lock which is left behind by a killed fit is
-taken over at once; and a number that another process has by now is no matter. A folder that another machine's fit left
-its lock in may lie on a disk where locks do not reach from one machine to the other: that is refused.
+The system (a Unix) lets go of it when the process ends in whatever way, so that a lock which is left behind by a killed
+fit is taken over at once; and a number that another process has by now is no matter. A folder that another machine's
+fit left its lock in may lie on a disk where locks do not reach from one machine to the other: that is refused.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ def locked(folder: Path) -> Iterator[bool]:
     file = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _take(file)
     except OSError as e:
         raise PpgenError(f"the run folder {folder} could not be made: {e.strerror}; choose another place") from e
+    try:
+        descriptor = _take(file)
+    except OSError as e:  # no right to write there, or a folder or a link of that name
+        raise PpgenError(f"{file} could not be made: {e.strerror}; remove what is there, or take another place") from e
     try:
         yield True
     finally:

@@ -87,6 +87,8 @@ def program_text(path: Path, spec: Mapping[str, Any]) -> bytes:
 
 
 def _read(file: Path) -> bytes:
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise PpgenError(f"{file} is no file; restore it, or fit again")
     try:
         return file.read_bytes()
     except OSError as e:
@@ -113,7 +115,7 @@ def find_in_run(path: Path, spec: Mapping[str, Any], *, trusted: bool = False) -
             f"{path} has a program of its own, program.py, which you have not trusted, and opening the run would run "
             f"it; ppgen trust {path} shows it and lets it run (in Python Run.load(path, trust=True))"
         )
-    return catalog.find_in(path / "program.py", spec.get("name") or "", text)
+    return catalog.find_in(path / "program.py", spec.get("name") or "", text, alone=True)
 
 
 def find_file(spec: Mapping[str, Any], remedy: str) -> catalog.Found:
@@ -131,4 +133,4 @@ def find_file(spec: Mapping[str, Any], remedy: str) -> catalog.Found:
         raise PpgenError(
             f"the draws name the program {file}, which was changed since or never trusted, and would be run; {remedy}"
         )
-    return catalog.find_in(file, spec.get("name") or "")
+    return catalog.find_in(file, spec.get("name") or "", text)

@@ -22,8 +22,14 @@ MUTANTS = [
         "tests/test_trust.py::test_no_command_runs_anothers_code[model_is_a_file-evaluate]",
     ),
     Mutant(
+        "a_tree_of_draws_reads_its_program_again",
+        'return catalog.find_in(file, spec.get("name") or "", text)',
+        'return catalog.find_in(file, spec.get("name") or "")',
+        "tests/test_trust.py::test_what_was_held_against_the_list_is_what_a_tree_of_draws_runs",
+    ),
+    Mutant(
         "neighbours_of_a_runs_program",
-        "if text is None:\n    sys.path.insert(0, folder)",
+        "if not alone:\n    sys.path.insert(0, folder)",
         "if True:\n    sys.path.insert(0, folder)",
         "tests/test_trust.py::test_the_text_that_was_read_is_what_runs",
     ),
