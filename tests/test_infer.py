@@ -295,6 +295,18 @@ def test_the_slope_far_out_tells_the_tail(kind):
     assert tails.figure == pytest.approx(k, abs=0.08) and tails.verdict == said and tails.where == "z"
 
 
+def test_tails_of_latents_that_are_strongly_correlated_are_not_noise():
+    """Scores of a normal with correlation 0.9999 are 70 times as large as the slopes of its margins."""
+    cov = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]]).double()
+
+    def model(one):
+        pyro.sample("x", MultivariateNormal(torch.zeros(2).double(), cov))
+
+    found = weighed(model, torch.zeros(2), torch.linalg.cholesky(cov))
+    tails = {f.measure: f for f in found.findings}["tail_khat"]
+    assert tails.verdict == "fine" and 0.1 < tails.figure < 0.2, "of a normal 1 / (E[x² | far out] - 1)"
+
+
 # -- from the shell --------------------------------------------------------------------------------
 
 
