@@ -222,9 +222,9 @@ def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
 def _marginal_slopes(off: Tensor, w: Tensor, g: Tensor) -> Tensor:
     """(S, dim) whose mean given u_i is that of ∂ log p / ∂u_i, with as little noise as can be.
 
-    E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the same
-    mean. Along E[u | u_i], the regression on u_i, it is a function of u_i alone where the posterior is normal, and not
-    as noisy as the scores of latents that are strongly correlated.
+    E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the
+    same mean. Along E[u | u_i], the regression on u_i, it is a function of u_i alone where the posterior is normal, and
+    not as noisy as the scores of latents that are strongly correlated.
     """
     cov = (w[:, None] * off).mT @ off
     along = g @ (cov / cov.diagonal().clamp_min(1e-300))
