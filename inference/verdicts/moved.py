@@ -76,7 +76,8 @@ def moved(density: Density, u: Tensor, w: Tensor, labels: Sequence[str], *, seed
     sd = (w @ off.square()).sqrt().clamp_min(1e-300)
     z, before, after = off / sd, (u[index] - mean) / sd, (frame.out(end.y) - mean) / sd
     level = NormalDist().inv_cdf(1 - ALARMS / (4 * dim))
-    changes = [_change(z, before, after, w), _change(*(0.5 * v.square() for v in (z, before, after)), w)]
+    a, b, c = (0.5 * v.square() for v in (z, before, after))
+    changes = [_change(z, before, after, w), _change(a, b, c, w)]
     figure, se = (torch.stack(v) for v in zip(*changes, strict=True))
     sure = (figure.abs() - level * se).clamp_min(0.0)
     worst = int(torch.where(figure.abs() > CHANGED[0], sure, 0.0).flatten().argmax())
