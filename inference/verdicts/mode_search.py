@@ -33,7 +33,7 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 MOST = 6  # places that are weighed, of those on the way and of those at the end
 PRIOR_STARTS = 3200  # entries of the climbs' starts from the prior,
-FEWEST, MOST_STARTS = 16, 64  # and these: a place that is reached from one in fifty of them is found three times in four
+FEWEST, MOST_STARTS = 16, 64  # and how many; one that a fiftieth leads to is found 3 times in 4
 ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
