@@ -1,11 +1,13 @@
-"""Fourteen posteriors that are known and hard: what each method gives, and what it says of it.
+"""Sixteen posteriors that are known and hard: what each method gives, and what it says of it.
 
-    python benchmarks/hard_targets.py [--methods normal flow bam chees nuts infer] [--only funnel] [--seeds 1] [--out F]
+    python benchmarks/hard_targets.py [--methods normal flow bam chees nuts infer] [--only funnel] [--seeds 1]
+        [--cap 60] [--seconds 3600] [--out F]
 
 An answer is right where every mean is within 0.1 sd and every log sd within 0.15 of the truth (of functions that have
 an sd), near within 0.3, and off beyond. It is believed where the verdict is "fine". The table counts believed and
-right, believed and near, flagged (not believed, right or not), and silent: believed and off. Truths are closed forms,
-exact draws or quadrature. With --out, lines that the file has are not run again.
+right, believed and near, flagged (not believed, right or not), and silent: believed and off. What takes more CPU
+seconds than --cap is cut. Truths are closed forms, exact draws or quadrature. With --out, lines that the file has are
+not run again; --seconds: after which no further one is begun.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import logging
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +27,10 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions import (
+    Binomial,
     Dirichlet,
     HalfCauchy,
+    HalfNormal,
     LKJCholesky,
     MultivariateNormal,
     Normal,
@@ -34,6 +39,7 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ppgen import rows
 from ppgen.distributions import Flat
 
 ONE = {"one": torch.ones(1).double()}
@@ -163,12 +169,13 @@ def student() -> Target:
 
 
 def horseshoe() -> Target:
-    """y_i ~ N(b_i, 1), b_i ~ N(0, 0.1 l_i), l_i ~ HalfCauchy: 30 coefficients of which five are not zero."""
-    y = torch.cat([torch.tensor([4.0, -5.0, 6.0, 3.0, -8.0]), 0.5 * torch.linspace(-2, 2, 25)]).double()
+    """y_i ~ N(b_i, 1), b_i ~ N(0, 0.1 l_i), l_i ~ HalfCauchy: 200 coefficients of which ten are not zero."""
+    large = torch.tensor([4.0, -5.0, 6.0, 3.0, -8.0]).repeat(2)
+    y = torch.cat([large, 0.5 * torch.linspace(-2, 2, 190)]).double()
 
     def model(y: Tensor) -> None:
-        scale = pyro.sample("scale", HalfCauchy(torch.ones(30)).to_event(1))
-        z = pyro.sample("z", Normal(torch.zeros(30), 1.0).to_event(1))
+        scale = pyro.sample("scale", HalfCauchy(torch.ones(200)).to_event(1))
+        z = pyro.sample("z", Normal(torch.zeros(200), 1.0).to_event(1))
         b = pyro.deterministic("b", 0.1 * scale * z)
         pyro.factor("y", Normal(b, 1.0).log_prob(y).sum())
 
@@ -184,6 +191,60 @@ def horseshoe() -> Target:
         means.append(mean)
         sds.append(((w * (shrink + (shrink * v) ** 2)).sum() - mean**2) ** 0.5)
     return Target(model, {"y": y}, lambda d: d["b"], np.array(means), np.array(sds))
+
+
+def groups() -> Target:
+    """y_j ~ Binomial(10, sigmoid(m + s z_j)), z_j ~ N(0, 1), m ~ N(0, 2), s ~ HalfNormal(2): 500 groups."""
+    z = np.random.default_rng(0).normal(size=500)
+    y = np.random.default_rng(1).binomial(10, 1 / (1 + np.exp(0.5 - z)))
+
+    def model(y: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 2.0))
+        s = pyro.sample("s", HalfNormal(2.0))
+        with rows(y):
+            each = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("y", Binomial(10, logits=m + s * each), obs=y)
+
+    nodes, w = np.polynomial.hermite_e.hermegauss(60)
+    m, s = (v.ravel() for v in np.meshgrid(np.linspace(-1.2, 0.4, 81), np.linspace(0.6, 1.6, 81)))
+    at = m[:, None] + s[:, None] * nodes
+    counts = np.arange(11)
+    # (grid, counts, nodes) of the likelihood of a group, up to a constant
+    each = np.exp(counts[:, None] * at[:, None] - 10 * np.logaddexp(0, at)[:, None]) * w
+    marginal = each.sum(-1)
+    lp = np.log(marginal) @ np.bincount(y, minlength=11) - m**2 / 8 - s**2 / 8
+    p = np.exp(lp - lp.max()) / np.exp(lp - lp.max()).sum()
+    first, second = (p @ ((each * nodes**power).sum(-1) / marginal) for power in (1, 2))
+    means, squares = [p @ m, p @ s, *first[y]], [p @ m**2, p @ s**2, *second[y]]
+    sd = np.sqrt(np.array(squares) - np.array(means) ** 2)
+    return Target(model, {"y": torch.tensor(y).double()}, _of_rows, np.array(means), sd)
+
+
+def row_effects() -> Target:
+    """y_i ~ N(z_i, 1), z_i ~ N(m, s), m ~ N(0, 5), s ~ HalfNormal(2): 5 000 rows."""
+    y = 1 + 2**0.5 * np.random.default_rng(0).normal(size=5000)
+
+    def model(y: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 5.0))
+        s = pyro.sample("s", HalfNormal(2.0))
+        with rows(y):
+            pyro.sample("y", Normal(pyro.sample("z", Normal(m, s)), 1.0), obs=y)
+
+    m, s = (v.ravel() for v in np.meshgrid(np.linspace(0.8, 1.2, 201), np.linspace(0.7, 1.3, 201)))
+    v = 1 + s**2
+    lp = -2500 * np.log(v) - 0.5 * (((y - y.mean()) ** 2).sum() + 5000 * (y.mean() - m) ** 2) / v - m**2 / 50 - s**2 / 8
+    p = np.exp(lp - lp.max()) / np.exp(lp - lp.max()).sum()
+    a, b = s**2 / v, m / v  # E[z | m, s, y] = a y + b, and its variance is a
+    moments = [p @ x for x in (a, b, a**2, a * b, b**2)]
+    mean_z = moments[0] * y + moments[1]
+    square_z = moments[0] + moments[2] * y**2 + 2 * moments[3] * y + moments[4]
+    mean = np.array([p @ m, p @ s, *mean_z])
+    square = np.array([p @ m**2, p @ s**2, *square_z])
+    return Target(model, {"y": torch.tensor(y)}, _of_rows, mean, np.sqrt(square - mean**2))
+
+
+def _of_rows(d: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([d["m"][:, None], d["s"][:, None], d["z"]], 1)
 
 
 def simplex() -> Target:
@@ -246,7 +307,9 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "theta squared": theta_squared,
     "correlated, 100-D": correlated,
     "Student's t, 2": student,
-    "horseshoe": horseshoe,
+    "horseshoe, 200": horseshoe,
+    "logistic, 500 groups": groups,
+    "5 000 row effects": row_effects,
     "simplex, 20-D": simplex,
     "LKJ, 5": lkj,
     "mass at a bound": at_a_bound,
@@ -296,12 +359,26 @@ METHODS = {
 }  # fmt: skip
 
 
-def measured(name: str, method: str, seed: int) -> dict[str, Any]:
+class _Cut(BaseException):
+    """The cap on CPU seconds is reached; no `except Exception` takes it."""
+
+
+def _cut(*_: Any) -> None:
+    raise _Cut
+
+
+def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
     target, began = TARGETS[name](), time.process_time()
     row: dict[str, Any] = {"target": name, "method": method, "seed": seed}
+    signal.signal(signal.SIGPROF, _cut)
+    signal.setitimer(signal.ITIMER_PROF, cap)
     try:
         tree, said = METHODS[method](target, seed)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    except _Cut:
+        return row | {"verdict": "none", "outcome": "cut", "remark": f" (more than {cap:g} CPU s)"}
     except Exception as e:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         return row | {"verdict": "refused", "outcome": "flagged", "remark": f"{type(e).__name__}: {e}"[:200]}
     values = {n: v.values.reshape(-1, *v.shape[2:]) for n, v in tree["posterior"].data_vars.items()}
     x = target.functions(values)
@@ -318,6 +395,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of targets' names")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--cap", type=float, default=60.0, help="CPU seconds of a method on a target")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no further run is begun")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     options = parser.parse_args()
     rows = begun(options.out)
@@ -327,7 +406,7 @@ def main() -> None:
         print(f"{row['target']:22} {row['method']:7} {row['seed']} {row['verdict']:8} {row['outcome']:8} {off}"
               f"{row.get('remark', '')[:90]}", flush=True)  # fmt: skip
         keep(row, options.out)
-    kinds = ("right", "near", "flagged", "silent")
+    kinds = ("right", "near", "flagged", "silent", "cut")
     print(f"\n{'':10}" + "".join(f"{k:>9}" for k in kinds))
     for method in METHODS:
         mine = [r["outcome"] for r in rows if r["method"] == method]
@@ -351,11 +430,13 @@ def keep(row: dict[str, Any], out: Path | None) -> None:
 
 
 def runs(options: argparse.Namespace, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
+    began = time.monotonic()
     for seed in range(options.seeds):
         for method in options.methods:
             for name in TARGETS:
-                if any(part in name for part in options.only) and (name, method, seed) not in done:
-                    yield measured(name, method, seed)
+                wanted = any(part in name for part in options.only) and (name, method, seed) not in done
+                if wanted and time.monotonic() - began < options.seconds:
+                    yield measured(name, method, seed, options.cap)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _clock_of_traces() -> list[float]:
     from ppgen.engine import joint
 
     spent = [0.0]
-    for owner, name in ((joint.LogJoint, "_build"), (draws.Many, "_record")):
+    for owner, name in ((joint.LogJoint, "build"), (draws.Many, "_record")):
         setattr(owner, name, _timed(getattr(owner, name), spent))
     return spent
 

@@ -24,7 +24,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
-from ppgen.inference import infer, load_findings
+from ppgen.inference import diagnose, fit, infer, load_findings
 from ppgen.inference.sampling import infer as ladder
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights
 from ppgen.inference.verdicts.findings import Finding, verdict
@@ -78,6 +78,24 @@ def test_places_that_the_first_normal_has_not_seen_become_normals(name):
     th = tree["posterior"]["th"].values
     assert tree.attrs["verdict"] == "fine" and tried(tree) == ["gaussian"]
     assert (th < middle).mean() == pytest.approx(share, abs=0.03)
+
+
+def _exchangeable(y):
+    """Three means, and rows of any of them: six modes that are one another's copies."""
+    mu = pyro.sample("mu", Normal(torch.zeros(3), 5.0).to_event(1))
+    pyro.factor("y", torch.logsumexp(Normal(mu, 1.0).log_prob(y[:, None]) - math.log(3), -1).sum())
+
+
+def test_exchangeable_means_are_all_six_modes_or_said_not_to_be():
+    """A guide at one of six is not believed; `infer` has them all: every mean is their mean."""
+    y = {"y": torch.cat([c + normal(20, seed=i) for i, c in enumerate((-4.0, 0.0, 4.0))]).double()}
+    tree = infer(_exchangeable, y, **ALONE)
+    mu = tree["posterior"]["mu"].values[0]
+    assert tree.attrs["verdict"] == "fine" and abs(mu.mean(0) - mu.mean()).max() < 0.3
+    assert mu.std(0) == pytest.approx(np.full(3, mu.std()), rel=0.05) and mu.std() > 3
+    found = diagnose(fit(Program.from_pair(_exchangeable), y, guide="bam", steps=0, precision="64-true"), y)
+    unseen = {f.measure: f for f in found.findings}["unseen_modes"]
+    assert found.verdict != "fine" and unseen.verdict != "fine" and unseen.figure > 0.5
 
 
 @pytest.mark.slow
@@ -293,6 +311,18 @@ def test_the_slope_far_out_tells_the_tail(kind):
     found = weighed(model, torch.zeros(1), 2 * torch.eye(1), n=20_000)
     tails = {f.measure: f for f in found.findings}["tail_khat"]
     assert tails.figure == pytest.approx(k, abs=0.08) and tails.verdict == said and tails.where == "z"
+
+
+def test_tails_of_latents_that_are_strongly_correlated_are_not_noise():
+    """Scores of a normal with correlation 0.9999 are 70 times as large as the slopes of its margins."""
+    cov = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]]).double()
+
+    def model(one):
+        pyro.sample("x", MultivariateNormal(torch.zeros(2).double(), cov))
+
+    found = weighed(model, torch.zeros(2), torch.linalg.cholesky(cov))
+    tails = {f.measure: f for f in found.findings}["tail_khat"]
+    assert tails.verdict == "fine" and 0.1 < tails.figure < 0.2, "of a normal 1 / (E[x² | far out] - 1)"
 
 
 # -- from the shell --------------------------------------------------------------------------------

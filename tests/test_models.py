@@ -71,6 +71,7 @@ from ppgen.inference.verdicts.findings import load_findings, verdict, worst_firs
 from ppgen.inference.verdicts.guide_checks import weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
+from ppgen.inference.verdicts.moved import moved
 from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
 from ppgen.structure import inspect
@@ -637,6 +638,15 @@ def of_mode_search(folder):
     assert unseen_modes(joint.value_and_grad, m, 4000.0, prior=joint.prior, name=joint.place).verdict == "fine"
     away = unseen_modes(joint.value_and_grad, m + 10 * EXACT.scale, 4000.0, prior=joint.prior)
     assert away.verdict == "wrong" and away.figure > 0.99
+
+
+def of_moved(folder):
+    """Draws of the posterior stay under moves, and draws of half its width do not."""
+    joint = log_joint(NormalMean(), {"x": X})
+    m, w = EXACT.sample((4000, 1)), torch.full((4000,), 1 / 4000)
+    assert moved(joint.value_and_grad, m, w, joint.labels).verdict == "fine"
+    narrow = EXACT.loc + 0.5 * (m - EXACT.loc)
+    assert moved(joint.value_and_grad, narrow, w, joint.labels).verdict == "wrong"
 
 
 def of_findings(folder):

@@ -25,6 +25,7 @@ from ppgen.chains.chain import require_few_states
 from ppgen.data import take
 from ppgen.draws import Many
 from ppgen.engine import log_joint
+from ppgen.engine.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence, LogLik
 from ppgen.inference.evaluation.loglik import loglik
@@ -35,6 +36,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
+from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import is_delta
@@ -141,7 +143,7 @@ def diagnose(
 def _unseen(
     program: Program, data: Mapping[str, Tensor], tree: DataTree, ll: LogLik, khat: float, seed: int | None
 ) -> list[Finding]:
-    """Whether the posterior has mass that the guide's weighted draws have not seen.
+    """Whether the guide's weighted draws stay under moves, and whether the posterior has mass that they have not seen.
 
     Nothing where weights are a row's own, where they are known to be unreliable, or where the log joint is no function
     of continuous latents alone.
@@ -160,14 +162,16 @@ def _unseen(
     stats: Any = tree["sample_stats"]
     log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))
     finite = torch.isfinite(u).all(-1)
+    u = torch.where(finite[:, None], u, u[finite][:1])
     w = torch.as_tensor(np.exp(log_w[:, 0])).to(u) * finite
     best = ll.best
+    still = moved(in_blocks(joint.value_and_grad), u, w / w.sum(), joint.labels, seed=seed or 0)
     found = unseen_modes(
-        joint.value_and_grad, torch.where(finite[:, None], u, u[finite][:1]), float(1 / (w**2).sum()),
+        joint.value_and_grad, u, float(1 / (w**2).sum()),
         evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=joint.prior, name=joint.place,
         seed=seed or 0,
     )  # fmt: skip
-    return [] if found is None else [found]
+    return [still] if found is None else [still, found]
 
 
 def _summarise(tree: DataTree) -> pd.DataFrame:

@@ -40,6 +40,7 @@ from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, some
 from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, importance_weights, mixture_of
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
+from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.structure import Structure
@@ -331,7 +332,11 @@ def flow(problem: Problem) -> Outcome:
     u = torch.where(finite[:, None], u, 0.0)
     log_q = torch.where(finite, problem.target(u)[0] - log_w.to(u), -torch.inf)
     prior = prior_of(joint, problem.structure.sites)
-    return _outcome(problem, importance_weights(joint, problem.target, u, log_q, prior=prior, seed=problem.seed))
+    found = importance_weights(joint, problem.target, u, log_q, prior=prior, seed=problem.seed)
+    if found.settled:  # a flow has no heavy part that reaches beyond what it has learned
+        still = moved(problem.target, found.u, found.w, joint.labels, seed=problem.seed)
+        found = found._replace(findings=[*found.findings, still])
+    return _outcome(problem, found)
 
 
 def chees(problem: Problem) -> Outcome:

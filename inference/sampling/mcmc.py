@@ -33,7 +33,7 @@ from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
-from ppgen.inference.sampling.weighted import score
+from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -254,7 +254,20 @@ def _checks(
     wide = kernels.named(kernel).TOGETHER and chains >= WIDE // 2 and joint.engine != "eager"
     traced = joint if wide else log_joint(made.program, made.data, engine="trace")
     target = _density(traced, "chees", chains if wide else WIDE, metric)
+    said = [_heavier(f, traced, target, found) if f.measure == "tail_khat" else f for f in said]
     return said + _unseen(traced, target, found, said, structure.sites, seed)
+
+
+def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws) -> Finding:
+    """Of two estimates of the heaviest tail: by the largest draws, and by how the density falls among them."""
+    if tail_khat.verdict != FINE:
+        return tail_khat
+    u = found.u.flatten(0, 1)
+    try:
+        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), target(u)[1])
+    except PpgenError:  # it cannot be traced
+        return tail_khat
+    return by_slope if by_slope.verdict != FINE else tail_khat
 
 
 def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, Finding]:

@@ -38,7 +38,8 @@ from ppgen.inference.verdicts.mode_search import search_modes
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
-TAIL, LEAST_TAIL = 0.005, 10  # mass of a tail, and effective draws in it
+TAIL, FAR = 0.005, 0.05  # mass of a tail, and of the draws that its regression is of
+LEAST_TAIL = 10  # effective draws in a tail
 ALIKE = 50  # effective draws below which weights say nothing
 
 
@@ -169,7 +170,7 @@ def importance_weights(
     if found[0].verdict == WRONG or not further:
         return weighted
     found.append(score(u, w, g, joint.labels))
-    found.append(_tails(joint, u, w, g))
+    found.append(tails(joint, u, w, g))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
     if search is None:
         none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
@@ -196,15 +197,19 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> F
     return Finding("importance", labels[worst], asked, most, graded, said)
 
 
-def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
+def tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
     """The latent with the heaviest tail, P(|z| > t) ~ t^(-1/k), from the slope of its own log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
     Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen.
+
+    Args:
+        u, w, g: (S, dim), weights (S,) that sum to one, and the gradient of the log joint.
     """
     names, k = [""], [-math.inf]
-    mean = w @ u
-    g = torch.where(w[:, None] > 0, g, 0.0)
+    off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
+    cov = (w[:, None] * off).mT @ off
+    along = g @ (cov / cov.diagonal().clamp_min(1e-300))
     for block in joint.blocks.values():
         transform = getattr(block.transform, "base_transform", block.transform)
         steps = getattr(transform, "parts", [transform])  # an exponential, and a shift to the bound
@@ -213,21 +218,34 @@ def _tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
             continue
         for i in range(block.start, min(block.stop, block.start + MOST_TAILS)):
             sides = (1.0,) if log_scale else (1.0, -1.0)
-            shapes = [_tail_index(side * (u[:, i] - mean[i]), side * g[:, i], w, log_scale) for side in sides]
             names.append(joint.labels[i])
-            k.append(max(shapes))
+            k.append(max(_tail_index(i, side, off, w, g, along[:, i], log_scale) for side in sides))
     return heaviest(names, k)
 
 
-def _tail_index(x: Tensor, slope: Tensor, w: Tensor, log_scale: bool) -> float:
-    """k of the upper tail; minus infinity where too few draws are in it."""
-    order = x.argsort(descending=True)
-    inside = order[w[order].cumsum(0) <= TAIL]
+def _tail_index(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> float:
+    """k of a tail of entry i, less its standard error; minus infinity where too few draws are in it.
+
+    E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the
+    same mean. Along the regression of u on u_i, of all draws (`along`) or of those far out, it is close to a function
+    of u_i alone, and not as noisy as the scores of latents that are strongly correlated.
+    """
+    order = (side * off[:, i]).argsort(descending=True)
+    mass = w[order].cumsum(0)
+    inside, far = order[mass <= TAIL], order[mass <= FAR]
     part = w[inside]
     if float(part.sum() ** 2) < LEAST_TAIL * float(part.square().sum()) or not len(inside):
         return -math.inf
-    fall = -float((part * (slope[inside] if log_scale else x[inside] * slope[inside])).sum() / part.sum())
-    fall -= 0.0 if log_scale else 1.0
+    part, near = part / part.sum(), w[far] / w[far].sum()
+    spread = off[far] - near @ off[far]
+    regression = (near * spread[:, i]) @ spread
+    direction = regression / regression[i].clamp_min(1e-300)
+    slopes = side * torch.stack([g[inside, i], along[inside], g[inside] @ direction])
+    falls = -slopes if log_scale else -slopes * side * off[inside, i] - 1.0
+    means = falls @ part
+    se = (falls - means[:, None]).square().matmul(part.square()).sqrt()
+    best = int(se.argmin())
+    fall = float(means[best] + se[best])
     return 1 / fall if fall > 0 else math.inf
 
 

@@ -317,6 +317,17 @@ def _score(f: Finding) -> Words:
     return sentence, RICHER
 
 
+def _moved(f: Finding) -> Words:
+    if f.verdict == "fine":
+        return "the draws stay where they are under moves that leave the posterior as it is", ""
+    what = (
+        f"the mean of {f.where} by {f.figure:.2g} sd"
+        if f.details["of"] == "mean"
+        else (f"the log sd of {f.where} by {f.figure:.2g}")
+    )
+    return f"the draws are not of the posterior: Hamiltonian moves change {what} (s.e. {f.details['se']:.2g})", RICHER
+
+
 def _bounds(f: Finding) -> Words:
     if f.verdict == "fine":
         return "the bounds on log p(x) leave room for it, and the estimates are between them", ""
@@ -439,7 +450,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _laplace, _tail_khat, _importance, _score, _bounds, _unseen_modes, _predictive, _calibration,
-        _score_difference, _loo_khat, _bound_kinds,
+        _evidence_se, _laplace, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes, _predictive,
+        _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -32,6 +32,8 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 
 WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 MOST = 6  # places that are weighed, of those on the way and of those at the end
+PRIOR_STARTS = 3200  # entries of the climbs' starts from the prior,
+FEWEST, MOST_STARTS = 16, 64  # and how many; one that a fiftieth leads to is found 3 times in 4
 ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
@@ -157,7 +159,7 @@ def starts_around(draws: Tensor, prior: Callable[[], Tensor] | None, generator: 
     around = draws.mean(0) + sd * reach * box(16, 1.0)
     kinds = [some(4), -some(4), box(12, 1.0).sign() * some(12), box(12, 2.0), around]
     if prior is not None:
-        kinds.append(torch.stack([prior() for _ in range(16)]))
+        kinds.append(torch.stack([prior() for _ in range(max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // dim)))]))
     return torch.cat(kinds)
 
 

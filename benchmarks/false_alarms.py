@@ -1,0 +1,102 @@
+"""How often what is right is not believed: chains that begin in their target, and guides that are nearly exact.
+
+    python benchmarks/false_alarms.py [--runs 300] [--guides 100]
+
+Chains: 64 of 250 draws of AR(1) in two latents, of autocorrelation time tau, begun in their target. Flagged is a run
+whose effective draws are 400 or more and of which a check is not fine. At most 1% may be.
+
+Guides: a normal mean, whose posterior is known, and a guide whose sd is 0.97 to 1.05 times, and whose mean is up to
+0.05 sd, beside it. Flagged is one that `diagnose` does not call fine. At most 2% may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import warnings
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import Normal
+from torch import Tensor
+
+import ppgen
+from ppgen.inference import diagnose, fit
+from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.verdicts.findings import FINE
+from ppgen.inference.verdicts.mcmc_diagnostics import GOOD_ESS, findings
+
+TAUS = (1.0, 3.5, 10.0, 30.0)
+GUIDES = {"exact": (1.0, 0.0), "a little wide": (1.05, 0.05), "a little narrow": (0.97, 0.05)}
+CHAINS, DRAWS = 64, 250
+
+
+class _Latents:
+    labels = ("u[0]", "u[1]")
+
+    def unflatten(self, u: Tensor) -> dict[str, Tensor]:
+        return {"u": u}
+
+
+def chains(tau: float, seed: int) -> tuple[bool, list[str]]:
+    """Whether there are 400 effective draws, and the checks that are not fine."""
+    rho, rng = (tau - 1) / (tau + 1), np.random.default_rng(seed)
+    u, energy = rng.normal(size=(DRAWS, CHAINS, 2)), rng.normal(size=(DRAWS, CHAINS))
+    for i in range(1, DRAWS):
+        u[i] = rho * u[i - 1] + (1 - rho**2) ** 0.5 * u[i]
+    none = torch.zeros(DRAWS, CHAINS, dtype=torch.bool)
+    stats = {"lp": torch.tensor(-0.5 * (u**2).sum(-1)), "energy": torch.tensor(energy), "diverging": none}
+    found = findings(Draws(torch.tensor(u), stats, 0, torch.zeros(2), "diag"), _Latents())
+    enough = all(f.figure >= GOOD_ESS for f in found if f.measure.startswith("ess"))
+    return enough, [f.measure for f in found if f.verdict != FINE]
+
+
+class Guided(ppgen.Program):
+    """m ~ N(0, 1), x_i ~ N(m, 1), and a guide beside the posterior."""
+
+    def __init__(self, width: float, off: float):
+        super().__init__()
+        self.width, self.off = torch.nn.Parameter(torch.tensor(width)), off
+
+    def model(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with ppgen.rows(x):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        sd = 1 / math.sqrt(len(x) + 1)
+        pyro.sample("m", Normal(x.sum() / (len(x) + 1) + self.off * sd, self.width * sd))
+
+
+def guide(width: float, off: float, seed: int) -> list[str]:
+    """The checks that are not fine."""
+    x = {"x": 1 + torch.randn(20, generator=torch.Generator().manual_seed(seed))}
+    found = diagnose(fit(Guided(width, off), x, steps=0, seed=seed), x, seed=seed)
+    return [f.measure for f in found.findings if f.verdict != FINE]
+
+
+def _line(name: str, flagged: list[list[str]]) -> str:
+    said = sorted({m for f in flagged for m in f})
+    count = sum(bool(f) for f in flagged)
+    return f"{name:28} {count:4} of {len(flagged):4} flagged ({count / max(len(flagged), 1):.1%}) {', '.join(said)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=300, help="of chains, for each autocorrelation time")
+    parser.add_argument("--guides", type=int, default=100, help="seeds of each guide")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("ppgen").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    for tau in TAUS:
+        runs = [chains(tau, seed) for seed in range(options.runs)]
+        print(_line(f"chains, tau {tau:g}", [flagged for enough, flagged in runs if enough]), flush=True)
+    for name, (width, off) in GUIDES.items():
+        print(_line(f"guide, {name}", [guide(width, off, seed) for seed in range(options.guides)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
