@@ -205,7 +205,7 @@ def latent_figure(
     if name is None:
         return None
     few = first_rows(run, data, ROWS)
-    tree = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False)
+    tree: Any = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False)
     drawn = tree["posterior"][name_in(tree, name)].values[0]
     means = drawn.mean(0).reshape(drawn.shape[1], -1)
     if len(means) != data_module.n_rows(few):
