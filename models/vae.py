@@ -28,12 +28,15 @@ from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
 from ppgen.errors import PpgenError, nearest
+from ppgen.models.diffusion import Diffusion
+from ppgen.models.flow import Flow
 from ppgen.nets import MLP, ConvDecoder, ConvEncoder
 
 __all__ = ["VAE"]
 
 LIKELIHOODS = ("bernoulli", "normal", "logistic", "categorical")
 NETS = ("mlp", "conv")
+PRIORS = ("normal", "mixture", "flow", "diffusion")
 # The decoder starts near one and the same distribution for all z. On the 8 x 8 digits, 2 000 steps
 # then reach 1.85 bits/dim, and 1.94 with an output gain of 1.
 DECODER_GAIN = 0.1
@@ -64,8 +67,14 @@ class VAE(ppgen.Program):
             one standard deviation of the data: the networks work in these units.
         noise: for "normal", one learned scale ("shared"), or one for each value ("feature").
         channels: of images that come as flat vectors, for net="conv".
-        components: 0 for the prior N(0, I); else p(z) is a learned mixture of so many diagonal normals, and the KL
-            is drawn: VAE with a VampPrior (Tomczak & Welling, 2018, arXiv:1705.07120) has the idea and the gain.
+        prior: p(z), learned with the rest where it is not "normal", and the KL is then drawn:
+            "normal": N(0, I);
+            "mixture": `components` diagonal normals; VAE with a VampPrior (Tomczak & Welling, 2018, arXiv:1705.07120)
+            has the idea and the gain;
+            "flow", "diffusion": a program within this one (`ppgen.sample`): a neural spline flow, or a diffusion model
+            of a thousand steps, of which a bound is trained: Score-based Generative Modeling in Latent Space (Vahdat
+            et al., 2021, arXiv:2106.05931).
+        components: of the mixture; 0 for another prior.
 
     Raises:
         PpgenError: an argument out of range; labels missing, or out of range.
@@ -90,11 +99,19 @@ class VAE(ppgen.Program):
         noise: str = "shared",
         channels: int = 1,
         components: int = 0,
+        prior: str = "",
     ):
         super().__init__()
         _one_of("likelihood", likelihood, LIKELIHOODS)
         _one_of("net", net, NETS)
         _one_of("noise", noise, ("shared", "feature"))
+        prior = prior or ("mixture" if components else "normal")
+        _one_of("prior", prior, PRIORS)
+        if (prior == "mixture") != (components > 0):
+            raise PpgenError(
+                f"VAE got prior={prior!r} and components={components}; a mixture has at least one component, no other "
+                "prior has any"
+            )
         self.shape = (features,) if isinstance(features, int) else tuple(features)
         if not self.shape or min(*self.shape, latent) < 1 or classes < 0 or levels < 2 or not low < high:
             raise PpgenError(
@@ -115,6 +132,7 @@ class VAE(ppgen.Program):
         if likelihood == "normal":
             # softplus(-0.43) = 0.5 standard deviations of the data to begin with
             self.noise = nn.Parameter(torch.full(self.shape if noise == "feature" else (), -0.43))
+        self.latents = _prior_program(prior, latent)
         if components:
             self.prior_logits = nn.Parameter(torch.zeros(components))
             self.prior_loc = nn.Parameter(torch.randn(components, latent))
@@ -170,12 +188,12 @@ class VAE(ppgen.Program):
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """p(x, z), or p(x, z | y)."""
         with ppgen.rows(x, y if self.classes else None):
-            z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", self.prior()) if self.latents is None else ppgen.sample("z", self.latents)
             obs = x if x is None or x.is_floating_point() else x.to(self.zero.dtype)
             return pyro.sample("x", self.decode(z, y), obs=obs)
 
     def prior(self) -> TorchDistribution:
-        """p(z): a distribution of event shape (k,)."""
+        """p(z), where it is no program: a distribution of event shape (k,)."""
         if not self.components:
             return Normal(self.zero, 1.0).to_event(1)
         return NormalMixture(self.prior_logits, self.prior_loc, softplus(self.prior_raw) + 1e-3)
@@ -228,6 +246,14 @@ class VAE(ppgen.Program):
                 )
         label = self.one_hot[y.long()]
         return torch.cat([h, label.expand(h.shape[:-1] + label.shape[-1:])], -1)
+
+
+def _prior_program(prior: str, latent: int) -> ppgen.Program | None:
+    if prior == "flow":
+        return Flow(latent, family="nsf_coupling", transforms=4, hidden=(64, 64))
+    if prior == "diffusion":
+        return Diffusion(latent, steps=1000, hidden=(128, 128), loc=[0.0] * latent, scale=[1.0] * latent)
+    return None
 
 
 def _one_of(argument: str, value: str, names: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from pyro.poutine import condition, trace
 
+from ppgen import Run
 from ppgen.errors import PpgenError
+from ppgen.inference import fit, loglik, sample
 from ppgen.models import VAE
 from ppgen.nested import asked_rows
 
@@ -315,3 +317,27 @@ def test_it_learns_two_prototypes():
         optimiser.step()
     reached = -elbo.loss(vae.model, vae.guide, x) / 2000
     assert best - 1.0 < reached < best + 0.3
+
+
+@pytest.mark.parametrize(
+    ("prior", "bounds"), [("mixture", ["elbo", "iw"]), ("flow", ["elbo", "iw"]), ("diffusion", ["elbo"])]
+)
+def test_a_learned_prior_is_trained_saved_and_drawn_from(prior, bounds, tmp_path):
+    torch.manual_seed(0)
+    x = {"x": (torch.rand(64, 6) < 0.3).float()}
+    vae = VAE(6, latent=3, hidden=(8,), prior=prior, components=2 if prior == "mixture" else 0)
+    own = [n for n, _ in vae.named_parameters() if n.startswith(("prior_", "latents"))]
+    before = {n: p.clone() for n, p in vae.named_parameters()}
+    run = fit(vae, x, steps=30, lr=0.01, seed=0, out=tmp_path / "run")
+    assert own and all(not torch.equal(before[n], vae.get_parameter(n)) for n in own if before[n].abs().sum())
+    again = Run.load(tmp_path / "run")
+    found, same = (loglik(r, x, particles=5, seed=1) for r in (run, again))
+    assert [b.name for b in found.bounds] == (["elbo"] if prior == "diffusion" else ["elbo", "iw"])
+    assert [b.mean for b in found.bounds] == [b.mean for b in same.bounds]
+    assert sample(again, 4, seed=0)["z"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"prior": "flow", "components": 3}, {"prior": "mixture"}, {"prior": "vamp"}])
+def test_priors_that_there_are_not(wrong):
+    with pytest.raises(PpgenError, match="prior="):
+        VAE(6, **wrong)
