@@ -108,9 +108,7 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    C, S, W = _numbers(kernel, chains, draws, warmup)
-    if metric not in ("diag", "dense", "auto"):
-        raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
+    C, S, W = _numbers(kernel, metric, chains, draws, warmup)
     with prepared(program, data, seed, precision) as made:
         calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
@@ -137,8 +135,10 @@ def mcmc(
     return tree
 
 
-def _numbers(kernel: str, *given: int | None) -> list[int]:
+def _numbers(kernel: str, metric: str, *given: int | None) -> list[int]:
     file = kernels.named(kernel)
+    if metric not in ("diag", "dense", "auto"):
+        raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
     numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
     for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
         if not isinstance(n, int) or n < low:

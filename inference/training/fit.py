@@ -132,14 +132,10 @@ def fit(
         return resume(out, data, valid=valid, program=program, report=report)
     path = None if out is None else free_folder(out)
     with _one_seed(seed), default_dtype(dtype_of(precision)), lenient(not strict):
-        train_data = _learn_words(program, data, dtype_of(precision))
-        columns(program, train_data)
-        data_module.validate(train_data)
+        train_data = _training_columns(program, data, dtype_of(precision))
         valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
         ready = _ready(program, train_data, options, loss)
-        warn_of_negative_indices(program, train_data)
-        if data_module.n_rows(train_data) == 1 and ready.checked.structure.by_row:
-            log.warning("the data have one row, which tells no density: its own is raised without bound; give more")
+        _warn_of_rows(program, train_data, ready.checked.structure)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         fabric = make_fabric(device, precision)
@@ -387,13 +383,22 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     return _Ready(guide, found, _example(program, data, first, found), loss)
 
 
-def _learn_words(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
-    """The columns; their words are the program's from now on. Without words, codes are those of an earlier fit."""
+def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
+    """The columns, checked; their words are the program's from now on. Without words, codes are those of an earlier
+    fit."""
     if data_module.as_tensors(data).words:
         program.words = None
     table = prepare_columns(data, program, dtype)
     program.words = table.words if program.words is None else program.words
+    columns(program, table)
+    data_module.validate(table)
     return table
+
+
+def _warn_of_rows(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+    warn_of_negative_indices(program, data)
+    if data_module.n_rows(data) == 1 and structure.by_row:
+        log.warning("the data have one row, which tells no density: its own is raised without bound; give more")
 
 
 def _of_pyro(found: Checked, apart: Traces, o: dict[str, Any], whole: bool) -> str:

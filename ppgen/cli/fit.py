@@ -72,8 +72,7 @@ def fit(
     ppgen fit flow --data table.csv --columns x=a+b --context c
     """
     if resume is not None:
-        changes = _changes(ctx)
-        path = resume
+        changes, path = _changes(ctx), resume
     elif program is None:
         raise PpgenError("there is no program to fit; name one of the catalogue (ppgen list), or path/to/file.py")
     else:
@@ -94,10 +93,9 @@ def fit(
             where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
-        first = (path / "state.safetensors").is_file()
+        begun_steps = (path / "state.safetensors").is_file()
         on = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
-        said = on if first else "stopped before the first step"
-        say(f"ppgen: {said}", sys.stderr)
+        say(f"ppgen: {on if begun_steps else 'stopped before the first step'}", sys.stderr)
         raise typer.Exit(130) from None
     output.fit(run, time.monotonic() - begun, json)
 
