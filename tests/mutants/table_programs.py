@@ -37,7 +37,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "sites_do_not_ask_to_be_summed",
-        'asked = not named and site["infer"].get("enumerate") is not None',
+        'asked = terms != "subsampled" and site["infer"].get("enumerate") is not None',
         "asked = False",
         f"{FILE}::test_sites_ask_to_be_summed_out",
     ),

@@ -217,7 +217,7 @@ MUTANTS = [
         "climbs_from_the_prior_left_out",
         """
         if prior is not None:
-            kinds.append(torch.stack([prior() for _ in range(16)]))
+            kinds.append(torch.stack([prior() for _ in range(max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // dim)))]))
         """,
         "",
         "tests/test_mode_search.py::test_a_mode_is_found_from_the_prior_and_not_without",

@@ -14,6 +14,7 @@ import table_data
 import table_evidence
 import table_fitting
 import table_models
+import table_nested
 import table_programs
 import table_pyro_compat
 import table_runs
@@ -31,6 +32,7 @@ TABLES = {
     "fitting": table_fitting.MUTANTS,
     "data": table_data.MUTANTS,
     "programs": table_programs.MUTANTS,
+    "nested": table_nested.MUTANTS,
     "pyro_compat": table_pyro_compat.MUTANTS,
     "runs": table_runs.MUTANTS,
 }

@@ -1,0 +1,75 @@
+"""Bugs in programs within programs, and in the objectives of weights."""
+
+from planting import Mutant
+
+HAND = "tests/test_nested.py::test_a_nested_program_is_the_one_written_out_by_hand"
+
+MUTANTS = [
+    Mutant(
+        "an_inner_value_that_is_drawn_anew",
+        'msg["is_observed"], msg["value"], msg["done"] = False, None, False\n                msg.pop("given", None)',
+        'msg["is_observed"] = True',
+        HAND,
+    ),
+    Mutant("no_inner_guide", "scope.guide = True", "return", HAND),
+    Mutant(
+        "a_chain_of_one_time_for_all_rows",
+        "own = v.expand(batch) if v.dim() < nesting else v.expand(batch + v.shape[nesting:])",
+        "own = v[:1].expand(batch + v.shape[nesting:])",
+        "tests/test_nested.py::test_a_long_chain_within_gives_the_elbo_of_the_explicit_one",
+    ),
+    Mutant(
+        "weights_of_a_chain_that_is_drawn",
+        'if site["infer"].get("drawn"):',
+        'if site["infer"].get("drawn") == 0:',
+        "tests/test_nested.py::test_a_long_chain_within_has_an_elbo_and_no_importance_weighted_bound",
+    ),
+    Mutant(
+        "a_frozen_program_that_learns",
+        "program.requires_grad_(False)",
+        "program.requires_grad_(True)",
+        "tests/test_nested.py::test_a_frozen_program_stays_as_it_is",
+    ),
+    Mutant(
+        "another_thing_than_the_column_is_observed",
+        'torch.equal(own["value"].to(drawn.dtype), drawn)',
+        "True",
+        "tests/test_nested.py::test_what_cannot_be_within_is_refused_in_a_sentence",
+    ),
+    Mutant(
+        "what_is_summed_out_is_drawn_for_the_inner_guide",
+        "if read and around.summed:",
+        "if read and not around.summed:",
+        "tests/test_nested.py::test_what_is_summed_out_is_no_column_of_an_inner_guide",
+    ),
+    Mutant(
+        "vimco_without_its_baseline",
+        "surrogate = value + ((value - without).detach() * log_q).sum(0)",
+        "surrogate = value + (without.detach() * log_q).sum(0)",
+        "tests/test_objectives.py::test_vimco_has_the_gradient_of_the_importance_weighted_bound",
+    ),
+    Mutant(
+        "rws_with_even_weights",
+        "weights = (log_p - log_q).detach().softmax(0)",
+        "weights = (0 * log_p).detach().softmax(0)",
+        "tests/test_objectives.py::test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl",
+    ),
+    Mutant(
+        "tvo_without_its_covariance",
+        "surrogate.append(width * (weights * log_w + away *",
+        "surrogate.append(width * (weights * log_w + 0 * away *",
+        "tests/test_objectives.py::test_the_thermodynamic_bound_and_its_gradient_are_closed_forms",
+    ),
+    Mutant(
+        "groups_of_miwae_that_are_all_draws",
+        "log_w.unflatten(0, (-1, groups))",
+        "log_w.unflatten(0, (groups, -1))",
+        "tests/test_objectives.py::test_groups_of_weights_lie_between_the_elbo_and_the_importance_weighted_bound",
+    ),
+    Mutant(
+        "free_bits_of_the_bound_that_is_reported",
+        "own = own.clamp(max=-free_bits * k * rows * weight)",
+        "found[-1] = own = own.clamp(max=-free_bits * k * rows * weight)",
+        "tests/test_objectives.py::test_what_is_trained_on_with_weighted_latents_is_not_what_is_reported",
+    ),
+]
