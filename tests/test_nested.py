@@ -283,6 +283,23 @@ def test_a_long_chain_within_has_an_elbo_and_no_importance_weighted_bound(caplog
         assert [b.name for b in loglik(run_, {"x": torch.randn(5, 4)}, particles=4).bounds] == ["elbo"]
     assert "drawn at random" in caplog.text
     assert sample(run_, 2, seed=0)["z"].shape == (2, 2)
+    assert list(posterior(run_, {"x": torch.randn(5, 4)}, draws=4)["posterior"]) == ["z"]
+    with pytest.raises(PpgenError, match="no log joint that can be climbed or sampled"):
+        mcmc(run_.program, {"x": torch.randn(5, 4)}, draws=4)
+
+
+def test_a_program_of_a_run_folder_is_a_part_of_another(tmp_path):
+    x = torch.randn(200, 2)
+    fit(Flow(2, transforms=1, hidden=(4,)), {"x": x}, steps=20, seed=0, out=tmp_path / "flow")
+    prior = ppgen.load_program(tmp_path / "flow")
+    before = float(loglik(prior, {"x": x}).best.mean)
+
+    def model(x):
+        with ppgen.rows(x):
+            ppgen.sample("x", prior, obs=x, freeze=True)
+
+    found = loglik(ppgen.Program.from_pair(model).setup({"x": x}), {"x": x}).best
+    assert found.kind == "exact" and found.mean == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.parametrize(
