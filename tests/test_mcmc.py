@@ -576,3 +576,24 @@ def test_a_proposal_beyond_the_edge_is_no_divergence(name):
     assert said["outside_support"].figure > 0.05 and "left the support and were refused" in str(said["outside_support"])
     assert said["divergences"].figure == 0 and said["stuck_chains"].verdict == "fine"
     assert int(tree["sample_stats"]["outside"].sum()) == said["outside_support"].details["count"]
+
+
+def test_predictions_of_many_rows_are_of_evenly_spaced_draws(monkeypatch):
+    """Each is made at the posterior's draw of its own number."""
+    from ppgen.inference.sampling import mcmc as file
+
+    monkeypatch.setattr(file, "MOST_PREDICTED", 8 * 60 * 5 // 6)
+    monkeypatch.setattr(file, "LEAST_PREDICTED", 10)
+    x = torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0])
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("noise", dist.Normal(m, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(m, 1e-6).mask(False), obs=x)
+
+    tree = mcmc(model, {"x": x}, chains=8, draws=60, warmup=100, seed=0)
+    predicted, m = tree["posterior_predictive"]["x"], tree["posterior"]["m"]
+    assert dict(predicted.sizes) == {"chain": 8, "draw": 5, "data": 5} and list(predicted.draw) == [0, 12, 24, 36, 48]
+    assert float(abs(predicted - m.sel(draw=predicted.draw)).max()) < 1e-4
+    assert tree["prior"]["m"].sizes["draw"] == 5 and tree["log_likelihood"]["noise"].sizes["draw"] == 60

@@ -120,6 +120,7 @@ class Groups:
     Args:
         program, data, structure: set up, and as they were checked.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
+        posterior: with all others.
         latents: examples of one draw of each latent, without the leading dimension; their draws are passed to each
             call, and the guide is not used. None: the guide draws.
     """
@@ -132,8 +133,10 @@ class Groups:
         *,
         predictive: bool,
         prior: bool,
+        posterior: bool = True,
         latents: Mapping[str, Tensor] | None = None,
     ):
+        self.posterior = posterior
         self.program, self.data, self.structure = program, data, structure
         self.predictive = predictive and bool(structure.names("observed"))
         self.prior = prior and not any(s.distribution == "Flat" for s in structure.sites)
@@ -165,16 +168,8 @@ class Groups:
         if structure.summed:
             held |= drawn_discrete(program, data, structure.nesting, held, structure.summed)
             t = run_once(program, data, latents=held)
-        for name, site in sample_sites(t.p).items():
-            if is_deterministic(site) or not site["is_observed"]:
-                yield "posterior", name, value_of(site)[0]
-        for name, value in _pointwise(found, t, structure):
-            yield "log_likelihood", name, value
-        for name in structure.latents:
-            yield "log_prior", name, laid_out(t.p.nodes[name], term(t.p.nodes[name]).log_density, 0)[0]
-        if q is not None:
-            for name, value in _log_p_q(found, structure).items():
-                yield "sample_stats", name, value
+        if self.posterior:
+            yield from self._of_posterior(t, found, q is not None)
         model = Unobserve()(lambda: program.call("model", data))
         if self.predictive:
             with holding(held):
@@ -187,6 +182,18 @@ class Groups:
             for name, site in sites.items():
                 group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
                 yield group, name, value_of(site)[0]
+
+    def _of_posterior(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
+        for name, site in sample_sites(t.p).items():
+            if is_deterministic(site) or not site["is_observed"]:
+                yield "posterior", name, value_of(site)[0]
+        for name, value in _pointwise(found, t, self.structure):
+            yield "log_likelihood", name, value
+        for name in self.structure.latents:
+            yield "log_prior", name, laid_out(t.p.nodes[name], term(t.p.nodes[name]).log_density, 0)[0]
+        if guide:
+            for name, value in _log_p_q(found, self.structure).items():
+                yield "sample_stats", name, value
 
 
 def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:

@@ -40,7 +40,7 @@ from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.run.trees import tree_record
-from ppgen.sites import observed_columns, sample_sites
+from ppgen.sites import is_deterministic, observed_columns, sample_sites
 from ppgen.structure import Site, Structure
 from ppgen.terms import run as run_once
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
+MOST_PREDICTED, LEAST_PREDICTED = 2**22, 1000  # values of all draws' predictions together; draws
 WIDE = 64  # vectors at once in the search for modes
 CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
@@ -314,26 +315,47 @@ def _unseen(
 def tree_of_draws(
     made: Prepared, structure: Structure, joint: LogJoint, found: Draws, predictive: bool = True, prior: bool = True
 ) -> DataTree:
-    """The draws through the model: deterministic sites, log-likelihood, predictions."""
+    """The draws through the model: deterministic sites, log-likelihood, predictions.
+
+    Predictions, and draws from the prior, are made for every draw as long as they have no more than `MOST_PREDICTED`
+    values; else for evenly spaced ones of each chain, `LEAST_PREDICTED` at least, whose numbers are their coordinate.
+    """
+    from xarray import DataTree
+
     run, program, data, _ = made
     S, C, _ = found.u.shape
-    latents = {n: v.movedim(1, 0).flatten(0, 1) for n, v in joint.unflatten(found.u).items()}
+    latents = {n: v.movedim(1, 0) for n, v in joint.unflatten(found.u).items()}
     here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p)
+    values = sum(s["value"].numel() for s in here.values() if s["is_observed"] and not is_deterministic(s))
+    every = max(1, min(-(-C * S * values // MOST_PREDICTED), C * S // LEAST_PREDICTED, S))
 
-    def groups(prior: bool) -> dict[str, dict[str, Tensor]]:
-        one = {n: v[0] for n, v in latents.items()}
-        made = Groups(program, data, structure, predictive=predictive, prior=prior, latents=one)
-        return made(C * S, latents)
+    def groups(every: int, **what: bool) -> dict[str, dict[str, np.ndarray]]:
+        own = {n: v[:, ::every].flatten(0, 1) for n, v in latents.items()}
+        drawn = Groups(program, data, structure, latents={n: v[0] for n, v in own.items()}, **what)
+        tensors = drawn(len(next(iter(own.values()))), own)
+        return {
+            g: {n: v.reshape(C, -1, *v.shape[1:]).numpy() for n, v in group.items()} for g, group in tensors.items()
+        }
+
+    def both(prior: bool) -> dict[str, dict[str, np.ndarray]]:
+        if every == 1:
+            return groups(1, predictive=predictive, prior=prior)
+        few = groups(every, predictive=predictive, prior=prior, posterior=False) if predictive or prior else {}
+        return groups(1, predictive=False, prior=False) | few
 
     try:
-        drawn = groups(prior)
+        arrays = both(prior)
     except LinAlgError:  # at some draw from the prior
         if not prior:
             raise
         log.info("%s cannot be run at every draw from its prior: the tree has no prior groups", program.name)
-        drawn = groups(False)
-    arrays = {g: {n: v.reshape(C, S, *v.shape[1:]).numpy() for n, v in group.items()} for g, group in drawn.items()}
+        arrays = both(False)
     arrays["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
     tree = tree_of(program, structure, here, arrays, data)
+    if every > 1:
+        log.info("predictions are of every %dth draw: predict(tree, data) makes them for all", every)
+        for name in ("posterior_predictive", "prior", "prior_predictive"):
+            if name in tree.children:
+                tree[name] = DataTree(tree[name].to_dataset().assign_coords(draw=np.arange(0, S, every)))
     tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))
     return tree
