@@ -206,7 +206,7 @@ def latent_figure(
         return None
     few = first_rows(run, data, ROWS)
     tree = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False)
-    drawn = tree["posterior"][name_in(tree, name)].values[0]
+    drawn = tree["posterior"].dataset[name_in(tree, name)].values[0]
     means = drawn.mean(0).reshape(drawn.shape[1], -1)
     if len(means) != data_module.n_rows(few):
         return None
