@@ -234,6 +234,12 @@ class Groups(ppgen.Program):
             return pyro.sample("y", Normal(a[..., g] + shift, 1.0), obs=y)
 
 
+def test_numbers_that_are_names_of_groups_are_said(caplog):
+    few = torch.tensor([20200102, 20200103])
+    assert Radon.from_data({"county": few})["counties"] == 20200104
+    assert "county goes up to 20200103 in 2 rows" in caplog.text and "number those that there are from 0" in caplog.text
+
+
 def test_a_negative_index_of_a_program_of_ones_own_is_said(caplog):
     rows = {"g": torch.tensor([0, 1, -1]), "shift": torch.tensor([-5, 0, 1]), "y": torch.zeros(3)}
     sound = rows | {"g": torch.tensor([0, 1, 2])}
