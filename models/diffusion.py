@@ -113,6 +113,7 @@ class Diffusion(GaussianChain):
     ):
         super().__init__()
         self.shape = torch.Size((features,) if isinstance(features, int) else features)
+        self.shapes = {"x": self.shape}
         self.steps, self.limit = steps or 1000, steps == 0
         self.process, self.prediction, self.variance = process, prediction, variance
         self.likelihood_name, self.weighting, self.importance = likelihood, weighting, importance
@@ -176,12 +177,14 @@ class Diffusion(GaussianChain):
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """The arguments that follow from the data: the shape and net, the likelihood, location and scale."""
         x = data.get("x")
-        if x is None or x.dim() not in (2, 4) or len(x) == 0:
+        if x is None or x.dim() not in (2, 3, 4) or len(x) == 0:
             shapes = {name: tuple(value.shape) for name, value in data.items()}
             raise PpgenError(
-                f"Diffusion needs a column x, (rows, features) or (rows, channels, height, width), and the data have "
-                f"{shapes}; name or gather it with columns= (--columns x=...)"
+                f"Diffusion needs a column x, (rows, features), (rows, height, width) or (rows, channels, height, "
+                f"width), and the data have {shapes}; name or gather it with columns= (--columns x=...)"
             )
+        if x.dim() == 3:
+            x = x[:, None]
         arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
         found = find_grid(x)
         if found is None:

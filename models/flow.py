@@ -102,6 +102,7 @@ class Flow(ppgen.Program):
             stack(family, features, transforms, hidden, context, mix=mix, **dict(settings or {}))
         )
         self.features, self.circular, self.context_features = features, family == "ncsf", context
+        self.shapes = {"x": (features,)}
         self.levels, self.low, self.high, self.margin = levels, low, high, margin
         self._require_options(family, dequantise, whiten)
         self.base = _check_base(base, features, self.circular)
@@ -372,13 +373,13 @@ def _spread(x: Tensor) -> Tensor:
 
 
 def _column(data: dict[str, Tensor]) -> Tensor:
-    if "x" not in data or data["x"].dim() != 2:
+    if "x" not in data or data["x"].dim() < 2:
         found = {name: tuple(value.shape) for name, value in data.items()}
         raise PpgenError(
             f"Flow needs a column x of shape (rows, features), and the data have {found}; name or gather it with "
             "columns= (--columns x=a+b)"
         )
-    return data["x"]
+    return data["x"].flatten(1)
 
 
 def _check_base(base: str | Distribution, features: int, circular: bool) -> str | Distribution:

@@ -79,6 +79,7 @@ class ImageFlow(ppgen.Program):
     ):
         super().__init__()
         self.shape = torch.Size(shape)
+        self.shapes = {"x": self.shape}
         require_grid(low, high, levels)
         if len(self.shape) != 3 or not 0 < margin < 0.5:
             raise PpgenError(
@@ -102,13 +103,14 @@ class ImageFlow(ppgen.Program):
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """Shape, scales and grid; flat rows are taken for square grey images."""
         x = data.get("x")
-        if x is None or x.dim() not in (2, 4):
+        if x is None or x.dim() not in (2, 3, 4):
             shapes = {name: tuple(value.shape) for name, value in data.items()}
             raise PpgenError(
-                f"ImageFlow needs a column x of images, (rows, pixels) or (rows, channels, height, width), and the "
-                f"data have {shapes}; name it with columns= (--columns x=...)"
+                f"ImageFlow needs a column x of images, (rows, pixels), (rows, height, width) or (rows, channels, "
+                f"height, width), and the data have {shapes}; name it with columns= (--columns x=...)"
             )
-        shape = tuple(x.shape[1:]) if x.dim() == 4 else (1, *(math.isqrt(x.shape[1]),) * 2)
+        grey = x.shape[1:] if x.dim() == 3 else (math.isqrt(x.shape[1]),) * 2
+        shape = tuple(x.shape[1:]) if x.dim() == 4 else (1, *grey)
         if x.dim() == 2 and shape[1] ** 2 != x.shape[1]:
             raise PpgenError(
                 f"the rows of x have {x.shape[1]} values, which make no square grey image; say shape=(channels, "

@@ -49,6 +49,7 @@ class PPCA(ppgen.Program):
                 f"posterior_scale={posterior_scale!r}; expected sizes of at least 1 and 'full' or "
                 "'diagonal'"
             )
+        self.shapes = {"x": (features,)}
         self.latent, self.full = latent, posterior_scale == "full"
         self.W = nn.Parameter(torch.randn(features, latent) / latent**0.5)
         self.mu = nn.Parameter(torch.zeros(features))
@@ -63,7 +64,7 @@ class PPCA(ppgen.Program):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """The number of features."""
-        return features_of(data, "PPCA")
+        return features_of({k: v.flatten(1) if k == "x" and v.dim() > 2 else v for k, v in data.items()}, "PPCA")
 
     @property
     def sigma(self) -> Tensor:

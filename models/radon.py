@@ -9,6 +9,7 @@ Source: Data Analysis Using Regression and Multilevel/Hierarchical Models (Gelma
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ import ppgen
 from ppgen.errors import PpgenError
 
 __all__ = ["Radon"]
+
+log = logging.getLogger("ppgen")
 
 
 class Radon(ppgen.Program):
@@ -47,7 +50,13 @@ class Radon(ppgen.Program):
                 "name it with columns= (--columns county=...)"
             )
         words = getattr(data, "words", {}).get("county", ())  # of all rows, of which these may be a part
-        return {"counties": max(int(data["county"].max()) + 1, len(words))}
+        counties = max(int(data["county"].max()) + 1, len(words))
+        if counties > 10 * len(data["county"]) + 1000:
+            log.warning(
+                "the column county goes up to %d in %d rows, and each number up to it is a county of its own; number "
+                "those that there are from 0, or write them as words", counties - 1, len(data["county"]),
+            )  # fmt: skip
+        return {"counties": counties}
 
     def model(self, county: Tensor, floor: Tensor, y: Tensor | None = None) -> Tensor:
         """p(y, μ, b, τ, σ, z | county, floor), with columns of shape (N,)."""

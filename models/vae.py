@@ -119,6 +119,7 @@ class VAE(ppgen.Program):
                 f"levels={levels}, low={low}, high={high}; expected features and latent of at "
                 "least 1, classes of at least 0, levels of at least 2, and low < high"
             )
+        self.shapes = {"x": self.shape}
         self.likelihood, self.classes, self.components = likelihood, classes, components
         self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = levels, float(low), float(high)

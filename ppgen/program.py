@@ -9,7 +9,7 @@ Everything else in ppgen (training, bounds on log p(x), sampling, diagnosis) is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -45,6 +45,8 @@ class Program(nn.Module):
         coords: coordinate labels of its dimensions (plates, and those named in `dims`), by name, for ArviZ (optional).
         dims: names of the dimensions of a site's single value, by site, or of a column's row, for ArviZ (optional).
         categories: how many labels or groups a column has, 0 .. n - 1, by column: other values are refused (optional).
+        shapes: the shape of a row's values, by column: arrays of another shape with as many values, as images are, are
+            given it (optional).
         words: the words behind the codes of its text columns, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
@@ -71,6 +73,7 @@ class Program(nn.Module):
     coords: Mapping[str, list] = {}
     dims: Mapping[str, list[str]] = {}
     categories: Mapping[str, int] = {}
+    shapes: Mapping[str, Sequence[int]] = {}
     words: Mapping[str, tuple[str, ...]] | None = None
     arguments: dict[str, Any]  # the constructor's, as they were given
 

@@ -21,7 +21,7 @@ from ppgen.data.categories import is_figure, recoded
 from ppgen.errors import PpgenError
 from ppgen.frames import owner
 from ppgen.inference import fit, loglik, mcmc, posterior, predict, sample
-from ppgen.models import VAE, Diffusion, Flow, Radon
+from ppgen.models import PPCA, VAE, Diffusion, Flow, FlowMatching, ImageFlow, Radon
 from ppgen.run import Run
 
 COUNTIES = ["ash", "elm", "oak"]
@@ -46,6 +46,10 @@ FIGURES = {
     "stamps": ["2024-01-02T10:30:00Z", "2024-01-02 10:30:00.5+01:00"],
     "times": ["00:10:00", "10:30", "1:02 pm"],
     "spans": ["1 days 02:00:00", "3 days"],
+    "dollars of other countries": ["US$5", "R$ 6.50", "7 kr"],
+    "powers of ten": ["1×10^3", "2 x 10^-4"],
+    "months in words": ["Jan 2020", "March 2021", "May-1999"],
+    "weekdays": ["Mon 3 Jan 2020", "Tuesday, 4 Jan 2020"],
     "mostly": ["$5", "$6", "$7", "none"],
 }
 
@@ -141,6 +145,42 @@ def test_numbers_in_place_of_words_are_said(caplog):
     assert "'g' was words at the fit, and is passed as numbers: 0 is 'a'" in caplog.text
 
 
+# -- images ------------------------------------------------------------------------------------------
+
+IMAGES = torch.randint(0, 17, (40, 8, 8), generator=torch.Generator().manual_seed(0)) / 8 - 1  # in [-1, 1]
+FAMILIES = {
+    "vae": (VAE, {"hidden": (4,)}),
+    "diffusion": (Diffusion, {"net": "mlp", "hidden": (4,)}),
+    "flow_matching": (FlowMatching, {"net": "mlp", "hidden": (4,)}),
+    "image_flow": (ImageFlow, {"steps": 1, "hidden": 4}),
+    "flow": (Flow, {"transforms": 1, "hidden": (4,)}),
+    "ppca": (PPCA, {}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_arrays_of_images_are_what_their_rows_are_in_every_family(name):
+    make, settings = FAMILIES[name]
+    bounds = []
+    for shape in ((8, 8), (1, 8, 8)):
+        x = IMAGES.reshape(40, *shape)
+        torch.manual_seed(0)
+        program = make(**{**make.from_data({"x": x}), **settings})
+        run = fit(program, {"x": x}, steps=2, engine="eager", seed=1)
+        bounds.append(run.rows[-1]["elbo"])
+        assert sample(run, 2)["x"].numel() == 128
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+
+
+def test_a_model_of_rows_takes_images_of_as_many_values():
+    flow = Flow(64, transforms=1, hidden=(4,), loc=[0.0] * 64, scale=[1.0] * 64)
+    run = fit(flow, {"x": IMAGES.flatten(1) + 0.01 * torch.randn(40, 64)}, steps=1, engine="eager")
+    one, other = (loglik(run, {"x": x}, particles=2).bounds[0].values.sum() for x in (IMAGES, IMAGES.flatten(1)))
+    assert one == other
+    with pytest.raises(PpgenError):
+        loglik(run, {"x": IMAGES[:, :7]}, particles=2)
+
+
 # -- labels and indices ------------------------------------------------------------------------------
 
 X, Y = torch.rand(12, 4), torch.arange(12) % 3
@@ -192,6 +232,12 @@ class Groups(ppgen.Program):
             a = pyro.sample("a", Normal(0.0, 1.0))
         with ppgen.rows(g):
             return pyro.sample("y", Normal(a[..., g] + shift, 1.0), obs=y)
+
+
+def test_numbers_that_are_names_of_groups_are_said(caplog):
+    few = torch.tensor([20200102, 20200103])
+    assert Radon.from_data({"county": few})["counties"] == 20200104
+    assert "county goes up to 20200103 in 2 rows" in caplog.text and "number those that there are from 0" in caplog.text
 
 
 def test_a_negative_index_of_a_program_of_ones_own_is_said(caplog):

@@ -97,6 +97,8 @@ def test_every_key_is_looked_at(config):
         (("data", "row_columns"), [1], r"data.row_columns\[0\] is 1, and text is expected"),
         (("program",), [], r"program is \[\], and an object of keys and values is expected"),
         (("history",), [{"step": 1}], r"history\[0\].before is missing"),
+        (("data", "rows"), 0, "data.rows is 0, and a whole number of at least 1 is expected"),
+        (("data", "valid_rows"), -1, "data.valid_rows is -1, and a whole number of at least 1 or null is expected"),
         (("version",), 3, "is of version 3, and this ppgen reads versions up to 2; install a newer ppgen"),
         (("version",), "2", "version is '2', and a whole number is expected"),
     ],
@@ -169,7 +171,7 @@ def test_metrics_that_are_cut_are_refused(run, tmp_path, caplog, cut):
     folder = shutil.copytree(run, tmp_path / "run")
     content = (folder / "metrics.csv").read_bytes()
     (folder / "metrics.csv").write_bytes(content[: int(cut * len(content))])
-    with pytest.raises(PpgenError, match="metrics.csv is damaged .*; remove it: the run can do without"):
+    with pytest.raises(PpgenError, match="metrics.csv is damaged .it .*; remove it: the run can do without"):
         Run.load(folder)
     (folder / "metrics.csv").unlink()
     assert Run.load(folder).rows == [] and "metrics.csv is not there" in caplog.text
@@ -190,6 +192,16 @@ def test_out_is_a_folder_of_its_own(tmp_path, monkeypatch, name, said):
     with pytest.raises(PpgenError):
         fit(ppca(), {"x": X}, steps=1, out=name)
     assert (tmp_path / "mine" / "metrics.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["poetry", "", "{}", "[7]"])
+def test_a_lock_of_somebody_elses_frees_no_folder(tmp_path, text):
+    """A file `lock` of another program is no leave to write over what lies beside it."""
+    for name, content in (("lock", text), ("metrics.csv", "mine"), ("program.py", "mine")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(PpgenError, match="is no run, and holds 'lock', which a fit might write over"):
+        fit(ppca(), {"x": X}, steps=1, out=tmp_path)
+    assert [(tmp_path / n).read_text() for n in ("lock", "metrics.csv", "program.py")] == [text, "mine", "mine"]
 
 
 def test_an_empty_folder_is_taken_and_left_where_the_fit_fails(tmp_path):

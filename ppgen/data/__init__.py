@@ -20,7 +20,7 @@ from torch import Tensor
 from ppgen.data import datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
 from ppgen.data.categories import recoded, require_labels
-from ppgen.data.columns import as_tensors, parse_columns, select
+from ppgen.data.columns import as_tensors, in_shapes, parse_columns, select
 from ppgen.data.hashes import fingerprint
 from ppgen.data.large import Deferred, blocks, moments, taken
 from ppgen.data.table import Table
@@ -34,6 +34,7 @@ __all__ = [
     "batch_index",
     "blocks",
     "fingerprint",
+    "in_shapes",
     "is_literal",
     "load",
     "moments",

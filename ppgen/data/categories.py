@@ -25,13 +25,21 @@ log = logging.getLogger("ppgen")
 TEXT = "OSUT"  # numpy's kinds: objects, bytes, str, variable-width str
 
 _SIGN = "[+\\-\u2212]?"
-_MONEY = r"([$\u20ac\u00a3\u00a5\u20b9]|usd|eur|gbp|chf|jpy|cny|inr|aud|cad)"
-_DIGITS = r"(\d+([.,]\d+)*[.,]?|[.,]\d+|\d{1,3}([ '_\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)([eE][+\-]?\d+)?"
+_MONEY = r"([a-z]{0,2}\$|kr\.?|sek|nok|dkk|[\u20ac\u00a3\u00a5\u20b9]|usd|eur|gbp|chf|jpy|cny|inr|aud|cad)"
+_DIGITS = (
+    r"(\d+([.,]\d+)*[.,]?|[.,]\d+|\d{1,3}([ '_\u00a0\u2009\u202f]\d{3})+([.,]\d+)?)"
+    r"([eE][+\-]?\d+|\s?[\u00d7x*]\s?10\^[+\-]?\d+)?"
+)
 _NUMBER = rf"\(?{_SIGN}\s*{_MONEY}?\s*{_SIGN}{_DIGITS}\s*({_MONEY}|%|\u2030)?\)?"
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_YEAR_MONTH = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?|"
+    r"dec(ember)?)[ \-,.]+[12]\d{3}"
+)
+_WEEKDAY = r"((mon|tues?|wed(nes)?|thu(rs?)?|fri|sat(ur)?|sun)(day)?[., ]+)?"
 _CLOCK = r"\d+:\d{2}(:\d{2}([.,]\d+)?)?\s*([ap]\.?m\.?)?(\s*(z|[+\-]\d{2}:?\d{2}))?"
 _NAMED = rf"\d{{1,2}}[-/ ]{_MONTH}[-/ ,]+\d{{2,4}}|{_MONTH}\s+\d{{1,2}},?\s+\d{{4}}"
-_DAY = rf"(\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}|[12]\d{{3}}[-/](0[1-9]|1[0-2])|{_NAMED})"
+_DAY = rf"(\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}|[12]\d{{3}}[-/](0[1-9]|1[0-2])|{_YEAR_MONTH}|{_WEEKDAY}({_NAMED}))"
 _SPAN = rf"-?\d+ days?,?\s*({_CLOCK})?"
 _FIGURE = re.compile(rf"\s*({_NUMBER}|{_DAY}([T ]+{_CLOCK})?|{_CLOCK}|{_SPAN})\s*", re.IGNORECASE)
 

@@ -14,8 +14,9 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
-__all__ = ["as_tensors", "parse_columns", "select", "to_tensor", "unpack"]
+__all__ = ["as_tensors", "in_shapes", "parse_columns", "select", "to_tensor", "unpack"]
 
 Columns = Mapping[str, "str | list[str]"]
 
@@ -193,6 +194,23 @@ def _is_array(value: Any) -> bool:
         return np.asarray(value).dtype.kind != "O"
     except Exception:  # an array-like that fails in a way of its own: the reader says how
         return True
+
+
+def in_shapes(data: Table, shapes: Mapping[str, Sequence[int]]) -> Table:
+    """The columns, with arrays a row (images) in the shapes that a program has for them.
+
+    Args:
+        shapes: of a row's values, by column; a column with another number of values is left as it is.
+
+    >>> in_shapes(Table({"x": torch.zeros(5, 8, 8)}), {"x": (64,)})["x"].shape
+    torch.Size([5, 64])
+    """
+    made = Table(data, data.words)
+    for name, shape in shapes.items():
+        x = made.get(name)
+        if isinstance(x, Tensor) and x.dim() > 2 and x[0].numel() == math.prod(shape):
+            made[name] = x.reshape(len(x), *shape)
+    return made
 
 
 def to_tensor(name: str, value: Any, where: str = "the data", *, text: bool = True) -> Tensor:

@@ -304,7 +304,7 @@ def _read_metrics(path: Path) -> list[dict[str, float]]:
         return []
     try:
         text = path.read_bytes().decode()
-        head, *rows = csv.reader(text.splitlines())
+        head, *rows = csv.reader(text.splitlines() or [""])
         if tuple(head) != METRICS or any(len(r) != len(METRICS) for r in rows) or not text.endswith("\n"):
             raise ValueError("it is cut off, or has other columns")
         named = [dict(zip(METRICS, r, strict=True)) for r in rows]
@@ -339,6 +339,7 @@ def prepare_columns(
     if program.words is not None:
         columns = data_module.recoded(columns, program.words, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
+    columns = data_module.in_shapes(columns, program.shapes)
     for name, value in data_module.tensors(columns).items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ppgen.errors import PpgenError
 from ppgen.run.files import read_json
-from ppgen.run.schema import json_schema, validate
+from ppgen.run.schema import Count, json_schema, validate
 
 VERSION = 2
 
@@ -64,12 +64,12 @@ class _Fit:
 class _Data:
     """What was fitted: where it came from, its fingerprint, the words behind the codes of text columns."""
 
-    rows: int
+    rows: Count
     row_columns: list[str]
     words: dict[str, list[Any]] | None
     contents: dict[str, Any]
     sha256: str
-    valid_rows: int | None = None
+    valid_rows: Count | None = None
     source: str | None = None
     split: str | None = None
     columns: dict[str, str | list[str]] | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.errors import PpgenError
 from ppgen.run.example import write_example
 from ppgen.run.files import write_atomic
-from ppgen.run.lock import LOCK, locked
+from ppgen.run.lock import LOCK, is_lock, locked
 from ppgen.run.trust import trust
 
 _FILES = ("config.json", "program.py", "example.safetensors", "parameters.safetensors", "state.safetensors",
@@ -40,7 +40,7 @@ def free_folder(out: str | Path) -> Path:
             f"{path} holds a run already; choose another folder, go on with it (--resume {path}), or remove it"
         )
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    others = [n for n in names if not _is_own(n)] if LOCK in names else names
+    others = [n for n in names if not _is_own(n)] if LOCK in names and is_lock(path / LOCK, names) else names
     if others:
         raise PpgenError(
             f"{path} is no run, and holds {others[0]!r}, which a fit might write over; choose an empty folder, or one "

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,24 @@ def locked(folder: Path) -> Iterator[bool]:
     finally:
         with suppress(OSError):
             file.unlink()
+        os.close(descriptor)
+
+
+def is_lock(file: Path, names: Collection[str]) -> bool:
+    """Whether a file of that name is a fit's lock: with its record; or empty and alone, of a fit killed at once.
+
+    Args:
+        names: of the folder.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # `locked` says what is wrong with it
+        return True
+    try:
+        return bool(_record(descriptor)) or (os.fstat(descriptor).st_size == 0 and len(names) == 1)
+    except OSError:  # a folder
+        return True
+    finally:
         os.close(descriptor)
 
 
@@ -105,4 +123,4 @@ def _record(descriptor: int) -> dict[str, Any]:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:  # empty: killed before it was written
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and "pid" in found and "host" in found else {}

@@ -1,7 +1,7 @@
 """Values read from a file held against a dataclass: the first that is missing or of another type is named.
 
-Types are those of the dataclass's fields: bool, int, float (an int is one), str, None, Any, other classes, Literal,
-list, dict, unions, dataclasses. The same dataclass gives a JSON schema.
+Types are those of the dataclass's fields: bool, int, float (an int is one), Count (an int of at least 1), str, None,
+Any, other classes, Literal, list, dict, unions, dataclasses. The same dataclass gives a JSON schema.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ppgen.errors import PpgenError
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 _JSON = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null"}
+
+Count = Annotated[int, "at least 1"]
 
 log = logging.getLogger("ppgen")
 
@@ -62,6 +64,8 @@ def _problem(value: Any, kind: Any, place: str, unknown: list[str]) -> str | Non
 def _is(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
+    if kind is Count:
+        return type(value) is int and value >= 1
     if get_origin(kind) is Literal:
         return any(type(value) is type(k) and value == k for k in get_args(kind))
     if isinstance(value, bool) or kind is bool:
@@ -72,7 +76,7 @@ def _is(value: Any, kind: Any) -> bool:
 def _problem_of_fields(value: Any, kind: Any, place: str, unknown: list[str]) -> str | None:
     if not isinstance(value, Mapping):
         return _unlike(value, kind, place)
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     for f in fields(kind):
         if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
             return f"{_at(place, f.name)} is missing, and {_expected(hints[f.name])} is expected"
@@ -96,6 +100,8 @@ def _unlike(value: Any, kind: Any, place: str) -> str:
 
 def _expected(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
+    if kind is Count:
+        return "a whole number of at least 1"
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (Union, UnionType):
@@ -111,7 +117,7 @@ def json_schema(kind: Any) -> dict[str, Any]:
     """The JSON schema of a dataclass."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
         return {
             "type": "object",
@@ -126,4 +132,6 @@ def json_schema(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": json_schema(inner[0])}
     if origin is dict:
         return {"type": "object", "additionalProperties": json_schema(inner[1])}
+    if kind is Count:
+        return {"type": "integer", "minimum": 1}
     return {} if kind is Any else {"type": _JSON[kind]}
