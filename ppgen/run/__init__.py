@@ -339,7 +339,8 @@ def prepare_columns(
     if program.words is not None:
         columns = data_module.recoded(columns, program.words, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
-    columns = data_module.in_shapes(columns, program.shapes)
+    if isinstance(program.shapes, Mapping):  # and not an attribute of the user's own
+        columns = data_module.in_shapes(columns, program.shapes)
     for name, value in data_module.tensors(columns).items():
         if value.is_floating_point() and value.dtype.itemsize > dtype.itemsize:
             log.info(
