@@ -12,13 +12,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import MaskedDistribution, is_validation_enabled
+from pyro.distributions import ImproperUniform, MaskedDistribution, is_validation_enabled
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.messenger import Messenger, _bound_partial
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppgen.distributions import Flat
 from ppgen.errors import PpgenError
 from ppgen.sites import innermost, is_deterministic, is_factor
 
@@ -39,7 +40,22 @@ class Holder(Messenger):
     by asking these (`ppgen.nested`)."""
 
 
-class ParamSites(Messenger):
+class FlatStarts(Messenger):
+    """Latents of Pyro's `ImproperUniform`, which has no draws, as `Flat`, which has places where a fit can begin."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"] and isinstance(innermost(msg["fn"]), ImproperUniform):
+            msg["fn"] = _with_starts(msg["fn"])
+
+
+def _with_starts(fn: Any) -> Any:
+    """A flat prior whose draws are feasible points, with the mask that it had."""
+    if isinstance(fn, MaskedDistribution):
+        return _with_starts(fn.base_dist).mask(fn._mask)
+    return Flat(fn.support, fn.event_shape).expand(fn.batch_shape)
+
+
+class ParamSites(FlatStarts):
     """Serves `pyro.param` statements from the program's own parameters.
 
     Pyro's global store is neither read nor written. The value of a plain `pyro.param(name, init,
@@ -85,6 +101,7 @@ class ParamSites(Messenger):
         that with it they integrate to one. Where a guide draws them one by one, both densities are masked
         (`ppgen.terms.run`).
         """
+        super()._pyro_sample(msg)
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]

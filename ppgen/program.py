@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
-from ppgen.handlers import ParamSites, within
+from ppgen.handlers import FlatStarts, ParamSites, within
 from ppgen.nested import drawn_times, run_inner_guides, running
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
@@ -394,7 +394,7 @@ def _with_parameters(program: Program, model: Callable) -> Callable:
 
 
 class _Recorded:
-    """A model, and the trace of its first run."""
+    """A model that an autoguide can begin at, and the trace of its first run."""
 
     def __init__(self, model: Callable):
         self.model = model
@@ -402,8 +402,9 @@ class _Recorded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace is not None:
-            return self.model(*args, **kwargs)
-        with poutine.trace() as tracer:
+            with FlatStarts():
+                return self.model(*args, **kwargs)
+        with poutine.trace() as tracer, FlatStarts():
             result = self.model(*args, **kwargs)
         self.trace = tracer.trace
         return result

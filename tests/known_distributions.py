@@ -414,7 +414,7 @@ REFUSED: dict[str, tuple[Known, str]] = {
         dist.GaussianScaleMixture, ([1.2, 0.9], [0.5, 0.0], [0.7, 2.0]), ([1.0, 1.0], [0.2, 0.1], [0.9, 1.7]),
         plate=False,
     ), "has no gradient"),
-    "ImproperUniform drawn": (Known(_improper, (0.3,), (0.4,)), "ImproperUniform prior"),
+    "ImproperUniform drawn": (Known(_improper, (0.3,), (0.4,)), "no distribution"),
     "GroupedNormalNormal": (
         Known(dist.GroupedNormalNormal, ([0.3, -1.0], [1.2, 0.9], [0.5, 0.7, 0.6]), ([0.0, -0.8], [1.0, 1.1], [0.6,
         0.6, 0.6]), {"group_idx": torch.tensor([1, 0, 1])}, value=[0.2, -0.4, 0.9], plate=False),

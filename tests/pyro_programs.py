@@ -16,7 +16,14 @@ from pyro.contrib.conjugate.infer import BetaBinomialPair, collapse_conjugate
 from pyro.distributions import constraints
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoNormal, init_to_mean
-from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam import (
+    DiscreteCosineReparam,
+    HaarReparam,
+    LatentStableReparam,
+    LocScaleReparam,
+    SplitReparam,
+    StableReparam,
+)
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
@@ -1311,3 +1318,140 @@ def a_conjugate_pair_that_is_collapsed():
                 pyro.sample("x", pair.conditional(probs=p, total_count=10), obs=x)
 
     return Case(collapse_conjugate(model), None, {"x": torch.tensor([[3.0, 8.0], [4.0, 7.0], [2.0, 9.0]])})
+
+
+def series(x):
+    level = pyro.sample("level", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(level, 0.5).to_event(1), obs=x)
+
+
+@case()
+def a_series_split_in_two():
+    return Case(poutine.reparam(series, config={"level": SplitReparam([2, 4], -1)}))
+
+
+@case()
+def a_series_of_cosines():
+    return Case(poutine.reparam(series, config={"level": DiscreteCosineReparam(dim=-1)}))
+
+
+@case()
+def a_series_of_wavelets_split_in_two():
+    wavelets = poutine.reparam(series, config={"level": HaarReparam(dim=-1)})
+    return Case(poutine.reparam(wavelets, config={"level_haar": SplitReparam([2, 4], -1)}))
+
+
+@case()
+def flat_priors():
+    def model(x):
+        s = pyro.sample("s", dist.ImproperUniform(constraints.positive, (), ()))
+        ends = pyro.sample("ends", dist.ImproperUniform(constraints.ordered_vector, (), (2,)))
+        pyro.factor("near", -ends.square().sum())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(ends.mean(), s), obs=x)
+
+    return Case(model)
+
+
+@case()
+def latents_with_stable_tails():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            jump = pyro.sample("jump", dist.Stable(1.5, 0.3, 0.5, 0.0))
+            pyro.sample("x", dist.Normal(jump, 0.5), obs=x)
+
+    return Case(poutine.reparam(model, config={"jump": LatentStableReparam()}))
+
+
+@case()
+def observed_with_stable_tails():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Stable(1.6, 0.2, 0.5, m), obs=x)
+
+    return Case(poutine.reparam(model, config={"x": StableReparam()}), None, {"x": X[:3]})
+
+
+@case(fit="needs the package 'funsor'", mcmc="needs the package 'funsor'")
+def a_collapsed_latent():
+    def model(x):
+        with poutine.collapse():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return Case(model)
+
+
+@case()
+def parameters_with_priors():
+    def model(x):
+        w = pyro.param("w", torch.tensor(0.2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    return Case(poutine.lift(model, prior={"w": dist.Normal(0.0, 1.0)}))
+
+
+@case()
+def tied_sites():
+    def model(x):
+        a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    return Case(poutine.equalize(model, ["a", "b"]))
+
+
+@case()
+def sites_configured_from_outside():
+    def model(x):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(p))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    summed = {"k": {"enumerate": "parallel"}}
+    return Case(poutine.infer_config(model, config_fn=lambda site: summed.get(site["name"], {})))
+
+
+@case()
+def censored_by_masks():
+    def model(t, dead):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
+        with pyro.plate("data", len(t)):
+            with poutine.mask(mask=dead):
+                pyro.sample("t", dist.Exponential(rate), obs=t)
+            with poutine.mask(mask=~dead):
+                pyro.factor("alive", -rate * t)
+
+    return Case(model, None, {"t": X.abs(), "dead": B > 0})
+
+
+@case(sample=NEEDS)
+def items_and_people():
+    def model(person, item, y):
+        with pyro.plate("people", 3):
+            ability = pyro.sample("ability", dist.Normal(0.0, 1.0))
+        with pyro.plate("items", 2):
+            hard = pyro.sample("hard", dist.Normal(0.0, 1.0))
+            sharp = pyro.sample("sharp", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("answers", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=sharp[item] * (ability[person] - hard[item])), obs=y)
+
+    return Case(model, None, {"person": G, "item": torch.tensor([0, 1] * 3), "y": B})
+
+
+@case()
+def a_state_with_two_histories():
+    def model(y):
+        one = pyro.sample("one", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        two, loc = torch.tensor([[0.3, 0.7], [0.6, 0.4]]), torch.tensor([-1.0, 1.0])
+        z = before = 0
+        for t in pyro.markov(range(len(y)), history=2):
+            p = (one[z] + two[before]) / 2
+            before, z = z, pyro.sample(f"z_{t}", dist.Categorical(p), infer={"enumerate": "parallel"})
+            pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=y[t])
+
+    return Case(model, AutoNormal(poutine.block(model, expose=["one"])), {"y": X[:4]})

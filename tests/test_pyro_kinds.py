@@ -22,6 +22,7 @@ import torch
 from known import SCHOOLS, chains_agree, draws_agree, normal
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.reparam import SplitReparam
 from pyro.nn import PyroModule, PyroSample
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 import ppgen
 from ppgen import Program, rows
 from ppgen.distributions import Flat
-from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict
+from ppgen.engine.joint import log_joint as joint_of
+from ppgen.errors import PpgenError
+from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict, sample
 
 X6 = torch.tensor([1.0, 2.0, 0.5, 1.5, 3.0, 2.2])
 ONE = {"one": torch.ones(1)}
@@ -851,3 +854,55 @@ def test_weights_are_restored_after_other_uses(call, stage, monkeypatch):
                "posterior": {"draws": 60}, "diagnose": {"draws": 20, "particles": 100}}  # fmt: skip
     with unharmed(vae), contextlib.suppress(Exception):
         getattr(ppgen.inference, call)(run, BITS, **options[call])
+
+
+# -- flat priors of Pyro's, and what a split makes of a site -------------------------------------
+
+
+def _series(x):
+    level = pyro.sample("level", dist.Normal(torch.zeros(4), 2.0).to_event(1))
+    pyro.sample("x", dist.Normal(level, 0.5).to_event(1), obs=x)
+
+
+def test_the_parts_of_a_split_site_have_its_density():
+    x, u = torch.tensor([0.3, -1.0, 0.5, 2.0]), torch.tensor([0.1, 0.4, -0.7, 1.2])
+    split = Program.from_pair(poutine.reparam(_series, config={"level": SplitReparam([1, 3], -1)}))
+    joint = joint_of(split.setup({"x": x}), {"x": x})
+    expected = dist.Normal(0.0, 2.0).log_prob(u).sum() + dist.Normal(u, 0.5).log_prob(x).sum()
+    assert joint.latents == ("level_split_0", "level_split_1") and joint.improper == joint.latents
+    torch.testing.assert_close(joint(u), expected)
+
+
+@pytest.mark.parametrize("support", [dist.constraints.positive, dist.constraints.ordered_vector])
+def test_a_flat_prior_of_pyros_is_ppgens(support):
+    shape = (3,) if support.event_dim else ()
+    priors = [dist.ImproperUniform(support, (2,), shape), Flat(support, shape).expand([2])]
+    programs = [lambda p=p: pyro.factor("f", -pyro.sample("s", p).square().sum()) for p in priors]
+    found = [joint_of(Program.from_pair(p).setup({}), {}) for p in programs]
+    u = torch.linspace(-1.0, 1.0, found[0].dim)
+    torch.testing.assert_close(found[0](u), found[1](u))
+
+
+@pytest.mark.parametrize("given, said", [({}, True), ({"s": torch.tensor(2.0)}, False)])
+def test_draws_from_a_flat_prior_are_said_to_be_none(given, said, caplog):
+    def model(x=None):
+        s = pyro.sample("s", dist.ImproperUniform(dist.constraints.positive, (), ()))
+        with rows(x):
+            pyro.sample("x", dist.Normal(0.0, s), obs=x)
+
+    run = fit(Program.from_pair(model), {"x": torch.tensor([0.3, 1.2, -0.4])}, steps=1, engine="eager")
+    caplog.clear()
+    assert (sample(run, 4, given=given)["s"] > 0).all()
+    assert ("'s' is flat and has no draws" in caplog.text) is said
+
+
+def test_what_a_prediction_raises_is_one_sentence():
+    def model(x):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(k, 1.0).to_event(0), obs=x + 0 * z)
+
+    run = fit(Program.from_pair(model), {"x": torch.tensor(0.3)}, steps=1, engine="eager")
+    with pytest.raises(PpgenError, match="not implemented for 'Long'") as e:
+        posterior(run, {"x": torch.tensor(0.3)}, draws=4)
+    assert "\n" not in str(e.value)

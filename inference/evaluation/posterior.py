@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
-from ppgen.check import unvalidated
+from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import tensors, validate
@@ -146,7 +146,8 @@ class Groups:
 
     def __call__(self, draws: int, latents: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
         each = [latents[n] for n in self.given] if latents is not None and self.given is not None else []
-        values = self._many(draws, each=each)  # which tells the names as well
+        with running_of(self.program, self.data):
+            values = self._many(draws, each=each)  # which tells the names as well
         out: dict[str, dict[str, Tensor]] = {}
         for (group, name), value in zip(self.names, values, strict=True):
             out.setdefault(group, {})[name] = value

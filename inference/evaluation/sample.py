@@ -20,6 +20,7 @@ from ppgen.check import check, running_of
 from ppgen.check.agreement import observed_fit
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
+from ppgen.distributions import Flat
 from ppgen.draws import Many, settle
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Holder, Unobserve, whole_plates, without_validation
@@ -120,7 +121,18 @@ def sample(
             drawn = _by_draws(program, model, n, held, columns)
         for name in names & set(drawn):
             counts_in_range(name, drawn[name], sites[name]["fn"])
+        _say_flat({k: s for k, s in sites.items() if k in names and k not in held})
         return drawn
+
+
+def _say_flat(sites: Mapping[str, Any]) -> None:
+    """That what has no prior distribution has no prior draws either."""
+    flat = [name for name, s in sites.items() if isinstance(innermost(s["fn"]), Flat)]
+    if flat:
+        log.warning(
+            "the prior of %s is flat and has no draws: the values given are starting points, and what follows from "
+            "them is no sample; take `posterior` and `predict`, or give it a proper prior", ", ".join(map(repr, flat)),
+        )  # fmt: skip
 
 
 Model = Callable[[Mapping[str, Tensor]], Any]

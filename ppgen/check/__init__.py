@@ -163,8 +163,13 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
     except Exception as e:
         if "ImproperUniform" in str(e) or "improper" in str(e).lower():
             raise PpgenError(
-                f"{program.name} has an ImproperUniform prior, which cannot start an autoguide; write "
-                "ppgen.distributions.Flat(support) in its place, which starts at a feasible point"
+                f"{program.name} has an ImproperUniform prior, at which the guide cannot begin; name the guide "
+                "(guide='AutoNormal'), or write ppgen.distributions.Flat(support), which starts at a feasible point"
+            ) from e
+        if isinstance(e, ModuleNotFoundError) and e.name:
+            raise PpgenError(
+                f"{program.name} needs the package {e.name!r}{_user_line(e)}, which is not installed; install it, or "
+                "write the model without it"
             ) from e
         twice = re.match(r"Multiple sample sites named '(.*)'", str(e))
         if twice:

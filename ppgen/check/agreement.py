@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
+from ppgen.distributions import Flat
 from ppgen.errors import PpgenError, nearest, object_to
 from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites, support_of
 from ppgen.terms import Traces
@@ -202,6 +203,12 @@ def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
         unvalidated: whether values of the observed site of that name are not to be validated.
     """
     guide = _sites(t.q)
+    for name, site in guide.items():
+        if isinstance(innermost(site["fn"]), Flat) and not site["is_observed"]:
+            raise PpgenError(
+                f"the guide draws {name!r} from a flat density (ImproperUniform or Flat), which is no distribution; "
+                "give it one in the guide, such as Normal or TransformedDistribution"
+            )
     for name, site in _sites(t.p).items():
         if is_factor(site) or is_deterministic(site):
             continue
