@@ -176,6 +176,13 @@ def test_there_is_nothing_to_trust_without_a_program(fitted, tmp_path, model):
     assert code == 2 and "has no code to trust" in said
 
 
+def test_a_file_for_a_catalogue_name_is_not_called_one(fitted, tmp_path):
+    shutil.copytree(fitted, tmp_path / "run")
+    evil(tmp_path / "run", "model_is_a_file")
+    code, _, said = call("trust", tmp_path / "run")
+    assert code == 2 and "there is no model" in said and not (tmp_path / "ran").exists()
+
+
 def test_a_home_that_cannot_be_written_to_is_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))

@@ -17,11 +17,14 @@ def trust(run: RunPath) -> None:
 
     Fits made in this account are on it; a program that is changed in any way is no longer.
     """
+    from ppgen import catalog
     from ppgen.run import trust as trusted
     from ppgen.run.config import read_config
 
     spec = read_config(run)["program"]
     if spec.get("file") is None:
+        if spec.get("model"):
+            catalog.model(spec["model"])  # says so where it is no name of the catalogue
         kind = f"is of the catalogue ({spec['model']})" if spec.get("model") else "was made in memory"
         raise PpgenError(f"the program of {run} {kind}, and the folder has no code to trust; open it as it is")
     text = trusted.program_text(run, spec)
