@@ -108,7 +108,8 @@ def posterior(
             observed_in_support(name, here[name], unvalidated(program, data))
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)
         drawn = max(psis.PROPOSALS * draws, 4000) if corrected else draws
-        found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
+        with running_of(program, data):
+            found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
         if corrected:
             found = psis.corrected(found, structure, draws, seed)
         return tree_of(program, structure, here, found, data)
@@ -146,8 +147,7 @@ class Groups:
 
     def __call__(self, draws: int, latents: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
         each = [latents[n] for n in self.given] if latents is not None and self.given is not None else []
-        with running_of(self.program, self.data):
-            values = self._many(draws, each=each)  # which tells the names as well
+        values = self._many(draws, each=each)  # which tells the names as well
         out: dict[str, dict[str, Tensor]] = {}
         for (group, name), value in zip(self.names, values, strict=True):
             out.setdefault(group, {})[name] = value
