@@ -14,7 +14,7 @@ REINFORCE Samples, Get a Baseline for Free! (Kool et al. 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,12 +69,17 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return torch.logsumexp(log_w, 0) - math.log(len(log_w))
 
 
-def log_p_and_q(terms: Sequence[Term], s: Setting, *, target: bool = False) -> tuple[Tensor, Tensor]:
-    """log p(x, z_k) and log q(z_k | x), as `log_weights` has their difference."""
-    zero = log_weights(terms, s) * 0.0
-    parts = [[t for t in terms if (t.role == "guide") == guide] for guide in (False, True)]
-    p, q = (zero + log_weights(of, s, target=target) if of else zero for of in parts)
-    return p, -q
+def of_weights(formula: Callable[[Tensor], Tensor], terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
+    """Target and bound of an objective that is a function of the log weights: log w -> a value, or one a row."""
+    target, bound = (over_rows(formula(log_weights(terms, s, target=t)), s) for t in (True, False))
+    return target, bound
+
+
+def target_p_and_q(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
+    """log p(x, z_k) and log q(z_k | x) as they are trained on: their difference is that of `log_weights`."""
+    guide = [t for t in terms if t.role == "guide"]
+    log_p = log_weights([t for t in terms if t.role != "guide"], s, target=True)
+    return log_p, -log_weights(guide, s, target=True) if guide else torch.zeros_like(log_p)
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:

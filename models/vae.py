@@ -28,8 +28,6 @@ from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
 from ppgen.errors import PpgenError, nearest
-from ppgen.models.diffusion import Diffusion
-from ppgen.models.flow import Flow
 from ppgen.nets import MLP, ConvDecoder, ConvEncoder
 
 __all__ = ["VAE"]
@@ -251,8 +249,12 @@ class VAE(ppgen.Program):
 
 def _prior_program(prior: str, latent: int) -> ppgen.Program | None:
     if prior == "flow":
+        from ppgen.models.flow import Flow
+
         return Flow(latent, family="nsf_coupling", transforms=4, hidden=(64, 64))
     if prior == "diffusion":
+        from ppgen.models.diffusion import Diffusion
+
         return Diffusion(latent, steps=1000, hidden=(128, 128), loc=[0.0] * latent, scale=[1.0] * latent)
     return None
 

@@ -209,6 +209,13 @@ def whole_plates() -> Iterator[None]:
         SubsampleMessenger._subsample = staticmethod(own)
 
 
+def free_name(module: nn.Module, name: str) -> str:
+    """The name, or the name with as many underscores as it takes, that no attribute of the module has."""
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
 def within(fn: Any) -> Any:
     """The function inside of Pyro's handlers, as `poutine.scale(scale=0.1)(model)` hides it."""
     while type(fn) is _bound_partial:

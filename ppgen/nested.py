@@ -16,7 +16,7 @@ importance-weighted bound.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.handlers import Holder
+from ppgen.handlers import Holder, free_name
 from ppgen.sites import is_deterministic
 
 _ROWS: ContextVar[int] = ContextVar("rows", default=1)
@@ -49,6 +49,15 @@ class _Running(NamedTuple):
 _RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
 _INNER: ContextVar[str | None] = ContextVar("inner", default=None)  # the plate of an inner program's rows; "": none
 _BY_TIMES: ContextVar[bool] = ContextVar("by times", default=False)
+
+
+@contextmanager
+def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 # -- rows --------------------------------------------------------------------------------------------
@@ -87,14 +96,9 @@ def rows(*columns: Tensor | None) -> Any:
     return pyro.plate(inner, size) if inner else _EnclosingPlate(_open_plates())
 
 
-@contextmanager
-def asked_rows(n: int) -> Iterator[None]:
+def asked_rows(n: int) -> AbstractContextManager[None]:
     """Within it, `rows(None)` is a plate of n rows."""
-    token = _ROWS.set(n)
-    try:
-        yield
-    finally:
-        _ROWS.reset(token)
+    return _set(_ROWS, n)
 
 
 # -- the statement -----------------------------------------------------------------------------------
@@ -152,26 +156,22 @@ def sample(
     running = _RUNNING.get()
     column = _column_of(name, program, column, columns)
     value = obs if obs is not None else _held(name)
-    scope = _Scope(name, program, column, latent=obs is None)
+    scope = _Scope(name, program, column, obs, rows)
     first = running is not None and _adopt(running.program, program, name, freeze)
     if running is not None and running.part == "inner guides" and value is not None:
-        _run_inner_guide(scope, program, columns | {column: value}, rows)
+        _run_inner_guide(scope, columns | {column: value})
         return value
     by_times = _by_times(program)
-    given = columns if value is None else columns | {column: value}
     if value is None or not by_times:
-        with (
-            _PlatesOnly(scope.plates) if by_times else nullcontext(),
-            scope, _inner_rows(scope, rows), _registering(running, program),
-        ):  # fmt: skip
-            program.call("model", given)
+        with _PlatesOnly(scope.plates) if by_times else nullcontext(), scope, scope.rows(), _registering(program):
+            program.call("model", columns if value is None else columns | {column: value})
         value = _generated(scope, running)
         if first:
-            _require_rows(scope, rows)
-            _require_observed_as_it_is(scope, columns, rows)
+            _require_rows(scope)
+            _require_observed_as_it_is(scope, columns)
     assert value is not None
     if by_times:
-        _sample_times(name, program, columns, column, value, obs)
+        _sample_times(scope, columns | {column: value})
     return value
 
 
@@ -187,24 +187,14 @@ def run_inner_guides(program: Any, data: Mapping[str, Any], own: poutine.Trace) 
         program.call("inner guides", data)
 
 
-@contextmanager
-def running(program: Any, part: str) -> Iterator[None]:
+def running_part(program: Any, part: str) -> AbstractContextManager[None]:
     """Marks which part of which program runs."""
-    token = _RUNNING.set(_Running(program, part))
-    try:
-        yield
-    finally:
-        _RUNNING.reset(token)
+    return _set(_RUNNING, _Running(program, part))
 
 
-@contextmanager
-def drawn_times() -> Iterator[None]:
+def drawn_times() -> AbstractContextManager[None]:
     """Within it, short chains that are part of a program give drawn terms of their ELBO as well, as long ones do."""
-    token = _BY_TIMES.set(True)
-    try:
-        yield
-    finally:
-        _BY_TIMES.reset(token)
+    return _set(_BY_TIMES, True)
 
 
 def _by_times(program: Any) -> bool:
@@ -255,19 +245,16 @@ def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
     if not getattr(outer, "_collecting", False):
         return False
     if all(m is not program for m in outer.modules()):
-        key = name.replace("/", "_").replace(".", "_")
-        while hasattr(outer, key):
-            key += "_"
-        outer.add_module(key, program)
+        outer.add_module(free_name(outer, name.replace("/", "_").replace(".", "_")), program)
     if freeze:
         program.requires_grad_(False)
     return True
 
 
 @contextmanager
-def _registering(outer: _Running | None, program: Any) -> Iterator[None]:
+def _registering(program: Any) -> Iterator[None]:
     """Within it, the inner program registers the parameters of its `pyro.param` statements where the outer one does."""
-    flags = ("_collecting", "_growing")
+    outer, flags = _RUNNING.get(), ("_collecting", "_growing")
     before = {k: program.__dict__.get(k, False) for k in flags}
     if outer is not None:
         program.__dict__.update({k: outer.program.__dict__.get(k, False) for k in flags})
@@ -277,14 +264,14 @@ def _registering(outer: _Running | None, program: Any) -> Iterator[None]:
         program.__dict__.update(before)
 
 
-def _require_rows(scope: _Scope, rows: int | None) -> None:
+def _require_rows(scope: _Scope) -> None:
     """
     Raises:
         PpgenError: rows without a plate.
     """
     assert scope.output is not None
     name, inner = scope.program.name, scope.output["cond_indep_stack"]
-    if inner and rows is None and scope.plates:
+    if inner and scope.n is None and scope.plates:
         raise PpgenError(
             f"ppgen.sample({scope.name!r}) stands in a plate, and {name} opens one of its own; write `with "
             "ppgen.rows(x)` in it, which gives way to the plates around, or pass rows= for a table of rows"
@@ -300,7 +287,7 @@ def _require_rows(scope: _Scope, rows: int | None) -> None:
         )
 
 
-def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any], rows: int | None) -> None:
+def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any]) -> None:
     """
     Args:
         columns: all but the value's.
@@ -310,7 +297,7 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any], rows: 
     """
 
     def site(given: Mapping[str, Any]) -> dict[str, Any]:
-        with _PlatesOnly(scope.plates), poutine.trace() as seen, _inner_rows(scope, rows):
+        with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.rows():
             scope.program.call("model", given)
         return dict(seen.trace.nodes[scope.column])
 
@@ -324,11 +311,12 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any], rows: 
     )
 
 
-def _run_inner_guide(scope: _Scope, program: Any, columns: Mapping[str, Any], rows: int | None) -> None:
+def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
     """
     Raises:
         PpgenError: a column may depend on a latent that is summed out, of which the guide would have one value.
     """
+    program = scope.program
     around = next(m for m in reversed(_PYRO_STACK) if isinstance(m, _InnerGuidesOnly))
     if not scope.own_guide or _by_times(program) or any(n.startswith(f"{scope.name}/") for n in around.own.nodes):
         return
@@ -340,26 +328,18 @@ def _run_inner_guide(scope: _Scope, program: Any, columns: Mapping[str, Any], ro
             "in place of summing it out"
         )
     scope.guide = True
-    with scope, _inner_rows(scope, rows), _registering(_RUNNING.get(), program):
+    with scope, scope.rows(), _registering(program):
         program.call("guide", columns)
 
 
-@contextmanager
-def _inner_rows(scope: _Scope, n: int | None) -> Iterator[None]:
-    """How `rows` is read within: as a plate of n rows, or as the plates around."""
-    token = _INNER.set("" if n is None else scope.table)
-    try:
-        with nullcontext() if n is None else asked_rows(n):
-            yield
-    finally:
-        _INNER.reset(token)
+def _sample_times(scope: _Scope, columns: Mapping[str, Any]) -> None:
+    """The terms of a chain's ELBO at a value, one step of each row drawn, as sites of the outer model.
 
-
-def _sample_times(
-    name: str, program: Any, columns: Mapping[str, Any], column: str, value: Tensor, obs: Tensor | None
-) -> None:
-    """The terms of a chain's ELBO at a value, one step of each row drawn, as sites of the outer model."""
-    nesting = max((-f.dim for f in _open_plates()), default=0)
+    Args:
+        columns: with the value.
+    """
+    name, column, obs, value = scope.name, scope.column, scope.obs, columns[scope.column]
+    nesting = max((-p.dim for p in scope.plates), default=0)
     batch = value.shape[:nesting]
 
     def as_rows(v: Any) -> Any:
@@ -368,7 +348,7 @@ def _sample_times(
         own = v.expand(batch) if v.dim() < nesting else v.expand(batch + v.shape[nesting:])
         return own.reshape(-1, *own.shape[nesting:])
 
-    for t in program.subsampled_terms({k: as_rows(v) for k, v in {**columns, column: value}.items()}, 1):
+    for t in scope.program.subsampled_terms({k: as_rows(v) for k, v in columns.items()}, 1):
         role = "prior" if obs is None and t.role == "likelihood" else t.role
         log_prob, target = (None if v is None else v[0].reshape(batch) for v in (t.log_prob, t.target))
         infer = {"role": role, "target": target, "drawn": True}
@@ -385,9 +365,9 @@ def _sample_times(
 class _Scope(Holder):
     """Around an inner program: its sites and plates have the statement's name before their own."""
 
-    def __init__(self, name: str, program: Any, column: str, *, latent: bool):
+    def __init__(self, name: str, program: Any, column: str, obs: Tensor | None, n: int | None):
         super().__init__()
-        self.name, self.program, self.column, self.latent = name, program, column, latent
+        self.name, self.program, self.column, self.obs, self.n = name, program, column, obs, n
         self.own_guide = program.has_guide and not program.fixed_rows
         self.plates = _open_plates()
         self.table = f"rows {id(self)}"  # the plate of a table's rows, until it has its name: "data" may be open around
@@ -395,6 +375,15 @@ class _Scope(Holder):
         self.value: Tensor | None = None
         self.output: dict[str, Any] | None = None  # the site whose value it is
         self.others: list[str] = []  # its latents beside the value
+
+    @contextmanager
+    def rows(self) -> Iterator[None]:
+        """How `rows` is read within: as a plate of n rows, or as the plates around."""
+        with (
+            _set(_INNER, "" if self.n is None else self.table),
+            nullcontext() if self.n is None else asked_rows(self.n),
+        ):
+            yield
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         prefix = f"{self.name}/"
@@ -404,10 +393,9 @@ class _Scope(Holder):
         msg.setdefault("inner_names", []).append(msg["name"])
         sized = type(msg["fn"]).__name__ == "_Subsample"
         if not self.guide and msg["name"] == self.column and not sized and not is_deterministic(msg):
-            msg["name"] = self.name
-            self.output = msg if "asked" in msg else {**msg}
-            msg["output_of"] = self
-            if self.latent and msg["is_observed"]:  # the outer handlers have the value, and it is theirs
+            self.output = {**msg}
+            msg["name"], msg["output_of"] = self.name, self
+            if self.obs is None and msg["is_observed"]:  # the outer handlers have the value, and it is theirs
                 msg["is_observed"], msg["value"], msg["done"] = False, None, False
                 msg.pop("given", None)
             return

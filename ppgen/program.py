@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from ppgen.data import put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
-from ppgen.handlers import FlatStarts, ParamSites, within
-from ppgen.nested import drawn_times, run_inner_guides, running
+from ppgen.handlers import FlatStarts, ParamSites, free_name, within
+from ppgen.nested import drawn_times, run_inner_guides, running_part
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces, run, stacked_terms, terms
@@ -207,7 +207,7 @@ class Program(nn.Module):
         if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
             part = "model"
-        with self.running(), running(self, part):
+        with self.running(), running_part(self, part):
             if part != "guide" or not self.__dict__.get("_composed"):
                 return fn(*first, *many, **kwargs)
             with poutine.trace() as own:
@@ -352,7 +352,7 @@ class Pair(Program):
         self.__dict__["model"] = model
         # A bound method hides the parameters of its owner from Pyro's ELBO modules; here they are registered, once.
         for owner in {id(m): m for m in map(_owner, (model, guide)) if m is not None}.values():
-            self.add_module(_free_name(self, type(owner).__name__.lower()), owner)
+            self.add_module(free_name(self, type(owner).__name__.lower()), owner)
         if isinstance(guide, _AUTOGUIDES):
             self.set_autoguide(guide)
         elif callable(guide):
@@ -387,7 +387,7 @@ def _owner(fn: Any) -> nn.Module | None:
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with ParamSites(program), running(program, "model"):
+        with ParamSites(program), running_part(program, "model"):
             return model(*args, **kwargs)
 
     return run
@@ -464,13 +464,6 @@ def _read(fn: Callable) -> _Arguments:
         any=any(p.kind is p.VAR_KEYWORD for p in parameters),
         many=next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""),
     )
-
-
-def _free_name(module: nn.Module, name: str) -> str:
-    taken, n = dict(module.named_children()), name
-    while n in taken or hasattr(module, n):
-        n += "_"
-    return n
 
 
 def _list(names: Any) -> str:

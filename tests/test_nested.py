@@ -198,13 +198,19 @@ torch.manual_seed(0)
 PAIRS = pairs()
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_nested_program_is_the_one_written_out_by_hand(name):
-    found = []
+def both(name):
+    """The nested program, and the one written out by hand, set up alike."""
     for program in copy.deepcopy(PAIRS[name])[:2]:
         program = program.double()
         torch.manual_seed(1)
         program.setup(PAIRS[name][2], None if program.has_guide else "AutoNormal")
+        yield program
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_nested_program_is_the_one_written_out_by_hand(name):
+    found = []
+    for program in both(name):
         torch.manual_seed(2)
         t = terms(run(program, PAIRS[name][2]), closed_form=True)
         values = {(u.site, u.role): u.log_prob.sum() for u in t}
@@ -224,10 +230,7 @@ def test_a_nested_program_is_the_one_written_out_by_hand(name):
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_model_run_by_itself_generates_as_the_one_written_out_by_hand(name):
     values = []
-    for program in copy.deepcopy(PAIRS[name])[:2]:
-        program = program.double()
-        torch.manual_seed(1)
-        program.setup(PAIRS[name][2], None if program.has_guide else "AutoNormal")
+    for program in both(name):
         torch.manual_seed(3)
         t = poutine.trace(lambda program=program: program.call("model", PAIRS[name][2])).get_trace()
         values.append({n: s["value"] for n, s in t.nodes.items() if s["type"] == "sample" and n != "data"})
@@ -271,8 +274,8 @@ def test_a_long_chain_within_gives_the_elbo_of_the_explicit_one():
     full = loglik(explicit, {"x": x}, particles=200, seed=0).bounds[0]
     terms_of = drawn.subsampled_terms({"x": x}, 400)
     elbo = sum(t.sign * t.log_prob.reshape(400, -1).double() for t in terms_of).mean(1)
-    se = float(elbo.std() / 20 + full.values.std() * 0 + full.se.mean() / 300**0.5)
-    assert abs(float(elbo.mean()) - full.mean) < 4 * se + 0.02 * abs(full.mean) * 0.1
+    se = float(elbo.std() / 20 + full.se.mean() / 300**0.5)
+    assert abs(float(elbo.mean()) - full.mean) < 4 * se + 0.002 * abs(full.mean)
     assert {t.site for t in terms_of} == {"z/z_1", "z/z", "z", "x"}
 
 

@@ -10,7 +10,7 @@ r"""Draws from a Gaussian chain, each sampler one function of (program, steps, z
     ode         the probability-flow ODE, solved adaptively             Song et al. (2021, arXiv:2011.13456)
 
 x̂ = E[x | z_t] is `program.denoise`, ε̂ = (z − α x̂) / σ. All but the last call it once a step (heun twice).
-`draw` is what users call: it draws z_1, runs a sampler, and ends with x ~ p(x | z_0).
+`sample_diffusion` is what users call: it draws z_1, runs a sampler, and ends with x ~ p(x | z_0).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "sample_diffusion", "heun", "ode"]
+__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion"]
 
 FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory

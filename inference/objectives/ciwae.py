@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, require_between
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, require_between
 from ppgen.terms import Term
 
 SUMMARY = "between the ELBO and the importance-weighted bound: ciwae(beta=0.5)"
@@ -26,9 +26,4 @@ def objective(terms: Sequence[Term], s: Setting, *, beta: float = 0.5) -> tuple[
         PpgenError: β outside of [0, 1).
     """
     require_between("ciwae", "beta", beta, 0.0, 1.0)
-
-    def value(target: bool) -> Tensor:
-        log_w = log_weights(terms, s, target=target)
-        return over_rows(beta * log_w.mean(0) + (1 - beta) * log_mean_exp(log_w), s)
-
-    return value(True), value(False)
+    return of_weights(lambda log_w: beta * log_w.mean(0) + (1 - beta) * log_mean_exp(log_w), terms, s)

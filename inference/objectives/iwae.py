@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights
 from ppgen.terms import Term
 
 SUMMARY = "importance-weighted bound with as many weights as particles"
@@ -23,5 +23,4 @@ PATHWISE = True
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The bound, and the same with KL-weighted terms."""
-    target, bound = (over_rows(log_mean_exp(log_weights(terms, s, target=t)), s) for t in (True, False))
-    return target, bound
+    return of_weights(log_mean_exp, terms, s)

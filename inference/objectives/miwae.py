@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ppgen.errors import PpgenError
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights
 from ppgen.terms import Term
 
 SUMMARY = "mean of importance-weighted bounds over groups of particles: miwae(groups=2)"
@@ -28,11 +28,7 @@ def objective(terms: Sequence[Term], s: Setting, *, groups: int = 2) -> tuple[Te
     Raises:
         PpgenError: draws that cannot be divided into so many groups.
     """
-
-    def value(target: bool) -> Tensor:
-        log_w = log_weights(terms, s, target=target)
-        if groups < 1 or len(log_w) % groups:
-            raise PpgenError(f"miwae(groups={groups}) divides {len(log_w)} particles; take a multiple of {groups}")
-        return over_rows(log_mean_exp(log_w.unflatten(0, (-1, groups))).mean(0), s)
-
-    return value(True), value(False)
+    k = len(terms[0].log_prob)
+    if groups < 1 or k % groups:
+        raise PpgenError(f"miwae(groups={groups}) divides {k} particles; take a multiple of {groups}")
+    return of_weights(lambda log_w: log_mean_exp(log_w.unflatten(0, (-1, groups))).mean(0), terms, s)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, require_between
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, require_between
 from ppgen.terms import Term
 
 SUMMARY = "Rényi's bound, between the ELBO and log p(x): renyi(alpha=0.5)"
@@ -26,8 +26,4 @@ def objective(terms: Sequence[Term], s: Setting, *, alpha: float = 0.5) -> tuple
         PpgenError: α outside of [0, 1).
     """
     require_between("renyi", "alpha", alpha, 0.0, 1.0)
-
-    def value(target: bool) -> Tensor:
-        return over_rows(log_mean_exp((1 - alpha) * log_weights(terms, s, target=target)) / (1 - alpha), s)
-
-    return value(True), value(False)
+    return of_weights(lambda log_w: log_mean_exp((1 - alpha) * log_w) / (1 - alpha), terms, s)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_p_and_q, log_weights, over_rows, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, target_p_and_q, with_gradient_of
 from ppgen.terms import Term
 
 SUMMARY = "reweighted wake-sleep: KL(p || q) for the guide, importance weights for the model"
@@ -26,7 +26,7 @@ GRADIENT = "score"
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The importance-weighted bound, with the gradient above."""
-    log_p, log_q = log_p_and_q(terms, s, target=True)
+    log_p, log_q = target_p_and_q(terms, s)
     weights = (log_p - log_q).detach().softmax(0)
-    bound = over_rows(log_mean_exp(log_weights(terms, s)), s)
+    _, bound = of_weights(log_mean_exp, terms, s)
     return with_gradient_of(bound, over_rows((weights * (log_p + log_q)).sum(0), s)), bound

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_p_and_q, log_weights, over_rows, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, target_p_and_q, with_gradient_of
 from ppgen.terms import Term
 
 SUMMARY = "importance-weighted bound by score functions with a baseline a draw"
@@ -26,7 +26,7 @@ GRADIENT = "score"
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The bound, with the gradient above of the same with KL-weighted terms."""
-    log_p, log_q = log_p_and_q(terms, s, target=True)
+    log_p, log_q = target_p_and_q(terms, s)
     log_w = log_p - log_q
     value = log_mean_exp(log_w)
     k = len(log_w)
@@ -34,5 +34,5 @@ def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     each = torch.eye(k, dtype=torch.bool, device=log_w.device).view(k, k, *[1] * (log_w.dim() - 1))
     without = log_mean_exp(torch.where(each, mean_of_others, log_w[:, None]))  # (left out, ...)
     surrogate = value + ((value - without).detach() * log_q).sum(0)
-    bound = over_rows(log_mean_exp(log_weights(terms, s)), s)
-    return with_gradient_of(over_rows(value, s), over_rows(surrogate, s)), bound
+    target, bound = of_weights(log_mean_exp, terms, s)
+    return with_gradient_of(target, over_rows(surrogate, s)), bound

@@ -74,7 +74,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     >>> parse("flow(transforms=8)")
     ('flow', {'transforms': 8})
     """
-    name, _, rest = spec.partition("(")
+    name = spec.partition("(")[0]
     if name not in guide_names():
         raise PpgenError(
             f"there is no guide {name!r}{nearest(name, guide_names())}; the guides are {', '.join(guide_names())}"
