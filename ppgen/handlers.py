@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppgen.distributions import Flat
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, reason
 from ppgen.sites import innermost, is_deterministic, is_factor
 
 log = logging.getLogger("ppgen")
@@ -236,26 +236,53 @@ class Unobserve(Messenger):
 
     Args:
         only: the names of the sites that are meant; None for all.
+        undrawn: takes the names of those whose distribution has no draws, which stay observed. None: they are refused.
+
+    Raises:
+        PpgenError: a site whose distribution has no draws.
     """
 
-    def __init__(self, only: Collection[str] | None = None):
+    def __init__(self, only: Collection[str] | None = None, undrawn: set[str] | None = None):
         super().__init__()
-        self.only = only
+        self.only, self.undrawn = only, undrawn
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         meant = self.only is None or msg["name"] in self.only
+        fn, value = msg["fn"], msg["value"]
         if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
-            fn, value = msg["fn"], msg["value"]
             if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed
                 batch = value.shape[: value.dim() - fn.event_dim]
-                msg["fn"] = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape))
-            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+                fn = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape))
+            try:
+                drawn = _drawn(fn, msg)
+            except (NotImplementedError, AssertionError) as e:  # the latter of a chain without a duration
+                self._has_no_draws(msg["name"], fn, e)
+                return
+            msg["fn"], msg["is_observed"], msg["value"], msg["done"] = fn, False, drawn, True
             msg["infer"]["was_observed"] = True
-        fn = innermost(msg["fn"])
-        if not msg["done"] and msg["value"] is None and isinstance(fn, torch.distributions.Poisson):
-            drawn = msg["fn"].sample()
-            rate = fn.rate.expand(drawn.shape)
-            msg["value"], msg["done"] = torch.where(rate > LARGE, rate, drawn), True
+        elif not msg["done"] and value is None and isinstance(innermost(fn), torch.distributions.Poisson):
+            msg["value"], msg["done"] = _drawn(fn, msg), True
+
+    def _has_no_draws(self, name: str, fn: Any, e: Exception) -> None:
+        kind = type(innermost(fn)).__name__
+        if self.undrawn is None:
+            raise PpgenError(
+                f"nothing can be drawn at the observed site {name!r}: {kind} has no draws ({reason(e)}); give it a "
+                "sample method, or, where it is a chain, its duration"
+            ) from e
+        if name not in self.undrawn:
+            log.warning("there are no predictions of %r: %s has no draws (%s)", name, kind, reason(e))
+            self.undrawn.add(name)
+
+
+def _drawn(fn: Any, msg: dict[str, Any]) -> Tensor:
+    """A draw, as Pyro makes it."""
+    drawn: Tensor = fn(*msg["args"], **msg["kwargs"])
+    inner = innermost(fn)
+    if not isinstance(inner, torch.distributions.Poisson):
+        return drawn
+    rate = inner.rate.expand(drawn.shape)
+    return torch.where(rate > LARGE, rate, drawn)
 
 
 class NewGroup(Exception):

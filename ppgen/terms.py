@@ -136,7 +136,7 @@ def guide_run(program: Runnable, data: Mapping[str, Any]) -> poutine.Trace:
 
 def latents_of(q: poutine.Trace) -> dict[str, Tensor]:
     """What a run of the guide drew."""
-    return {n: s["value"] for n, s in sample_sites(q).items()}
+    return {n: s["value"] for n, s in sample_sites(q).items() if not s["is_observed"]}
 
 
 def holding(latents: Mapping[str, Tensor]) -> Any:
@@ -173,7 +173,10 @@ def term(site: Mapping[str, Any], role: str = "", order: int = -1) -> Term:
 
 
 def _has_path(site: Mapping[str, Any]) -> bool:
-    """Whether gradients go through the value: the draw is reparametrized, and no handler has cut its path."""
+    """Whether gradients go through the value: the draw is reparametrized, and no handler has cut its path; or it is no
+    draw, but was observed."""
+    if site["is_observed"] and not is_factor(site):
+        return True
     return bool(getattr(site["fn"], "has_rsample", False)) and not site["infer"].get("detached")
 
 

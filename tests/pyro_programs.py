@@ -1455,3 +1455,59 @@ def a_state_with_two_histories():
             pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=y[t])
 
     return Case(model, AutoNormal(poutine.block(model, expose=["one"])), {"y": X[:4]})
+
+
+@case()
+def a_guide_that_classifies():
+    def model(x, label=None):
+        p = torch.tensor([0.4, 0.6])
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(p), obs=label)
+            z = pyro.sample("z", dist.Normal(kind.to(x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x, label=None):
+        w = pyro.param("w", torch.tensor([0.1, -0.2]))
+        with pyro.plate("data", len(x)):
+            pyro.sample("kind", dist.Categorical(logits=x[:, None] * w), obs=label, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.8)) * x, 0.4))
+
+    return Case(model, guide, {"x": X, "label": B.long()})
+
+
+@case(predict="'y': GaussianHMM has no draws", sample="'y': GaussianHMM has no draws")
+def a_chain_of_any_length():
+    def model(y):
+        drift = pyro.sample("drift", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        start, step = (dist.Normal(torch.zeros(1), 1.0).to_event(1) for _ in range(2))
+        seen = dist.Normal(drift, 1.0).to_event(1)
+        pyro.sample("y", dist.GaussianHMM(start, torch.eye(1), step, torch.ones(1, 2), seen), obs=y)
+
+    return Case(model, None, {"y": X.reshape(3, 2)})
+
+
+class Hyperbolic(dist.TorchDistribution):
+    """A distribution as users write them: a density and nothing else."""
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Hyperbolic(self.loc.expand(batch_shape))
+
+    def log_prob(self, value):
+        return -(1 + (value - self.loc) ** 2).sqrt() - 0.1854
+
+
+@case(predict="'x': Hyperbolic has no draws", sample="'x': Hyperbolic has no draws")
+def a_density_of_ones_own():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Hyperbolic(loc), obs=x)
+
+    return Case(model)

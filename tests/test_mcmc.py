@@ -33,7 +33,7 @@ from ppgen.inference.sampling.kernels.chees import (
     _windows,
     sample,
 )
-from ppgen.inference.sampling.mcmc import mcmc
+from ppgen.inference.sampling.mcmc import _runs_away, mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
 from ppgen.inference.verdicts.mcmc_diagnostics import _tail_shape, findings, heavy_tails
 from ppgen.models import EightSchools
@@ -597,3 +597,26 @@ def test_predictions_of_many_rows_are_of_evenly_spaced_draws(monkeypatch):
     assert dict(predicted.sizes) == {"chain": 8, "draw": 5, "data": 5} and list(predicted.draw) == [0, 12, 24, 36, 48]
     assert float(abs(predicted - m.sel(draw=predicted.draw)).max()) < 1e-4
     assert tree["prior"]["m"].sizes["draw"] == 5 and tree["log_likelihood"]["noise"].sizes["draw"] == 60
+
+
+def test_a_density_that_does_not_fall_is_refused_for_an_improper_prior_only():
+    joint = log_joint(NormalMean(), {"x": X})
+    found = Draws(normal(50, 4, 1), {}, 0, torch.zeros(1), "diag")
+
+    def flat_on_the_left(u):
+        return -u.clamp_min(0.0).squeeze(-1), torch.zeros_like(u)
+
+    (said,) = _runs_away(joint, (), found, (), flat_on_the_left)
+    assert said.measure == "runs_away" and said.verdict == "look" and said.figure == pytest.approx(math.log(100 / 3))
+    assert "does not fall along m to -inf" in said.sentence
+    with pytest.raises(PpgenError, match="cannot be normalised.*m to -inf"):
+        _runs_away(joint, ("m",), found, (), flat_on_the_left)
+
+
+def test_a_short_warm_up_does_not_make_a_proper_prior_improper():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(torch.zeros(3), 1e4).to_event(1))
+        pyro.sample("x", dist.Normal(m.sum(), 1.0), obs=x)
+
+    tree = mcmc(model, {"x": torch.tensor(0.0)}, chains=4, warmup=20, draws=10, predictive=False, prior=False)
+    assert dict(tree["posterior"]["m"].sizes) == {"chain": 4, "draw": 10, "m_dim_0": 3}

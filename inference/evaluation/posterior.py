@@ -143,6 +143,7 @@ class Groups:
         self.prior = prior and not any(s.distribution == "Flat" for s in structure.sites)
         self.given = None if latents is None else list(latents)
         self.names: list[tuple[str, str]] = []
+        self._undrawn: set[str] = set()
         self._many = Many(self._one, each=list((latents or {}).values()), name=program.name)
 
     def __call__(self, draws: int, latents: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -171,7 +172,7 @@ class Groups:
             t = run_once(program, data, latents=held)
         if self.posterior:
             yield from self._of_posterior(t, found, q is not None)
-        model = Unobserve()(lambda: program.call("model", data))
+        model = Unobserve(undrawn=self._undrawn)(lambda: program.call("model", data))
         if self.predictive:
             with holding(held):
                 sites = sample_sites(poutine.trace(model).get_trace())

@@ -40,7 +40,7 @@ from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import value_of
+from ppgen.terms import latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -275,7 +275,7 @@ def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
         guide = poutine.condition(lambda: program.call("guide", source), dict(known))
-        return {n: site["value"] for n, site in sample_sites(poutine.trace(guide).get_trace()).items()}
+        return latents_of(poutine.trace(guide).get_trace())
 
     if s is None:
         return drawn(data, {})

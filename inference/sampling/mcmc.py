@@ -31,7 +31,7 @@ from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
-from ppgen.inference.sampling.mcmc_init import name_direction, runaway, starts
+from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings
@@ -97,7 +97,7 @@ def mcmc(
         log p is minus infinity there), acceptance_rate, n_steps, step_size.
 
     Raises:
-        PpgenError: no latent; a discrete latent that cannot be summed out; a posterior that cannot be normalised.
+        PpgenError: no latent; a discrete latent that cannot be summed out; improper priors that the data do not close.
 
     >>> import pyro, torch, ppgen
     >>> from pyro.distributions import Normal
@@ -117,7 +117,7 @@ def mcmc(
         inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
         outer = somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
-        said: list[Finding] = []
+        said = _runs_away(outer, joint.improper, found, structure.sites, _density(outer, kernel, C, metric))
         if isinstance(outer, LaplaceMarginal):
             found, close = _completed(outer, found, seed)
             said.append(close)
@@ -159,7 +159,7 @@ def run_chains(
     seed: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> Draws:
-    """The chains alone, on the unconstrained scale: starts, Pathfinder, the kernel, and whether it can be normalised.
+    """The chains alone, on the unconstrained scale: starts, Pathfinder, the kernel.
 
     Args:
         joint: the log joint; torch's default dtype is that of its data.
@@ -174,10 +174,7 @@ def run_chains(
         start = file.begin(joint, chains, prior, generator)
     else:
         start = _paths(target, chains, joint.dim, prior, generator)
-    found = file.sample(joint, start, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report)
-    if found.evidence is None or not joint.proper:  # particles that began at a proper prior cannot run away
-        _require_normalised(joint, lambda u: target(u)[0], found, sites)
-    return found
+    return file.sample(joint, start, draws=draws, warmup=warmup, metric=metric, generator=generator, report=report)
 
 
 def _paths(
@@ -190,13 +187,19 @@ def _paths(
     return Paths(start, target(start)[0], start.mean(0), torch.ones(dim), 0)
 
 
-def _require_normalised(
-    joint: LogJoint | LaplaceMarginal, value: Callable[[Tensor], Tensor], found: Draws, sites: Sequence[Site]
-) -> None:
-    """
+def _runs_away(
+    joint: LogJoint | LaplaceMarginal, improper: Sequence[str], found: Draws, sites: Sequence[Site], target: Density
+) -> list[Finding]:
+    """Whether the density falls along the directions in which the draws spread.
+
+    Where every prior is proper, what does not fall is a density that is unbounded somewhere, or draws that are much
+    narrower than the posterior: a finding.
+
     Raises:
-        PpgenError: the density does not fall along a direction in which the draws spread.
+        PpgenError: it does not, and a prior is improper.
     """
+    if found.evidence is not None and joint.proper:
+        return []  # particles that began at a proper prior cannot run away
     dim = found.u.shape[-1]
     flat = found.u.reshape(-1, dim)
     sd = flat.std(0).clamp_min(1e-12)
@@ -204,17 +207,20 @@ def _require_normalised(
     if dim <= DENSE_DIM:
         correlation = torch.cov((flat / sd).mT).reshape(dim, dim)
         directions.append(torch.linalg.eigh(correlation)[1][:, -1] * sd)
-    v = runaway(value, flat.mean(0), sd, torch.stack(directions) if directions else sd.diag()[:0])
-    if v is None:
-        return
+    where = torch.stack(directions) if directions else sd.diag()[:0]
+    if (one := runaway(lambda u: target(u)[0], flat.mean(0), sd, where)) is None:
+        return []
+    v, rise = one
+    direction = name_direction(joint.labels, v)
+    if not improper:
+        return [Finding("runs_away", direction, rise, -FALL, LOOK, {"sds": REACH[1]})]
     binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
     separated = "".join(
         f" (a column, or a combination of them, may separate the zeros from the ones of {n!r})" for n in binary[:1]
     )
     raise PpgenError(
         f"the posterior of {joint.program.name} cannot be normalised: its density does not fall along "
-        f"{name_direction(joint.labels, v)}{separated}; give the latent a proper prior, such as "
-        "Normal(0, 10), or a longer warm-up if it has one already"
+        f"{direction}{separated}; give the latent a proper prior, such as Normal(0, 10)"
     )
 
 

@@ -57,8 +57,9 @@ def starts(
     return torch.where(alive[:, None], best, best[places[torch.arange(chains) % len(places)]])
 
 
-def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> Tensor | None:
-    """The first direction along which the density cannot be normalised; None where there is none.
+def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> tuple[Tensor, float] | None:
+    """The first direction along which the density cannot be normalised, and the change of log p + log t along it, in
+    nats; None where there is none.
 
     Args:
         value: the log joint of (n, dim) vectors.
@@ -71,7 +72,8 @@ def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> Ten
     near, far = (value(centre + t * tried) for t in REACH)
     change = far - near + torch.log(torch.tensor(REACH[1] / REACH[0]))
     bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
-    return tried[int(bad.nonzero()[0, 0])] if bad.any() else None
+    first = int(bad.nonzero()[0, 0]) if bad.any() else None
+    return None if first is None else (tried[first], float(change[first]))
 
 
 def name_direction(labels: Sequence[str], v: Tensor) -> str:

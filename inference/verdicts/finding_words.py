@@ -264,6 +264,15 @@ def _evidence_se(f: Finding) -> Words:
     )
 
 
+def _runs_away(f: Finding) -> Words:
+    return (
+        f"up to {f.details['sds']:.0f} sd of the draws the density does not fall along {f.where}: it is unbounded "
+        "there, or the draws are much narrower than the posterior",
+        "Run a longer warm-up; if that does not help, give what drives it a prior that keeps it from where the density "
+        "is unbounded, such as a scale from 0.",
+    )
+
+
 def _laplace(f: Finding) -> Words:
     d = f.details
     share = f"{d['share']:.0%} of the draws of {d['latents']} by Laplace's method are effective"
@@ -450,7 +459,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _laplace, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes, _predictive,
-        _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _evidence_se, _runs_away, _laplace, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes,
+        _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.hmm import HiddenMarkovModel
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
@@ -53,6 +54,8 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             "observe it in the model, or ask for an autoguide with guide='AutoNormal' (--guide AutoNormal)"
         )
     for name, site in guide.items():
+        if site["is_observed"]:
+            continue  # a term of the loss, such as a classifier's
         if name in model and model[name]["is_observed"]:
             raise PpgenError(f"the guide samples {name!r}, which the model observes; take it out of the guide")
         if name not in model and not site["infer"].get("is_auxiliary"):
@@ -69,6 +72,9 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
             continue
         found, fn = tuple(site["value"].shape), site["fn"]
         expected = tuple(fn.batch_shape) + tuple(fn.event_shape)
+        times = -len(fn.event_shape)
+        if _of_any_length(fn) and len(found) >= -times:
+            expected = expected[:times] + (found[times],) + expected[times:][1:]
         if _grows(site, found, expected):
             continue
         if _broadcast(found, expected) != expected:
@@ -86,6 +92,12 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
                 f"agree{_sizes_hint(site, found)}"
             )
         _not_repeated(name, site, found, expected)
+
+
+def _of_any_length(fn: Any) -> bool:
+    """Whether a distribution is of chains of any length, the first dimension of whose event is then 1."""
+    inner = innermost(fn)
+    return isinstance(inner, HiddenMarkovModel) and inner.duration is None and tuple(fn.event_shape)[:1] == (1,)
 
 
 def _grows(site: dict, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
