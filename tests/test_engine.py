@@ -693,3 +693,16 @@ def _two(x):
     m = pyro.sample("m", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+
+def test_a_mask_that_an_operation_in_place_only_reads_is_known():
+    def lower(v: torch.Tensor) -> torch.Tensor:
+        mask = torch.arange(3) < torch.arange(3)[:, None]
+        out = v.new_zeros(3, 3)
+        out[mask] = v
+        return out + out[mask].sum()
+
+    graph = trace(lower, [torch.ones(3)]).graph
+    places = [n for node in graph.graph.nodes if "index" in str(node.target) for n in node.args[1]]
+    assert len(places) == 4
+    assert torch.equal(trace(lower, [torch.ones(3)])(torch.arange(3.0)), lower(torch.arange(3.0)))

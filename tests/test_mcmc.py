@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from known import SCHOOLS, Gaussian, NormalMean, Regression, chains_agree, normal
+from pyro.contrib.conjugate.infer import BetaBinomialPair, collapse_conjugate
 from pyro.distributions import constraints
 from scipy import special, stats
 
@@ -620,3 +621,20 @@ def test_a_short_warm_up_does_not_make_a_proper_prior_improper():
 
     tree = mcmc(model, {"x": torch.tensor(0.0)}, chains=4, warmup=20, draws=10, predictive=False, prior=False)
     assert dict(tree["posterior"]["m"].sizes) == {"chain": 4, "draw": 10, "m_dim_0": 3}
+
+
+def test_draws_that_a_model_hides_are_traced():
+    def model(x):
+        a, b = (pyro.sample(name, dist.HalfCauchy(1.0)) for name in "ab")
+        pair = BetaBinomialPair()
+        p = pyro.sample("p", pair.latent(a, b))
+        with rows(x):
+            pyro.sample("x", pair.conditional(total_count=10, probs=p), obs=x)
+
+    joint = log_joint(Program.from_pair(collapse_conjugate(model)), {"x": torch.tensor([3.0, 4.0])})
+    u = normal(3, 2)
+    value, grad = joint.value_and_grad(u)
+    one = u[0].clone().requires_grad_()
+    expected = joint.one(one)
+    assert value[0].item() == pytest.approx(expected.item())
+    assert torch.allclose(grad[0], torch.autograd.grad(expected, one)[0])

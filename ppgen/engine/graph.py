@@ -167,11 +167,12 @@ def _same_shape(node: fx.Node) -> bool:
 
 
 def aliases(node: fx.Node) -> Iterator[fx.Node]:
-    """Users of a node, and of what may share its memory."""
+    """Users of a node, and of what may share its memory, but for those that write elsewhere and only read it."""
     todo, seen = [node], set()
     while todo:
-        for user in todo.pop().users:
-            if user in seen:
+        shared = todo.pop()
+        for user in shared.users:
+            if user in seen or is_in_place(user) and not _writes_to(user, shared):
                 continue
             seen.add(user)
             yield user
@@ -182,6 +183,17 @@ def aliases(node: fx.Node) -> Iterator[fx.Node]:
 def is_in_place(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
+
+
+def _writes_to(user: fx.Node, node: fx.Node) -> bool:
+    """Whether an operation that writes in place may write to this argument."""
+    schema: Any = getattr(user.target, "_schema", None)
+    for i, of in enumerate(schema.arguments):
+        given = user.args[i] if i < len(user.args) else user.kwargs.get(of.name)
+        many = given if isinstance(given, (list, tuple)) else [given]
+        if of.alias_info is not None and any(n is node for n in many):
+            return True
+    return False
 
 
 def _is_view(node: fx.Node) -> bool:

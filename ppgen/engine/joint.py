@@ -157,7 +157,7 @@ class LogJoint:
         def fn(*inputs):  # annotations would go into the graph
             return leapfrog_step(both, *inputs)
 
-        both = torch.func.vmap(torch.func.grad_and_value(self.one))
+        both = torch.func.vmap(torch.func.grad_and_value(self.one), randomness="different")
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.dim())
@@ -254,9 +254,9 @@ class LogJoint:
     def _function(self, kind: str, many: bool) -> Callable[[Tensor], Any]:
         if kind in ("grad", "prior"):
             one = torch.func.grad_and_value(partial(self.one, prior=kind == "prior"))
-            both: Callable[[Tensor], Any] = torch.func.vmap(one) if many else one
+            both: Callable[[Tensor], Any] = torch.func.vmap(one, randomness="different") if many else one
             return lambda u: both(u)[::-1]
-        value: Callable[[Tensor], Any] = torch.func.vmap(self.one) if many else self.one
+        value: Callable[[Tensor], Any] = torch.func.vmap(self.one, randomness="different") if many else self.one
         return lambda u: (value(u),)
 
     def _run(self, kind: str, u: Tensor) -> Any:

@@ -75,11 +75,10 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
             return fn(*tensors)
 
     def run(**mode: Any) -> fx.GraphModule:
-        dirichlet = mock.patch.object(dirichlets, "_Dirichlet", _Dirichlet) if differentiable else nullcontext()
         with (
             _quiet(),
             mock.patch.object(torch, "binomial", _binomial),
-            dirichlet,
+            mock.patch.object(dirichlets, "_Dirichlet", _Dirichlet if differentiable else _PlainDirichlet),
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
         ):
@@ -189,6 +188,15 @@ class _Dirichlet:
         slope = torch._dirichlet_grad(x, fixed, fixed.sum(-1, True).expand_as(fixed))
         s = slope * (concentration - fixed)
         return x + s - x * s.sum(-1, True)
+
+
+class _PlainDirichlet:
+    """The draw alone where no gradient is asked for, as within a log joint, which torch.func differentiates."""
+
+    @staticmethod
+    def apply(concentration: Tensor) -> Tensor:
+        draw = _Dirichlet.apply if concentration.requires_grad else torch._sample_dirichlet
+        return draw(concentration)
 
 
 @contextmanager
