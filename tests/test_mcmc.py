@@ -638,3 +638,13 @@ def test_draws_that_a_model_hides_are_traced():
     expected = joint.one(one)
     assert value[0].item() == pytest.approx(expected.item())
     assert torch.allclose(grad[0], torch.autograd.grad(expected, one)[0])
+
+
+def test_a_density_that_is_drawn_outside_of_sites_is_refused():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        noise = dist.Normal(0.0, 1.0).sample()
+        pyro.sample("x", dist.Normal(m + noise, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="drawn anew at each call.*pyro.sample site"):
+        mcmc(model, {"x": torch.tensor(1.0)})

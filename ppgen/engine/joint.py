@@ -123,7 +123,23 @@ class LogJoint:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
         self.dim, self.latents = start, tuple(self.blocks)
         self.labels = tuple(label for name, b in self.blocks.items() for label in _labels(name, b.shape))
+        self._require_one_value({n: sites.nodes[n]["value"] for n in self.blocks})
         self._graphs: dict[tuple, Callable[..., Any]] = {}
+
+    def _require_one_value(self, latents: Mapping[str, Tensor]) -> None:
+        """
+        Raises:
+            PpgenError: the program draws something that is no site, so that its density is another one at each call.
+        """
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(LinAlgError, RuntimeError):
+            u = self.flatten(latents).to(torch.get_default_dtype())
+            one, two = self.one(u), self.one(u)
+            if torch.isfinite(one) and not torch.allclose(one, two, rtol=1e-4, atol=1e-4):
+                raise PpgenError(
+                    f"the log joint of {self.program.name} is drawn anew at each call (two at one point differ by "
+                    f"{float((one - two).abs()):.2g} nats), so that it cannot be climbed or sampled; draw what it "
+                    "draws at a pyro.sample site, or fit a guide (its ELBO may be drawn)"
+                )
 
     def __call__(self, u: Tensor) -> Tensor:
         """(..., dim) -> (...): nats."""
