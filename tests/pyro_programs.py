@@ -1511,3 +1511,13 @@ def a_density_of_ones_own():
             pyro.sample("x", Hyperbolic(loc), obs=x)
 
     return Case(model)
+
+
+@case(sample=NEEDS)
+def a_series_on_its_own_past():
+    def model(y):
+        phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        pyro.sample("y", dist.Normal(phi * y[:-1], scale).to_event(1), obs=y[1:])
+
+    return Case(model, None, {"y": X})

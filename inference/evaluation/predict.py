@@ -214,7 +214,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     for name, value in zip(names, drawn, strict=True):
         counts_in_range(name, value, counts[name])
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
-    kept = Table({n: v for n, v in tensors(rows).items() if n not in hidden and not is_observed(v, sites)}, rows.words)
+    given = {n: v for n, v in tensors(rows).items() if n not in hidden and n not in found}  # a site may have its name
+    kept = Table({n: v for n, v in given.items() if not is_observed(v, sites)}, rows.words)
     return _tree(fitted, found, dims, kept)
 
 
