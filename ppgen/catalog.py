@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from ppgen.errors import PpgenError, nearest
 
 
+_USERS = "ppgen_user_"  # what the modules of users' files are called
+
+
 class Found(NamedTuple):
     """What `find` found: a Program class or instance, or a pair of functions, and where."""
 
@@ -54,8 +57,8 @@ def model(name: str) -> Found:
 def find(spec: str) -> Found:
     """Finds `vae`, `path/to/file.py` or `path/to/file.py:Name`.
 
-    A file's Name is a Program class or instance. Without a Name the file has one Program class, or
-    functions `model` and (optionally) `guide`.
+    A file's Name is a Program class or instance, a function that is the model, or `model,guide`, two functions. Without
+    a Name the file has one Program class, or functions `model` and (optionally) `guide`.
 
     Raises:
         PpgenError: no such model or file; a file that fails to run; several programs to choose from.
@@ -78,11 +81,7 @@ def find_in(file: Path, name: str, text: bytes | None = None, *, alone: bool = F
 
     module = _import_file(file, text, alone)
     if name:
-        target = getattr(module, name, None)
-        if target is None:
-            raise PpgenError(
-                f"{file} has no {name!r}{nearest(name, vars(module))}; name a Program class or instance in it"
-            )
+        target = _named(module, name, file)
     elif isinstance(getattr(module, "model", None), Program):
         target, name = module.model, "model"
     elif callable(getattr(module, "model", None)):
@@ -91,6 +90,28 @@ def find_in(file: Path, name: str, text: bytes | None = None, *, alone: bool = F
         target = _program_class(module, str(file))
         name = target.__name__
     return Found(target, {"file": "program.py", "name": name}, file, getattr(module, "data", None))
+
+
+def _named(module: ModuleType, names: str, file: Path) -> Any:
+    """What a file has of this name; of a function `f`, or of two, `f,g`, the pair of model and guide."""
+    found = []
+    for name in names.split(","):
+        found.append(getattr(module, name.strip(), None))
+        if found[-1] is None:
+            raise PpgenError(
+                f"{file} has no {name.strip()!r}{nearest(name, vars(module))}; name a Program class or instance in it, "
+                "or a function that is the model"
+            )
+    if len(found) == 2 and all(map(callable, found)):
+        return tuple(found)
+    if len(found) == 1 and inspect.isroutine(found[0]):
+        return found[0], getattr(module, "guide", None) if names == "model" else None
+    return found[0] if len(found) == 1 else found
+
+
+def is_of_a_file(fn: Any) -> bool:
+    """Whether a function was found in a file that was named, not one of a script that is running."""
+    return str(getattr(fn, "__module__", "")).startswith(_USERS)
 
 
 def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Any:
@@ -110,7 +131,8 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         return target
     if not (inspect.isclass(target) and issubclass(target, Program)):
         raise PpgenError(
-            f"{found.spec} is {target!r}; expected a Program class or instance, or functions model and guide"
+            f"{found.spec.get('name')} of {found.file} is {target!r}; expected a Program class or instance, a function "
+            "that is the model, or model and guide, as in file.py:model,guide"
         )
     known = inspect.signature(target.__init__).parameters
     for key in settings:
@@ -226,7 +248,7 @@ def _program_class(module: ModuleType, where: str) -> Any:
 def _import_file(file: Path, text: bytes | None, alone: bool) -> ModuleType:
     if not file.is_file():
         raise PpgenError(f"there is no file {file}; name a Python file, or a model of the catalogue (ppgen list)")
-    name = f"ppgen_user_{file.stem}_{abs(hash(str(file.resolve()))):x}"
+    name = f"{_USERS}{file.stem}_{abs(hash(str(file.resolve()))):x}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

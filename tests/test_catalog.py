@@ -12,6 +12,7 @@ from known import normal
 import ppgen
 from ppgen import PpgenError, Program, catalog
 from ppgen.inference import fit
+from ppgen.run import Run
 
 HEAD = """
 import pyro
@@ -265,3 +266,22 @@ def test_what_is_no_setting(item):
 
 def test_the_package_has_the_names():
     assert ppgen.Program is Program
+
+
+def test_functions_of_any_name(write, tmp_path):
+    file = write(
+        "import pyro, torch\nimport pyro.distributions as dist\n"
+        "def weighing(x):\n"
+        "    m = pyro.sample('m', dist.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('data', len(x)):\n"
+        "        pyro.sample('x', dist.Normal(m, 1.0), obs=x)\n"
+        "def guess(x):\n"
+        "    pyro.sample('m', dist.Normal(pyro.param('loc', torch.tensor(0.0)), 0.5))\n"
+    )
+    data = {"x": torch.tensor([1.0, 2.0])}
+    for name, guide, parameters in (("weighing", "AutoNormal", 2), ("weighing,guess", None, 1)):
+        program = catalog.build(catalog.find(f"{file}:{name}"), {})
+        fit(program, data, steps=2, guide=guide, out=tmp_path / name)
+        again = Run.load(tmp_path / name, trust=True)
+        assert again.config["program"]["name"] == name
+        assert len(list(again.program.parameters())) == parameters

@@ -244,10 +244,12 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
         model, own_guide = program.pair
         file = _source(model)
         same = guide is not None or own_guide is None or isinstance(own_guide, str) or _source(own_guide) == file
-        names = getattr(model, "__qualname__", "?"), getattr(own_guide, "__qualname__", "guide")
-        if file is None or not same or names[0] != "model" or (callable(own_guide) and names[1] != "guide"):
+        names = [getattr(f, "__qualname__", ".") for f in (model, own_guide) if callable(f)]
+        usual = names in (["model"], ["model", "guide"])
+        named = usual or catalog.is_of_a_file(model) and not any("." in name for name in names)
+        if file is None or not same or not named:
             return spec | {"arguments": {}, "why": "its functions are not `model` and `guide` of one file"}, None
-        return spec | {"file": "program.py", "name": "", "arguments": {}}, file
+        return spec | {"file": "program.py", "name": "" if usual else ",".join(names), "arguments": {}}, file
     arguments = dict(program.arguments)
     if not _is_json(arguments):
         return spec | {"arguments": {}, "why": "its constructor was given objects"}, None
