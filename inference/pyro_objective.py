@@ -35,10 +35,12 @@ def loss_of(objective: Any) -> Any:
     """
     if objective is None or isinstance(objective, str) and is_ours(objective):
         return None
+    _require_loss(objective)
     if isinstance(objective, str):
         made = getattr(pyro.infer, objective, None)
         if isinstance(made, type) and hasattr(made, "loss_and_grads") or made is pyro.infer.EnergyDistance:
             return _made(made)
+    if isinstance(objective, str):
         objectives.named(objective)
     if type(objective).__name__.startswith("Jit"):
         raise PpgenError(
@@ -53,9 +55,35 @@ def loss_of(objective: Any) -> Any:
     return objective
 
 
+def _require_loss(objective: Any) -> None:
+    """
+    Raises:
+        PpgenError: one of Pyro's algorithms that are no loss of a model and a guide, with what is near it here.
+    """
+    name = objective if isinstance(objective, str) else type(objective).__name__
+    if name == "CSIS":
+        raise PpgenError(
+            "CSIS is no loss but an algorithm with a step of its own; its loss, the guide on draws from the model, is "
+            "objective=pyro.infer.ReweightedWakeSleep(insomnia=0.0, model_has_params=False, num_particles=16)"
+        )
+    if name == "SVGD":
+        raise PpgenError(
+            "SVGD moves particles and has no guide and no loss; draws of the posterior are what mcmc and infer give, and "
+            "pyro.infer.SVGD runs as it is"
+        )
+
+
 def _made(kind: Any) -> Any:
+    """By name, with what Pyro has no default for: a kernel, several particles at once."""
+    given: dict[str, Any] = {}
+    if kind is pyro.infer.Trace_MMD:
+        from pyro.contrib.gp.kernels import RBF  # 50 ms
+
+        given = {"kernel": RBF(1), "num_particles": 16}
+    elif kind is pyro.infer.TraceTailAdaptive_ELBO:
+        given = {"num_particles": 16, "vectorize_particles": True}
     try:
-        return loss_of(kind())
+        return loss_of(kind(**given))
     except TypeError as e:
         raise PpgenError(f"objective {kind.__name__!r} {str(e).partition('() ')[2]}; pass the object itself") from e
 
@@ -109,8 +137,8 @@ class PyroObjective(nn.Module):
         args, kwargs = [given[n] for n in names], {k: v for k, v in given.items() if k not in names}
         with running_of(self.program, batch):
             if hasattr(self.loss, "loss") and not any(p.requires_grad for p in self.program.parameters()):
-                loss = torch.as_tensor(self.loss.loss(model, guide, *args, **kwargs))
-            elif hasattr(self.loss, "differentiable_loss"):
+                loss = self._value(model, guide, *args, **kwargs)
+            elif hasattr(self.loss, "differentiable_loss") and not self._adapts:
                 loss = self.loss.differentiable_loss(model, guide, *args, **kwargs)
             elif hasattr(self.loss, "loss_and_grads"):
                 loss = self._with_gradients(model, guide, *args, **kwargs)
@@ -120,14 +148,26 @@ class PyroObjective(nn.Module):
             raise PpgenError(f"the loss {_name(self.loss)} gives {loss!r}; expected a tensor with a gradient")
         return loss / self.rows, -loss.detach()
 
+    @property
+    def _adapts(self) -> bool:
+        """Whether it is the tail-adaptive divergence, of which Pyro tells the gradient and no value."""
+        return isinstance(self.loss, pyro.infer.TraceTailAdaptive_ELBO)
+
+    def _value(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Without a gradient; that of the ELBO where the loss has none."""
+        loss = pyro.infer.Trace_ELBO.loss if self._adapts else type(self.loss).loss
+        return torch.as_tensor(loss(self.loss, *args, **kwargs))
+
     def _with_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
         """A loss that writes its gradients by itself, as one tensor that has them."""
         if not torch.is_grad_enabled():
-            return torch.as_tensor(self.loss.loss(*args, **kwargs))
+            return self._value(*args, **kwargs)
         before = {p: p.grad for p in self.program.parameters()}
         for p in before:
             p.grad = None
         value = self.loss.loss_and_grads(*args, **kwargs)
+        if self._adapts:
+            value = self._value(*args, **kwargs)
         value = value[0] if isinstance(value, tuple) else value  # wake-sleep: that of the model, that of the guide
         now = list(self.program.parameters())  # and those that appeared in this step
         parts = [(p * p.grad).sum() for p in now if p.grad is not None]

@@ -6,11 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
 from torch.distributions import constraints
 
 from ppgen import Program
 from ppgen.errors import PpgenError
+from ppgen.inference import fit
 from ppgen.inference.pyro_objective import PyroObjective, loss_of, name_of
 from ppgen.structure import inspect
 
@@ -65,3 +66,32 @@ def test_names():
     assert name_of(Trace_ELBO()) == "Trace_ELBO (an object)"
     with pytest.raises(PpgenError, match="there is no objective"):
         loss_of("pyro")
+
+
+def test_the_tail_adaptive_divergence_has_pyros_gradient_and_the_elbos_value():
+    def tail():
+        return TraceTailAdaptive_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+
+    program, objective = made(tail())
+    torch.manual_seed(0)
+    loss, bound = objective({"x": X})
+    loss.backward()
+    assert -20.0 < float(bound) < 0.0
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    tail().loss_and_grads(model, guide, X)
+    expected = pyro.get_param_store()._params["loc"].grad / len(X)
+    assert torch.allclose(program.get_parameter("param:loc").grad, expected, rtol=1e-4)
+    pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("name", ["Trace_MMD", "TraceTailAdaptive_ELBO", "EnergyDistance", "ReweightedWakeSleep"])
+def test_losses_by_name(name):
+    run = fit(Program.from_pair(model, guide), {"x": X}, steps=3, lr=0.05, objective=name, engine="eager", log_every=1)
+    assert run.rows[-1]["bad_steps"] == 0 and float(run.params["loc"]) != pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name, instead", [("CSIS", "ReweightedWakeSleep"), ("SVGD", "mcmc and infer")])
+def test_algorithms_that_are_no_loss_are_told_what_is_near(name, instead):
+    with pytest.raises(PpgenError, match=f"{name} .*{instead}"):
+        loss_of(name)
