@@ -68,8 +68,8 @@ def _require_loss(objective: Any) -> None:
         )
     if name == "SVGD":
         raise PpgenError(
-            "SVGD moves particles and has no guide and no loss; draws of the posterior are what mcmc and infer give, and "
-            "pyro.infer.SVGD runs as it is"
+            "SVGD moves particles and has no guide and no loss; draws of the posterior are what mcmc and infer give, "
+            "and pyro.infer.SVGD runs as it is"
         )
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from ppgen.errors import PpgenError, nearest
 
-
 _USERS = "ppgen_user_"  # what the modules of users' files are called
 
 
