@@ -1521,3 +1521,13 @@ def a_series_on_its_own_past():
         pyro.sample("y", dist.Normal(phi * y[:-1], scale).to_event(1), obs=y[1:])
 
     return Case(model, None, {"y": X})
+
+
+@case(sample=NEEDS)
+def missing_values_that_the_model_fills_in():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)), poutine.mask(mask=~torch.isnan(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=torch.nan_to_num(x))
+
+    return Case(model, None, {"x": torch.where(B.bool(), X, torch.tensor(float("nan")))})

@@ -29,7 +29,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.check import check, columns, running_of
-from ppgen.data import n_rows, row_columns, take, tensors, validate
+from ppgen.check.missing import validate
+from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
 from ppgen.draws import Many
 from ppgen.errors import PpgenError
@@ -126,7 +127,7 @@ def calibrate(
     require_memory(8 * simulations * draws, f"the ranks of {simulations} simulations among {draws} draws", "take fewer")
     data = prepare_columns(data, program, dtype_of_program(program))
     columns(program, data)
-    validate(data)
+    validate(program, data)
     with ready(run, data, seed):
         if not isinstance(run, Run) or guide is not None:
             named = guide or (None if program.has_guide else program.default_guide)

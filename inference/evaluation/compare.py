@@ -24,7 +24,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data import n_rows, tensors, validate
+from ppgen.check.missing import validate
+from ppgen.data import n_rows, tensors
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -206,7 +207,7 @@ def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, s
     """
     program, s = run.program, run.structure
     data = prepare_columns(data, program, dtype_of_program(program))
-    validate(data)
+    validate(program, data)
     if s.globals:
         if s.locals:
             raise PpgenError(

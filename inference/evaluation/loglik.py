@@ -26,7 +26,8 @@ from torch import Tensor
 from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
-from ppgen.data import n_rows, take, validate
+from ppgen.check.missing import validate
+from ppgen.data import n_rows, take
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
@@ -82,7 +83,7 @@ def loglik(
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
     data = prepare_columns(data, program, dtype_of_program(program))
-    validate(data)
+    validate(program, data)
     if by_times:
         return _of_chain(run, data, particles, seed, ode)
     if ode:

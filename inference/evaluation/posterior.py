@@ -21,7 +21,8 @@ from ppgen.chains.chain import require_few_states
 from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
-from ppgen.data import tensors, validate
+from ppgen.check.missing import validate
+from ppgen.data import tensors
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -91,7 +92,7 @@ def posterior(
     data = prepare_columns(data, program, dtype_of_program(program))
     if not isinstance(draws, int) or draws < 2:
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 2")
-    validate(data)
+    validate(program, data)
     with ready(run, data, seed):
         structure = structure_of(run, data)
         warn_of_negative_indices(program, data, structure.row_columns)

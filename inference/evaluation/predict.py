@@ -20,7 +20,8 @@ from torch import Tensor
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.check.indices import warn_of_negative_indices
-from ppgen.data import Table, n_rows, require_labels, row_columns, tensors, validate
+from ppgen.check.missing import validate
+from ppgen.data import Table, n_rows, require_labels, row_columns, tensors
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -99,7 +100,7 @@ def predict(
         rows, hidden = _complete(fitted, rows)
         columns(made, rows)
         if rows:
-            validate(rows)
+            validate(made, rows)
         known = rows if guide else fitted.example
         with ready(run if isinstance(run, Run) else made, known, seed, guide=guide), running_of(made, rows):
             _known_here(fitted, rows)

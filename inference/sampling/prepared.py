@@ -17,7 +17,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import columns, running_of
 from ppgen.check.indices import warn_of_negative_indices
-from ppgen.data import Table, row_columns, validate
+from ppgen.check.missing import validate
+from ppgen.data import Table, row_columns
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError
@@ -65,7 +66,7 @@ def prepared(
         table = prepare_columns(data, program, dtype_of_program(program))
         program.words = table.words if program.words is None else program.words
         columns(program, table)
-        validate(table)
+        validate(program, table)
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=False), running_of(program, table):
             if not isinstance(run, Run):

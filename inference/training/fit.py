@@ -28,6 +28,7 @@ from ppgen import data as data_module
 from ppgen.check import Checked, check, checked, columns, running_of
 from ppgen.check.agreement import subsampled
 from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest
@@ -391,7 +392,7 @@ def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_m
     table = prepare_columns(data, program, dtype)
     program.words = table.words if program.words is None else program.words
     columns(program, table)
-    data_module.validate(table)
+    validate(program, table)
     return table
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
+from ppgen.check.missing import validate
 from ppgen.errors import PpgenError, nearest
 from ppgen.frames import owner
 from ppgen.handlers import user_validates, without_validation
@@ -56,7 +57,7 @@ def check(
         PpgenError: one sentence on the first thing that is wrong.
     """
     columns(program, data)
-    data_module.validate(data)
+    validate(program, data)
     rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -301,8 +301,11 @@ def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
     return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
 
 
-def validate(data: Mapping[str, Any]) -> None:
+def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None) -> None:
     """Check columns before they are used.
+
+    Args:
+        missing: whether NaN stands for missing values, which the model leaves out.
 
     Raises:
         PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
@@ -322,10 +325,11 @@ def validate(data: Mapping[str, Any]) -> None:
             continue
         counts = [f"{n} {kind}" for n, kind in ((nan, "NaN"), (infinite, "infinite")) if n]
         where = f", the first in row {row} (counting from 0)" if column.dim() else ""
-        object_to(
-            f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values"
-            f"{where}, expected finite numbers; drop these rows, or fill the values in"
-        )
+        found = f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values{where}"
+        if missing is not None and not infinite and missing():
+            log.warning("%s; they are taken as missing: the model leaves them out", found)
+            continue
+        object_to(f"{found}, expected finite numbers; drop these rows, or fill the values in")
     for name, column in columns.items():
         _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")
