@@ -471,3 +471,16 @@ def test_what_is_asked_wrongly(how, said):
         predict(run_of("fixed"), {"g": ["yew"], "x": torch.zeros(1)}, **how)
     with pytest.raises(PpgenError, match="dict cannot be predicted from"):
         predict({}, {})
+
+
+def test_a_tree_of_rows_that_a_loop_observes_one_by_one_is_predicted():
+    def model(flips):
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        for i in range(len(flips)):
+            pyro.sample(f"flip_{i}", dist.Bernoulli(p), obs=flips[i])
+
+    data = {"flips": torch.tensor([1.0, 1.0, 0.0])}
+    program = Program.from_pair(model)
+    tree = mcmc(program, data, chains=4, warmup=20, draws=10)
+    found = predict(tree, data, program=program)
+    assert set(found.predictions.data_vars) == {"flip_0", "flip_1", "flip_2"}

@@ -228,7 +228,8 @@ def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
 
 def is_observed(column: Tensor, sites: Mapping[str, dict]) -> bool:
     """Whether a column is what some site observes, by whatever name."""
-    return any(s["is_observed"] and given_value(s).data_ptr() == column.data_ptr() for s in sites.values())
+    given = (given_value(s) for s in sites.values() if s["is_observed"])
+    return any(v.data_ptr() == column.data_ptr() and v.numel() == column.numel() for v in given)
 
 
 def dims_of(program: Program, name: str, batch: list[str], ndim: int) -> list[str]:
