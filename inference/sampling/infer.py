@@ -41,6 +41,7 @@ from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
+    ALIKE,
     Drawn,
     Mixture,
     Weighted,
@@ -264,7 +265,8 @@ def gaussian(problem: Problem) -> Outcome:
     """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
     if problem.joint.dim > MOST:
         raise PpgenError(f"{problem.joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
-    return _outcome(problem, _by_normals(problem))
+    found, _ = _by_normals(problem)
+    return _outcome(problem, found)
 
 
 @torch.no_grad()
@@ -276,13 +278,21 @@ def laplace(problem: Problem) -> Outcome:
     if not many or not 0 < few <= FEW:
         raise PpgenError(f"{problem.made.program.name} has no few latents that many others depend on")
     outer = LaplaceMarginal(joint, many)
-    # of the marginal as of any log joint
-    found = _by_normals(problem._replace(joint=outer, target=in_blocks(outer.value_and_grad)))
-    problem.in_time()
-    return _outcome(problem, completed(found, outer, problem.target, problem.seed))
+    of_few = problem._replace(joint=outer, target=in_blocks(outer.value_and_grad))
+    generator = torch.Generator().manual_seed(problem.seed)
+    found, drawn = _by_normals(of_few)
+    done = completed(found, drawn, outer, problem.target, generator)
+    for _ in range(ROUNDS - 1):  # the normals are of the marginal by Laplace's method, which may be narrower
+        if done.findings[0].verdict == FINE or done.few or done.effective < ALIKE:
+            break
+        problem.in_time()
+        adapted = drawn.mixture.adapted(done.u[:, outer.places], done.w)
+        drawn = Drawn.of(adapted, of_few.target, DRAWS, generator)
+        done = completed(found, drawn, outer, problem.target, generator)
+    return _outcome(problem, done)
 
 
-def _by_normals(problem: Problem) -> Weighted:
+def _by_normals(problem: Problem) -> tuple[Weighted, Drawn]:
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
@@ -291,25 +301,26 @@ def _by_normals(problem: Problem) -> Weighted:
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
-        found = _enough(problem, mixture, generator)
+        found, drawn = _enough(problem, mixture, generator)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
         parts = list(zip(mixture.means, mixture.roots, strict=True))
         parts += [_matched(target, m, L, generator) for m, L in found.unseen]
-    return found
+    return found, drawn
 
 
-def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> Weighted:
-    """Draws of the mixture, weighed; more of them where they would do, were there more."""
+def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> tuple[Weighted, Drawn]:
+    """Draws of the mixture, weighed; more of them where they would do, were there more; else of one that is nearer."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
     for _ in range(ROUNDS - 1):
         found = _weigh(problem, drawn, further=False)
-        if not found.few:
+        if found.findings[0].verdict == FINE or found.effective < ALIKE:
             break
         problem.in_time()
+        mixture = mixture if found.few else mixture.adapted(found.u, found.w)
         drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
-    return _weigh(problem, drawn, further=True)
+    return _weigh(problem, drawn, further=True), drawn
 
 
 def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:

@@ -90,6 +90,21 @@ class Mixture(NamedTuple):
         gradient = (each.softmax(0)[..., None] * torch.stack(gradients)).sum(0)
         return torch.logsumexp(each, 0), gradient
 
+    def adapted(self, u: Tensor, w: Tensor) -> Mixture:
+        """Normals of the means and covariances of weighted draws (S, dim), each draw shared among those it is near."""
+        each = torch.stack(
+            [Mixture(torch.zeros(1).to(u), m[None], L[None]).log_prob(u) for _, m, L in zip(*self, strict=True)]
+        )
+        shares = (each + self.log_weights.log_softmax(0)[:, None]).softmax(0) * w
+        mass = shares.sum(1).clamp_min(1e-300)
+        means = shares @ u / mass[:, None]
+        roots = self.roots.clone()
+        for i, (share, m) in enumerate(zip(shares, means, strict=True)):
+            cov = (share[:, None] * (u - m)).mT @ (u - m) / mass[i]
+            root, info = torch.linalg.cholesky_ex(cov)
+            roots[i] = roots[i] if info else root
+        return Mixture(mass.log().clamp_min(float(mass.log().max()) - math.log(1e3)), means, roots)
+
 
 class Drawn(NamedTuple):
     """Draws (S, dim) of a mixture, the log joint of each, and its gradient."""
@@ -130,6 +145,10 @@ class Weighted(NamedTuple):
         """Whether the weights would do, were there more of them."""
         weights = self.findings[0]
         return bool(weights.details["few"]) and weights.figure <= weights.threshold
+
+    @property
+    def effective(self) -> float:
+        return float(self.findings[0].details["ess"])
 
     @property
     def settled(self) -> bool:
@@ -183,30 +202,35 @@ def importance_weights(
 
 
 @torch.no_grad()
-def completed(found: Weighted, outer: LaplaceMarginal, target: Density, seed: int) -> Weighted:
-    """Weighted draws of φ with draws of θ given them, weighed again (`ppgen/engine/laplace.py`).
+def completed(
+    found: Weighted, drawn: Drawn, outer: LaplaceMarginal, target: Density, generator: torch.Generator
+) -> Weighted:
+    """Draws of φ with draws of θ given them, weighed (`ppgen/engine/laplace.py`).
 
     Args:
-        found: of φ, by the marginal.
+        found: what was found of φ, by the marginal.
+        drawn: draws of φ.
         target: of the whole log joint.
     """
-    generator = torch.Generator().manual_seed(seed)
-    u, log_w = outer.complete(found.u, generator)
-    log_w = (log_w + found.w.log()).double()
+    u, log_w = outer.complete(drawn.u, generator)
+    log_w = (log_w + drawn.lp - drawn.mixture.log_prob(drawn.u)).double()
+    log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf)
     smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
     w, ess = torch.as_tensor(np.exp(smooth[:, 0])).to(u), float(effective(smooth)[0])
     lp, g = target(u)
     indices = tail_indices(outer.whole, u, w, g)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, float(k[0]), ess, outer.whole.labels, heavy)
-    said = {f.measure: f for f in (*found.findings, importance, heaviest(indices))}
+    said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
     some = torch.multinomial(w, BLOCK, generator=generator)
-    label = outer.other_top(found.u[some], generator)
-    if label is not None and "unseen_modes" in said and said["unseen_modes"].verdict == FINE:
-        why = f"given {', '.join(outer.latents)}, {label} has more than one top"
-        said["unseen_modes"] = Finding("unseen_modes", label, math.nan, math.nan, LOOK, {"reason": why})
-    shift = float(torch.logsumexp(log_w, 0))
-    evidence = Evidence(found.evidence.log_z + shift, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
+    label = outer.other_top(drawn.u[some], generator)
+    why = f"given {', '.join(outer.latents)}, {label} has more than one top" if label is not None else ""
+    if "unseen_modes" not in said:
+        why = why or f"too few of the draws of {', '.join(outer.latents)} are effective by Laplace's method"
+    if why and ("unseen_modes" not in said or said["unseen_modes"].verdict != WRONG):
+        said["unseen_modes"] = Finding("unseen_modes", label or "", math.nan, math.nan, LOOK, {"reason": why})
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
+    evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
     return Weighted(u, w, lp, evidence, list(said.values()), [])
 
 

@@ -38,6 +38,7 @@ from ppgen.errors import PpgenError
 
 ROUNDS = 30  # of Newton, at most
 STILL = 1e-8  # a step, relative to 1 + |θ|, that is none
+BEGIN = 1e-3  # of each entry of θ: 0 may be a saddle
 ROUNDED = 1e-5  # a step, relative likewise, of which rounding tells whether it was one upwards
 SHORTEST = 1e-9  # share of a step, below which it is hopeless
 MOST = 500  # entries of a block
@@ -53,6 +54,7 @@ class LaplaceMarginal:
     Attributes:
         whole: the log joint of φ and θ.
         dim, labels, latents, blocks, program: of φ.
+        places: of φ in vectors of `whole`, (dim,).
         inner: the names of the latents in θ.
         proper: false, the prior of φ alone is not looked at.
     """
@@ -74,11 +76,11 @@ class LaplaceMarginal:
         self.latents = tuple(n for n in whole.latents if n not in inner)
         if not self.latents:
             raise PpgenError(f"marginal names all latents of {whole.program.name}; leave some to be sampled")
-        places = {n: torch.arange(whole.dim)[s] for n, s in whole.places.items()}
-        self._outer, self._inner = (torch.cat([places[n] for n in names]) for names in (self.latents, self.inner))
-        self._order = torch.cat([self._outer, self._inner]).argsort()
-        self.dim = len(self._outer)
-        self.labels = tuple(whole.labels[i] for i in self._outer.tolist())
+        entries = {n: torch.arange(whole.dim)[s] for n, s in whole.places.items()}
+        self.places, self._inner = (torch.cat([entries[n] for n in names]) for names in (self.latents, self.inner))
+        self._order = torch.cat([self.places, self._inner]).argsort()
+        self.dim = len(self.places)
+        self.labels = tuple(whole.labels[i] for i in self.places.tolist())
         self.blocks, stop = {}, 0
         for n in self.latents:
             b = whole.blocks[n]
@@ -104,7 +106,7 @@ class LaplaceMarginal:
 
     def prior(self) -> Tensor:
         """One draw of φ from the prior."""
-        return self.whole.prior()[self._outer]
+        return self.whole.prior()[self.places]
 
     def place(self, u: Tensor) -> str:
         """As `LogJoint.place`, of φ."""
@@ -189,10 +191,10 @@ class LaplaceMarginal:
     def _newton(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """θ̂ of each φ, and whether it was found."""
         theta = self._last.get(len(u))
-        theta = torch.full((len(u), len(self._inner)), 1e-3).to(u) if theta is None else theta
+        theta = torch.full((len(u), len(self._inner)), BEGIN).to(u) if theta is None else theta
         theta, settled = self._climbed(u, theta)
         found = settled.all(-1)
-        self._last[len(u)] = torch.where(found[:, None], theta, 0.0)
+        self._last[len(u)] = torch.where(found[:, None], theta, BEGIN)
         return theta, found
 
     def _climbed(self, u: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,9 +206,11 @@ class LaplaceMarginal:
         slope, blocks = self._call("slope", self._slope, u, theta)
         share = torch.ones(len(u), self._n_blocks).to(u)
         for _ in range(ROUNDS):
-            step = self._by_entry(share) * self._solved([_positive(b) for b in blocks], slope)
+            raised = [_positive(b) for b in blocks]
+            step = self._by_entry(share) * self._solved(raised, slope)
             small = step.abs() / (1 + theta.abs())
-            settled = (small <= STILL) & (self._by_entry(share) == 1)
+            saddle = torch.cat([(r != b).any(-1).any(-1) for r, b in zip(raised, blocks, strict=True)], -1)
+            settled = (small <= STILL) & self._by_entry((share == 1) & ~saddle)
             if (settled | (self._by_entry(share) < SHORTEST)).all():
                 break
             further = self._call("slope", self._slope, u, theta + step)
@@ -333,7 +337,7 @@ class LaplaceMarginal:
 
     def _hessian_at(self, u: Tensor) -> Tensor:
         """(k, k), near a vector of `whole`; NaN is not zero."""
-        slope = torch.func.grad(self._f(u[self._outer]))
+        slope = torch.func.grad(self._f(u[self.places]))
         theta = u[self._inner] + 0.1 * torch.randn(len(self._inner)).to(u)
 
         product = torch.func.vjp(slope, theta)[1]
