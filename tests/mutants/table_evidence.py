@@ -91,8 +91,8 @@ MUTANTS = [
     Mutant("laplace_sums_in_place_of_means", "(total - math.log(len(points)))", "total", LAPLACE),
     Mutant(
         "laplace_rung_with_the_weights_of_the_few_alone",
-        "log_w = (log_w + found.w.log()).double()",
-        "log_w = found.w.log().double()",
+        "log_w = (log_w + drawn.lp - drawn",
+        "log_w = (drawn.lp - drawn",
         "tests/test_infer.py::test_groups_near_a_funnel_are_integrated_out",
     ),
 ]
