@@ -13,8 +13,10 @@ import pytest
 import torch
 from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
+    Binomial,
     Categorical,
     HalfCauchy,
+    HalfNormal,
     MultivariateNormal,
     Normal,
     StudentT,
@@ -135,6 +137,56 @@ def test_the_flow_rung_weighs_its_draws(monkeypatch):
     exact = program.posterior(x)
     assert tree.attrs["method"] == "flow" and tree.attrs["verdict"] == "fine" and program._autoguide is None
     draws_agree(torch.tensor(tree["posterior"]["m"].values[0]), exact.loc, exact.variance)
+
+
+def test_groups_near_a_funnel_are_integrated_out(monkeypatch):
+    """y_j ~ Binomial(3, sigmoid(a_j)), a_j ~ N(m, s), centred, where s may be near zero: moments by quadrature."""
+    y = torch.tensor([1.0, 2, 0, 3, 1, 1, 2, 1, 0, 2, 1, 2, 3, 1, 1, 0, 2, 1, 1, 2]).double()
+
+    def model(y):
+        m, s = pyro.sample("m", Normal(0.0, 1.0)), pyro.sample("s", HalfCauchy(1.0))
+        with rows(y):
+            pyro.sample("y", Binomial(3, logits=pyro.sample("a", Normal(m, s))), obs=y)
+
+    for name, value in {"LADDER": (ladder.gaussian, ladder.laplace, _never), "DRAWS": 2000}.items():
+        monkeypatch.setattr(ladder, name, value)
+    tree = infer(model, {"y": y}, **ALONE)
+    assert tree.attrs["method"] == "laplace" and tree.attrs["verdict"] == "fine"
+    nodes, w = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(80))
+    grid = torch.linspace(-2, 2, 161).double(), torch.linspace(-9, 2.5, 231).double()
+    m, t = torch.meshgrid(*grid, indexing="ij")
+    at = m[..., None] + t.exp()[..., None] * nodes
+    each = torch.stack(
+        [Binomial(3, logits=at).log_prob(torch.tensor(c).double()) + w.log() for c in (0.0, 1.0, 2.0, 3.0)], -2
+    )
+    lp = each.logsumexp(-1) @ torch.bincount(y.long()).double() + Normal(0.0, 1.0).log_prob(m)
+    p = (lp + HalfCauchy(1.0).log_prob(t.exp()) + t).flatten().softmax(0)
+    a = (each.softmax(-1) * at[..., None, :]).sum(-1).flatten(0, 1)  # E[a | m, s, count]
+    exact = {"m": p @ m.flatten(), "s": p @ t.exp().flatten(), **{f"a{c}": p @ a[:, c] for c in range(4)}}
+    group = tree["posterior"]
+    drawn = {"m": group["m"], "s": group["s"]} | {f"a{c}": group["a"][0, :, (y == c).nonzero()[0, 0]] for c in range(4)}
+    for name, value in exact.items():
+        draws = drawn[name].values.ravel()
+        assert abs(draws.mean() - float(value)) < 5 * draws.std() / 2000**0.5, name
+
+
+def test_groups_with_two_tops_are_not_believed(monkeypatch):
+    def model(y):
+        s = pyro.sample("s", HalfNormal(1.0))
+        with rows(y):
+            pyro.sample("y", Normal(pyro.sample("a", Normal(0.0, 2.0)) ** 2, s), obs=y)
+
+    for name, value in {"LADDER": (ladder.laplace,), "ROUNDS": 1, "DRAWS": 1000}.items():
+        monkeypatch.setattr(ladder, name, value)
+    tree = infer(model, {"y": torch.tensor([4.0, 3.0, 5.0, 4.2]).double()}, **ALONE)
+    said = {f.measure: f for f in load_findings(tree)}["unseen_modes"]
+    assert said.verdict == "look" and "has more than one top" in str(said)
+
+
+def test_no_few_latents_that_others_depend_on(monkeypatch):
+    monkeypatch.setattr(ladder, "LADDER", (ladder.laplace,))
+    with pytest.raises(PpgenError, match="has no few latents that many others depend on"):
+        infer(NormalMean(), {"x": normal(5).double()}, **ALONE)
 
 
 def test_nothing_to_believe_is_said(caplog, monkeypatch):

@@ -2,6 +2,8 @@
 
     gaussian   batch and match from Pathfinder's paths, no gradient step; importance weights; places that were not
                seen become further normals of the proposal
+    laplace    the same for the few latents that others depend on, which are integrated out by Laplace's method, drawn
+               given the few, and weighed again
     flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
     smc        tempered SMC: where modes are separated
@@ -29,6 +31,7 @@ from torch import Tensor
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
 from ppgen.engine.joint import BLOCK, in_blocks
+from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
@@ -37,7 +40,16 @@ from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
-from ppgen.inference.sampling.weighted import Drawn, Mixture, Weighted, importance_weights, mixture_of
+from ppgen.inference.sampling.weighted import (
+    ALIKE,
+    Drawn,
+    Mixture,
+    Weighted,
+    completed,
+    importance_weights,
+    is_unbounded,
+    mixture_of,
+)
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
 from ppgen.inference.verdicts.moved import moved
@@ -56,6 +68,7 @@ KEPT = 4000  # draws of the answer, resampled by their weights
 ROUNDS = 4  # of draws, at the most
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
+FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
 
@@ -73,7 +86,7 @@ class Problem(NamedTuple):
     given: tuple[Any, Any]
     made: Prepared
     structure: Structure
-    joint: LogJoint
+    joint: Any  # LogJoint | LaplaceMarginal
     target: Density
     seed: int
     ends: float | None
@@ -250,9 +263,37 @@ def _joint(made: Prepared) -> LogJoint:
 @torch.no_grad()
 def gaussian(problem: Problem) -> Outcome:
     """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
+    if problem.joint.dim > MOST:
+        raise PpgenError(f"{problem.joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
+    found, _ = _by_normals(problem)
+    return _outcome(problem, found)
+
+
+@torch.no_grad()
+def laplace(problem: Problem) -> Outcome:
+    """Weighted draws of the few latents that others depend on, by normals, and of the others given them."""
+    joint = problem.joint
+    many = [n for n, b in joint.blocks.items() if b.stop - b.start > 1 and is_unbounded(b)]
+    few = sum(b.stop - b.start for n, b in joint.blocks.items() if n not in many)
+    if not many or not 0 < few <= FEW:
+        raise PpgenError(f"{problem.made.program.name} has no few latents that many others depend on")
+    outer = LaplaceMarginal(joint, many)
+    of_few = problem._replace(joint=outer, target=in_blocks(outer.value_and_grad))
+    generator = torch.Generator().manual_seed(problem.seed)
+    found, drawn = _by_normals(of_few)
+    done = completed(found, drawn, outer, problem.target, generator)
+    for _ in range(ROUNDS - 1):  # the normals are of the marginal by Laplace's method, which may be narrower
+        if done.findings[0].verdict == FINE or done.few or done.effective < ALIKE:
+            break
+        problem.in_time()
+        adapted = drawn.mixture.adapted(done.u[:, outer.places], done.w)
+        drawn = Drawn.of(adapted, of_few.target, DRAWS, generator)
+        done = completed(found, drawn, outer, problem.target, generator)
+    return _outcome(problem, done)
+
+
+def _by_normals(problem: Problem) -> tuple[Weighted, Drawn]:
     joint, target, seed = problem.joint, problem.target, problem.seed
-    if joint.dim > MOST:
-        raise PpgenError(f"{joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
     if first is None:
@@ -260,25 +301,26 @@ def gaussian(problem: Problem) -> Outcome:
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
-        found = _enough(problem, mixture, generator)
+        found, drawn = _enough(problem, mixture, generator)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
         parts = list(zip(mixture.means, mixture.roots, strict=True))
         parts += [_matched(target, m, L, generator) for m, L in found.unseen]
-    return _outcome(problem, found)
+    return found, drawn
 
 
-def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> Weighted:
-    """Draws of the mixture, weighed; more of them where they would do, were there more."""
+def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> tuple[Weighted, Drawn]:
+    """Draws of the mixture, weighed; more of them where they would do, were there more; else of one that is nearer."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
     for _ in range(ROUNDS - 1):
         found = _weigh(problem, drawn, further=False)
-        if not found.few:
+        if found.findings[0].verdict == FINE or found.effective < ALIKE:
             break
         problem.in_time()
+        mixture = mixture if found.few else mixture.adapted(found.u, found.w)
         drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
-    return _weigh(problem, drawn, further=True)
+    return _weigh(problem, drawn, further=True), drawn
 
 
 def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
@@ -360,4 +402,4 @@ def _sampled(problem: Problem, kernel: str) -> Outcome:
     return Outcome(lambda: made, load_findings(made))
 
 
-LADDER: tuple[Rung, ...] = (gaussian, flow, chees, smc)
+LADDER: tuple[Rung, ...] = (gaussian, laplace, flow, chees, smc)

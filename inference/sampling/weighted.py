@@ -19,7 +19,7 @@ Mackey 2015, arXiv:1506.03039), here with linear functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +28,13 @@ from torch import Tensor
 from torch.distributions.transforms import ExpTransform, identity_transform
 
 from ppgen.engine import LogJoint
+from ppgen.engine.joint import BLOCK
+from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, mixture_weights
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
-from ppgen.inference.verdicts.mcmc_diagnostics import MOST_TAILS, heaviest
+from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, MOST_TAILS, heaviest
 from ppgen.inference.verdicts.mode_search import search_modes
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
@@ -88,6 +90,21 @@ class Mixture(NamedTuple):
         gradient = (each.softmax(0)[..., None] * torch.stack(gradients)).sum(0)
         return torch.logsumexp(each, 0), gradient
 
+    def adapted(self, u: Tensor, w: Tensor) -> Mixture:
+        """Normals of the means and covariances of weighted draws (S, dim), each draw shared among those it is near."""
+        each = torch.stack(
+            [Mixture(torch.zeros(1).to(u), m[None], L[None]).log_prob(u) for _, m, L in zip(*self, strict=True)]
+        )
+        shares = (each + self.log_weights.log_softmax(0)[:, None]).softmax(0) * w
+        mass = shares.sum(1).clamp_min(1e-300)
+        means = shares @ u / mass[:, None]
+        roots = self.roots.clone()
+        for i, (share, m) in enumerate(zip(shares, means, strict=True)):
+            cov = (share[:, None] * (u - m)).mT @ (u - m) / mass[i]
+            root, info = torch.linalg.cholesky_ex(cov)
+            roots[i] = roots[i] if info else root
+        return Mixture(mass.log().clamp_min(float(mass.log().max()) - math.log(1e3)), means, roots)
+
 
 class Drawn(NamedTuple):
     """Draws (S, dim) of a mixture, the log joint of each, and its gradient."""
@@ -128,6 +145,10 @@ class Weighted(NamedTuple):
         """Whether the weights would do, were there more of them."""
         weights = self.findings[0]
         return bool(weights.details["few"]) and weights.figure <= weights.threshold
+
+    @property
+    def effective(self) -> float:
+        return float(self.findings[0].details["ess"])
 
     @property
     def settled(self) -> bool:
@@ -171,14 +192,56 @@ def importance_weights(
         return weighted
     found.append(score(u, w, g, joint.labels))
     found.append(tails(joint, u, w, g))
-    search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed)
+    search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed,
+        size=getattr(joint, "whole", joint).dim,
+    )  # fmt: skip
     if search is None:
         none = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": "there are too many latents"})
         return weighted._replace(findings=[*found, none])
     return weighted._replace(findings=[*found, search.finding], unseen=search.unseen)
 
 
-def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> Finding:
+@torch.no_grad()
+def completed(
+    found: Weighted, drawn: Drawn, outer: LaplaceMarginal, target: Density, generator: torch.Generator
+) -> Weighted:
+    """Draws of φ with draws of θ given them, weighed (`ppgen/engine/laplace.py`).
+
+    Args:
+        found: what was found of φ, by the marginal.
+        drawn: draws of φ.
+        target: of the whole log joint.
+    """
+    u, log_w = outer.complete(drawn.u, generator)
+    log_w = (log_w + drawn.lp - drawn.mixture.log_prob(drawn.u)).double()
+    log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+    smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
+    w, ess = torch.as_tensor(np.exp(smooth[:, 0])).to(u), float(effective(smooth)[0])
+    lp, g = target(u)
+    indices = tail_indices(outer.whole, u, w, g)
+    heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
+    importance = _importance(u, w, float(k[0]), ess, outer.whole.labels, heavy)
+    said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
+    some = torch.multinomial(w, BLOCK, generator=generator)
+    label = outer.other_top(drawn.u[some], generator)
+    why = f"given {', '.join(outer.latents)}, {label} has more than one top" if label is not None else ""
+    if "unseen_modes" not in said:
+        why = why or f"too few of the draws of {', '.join(outer.latents)} are effective by Laplace's method"
+    if why and ("unseen_modes" not in said or said["unseen_modes"].verdict != WRONG):
+        said["unseen_modes"] = Finding("unseen_modes", label or "", math.nan, math.nan, LOOK, {"reason": why})
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
+    evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
+    return Weighted(u, w, lp, evidence, list(said.values()), [])
+
+
+def is_unbounded(block: Any) -> bool:
+    """Whether a latent's block of the vector is its value."""
+    return getattr(block.transform, "base_transform", block.transform) == identity_transform
+
+
+def _importance(
+    u: Tensor, w: Tensor, khat: float, ess: float, labels: Sequence[str], heavy: Collection[str] = ()
+) -> Finding:
     S = len(u)
     asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
     mean = (w[:, None] * u).sum(0)
@@ -186,6 +249,7 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> F
     variance = (w[:, None] * off.square()).sum(0)
     mean_se = ((w[:, None] * off).square().sum(0) / variance).sqrt()
     sd_se = 0.5 * (w[:, None] * (off.square() / variance - 1)).square().sum(0).sqrt()
+    sd_se[[label in heavy for label in labels]] = 0.0
     worst = int(torch.maximum(mean_se / MEAN_ERROR, sd_se / SD_ERROR).argmax())
     few = bool((mean_se > MEAN_ERROR).any() or (sd_se > SD_ERROR).any())
     bad = not asked <= most or few
@@ -198,7 +262,12 @@ def _importance(u: Tensor, w: Tensor, khat: float, ess: float, labels: Any) -> F
 
 
 def tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
-    """The latent with the heaviest tail, P(|z| > t) ~ t^(-1/k), from the slope of its own log density far out.
+    """The latent with the heaviest tail; see `tail_indices`."""
+    return heaviest(tail_indices(joint, u, w, g))
+
+
+def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> dict[str, float]:
+    """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
     Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen.
@@ -206,21 +275,22 @@ def tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
     Args:
         u, w, g: (S, dim), weights (S,) that sum to one, and the gradient of the log joint.
     """
-    names, k = [""], [-math.inf]
     off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
-    cov = (w[:, None] * off).mT @ off
-    along = g @ (cov / cov.diagonal().clamp_min(1e-300))
+    looked: list[tuple[int, bool]] = []  # entries, and whether they are logarithms
     for block in joint.blocks.values():
         transform = getattr(block.transform, "base_transform", block.transform)
         steps = getattr(transform, "parts", [transform])  # an exponential, and a shift to the bound
         log_scale = bool(steps) and isinstance(steps[0], ExpTransform)
-        if not log_scale and transform != identity_transform:
-            continue
-        for i in range(block.start, min(block.stop, block.start + MOST_TAILS)):
-            sides = (1.0,) if log_scale else (1.0, -1.0)
-            names.append(joint.labels[i])
-            k.append(max(_tail_index(i, side, off, w, g, along[:, i], log_scale) for side in sides))
-    return heaviest(names, k)
+        if log_scale or is_unbounded(block):
+            looked += [(i, log_scale) for i in range(block.start, min(block.stop, block.start + MOST_TAILS))]
+    some = off[:, [i for i, _ in looked]]
+    cov = (w[:, None] * off).mT @ some
+    along = g @ (cov / (w @ some.square()).clamp_min(1e-300))
+    k = {"": -math.inf}
+    for (i, log_scale), direction in zip(looked, along.mT, strict=True):
+        sides = (1.0,) if log_scale else (1.0, -1.0)
+        k[joint.labels[i]] = max(_tail_index(i, side, off, w, g, direction, log_scale) for side in sides)
+    return k
 
 
 def _tail_index(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> float:

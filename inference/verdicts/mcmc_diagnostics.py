@@ -45,6 +45,7 @@ GOOD_EVIDENCE = 0.2  # nats
 SUPERCHAINS = 8
 TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
+HEAVY = GOOD_K / 2  # of a tail, from which on there may be no sd
 MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
 
 
@@ -168,23 +169,20 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     Args:
         latents: by name (chains, draws, ...), on their own scales.
     """
-    names: list[str] = []
-    k: list[float] = []
+    k: dict[str, float] = {}
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
         for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
             index = np.unravel_index(i, value.shape[2:])
-            names.append(f"{name}[{', '.join(map(str, index))}]" if index else name)
-            k.append(_tail_shape(entries[..., i]))
-    return heaviest(names, k)
+            k[f"{name}[{', '.join(map(str, index))}]" if index else name] = _tail_shape(entries[..., i])
+    return heaviest(k)
 
 
-def heaviest(names: Sequence[str], k: Sequence[float]) -> Finding:
-    """The record of the heaviest of tails, P(|z| > t) ~ t^(-1/k), of each entry."""
-    worst = int(np.argmax(k))
-    heavy = sum(each > GOOD_K / 2 for each in k)
-    return Finding("tail_khat", names[worst], k[worst], GOOD_K / 2, grade(k[worst], GOOD_K / 2),
-                   {"others": max(heavy - 1, 0)})  # fmt: skip
+def heaviest(k: Mapping[str, float]) -> Finding:
+    """The record of the heaviest of tails, P(|z| > t) ~ t^(-1/k), by the label of each entry."""
+    worst = max(k, key=k.__getitem__)
+    others = max(sum(each > HEAVY for each in k.values()) - 1, 0)
+    return Finding("tail_khat", worst, k[worst], HEAVY, grade(k[worst], HEAVY), {"others": others})
 
 
 def _tail_shape(draws: np.ndarray) -> float:

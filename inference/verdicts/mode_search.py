@@ -93,6 +93,7 @@ def search_modes(
     prior: Callable[[], Tensor] | None = None,
     name: Callable[[Tensor], str] = str,
     seed: int = 0,
+    size: int = 0,
 ) -> Search | None:
     """Climbs, weighs the places where they end, and compares them with the draws.
 
@@ -104,6 +105,7 @@ def search_modes(
         weights: (S,), the draws' own where they are of a guide; they sum to one.
         prior: one draw from the prior, unconstrained; None where it is flat somewhere.
         name: where a vector is, in words.
+        size: entries that a call of the target works on for a vector, where they are more than its own.
 
     Returns:
         None where there are too many dimensions to search.
@@ -113,7 +115,7 @@ def search_modes(
         return None
     generator = torch.Generator().manual_seed(seed)
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
-    start = starts_around(draws, prior, generator)
+    start = starts_around(draws, prior, generator, size)
     paths = climbs(target, start, draws, generator)
     ends = places(target, paths, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
@@ -145,7 +147,9 @@ def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
     return [(r.q.m, r.q.L) for r in regions]
 
 
-def starts_around(draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Tensor:
+def starts_around(
+    draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator, size: int = 0
+) -> Tensor:
     """Draws, their mirror images in some coordinates, boxes around them of 1 to 1000 sd, and draws of the prior."""
     dim, sd = draws.shape[1], draws.std(0).clamp_min(1e-12)
 
@@ -159,7 +163,8 @@ def starts_around(draws: Tensor, prior: Callable[[], Tensor] | None, generator: 
     around = draws.mean(0) + sd * reach * box(16, 1.0)
     kinds = [some(4), -some(4), box(12, 1.0).sign() * some(12), box(12, 2.0), around]
     if prior is not None:
-        kinds.append(torch.stack([prior() for _ in range(max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // dim)))]))
+        n = max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // max(dim, size)))
+        kinds.append(torch.stack([prior() for _ in range(n)]))
     return torch.cat(kinds)
 
 

@@ -230,14 +230,15 @@ class LogJoint:
         """Where each latent is in u."""
         return {n: slice(b.start, b.stop) for n, b in self.blocks.items()}
 
-    def place(self, u: Tensor) -> str:
-        """Where a vector is, in words: `mu = 1.5, theta = (0.2, 3)`, the first of its latents."""
-        words = []
-        for name, value in list(self.unflatten(u).items())[:3]:
+    def place(self, u: Tensor, names: Sequence[str] = ()) -> str:
+        """Where a vector is, in words: `mu = 1.5, theta = (0.2, 3)`, the first of its latents, or of these."""
+        words, values = [], self.unflatten(u)
+        for name in (names or self.latents)[:3]:
+            value = values[name]
             first = [f"{v:.3g}" for v in value.flatten()[:3].tolist()]
             more = ", ..." if value.numel() > 3 else ""
             words.append(f"{name} = {first[0]}" if value.numel() == 1 else f"{name} = ({', '.join(first)}{more})")
-        return ", ".join(words) + (", ..." if len(self.blocks) > 3 else "")
+        return ", ".join(words) + (", ..." if len(names or self.latents) > 3 else "")
 
     # -- one chain ---------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from planting import Mutant
 SMC = "tests/test_smc.py::test_evidence_of_a_conjugate_model_is_exact"
 MODES = "tests/test_smc.py::test_two_modes_keep_their_proportions[proper]"
 LAPLACE = "tests/test_laplace.py::test_normal_latents_are_integrated_out_exactly"
+WEIGHTED = "tests/test_laplace.py::test_weighted_draws_are_those_of_the_conditional_where_it_is_not_normal"
 SIDES = "tests/test_evidence.py::test_both_sides_and_the_estimates_of_a_conjugate_model"
 
 MUTANTS = [
@@ -62,16 +63,36 @@ MUTANTS = [
     ),
     Mutant("laplace_without_its_constant", "+ 0.5 * len(theta) * math.log(2 * math.pi), blocks", ", blocks", LAPLACE),
     Mutant(
-        "laplace_at_a_place_that_is_held",
-        "theta = theta + self._solved(held, torch.func.grad(f)(theta))",
-        "theta = theta + 0 * self._solved(held, torch.func.grad(f)(theta))",
+        "laplace_without_the_derivative_of_its_top",
+        "return by_phi + through, value",
+        "return by_phi, value",
         "tests/test_laplace.py::test_counts_by_quadrature",
     ),
     Mutant(
         "laplace_draws_of_the_precision",
-        "torch.linalg.solve_triangular(factors[i].mT, b, upper=True)",
-        "factors[i] @ b",
-        "tests/test_laplace.py::test_draws_given_the_rest_are_those_of_the_conditional",
+        "torch.linalg.solve_triangular(root.mT, z, upper=True)",
+        "root @ z",
+        "tests/test_laplace.py::test_blocks_of_correlated_slopes",
     ),
-    Mutant("laplace_weights_of_the_joint_alone", "[0] - log_q - value", "[0] - log_q", LAPLACE),
+    Mutant(
+        "laplace_draws_of_the_precision_of_one",
+        "return z / root if root.shape[-1] == 1",
+        "return z * root if root.shape[-1] == 1",
+        WEIGHTED,
+    ),
+    Mutant("laplace_weights_of_the_joint_alone", "+ top + off - volume - value", "+ top + off - volume", LAPLACE),
+    Mutant("laplace_weights_without_a_block", "+ top + off - volume", "* 0.9 + top + off - volume", LAPLACE),
+    Mutant(
+        "laplace_candidates_that_are_not_weighed",
+        "race = log_w - torch.rand",
+        "race = 0 * log_w - torch.rand",
+        WEIGHTED,
+    ),
+    Mutant("laplace_sums_in_place_of_means", "(total - math.log(len(points)))", "total", LAPLACE),
+    Mutant(
+        "laplace_rung_with_the_weights_of_the_few_alone",
+        "log_w = (log_w + drawn.lp - drawn",
+        "log_w = (drawn.lp - drawn",
+        "tests/test_infer.py::test_groups_near_a_funnel_are_integrated_out",
+    ),
 ]
