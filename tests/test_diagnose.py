@@ -176,8 +176,8 @@ def test_an_autoguide_of_local_latents():
 
 
 def test_a_diagnosis_of_eight_schools():
-    run = fit(EightSchools(), SCHOOLS, steps=400, lr=0.05)
-    found = diagnose(run, SCHOOLS, draws=300)
+    run = fit(EightSchools(), SCHOOLS, steps=50, lr=0.05)
+    found = diagnose(run, SCHOOLS, draws=300, particles=300)
     assert found.tree["posterior"].sizes["draw"] == 300
     assert found.summary.loc["mu", "mean"] == pytest.approx(float(found.tree["posterior"]["mu"].mean()), rel=1e-5)
     assert "ess_bulk" not in found.summary.columns and "r_hat" not in found.summary.columns
