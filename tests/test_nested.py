@@ -358,7 +358,7 @@ def test_chains_sample_the_latents_of_a_program_within():
     def model(sigma, y=None):
         return ppgen.sample("y", inner, obs=y, sigma=sigma)
 
-    how = {"draws": 250, "engine": "trace", "predictive": False, "prior": False}
+    how = {"chains": 16, "draws": 250, "engine": "trace", "predictive": False, "prior": False}
     tree = mcmc(ppgen.Program.from_pair(model), {"sigma": sigma, "y": y}, **how)
     own = mcmc(EightSchools(), {"sigma": sigma, "y": y}, **how)
     a, b = tree["posterior"]["y.mu"].values, own["posterior"]["mu"].values
