@@ -120,7 +120,7 @@ def test_discrete_latents_are_summed_out():
 
 
 def test_engines_agree_and_one_seed_is_one_run():
-    few = {"chains": 4, "draws": 5, "warmup": 20, "predictive": False, "prior": False}
+    few = {"chains": 8, "draws": 10, "warmup": 20, "predictive": False, "prior": False}
     trees = [mcmc(EightSchools(), SCHOOLS, engine=e, **few) for e in ("trace", "trace", "eager")]
     first = trees[0]["posterior"]["theta"].values
     assert np.array_equal(first, trees[1]["posterior"]["theta"].values)
