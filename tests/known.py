@@ -7,12 +7,13 @@ put through every law of test_models.py. A file in models/ without a row fails t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -314,6 +315,11 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "arma autoregression": (lambda: ARMA(2, 0, 5), {"y": normal(12, 5)}),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
 }
+
+
+def few(values: Iterable[Any], *fast: str) -> list[Any]:
+    """Parameters of a test, of which those of other names are for the slow suite: what they show, the others show."""
+    return [v if getattr(v, "__name__", v) in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def draws_agree(draws: np.ndarray | Tensor, mean: object, var: object, name: str = "") -> None:

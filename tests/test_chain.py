@@ -71,21 +71,31 @@ def compare(steps: int, **options) -> None:
 PAIRS = [(s, "velocity") for s in SCHEDULES] + [("cosine", p) for p in PREDICTIONS if p != "velocity"]
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), PAIRS)
+FAST = [("learned", "velocity"), ("cosine", "noise"), ("cosine", "edm")]  # the others: test_of_many_steps, slow
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), FAST)
 def test_a_fraction_of_the_trace_is_the_trace(schedule, prediction):
     compare(4, schedule=schedule, prediction=prediction)
 
 
-@pytest.mark.parametrize(("process", "variance"), [("ve", "forward"), ("sub-vp", "learned"), ("ot", "posterior")])
+@pytest.mark.parametrize(
+    ("process", "variance"),
+    [
+        ("sub-vp", "learned"),
+        *(pytest.param(*o, marks=pytest.mark.slow) for o in (("ve", "forward"), ("ot", "posterior"))),
+    ],
+)
 def test_of_any_process_and_variance(process, variance):
     compare(4, process=process, variance=variance)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "discrete"])
+@pytest.mark.parametrize("likelihood", [pytest.param("bernoulli", marks=pytest.mark.slow), "discrete"])
 def test_of_levels(likelihood):
     compare(4, likelihood=likelihood, prediction="levels", levels=5, gamma_low=-1.0)
 
 
+@pytest.mark.slow
 def test_of_twenty_steps():
     compare(20, schedule="linear", variance="learned")
 

@@ -9,6 +9,7 @@ from known import binary, normal
 from ppgen.inference import fit
 from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
 from ppgen.inference.report.chain_plots import SHOWN, _chain_figure, chain_figures, elbo_figure
+from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.models import Diffusion
 
 matplotlib.use("agg")
@@ -31,6 +32,15 @@ def test_images_of_a_labelled_model():
         Diffusion((1, 8, 8), "unet", (4, 8), steps=3, likelihood="bernoulli", classes=2), {"x": x, "y": y}, steps=1
     )
     assert _chain_figure(run, {"y": y}, seed=0) is not None
+
+
+def test_a_picture_of_draws_that_were_made_runs_no_long_chain(monkeypatch):
+    """What is asked is whether a row is an image, and between which values: not its thousand states."""
+    run = fit(Diffusion(64, hidden=(4,), steps=1000, likelihood="bernoulli"), {"x": binary(6, 64)}, steps=1)
+    calls, predict = [], Diffusion.predict
+    monkeypatch.setattr(Diffusion, "predict", lambda self, *a, **k: calls.append(1) or predict(self, *a, **k))
+    assert samples_figure(run, drawn={"x": binary(9, 64)}) is not None
+    assert len(calls) < 10 and run.program.steps == 1000
 
 
 def test_a_reweighted_model_says_that_it_was_not_trained_on_the_bound():

@@ -143,6 +143,7 @@ def test_a_probe_is_in_eval_mode_and_leaves_training_as_it_was():
     assert torch.allclose(log_p, Normal(z, 1.0).log_prob(X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_normal_posterior():
     run = fit(NormalMean(), {"x": X}, until="converged", lr=0.1, particles=8, engine="trace", steps=8000)
     exact = NormalMean().posterior(X)
@@ -160,9 +161,9 @@ def test_a_program_without_latents():
 
 def test_a_resumed_fit_is_the_unbroken_one(tmp_path):
     options = {"until": "converged", "lr": 0.05, "seed": 1, "log_every": 100, "engine": "eager", "particles": 4}
-    whole = fit(NormalMean(), {"x": X}, steps=900, **options)
-    fit(NormalMean(), {"x": X}, steps=510, out=tmp_path / "run", **options)
-    again = resume(tmp_path / "run", {"x": X}, steps=900)
+    whole = fit(NormalMean(), {"x": X}, steps=400, **options)
+    fit(NormalMean(), {"x": X}, steps=230, out=tmp_path / "run", **options)
+    again = resume(tmp_path / "run", {"x": X}, steps=400)
     for key, value in whole.program.state_dict().items():
         assert torch.equal(value, again.program.state_dict()[key])
     assert Run.load(tmp_path / "run").config["converged"] is whole.config["converged"]

@@ -18,7 +18,7 @@ def seen(figure):
     return [a for a in figure.axes if a.axison]
 
 
-@pytest.mark.parametrize("d", [2, 5, 8])
+@pytest.mark.parametrize("d", [2, 5, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_panel_for_each_dimension_and_pair(d):
     x = np.random.default_rng(0).normal(size=(200, d))
     figure = corner_figure(x, x[:100], [f"c{i}" for i in range(d)])

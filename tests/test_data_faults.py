@@ -150,8 +150,8 @@ def test_numbers_in_place_of_words_are_said(caplog):
 IMAGES = torch.randint(0, 17, (40, 8, 8), generator=torch.Generator().manual_seed(0)) / 8 - 1  # in [-1, 1]
 FAMILIES = {
     "vae": (VAE, {"hidden": (4,)}),
-    "diffusion": (Diffusion, {"net": "mlp", "hidden": (4,)}),
-    "flow_matching": (FlowMatching, {"net": "mlp", "hidden": (4,)}),
+    "diffusion": (Diffusion, {"net": "mlp", "hidden": (4,), "steps": 20}),
+    "flow_matching": (FlowMatching, {"net": "mlp", "hidden": (4,), "steps": 20}),
     "image_flow": (ImageFlow, {"steps": 1, "hidden": 4}),
     "flow": (Flow, {"transforms": 1, "hidden": (4,)}),
     "ppca": (PPCA, {}),
@@ -186,7 +186,7 @@ def test_a_model_of_rows_takes_images_of_as_many_values():
 X, Y = torch.rand(12, 4), torch.arange(12) % 3
 LABELLED = {
     "vae": lambda: VAE(4, latent=2, hidden=(4,), likelihood="normal", classes=3),
-    "diffusion": lambda: Diffusion(4, hidden=(8,), classes=3, label_dropout=0.0),
+    "diffusion": lambda: Diffusion(4, hidden=(8,), classes=3, label_dropout=0.0, steps=20),
 }
 WRONG = {
     "-1": (Y - 1, "has -1 in row 0"),

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
+from ppgen.engine.joint import LogJoint
 from ppgen.inference import diagnose, fit
 from ppgen.inference.evaluation.diagnose import ACTIVE
 from ppgen.inference.evaluation.psis import pareto_k
@@ -175,9 +176,19 @@ def test_an_autoguide_of_local_latents():
 # -- the whole -------------------------------------------------------------------------------------
 
 
+def test_the_log_joint_is_traced_once_however_many_climbs_go_on(monkeypatch):
+    traced, build = [], LogJoint.build
+    monkeypatch.setattr(LogJoint, "build", lambda self, fn, example: traced.append(1) or build(self, fn, example))
+    run = fit(NormalMean(), {"x": normal(20) + 1.0}, steps=0, starts=2)
+    traced.clear()
+    found = diagnose(run, {"x": normal(20) + 1.0}, draws=100, particles=100)
+    assert {f.measure: f.verdict for f in found.findings}["unseen_modes"] == "fine"
+    assert len(traced) == 1
+
+
 def test_a_diagnosis_of_eight_schools():
-    run = fit(EightSchools(), SCHOOLS, steps=400, lr=0.05)
-    found = diagnose(run, SCHOOLS, draws=300)
+    run = fit(EightSchools(), SCHOOLS, steps=50, lr=0.05)
+    found = diagnose(run, SCHOOLS, draws=300, particles=300)
     assert found.tree["posterior"].sizes["draw"] == 300
     assert found.summary.loc["mu", "mean"] == pytest.approx(float(found.tree["posterior"]["mu"].mean()), rel=1e-5)
     assert "ess_bulk" not in found.summary.columns and "r_hat" not in found.summary.columns

@@ -162,7 +162,7 @@ def test_edm_is_that_of_karras(process):
 
 
 def test_labels_are_hidden_in_training_only():
-    model = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.5)
+    model = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.5, steps=20)
     y = torch.arange(2000) % 3
     hidden = model.hide({"y": y})["y"]
     assert 850 < int((hidden == 3).sum()) < 1150 and torch.equal(hidden[hidden < 3], y[hidden < 3])
@@ -201,6 +201,7 @@ def test_any_number_of_steps(steps):
             assert torch.isfinite(sample_diffusion(run, 4, sampler, n, seed=0)).all(), (sampler, n)
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_each_sampler():
     run = trained(normal(50, 2), 3)
     for sampler in SAMPLERS:

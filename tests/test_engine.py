@@ -650,6 +650,7 @@ def test_small_matrix_products_are_written_out():
     assert table[torch.ops.aten.mm.default](large, large) is NotImplemented
 
 
+@pytest.mark.slow
 def test_the_second_compilation_is_found_in_the_cache(tmp_path, monkeypatch):
     from torch._dynamo.utils import counters
 

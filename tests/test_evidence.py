@@ -19,6 +19,7 @@ from ppgen.distributions import Flat
 from ppgen.inference import bayes_factors, evidence, fit, infer, mcmc, posterior
 from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.models import EightSchools
+from ppgen.run.files import write_netcdf
 
 X = torch.tensor([1.0, 2.5, -0.3, 0.8])
 
@@ -44,6 +45,19 @@ def found():
     return evidence(mean, {"x": X})
 
 
+@pytest.fixture(scope="module")
+def chains():
+    """Draws of the posterior of `mean`."""
+    return mcmc(mean, {"x": X}, chains=16, draws=200, warmup=100, engine="trace", predictive=False, prior=False)
+
+
+@pytest.fixture(scope="module")
+def of_schools():
+    """Draws of the posterior of eight schools."""
+    few = {"chains": 16, "draws": 200, "warmup": 200}
+    return mcmc(EightSchools(), load("eight_schools"), engine="trace", predictive=False, prior=False, **few)
+
+
 def test_both_sides_and_the_estimates_of_a_conjugate_model(found):
     assert [(b.name, b.kind) for b in found.bounds] == [
         ("elbo", "lower"), ("iw", "lower"), ("bridge", "estimate"), ("smc", "estimate"), ("eubo", "upper"),
@@ -58,9 +72,9 @@ def test_eight_schools_is_that_of_quadrature():
     holds(evidence(EightSchools(), load("eight_schools")), -31.3114)
 
 
-@pytest.mark.parametrize("method", [mcmc, infer])
-def test_draws_that_were_made_before(method):
-    tree = method(mean, {"x": X}, seed=1)
+@pytest.mark.parametrize("method", ["mcmc", "infer"])
+def test_draws_that_were_made_before(method, chains):
+    tree = infer(mean, {"x": X}, seed=1) if method == "infer" else chains
     found = evidence(mean, {"x": X}, draws=tree)
     assert [b.name for b in found.bounds] == ["elbo", "iw", "bridge", "eubo"]
     holds(found, exact())
@@ -84,15 +98,17 @@ def test_a_bridge_between_two_that_have_nothing_in_common_knows_nothing():
     assert not np.isfinite(log_z) and se == np.inf
 
 
-def test_a_run_has_its_guides_bounds(tmp_path):
-    run = fit(EightSchools(), load("eight_schools"), steps=300, lr=0.05, out=tmp_path / "run")
-    found = evidence(run, load("eight_schools"))
+def test_a_run_has_its_guides_bounds(of_schools):
+    run = fit(EightSchools(), load("eight_schools"), steps=300, lr=0.05)
+    found = evidence(run, load("eight_schools"), draws=of_schools)
     holds(found, -31.3114)
     assert float(found.bounds[0].values[0]) < -31.4, "after 300 steps the guide is not the posterior"
 
 
 def test_bayes_factors_are_differences_with_their_error(found):
-    wide = evidence(partial(mean, width=200.0), {"x": X})
+    how = {"chains": 16, "draws": 200, "warmup": 100, "engine": "trace", "predictive": False, "prior": False}
+    wide = partial(mean, width=200.0)
+    wide = evidence(wide, {"x": X}, draws=mcmc(wide, {"x": X}, **how))
     table = bayes_factors({"wide": wide, "narrow": found}).table()
     assert [t["name"] for t in table] == ["narrow", "wide"]
     off = table[1]["log_bayes_factor"] - (exact(200.0) - exact())
@@ -119,17 +135,15 @@ def test_a_prior_that_is_no_density_is_said(prior):
     assert evidence(model, {"x": X}).flat == ("m",)
 
 
-def test_draws_of_other_data_are_refused():
-    tree = mcmc(mean, {"x": X}, chains=8, draws=50, warmup=50, predictive=False, prior=False)
+def test_draws_of_other_data_are_refused(chains):
     with pytest.raises(PpgenError, match="the draws are of other data .4 of 4 observed values"):
-        evidence(mean, {"x": X + 3}, draws=tree)
+        evidence(mean, {"x": X + 3}, draws=chains)
     with pytest.raises(PpgenError, match="draws is str; expected a tree"):
         evidence(mean, {"x": X}, draws="draws.nc")
 
 
-def test_draws_of_another_prior_contradict_the_bounds():
-    tree = mcmc(mean, {"x": X}, chains=16, draws=100, warmup=100, predictive=False, prior=False)
-    found = evidence(partial(mean, width=0.1), {"x": X}, draws=tree)
+def test_draws_of_another_prior_contradict_the_bounds(chains):
+    found = evidence(partial(mean, width=0.1), {"x": X}, draws=chains)
     assert found.findings[-1].measure == "bounds" and found.findings[-1].verdict == "wrong"
 
 
@@ -143,9 +157,10 @@ def test_a_mask_or_a_scale_of_the_data_is_another_data_set(found):
         with pyro.poutine.scale(scale=0.5):
             mean(x)
 
+    few = {"chains": 4, "draws": 50, "warmup": 50, "engine": "trace", "predictive": False, "prior": False}
     for other in (masked, scaled):
         with pytest.raises(PpgenError, match="explain other values"):
-            bayes_factors({"a": found, "b": evidence(other, {"x": X})})
+            bayes_factors({"a": found, "b": evidence(other, {"x": X}, draws=mcmc(other, {"x": X}, **few))})
 
 
 def test_models_of_other_data_are_refused(found):
@@ -162,20 +177,24 @@ def test_draws_of_a_guide_are_refused(tmp_path):
         evidence(run, load("eight_schools"), draws=posterior(run, load("eight_schools"), draws=50))
 
 
-def test_draws_of_another_program_are_refused():
-    tree = mcmc(EightSchools(), load("eight_schools"), chains=4, draws=20, warmup=20, predictive=False, prior=False)
+def test_draws_of_another_program_are_refused(of_schools):
     with pytest.raises(PpgenError, match="the draws have no latent 'm'"):
-        evidence(mean, {"x": X}, draws=tree)
+        evidence(mean, {"x": X}, draws=of_schools)
 
 
-def test_on_the_command_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("drawn", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["draws", "none"])
+def test_on_the_command_line(drawn, of_schools, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = CliRunner().invoke(app, ["evidence", "eight_schools", "--data", "eight_schools", "--json"])
+    write_netcdf(tmp_path / "schools.nc", of_schools)
+    line = ["evidence", "eight_schools", "--data", "eight_schools", "--json", *["--draws", "schools.nc"] * drawn]
+    out = CliRunner().invoke(app, line)
     assert out.exit_code == 0, out.output
     said = json.loads(out.stdout)
-    assert {t["name"] for t in said["evidence"]} == {"elbo", "iw", "bridge", "smc", "eubo"} and said["flat"] == []
+    expected = {"elbo", "iw", "bridge", "eubo"} | ({"smc"} if not drawn else set())
+    assert {t["name"] for t in said["evidence"]} == expected and said["flat"] == []
 
 
+@pytest.mark.slow
 def test_compare_by_evidence_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):

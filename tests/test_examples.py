@@ -24,7 +24,13 @@ def printed(source: str) -> list[float]:
     return [float(word) for word in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", out.getvalue())]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+FAST = ("mixture", "radon", "digits")  # enumeration, a hierarchy in plates, a network: one of each kind
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, id=f.stem, marks=[] if f.stem in FAST else [pytest.mark.slow]) for f in FILES],
+)
 def test_a_script_prints_what_it_prints_in_pyro(file):
     ours = file.read_text()
     line = re.search(r"^from ppgen.pyro_compat import (.*)  # was: pyro.infer$", ours, re.M)

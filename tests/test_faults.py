@@ -262,7 +262,7 @@ def assert_resumes_to(whole, path, data, make, **given):
     assert left <= {*FILES, "config.json", "example.safetensors", "program.py"}, "something was left behind"
 
 
-@pytest.mark.parametrize("engine, every", [("eager", 3), ("trace", 8)])
+@pytest.mark.parametrize("engine, every", [("eager", 3), pytest.param("trace", 8, marks=pytest.mark.slow)])
 def test_killed_between_any_two_writes_and_resumed_to_the_bit(tmp_path, engine, every):
     """At a replace or fsync of three checkpoints and what surrounds them, one after the other."""
     options = {"steps": 15, "batch_size": 16, "lr": 0.05, "ema": 0.9, "log_every": 3, "checkpoint_every": 5}

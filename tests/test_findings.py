@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 
 import numpy as np
 import pyro
@@ -112,10 +113,15 @@ GUIDES = {  # the verdict, and what is not fine
 }
 
 
+@cache
+def findings_of(name):
+    return GUIDES[name][0]()
+
+
 @pytest.mark.parametrize("name", list(GUIDES))
 def test_a_guide(name):
-    situation, expected, measures = GUIDES[name]
-    found = situation()
+    _, expected, measures = GUIDES[name]
+    found = findings_of(name)
     assert (verdict(found), failing(found)) == (expected, measures), "\n".join(map(str, found))
     assert {f.verdict for f in found if f.measure == "guide"} == {
         verdict(f for f in found if f.measure != "inactive_units")
@@ -126,7 +132,7 @@ def test_a_guide(name):
 
 def test_a_guide_that_is_too_wide_is_not_believed():
     """Its k-hat is the best there is, and half of its draws count: neither makes it fine."""
-    found = guided(2.5)
+    found = findings_of("2.5 times too wide")
     by = {f.measure: f for f in found}
     assert by["khat"].verdict == by["ess"].verdict == "fine"
     assert verdict(found) == by["sd_ratio"].verdict == found[0].verdict == "wrong"
@@ -470,14 +476,15 @@ def test_findings_are_in_the_file(tmp_path):
     assert load_findings(read_netcdf(tmp_path / "posterior.nc")) == found.findings
 
 
-def test_no_code_reads_a_sentence(monkeypatch, tmp_path):
+@pytest.mark.parametrize("page", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["findings", "page"])
+def test_no_code_reads_a_sentence(page, monkeypatch, tmp_path):
     """With other words for everything, verdicts, order and pages are the same."""
     run = fit(Shifted(2.5), {"x": X}, steps=0)
 
     def results():
         found = report_checks(run, diagnose(run, {"x": X}, draws=100))
-        page = report(run, {"x": X}, tmp_path / "report.html", draws=100).read_text()
-        return [(f.measure, f.where, f.figure, f.verdict) for f in found], page.count("Wrong:"), page.count("Look:")
+        said = report(run, {"x": X}, tmp_path / "report.html", draws=100).read_text() if page else ""
+        return [(f.measure, f.where, f.figure, f.verdict) for f in found], said.count("Wrong:"), said.count("Look:")
 
     before = results()
     for measure in WORDS:

@@ -203,6 +203,7 @@ def killed_and_resumed(path, delay, checkpoint_every):
     return steps_done
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_resumed_to_the_bit(tmp_path):
     start = time.monotonic()
     fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "whole", checkpoint_every=4, **OPTIONS)

@@ -21,7 +21,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import chains_agree, draws_agree, normal
+from known import chains_agree, draws_agree, few, normal
 from scipy.stats import chi2, kstest
 from torch import Tensor, nn
 
@@ -276,7 +276,7 @@ def test_leave_one_out(way):
     assert score.total == pytest.approx(float(exact_loo().sum()), abs=0.1)  # of 8 seeds: sd 0.02
 
 
-@every_way
+@pytest.mark.parametrize("way", few(WAYS, "event", "factor_summed"))
 def test_diagnose_of_the_posterior_itself(way):
     found = diagnose(guided(way), DATA, draws=ROWS, particles=ROWS)
     assert found.khat.shape == found.ess.shape == (1,)
@@ -285,7 +285,7 @@ def test_diagnose_of_the_posterior_itself(way):
     assert found.tree["posterior"]["beta"].shape == (1, ROWS, 2)
 
 
-@every_way
+@pytest.mark.parametrize("way", few(WAYS, "plate", "factor_by_row"))
 def test_diagnose_of_a_wide_guide(way):
     found = diagnose(guided(way, WIDTH), DATA, draws=2000, particles=2000)
     assert found.khat.shape == (1,) and found.khat[0] < 0.7

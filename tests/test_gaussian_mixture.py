@@ -28,7 +28,8 @@ def test_the_density():
 
 
 def test_two_clusters():
-    tree = mcmc(GaussianMixture(2), {"x": X}, chains=32, draws=100, warmup=200, prior=False)
+    tree = mcmc(GaussianMixture(2), {"x": X}, chains=32, draws=100, warmup=200,
+                engine="trace", predictive=False, prior=False)  # fmt: skip
     mu, w = tree["posterior"]["mu"].values, tree["posterior"]["weights"].values
     assert (np.diff(mu, axis=-1) > 0).all()
     for k, part in enumerate((X[:40], X[40:])):

@@ -87,7 +87,7 @@ def test_every_estimator_has_a_row():
 
 
 @pytest.mark.parametrize("gradient", LAWS)
-@pytest.mark.parametrize("objective", ["sampled", "analytic"])
+@pytest.mark.parametrize("objective", ["sampled", pytest.param("analytic", marks=pytest.mark.slow)])
 def test_its_mean_is_the_closed_form_gradient(gradient, objective):
     """Within 4.5 standard errors, which are less than 2% of each entry."""
     program = Pair()

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from known import SCHOOLS, GuidedNormalMean, NormalMean, Regression, draws_agree, normal, weights
+from known import SCHOOLS, GuidedNormalMean, NormalMean, Regression, draws_agree, few, normal, weights
 from programs import PROGRAMS
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from ppgen.guides.flow import _Pushed, _Stack
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
 from ppgen.terms import run as run_once
 
+ALONE = {"predictive": False, "prior": False}  # a tree of the posterior's draws only
 SINGLE = {"precision": "64-true", "engine": "eager"}
 
 
@@ -97,7 +98,7 @@ def test_any_program_takes_it(name, amortised):
         assert t.p.nodes[site]["fn"].support.check(t.p.nodes[site]["value"]).all()
 
 
-@pytest.mark.parametrize("amortised", [False, True])
+@pytest.mark.parametrize("amortised", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_traced_step_is_an_eager_one(amortised):
     runs = [
         fit(Crossed(), CROSSED, steps=4, lr=0.01, guide=f"flow(transforms=1, hidden=(4,), amortised={amortised})",
@@ -155,7 +156,7 @@ def test_it_finds_a_normal_posterior(name):
     x, exact = normal(20) + 1.0, NormalMean().posterior(normal(20) + 1.0)
     guide = f"{name}({', '.join(f'{k}={v!r}' for k, v in OWN[name].items())})"
     run = fit(NormalMean(), {"x": x}, steps=300, lr=0.02, schedule="cosine", particles=8, guide=guide, **SINGLE)
-    m = posterior(run, {"x": x}, draws=2000)["posterior"]["m"].values[0]
+    m = posterior(run, {"x": x}, draws=2000, **ALONE)["posterior"]["m"].values[0]
     assert abs(m.mean() - float(exact.loc)) < 0.15 * float(exact.scale)
     assert m.std() == pytest.approx(float(exact.scale), rel=0.1)
 
@@ -163,8 +164,8 @@ def test_it_finds_a_normal_posterior(name):
 def test_of_a_gaussian_posterior_it_begins_as_the_posterior():
     x, y = normal(40, 4, seed=1), normal(40, seed=2)
     run = fit(Regression(), {"x": x, "y": y}, steps=0, guide="flow", **SINGLE)
-    with torch.no_grad():
-        b = torch.stack([run_once(run.program, run.example).q.nodes["b"]["value"] for _ in range(1500)])
+    tree = posterior(run, {"x": x, "y": y}, draws=1500, predictive=False, prior=False)
+    b = tree["posterior"]["b"].values[0]
     exact = Regression().posterior(x, y)
     draws_agree(b, exact.loc, exact.variance)
 
@@ -174,7 +175,7 @@ def test_pyros_gaussian_guides_begin_there_too(guide):
     x = normal(20) + 1.0
     run = fit(NormalMean(), {"x": x}, steps=0, guide=guide, starts=2, **SINGLE)
     exact = NormalMean().posterior(x)
-    m = posterior(run, {"x": x}, draws=4000)["posterior"]["m"].values[0]
+    m = posterior(run, {"x": x}, draws=4000, **ALONE)["posterior"]["m"].values[0]
     draws_agree(m, exact.loc, exact.variance)
 
 
@@ -184,6 +185,7 @@ def _rate(x=None):
         pyro.sample("x", dist.Exponential(rate), obs=x)
 
 
+@pytest.mark.slow
 def test_a_skewed_posterior():
     """One observation of an exponential: the posterior is Gamma(1.6, 0.5 + x), a Gaussian guide of log rate misses."""
     data = {"x": torch.tensor([0.4])}
@@ -237,7 +239,7 @@ def test_a_run_comes_back_and_goes_on(tmp_path):
     for key, value in whole.program.state_dict().items():
         assert torch.equal(value, again.program.state_dict()[key]), key
     loaded = Run.load(tmp_path / "run")
-    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["mu"].values for r in (again, loaded))
+    a, b = (posterior(r, SCHOOLS, draws=5, **ALONE)["posterior"]["mu"].values for r in (again, loaded))
     assert (a == b).all()
 
 
@@ -300,7 +302,7 @@ def test_heavy_tails_do_not_kill_a_start():
 
     data = {"x": 5 + 0.1 * normal(50)}
     run = fit(Program.from_pair(model), data, steps=0, guide="AutoNormal", starts=8, **SINGLE)
-    a = posterior(run, data, draws=500)["posterior"]["a"].values
+    a = posterior(run, data, draws=500, **ALONE)["posterior"]["a"].values
     assert abs(a.mean() - 5) < 0.05 and a.std() < 0.05
 
 
@@ -358,7 +360,10 @@ class Stretched(Program):
         return dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.01), precision_matrix=precision)
 
 
-@pytest.mark.parametrize("guide, far", [("AutoMultivariateNormal", 0.02), ("flow(transforms=1, hidden=(4,))", 0.2)])
+@pytest.mark.parametrize(
+    "guide, far",
+    [("AutoMultivariateNormal", 0.02), pytest.param("flow(transforms=1, hidden=(4,))", 0.2, marks=pytest.mark.slow)],
+)
 def test_steps_do_not_take_a_guide_away_from_its_start(guide, far):
     """A step of 0.01 is 0.01 sd in every direction of the posterior, whatever its units and correlations; of a network
     it is one of each of its weights. In absolute units a step goes thousands of sd."""
@@ -374,13 +379,16 @@ def test_steps_do_not_take_a_guide_away_from_its_start(guide, far):
     assert off[1] < off[0] + far and off[2] < 0.5
 
 
-@pytest.mark.parametrize("guide", ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "flow(hidden=(4,))"])
+OF_A_START = ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "flow(hidden=(4,))"]
+
+
+@pytest.mark.parametrize("guide", few(OF_A_START, "AutoMultivariateNormal", "flow(hidden=(4,))"))
 def test_a_guide_with_a_start_comes_back(guide, tmp_path):
     fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=3, out=tmp_path / "run", engine="eager")
     again = resume(tmp_path / "run", SCHOOLS, steps=5)
     whole = fit(ppgen.models.EightSchools(), SCHOOLS, guide=guide, starts=2, steps=5, engine="eager")
-    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["theta"].values for r in (whole, again))
-    c = posterior(Run.load(tmp_path / "run"), SCHOOLS, draws=5)["posterior"]["theta"].values
+    runs = (whole, again, Run.load(tmp_path / "run"))
+    a, b, c = (posterior(r, SCHOOLS, draws=5, **ALONE)["posterior"]["theta"].values for r in runs)
     assert (a == b).all() and (c == a).all()
 
 
@@ -430,7 +438,9 @@ def test_pathfinder_keeps_both_of_two_modes():
 @pytest.mark.parametrize("guide", ["bam", "pathfinder"])
 def test_what_a_search_finds_comes_back(guide, tmp_path):
     run = fit(ppgen.models.EightSchools(), SCHOOLS, steps=0, guide=guide, out=tmp_path / "run")
-    a, b = (posterior(r, SCHOOLS, draws=5)["posterior"]["theta"].values for r in (run, Run.load(tmp_path / "run")))
+    a, b = (
+        posterior(r, SCHOOLS, draws=5, **ALONE)["posterior"]["theta"].values for r in (run, Run.load(tmp_path / "run"))
+    )
     assert (a == b).all()
 
 
@@ -446,7 +456,7 @@ def test_discrete_latents_are_summed_out_of_the_search(guide):
 
     y = torch.cat([-2.5 + 0.5 * normal(20), 1.5 + 0.5 * normal(20, seed=1)])
     run = fit(Program.from_pair(model), {"y": y}, steps=0, guide=guide, objective="enumerate", precision="64-true")
-    m = posterior(run, {"y": y}, draws=400, prior=False)["posterior"]["m"].values[0]
+    m = posterior(run, {"y": y}, draws=400, **ALONE)["posterior"]["m"].values[0]
     shrunk = [(y[:20].sum() / 0.25 - 2) / 81, (y[20:].sum() / 0.25 + 2) / 81]
     assert m.mean(0) == pytest.approx(torch.stack(shrunk).numpy(), abs=0.05)
     assert m.std(0) == pytest.approx([1 / 9, 1 / 9], rel=0.2)

@@ -77,6 +77,7 @@ def test_learns_samples_and_is_saved(tmp_path):
     assert torch.equal((3 * draws).round() / 3, draws) and draws.shape == (20, 16)
 
 
+@pytest.mark.slow
 def test_noise_that_is_learned_starts_in_its_cell_and_tightens_the_bound():
     x = pictures()
     flow = made(dequantise="variational").setup({"x": x}).eval()
@@ -95,6 +96,7 @@ def test_noise_that_is_learned_starts_in_its_cell_and_tightens_the_bound():
         made(dequantise="gaussian")
 
 
+@pytest.mark.slow
 def test_networks_train_in_bfloat16_and_the_rest_does_not():
     x = pictures()
     runs = [

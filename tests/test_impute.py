@@ -20,7 +20,7 @@ def conditional(known, value):
     return known.mean[1] + c[1, 0] / c[0, 0] * (value - known.mean[0]), c[1, 1] - c[1, 0] ** 2 / c[0, 0]
 
 
-@pytest.mark.parametrize("value", [-1.0, 2.5])
+@pytest.mark.parametrize("value", [pytest.param(-1.0, marks=pytest.mark.slow), 2.5])
 def test_the_conditional_of_a_gaussian(value):
     """Over runs of 64 particles, one draw of each: independent draws of the conditional."""
     known = KnownChain()

@@ -55,20 +55,25 @@ def test_iw_bound_rises_with_particles():
     assert means == sorted(means) and means[0] < exact - 0.1 and abs(means[-1] - exact) < 0.02
 
 
+WIDTH = 1.2  # weights of finite variance, close to normal in the mean of 400
+
+
+@pytest.fixture(scope="module")
+def over_seeds():
+    """A program, and its bounds with 400 particles by 25 seeds."""
+    program = ppca(latent=1, width=WIDTH)
+    return program, [loglik(program, {"x": X}, particles=400, seed=seed).bounds for seed in range(25)]
+
+
 @pytest.mark.parametrize("bound", ["elbo", "iw"])
-def test_standard_errors_are_honest(bound):
+def test_standard_errors_are_honest(bound, over_seeds):
     """Intervals of ±1 and ±2 s.e. cover the truth as often as a normal's would, over rows and seeds."""
-    width = 1.2  # weights of finite variance, close to normal in the mean of 400
-    program = ppca(latent=1, width=width)
+    program, found = over_seeds
     truth = program.log_prob(X).detach().numpy()
     if bound == "elbo":
-        truth = truth - (width**2 / 2 - 0.5 - math.log(width))
-    z = []
-    for seed in range(25):
-        found = loglik(program, {"x": X}, particles=400, seed=seed)
-        b = found.bounds[["elbo", "iw"].index(bound)]
-        z.append((b.values - truth) / b.se)
-    z = np.concatenate(z)  # rows share no draws: independent
+        truth = truth - (WIDTH**2 / 2 - 0.5 - math.log(WIDTH))
+    bounds = [b[["elbo", "iw"].index(bound)] for b in found]
+    z = np.concatenate([(b.values - truth) / b.se for b in bounds])  # rows share no draws: independent
     for interval in (1.0, 2.0):
         covered, p = int((np.abs(z) < interval).sum()), stats.norm.cdf(interval) - stats.norm.cdf(-interval)
         assert stats.binomtest(covered, len(z), p).pvalue > 1e-4, (interval, covered / len(z), p)

@@ -75,6 +75,9 @@ def test_a_collinear_regression(metric):
     assert np.allclose(tree["log_likelihood"]["y"].values, loglik)
 
 
+ALONE = {"predictive": False, "prior": False}  # a tree of the posterior's draws only
+
+
 def test_constrained_latents():
     """Gamma and Beta by conjugacy, a simplex by Dirichlet's."""
     counts, k = torch.tensor([3.0, 0.0, 2.0, 4.0]), torch.tensor([0] * 12 + [1] * 3 + [2] * 5)
@@ -87,7 +90,7 @@ def test_constrained_latents():
         with pyro.plate("k_plate", len(k)):
             pyro.sample("k", dist.Categorical(p), obs=k)
 
-    tree = mcmc(model, {"n": counts, "k": k}, chains=64, draws=200, warmup=150)
+    tree = mcmc(model, {"n": counts, "k": k}, chains=64, draws=200, warmup=150, engine="trace", **ALONE)
     exact = stats.gamma(2 + 9, scale=1 / (1 + 4))
     chains_agree(tree["posterior"]["rate"].values, exact.mean(), exact.var())
     exact = stats.beta(13, 10)
@@ -118,7 +121,7 @@ def test_discrete_latents_are_summed_out():
 
 
 def test_engines_agree_and_one_seed_is_one_run():
-    few = {"chains": 8, "draws": 10, "warmup": 20}
+    few = {"chains": 8, "draws": 10, "warmup": 20, "predictive": False, "prior": False}
     trees = [mcmc(EightSchools(), SCHOOLS, engine=e, **few) for e in ("trace", "trace", "eager")]
     first = trees[0]["posterior"]["theta"].values
     assert np.array_equal(first, trees[1]["posterior"]["theta"].values)
@@ -133,7 +136,7 @@ def test_an_operation_that_cannot_be_batched_is_run_chain_by_chain():
         p = pyro.sample("p", dist.Dirichlet(torch.ones(2)))
         pyro.sample("k", dist.Multinomial(20, p), obs=k)
 
-    tree = mcmc(model, {"k": torch.tensor([15.0, 5.0])}, chains=8, draws=50, warmup=30, predictive=False, prior=False)
+    tree = mcmc(model, {"k": torch.tensor([15.0, 5.0])}, chains=4, draws=40, warmup=20, predictive=False, prior=False)
     assert abs(tree["posterior"]["p"].values[..., 0].mean() - 16 / 22) < 0.05
 
 
@@ -562,7 +565,7 @@ def _half_plane(one):
     pyro.factor("f", torch.where(th[0] > 0, -0.5 * (th**2).sum(), torch.full((), -torch.inf)))
 
 
-@pytest.mark.parametrize("name", ["a largest value", "half of a normal"])
+@pytest.mark.parametrize("name", [pytest.param("a largest value", marks=pytest.mark.slow), "half of a normal"])
 def test_a_proposal_beyond_the_edge_is_no_divergence(name):
     if name == "a largest value":
         x = 3 * torch.rand(20, generator=torch.Generator().manual_seed(0)).double()

@@ -155,7 +155,7 @@ def test_a_guide_at_one_of_two_modes_is_not_believed():
             pyro.sample("y", Normal(th**2, 1.0), obs=y)
 
     y = {"y": 4 + normal(30).double()}
-    run = fit(Program.from_pair(model), y, guide="AutoNormal", starts=4, steps=400, lr=0.01, precision="64-true")
+    run = fit(Program.from_pair(model), y, guide="AutoNormal", starts=4, steps=100, lr=0.01, precision="64-true")
     found = diagnose(run, y)
     assert verdict(found.findings) == "look" and "one part of the posterior" in str(found.findings[0])
     assert {f.measure: f for f in found.findings}["unseen_modes"].details["copies"]

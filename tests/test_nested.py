@@ -280,7 +280,7 @@ def test_a_long_chain_within_gives_the_elbo_of_the_explicit_one():
 
 
 def test_a_long_chain_within_has_an_elbo_and_no_importance_weighted_bound(caplog):
-    run_ = fit(within(chain(1000))(), {"x": torch.randn(40, 4)}, steps=3, seed=0)
+    run_ = fit(within(chain(20))(), {"x": torch.randn(40, 4)}, steps=3, seed=0)
     assert run_.config["fit"]["objective"] == "subsampled"
     with caplog.at_level("WARNING"):
         assert [b.name for b in loglik(run_, {"x": torch.randn(5, 4)}, particles=4).bounds] == ["elbo"]
@@ -358,8 +358,9 @@ def test_chains_sample_the_latents_of_a_program_within():
     def model(sigma, y=None):
         return ppgen.sample("y", inner, obs=y, sigma=sigma)
 
-    tree = mcmc(ppgen.Program.from_pair(model), {"sigma": sigma, "y": y}, draws=250, seed=0)
-    own = mcmc(EightSchools(), {"sigma": sigma, "y": y}, draws=250, seed=0)
+    how = {"chains": 16, "draws": 250, "engine": "trace", "predictive": False, "prior": False}
+    tree = mcmc(ppgen.Program.from_pair(model), {"sigma": sigma, "y": y}, **how)
+    own = mcmc(EightSchools(), {"sigma": sigma, "y": y}, **how)
     a, b = tree["posterior"]["y.mu"].values, own["posterior"]["mu"].values
     assert abs(a.mean() - b.mean()) < 0.2 and abs(a.std() - b.std()) < 0.2
 
@@ -469,6 +470,7 @@ def test_a_program_with_latents_is_refused_in_a_guide():
         fit(ppgen.Program.from_pair(model, guide), {"x": torch.randn(6, 2)}, steps=1)
 
 
+@pytest.mark.slow
 def test_a_flow_is_a_posterior():
     """q(z | x) as a program: a flow given what the encoder says, against the exact log p(x)."""
     inner, encoder = Flow(1, context=2, transforms=2, hidden=(16,)), nn.Linear(2, 2)

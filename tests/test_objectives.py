@@ -87,7 +87,7 @@ def test_the_analytic_bound_is_the_closed_form_on_average():
     assert float(o({"x": X})[1]) == pytest.approx(EVIDENCE - float(kl), abs=0.02 * float(kl))
 
 
-@pytest.mark.parametrize("name", ["iwae", "renyi"])
+@pytest.mark.parametrize("name", [pytest.param("iwae", marks=pytest.mark.slow), "renyi"])
 def test_the_order_of_the_bounds(name):
     """One draw gives the ELBO's estimate; many draws raise it towards the evidence, and never above on average."""
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ def test_the_density_is_normalised():
     torch.manual_seed(0)
     model = Diffusion(2, hidden=(8,), gamma_low=-4.0, gamma_high=4.0, loc=[0, 0], scale=[1, 1]).double().eval()
     torch.nn.init.normal_(model.net.last.weight, std=0.3)
-    side = torch.linspace(-30, 30, 181).double()
+    side = torch.linspace(-30, 30, 121).double()
     h = torch.cartesian_prod(side, side)
     total = log_density(model, h).exp().sum() * (side[1] - side[0]) ** 2
     assert float(total) == pytest.approx(1.0, abs=1e-3)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -220,8 +221,13 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     return found
 
 
+@cache
+def imported(path: Path) -> frozenset[str]:
+    return frozenset(imports(path))
+
+
 def reaches(path: Path, package: str) -> list[str]:
-    return sorted(n for n in imports(path) if n == package or n.startswith(package + "."))
+    return sorted(n for n in imported(path) if n == package or n.startswith(package + "."))
 
 
 @pytest.mark.parametrize("path", CORE + MODELS + INFERENCE, ids=relative)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
@@ -63,6 +64,18 @@ def page_of(run, data, folder):
     return Page(text), text
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """By the name of a row of PROGRAMS: the run, its data, its page and the text of it, made once."""
+
+    @cache
+    def made(name):
+        run, data = PROGRAMS[name]()
+        return run, data, *page_of(run, data, tmp_path_factory.mktemp("page"))
+
+    return made
+
+
 PROGRAMS = {
     "a global latent": lambda: (fit(NormalMean(), X, steps=50, log_every=2), X),
     "eight schools": lambda: (fit(EightSchools(), SCHOOLS, steps=50, log_every=2), SCHOOLS),
@@ -77,9 +90,8 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
-def test_the_page_stands_by_itself_and_can_be_read(name, tmp_path):
-    run, data = PROGRAMS[name]()
-    page, text = page_of(run, data, tmp_path)
+def test_the_page_stands_by_itself_and_can_be_read(name, page):
+    run, _, page, text = page(name)
     assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", text), "nothing is fetched"
     assert "url(" not in re.sub(r"url\(#\w+\)", "", text) and not page.all("script") and not page.all("link")
     for image in page.all("img"):
@@ -112,9 +124,8 @@ def tables_of(text):
 
 
 @pytest.mark.parametrize("name", ["a global latent", "local latents", "images"])
-def test_the_figures_are_those_of_the_functions_that_make_them(name, tmp_path):
-    run, data = PROGRAMS[name]()
-    _, text = page_of(run, data, tmp_path)
+def test_the_figures_are_those_of_the_functions_that_make_them(name, page):
+    run, data, _, text = page(name)
     tables, d = tables_of(text), diagnose(run, data, draws=100)
     of_row = name != "a global latent"
     for bound, words in zip(d.bounds.bounds, ("ELBO", "importance-weighted, 1000 draws"), strict=True):

@@ -23,7 +23,7 @@ X = {"x": normal(20) + 1.0}
 
 
 def schools(**how):
-    return fit(EightSchools(), SCHOOLS, steps=200, lr=0.03, **how)
+    return fit(EightSchools(), SCHOOLS, steps=20, lr=0.03, **how)
 
 
 TREES = {

@@ -41,7 +41,9 @@ def holds(tree, exact):
     assert abs(tree.attrs["log_evidence"] - exact) < 3.5 * tree.attrs["log_evidence_se"] + 1e-3
 
 
-@pytest.mark.parametrize("prior", [Normal(0.0, 60.0), Flat()], ids=["proper", "flat"])
+@pytest.mark.parametrize(
+    "prior", [Normal(0.0, 60.0), pytest.param(Flat(), marks=pytest.mark.slow)], ids=["proper", "flat"]
+)
 def test_two_modes_keep_their_proportions(prior):
     tree = smc(two_modes(prior), seed=0)
     holds(tree, 1.5)
@@ -64,6 +66,7 @@ def test_evidence_of_a_conjugate_model_is_exact():
     holds(smc(model, {"x": x}), float(torch.distributions.MultivariateNormal(torch.zeros(4), cov).log_prob(x)))
 
 
+@pytest.mark.slow
 def test_a_prior_with_a_funnel_is_where_it_begins():
     """The posterior is the prior: no fitted normal would begin in its neck."""
 

@@ -43,7 +43,7 @@ def same_files(a, b):
 
 
 @pytest.mark.parametrize(
-    "engine", ["eager", "trace", "auto", pytest.param("compile", marks=pytest.mark.slow)]
+    "engine", ["eager", "trace", *(pytest.param(e, marks=pytest.mark.slow) for e in ("auto", "compile"))]
 )  # fmt: skip
 def test_a_resumed_fit_has_the_bytes_of_the_unbroken_one(tmp_path, engine):
     """The rows of metrics as well, whose window holds the step after the resume."""

@@ -17,7 +17,7 @@ from ppgen.models import EightSchools
 
 @pytest.fixture(scope="module")
 def tree():
-    return mcmc(EightSchools(), SCHOOLS, chains=8, draws=50, warmup=60, engine="trace")
+    return mcmc(EightSchools(), SCHOOLS, chains=8, draws=50, warmup=60, engine="trace", prior=False)
 
 
 def test_every_picture(tree, tmp_path):

@@ -234,6 +234,7 @@ def test_a_pipe_for_a_program_is_not_waited_for(fitted, tmp_path):
         Run.load(folder)
 
 
+@pytest.mark.slow
 def test_fit_then_sample_needs_no_further_step(tmp_path):
     """In processes of their own, with a list in a home that is not there yet."""
     (tmp_path / "line.py").write_text(LINE)

@@ -165,9 +165,10 @@ def _unseen(
     u = torch.where(finite[:, None], u, u[finite][:1])
     w = torch.as_tensor(np.exp(log_w[:, 0])).to(u) * finite
     best = ll.best
-    still = moved(in_blocks(joint.value_and_grad), u, w / w.sum(), joint.labels, seed=seed or 0)
+    target = in_blocks(joint.value_and_grad)  # one graph, however many climbs are under way
+    still = moved(target, u, w / w.sum(), joint.labels, seed=seed or 0)
     found = unseen_modes(
-        joint.value_and_grad, u, float(1 / (w**2).sum()),
+        target, u, float(1 / (w**2).sum()),
         evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=joint.prior, name=joint.place,
         seed=seed or 0,
     )  # fmt: skip

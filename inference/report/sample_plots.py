@@ -79,7 +79,7 @@ def _draw(
 def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What each observed site is given out of the data, and the columns that no site observes: the covariates."""
     program = run.program
-    with default_dtype(run.dtype), without_validation(), torch.random.fork_rng():
+    with default_dtype(run.dtype), without_validation(), torch.random.fork_rng(), program.in_brief():
         nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
     taken = {given_value(nodes[n]).data_ptr() for n in seen}
