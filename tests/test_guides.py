@@ -17,6 +17,7 @@ import ppgen
 from ppgen import PpgenError, Program, Run
 from ppgen.check import check
 from ppgen.draws import ManyTerms
+from ppgen.engine import low_rank
 from ppgen.engine.batch_and_match import best_gaussian
 from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
@@ -143,7 +144,7 @@ def test_plates_and_constraints(amortised):
 # -- posteriors that are known ---------------------------------------------------------------------
 
 # of each guide of a file of ppgen/guides, options with which a fit takes a second
-OWN: dict[str, dict] = {"flow": {"hidden": (4,)}, "bam": {}, "pathfinder": {}}
+OWN: dict[str, dict] = {"flow": {"hidden": (4,)}, "bam": {}, "bam_low_rank": {"rank": 2}, "pathfinder": {}}
 
 
 def test_every_guide_has_a_row():
@@ -406,7 +407,7 @@ def test_an_autoguide_in_units_of_its_start_has_that_median():
 # -- guides that a search finds --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guide", ["bam", "pathfinder"])
+@pytest.mark.parametrize("guide", ["bam", "bam_low_rank", "pathfinder"])
 def test_of_a_gaussian_posterior_a_search_finds_the_posterior(guide):
     """Four correlated coefficients, no step: mean and every covariance are those of the closed form."""
     x, y = normal(40, 4, seed=1), normal(40, seed=2)
@@ -435,7 +436,7 @@ def test_pathfinder_keeps_both_of_two_modes():
     assert th.var() == pytest.approx(float((w * grid**2).sum()), rel=0.05)
 
 
-@pytest.mark.parametrize("guide", ["bam", "pathfinder"])
+@pytest.mark.parametrize("guide", ["bam", "bam_low_rank", "pathfinder"])
 def test_what_a_search_finds_comes_back(guide, tmp_path):
     run = fit(ppgen.models.EightSchools(), SCHOOLS, steps=0, guide=guide, out=tmp_path / "run")
     a, b = (
@@ -462,8 +463,64 @@ def test_discrete_latents_are_summed_out_of_the_search(guide):
     assert m.std(0) == pytest.approx([1 / 9, 1 / 9], rel=0.2)
 
 
+def test_a_round_of_low_rank_is_that_of_whole_matrices(monkeypatch):
+    """With Σ' = 2 V (I + (I + 4 U V)^½)⁻¹ of dense V and U, before the patch."""
+    torch.manual_seed(0)
+    n, t = 6, 2
+    q = low_rank.LowRank(normal(n).double(), normal(n, 2).double(), 0.5 + normal(n, seed=3).double().abs())
+    A = normal(n, n, seed=4).double()
+    u = q.draw(10, torch.Generator().manual_seed(0))
+    g = -(u - 1) @ (A @ A.T + torch.eye(n).double())
+    weight = 10 * n / (t + 1)
+    share = weight / (1 + weight)
+    ub, gb = u.mean(0), g.mean(0)
+    S = q.factor @ q.factor.T + q.diagonal.diag()
+    V = S + weight * torch.cov(u.T, correction=0) + share * torch.outer(q.loc - ub, q.loc - ub)
+    U = weight * torch.cov(g.T, correction=0) + share * torch.outer(gb, gb)
+    w, E = torch.linalg.eig(torch.eye(n).double() + 4 * U @ V)
+    root = (E @ w.sqrt().diag() @ torch.linalg.inv(E)).real
+    exact = 2 * V @ torch.linalg.inv(torch.eye(n).double() + root)
+    seen = {}
+    monkeypatch.setattr(
+        low_rank, "_patch", lambda q, product, whole: seen.update(q=q, at=(product(torch.eye(n).double()), whole))
+    )
+    low_rank._round(q, u, g, t)
+    assert torch.allclose(seen["at"][0], exact) and torch.allclose(seen["at"][1], exact.diagonal())
+    assert torch.allclose(seen["q"].loc, (q.loc + weight * (exact @ gb + ub)) / (1 + weight))
+
+
+def test_a_patch_keeps_a_covariance_of_its_own_form():
+    factor, diagonal = normal(30, 2).double(), 0.5 + normal(30, seed=1).double().abs()
+    S = factor @ factor.T + diagonal.diag()
+    q = low_rank.LowRank(torch.zeros(30).double(), normal(30, 2, seed=2).double(), torch.ones(30).double())
+    for _ in range(30):
+        q = low_rank._patch(q, lambda x: S @ x, S.diagonal())
+    assert torch.allclose(q.factor @ q.factor.T + q.diagonal.diag(), S, atol=1e-4)
+
+
+def test_low_rank_in_hundreds_of_dimensions():
+    """400 latents of two common factors: nearly exact by its ELBO, and by every sd."""
+    i = torch.arange(400.0)
+    factor, diagonal = torch.stack([torch.sin(i), torch.cos(0.3 * i)], 1), 0.5 + (i % 7) / 7
+
+    def model(one):
+        pyro.sample("x", dist.LowRankMultivariateNormal(torch.sin(2 * i).double(), factor.double(), diagonal.double()))
+        pyro.factor("one", one.sum())
+
+    one = {"one": torch.zeros(1)}
+    run = fit(Program.from_pair(model), one, steps=0, guide="bam_low_rank(rank=8)", precision="64-true")
+    found = run.program.autoguide.law()
+    sd = (factor.square().sum(1) + diagonal).sqrt()
+    assert (found.stddev / sd).log().abs().max() < 0.15 and ((found.mean - torch.sin(2 * i)) / sd).abs().max() < 0.1
+    tree = posterior(run, one, draws=500, predictive=False, prior=False)
+    gap = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]).values
+    assert abs(gap.mean()) < 0.5
+
+
 def test_a_search_that_cannot_be_is_refused():
     with pytest.raises(PpgenError, match="bam is found on all rows at once"):
         fit(NormalMean(), {"x": normal(20)}, batch_size=5, guide="bam")
-    with pytest.raises(PpgenError, match="at most 300, and there are 401"):
+    with pytest.raises(PpgenError, match="rank of the guide bam_low_rank is 0"):
+        fit(NormalMean(), {"x": normal(20)}, guide="bam_low_rank(rank=0)")
+    with pytest.raises(PpgenError, match="at most 300, and there are 401 of them; take --guide bam_low_rank"):
         fit(Measured(), {"x": normal(400)}, steps=0, guide="pathfinder")

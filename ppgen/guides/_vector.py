@@ -64,5 +64,5 @@ class VectorGuide(nn.Module):
         if self.dim > most:
             raise PpgenError(
                 f"the guide {self.name} keeps the covariances of all latents, at most {most}, and there are {self.dim} "
-                "of them; take --guide flow"
+                "of them; take --guide bam_low_rank or --guide flow"
             )
