@@ -280,9 +280,9 @@ def laplace(problem: Problem) -> Outcome:
     outer = LaplaceMarginal(joint, many)
     of_few = problem._replace(joint=outer, target=in_blocks(outer.value_and_grad))
     generator = torch.Generator().manual_seed(problem.seed)
-    found, drawn = _by_normals(of_few)
+    found, drawn = _by_normals(of_few, adapt=True)
     done = completed(found, drawn, outer, problem.target, generator)
-    for _ in range(ROUNDS - 1):  # the normals are of the marginal by Laplace's method, which may be narrower
+    for _ in range(ROUNDS - 1):  # normals nearer to the marginal as the weights have it
         if done.findings[0].verdict == FINE or done.few or done.effective < ALIKE:
             break
         problem.in_time()
@@ -292,7 +292,7 @@ def laplace(problem: Problem) -> Outcome:
     return _outcome(problem, done)
 
 
-def _by_normals(problem: Problem) -> tuple[Weighted, Drawn]:
+def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]:
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
@@ -301,7 +301,7 @@ def _by_normals(problem: Problem) -> tuple[Weighted, Drawn]:
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
-        found, drawn = _enough(problem, mixture, generator)
+        found, drawn = _enough(problem, mixture, generator, adapt)
         if found.settled or not found.unseen or not left:
             break
         problem.in_time()
@@ -310,12 +310,12 @@ def _by_normals(problem: Problem) -> tuple[Weighted, Drawn]:
     return found, drawn
 
 
-def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator) -> tuple[Weighted, Drawn]:
-    """Draws of the mixture, weighed; more of them where they would do, were there more; else of one that is nearer."""
+def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adapt: bool) -> tuple[Weighted, Drawn]:
+    """Draws of the mixture, weighed; more where they would do, were there more; to adapt, else of one that is nearer."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
     for _ in range(ROUNDS - 1):
         found = _weigh(problem, drawn, further=False)
-        if found.findings[0].verdict == FINE or found.effective < ALIKE:
+        if not found.few and (not adapt or found.findings[0].verdict == FINE or found.effective < ALIKE):
             break
         problem.in_time()
         mixture = mixture if found.few else mixture.adapted(found.u, found.w)

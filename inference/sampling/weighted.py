@@ -43,6 +43,8 @@ SCORE_OFF = 0.15  # of 1
 TAIL, FAR = 0.005, 0.05  # mass of a tail, and of the draws that its regression is of
 LEAST_TAIL = 10  # effective draws in a tail
 ALIKE = 50  # effective draws below which weights say nothing
+LOST = 0.01  # of the draws, where there is no marginal
+ADAPTED = 0.5  # k-hat that is asked of normals that weighted draws made: they know of no place that those missed
 
 
 class Mixture(NamedTuple):
@@ -203,7 +205,11 @@ def importance_weights(
 
 @torch.no_grad()
 def completed(
-    found: Weighted, drawn: Drawn, outer: LaplaceMarginal, target: Density, generator: torch.Generator
+    found: Weighted,
+    drawn: Drawn,
+    outer: LaplaceMarginal,
+    target: Density,
+    generator: torch.Generator,
 ) -> Weighted:
     """Draws of φ with draws of θ given them, weighed (`ppgen/engine/laplace.py`).
 
@@ -220,11 +226,14 @@ def completed(
     lp, g = target(u)
     indices = tail_indices(outer.whole, u, w, g)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
-    importance = _importance(u, w, float(k[0]), ess, outer.whole.labels, heavy)
+    importance = _importance(u, w, float(k[0]), ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
     some = torch.multinomial(w, BLOCK, generator=generator)
     label = outer.other_top(drawn.u[some], generator)
     why = f"given {', '.join(outer.latents)}, {label} has more than one top" if label is not None else ""
+    lost = float(drawn.lp.isnan().double().mean())
+    if lost > LOST:
+        why = why or f"Newton's steps to the top of the others came to no end at {lost:.0%} of the draws"
     if "unseen_modes" not in said:
         why = why or f"too few of the draws of {', '.join(outer.latents)} are effective by Laplace's method"
     if why and ("unseen_modes" not in said or said["unseen_modes"].verdict != WRONG):
@@ -240,10 +249,17 @@ def is_unbounded(block: Any) -> bool:
 
 
 def _importance(
-    u: Tensor, w: Tensor, khat: float, ess: float, labels: Sequence[str], heavy: Collection[str] = ()
+    u: Tensor,
+    w: Tensor,
+    khat: float,
+    ess: float,
+    labels: Sequence[str],
+    most: float | None = None,
+    heavy: Collection[str] = (),
 ) -> Finding:
     S = len(u)
-    asked, most = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
+    asked, good = float(tail(np.array([khat]), np.array([ess]), S)[0]), threshold(S)
+    most = good if most is None else most
     mean = (w[:, None] * u).sum(0)
     off = u - mean
     variance = (w[:, None] * off.square()).sum(0)
@@ -253,7 +269,7 @@ def _importance(
     worst = int(torch.maximum(mean_se / MEAN_ERROR, sd_se / SD_ERROR).argmax())
     few = bool((mean_se > MEAN_ERROR).any() or (sd_se > SD_ERROR).any())
     bad = not asked <= most or few
-    graded = WRONG if ess < ALIKE or asked > most + khat_se(asked, S) else LOOK if bad else FINE
+    graded = WRONG if ess < ALIKE or asked > good + khat_se(asked, S) else LOOK if bad else FINE
     said = {
         "draws": S, "ess": ess, "mean_error": float(mean_se[worst]), "sd_error": float(sd_se[worst]), "few": few,
         "khat_se": khat_se(khat, S),
