@@ -311,7 +311,7 @@ def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]
 
 
 def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adapt: bool) -> tuple[Weighted, Drawn]:
-    """Draws of the mixture, weighed; more where they would do, were there more; to adapt, else of one that is nearer."""
+    """Draws of the mixture, weighed; more of them where that would do; to adapt, else of one that is nearer."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
     for _ in range(ROUNDS - 1):
         found = _weigh(problem, drawn, further=False)
