@@ -9,7 +9,7 @@ the same draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import latents_of, value_of
+from ppgen.terms import holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -156,12 +156,14 @@ class _Model(NamedTuple):
 
     Attributes:
         hidden: columns that are there for their shape only.
+        same: whether its rows are the fitted ones.
         sizes: of plates that are larger than at the fit.
     """
 
     fitted: Fitted
     rows: Table
     hidden: frozenset[str]
+    same: bool
     sizes: Mapping[str, int]
     grow: bool
 
@@ -176,13 +178,12 @@ class _Model(NamedTuple):
 
     def drawn(self) -> dict[str, Tensor]:
         """One draw of the latents by the guide."""
-        seen = {k: v for k, v in self.rows.items() if k not in self.hidden}
-        return _guide_draw(self.fitted, seen)
+        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same)
 
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, {}, grow)
+    model = _Model(fitted, rows, hidden, _same(_seen(rows, hidden), fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
@@ -267,7 +268,11 @@ def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.array([words[c] if c < len(words) else str(c) for c in codes])
 
 
-def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in rows.items() if k not in hidden}
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
     Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
@@ -276,14 +281,13 @@ def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]
     program, s = fitted.program, fitted.structure
 
     def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
+        guide = holding(known)(lambda: program.call("guide", source))
         return latents_of(poutine.trace(guide).get_trace())
 
     if s is None:
         return drawn(data, {})
     needed = program.guide_columns
     reads = bool(needed) and all(n in data for n in needed)
-    same = _same(data, fitted.example)
     if reads and not s.globals and not s.summed:
         return drawn(data, {})
     told = drawn(fitted.example, {})
