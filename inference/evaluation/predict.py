@@ -21,12 +21,12 @@ from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import Table, n_rows, require_labels, row_columns, tensors
+from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
-from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, tree_from
+from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
     constants_of,
     counts_in_range,
@@ -89,7 +89,7 @@ def predict(
         raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
     if draws is not None and (not isinstance(draws, int) or draws < 1):
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
-    fitted = _fitted(run, program)
+    fitted = _fitted(run, program, data)
     require_few_states(fitted.program)
     made = fitted.program
     guide = fitted.draws is None
@@ -108,14 +108,14 @@ def predict(
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
-def _fitted(run: Any, program: Run | Program | None) -> Fitted:
+def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
         structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
         return Fitted(made, structure, example, None, dtype_of_program(made))
     if not hasattr(run, "children"):
         raise PpgenError(f"{type(run).__name__} cannot be predicted from; pass a run, a program, or a tree of mcmc")
-    return opened(run, program)
+    return opened(run, program, given)
 
 
 def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
@@ -286,7 +286,7 @@ def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[
 
     if s is None:
         return drawn(data, {})
-    needed = program.guide_columns
+    needed = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
     reads = bool(needed) and all(n in data for n in needed)
     if reads and not s.globals and not s.summed:
         return drawn(data, {})
@@ -471,6 +471,7 @@ def _summary(name: str, key: Any, values: np.ndarray, entry: int | None, by: str
 def _labels(tree: DataTree, by: str) -> np.ndarray:
     group = tree.children.get("predictions_constant_data")
     found = group.dataset.data_vars if group is not None else {}
+    by = name_in(tree, by)
     if by not in found:
         raise PpgenError(
             f"there is no column {by!r} of the new rows to group by; they have {', '.join(map(str, found)) or 'none'}"

@@ -68,12 +68,13 @@ LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n
 
 
 def fit(
-    program: Program | Callable[..., Any], data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
-    batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
-    clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
-    objective: Any = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
-    starts: int | None = None, engine: str = "auto", precision: str | None = None, device: str = "cpu", seed: int = 0,
-    out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
+    program: Program | Callable[..., Any], data: Any, *, valid: Any = None, steps: int | None = None,
+    until: str | None = None, batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant",
+    optimizer: str = "Adam", clip: float | None = None, ema: float | None = None, kl_warmup: int = 0,
+    patience: int | None = None, objective: Any = None, gradient: str = "pathwise", particles: int = 1,
+    guide: str | None = None, starts: int | None = None, engine: str = "auto", precision: str | None = None,
+    device: str = "cpu", seed: int = 0, out: str | Path | None = None, log_every: int | None = None,
+    checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None, strict: bool = True,
 ) -> Run:  # fmt: skip
     """Fits a program to data by maximising a bound on log p(x).
