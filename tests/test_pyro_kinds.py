@@ -21,6 +21,8 @@ import pytest
 import torch
 from known import SCHOOLS, chains_agree, draws_agree, normal
 from pyro import poutine
+from pyro.contrib.easyguide import easy_guide
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.infer.reparam import SplitReparam
 from pyro.nn import PyroModule, PyroSample
@@ -968,3 +970,47 @@ def test_a_fit_takes_a_model_as_it_is():
     assert run.metrics["elbo"] == pytest.approx(
         fit(Program.from_pair(model), {"y": torch.tensor(0.3)}, steps=2).metrics["elbo"]
     )
+
+
+# -- modules as guides -------------------------------------------------------------------------------------------
+
+
+def eight_rows(y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("groups", 4):
+        a = pyro.sample("a", dist.Normal(mu, 0.3))
+    with pyro.plate("data", 8):
+        return pyro.sample("y", dist.Normal(a.repeat(2), 1.0), obs=y)
+
+
+class Guide(PyroModule):
+    def forward(self, y=None):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+        with pyro.plate("groups", 4):
+            pyro.sample("a", dist.Normal(pyro.param("a_loc", torch.zeros(4)), 0.1))
+
+
+def test_what_pyro_trained_within_a_module_is_where_a_pair_begins():
+    y, guide = torch.randn(8) + 2, Guide()
+    svi = SVI(eight_rows, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(20):
+        svi.step(y)
+    trained = {n: v.detach().clone() for n, v in pyro.get_param_store().items()}
+    run = fit(Program.from_pair(eight_rows, guide), {"y": y}, steps=0)
+    assert trained["loc"] > 0.5
+    assert {n: v.tolist() for n, v in run.params.items()} == {n: v.tolist() for n, v in trained.items()}
+
+
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_an_easy_guide_groups_sites_across_plates(engine):
+    @easy_guide(eight_rows)
+    def guide(self, y=None):
+        self.group(match="mu|a").sample("all", dist.Normal(pyro.param("loc", torch.zeros(5)), 0.3).to_event(1))
+
+    y = torch.randn(8)
+    run = fit(Program.from_pair(eight_rows, guide), {"y": y}, steps=1, lr=1e-9, engine=engine)
+    pyro.set_rng_seed(0)
+    theirs = [-Trace_ELBO().loss(eight_rows, guide, y) for _ in range(400)]
+    ours = loglik(run, {"y": y}, particles=400, seed=0).bounds[0]
+    assert abs(ours.mean - np.mean(theirs)) < 4.5 * np.std(theirs) * (2 / 400) ** 0.5
+    assert posterior(run, {"y": y}, draws=4)["posterior"]["a"].shape == (1, 4, 4)
