@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["PpgenError", "lenient", "nearest", "object_to", "reason", "visible"]
+__all__ = ["PpgenError", "lenient", "nearest", "object_to", "of_dtypes", "reason", "visible"]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -62,6 +62,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
+def of_dtypes(error: Exception) -> bool:
+    """Whether an operation of torch's was given tensors of two dtypes.
+
+    >>> of_dtypes(RuntimeError("expected m1 and m2 to have the same dtype, but got: float != double"))
+    True
+    """
+    return "dtype" in str(error) or "scalar type" in str(error)
 
 
 def reason(error: Exception) -> str:

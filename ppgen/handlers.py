@@ -67,6 +67,8 @@ class ParamSites(FlatStarts):
         super().__init__()
         self.program = program
         self.partly: set[str] = set()  # sites with an obs_mask
+        # as it is outside of PyroModules, each of which puts a store of its own in its place for the while of its run
+        self.store = pyro.get_param_store().get_state()
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         if "served" in msg:  # by a program within this one
@@ -122,7 +124,7 @@ class ParamSites(FlatStarts):
                 f"pyro.param {name!r} is new to this run: no step of the fit reached the statement; write it so that "
                 "every run reaches it, or fit for longer"
             )
-        args, constraint = _of_the_store(self.program, name, args, constraint)
+        args, constraint = _of_the_store(self.program, self.store, name, args, constraint)
         if len(args) < 2 or args[1] is None:
             raise PpgenError(
                 f"pyro.param {name!r} has no initial value; give it one, as in pyro.param({name!r}, torch.zeros(()))"
@@ -157,13 +159,16 @@ def _wants_numbers(fn: Any, dtype: torch.dtype) -> bool:
     return dtype == torch.bool or binary and not dtype.is_floating_point
 
 
-def _of_the_store(program: nn.Module, name: str, args: tuple, constraint: Any) -> tuple[tuple, Any]:
+def _of_the_store(
+    program: nn.Module, outside: Mapping[str, Any], name: str, args: tuple, constraint: Any
+) -> tuple[tuple, Any]:
     """Initial value and constraint of a parameter: of a plain pair what Pyro's store holds of that name, if it does."""
-    store = pyro.get_param_store()
-    if not getattr(program, "pair", None) or name not in store:
+    found = [s for s in (pyro.get_param_store().get_state(), outside) if name in s["params"]]
+    if not getattr(program, "pair", None) or not found:
         return args, constraint
     log.info("pyro.param %r begins at its value in Pyro's store; pyro.clear_param_store() forgets that", name)
-    return (name, store[name].detach()), store.get_state()["constraints"].get(name, constraint)
+    theirs = found[0]["constraints"].get(name, constraint)
+    return (name, transform_to(theirs)(found[0]["params"][name]).detach()), theirs
 
 
 class Unmask(Messenger):

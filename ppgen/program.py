@@ -202,7 +202,7 @@ class Program(nn.Module):
         # A flow remembers the last x that it inverted: the same tensor at the next step would be answered from memory.
         given = put_together({k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in data.items()})
         many = given.pop(takes.many, ()) if takes.many else ()
-        first = [given.pop(name) for name in takes.names if name in given] if many else []
+        first = [given.pop(name) for name in takes.names if name in given] if len(many) else []
         kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
         if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])

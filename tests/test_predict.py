@@ -484,3 +484,84 @@ def test_a_tree_of_rows_that_a_loop_observes_one_by_one_is_predicted():
     tree = mcmc(program, data, chains=4, warmup=20, draws=10)
     found = predict(tree, data, program=program)
     assert set(found.predictions.data_vars) == {"flip_0", "flip_1", "flip_2"}
+
+
+@pytest.mark.parametrize("rows", ["other", "fitted"])
+@pytest.mark.parametrize("locals_", [False, True])
+def test_a_guide_that_reads_the_rows_keeps_its_globals_where_the_observed_column_is_given(rows, locals_, caplog):
+    def model(x, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            e = pyro.sample("e", dist.Normal(0.0, 0.1)) if locals_ else 0.0
+            return pyro.sample("y", dist.Normal(a + x + e, 0.5), obs=y)
+
+    def guide(x, y=None):
+        pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(2.0)), 0.01))
+        with pyro.plate("data", len(x)):
+            if locals_:
+                pyro.sample("e", dist.Normal(0.1 * (y - x), 0.05))
+
+    x = torch.linspace(0.0, 1.0, 40)
+    run = fit(Program.from_pair(model, guide), {"x": x, "y": x + 2}, steps=1, lr=1e-6)
+    given = {"x": x, "y": x + 2} if rows == "fitted" else {"x": x[:3], "y": x[:3] + 2}
+    y = predict(run, given, draws=400)["predictions"]["y"]
+    assert float(y.std(("chain", "draw")).max()) < 0.6
+    assert float(abs(y.mean(("chain", "draw")) - given["x"].numpy() - 2 - 0.2 * locals_).max()) < 0.15
+    assert not [r for r in caplog.records if "one after the other" in r.message]
+
+
+def _data_is_a_column(data):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("y", dist.Normal(mu * data[:, 0], 0.7), obs=data[:, 1])
+
+
+def _a_list(data):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    for i, x in enumerate(data):
+        pyro.sample(f"y_{i}", dist.Normal(mu, 0.7), obs=x)
+
+
+def _a_dict(batch):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(batch["x"])):
+        pyro.sample("y", dist.Normal(mu * batch["x"], 0.7), obs=batch["y"])
+
+
+def _a_function(x, y, link):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(link(mu * x), 0.7), obs=y)
+
+
+X12 = torch.linspace(0.5, 1.5, 12)
+ARGUMENTS = {
+    _data_is_a_column: {"data": torch.stack([X12, X12], -1)},
+    _a_list: {"data": list(X12)},
+    _a_dict: {"batch": {"x": X12, "y": X12}},
+    _a_function: {"x": X12, "y": X12, "link": torch.tanh},
+}
+
+
+@pytest.mark.parametrize("model", ARGUMENTS, ids=lambda f: f.__name__)
+def test_a_tree_is_predicted_from_whatever_its_arguments_are(model, tmp_path):
+    data, program = ARGUMENTS[model], Program.from_pair(model)
+    tree = mcmc(program, data, chains=4, warmup=20, draws=5)
+    write_netcdf(tmp_path / "t.nc", tree)
+    found = predict(read_netcdf(tmp_path / "t.nc"), data, program=program)["predictions"]
+    assert set(found.data_vars) == set(tree["observed_data"].data_vars)
+
+
+def test_a_container_that_a_tree_does_not_keep_is_asked_for():
+    program = Program.from_pair(_a_dict)
+    tree = mcmc(program, ARGUMENTS[_a_dict], chains=4, warmup=20, draws=5)
+    with pytest.raises(PpgenError, match="not what the argument 'batch' of _a_dict was; pass it"):
+        predict(tree, {"x": X12}, program=program)
+
+
+def test_a_column_that_is_called_as_its_dimension_is_kept_beside_it():
+    tree = mcmc(Program.from_pair(_data_is_a_column), ARGUMENTS[_data_is_a_column], chains=4, warmup=20, draws=5)
+    assert tree["constant_data"]["data_"].dims[0] == "data"
+    assert json.loads(tree.attrs["original_names"]) == {"data_": "data"}
+    again = ppgen.data.as_tensors(tree)
+    assert torch.allclose(again["data"].float(), ARGUMENTS[_data_is_a_column]["data"])

@@ -511,7 +511,6 @@ def test_a_loss_by_name_is_resumed_and_an_object_is_not(tmp_path):
         ({"objective": "nonsense"}, "there is no objective 'nonsense'"),
         ({"objective": 3}, "objective is 3; expected a name"),
         ({"objective": "JitTrace_ELBO"}, "take Trace_ELBO"),
-        ({"objective": "Trace_MMD"}, "missing 1 required positional argument: 'kernel'; pass the object"),
         ({"objective": Trace_ELBO(), "batch_size": 2}, "batch_size is 2; leave batch_size out"),
         ({"objective": Trace_ELBO(), "particles": 4}, "particles is 4; leave particles out"),
         ({"objective": lambda model, guide, x: 3.0}, "gives 3.0; expected a tensor with a gradient"),

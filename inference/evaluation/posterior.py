@@ -319,10 +319,12 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
     from xarray import DataTree
 
     names = tree_names([*coords, *(n for group in groups.values() for n in group)])
+    over = {n for group in groups.values() for n in {d for v in group for d in dims.get(v, ())} & group.keys()}
+    of_dims, names = names, {n: _apart(own, names.values()) if n in over else own for n, own in names.items()}
     groups = {g: {names[n]: v for n, v in group.items()} for g, group in groups.items()}
-    dims = {names.get(n, n): [names.get(d, d) for d in own] for n, own in dims.items()}
-    coords = {names[d]: values for d, values in coords.items()}
-    changed = {own: name for name, own in names.items() if own != name}
+    dims = {names.get(n, n): [of_dims.get(d, d) for d in own] for n, own in dims.items()}
+    coords = {of_dims[d]: values for d, values in coords.items()}
+    changed = {own: name for found in (of_dims, names) for name, own in found.items() if own != name}
     attrs |= {"original_names": json.dumps(changed, ensure_ascii=False)} if changed else {}
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
@@ -340,6 +342,13 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
         one = dict_to_dataset(groups["log_prior"], dims=named, coords=coords, attrs=made_by, skip_event_dims=True)
         tree["log_prior"] = DataTree(one)
     return tree
+
+
+def _apart(name: str, taken: Collection[str]) -> str:
+    """Another name: a variable that is called as a dimension of its group would be a coordinate."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def tree_names(names: Iterable[str]) -> dict[str, str]:

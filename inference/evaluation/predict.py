@@ -9,7 +9,7 @@ the same draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import Table, n_rows, require_labels, row_columns, tensors
+from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
-from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, tree_from
+from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
     constants_of,
     counts_in_range,
@@ -41,7 +41,7 @@ from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import latents_of, value_of
+from ppgen.terms import holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -89,7 +89,7 @@ def predict(
         raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
     if draws is not None and (not isinstance(draws, int) or draws < 1):
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
-    fitted = _fitted(run, program)
+    fitted = _fitted(run, program, data)
     require_few_states(fitted.program)
     made = fitted.program
     guide = fitted.draws is None
@@ -108,14 +108,14 @@ def predict(
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
-def _fitted(run: Any, program: Run | Program | None) -> Fitted:
+def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
         structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
         return Fitted(made, structure, example, None, dtype_of_program(made))
     if not hasattr(run, "children"):
         raise PpgenError(f"{type(run).__name__} cannot be predicted from; pass a run, a program, or a tree of mcmc")
-    return opened(run, program)
+    return opened(run, program, given)
 
 
 def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
@@ -156,12 +156,14 @@ class _Model(NamedTuple):
 
     Attributes:
         hidden: columns that are there for their shape only.
+        same: whether its rows are the fitted ones.
         sizes: of plates that are larger than at the fit.
     """
 
     fitted: Fitted
     rows: Table
     hidden: frozenset[str]
+    same: bool
     sizes: Mapping[str, int]
     grow: bool
 
@@ -176,13 +178,12 @@ class _Model(NamedTuple):
 
     def drawn(self) -> dict[str, Tensor]:
         """One draw of the latents by the guide."""
-        seen = {k: v for k, v in self.rows.items() if k not in self.hidden}
-        return _guide_draw(self.fitted, seen)
+        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same)
 
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, {}, grow)
+    model = _Model(fitted, rows, hidden, _same(_seen(rows, hidden), fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
@@ -267,7 +268,11 @@ def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.array([words[c] if c < len(words) else str(c) for c in codes])
 
 
-def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in rows.items() if k not in hidden}
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
     Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
@@ -276,14 +281,13 @@ def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor]) -> dict[str, Tensor]
     program, s = fitted.program, fitted.structure
 
     def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        guide = poutine.condition(lambda: program.call("guide", source), dict(known))
+        guide = holding(known)(lambda: program.call("guide", source))
         return latents_of(poutine.trace(guide).get_trace())
 
     if s is None:
         return drawn(data, {})
-    needed = program.guide_columns
+    needed = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
     reads = bool(needed) and all(n in data for n in needed)
-    same = _same(data, fitted.example)
     if reads and not s.globals and not s.summed:
         return drawn(data, {})
     told = drawn(fitted.example, {})
@@ -467,6 +471,7 @@ def _summary(name: str, key: Any, values: np.ndarray, entry: int | None, by: str
 def _labels(tree: DataTree, by: str) -> np.ndarray:
     group = tree.children.get("predictions_constant_data")
     found = group.dataset.data_vars if group is not None else {}
+    by = name_in(tree, by)
     if by not in found:
         raise PpgenError(
             f"there is no column {by!r} of the new rows to group by; they have {', '.join(map(str, found)) or 'none'}"

@@ -21,7 +21,7 @@ from ppgen.check.missing import validate
 from ppgen.data import Table, row_columns
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, of_dtypes
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.program import Program
@@ -114,7 +114,7 @@ def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
             latents = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}
             run_once(program, columns_, latents=latents).p.compute_log_prob()
     except Exception as e:  # others are said where the model is run for its draws
-        if "dtype" in str(e) or "scalar type" in str(e):
+        if of_dtypes(e):
             log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)
             return torch.float32
     return torch.float64

@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.draws import one_draw
-from ppgen.errors import PpgenError, lenient, nearest
+from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
@@ -68,12 +68,13 @@ LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n
 
 
 def fit(
-    program: Program, data: Any, *, valid: Any = None, steps: int | None = None, until: str | None = None,
-    batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant", optimizer: str = "Adam",
-    clip: float | None = None, ema: float | None = None, kl_warmup: int = 0, patience: int | None = None,
-    objective: Any = None, gradient: str = "pathwise", particles: int = 1, guide: str | None = None,
-    starts: int | None = None, engine: str = "auto", precision: str | None = None, device: str = "cpu", seed: int = 0,
-    out: str | Path | None = None, log_every: int | None = None, checkpoint_every: int | None = None,
+    program: Program | Callable[..., Any], data: Any, *, valid: Any = None, steps: int | None = None,
+    until: str | None = None, batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant",
+    optimizer: str = "Adam", clip: float | None = None, ema: float | None = None, kl_warmup: int = 0,
+    patience: int | None = None, objective: Any = None, gradient: str = "pathwise", particles: int = 1,
+    guide: str | None = None, starts: int | None = None, engine: str = "auto", precision: str | None = None,
+    device: str = "cpu", seed: int = 0, out: str | Path | None = None, log_every: int | None = None,
+    checkpoint_every: int | None = None,
     source: Mapping[str, Any] | None = None, report: Report | None = None, strict: bool = True,
 ) -> Run:  # fmt: skip
     """Fits a program to data by maximising a bound on log p(x).
@@ -82,7 +83,7 @@ def fit(
     figures are reported in nats over all N rows.
 
     Args:
-        program: a `Program`; its parameters are changed in place.
+        program: a `Program`, or a Pyro model; its parameters are changed in place.
         data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
         valid: held-out rows; their ELBO is logged, and `patience` counts on it.
         steps: gradient steps; 2000 if None.
@@ -102,7 +103,8 @@ def fit(
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
-        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: by the size of counts, as logged.
+        precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: 64-true by torch's default dtype, the
+            float64 tensors of the program or the size of counts, as logged; else 32-true.
         device: cpu, cuda, cuda:1, mps, auto. Under torchrun each process takes its share of every batch.
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
@@ -119,7 +121,8 @@ def fit(
         PpgenError: whatever is wrong with program, data or options, in one sentence, before the first step;
             a loss that stays NaN or infinite, with the site's name.
     """
-    loss, precision = loss_of(objective), precision or precision_for(data, device)
+    program = program if isinstance(program, Program) else Program.from_pair(program)
+    loss, either, precision = loss_of(objective), precision is None, precision or precision_for(data, device)
     steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
@@ -132,14 +135,13 @@ def fit(
     if out is not None and _restarted(Path(out), options):
         return resume(out, data, valid=valid, program=program, report=report)
     path = None if out is None else free_folder(out)
-    with _one_seed(seed), default_dtype(dtype_of(precision)), lenient(not strict):
-        train_data = _training_columns(program, data, dtype_of(precision))
-        valid_data = None if valid is None else prepare_columns(valid, program, dtype_of(precision))
-        ready = _ready(program, train_data, options, loss)
+    with _one_seed(seed), lenient(not strict), ExitStack() as stack:
+        train_data, valid_data, ready = _begun(program, (data, valid), options, loss, either=either)
+        stack.enter_context(default_dtype(dtype_of(options["precision"])))
         _warn_of_rows(program, train_data, ready.checked.structure)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
-        fabric = make_fabric(device, precision)
+        fabric = make_fabric(device, options["precision"])
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
         if path is None or not fabric.is_global_zero:
@@ -268,7 +270,9 @@ def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: s
 
 
 def precision_for(data: Any, device: str) -> str:
-    """64-true where a column has whole numbers beyond `LARGE_COUNT`, else 32-true, for want of which it is said."""
+    """64-true by torch's default dtype, or for whole numbers beyond `LARGE_COUNT`, which is said; else 32-true."""
+    if torch.get_default_dtype() == torch.float64:
+        return "64-true"
     for name, column in data_module.tensors(data_module.as_tensors(data)).items() if device == "cpu" else ():
         if column.numel() and not column.is_complex() and column.dtype != torch.bool:
             most = max(float(block.abs().max()) for block in data_module.blocks(column))
@@ -382,6 +386,35 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if guide and size == n and (searches or starts and not enumerated):
         start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found), loss)
+
+
+def _begun(
+    program: Program, tables: tuple[Any, Any], o: dict[str, Any], loss: Any, *, either: bool
+) -> tuple[data_module.Table, data_module.Table | None, _Ready]:
+    """The columns of the rows and of those held out, and the first pass; in float64, if the program asks for it.
+
+    Args:
+        either: whether the precision may be another than `o` says, which then says it.
+    """
+    data, valid = tables
+    now, dtype = dict(o), dtype_of(o["precision"])
+    try:
+        with default_dtype(dtype):
+            train_data = _training_columns(program, data, dtype)
+            valid_data = None if valid is None else prepare_columns(valid, program, dtype)
+            ready = _ready(program, train_data, now, loss)
+    except PpgenError as e:
+        if not (either and dtype == torch.float32 and of_dtypes(e)):
+            raise
+        try:
+            found = _begun(program, tables, double := {**o, "precision": "64-true"}, loss, either=False)
+        except PpgenError as other:
+            raise e if of_dtypes(other) else other from None
+        log.info("%s holds float64 tensors: computed in float64 (precision=64-true)", program.name)
+        o |= double
+        return found
+    o |= now
+    return train_data, valid_data, ready
 
 
 def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:

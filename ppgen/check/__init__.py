@@ -179,8 +179,9 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
                 "make a plate once: data = ppgen.rows(x), then `with data:` as often as it is wanted"
             ) from e
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, Tensor))
+        on = f" on a batch with {shapes}" if shapes else ""
         raise PpgenError(
-            f"{program.name} failed on a batch with {shapes}: {type(e).__name__}{_user_line(e)}: {_first_line(e)}; "
+            f"{program.name} failed{on}: {type(e).__name__}{_user_line(e)}: {_first_line(e)}; "
             "run with --debug to see the traceback"
         ) from e
 

@@ -138,6 +138,9 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None
         return None
 
 
+UNSIZED = -1  # of a pyro.plate without a size: as many as what stands in it
+
+
 def plates_fit(t: Traces) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     for trace, part in ((t.q, "guide"), (t.p, "model")):
@@ -158,7 +161,7 @@ def plates_fit(t: Traces) -> None:
                     "forgot that plate "
                     f"(its plates: {', '.join(sizes_q) or 'none'}); sample it within the same plate in the guide"
                 )
-            if sizes_q[plate] != size and not subsampled(q, plate):
+            if sizes_q[plate] not in (size, UNSIZED) and not subsampled(q, plate):
                 raise PpgenError(
                     f"the plate {plate!r} around the latent {name!r} has size {size} in the model and "
                     f"{sizes_q[plate]} in the guide; "

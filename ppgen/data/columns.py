@@ -14,6 +14,7 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -336,7 +337,8 @@ def unpack(data: Any) -> dict[str, Any]:
 def _tree(tree: Any) -> dict[str, Any]:
     groups = [g for g in ("constant_data", "observed_data") if g in tree.children]
     datasets = [tree[group].to_dataset() for group in groups] or [tree.to_dataset()]
-    columns = {name: value for dataset in datasets for name, value in unpack(dataset).items()}
+    own = json.loads(tree.attrs.get("original_names", "{}"))
+    columns = {own.get(name, name): value for dataset in datasets for name, value in unpack(dataset).items()}
     if not columns:
         raise PpgenError(
             f"no variable in the groups observed_data and constant_data (there are: "

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from ppgen import catalog
-from ppgen.data import Table
-from ppgen.data.arguments import is_literal
+from ppgen.data import Table, argument_of, as_tensors, is_literal
 from ppgen.errors import PpgenError
-from ppgen.program import Program
+from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, describe_program
 from ppgen.run.trust import find_file, trust
 from ppgen.structure import Structure, inspect
@@ -83,14 +82,15 @@ def _described(run: Run | Program, program: Program, structure: Structure) -> di
     return spec
 
 
-def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
+def opened(tree: DataTree, program: Run | Program | None = None, given: Any = None) -> Fitted:
     """A tree of draws with its program.
 
     Args:
         program: where the tree does not say it, or it lies elsewhere now.
+        given: data that have the arguments that a tree does not keep: objects, and containers of columns.
 
     Raises:
-        PpgenError: a program that cannot be found; a tree without the latents of its program.
+        PpgenError: a program that cannot be found, or whose arguments are not kept; a tree without its latents.
     """
     if "row_columns" not in tree.attrs:
         raise PpgenError(
@@ -104,6 +104,7 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
     dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
     example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.words)
+    example.update(_not_kept(made, given, example))
     changed = {original: own for own, original in originals.items()}
     with default_dtype(dtype):
         structure = inspect(
@@ -118,6 +119,24 @@ def opened(tree: DataTree, program: Run | Program | None = None) -> Fitted:
             )
         draws[name] = torch.as_tensor(tree["posterior"][own].values)
     return Fitted(made, structure, example, draws, dtype)
+
+
+def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are no tensors, numbers or words: as they are given now, containers with the fitted columns.
+
+    Raises:
+        PpgenError: one that the program needs and that is not given, or is a container of other columns.
+    """
+    table = as_tensors(given) if isinstance(given, Mapping) else {}
+    parts = {argument_of(c, table) for c in table if c not in example and argument_of(c, table) != c}
+    found = {k: v for k, v in table.items() if not isinstance(v, Tensor) and k not in example and k not in parts}
+    for name in arguments(program.model).needed:
+        if name not in example and name not in found:
+            raise PpgenError(
+                f"a tree keeps tensors, numbers and words, and not what the argument {name!r} of {program.name} was; "
+                "pass it as it was sampled with, or predict from a run"
+            )
+    return found
 
 
 def _found(spec: Mapping[str, Any]) -> Run | Program:

@@ -43,14 +43,14 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "the_store_is_not_looked_at",
-        'if not getattr(program, "pair", None) or name not in store:',
+        'if not getattr(program, "pair", None) or not found:',
         "if True:",
         f"{FILE}::test_what_pyro_trained_is_taken_up",
     ),
     Mutant(
         "float32_is_not_found_out",
-        'if "dtype" in str(e) or "scalar type" in str(e):',
-        "if False:",
+        'return "dtype" in str(error) or "scalar type" in str(error)',
+        "return False",
         f"{FILE}::test_float32_that_a_program_holds_is_computed_with",
     ),
     Mutant(
