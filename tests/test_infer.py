@@ -139,6 +139,7 @@ def test_the_flow_rung_weighs_its_draws(monkeypatch):
     draws_agree(torch.tensor(tree["posterior"]["m"].values[0]), exact.loc, exact.variance)
 
 
+@pytest.mark.slow  # the weights themselves: tests/test_laplace.py
 def test_groups_near_a_funnel_are_integrated_out(monkeypatch):
     """y_j ~ Binomial(3, sigmoid(a_j)), a_j ~ N(m, s), centred, where s may be near zero: moments by quadrature."""
     y = torch.tensor([1.0, 2, 0, 3, 1, 1, 2, 1, 0, 2, 1, 2, 3, 1, 1, 0, 2, 1, 1, 2]).double()

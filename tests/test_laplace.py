@@ -226,11 +226,11 @@ def test_latents_that_are_far_from_normal_are_said():
 
     def model(y):
         s = pyro.sample("s", HalfCauchy(10.0))
-        with pyro.plate("groups", 30):
+        with pyro.plate("groups", 12):
             a = pyro.sample("a", Normal(0.0, 10 * s + 5))
             pyro.sample("y", Bernoulli(logits=a), obs=y)
 
-    tree = mcmc(model, {"y": torch.ones(30)}, marginal="a", engine="trace", chains=16, draws=60, warmup=60,
+    tree = mcmc(model, {"y": torch.ones(12)}, marginal="a", engine="trace", chains=16, draws=25, warmup=20,
                 predictive=False, prior=False)  # fmt: skip
     (said,) = [f for f in load_findings(tree) if f.measure == "laplace"]
     assert said.verdict != "fine" and "leave marginal" in said.remedy

@@ -470,7 +470,8 @@ def own_loss(model, guide, x):
 
 @pytest.mark.parametrize(
     "objective",
-    ["Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", Trace_ELBO(num_particles=3), TraceGraph_ELBO(), own_loss,
+    ["Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", own_loss, TraceGraph_ELBO(),
+     pytest.param(Trace_ELBO(num_particles=3), marks=pytest.mark.slow),
      RenyiELBO(alpha=0.5, num_particles=4), ReweightedWakeSleep(num_particles=8), "TraceTMC_ELBO"],
     ids=lambda o: o if isinstance(o, str) else getattr(o, "__name__", type(o).__name__),
 )  # fmt: skip
@@ -546,7 +547,7 @@ def test_values_outside_of_a_support(caplog):
         fit(Program.from_pair(bernoulli), GREY, steps=1)
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nan_is_what_is_missing_to_a_distribution_that_says_so(wide):
     x, loc = torch.tensor([0.5, float("nan"), -1.0]), torch.zeros(3)
 

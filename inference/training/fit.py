@@ -109,8 +109,7 @@ def fit(
         seed: the one seed: parameters of the guide, order of the data, draws.
         out: the run folder to write; None keeps the result in memory.
         log_every: steps a row of metrics (and an evaluation of `valid`); about 100 rows by default.
-        checkpoint_every: steps a checkpoint; None: every 30 seconds.
-        source: where the data came from, recorded for `resume` and the shell.
+        checkpoint_every, source: steps a checkpoint (None: every 30 seconds); where the data came from, as recorded.
         strict: whether values outside of a support, and columns that are not finite, are refused; else: a warning.
         report: called with each row of metrics, and what to divide its figures by (`per`, `valid_per`).
 
