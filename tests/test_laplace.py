@@ -252,6 +252,17 @@ def test_a_block_that_is_no_maximum_is_climbed():
     assert torch.equal(_positive(-torch.ones(1, 1, 1, 1)) > 0, torch.ones(1, 1, 1, 1) > 0)
 
 
+def test_a_density_without_a_second_derivative_is_said(monkeypatch):
+    def fails(self):
+        raise NotImplementedError("the derivative for 'zeta' is not implemented")
+
+    monkeypatch.setattr(LaplaceMarginal, "_pattern", fails)
+    with pytest.raises(
+        PpgenError, match="theta cannot be integrated out, as the log joint of schools cannot be differ"
+    ):
+        marginal(schools, {"y": Y, "s": S}, "theta")
+
+
 @pytest.mark.parametrize(
     ("inner", "said"),
     [

@@ -31,6 +31,7 @@ from ppgen.engine import LogJoint
 from ppgen.engine.joint import BLOCK
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, mixture_weights
+from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
@@ -181,14 +182,10 @@ def importance_weights(
     """
     lp, g = target(u) if at is None else at
     log_w = torch.where(torch.isfinite(lp) & torch.isfinite(log_q), lp - log_q, -torch.inf).double()
-    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
-    smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
-    ess = float(effective(smooth)[0])
-    w = torch.as_tensor(np.exp(smooth[:, 0])).to(u)
-    top = int(w.argmax())
+    w, khat, ess, evidence = _smoothed(log_w)
+    w, top = w.to(u), int(w.argmax())
     u, lp = torch.where((w > 0)[:, None], u, u[top]), torch.where(w > 0, lp, lp[top])
-    evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
-    found = [_importance(u, w, float(k[0]), ess, joint.labels)]
+    found = [_importance(u, w, khat, ess, joint.labels)]
     weighted = Weighted(u, w, lp, evidence, found, [])
     if found[0].verdict == WRONG or not further:
         return weighted
@@ -221,12 +218,13 @@ def completed(
     u, log_w = outer.complete(drawn.u, generator)
     log_w = (log_w + drawn.lp - drawn.mixture.log_prob(drawn.u)).double()
     log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf)
-    smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
-    w, ess = torch.as_tensor(np.exp(smooth[:, 0])).to(u), float(effective(smooth)[0])
-    lp, g = target(u)
+    if not torch.isfinite(log_w).any():
+        raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
+    w, khat, ess, evidence = _smoothed(log_w)
+    w, (lp, g) = w.to(u), target(u)
     indices = tail_indices(outer.whole, u, w, g)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
-    importance = _importance(u, w, float(k[0]), ess, outer.whole.labels, ADAPTED, heavy)
+    importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
     some = torch.multinomial(w, BLOCK, generator=generator)
     label = outer.other_top(drawn.u[some], generator)
@@ -238,9 +236,16 @@ def completed(
         why = why or f"too few of the draws of {', '.join(outer.latents)} are effective by Laplace's method"
     if why and ("unseen_modes" not in said or said["unseen_modes"].verdict != WRONG):
         said["unseen_modes"] = Finding("unseen_modes", label or "", math.nan, math.nan, LOOK, {"reason": why})
-    log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(u))
-    evidence = Evidence(log_z, max(1 / ess - 1 / len(u), 0.0) ** 0.5)
     return Weighted(u, w, lp, evidence, list(said.values()), [])
+
+
+def _smoothed(log_w: Tensor) -> tuple[Tensor, float, float, Evidence]:
+    """Weights that sum to one, k-hat, effective draws, and the log of the mean weight, of log weights (S,)."""
+    smooth, k = smoothed(log_w.clamp_min(float(log_w.max()) - 1e4).numpy()[:, None])
+    S, ess = len(log_w), float(effective(smooth)[0])
+    log_z = float(torch.logsumexp(log_w, 0)) - math.log(S)
+    evidence = Evidence(log_z, max(1 / ess - 1 / S, 0.0) ** 0.5)
+    return torch.as_tensor(np.exp(smooth[:, 0])), float(k[0]), ess, evidence
 
 
 def is_unbounded(block: Any) -> bool:

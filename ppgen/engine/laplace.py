@@ -64,7 +64,8 @@ class LaplaceMarginal:
     def __init__(self, whole: LogJoint, inner: Sequence[str]):
         """
         Raises:
-            PpgenError: a name that is no continuous latent; no other latent; blocks of more than `MOST` entries.
+            PpgenError: a name that is no continuous latent; no other latent; blocks of more than `MOST` entries; a log
+                joint that has no second derivative.
         """
         for name in inner:
             if name not in whole.latents:
@@ -86,7 +87,13 @@ class LaplaceMarginal:
             b = whole.blocks[n]
             self.blocks[n] = b._replace(start=stop, stop=stop + b.stop - b.start)
             stop = self.blocks[n].stop
-        self._blocks, self._colors = self._pattern()
+        try:
+            self._blocks, self._colors = self._pattern()
+        except (RuntimeError, NotImplementedError) as e:
+            raise PpgenError(
+                f"{', '.join(self.inner)} cannot be integrated out, as the log joint of {self.program.name} cannot be "
+                f"differentiated twice: {str(e).splitlines()[0]}; sample them with the rest"
+            ) from e
         self._from_blocks = torch.cat([row[..., 0].flatten() for row, _ in self._blocks]).argsort()
         self._target = in_blocks(whole.value_and_grad)
         self._graphs: dict[tuple, Callable[..., Any]] = {}
@@ -313,7 +320,7 @@ class LaplaceMarginal:
             raise PpgenError(f"marginal takes {k} entries, and at most {20 * MOST} can be looked through")
         filled = torch.zeros(k, k, dtype=torch.bool)
         for _ in range(2):
-            filled |= self._hessian_at(self.whole.prior()) != 0
+            filled |= self._filled_at(self.whole.prior())
         filled = filled | filled.mT | torch.eye(k, dtype=torch.bool)
         member = _components(filled)
         groups: dict[int, list[list[int]]] = {}
@@ -335,13 +342,13 @@ class LaplaceMarginal:
             blocks.append((row, torch.arange(size).expand(len(members), size, size)))
         return blocks, torch.nn.functional.one_hot(color, largest).mT.to(torch.get_default_dtype())
 
-    def _hessian_at(self, u: Tensor) -> Tensor:
-        """(k, k), near a vector of `whole`; NaN is not zero."""
+    def _filled_at(self, u: Tensor) -> Tensor:
+        """Which entries of H are not zero, (k, k), near a vector of `whole`; NaN is not zero."""
         slope = torch.func.grad(self._f(u[self.places]))
         theta = u[self._inner] + 0.1 * torch.randn(len(self._inner)).to(u)
-
         product = torch.func.vjp(slope, theta)[1]
-        return torch.cat([torch.func.vmap(lambda c: product(c)[0])(c) for c in torch.eye(len(theta)).to(u).split(64)])
+        columns = torch.eye(len(theta)).to(u).split(64)
+        return torch.cat([torch.func.vmap(lambda c: product(c)[0])(c) != 0 for c in columns])
 
 
 def _quantile(p: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
