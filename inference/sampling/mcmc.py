@@ -255,6 +255,7 @@ def _checks(
     said, chains = findings(found, joint), found.u.shape[1]
     if found.evidence is not None:
         target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
+        said = [_heavier(f, joint, target, found) if f.measure == "tail_khat" else f for f in said]
         one = score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels)
         said.append(replace(one, details={**one.details, "of": "particles"}))
         return said + _unseen(joint, target, found, said, structure.sites, seed)
