@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pyro
 import pytest
 import torch
-from pyro.distributions import Dirichlet, HalfCauchy, Normal
+from pyro.distributions import Dirichlet, HalfCauchy, Normal, StudentT
 
 from ppgen import PpgenError
 from ppgen.distributions import Flat
 from ppgen.inference import load_findings, mcmc, verdict
 from ppgen.inference.sampling.kernels.smc import KEEP, Start, _next, _Reference, _resampled, sample
 from ppgen.inference.sampling.weighted import Mixture
+from ppgen.inference.verdicts import mcmc_diagnostics
+from ppgen.inference.verdicts.findings import Finding
 
 ONE = {"one": torch.ones(1)}
 WEIGHTS, LOCS = torch.tensor([0.7, 0.3]), torch.tensor([0.0, 40.0])
@@ -52,6 +54,19 @@ def test_two_modes_keep_their_proportions(prior):
     se = share.std(ddof=1) / len(share) ** 0.5
     assert abs(share.mean() - 0.3) < 4 * se < 0.06
     assert verdict(load_findings(tree)) == "fine"
+
+
+def test_a_tail_is_told_by_the_slope_of_the_density_where_draws_do_not_show_it(monkeypatch):
+    """Without an sd: the largest of 8 000 draws need not tell."""
+
+    def model(one):
+        pyro.sample("t", StudentT(2.0, 0.0, 1.0))
+        pyro.factor("one", one.sum())
+
+    light = Finding("tail_khat", "", -math.inf, 0.35, "fine", {"others": 0})
+    monkeypatch.setattr(mcmc_diagnostics, "heavy_tails", lambda latents: light)
+    said = {f.measure: f for f in load_findings(smc(model))}["tail_khat"]
+    assert said.verdict == "look" and said.where == "t"
 
 
 def test_evidence_of_a_conjugate_model_is_exact():
