@@ -355,7 +355,7 @@ def _unseen_modes(f: Finding) -> Words:
 def _missing_mass(f: Finding) -> Words:
     d = f.details
     if "reason" in d:
-        return f"modes that the draws have not seen were not searched for: {d['reason']}", "Run with other seeds."
+        return f"modes that the draws have not seen were not all searched for: {d['reason']}", "Run with other seeds."
     climbs = f"climbs from {d['starts']} over-dispersed starts"
     if f.verdict == "fine":
         return f"{climbs} found no place of the posterior that the draws have not seen", ""
