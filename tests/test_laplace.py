@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, HalfCauchy, MultivariateNormal, Normal
 
 from ppgen import PpgenError, Program
 from ppgen.engine import log_joint
-from ppgen.engine.laplace import LaplaceMarginal, _positive
+from ppgen.engine.laplace import LaplaceMarginal, _positive, _root
 from ppgen.inference import load_findings, mcmc
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]).double()
@@ -250,6 +250,7 @@ def test_a_block_that_is_no_maximum_is_climbed():
         "where counts overflow there is no Hessian"
     )
     assert torch.equal(_positive(-torch.ones(1, 1, 1, 1)) > 0, torch.ones(1, 1, 1, 1) > 0)
+    assert _root(block)[0, 0].isnan().all() and torch.allclose(_root(block)[0, 1] ** 2, block[0, 1])  # its own alone
 
 
 def test_a_density_without_a_second_derivative_is_said(monkeypatch):

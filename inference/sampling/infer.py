@@ -277,7 +277,7 @@ def laplace(problem: Problem) -> Outcome:
     few = sum(b.stop - b.start for n, b in joint.blocks.items() if n not in many)
     if not many or not 0 < few <= FEW:
         raise PpgenError(f"{problem.made.program.name} has no few latents that many others depend on")
-    outer = LaplaceMarginal(joint, many)
+    outer = somewhere(lambda: LaplaceMarginal(joint, many))
     of_few = problem._replace(joint=outer, target=in_blocks(outer.value_and_grad))
     generator = torch.Generator().manual_seed(problem.seed)
     found, drawn = _by_normals(of_few, adapt=True)

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine.joint import BLOCK, LogJoint, in_blocks, leapfrog_step
 from ppgen.errors import PpgenError
@@ -89,7 +90,9 @@ class LaplaceMarginal:
             stop = self.blocks[n].stop
         try:
             self._blocks, self._colors = self._pattern()
-        except (RuntimeError, NotImplementedError) as e:
+        except LinAlgError:  # at this draw from the prior
+            raise
+        except RuntimeError as e:
             raise PpgenError(
                 f"{', '.join(self.inner)} cannot be integrated out, as the log joint of {self.program.name} cannot be "
                 f"differentiated twice: {str(e).splitlines()[0]}; sample them with the rest"
@@ -146,10 +149,9 @@ class LaplaceMarginal:
             best, rise = torch.where(won, race, best), torch.where(won, more, rise)
             kept = torch.where(self._by_entry(won), theta + step, kept)
         volume = sum(f.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2)) for f in factors)
-        top = value + volume - 0.5 * theta.shape[-1] * math.log(2 * math.pi)  # f at θ̂
         whole = self._join(u, torch.where(torch.isfinite(kept), kept, theta))
-        off = self._target(whole)[0] - top - rise.sum(-1)
-        log_w = (total - math.log(len(points))).sum(-1) + top + off - volume - value
+        at_top = self._target(whole)[0] - rise.sum(-1)  # f at θ̂, and what the integrals of the gradient are off by
+        log_w = (total - math.log(len(points))).sum(-1) + at_top - volume - value
         return whole, torch.where(found & torch.isfinite(kept).all(-1), log_w, -torch.inf)
 
     def _net(self) -> tuple[Tensor, Tensor]:
@@ -213,12 +215,12 @@ class LaplaceMarginal:
         slope, blocks = self._call("slope", self._slope, u, theta)
         share = torch.ones(len(u), self._n_blocks).to(u)
         for _ in range(ROUNDS):
-            raised = [_positive(b) for b in blocks]
-            step = self._by_entry(share) * self._solved(raised, slope)
+            raised, of_entry = [_positive(b) for b in blocks], self._by_entry(share)
+            step = of_entry * self._solved(raised, slope)
             small = step.abs() / (1 + theta.abs())
             saddle = torch.cat([(r != b).any(-1).any(-1) for r, b in zip(raised, blocks, strict=True)], -1)
             settled = (small <= STILL) & self._by_entry((share == 1) & ~saddle)
-            if (settled | (self._by_entry(share) < SHORTEST)).all():
+            if (settled | (of_entry < SHORTEST)).all():
                 break
             further = self._call("slope", self._slope, u, theta + step)
             before, after = self._block_sums(slope * step), self._block_sums(further[0] * step)
@@ -363,7 +365,10 @@ def _quantile(p: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 
 def _root(block: Tensor) -> Tensor:
     """Lower-triangular L, of L Lᵀ; NaN where a block is not positive definite."""
-    return block.sqrt() if block.shape[-1] == 1 else torch.linalg.cholesky(block)
+    if block.shape[-1] == 1:
+        return block.sqrt()
+    root, info = torch.linalg.cholesky_ex(block)
+    return torch.where((info == 0)[..., None, None], root, torch.nan)
 
 
 def _scaled(root: Tensor, z: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ MUTANTS = [
         "return z * root if root.shape[-1] == 1",
         WEIGHTED,
     ),
-    Mutant("laplace_weights_of_the_joint_alone", "+ top + off - volume - value", "+ top + off - volume", LAPLACE),
-    Mutant("laplace_weights_without_a_block", "+ top + off - volume", "* 0.9 + top + off - volume", LAPLACE),
+    Mutant("laplace_weights_of_the_joint_alone", "+ at_top - volume - value", "+ at_top - volume", LAPLACE),
+    Mutant("laplace_weights_without_a_block", "+ at_top - volume", "* 0.9 + at_top - volume", LAPLACE),
     Mutant(
         "laplace_candidates_that_are_not_weighed",
         "race = log_w - torch.rand",
