@@ -286,7 +286,7 @@ def _starts() -> dict[str, dict[str, dict[str, float]]]:
     for name in STARTS:
         found[name] = {}
         with tempfile.TemporaryDirectory() as cache:
-            environment = {**_environment(1), "TORCHINDUCTOR_CACHE_DIR": cache}
+            environment = {**_environment(1), "XDG_CACHE_HOME": cache}
             for label, engine in (
                 ("eager", "eager"),
                 ("trace", "trace"),

@@ -25,6 +25,12 @@ def fresh_random_state():
     torch.set_default_dtype(dtype)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_in_the_background(monkeypatch):
+    """It would take the processor from other tests."""
+    monkeypatch.setattr("ppgen.engine.background.start", lambda *_: None)
+
+
 @pytest.fixture
 def double():
     """Everything in float64; `fresh_random_state` puts the default back."""

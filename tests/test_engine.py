@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-from functools import partialmethod
 
 import numpy as np
 import pyro
@@ -19,21 +18,25 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_e
 from pyro.poutine.messenger import Messenger
 
 from ppgen.data import n_rows
-from ppgen.engine import compile as compile_module  # noqa: F401 - the module, for monkeypatching
-from ppgen.engine import describe, log_joint, trace, traced
+from ppgen.engine import background, compiled, describe, log_joint, native, trace, traced
+from ppgen.engine import compile as compilation
+from ppgen.engine.compile import code_key
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import Draw, Noise
 from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.small import _decompositions
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.trace import Traced, Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
+from ppgen.inference.training import graph_runs
 from ppgen.inference.training import step as step_module
+from ppgen.inference.training.eager import Row, flushed
 from ppgen.inference.training.optimise import make_fabric, make_optimizer
-from ppgen.inference.training.step import Row, Step
+from ppgen.inference.training.step import Step
 from ppgen.models import Diffusion
 from ppgen.program import Program
+from ppgen.run import Run
 from ppgen.structure import inspect
 
 SMALL = ("normal_normal", "vae_dropout", "exact_mixture")  # compiled in the ordinary suite
@@ -371,14 +374,14 @@ def test_bad_steps_change_nothing(engine: str):
 
 def test_a_fused_step_counts_the_eager_steps_between(monkeypatch):
     """Batches of a shape that is not compiled are steps of Adam's as well: of its bias corrections too."""
-    monkeypatch.setattr(FusedStep, "build", partialmethod(FusedStep.build, compile=False))
+    monkeypatch.setattr(graph_runs, "compiled", lambda graph, *_: lambda inputs: Traced(graph, ())(*inputs))
     whole, part = {"x": Y}, {"x": Y[:5]}
     batches = [whole, whole, part, part, whole, part, whole, whole]
     rows = [Row(1e-2, 1.0, k) for k in range(1, len(batches) + 1)]
     found = []
     for engine in ("eager", "compile"):
         step = _step(Program.from_pair(_line), whole, engine)
-        step._runs[(shapes(part), True)] = step._eager_steps
+        step._runs[(shapes(part), True)] = step.eager_steps
         step(batches, rows)
         found.append(step.parameters[0].detach())
     assert step.running == "compile"
@@ -498,35 +501,85 @@ def test_auto_leaves_short_runs_alone():
     assert step.running == "eager"
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_auto_traces_and_compiles_long_runs(there: bool, monkeypatch, caplog):
-    """Without a C++ compiler it stays with the trace, and says so once."""
-    monkeypatch.setattr(step_module, "_worth_tracing", lambda *a: True)
-    monkeypatch.setattr(step_module, "_worth_compiling", lambda *a: True)
+def test_auto_traces_at_once():
+    step = _step(Program.from_pair(_line), {"x": Y}, "auto", steps=200)
+    step([{"x": Y}], [Row(1e-2, 1.0, 1)])
+    assert step.running == "trace"
+
+
+START = background.start
+
+
+@pytest.fixture
+def every_gain_counts(monkeypatch, tmp_path):
+    """As if each fit were long; nothing has been compiled before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(step_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(step_module, "BACKGROUND_SECONDS", 0.0)
+    monkeypatch.setattr(native, "_LOADED", {})
+
+
+def _auto(engine: str = "auto", steps: int = 200) -> Run:
+    return fit(Program.from_pair(_line), {"x": Y}, steps=steps, lr=1e-2, engine=engine)
+
+
+def test_auto_without_a_compiler_stays_with_the_trace_and_says_so_once(every_gain_counts, monkeypatch, caplog):
     monkeypatch.setattr(step_module, "_SAID", set())
-    if not there:
-        monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
+    monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
     with caplog.at_level(logging.WARNING, "ppgen"):
-        run = fit(Program.from_pair(_line), {"x": Y}, steps=200, lr=1e-2, engine="auto")
-        if not there:
-            fit(Program.from_pair(_line), {"x": Y}, steps=20, engine="auto")
-    expected = fit(Program.from_pair(_line), {"x": Y}, steps=200, lr=1e-2, engine="eager")
-    np.testing.assert_allclose(run.rows[-1]["elbo"], expected.rows[-1]["elbo"], rtol=1e-5)
-    assert ["g++" in r.getMessage() for r in caplog.records] == ([] if there else [True])
+        run = _auto()
+        _auto(steps=120)
+    assert run.rows[-1]["elbo"] == _auto("eager").rows[-1]["elbo"]  # to the bit
+    assert ["g++" in r.getMessage() for r in caplog.records] == [True]
+
+
+@pytest.mark.slow
+def test_auto_takes_the_code_that_is_there(every_gain_counts, monkeypatch, caplog):
+    _auto("compile", 10)
+    monkeypatch.setattr(native, "_LOADED", {})
+    monkeypatch.setattr(compilation, "_compile", lambda *_: pytest.fail("compiled again"))
+    caplog.set_level(logging.INFO, "ppgen")
+    run = _auto()
+    assert "compiled" in caplog.text
+    np.testing.assert_allclose(run.rows[-1]["elbo"], _auto("eager").rows[-1]["elbo"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_auto_compiles_in_the_background_and_changes_over(every_gain_counts, monkeypatch, caplog):
+    monkeypatch.setattr(background, "start", START)
+    caplog.set_level(logging.INFO, "ppgen")
+    run = _auto(steps=100_000)
+    said = [r.getMessage() for r in caplog.records]
+    assert "in the background" in said[0] and "compiled" in said[1]
+    np.testing.assert_allclose(run.rows[-1]["elbo"], _auto("compile", 100_000).rows[-1]["elbo"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_for_what_it_was_made_for(every_gain_counts, monkeypatch):
+    """Another shape or number of threads is other code; a file that was cut short is made again; old ones go."""
+    graph, x = trace(lambda x: [(x * 2).sum(-1)], [torch.ones(5, 3)]).graph, torch.rand(5, 3)
+    assert torch.equal(compiled(graph, [x])([x])[0], (x * 2).sum(-1))
+    key = code_key(graph, [x])
+    assert native.is_known(key) and key != code_key(graph, [x.mT.contiguous().mT])
+    with monkeypatch.context() as other:
+        other.setattr(torch, "get_num_threads", lambda: 3)
+        assert key != code_key(graph, [x])
+    (file,) = native.folder().glob("*.so")
+    monkeypatch.setattr(native, "_LOADED", {})
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert native.load(key) is None
+    assert torch.equal(compiled(graph, [x])([x])[0], (x * 2).sum(-1))
+    assert native.load(key) is not None and file.read_bytes() == whole
+    monkeypatch.setattr(native, "BYTES", 1)
+    native._make_room()
+    assert not native.is_known("another") and not list(native.folder().glob("*.so"))
 
 
 def test_compile_without_a_compiler_is_an_error(monkeypatch):
     monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
     with pytest.raises(PpgenError, match="install g\\+\\+"):
         fit(Program.from_pair(_line), {"x": Y}, steps=5, engine="compile")
-
-
-def test_auto_stakes_no_more_than_it_may_lose():
-    assert step_module._worth_tracing(3e-3, 10_000, 4) and not step_module._worth_tracing(3e-3, 300, 4)
-    assert step_module._worth_compiling(3e-3, 1e-3, 40_000, 300)
-    assert not step_module._worth_compiling(3e-3, 1e-3, 1_000, 300)  # too short
-    assert not step_module._worth_compiling(1e-1, 1e-1, 20_000, 5_000)  # too large
-    assert not step_module._worth_compiling(1e-1, 1e-1, 500, 300)  # nothing saved to stake
 
 
 # -- functions beside the step ---------------------------------------------------------------------
@@ -650,26 +703,12 @@ def test_small_matrix_products_are_written_out():
     assert table[torch.ops.aten.mm.default](large, large) is NotImplemented
 
 
-@pytest.mark.slow
-def test_the_second_compilation_is_found_in_the_cache(tmp_path, monkeypatch):
-    from torch._dynamo.utils import counters
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    case = PROGRAMS["exact_mixture"]
-    for found in (0, 1):
-        counters.clear()
-        o = objective(case)
-        FusedStep(Gradient(o, case.data), torch.optim.SGD(o.parameters(), lr=1e-3)).build(case.data)
-        assert counters["inductor"]["fxgraph_cache_bypass"] == 0
-        assert counters["aot_autograd"]["autograd_cache_hit"] == found
-
-
 @pytest.mark.parametrize("before", [False, True])
 def test_a_step_leaves_the_processor_as_it_was(before: bool):
     tiny = torch.tensor(1e-40)
     torch.set_flush_denormal(before)
     try:
-        with step_module._flushed():
+        with flushed():
             assert tiny * 1 == 0
         assert bool(tiny * 1 == 0) == before
     finally:

@@ -448,18 +448,15 @@ def inductor_asks_which_instructions_there_are__ppgen_engine_compile():
     return callable(get_cpp_compiler) and hasattr(VecISA, "build_arch_flags")
 
 
-def inductor_keeps_its_code_in_a_folder__ppgen_engine_compile():
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    return isinstance(default_cache_dir(), str)
+def inductor_loads_what_it_built_as_an_extension_that_reads_an_address__ppgen_engine_native():
+    return isinstance(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr, int)
 
 
-def inductor_runs_within_a_tracing_context__ppgen_engine_compile():
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
-
-    with tracing(TracingContext(FakeTensorMode())):
-        return True
+def inductors_entry_takes_and_gives_handles__ppgen_engine_compile():
+    aoti = torch._C._aoti
+    return callable(aoti.unsafe_alloc_void_ptrs_from_tensors) and callable(
+        aoti.alloc_tensors_by_stealing_from_void_ptrs
+    )
 
 
 HERE = list(vars(sys.modules[__name__]).items())

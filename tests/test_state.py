@@ -62,7 +62,7 @@ def test_the_step_after_a_resume_runs_on_the_graph(tmp_path, monkeypatch):
     def eager(*_):
         raise AssertionError("an eager step")
 
-    monkeypatch.setattr(Step, "_eager", eager)
+    monkeypatch.setattr(Step, "eager", eager)
     assert resume(path, {"x": X}, program=ppca()).metrics["step"][-1] == 20
 
 

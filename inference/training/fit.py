@@ -244,7 +244,8 @@ def _resume(
 
 
 def _was_eager(state: Mapping[str, Any]) -> bool:
-    return state.get("engines") is not None and state["engines"]["asked"] == "eager"
+    engines = state.get("engines")
+    return engines is not None and "eager" in (engines["asked"], *engines["runs"].values())
 
 
 def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: str) -> None:

@@ -64,6 +64,9 @@ class _State:
     engines: Engines | None = None  # version 1 has none
 
 
+_FORMER = ("seconds", "eager_seconds", "trace_next")
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """state.safetensors, as `ppgen.inference.training.train` writes it.
 
@@ -71,6 +74,8 @@ def read_state(path: Path) -> dict[str, Any]:
         PpgenError: a file that is no state, with what is missing or of another type.
     """
     state = read_tree(path)
+    if isinstance(state.get("engines"), dict):  # once there were times in it
+        state["engines"] = {"settled": []} | {k: v for k, v in state["engines"].items() if k not in _FORMER}
     validate(state, _State, str(path), exact=True)
     if not all({"step"} <= row.keys() <= set(METRICS) for row in state["progress"]["rows"]):
         raise PpgenError(f"{path} is damaged: a row of metrics has other columns; restore it, or fit again")

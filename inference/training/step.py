@@ -3,57 +3,44 @@
 eager     the program is interpreted at every step
 trace     its tensor operations, recorded once, are run: the same numbers, to the bit
 compile   the whole step is one compiled graph, several steps a call: the same numbers, but for rounding
-auto      eager at first; then trace, then compile, where the steps that are left earn the time back
+auto      trace from the first step on; compile as soon as the code is there: from an earlier run, or made in the
+          background meanwhile, where the steps that are left are worth it
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from subprocess import Popen
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppgen.check import bad_number
+from ppgen.engine import background, native
 from ppgen.engine import compile as compilation
-from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Evaluation, Gradient, shapes
+from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import python_randomness
-from ppgen.engine.optimisers import functional
 from ppgen.engine.trace import Untraceable
 from ppgen.errors import PpgenError, nearest
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
-from ppgen.inference.training.optimise import averaged, ema_decay
+from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult, flushed
+from ppgen.inference.training.graph_runs import Code, FusedRun, TraceRun
 from ppgen.terms import run
 
 ENGINES = ("eager", "trace", "compile", "auto")
 MAX_BAD_STEPS = 10  # so many losses in a row that are not finite end the fit
 MAX_TRACES = 4  # shapes of a batch that are traced; further ones run eagerly
-PROBES = 3  # steps that `auto` times before it decides
-CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal is heard
+WORTH_TRACING = 100  # steps: tracing takes about as long as 60 eager ones, and saves the better half of each
+PROBES = 3  # traced steps that `auto` times
+LOOK_SECONDS, BACKGROUND_SECONDS = 0.7, 1.5  # to be gained by compiled code: to look for it, to have it made
+POLL_SECONDS = 0.25  # between two looks at whether the code is there
 
 log = logging.getLogger("ppgen")
-
-
-class _StepResult(NamedTuple):
-    elbo: float  # nats over all rows
-    grad_norm: float  # of the loss in nats a row, before clipping
-    finite: bool  # False: nothing was changed
-
-
-class Row(NamedTuple):
-    """What differs from step to step, beside the batch."""
-
-    lr: float
-    kl_weight: float
-    step: int  # 1 for the first
 
 
 @dataclass
@@ -61,54 +48,43 @@ class Engines:
     """Which engine runs what. It is in a checkpoint, so that a resumed run computes each step as the unbroken one does.
 
     Attributes:
-        asked: the engine, as `auto` has decided so far.
+        asked: the engine; eager where no other is possible.
         runs: the engine of each shape of batch.
-        seconds, eager_seconds, trace_next: what `auto` has timed, and whether its next step is traced.
+        settled: the shapes for which `auto` looks for no other.
     """
 
     asked: str
     runs: dict[str, str] = field(default_factory=dict)
+    settled: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Trial:
+    """What `auto` knows of steps that are traced, and may be compiled: their seconds, and the code that is made."""
+
+    gradient: Gradient
     seconds: list[float] = field(default_factory=list)
-    eager_seconds: float = 0.0
-    trace_next: bool = False
-
-    def decided(self, engine: str) -> Engines:
-        """What `auto` has come to; times are forgotten, which differ from run to run."""
-        return Engines(engine, self.runs)
+    code: Code | None = None
+    child: Popen | None = None
+    asked_at: float = 0.0
 
 
-Run = Callable[[Sequence[Mapping[str, Tensor]], Sequence[Row]], list[_StepResult]]
-
-
-class Step:
-    """Moves the parameters once a row: step(batches, rows) -> one `_StepResult` a row.
+class Step(EagerStep):
+    """Moves the parameters once a row: step(batches, rows) -> one `StepResult` a row.
 
     Attributes:
-        chunk: how many rows a call should have.
         running: the engine that ran the last step.
     """
 
     def __init__(
-        self,
-        objective: Any,
-        optimizer: Any,
-        fabric: Any,
-        *,
-        engine: str = "auto",
-        clip: float | None = None,
-        warm_up: bool = False,
-        ema: dict[str, Tensor] | None = None,
-        ema_decay: float | None = None,
-        steps: int = 0,
-        engines: Mapping[str, Any] | None = None,
-    ):
+        self, objective: Any, optimizer: Any, fabric: Any, *, engine: str = "auto", warm_up: bool = False,
+        steps: int = 0, engines: Mapping[str, Any] | None = None, **options: Any,
+    ):  # fmt: skip
         """
         Args:
-            objective, optimizer, fabric: as `Fabric.setup` gave them.
+            objective, optimizer, fabric, options: see `EagerStep`.
             engine: one of `ENGINES`.
-            clip: largest norm of the gradient.
             warm_up: whether the KL weight of a row may differ from 1.
-            ema: the averages of the program's state, by name; changed in place, by `ema_decay`.
             steps: how many there will be; `auto` weighs them.
             engines: those of the checkpoint that the fit goes on from.
 
@@ -119,35 +95,30 @@ class Step:
             raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
         if engine == "compile":
             compilation.require_compiler()
-        self.wrapped, self.wrapped_optimizer, self.fabric = objective, optimizer, fabric
-        self.objective: Objective = getattr(objective, "module", objective)
-        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.clip, self.warm_up, self.ema, self.decay, self.steps = clip, warm_up, ema, ema_decay, steps
-        self._places = [(p, p.data) for p in self.parameters]
-        self.engines, self.running, self.chunk = Engines(engine), "eager", 1
+        super().__init__(objective, optimizer, fabric, **options)
+        self.warm_up, self.steps = warm_up, steps
+        self.engines, self.running = Engines(engine), "eager"
         if engines is not None:
             self.engines = Engines(**engines)
         self._runs: dict[tuple, Run] = {}
-        self.layouts: dict[tuple[int, ...], Any] = {}  # of compiled steps, for batches of several shapes
-        self.uncounted = False  # whether torch's optimiser has made steps that compiled ones have not counted
+        self._trials: dict[tuple, _Trial] = {}
         why = self._unsupported()
         if why and engine in ("trace", "compile"):
             log.warning("engine %s: %s; steps run eagerly", engine, why)
         if why:
             self.engines.asked = "eager"
 
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
-        with _flushed():
+    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        with flushed():
             return self._steps(batches, rows)
 
-    def _steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
-        results: list[_StepResult] = []
+    def _steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[StepResult]:
+        results: list[StepResult] = []
         while len(results) < len(rows):
             i = len(results)
             key = (shapes(batches[i]), self.objective.training)
             run = self._runs.get(key)
-            if run is None or self.engines.asked == "auto":
+            if run is None or key in self._trials:
                 results += self._considered(key, batches[i], rows[i])
                 continue
             j = i + 1
@@ -170,16 +141,19 @@ class Step:
             return "nothing is trained"
         return None
 
-    def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[_StepResult]:
+    def _considered(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
         """A step with no graph yet for it, or one that `auto` has under observation."""
+        auto = self.engines.asked == "auto"
         if key not in self._runs and _label(key) in self.engines.runs:
             self._again(key, batch, row)
-        if self.engines.asked == "auto":
-            return self._auto(key, batch, row)
+        elif key not in self._runs and auto and self.steps - row.step < WORTH_TRACING:
+            self._use(key, "eager", self.eager_steps)
+        if key in self._trials:
+            return self._watched(key, batch, row)
         if key in self._runs:
             return self._runs[key]([batch], [row])
         if self.engines.asked == "eager":
-            self._runs[key] = self._eager_steps
+            self._runs[key] = self.eager_steps
         elif len(self.engines.runs) >= MAX_TRACES:
             self._fall_back(key, f"batches of more than {MAX_TRACES} shapes; give rows one shape, or a batch_size")
         else:
@@ -189,37 +163,37 @@ class Step:
     def _use(self, key: tuple, engine: str, run: Run) -> None:
         """Runs batches of these shapes so from now on."""
         self._runs[key], self.running = run, engine
-        if len(self.engines.runs) < MAX_TRACES:
+        self.chunk = run.chunk if isinstance(run, FusedRun) else 1
+        if len(self.engines.runs) < MAX_TRACES or _label(key) in self.engines.runs:
             self.engines.runs[_label(key)] = engine
 
-    def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row, *, compiled: bool | None = None) -> _StepResult:
+    def _first(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> StepResult:
         """Traces (and compiles); the step itself is run eagerly, and the graph must give the same gradient."""
-        compiled = self.engines.asked == "compile" if compiled is None else compiled
         start = torch.get_rng_state()
         gradient = self._traced(key, batch)
         if gradient is None:
-            return self._eager(batch, row)
-        before = [t.detach().clone() for t in self._tensors()]
-        result = self._eager(batch, row)
+            return self.eager(batch, row)
+        before = [t.detach().clone() for t in self.tensors()]
+        result = self.eager(batch, row)
         if self._agrees(key, gradient, batch, row, result, before, start):
-            self._run_graph(key, gradient, batch, compiled)
+            self._run_graph(key, gradient, batch, self.engines.asked == "compile")
         return result
 
     def _again(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> None:
         """Traces (and compiles) what the checkpoint says was, and holds it against an eager gradient; makes no step."""
         engine = self.engines.runs[_label(key)]
         if engine == "eager":
-            self._use(key, "eager", self._eager_steps)
+            self._use(key, "eager", self.eager_steps)
             return
         start = torch.get_rng_state()
         gradient = self._traced(key, batch)
         if gradient is None:
             return
-        before = [t.detach().clone() for t in self._tensors()]
+        before = [t.detach().clone() for t in self.tensors()]
         with python_randomness():
-            _, result = self._gradients(batch, row.kl_weight)
+            _, result = self.gradients(batch, row.kl_weight)
         with torch.no_grad():
-            _copy(self._tensors(), before)
+            _copy(self.tensors(), before)
         torch.set_rng_state(start)
         if self._agrees(key, gradient, batch, row, result, before, start):
             self._run_graph(key, gradient, batch, engine == "compile")
@@ -233,21 +207,21 @@ class Step:
                 gradient = Gradient(self.objective, batch, warm_up=self.warm_up, precision=precision)
             except Untraceable as e:
                 why = str(e)
-        if self._everywhere(gradient is not None):
+        if self.everywhere(gradient is not None):
             return gradient
         self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
         return None
 
     def _agrees(
-        self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], row: Row, eager: _StepResult,
+        self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], row: Row, eager: StepResult,
         before: list[Tensor], start: Tensor,
     ) -> bool:  # fmt: skip
         """Whether the graph gives the eager gradient, in every process; else steps are eager."""
-        if len(self._tensors()) != len(before):
+        if len(self.tensors()) != len(before):
             self._fall_back(key, "a parameter appeared at this step")
             return False
         why = self._differs(gradient, batch, row, eager, before, start)
-        if self._everywhere(why is None):
+        if self.everywhere(why is None):
             return True
         self._fall_back(
             key,
@@ -259,30 +233,31 @@ class Step:
     def _run_graph(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], compiled: bool) -> None:
         if compiled:
             self._compile(key, gradient, batch)
-        else:
-            self._use(key, "trace", _TraceRun(self, gradient))
-            self.chunk = 1
+            return
+        self._use(key, "trace", TraceRun(self, gradient))
+        if self.engines.asked == "auto" and _label(key) not in self.engines.settled:
+            self._trials[key] = _Trial(gradient)
 
     def _differs(
         self,
         gradient: Gradient,
         batch: Mapping[str, Tensor],
         row: Row,
-        eager: _StepResult,
+        eager: StepResult,
         before: list[Tensor],
         start: Tensor,
     ) -> str | None:
         """Runs the graph from the random state and the parameters of the eager step; what it gave else, or None."""
         if not eager.finite:
             return None  # nothing to compare; the next shape, or the end of the fit, is near
-        now = [t.detach().clone() for t in self._tensors()]
+        now = [t.detach().clone() for t in self.tensors()]
         grads = [p.grad for p in gradient.trained]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _copy(self._tensors(), before)
+            _copy(self.tensors(), before)
             torch.set_rng_state(start)
-            value = self._shared(gradient(batch, row.kl_weight))
-            (elbo, norm, _), ours = self._measured(value.loss, value.elbo, value.gradients)
-            _copy(self._tensors(), now)
+            value = self.shared(gradient(batch, row.kl_weight))
+            (elbo, norm, _), ours = self.measured(value.loss, value.elbo, value.gradients)
+            _copy(self.tensors(), now)
         if not _near(elbo, eager.elbo):
             return f"another ELBO, {elbo:.6g} against {eager.elbo:.6g}"
         if not _near(norm, eager.grad_norm):
@@ -293,248 +268,77 @@ class Step:
                 return f"another gradient of {name.removeprefix('program.')}"
         return None
 
-    def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor]) -> None:
+    def _compile(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], code: Code | None = None) -> None:
         started = time.perf_counter()
         try:
-            if functional(self.optimizer) is None or self.fabric.world_size > 1:
-                self._use(key, "compile", _TraceRun(self, gradient, _compiled(gradient, batch)))
-                self.chunk = 1
-            else:
-                self._use(key, "compile", _FusedRun(self, gradient, batch))
+            self._use(key, "compile", (code or Code(self, gradient, batch)).compile())
             log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             log.warning("engine compile: %s; steps run as engine trace", reason)
             self.release()
-            self._use(key, "trace", _TraceRun(self, gradient))
-            self.chunk = 1
-
-    def release(self) -> None:
-        """Puts parameters back where they were: a compiled step gathers small ones into one vector."""
-        for p, place in self._places:
-            if p.data_ptr() != place.data_ptr():
-                p.data = place.copy_(p.data)
+            self._use(key, "trace", TraceRun(self, gradient))
 
     def _fall_back(self, key: tuple, why: str) -> None:
-        log.warning("engine %s: %s runs eagerly, for %s", self.engines.asked, self.objective.program.name, why)
-        self._use(key, "eager", self._eager_steps)
-        self.chunk = 1
-        if self.engines.asked == "auto":
-            self.engines = self.engines.decided("eager")
+        level = logging.INFO if self.engines.asked == "auto" else logging.WARNING
+        log.log(level, "engine %s: %s runs eagerly, for %s", self.engines.asked, self.objective.program.name, why)
+        self._use(key, "eager", self.eager_steps)
 
     # -- auto --------------------------------------------------------------------------------------
 
-    def _auto(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[_StepResult]:
-        """One step; and once enough are timed, the decision.
-
-        Tracing is worth its seconds where Pyro's share of the steps to come exceeds them; compiling, where
-        what the graph's operations cost beyond their work does. Nothing is staked but what tracing has saved, and 5%.
-        """
-        left = self.steps - row.step
-        run = self._runs.get(key)
-        if run is None and self.engines.trace_next:
-            self.engines.seconds = []
-            return [self._first(key, batch, row, compiled=False)]
+    def _watched(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
+        """A traced step; and once enough are timed, or the code has been made, the decision."""
+        trial = self._trials[key]
         started = time.perf_counter()
-        results = (run or self._eager_steps)([batch], [row])
-        self.engines.seconds.append(time.perf_counter() - started)
-        if len(self.engines.seconds) <= PROBES:
-            return results
-        took = self.fabric.broadcast(min(self.engines.seconds[1:]))  # all processes decide alike
-        self.engines.seconds = []
-        if run is None:
-            self.engines.eager_seconds = took
-            if not _worth_tracing(took, left, len(self.objective.structure.sites)):
-                self.engines = self.engines.decided("eager")
-                return results
-            self.engines.trace_next = True
-        elif isinstance(run, _TraceRun):
-            if took > self.engines.eager_seconds:
-                self._use(key, "eager", self._eager_steps)
-                self.engines = self.engines.decided("eager")
-            elif not _worth_compiling(self.engines.eager_seconds, took, left, len(run.gradient.traced)):
-                self.engines = self.engines.decided("trace")
-            elif compilation.compiler() is None:
-                _say_no_compiler()
-                self.engines = self.engines.decided("trace")
-            else:
-                self.engines = self.engines.decided("compile")
-                self._compile(key, run.gradient, batch)
+        results = self._runs[key]([batch], [row])
+        now = time.perf_counter()
+        trial.seconds.append(now - started)
+        if trial.child is not None:
+            if now - trial.asked_at > POLL_SECONDS:
+                trial.asked_at = now
+                self._poll(key, trial, batch)
+        elif len(trial.seconds) > PROBES and self._stays_traced(key, trial, batch, self.steps - row.step):
+            self._settle(key)
         return results
 
-    # -- eager -------------------------------------------------------------------------------------
+    def _stays_traced(self, key: tuple, trial: _Trial, batch: Mapping[str, Tensor], left: int) -> bool:
+        """Looks for code that is there; has it made where it is worth it."""
+        seconds, operations = min(trial.seconds[1:]), len(trial.gradient.traced)
+        gain = left * min(7e-6 * operations, 0.9 * seconds)  # what an operation of a graph costs beside its work
+        if self.fabric.world_size > 1 or operations > compilation.TOO_LARGE or gain < LOOK_SECONDS:
+            return True
+        try:
+            trial.code = Code(self, trial.gradient, batch)
+        except Exception as e:
+            log.info("engine auto: steps are not compiled: %s", str(e).splitlines()[:1])
+            return True
+        if native.is_known(trial.code.key):
+            self._compile(key, trial.gradient, batch, trial.code)
+            return True
+        if gain < BACKGROUND_SECONDS:
+            return True
+        if compilation.compiler() is None:
+            _say_no_compiler()
+            return True
+        trial.child = background.start(trial.code.graph, trial.code.inputs, trial.code.key)
+        if trial.child is None:
+            return True
+        log.info("engine auto: compiling in the background, %.1f ms a traced step", 1e3 * seconds)
+        return False
 
-    def _eager_steps(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
-        return [self._eager(b, r) for b, r in zip(batches, rows, strict=True)]
+    def _poll(self, key: tuple, trial: _Trial, batch: Mapping[str, Tensor]) -> None:
+        assert trial.code is not None and trial.child is not None
+        ended = trial.child.poll() is not None  # asked first: code that comes in between is seen
+        if native.is_known(trial.code.key):
+            self._compile(key, trial.gradient, batch, trial.code)
+            self._settle(key)
+        elif ended:
+            log.info("engine auto: nothing came of compiling in the background; steps stay traced")
+            self._settle(key)
 
-    def _gradients(self, batch: Mapping[str, Tensor], kl_weight: float) -> tuple[Tensor, _StepResult]:
-        self.wrapped_optimizer.zero_grad()
-        with self.objective.program.growing():
-            loss, elbo = self.wrapped(batch, kl_weight)
-        self._adopt()
-        if loss.requires_grad:
-            self.fabric.backward(loss)
-        if self.fabric.world_size > 1:  # the gradients are averaged by DDP: so is what is said of them
-            loss, elbo = self.fabric.all_reduce(torch.stack([loss.detach(), elbo.detach()]), reduce_op="mean")
-        trained = [p for p in self.parameters if p.grad is not None]
-        result, gradients = self._measured(loss.detach(), elbo, [p.grad for p in trained if p.grad is not None])
-        for p, g in zip(trained, gradients, strict=True):
-            p.grad = g
-        return loss, result
-
-    def _adopt(self) -> None:
-        """Trains the parameters that appeared in this step, too."""
-        trained = [p for p in self.objective.parameters() if p.requires_grad]
-        if len(trained) != len(self.parameters):
-            own = set(map(id, self.parameters))
-            self._places += [(p, p.data) for p in trained if id(p) not in own]
-            self.parameters = trained
-            self.optimizer.param_groups[0]["params"] = list(trained)  # in the order that a resumed fit has
-
-    def _measured(self, loss: Tensor, elbo: Tensor, gradients: list[Tensor]) -> tuple[_StepResult, list[Tensor]]:
-        """What is said of a step, and its gradients, clipped; one wait for the device."""
-        norms = torch._foreach_norm(gradients) if gradients else ()
-        loss_, elbo_, *parts = torch.stack([t.to(elbo.dtype) for t in (loss, elbo, *norms)]).tolist()
-        norm = math.hypot(*parts)
-        finite = math.isfinite(loss_) and math.isfinite(norm)
-        if self.clip is not None and norm > self.clip and finite:
-            gradients = list(torch._foreach_mul(gradients, self.clip / (norm + 1e-6)))
-        return _StepResult(elbo_, norm, finite), gradients
-
-    def _eager(self, batch: Mapping[str, Tensor], row: Row) -> _StepResult:
-        self._set_lr(row.lr)
-        buffers = {n: b.clone() for n, b in self.objective.named_buffers()}
-        _, result = self._gradients(batch, row.kl_weight)
-        if result.finite:
-            if isinstance(self.optimizer, torch.optim.LBFGS):
-                self.wrapped_optimizer.step(lambda: self._gradients(batch, row.kl_weight)[0])
-            else:
-                self.wrapped_optimizer.step()
-            self.uncounted = True
-            self._average(row)
-        else:
-            with torch.no_grad():
-                for name, buffer in self.objective.named_buffers():
-                    buffer.copy_(buffers[name])
-        return result
-
-    def _shared(self, value: Evaluation) -> Evaluation:
-        """Loss, ELBO and gradients averaged over the processes, in one exchange."""
-        if self.fabric.world_size == 1:
-            return value
-        own = [value.loss, value.elbo, *value.gradients]
-        mean = self.fabric.all_reduce(torch.cat([t.reshape(-1) for t in own]), reduce_op="mean")
-        parts = [m.view(t.shape).to(t.dtype) for m, t in zip(mean.split([t.numel() for t in own]), own, strict=True)]
-        return value._replace(loss=parts[0], elbo=parts[1], gradients=parts[2:])
-
-    def _everywhere(self, holds: bool) -> bool:
-        """Whether it holds in every process: they go on alike, or they would wait for each other for ever."""
-        if self.fabric.world_size == 1:
-            return holds
-        return bool(self.fabric.all_reduce(torch.tensor(float(holds)), reduce_op="mean") == 1.0)
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def _average(self, row: Row) -> None:
-        if self.ema is not None and self.decay is not None:
-            averaged(self.ema, self.objective.program.state_dict(), self.decay, row.step)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.objective.parameters(), *self.objective.buffers()]
-
-
-_SUBNORMAL, _ONE = np.float32(1e-40), np.float32(1.0)
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0. Adam's averages get there where a gradient vanishes (a ReLU that is never on),
-    and arithmetic on them takes the processor a hundred times as long: up to half of a step."""
-    before = bool(_SUBNORMAL * _ONE == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-def make_step(objective: Any, optimizer: Any, fabric: Any, **options: Any) -> Step:
-    """The step of a fit: see `Step`."""
-    return Step(objective, optimizer, fabric, **options)
-
-
-class _TraceRun:
-    """The gradient from the graph (as it is, or compiled), the update by torch's optimiser."""
-
-    def __init__(self, step: Step, gradient: Gradient, run: Callable[..., Any] | None = None):
-        self.step, self.gradient = step, gradient
-        self._run = run or gradient.traced
-
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
-        return [self._one(b, r) for b, r in zip(batches, rows, strict=True)]
-
-    def _one(self, batch: Mapping[str, Tensor], row: Row) -> _StepResult:
-        step, gradient = self.step, self.gradient
-        value = step._shared(gradient.outputs(self._run(*gradient.inputs(batch, row.kl_weight))))
-        result, gradients = step._measured(value.loss, value.elbo, value.gradients)
-        if result.finite:
-            step._set_lr(row.lr)
-            for p, g in zip(gradient.trained, gradients, strict=True):
-                p.grad = g
-            step.optimizer.step()
-            step.uncounted = True
-            if gradient.changed:
-                with torch.no_grad():
-                    _copy(gradient.changed, value.buffers)
-            step._average(row)
-        return result
-
-
-def _compiled(gradient: Gradient, batch: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """The gradient's graph, compiled: for the optimisers that have no functional form."""
-    constants = gradient.traced.constants
-    run = compilation.compiled(gradient.traced.graph, [*gradient.inputs(batch), *constants])
-    return lambda *inputs: run([*inputs, *constants])
-
-
-class _FusedRun:
-    """The whole step compiled."""
-
-    def __init__(self, step: Step, gradient: Gradient, batch: Mapping[str, Tensor]):
-        self.step = step
-        averages = None
-        if step.ema is not None:
-            names = {
-                id(p): n.removeprefix("program.") for n, p in step.objective.named_parameters(remove_duplicate=False)
-            }
-            averages = [step.ema[names[id(p)]] for p in gradient.parameters]
-        self.fused = FusedStep(gradient, step.optimizer, clip=step.clip, averages=averages, layouts=step.layouts)
-        self.fused.build(batch)
-        step.chunk = self.fused.chunk if not self._buffers() else 1
-
-    def _buffers(self) -> bool:
-        """Whether averages of buffers are to be kept, which the graph leaves to the loop."""
-        return self.step.ema is not None and bool(self.fused.gradient.changed)
-
-    def __call__(self, batches: Sequence[Mapping[str, Tensor]], rows: Sequence[Row]) -> list[_StepResult]:
-        step = self.step
-        decay = step.decay
-        table = [(r.lr, r.kl_weight, ema_decay(decay, r.step) if decay else 1.0) for r in rows]
-        started = time.perf_counter()
-        if step.uncounted and not self.fused.layout.stale:
-            self.fused.layout.count()
-        step.uncounted = False
-        results = [_StepResult(e, n, f == 1.0) for e, n, f in self.fused(batches, table)]
-        seconds = (time.perf_counter() - started) / len(rows)
-        if self._buffers() and results[-1].finite:
-            own = {id(p) for p in step.objective.program.parameters()}
-            buffers = {n: t for n, t in step.objective.program.state_dict(keep_vars=True).items() if id(t) not in own}
-            averaged({n: step.ema[n] for n in buffers}, buffers, decay, rows[-1].step)  # type: ignore[index, arg-type]
-        elif step.chunk > 1:
-            step.chunk = max(1, min(self.fused.chunk, int(CALL_SECONDS / seconds)))
-        return results
+    def _settle(self, key: tuple) -> None:
+        del self._trials[key]
+        self.engines.settled.append(_label(key))
 
 
 def _label(key: tuple) -> str:
@@ -555,21 +359,6 @@ def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _near(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-3 * max(abs(a), abs(b)) + 1e-6
-
-
-def _worth_tracing(eager: float, left: int, sites: int) -> bool:
-    """Pyro's share of a step is about 0.2 ms a site, and at most half of it; tracing costs a second and some steps."""
-    share = min(2e-4 * sites, 0.5 * eager)
-    return left * share > 2 * (1.5 + 20 * eager)
-
-
-def _worth_compiling(eager: float, traced: float, left: int, operations: int) -> bool:
-    """An operation of a graph costs about 1.5 µs beside its work; what tracing has saved may be staked."""
-    if operations > compilation.TOO_LARGE:
-        return False
-    cost = compilation.estimated_seconds(operations)
-    gain = min(1.5e-6 * operations, 0.9 * traced)
-    return left * gain > 1.5 * cost and cost < left * (eager - traced + 0.05 * eager)
 
 
 _SAID: set[str] = set()

@@ -25,9 +25,10 @@ from ppgen.handlers import without_validation
 from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.converge import EVERY, Convergence, Probe
+from ppgen.inference.training.eager import Row
 from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
 from ppgen.inference.training.state import Progress, like, load_optimizer, random_state, set_random_state
-from ppgen.inference.training.step import MAX_BAD_STEPS, Row, Step, bad_site, make_step
+from ppgen.inference.training.step import MAX_BAD_STEPS, Step, bad_site
 from ppgen.program import Program
 from ppgen.run import Run, load_parameters, metrics_text
 from ppgen.run.files import tree_bytes, write_atomic, write_json
@@ -156,7 +157,7 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
         if until is not None and state["convergence"]:
             until = Convergence(**state["convergence"])
         set_random_state(state["random"], fabric, file)
-    step = make_step(
+    step = Step(
         wrapped, optimizer, fabric, engine=o["engine"], clip=o["clip"], warm_up=bool(o["kl_warmup"]), ema=ema,
         ema_decay=o["ema"], steps=o["steps"], engines=state and state.get("engines"),
     )  # fmt: skip

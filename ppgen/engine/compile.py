@@ -8,15 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, fx
 
+from ppgen.engine import native
 from ppgen.engine.small import written_out
 from ppgen.errors import PpgenError
 
@@ -24,7 +25,7 @@ log = logging.getLogger("ppgen")
 
 TOO_LARGE = 4000  # operations: beyond them compilation takes minutes
 LARGE = 1000  # operations: beyond them most of the compiler's time goes to what calls the kernels
-_SECONDS, _SECONDS_A_NODE = 3.0, 0.012  # of compilation, as measured (benchmarks/engine.py)
+_SECONDS, _SECONDS_A_NODE = 8.0, 0.012  # of compilation, as measured (benchmarks/engine.py)
 
 
 def compiler() -> str | None:
@@ -52,22 +53,33 @@ def estimated_seconds(operations: int) -> float:
     return _SECONDS + _SECONDS_A_NODE * operations
 
 
-def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
-    """Compiles a graph of ATen operations for inputs of these shapes.
+def code_key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+    """What the compiled code of a graph is kept under: see `native`."""
+    return native.key_of(graph, inputs, repr(_settings(graph)))
+
+
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str | None = None) -> Callable[[list[Tensor]], Any]:
+    """Compiles a graph of ATen operations for inputs of these shapes, or loads what was compiled before.
 
     Random operations keep torch's own kernels and stream; tensors that the graph writes to are written to.
 
     Args:
         inputs: as many as the graph has placeholders.
+        key: what the code is kept under, `code_key` if None.
 
     Returns:
         A function of a list of tensors; its result is what the graph returns, as a sequence.
     """
+    key = code_key(graph, inputs) if key is None else key
+    entry = native.load(key)
+    if entry is not None:
+        return _entered(entry)
+
     from torch._inductor import config
 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with (
-        _own_cache(), _silent(), _instructions_asked(), config.patch(_settings(graph)), written_out(),
+        _own_folder(), _silent(), _instructions_asked(), config.patch(_inductors(graph)), written_out(),
         torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         outer, kernels = _compile(graph, inputs)
@@ -84,6 +96,11 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
     entry = _entry(direct)
     if entry is None:
         return lambda arguments: direct(list(arguments))  # it empties the list
+    native.keep(key, entry)
+    return _entered(entry)
+
+
+def _entered(entry: Callable[..., Any]) -> Callable[[list[Tensor]], Any]:
     aoti = torch._C._aoti
 
     def enter(arguments: list[Tensor]) -> Any:
@@ -94,51 +111,45 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[
 
 def _settings(graph: fx.GraphModule) -> dict[str, Any]:
     """Inductor's, for the graph."""
-    from torch._inductor import config
-
-    settings = {
+    return {
         "fallback_random": True,
         "cpp_wrapper": True,
         "size_asserts": False,
         "alignment_asserts": False,
-        "fx_graph_cache": True,
+        "fx_graph_cache": False,
+        # A precompiled header takes 11 s and 200 MB, and saves a compilation 4 s; the code itself is kept (`native`).
+        "cpp_cache_precompile_headers": False,
         # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
         "aot_inductor.allow_stack_allocation": not any(
             n.all_input_nodes for n in graph.graph.nodes if n.op == "output"
         ),
+        "cpp_wrapper_build_separate": len(graph.graph.nodes) > LARGE,  # what calls the kernels is optimised less
     }
-    if hasattr(config, "cpp_wrapper_build_separate"):  # torch 2.8; what calls the kernels is then optimised less
-        settings["cpp_wrapper_build_separate"] = len(graph.graph.nodes) > LARGE
-    return settings
+
+
+def _inductors(graph: fx.GraphModule) -> dict[str, Any]:
+    """Those of them that this torch has: 2.8 brought `cpp_wrapper_build_separate`."""
+    from torch._inductor import config
+
+    return {k: v for k, v in _settings(graph).items() if "." in k or hasattr(config, k)}
 
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
     """The compiled function, called once, and the compiled graphs within it with their numbers of inputs."""
-    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.output_code import CompiledFxGraph
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     post_compile = CompiledFxGraph.post_compile
+    made: list[tuple[Any, int]] = []
 
-    def compile_under(context: AbstractContextManager[Any]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
-        made: list[tuple[Any, int]] = []
+    def keep(self: Any, example: Any, *rest: Any) -> None:
+        post_compile(self, example, *rest)
+        made.append((self, len(example)))
 
-        def keep(self: Any, example: Any, *rest: Any) -> None:  # what is compiled and what the cache holds both pass
-            post_compile(self, example, *rest)
-            made.append((self, len(example)))
-
-        with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
-            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
-        run(*inputs)
-        return run, made
-
-    try:  # without an environment of shapes Inductor does not look into its cache
-        shapes = ShapeEnv(assume_static_by_default=True, allow_dynamic_output_shape_ops=False)
-        return compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
-    except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
-        return compile_under(nullcontext())
+    with mock.patch.object(CompiledFxGraph, "post_compile", keep):
+        run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
+    run(*inputs)
+    return run, made
 
 
 def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -151,28 +162,16 @@ def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 @contextmanager
-def _own_cache() -> Iterator[None]:
-    """Compiled code is kept across runs, in the user's cache folder unless torch was told another."""
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgen" / "inductor"
-    before = os.environ.get(name)
-    if before not in (None, default_cache_dir()):
+def _own_folder() -> Iterator[None]:
+    """Inductor writes to a folder that goes away, unless the user has named one: what is kept is kept by `native`."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         yield
         return
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(home)
-    except OSError:  # a home that cannot be written to: torch's own place
-        pass
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="ppgen-", ignore_cleanup_errors=True) as folder,
+        mock.patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": folder}),
+    ):
         yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
 
 
 def _instructions_asked() -> AbstractContextManager[Any]:

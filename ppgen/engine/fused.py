@@ -7,11 +7,11 @@ graph writes is there at once for whoever saves, loads or reads them, and anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ppgen.engine.compile import compiled
 from ppgen.engine.gradient import Gradient
@@ -219,8 +219,13 @@ class FusedStep:
 
     # -- compiling and running ---------------------------------------------------------------------
 
-    def build(self, batch: Mapping[str, Any], *, compile: bool = True) -> FusedStep:
-        """Traces the step around the gradient's graph, and compiles it (or leaves it as a graph)."""
+    def build(self, batch: Mapping[str, Any]) -> FusedStep:
+        """Traces the step around the gradient's graph, and compiles it."""
+        graph, inputs = self.record(batch)
+        return self.run_by(compiled(graph, inputs))
+
+    def record(self, batch: Mapping[str, Any]) -> tuple[fx.GraphModule, list[Tensor]]:
+        """The step around the gradient's graph, as a graph of its own, and inputs to compile it for."""
         state = torch.random.get_rng_state()
         self._noise_example = self.noise.take(1)[0]
         torch.random.set_rng_state(state)
@@ -229,20 +234,23 @@ class FusedStep:
         example = [*self._fixed(), result, row, *self._noise_example]
         example += [batch[k] for k in self.gradient.columns]
         changed = {id(t) for t in (*self.layout.written(), *self.gradient.changed, result)}
-        written = [i for i, t in enumerate(example) if id(t) in changed]
+        self._written = [i for i, t in enumerate(example) if id(t) in changed]
         example = [t.detach() for t in example]
-        self.traced = trace(self._step, _fresh(example, written))
-        extra = list(self.traced.constants)
-        graph = self.traced.graph
-        if compile:
-            run = compiled(graph, [*_fresh(example, written), *extra])
-            with torch.random.fork_rng(devices=[]):
-                self._agree(run, [*example, *extra], written)
-            self._run = run
-        else:
-            plain = Traced(graph, ())
-            self._run = lambda inputs: plain(*inputs)
-        self._extra = extra
+        self.traced = trace(self._step, _fresh(example, self._written))
+        self._extra = list(self.traced.constants)
+        self._example = _fresh([*example, *self._extra], self._written)
+        return self.traced.graph, self._example
+
+    def run_by(self, run: Callable[[list[Tensor]], Any]) -> FusedStep:
+        """Steps are run by this compiled graph from now on.
+
+        Raises:
+            Untraceable: it gives other numbers than the graph.
+        """
+        with torch.random.fork_rng(devices=[]):
+            self._agree(run, self._example, self._written)
+        self._run = run
+        self._example = []
         return self
 
     def _agree(self, run: Any, inputs: list[Tensor], written: list[int]) -> None:

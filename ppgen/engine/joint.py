@@ -25,7 +25,8 @@ from torch import Tensor, fx
 from torch.distributions import biject_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.engine.compile import TOO_LARGE, compiled, compiler, estimated_seconds
+from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
+from ppgen.engine.native import is_known
 from ppgen.engine.pathfinder import Density
 from ppgen.engine.trace import Traced, Untraceable, trace
 from ppgen.enumerated import summed_terms
@@ -296,11 +297,13 @@ class LogJoint:
                 f"the log joint of {self.program.name} cannot be traced: {e}; take engine='eager', one chain at a time"
             ) from e
         traced = Traced(_forgiving(traced.graph), traced.constants)
-        if self.engine == "trace" or self.engine == "auto" and not self._earns(traced, example):
+        if self.engine == "trace":
             return traced
-        inputs = [x.clone() for x in example]
+        inputs = [*(x.clone() for x in example), *traced.constants]
+        if self.engine == "auto" and not is_known(code_key(traced.graph, inputs)) and not self._earns(traced, example):
+            return traced
         try:
-            run = compiled(traced.graph, [*inputs, *traced.constants])
+            run = compiled(traced.graph, inputs)
         except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
             why = str(e).strip().splitlines()
             log.info("the log joint of %s is not compiled (%s): its trace is run", self.program.name, *why[:1] or [""])

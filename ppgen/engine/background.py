@@ -1,0 +1,72 @@
+"""Compilation in a process of its own while steps go on; what it makes is found in `native`.
+
+One at a time a user; the rest is not compiled, or later. It ends by itself when the fit has ended before it: the next
+one of the same graph finds the code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from ppgen.engine import native
+from ppgen.engine.compile import compiled
+
+log = logging.getLogger("ppgen")
+
+CHILDREN: list[subprocess.Popen] = []  # one that outlives its fit is not to be waited for
+BYTES = 2**26  # of inputs, at most, that are handed to the other process
+
+
+def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subprocess.Popen | None:
+    """Begins; None where it cannot: a graph that cannot be handed over, large inputs, a single processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not key or cores < 2 or sum(t.nbytes for t in inputs) > BYTES:
+        return None
+    with tempfile.TemporaryFile() as held:  # without a name: nothing is left behind
+        try:
+            tensors = io.BytesIO()
+            torch.save([t.detach().clone() for t in inputs], tensors)
+            pickle.dump((graph, tensors.getvalue(), key, torch.get_num_threads()), held)
+        except Exception as e:  # what a graph may hold is not for us to list
+            log.info("not compiled in the background: %s", str(e).splitlines()[:1])
+            return None
+        held.seek(0)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ppgen.engine.background"],
+            stdin=held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, start_new_session=True,
+        )  # fmt: skip
+    CHILDREN[:] = [*(c for c in CHILDREN if c.poll() is None), child]
+    return child
+
+
+def main() -> None:
+    """The other process: reads its parent's graph, and compiles."""
+    native.folder().mkdir(parents=True, exist_ok=True)
+    with (native.folder() / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        os.nice(10)
+        import torch._inductor.compile_fx  # what a graph is read with is not all there before it
+
+        graph, tensors, key, threads = pickle.load(sys.stdin.buffer)
+        torch.set_num_threads(threads)
+        if not native.is_known(key):
+            compiled(graph, torch.load(io.BytesIO(tensors)), key)
+
+
+if __name__ == "__main__":
+    main()
