@@ -6,13 +6,13 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from ppgen import listing
 from ppgen.errors import PpgenError, nearest
 
 _USERS = "ppgen_user_"  # what the modules of users' files are called
@@ -29,13 +29,7 @@ class Found(NamedTuple):
 
 def names() -> dict[str, str]:
     """The catalogue: model name -> first line of its docstring."""
-    import ppgen.models as models
-
-    return {
-        m.name: (inspect.getdoc(importlib.import_module(f"ppgen.models.{m.name}")) or "").split("\n")[0]
-        for m in pkgutil.iter_modules(models.__path__)
-        if not m.name.startswith("_")
-    }
+    return {name: listing.first_line("ppgen.models", name) for name in listing.names("ppgen.models")}
 
 
 def model(name: str) -> Found:

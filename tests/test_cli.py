@@ -338,6 +338,27 @@ def test_list(call):
     assert "latent" in out and "20" in out and "from the data" in out
 
 
+def test_list_reads_what_the_modules_have():
+    """It reads their sources, for the sake of speed."""
+    from ppgen import guides
+    from ppgen.cli.programs import SECTIONS, _section
+    from ppgen.data import datasets
+    from ppgen.inference.sampling import kernels
+    from ppgen.inference.training import optimise, step
+
+    found = {name: _section(name) for name in SECTIONS}
+    assert found["data"] == datasets.NAMES and list(found["engines"]) == list(step.ENGINES)
+    assert found["guides"] == guides.summaries() and list(found["schedules"]) == list(optimise.SCHEDULES)
+    for name in kernels.names():
+        chains, draws, warmup = kernels.named(name).DEFAULTS
+        assert found["kernels"][name].endswith(f"{chains} chains of {draws} draws after {warmup}")
+
+
+def test_list_does_without_torch():
+    code = "import sys; from ppgen.cli.programs import list_; list_(None); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
 def test_list_shows_the_arguments_of_a_file(call, line):
     found = json.loads(call("list", line, "--json")[0])["arguments"]
     assert found == [{"name": "a", "default": "1.0", "help": "the slope to begin with."}]

@@ -102,9 +102,8 @@ def list_(
     """List models, data sets, guides, objectives, ...; `ppgen list vae` shows a model's arguments."""
     from ppgen import catalog
 
-    sections = _sections()
-    if what is None or what in sections:
-        shown = {what: sections[what]} if what else {k: v for k, v in sections.items() if k not in LONG}
+    if what is None or what in SECTIONS:
+        shown = {k: _section(k) for k in ([what] if what else SECTIONS) if what or k not in LONG}
         if json:
             print_json(shown)
             return
@@ -113,10 +112,11 @@ def list_(
         if what is None:
             say(f"more: ppgen list {' | '.join(LONG)}, and ppgen list MODEL for its arguments")
         return
-    if what not in sections["models"] and ".py" not in what:
+    models = _section("models")
+    if what not in models and ".py" not in what:
         raise PpgenError(
-            f"there is nothing called {what!r} to list{nearest(what, [*sections, *sections['models']])}; "
-            f"it is one of {', '.join(sections)}, or a model's name"
+            f"there is nothing called {what!r} to list{nearest(what, [*SECTIONS, *models])}; "
+            f"it is one of {', '.join(SECTIONS)}, or a model's name"
         )
     arguments = catalog.arguments(what)
     if json:
@@ -125,35 +125,45 @@ def list_(
     print_table(
         ["argument", "default", ""],
         [[a["name"], a["default"], a["help"]] for a in arguments],
-        title=sections["models"].get(what, what),
+        title=models.get(what, what),
     )
 
 
-def _kernel(file: Any) -> str:
-    chains, draws, warmup = file.DEFAULTS
-    return f"{file.SUMMARY}; {chains} chains of {draws} draws after {warmup}"
-
-
 ROWS = 10_000  # of a large file that `check` looks at
-LONG = ("optimizers", "schedules", "engines")
+SECTIONS = ("models", "data", "guides", "objectives", "gradients", "kernels", "optimizers", "schedules", "engines")
+LONG = SECTIONS[6:]
+AUTOGUIDES = (  # Pyro's, as `ppgen.guides` finds them
+    "AutoDelta", "AutoDiagonalNormal", "AutoDiscreteParallel", "AutoGaussian", "AutoIAFNormal",
+    "AutoLaplaceApproximation", "AutoLowRankMultivariateNormal", "AutoMultivariateNormal", "AutoNormal",
+    "AutoStructured",
+)  # fmt: skip
 
 
-def _sections() -> dict[str, dict[str, str]]:
-    from ppgen import catalog, data
-    from ppgen.guides import summaries
-    from ppgen.inference import gradients, objectives
-    from ppgen.inference.sampling import kernels
-    from ppgen.inference.training.optimise import SCHEDULES, optimizer_names
-    from ppgen.inference.training.step import ENGINES
+def _section(name: str) -> dict[str, str]:
+    """Names and what they are. Sources are read, and not run: importing torch takes two seconds."""
+    from ppgen import catalog
+    from ppgen.listing import constant, names
 
-    return {
-        "models": catalog.names(),
-        "data": data.names(),
-        "guides": summaries(),
-        "objectives": {n: objectives.named(n).SUMMARY for n in objectives.names()},
-        "gradients": {n: gradients.named(n).SUMMARY for n in gradients.names()},
-        "kernels": {n: _kernel(kernels.named(n)) for n in kernels.names()},
-        "optimizers": {n: f"torch.optim.{n}" for n in optimizer_names()},
-        "schedules": {n: f"{d}, t = step / steps" for n, d in SCHEDULES.items()},
-        "engines": dict.fromkeys(ENGINES, ""),
-    }
+    def summaries(package: str) -> dict[str, str]:
+        return {n: constant(package, n, "SUMMARY") for n in names(package)}
+
+    match name:
+        case "models":
+            return catalog.names()
+        case "data":
+            return dict(constant("ppgen.data", "datasets", "NAMES"))
+        case "guides":
+            return dict.fromkeys(AUTOGUIDES, "Pyro's autoguide") | summaries("ppgen.guides")
+        case "kernels":
+            package, words = "ppgen.inference.sampling.kernels", "{}; {chains} chains of {draws} draws after {warmup}"
+            return {n: words.format(s, **constant(package, n, "DEFAULTS")) for n, s in summaries(package).items()}
+        case "optimizers":
+            from ppgen.inference.training.optimise import optimizer_names
+
+            return {n: f"torch.optim.{n}" for n in optimizer_names()}
+        case "schedules":
+            found = constant("ppgen.inference.training", "optimise", "SCHEDULES")
+            return {n: f"{d}, t = step / steps" for n, d in found.items()}
+        case "engines":
+            return dict.fromkeys(constant("ppgen.inference.training", "step", "ENGINES"), "")
+    return summaries(f"ppgen.inference.{name}")
