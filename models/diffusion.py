@@ -78,6 +78,8 @@ class Diffusion(GaussianChain):
         PpgenError: an argument out of range; a schedule that saturates; labels missing, or out of range.
     """
 
+    rows_a_step = 128
+
     zero: Tensor
     loc: Tensor
     scale: Tensor

@@ -69,6 +69,8 @@ class Flow(ppgen.Program):
         PpgenError: an argument out of range; data without a density: constant or duplicated columns, whole numbers.
     """
 
+    rows_a_step = 256
+
     loc: Tensor
     scale: Tensor
     context_loc: Tensor

@@ -60,6 +60,8 @@ class ImageFlow(ppgen.Program):
         PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.
     """
 
+    rows_a_step = 128
+
     zero: Tensor
     loc: Tensor
     scale: Tensor

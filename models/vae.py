@@ -78,6 +78,8 @@ class VAE(ppgen.Program):
         PpgenError: an argument out of range; labels missing, or out of range.
     """
 
+    rows_a_step = 256
+
     zero: Tensor
     one_hot: Tensor
 

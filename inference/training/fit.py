@@ -89,7 +89,7 @@ def fit(
         steps: gradient steps; 2000 if None.
         until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
             (50 000 if None), and keeps the average (`ppgen.inference.converge`).
-        batch_size: rows a step; None takes all. Batches run through one random permutation an epoch.
+        batch_size: rows a step, by one permutation an epoch; None: `Program.rows_a_step` of many rows, or else all.
         lr, schedule: learning rate, and its course over the steps: constant, linear, cosine, exponential.
         optimizer: a name in torch.optim, with keywords if wanted: "AdamW(weight_decay=0.01)".
         clip: largest norm of the gradient of the loss a row.
@@ -359,6 +359,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     program.to(dtype)
     program.train()
     n, rows = data_module.n_rows(data), data_module.row_columns(data)
+    o["batch_size"] = o["batch_size"] or rows_a_step(program, n, o["guide"], o["objective"])
     size = min(o["batch_size"] or n, n)
     first = data_module.take(data, torch.arange(size), rows)
     guide, summed = _guide_of(program, o, n), _summed(o["objective"])
@@ -386,6 +387,12 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if guide and size == n and (searches or starts and not enumerated):
         start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found), loss)
+
+
+def rows_a_step(program: Program, rows: int, guide: str | None = None, objective: Any = None) -> int | None:
+    """The batch_size of a fit that is given none; None: all rows."""
+    few = program.rows_a_step
+    return few if few and rows > 4 * few and guide is None and loss_of(objective) is None else None
 
 
 def _begun(

@@ -29,7 +29,7 @@ def fit(
         int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")
     ] = None,
     until: Annotated[str | None, typer.Option(help="converged: stop when averaged iterates no longer move.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: all]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: by model and data; else all]")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     schedule: Annotated[str, typer.Option(help="constant, linear, cosine or exponential.")] = "constant",
     optimizer: Annotated[str, typer.Option(help="Any of torch.optim, as in 'AdamW(weight_decay=0.01)'.")] = "Adam",
@@ -109,6 +109,7 @@ def _fit(
     from ppgen import inference
     from ppgen.cli.progress import progress
     from ppgen.data import n_rows
+    from ppgen.inference.training.fit import rows_a_step
     from ppgen.run import sources
 
     torch.manual_seed(options["seed"])  # the constructor draws the first parameters
@@ -125,7 +126,9 @@ def _fit(
     valid = source.load(valid_split) if valid_split else None
     if not quiet:
         held_out = f", {n_rows(valid)} held out ({valid_split})" if valid is not None else ""
-        say(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){held_out}", stream)
+        few = options["batch_size"] or rows_a_step(program, n_rows(columns), options["guide"], options["objective"])
+        batches = f", {few} a step" if few and few < n_rows(columns) else ""
+        say(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){batches}{held_out}", stream)
     with progress(options["steps"] or (50_000 if options["until"] else 2000), stream, quiet) as report:
         return inference.fit(
             program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
