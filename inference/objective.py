@@ -55,7 +55,9 @@ class Objective(nn.Module):
         self.formula = objectives.formula(objective)
         if (own := getattr(self.bound, "GRADIENT", gradient)) != gradient and gradient != "pathwise":
             raise PpgenError(f"objective={objective!r} has a gradient of its own; leave gradient={gradient!r} out")
-        self.estimator: Any = gradients.named(own)
+        if (alone := hasattr(self.bound, "draw")) and gradient != "pathwise":
+            raise PpgenError(f"objective={objective!r} has a gradient of its own; leave gradient={gradient!r} out")
+        self.estimator: Any = self.bound if alone else gradients.named(own)
         if particles < 1:
             raise PpgenError(f"particles is {particles}; expected at least 1")
         if self.bound.TERMS == "subsampled" and not program.subsamples:

@@ -10,7 +10,7 @@ cannot be recorded, or an operation cannot be batched, the draws are made one af
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -277,15 +277,18 @@ class ManyTerms:
         with parameters_as(self.program, theta):
             found = self.draw(self.program, data, self.structure, closed_form=self.closed_form)
         settle(self.names, [f"{t.role} {t.site}" for t in found])
-        self.labels = [t._replace(value=_NOTHING, log_prob=_NOTHING, log_density=_NOTHING) for t in found]
-        return [x for t in found for x in (t.value, t.log_prob, t.log_density)]
+        self.labels = [t._replace(**dict.fromkeys(_tensors(t), _NOTHING)) for t in found]
+        return [x for t in found for x in _tensors(t).values()]
 
     def __call__(self, draws: int, data: Mapping[str, Any]) -> list[Term]:
-        out = self.many(draws, self._inputs(data))
-        return [
-            label._replace(value=v, log_prob=p, log_density=d)
-            for label, v, p, d in zip(self.labels, out[::3], out[1::3], out[2::3], strict=True)
-        ]
+        out: Iterator[Any] = iter(self.many(draws, self._inputs(data)))
+        return [t._replace(**{name: next(out) for name in _tensors(t)}) for t in self.labels]
+
+
+def _tensors(t: Term) -> dict[str, Any]:
+    """What a term has of each draw."""
+    fields = {"value": t.value, "log_prob": t.log_prob, "log_density": t.log_density, "target": t.target}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 _NOTHING = torch.empty(0)

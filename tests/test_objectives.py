@@ -51,6 +51,8 @@ LAWS = {
     "ciwae": "every weight is the evidence",
     "vimco": "every weight is the evidence",
     "rws": "every weight is the evidence",
+    "dreg": "every weight is the evidence",
+    "cubo": "every weight is the evidence",
     "tvo": "every weight is the evidence",
     "enumerate": "summed",
     "subsampled": "chain",
@@ -184,6 +186,50 @@ def test_vimco_has_the_gradient_of_the_importance_weighted_bound():
     both = (se**2 + exact_se**2) ** 0.5
     assert abs(ours - exact) < 4.5 * both
     assert 4.5 * both < 0.04 * abs(exact)
+
+
+def test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound():
+    """Of the guide's width; and none is left where the guide is the posterior."""
+    (ours, se), (exact, exact_se) = _gradient("dreg", 3, 100), _gradient("iwae", 3, 200)
+    both = (se**2 + exact_se**2) ** 0.5
+    assert abs(ours - exact) < 4.5 * both < 0.04 * abs(exact)
+    assert se < exact_se  # of twice as many
+    o = made(GuidedNormalMean(), X, "dreg", 4)
+    torch.autograd.backward(o({"x": X})[0])
+    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-12 for p in o.program.parameters())
+
+
+class Scaled(Local):
+    """z_i ~ N(m, 1), x_i | z_i ~ N(z_i, 1), with m learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.tensor(0.3).double())
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(self.m, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_doubly_reparametrized_gradients_leave_the_models_gradient_as_it_is():
+    """At one draw that of the importance-weighted bound is Σ w̃ ∇ log p: the very same."""
+    found = []
+    for name in ("dreg", "iwae"):
+        torch.manual_seed(0)
+        o = made(Scaled(), X, name, 5)
+        found.append(torch.autograd.grad(o({"x": X})[0], o.program.m)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_the_chi_square_bound_moves_the_guide_by_its_own_gradient():
+    """Of normals of one mean, and sds of 1 and s."""
+    s = 1.5
+    ours, se = _gradient("cubo", 2000, 10)
+    # E_q (p / q)² = ∫ p² / q = s² / √(2 s² − 1): the derivative of half its logarithm in log s
+    exact = 1 - s**2 / (2 * s**2 - 1)
+    assert 4.5 * se < 0.03 * exact
+    assert abs(ours - exact) < 0.03 * exact
 
 
 def test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl():

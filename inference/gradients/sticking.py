@@ -36,14 +36,23 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
     Raises:
         PpgenError: the second run would be another one, for a dropout.
     """
-    if any(isinstance(m, nn.Dropout) and m.p and m.training for m in program.modules()):
-        raise PpgenError(
-            f"gradient='sticking' runs the guide twice at one draw, and {program.name} has dropout, which differs "
-            "between the two; take gradient='pathwise', or no dropout"
-        )
     q = guide_run(program, data)
-    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
-        held = poutine.trace(poutine.replay(lambda: program.call("guide", data), trace=q)).get_trace()
+    held = at_fixed_parameters(program, data, q, "gradient='sticking'")
     log_q = {n: term(s, "guide").log_prob for n, s in sample_sites(held, factors=True, deterministic=False).items()}
     found = one_draw(program, data, structure, closed_form=closed_form, q=q)
     return [t._replace(log_prob=log_q[t.site]) if t.role == "guide" else t for t in found]
+
+
+def at_fixed_parameters(program: Program, data: Mapping[str, Any], q: poutine.Trace, asked: str) -> poutine.Trace:
+    """The guide's run once more at the draws of q, its parameters constants.
+
+    Raises:
+        PpgenError: it would be another run, for a dropout.
+    """
+    if any(isinstance(m, nn.Dropout) and m.p and m.training for m in program.modules()):
+        raise PpgenError(
+            f"{asked} runs the guide twice at one draw, and {program.name} has dropout, which differs between the two; "
+            "take another gradient and objective (pathwise, iwae), or no dropout"
+        )
+    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
+        return poutine.trace(poutine.replay(lambda: program.call("guide", data), trace=q)).get_trace()

@@ -6,6 +6,8 @@ A file has
     TERMS       which producer its terms come from: drawn, closed_form, summed, subsampled
     PATHWISE    whether its gradient is right only along the paths of all draws: it is no mean over draws
     GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
+    draw        (optional) its own terms of one draw, in place of an estimator's; with DRAWS, see
+                `ppgen.inference.gradients`
     objective   (terms, setting, **options) -> (target, bound): what is maximized, whose gradient is that of the
                 (KL-weighted) bound, and the bound itself, both in nats over all N rows
 

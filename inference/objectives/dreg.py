@@ -1,0 +1,57 @@
+r"""The importance-weighted bound, the guide by doubly reparametrized gradients: a signal that grows with K.
+
+    ∇_φ = Σ_k w̃_k² ∂ log w_k/∂z_k ∂z_k/∂φ,   ∇_θ = Σ_k w̃_k ∇_θ log w_k at fixed z_k,   w̃_k = w_k / Σ_j w_j
+
+Unbiased for the gradient of `iwae`, whose signal for the guide falls as K grows. At q = p(z | x) every draw's gradient
+of φ is zero.
+
+Source: Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker, Lawson, Gu, Maddison 2019,
+arXiv:1810.04152).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ppgen.draws import one_draw, parameters_as
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, with_gradient_of
+from ppgen.inference.gradients.sticking import at_fixed_parameters
+from ppgen.program import Program
+from ppgen.structure import Structure
+from ppgen.terms import Term, guide_run
+
+SUMMARY = "iwae with doubly reparametrized gradients of the guide"
+TERMS = "drawn"
+PATHWISE = True
+DRAWS = 1
+
+
+def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, closed_form: bool = False) -> list[Term]:
+    """The terms of a draw: `log_prob` at a fixed draw, with gradients to the parameters; `target` along its path.
+
+    Raises:
+        PpgenError: the second run would be another one, for a dropout.
+    """
+    q = guide_run(program, data)
+    held = at_fixed_parameters(program, data, q, "objective='dreg'")
+    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
+        path = one_draw(program, data, structure, q=held)
+    fixed = q.copy()
+    for name, site in q.nodes.items():
+        if site["type"] == "sample":
+            fixed.nodes[name] = {**site, "value": site["value"].detach()}
+    terms = one_draw(program, data, structure, q=fixed)
+    return [t._replace(target=along.log_prob) for t, along in zip(terms, path, strict=True)]
+
+
+def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
+    """The importance-weighted bound, with the gradients above of the same with KL-weighted terms."""
+    along = log_weights(terms, s, target=True)
+    model = log_weights([t._replace(target=None) for t in terms if t.role != "guide"], s, target=True)
+    weights = along.detach().softmax(0)
+    surrogate = (weights * model + weights**2 * along).sum(0)
+    target, bound = (over_rows(log_mean_exp(w.detach()), s) for w in (along, log_weights(terms, s)))
+    return with_gradient_of(target, over_rows(surrogate, s)), bound
