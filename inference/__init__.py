@@ -20,6 +20,7 @@ from ppgen.inference.sampling.evidence import bayes_factors, evidence
 from ppgen.inference.sampling.infer import infer
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.training.fit import fit, resume
+from ppgen.inference.training.gradient_noise import gradient_noise
 from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "elbo_decomposition",
     "evidence",
     "fit",
+    "gradient_noise",
     "importance_sample",
     "impute",
     "infer",

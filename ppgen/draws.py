@@ -291,7 +291,7 @@ def _tensors(t: Term) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-_NOTHING = torch.empty(0)
+_NOTHING: Any = torch.empty(0)
 
 
 def parameters_as(program: nn.Module, values: Mapping[str, Tensor]) -> Any:

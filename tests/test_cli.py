@@ -328,6 +328,14 @@ def test_new_writes_a_program_that_fits(call, tmp_path):
     assert "not overwritten" in err and (tmp_path / "my_model.py").read_text() == text
 
 
+def test_gradients(call):
+    args = ("--rows", 50, "--repeats", 5, "--objective", "sampled", "--objective", "sampled sticking", "--json")
+    found = json.loads(call("gradients", "ppca", "--data", "digits", *args)[0])
+    assert {r["choice"] for r in found["gradients"]} == {"sampled", "sampled sticking"} and not found["refused"]
+    call("fit", "ppca", "--data", "digits", "--steps", 2, "--out", "run", "--quiet")
+    assert "a ratio below" in call("gradients", "run", "--rows", 20, "--repeats", 2)[0]
+
+
 def test_list(call):
     out, _ = call("list")
     for word in ("vae", "digits", "AutoNormal", "flow", "analytic", "sticking", "64 chains of 250 draws"):

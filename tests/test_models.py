@@ -31,6 +31,7 @@ from ppgen.inference import (
     calibrate,
     diagnose,
     fit,
+    gradient_noise,
     infer,
     loglik,
     posterior,
@@ -554,6 +555,13 @@ def of_eager(folder):
 def of_graph_runs(folder):
     """And so it is by the graph."""
     first_step("trace", 2)
+
+
+def of_gradient_noise(folder):
+    """At the posterior nothing is left of a gradient along the path, and all of one by the score function."""
+    run = fit(GuidedNormalMean(), {"x": X}, steps=0)
+    (path, score), _ = gradient_noise(run, {"x": X}, choices=["sampled sticking", "sampled score"], repeats=10)
+    assert path.noise < 1e-5 < score.noise
 
 
 def of_step(folder):

@@ -1,0 +1,62 @@
+"""`ppgen gradients`: which objective and estimator has how much signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.console import print_json, print_table, say
+
+
+@app.command(short_help="How noisy each gradient estimator is on a program.")
+def gradients(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{PROGRAM} Or a run.", show_default=False)],
+    data: Data = None,
+    settings: Set = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="One to try, as in 'sampled sticking' or 'renyi(alpha=0.3)'; repeatable.")
+    ] = None,
+    particles: Annotated[int, typer.Option(help="Draws of the latents a gradient.")] = 8,
+    rows: Annotated[int, typer.Option(help="Rows of the data, the first ones.")] = 1000,
+    repeats: Annotated[int, typer.Option(help="Gradients of each.")] = 100,
+    columns: Columns = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Signal-to-noise ratio of the gradient by objective, estimator and group of parameters.
+
+    Of a program before its first step, or of a run at its parameters.
+    """
+    import torch
+
+    from ppgen import inference
+    from ppgen.data import take
+    from ppgen.run import Run, sources
+
+    if (Path(program) / "config.json").is_file():
+        run = Run.load(program)
+        _, table = sources.of_run(run, data, split, columns=columns)
+    else:
+        torch.manual_seed(seed)
+        where = {"split": split, "columns": columns, "data_dir": data_dir}
+        made, _, table = sources.program_and_rows(program, settings, data, **where)
+        run = inference.fit(made, table, steps=0, seed=seed)
+    table = take(table, slice(0, rows))
+    how = {"choices": objective} if objective else {}
+    found, refused = inference.gradient_noise(run, table, particles=particles, repeats=repeats, seed=seed, **how)
+    if json:
+        print_json({"gradients": [row._asdict() for row in found], "refused": refused})
+        return
+    print_table(
+        ["objective", "parameters", "numbers", "signal", "noise", "ratio", "ms"],
+        [[r.choice, r.group, r.size, r.signal, r.noise, r.ratio, 1e3 * r.seconds] for r in found],
+        title=f"{run.program.name}: gradients with {particles} particles, {repeats} of each; "
+        f"a ratio below {repeats**-0.5:.2g} is none",
+    )
+    for choice, why in refused.items():
+        say(f"- {choice}: {why}")
