@@ -53,6 +53,7 @@ LAWS = {
     "rws": "every weight is the evidence",
     "dreg": "every weight is the evidence",
     "cubo": "every weight is the evidence",
+    "wake_sleep": "every weight is the evidence",
     "tvo": "every weight is the evidence",
     "enumerate": "summed",
     "subsampled": "chain",
@@ -230,6 +231,33 @@ def test_the_chi_square_bound_moves_the_guide_by_its_own_gradient():
     exact = 1 - s**2 / (2 * s**2 - 1)
     assert 4.5 * se < 0.03 * exact
     assert abs(ours - exact) < 0.03 * exact
+
+
+def test_wake_sleep_moves_the_guide_by_the_gradient_of_the_forward_kl():
+    """Over the model's own data, whatever the rows are: without a bias, by one draw."""
+    s = 1.5
+    ours, se = _gradient("wake_sleep", 1, 100)
+    exact = 1 - 1 / s**2
+    assert 4.5 * se < 0.02 * exact
+    assert abs(ours - exact) < 4.5 * se
+
+
+def test_wake_sleep_moves_the_model_by_the_guides_draws():
+    """At the posterior, ∇ E_q log p(x, z) is ∇ log p(x): of x ~ N(m, 2), (x̄ − m) / 2 a row."""
+    program = Scaled()
+    with torch.no_grad():
+        program.m.zero_()
+        program.log_width.zero_()
+    x = 2**0.5 * torch.randn(20_000).double() + 1.0
+    o = made(program, x, "wake_sleep", 4)
+    each = torch.stack([torch.autograd.grad(o({"x": x})[0], program.m)[0] for _ in range(10)])
+    assert float(-each.mean()) == pytest.approx(float(x.mean()) / 2, rel=0.02)
+
+
+def test_wake_sleep_needs_a_guide_of_the_models_latents():
+    program = Program.from_pair(Local().model).double()
+    with pytest.raises(PpgenError, match="in a way of its own"):
+        fit(program, {"x": X}, steps=1, objective="wake_sleep", precision="64-true")
 
 
 def test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl():

@@ -1,0 +1,90 @@
+r"""Wake-sleep: the guide on what the model dreams, the model on what the guide makes of the data.
+
+    wake, θ:    Σ_k ∇_θ log p_θ(x, z_k) / K,      z_k ~ q(z | x) at the data
+    sleep, φ:   Σ_k ∇_φ log q_φ(z'_k | x'_k) / K,   (x'_k, z'_k) ~ p_θ: that of −E_p(x) KL(p(z | x) ‖ q(z | x))
+
+The guide is fitted where the model puts data, without a weight and a bias: amortised inference for a simulator. It
+needs no derivative along a draw, so that discrete latents may be drawn, and a guide that reads its columns. What is
+reported is the importance-weighted bound at the data.
+
+Source: The wake-sleep algorithm for unsupervised neural networks (Hinton, Dayan, Frey, Neal 1995); neural posterior
+estimation by the same loss: Fast ε-free Inference of Simulation Models (Papamakarios & Murray 2016, arXiv:1605.06376).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.draws import one_draw
+from ppgen.errors import PpgenError
+from ppgen.handlers import Unobserve
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, with_gradient_of
+from ppgen.program import Program
+from ppgen.sites import given_value, is_delta, sample_sites
+from ppgen.structure import Structure
+from ppgen.terms import Term, guide_run, term
+
+SUMMARY = "wake-sleep: the guide on draws of the model (KL(p || q)), the model on draws of the guide"
+TERMS = "drawn"
+PATHWISE = False
+DRAWS = 1
+
+
+def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, closed_form: bool = False) -> list[Term]:
+    """The terms of a draw at the data, with the gradient of the model; log q of the model's draw is the guide's
+    `target`.
+
+    Raises:
+        PpgenError: a guide that does not draw the model's latents by name; a column that the model does not draw.
+    """
+    with torch.no_grad():
+        q = guide_run(program, data)
+        dream, columns = _dream(program, data)
+    terms = one_draw(program, data, structure, q=q)
+    read = poutine.trace(poutine.replay(lambda: program.call("guide", columns), trace=dream)).get_trace()
+    sites = sample_sites(read, deterministic=False)
+    strange = [n for n, s in sites.items() if n not in dream.nodes or is_delta(s) or s["value"].requires_grad]
+    if strange:
+        raise PpgenError(
+            f"objective='wake_sleep' asks the guide for log q of the model's draws, and {program.name}'s draws "
+            f"{strange[0]!r} in a way of its own; write a guide whose sites are the model's latents"
+        )
+    found = {n: term(s, "guide").log_prob for n, s in sites.items()}
+    return [t._replace(target=found[t.site]) if t.role == "guide" else t for t in terms]
+
+
+def _dream(program: Program, data: Mapping[str, Any]) -> tuple[poutine.Trace, dict[str, Any]]:
+    """A run of the model that draws everything, and the columns that it gives."""
+    with Unobserve():
+        dream = poutine.trace(lambda: program.call("model", data)).get_trace()
+    columns = dict(data)
+    observed = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=dream)).get_trace()
+    for name, site in sample_sites(observed, deterministic=False).items():
+        if site["is_observed"]:
+            value = given_value(site)
+            own = [k for k, v in data.items() if isinstance(v, Tensor) and _is_same(v, value)]
+            if not own:
+                raise PpgenError(
+                    f"objective='wake_sleep' puts the model's draw of {name!r} in the place of the column that is "
+                    f"observed there, and {program.name} observes none as it is; write obs=column"
+                )
+            columns[own[0]] = dream.nodes[name]["value"].to(data[own[0]])
+    return dream, columns
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.data_ptr() == b.data_ptr()
+
+
+def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
+    """The importance-weighted bound, with the gradients above."""
+    _, bound = of_weights(log_mean_exp, [t._replace(target=None) for t in terms], s)
+    wake = log_weights([t for t in terms if t.role != "guide"], s, target=True)
+    sleep = [t for t in terms if t.role == "guide"]
+    dreamt = -log_weights(sleep, s._replace(kl_weight=1.0), target=True) if sleep else torch.zeros_like(wake)
+    return with_gradient_of(bound, over_rows((wake + dreamt).mean(0), s)), bound
