@@ -111,7 +111,7 @@ def main() -> None:
     def gradients(choice: str, repeats: int) -> dict[str, Tensor]:
         name, _, estimator = choice.partition(" ")
         bound = Objective(
-            program, structure, 20, objective=name, gradient=how or "pathwise", particles=options.particles
+            program, structure, 20, objective=name, gradient=estimator or "pathwise", particles=options.particles
         )
         return _of(program, lambda: -bound({"x": x})[0], repeats)
 
