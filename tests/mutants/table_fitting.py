@@ -132,4 +132,28 @@ MUTANTS = [
         'kl_weight = min(1.0, (s + 2) / o["kl_warmup"])',
         "tests/test_fit.py::test_the_weight_of_the_kl_rises_step_by_step[1]",
     ),
+    Mutant(
+        "code_of_another_shape",
+        "parts = [graph.code, layouts, settings,",
+        "parts = [graph.code, settings,",
+        "tests/test_engine.py::test_compiled_code_is_kept_for_what_it_was_made_for",
+    ),
+    Mutant(
+        "a_file_that_was_cut_short_is_loaded",
+        "if not owned or hashlib.sha256(file.read_bytes()).hexdigest()[:16] != file.suffixes[-2][1:]:",
+        "if not owned:",
+        "tests/test_engine.py::test_compiled_code_is_kept_for_what_it_was_made_for",
+    ),
+    Mutant(
+        "auto_does_not_look_for_code",
+        "if native.is_known(trial.code.key):\n    self._compile(key, trial.gradient, batch, trial.code)\n    return",
+        "if False:\n    self._compile(key, trial.gradient, batch, trial.code)\n    return",
+        "tests/test_engine.py::test_auto_takes_the_code_that_is_there",
+    ),
+    Mutant(
+        "noise_of_a_sum",
+        "variance = max(squares[group] - repeats * float(mean @ mean), 0.0) / (repeats - 1)",
+        "variance = max(squares[group] - float(mean @ mean), 0.0) / (repeats - 1)",
+        "tests/test_gradient_noise.py::test_signal_and_noise_of_the_elbo_are_closed_forms",
+    ),
 ]

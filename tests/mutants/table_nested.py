@@ -55,6 +55,36 @@ MUTANTS = [
         "tests/test_objectives.py::test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl",
     ),
     Mutant(
+        "doubly_reparametrized_with_single_weights",
+        "surrogate = (weights * model + weights**2 * along).sum(0)",
+        "surrogate = (weights * model + weights * along).sum(0)",
+        "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
+    ),
+    Mutant(
+        "doubly_reparametrized_with_the_draws_path_in_the_models_part",
+        'fixed.nodes[name] = {**site, "value": site["value"].detach()}',
+        'fixed.nodes[name] = {**site, "value": site["value"]}',
+        "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
+    ),
+    Mutant(
+        "targets_lost_over_many_draws",
+        '"log_density": t.log_density, "target": t.target}',
+        '"log_density": t.log_density, "target": None}',
+        "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
+    ),
+    Mutant(
+        "chi_square_weights_of_the_first_power",
+        "(n - 1) / n * (n * log_w).softmax(0) * log_q",
+        "(n - 1) / n * log_w.softmax(0) * log_q",
+        "tests/test_objectives.py::test_the_chi_square_bound_moves_the_guide_by_its_own_gradient",
+    ),
+    Mutant(
+        "sleep_at_the_data",
+        'columns[own[0]] = dream.nodes[name]["value"].to(data[own[0]])',
+        "columns[own[0]] = data[own[0]]",
+        "tests/test_objectives.py::test_wake_sleep_moves_the_guide_by_the_gradient_of_the_forward_kl",
+    ),
+    Mutant(
         "tvo_without_its_covariance",
         "surrogate.append(width * (weights * log_w + away *",
         "surrogate.append(width * (weights * log_w + 0 * away *",
