@@ -1,6 +1,6 @@
 """`infer` beside NumPyro's NUTS, nutpie and PyMC's Pathfinder: 23 posteriors of posteriordb.
 
-    python benchmarks/posteriors_peers.py --data-dir DIR --out F [--methods nutpie "NumPyro x 1"] [--only kidiq] [--cap 90]
+    python benchmarks/posteriors_peers.py --data-dir DIR --out F [--methods nutpie] [--only kidiq] [--cap 90]
     python benchmarks/posteriors_peers.py --out F --infer G
 
 The first runs the peers, in an environment that has numpyro, pymc, nutpie, pymc-extras and arviz-stats (ppgen need not
