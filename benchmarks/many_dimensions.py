@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import multiprocessing
 import resource
 import time
@@ -23,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Bernoulli, LowRankMultivariateNormal, Normal
+from pyro.distributions import Bernoulli, Normal
 
 import ppgen
+from ppgen.distributions import Flat
 
 GUIDES = ("pathfinder", "bam_low_rank", "bam")
 
@@ -44,9 +46,12 @@ def normal(dim: int) -> Target:
     factor = variance.sqrt()[:, None] * strong * torch.tensor([30.0, 20.0, 15.0, 10.0, 5.0]).double()
     loc = torch.randn(dim, generator=generator).double()
 
+    precision = torch.linalg.inv(variance.diag() + factor @ factor.mT)
+    top = 0.5 * torch.linalg.slogdet(precision)[1] - 0.5 * dim * math.log(2 * math.pi)
+
     def model(one: torch.Tensor) -> None:
-        pyro.sample("u", LowRankMultivariateNormal(loc, factor, variance))
-        pyro.factor("nothing", 0 * one.sum())
+        off = pyro.sample("u", Flat(shape=(dim,), dtype=torch.float64)) - loc
+        pyro.factor("normal", top - 0.5 * ((off @ precision) * off).sum(-1))
 
     sd = (variance + factor.square().sum(1)).sqrt()
     return Target(model, {"one": torch.ones(1).double()}, loc.numpy(), sd.numpy())

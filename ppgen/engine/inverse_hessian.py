@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-HISTORY = 30  # pairs J
+HISTORY = 10  # pairs J
 
 
 class Triangular(NamedTuple):
