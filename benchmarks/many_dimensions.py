@@ -3,10 +3,10 @@
     python benchmarks/many_dimensions.py [--guides pathfinder bam_low_rank] [--only normal]
 
 Targets: normals of 300, 500 and 1 000 dimensions whose covariance is a diagonal, of sds over two orders of magnitude,
-and five directions of 5 to 30 such sds, known exactly; a logistic regression of 1 000 rows and 300 features, whose
-moments are those of 16 000 draws of ChEES-HMC. Each row is of a process of its own: the largest error of a mean in sd
-and of a log sd, ELBO in nats (of a normal 0 where it is exact), k-hat of 4 000 draws, CPU seconds of the search and
-tracing, and by how many MB the process grew.
+and five directions of 5 to 30 such sds, known exactly; a logistic regression of 1 000 rows and 300 features, of which
+the ELBO compares the guides. Each row is of a process of its own: the largest error of a mean in sd and of a log sd,
+ELBO in nats (of a normal 0 where it is exact), k-hat of 4 000 draws, CPU seconds of the search and tracing, and by how
+many MB the process grew.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ GUIDES = ("pathfinder", "bam_low_rank", "bam")
 class Target(NamedTuple):
     model: Callable[..., None]
     data: dict[str, torch.Tensor]
-    mean: np.ndarray
-    sd: np.ndarray
+    mean: np.ndarray | None
+    sd: np.ndarray | None
 
 
 def normal(dim: int) -> Target:
@@ -69,10 +69,7 @@ def logistic() -> Target:
         with ppgen.rows(X):
             pyro.sample("y", Bernoulli(logits=X @ u), obs=y)
 
-    data = {"X": X, "y": y}
-    tree = ppgen.inference.mcmc(model, data, "chees", seed=1, predictive=False, prior=False)
-    draws = tree["posterior"]["u"].values.reshape(-1, 300)
-    return Target(model, data, draws.mean(0), draws.std(0))
+    return Target(model, {"X": X, "y": y}, None, None)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {
@@ -93,11 +90,13 @@ def measured(target: Target, guide: str) -> str:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     tree = posterior(run, target.data, draws=4000, predictive=False, prior=False)
     log_w = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]).values.reshape(-1, 1)
-    x = tree["posterior"]["u"].values.reshape(-1, len(target.mean))
-    mean = np.abs((x.mean(0) - target.mean) / target.sd).max()
-    log_sd = np.abs(np.log(x.std(0) / target.sd)).max()
+    off = ""
+    if target.mean is not None and target.sd is not None:
+        x = tree["posterior"]["u"].values[0]
+        mean = np.abs((x.mean(0) - target.mean) / target.sd).max()
+        off = f"{mean:.2f} / {np.abs(np.log(x.std(0) / target.sd)).max():.2f}"
     k = float(smoothed(log_w)[1][0])
-    return f"{mean:.2f} / {log_sd:.2f} | {log_w.mean():.1f} | {k:.2f} | {seconds:.1f} | {grown:.0f} |"
+    return f"{off} | {log_w.mean():.1f} | {k:.2f} | {seconds:.1f} | {grown:.0f} |"
 
 
 def _child(sender: Any, target: Target, guide: str) -> None:
