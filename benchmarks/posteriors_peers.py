@@ -122,7 +122,7 @@ def _cell(r: dict[str, Any]) -> str:
         return ""
     off = f"{r['mean']:.3f} / {r['log_sd']:.3f}"
     right = r["mean"] <= RIGHT[0] and r["log_sd"] <= RIGHT[1]
-    return f"{f'**{off}**' if right else off}, {r['seconds']:.2f} + {r['build']:.0f} s"
+    return f"{f'**{off}**' if right else off}, {r['seconds']:.2f} + {r['build']:.2g} s"
 
 
 if __name__ == "__main__":
