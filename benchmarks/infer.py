@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import posteriordb
 import torch
-from posteriors import _reported, cpu, errors
+from posteriordb_tables import cpu, errors, reported
 
 CLOSE, FAR = (0.1, 0.15), (0.3, 0.3)
 
@@ -82,7 +82,7 @@ def measured(p: posteriordb.Posterior, seed: int, rungs: list[str] | None) -> di
         infer.LADDER = ladder
     seconds = cpu() - begun
     group: Any = tree["posterior"]
-    x = p.stacked(_reported(p, {n: v.values for n, v in group.data_vars.items()}))
+    x = p.stacked(reported({n: v.values for n, v in group.data_vars.items()}))
     tried = json.loads(tree.attrs["tried"])
     return {
         "posterior": p.name, "seed": seed, "method": tree.attrs["method"], "verdict": tree.attrs["verdict"],

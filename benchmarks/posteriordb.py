@@ -1,51 +1,38 @@
 """23 posteriors of posteriordb as Pyro programs: Stan's definitions, with flat priors where Stan has none.
 
-`load(folder)` gives each as a program, its data and its reference draws. Sites have the names of Stan's parameters.
-
-Source: posteriordb, a database of Bayesian posterior inference (Magnusson et al. 2024, arXiv:2407.04967), whose folder
-of models, data and reference draws `load` reads.
+`load(folder, name)` gives each as a program, its data and its reference draws (`posteriordb_tables`). Sites have the
+names of Stan's parameters.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
+import posteriordb_tables
 import pyro
 import pyro.distributions as dist
 import torch
+from posteriordb_tables import NAMES, STEPS
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ppgen import PpgenError, Program
+from ppgen import Program
 from ppgen.distributions import Flat
 
-Data = dict[str, Any]
+__all__ = ["NAMES", "Posterior", "load"]
 
 
-class Posterior(NamedTuple):
-    """One posterior: `columns` are the arguments of `model`; `reference` is (chains, draws, dim), float64."""
+@dataclass(frozen=True)
+class Posterior(posteriordb_tables.Table):
+    """One posterior: `columns` are the arguments of `model`."""
 
-    name: str
     model: Callable
     columns: dict[str, Tensor]
-    names: list[str]
-    reference: np.ndarray
 
     def program(self) -> Program:
         return Program.from_pair(self.model)
-
-    def stacked(self, draws: dict[str, np.ndarray]) -> np.ndarray:
-        """Draws by site (chain, draw, ...) as (chain, draw, dim), in the order of the reference."""
-        parts = []
-        for name in self.names:
-            site, _, index = name.partition("[")
-            parts.append(draws[site][..., int(index[:-1]) - 1] if index else draws[site])
-        return np.stack(parts, -1)
 
 
 def load(folder: str | Path, name: str) -> Posterior:
@@ -54,16 +41,9 @@ def load(folder: str | Path, name: str) -> Posterior:
         folder: with index.json, data/ and draws/.
         name: as in `NAMES`.
     """
-    folder = Path(folder)
-    if not (folder / "index.json").exists():
-        raise PpgenError(f"{folder} has no index.json; pass the folder of posteriordb with --data-dir")
-    entry = json.loads((folder / "index.json").read_text())[name]
-    with gzip.open(folder / "data" / f"{entry['data']}.json.gz", "rt") as f:
-        raw = json.load(f)
-    reference = np.load(folder / "draws" / f"{entry['reference']}.npz")
-    model, columns = _MODELS[entry["model"]]
-    data = {k: torch.as_tensor(v).double() for k, v in columns(raw).items()}
-    return Posterior(name, model, data, [str(n) for n in reference["names"]], reference["draws"].astype(float))
+    table = posteriordb_tables.read(folder, name)
+    columns = {k: torch.as_tensor(v).double() for k, v in table.arrays.items()}
+    return Posterior(**vars(table), model=globals()[table.density], columns=columns)
 
 
 # -- regressions -------------------------------------------------------------------------------------------
@@ -106,34 +86,6 @@ def diamonds(X: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(intercept + _dot(X, b), sigma), obs=y)
 
 
-def _columns(y: str, *features: Any, log: bool = False) -> Callable[[Data], dict[str, np.ndarray]]:
-    """(1, features) as X, and y; a feature is a column's name or a function of the data."""
-
-    def make(raw: Data) -> dict[str, np.ndarray]:
-        raw = {k: np.asarray(v, float) for k, v in raw.items()}
-        X = [f(raw) if callable(f) else raw[f] for f in features]
-        target = raw[y]
-        if log:
-            X, target = [x if set(x) <= {0.0, 1.0} else np.log(x) for x in X], np.log(target)
-        return {"X": np.stack([np.ones_like(target), *X], -1), "y": target}
-
-    return make
-
-
-def _log10_earnings(raw: Data) -> dict[str, np.ndarray]:
-    made = _columns("earn", "height")(raw)
-    return made | {"y": np.log10(made["y"])}
-
-
-def _age(k: int) -> Callable[[Data], np.ndarray]:
-    return lambda raw: (raw["age_discrete"] == k).astype(float)
-
-
-def _centred(raw: Data) -> dict[str, np.ndarray]:
-    X = np.asarray(raw["X"], float)[:, 1:]
-    return {"X": X - X.mean(0), "y": raw["Y"]}
-
-
 # -- series ------------------------------------------------------------------------------------------------
 
 
@@ -144,11 +96,6 @@ def arK(lagged: Tensor, y: Tensor | None = None) -> None:
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
     with pyro.plate("data", len(lagged)):
         pyro.sample("y", dist.Normal(alpha + _dot(lagged, beta), sigma), obs=y)
-
-
-def _lagged(raw: Data) -> dict[str, np.ndarray]:
-    y, K = np.asarray(raw["y"]), raw["K"]
-    return {"lagged": np.stack([y[K - k : len(y) - k] for k in range(1, K + 1)], -1), "y": y[K:]}
 
 
 def arma11(y: Tensor) -> None:
@@ -261,61 +208,3 @@ def one_comp_mm_elim_abs(times: Tensor, dose: Tensor, volume: Tensor, C_hat: Ten
     C = torch.stack(found, -1)
     mean = C.clamp_min(1e-12).log()  # the concentration is positive; its approximation need not be
     pyro.sample("C_hat", dist.LogNormal(mean, sigma[..., None]).to_event(1), obs=C_hat)
-
-
-STEPS = 2  # errors below 0.4 %, beside a noise of 13 %
-
-
-def _pharmaco(raw: Data) -> dict[str, Any]:
-    return {"times": raw["times"], "dose": raw["D"], "volume": raw["V"], "C_hat": raw["C_hat"]}
-
-
-def _pick(*names: str) -> Callable[[Data], Data]:
-    return lambda raw: {n: raw[n] for n in names}
-
-
-def _mesquite(log: bool) -> Callable[[Data], dict[str, np.ndarray]]:
-    return _columns("weight", "diam1", "diam2", "canopy_height", "total_height", "density", "group", log=log)
-
-
-_NES = ("real_ideo", "race_adj", _age(2), _age(3), _age(4), "educ1", "gender", "income")
-
-_MODELS: dict[str, tuple[Callable, Callable[[Data], Data]]] = {
-    "arK": (arK, _lagged),
-    "arma11": (arma11, _pick("y")),
-    "hmm_drive_0": (hmm_drive, _pick("u", "v", "alpha")),
-    "diamonds": (diamonds, _centred),
-    "earn_height": (flat_regression, _columns("earn", "height")),
-    "log10earn_height": (flat_regression, _log10_earnings),
-    "logearn_logheight_male": (flat_regression, _columns("earn", "height", "male", log=True)),
-    "eight_schools_centered": (eight_schools_centered, _pick("sigma", "y")),
-    "eight_schools_noncentered": (eight_schools_noncentered, _pick("sigma", "y")),
-    "gp_regr": (gp_regr, _pick("x", "y")),
-    "hmm_example": (hmm_example, _pick("y")),
-    "kidscore_interaction": (
-        cauchy_regression,
-        _columns("kid_score", "mom_hs", "mom_iq", lambda raw: raw["mom_hs"] * raw["mom_iq"]),
-    ),
-    "kidscore_momhs": (cauchy_regression, _columns("kid_score", "mom_hs")),
-    "kidscore_momhsiq": (cauchy_regression, _columns("kid_score", "mom_hs", "mom_iq")),
-    "kidscore_momiq": (cauchy_regression, _columns("kid_score", "mom_iq")),
-    "low_dim_gauss_mix": (low_dim_gauss_mix, _pick("y")),
-    "logmesquite": (flat_regression, _mesquite(True)),
-    "logmesquite_logvolume": (
-        flat_regression,
-        _columns("weight", lambda raw: raw["diam1"] * raw["diam2"] * raw["canopy_height"], log=True),
-    ),
-    "mesquite": (flat_regression, _mesquite(False)),
-    "nes": (flat_regression, _columns("partyid7", *_NES)),
-    "one_comp_mm_elim_abs": (one_comp_mm_elim_abs, _pharmaco),
-    "blr": (blr, _pick("X", "y")),
-}
-
-NAMES = (
-    "arK-arK", "arma-arma11", "bball_drive_event_0-hmm_drive_0", "diamonds-diamonds", "earnings-earn_height",
-    "earnings-log10earn_height", "earnings-logearn_logheight_male", "eight_schools-eight_schools_centered",
-    "eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr", "hmm_example-hmm_example",
-    "kidiq-kidscore_interaction", "kidiq-kidscore_momhs", "kidiq-kidscore_momhsiq", "kidiq-kidscore_momiq",
-    "low_dim_gauss_mix-low_dim_gauss_mix", "mesquite-logmesquite", "mesquite-logmesquite_logvolume",
-    "mesquite-mesquite", "nes1980-nes", "nes2000-nes", "one_comp_mm_elim_abs-one_comp_mm_elim_abs", "sblrc-blr",
-)  # fmt: skip

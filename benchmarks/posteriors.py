@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import posteriordb
 import torch
+from posteriordb_tables import chained, cpu, errors, reported
 
 METHODS = ("chees", "nuts", "normal", "mvn", "flow", "numpyro", "numpyro-svi", "pyro")
 GUIDES = {"normal": "AutoNormal", "mvn": "AutoMultivariateNormal", "flow": "flow"}
@@ -83,29 +83,6 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['posterior'].split('-')[-1][:28]:28} {row['method']:14} {' '.join(cells)}  {row.get('remark', '')}"
 
 
-def cpu() -> float:
-    """CPU seconds of this process, all threads, and of those that it ran, as a C++ compiler."""
-    return sum(os.times()[:4])
-
-
-def errors(p: posteriordb.Posterior, x: np.ndarray) -> dict[str, float]:
-    """Of draws (chain, draw, dim), against the reference."""
-    r, x = p.reference.reshape(-1, len(p.names)), x.reshape(-1, len(p.names))
-    return {
-        "mean": float(np.abs((x.mean(0) - r.mean(0)) / r.std(0)).max()),
-        "log_sd": float(np.abs(np.log(x.std(0) / r.std(0))).max()),
-    }
-
-
-def chained(p: posteriordb.Posterior, x: np.ndarray, seconds: float) -> dict[str, float]:
-    from arviz_stats.base import array_stats
-
-    each = [np.ascontiguousarray(x[..., i]) for i in range(x.shape[-1])]
-    ess = min(float(array_stats.ess(e)) for e in each)
-    found = errors(p, x) | {"seconds": seconds, "ess": ess, "ess_s": ess / seconds}
-    return found | ({"rhat": max(float(array_stats.rhat(e)) for e in each)} if len(x) > 1 else {})
-
-
 # -- ppgen -------------------------------------------------------------------------------------------------
 
 
@@ -139,19 +116,12 @@ def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed:
         built = cpu()
         found = run_chains(joint, kernel, C, S, W, seed=seed)
         done = cpu()
-        x = p.stacked(_reported(p, {n: v.movedim(0, 1).numpy() for n, v in joint.unflatten(found.u).items()}))
+        x = p.stacked(reported({n: v.movedim(0, 1).numpy() for n, v in joint.unflatten(found.u).items()}))
         said = worst_first(f for f in findings(found, joint) if f.verdict != FINE)
     row = chained(p, x, done - built) | {"build": built - begun}
     divergent = int(found.stats["diverging"].sum())
     remark = "; ".join([f"{found.steps} leapfrog steps, {divergent} divergent", *(f.measure for f in said)])
     return {"method": kernel, "remark": remark[:150], "findings": [f.as_dict() for f in said]} | row
-
-
-def _reported(p: posteriordb.Posterior, draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """With what the model makes of its latents."""
-    if "theta_trans" in draws:
-        draws["theta"] = draws["mu"][..., None] + draws["tau"][..., None] * draws["theta_trans"]
-    return draws
 
 
 def guided(p: posteriordb.Posterior, options: argparse.Namespace, guide: str) -> list[dict[str, Any]]:
@@ -169,7 +139,7 @@ def guided(p: posteriordb.Posterior, options: argparse.Namespace, guide: str) ->
     rows = []
     tree = posterior(run, p.columns, draws=10_000, predictive=False, prior=False, seed=options.seed)
     log_w, k = smoothed((tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]).values.reshape(-1, 1))
-    x = p.stacked(_reported(p, {n: v.values for n, v in tree["posterior"].data_vars.items()}))
+    x = p.stacked(reported({n: v.values for n, v in tree["posterior"].data_vars.items()}))
     rows.append({"method": short, "khat": float(k[0]), "seconds": seconds} | errors(p, x))
     chosen = resampled(log_w[:, 0], 10_000, np.random.default_rng(options.seed))
     rows.append({"method": f"{short} + PSIS", "khat": float(k[0]), "seconds": seconds} | errors(p, x[:, chosen]))
@@ -192,7 +162,7 @@ def pyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dic
         sampler.run(**p.columns)
         seconds = cpu() - begun
         draws = {n: v.numpy() for n, v in sampler.get_samples(group_by_chain=True).items()}
-    return [{"method": "Pyro NUTS"} | chained(p, p.stacked(_reported(p, draws)), seconds)]
+    return [{"method": "Pyro NUTS"} | chained(p, p.stacked(reported(draws)), seconds)]
 
 
 def numpyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -200,7 +170,7 @@ def numpyro_nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> Itera
 
     for setting in options.numpyro:
         draws, seconds, build = sampled(p, setting, options.seed)
-        x = p.stacked(_reported(p, draws))
+        x = p.stacked(reported(draws))
         yield {"method": f"NumPyro x {setting}", "build": build} | chained(p, x, seconds)
 
 
@@ -209,9 +179,7 @@ def numpyro_svi(p: posteriordb.Posterior, options: argparse.Namespace) -> Iterat
 
     for short in ("normal", "mvn"):
         draws, seconds, build = fitted(p, GUIDES[short], options.steps, options.seed)
-        yield {"method": f"NumPyro {short}", "build": build, "seconds": seconds} | errors(
-            p, p.stacked(_reported(p, draws))
-        )
+        yield {"method": f"NumPyro {short}", "build": build, "seconds": seconds} | errors(p, p.stacked(reported(draws)))
 
 
 if __name__ == "__main__":

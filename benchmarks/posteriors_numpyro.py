@@ -1,4 +1,5 @@
-"""The 23 posteriors of `posteriordb` in NumPyro, each the same density, with its NUTS and SVI: for `posteriors.py`.
+"""The 23 posteriors of `posteriordb` in NumPyro, each the same density, with its NUTS and SVI: for `posteriors.py`
+and `posteriors_peers.py`.
 
 Warm-up and draws are timed, as of ppgen's sampler, or a fit; the CPU seconds in which JAX traces, lowers and compiles
 are taken off, and stand apart.
@@ -14,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import posteriordb
+from posteriordb_tables import STEPS, Table
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 import jax
@@ -41,31 +42,30 @@ SETTINGS = {
 }
 
 
-def sampled(p: posteriordb.Posterior, setting: str, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
+def sampled(p: Table, setting: str, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
     """Draws by site, CPU seconds of warm-up and draws, and those of tracing and compiling; chains are vectorised."""
     chains, draws, warmup, dense = SETTINGS[setting]
     sampler = MCMC(
-        NUTS(MODELS[p.model], dense_mass=dense), num_warmup=warmup, num_samples=draws, num_chains=chains,
+        NUTS(MODELS[p.density], dense_mass=dense), num_warmup=warmup, num_samples=draws, num_chains=chains,
         chain_method="vectorized" if chains > 1 else "sequential", progress_bar=False,
     )  # fmt: skip
     begun = time.process_time()
     with _compiling() as spent:
-        sampler.run(jax.random.PRNGKey(seed), **{k: np.asarray(v) for k, v in p.columns.items()})
+        sampler.run(jax.random.PRNGKey(seed), **p.arrays)
         jax.block_until_ready(sampler.get_samples())
     build = sum(spent)
     seconds = time.process_time() - begun - build
     return {n: np.asarray(v) for n, v in sampler.get_samples(group_by_chain=True).items()}, seconds, build
 
 
-def fitted(p: posteriordb.Posterior, guide: str, steps: int, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
+def fitted(p: Table, guide: str, steps: int, seed: int) -> tuple[dict[str, np.ndarray], float, float]:
     """10 000 draws of one of its autoguides, fitted as ppgen's are but for the start, and CPU seconds as `sampled`."""
-    columns = {k: np.asarray(v) for k, v in p.columns.items()}
-    made = getattr(autoguide, guide)(MODELS[p.model])
+    made = getattr(autoguide, guide)(MODELS[p.density])
     adam = numpyro.optim.Adam(lambda i: 0.005 * (1 + jnp.cos(jnp.pi * i / steps)))
-    svi = SVI(MODELS[p.model], made, adam, Trace_ELBO(num_particles=16))
+    svi = SVI(MODELS[p.density], made, adam, Trace_ELBO(num_particles=16))
     begun = time.process_time()
     with _compiling() as spent:
-        found = svi.run(jax.random.PRNGKey(seed), steps, progress_bar=False, **columns)
+        found = svi.run(jax.random.PRNGKey(seed), steps, progress_bar=False, **p.arrays)
         jax.block_until_ready(found.params)
     build = sum(spent)
     seconds = time.process_time() - begun - build
@@ -207,7 +207,7 @@ def _forward(rows: list[Any], emission: Any) -> Any:
 
 def one_comp_mm_elim_abs(times: Any, dose: Any, volume: Any, C_hat: Any) -> None:
     k_a, K_m, V_m, sigma = (numpyro.sample(n, dist.HalfCauchy(1.0)) for n in ("k_a", "K_m", "V_m", "sigma"))
-    n = posteriordb.STEPS
+    n = STEPS
     h = jnp.repeat(jnp.concatenate([times[:1], jnp.diff(times)]), n, total_repeat_length=n * len(times)) / n
     at = (jnp.cumsum(h) - h)[:, None] + h[:, None] * jnp.array([0.0, 0.5, 1.0])
     absorbed = jnp.exp(-k_a * at) * k_a * dose / volume
@@ -228,18 +228,18 @@ def one_comp_mm_elim_abs(times: Any, dose: Any, volume: Any, C_hat: Any) -> None
     numpyro.sample("C_hat", dist.LogNormal(jnp.log(jnp.clip(found[n - 1 :: n], 1e-12)), sigma), obs=C_hat)
 
 
-MODELS: dict[Callable[..., None], Callable[..., None]] = {
-    posteriordb.flat_regression: flat_regression,
-    posteriordb.cauchy_regression: cauchy_regression,
-    posteriordb.blr: blr,
-    posteriordb.diamonds: diamonds,
-    posteriordb.arK: ark,
-    posteriordb.arma11: arma11,
-    posteriordb.eight_schools_noncentered: eight_schools_noncentered,
-    posteriordb.eight_schools_centered: eight_schools_centered,
-    posteriordb.low_dim_gauss_mix: low_dim_gauss_mix,
-    posteriordb.gp_regr: gp_regr,
-    posteriordb.hmm_example: hmm_example,
-    posteriordb.hmm_drive: hmm_drive,
-    posteriordb.one_comp_mm_elim_abs: one_comp_mm_elim_abs,
+MODELS: dict[str, Callable[..., None]] = {
+    "flat_regression": flat_regression,
+    "cauchy_regression": cauchy_regression,
+    "blr": blr,
+    "diamonds": diamonds,
+    "arK": ark,
+    "arma11": arma11,
+    "eight_schools_noncentered": eight_schools_noncentered,
+    "eight_schools_centered": eight_schools_centered,
+    "low_dim_gauss_mix": low_dim_gauss_mix,
+    "gp_regr": gp_regr,
+    "hmm_example": hmm_example,
+    "hmm_drive": hmm_drive,
+    "one_comp_mm_elim_abs": one_comp_mm_elim_abs,
 }

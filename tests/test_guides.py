@@ -19,8 +19,10 @@ from ppgen.check import check
 from ppgen.draws import ManyTerms
 from ppgen.engine import low_rank
 from ppgen.engine.batch_and_match import best_gaussian
+from ppgen.engine.inverse_hessian import HISTORY, Dense, LimitedMemory
 from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
+from ppgen.guides.pathfinder import _LowRankNormal
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
 from ppgen.terms import run as run_once
 
@@ -523,4 +525,88 @@ def test_a_search_that_cannot_be_is_refused():
     with pytest.raises(PpgenError, match="rank of the guide bam_low_rank is 0"):
         fit(NormalMean(), {"x": normal(20)}, guide="bam_low_rank(rank=0)")
     with pytest.raises(PpgenError, match="at most 300, and there are 401 of them; take --guide bam_low_rank"):
-        fit(Measured(), {"x": normal(400)}, steps=0, guide="pathfinder")
+        fit(Measured(), {"x": normal(400)}, steps=0, guide="bam")
+
+
+# -- Pathfinder in many dimensions -----------------------------------------------------------------
+
+
+def _curvatures(pairs: int, dim: int = 50) -> tuple[LimitedMemory, Tensor]:
+    """Two paths that have seen so many pairs of a quadratic, and the inverse Hessians that whole matrices come to."""
+    A = normal(dim, dim).double()
+    P = A @ A.T / dim + torch.eye(dim).double()
+    few, whole, i = LimitedMemory(normal(2, dim).double()), Dense(normal(2, dim).double()), torch.arange(2)
+    steps = normal(pairs, 2, dim, seed=3).double()
+    for s in steps:
+        few.update(i, s, s @ P, torch.ones(2, dtype=torch.bool))
+    whole.H, whole.fresh[:] = torch.diag_embed(few.diagonal), False
+    for s in steps[-HISTORY:]:
+        whole.update(i, s, s @ P, torch.ones(2, dtype=torch.bool))
+    return few, whole.H
+
+
+@pytest.mark.parametrize("pairs", [1, 5, HISTORY + 3])
+def test_limited_memory_is_bfgs_of_the_last_pairs(pairs):
+    few, H = _curvatures(pairs)
+    x = normal(2, 50, seed=5).double()
+    assert torch.allclose(few.times(torch.arange(2), x), (H @ x[..., None])[..., 0], rtol=1e-7, atol=1e-9)
+
+
+def test_a_normal_of_limited_memory_is_that_of_its_matrix():
+    """Log density, volume, variances, and the covariance of draws, by a linear map of all unit vectors."""
+    few, H = _curvatures(6)
+    root, usable = few.roots(torch.arange(2))
+    loc = normal(2, 50, seed=7).double()
+    dense, q = dist.MultivariateNormal(loc, H), _LowRankNormal(loc, root)
+    assert usable.all()
+    u = loc + 2 * normal(4, 2, 50, seed=8).double()
+    assert torch.allclose(q.log_prob(u), dense.log_prob(u)) and torch.allclose(q.variance, dense.variance)
+    assert torch.allclose(root.volume(), torch.linalg.slogdet(H)[1] / 2)
+    spread = root.spread(torch.eye(50).double()[:, None].expand(50, 2, 50)).movedim(0, -1)
+    assert torch.allclose(spread @ spread.mT, H, atol=1e-9)
+    assert q.rsample((3,)).shape == (3, 2, 50)
+
+
+def test_a_path_forgets_its_curvature_and_one_without_any_has_no_normal():
+    few, _ = _curvatures(4)
+    g = 10 * normal(2, 50).double()
+    few.restart(torch.tensor([1]), g[1:])
+    _, usable = few.roots(torch.arange(2))
+    assert usable.tolist() == [True, False]
+    assert torch.allclose(few.times(torch.tensor([1]), g[1:]), g[1:] / g[1:].norm())
+    few.update(torch.arange(2), g, -g, torch.ones(2, dtype=torch.bool))  # no positive curvature: nothing is learned
+    assert few.fresh.tolist() == [False, True]
+
+
+def _wide(dim: int, scale: float) -> tuple[Program, Tensor, Tensor]:
+    """Independent normals of sds over four orders of magnitude, times `scale`: model, means, sds."""
+    sd, loc = scale * 10 ** torch.linspace(-2, 2, dim).double(), torch.sin(torch.arange(dim)).double()
+
+    def model(one):
+        pyro.sample("x", dist.Normal(loc, sd).to_event(1))
+        pyro.factor("one", one.sum())
+
+    return Program.from_pair(model), loc, sd
+
+
+def test_pathfinder_in_hundreds_of_dimensions(tmp_path):
+    """400 latents of sds from 0.01 to 100: exact after the first curvature; saved and read back."""
+    program, loc, sd = _wide(400, 1.0)
+    one = {"one": torch.zeros(1)}
+    run = fit(program, one, steps=0, guide="pathfinder", starts=4, precision="64-true", out=tmp_path / "run")
+    law = run.program.autoguide.law()
+    assert torch.allclose(law.stddev, sd, rtol=1e-3) and ((law.mean - loc).abs() < 1e-3 * sd).all()
+    tree = posterior(run, one, draws=200, predictive=False, prior=False)
+    gap = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"]).values
+    assert np.abs(gap).max() < 1e-2
+    again = posterior(Run.load(tmp_path / "run", _wide(400, 1.0)[0]), one, draws=200, predictive=False, prior=False)
+    assert (again["posterior"]["x"].values == tree["posterior"]["x"].values).all()
+
+
+def test_low_rank_begins_where_pathfinder_ends():
+    """Sds of 1e-4 to 1, where draws of a normal about zero have no good score."""
+    program, loc, sd = _wide(400, 0.01)
+    one = {"one": torch.zeros(1)}
+    run = fit(program, one, steps=0, guide="bam_low_rank(rank=2)", precision="64-true")
+    law = run.program.autoguide.law()
+    assert (law.stddev / sd).log().abs().max() < 0.1 and ((law.mean - loc).abs() < 0.1 * sd).all()

@@ -6,7 +6,7 @@ One round is that of `batch_and_match`, of B draws, with every matrix kept as a 
 
 Q of the B scores about their mean, and the mean; R of Λ, the B draws about their mean, and their mean about μ. Then the
 patch: the Ψ and Λ whose normal is nearest to that of Σ', by the steps of EM for a factor analysis whose covariance is
-Σ'. A round costs dim · (rank + B)².
+Σ'. A round costs dim · (rank + B)². It begins at the best normal of the paths of a Pathfinder that needs no matrices.
 
 Source: Batch, match, and patch: low-rank approximations for score-based variational inference (Modi, Cai, Saul 2024,
 arXiv:2410.22292).
@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.engine.batch_and_match import SAME
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.batch_and_match import ENOUGH, REACH, SAME
+from ppgen.engine.inverse_hessian import LowRank as Root
+from ppgen.engine.pathfinder import Density, climb_low_rank
 
 DRAWS = 64  # of a round, and four times as many for an ELBO
 ROUNDS, EVERY = 200, 10  # rounds, and those between two ELBOs
@@ -49,21 +50,16 @@ class LowRank(NamedTuple):
 
 
 @torch.no_grad()
-def low_rank_gaussian(score: Density, dim: int, rank: int, *, seed: int = 0) -> LowRank | None:
+def low_rank_gaussian(score: Density, dim: int, rank: int, *, starts: int = 4, seed: int = 0) -> LowRank | None:
     """The normal of the highest ELBO on the way; None where the log joint is finite near no start.
 
     Args:
         score: log joint in nats, and gradients, of many points at once.
+        starts: paths of Pathfinder.
     """
     generator = torch.Generator().manual_seed(seed)
-    dtype = torch.get_default_dtype()
-    small = 1e-3 * torch.randn(dim, rank, generator=generator, dtype=dtype)
-    now = LowRank(torch.zeros(dim, dtype=dtype), small, torch.ones(dim, dtype=dtype))
-    for _ in range(SHRINK):
-        if _drawn(score, now, generator) is not None:
-            break
-        now = now._replace(factor=now.factor / 2, diagonal=now.diagonal / 4)
-    else:
+    now = _first(score, dim, rank, starts, generator)
+    if now is None:
         return None
     best, idle = now, 0
     for t in range(ROUNDS):
@@ -80,6 +76,42 @@ def low_rank_gaussian(score: Density, dim: int, rank: int, *, seed: int = 0) -> 
             if idle == PATIENCE:
                 break
     return best if math.isfinite(best.elbo) else None
+
+
+def _first(score: Density, dim: int, rank: int, starts: int, generator: torch.Generator) -> LowRank | None:
+    """The best normal of the paths; where they found none, one about zero that is narrow enough to be evaluated."""
+    dtype = torch.get_default_dtype()
+    small = 1e-3 * torch.randn(dim, rank, generator=generator, dtype=dtype)
+    now = LowRank(torch.zeros(dim, dtype=dtype), small, torch.ones(dim, dtype=dtype))
+    at = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=dtype) - 1)
+    paths = climb_low_rank(score, at, generator=generator, enough=ENOUGH)
+    if torch.isfinite(top := paths.elbo.max()):
+        k = int(paths.elbo.argmax())
+        found = _patched(now._replace(loc=paths.mean[k]), paths.root.taken(torch.tensor([k])))
+        if _drawn(score, found, generator) is not None:
+            return found._replace(elbo=float(top))
+    for _ in range(SHRINK):
+        if _drawn(score, now, generator) is not None:
+            return now
+        now = now._replace(factor=now.factor / 2, diagonal=now.diagonal / 4)
+    return None
+
+
+def _patched(q: LowRank, root: Root) -> LowRank:
+    """The nearest normal of this form to the one of covariance `root`."""
+    sd, basis, variance = root.sd[0], root.basis[0], root.stretch[0].square() - 1
+
+    def product(x: Tensor) -> Tensor:
+        x = sd[:, None] * x
+        return sd[:, None] * (x + basis @ (variance[:, None] * (basis.mT @ x)))
+
+    whole = sd.square() * (1 + (basis.square() * variance).sum(1))
+    order = variance.argsort(descending=True)[: q.factor.shape[1]]
+    factor = q.factor.clone()
+    factor[:, : len(order)] += sd[:, None] * basis[:, order] * variance[order].clamp_min(0.0).sqrt()
+    q = q._replace(factor=factor, diagonal=sd.square())
+    found = _patch(q, product, whole)
+    return found if _usable(found) else q
 
 
 def _drawn(score: Density, q: LowRank, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,7 @@ up a funnel. A path whose ELBO lies far below the best one's ended where there i
 Many chains begin at the draws (`ppgen.inference.mcmc`), a guide at the best normal (`inference.training.guide_init`).
 
 Source: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
-arXiv:2108.03782), with a dense H in place of its factored form.
+arXiv:2108.03782), with a dense H in place of its factored form, but by `climb_low_rank`, for many dimensions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+
+from ppgen.engine.inverse_hessian import Dense, LimitedMemory, LowRank, Triangular
 
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
@@ -69,6 +71,19 @@ class Climbs(NamedTuple):
     top: Tensor
 
 
+class LowRankClimbs(NamedTuple):
+    """The best normal of each path, in many dimensions.
+
+    Attributes:
+        elbo, mean: as of `Climbs`.
+        root: the covariances.
+    """
+
+    elbo: Tensor
+    mean: Tensor
+    root: LowRank
+
+
 def pathfinder(
     target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
 ) -> Paths:
@@ -84,12 +99,32 @@ def pathfinder(
 
 @torch.no_grad()
 def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9) -> Climbs:
-    """Follows one path from each start; arguments as for `pathfinder`.
+    """Follows one path from each start; arguments as for `pathfinder`."""
+    paths = _climbed(target, start, Dense, generator, enough)
+    assert isinstance(paths.root, Triangular)
+    return Climbs(paths.elbo, paths.mean, paths.root.root, paths.draw, paths.u)
 
-    Every path is at a trial of its own line search: one that has found a step goes on, and waits for no other. The
-    next trials, and the draws for the ELBOs of the normals that were just found, are one call of the log joint.
-    """
-    paths = _Paths(start, *_safe(target, start))
+
+@torch.no_grad()
+def climb_low_rank(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> LowRankClimbs:
+    """The same by L-BFGS, where there are too many dimensions for matrices."""
+    paths = _climbed(target, start, LimitedMemory, generator, enough)
+    assert isinstance(paths.root, LowRank)
+    return LowRankClimbs(paths.elbo, paths.mean, paths.root)
+
+
+def _climbed(
+    target: Density,
+    start: Tensor,
+    curvature: type[Dense | LimitedMemory],
+    generator: torch.Generator | None,
+    enough: float,
+) -> _Paths:
+    """Every path is at a trial of its own line search: one that has found a step goes on, and waits for no other. The
+    next trials, and the draws for the ELBOs of the normals that were just found, are one call of the log joint."""
+    paths = _Paths(start, *_safe(target, start), curvature)
     normals = None
     for _ in range(TRIALS):
         ended = (paths.still >= STILL) | (paths.idle >= IDLE)
@@ -104,15 +139,15 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
         normals = paths.normals(arrived, generator)
     if normals is not None:
         paths.compare(normals, _safe(target, normals.draws.flatten(0, 1))[0])
-    return Climbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
+    return paths
 
 
 class _Normals(NamedTuple):
-    """N(mean, root rootᵀ) of some paths, with what their ELBOs are made of: draws (DRAWS, paths, dim), and noise."""
+    """Normals of some paths, with what their ELBOs are made of: draws (DRAWS, paths, dim), and noise."""
 
     which: Tensor
     mean: Tensor
-    root: Tensor
+    root: Triangular | LowRank
     noise: Tensor
     draws: Tensor
 
@@ -121,30 +156,29 @@ class _Paths:
     """Where paths stand, and the best normal of each so far.
 
     Attributes:
-        u, lp, g, H: (n, dim), (n,), (n, dim), (n, dim, dim).
-        fresh: H has seen no curvature yet.
+        u, lp, g: (n, dim), (n,), (n, dim).
+        H: their inverse Hessians.
         still, idle: steps without progress, and without a better ELBO.
         direction, slope, t, trials: of the line search that each is at.
         elbo, mean, root, draw: of the best normals.
     """
 
-    def __init__(self, u: Tensor, lp: Tensor, g: Tensor):
+    def __init__(self, u: Tensor, lp: Tensor, g: Tensor, curvature: type[Dense | LimitedMemory]):
         n, dim = u.shape
         u, g = u.to(lp), g.to(lp)  # the program's dtype, which need not be torch's default
         self.u, self.lp, self.g = u.clone(), lp, g
-        self.H = _steepest(g)
-        self.fresh = torch.ones(n, dtype=torch.bool)
+        self.H = curvature(g)
         self.still, self.idle, self.trials = (torch.zeros(n, dtype=torch.long) for _ in range(3))
         self.direction, self.slope, self.t = torch.empty_like(u), torch.empty_like(lp), torch.ones_like(lp)
         self.elbo = torch.full_like(lp, -torch.inf)
         self.mean, self.draw = u.clone(), u.clone()
-        self.root = torch.eye(dim).to(u).repeat(n, 1, 1) * 1e-4
+        self.root = self.H.flat(n, dim, 1e-4)
         self.aim(torch.arange(n))
 
     def aim(self, i: Tensor) -> None:
         """New line searches, of the paths i."""
         g = self.g[i]
-        direction = (self.H[i] @ g[..., None])[..., 0]
+        direction = self.H.times(i, g)
         uphill = (direction * g).sum(-1) > 0
         direction = torch.where(uphill[:, None], direction, g / g.norm(dim=-1).clamp_min(1.0)[:, None])
         self.direction[i], self.slope[i] = direction, (direction * g).sum(-1)
@@ -174,43 +208,43 @@ class _Paths:
         was_u, was_lp, was_g = self.u[i], self.lp[i], self.g[i]
         u, g = (torch.where(moved[:, None], new, old) for new, old in ((u, was_u), (g, was_g)))
         lp = torch.where(moved, lp, was_lp)
-        was_fresh = self.fresh[i]
-        H, fresh = _bfgs(self.H[i], u - was_u, was_g - g, moved, was_fresh)
+        was_fresh = self.H.fresh[i]
+        self.H.update(i, u - was_u, was_g - g, moved)
         # A plateau is no end: the steps double on it until the long direction is known. Rounding is one, and so is a
         # ridge on which steps straight up are the only ones that rise.
         small = (lp - was_lp).abs() <= 1e-13 * was_lp.abs()
         still = self.still[i]
         self.still[i] = torch.where(moved & ~small, torch.where(was_fresh, still, 0), still + 1)
         again = ~moved & (self.still[i] < 3)  # once more, straight up
-        self.H[i], self.fresh[i] = torch.where(again[:, None, None], _steepest(g), H), fresh | again
+        self.H.restart(i[again], g[again])
         self.u[i], self.lp[i], self.g[i] = u, lp, g
         self.aim(i)
 
     def normals(self, i: Tensor, generator: torch.Generator | None) -> _Normals | None:
         """N(u + H g, H) of those of the paths i where it may be good: H has a root and has seen some curvature, and
         the ELBO that it would have of a quadratic is not far below the best."""
-        H, g, half = self.H[i], self.g[i], 0.5 * self.u.shape[1]
-        root, info = torch.linalg.cholesky_ex(H)
-        rise = (H @ g[..., None])[..., 0]
-        volume = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        promised = self.lp[i] + 0.5 * (g * rise).sum(-1) + volume + half * math.log(2 * math.pi)
-        usable = (info == 0) & torch.isfinite(root).all(-1).all(-1) & ~self.fresh[i]
-        usable &= promised > self.elbo.max() - HOPELESS - 2 * half
+        g, half = self.g[i], 0.5 * self.u.shape[1]
+        root, usable = self.H.roots(i)
+        rise = self.H.times(i, g)
+        promised = self.lp[i] + 0.5 * (g * rise).sum(-1) + root.volume() + half * math.log(2 * math.pi)
+        usable = usable & (promised > self.elbo.max() - HOPELESS - 2 * half)
         self._count(i[~usable])
         if not usable.any():
             return None
-        root, mean = root[usable], (self.u[i] + rise)[usable]
+        root, mean = root.taken(usable), (self.u[i] + rise)[usable]
         noise = torch.randn(DRAWS, *mean.shape, generator=generator, dtype=mean.dtype)
-        return _Normals(i[usable], mean, root, noise, mean + (root @ noise[..., None])[..., 0])
+        return _Normals(i[usable], mean, root, noise, mean + root.spread(noise))
 
     def compare(self, q: _Normals, lp: Tensor) -> None:
         """Keeps the normals that are better than those before, lp the log joint of their draws."""
         i, dim = q.which, self.u.shape[1]
         total = (lp.reshape(DRAWS, -1) + 0.5 * (q.noise**2).sum(-1)).sum(0)
-        elbo = total / DRAWS + q.root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+        elbo = total / DRAWS + q.root.volume() + 0.5 * dim * math.log(2 * math.pi)
         better = elbo > self.elbo[i]
         k = i[better]
-        self.elbo[k], self.mean[k], self.root[k] = elbo[better], q.mean[better], q.root[better]
+        self.elbo[k], self.mean[k] = elbo[better], q.mean[better]
+        for mine, new in zip(self.root, q.root.taken(better), strict=True):
+            mine[k] = new
         self.draw[k] = q.draws[-1][better]
         self.idle[k] = 0
         self._count(i[~better])
@@ -218,11 +252,6 @@ class _Paths:
     def _count(self, i: Tensor) -> None:
         """One more step of the paths i without a better ELBO, where theirs is among the best."""
         self.idle[i] += (self.elbo[i] > self.elbo.max() - HOPELESS).long()
-
-
-def _steepest(g: Tensor) -> Tensor:
-    """H before any curvature is known: a step straight up, of length 1 at the most, (n, dim, dim)."""
-    return torch.eye(g.shape[1]).to(g) / g.norm(dim=-1).clamp_min(1.0)[:, None, None]
 
 
 @torch.no_grad()
@@ -251,33 +280,22 @@ def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(ok, lp, -torch.inf), torch.where(ok[:, None], g, 0.0)
 
 
-def _bfgs(H: Tensor, s: Tensor, y: Tensor, moved: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
-    """The update of the inverse Hessian where the curvature along s is positive."""
-    sy = (s * y).sum(-1)
-    ok = moved & (sy > 1e-12 * s.norm(dim=-1) * y.norm(dim=-1)) & torch.isfinite(y).all(-1)
-    rho = torch.where(ok, 1 / torch.where(ok, sy, 1.0), 0.0)
-    scale = torch.where(ok, sy / (y * y).sum(-1).clamp_min(1e-300), 1.0)
-    identity = torch.eye(s.shape[1]).to(s)
-    H = torch.where((ok & fresh)[:, None, None], identity * scale[:, None, None], H)
-    Hy = (H @ y[..., None])[..., 0]
-    cross = s[:, :, None] * Hy[:, None, :]
-    curved = rho * (1 + rho * (y * Hy).sum(-1))
-    new = H - rho[:, None, None] * (cross + cross.mT) + curved[:, None, None] * s[:, :, None] * s[:, None, :]
-    use = ok & torch.isfinite(new).all(-1).all(-1)
-    return torch.where(use[:, None, None], new, H), fresh & ~use
-
-
 def mixture_weights(target: Density, means: Tensor, roots: Tensor, generator: torch.Generator) -> Tensor:
     """Log weights of the normals, (P,): those of the mixture that is nearest to the posterior."""
     n, dim = means.shape
     noise = torch.randn(n, WEIGHED, dim, generator=generator, dtype=means.dtype)
     u = (means[:, None] + noise @ roots.mT).flatten(0, 1)
-    each = MultivariateNormal(means, scale_tril=roots).log_prob(u[:, None])  # (draws, P)
+    return weights_of_draws(target, u, MultivariateNormal(means, scale_tril=roots).log_prob(u[:, None]))
+
+
+def weights_of_draws(target: Density, u: Tensor, each: Tensor) -> Tensor:
+    """The same from as many draws u of each normal, and the log density of each normal at all of them, (draws, P)."""
+    n = each.shape[1]
     made = torch.logsumexp(each, -1) - math.log(n)  # they were drawn from equal shares
     log_p = torch.nan_to_num(target(u)[0], nan=-math.inf, posinf=-math.inf)
     most = torch.logsumexp(log_p - made, 0) - 0.5 * math.log(len(u))  # a single weight has no more than √S of S
     log_w = torch.log_softmax((log_p - made).clamp_max(float(most)), 0)
-    log_weights = torch.full((n,), -math.log(n)).to(means)
+    log_weights = torch.full((n,), -math.log(n)).to(each)
     for _ in range(EM_ROUNDS):
         shares = torch.log_softmax(each + log_weights, -1)
         log_weights = torch.logsumexp(log_w[:, None] + shares, 0)

@@ -25,7 +25,7 @@ from ppgen.errors import PpgenError
 from ppgen.guides._vector import VectorGuide
 
 SUMMARY = "a normal of a diagonal and a few factors, matched to scores, no steps needed (batch, match and patch)"
-STARTS = 1
+STARTS = 4
 BATCHES = {"batches": True}
 
 
@@ -77,7 +77,7 @@ class Guide(VectorGuide):
         Raises:
             PpgenError: the log joint is finite at too few draws of any normal around zero.
         """
-        found = low_rank_gaussian(target, self.dim, self.factor.shape[1], seed=seed)
+        found = low_rank_gaussian(target, self.dim, self.factor.shape[1], starts=starts, seed=seed)
         if found is None:
             raise PpgenError(
                 "no normal was found, as the log joint is not finite at half of the draws of any normal around zero; "

@@ -77,6 +77,18 @@ MUTANTS = [
         "curved = rho",
         "tests/test_mcmc.py::test_pathfinder_finds_a_normal",
     ),
+    Mutant(
+        "lbfgs_diagonal_without_a_root",
+        "D = (self.s[k].square().sum(1) / self.y[k].square().sum(1)).sqrt()",
+        "D = self.s[k].square().sum(1) / self.y[k].square().sum(1)",
+        "tests/test_guides.py::test_pathfinder_in_hundreds_of_dimensions",
+    ),
+    Mutant(
+        "lbfgs_without_the_curvature_along_a_step",
+        "first = inverse.mT @ (eye + y @ Dy.mT) @ inverse",
+        "first = inverse.mT @ (y @ Dy.mT) @ inverse",
+        "tests/test_guides.py::test_limited_memory_is_bfgs_of_the_last_pairs[5]",
+    ),
     # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
     Mutant(
         "khat_of_inverse_weights",
