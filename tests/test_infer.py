@@ -17,6 +17,7 @@ from pyro.distributions import (
     Categorical,
     HalfCauchy,
     HalfNormal,
+    LogNormal,
     MultivariateNormal,
     Normal,
     StudentT,
@@ -28,7 +29,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import diagnose, fit, infer, load_findings
 from ppgen.inference.sampling import infer as ladder
-from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights
+from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
 from ppgen.models import VAE
 
@@ -362,8 +363,8 @@ def test_the_slope_far_out_tells_the_tail(kind):
             pyro.factor("f", -3 * torch.log1p(z) - prior.log_prob(z))
 
     found = weighed(model, torch.zeros(1), 2 * torch.eye(1), n=20_000)
-    tails = {f.measure: f for f in found.findings}["tail_khat"]
-    assert tails.figure == pytest.approx(k, abs=0.08) and tails.verdict == said and tails.where == "z"
+    heaviest = {f.measure: f for f in found.findings}["tail_khat"]
+    assert heaviest.figure == pytest.approx(k, abs=0.08) and heaviest.verdict == said and heaviest.where == "z"
 
 
 def test_tails_of_latents_that_are_strongly_correlated_are_not_noise():
@@ -374,8 +375,8 @@ def test_tails_of_latents_that_are_strongly_correlated_are_not_noise():
         pyro.sample("x", MultivariateNormal(torch.zeros(2).double(), cov))
 
     found = weighed(model, torch.zeros(2), torch.linalg.cholesky(cov))
-    tails = {f.measure: f for f in found.findings}["tail_khat"]
-    assert tails.verdict == "fine" and 0.1 < tails.figure < 0.2, "of a normal 1 / (E[x² | far out] - 1)"
+    heaviest = {f.measure: f for f in found.findings}["tail_khat"]
+    assert heaviest.verdict == "fine" and 0.1 < heaviest.figure < 0.2, "of a normal 1 / (E[x² | far out] - 1)"
 
 
 # -- from the shell --------------------------------------------------------------------------------
@@ -402,3 +403,39 @@ def test_from_the_shell(tmp_path):
     assert (tmp_path / "line.nc").is_file() and said["tried"][0]["method"] == "gaussian"
     done = subprocess.run([*command[:-1], "--budget", "0"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2 and "--budget" in done.stderr and "Traceback" not in done.stderr
+
+
+# -- tails that no draw is in ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weight", "verdict"), [(0.01, "look"), (0.0, "fine")])
+def test_a_tail_is_followed_beyond_the_draws(weight: float, verdict: str):
+    """Draws of the log-normal that is all but a hundredth of it; the rest is half-Cauchy, and has no mean."""
+
+    def model(one):
+        s = pyro.sample("s", LogNormal(0.0, 0.3))
+        own, other = LogNormal(0.0, 0.3).log_prob(s), HalfCauchy(1.0).log_prob(s)
+        pyro.factor("mixed", torch.logaddexp(own + math.log1p(-weight), other + math.log(weight + 1e-300)) - own)
+
+    torch.set_default_dtype(torch.float64)
+    joint = log_joint(Program.from_pair(model), {"one": torch.ones(1)})
+    u = 0.3 * torch.randn(4000, 1)
+    lp, g = joint.value_and_grad(u)
+    found = tails(joint, u, torch.full((4000,), 1 / 4000), lp, g, joint.value_and_grad)
+    assert found.measure == "tail_khat" and found.verdict == verdict
+    assert found.figure < 0.3 if verdict == "fine" else 0.4 < found.figure < 0.7
+
+
+def test_a_tail_with_too_few_weighted_draws_is_not_called_light():
+    def model(one):
+        pyro.sample("s", LogNormal(0.0, 0.3))
+        pyro.factor("nothing", torch.zeros(()))
+
+    torch.set_default_dtype(torch.float64)
+    joint = log_joint(Program.from_pair(model), {"one": torch.ones(1)})
+    u = 0.3 * torch.randn(4000, 1)
+    lp, g = joint.value_and_grad(u)
+    w = torch.where(u[:, 0] > 0.0, 1e-6, 1.0)  # one side has no weight to speak of
+    w[u[:, 0].argmax()] = 40.0
+    found = tails(joint, u, w / w.sum(), lp, g, joint.value_and_grad)
+    assert found.verdict == "look" and math.isnan(found.figure) and "too few of the weighted draws" in str(found)

@@ -272,7 +272,7 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
         return tail_khat
     u = found.u.flatten(0, 1)
     try:
-        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), target(u)[1])
+        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat

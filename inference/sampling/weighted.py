@@ -41,7 +41,8 @@ from ppgen.inference.verdicts.mode_search import search_modes
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
 SCORE_OFF = 0.15  # of 1
-TAIL, FAR = 0.005, 0.05  # mass of a tail, and of the draws that its regression is of
+TAILS, FAR = (0.005, 0.01, 0.02), 0.05  # mass of a tail, the first with draws in it, and of its regression's draws
+BEYOND = 8.0  # sds
 LEAST_TAIL = 10  # effective draws in a tail
 ALIKE = 50  # effective draws below which weights say nothing
 LOST = 0.01  # of the draws, where there is no marginal
@@ -190,7 +191,7 @@ def importance_weights(
     if found[0].verdict == WRONG or not further:
         return weighted
     found.append(score(u, w, g, joint.labels))
-    found.append(tails(joint, u, w, g))
+    found.append(tails(joint, u, w, lp, g, target))
     search = search_modes(target, u, ess, evidence=evidence, weights=w, prior=prior, name=joint.place, seed=seed,
         size=getattr(joint, "whole", joint).dim,
     )  # fmt: skip
@@ -222,7 +223,7 @@ def completed(
         raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
     w, khat, ess, evidence = _smoothed(log_w)
     w, (lp, g) = w.to(u), target(u)
-    indices = tail_indices(outer.whole, u, w, g)
+    indices = tail_indices(outer.whole, u, w, lp, g, target)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
@@ -282,19 +283,21 @@ def _importance(
     return Finding("importance", labels[worst], asked, most, graded, said)
 
 
-def tails(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> Finding:
+def tails(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density) -> Finding:
     """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, g))
+    return heaviest(tail_indices(joint, u, w, lp, g, target))
 
 
-def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> dict[str, float]:
+def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density) -> dict[str, float]:
     """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
-    Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen.
+    Draws of the proposal reach farther than those of the posterior, and the tail is told before it is seen; and from
+    the best draw of a tail the density is followed `BEYOND` sds farther, where a tail may end otherwise than it begins.
 
     Args:
-        u, w, g: (S, dim), weights (S,) that sum to one, and the gradient of the log joint.
+        u, w, lp, g: (S, dim), weights (S,) that sum to one, the log joint and its gradient.
+        target: the log joint, of other vectors.
     """
     off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
     looked: list[tuple[int, bool]] = []  # entries, and whether they are logarithms
@@ -307,15 +310,52 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, g: Tensor) -> dict[str, 
     some = off[:, [i for i, _ in looked]]
     cov = (w[:, None] * off).mT @ some
     along = g @ (cov / (w @ some.square()).clamp_min(1e-300))
+    found = [
+        (i, log_scale, _tail(i, side, off, w, g, direction, log_scale))
+        for (i, log_scale), direction in zip(looked, along.mT, strict=True)
+        for side in ((1.0,) if log_scale else (1.0, -1.0))
+    ]
+    beyond = _beyond(found, u, off, w, lp, target)
     k = {"": -math.inf}
-    for (i, log_scale), direction in zip(looked, along.mT, strict=True):
-        sides = (1.0,) if log_scale else (1.0, -1.0)
-        k[joint.labels[i]] = max(_tail_index(i, side, off, w, g, direction, log_scale) for side in sides)
+    for (i, _, within), other in zip(found, beyond, strict=True):
+        name, index = joint.labels[i], max(within.k, other)  # of a k that is not known the first
+        before = k.get(name, -math.inf)
+        k[name] = before if math.isnan(before) or before >= index else index  # what is not known counts
     return k
 
 
-def _tail_index(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> float:
-    """k of a tail of entry i, less its standard error; minus infinity where too few draws are in it.
+class _Tail(NamedTuple):
+    """k; the draws in it, and the direction in which they lie, its entry i being 1."""
+
+    k: float
+    inside: Tensor
+    direction: Tensor
+
+
+def _beyond(
+    found: Sequence[tuple[int, bool, _Tail]], u: Tensor, off: Tensor, w: Tensor, lp: Tensor, target: Density
+) -> list[float]:
+    """k by the fall of the density from the best draw of each tail to a point far beyond it."""
+    known = [(i, log_scale, t) for i, log_scale, t in found if not math.isnan(t.k)]
+    if not known:
+        return [-math.inf] * len(found)
+    best = [int(t.inside[lp[t.inside].argmax()]) for _, _, t in known]
+    sd = (w @ off.square()).sqrt()
+    steps = torch.stack(
+        [BEYOND * sd[i] * off[b, i].sign() * t.direction for (i, _, t), b in zip(known, best, strict=True)]
+    )
+    falls = lp[best] - target(u[best] + steps)[0]
+    indices = []
+    for (i, log_scale, _), b, step, fall in zip(known, best, steps, falls.tolist(), strict=True):
+        first, last = float(off[b, i]), float(off[b, i] + step[i])
+        rate = fall / (last - first) if log_scale else fall / math.log(last / first) - 1.0
+        indices.append(-math.inf if not math.isfinite(fall) else 1 / rate if rate > 0 else math.inf)
+    each = iter(indices)
+    return [-math.inf if math.isnan(t.k) else next(each) for _, _, t in found]
+
+
+def _tail(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> _Tail:
+    """A tail of entry i; its k is NaN where too few draws are in it.
 
     E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the
     same mean. Along the regression of u on u_i, of all draws (`along`) or of those far out, it is close to a function
@@ -323,11 +363,12 @@ def _tail_index(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: T
     """
     order = (side * off[:, i]).argsort(descending=True)
     mass = w[order].cumsum(0)
-    inside, far = order[mass <= TAIL], order[mass <= FAR]
-    part = w[inside]
-    if float(part.sum() ** 2) < LEAST_TAIL * float(part.square().sum()) or not len(inside):
-        return -math.inf
-    part, near = part / part.sum(), w[far] / w[far].sum()
+    tails, far = [order[mass <= share] for share in TAILS], order[mass <= FAR]
+    enough = (t for t in tails if float(w[t].sum() ** 2) >= LEAST_TAIL * float(w[t].square().sum()) > 0)
+    inside = next(enough, None)
+    if inside is None:
+        return _Tail(math.nan, far, off[0])
+    part, near = w[inside] / w[inside].sum(), w[far] / w[far].sum()
     spread = off[far] - near @ off[far]
     regression = (near * spread[:, i]) @ spread
     direction = regression / regression[i].clamp_min(1e-300)
@@ -336,8 +377,8 @@ def _tail_index(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: T
     means = falls @ part
     se = (falls - means[:, None]).square().matmul(part.square()).sqrt()
     best = int(se.argmin())
-    fall = float(means[best] + se[best])
-    return 1 / fall if fall > 0 else math.inf
+    fall = float(means[best])
+    return _Tail(1 / fall if fall > 0 else math.inf, inside, direction)
 
 
 def score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:

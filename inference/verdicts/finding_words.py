@@ -288,6 +288,12 @@ def _laplace(f: Finding) -> Words:
 def _tail_khat(f: Finding) -> Words:
     if f.verdict == "fine":
         return f"no latent's tails are too heavy for a mean and an sd (Pareto k-hat below {f.threshold})", ""
+    if math.isnan(f.figure):
+        more = f" and of {f.details['others']} more" if f.details["others"] else ""
+        return (
+            f"too few of the weighted draws are in the tails of {f.where}{more} to tell whether it has an sd",
+            "Take chains (ppgen mcmc), or more draws.",
+        )
     more = f"; so are those of {f.details['others']} more" if f.details["others"] else ""
     what = "mean and sd are" if f.figure > 2 * f.threshold else "sd is"
     return (

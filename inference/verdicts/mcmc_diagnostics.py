@@ -179,8 +179,11 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
 
 
 def heaviest(k: Mapping[str, float]) -> Finding:
-    """The record of the heaviest of tails, P(|z| > t) ~ t^(-1/k), by the label of each entry."""
-    worst = max(k, key=k.__getitem__)
+    """The record of the heaviest of tails, P(|z| > t) ~ t^(-1/k), by the label of each entry; NaN: it is not known."""
+    unknown = [name for name, each in k.items() if np.isnan(each)]
+    worst = max((name for name in k if name not in unknown), key=k.__getitem__)
+    if unknown and k[worst] <= HEAVY:
+        return Finding("tail_khat", unknown[0], np.nan, HEAVY, LOOK, {"others": len(unknown) - 1})
     others = max(sum(each > HEAVY for each in k.values()) - 1, 0)
     return Finding("tail_khat", worst, k[worst], HEAVY, grade(k[worst], HEAVY), {"others": others})
 
