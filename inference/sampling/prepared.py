@@ -62,9 +62,9 @@ def prepared(
     dtype = _dtype(program, data, precision)
     with default_dtype(dtype), without_validation(), _in(program, dtype):
         if not isinstance(run, Run):
-            program.words = None
+            program.types = None
         table = prepare_columns(data, program, dtype_of_program(program))
-        program.words = table.words if program.words is None else program.words
+        program.types = table.types if program.types is None else program.types
         columns(program, table)
         validate(program, table)
         warn_of_negative_indices(program, table)

@@ -151,7 +151,7 @@ def _held(items: list[str], run: Run) -> Table | None:
             found = data.as_tensors(catalog.parse_settings([item]))
         else:
             found = _gathered(data.load(item), item, run)
-        held = data.Table({**held, **found}, {**held.words, **found.words})
+        held = data.Table({**held, **found}, {**held.types, **found.types})
     return held or None
 
 
@@ -168,7 +168,7 @@ def _gathered(columns: Table, file: str, run: Run) -> Table:
     names = [f"x_{i}" for i in range(size)]
     if set(names) <= set(columns):
         rest = {k: v for k, v in columns.items() if k not in names}
-        return data.Table({**rest, "x": torch.stack([columns[name].float() for name in names], -1)}, columns.words)
+        return data.Table({**rest, "x": torch.stack([columns[name].float() for name in names], -1)}, columns.types)
     if set(columns) <= set(run.program.columns):
         return columns
     chosen = run.config["data"].get("columns")

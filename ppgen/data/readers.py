@@ -30,6 +30,7 @@ from ppgen.memory import require_memory
 
 __all__ = ["FORMATS", "by_split", "read"]
 
+MARK = "[mark]"  # no name of a column: the decimal mark of a text file
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {s: s for s in SPLITS} | {"val": "valid", "validation": "valid"}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin", ".ckpt")

@@ -31,15 +31,18 @@ class _Source(NamedTuple):
     data_dir: str | None = None
     table: Any = None
     rows: int | None = None  # of a large file, no more than the first so many
+    types: data.Asked = None
 
     def load(self, split: str | None = None) -> dict[str, Tensor]:
         """The rows of a split, its own by default."""
         split = split or self.split
         if self.spec is not None:
-            return data.load(self.spec, split, columns=self.columns, data_dir=self.data_dir, rows=self.rows)
+            return data.load(
+                self.spec, split, columns=self.columns, data_dir=self.data_dir, rows=self.rows, types=self.types
+            )
         if split != "all":
             raise PpgenError(f"the program's own data have no split {split!r}; leave out --split")
-        return data.as_tensors(self.table)
+        return data.as_tensors(self.table, self.types)
 
     def record(self, valid_split: str | None) -> dict[str, Any]:
         """What config.json keeps of it, for `resume` and `Run.data`."""
@@ -60,6 +63,7 @@ def _choose(
     context: str | None = None,
     data_dir: str | None = None,
     rows: int | None = None,
+    types: data.Asked = None,
 ) -> _Source:
     """The data to fit: what was given, or else what the program's file names as `data`.
 
@@ -69,6 +73,7 @@ def _choose(
         given, found: a name or a path, and the program; columns as in "x=a+b".
         context: the columns, as in "c+d", that become the argument `context`, what a density is conditioned on.
         rows: of a large file, no more than the first so many: for a look at it.
+        types: what columns are, as in "a=ordered:low<high".
 
     Raises:
         PpgenError: neither; no such source; a context that is named twice.
@@ -88,11 +93,11 @@ def _choose(
             'program\'s file, as in data = "moons"'
         )
     if not isinstance(spec, str | Path):
-        return _Source(None, split or "all", chosen, None, spec)
+        return _Source(None, split or "all", chosen, None, spec, types=types)
     spec = _absolute(str(spec), found.file if found is not None and given is None else None)
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
-    return _Source(spec, split, chosen, folder, rows=rows)
+    return _Source(spec, split, chosen, folder, rows=rows, types=types)
 
 
 def _takes_nothing(target: Any) -> bool:
@@ -211,6 +216,7 @@ def of_run(
         source = source._replace(split=HELD_OUT if held_out and HELD_OUT in splits else "all")
     if split is not None:
         source = source._replace(split=split)
+    source = source._replace(types=run.program.types)
     loaded = source.load()
     if not label:
         source, loaded = _without_label(source, loaded, run.program)
