@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.data import datasets, readers
+from ppgen.data import csv, datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
 from ppgen.data.categories import recoded, require_labels
 from ppgen.data.columns import Asked, as_tensors, asked_types, in_shapes, parse_columns, select
@@ -127,8 +127,8 @@ def _part(
 ) -> Table:
     """The chosen columns of a group."""
     raw = dict(datasets.finish(name, groups[key]))
-    mark = raw.pop(readers.MARK, "")
-    tensors = select(raw, columns, where, types=types, lenient=name is None, mark=mark)
+    mark = raw.pop(csv.MARK, "")
+    tensors = select(raw, columns, where, types=types, lenient=readers.is_table(raw), mark=mark)
     try:
         n_rows(tensors)
         _require_real(tensors)

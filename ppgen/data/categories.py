@@ -44,13 +44,17 @@ def recoded(
         elif kept is not None and own is None:
             columns[name] = _by_number(name, data[name], kept.levels, new or beyond) if kept.levels else data[name]
         elif own is not None:
-            columns[name], known[name] = _as_fitted(name, data[name], own, kept, new)
+            columns[name], known[name] = _as_fitted(name, data[name], own, kept, new, beyond)
     return Table(columns, known)
 
 
-def _as_fitted(name: str, value: Any, own: ColumnType, kept: ColumnType | None, new: bool) -> tuple[Any, ColumnType]:
+def _as_fitted(
+    name: str, value: Any, own: ColumnType, kept: ColumnType | None, new: bool, beyond: bool
+) -> tuple[Any, ColumnType]:
     """A column of a table in the codes and the unit of the one that was fitted."""
     if kept is not None and kept.levels:
+        if not own.levels and not any(_is_number(word) for word in kept.levels):
+            return _by_number(name, value, kept.levels, new or beyond), kept
         return _in_codes(name, value, own, kept, new)
     if own.levels:
         raise PpgenError(
@@ -67,6 +71,14 @@ def _as_fitted(name: str, value: Any, own: ColumnType, kept: ColumnType | None, 
     if own.unit != kept.unit and own.unit:
         log.warning("the column %r is in %s, and was in %s at the fit", name, own.unit, kept.unit or "no unit")
     return value, kept
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _days_between(own: str, kept: str) -> float:

@@ -90,10 +90,14 @@ def decimal_mark(texts: pd.Series) -> str:
 
 
 class Numbers(NamedTuple):
-    """Numbers read from texts, nan where a text is none; the unit that stood beside them ("%", "$")."""
+    """Numbers read from texts, nan where a text is none; the unit that stood beside them ("%", "$").
+
+    mixed: whether there are several units, or only some of them are shares ("%").
+    """
 
     values: np.ndarray
     unit: str
+    mixed: bool
 
 
 def read_numbers(texts: pd.Series, mark: str = ".") -> Numbers:
@@ -104,18 +108,21 @@ def read_numbers(texts: pd.Series, mark: str = ".") -> Numbers:
     """
     other = "." if mark == "," else ","
     plain = texts.str.strip()
-    units = plain.str.extract(rf"({_MONEY}|%|\u2030)", flags=re.IGNORECASE)[0].dropna().str.lower().unique()
+    beside = plain.str.extract(rf"({_MONEY}|%|\u2030)", flags=re.IGNORECASE)[0].str.lower()
+    units = sorted(beside.dropna().unique())
+    mixed = len(units) > 1 or units in (["%"], ["\u2030"]) and bool(beside.isna().any())
     bare = plain.str.replace(rf"{_MONEY}|%|\u2030", "", regex=True, flags=re.IGNORECASE).str.strip()
     bare = bare.str.replace("\u2212", "-", regex=False).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
     bare = bare.str.replace(r"\s?[\u00d7x*]\s?10\^", "e", regex=True)
-    bare = bare.str.replace(rf"(?<=\d)[{_BLANKS}](?=\d{{3}})", "", regex=True).str.replace(r"^([+\-]) ", r"\1", regex=True)
+    bare = bare.str.replace(rf"(?<=\d)[{_BLANKS}](?=\d{{3}})", "", regex=True)
+    bare = bare.str.replace(r"^([+\-]) ", r"\1", regex=True)
     grouped = bare.str.contains(other, regex=False)
     wrong = grouped & ~bare.str.fullmatch(rf"[+\-]?\d{{1,3}}(\{other}\d{{3}})+(\{mark}\d*)?(e[+\-]?\d+)?")
     bare = bare.str.replace(other, "", regex=False)
     bare = bare.str.replace(mark, ".", regex=False) if mark != "." else bare
     values = pd.to_numeric(bare, errors="coerce").to_numpy(float)
     values = np.where(wrong, np.nan, values)
-    return Numbers(values, "; ".join(units))
+    return Numbers(values, "; ".join(units), mixed)
 
 
 def date_formats(texts: pd.Series) -> list[str]:

@@ -14,7 +14,7 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data.columns import unpack
 from ppgen.data.csv import read_csv
+from ppgen.data.frames import unpack
 from ppgen.data.large import Deferred, mapped_array
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
 __all__ = ["FORMATS", "by_split", "read"]
 
-MARK = "[mark]"  # no name of a column: the decimal mark of a text file
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {s: s for s in SPLITS} | {"val": "valid", "validation": "valid"}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin", ".ckpt")
@@ -54,6 +53,11 @@ def read(path: str | Path, rows: int | None = None) -> dict[str, Any]:
     if not columns:
         raise PpgenError(f"{path} holds no columns; write at least one, for example x")
     return columns
+
+
+def is_table(raw: Mapping[str, Any]) -> bool:
+    """Whether raw columns came from a table of cells, of which a program takes what it wants."""
+    return any(type(v).__name__ == "Series" for v in raw.values())
 
 
 @contextmanager
