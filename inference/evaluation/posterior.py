@@ -289,8 +289,13 @@ def tree_of(
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate)
+    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate, **_gaps(program))
     return _without_masked(tree, structure, here)
+
+
+def _gaps(program: Program) -> dict[str, str]:
+    """What was done with missing cells, and how many each observed site has."""
+    return {"missing": json.dumps({"how": program.missing, "cells": dict(program.gaps)})} if program.gaps else {}
 
 
 def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:

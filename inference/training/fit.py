@@ -32,6 +32,7 @@ from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
+from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
@@ -424,6 +425,7 @@ def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_m
     table = prepare_columns(data, program, dtype)
     program.types = table.types if program.types is None else program.types
     columns(program, table)
+    find_gaps(program, table)
     validate(program, table)
     return table
 

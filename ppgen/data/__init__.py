@@ -317,11 +317,12 @@ def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
     return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
 
 
-def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None) -> None:
+def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False) -> None:
     """Check columns before they are used.
 
     Args:
         missing: whether NaN stands for missing values, which the model leaves out.
+        said: whether the log has said so.
 
     Raises:
         PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
@@ -343,9 +344,16 @@ def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None)
         where = f", the first in row {row} (counting from 0)" if column.dim() else ""
         found = f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values{where}"
         if missing is not None and not infinite and missing():
-            log.warning("%s; they are taken as missing: the model leaves them out", found)
+            log.log(
+                logging.DEBUG if said else logging.WARNING,
+                "%s; they are taken as missing: the model leaves them out",
+                found,
+            )
             continue
-        object_to(f"{found}, expected finite numbers; drop these rows, or fill the values in")
+        object_to(
+            f"{found}, expected finite numbers; drop these rows "
+            "(program.missing = 'drop', --missing drop), or fill the values in"
+        )
     for name, column in columns.items():
         _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")

@@ -34,6 +34,7 @@ from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, nearest, reason
+from ppgen.gaps import dropped
 from ppgen.memory import require_memory
 from ppgen.program import Pair, Program, arguments
 from ppgen.run.config import read_config
@@ -176,6 +177,7 @@ def rebuild(
         program = catalog.build(found, arguments)
     types = config["data"].get("types")
     program.types = None if types is None else {name: data_module.type_of_record(own) for name, own in types.items()}
+    program.missing, program.gaps = spec.get("missing", "error"), spec.get("gaps", {})
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
@@ -240,6 +242,8 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
     """The `program` entry of config.json, and the user's file where there is one to copy."""
     module = inspect.getmodule(type(program))
     spec: dict[str, Any] = {"guide": guide, "enumerated": [s.name for s in structure.sites if s.enumerated]}
+    if program.missing != "error":
+        spec |= {"missing": program.missing, "gaps": dict(program.gaps)}
     file: Path | None = None
     if isinstance(program, Pair):
         model, own_guide = program.pair
@@ -343,6 +347,8 @@ def prepare_columns(
     if program.types is not None:
         columns = data_module.recoded(columns, program.types, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
+    if program.missing == "drop" and not beyond:  # new rows are predicted one by one
+        columns = dropped(columns, columns)
     if isinstance(program.shapes, Mapping):  # and not an attribute of the user's own
         columns = data_module.in_shapes(columns, program.shapes)
     for name, value in data_module.tensors(columns).items():
@@ -371,7 +377,7 @@ def _taken(columns: data_module.Table, program: Program) -> data_module.Table:
     for name in free:
         if name in columns.types:
             columns[name]  # says why
-    if takes.any or set(takes.needed) - set(columns):
+    if takes.any or set(takes.needed) - set(columns) or not set(takes.names) & set(columns):
         return columns
     unused = [n for n in columns.types if n not in takes.names and n != takes.many]
     unused = [n for n in unused if not nearest(n, free)]

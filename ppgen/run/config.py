@@ -31,6 +31,8 @@ class _Program:
     file: str | None = None
     name: str | None = None
     why: str | None = None
+    missing: str = "error"
+    gaps: dict[str, int] | None = None
 
 
 @dataclass

@@ -160,7 +160,9 @@ def _found(spec: Mapping[str, Any]) -> Run | Program:
         )
     found = find_file(spec, "read it, and name it with program= (--program FILE)")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
-    return catalog.build(found, arguments)
+    made = catalog.build(found, arguments)
+    made.missing, made.gaps = spec.get("missing", "error"), spec.get("gaps", {})
+    return made
 
 
 def _fitted_columns(tree: DataTree, columns: Mapping[str, str], originals: Mapping[str, str]) -> dict[str, Tensor]:
