@@ -194,7 +194,7 @@ def test_a_reopened_run_has_the_words_of_its_fit(tmp_path):
     a, b = (predict(r, new, draws=20)["predictions"]["y"].values for r in (run, ppgen.Run.load(tmp_path / "run")))
     assert (a == b).all()
     assert (predict(run, {"county": tensor([4]), "floor": [1]}, draws=20)["predictions"]["y"].values == a).all()
-    assert ppgen.Run.load(tmp_path / "run").program.words == {"county": tuple(WORDS)}
+    assert ppgen.Run.load(tmp_path / "run").program.types["county"].levels == tuple(WORDS)
     drawn = sample(run, 3, given={"county": pd.Series(["yew", "ash"]), "floor": tensor([0, 1])}, seed=0)
     assert drawn["y"].shape == (3, 2)
 

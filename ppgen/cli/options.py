@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="Errors are one sentence and exit code 2; --debug, on any command, shows the traceback.",
 )
 
-FORMATS = ".npz .npy .csv .parquet .json .nc .safetensors or IDX"
+FORMATS = ".csv .tsv .parquet .feather .xlsx .jsonl .json .npz .npy .nc .h5 .h5ad .mat .safetensors or IDX"
 PROGRAM = "A model of the catalogue, or path/to/file.py[:Name]."
 
 Data = Annotated[

@@ -21,6 +21,9 @@ from ppgen.memory import require_memory
 __all__ = ["CellReader", "decimal_mark_of", "is_cells", "to_tensor"]
 
 
+LIKELY_POINT = "a point, as commas separate the cells"
+
+
 class CellReader:
     """Makes tensors of raw columns.
 
@@ -107,14 +110,16 @@ def decimal_mark_of(raw: Mapping[str, Any], mark: str = "") -> str:
     """The decimal mark of a table: what those of its text columns say that can be read one way only; "" for none.
 
     Args:
-        mark: that of its other columns.
+        mark: that of its other columns; `LIKELY_POINT` where only the separator speaks for it.
     """
     texts = [v for v in raw.values() if is_cells(v) and getattr(v, "dtype", np.dtype("O")).kind in "OSUT"]
     if not texts:
-        return mark
+        return "." if mark == LIKELY_POINT else mark
     from ppgen.data.kinds import evidence_of_mark
 
-    found = {mark, *(evidence_of_mark(text) for text in texts)} - {""}
+    found = {mark, *(evidence_of_mark(text) for text in texts)} - {"", LIKELY_POINT}
+    if not found and mark == LIKELY_POINT:
+        return "."
     return found.pop() if len(found) == 1 else ""
 
 

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ppgen.data.cells import LIKELY_POINT
 from ppgen.data.frames import unpack
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
@@ -29,7 +30,7 @@ SMALL = 2**26  # bytes of a file that is read at once
 BLOCK = 2**19  # bytes of a pass over the lines
 HEAD = 2**16  # characters that the separator is looked for in
 SEPARATORS = "\t;|,"  # a comma last: it stands inside numbers too
-MARK = "[mark]"  # no name of a column: the decimal mark of the file, where its numbers say it
+MARK = "[mark]"  # no name of a column: the decimal mark of the file, where its numbers say it, or its separator
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -48,7 +49,7 @@ def read_csv(path: Path, rows: int | None = None) -> dict[str, Any]:
             "(spreadsheets call it CSV UTF-8)"
         ) from error
     headless = all(map(_is_figure, first))
-    names = [str(i) for i in range(len(first))] if headless else _names(first)
+    names = [str(i) for i in range(len(first))] if headless else named_columns(first)
     require_memory(
         8 * n * len(names), f"a table of {n} rows and {len(names)} columns",
         "fit a part of its rows, or write it as .npy in float32, which is opened and not read",
@@ -58,8 +59,9 @@ def read_csv(path: Path, rows: int | None = None) -> dict[str, Any]:
     if not headless and not first[-1].strip() and len(first) > 1 and frame[names[-1]].isna().all():
         frame = frame[names[:-1]]  # a separator at the end of every line
     floats = frame.select_dtypes("float")
-    mark = {MARK: "."} if any(bool((v != v.round()).sum() > v.isna().sum()) for _, v in floats.items()) else {}
-    return ({"x": frame} if headless else unpack(frame)) | mark
+    points = any(bool((v != v.round()).sum() > v.isna().sum()) for _, v in floats.items())
+    mark = "." if points else LIKELY_POINT if separator == "," else ""
+    return ({"x": frame} if headless else unpack(frame)) | {MARK: mark}
 
 
 def _open(path: Path) -> IO[str]:
@@ -93,8 +95,9 @@ def _beginning(path: Path) -> tuple[str, list[str]]:
         return separator, next(row for row in cut if row)
 
 
-def _names(first: list[str]) -> list[str]:
-    """
+def named_columns(first: list[str]) -> list[str]:
+    """The names that a first line gives.
+
     Raises:
         PpgenError: a line of data in the place of the names; a name that stands twice.
     """

@@ -43,9 +43,18 @@ def unpack(data: Any) -> dict[str, Any]:
         return _tree(data)
     if xarray is not None and isinstance(data, xarray.Dataset):
         return {str(name): variable.to_numpy() for name, variable in data.data_vars.items()}
+    if type(data).__name__ == "AnnData":
+        return _of_anndata(data)
     if isinstance(data, Mapping):
         return dict(data)
     return {"x": data}
+
+
+def _of_anndata(data: Any) -> dict[str, Any]:
+    """x (cells, genes), the columns of obs, and the matrices of obsm."""
+    dense = data.X.toarray() if hasattr(data.X, "toarray") else data.X
+    columns = {} if dense is None else {"x": dense}
+    return columns | unpack(data.obs) | {str(name): value for name, value in data.obsm.items()}
 
 
 def _flat(name: Any) -> str:

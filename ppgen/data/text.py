@@ -62,7 +62,7 @@ class TextColumn:
             numbers, wrong = numbers[~wrong], wrong[~wrong]
         zeros = self._left().str.fullmatch(r"[+\-]?0\d+").to_numpy(bool)
         if not wrong.any() and not zeros.any():
-            return self._numbers(numbers, ColumnType(self.name, "real"))
+            return self._numbers(numbers, ColumnType(self.name, "real"), plain=True)
         if not wrong.any():
             cell = self._left()[zeros].iloc[0]
             self.notes.append(f"{cell!r} has a leading zero, as codes have: they are words ({self.name}=real: numbers)")
@@ -135,6 +135,10 @@ class TextColumn:
                 f"{read_numbers(pd.Series([cell]), ',').values[0]:g}",
                 f"say which with types={self.name}=real:point (a point is the decimal mark) or real:comma (--types)",
             )
+        if not mark and own == "":
+            cell = left[left.str.contains(",", regex=False)].iloc[0]
+            value = read_numbers(pd.Series([cell]), self.mark).values[0]
+            self.notes.append(f"{cell!r} is read as {value:g}, by the decimal mark of the table (real:comma otherwise)")
         mark = mark or self.mark
         found = read_numbers(left, mark)
         wrong = np.isnan(found.values)
@@ -184,9 +188,13 @@ class TextColumn:
             return self._unclear(f"holds lengths of time, but {cell!r} in row {self._row(wrong)}", "correct that cell")
         return self._numbers(seconds, replace(blank(self.name, asked), kind="duration", unit="seconds"))
 
-    def _numbers(self, values: np.ndarray, made: ColumnType) -> Typed:
+    def _numbers(self, values: np.ndarray, made: ColumnType, *, plain: bool = False) -> Typed:
+        """
+        Args:
+            plain: whether whole numbers are int64: amounts, shares and lengths of time are floats.
+        """
         rows = self._spread(values)
-        whole = not np.isnan(rows).any() and bool((rows == np.round(rows)).all()) and made.kind != "duration"
+        whole = plain and not np.isnan(rows).any() and bool((rows == np.round(rows)).all())
         whole = whole and bool((np.abs(rows) < 2**53).all()) and not bool(self._left().str.contains("[.eE]").any())
         numbers = rows.astype(np.int64) if whole else default_float(rows)
         return of_numbers(self.name, numbers, made, self._notes())
