@@ -61,14 +61,19 @@ class OddFile(NamedTuple):
 
 def odd_files() -> Iterator[OddFile]:
     """All of separator x mark x quoting x encoding, and all of index x header x gap x date, the others going round."""
-    others = itertools.cycle(itertools.product(INDEX, GAPS, DATES, DIGITS))
+    others = _round(INDEX, GAPS, DATES, DIGITS)
     for how in itertools.product(SEPARATORS, MARKS, QUOTES, ENCODINGS):
         index, gap, date, digits = next(others)
         yield _written(*how, index, "header", gap, date, digits)
-    others = itertools.cycle(itertools.product(SEPARATORS, MARKS, QUOTES, DIGITS))
+    others = _round(SEPARATORS, MARKS, QUOTES, DIGITS)
     for index, header, gap, date in itertools.product(INDEX, HEADER, GAPS, DATES):
         separator, mark, quotes, digits = next(others)
         yield _written(separator, mark, quotes, "UTF-8", index, header, gap, date, digits)
+
+
+def _round(*traits: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Their combinations without end, in an order that goes along with no other."""
+    return itertools.islice(itertools.cycle(itertools.product(*traits)), 0, None, 7)
 
 
 def _written(
