@@ -46,7 +46,7 @@ from ppgen.terms import holding, latents_of, value_of
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
 
-NEW_GROUPS = ("refuse", "draw")
+NEW_GROUPS = ("error", "draw")
 INTERVAL = (0.05, 0.95)  # quantiles of the intervals that are shown
 
 
@@ -58,7 +58,7 @@ def predict(
     program: Run | Program | None = None,
     draws: int | None = None,
     seed: int | None = 0,
-    new_groups: str = "refuse",
+    new_groups: str = "error",
 ) -> DataTree:
     """Posterior predictive on new rows: z from the posterior, then x ~ p_θ(x | z) at the new columns.
 
@@ -70,7 +70,7 @@ def predict(
         draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
         seed: of the draws.
         new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the
-            latents of a plate have no value): "refuse" it, or "draw" its latents from their distribution given the
+            latents of a plate have no value): an "error", or "draw" its latents from their distribution given the
             global ones.
 
     Returns:
@@ -86,7 +86,7 @@ def predict(
             is as long as the fitted ones and stands in no plate; counts that are too large to be drawn.
     """
     if new_groups not in NEW_GROUPS:
-        raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
+        raise PpgenError(f"new_groups is {new_groups!r}; expected 'error', or 'draw' to draw their latents")
     if draws is not None and (not isinstance(draws, int) or draws < 1):
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
     fitted = _fitted(run, program, data)
@@ -260,7 +260,7 @@ def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple
         sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
     constant = {n: _in_words(v.numpy(), kept.words[n]) if n in kept.words else v.numpy() for n, v in kept.items()}
     groups = {"predictions": found} | ({"predictions_constant_data": constant} if constant else {})
-    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes), row_dim=row_plate)
+    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes, kept, row_plate), row_dim=row_plate)
 
 
 def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
