@@ -13,6 +13,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from ppgen import catalog, cli, data
+from ppgen.errors import PpgenError
 from ppgen.inference import fit, loglik, posterior, predict
 from ppgen.run import Run
 
@@ -130,9 +131,19 @@ def test_columns_that_the_program_does_not_take_are_left_out_and_said(folder, ca
 def test_groups_are_labelled_by_their_words_whatever_their_plate_is_called(folder):
     run = Run.load(folder / "run")
     tree = posterior(run, run.data(), draws=3)
-    assert tree.posterior.level.dims[-1] == "towns"
+    assert tree.posterior["level"].dims[-1] == "towns"
     assert tree.posterior.towns.values.tolist() == ["Bonn", "Köln", "Trier", "Ulm"]
     assert tree.posterior["slope_dim_0"].values.tolist() == [0, 1, 2]  # three, as the grades, which index nothing
+
+
+def test_a_new_word_is_a_new_group_only_where_the_model_has_groups(folder):
+    run = Run.load(folder / "run")
+    new = {"town": ["Aachen", "Ulm"], "grade": ["ok", "bad"], "day": [1.0, 2.0], "size": [1.0, 1.0]}
+    tree = predict(run, new, draws=200, new_groups="draw")
+    sd = tree["predictions"]["y"].std(("chain", "draw")).values
+    assert sd[0] > 3 and tree["predictions_constant_data"]["town"].values.tolist() == ["Aachen", "Ulm"]
+    with pytest.raises(PpgenError, match="'grade' has 'fine'.*takes its words as numbers, not as groups"):
+        predict(run, new | {"grade": ["fine", "bad"]}, draws=2, new_groups="draw")
 
 
 def test_a_mistyped_name_is_asked_about(folder):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
 from ppgen.draws import Many, settle
@@ -97,6 +97,7 @@ def predict(
         given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
         given = Table(given, data.types) if isinstance(data, Table) else given
         rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw", beyond=True)
+        _require_groups(fitted, rows)
         rows, hidden = _complete(fitted, rows)
         columns(made, rows)
         if rows:
@@ -106,6 +107,27 @@ def predict(
             _known_here(fitted, rows)
             warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+
+
+def _require_groups(fitted: Fitted, rows: Table) -> None:
+    """
+    Raises:
+        PpgenError: a word that the fit did not see, in a column that is no index of groups: its code is no group.
+    """
+    types = fitted.program.types or {}
+    new = {n: own.levels[len(types[n].levels) :] for n, own in rows.types.items() if n in types and types[n].levels}
+    new = {n: words for n, words in new.items() if words}
+    groups = indexed_sizes(fitted.program, Table(fitted.example, types), _row_names(fitted)) if new else {}
+    for name, words in new.items():
+        if name not in groups:
+            raise PpgenError(
+                f"the column {name!r} has {words[0]!r}, which the fit did not see, and {fitted.program.name} takes its "
+                "words as numbers, not as groups; leave these rows out"
+            )
+
+
+def _row_names(fitted: Fitted) -> tuple[str, ...]:
+    return fitted.structure.row_columns if fitted.structure is not None else ()
 
 
 def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
