@@ -58,14 +58,13 @@ def evidence_of_mark(raw: Any) -> str:
     """
     texts = pd.Series(raw, dtype=None if isinstance(raw, pd.Series) else object)
     texts = texts.iloc[:: max(1, len(texts) // (4 * SAMPLE))]
-    some = pd.Series(sorted({t for t in texts if isinstance(t, str)}), dtype="str").str.strip()
-    some = some[~some.isin(MISSING)]
-    if not len(some):
+    some = {t.strip() for t in texts.to_numpy(object) if isinstance(t, str)} - MISSING
+    if not any("," in t or "." in t for t in some):
         return ""
-    figures = some[[kind_of_text(t) == "number" for t in some]]
-    if len(figures) <= len(some) / 2 or not bool(figures.str.contains("[.,]").any()):
+    figures = [t for t in sorted(some)[:SAMPLE] if kind_of_text(t) == "number"]
+    if len(figures) <= min(len(some), SAMPLE) / 2 or not any("," in t or "." in t for t in figures):
         return ""
-    found = decimal_mark(figures)
+    found = decimal_mark(pd.Series(figures, dtype="str"))
     return found if found in (",", ".") else ""
 
 
