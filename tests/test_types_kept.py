@@ -146,6 +146,13 @@ def test_a_new_word_is_a_new_group_only_where_the_model_has_groups(folder):
         predict(run, new | {"grade": ["fine", "bad"]}, draws=2, new_groups="draw")
 
 
+def test_what_may_be_wrong_with_a_column_is_in_the_log_of_a_fit(folder):
+    (folder / "zeros.csv").write_text(TRAIN.replace("Ulm", "01").replace("1,5;3,2", "?;3,2"))
+    done = invoke(folder, "fit", "growth.py", "--data", "zeros.csv", "--steps", 1, "--out", folder / "none")
+    assert "the column 'size': '?' is taken as a missing cell" in done.stderr, done.output
+    assert "'size' of shape (5,) has 1 NaN values" in done.stderr and done.exit_code == 2
+
+
 def test_a_mistyped_name_is_asked_about(folder):
     (folder / "wrong.csv").write_text("twon,grade,day,size,y\nUlm,ok,2024-01-03,1.5,2.5\n")
     done = invoke(folder, "fit", "growth.py", "--data", "wrong.csv", "--steps", 1, "--out", folder / "none")

@@ -18,7 +18,7 @@ import pandas as pd
 from ppgen.data.figures import MISSING, SAMPLE, decimal_mark, kind_of_text
 from ppgen.data.text import WORDS, TextColumn, unclear
 from ppgen.data.typed import Typed, blank, coded, of_dates, of_numbers
-from ppgen.data.types import NUMERIC, ColumnType
+from ppgen.data.types import NUMERIC, ColumnType, word_of
 
 
 def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") -> Typed:
@@ -106,7 +106,7 @@ def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed
     gone = series.isna().to_numpy()
     words = asked is not None and (_are_numbers(asked.levels) if asked.levels else asked.kind in (*WORDS, "date"))
     if words:
-        whole = [None if g else _as_word(v) for v, g in zip(series, gone, strict=True)]
+        whole = [None if g else word_of(v) for v, g in zip(series, gone, strict=True)]
         return _of_objects(name, pd.Series(whole, dtype=object), asked, "")
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
@@ -125,10 +125,6 @@ def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed
 def _are_numbers(levels: Sequence[str]) -> bool:
     """Whether some of the levels are numbers, so that a column of numbers may be words."""
     return bool(pd.to_numeric(pd.Series(levels, dtype="str"), errors="coerce").notna().any())
-
-
-def _as_word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and value == int(value) else str(value)
 
 
 # -- objects ---------------------------------------------------------------------------------------
