@@ -57,10 +57,6 @@ def table(name: str, missing: bool = True) -> dict[str, torch.Tensor]:
     return {"x": X[~GONE], "y": y[~GONE]}
 
 
-def log_joint(program, columns, latents) -> float:
-    return float(run_once(program, columns, latents=latents, guide=False).p.log_prob_sum())
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_masked_cell_counts_for_nothing(name):
     """The log joint and its gradient are those of the other rows alone."""
