@@ -151,7 +151,7 @@ def _checked_lines(path: Path, separator: str, cells: int, rows: int | None) -> 
 def _counted(path: Path, separator: str, cells: int) -> tuple[int, bool] | None:
     """As `_checked_lines`, from the bytes alone; None where that is not plain: `_read_lines` says more."""
     quoted, left, n, zeros = 0, 0, 0, False
-    last = 10
+    open_zero, last = False, 10  # of the block before
     for block in _blocks(path):
         marks = (block == 34).any()
         inside = _inside(block == 34, quoted) if marks or quoted else None
@@ -175,9 +175,9 @@ def _counted(path: Path, separator: str, cells: int) -> tuple[int, bool] | None:
         left += int(len(places) - at[-1])
         before = np.concatenate([[last], block[:-1]])
         begins = (before == ord(separator)) | (before == 10) | (before == 34)
-        digit = np.concatenate([(block[1:] >= 48) & (block[1:] <= 57), [True]])
-        zeros = zeros or bool((begins & (block == 48) & digit).any())
-        last = int(block[-1])
+        zero, digit = begins & (block == 48), (block >= 48) & (block <= 57)
+        zeros = zeros or bool((zero[:-1] & digit[1:]).any()) or open_zero and bool(digit[0])
+        open_zero, last = bool(zero[-1]), int(block[-1])
     if quoted or last != 10 and left != cells - 1:
         return None
     return n + (last != 10), zeros
