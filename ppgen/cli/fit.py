@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, app, out_option
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Missing, Quiet, Seed, Set, Types, app, out_option
 from ppgen.console import say
 from ppgen.errors import PpgenError
 
@@ -51,6 +51,8 @@ def fit(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
     seed: Seed = 0,
     columns: Columns = None,
+    types: Types = None,
+    missing: Missing = "error",
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
     ] = None,
@@ -90,7 +92,14 @@ def fit(
                 "engine": engine, "precision": precision, "device": device, "seed": seed, "log_every": log_every,
                 "checkpoint_every": checkpoint_every, "strict": strict,
             }  # fmt: skip
-            where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
+            where = {
+                "split": split,
+                "columns": columns,
+                "types": types,
+                "missing": missing,
+                "context": context,
+                "data_dir": data_dir,
+            }
             run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
         begun_steps = (path / "state.safetensors").is_file()

@@ -14,10 +14,12 @@ from ppgen.cli.options import (
     Data,
     DataDir,
     Json,
+    Missing,
     Quiet,
     Seed,
     Set,
     Split,
+    Types,
     app,
     is_run,
     out_option,
@@ -41,6 +43,8 @@ def infer(
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="No further method after so many.")] = None,
     seed: Seed = 0,
     columns: Columns = None,
+    types: Types = None,
+    missing: Missing = "error",
     split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -59,7 +63,7 @@ def infer(
     from ppgen.run.files import write_netcdf
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
     model, name, table = program_or_run(program, settings, data, where)
     path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{_stem(program)}.nc"))
     check_suffix(path, (".nc",))

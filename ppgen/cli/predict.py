@@ -26,8 +26,8 @@ def predict(
         str | None, typer.Option(metavar="COLUMN", help="Predict the mean over the rows of each of its values.")
     ] = None,
     new_groups: Annotated[
-        str, typer.Option(help="Groups that were not fitted: refuse, or draw their latents from the model.")
-    ] = "refuse",
+        str, typer.Option(help="Groups that were not fitted: error, or draw their latents from the model.")
+    ] = "error",
     out: Annotated[Path | None, out_option("[default: RUN/predictions.nc, NC-predictions.nc]")]
     = None,
     draws: Annotated[int, typer.Option("-n", "--draws", help="Number of posterior draws.")] = 1000,
@@ -53,7 +53,8 @@ def predict(
     path = out or default
     check_suffix(path, (".nc",))
     fitted, made, recorded = _opened(source, program)
-    where = {"split": split or "all", "data_dir": data_dir}
+    where: dict[str, Any] = {"split": split or "all", "data_dir": data_dir}
+    where["types"] = made.types
     rows, label = _rows(data, columns, made.columns, group_by, recorded, where)
     tree = inference.predict(
         fitted, rows, program=None if source.suffix != ".nc" else made, draws=draws, seed=seed, new_groups=new_groups
