@@ -1,0 +1,100 @@
+"""Design matrices of a regression: what is kept of them as JSON, and their columns at any rows.
+
+A term is a product of parts, row by row; a matrix, its terms side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from ppgen.formula.expressions import compute, piecewise
+
+__all__ = ["Design", "Group", "Matrix", "Part", "Response", "matrix"]
+
+
+class Part(TypedDict):
+    """One of: an expression; polynomials between breaks of one; the rows of a matrix by an argument's codes."""
+
+    x: NotRequired[str]
+    breaks: NotRequired[list[float]]
+    coefs: NotRequired[list[list[list[float]]]]
+    codes: NotRequired[str]
+    contrasts: NotRequired[list[list[float]]]
+
+
+class Matrix(TypedDict):
+    """Terms, of parts (none: the intercept's column of ones), and a label for each column."""
+
+    terms: list[list[Part]]
+    labels: list[str]
+
+
+class Group(TypedDict):
+    """Effects that vary over groups.
+
+    name: of their plate and sites.  codes: the argument.  correlated: whether the columns' effects are.
+    """
+
+    name: str
+    codes: str
+    size: int
+    matrix: Matrix
+    correlated: bool
+
+
+class Response(TypedDict):
+    """y: the column.  trials: a column or a number, or None.  status: of censoring, a column or None; status_of: what
+    its codes mean, where it is words."""
+
+    y: str
+    trials: str | float | None
+    status: str | None
+    status_of: list[float] | None
+    categories: int
+
+
+class Design(TypedDict):
+    """What a formula is at a table.
+
+    levels: of an argument of codes, [columns, values, whether new groups may be drawn].  means: of the columns.
+    """
+
+    response: Response
+    intercept: bool
+    matrix: Matrix
+    means: list[float]
+    offsets: list[str]
+    groups: list[Group]
+    levels: dict[str, tuple[Sequence[str], Sequence[str], bool]]
+    arguments: list[str]
+
+
+def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """The columns side by side, (N, D), in the dtype of `like`.
+
+    Args:
+        columns: by the names of the arguments; codes are whole numbers.
+    """
+    n = len(next(iter(columns.values())))
+    return torch.cat([_term(term, columns, like, n) for term in own["terms"]], -1)
+
+
+def _term(parts: list[Part], columns: Mapping[str, Tensor], like: Tensor, n: int) -> Tensor:
+    product = like.new_ones(n, 1)
+    for i, part in enumerate(parts):
+        own = _part(part, columns, like)
+        product = own if i == 0 else (product[:, :, None] * own[:, None, :]).flatten(1)
+    return product
+
+
+def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    if "codes" in part:
+        return like.new_tensor(part["contrasts"])[columns[part["codes"]]]
+    x = compute(part["x"], {k: v.to(like) for k, v in columns.items()})
+    if "breaks" in part:
+        return piecewise(x, like.new_tensor(part["breaks"]), like.new_tensor(part["coefs"]))
+    return x[:, None]

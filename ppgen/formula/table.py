@@ -1,0 +1,106 @@
+"""The table that a formula is read at: its columns as numbers, and as the codes that terms and groups ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ppgen.data import Table, as_tensors
+from ppgen.data.levels import Levels, encoded, text_of
+from ppgen.errors import PpgenError, nearest
+
+__all__ = ["CodedTable"]
+
+
+class CodedTable:
+    """
+    Args:
+        data: a DataFrame, a `Table`, or columns by name.
+        names: the columns that are meant.
+
+    Attributes:
+        frame: these columns; words are categories in the order of their codes.
+        raw: the same as tensors.
+        levels: of the arguments that are codes, as they were asked for.
+
+    Raises:
+        PpgenError: a column that is not there, has missing cells, or is a matrix.
+    """
+
+    def __init__(self, data: Any, names: Sequence[str]):
+        self.frame = _frame(data, names)
+        self.raw = as_tensors({n: self.frame[n] for n in names})
+        self.levels: dict[str, Levels] = {}
+
+    @property
+    def coded(self) -> Table:
+        """Columns and codes."""
+        return encoded(self.raw, self.levels)
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:
+        """The columns that are numbers, in double precision."""
+        return {n: v.double() for n, v in self.raw.items() if n not in self.raw.words}
+
+    def values(self, column: str) -> list[str]:
+        """The different values as words: in the order of a categorical, else sorted."""
+        series = self.frame[column]
+        values = series.unique().tolist()
+        if isinstance(series.dtype, pd.CategoricalDtype):
+            seen = set(values)
+            return [text_of(c) for c in series.dtype.categories if c in seen]
+        return [text_of(v) for v in sorted(values)]
+
+    def joined(self, columns: Sequence[str]) -> list[str]:
+        """The different combinations of values, in order."""
+        words = [map(text_of, self.frame[c].tolist()) for c in columns]
+        return sorted({":".join(row) for row in zip(*words, strict=True)})
+
+    def codes(self, columns: Sequence[str], values: list[str], *, new: bool) -> str:
+        """The argument that holds the codes of these columns.
+
+        Args:
+            values: in the order of their codes, where it is not there yet.
+            new: whether later tables may have others.
+        """
+        own = len(columns) == 1 and columns[0] in self.raw.words
+        name = columns[0] if own else "_".join(columns) + ("_level" if len(columns) == 1 else "")
+        while not own and name in self.frame:
+            name += "_"
+        known = self.levels.get(name)
+        values, new = (values, new) if known is None else (list(known.values), new and known.new)
+        self.levels[name] = Levels(list(columns), values, new)
+        return name
+
+
+def _frame(data: Any, names: Sequence[str]) -> pd.DataFrame:
+    if not isinstance(data, pd.DataFrame):
+        table = data if isinstance(data, Table) else as_tensors(data)
+        data = pd.DataFrame({n: _series(table, n) for n in names if n in table})
+    for name in names:
+        if name not in data:
+            there = list(map(str, data.columns))
+            raise PpgenError(
+                f"the formula names {name!r}, and the data have {', '.join(map(repr, there)) or 'none'}"
+                f"{nearest(name, there)}; name a column that is there"
+            )
+        missing = int(data[name].isna().sum())
+        if missing:
+            raise PpgenError(
+                f"the column {name!r} has {missing} missing cells in {len(data)} rows; leave these rows out, or fill "
+                "the cells in"
+            )
+    if not len(data):
+        raise PpgenError("the data have no rows; give at least one")
+    return data[list(names)].reset_index(drop=True)
+
+
+def _series(table: Table, name: str) -> Any:
+    value = table[name]
+    if not isinstance(value, Tensor) or value.dim() != 1:
+        raise PpgenError(f"the column {name!r} is no column of one number or word a row, which a formula needs")
+    words = table.words.get(name)
+    return value.numpy() if words is None else pd.Categorical.from_codes(value.numpy(), list(words))
