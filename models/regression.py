@@ -1,7 +1,7 @@
 r"""Regression by a formula: common effects, effects that vary over groups, and a family for the response.
 
     η = α + (X - means) β + Σ_g Z_g r_g[group]            α: the intercept at the means of the columns
-    r_g[j] = diag(sd_g) L_g z_gj,  z_gj ~ N(0, I)         non-centred; L_g L_gᵀ ~ LKJ(1) where the effects are correlated
+    r_g[j] = diag(sd_g) L_g z_gj,  z_gj ~ N(0, I)         non-centred; L_g L_gᵀ ~ LKJ(1) where they are correlated
     y_i ~ family(η_i, ...)
 
 Families and links stand in `ppgen.formula.families`, the scales of the priors in `ppgen.formula.priors`.
@@ -14,6 +14,7 @@ vines and extended onion method (Lewandowski, Kurowicka, Joe 2009).
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -27,12 +28,17 @@ import ppgen
 from ppgen.data.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Group, matrix
+from ppgen.formula.design import Design, Group, dimensions, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors, described, priors_of
 
 __all__ = ["Regression", "regression"]
+
+log = logging.getLogger("ppgen")
+
+SHOWN = 12  # priors in the log
+
 
 class Regression(ppgen.Program):
     """The program that `ppgen.models.regression` makes of a formula and a table. It has no guide: a fit gives it one.
@@ -47,12 +53,12 @@ class Regression(ppgen.Program):
     def __init__(self, formula: str, family: str, design: Design, priors: Priors):
         super().__init__()
         self.formula, self.family, self.design, self.priors = formula, family, design, priors
-        self.levels = {k: Levels(*v) for k, v in design["levels"].items()}
+        self.codes = {k: Levels(*v) for k, v in design["levels"].items()}
         response = design["response"]
         categories = response["categories"]
-        if categories and response["y"] not in self.levels:
+        if categories and response["y"] not in self.codes:
             self.categories = {response["y"]: categories}
-        self.dims, self.coords = _labels(design, family)
+        self.dims, self.coords = dimensions(design, family)
         self.__dict__["model"] = _named(self._joint, design)
 
     def describe_priors(self) -> dict[str, str]:
@@ -150,27 +156,6 @@ def _zero(given: Mapping[str, Tensor], obs: Tensor | None) -> Tensor:
     return torch.zeros((), dtype=dtype, device=tensors[0].device if tensors else None)
 
 
-def _labels(design: Design, family: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Names of the dimensions, and what they are labelled with."""
-    response = design["response"]
-    coords = {"term": design["matrix"]["labels"]}
-    dims: dict[str, list[str]] = {}
-    words = design["levels"].get(response["y"], (None, None, None))[1]
-    categories = list(words) if words else [str(k) for k in range(response["categories"])]
-    if family == "categorical":
-        coords["category"] = categories[1:]
-    if family == "ordered":
-        dims |= {"shares": ["category"], "cutpoints": ["below"]}
-        coords |= {"category": categories, "below": categories[:-1]}
-    for group in design["groups"]:
-        name, labels = group["name"], group["matrix"]["labels"]
-        dims |= dict.fromkeys((f"z_{name}", f"r_{name}"), [f"{name}_term"])
-        dims[f"corr_{name}"] = [f"{name}_term", f"{name}_term_"]
-        coords |= {f"{name}_term": labels, f"{name}_term_": labels}
-        coords[name] = list(design["levels"][group["codes"]][1])
-    return dims, coords
-
-
 def _named(run: Callable[..., Tensor], design: Design) -> Callable[..., Tensor]:
     """The model as a function of its columns, by name: what is observed, and what says how, may be left out."""
     response = design["response"]
@@ -215,4 +200,7 @@ def regression(
     if data is None:
         raise PpgenError("regression() needs the table that is to be fitted, for levels and scales; pass data=")
     design, table = design_of(formula, family, data)
-    return Regression(formula, family, design, priors_of(design, family, table, priors))
+    made = Regression(formula, family, design, priors_of(design, family, table, priors))
+    told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
+    log.info("priors, which priors= states otherwise: %s", ", ".join(told[:SHOWN]) + ", ..." * (len(told) > SHOWN))
+    return made

@@ -47,7 +47,7 @@ class Program(nn.Module):
         categories: how many labels or groups a column has, 0 .. n - 1, by column: other values are refused (optional).
         shapes: the shape of a row's values, by column: arrays of another shape with as many values, as images are, are
             given it (optional).
-        levels: what the codes of an argument stand for, by argument: words, numbers that are names, or combinations of
+        codes: what the codes of an argument stand for, by argument: words, numbers that are names, or combinations of
             several columns (`ppgen.data.Levels`); other values are refused, or new groups. A program that says them,
             even none, takes its columns of a table and leaves the rest (optional).
         words: the words behind the codes of its text columns, by column, as at its fit; None before.
@@ -77,7 +77,7 @@ class Program(nn.Module):
     dims: Mapping[str, list[str]] = {}
     categories: Mapping[str, int] = {}
     shapes: Mapping[str, Sequence[int]] = {}
-    levels: Mapping[str, Levels] | None = None
+    codes: Mapping[str, Levels] | None = None
     words: Mapping[str, tuple[str, ...]] | None = None
     arguments: dict[str, Any]  # the constructor's, as they were given
 

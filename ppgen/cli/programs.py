@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Family, Json, Seed, Set, Split, app, with_family
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError, nearest
 
@@ -21,6 +21,7 @@ def check(
     program: Annotated[str, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)],
     data: Data = None,
     settings: Set = None,
+    family: Family = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
     objective: Annotated[str | None, typer.Option(help="The bound: ppgen list objectives. [default: analytic]")] = None,
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
@@ -42,7 +43,7 @@ def check(
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir, "rows": ROWS}
-    made, source, table = sources.program_and_rows(program, settings, data, **where)
+    made, source, table = sources.program_and_rows(program, with_family(settings, family), data, **where)
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
     )

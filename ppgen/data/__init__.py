@@ -22,8 +22,8 @@ from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, 
 from ppgen.data.categories import recoded, require_labels
 from ppgen.data.columns import as_tensors, in_shapes, parse_columns, select
 from ppgen.data.hashes import fingerprint
-from ppgen.data.levels import Levels, encoded
 from ppgen.data.large import Deferred, blocks, moments, taken
+from ppgen.data.levels import Levels, encoded
 from ppgen.data.table import Table
 from ppgen.errors import PpgenError, nearest, object_to
 

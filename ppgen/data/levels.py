@@ -1,6 +1,6 @@
 """Groups and categories by their words: which code is which word or number, in every table alike.
 
-A program says in `levels` what the codes of its arguments stand for. An argument is a column of words, a column of
+A program says in `codes` what the codes of its arguments stand for. An argument is a column of words, a column of
 numbers that are names (`site` 3, 17, 99), or several columns joined (`school:class`).
 """
 

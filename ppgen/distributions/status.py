@@ -1,6 +1,6 @@
 r"""Values of which some are known only to lie beyond what was recorded: times at which a study ended, say.
 
-    log p(x) = log f(x) where status is 0,   log P(X >= x) where it is 1,   log P(X <= x) where it is -1
+log p(x) = log f(x) where status is 0,   log P(X >= x) where it is 1,   log P(X <= x) where it is -1
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.formula.expressions import compute, piecewise
 
-__all__ = ["Design", "Group", "Matrix", "Part", "Response", "matrix"]
+__all__ = ["Design", "Group", "Matrix", "Part", "Response", "dimensions", "matrix", "row_product"]
 
 
 class Part(TypedDict):
@@ -84,11 +84,14 @@ def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _term(parts: list[Part], columns: Mapping[str, Tensor], like: Tensor, n: int) -> Tensor:
-    product = like.new_ones(n, 1)
-    for i, part in enumerate(parts):
-        own = _part(part, columns, like)
-        product = own if i == 0 else (product[:, :, None] * own[:, None, :]).flatten(1)
-    return product
+    return row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
+
+
+def row_product(first: Tensor, *others: Tensor) -> Tensor:
+    """All products of a column of each, row by row: (N, A), (N, B) -> (N, A B), the last the fastest."""
+    for other in others:
+        first = (first[:, :, None] * other[:, None, :]).flatten(1)
+    return first
 
 
 def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -98,3 +101,24 @@ def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
     if "breaks" in part:
         return piecewise(x, like.new_tensor(part["breaks"]), like.new_tensor(part["coefs"]))
     return x[:, None]
+
+
+def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The names of the dimensions of a site's value, by site, and what they are labelled with."""
+    response = design["response"]
+    coords = {"term": design["matrix"]["labels"]}
+    dims: dict[str, list[str]] = {}
+    words = design["levels"].get(response["y"], (None, None, None))[1]
+    categories = list(words) if words else [str(k) for k in range(response["categories"])]
+    if family == "categorical":
+        coords["category"] = categories[1:]
+    if family == "ordered":
+        dims |= {"shares": ["category"], "cutpoints": ["below"]}
+        coords |= {"category": categories, "below": categories[:-1]}
+    for group in design["groups"]:
+        name, labels = group["name"], group["matrix"]["labels"]
+        dims |= dict.fromkeys((f"z_{name}", f"r_{name}"), [f"{name}_term"])
+        dims[f"corr_{name}"] = [f"{name}_term", f"{name}_term_"]
+        coords |= {f"{name}_term": labels, f"{name}_term_": labels}
+        coords[name] = list(design["levels"][group["codes"]][1])
+    return dims, coords

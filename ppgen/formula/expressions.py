@@ -85,8 +85,8 @@ def _translate(node: ast.expr, columns: Mapping[str, Tensor]) -> ast.expr:
                       args=[inner]) if name in FUNCTIONS:  # fmt: skip
             return ast.parse(f"torch.{name}({ast.unparse(_translate(inner, columns))})", mode="eval").body
     raise PpgenError(
-        f"the formula has {ast.unparse(node)}, which is none of {_known()}, center, scale, bs, poly, C, S, T, offset and "
-        "I(+ - * / **); compute it as a column of the table, and name that"
+        f"the formula has {ast.unparse(node)}, which is none of {_known()}, center, scale, bs, poly, C, S, T, offset "
+        "and I(+ - * / **); compute it as a column of the table, and name that"
     )
 
 

@@ -3,7 +3,7 @@
 With s the standard deviation of y where the link is the identity (of log y for lognormal), else 1, and s_d that of a
 column of the design:
 
-    Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, of its log for a log link, 0 for a logit
+    Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, its log for a log link, 0 for a logit
     β_d                                      N(0, (2.5 s / s_d)²)
     sd of effects that vary                  HalfNormal(2.5 s / s_d)
     their correlations                       LKJ(1)
@@ -60,7 +60,8 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
         "intercept": [loc, _rounded(_WIDE * s)],
         "slopes": [[0.0, _rounded(_WIDE * s / sd)] for sd in _spreads(design["matrix"], columns, like)],
         "spread": {
-            g["name"]: [_rounded(_WIDE * s / sd) for sd in _spreads(g["matrix"], columns, like)] for g in design["groups"]
+            g["name"]: [_rounded(_WIDE * s / sd) for sd in _spreads(g["matrix"], columns, like)]
+            for g in design["groups"]
         },
         "beside": {
             site: (name, [_rounded(1 / s) if a == "1/sd" else float(a) for a in arguments])
@@ -114,7 +115,9 @@ def _state(made: Priors, design: Design, name: str, value: Any) -> None:
     else:
         known = ["Intercept"] * design["intercept"] + [*labels, "beta"] * bool(labels) + list(made["beside"])
         known += [f"sd_{g}" for g in groups]
-        raise PpgenError(f"there is nothing called {name!r} with a prior{nearest(name, known)}; there are {', '.join(known)}")
+        raise PpgenError(
+            f"there is nothing called {name!r} with a prior{nearest(name, known)}; there are {', '.join(known)}"
+        )
 
 
 def _pair(name: str, value: Any, loc: float) -> list[float]:
@@ -130,8 +133,8 @@ def _arguments(name: str, value: Any, distribution: str, before: list[float]) ->
     given = [value] if isinstance(value, int | float) else list(value)
     if len(given) != len(before) or not all(isinstance(v, int | float) and v > 0 for v in given):
         raise PpgenError(
-            f"the prior of {name!r} is {value!r}; expected {'the mean' if distribution == 'Exponential' else 'arguments'} "
-            f"of {distribution}: {len(before)} positive numbers"
+            f"the prior of {name!r} is {value!r}; expected {len(before)} positive numbers, "
+            f"{'the mean' if distribution == 'Exponential' else 'the arguments'} of {distribution}"
         )
     return [1.0 / given[0]] if distribution == "Exponential" else [float(v) for v in given]
 

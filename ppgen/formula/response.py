@@ -69,7 +69,9 @@ def _categories(formula: Formula, family: str, table: CodedTable, kind: str) -> 
         )
     if formula.level is not None:
         if formula.level not in values:
-            raise PpgenError(f"the response {y!r} has no {formula.level!r}{nearest(formula.level, values)}; it has {values}")
+            raise PpgenError(
+                f"the response {y!r} has no {formula.level!r}{nearest(formula.level, values)}; it has {values}"
+            )
         values = [*(v for v in values if v != formula.level), formula.level]
     if y in table.raw.words:
         table.levels[y] = Levels([y], values)
@@ -85,8 +87,8 @@ def _require_values(formula: Formula, family: str, table: CodedTable, kind: str)
     if formula.y in table.raw.words:
         word = table.raw.words[formula.y][0]
         raise PpgenError(
-            f"the response {formula.y!r} is words ({word!r}, ...), and {family} takes {_EXPECTED[kind]}; choose another "
-            "family (--family)"
+            f"the response {formula.y!r} is words ({word!r}, ...), and {family} takes {_EXPECTED[kind]}; choose "
+            "another family (--family)"
         )
     y = table.numbers[formula.y]
     most = table.numbers[formula.trials] if isinstance(formula.trials, str) else formula.trials

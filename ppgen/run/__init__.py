@@ -338,8 +338,8 @@ def prepare_columns(
             data = {program.columns[0]: data["x"]}
     columns = data_module.as_tensors(data)
     columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
-    if isinstance(program.levels, Mapping):  # and not an attribute of the user's own
-        columns = data_module.encoded(columns, program.levels, new=new_words).only(program.columns)
+    if isinstance(program.codes, Mapping):  # and not an attribute of the user's own
+        columns = data_module.encoded(columns, program.codes, new=new_words).only(program.columns)
     if program.words is not None:
         columns = data_module.recoded(columns, program.words, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)

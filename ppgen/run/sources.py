@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
+from ppgen.formula.read import names_in
 from ppgen.handlers import without_validation
 from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
@@ -146,10 +147,19 @@ def program_and_rows(
         given, where: of `_choose`.
     """
     found = catalog.find(program)
+    if catalog.is_formula(program):
+        where["columns"] = _named_columns(program, where.get("columns"))
     source = _choose(given, found, **where)
     rows = source.load()
     made = catalog.build(found, catalog.parse_settings(settings or []), rows)
     return made, *_without_label(source, rows, made)
+
+
+def _named_columns(formula: str, columns: str | None) -> str:
+    """The columns that a formula names, those that are called otherwise in the file as they were given."""
+    given = data.parse_columns(columns) if columns else {}
+    others = [f"{name}={name}" for name in names_in(formula) if name not in given]
+    return ",".join([*([columns] if columns else []), *others])
 
 
 def _without_label(source: _Source, columns: dict[str, Tensor], program: Program) -> tuple[_Source, dict[str, Tensor]]:
