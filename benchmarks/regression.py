@@ -212,7 +212,10 @@ def one(name: str, seed: int) -> dict[str, Any]:
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Coverage by model: of all its intervals, and of the worst one."""
-    rows = ["| model | sets | 90% intervals that hold the truth | least, most of one | CPU s a fit |", "|---|---|---|---|---|"]
+    rows = [
+        "| model | sets | intervals that hold the truth | least, most of one | CPU s a fit |",
+        "|---|---|---|---|---|",
+    ]
     lines = list(lines)
     for name in MODELS:
         own = [line for line in lines if line["model"] == name]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -95,35 +94,24 @@ class Regression(ppgen.Program):
     def _predictor(self, given: Mapping[str, Tensor], zero: Tensor) -> Tensor:
         """η, (N,), or (N, K - 1) of a categorical response; one value where nothing varies by row."""
         design = self.design
-        several = design["response"]["categories"] - 1 if self.family == "categorical" else 0
-        categories = pyro.plate("category", several, dim=-1) if several else None
+        several = [design["response"]["categories"] - 1] if self.family == "categorical" else []
         eta = at_means = zero
         if design["matrix"]["terms"]:
-            beta, means = self._slopes(zero, categories), zero.new_tensor(design["means"])
+            loc, scale = zero.new_tensor(self.priors["slopes"]).mT
+            prior = dist.Normal(loc, scale) if not several else dist.Normal(loc[:, None], scale[:, None])
+            beta = pyro.sample("beta", prior.expand([len(loc), *several]).to_event())
+            means = zero.new_tensor(design["means"])
             eta, at_means = eta + (matrix(design["matrix"], given, zero) - means) @ beta, means @ beta
         if design["intercept"]:
-            eta = eta + self._intercept(zero, categories, at_means)
+            loc, scale = self.priors["intercept"]
+            alpha = pyro.sample("alpha", dist.Normal(zero + loc, scale).expand(several).to_event())
+            pyro.deterministic("Intercept", alpha - at_means)  # where all columns are 0
+            eta = eta + alpha
         for group in design["groups"]:
             eta = eta + _varying(group, given, zero.new_tensor(self.priors["spread"][group["name"]]))
         for offset in design["offsets"]:
             eta = eta + compute(offset, {k: v.to(zero) for k, v in given.items()})
         return eta
-
-    def _slopes(self, zero: Tensor, categories: Any) -> Tensor:
-        loc, scale = zero.new_tensor(self.priors["slopes"]).unbind(-1)
-        if categories is None:
-            with pyro.plate("term", len(loc)):
-                return pyro.sample("beta", dist.Normal(loc, scale))
-        with categories, pyro.plate("term", len(loc), dim=-2):
-            return pyro.sample("beta", dist.Normal(loc[:, None], scale[:, None]))
-
-    def _intercept(self, zero: Tensor, categories: Any, at_means: Tensor) -> Tensor:
-        """The intercept at the means of the columns; `Intercept` is that where all of them are 0."""
-        loc, scale = self.priors["intercept"]
-        with categories or nullcontext():
-            alpha = pyro.sample("alpha", dist.Normal(zero + loc, zero + scale))
-            pyro.deterministic("Intercept", alpha - at_means)
-        return alpha
 
     def _cutpoints(self, zero: Tensor) -> Tensor:
         """The cutpoints at the means of the columns, by the probabilities of the categories there."""
@@ -136,8 +124,7 @@ class Regression(ppgen.Program):
 def _varying(group: Group, given: Mapping[str, Tensor], scale: Tensor) -> Tensor:
     """The sum of a row's columns times the effects of its group: (N,)."""
     name, columns = group["name"], len(scale)
-    with pyro.plate(f"{name}_term", columns):
-        sd = pyro.sample(f"sd_{name}", dist.HalfNormal(scale))
+    sd = pyro.sample(f"sd_{name}", dist.HalfNormal(scale).to_event(1))
     mixing = sd.diag_embed()
     if group["correlated"]:
         chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(columns, scale.new_ones(())))

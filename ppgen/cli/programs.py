@@ -74,20 +74,39 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
 
 @app.command(short_help="Write a small program of your own.")
 def new(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)
+    ] = None,
+    formula: Annotated[str | None, typer.Option(help="Of a regression: the program that it stands for.")] = None,
+    family: Family = None,
+    data: Data = None,
+    settings: Set = None,
+    columns: Columns = None,
 ) -> None:
-    """Write a small commented program of your own, which `ppgen fit FILE` runs at once."""
-    from ppgen.run.files import write_atomic
-    from ppgen.run.template import program_text
+    """Write a small commented program of your own, which `ppgen fit FILE` runs at once.
 
+    With --formula, --family and --data it is that regression, and is printed where no FILE is named.
+    """
+    from ppgen.run.files import write_atomic
+    from ppgen.run.template import program_text, regression_text
+
+    if formula is not None:
+        text = regression_text(formula, with_family(settings, family), data, columns, file)
+        if file is None:
+            print(text, end="")
+            return
+    elif file is None:
+        raise PpgenError("there is no file to write; name it, as in ppgen new my_model.py, or give a --formula")
+    else:
+        text = program_text(file)
     if file.suffix != ".py":
         raise PpgenError(f"{file} is no Python file; let its name end in .py, as in my_model.py")
     if file.exists():
         raise PpgenError(f"{file} is there already, and is not overwritten; choose another name")
     if not file.parent.is_dir():
         raise PpgenError(f"there is no folder {file.parent} to write {file.name} into; make it first")
-    write_atomic(file, program_text(file))
-    say(f"wrote {file}; run it with: ppgen fit {file}")
+    write_atomic(file, text)
+    say(f"wrote {file}; run it with: ppgen fit {file}" + (f" --data {data}" if formula is not None else ""))
 
 
 @app.command("list", short_help="What there is to choose from, and a model's arguments.")

@@ -106,8 +106,9 @@ def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
 def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The names of the dimensions of a site's value, by site, and what they are labelled with."""
     response = design["response"]
+    several = ["category"] if family == "categorical" else []
     coords = {"term": design["matrix"]["labels"]}
-    dims: dict[str, list[str]] = {}
+    dims = {"beta": ["term", *several]} | ({"alpha": several, "Intercept": several} if several else {})
     words = design["levels"].get(response["y"], (None, None, None))[1]
     categories = list(words) if words else [str(k) for k in range(response["categories"])]
     if family == "categorical":
@@ -117,8 +118,9 @@ def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[
         coords |= {"category": categories, "below": categories[:-1]}
     for group in design["groups"]:
         name, labels = group["name"], group["matrix"]["labels"]
-        dims |= dict.fromkeys((f"z_{name}", f"r_{name}"), [f"{name}_term"])
+        dims |= dict.fromkeys((f"sd_{name}", f"z_{name}", f"r_{name}"), [f"{name}_term"])
         dims[f"corr_{name}"] = [f"{name}_term", f"{name}_term_"]
         coords |= {f"{name}_term": labels, f"{name}_term_": labels}
-        coords[name] = list(design["levels"][group["codes"]][1])
+        if name != group["codes"]:  # else the words of the argument are its labels
+            coords[name] = list(design["levels"][group["codes"]][1])
     return dims, coords
