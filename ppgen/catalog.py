@@ -73,10 +73,11 @@ def find(spec: str) -> Found:
 def is_formula(spec: str) -> bool:
     """Whether a program is named by a formula.
 
-    >>> is_formula("y ~ x"), is_formula("~/programs/mine.py")
-    (True, False)
+    >>> is_formula("y ~ x"), is_formula("~/programs/mine.py"), is_formula("vae")
+    (True, False, False)
     """
-    return bool(spec.partition("~")[0].strip()) and ".py" not in spec and "/" not in spec.partition("~")[0]
+    response, tilde, _ = spec.partition("~")
+    return bool(tilde and response.strip()) and "/" not in response and ".py" not in spec
 
 
 def stem(spec: str) -> str:
