@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,8 +22,9 @@ from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ppgen.data import Levels, put_together
+from ppgen.data import ColumnType, Levels, put_together
 from ppgen.errors import PpgenError, nearest
+from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
 from ppgen.handlers import FlatStarts, ParamSites, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
@@ -50,7 +51,9 @@ class Program(nn.Module):
         codes: what the codes of an argument stand for, by argument: words, numbers that are names, or combinations of
             several columns (`ppgen.data.Levels`); other values are refused, or new groups. A program that says them,
             even none, takes its columns of a table and leaves the rest (optional).
-        words: the words behind the codes of its text columns, by column, as at its fit; None before.
+        missing: what is done with missing cells of observed columns: "error", "drop" (their rows), "mask" or "impute"
+            (`ppgen.gaps`); gaps: how many each observed site has, as at its fit.
+        types: the types of its columns, where they came from a table, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
 
@@ -78,7 +81,9 @@ class Program(nn.Module):
     categories: Mapping[str, int] = {}
     shapes: Mapping[str, Sequence[int]] = {}
     codes: Mapping[str, Levels] | None = None
-    words: Mapping[str, tuple[str, ...]] | None = None
+    types: Mapping[str, ColumnType] | None = None
+    missing: str = "error"
+    gaps: Mapping[str, int] = {}
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -211,7 +216,8 @@ class Program(nn.Module):
         if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
             part = "model"
-        with self.running(), running_part(self, part):
+        gaps = filling_gaps(self) if part == "model" else nullcontext()
+        with self.running(), running_part(self, part), gaps:
             if part != "guide" or not self.__dict__.get("_composed"):
                 return fn(*first, *many, **kwargs)
             with poutine.trace() as own:
@@ -289,7 +295,7 @@ class Program(nn.Module):
 
     def _make_autoguide(self, spec: str, data: Columns, hide: Callable[[dict[str, Any]], bool]) -> poutine.Trace:
         """Puts an autoguide in; the model's trace as its prototype ran it."""
-        model = _Recorded(self.model)
+        model = _Recorded(self)
         shown = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and hide(site))
         self.set_autoguide(make_autoguide(spec, shown))
         try:
@@ -400,15 +406,15 @@ def _with_parameters(program: Program, model: Callable) -> Callable:
 class _Recorded:
     """A model that an autoguide can begin at, and the trace of its first run."""
 
-    def __init__(self, model: Callable):
-        self.model = model
+    def __init__(self, program: Program):
+        self.program, self.model = program, program.model
         self.trace: poutine.Trace | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace is not None:
-            with FlatStarts():
+            with FlatStarts(), filling_gaps(self.program):
                 return self.model(*args, **kwargs)
-        with poutine.trace() as tracer, FlatStarts():
+        with poutine.trace() as tracer, FlatStarts(), filling_gaps(self.program):
             result = self.model(*args, **kwargs)
         self.trace = tracer.trace
         return result

@@ -76,7 +76,6 @@ def test_a_word_that_was_not_seen(folder, source):
     "arguments, said",
     [
         (("run",), "there are no new rows to predict; name them with --data"),
-        (("run", "--data", "new.csv"), "'state' is taken by no argument"),
         (("run", "--data", "birch.csv", "--program", "program.py"), "--program is for a file of draws, and run"),
         (("run", "--data", "birch.csv", "--new-groups", "maybe"), "expected 'refuse', or 'draw'"),
         (("run", "--data", "birch.csv", "--out", "p.csv"), "let it end in .nc"),

@@ -143,7 +143,7 @@ def test_a_tree_and_its_program_go_through_files(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     found = ppgen.catalog.find(str(tmp_path / "program.py"))
     tree = mcmc(ppgen.catalog.build(found, {}), DATA, chains=8, draws=50, warmup=100, engine="trace")
-    assert json.loads(tree.attrs["words"]) == {"g": WORDS}
+    assert json.loads(tree.attrs["types"])["g"]["levels"] == WORDS
     assert list(tree["posterior"].coords["g"].values) == WORDS
     write_netcdf(tmp_path / "tree.nc", tree)
     opened = read_netcdf(tmp_path / "tree.nc")
@@ -194,7 +194,7 @@ def test_a_reopened_run_has_the_words_of_its_fit(tmp_path):
     a, b = (predict(r, new, draws=20)["predictions"]["y"].values for r in (run, ppgen.Run.load(tmp_path / "run")))
     assert (a == b).all()
     assert (predict(run, {"county": tensor([4]), "floor": [1]}, draws=20)["predictions"]["y"].values == a).all()
-    assert ppgen.Run.load(tmp_path / "run").program.words == {"county": tuple(WORDS)}
+    assert ppgen.Run.load(tmp_path / "run").program.types["county"].levels == tuple(WORDS)
     drawn = sample(run, 3, given={"county": pd.Series(["yew", "ash"]), "floor": tensor([0, 1])}, seed=0)
     assert drawn["y"].shape == (3, 2)
 
@@ -209,8 +209,8 @@ def test_text_in_place_of_numbers_is_refused_and_a_new_fit_has_new_words():
     run = fit(
         program, pd.DataFrame({"county": words, "floor": GROUP.numpy() % 2, "y": Y.numpy()}), steps=1, engine="eager"
     )
-    assert run.program.words == {"county": tuple(WORDS[::-1])}
-    assert run.config["data"]["words"] == {"county": WORDS[::-1]}
+    assert run.program.types["county"].levels == tuple(WORDS[::-1])
+    assert run.config["data"]["types"]["county"]["levels"] == WORDS[::-1]
 
 
 def crossed(g, t, y=None):

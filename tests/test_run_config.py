@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def config(run, tmp_path):
-    """A config of version 2, and a function that reads another."""
+    """A config of this version, and a function that reads another."""
     kept = json.loads((run / "config.json").read_text())
 
     def read(changed):
@@ -99,7 +99,7 @@ def test_every_key_is_looked_at(config):
         (("history",), [{"step": 1}], r"history\[0\].before is missing"),
         (("data", "rows"), 0, "data.rows is 0, and a whole number of at least 1 is expected"),
         (("data", "valid_rows"), -1, "data.valid_rows is -1, and a whole number of at least 1 or null is expected"),
-        (("version",), 3, "is of version 3, and this ppgen reads versions up to 2; install a newer ppgen"),
+        (("version",), 4, "is of version 4, and this ppgen reads versions up to 3; install a newer ppgen"),
         (("version",), "2", "version is '2', and a whole number is expected"),
     ],
 )
@@ -122,8 +122,16 @@ def test_a_key_of_ones_own_is_a_warning(config, caplog):
 
 def test_version_1_is_brought_up(config):
     found = config[1](copy.deepcopy(VERSION_1))
-    assert (found["version"], found["history"]) == (2, [])
+    assert (found["version"], found["history"]) == (3, [])
     assert found["fit"] == VERSION_1["fit"] and found["program"] == VERSION_1["program"]
+
+
+def test_the_words_of_version_2_are_types(config):
+    kept, read = config
+    del kept["data"]["types"]
+    found = read(kept | {"version": 2, "data": kept["data"] | {"words": {"g": ["a", "b"]}}})
+    assert found["version"] == 3
+    assert found["data"]["types"] == {"g": {"name": "g", "kind": "categorical", "levels": ["a", "b"]}}
 
 
 def test_the_oldest_lack_what_came_later(config):
@@ -133,7 +141,7 @@ def test_the_oldest_lack_what_came_later(config):
         del oldest["fit"][key]
     del oldest["data"]["words"]
     found = config[1](oldest)
-    assert found["fit"] == VERSION_1["fit"] and found["data"]["words"] is None
+    assert found["fit"] == VERSION_1["fit"] and found["data"]["types"] is None
 
 
 def test_a_schema_of_types(tmp_path):

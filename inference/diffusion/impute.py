@@ -63,8 +63,8 @@ def impute(
             value that x cannot have.
     """
     program = chain_of(run, "impute")
-    words = given.words if isinstance(given, Table) else None
-    table = Table({"x": x, **(given or {})}, words)
+    types = given.types if isinstance(given, Table) else None
+    table = Table({"x": x, **(given or {})}, types)
     columns = prepare_columns(table, program, dtype_of_program(program), program.columns)
     if not 1 <= draws <= particles or steps < 1:
         raise PpgenError(

@@ -22,7 +22,7 @@ from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import tensors
+from ppgen.data import tensors, words_of
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -248,7 +248,7 @@ def column_dims(program: Program, name: str, value: Tensor, rows: Collection[str
 def coords_of(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
     """A coordinate for every dimension: the program's labels, or the words of the column of its name, where they fit,
     else 0, 1, ..."""
-    given = {**(program.words or {}), **program.coords}
+    given = {**words_of(program.types), **program.coords}
     return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
 
 
@@ -289,8 +289,13 @@ def tree_of(
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate)
+    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate, **_gaps(program))
     return _without_masked(tree, structure, here)
+
+
+def _gaps(program: Program) -> dict[str, str]:
+    """What was done with missing cells, and how many each observed site has."""
+    return {"missing": json.dumps({"how": program.missing, "cells": dict(program.gaps)})} if program.gaps else {}
 
 
 def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:

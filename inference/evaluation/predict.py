@@ -95,7 +95,7 @@ def predict(
     guide = fitted.draws is None
     with default_dtype(fitted.dtype), without_validation():
         given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
-        given = Table(given, data.words) if isinstance(data, Table) else given
+        given = Table(given, data.types) if isinstance(data, Table) else given
         rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw", beyond=True)
         rows, hidden = _complete(fitted, rows)
         columns(made, rows)
@@ -120,7 +120,7 @@ def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
 
 def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     """With columns that the model only observes, and the names of these: fitted rows that stand for their shape."""
-    rows = Table({**constants_of(fitted.example), **rows}, rows.words)
+    rows = Table({**constants_of(fitted.example), **rows}, rows.types)
     if not fitted.example:
         return rows, frozenset()
     try:
@@ -130,7 +130,7 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     own = fitted.structure.row_columns if fitted.structure is not None else ()
     n = n_rows(rows, tuple(k for k in own if k in rows)) if rows else 1
     rest = {k: v[torch.arange(n) % len(v)] if found.whole and k in own else v for k, v in found.columns.items()}
-    return Table({**rows, **rest}, rows.words), frozenset(rest)
+    return Table({**rows, **rest}, rows.types), frozenset(rest)
 
 
 def _known_here(fitted: Fitted, rows: Table) -> None:
@@ -217,7 +217,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         counts_in_range(name, value, counts[name])
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
     given = {n: v for n, v in tensors(rows).items() if n not in hidden and n not in found}  # a site may have its name
-    kept = Table({n: v for n, v in given.items() if not is_observed(v, sites)}, rows.words)
+    kept = Table({n: v for n, v in given.items() if not is_observed(v, sites)}, rows.types)
     return _tree(fitted, found, dims, kept)
 
 

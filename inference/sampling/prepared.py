@@ -22,6 +22,7 @@ from ppgen.data import Table, row_columns
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
+from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.program import Program
@@ -62,10 +63,12 @@ def prepared(
     dtype = _dtype(program, data, precision)
     with default_dtype(dtype), without_validation(), _in(program, dtype):
         if not isinstance(run, Run):
-            program.words = None
+            program.types = None
         table = prepare_columns(data, program, dtype_of_program(program))
-        program.words = table.words if program.words is None else program.words
+        program.types = table.types if program.types is None else program.types
         columns(program, table)
+        if not isinstance(run, Run):
+            find_gaps(program, table)
         validate(program, table)
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=False), running_of(program, table):

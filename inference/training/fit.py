@@ -32,6 +32,7 @@ from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
+from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
@@ -417,13 +418,14 @@ def _begun(
 
 
 def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_module.Table:
-    """The columns, checked; their words are the program's from now on. Without words, codes are those of an earlier
+    """The columns, checked; their types are the program's from now on. Without types, codes are those of an earlier
     fit."""
-    if data_module.as_tensors(data).words:
-        program.words = None
+    if data_module.as_tensors(data).types:
+        program.types = None
     table = prepare_columns(data, program, dtype)
-    program.words = table.words if program.words is None else program.words
+    program.types = table.types if program.types is None else program.types
     columns(program, table)
+    find_gaps(program, table)
     validate(program, table)
     return table
 
@@ -452,8 +454,8 @@ def _config(
 ) -> dict[str, Any]:
     """What config.json holds beside the program."""
     record = {"rows": data_module.n_rows(data), "row_columns": list(data_module.row_columns(data))}
-    words = data.words if isinstance(data, data_module.Table) else {}
-    record["words"] = {name: list(own) for name, own in words.items()}
+    types = data.types if isinstance(data, data_module.Table) else {}
+    record["types"] = {name: own.kept() for name, own in types.items()}
     config = {
         "version": VERSION, "versions": versions(), "seed": o["seed"], "fit": o,
         "data": {**(source or {}), **_record(data), **record}, "history": [],

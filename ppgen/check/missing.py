@@ -23,7 +23,7 @@ def validate(program: Program, data: Mapping[str, Any]) -> None:
     Raises:
         PpgenError: the data are not those of a program; NaN that reaches the log joint, or its gradient.
     """
-    data_module.validate(data, lambda: any(_leaves_out(program, data) for _ in range(TRIES)))
+    data_module.validate(data, lambda: any(_leaves_out(program, data) for _ in range(TRIES)), said=bool(program.gaps))
 
 
 def _leaves_out(program: Program, data: Mapping[str, Any]) -> bool:

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app, out_option, program_or_run
+from ppgen.cli.options import (
+    PROGRAM,
+    Columns,
+    Data,
+    DataDir,
+    Json,
+    Seed,
+    Set,
+    Split,
+    Types,
+    app,
+    out_option,
+    program_or_run,
+)
 from ppgen.console import print_json, print_table, say
 
 
@@ -25,6 +38,7 @@ def calibrate(
     lr: Annotated[float, typer.Option(help="Learning rate of each fit.")] = 0.05,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 4,
     columns: Columns = None,
+    types: Types = None,
     split: Split = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -40,7 +54,7 @@ def calibrate(
     from ppgen.run import Run
     from ppgen.run.files import write_json
 
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
     target, _, rows = program_or_run(program, settings, data, where)
     if isinstance(target, Run) and guide is None and refit is None and target.program.fixed_rows:
         guide = target.config["program"]["guide"] or None

@@ -150,8 +150,8 @@ def _held(items: list[str], run: Run) -> Table | None:
         if "=" in item and not Path(item).exists():
             found = data.as_tensors(catalog.parse_settings([item]))
         else:
-            found = _gathered(data.load(item), item, run)
-        held = data.Table({**held, **found}, {**held.words, **found.words})
+            found = _gathered(data.load(item, types=run.program.types), item, run)
+        held = data.Table({**held, **found}, {**held.types, **found.types})
     return held or None
 
 
@@ -168,12 +168,12 @@ def _gathered(columns: Table, file: str, run: Run) -> Table:
     names = [f"x_{i}" for i in range(size)]
     if set(names) <= set(columns):
         rest = {k: v for k, v in columns.items() if k not in names}
-        return data.Table({**rest, "x": torch.stack([columns[name].float() for name in names], -1)}, columns.words)
+        return data.Table({**rest, "x": torch.stack([columns[name].float() for name in names], -1)}, columns.types)
     if set(columns) <= set(run.program.columns):
         return columns
     chosen = run.config["data"].get("columns")
     if chosen:
-        return data.load(file, columns=chosen)
+        return data.load(file, columns=chosen, types=run.program.types)
     raise PpgenError(
         f"{file} has the columns {', '.join(columns)}, and x of {run.program.name} has {size} values; name them x_0 to "
         f"x_{size - 1}, as sample --out x.csv does, or give x as one matrix (.npz)"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, Split, app, program_or_run
+from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Quiet, Seed, Set, Split, Types, app, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
@@ -22,6 +22,7 @@ def evidence(
     settings: Set = None,
     seed: Seed = 0,
     columns: Columns = None,
+    types: Types = None,
     split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -40,7 +41,7 @@ def evidence(
     from ppgen.run.files import read_netcdf
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
     model, name, table = program_or_run(program, settings, data, where)
     tree = None if draws is None else read_netcdf(draws)
     with counter("smc", sys.stderr, quiet or json) as report:

@@ -17,9 +17,11 @@ from ppgen.cli.options import (
     DataDir,
     Family,
     Json,
+    Missing,
     Quiet,
     Seed,
     Set,
+    Types,
     app,
     out_option,
     with_family,
@@ -65,6 +67,8 @@ def fit(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
     seed: Seed = 0,
     columns: Columns = None,
+    types: Types = None,
+    missing: Missing = "error",
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
     ] = None,
@@ -104,18 +108,16 @@ def fit(
                 "engine": engine, "precision": precision, "device": device, "seed": seed, "log_every": log_every,
                 "checkpoint_every": checkpoint_every, "strict": strict,
             }  # fmt: skip
-            where = {"split": split, "columns": columns, "context": context, "data_dir": data_dir}
-            run = _fit(
-                str(program),
-                data,
-                with_family(settings, family) or [],
-                where,
-                valid_split,
-                path,
-                options,
-                stream,
-                quiet,
-            )
+            where = {
+                "split": split,
+                "columns": columns,
+                "types": types,
+                "missing": missing,
+                "context": context,
+                "data_dir": data_dir,
+            }
+            own = with_family(settings, family) or []
+            run = _fit(str(program), data, own, where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
         begun_steps = (path / "state.safetensors").is_file()
         on = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"

@@ -15,10 +15,12 @@ from ppgen.cli.options import (
     DataDir,
     Family,
     Json,
+    Missing,
     Quiet,
     Seed,
     Set,
     Split,
+    Types,
     app,
     is_run,
     out_option,
@@ -44,6 +46,8 @@ def infer(
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="No further method after so many.")] = None,
     seed: Seed = 0,
     columns: Columns = None,
+    types: Types = None,
+    missing: Missing = "error",
     split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -62,7 +66,7 @@ def infer(
     from ppgen.run.files import write_netcdf
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
     model, name, table = program_or_run(program, with_family(settings, family), data, where)
     path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{catalog.stem(program)}.nc"))
     check_suffix(path, (".nc",))

@@ -21,13 +21,20 @@ app = typer.Typer(
     epilog="Errors are one sentence and exit code 2; --debug, on any command, shows the traceback.",
 )
 
-FORMATS = ".npz .npy .csv .parquet .json .nc .safetensors or IDX"
+FORMATS = ".csv .tsv .parquet .feather .xlsx .jsonl .json .npz .npy .nc .h5 .h5ad .mat .safetensors or IDX"
 PROGRAM = "A model of the catalogue, path/to/file.py[:Name], or a formula: 'y ~ x + (1 | g)'."
 
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="DATA", help=f"Built in (ppgen list), or a file: {FORMATS}.")
 ]
 Columns = Annotated[str | None, typer.Option(metavar="ARG=COL", help="Columns to arguments, as in x=a+b+c,y=target.")]
+Types = Annotated[
+    str | None,
+    typer.Option(metavar="COL=KIND", help="What columns are, as in income=positive,grade=ordered:a<b (ppgen check)."),
+]
+Missing = Annotated[
+    str, typer.Option(help="Missing cells of observed columns: error, drop (their rows), mask, or impute.")
+]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Where mnist, fashion, ... lie. [env: PPGEN_DATA]")]
 Split = Annotated[str | None, typer.Option(help="train, valid, test or all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
@@ -68,6 +75,15 @@ def _refuse_settings(settings: list[str] | None) -> None:
         raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
 
 
+def _refuse_of_a_fit(where: dict[str, Any]) -> None:
+    """What is said of the data at the fit, given with a run that keeps it."""
+    from ppgen.errors import PpgenError
+
+    for name, default in (("types", None), ("missing", "error")):
+        if where.get(name, default) != default:
+            raise PpgenError(f"--{name} is said at the fit, and a run keeps it; leave it out, or name a program")
+
+
 def refuse(path: Path, options: dict[str, object]) -> None:
     """Options that ask for a program, given with a posterior that has none."""
     from ppgen.errors import PpgenError
@@ -90,6 +106,7 @@ def program_or_run(
 
     if is_run(spec):
         _refuse_settings(settings)
+        _refuse_of_a_fit(where)
         run = Run.load(spec)
         return run, *sources.of_run(run, data, where["split"], columns=where["columns"])
     program, source, rows = sources.program_and_rows(spec, settings, data, **where)

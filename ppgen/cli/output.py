@@ -10,8 +10,10 @@ from ppgen.console import number, print_json, print_table, say
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ppgen.data import ColumnType, Table
     from ppgen.run import Run
 
+SHOWN = 5  # levels of a column
 SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
 
 
@@ -122,6 +124,36 @@ def _first(shown: Any, table: Any, what: str) -> str:
     return f", {len(shown)} of {len(table)} {what}" if len(table) > len(shown) else ""
 
 
+def types(table: Table, title: str) -> None:
+    """What each column is, and what may be wrong with it."""
+    from ppgen.data import n_rows, tensors
+
+    rows = [
+        [own.name if own.name == name else f"{name} ({own.name})", own.kind, _values_of(own), own.missing_share or None,
+         own.why if own.kind != "unclear" else None]
+        for name, own in table.types.items()
+    ]  # fmt: skip
+    others = {n: v for n, v in tensors(table).items() if n not in table.types}
+    rows += [[n, str(v.dtype).removeprefix("torch."), str(tuple(v.shape)), None, "an array"] for n, v in others.items()]
+    print_table(["column", "type", "levels or range", "missing", "why"], rows, title=f"{title}: {n_rows(table)} rows")
+    for name, own in table.types.items():
+        if own.kind == "unclear":
+            say(f"- {own.why}")
+        for note in own.notes:
+            say(f"- {name}: {note}")
+
+
+def _values_of(own: ColumnType) -> str | None:
+    """The levels, or the range and what it counts."""
+    if own.levels:
+        mark = " < " if own.kind == "ordered" else ", "
+        some = own.levels if len(own.levels) <= SHOWN else own.levels[: SHOWN - 1]
+        return mark.join(some) + (f"{mark}... ({len(own.levels)})" if len(own.levels) > SHOWN else "")
+    if own.low is None or own.high is None:
+        return None
+    return f"{own.low:g} to {own.high:g} {own.unit}".rstrip()
+
+
 def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
     rows = run.structure.row_columns
     return {
@@ -138,7 +170,7 @@ def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, Any] | None = None) -> None:
+def check(run: Run, table: Table, title: str, graph: dict[str, Any] | None = None) -> None:
     """Columns, sites, and what a fit of the program could use."""
     found = check_figures(run, table)
     print_table(
@@ -149,6 +181,8 @@ def check(run: Run, table: Mapping[str, Tensor], title: str, graph: dict[str, An
         ],
         title=title,
     )
+    if table.types:
+        types(table, "the columns")
     head = ["site", "role", "distribution", "plates", "batch", "event", "support"]
     print_table(head, [_site(run, site) for site in run.structure.sites])
     own = "its own" if run.program.has_guide else "empty: nothing is latent"

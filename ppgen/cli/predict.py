@@ -53,7 +53,8 @@ def predict(
     path = out or default
     check_suffix(path, (".nc",))
     fitted, made, recorded = _opened(source, program)
-    where = {"split": split or "all", "data_dir": data_dir}
+    where: dict[str, Any] = {"split": split or "all", "data_dir": data_dir}
+    where["types"] = made.types
     rows, label = _rows(data, columns, made.columns, group_by, recorded, where)
     tree = inference.predict(
         fitted, rows, program=None if source.suffix != ".nc" else made, draws=draws, seed=seed, new_groups=new_groups

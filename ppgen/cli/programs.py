@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Family, Json, Seed, Set, Split, app, with_family
+from ppgen.cli.options import (
+    PROGRAM,
+    Columns,
+    Data,
+    DataDir,
+    Family,
+    Json,
+    Missing,
+    Seed,
+    Set,
+    Split,
+    Types,
+    app,
+    with_family,
+)
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError, nearest
 
@@ -18,7 +32,10 @@ if TYPE_CHECKING:
 
 @app.command(short_help="Check a program on its data, and show its sites.")
 def check(
-    program: Annotated[str, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)],
+    program: Annotated[
+        str | None,
+        typer.Argument(metavar="PROGRAM", help=PROGRAM + " Or none: the data alone.", show_default=False),
+    ] = None,
     data: Data = None,
     settings: Set = None,
     family: Family = None,
@@ -27,6 +44,8 @@ def check(
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
+    types: Types = None,
+    missing: Missing = "error",
     split: Split = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -34,15 +53,26 @@ def check(
 ) -> None:
     """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports.
 
-    Of a file that is large in memory, the first 10 000 rows.
+    Of a file that is large in memory, the first 10 000 rows. Without a program, what each column of the data is taken
+    for, and why: ppgen check --data table.csv
     """
+    if program is None:
+        _check_data(data, types, columns, split, data_dir, json)
+        return
     import torch
 
     from ppgen import inference
     from ppgen.run import sources
 
     torch.manual_seed(seed)
-    where = {"split": split, "columns": columns, "data_dir": data_dir, "rows": ROWS}
+    where: dict[str, Any] = {
+        "split": split,
+        "columns": columns,
+        "types": types,
+        "missing": missing,
+        "data_dir": data_dir,
+        "rows": ROWS,
+    }
     made, source, table = sources.program_and_rows(program, with_family(settings, family), data, **where)
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
@@ -52,6 +82,22 @@ def check(
         print_json(output.check_figures(run, table) | {"graph": graph})
         return
     output.check(run, table, f"{made.name} on {source.name} ({source.split})", graph)
+
+
+def _check_data(
+    data: str | None, types: str | None, columns: str | None, split: str | None, data_dir: str | None, json: bool
+) -> None:
+    """The types of the columns of data."""
+    from ppgen import data as data_module
+
+    if data is None:
+        raise PpgenError("there is nothing to check; name a program (ppgen list), or a table with --data")
+    options: dict[str, Any] = {"columns": columns, "data_dir": data_dir, "rows": ROWS, "types": types}
+    table = data_module.load(data, split or "all", **options)
+    if json:
+        print_json({"data": data, "columns": {name: own.as_dict() for name, own in table.types.items()}})
+        return
+    output.types(table, Path(data).name)
 
 
 def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.data import datasets, readers
+from ppgen.data import csv, datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
 from ppgen.data.categories import recoded, require_labels
-from ppgen.data.columns import as_tensors, in_shapes, parse_columns, select
+from ppgen.data.columns import Asked, as_tensors, asked_types, in_shapes, parse_columns, select
 from ppgen.data.hashes import fingerprint
 from ppgen.data.large import Deferred, blocks, moments, taken
 from ppgen.data.levels import Levels, encoded
-from ppgen.data.table import Table
+from ppgen.data.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
+from ppgen.data.table import Table, words_of
+from ppgen.data.types import ColumnType, parse_types, type_of_record
 from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
+    "Asked",
+    "ColumnType",
     "Levels",
     "Nested",
     "Table",
     "argument_of",
     "as_tensors",
+    "asked_types",
     "batch_index",
     "blocks",
     "encoded",
@@ -45,6 +51,7 @@ __all__ = [
     "names",
     "on_device",
     "parse_columns",
+    "parse_types",
     "put_together",
     "recoded",
     "require_labels",
@@ -52,16 +59,15 @@ __all__ = [
     "splits",
     "take",
     "tensors",
+    "type_of_record",
     "validate",
+    "words_of",
 ]
 
 log = logging.getLogger("ppgen")
 
 SPLITS = readers.SPLITS
 BY_NAME = (".npz", ".safetensors")  # they hold arrays of differing lengths under free names, as split files do
-ENOUGH_ROWS = 20  # from which on a row can be told from the others
-SOME_ROWS = 500  # that quartiles are taken of
-SQUEEZED = 10.0  # times a column's spread that one row alone makes of it
 LARGE = 2**28  # bytes in memory, from which on a look at a file reads its first rows only
 
 
@@ -73,13 +79,15 @@ def load(
     data_dir: str | Path | None = None,
     seed: int = 0,
     rows: int | None = None,
+    types: Asked = None,
 ) -> Table:
     """Load a data set by name, or from a file.
 
     Args:
         source: a name out of :func:`names`, or the path of a file: .npz, .npy, .csv, .parquet,
             .json (an object of columns; .gz too), .nc (a data set, or the groups observed_data and
-            constant_data), .safetensors, or IDX (MNIST's format, .gz or not).
+            constant_data), .safetensors, IDX (MNIST's format, .gz or not), .tsv, .jsonl, .feather, .xlsx, .h5, .h5ad
+            or .mat.
         split: ``"train"``, ``"valid"``, ``"test"``, or ``"all"``: every row, in the order of the
             source. Arrays called train, valid, test (column ``x``) or y_train, y_test, … are the
             source's own splits; where it has no valid, that is the last tenth of train in an order
@@ -87,13 +95,16 @@ def load(
             80 : 10 : 10.
         columns: argument name -> column of the source, or list of columns gathered into one matrix
             (also as text: ``"x=a+b+c,y=target"``); a name may hold ``*``. Only these are kept.
+        types: what columns are, where the rules take them for something else (``"grade=ordered:a<b,zip=text"``); or the
+            types of another table (``other.types``), whose words keep their codes and whose days their origin.
         data_dir: where the data sets that are not built in lie; by default ``$PPGEN_DATA``.
         seed: of the order above; nothing else is drawn, and the global generator is left alone.
         rows: of a file that is large in memory (256 MB), no more than the first so many: for a look at it.
 
     Returns:
-        Column name -> tensor (a `Table`, which keeps the words of text columns). Text is category codes, integers
-        int64, images of bytes uint8; see :mod:`ppgen.data.columns`.
+        Column name -> tensor, as a `Table`: its `types` say what each column of a table is (:class:`ColumnType`: kind,
+        levels, missing cells, range, why). Words are codes, integers int64, images of bytes uint8; see
+        :mod:`ppgen.data.columns`. A column that cannot be read is an error once it is asked for.
 
     Raises:
         PpgenError: no such source, column or split; a file that is damaged, ragged or pickled.
@@ -102,7 +113,7 @@ def load(
         choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
         raise PpgenError(f"there is no split {split!r}{choice}")
     name, where, groups = _groups(source, data_dir, rows)
-    part = partial(_part, name, where, groups, columns)
+    part = partial(_part, name, where, groups, columns, types)
     if split == "all":
         return _concatenate({key: part(key) for key in groups}, where)
     if "all" in groups:
@@ -114,9 +125,13 @@ def load(
     return _held_out(part("train"), split, seed, where)
 
 
-def _part(name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, key: str) -> Table:
+def _part(
+    name: str | None, where: str, groups: Mapping[str, dict[str, Any]], columns: Any, types: Asked, key: str
+) -> Table:
     """The chosen columns of a group."""
-    tensors = select(datasets.finish(name, groups[key]), columns, where)
+    raw = dict(datasets.finish(name, groups[key]))
+    mark = raw.pop(csv.MARK, "")
+    tensors = select(raw, columns, where, types=types, lenient=readers.is_table(raw), mark=mark)
     try:
         n_rows(tensors)
         _require_real(tensors)
@@ -215,7 +230,8 @@ def _concatenate(parts: dict[str, Table], where: str) -> Table:
         return next(iter(parts.values()))
     first, *others = parts
     words = {n: sorted({w for part in parts.values() for w in part.words.get(n, ())}) for n in parts[first].words}
-    parts = {split: recoded(part, {n: tuple(own) for n, own in words.items()}) for split, part in parts.items()}
+    types = {n: replace(own, levels=tuple(words.get(n, ()))) for n, own in parts[first].types.items()}
+    parts = {split: recoded(part, types) for split, part in parts.items()}
     rows = row_columns(parts[first])
     for split in others:
         other = parts[split]
@@ -230,7 +246,7 @@ def _concatenate(parts: dict[str, Table], where: str) -> Table:
         name: torch.cat([part[name] for part in parts.values()]) if name in rows else column
         for name, column in parts[first].items()
     }
-    return Table(joined, parts[first].words)
+    return Table(joined, parts[first].types)
 
 
 def _row_shape(column: Tensor) -> tuple[int, ...] | None:
@@ -269,7 +285,7 @@ def take(data: Mapping[str, Any], index: Tensor | slice, rows: Collection[str] =
     """Rows ``index`` of the row columns (``rows``, or those of these data), constants whole."""
     rows = rows or row_columns(data)
     part = {name: taken(column, index) if name in rows else column for name, column in data.items()}
-    return Table(part, data.words if isinstance(data, Table) else None)
+    return Table(part, data.types if isinstance(data, Table) else None)
 
 
 def on_device(data: Mapping[str, Any], device: Any) -> dict[str, Any]:
@@ -304,11 +320,12 @@ def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
     return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
 
 
-def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None) -> None:
+def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False) -> None:
     """Check columns before they are used.
 
     Args:
         missing: whether NaN stands for missing values, which the model leaves out.
+        said: whether the log has said so.
 
     Raises:
         PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
@@ -330,9 +347,16 @@ def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None)
         where = f", the first in row {row} (counting from 0)" if column.dim() else ""
         found = f"column {name!r} of shape {tuple(column.shape)} has {' and '.join(counts)} values{where}"
         if missing is not None and not infinite and missing():
-            log.warning("%s; they are taken as missing: the model leaves them out", found)
+            log.log(
+                logging.DEBUG if said else logging.WARNING,
+                "%s; they are taken as missing: the model leaves them out",
+                found,
+            )
             continue
-        object_to(f"{found}, expected finite numbers; drop these rows, or fill the values in")
+        object_to(
+            f"{found}, expected finite numbers; drop these rows "
+            "(program.missing = 'drop', --missing drop), or fill the values in"
+        )
     for name, column in columns.items():
         _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")

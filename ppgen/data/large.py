@@ -51,10 +51,13 @@ class Deferred:
         shape: of the array; of a column of a table (rows,).
         size: in bytes, once it is read.
         read: reads it: all, or the first so many rows.
+        cells: whether it is a column of a table.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], size: int, read: Callable[[int | None], Any]):
-        self.name, self.shape, self.size, self._read = name, shape, size, read
+    def __init__(
+        self, name: str, shape: tuple[int, ...], size: int, read: Callable[[int | None], Any], *, cells: bool = False
+    ):
+        self.name, self.shape, self.size, self._read, self.cells = name, shape, size, read, cells
         self.rows: int | None = None
 
     @property
@@ -66,7 +69,9 @@ class Deferred:
 
     def first(self, rows: int) -> Deferred:
         """Its first rows."""
-        part = Deferred(self.name, (rows, *self.shape[1:]), self.size * rows // max(1, len(self)), self._read)
+        part = Deferred(
+            self.name, (rows, *self.shape[1:]), self.size * rows // max(1, len(self)), self._read, cells=self.cells
+        )
         part.rows = rows
         return part
 

@@ -7,6 +7,7 @@ numbers that are names (`site` 3, 17, 99), or several columns joined (`school:cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.table import Table
+from ppgen.data.types import ColumnType
 from ppgen.errors import PpgenError, nearest
 
 __all__ = ["Levels", "encoded"]
@@ -42,15 +44,18 @@ def encoded(data: Table, levels: Mapping[str, Levels], *, new: bool = False) -> 
     Raises:
         PpgenError: a word or number that has no code.
 
-    >>> encoded(Table({"site": torch.tensor([17, 3])}), {"site_level": Levels(["site"], ["3", "17"])})["site_level"]
+    >>> sites = Table({"site": torch.tensor([17, 3])})
+    >>> encoded(sites, {"site_level": Levels(["site"], ["3", "17"])})["site_level"]
     tensor([1, 0])
     """
-    made, words = dict(data), dict(data.words)
+    made, types = dict(data), dict(data.types)
     for name, own in levels.items():
         if all(column in data and (column in data.words or column != name) for column in own.columns):
             labels = _joined([_labels(data[column], data.words.get(column)) for column in own.columns])
-            made[name], words[name] = _codes(labels, name, own, new)
-    return Table(made, words)
+            made[name], levels_of = _codes(labels, own, new)
+            known = types.get(name, ColumnType(":".join(own.columns), "categorical"))
+            types[name] = replace(known, levels=levels_of)
+    return Table(made, types)
 
 
 def text_of(value: Any) -> str:
@@ -64,21 +69,23 @@ def text_of(value: Any) -> str:
 
 
 def _labels(column: Tensor, words: Sequence[str] | None) -> np.ndarray:
+    """The words of a column, "" where a cell is missing."""
     values, place = np.unique(column.numpy(), return_inverse=True)
-    return np.array([text_of(v) if words is None else words[int(v)] for v in values], dtype=object)[place]
+    shown = ["" if v != v else text_of(v) if words is None else words[int(v)] for v in values]
+    return np.array(shown, dtype=object)[place]
 
 
 def _joined(labels: list[np.ndarray]) -> np.ndarray:
     joined = labels[0]
     for other in labels[1:]:
-        joined = joined + ":" + other
+        joined = np.where((joined == "") | (other == ""), "", joined + ":" + other)
     return joined
 
 
-def _codes(labels: np.ndarray, name: str, own: Levels, new: bool) -> tuple[Tensor, tuple[str, ...]]:
+def _codes(labels: np.ndarray, own: Levels, new: bool) -> tuple[Tensor, tuple[str, ...]]:
     words, place = np.unique(labels.astype(str), return_inverse=True)
     known = {word: code for code, word in enumerate(own.values)}
-    unseen = [str(w) for w in words if w not in known]
+    unseen = [str(w) for w in words if w and w not in known]
     if unseen and not (new and own.new):
         shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
         draw = ", or, to predict, draw new groups from their distribution with new_groups='draw' (--new-groups draw)"
@@ -87,4 +94,5 @@ def _codes(labels: np.ndarray, name: str, own: Levels, new: bool) -> tuple[Tenso
             f"{nearest(unseen[0], known)}; leave these rows out{draw if own.new else ''}"
         )
     known |= {word: len(known) + i for i, word in enumerate(unseen)}
-    return torch.tensor([known[str(w)] for w in words])[torch.as_tensor(place)], tuple(known)
+    codes = torch.tensor([known.get(str(w), torch.nan) for w in words])[torch.as_tensor(place)]  # nan: a missing cell
+    return codes, tuple(known)

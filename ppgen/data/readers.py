@@ -14,7 +14,7 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data.columns import unpack
+from ppgen.data import packages
 from ppgen.data.csv import read_csv
+from ppgen.data.frames import unpack
 from ppgen.data.large import Deferred, mapped_array
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
 __all__ = ["FORMATS", "by_split", "read"]
 
+PACKED = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")  # that may be packed by gzip
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {s: s for s in SPLITS} | {"val": "valid", "validation": "valid"}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin", ".ckpt")
@@ -49,10 +51,15 @@ def read(path: str | Path, rows: int | None = None) -> dict[str, Any]:
         raise PpgenError(f"{path} {what}; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):
-        columns = read_csv(path, rows) if kind == "csv" else reader(path)
+        columns = read_csv(path, rows) if reader is read_csv else reader(path)
     if not columns:
         raise PpgenError(f"{path} holds no columns; write at least one, for example x")
     return columns
+
+
+def is_table(raw: Mapping[str, Any]) -> bool:
+    """Whether raw columns came from a table of cells, of which a program takes what it wants."""
+    return any(getattr(v, "cells", False) or type(v).__name__ == "Series" for v in raw.values())
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def _as_sentence(path: Path, kind: str) -> Iterator[None]:
         named = str(error).startswith(str(path))
         raise PpgenError(str(error) if named else f"{path}: {error}") from error
     except ImportError as error:
-        package = {"parquet": "pyarrow", "nc": "xarray h5netcdf"}.get(kind, error.name or "pandas")
+        package = {"parquet": "pyarrow", "nc": "xarray h5netcdf", **packages.NEEDS}.get(kind, error.name or "pandas")
         raise PpgenError(
             f"{path}: reading .{kind} needs a package that is not installed; run: pip install {package}"
         ) from error
@@ -120,7 +127,7 @@ def by_split(path: str | Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]
 def _reader(path: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
     name = path.name.lower().removesuffix(".gz")
     suffix = Path(name).suffix
-    if suffix in FORMATS and (suffix in (".csv", ".json") or name == path.name.lower()):
+    if suffix in FORMATS and (suffix in PACKED or name == path.name.lower()):
         return suffix[1:], FORMATS[suffix]
     if suffix in _PICKLES:
         raise PpgenError(
@@ -254,7 +261,7 @@ def _parquet(path: Path) -> dict[str, Any]:
     names = [name for name in file.schema_arrow.names if name not in index]
     if len(set(names)) < len(names):
         return unpack(pd.read_parquet(path))
-    return {name: Deferred(name, (n,), 8 * n, partial(_parquet_column, path, name)) for name in names}
+    return {name: Deferred(name, (n,), 8 * n, partial(_parquet_column, path, name), cells=True) for name in names}
 
 
 def _parquet_column(path: Path, name: str, rows: int | None) -> Any:
@@ -330,4 +337,15 @@ FORMATS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".json": _json,
     ".nc": _netcdf,
     ".safetensors": _safetensors,
+    ".tsv": read_csv,
+    ".txt": read_csv,
+    ".jsonl": packages.json_lines,
+    ".ndjson": packages.json_lines,
+    ".feather": packages.feather,
+    ".arrow": packages.feather,
+    ".xlsx": packages.excel,
+    ".h5": packages.hdf5,
+    ".hdf5": packages.hdf5,
+    ".h5ad": packages.anndata,
+    ".mat": packages.matlab,
 }

@@ -78,6 +78,7 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
     if kind in ("categories", "binary", "trials") or link == "logit":
         return 0.0, 1.0
     y = table[design["response"]["y"]].double()
+    y = y[~y.isnan()]
     if family == "lognormal":
         y = y.log()
     mean, sd = float(y.mean()), float(y.std()) if len(y) > 1 else 1.0

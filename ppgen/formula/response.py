@@ -92,9 +92,9 @@ def _require_values(formula: Formula, family: str, table: CodedTable, kind: str)
         )
     y = table.numbers[formula.y]
     most = table.numbers[formula.trials] if isinstance(formula.trials, str) else formula.trials
-    fraction = y != y.round()
+    fraction = (y != y.round()) & ~y.isnan()  # a missing cell is no number, and not looked at
     wrong = {
-        "real": ~torch.isfinite(y),
+        "real": torch.isinf(y),
         "positive": y <= 0,
         "unit": (y <= 0) | (y >= 1),
         "counts": (y < 0) | fraction,

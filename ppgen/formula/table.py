@@ -19,7 +19,7 @@ class CodedTable:
     """
     Args:
         data: a DataFrame, a `Table`, or columns by name.
-        names: the columns that are meant.
+        names: the columns that are meant, the response first.
 
     Attributes:
         frame: these columns; words are categories in the order of their codes.
@@ -31,8 +31,8 @@ class CodedTable:
     """
 
     def __init__(self, data: Any, names: Sequence[str]):
-        self.frame = _frame(data, names)
-        self.raw = as_tensors({n: self.frame[n] for n in names})
+        self.raw = _chosen(data, names)
+        self.frame = _frame(self.raw, names[0])
         self.levels: dict[str, Levels] = {}
 
     @property
@@ -48,7 +48,7 @@ class CodedTable:
     def values(self, column: str) -> list[str]:
         """The different values as words: in the order of a categorical, else sorted."""
         series = self.frame[column]
-        values = series.unique().tolist()
+        values = series.dropna().unique().tolist()
         if isinstance(series.dtype, pd.CategoricalDtype):
             seen = set(values)
             return [text_of(c) for c in series.dtype.categories if c in seen]
@@ -76,31 +76,38 @@ class CodedTable:
         return name
 
 
-def _frame(data: Any, names: Sequence[str]) -> pd.DataFrame:
-    if not isinstance(data, pd.DataFrame):
-        table = data if isinstance(data, Table) else as_tensors(data)
-        data = pd.DataFrame({n: _series(table, n) for n in names if n in table})
+def _chosen(data: Any, names: Sequence[str]) -> Table:
+    """The columns of these names.
+
+    Raises:
+        PpgenError: one that is not there, or cannot be read.
+    """
+    there = list(map(str, data))
     for name in names:
-        if name not in data:
-            there = list(map(str, data.columns))
+        if name not in there and not (isinstance(data, Table) and name in data.types):
             raise PpgenError(
                 f"the formula names {name!r}, and the data have {', '.join(map(repr, there)) or 'none'}"
                 f"{nearest(name, there)}; name a column that is there"
             )
-        missing = int(data[name].isna().sum())
-        if missing:
+    table = data if isinstance(data, Table) else as_tensors({n: data[n] for n in names})
+    return Table({n: table[n] for n in names}, table.types)
+
+
+def _frame(table: Table, response: str) -> pd.DataFrame:
+    """
+    Raises:
+        PpgenError: no rows; a matrix; missing cells of another column than the response.
+    """
+    frame = table.frame()
+    for name in table:
+        if name not in frame:
+            raise PpgenError(f"the column {name!r} is no column of one number or word a row, which a formula needs")
+        missing = int(frame[name].isna().sum())
+        if missing and name != response:
             raise PpgenError(
-                f"the column {name!r} has {missing} missing cells in {len(data)} rows; leave these rows out, or fill "
+                f"the column {name!r} has {missing} missing cells in {len(frame)} rows; leave these rows out, or fill "
                 "the cells in"
             )
-    if not len(data):
+    if not len(frame):
         raise PpgenError("the data have no rows; give at least one")
-    return data[list(names)].reset_index(drop=True)
-
-
-def _series(table: Table, name: str) -> Any:
-    value = table[name]
-    if not isinstance(value, Tensor) or value.dim() != 1:
-        raise PpgenError(f"the column {name!r} is no column of one number or word a row, which a formula needs")
-    words = table.words.get(name)
-    return value.numpy() if words is None else pd.Categorical.from_codes(value.numpy(), list(words))
+    return frame

@@ -33,9 +33,10 @@ import ppgen
 from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.check import running_of
-from ppgen.errors import PpgenError, reason
+from ppgen.errors import PpgenError, nearest, reason
+from ppgen.gaps import dropped
 from ppgen.memory import require_memory
-from ppgen.program import Pair, Program
+from ppgen.program import Pair, Program, arguments
 from ppgen.run.config import read_config
 from ppgen.run.example import read_example
 from ppgen.run.files import read_tree
@@ -119,6 +120,7 @@ class Run:
             split or recorded.get("split", "all"),
             columns=recorded.get("columns"),
             data_dir=recorded.get("data_dir"),
+            types=self.program.types,
         )
         return prepare_columns(loaded, self.program, dtype or self.dtype)
 
@@ -173,8 +175,9 @@ def rebuild(
         found = find_in_run(path, spec, trusted=trust)
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
-    words = config["data"].get("words")
-    program.words = None if words is None else {name: tuple(own) for name, own in words.items()}
+    types = config["data"].get("types")
+    program.types = None if types is None else {name: data_module.type_of_record(own) for name, own in types.items()}
+    program.missing, program.gaps = spec.get("missing", "error"), spec.get("gaps", {})
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
@@ -239,6 +242,8 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
     """The `program` entry of config.json, and the user's file where there is one to copy."""
     module = inspect.getmodule(type(program))
     spec: dict[str, Any] = {"guide": guide, "enumerated": [s.name for s in structure.sites if s.enumerated]}
+    if program.missing != "error":
+        spec |= {"missing": program.missing, "gaps": dict(program.gaps)}
     file: Path | None = None
     if isinstance(program, Pair):
         model, own_guide = program.pair
@@ -340,9 +345,12 @@ def prepare_columns(
     columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
     if isinstance(program.codes, Mapping):  # and not an attribute of the user's own
         columns = data_module.encoded(columns, program.codes, new=new_words).only(program.columns)
-    if program.words is not None:
-        columns = data_module.recoded(columns, program.words, new=new_words, beyond=beyond, only=program.columns)
+    columns = _taken(columns, program)
+    if program.types is not None:
+        columns = data_module.recoded(columns, program.types, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
+    if program.missing == "drop" and not beyond:  # new rows are predicted one by one
+        columns = dropped(columns, columns)
     if isinstance(program.shapes, Mapping):  # and not an attribute of the user's own
         columns = data_module.in_shapes(columns, program.shapes)
     for name, value in data_module.tensors(columns).items():
@@ -358,10 +366,36 @@ def prepare_columns(
     return in_dtype(columns, dtype)
 
 
+def _taken(columns: data_module.Table, program: Program) -> data_module.Table:
+    """Without the columns of a table that no argument of the program takes, which the log names.
+
+    Those that look like an argument that has no column stay, for the check of columns to ask about.
+
+    Raises:
+        PpgenError: an argument's column is one that cannot be read.
+    """
+    takes = arguments(program.model)
+    free = [n for n in takes.names if n not in columns]
+    for name in free:
+        if name in columns.types:
+            columns[name]  # says why
+    if takes.any or set(takes.needed) - set(columns) or not set(takes.names) & set(columns):
+        return columns
+    unused = [n for n in columns.types if n not in takes.names and n != takes.many]
+    unused = [n for n in unused if not nearest(n, free)]
+    if unused:
+        log.info(
+            "%s of the data %s taken by no argument of model(%s) of %s, and left out%s",
+            ", ".join(map(repr, unused)), "are" if len(unused) > 1 else "is", ", ".join(takes.names), program.name,
+            f"; {', '.join(map(repr, free))} {'have' if len(free) > 1 else 'has'} no column" if free else "",
+        )  # fmt: skip
+    return columns.only([n for n in columns if n not in unused])
+
+
 def in_dtype(columns: data_module.Table, dtype: torch.dtype) -> data_module.Table:
     """The same columns, floats in this dtype."""
     made = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in columns.items()}
-    return data_module.Table(made, columns.words)
+    return data_module.Table(made, columns.types)
 
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}

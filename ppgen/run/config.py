@@ -1,7 +1,8 @@
 """config.json: what it holds, as dataclasses, and how it is read. Versions before this one are brought up to it.
 
 version 1 (ppgen 0.1 before its first release) has no key `version` and no `history`; its oldest say `elbo` for
-`objective`, and lack what later fits could be asked for.
+`objective`, and lack what later fits could be asked for. Version 2 says `words` for `types`: by column, the words
+behind its codes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ppgen.errors import PpgenError
 from ppgen.run.files import read_json
 from ppgen.run.schema import Count, json_schema, validate
 
-VERSION = 2
+VERSION = 3
 
 PRECISIONS = Literal["32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 
@@ -30,6 +31,8 @@ class _Program:
     file: str | None = None
     name: str | None = None
     why: str | None = None
+    missing: str = "error"
+    gaps: dict[str, int] | None = None
 
 
 @dataclass
@@ -62,11 +65,11 @@ class _Fit:
 
 @dataclass
 class _Data:
-    """What was fitted: where it came from, its fingerprint, the words behind the codes of text columns."""
+    """What was fitted: where it came from, its fingerprint, the types of its columns."""
 
     rows: Count
     row_columns: list[str]
-    words: dict[str, list[Any]] | None
+    types: dict[str, dict[str, Any]] | None
     contents: dict[str, Any]
     sha256: str
     valid_rows: Count | None = None
@@ -133,15 +136,15 @@ def _migrated(config: dict[str, Any], file: Path) -> dict[str, Any]:
         raise PpgenError(
             f"{file} is of version {version}, and this ppgen reads versions up to {VERSION}; install a newer ppgen"
         )
-    if version != 1 or not isinstance(config.get("fit"), dict) or not isinstance(config.get("data"), dict):
+    fit, data = config.get("fit"), config.get("data")
+    if version not in (1, 2) or not isinstance(fit, dict) or not isinstance(data, dict):
         return config
-    fit, data = config["fit"], config["data"]
-    if "elbo" in fit:
-        fit["objective"] = fit.pop("elbo")
-    later = {"gradient": "pathwise", "until": None, "starts": None, "strict": True}
-    return config | {
-        "version": VERSION,
-        "history": [],
-        "fit": later | fit,
-        "data": {"words": None} | data,
-    }
+    if version == 1:
+        if "elbo" in fit:
+            fit["objective"] = fit.pop("elbo")
+        later = {"gradient": "pathwise", "until": None, "starts": None, "strict": True}
+        config |= {"history": [], "fit": later | fit}
+    words = data.pop("words", None)
+    if isinstance(words, dict | None):
+        data["types"] = words and {n: {"name": n, "kind": "categorical", "levels": own} for n, own in words.items()}
+    return config | {"version": VERSION}

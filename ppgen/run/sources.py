@@ -13,6 +13,7 @@ from torch import Tensor
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
 from ppgen.formula.read import names_in
+from ppgen.gaps import dropped, require_how
 from ppgen.handlers import without_validation
 from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
@@ -32,15 +33,18 @@ class _Source(NamedTuple):
     data_dir: str | None = None
     table: Any = None
     rows: int | None = None  # of a large file, no more than the first so many
+    types: data.Asked = None
 
-    def load(self, split: str | None = None) -> dict[str, Tensor]:
+    def load(self, split: str | None = None) -> data.Table:
         """The rows of a split, its own by default."""
         split = split or self.split
         if self.spec is not None:
-            return data.load(self.spec, split, columns=self.columns, data_dir=self.data_dir, rows=self.rows)
+            return data.load(
+                self.spec, split, columns=self.columns, data_dir=self.data_dir, rows=self.rows, types=self.types
+            )
         if split != "all":
             raise PpgenError(f"the program's own data have no split {split!r}; leave out --split")
-        return data.as_tensors(self.table)
+        return data.as_tensors(self.table, self.types)
 
     def record(self, valid_split: str | None) -> dict[str, Any]:
         """What config.json keeps of it, for `resume` and `Run.data`."""
@@ -61,6 +65,7 @@ def _choose(
     context: str | None = None,
     data_dir: str | None = None,
     rows: int | None = None,
+    types: data.Asked = None,
 ) -> _Source:
     """The data to fit: what was given, or else what the program's file names as `data`.
 
@@ -70,6 +75,7 @@ def _choose(
         given, found: a name or a path, and the program; columns as in "x=a+b".
         context: the columns, as in "c+d", that become the argument `context`, what a density is conditioned on.
         rows: of a large file, no more than the first so many: for a look at it.
+        types: what columns are, as in "a=ordered:low<high".
 
     Raises:
         PpgenError: neither; no such source; a context that is named twice.
@@ -89,18 +95,23 @@ def _choose(
             'program\'s file, as in data = "moons"'
         )
     if not isinstance(spec, str | Path):
-        return _Source(None, split or "all", chosen, None, spec)
+        return _Source(None, split or "all", chosen, None, spec, types=types)
     spec = _absolute(str(spec), found.file if found is not None and given is None else None)
     if split is None:
         split = "train" if data.splits(spec, folder) else "all"
-    return _Source(spec, split, chosen, folder, rows=rows)
+    return _Source(spec, split, chosen, folder, rows=rows, types=types)
 
 
 def _takes_nothing(target: Any) -> bool:
     """Whether a program has its data in itself: its model takes no arguments."""
-    model = target[0] if isinstance(target, tuple) else getattr(target, "model", None)
-    takes = arguments(model) if callable(model) else None
+    takes = _arguments_of(target)
     return takes is not None and takes.names in ((), ("self",)) and not takes.any and not takes.many
+
+
+def _arguments_of(target: Any) -> Any:
+    """What the model of a program takes, before it is built; None where that is not known."""
+    model = target[0] if isinstance(target, tuple) else getattr(target, "model", None)
+    return arguments(model) if callable(model) else None
 
 
 def _with_context(columns: dict[str, Any] | None, context: str) -> dict[str, Any]:
@@ -138,20 +149,29 @@ def _absolute(spec: str, file: Path | None) -> str:
 
 
 def program_and_rows(
-    program: str, settings: list[str] | None, given: str | None, **where: Any
-) -> tuple[Program, _Source, dict[str, Tensor]]:
+    program: str, settings: list[str] | None, given: str | None, missing: str = "error", **where: Any
+) -> tuple[Program, _Source, data.Table]:
     """A program built for its data, the source of these, and their rows.
 
     Args:
         program, settings: a model's name or a file, and its arguments as in "latent=8".
+        missing: what is done with missing cells (`ppgen.gaps`).
         given, where: of `_choose`.
     """
+    require_how(missing)
     found = catalog.find(program)
     if catalog.is_formula(program):
         where["columns"] = _named_columns(program, where.get("columns"))
     source = _choose(given, found, **where)
     rows = source.load()
+    takes = _arguments_of(found.target)
+    if takes is not None:
+        for name in takes.needed:
+            if name not in rows and name in rows.types:
+                rows[name]  # says why it cannot be read
+        rows = dropped(rows, takes.names) if missing == "drop" else rows
     made = catalog.build(found, catalog.parse_settings(settings or []), rows)
+    made.missing = missing
     return made, *_without_label(source, rows, made)
 
 
@@ -162,12 +182,12 @@ def _named_columns(formula: str, columns: str | None) -> str:
     return ",".join([*([columns] if columns else []), *others])
 
 
-def _without_label(source: _Source, columns: dict[str, Tensor], program: Program) -> tuple[_Source, dict[str, Tensor]]:
+def _without_label(source: _Source, columns: data.Table, program: Program) -> tuple[_Source, data.Table]:
     """Leaves out the label `y` of a built-in data set for a program that takes none."""
     named = source.spec in data.names() and source.columns is None
     if not named or "y" not in columns or "y" in program.columns or "kwargs" in program.columns:
         return source, columns
-    kept = {name: column for name, column in columns.items() if name != "y"}
+    kept = columns.only([name for name in columns if name != "y"])
     return source._replace(columns={name: name for name in kept}), kept
 
 
@@ -197,7 +217,7 @@ def of_run(
     columns: str | None = None,
     held_out: bool = False,
     label: bool = False,
-) -> tuple[str, dict[str, Tensor]]:
+) -> tuple[str, data.Table]:
     """Data for a fitted run, with their name: other data that were given, or those it was fitted to.
 
     Args:
@@ -221,6 +241,7 @@ def of_run(
         source = source._replace(split=HELD_OUT if held_out and HELD_OUT in splits else "all")
     if split is not None:
         source = source._replace(split=split)
+    source = source._replace(types=run.program.types)
     loaded = source.load()
     if not label:
         source, loaded = _without_label(source, loaded, run.program)

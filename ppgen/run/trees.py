@@ -3,7 +3,7 @@
 In the attributes of a tree that `ppgen.inference.mcmc` made:
 
 program            JSON: as in a run's config.json; `file` is a path, `run` the folder of a run that was sampled
-words              JSON: by column, the words behind its codes
+types              JSON: by column, its type, with the words behind its codes
 columns            JSON: the column that each observed site observes, by site
 constants          JSON: numbers and words among the arguments, by name
 row_columns, summed    JSON: names
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppgen import catalog
-from ppgen.data import Table, argument_of, as_tensors, is_literal
+from ppgen.data import ColumnType, Table, argument_of, as_tensors, is_literal, type_of_record
 from ppgen.errors import PpgenError
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, describe_program
@@ -58,7 +58,7 @@ def tree_record(
     """
     kept = {
         "program": _described(run, program, structure),
-        "words": {k: list(v) for k, v in (program.words or {}).items()},
+        "types": {k: own.kept() for k, own in (program.types or {}).items()},
         "columns": dict(observed),
         "row_columns": list(structure.row_columns),
         "summed": list(structure.summed),
@@ -97,13 +97,13 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
             "this tree does not say what it is of, as one of a guide's draws, or of an older version; predict from the "
             "run folder, or sample again with ppgen mcmc"
         )
-    kept = {k: json.loads(tree.attrs[k]) for k in ("program", "words", "columns", "row_columns", "summed", "constants")}
+    kept = {k: json.loads(tree.attrs[k]) for k in ("program", "columns", "row_columns", "summed", "constants")}
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
-    made.words = {k: tuple(v) for k, v in kept["words"].items()}
+    made.types = _types_of(tree)
     dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
-    example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.words)
+    example = Table({**kept["constants"], **_fitted_columns(tree, kept["columns"], originals)}, made.types)
     example.update(_not_kept(made, given, example))
     changed = {original: own for own, original in originals.items()}
     with default_dtype(dtype):
@@ -119,6 +119,13 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
             )
         draws[name] = torch.as_tensor(tree["posterior"][own].values)
     return Fitted(made, structure, example, draws, dtype)
+
+
+def _types_of(tree: DataTree) -> dict[str, ColumnType]:
+    if "types" in tree.attrs:
+        return {k: type_of_record(v) for k, v in json.loads(tree.attrs["types"]).items()}
+    words = json.loads(tree.attrs.get("words", "{}"))  # of an older version
+    return {k: ColumnType(k, "categorical", tuple(v)) for k, v in words.items()}
 
 
 def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +160,9 @@ def _found(spec: Mapping[str, Any]) -> Run | Program:
         )
     found = find_file(spec, "read it, and name it with program= (--program FILE)")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
-    return catalog.build(found, arguments)
+    made = catalog.build(found, arguments)
+    made.missing, made.gaps = spec.get("missing", "error"), spec.get("gaps", {})
+    return made
 
 
 def _fitted_columns(tree: DataTree, columns: Mapping[str, str], originals: Mapping[str, str]) -> dict[str, Tensor]:

@@ -68,13 +68,13 @@ MUTANTS = [
     ),
     Mutant(
         "figures_become_categories",
-        "if figures.sum() > len(array) / 2:",
-        "if figures.sum() > len(array):",
-        "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_no_category",
+        'if figures == len(some) or figures > len(some) / 2 and most != "word":',
+        "if figures > len(some):",
+        "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_that_number_or_a_sentence_and_no_category",
     ),
     Mutant(
         "held_words_are_coded_anew",
-        "held = data.Table({**held, **found}, {**held.words, **found.words})",
+        "held = data.Table({**held, **found}, {**held.types, **found.types})",
         "held = data.Table({**held, **found})",
         "tests/test_data_faults.py::test_held_words_keep_their_codes_on_the_command_line",
     ),

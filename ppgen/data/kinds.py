@@ -1,0 +1,166 @@
+"""The cells of a column -> its type, and its numbers: the rules, one function each.
+
+Text that spells numbers, amounts, dates or lengths of time in a way that can be read only one way is these
+(:mod:`.figures`); other text is words: two are binary, a known scale is ordered, others are categorical in sorted
+order, and words that hardly repeat are the text of single rows. Codes with leading zeros are words. Numbers stay the
+numbers that they are, whatever their kind. A column of which some cells are numbers and others words is unclear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ppgen.data.figures import MISSING, SAMPLE, decimal_mark, kind_of_text
+from ppgen.data.text import WORDS, TextColumn, unclear
+from ppgen.data.typed import Typed, blank, coded, of_dates, of_numbers
+from ppgen.data.types import NUMERIC, ColumnType
+
+
+def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") -> Typed:
+    """One raw column by the rules.
+
+    Args:
+        raw: a pandas Series, an array or a list, one cell a row.
+        asked: the type that it is to have: of a run, or asked for by name. Words beyond its levels follow them.
+        mark: the decimal mark of the table that it stands in, where that is known.
+    """
+    series = raw if isinstance(raw, pd.Series) else pd.Series(_listed(raw))
+    kind = series.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        found = _of_categories(name, series, asked)
+    elif isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype) or kind.kind == "M":
+        found = of_dates(name, _plain_dates(series), asked, "ISO8601")
+    elif kind.kind == "m":
+        seconds = pd.to_timedelta(series).dt.total_seconds().to_numpy(float)
+        found = of_numbers(name, seconds, replace(blank(name, asked), kind="duration", unit="seconds"))
+    elif pd.api.types.is_numeric_dtype(kind) or kind.kind == "b":
+        found = _of_numeric(name, series, asked)
+    else:
+        found = _of_objects(name, series, asked, mark)
+    rows, values = len(series), found.values
+    if values is None:
+        missing = int(series.isna().sum())
+    else:
+        missing = int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
+    return Typed(replace(found.type, rows=rows, missing=missing), found.values)
+
+
+def evidence_of_mark(raw: Any) -> str:
+    """What the cells of a text column say of the table's decimal mark: "," or "."; "" where nothing.
+
+    >>> evidence_of_mark(["1,5", "2,25"]), evidence_of_mark(["1,234"]), evidence_of_mark(["oak"])
+    (',', '', '')
+    """
+    texts = pd.Series(raw, dtype=None if isinstance(raw, pd.Series) else object)
+    texts = texts.iloc[:: max(1, len(texts) // (4 * SAMPLE))]
+    some = pd.Series(sorted({t for t in texts if isinstance(t, str)}), dtype="str").str.strip()
+    some = some[~some.isin(MISSING)]
+    if not len(some):
+        return ""
+    figures = some[[kind_of_text(t) == "number" for t in some]]
+    if len(figures) <= len(some) / 2 or not bool(figures.str.contains("[.,]").any()):
+        return ""
+    found = decimal_mark(figures)
+    return found if found in (",", ".") else ""
+
+
+def _listed(raw: Any) -> Any:
+    if isinstance(raw, np.ma.MaskedArray):
+        return np.ma.filled(raw.astype(object), None)
+    array = np.asarray(raw) if isinstance(raw, np.ndarray) else np.array(raw, dtype=object)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "O":
+        array = np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in array], dtype=object)
+    return array
+
+
+# -- columns that are no text ----------------------------------------------------------------------
+
+
+def _of_categories(name: str, series: pd.Series, asked: ColumnType | None) -> Typed:
+    levels = tuple(map(str, series.cat.categories))
+    kind = "ordered" if series.cat.ordered else "binary" if len(levels) == 2 else "categorical"
+    why = "an ordered categorical of the source" if series.cat.ordered else "a categorical of the source"
+    made = ColumnType(name, kind, levels, why=why)
+    codes = series.cat.codes.to_numpy(np.int64)
+    if asked is not None and (asked.levels or asked.kind in ("text", *NUMERIC, "date")):
+        return _of_objects(name, series.astype(object), asked, "")
+    return Typed(made if asked is None else replace(asked, name=name, levels=levels), coded(codes))
+
+
+def _plain_dates(series: pd.Series) -> pd.Series:
+    if isinstance(series.dtype, pd.PeriodDtype):
+        return series.dt.to_timestamp()
+    if isinstance(series.dtype, pd.DatetimeTZDtype):
+        return series.dt.tz_convert("UTC").dt.tz_localize(None)
+    return pd.to_datetime(series)
+
+
+def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed:
+    """Numbers and booleans, pandas' nullable ones too."""
+    gone = series.isna().to_numpy()
+    words = asked is not None and (_are_numbers(asked.levels) if asked.levels else asked.kind in (*WORDS, "date"))
+    if words:
+        whole = [None if g else _as_word(v) for v, g in zip(series, gone, strict=True)]
+        return _of_objects(name, pd.Series(whole, dtype=object), asked, "")
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
+    boolean = pd.api.types.is_bool_dtype(series.dtype)
+    if gone.any() and not isinstance(series.dtype, np.dtype):
+        values = series.to_numpy(dtype=float, na_value=np.nan)
+    else:
+        values = series.to_numpy(dtype=bool if boolean else None)
+    asked = None if asked is not None and asked.levels else asked  # codes of words, as the caller says
+    if boolean and asked is None:
+        why = "true and false"
+        return Typed(ColumnType(name, "binary", why=why, low=0.0, high=1.0), values)
+    return of_numbers(name, values, asked)
+
+
+def _are_numbers(levels: Sequence[str]) -> bool:
+    """Whether some of the levels are numbers, so that a column of numbers may be words."""
+    return bool(pd.to_numeric(pd.Series(levels, dtype="str"), errors="coerce").notna().any())
+
+
+def _as_word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and value == int(value) else str(value)
+
+
+# -- objects ---------------------------------------------------------------------------------------
+
+
+def _of_objects(name: str, series: pd.Series, asked: ColumnType | None, mark: str) -> Typed:
+    """Text, and columns of Python's objects."""
+    inferred = pd.api.types.infer_dtype(series, skipna=True)
+    if inferred in ("boolean", "integer", "floating", "mixed-integer-float", "decimal"):
+        return _of_numeric(name, _to_numbers(series, inferred), asked)
+    if inferred == "empty":
+        return Typed(replace(blank(name, asked), why="no cell has a value"), np.full(len(series), np.nan, "f4"))
+    if inferred in ("datetime", "datetime64", "date"):
+        return of_dates(name, _plain_dates(pd.to_datetime(series, utc=True)), asked, "ISO8601")
+    if inferred in ("timedelta", "timedelta64"):
+        return typed(name, pd.to_timedelta(series), asked)
+    plain = str | int | float | bool | np.generic
+    others = [v for v in series.dropna() if not isinstance(v, plain)] if inferred != "string" else []
+    if others:
+        odd = sorted({type(v).__name__ for v in others})
+        why = f"holds {', '.join(odd)}, expected a number or a text a row"
+        return unclear(name, why, "convert it, or leave it out with columns=")
+    whole = series.astype(object).where(series.notna(), None) if inferred != "string" else series
+    codes, unique = pd.factorize(whole.map(str, na_action="ignore") if inferred != "string" else whole)
+    texts = pd.Series(np.asarray(unique, dtype=object), dtype="str").str.strip()
+    kept = set(asked.levels) if asked is not None else set()
+    gone = texts.isin([word for word in MISSING if word not in kept])
+    return TextColumn(name, texts, codes, gone, asked, mark).read()
+
+
+def _to_numbers(series: pd.Series, inferred: str) -> pd.Series:
+    if inferred == "boolean":
+        return series.astype("boolean" if bool(series.isna().any()) else bool)
+    return pd.to_numeric(series.astype(float) if inferred == "decimal" else series)

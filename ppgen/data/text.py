@@ -1,0 +1,265 @@
+"""Columns of text: numbers, dates or lengths of time where all of it is, else words and their levels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from ppgen.data.figures import (
+    AMBIGUOUS,
+    SAMPLE,
+    date_formats,
+    decimal_mark,
+    kind_of_text,
+    read_dates,
+    read_numbers,
+    read_spans,
+)
+from ppgen.data.scales import known_order
+from ppgen.data.typed import EPOCH, Typed, blank, coded, default_float, of_days, of_numbers
+from ppgen.data.types import MARKS, NUMERIC, ColumnType
+from ppgen.errors import nearest
+
+FEW_ROWS = 20  # from which on words that hardly repeat are the text of single rows
+LONG = 40.0  # characters of a word on average, above which they are sentences
+STRAY = 0.1  # of the words of a column, so many may look like numbers
+SHOWN = 3
+MOST_COMPARED = 1000  # words of a column that are held against each other
+WORDS = ("categorical", "ordered", "text")
+
+
+class TextColumn:
+    """The texts of a column, each once, and where they stand.
+
+    Attributes:
+        texts: without blanks around them; two may be equal.
+        codes: of the rows, in `texts`; -1 where there is no cell.
+        gone: which of the texts mean that there is none.
+    """
+
+    def __init__(
+        self, name: str, texts: pd.Series, codes: np.ndarray, gone: pd.Series, asked: ColumnType | None, mark: str
+    ):
+        self.name, self.texts, self.codes, self.asked, self.mark = name, texts, codes, asked, mark
+        self.gone = gone.to_numpy(bool, copy=True)
+        self.notes: list[str] = []
+
+    def read(self) -> Typed:
+        asked = self.asked
+        if asked is not None and (asked.levels or asked.kind in (*WORDS, "binary")):
+            return self._words(asked)
+        if not len(self._left()):
+            return Typed(replace(blank(self.name, asked), why="no cell has a value"), self._spread(np.array([])))
+        if asked is not None:
+            return self._asked(asked)
+        numbers = self._plain_numbers()
+        wrong = np.isnan(numbers)
+        if wrong.any() and not wrong.all() and set(self._left()[wrong]) <= AMBIGUOUS:
+            self._lose(wrong)
+            numbers, wrong = numbers[~wrong], wrong[~wrong]
+        zeros = self._left().str.fullmatch(r"[+\-]?0\d+").to_numpy(bool)
+        if not wrong.any() and not zeros.any():
+            return self._numbers(numbers, ColumnType(self.name, "real"), plain=True)
+        if not wrong.any():
+            cell = self._left()[zeros].iloc[0]
+            self.notes.append(f"{cell!r} has a leading zero, as codes have: they are words ({self.name}=real: numbers)")
+            return self._words(None)
+        return self._mixed(wrong)
+
+    # -- which texts -------------------------------------------------------------------------------
+
+    def _left(self) -> pd.Series:
+        return self.texts[~self.gone]
+
+    def _lose(self, which: np.ndarray) -> None:
+        """Takes these of what is left as missing."""
+        self.gone[np.flatnonzero(~self.gone)[which]] = True
+
+    def _row(self, which: np.ndarray) -> int:
+        """The first row with one of these of what is left."""
+        return int(np.isin(self.codes, np.flatnonzero(~self.gone)[which]).argmax())
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        """From the texts that are left to the rows: nan where there is none."""
+        whole = np.full(len(self.texts) + 1, np.nan)  # the last is for the code -1
+        whole[:-1][~self.gone] = values
+        return whole[self.codes]
+
+    def _plain_numbers(self) -> np.ndarray:
+        left = self._left()
+        some = pd.to_numeric(left.iloc[:: max(1, len(left) // SAMPLE)], errors="coerce")
+        if bool(some.isna().all()):
+            return np.full(len(left), np.nan)
+        numbers = pd.to_numeric(left, errors="coerce").to_numpy(float)
+        return np.where(left.str.contains("_", regex=False), np.nan, numbers)
+
+    # -- what they are -----------------------------------------------------------------------------
+
+    def _mixed(self, wrong: np.ndarray) -> Typed:
+        """Texts some of which are no plain numbers."""
+        left = self._left()
+        some = left.iloc[:: max(1, len(left) // SAMPLE)]
+        kinds = Counter(map(kind_of_text, some))
+        most, n = kinds.most_common(1)[0]
+        figures = len(some) - kinds["word"]
+        if figures == len(some) or figures > len(some) / 2 and most != "word":
+            read = {"number": self._figures, "date": self._dates, "duration": self._spans}[most]
+            return read(None)
+        if wrong.all() or (~wrong).mean() <= STRAY:
+            if not wrong.all():
+                stray = left[~wrong].iloc[0]
+                self.notes.append(f"{stray!r} in row {self._row(~wrong)} looks like a number among words")
+            return self._words(None)
+        row, cell = self._row(wrong), left[wrong].iloc[0]
+        return self._unclear(f"holds numbers, but {cell!r} in row {row} (counting from 0)", "correct that cell")
+
+    def _asked(self, asked: ColumnType) -> Typed:
+        if asked.kind == "date":
+            return self._dates(asked)
+        return self._spans(asked) if asked.kind == "duration" else self._figures(asked)
+
+    def _figures(self, asked: ColumnType | None) -> Typed:
+        left = self._left()
+        own = decimal_mark(left)
+        mark = MARKS.get(asked.form, "") if asked is not None else ""
+        mark = mark or (own if own in (",", ".") else "")
+        if not mark and own == "?":
+            return self._unclear("has cells with a comma as the decimal mark, and others with a point", "correct them")
+        if not mark and not self.mark:
+            cell = left[left.str.contains(",", regex=False)].iloc[0]
+            return self._unclear(
+                f"has {cell!r}, which may be {read_numbers(pd.Series([cell]), '.').values[0]:g} or "
+                f"{read_numbers(pd.Series([cell]), ',').values[0]:g}",
+                f"say which with types={self.name}=real:point (a point is the decimal mark) or real:comma (--types)",
+            )
+        if not mark and own == "":
+            cell = left[left.str.contains(",", regex=False)].iloc[0]
+            value = read_numbers(pd.Series([cell]), self.mark).values[0]
+            self.notes.append(f"{cell!r} is read as {value:g}, by the decimal mark of the table (real:comma otherwise)")
+        mark = mark or self.mark
+        found = read_numbers(left, mark)
+        wrong = np.isnan(found.values)
+        if wrong.any():
+            row, cell = self._row(wrong), left[wrong].iloc[0]
+            return self._unclear(f"holds numbers, but {cell!r} in row {row} (counting from 0)", "correct that cell")
+        if found.mixed:
+            return self._unclear(f"has cells in different units ({found.unit})", "write all of them in one unit")
+        form = next(word for word, m in MARKS.items() if m == mark)
+        made = blank(self.name, asked)
+        if asked is not None and asked.unit and found.unit not in ("", asked.unit):
+            self.notes.append(f"is in {found.unit}, and was in {asked.unit}")
+        marked = bool(left.str.contains("[.,]").any())
+        return self._numbers(found.values, replace(made, unit=made.unit or found.unit, form=form if marked else ""))
+
+    def _dates(self, asked: ColumnType | None) -> Typed:
+        left = self._left()
+        forms = [asked.form] if asked is not None and asked.form else date_formats(left)
+        if len(forms) > 1:
+            return self._unclear(
+                f"has {left.iloc[0]!r}, a date in more than one way ({', '.join(forms)})",
+                f"say which with types={self.name}=date:{forms[0]} (--types)",
+            )
+        found = read_dates(left, forms[0]) if forms else None
+        if found is None or found.isna().any():
+            wrong = [kind_of_text(t) != "date" for t in left] if found is None else found.isna()
+            at = np.array(wrong) if any(wrong) else np.ones(len(left), bool)
+            return self._unclear(
+                f"holds dates, but {left[at].iloc[0]!r} in row {self._row(at)} (counting from 0) is none of their form",
+                f"write all of them in one form, or say it with types={self.name}=date:%Y-%m-%d (--types)",
+            )
+        if "%I" in forms[0] and "%d" not in forms[0]:
+            seconds = (found - found.dt.normalize()).dt.total_seconds().to_numpy(float)
+            made = replace(blank(self.name, asked), kind="duration", unit="seconds", form=forms[0])
+            return self._numbers(seconds, made)
+        rows = self._spread(((found - EPOCH) / pd.Timedelta(1, "D")).to_numpy(float))
+        return of_days(self.name, rows, asked, forms[0], self._notes())
+
+    def _spans(self, asked: ColumnType | None) -> Typed:
+        left = self._left()
+        if (forms := date_formats(left)) and "%I" in forms[0]:
+            return self._dates(asked)
+        seconds = read_spans(left)
+        wrong = np.isnan(seconds)
+        if wrong.any():
+            cell = left[wrong].iloc[0]
+            return self._unclear(f"holds lengths of time, but {cell!r} in row {self._row(wrong)}", "correct that cell")
+        return self._numbers(seconds, replace(blank(self.name, asked), kind="duration", unit="seconds"))
+
+    def _numbers(self, values: np.ndarray, made: ColumnType, *, plain: bool = False) -> Typed:
+        """
+        Args:
+            plain: whether whole numbers are int64: amounts, shares and lengths of time are floats.
+        """
+        rows = self._spread(values)
+        whole = plain and not np.isnan(rows).any() and bool((rows == np.round(rows)).all())
+        whole = whole and bool((np.abs(rows) < 2**53).all()) and not bool(self._left().str.contains("[.eE]").any())
+        numbers = rows.astype(np.int64) if whole else default_float(rows)
+        return of_numbers(self.name, numbers, made, self._notes())
+
+    def _notes(self) -> list[str]:
+        words = sorted({w for w in self.texts[self.gone] if w})
+        shown = [f"{w!r} is taken as a missing cell" for w in words]
+        return [*self.notes, *shown[:SHOWN]]
+
+    def _words(self, asked: ColumnType | None) -> Typed:
+        return _of_words(self, asked)
+
+    def _unclear(self, what: str, remedy: str) -> Typed:
+        return unclear(self.name, what, f"{remedy}, make it words with types={self.name}=categorical (--types), or "
+                        "leave the column out with columns=")  # fmt: skip
+
+
+def unclear(name: str, what: str, remedy: str) -> Typed:
+    return Typed(ColumnType(name, "unclear", why=f"the column {name!r} {what}; {remedy}"), None)
+
+
+def _of_words(text: TextColumn, asked: ColumnType | None) -> Typed:
+    left = text._left()
+    levels, kind, why = _levels(left, text, asked)
+    rows = text._spread(pd.Index(levels, dtype="str").get_indexer(left).astype(float))
+    notes = text._notes()
+    few = levels if len(levels) <= MOST_COMPARED else ()
+    folded = Counter(word.casefold() for word in few)
+    for word in [w for w in few if folded[w.casefold()] > 1][:1]:
+        others = [w for w in levels if w.casefold() == word.casefold()]
+        notes.append(f"{others[0]!r} and {others[1]!r} differ by capitals alone")
+    made = ColumnType(text.name, kind, levels, why=why, notes=tuple(notes))
+    return Typed(made, coded(np.where(np.isnan(rows), -1, rows).astype(np.int64)))
+
+
+def _levels(left: pd.Series, text: TextColumn, asked: ColumnType | None) -> tuple[tuple[str, ...], str, str]:
+    """The words in order, the kind, and why."""
+    words = _sorted(left.to_numpy(object) if left.is_unique else pd.unique(left).to_numpy(object))
+    if asked is not None:
+        rest = [word for word in words if word not in asked.levels]
+        kind = "categorical" if asked.kind in NUMERIC else asked.kind
+        if rest and asked.levels and (near := nearest(rest[0], asked.levels)):
+            text.notes.append(f"{rest[0]!r} is a word of no level{near}")
+        return (*asked.levels, *rest), kind, asked.why or "as the run keeps it"
+    if len(words) <= SAMPLE and (known := known_order(words)) is not None:
+        ordered, calendar = known
+        kind = "binary" if len(words) == 2 else "categorical" if calendar else "ordered"
+        return ordered, kind, f"its words are of the scale {' < '.join(ordered)}"
+    if len(words) == 2:
+        return words, "binary", "two words"
+    rows = len(text.codes)
+    if rows >= FEW_ROWS and len(words) > rows / 2:
+        return words, "text", f"{len(words)} words in {rows} rows: hardly one repeats"
+    length = left.str.len().mean()
+    if length > LONG:
+        return words, "text", f"{length:.0f} characters a row: sentences"
+    return words, "categorical", f"{len(words)} word{'s' if len(words) > 1 else ''} in {rows} rows"
+
+
+def _sorted(words: np.ndarray) -> tuple[str, ...]:
+    """In the order of their characters; numbers, where all are numbers, in theirs."""
+    some = pd.to_numeric(pd.Series(words[:SAMPLE], dtype="str"), errors="coerce")
+    if not len(words) or some.isna().any():
+        return tuple(sorted(words.tolist()))
+    numbers = pd.to_numeric(pd.Series(words, dtype="str"), errors="coerce")
+    if numbers.notna().all() and numbers.nunique() == len(words):
+        return tuple(words[i] for i in np.argsort(numbers.to_numpy(), kind="stable"))
+    return tuple(sorted(words.tolist()))

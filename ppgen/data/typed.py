@@ -1,0 +1,72 @@
+"""A column's type with its values: how numbers, days and codes are made of what a cell says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ppgen.data.number_notes import describe_numbers
+from ppgen.data.types import ColumnType
+
+EPOCH = pd.Timestamp(0)
+
+
+class Typed(NamedTuple):
+    """A column's type, and its values: codes or numbers, nan where a cell is missing; None where it is unclear."""
+
+    type: ColumnType
+    values: np.ndarray | None
+
+
+def blank(name: str, asked: ColumnType | None) -> ColumnType:
+    return ColumnType(name, "real") if asked is None else replace(asked, name=name)
+
+
+def default_float(values: np.ndarray) -> np.ndarray:
+    return values.astype(str(torch.get_default_dtype()).removeprefix("torch."), copy=False)
+
+
+def coded(codes: np.ndarray) -> np.ndarray:
+    """Codes; as floats with nan where a cell is missing."""
+    return default_float(np.where(codes < 0, np.nan, codes)) if (codes < 0).any() else codes
+
+
+def of_dates(name: str, dates: pd.Series, asked: ColumnType | None, form: str) -> Typed:
+    days = ((dates - EPOCH) / pd.Timedelta(1, "D")).to_numpy(float)
+    return of_days(name, days, asked, form, [])
+
+
+def of_days(name: str, days: np.ndarray, asked: ColumnType | None, form: str, notes: list[str]) -> Typed:
+    """Days since the epoch -> days since the first, or since the day of the type that was asked for."""
+    kept = asked.unit.rpartition(" since ")[2] if asked is not None and asked.unit else ""
+    first = pd.Timestamp(kept) if kept else (EPOCH + pd.Timedelta(float(np.floor(np.nanmin(days))), "D"))
+    since = days - (first - EPOCH) / pd.Timedelta(1, "D")
+    whole = bool(np.all(np.isnan(since) | (since == np.round(since))))
+    made = ColumnType(
+        name, "date", unit=f"days since {first:%Y-%m-%d}", form=form, low=_end(np.nanmin, since),
+        high=_end(np.nanmax, since), why=f"dates of the form {form}", notes=tuple(notes),
+    )  # fmt: skip
+    return Typed(made, default_float(since) if whole else since)
+
+
+def _end(of: Any, values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(of(values))
+
+
+def of_numbers(name: str, values: np.ndarray, asked: ColumnType | None, notes: Sequence[str] = ()) -> Typed:
+    found = describe_numbers(name, values)
+    made = found if asked is None else replace(
+        asked, name=name, low=found.low, high=found.high, notes=found.notes,
+        kind=found.kind if asked.kind == "real" and not asked.why else asked.kind,
+        why=asked.why or found.why,
+    )  # fmt: skip
+    if asked is not None and asked.kind == "duration":
+        made = replace(made, why=asked.why or "lengths of time, in seconds")
+    elif asked is not None and asked.unit and not asked.why:
+        made = replace(made, why=f"{found.why}, written with {asked.unit}")
+    return Typed(replace(made, notes=(*notes, *made.notes)), values)

@@ -1,0 +1,166 @@
+"""Missing cells of observed columns: nan in the column, which a program leaves out of its likelihood or draws.
+
+`program.missing` says how: "mask" leaves the cells out (a row, where a value is a vector); "impute" makes each a latent
+`NAME_unobserved`, drawn from the site's own distribution with the other latents, as Pyro's `obs_mask` does; "drop"
+leaves out their rows, and "error" refuses them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import transform_to
+
+from ppgen.data import Table, row_columns, take, tensors
+from ppgen.errors import PpgenError, nearest
+from ppgen.handlers import without_validation
+
+if TYPE_CHECKING:
+    from ppgen.program import Program
+
+log = logging.getLogger("ppgen")
+
+HOW = ("error", "drop", "mask", "impute")
+
+
+def require_how(how: str) -> str:
+    """
+    Raises:
+        PpgenError: no such way with missing cells.
+    """
+    if how not in HOW:
+        raise PpgenError(f"missing is {how!r}{nearest(how, HOW)}; expected one of {', '.join(HOW)}")
+    return how
+
+
+def dropped(table: Table, names: Collection[str]) -> Table:
+    """Without the rows that have a missing cell in one of these columns; the log says how many."""
+    rows = row_columns(table)
+    gone = torch.zeros(len(table[rows[0]]) if rows else 0, dtype=torch.bool)
+    for name in rows:
+        if name in names and _has_nan(table[name]):
+            gone |= table[name].isnan().reshape(len(gone), -1).any(1)
+    if not bool(gone.any()):
+        return table
+    if bool(gone.all()):
+        raise PpgenError(f"every one of {len(gone)} rows has a missing cell, and none is left")
+    log.info("%d of %d rows have a missing cell and are left out (missing=drop)", int(gone.sum()), len(gone))
+    left = take(table, (~gone).nonzero()[:, 0], rows)
+    codes = {n: v.long() for n, v in left.items() if n in table.words and not _has_nan(v)}
+    return Table({**left, **codes}, left.types)
+
+
+def find_gaps(program: Program, data: Mapping[str, Any]) -> None:
+    """Sets `program.gaps`: how many cells of each observed site are missing, where they are masked or imputed.
+
+    The log says how many. Other missing cells are for the check of the data to refuse.
+    """
+    program.gaps = {}
+    if program.missing not in ("mask", "impute") or not any(_has_nan(v) for v in tensors(data).values()):
+        return
+    looking = _Looking()
+    with program.collecting(), without_validation(), looking:
+        program.call("model", data)
+    program.gaps = looking.found
+    for name, n in looking.found.items():
+        done = "left out of the likelihood" if program.missing == "mask" else f"drawn, as {name}_unobserved"
+        log.info("%d cells of %r are missing and %s (missing=%s)", n, name, done, program.missing)
+
+
+def _has_nan(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(value.isnan().any())
+
+
+class _Looking(Messenger):
+    """Which observed sites have missing cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        value = msg["value"]
+        if msg["is_observed"] and isinstance(value, Tensor) and _has_nan(value):
+            self.found[msg["name"]] = int(value.isnan().sum())
+
+
+@contextmanager
+def filling_gaps(program: Program) -> Iterator[None]:
+    """Within it, the sites of `program.gaps` are run as `program.missing` says."""
+    if not program.gaps:
+        yield
+        return
+    handler: Callable = _Mask if program.missing == "mask" else _Impute
+    with handler(program.gaps):
+        yield
+
+
+class _Mask(Messenger):
+    """Missing cells count for nothing: a value of the support stands in their place, masked."""
+
+    def __init__(self, sites: Mapping[str, int]):
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        value = msg["value"]
+        if msg["name"] not in self.sites or not msg["is_observed"] or not value.is_floating_point():
+            return
+        seen, msg["with_gaps"] = _seen(msg["fn"], value), value
+        msg["value"] = _filled(msg["fn"], value)
+        msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if "with_gaps" in msg:  # what the program itself computes with it stays missing
+            msg["value"] = msg["with_gaps"]
+
+
+class _Impute(Messenger):
+    """Missing cells are latents of their own, drawn from the site's distribution."""
+
+    def __init__(self, sites: Mapping[str, int]):
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if name not in self.sites or not msg["is_observed"] or not value.is_floating_point():
+            return
+        seen = _seen(fn, value)
+        with poutine.mask(mask=seen):
+            observed = pyro.sample(f"{name}_observed", fn, obs=_filled(fn, value))
+        with poutine.mask(mask=~seen):
+            unobserved = pyro.sample(f"{name}_unobserved", fn)
+        whole = torch.where(seen.reshape(seen.shape + (1,) * fn.event_dim), observed, unobserved)
+        msg["fn"] = pyro.distributions.Delta(whole, event_dim=fn.event_dim).mask(False)
+        msg["value"], msg["infer"] = whole, {**msg["infer"], "_deterministic": True}
+
+
+def _seen(fn: Any, value: Tensor) -> Tensor:
+    """Of each value of a site, whether no part of it is missing."""
+    missing = value.isnan()
+    return ~(missing.flatten(missing.dim() - fn.event_dim).any(-1) if fn.event_dim else missing)
+
+
+def _filled(fn: Any, value: Tensor) -> Tensor:
+    """The values, with one of the support where one is missing."""
+    return torch.where(value.isnan(), _possible(fn, value), value)
+
+
+def _possible(fn: Any, value: Tensor) -> Tensor:
+    zeros = torch.zeros_like(value)
+    try:
+        support = fn.support
+        if support.is_discrete:
+            return zeros + getattr(support, "lower_bound", 0)
+        return transform_to(support)(zeros) + zeros
+    except (NotImplementedError, AttributeError):  # a distribution that does not say
+        return zeros
