@@ -35,9 +35,8 @@ def regression_text(
     if not catalog.is_formula(formula):
         raise PpgenError(f"{formula!r} is no formula; expected a response and terms, as in 'y ~ 1 + x + (1 | group)'")
     made, _, _ = program_and_rows(formula, settings, data, columns=columns)
-    name = _class_name(file.stem if file is not None else f"{made.design['response']['y']}_regression")
-    shown = file.name if file is not None else "FILE.py"
-    return text_of(made.formula, made.family, made.design, made.priors, name, shown)
+    name = _class_name(file.stem if file is not None else f"{made.arguments['design']['response']['y']}_regression")
+    return text_of(**made.arguments, name=name, file=file.name if file is not None else "FILE.py")
 
 
 def _class_name(stem: str) -> str:
