@@ -4,8 +4,9 @@
     python benchmarks/regression_bambi.py bambi DIR     with a Python that has bambi (0.17)
     python benchmarks/regression_bambi.py table DIR
 
-Each by its defaults: ppgen's mcmc (ChEES, 64 chains of 250), bambi's fit (NUTS, 4 chains of 1000 after 1000). The call
-is from the formula to the draws, compilation included. Means agree where they differ by less than four standard errors.
+Each by its defaults: ppgen's mcmc (ChEES, 64 chains of 250), bambi's fit on one core (NUTS, 2 chains of 1000 after
+1000). The call is from the formula to the draws, compilation included. Means agree where they differ by less than four
+standard errors.
 """
 
 from __future__ import annotations

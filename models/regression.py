@@ -60,6 +60,16 @@ class Regression(ppgen.Program):
         self.dims, self.coords = dimensions(design, family)
         self.__dict__["model"] = _named(self._joint, design)
 
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            PpgenError: always: a formula says more than the data do.
+        """
+        raise PpgenError(
+            "a regression is named by its formula, as in ppgen fit 'y ~ x + (1 | group)' --family gaussian"
+        )
+
     def describe_priors(self) -> dict[str, str]:
         """Each prior in words, by the name that `priors=` of `regression` states it by."""
         return described(self.design, self.priors)

@@ -32,7 +32,7 @@ def table(n: int = N) -> pd.DataFrame:
 
 TABLE = table()
 TERMS = [
-    "1", "x + u", "0 + x", "x - 1", "x*g", "g:h", "x:g:h", "0 + g + g:h", "grade + x:grade", "flag + C(k)",
+    "1", "x + u", "k + u", "0 + x", "x - 1", "x*g", "g:h", "x:g:h", "0 + g + g:h", "grade + x:grade", "flag + C(k)",
     "C(k, Treatment(3))",
     "S(g)*u", "T(h, 'q')", "C(h, Sum)", "np.log(u) + exp(x)", "{x**2} + I(x + u)", "center(x) + scale(u)",
     "standardize(x):g",
