@@ -36,7 +36,7 @@ __all__ = ["Regression", "regression"]
 
 log = logging.getLogger("ppgen")
 
-SHOWN = 12  # priors in the log
+_SHOWN = 12  # priors in the log
 
 
 class Regression(ppgen.Program):
@@ -133,16 +133,15 @@ class Regression(ppgen.Program):
 
 def _varying(group: Group, given: Mapping[str, Tensor], scale: Tensor) -> Tensor:
     """The sum of a row's columns times the effects of its group: (N,)."""
-    name, columns = group["name"], len(scale)
+    name = group["name"]
     sd = pyro.sample(f"sd_{name}", dist.HalfNormal(scale).to_event(1))
-    mixing = sd.diag_embed()
+    chol = None
     if group["correlated"]:
-        chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(columns, scale.new_ones(())))
+        chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(len(scale), scale.new_ones(())))
         pyro.deterministic(f"corr_{name}", chol @ chol.mT)
-        mixing = sd[:, None] * chol
     with pyro.plate(name, group["size"]):
         z = pyro.sample(f"z_{name}", dist.Normal(torch.zeros_like(scale), 1.0).to_event(1))
-        r = pyro.deterministic(f"r_{name}", z @ mixing.mT, event_dim=1)
+        r = pyro.deterministic(f"r_{name}", sd * (z if chol is None else z @ chol.mT), event_dim=1)
     return (r[given[group["codes"]]] * matrix(group["matrix"], given, scale)).sum(-1)
 
 
@@ -199,5 +198,5 @@ def regression(
     design, table = design_of(formula, family, data)
     made = Regression(formula, family, design, priors_of(design, family, table, priors))
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
-    log.info("priors, which priors= states otherwise: %s", ", ".join(told[:SHOWN]) + ", ..." * (len(told) > SHOWN))
+    log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
     return made

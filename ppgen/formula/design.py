@@ -119,8 +119,10 @@ def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[
     for group in design["groups"]:
         name, labels = group["name"], group["matrix"]["labels"]
         dims |= dict.fromkeys((f"sd_{name}", f"z_{name}", f"r_{name}"), [f"{name}_term"])
-        dims[f"corr_{name}"] = [f"{name}_term", f"{name}_term_"]
-        coords |= {f"{name}_term": labels, f"{name}_term_": labels}
+        coords[f"{name}_term"] = labels
+        if group["correlated"]:
+            dims |= dict.fromkeys((f"chol_{name}", f"corr_{name}"), [f"{name}_term", f"{name}_term_"])
+            coords[f"{name}_term_"] = labels
         if name != group["codes"]:  # else the words of the argument are its labels
             coords[name] = list(design["levels"][group["codes"]][1])
     return dims, coords

@@ -153,14 +153,14 @@ def _predictor(design: Design, priors: Priors, family: str) -> list[str]:
 def _varying(group: Group, scales: list[float]) -> list[str]:
     name, n = group["name"], len(scales)
     lines = ["", f'sd_{name} = pyro.sample("sd_{name}", HalfNormal({_vector(scales)}).to_event(1))']
-    mixing = f"sd_{name}.diag_embed()"
+    mixed = f"z_{name}"
     if group["correlated"]:
         lines.append(f'chol_{name} = pyro.sample("chol_{name}", LKJCholesky({n}, zero + 1.0))')
         lines.append(f'pyro.deterministic("corr_{name}", chol_{name} @ chol_{name}.mT)')
-        mixing = f"(sd_{name}[:, None] * chol_{name})"
+        mixed = f"(z_{name} @ chol_{name}.mT)"
     lines.append(f'with pyro.plate("{name}", {group["size"]}):')
     lines.append(f'    z_{name} = pyro.sample("z_{name}", Normal(zero.new_zeros({n}), 1.0).to_event(1))')
-    lines.append(f'    r_{name} = pyro.deterministic("r_{name}", z_{name} @ {mixing}.mT, event_dim=1)')
+    lines.append(f'    r_{name} = pyro.deterministic("r_{name}", sd_{name} * {mixed}, event_dim=1)')
     lines += _columns(f"design_{name}", group["matrix"], rows=group["codes"])
     return [*lines, f"eta = eta + (r_{name}[{group['codes']}] * design_{name}).sum(-1)"]
 
