@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -22,9 +22,6 @@ from torch.distributions import transform_to
 from ppgen.data import Table, row_columns, take, tensors
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
-
-if TYPE_CHECKING:
-    from ppgen.program import Program
 
 log = logging.getLogger("ppgen")
 
@@ -58,7 +55,7 @@ def dropped(table: Table, names: Collection[str]) -> Table:
     return Table({**left, **codes}, left.types)
 
 
-def find_gaps(program: Program, data: Mapping[str, Any]) -> None:
+def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     """Sets `program.gaps`: how many cells of each observed site are missing, where they are masked or imputed.
 
     The log says how many. Other missing cells are for the check of the data to refuse.
@@ -93,7 +90,7 @@ class _Looking(Messenger):
 
 
 @contextmanager
-def filling_gaps(program: Program) -> Iterator[None]:
+def filling_gaps(program: Any) -> Iterator[None]:
     """Within it, the sites of `program.gaps` are run as `program.missing` says."""
     if not program.gaps:
         yield

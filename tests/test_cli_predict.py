@@ -77,7 +77,7 @@ def test_a_word_that_was_not_seen(folder, source):
     [
         (("run",), "there are no new rows to predict; name them with --data"),
         (("run", "--data", "birch.csv", "--program", "program.py"), "--program is for a file of draws, and run"),
-        (("run", "--data", "birch.csv", "--new-groups", "maybe"), "expected 'refuse', or 'draw'"),
+        (("run", "--data", "birch.csv", "--new-groups", "maybe"), "expected 'error', or 'draw'"),
         (("run", "--data", "birch.csv", "--out", "p.csv"), "let it end in .nc"),
         (("run/posterior.nc", "--data", "birch.csv"), "there is no file run/posterior.nc"),
     ],

@@ -464,7 +464,7 @@ def test_a_group_of_rows_is_summed_up_by_its_mean_within_each_draw():
 
 @pytest.mark.parametrize(
     "how, said",
-    [({"new_groups": "yes"}, "expected 'refuse'"), ({"draws": 0}, "at least 1")],
+    [({"new_groups": "yes"}, "expected 'error'"), ({"draws": 0}, "at least 1")],
 )
 def test_what_is_asked_wrongly(how, said):
     with pytest.raises(PpgenError, match=said):

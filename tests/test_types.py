@@ -277,4 +277,6 @@ def test_check_shows_the_types_of_a_table(tmp_path):
     found = json.loads(call("--json", "--types", "g=ordered:oak<elm<ash").output)["columns"]
     assert found["g"]["kind"] == "ordered" and found["g"]["levels"] == ["oak", "elm", "ash"]
     assert found["x"]["missing"] == 1 and found["bad"]["kind"] == "unclear"
+    done = call("--types", "g=ordered:oak<elm")
+    assert done.exit_code == 2 and "holds 'ash', which is none of its levels" in done.stderr
     assert CliRunner().invoke(cli.app, ["check"]).exit_code == 2

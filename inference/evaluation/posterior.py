@@ -20,7 +20,7 @@ from torch import Tensor
 from ppgen.chains.chain import require_few_states
 from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
-from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import tensors, words_of
 from ppgen.draws import Many, one_draw
@@ -245,11 +245,25 @@ def column_dims(program: Program, name: str, value: Tensor, rows: Collection[str
     return dims_of(program, name, [row_dim] if name in rows and value.dim() else [], value.dim())
 
 
-def coords_of(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A coordinate for every dimension: the program's labels, or the words of the column of its name, where they fit,
-    else 0, 1, ..."""
+def coords_of(program: Program, sizes: Mapping[str, int], data: Mapping[str, Any], row_dim: str) -> dict[str, Any]:
+    """A coordinate for every dimension: the program's labels, or words, where they fit, else 0, 1, ...
+
+    Words are those of the column of the dimension's name; or of the column that the model indexes this dimension with,
+    the only one of its size.
+
+    Args:
+        data: the columns, with their types.
+    """
     given = {**words_of(program.types), **program.coords}
-    return {d: list(given[d]) if d in given and len(given[d]) == n else np.arange(n) for d, n in sizes.items()}
+    labels = {d: list(given[d]) for d, n in sizes.items() if d in given and len(given[d]) == n}
+    rest = {d: n for d, n in sizes.items() if d not in labels and d != row_dim}
+    if rest and (indexed := indexed_sizes(program, data)):
+        words = words_of(program.types)
+        for d, n in rest.items():
+            columns = [c for c, own in indexed.items() if n in own and len(words.get(c, ())) == n]
+            if len(columns) == 1 and list(rest.values()).count(n) == 1:
+                labels[d] = list(words[columns[0]])
+    return {d: labels.get(d, np.arange(n)) for d, n in sizes.items()}
 
 
 def tree_of(
@@ -289,7 +303,13 @@ def tree_of(
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
-    tree = tree_from(groups, dims, coords_of(program, sizes), row_dim=structure.row_plate, **_gaps(program))
+    tree = tree_from(
+        groups,
+        dims,
+        coords_of(program, sizes, data, structure.row_plate),
+        row_dim=structure.row_plate,
+        **_gaps(program),
+    )
     return _without_masked(tree, structure, here)
 
 

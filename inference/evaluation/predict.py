@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.check.indices import warn_of_negative_indices
+from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
 from ppgen.draws import Many, settle
@@ -46,7 +46,7 @@ from ppgen.terms import holding, latents_of, value_of
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
 
-NEW_GROUPS = ("refuse", "draw")
+NEW_GROUPS = ("error", "draw")
 INTERVAL = (0.05, 0.95)  # quantiles of the intervals that are shown
 
 
@@ -58,7 +58,7 @@ def predict(
     program: Run | Program | None = None,
     draws: int | None = None,
     seed: int | None = 0,
-    new_groups: str = "refuse",
+    new_groups: str = "error",
 ) -> DataTree:
     """Posterior predictive on new rows: z from the posterior, then x ~ p_θ(x | z) at the new columns.
 
@@ -70,7 +70,7 @@ def predict(
         draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
         seed: of the draws.
         new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the
-            latents of a plate have no value): "refuse" it, or "draw" its latents from their distribution given the
+            latents of a plate have no value): an "error", or "draw" its latents from their distribution given the
             global ones.
 
     Returns:
@@ -86,7 +86,7 @@ def predict(
             is as long as the fitted ones and stands in no plate; counts that are too large to be drawn.
     """
     if new_groups not in NEW_GROUPS:
-        raise PpgenError(f"new_groups is {new_groups!r}; expected 'refuse', or 'draw' to draw their latents")
+        raise PpgenError(f"new_groups is {new_groups!r}; expected 'error', or 'draw' to draw their latents")
     if draws is not None and (not isinstance(draws, int) or draws < 1):
         raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
     fitted = _fitted(run, program, data)
@@ -97,6 +97,7 @@ def predict(
         given = {k: v for k, v in data.items() if v is not None} if isinstance(data, Mapping) else data
         given = Table(given, data.types) if isinstance(data, Table) else given
         rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw", beyond=True)
+        _require_groups(fitted, rows)
         rows, hidden = _complete(fitted, rows)
         columns(made, rows)
         if rows:
@@ -106,6 +107,27 @@ def predict(
             _known_here(fitted, rows)
             warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
             return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+
+
+def _require_groups(fitted: Fitted, rows: Table) -> None:
+    """
+    Raises:
+        PpgenError: a word that the fit did not see, in a column that is no index of groups: its code is no group.
+    """
+    types = fitted.program.types or {}
+    new = {n: own.levels[len(types[n].levels) :] for n, own in rows.types.items() if n in types and types[n].levels}
+    new = {n: words for n, words in new.items() if words}
+    groups = indexed_sizes(fitted.program, Table(fitted.example, types), _row_names(fitted)) if new else {}
+    for name, words in new.items():
+        if name not in groups:
+            raise PpgenError(
+                f"the column {name!r} has {words[0]!r}, which the fit did not see, and {fitted.program.name} takes its "
+                "words as numbers, not as groups; leave these rows out"
+            )
+
+
+def _row_names(fitted: Fitted) -> tuple[str, ...]:
+    return fitted.structure.row_columns if fitted.structure is not None else ()
 
 
 def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
@@ -260,7 +282,7 @@ def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple
         sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
     constant = {n: _in_words(v.numpy(), kept.words[n]) if n in kept.words else v.numpy() for n, v in kept.items()}
     groups = {"predictions": found} | ({"predictions_constant_data": constant} if constant else {})
-    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes), row_dim=row_plate)
+    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes, kept, row_plate), row_dim=row_plate)
 
 
 def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:

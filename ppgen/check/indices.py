@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from ppgen.program import Program
 log = logging.getLogger("ppgen")
 
 FEW = 8  # rows that the program is run on
+MORE = 50  # where what is indexed has a size
 
-__all__ = ["warn_of_negative_indices"]
+__all__ = ["indexed_sizes", "warn_of_negative_indices"]
 
 
 def warn_of_negative_indices(program: Program, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> None:
@@ -46,42 +47,67 @@ def _whole_and_negative(data: Mapping[str, Any]) -> list[str]:
     return [n for n, v in columns if v.dtype in (torch.int64, torch.int32) and v.numel() and bool((v < 0).any())]
 
 
+def indexed_sizes(program: Program, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> dict[str, set[int]]:
+    """Of each column of words, the sizes of the dimensions that the model indexes with it.
+
+    Args:
+        rows: as of `warn_of_negative_indices`.
+    """
+    words = data.words if isinstance(data, data_module.Table) else {}
+    names = [name for name in words if data[name].dim() == 1 and not data[name].is_floating_point()]
+    if not names:
+        return {}
+    rows = rows or data_module.row_columns(data)
+    few = data_module.take(data, slice(0, MORE), rows)
+    found = {name: _sizes(program, few, name) for name in names}
+    return {name: sizes for name, sizes in found.items() if sizes}
+
+
 def _indexes(program: Program, data: Mapping[str, Any], name: str, rows: tuple[str, ...]) -> bool:
     rows = rows or data_module.row_columns(data)
     few = data
     if name in rows:
         index = (data[name] < 0).reshape(len(data[name]), -1).any(1).nonzero()[:FEW, 0]
         few = data_module.take(data, index, rows)
+    return bool(_sizes(program, few, name))
+
+
+def _sizes(program: Program, data: Mapping[str, Any], name: str) -> set[int]:
+    """The sizes of the dimensions that the model indexes with this column, run once."""
+    seen = _Indices(data[name])
     with torch.random.fork_rng(), torch.no_grad(), without_validation(), program.collecting(), program.in_brief():
-        seen = _Indices(few[name])
         try:
             with seen:
-                program.call("model", few)
+                program.call("model", data)
         except Exception:  # what is wrong with the program is said elsewhere
-            return seen.found
-    return seen.found
+            return seen.sizes
+    return seen.sizes
 
 
 class _Indices(TorchFunctionMode):
-    """Notes whether a tensor is indexed by a column's values."""
+    """Notes the sizes of what is indexed by a column's values."""
 
     def __init__(self, column: Tensor):
         super().__init__()
-        self.values, self.found = column.reshape(-1).tolist(), False
+        self.values = column.reshape(-1).tolist()
+        self.sizes: set[int] = set()
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.__getitem__, Tensor.__setitem__) and not self.found:
-            self.found = any(self._is_column(i) for i in _tensors(args[1]))
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            self._look(args[0], args[1])
         return func(*args, **(kwargs or {}))
+
+    def _look(self, indexed: Tensor, index: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        after = [p for p in parts if p is not None]
+        for i, part in enumerate(after):
+            if isinstance(part, Tensor) and self._is_column(part) and indexed.dim():
+                from_end = any(p is Ellipsis for p in after[:i])
+                place = i - len(after) if from_end else i
+                self.sizes.add(indexed.shape[place])
 
     def _is_column(self, index: Tensor) -> bool:
         whole = index.dtype in (torch.int64, torch.int32) and index.numel() == len(self.values)
         return whole and index.reshape(-1).tolist() == self.values
-
-
-def _tensors(index: Any) -> Iterator[Tensor]:
-    for i in index if isinstance(index, tuple | list) else (index,):
-        if isinstance(i, Tensor):
-            yield i

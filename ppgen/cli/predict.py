@@ -26,8 +26,8 @@ def predict(
         str | None, typer.Option(metavar="COLUMN", help="Predict the mean over the rows of each of its values.")
     ] = None,
     new_groups: Annotated[
-        str, typer.Option(help="Groups that were not fitted: refuse, or draw their latents from the model.")
-    ] = "refuse",
+        str, typer.Option(help="Groups that were not fitted: error, or draw their latents from the model.")
+    ] = "error",
     out: Annotated[Path | None, out_option("[default: RUN/predictions.nc, NC-predictions.nc]")]
     = None,
     draws: Annotated[int, typer.Option("-n", "--draws", help="Number of posterior draws.")] = 1000,

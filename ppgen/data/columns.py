@@ -145,7 +145,7 @@ def _all_columns(raw: dict[str, Any], reader: CellReader, lenient: bool) -> Tabl
         try:
             made, own = reader.argument(name, name, value)
         except PpgenError as error:
-            if not lenient:
+            if not lenient or reader.closed and name in reader.asked:
                 raise
             made, own = {}, ColumnType(name, "unclear", why=str(error))
         found |= made

@@ -10,6 +10,7 @@ Dates: one format for the whole column. Day and month that could be either way r
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -144,7 +145,11 @@ def date_formats(texts: pd.Series) -> list[str]:
 
 
 def _fits(some: pd.Series, form: str) -> bool:
-    return bool(read_dates(some.iloc[:1], form).notna().all() and read_dates(some, form).notna().all())
+    try:
+        datetime.strptime(some.iloc[0], form)
+    except ValueError:
+        return False
+    return bool(read_dates(some, form).notna().all())
 
 
 def read_dates(texts: pd.Series, form: str) -> pd.Series:

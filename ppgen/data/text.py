@@ -53,13 +53,13 @@ class TextColumn:
             return self._words(asked)
         if not len(self._left()):
             return Typed(replace(blank(self.name, asked), why="no cell has a value"), self._spread(np.array([])))
+        none = self._left().isin(AMBIGUOUS).to_numpy(bool)
+        if none.any() and (asked is not None or "word" not in self._kinds(self._left()[~none])):
+            self._lose(none)
         if asked is not None:
             return self._asked(asked)
         numbers = self._plain_numbers()
         wrong = np.isnan(numbers)
-        if wrong.any() and not wrong.all() and set(self._left()[wrong]) <= AMBIGUOUS:
-            self._lose(wrong)
-            numbers, wrong = numbers[~wrong], wrong[~wrong]
         zeros = self._left().str.fullmatch(r"[+\-]?0\d+").to_numpy(bool)
         if not wrong.any() and not zeros.any():
             return self._numbers(numbers, ColumnType(self.name, "real"), plain=True)
@@ -101,11 +101,10 @@ class TextColumn:
     def _mixed(self, wrong: np.ndarray) -> Typed:
         """Texts some of which are no plain numbers."""
         left = self._left()
-        some = left.iloc[:: max(1, len(left) // SAMPLE)]
-        kinds = Counter(map(kind_of_text, some))
-        most, n = kinds.most_common(1)[0]
-        figures = len(some) - kinds["word"]
-        if figures == len(some) or figures > len(some) / 2 and most != "word":
+        kinds = self._kinds(left)
+        most, some = kinds.most_common(1)[0][0], kinds.total()
+        figures = some - kinds["word"]
+        if figures == some or figures > some / 2 and most != "word":
             read = {"number": self._figures, "date": self._dates, "duration": self._spans}[most]
             return read(None)
         if wrong.all() or (~wrong).mean() <= STRAY:
@@ -115,6 +114,10 @@ class TextColumn:
             return self._words(None)
         row, cell = self._row(wrong), left[wrong].iloc[0]
         return self._unclear(f"holds numbers, but {cell!r} in row {row} (counting from 0)", "correct that cell")
+
+    def _kinds(self, texts: pd.Series) -> Counter[str]:
+        """Of some of these texts, what each plainly is."""
+        return Counter(map(kind_of_text, texts.iloc[:: max(1, len(texts) // SAMPLE)])) or Counter(["word"])
 
     def _asked(self, asked: ColumnType) -> Typed:
         if asked.kind == "date":
@@ -221,6 +224,8 @@ def _of_words(text: TextColumn, asked: ColumnType | None) -> Typed:
     levels, kind, why = _levels(left, text, asked)
     rows = text._spread(pd.Index(levels, dtype="str").get_indexer(left).astype(float))
     notes = text._notes()
+    if none := AMBIGUOUS & set(levels):
+        notes.append(f"{min(none)!r} is taken as a word; write NA where it means that there is no value")
     few = levels if len(levels) <= MOST_COMPARED else ()
     folded = Counter(word.casefold() for word in few)
     for word in [w for w in few if folded[w.casefold()] > 1][:1]:

@@ -1,0 +1,186 @@
+"""Missing cells: left out, drawn, their rows dropped, or refused; the same posterior as without them."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Categorical, Gamma, MultivariateNormal, Normal, Poisson
+from typer.testing import CliRunner
+
+import ppgen
+from ppgen import cli, data
+from ppgen.errors import PpgenError
+from ppgen.gaps import find_gaps
+from ppgen.inference import fit, loglik, mcmc, posterior
+from ppgen.run import Run
+from ppgen.terms import run as run_once
+
+torch.manual_seed(0)
+N = 30
+X = torch.randn(N)
+GONE = torch.zeros(N, dtype=torch.bool)
+GONE[[0, 3, 4, 11, 29]] = True
+LIKELIHOODS = {
+    "normal": (lambda m: Normal(m, 1.0), torch.randn(N)),
+    "poisson": (lambda m: Poisson(m.exp()), torch.randint(0, 5, (N,)).float()),
+    "bernoulli": (lambda m: Bernoulli(logits=m), torch.randint(0, 2, (N,)).float()),
+    "gamma": (lambda m: Gamma(2.0, m.exp()), torch.rand(N) + 0.5),
+    "categorical": (lambda m: Categorical(logits=torch.stack([m, -m, 0 * m], -1)), torch.randint(0, 3, (N,)).float()),
+    "vectors": (lambda m: MultivariateNormal(torch.stack([m, m], -1), torch.eye(2)), torch.randn(N, 2)),
+}
+
+
+class Line(ppgen.Program):
+    """y of some likelihood at a line."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.likelihood = LIKELIHOODS[name][0]
+
+    def model(self, x, y=None):
+        a = pyro.sample("a", Normal(0.0, 1.0))
+        with ppgen.rows(x):
+            return pyro.sample("y", self.likelihood(a + 0.5 * x), obs=y)
+
+
+def table(name: str, missing: bool = True) -> dict[str, torch.Tensor]:
+    y = LIKELIHOODS[name][1].clone()
+    if missing:
+        y[GONE] = torch.nan
+        return {"x": X, "y": y}
+    return {"x": X[~GONE], "y": y[~GONE]}
+
+
+def log_joint(program, columns, latents) -> float:
+    return float(run_once(program, columns, latents=latents, guide=False).p.log_prob_sum())
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_masked_cell_counts_for_nothing(name):
+    """The log joint and its gradient are those of the other rows alone."""
+    program, found = Line(name), []
+    program.missing = "mask"
+    find_gaps(program, table(name))
+    assert program.gaps == {"y": int(table(name)["y"].isnan().sum())}
+    for columns in (table(name), table(name, missing=False)):
+        a = torch.tensor(0.3, requires_grad=True)
+        total = run_once(program, columns, latents={"a": a}, guide=False).p.log_prob_sum()
+        found.append((float(total), float(torch.autograd.grad(total, a)[0])))
+        program.gaps = {}
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["normal", "gamma", "vectors"])
+def test_an_imputed_cell_is_a_latent_of_its_own_distribution(name):
+    program = Line(name)
+    program.missing = "impute"
+    find_gaps(program, table(name))
+    trace = run_once(program, table(name), guide=False).p
+    assert trace.nodes["y_observed"]["is_observed"] and not trace.nodes["y_unobserved"]["is_observed"]
+    whole, drawn = trace.nodes["y"]["value"], trace.nodes["y_unobserved"]["value"]
+    torch.testing.assert_close(whole[~GONE], table(name)["y"][~GONE])
+    torch.testing.assert_close(whole[GONE], drawn[GONE])
+
+
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_a_fit_of_masked_cells_is_that_of_the_dropped_rows(engine, caplog):
+    runs = []
+    for how in ("mask", "drop"):
+        program = Line("normal")
+        program.missing = how
+        with caplog.at_level(logging.INFO, "ppgen"):
+            runs.append(fit(program, table("normal"), steps=50, lr=0.05, engine=engine, seed=0))
+    a, b = (run.params["AutoNormal.locs.a"] for run in runs)
+    assert float(a) == pytest.approx(float(b), abs=1e-5)
+    assert "5 cells of 'y' are missing and left out of the likelihood (missing=mask)" in caplog.text
+    assert "5 of 30 rows have a missing cell and are left out (missing=drop)" in caplog.text
+    bounds = [float(loglik(run, table("normal"), particles=20).best.values.sum()) for run in runs]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
+
+
+def test_missing_cells_are_an_error_that_names_the_ways():
+    with pytest.raises(PpgenError, match="'y' .* has 5 NaN values.*--missing drop"):
+        fit(Line("normal"), table("normal"), steps=1)
+    program = Line("normal")
+    program.missing = "mask"
+    gone = table("normal") | {"x": torch.where(GONE, torch.nan, X)}
+    with pytest.raises(PpgenError, match="'x' .* has 5 NaN values"):  # a covariate has no likelihood to leave
+        fit(program, gone, steps=1)
+
+
+def test_a_tree_counts_what_was_done_and_a_run_keeps_it(tmp_path):
+    (tmp_path / "line.py").write_text(PROGRAM)
+    program = ppgen.catalog.build(ppgen.catalog.find(str(tmp_path / "line.py")), {})
+    program.missing = "mask"
+    run = fit(program, table("normal"), steps=5, engine="eager", out=tmp_path / "run")
+    again = Run.load(tmp_path / "run", trust=True)
+    assert (again.program.missing, again.program.gaps) == ("mask", {"y": 5})
+    for opened in (run, again):
+        tree = posterior(opened, table("normal"), draws=5)
+        assert json.loads(tree.attrs["missing"]) == {"how": "mask", "cells": {"y": 5}}
+        assert tree.log_likelihood.sizes["data"] == N - 5
+    drawn = mcmc(program, table("normal"), chains=4, draws=4, warmup=20, engine="eager")
+    assert json.loads(drawn.attrs["missing"])["cells"] == {"y": 5}
+
+
+@pytest.mark.slow
+def test_imputed_cells_are_drawn_as_the_model_says():
+    """a | y is that of the rows that are there; a missing y has the posterior predictive's mean and variance."""
+    program = Line("normal")
+    program.missing = "impute"
+    tree = mcmc(program, table("normal"), chains=16, draws=250, warmup=200, seed=0).posterior
+    rest = table("normal", missing=False)
+    precision = 1 + float((~GONE).sum())
+    mean = float((rest["y"] - 0.5 * rest["x"]).sum()) / precision
+    a, y = tree["a"].values, tree["y_unobserved"].values[..., GONE.numpy()]
+    se = 5 * precision**-0.5 / 1000**0.5
+    assert a.mean() == pytest.approx(mean, abs=se) and a.var() == pytest.approx(1 / precision, rel=0.15)
+    np.testing.assert_allclose(y.mean((0, 1)), mean + 0.5 * X[GONE].numpy(), atol=5 * (1 + 1 / precision) ** 0.5 / 30)
+    np.testing.assert_allclose(y.var((0, 1)), 1 + 1 / precision, rtol=0.2)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+PROGRAM = """
+import pyro, ppgen
+from pyro.distributions import HalfNormal, Normal
+
+
+class Line(ppgen.Program):
+    def model(self, x, y=None):
+        a = pyro.sample("a", Normal(0.0, 1.0))
+        s = pyro.sample("s", HalfNormal(1.0))
+        with ppgen.rows(x):
+            return pyro.sample("y", Normal(a + 0.5 * x, s), obs=y)
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "line.py").write_text(PROGRAM)
+    rows = [f"{x:.3f},{'NA' if gone else f'{x / 2:.3f}'},{'?' if i == 1 else 'w'}" for i, (x, gone) in
+            enumerate(zip(X.tolist(), GONE.tolist(), strict=True))]  # fmt: skip
+    (tmp_path / "t.csv").write_text("x,y,unused\n" + "\n".join(rows) + "\n")
+    return lambda words, code=0: _called(words, code)
+
+
+def _called(words: str, code: int) -> str:
+    done = CliRunner().invoke(cli.app, words.split())
+    assert done.exit_code == code, done.output
+    return done.output + done.stderr
+
+
+def test_missing_on_the_command_line(call):
+    for how, said in (("mask", "5 cells of 'y' are missing"), ("drop", "5 of 30 rows have a missing cell")):
+        assert said in call(f"fit line.py -d t.csv --steps 2 --engine eager --missing {how} --out {how}")
+        assert "every check passed" in call(f"check line.py -d t.csv --missing {how}")
+    assert "has 5 NaN values" in call("fit line.py -d t.csv --steps 2", 2)
+    assert "did you mean 'mask'" in call("fit line.py -d t.csv --missing masked", 2)
+    assert "--missing is said at the fit" in call("mcmc mask --missing drop", 2)
+    assert data.load("t.csv").types["y"].missing == 5

@@ -1,0 +1,111 @@
+"""Text files of every make: each is read right, or is one sentence.
+
+python tests/test_odd_files.py      writes docs/odd_files.md
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import odd_files
+import pytest
+from odd_files import TABLE, OddFile, is_right
+
+from ppgen import data
+from ppgen.errors import PpgenError
+
+PAGE = Path(__file__).parent.parent / "docs" / "odd_files.md"
+TRAITS = {
+    "separator": odd_files.SEPARATORS, "decimal mark": odd_files.MARKS, "quoting": odd_files.QUOTES,
+    "encoding": odd_files.ENCODINGS, "index": odd_files.INDEX, "header": odd_files.HEADER, "gap": odd_files.GAPS,
+    "date": odd_files.DATES, "digits": odd_files.DIGITS,
+}  # fmt: skip
+
+
+@cache
+def answers() -> dict[OddFile, str]:
+    """What was made of each file: "right", or its sentence, or what is wrong."""
+    folder = Path(tempfile.mkdtemp())
+    return {file: _answer(file, folder / "t.csv") for file in odd_files.odd_files()}
+
+
+def _answer(file: OddFile, path: Path) -> str:
+    path.write_bytes(file.content)
+    try:
+        table = data.load(path)
+    except PpgenError as error:
+        return _sentence(error, path)
+    said = ""
+    for name in TABLE:
+        try:
+            if not is_right(name, table[name], table.types[name]):
+                return f"WRONG: {name} is {table[name].tolist()}, {table.types[name]}"
+        except PpgenError as error:
+            said = _sentence(error, path)
+    return said or "right"
+
+
+def _sentence(error: PpgenError, path: Path) -> str:
+    text = str(error).replace(f"{path}: ", "").replace(str(path), "FILE")
+    return text if "\n" not in text and text.count(". ") == 0 else f"WRONG: no sentence: {text}"
+
+
+def test_there_are_enough_of_them():
+    assert len(answers()) >= 80 and len({f.content for f in answers()}) >= 80
+
+
+def test_each_is_right_or_one_sentence():
+    wrong = {f.name: said for f, said in answers().items() if said.startswith("WRONG")}
+    assert not wrong, f"{len(wrong)}: {next(iter(wrong.items()))}"
+
+
+def test_what_is_refused_has_a_reason_to_be():
+    """A Latin-1 file, a file without names, or cells that two readings fit."""
+    for file, said in answers().items():
+        if said != "right":
+            reasons = {"Latin-1", "no header"} & set(file.traits)
+            assert reasons or "which may be" in said, (file.name, said)
+
+
+def page() -> str:
+    """The page of the documentation."""
+    found = answers()
+    right = sum(said == "right" for said in found.values())
+    lines = [
+        "# Odd files",
+        "",
+        f"{len(found)} text files as pandas writes them, of one table of fourteen rows (numbers with a gap, counts, "
+        "words with a gap and a comma, booleans, days): every separator with every decimal mark, quoting and encoding, "
+        "and every index with every header, word for a gap and form of date, the rest going round. "
+        f"{right} are read right, {len(found) - right} are refused with one sentence. This page is written by "
+        "`python tests/test_odd_files.py`, and a test holds it to what is read.",
+        "",
+        "| what | of the file | files | read right | one sentence |",
+        "|---|---|---|---|---|",
+    ]
+    for i, (what, kinds) in enumerate(TRAITS.items()):
+        for kind in kinds:
+            of_it = [said for f, said in found.items() if f.traits[i] == kind]
+            n = sum(said == "right" for said in of_it)
+            shown = f"`{kind}`" if what in ("gap", "date") else kind
+            lines.append(f"| {what} | {shown} | {len(of_it)} | {n} | {len(of_it) - n} |")
+    sentences = Counter(re.sub(r"'[^']*'|(?<=byte )\d+", "…", said) for said in found.values() if said != "right")
+    lines += ["", "The sentences, with what they name left out:", ""]
+    lines += [f"- {said} ({n})" for said, n in sorted(sentences.items())]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_of_these_files():
+    if not PAGE.is_file():
+        pytest.fail("run python tests/test_odd_files.py")
+    assert PAGE.read_text() == page(), "run python tests/test_odd_files.py"
+
+
+if __name__ == "__main__":
+    logging.disable()
+    PAGE.write_text(page())
