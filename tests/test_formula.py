@@ -103,6 +103,7 @@ REFUSED = {
     "syntax": ("y ~ x +* u", "gaussian", "cannot be read; expected columns and calls"),
     "a bar outside": ("y ~ x | g", "gaussian", "group effects stand in parentheses of their own"),
     "a bar in a product": ("y ~ x*(1 | g)", "gaussian", "group effects stand in parentheses of their own"),
+    "a word of Python's": ("y ~ x + (1 | class)", "gaussian", "groups by 'class'; expected columns"),
     "a computed factor": ("y ~ x + (1 | C(k))", "gaussian", "groups by 'C\\(k"),
     "one group": ("y ~ (1 | n)", "gaussian", "'n' has one group"),
     "a computed response": ("log(t) ~ x", "gaussian", "the response of .* is 'log\\(t\\)'"),

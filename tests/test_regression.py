@@ -181,7 +181,7 @@ def test_new_groups_are_refused_by_their_word_or_drawn(kept):
 def test_an_unseen_level_of_a_common_term_is_refused_in_any_case(kept):
     run, _ = kept
     new = pd.DataFrame({"grade": ["top"], "school": "t", "room": "p", "site": [17], "x": 0.0})
-    for how in ("refuse", "draw"):
+    for how in ("error", "draw"):
         with pytest.raises(PpgenError, match="'grade' has 'top', which the fit did not see"):
             predict(run, new, new_groups=how)
 
@@ -209,3 +209,22 @@ def test_what_a_run_keeps_is_json():
     held = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in z.items()}
     data = prepare_columns(table, program, torch.float64)
     assert log_joint_at(again, held, data) == log_joint_at(program, held, data)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "bernoulli"])
+def test_missing_cells_of_the_response_are_left_out(family):
+    pytest.importorskip("formulae")
+    own = TABLE.assign(y=RESPONSES["real" if family == "gaussian" else "binary"])
+    if family == "bernoulli":
+        own["y"] = np.where(own["y"] == 1, "yes", "no")
+    gaps = own.assign(y=own["y"].astype(object).where(own.index > 4, None))
+    gaps["y"] = gaps["y"].astype(float) if family == "gaussian" else gaps["y"]
+    found = {}
+    for name, data in (("masked", gaps), ("less", own[own.index > 4])):
+        program = regression(
+            "y ~ 0 + x", family, data, priors={"beta": 1.0} | ({"sigma": 1.0} if "g" in family[0] else {})
+        )
+        program.missing = "mask"
+        run = fit(program, data, steps=300, lr=0.05, engine="trace", particles=8, precision="64-true")
+        found[name] = float(run.params["AutoNormal.locs.beta"][0])
+    assert found["masked"] == pytest.approx(found["less"], abs=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 from typing import NamedTuple
 
 from ppgen.errors import PpgenError
@@ -38,8 +39,8 @@ def parse(text: str) -> Formula:
         PpgenError: no response, or one that is no column; a bar outside of parentheses of its own; a factor that is no
             column.
 
-    >>> parse("t ~ x + (1 + x | school/class)").blocks
-    [Block(terms='1 + x', factors=[('school',), ('school', 'class')], correlated=True)]
+    >>> parse("t ~ x + (1 + x | school/room)").blocks
+    [Block(terms='1 + x', factors=[('school',), ('school', 'room')], correlated=True)]
     """
     left, tilde, right = text.partition("~")
     if not tilde or not left.strip() or not right.strip():
@@ -97,8 +98,11 @@ def _block(inner: str, text: str) -> Block:
         for i in range(len(nested)):
             factors.append(tuple(c.strip() for n in nested[: i + 1] for c in n.split(":")))
     for name in (c for factor in factors for c in factor):
-        if not name.isidentifier():
-            raise PpgenError(f"the formula {text!r} groups by {name!r}; expected columns, as in (1 | school/class)")
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise PpgenError(
+                f"the formula {text!r} groups by {name!r}; expected columns, as in (1 | school/room), whose names are "
+                "letters, digits and _, and no words of Python's (--columns gives others)"
+            )
     return Block(parts[0], factors, correlated)
 
 

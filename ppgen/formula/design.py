@@ -17,13 +17,15 @@ __all__ = ["Design", "Group", "Matrix", "Part", "Response", "dimensions", "matri
 
 
 class Part(TypedDict):
-    """One of: an expression; polynomials between breaks of one; the rows of a matrix by an argument's codes."""
+    """One of: an expression; polynomials between breaks of one; by an argument's codes, the rows of a matrix, or one
+    column for each of n levels, of which the first may be left out: [n, 0 or 1]."""
 
     x: NotRequired[str]
     breaks: NotRequired[list[float]]
     coefs: NotRequired[list[list[list[float]]]]
     codes: NotRequired[str]
     contrasts: NotRequired[list[list[float]]]
+    indicators: NotRequired[list[int]]
 
 
 class Matrix(TypedDict):
@@ -95,6 +97,9 @@ def row_product(first: Tensor, *others: Tensor) -> Tensor:
 
 
 def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    if "indicators" in part:
+        n, first = part["indicators"]
+        return torch.eye(n).to(like)[:, first:][columns[part["codes"]]]
     if "codes" in part:
         return like.new_tensor(part["contrasts"])[columns[part["codes"]]]
     x = compute(part["x"], {k: v.to(like) for k, v in columns.items()})

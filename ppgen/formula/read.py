@@ -6,6 +6,8 @@ What is made here is held against formulae's own matrix of the same rows before 
 from __future__ import annotations
 
 import ast
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,8 @@ _OWN = ("Intercept", "alpha", "beta", "category", "chol", "corr", "cutpoints", "
 def names_in(text: str) -> list[str]:
     """The columns that a formula names, in order; names of functions are none.
 
-    >>> names_in("p(y, n) ~ np.log(x) + x:g + C(k) + (1 | school/class)")
-    ['y', 'n', 'x', 'g', 'k', 'school', 'class']
+    >>> names_in("p(y, n) ~ np.log(x) + x:g + C(k) + (1 | school/room)")
+    ['y', 'n', 'x', 'g', 'k', 'school', 'room']
     """
     formula = parse(text)
     found = [formula.y, formula.trials, formula.status]
@@ -144,6 +146,10 @@ def _part(component: Any, table: CodedTable) -> Part:
         name = table.codes([column], values, new=False)
         order = [values.index(v) for v in table.levels[name].values]
         contrasts = np.asarray(component.contrast_matrix.matrix, dtype=float)[order]
+        n = len(order)
+        for first in (0, 1):
+            if np.array_equal(contrasts, np.eye(n)[:, first:]):
+                return {"codes": name, "indicators": [n, first]}
         return {"codes": name, "contrasts": contrasts.tolist()}
     if component.name.partition("(")[0] in ("bs", "poly"):
         return polynomials(component, table.numbers)
@@ -189,7 +195,8 @@ def _formulae(terms: str, table: CodedTable) -> Any:
         ) from e
     functions = {name: getattr(np, name) for name in FUNCTIONS} | {"np": np, "numpy": np}
     try:
-        read = design_matrices(terms, table.frame, na_action="error", extra_namespace=functions).common
+        with redirect_stdout(StringIO()):  # where it prints that an error comes
+            read = design_matrices(terms, table.frame, na_action="error", extra_namespace=functions).common
     except Exception as e:  # of many kinds
         raise PpgenError(f"the terms {terms!r} cannot be read: {_first_line(e)}; mend the formula") from e
     if read is None:

@@ -178,17 +178,17 @@ def _columns(name: str, own: Matrix, rows: str = "") -> list[str]:
 
 
 def _width(part: Part) -> int:
+    if "indicators" in part:
+        return part["indicators"][0] - part["indicators"][1]
     table = part["contrasts"] if "codes" in part else part["coefs"][0] if "coefs" in part else [[0.0]]
     return len(table[0])
 
 
 def _part(part: Part) -> str:
+    if "indicators" in part:
+        n, first = part["indicators"]
+        return f"torch.eye({n}).to(zero)[:, {first}:][{part['codes']}]"
     if "codes" in part:
-        table = np.array(part["contrasts"])
-        if np.array_equal(table, np.eye(len(table))):
-            return f"torch.eye({len(table)}).to(zero)[{part['codes']}]"
-        if np.array_equal(table, np.eye(len(table))[:, 1:]):
-            return f"torch.eye({len(table)}).to(zero)[{part['codes']}][:, 1:]"
         return f"{_vector(part['contrasts'])}[{part['codes']}]"
     if "breaks" in part:
         return f"piecewise({part['x']}, {_vector(part['breaks'])}, {_vector(part['coefs'])})"
