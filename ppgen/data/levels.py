@@ -24,10 +24,8 @@ __all__ = ["Levels", "encoded"]
 class Levels(NamedTuple):
     """What the codes of an argument stand for.
 
-    Attributes:
-        columns: of the table; several are joined by ":".
-        values: words, and numbers as words, in the order of the codes.
-        new: whether a later table may have others, as new groups: where that is asked for.
+    `columns` are those of the table, of which several are joined by ":"; `values` are words, and numbers as words, in
+    the order of the codes; `new` is whether a later table may have others, as new groups, where that is asked for.
     """
 
     columns: Sequence[str]
