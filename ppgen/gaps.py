@@ -22,6 +22,7 @@ from torch.distributions import transform_to
 from ppgen.data import Table, row_columns, take, tensors
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
+from ppgen.sites import given_value
 
 log = logging.getLogger("ppgen")
 
@@ -111,13 +112,15 @@ class _Mask(Messenger):
         value = msg["value"]
         if msg["name"] not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
-        seen, msg["with_gaps"] = _seen(msg["fn"], value), value
-        msg["value"] = _filled(msg["fn"], value)
+        seen = _seen(msg["fn"], value)
+        msg["given"], msg["value"] = value, _filled(msg["fn"], value)  # the program gets what it gave (`ParamSites`)
         msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if "with_gaps" in msg:  # what the program itself computes with it stays missing
-            msg["value"] = msg["with_gaps"]
+
+def with_gaps(site: dict[str, Any]) -> dict[str, Any]:
+    """A site of a run with the values that it was given, nan where one was missing."""
+    given = given_value(site)
+    return {**site, "value": given} if isinstance(given, Tensor) and given.is_floating_point() else site
 
 
 class _Impute(Messenger):

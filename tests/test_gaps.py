@@ -16,7 +16,8 @@ import ppgen
 from ppgen import cli, data
 from ppgen.errors import PpgenError
 from ppgen.gaps import find_gaps
-from ppgen.inference import fit, loglik, mcmc, posterior
+from ppgen.inference import fit, loglik, mcmc, posterior, predict
+from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.run import Run
 from ppgen.terms import run as run_once
 
@@ -56,10 +57,6 @@ def table(name: str, missing: bool = True) -> dict[str, torch.Tensor]:
     return {"x": X[~GONE], "y": y[~GONE]}
 
 
-def log_joint(program, columns, latents) -> float:
-    return float(run_once(program, columns, latents=latents, guide=False).p.log_prob_sum())
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_masked_cell_counts_for_nothing(name):
     """The log joint and its gradient are those of the other rows alone."""
@@ -70,7 +67,8 @@ def test_a_masked_cell_counts_for_nothing(name):
     for columns in (table(name), table(name, missing=False)):
         a = torch.tensor(0.3, requires_grad=True)
         total = run_once(program, columns, latents={"a": a}, guide=False).p.log_prob_sum()
-        found.append((float(total), float(torch.autograd.grad(total, a)[0])))
+        grad = torch.autograd.grad(total, a)[0]
+        found.append((float(total.detach()), float(grad)))
         program.gaps = {}
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
@@ -124,8 +122,15 @@ def test_a_tree_counts_what_was_done_and_a_run_keeps_it(tmp_path):
         tree = posterior(opened, table("normal"), draws=5)
         assert json.loads(tree.attrs["missing"]) == {"how": "mask", "cells": {"y": 5}}
         assert tree.log_likelihood.sizes["data"] == N - 5
-    drawn = mcmc(program, table("normal"), chains=4, draws=4, warmup=20, engine="eager")
+        assert np.isnan(tree.observed_data.y.values).tolist() == GONE.tolist() and "y" not in tree.constant_data
+    fresh = ppgen.catalog.build(ppgen.catalog.find(str(tmp_path / "line.py")), {})
+    fresh.missing = "mask"
+    drawn = mcmc(fresh, table("normal"), chains=4, draws=4, warmup=20, engine="eager")
     assert json.loads(drawn.attrs["missing"])["cells"] == {"y": 5}
+    again = predict(drawn, {"x": X[:3]}, draws=4)
+    assert bool(np.isfinite(again.predictions.y).all())
+    scores = {how: loo(posterior(run, table("normal"), draws=200)) for how in ("one", "other")}
+    assert compare(scores) and len(scores["one"].values) == N - 5
 
 
 @pytest.mark.slow

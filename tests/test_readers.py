@@ -162,6 +162,16 @@ def test_csv_without_header_is_one_matrix(tmp_path):
     assert data.load(path, columns={"z": "x"})["z"].shape == (2, 3)
 
 
+def test_a_row_of_data_in_the_place_of_names_is_said(tmp_path, caplog):
+    path = tmp_path / "a.csv"
+    path.write_text("country,1990,2000\nCH,1,2\n")
+    data.load(path)
+    assert not caplog.records
+    path.write_text("3,ash\n4,elm\n")
+    data.load(path)
+    assert "gives the names of its columns, of which one is '3'" in caplog.text
+
+
 def test_csv_dtypes_and_text(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes('\ufeff"",n,x, flag ,county\n1,1,0.5,True,"Lake, N"\n\n2,2,NA,False,AITKIN\n'.encode())

@@ -257,6 +257,13 @@ def test_the_columns_of_annotated_data_are_those_of_obs():
     assert list(found) == ["x", "batch", "pca"] and found["batch"].tolist() == [1, 0, 1]
 
 
+def test_columns_without_a_value_are_no_error():
+    frame = pd.DataFrame({"d": pd.Series([None, None], dtype="datetime64[ns]"), "g": [None, None], "x": [np.nan] * 2})
+    found = as_tensors(frame)
+    assert all(column.isnan().all() for column in found.values()) and len(found) == 3
+    assert as_tensors(pd.DataFrame({"n": [1234567.0, 2.5]}), "n=categorical").types["n"].levels == ("2.5", "1234567")
+
+
 def test_a_frame_of_a_table_has_its_words():
     table = as_tensors(pd.DataFrame({"g": ["b", None, "a"], "x": [1.0, 2.0, 3.0], "r": ["low", "high", "low"]}))
     frame = table.frame()

@@ -8,10 +8,14 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
+import torch
 import xarray as xr
+from pyro.distributions import Bernoulli, Beta
 from typer.testing import CliRunner
 
+import ppgen
 from ppgen import catalog, cli, data
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, loglik, posterior, predict
@@ -96,6 +100,35 @@ def test_another_file_that_says_the_same_has_the_same_predictions(folder, case):
     assert given.town.values.tolist() == ["Ulm", "Trier"] and given.day.values.tolist() == [1, 34]
 
 
+def test_a_frame_in_memory_says_the_same_as_a_file(folder):
+    frame = pd.DataFrame(
+        {
+            "day": pd.to_datetime(["2024-01-03", "2024-02-05"]),
+            "town": pd.Categorical(["Ulm", "Trier"], ["Trier", "Ulm", "Bonn"]),
+            "grade": ["ok", "bad"],
+            "size": ["1,5", "3,0"],
+            "note": [None, "x"],
+        }
+    )
+    found = predict(Run.load(folder / "run"), frame, draws=5)
+    np.testing.assert_array_equal(found["predictions"]["y"], reference(folder)["predictions"]["y"])
+
+
+class Coin(ppgen.Program):
+    def model(self, y=None):
+        p = pyro.sample("p", Beta(1.0, 1.0))
+        with ppgen.rows(y):
+            return pyro.sample("y", Bernoulli(p), obs=y)
+
+
+@pytest.mark.parametrize("cells", [["yes", "no", "yes"], [True, False, True], [1, 0, 1], ["1", "0", "1"]], ids=str)
+def test_two_values_are_observed_by_a_bernoulli(cells):
+    bounds = []
+    for column in (pd.DataFrame({"y": cells}), {"y": torch.tensor([1.0, 0.0, 1.0])}):
+        bounds.append(fit(Coin(), column, steps=3, engine="eager", seed=0).rows[-1]["elbo"])
+    assert bounds[0] == pytest.approx(bounds[1])
+
+
 def reference(folder):
     """The same rows by the codes, days and numbers of the fit."""
     run = Run.load(folder / "run")
@@ -144,6 +177,13 @@ def test_a_new_word_is_a_new_group_only_where_the_model_has_groups(folder):
     assert sd[0] > 3 and tree["predictions_constant_data"]["town"].values.tolist() == ["Aachen", "Ulm"]
     with pytest.raises(PpgenError, match="'grade' has 'fine'.*takes its words as numbers, not as groups"):
         predict(run, new | {"grade": ["fine", "bad"]}, draws=2, new_groups="draw")
+
+
+def test_what_may_be_wrong_with_a_column_is_in_the_log_of_a_fit(folder):
+    (folder / "gap.csv").write_text(TRAIN.replace("1,5;3,2", "?;3,2"))
+    done = invoke(folder, "fit", "growth.py", "--data", "gap.csv", "--steps", 1, "--out", folder / "none")
+    assert "the column 'size': '?' is taken as a missing cell" in done.stderr, done.output
+    assert "'size' of shape (5,) has 1 NaN values" in done.stderr and done.exit_code == 2
 
 
 def test_a_mistyped_name_is_asked_about(folder):

@@ -115,7 +115,7 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
                 f"{first_name!r} is scored on {len(first.values)} rows ({first.observed.size} values) and {name!r} on "
                 f"{len(s.values)} ({s.observed.size}); score both on the same rows"
             )
-        if both and not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6):
+        if both and not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise PpgenError(
                 f"{first_name!r} and {name!r} predict other values (rows in another order, or scaled?), and densities "
                 "of different things cannot be compared; score both on the same data"

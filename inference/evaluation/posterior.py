@@ -26,6 +26,7 @@ from ppgen.data import tensors, words_of
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
+from ppgen.gaps import with_gaps
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
@@ -278,7 +279,7 @@ def tree_of(
     Args:
         here: the sites of a run, by name.
     """
-    observed = {n: value_of(here[n])[0].numpy() for n in structure.names("observed")}
+    observed = {n: value_of(with_gaps(here[n]))[0].numpy() for n in structure.names("observed")}
     constant = {n: v.numpy() for n, v in tensors(data).items() if n not in observed and not is_observed(v, here)}
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}

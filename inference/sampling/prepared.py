@@ -68,6 +68,7 @@ def prepared(
         program.types = table.types if program.types is None else program.types
         columns(program, table)
         if not isinstance(run, Run):
+            table.log_notes()
             find_gaps(program, table)
         validate(program, table)
         warn_of_negative_indices(program, table)

@@ -425,6 +425,7 @@ def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_m
     table = prepare_columns(data, program, dtype)
     program.types = table.types if program.types is None else program.types
     columns(program, table)
+    table.log_notes()
     find_gaps(program, table)
     validate(program, table)
     return table

@@ -22,14 +22,14 @@ def warn_of_word_order(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str
     Args:
         sites: of a run of the model on these data.
     """
-    words = data.words if isinstance(data, Table) else {}
-    for site, column in observed_columns(sites, data).items() if words else ():
+    types = data.types if isinstance(data, Table) else {}
+    for site, column in observed_columns(sites, data).items() if types else ():
         fn = innermost(sites[site]["fn"])
-        own = words.get(column, ())
+        own = types[column].levels if column in types and types[column].kind != "ordered" else ()
         unordered = isinstance(fn, Bernoulli | Categorical | OneHotCategorical) and "Ordered" not in type(fn).__name__
         if len(own) > 2 and list(own) == sorted(own) and not unordered:
             log.warning(
                 "the site %r (%s) observes the words of %r as numbers in alphabetical order (%s); if their order is "
-                "another, write numbers, or make the column a pandas categorical in that order (which parquet keeps)",
-                site, type(fn).__name__, column, ", ".join(f"{w!r} is {i}" for i, w in enumerate(own[:4])),
+                "another, say it with types=%s=ordered:a<b<c (--types), or make the column an ordered categorical",
+                site, type(fn).__name__, column, ", ".join(f"{w!r} is {i}" for i, w in enumerate(own[:4])), column,
             )  # fmt: skip

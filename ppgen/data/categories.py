@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.table import Table, Types
-from ppgen.data.types import ColumnType
+from ppgen.data.types import ColumnType, word_of
 from ppgen.errors import PpgenError, nearest
 
 log = logging.getLogger("ppgen")
@@ -92,7 +92,7 @@ def _days_between(own: str, kept: str) -> float:
 def _in_codes(name: str, value: Tensor, own: ColumnType, kept: ColumnType, new: bool) -> tuple[Tensor, ColumnType]:
     if not own.levels:  # numbers of a file, where the fitted one had words: those that spell these numbers
         numbers = value[~value.isnan()] if value.is_floating_point() else value
-        words = {f"{v:g}" if isinstance(v, float) else str(v): v for v in numbers.unique().tolist()}
+        words = {word_of(v): v for v in numbers.unique().tolist()}
         used = sorted(words, key=lambda w: words[w])
         codes = torch.full(value.shape, -1)
         for code, word in enumerate(used):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from ppgen.memory import require_memory
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("ppgen")
 
 CELLS = 2**22  # of a piece
 SMALL = 2**26  # bytes of a file that is read at once
@@ -107,6 +110,12 @@ def named_columns(first: list[str]) -> list[str]:
                 f"its first line, which gives the names of the columns, has {cell.strip()!r}, as a row of data has; "
                 "write a line of names above it"
             )
+    numbers = [cell.strip() for cell in first if cell.strip().isdigit()]
+    if any(not 1800 <= int(cell) <= 2200 for cell in numbers):  # years are names of columns too
+        log.warning(
+            "the first line of the table gives the names of its columns, of which one is %r; where it is a row of "
+            "data, write a line of names above it", numbers[0],
+        )  # fmt: skip
     blank = [i for i, cell in enumerate(first) if not cell.strip()]
     # R and pandas leave the index unnamed
     names = [cell.strip() or ("index" if i == blank[0] else f"column_{i}") for i, cell in enumerate(first)]

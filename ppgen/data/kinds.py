@@ -18,7 +18,7 @@ import pandas as pd
 from ppgen.data.figures import MISSING, SAMPLE, decimal_mark, kind_of_text
 from ppgen.data.text import WORDS, TextColumn, unclear
 from ppgen.data.typed import Typed, blank, coded, of_dates, of_numbers
-from ppgen.data.types import NUMERIC, ColumnType
+from ppgen.data.types import NUMERIC, ColumnType, word_of
 
 
 def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") -> Typed:
@@ -58,14 +58,13 @@ def evidence_of_mark(raw: Any) -> str:
     """
     texts = pd.Series(raw, dtype=None if isinstance(raw, pd.Series) else object)
     texts = texts.iloc[:: max(1, len(texts) // (4 * SAMPLE))]
-    some = pd.Series(sorted({t for t in texts if isinstance(t, str)}), dtype="str").str.strip()
-    some = some[~some.isin(MISSING)]
-    if not len(some):
+    some = {t.strip() for t in texts.to_numpy(object) if isinstance(t, str)} - MISSING
+    if not any("," in t or "." in t for t in some):
         return ""
-    figures = some[[kind_of_text(t) == "number" for t in some]]
-    if len(figures) <= len(some) / 2 or not bool(figures.str.contains("[.,]").any()):
+    figures = [t for t in sorted(some)[:SAMPLE] if kind_of_text(t) == "number"]
+    if len(figures) <= min(len(some), SAMPLE) / 2 or not any("," in t or "." in t for t in figures):
         return ""
-    found = decimal_mark(figures)
+    found = decimal_mark(pd.Series(figures, dtype="str"))
     return found if found in (",", ".") else ""
 
 
@@ -107,7 +106,7 @@ def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed
     gone = series.isna().to_numpy()
     words = asked is not None and (_are_numbers(asked.levels) if asked.levels else asked.kind in (*WORDS, "date"))
     if words:
-        whole = [None if g else _as_word(v) for v, g in zip(series, gone, strict=True)]
+        whole = [None if g else word_of(v) for v, g in zip(series, gone, strict=True)]
         return _of_objects(name, pd.Series(whole, dtype=object), asked, "")
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
@@ -126,10 +125,6 @@ def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed
 def _are_numbers(levels: Sequence[str]) -> bool:
     """Whether some of the levels are numbers, so that a column of numbers may be words."""
     return bool(pd.to_numeric(pd.Series(levels, dtype="str"), errors="coerce").notna().any())
-
-
-def _as_word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and value == int(value) else str(value)
 
 
 # -- objects ---------------------------------------------------------------------------------------

@@ -17,33 +17,28 @@ MOST_VALUES = 1000  # of a column that is held against others by its pattern alo
 
 def with_relations(types: Mapping[str, ColumnType], columns: Mapping[str, Any]) -> dict[str, ColumnType]:
     """The types, with a note on each column that an earlier one has the values of, or goes with one to one."""
-    values: dict[bytes, str] = {}
+    values: dict[Any, list[str]] = {}
     patterns: dict[bytes, str] = {}
     made = dict(types)
-    for name, own in types.items():
-        column = columns.get(name)
-        if not isinstance(column, Tensor) or column.dim() != 1 or len(column) < ENOUGH_ROWS:
+    arrays = {n: v.numpy() for n in types if isinstance(v := columns.get(n), Tensor) and v.dim() == 1}
+    for name, array in arrays.items():
+        own = types[name]
+        if len(array) < ENOUGH_ROWS or own.kind == "text":
             continue
-        array = column.numpy()
-        same = values.setdefault(_key(array, own), name)
-        pattern = _pattern(array)
-        alike = name if pattern is None else patterns.setdefault(pattern, name)
-        if same != name:
+        alike = values.setdefault((own.levels, array[:ENOUGH_ROWS].astype(float).tobytes()), [])
+        same = next((n for n in alike if np.array_equal(arrays[n], array, equal_nan=True)), None)
+        alike.append(name)
+        if same is not None:
             made[name] = _noted(own, f"holds the same as {same!r}")
-        elif alike != name:
-            other = types[alike]
-            note = f"goes with {alike!r} one to one, as its code or its name does"
-            numbers = own.kind == "categorical" and not own.levels and bool(other.levels)
-            made[name] = _noted(replace(own, kind="count", why=f"the numbers of {alike!r}") if numbers else own, note)
+        elif (pattern := _pattern(array)) is not None and (other := patterns.setdefault(pattern, name)) != name:
+            note = f"goes with {other!r} one to one, as its code or its name does"
+            numbers = own.kind == "categorical" and not own.levels and bool(types[other].levels)
+            made[name] = _noted(replace(own, kind="count", why=f"the numbers of {other!r}") if numbers else own, note)
     return made
 
 
 def _noted(own: ColumnType, note: str) -> ColumnType:
     return replace(own, notes=(*own.notes, note))
-
-
-def _key(array: np.ndarray, own: ColumnType) -> bytes:
-    return repr(own.levels).encode() + array.astype(np.float64).tobytes()
 
 
 def _pattern(array: np.ndarray) -> bytes | None:
@@ -54,7 +49,7 @@ def _pattern(array: np.ndarray) -> bytes | None:
     if int(array.max()) - low > MOST_VALUES or low < 0:
         return None
     first = np.full(int(array.max()) + 1, len(array))
-    np.minimum.at(first, array, np.arange(len(array)))
+    first[array[::-1]] = np.arange(len(array))[::-1]  # the last that is written is the first row
     there = np.flatnonzero(first < len(array))
     if len(there) < 3:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("ppgen")
 
 Types = Mapping[str, ColumnType]
 
@@ -44,6 +47,12 @@ class Table(dict[str, Any]):
     def words(self) -> dict[str, tuple[str, ...]]:
         """The words behind the codes of text columns, in the order of the codes."""
         return words_of(self.types)
+
+    def log_notes(self) -> None:
+        """Says in the log what may be wrong with the columns."""
+        for name, own in self.types.items():
+            for note in own.notes:
+                log.info("the column %r: %s", name, note)
 
     def only(self, names: Collection[str]) -> Table:
         """The columns of these names, with their types."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,19 +43,17 @@ def of_dates(name: str, dates: pd.Series, asked: ColumnType | None, form: str) -
 
 def of_days(name: str, days: np.ndarray, asked: ColumnType | None, form: str, notes: list[str]) -> Typed:
     """Days since the epoch -> days since the first, or since the day of the type that was asked for."""
+    if np.isnan(days).all():
+        return Typed(replace(blank(name, asked), kind="date", why="no cell has a day"), default_float(days))
     kept = asked.unit.rpartition(" since ")[2] if asked is not None and asked.unit else ""
     first = pd.Timestamp(kept) if kept else (EPOCH + pd.Timedelta(float(np.floor(np.nanmin(days))), "D"))
     since = days - (first - EPOCH) / pd.Timedelta(1, "D")
     whole = bool(np.all(np.isnan(since) | (since == np.round(since))))
     made = ColumnType(
-        name, "date", unit=f"days since {first:%Y-%m-%d}", form=form, low=_end(np.nanmin, since),
-        high=_end(np.nanmax, since), why=f"dates of the form {form}", notes=tuple(notes),
+        name, "date", unit=f"days since {first:%Y-%m-%d}", form=form, low=float(np.nanmin(since)),
+        high=float(np.nanmax(since)), why=f"dates of the form {form}", notes=tuple(notes),
     )  # fmt: skip
     return Typed(made, default_float(since) if whole else since)
-
-
-def _end(of: Any, values: np.ndarray) -> float | None:
-    return None if np.isnan(values).all() else float(of(values))
 
 
 def of_numbers(name: str, values: np.ndarray, asked: ColumnType | None, notes: Sequence[str] = ()) -> Typed:

@@ -69,6 +69,15 @@ class ColumnType:
         return asdict(self) | {"levels": list(self.levels), "notes": list(self.notes)}
 
 
+def word_of(number: float) -> str:
+    """The word that a number is, where numbers are words.
+
+    >>> word_of(7.0), word_of(2.5), word_of(1234567.0)
+    ('7', '2.5', '1234567')
+    """
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
 def type_of_record(record: Mapping[str, Any]) -> ColumnType:
     """What `ColumnType.kept` gave."""
     return ColumnType(**{**record, "levels": tuple(record.get("levels", ()))})

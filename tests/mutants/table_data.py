@@ -145,4 +145,34 @@ MUTANTS = [
         "density = _log_density(run, {next(iter(run.example)): grid}, name).div(2).exp().reshape(160, 160)",
         "tests/test_corner.py::test_the_density_shown_integrates_to_one",
     ),
+    Mutant(
+        "missing_cells_count",
+        'msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]',
+        'msg["mask"] = None',
+        "tests/test_gaps.py::test_a_masked_cell_counts_for_nothing",
+    ),
+    Mutant(
+        "days_begin_anew_in_every_table",
+        "return value + _days_between(own.unit, kept.unit), kept",
+        "return value, kept",
+        "tests/test_types_kept.py::test_a_frame_in_memory_says_the_same_as_a_file",
+    ),
+    Mutant(
+        "every_comma_is_a_decimal_mark",
+        "must_be_comma = comma & ~thousands",
+        "must_be_comma = comma",
+        "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_that_number_or_a_sentence_and_no_category",
+    ),
+    Mutant(
+        "leading_zeros_are_lost",
+        'if frame[name].dtype.kind == "i"] if zeros else []',
+        'if frame[name].dtype.kind == "i"] if False else []',
+        "tests/test_types.py::test_the_type_of_a_file_with_known_truth",
+    ),
+    Mutant(
+        "a_new_word_is_the_next_number",
+        "if name not in groups:",
+        "if name in ():",
+        "tests/test_types_kept.py::test_a_new_word_is_a_new_group_only_where_the_model_has_groups",
+    ),
 ]
