@@ -142,7 +142,7 @@ def new(
             print(text, end="")
             return
     elif file is None:
-        raise PpgenError("there is no file to write; name it, as in ppgen new my_model.py, or give a --formula")
+        raise PpgenError("there is no FILE to write; name it, as in ppgen new my_model.py, or give a --formula")
     else:
         text = program_text(file)
     if file.suffix != ".py":
