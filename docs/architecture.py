@@ -19,7 +19,7 @@ FLOORS = (
     ("inference", "inference.gradients", "inference.objectives"),
     ("models",),
     ("run", "pyro_compat"),
-    ("check", "chains", "engine", "guides", "distributions", "transforms", "nets", "data", "ppgen"),
+    ("check", "chains", "engine", "guides", "distributions", "formula", "transforms", "nets", "data", "ppgen"),
 )  # fmt: skip
 # Doors, which open all rooms by name and are no part of one: re-exports, and the list of models.
 DOORS = {"ppgen", "ppgen.__main__", "ppgen.catalog", "ppgen.inference", "ppgen.models"}

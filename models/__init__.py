@@ -14,6 +14,7 @@ from ppgen.models.linear_regression import LinearRegression
 from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
+from ppgen.models.regression import Regression, regression
 from ppgen.models.vae import VAE
 
 __all__ = [
@@ -32,4 +33,6 @@ __all__ = [
     "LinearRegression",
     "LogisticRegression",
     "Radon",
+    "Regression",
+    "regression",
 ]

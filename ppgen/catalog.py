@@ -48,7 +48,7 @@ def model(name: str) -> Found:
 
 
 def find(spec: str) -> Found:
-    """Finds `vae`, `path/to/file.py` or `path/to/file.py:Name`.
+    """Finds `vae`, `path/to/file.py` or `path/to/file.py:Name`; or a regression by its formula, `y ~ x`.
 
     A file's Name is a Program class or instance, a function that is the model, or `model,guide`, two functions. Without
     a Name the file has one Program class, or functions `model` and (optionally) `guide`.
@@ -56,10 +56,27 @@ def find(spec: str) -> Found:
     Raises:
         PpgenError: no such model or file; a file that fails to run; several programs to choose from.
     """
+    if is_formula(spec):
+        return Found(spec, {"model": "regression"}, None)
     if not spec.endswith(".py") and ".py:" not in spec:
         return model(spec)
     path, _, name = spec.rpartition(".py")  # the last: a folder may have it in its name too
     return find_in(Path(path + ".py"), name.removeprefix(":"))
+
+
+def is_formula(spec: str) -> bool:
+    """Whether a program is named by a formula.
+
+    >>> is_formula("y ~ x"), is_formula("~/programs/mine.py"), is_formula("vae")
+    (True, False, False)
+    """
+    response, tilde, _ = spec.partition("~")
+    return bool(tilde and response.strip()) and "/" not in response and ".py" not in spec
+
+
+def stem(spec: str) -> str:
+    """What files are called that are made of a program."""
+    return "regression" if is_formula(spec) else Path(spec.partition(".py")[0]).name
 
 
 def find_in(file: Path, name: str, text: bytes | None = None, *, alone: bool = False) -> Found:
@@ -116,6 +133,8 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
     from ppgen.program import Program
 
     target = found.target
+    if isinstance(target, str):
+        return _regression(target, settings, data)
     if isinstance(target, tuple):
         _no_settings(settings, "a pair of functions")
         return Program.from_pair(*target)
@@ -145,6 +164,16 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         raise PpgenError(
             f"{target.__name__}({shown}) failed: {type(e).__name__}: {e}; give it arguments that it takes, with --set"
         ) from e
+
+
+def _regression(formula: str, settings: Mapping[str, Any], data: Mapping[str, Any] | None) -> Any:
+    from ppgen.models import regression
+
+    known = ("family", "priors")
+    for key in settings:
+        if key not in known:
+            raise PpgenError(f"a formula has no setting {key!r}{nearest(key, known)}; it has family and priors")
+    return regression(formula, data=data, **settings)
 
 
 def arguments(spec: str) -> list[dict[str, str]]:

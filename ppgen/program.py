@@ -22,7 +22,7 @@ from pyro.infer.autoguide.effect import AutoMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ppgen.data import ColumnType, put_together
+from ppgen.data import ColumnType, Levels, put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
@@ -48,6 +48,9 @@ class Program(nn.Module):
         categories: how many labels or groups a column has, 0 .. n - 1, by column: other values are refused (optional).
         shapes: the shape of a row's values, by column: arrays of another shape with as many values, as images are, are
             given it (optional).
+        codes: what the codes of an argument stand for, by argument: words, numbers that are names, or combinations of
+            several columns (`ppgen.data.Levels`); other values are refused, or new groups. A program that says them,
+            even none, takes its columns of a table and leaves the rest (optional).
         missing: what is done with missing cells of observed columns: "error", "drop" (their rows), "mask" or "impute"
             (`ppgen.gaps`); gaps: how many each observed site has, as at its fit.
         types: the types of its columns, where they came from a table, by column, as at its fit; None before.
@@ -77,6 +80,7 @@ class Program(nn.Module):
     dims: Mapping[str, list[str]] = {}
     categories: Mapping[str, int] = {}
     shapes: Mapping[str, Sequence[int]] = {}
+    codes: Mapping[str, Levels] | None = None
     types: Mapping[str, ColumnType] | None = None
     missing: str = "error"
     gaps: Mapping[str, int] = {}

@@ -21,6 +21,8 @@ from ppgen import Program, rows
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.chains.schedules import make_schedule
 from ppgen.draws import ManyTerms
+from ppgen.formula.design import Design
+from ppgen.formula.priors import Priors
 from ppgen.inference.bounds import Setting, log_weights
 from ppgen.models import (
     ARMA,
@@ -39,6 +41,7 @@ from ppgen.models import (
     LogisticRegression,
     Radon,
 )
+from ppgen.models import Regression as ByFormula
 from ppgen.structure import Structure
 
 
@@ -255,6 +258,25 @@ def grey(rows: int, *shape: int, levels: int = 17) -> Tensor:
 LABELS = torch.arange(12) % 3
 COUNTS = torch.tensor([0.0, 2, 1, 0, 4, 1, 3, 0, 0, 1, 7, 2])
 
+# of a formula, as formulae reads it: what a run folder keeps
+VARYING: Design = {
+    "response": {"y": "y", "trials": None, "status": None, "status_of": None, "categories": 0},
+    "intercept": True,
+    "matrix": {"terms": [[{"x": "x"}]], "labels": ["x"]},
+    "means": [0.25],
+    "offsets": [],
+    "groups": [
+        {"name": "g", "codes": "g", "size": 3, "correlated": True,
+         "matrix": {"terms": [[], [{"x": "x"}]], "labels": ["Intercept", "x"]}},
+    ],
+    "levels": {"g": (["g"], ["a", "b", "c"], True)},
+    "arguments": ["x", "g"],
+}  # fmt: skip
+WIDE: Priors = {
+    "intercept": [0.5, 2.5], "slopes": [[0.0, 2.0]], "spread": {"g": [1.5, 1.0]},
+    "beside": {"sigma": ("Exponential", [2.0])},
+}  # fmt: skip
+
 MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vae": (vae(), {"x": binary()}),
     "vae normal": (vae(likelihood="normal", noise="feature", low=-1.0), {"x": normal(12, 6)}),
@@ -308,6 +330,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": normal(12, 2), "exposure": normal(12, seed=2).exp(), "y": COUNTS},
     ),
     "radon": (lambda: Radon(3), {"county": LABELS, "floor": binary(12, 1)[:, 0], "y": normal(12, seed=1)}),
+    "regression": (
+        lambda: ByFormula("y ~ x + (1 + x | g)", "gaussian", VARYING, WIDE),
+        {"x": normal(12, 1)[:, 0], "g": LABELS, "y": normal(12, seed=1)},
+    ),
     "gaussian_mixture": (lambda: GaussianMixture(2), {"x": normal(12)}),
     "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
     "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Missing, Quiet, Seed, Set, Types, app, out_option
+from ppgen.cli.options import (
+    PROGRAM,
+    Columns,
+    Data,
+    DataDir,
+    Family,
+    Json,
+    Missing,
+    Quiet,
+    Seed,
+    Set,
+    Types,
+    app,
+    out_option,
+    with_family,
+)
 from ppgen.console import say
 from ppgen.errors import PpgenError
 
@@ -25,6 +40,7 @@ def fit(
     data: Data = None,
     out: Annotated[Path | None, out_option("[default: runs/<model>-<n>]", "RUN")] = None,
     settings: Set = None,
+    family: Family = None,
     steps: Annotated[
         int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")
     ] = None,
@@ -100,7 +116,8 @@ def fit(
                 "context": context,
                 "data_dir": data_dir,
             }
-            run = _fit(str(program), data, settings or [], where, valid_split, path, options, stream, quiet)
+            own = with_family(settings, family) or []
+            run = _fit(str(program), data, own, where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
         begun_steps = (path / "state.safetensors").is_file()
         on = f"{stop or 'stopped'}; go on with: ppgen fit --resume {path}"
@@ -187,7 +204,9 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
 
 def _free_folder(program: str) -> Path:
     """runs/<model>-<n>, the first that is free."""
-    stem = Path(program.rpartition(".py")[0] or program).name or "run"
+    from ppgen import catalog
+
+    stem = catalog.stem(program) or "run"
     n = 1
     while (Path("runs") / f"{stem}-{n}").exists():
         n += 1

@@ -43,8 +43,9 @@ def gradients(
         _, table = sources.of_run(run, data, split, columns=columns)
     else:
         torch.manual_seed(seed)
-        where = {"split": split, "columns": columns, "data_dir": data_dir}
-        made, _, table = sources.program_and_rows(program, settings, data, **where)
+        made, _, table = sources.program_and_rows(
+            program, settings, data, split=split, columns=columns, data_dir=data_dir
+        )
         run = inference.fit(made, table, steps=0, seed=seed)
     table = take(table, slice(0, rows))
     how = {"choices": objective} if objective else {}

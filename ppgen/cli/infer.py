@@ -13,6 +13,7 @@ from ppgen.cli.options import (
     Columns,
     Data,
     DataDir,
+    Family,
     Json,
     Missing,
     Quiet,
@@ -24,6 +25,7 @@ from ppgen.cli.options import (
     is_run,
     out_option,
     program_or_run,
+    with_family,
 )
 from ppgen.console import print_json, print_table, say
 
@@ -40,6 +42,7 @@ def infer(
     data: Data = None,
     out: Annotated[Path | None, out_option("[default: PROGRAM.nc, or RUN/infer.nc]")] = None,
     settings: Set = None,
+    family: Family = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="No further method after so many.")] = None,
     seed: Seed = 0,
     columns: Columns = None,
@@ -56,7 +59,7 @@ def infer(
     """
     import torch
 
-    from ppgen import inference
+    from ppgen import catalog, inference
     from ppgen.inference.verdicts.findings import FINE, figures, load_findings
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
@@ -64,8 +67,8 @@ def infer(
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
-    model, name, table = program_or_run(program, settings, data, where)
-    path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{_stem(program)}.nc"))
+    model, name, table = program_or_run(program, with_family(settings, family), data, where)
+    path = out or (Path(program) / "infer.nc" if is_run(program) else Path(f"{catalog.stem(program)}.nc"))
     check_suffix(path, (".nc",))
     show = None if quiet or json else lambda method: say(f"trying {method} ...", sys.stderr)
     tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
@@ -88,10 +91,6 @@ def infer(
     for finding in said:
         say(f"- {finding}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
     say(f"posterior {path}")
-
-
-def _stem(program: str) -> str:
-    return Path(program.partition(".py")[0]).name
 
 
 def _tried(tree: Any) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from ppgen.cli.options import (
     Columns,
     Data,
     DataDir,
+    Family,
     Json,
     Missing,
     Quiet,
@@ -24,6 +25,7 @@ from ppgen.cli.options import (
     is_run,
     out_option,
     program_or_run,
+    with_family,
 )
 from ppgen.console import print_json, print_table, say
 
@@ -35,6 +37,7 @@ def mcmc(
     out: Annotated[Path | None, out_option("[default: PROGRAM.nc, or RUN/mcmc.nc]")]
     = None,
     settings: Set = None,
+    family: Family = None,
     kernel: Annotated[str, typer.Option(help="ppgen list kernels shows them, and their numbers.")] = "chees",
     chains: Annotated[int | None, typer.Option(help="[default: the kernel's]")] = None,
     draws: Annotated[int | None, typer.Option(help="Of each chain. [default: the kernel's]")] = None,
@@ -64,7 +67,7 @@ def mcmc(
 
     import torch
 
-    from ppgen import inference
+    from ppgen import catalog, inference
     from ppgen.cli.progress import counter
     from ppgen.data import parse_columns
     from ppgen.inference.verdicts.findings import figures, load_findings
@@ -74,8 +77,8 @@ def mcmc(
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
-    model, name, table = program_or_run(program, settings, data, where)
-    here = Path(program) / "mcmc.nc" if is_run(program) else Path(f"{Path(program.partition('.py')[0]).name}.nc")
+    model, name, table = program_or_run(program, with_family(settings, family), data, where)
+    here = Path(program) / "mcmc.nc" if is_run(program) else Path(f"{catalog.stem(program)}.nc")
     path = out or here
     check_suffix(path, (".nc",))
     with counter("mcmc", sys.stderr, quiet or json) as report:

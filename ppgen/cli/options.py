@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 FORMATS = ".csv .tsv .parquet .feather .xlsx .jsonl .json .npz .npy .nc .h5 .h5ad .mat .safetensors or IDX"
-PROGRAM = "A model of the catalogue, or path/to/file.py[:Name]."
+PROGRAM = "A model of the catalogue, path/to/file.py[:Name], or a formula: 'y ~ x + (1 | g)'."
 
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="DATA", help=f"Built in (ppgen list), or a file: {FORMATS}.")
@@ -40,6 +40,9 @@ Split = Annotated[str | None, typer.Option(help="train, valid, test or all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only the result.")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A constructor argument.")]
+Family = Annotated[
+    str | None, typer.Option(help="Of a formula: gaussian, student, bernoulli, poisson, negbinomial, ordered, ...")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 RunOrPosterior = Annotated[
     Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a posterior.nc.", show_default=False)
@@ -57,6 +60,11 @@ def _path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("'' is no path; name a file or a folder, or leave the option out")
     return Path(text)
+
+
+def with_family(settings: list[str] | None, family: str | None) -> list[str] | None:
+    """The settings of a program, and the family of a formula."""
+    return settings if family is None else [*(settings or []), f"family={family}"]
 
 
 def _refuse_settings(settings: list[str] | None) -> None:

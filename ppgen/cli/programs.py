@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import output
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Missing, Seed, Set, Split, Types, app
+from ppgen.cli.options import (
+    PROGRAM,
+    Columns,
+    Data,
+    DataDir,
+    Family,
+    Json,
+    Missing,
+    Seed,
+    Set,
+    Split,
+    Types,
+    app,
+    with_family,
+)
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError, nearest
 
@@ -24,6 +38,7 @@ def check(
     ] = None,
     data: Data = None,
     settings: Set = None,
+    family: Family = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
     objective: Annotated[str | None, typer.Option(help="The bound: ppgen list objectives. [default: analytic]")] = None,
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
@@ -58,7 +73,7 @@ def check(
         "data_dir": data_dir,
         "rows": ROWS,
     }
-    made, source, table = sources.program_and_rows(program, settings, data, **where)
+    made, source, table = sources.program_and_rows(program, with_family(settings, family), data, **where)
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
     )
@@ -105,20 +120,39 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
 
 @app.command(short_help="Write a small program of your own.")
 def new(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)
+    ] = None,
+    formula: Annotated[str | None, typer.Option(help="Of a regression: the program that it stands for.")] = None,
+    family: Family = None,
+    data: Data = None,
+    settings: Set = None,
+    columns: Columns = None,
 ) -> None:
-    """Write a small commented program of your own, which `ppgen fit FILE` runs at once."""
-    from ppgen.run.files import write_atomic
-    from ppgen.run.template import program_text
+    """Write a small commented program of your own, which `ppgen fit FILE` runs at once.
 
+    With --formula, --family and --data it is that regression, and is printed where no FILE is named.
+    """
+    from ppgen.run.files import write_atomic
+    from ppgen.run.template import program_text, regression_text
+
+    if formula is not None:
+        text = regression_text(formula, with_family(settings, family), data, columns, file)
+        if file is None:
+            print(text, end="")
+            return
+    elif file is None:
+        raise PpgenError("there is no FILE to write; name it, as in ppgen new my_model.py, or give a --formula")
+    else:
+        text = program_text(file)
     if file.suffix != ".py":
         raise PpgenError(f"{file} is no Python file; let its name end in .py, as in my_model.py")
     if file.exists():
         raise PpgenError(f"{file} is there already, and is not overwritten; choose another name")
     if not file.parent.is_dir():
         raise PpgenError(f"there is no folder {file.parent} to write {file.name} into; make it first")
-    write_atomic(file, program_text(file))
-    say(f"wrote {file}; run it with: ppgen fit {file}")
+    write_atomic(file, text)
+    say(f"wrote {file}; run it with: ppgen fit {file}" + (f" --data {data}" if formula is not None else ""))
 
 
 @app.command("list", short_help="What there is to choose from, and a model's arguments.")

@@ -24,6 +24,7 @@ from ppgen.data.categories import recoded, require_labels
 from ppgen.data.columns import Asked, as_tensors, asked_types, in_shapes, parse_columns, select
 from ppgen.data.hashes import fingerprint
 from ppgen.data.large import Deferred, blocks, moments, taken
+from ppgen.data.levels import Levels, encoded
 from ppgen.data.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
 from ppgen.data.table import Table, words_of
 from ppgen.data.types import ColumnType, parse_types, type_of_record
@@ -32,6 +33,7 @@ from ppgen.errors import PpgenError, nearest, object_to
 __all__ = [
     "Asked",
     "ColumnType",
+    "Levels",
     "Nested",
     "Table",
     "argument_of",
@@ -39,6 +41,7 @@ __all__ = [
     "asked_types",
     "batch_index",
     "blocks",
+    "encoded",
     "fingerprint",
     "in_shapes",
     "is_literal",

@@ -343,6 +343,8 @@ def prepare_columns(
             data = {program.columns[0]: data["x"]}
     columns = data_module.as_tensors(data)
     columns |= {k: torch.as_tensor(columns[k]) for k in rows if isinstance(columns.get(k), bool | int | float)}
+    if isinstance(program.codes, Mapping):  # and not an attribute of the user's own
+        columns = data_module.encoded(columns, program.codes, new=new_words).only(program.columns)
     columns = _taken(columns, program)
     if program.types is not None:
         columns = data_module.recoded(columns, program.types, new=new_words, beyond=beyond, only=program.columns)

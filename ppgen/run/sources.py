@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
+from ppgen.formula.read import names_in
 from ppgen.gaps import dropped, require_how
 from ppgen.handlers import without_validation
 from ppgen.program import Program, arguments
@@ -159,6 +160,8 @@ def program_and_rows(
     """
     require_how(missing)
     found = catalog.find(program)
+    if catalog.is_formula(program):
+        where["columns"] = _named_columns(program, where.get("columns"))
     source = _choose(given, found, **where)
     rows = source.load()
     takes = _arguments_of(found.target)
@@ -170,6 +173,13 @@ def program_and_rows(
     made = catalog.build(found, catalog.parse_settings(settings or []), rows)
     made.missing = missing
     return made, *_without_label(source, rows, made)
+
+
+def _named_columns(formula: str, columns: str | None) -> str:
+    """The columns that a formula names, those that are called otherwise in the file as they were given."""
+    given = data.parse_columns(columns) if columns else {}
+    others = [f"{name}={name}" for name in names_in(formula) if name not in given]
+    return ",".join([*([columns] if columns else []), *others])
 
 
 def _without_label(source: _Source, columns: data.Table, program: Program) -> tuple[_Source, data.Table]:

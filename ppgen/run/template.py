@@ -7,6 +7,9 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from ppgen import catalog
+from ppgen.errors import PpgenError
+
 
 def program_text(file: Path) -> str:
     """The text of a new program for this file name."""
@@ -16,6 +19,24 @@ def program_text(file: Path) -> str:
     return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(
         file=file.name, name=_class_name(file.stem), run=f"runs/{file.stem}"
     )
+
+
+def regression_text(
+    formula: str, settings: list[str] | None, data: str | None, columns: str | None, file: Path | None
+) -> str:
+    """The text of the program that a formula stands for at some data.
+
+    Raises:
+        PpgenError: no formula, or none that these data have.
+    """
+    from ppgen.formula.source import program_text as text_of
+    from ppgen.run.sources import program_and_rows
+
+    if not catalog.is_formula(formula):
+        raise PpgenError(f"{formula!r} is no formula; expected a response and terms, as in 'y ~ 1 + x + (1 | group)'")
+    made, _, _ = program_and_rows(formula, settings, data, columns=columns)
+    name = _class_name(file.stem if file is not None else f"{made.arguments['design']['response']['y']}_regression")
+    return text_of(**made.arguments, name=name, file=file.name if file is not None else "FILE.py")
 
 
 def _class_name(stem: str) -> str:

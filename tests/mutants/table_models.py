@@ -65,6 +65,18 @@ MUTANTS = [
         "tests/test_count_regression.py::test_negative_binomial",
     ),
     Mutant(
+        "spread_prior_2pct",
+        "dist.HalfNormal(scale).to_event(1)",
+        "dist.HalfNormal(1.02 * scale).to_event(1)",
+        "tests/test_regression.py::test_the_log_joint_of_correlated_effects_that_vary",
+    ),
+    Mutant(
+        "effects_of_the_intercept_alone",
+        '(r[given[group["codes"]]] * matrix(group["matrix"], given, scale)).sum(-1)',
+        '(r[given[group["codes"]]] * matrix(group["matrix"], given, scale))[..., 0]',
+        "tests/test_regression.py::test_the_log_joint_of_correlated_effects_that_vary",
+    ),
+    Mutant(
         "intercept_scale_2pct",
         'alpha = pyro.sample("alpha", Normal(zero, intercept))',
         'alpha = pyro.sample("alpha", Normal(zero, 1.02 * intercept))',

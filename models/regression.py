@@ -1,0 +1,202 @@
+r"""Regression by a formula: common effects, effects that vary over groups, and a family for the response.
+
+    η = α + (X - means) β + Σ_g Z_g r_g[group]            α: the intercept at the means of the columns
+    r_g[j] = diag(sd_g) L_g z_gj,  z_gj ~ N(0, I)         non-centred; L_g L_gᵀ ~ LKJ(1) where they are correlated
+    y_i ~ family(η_i, ...)
+
+Families and links stand in `ppgen.formula.families`, the scales of the priors in `ppgen.formula.priors`.
+
+Sources: Data Analysis Using Regression and Multilevel/Hierarchical Models (Gelman & Hill 2007); Fitting Linear
+Mixed-Effects Models Using lme4 (Bates et al. 2015), for the formulas; Generating random correlation matrices based on
+vines and extended onion method (Lewandowski, Kurowicka, Joe 2009).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+import ppgen
+from ppgen.data.levels import Levels
+from ppgen.distributions.status import WithStatus
+from ppgen.errors import PpgenError
+from ppgen.formula.design import Design, Group, dimensions, matrix
+from ppgen.formula.expressions import compute
+from ppgen.formula.families import FAMILIES
+from ppgen.formula.priors import Priors, described, priors_of
+
+__all__ = ["Regression", "regression"]
+
+log = logging.getLogger("ppgen")
+
+_SHOWN = 12  # priors in the log
+
+
+class Regression(ppgen.Program):
+    """The program that `ppgen.models.regression` makes of a formula and a table. It has no guide: a fit gives it one.
+
+    Args:
+        formula: as it was given.
+        family: of `ppgen.formula.families.FAMILIES`.
+        design: terms, levels and means, of `ppgen.formula.read`.
+        priors: locations and scales, of `ppgen.formula.priors`.
+    """
+
+    def __init__(self, formula: str, family: str, design: Design, priors: Priors):
+        super().__init__()
+        self.formula, self.family, self.design, self.priors = formula, family, design, priors
+        self.codes = {k: Levels(*v) for k, v in design["levels"].items()}
+        response = design["response"]
+        categories = response["categories"]
+        if categories and response["y"] not in self.codes:
+            self.categories = {response["y"]: categories}
+        self.dims, self.coords = dimensions(design, family)
+        self.__dict__["model"] = _named(self._joint, design)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            PpgenError: always: a formula says more than the data do.
+        """
+        raise PpgenError(
+            "a regression is named by its formula, as in ppgen fit 'y ~ x + (1 | group)' --family gaussian"
+        )
+
+    def describe_priors(self) -> dict[str, str]:
+        """Each prior in words, by the name that `priors=` of `regression` states it by."""
+        return described(self.design, self.priors)
+
+    def _joint(self, **columns: Tensor | None) -> Tensor:
+        """p(y, latents | columns)."""
+        design, family = self.design, FAMILIES[self.family]
+        response = design["response"]
+        obs = columns.pop(response["y"], None)
+        status = columns.pop(response["status"], None) if response["status"] else None
+        given = {k: v for k, v in columns.items() if v is not None}
+        zero = _zero(given, obs)
+        eta = self._predictor(given, zero)
+        beside: dict[str, Any] = {}
+        if self.family == "ordered":
+            beside["cutpoints"] = self._cutpoints(zero)
+        for site, (name, arguments) in self.priors["beside"].items():
+            prior = getattr(dist, name)(*(zero + a for a in arguments))
+            beside[site] = pyro.sample(site, prior)
+        trials = response["trials"]
+        if trials is not None:
+            beside["trials"] = given[trials].to(zero) if isinstance(trials, str) else zero + trials
+        likelihood = family.likelihood(eta, **beside)
+        if status is not None:
+            of = response["status_of"]
+            likelihood = WithStatus(likelihood, status.to(zero) if of is None else zero.new_tensor(of)[status])
+        if obs is not None and family.kind != "categories":
+            obs = obs.to(zero)
+        with ppgen.rows(*given.values(), status, obs):
+            return pyro.sample(response["y"], likelihood, obs=obs)
+
+    def _predictor(self, given: Mapping[str, Tensor], zero: Tensor) -> Tensor:
+        """η, (N,), or (N, K - 1) of a categorical response; one value where nothing varies by row."""
+        design = self.design
+        several = [design["response"]["categories"] - 1] if self.family == "categorical" else []
+        eta = at_means = zero
+        if design["matrix"]["terms"]:
+            loc, scale = zero.new_tensor(self.priors["slopes"]).mT
+            prior = dist.Normal(loc, scale) if not several else dist.Normal(loc[:, None], scale[:, None])
+            beta = pyro.sample("beta", prior.expand([len(loc), *several]).to_event())
+            means = zero.new_tensor(design["means"])
+            eta, at_means = eta + (matrix(design["matrix"], given, zero) - means) @ beta, means @ beta
+        if design["intercept"]:
+            loc, scale = self.priors["intercept"]
+            alpha = pyro.sample("alpha", dist.Normal(zero + loc, scale).expand(several).to_event())
+            pyro.deterministic("Intercept", alpha - at_means)  # where all columns are 0
+            eta = eta + alpha
+        for group in design["groups"]:
+            eta = eta + _varying(group, given, zero.new_tensor(self.priors["spread"][group["name"]]))
+        for offset in design["offsets"]:
+            eta = eta + compute(offset, {k: v.to(zero) for k, v in given.items()})
+        return eta
+
+    def _cutpoints(self, zero: Tensor) -> Tensor:
+        """The cutpoints at the means of the columns, by the probabilities of the categories there."""
+        design = self.design
+        shares = pyro.sample("shares", dist.Dirichlet(zero.new_ones(design["response"]["categories"])))
+        below = shares.cumsum(-1)[..., :-1].clamp(1e-7, 1 - 1e-7)
+        return below.log() - (-below).log1p()
+
+
+def _varying(group: Group, given: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+    """The sum of a row's columns times the effects of its group: (N,)."""
+    name = group["name"]
+    sd = pyro.sample(f"sd_{name}", dist.HalfNormal(scale).to_event(1))
+    chol = None
+    if group["correlated"]:
+        chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(len(scale), scale.new_ones(())))
+        pyro.deterministic(f"corr_{name}", chol @ chol.mT)
+    with pyro.plate(name, group["size"]):
+        z = pyro.sample(f"z_{name}", dist.Normal(torch.zeros_like(scale), 1.0).to_event(1))
+        r = pyro.deterministic(f"r_{name}", sd * (z if chol is None else z @ chol.mT), event_dim=1)
+    return (r[given[group["codes"]]] * matrix(group["matrix"], given, scale)).sum(-1)
+
+
+def _zero(given: Mapping[str, Tensor], obs: Tensor | None) -> Tensor:
+    """A scalar of the dtype and device of the data."""
+    tensors = [v for v in (*given.values(), obs) if v is not None]
+    dtype = next((v.dtype for v in tensors if v.is_floating_point()), torch.get_default_dtype())
+    return torch.zeros((), dtype=dtype, device=tensors[0].device if tensors else None)
+
+
+def _named(run: Callable[..., Tensor], design: Design) -> Callable[..., Tensor]:
+    """The model as a function of its columns, by name: what is observed, and what says how, may be left out."""
+    response = design["response"]
+    trials = [response["trials"]] if isinstance(response["trials"], str) else []
+    needed = list(dict.fromkeys([*design["arguments"], *trials]))
+    optional = [n for n in (response["status"], response["y"]) if n is not None]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(n, kind) for n in needed if n not in optional]
+    parameters += [inspect.Parameter(n, kind, default=None) for n in optional]
+    signature = inspect.Signature(parameters)
+
+    def model(*values: Any, **columns: Any) -> Tensor:
+        bound = signature.bind(*values, **columns)
+        return run(**bound.arguments)
+
+    model.__signature__ = signature  # type: ignore[attr-defined]
+    return model
+
+
+def regression(
+    formula: str, family: str = "gaussian", data: Any = None, priors: Mapping[str, Any] | None = None
+) -> Regression:
+    """A regression as a program, from a formula and the table that it is to be fitted to.
+
+    Args:
+        formula: "y ~ 1 + x + x:g + (1 + x | group)", as lme4, brms and bambi write it. The response may be y["yes"],
+            p(successes, trials) or censored(time, status).
+        family: `ppgen.formula.families.FAMILIES`.
+        data: a DataFrame, a table of `ppgen.data.load`, or columns by name. Levels, means and the scales of the
+            priors are taken from it; its rows are not kept.
+        priors: in place of those that the scales of the data give: a scale, or a pair of location and scale, by name;
+            `Regression.describe_priors` shows the names.
+
+    Returns:
+        A program, without a guide; it is fitted, sampled and saved as any other, and no longer needs formulae.
+
+    Raises:
+        PpgenError: formulae is not installed; a formula, a family, a column or a prior that is not possible.
+    """
+    from ppgen.formula.read import design_of
+
+    if data is None:
+        raise PpgenError("regression() needs the table that is to be fitted, for levels and scales; pass data=")
+    design, table = design_of(formula, family, data)
+    made = Regression(formula, family, design, priors_of(design, family, table, priors))
+    told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
+    log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
+    return made

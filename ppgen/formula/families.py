@@ -1,0 +1,143 @@
+"""Families of a regression: the distribution of the response given the linear predictor η, and what stands beside η.
+
+| family | y | given η |
+|---|---|---|
+| gaussian, student | real | location η |
+| bernoulli, binomial | 0 or 1; successes of trials | logit of the probability |
+| poisson, negbinomial | counts | log of the mean; variance μ + μ² / φ |
+| zero_inflated_poisson, zero_inflated_negbinomial | counts | the same, but 0 with probability gate |
+| gamma | positive | log of the mean; shape |
+| beta | in (0, 1) | logit of the mean; precision κ |
+| ordered | categories in order | logit P(y <= k) = cutpoint_k - η |
+| categorical | categories | log odds against the first, an η each |
+| weibull, exponential | positive | log of the scale (for exponential the mean) |
+| lognormal | positive | location of log y |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import (
+    Bernoulli,
+    Beta,
+    Binomial,
+    Categorical,
+    Exponential,
+    Gamma,
+    GammaPoisson,
+    LogNormal,
+    Normal,
+    OrderedLogistic,
+    Poisson,
+    StudentT,
+    Weibull,
+    ZeroInflatedDistribution,
+    ZeroInflatedPoisson,
+)
+from torch import Tensor
+
+__all__ = ["FAMILIES", "Family"]
+
+
+def gaussian(eta: Tensor, sigma: Tensor) -> Any:
+    return Normal(eta, sigma)
+
+
+def student(eta: Tensor, sigma: Tensor, nu: Tensor) -> Any:
+    return StudentT(nu, eta, sigma)
+
+
+def bernoulli(eta: Tensor) -> Any:
+    return Bernoulli(logits=eta)
+
+
+def binomial(eta: Tensor, trials: Tensor) -> Any:
+    return Binomial(trials, logits=eta)
+
+
+def poisson(eta: Tensor) -> Any:
+    return Poisson(eta.clamp_max(30.0).exp())
+
+
+def negbinomial(eta: Tensor, phi: Tensor) -> Any:
+    return GammaPoisson(phi, phi / eta.clamp_max(30.0).exp())
+
+
+def zero_inflated_poisson(eta: Tensor, gate: Tensor) -> Any:
+    return ZeroInflatedPoisson(eta.clamp_max(30.0).exp(), gate=gate)
+
+
+def zero_inflated_negbinomial(eta: Tensor, phi: Tensor, gate: Tensor) -> Any:
+    return ZeroInflatedDistribution(GammaPoisson(phi, phi / eta.clamp_max(30.0).exp()), gate=gate)
+
+
+def gamma(eta: Tensor, shape: Tensor) -> Any:
+    return Gamma(shape, shape * (-eta).exp())
+
+
+def beta(eta: Tensor, kappa: Tensor) -> Any:
+    return Beta(kappa * eta.sigmoid(), kappa * (-eta).sigmoid())
+
+
+def ordered(eta: Tensor, cutpoints: Tensor) -> Any:
+    return OrderedLogistic(eta, cutpoints)
+
+
+def categorical(eta: Tensor) -> Any:
+    return Categorical(logits=torch.cat([torch.zeros_like(eta[..., :1]), eta], -1))
+
+
+def weibull(eta: Tensor, shape: Tensor) -> Any:
+    return Weibull(eta.exp(), shape)
+
+
+def exponential(eta: Tensor) -> Any:
+    return Exponential((-eta).exp())
+
+
+def lognormal(eta: Tensor, sigma: Tensor) -> Any:
+    return LogNormal(eta, sigma)
+
+
+class Family(NamedTuple):
+    """A family.
+
+    Attributes:
+        likelihood: of η and what stands beside it, by name.
+        kind: of the response: real, positive, unit, counts, trials, binary or categories.
+        link: identity, log or logit.
+        beside: the name of a prior's distribution and its arguments, by site; "sd" is the response's spread.
+        censored: whether a response may be known to lie beyond its value.
+    """
+
+    likelihood: Callable[..., Any]
+    kind: str
+    link: str
+    beside: Mapping[str, tuple[str, tuple[float | str, ...]]] = {}
+    censored: bool = False
+
+
+_PHI = {"phi": ("Gamma", (2.0, 0.1))}
+_GATE = {"gate": ("Beta", (2.0, 2.0))}
+_SIGMA = {"sigma": ("Exponential", ("1/sd",))}
+
+FAMILIES: dict[str, Family] = {
+    "gaussian": Family(gaussian, "real", "identity", _SIGMA, censored=True),
+    "student": Family(student, "real", "identity", {**_SIGMA, "nu": ("Gamma", (2.0, 0.1))}),
+    "bernoulli": Family(bernoulli, "binary", "logit"),
+    "binomial": Family(binomial, "trials", "logit"),
+    "poisson": Family(poisson, "counts", "log"),
+    "negbinomial": Family(negbinomial, "counts", "log", _PHI),
+    "zero_inflated_poisson": Family(zero_inflated_poisson, "counts", "log", _GATE),
+    "zero_inflated_negbinomial": Family(zero_inflated_negbinomial, "counts", "log", {**_PHI, **_GATE}),
+    "gamma": Family(gamma, "positive", "log", {"shape": ("Gamma", (2.0, 0.1))}, censored=True),
+    "beta": Family(beta, "unit", "logit", {"kappa": ("Gamma", (2.0, 0.1))}),
+    "ordered": Family(ordered, "categories", "logit"),
+    "categorical": Family(categorical, "categories", "logit"),
+    "weibull": Family(weibull, "positive", "log", {"shape": ("Gamma", (2.0, 1.0))}, censored=True),
+    "exponential": Family(exponential, "positive", "log", {}, censored=True),
+    "lognormal": Family(lognormal, "positive", "log", _SIGMA, censored=True),
+}

@@ -1,0 +1,155 @@
+"""Priors of a regression, weakly informative by the scales of the data, and those that a user states instead.
+
+With s the standard deviation of y where the link is the identity (of log y for lognormal), else 1, and s_d that of a
+column of the design:
+
+    Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, its log for a log link, 0 for a logit
+    β_d                                      N(0, (2.5 s / s_d)²)
+    sd of effects that vary                  HalfNormal(2.5 s / s_d)
+    their correlations                       LKJ(1)
+    sigma                                    Exponential(1 / s)
+
+Sources: the defaults of rstanarm (Goodrich et al.) and bambi (Capretto et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from ppgen.errors import PpgenError, nearest
+from ppgen.formula.design import Design, Matrix, matrix
+from ppgen.formula.families import FAMILIES
+
+__all__ = ["Priors", "priors_of", "described"]
+
+_WIDE = 2.5
+
+
+class Priors(TypedDict):
+    """intercept: location and scale.  slopes: one pair a column.  spread: scales of the sds, by group.
+
+    beside: the name of a distribution and its arguments, by site.
+    """
+
+    intercept: list[float]
+    slopes: list[list[float]]
+    spread: dict[str, list[float]]
+    beside: dict[str, tuple[str, list[float]]]
+
+
+def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: Mapping[str, Any] | None) -> Priors:
+    """
+    Args:
+        table: the columns and codes of the rows that are fitted.
+        stated: in place of these: a scale, or a pair (location, scale), of "Intercept", a column by its label, a
+            term's columns by its name, or all slopes as "beta"; a scale of "sd" (all), "sd_GROUP", "sigma"; a pair of
+            the arguments of another site beside.
+
+    Raises:
+        PpgenError: a name that the regression does not have; a scale that is not positive.
+    """
+    own = FAMILIES[family]
+    loc, s = _scales(own.link, own.kind, family, table, design)
+    like = torch.zeros((), dtype=torch.float64)
+    columns = {k: v for k, v in table.items() if isinstance(v, Tensor) and v.dim()}
+    made: Priors = {
+        "intercept": [loc, _rounded(_WIDE * s)],
+        "slopes": [[0.0, _rounded(_WIDE * s / sd)] for sd in _spreads(design["matrix"], columns, like)],
+        "spread": {
+            g["name"]: [_rounded(_WIDE * s / sd) for sd in _spreads(g["matrix"], columns, like)]
+            for g in design["groups"]
+        },
+        "beside": {
+            site: (name, [_rounded(1 / s) if a == "1/sd" else float(a) for a in arguments])
+            for site, (name, arguments) in own.beside.items()
+        },
+    }
+    for name, value in (stated or {}).items():
+        _state(made, design, name, value)
+    return made
+
+
+def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], design: Design) -> tuple[float, float]:
+    """The location of the intercept, and s."""
+    if kind in ("categories", "binary", "trials") or link == "logit":
+        return 0.0, 1.0
+    y = table[design["response"]["y"]].double()
+    y = y[~y.isnan()]
+    if family == "lognormal":
+        y = y.log()
+    mean, sd = float(y.mean()), float(y.std()) if len(y) > 1 else 1.0
+    if family == "lognormal" or link == "identity":
+        return _rounded(mean), sd if sd > 0 else 1.0
+    return _rounded(torch.tensor(max(mean, 1e-3)).log().item()), 1.0
+
+
+def _spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[float]:
+    """The standard deviations of the columns of a design; 1 of a constant one."""
+    if not own["terms"]:
+        return []
+    sds = matrix(own, columns, like).std(0, correction=0).tolist()
+    return [sd if sd > 1e-12 else 1.0 for sd in sds]
+
+
+def _rounded(value: float) -> float:
+    """To three figures: priors that can be read."""
+    return float(f"{value:.3g}")
+
+
+def _state(made: Priors, design: Design, name: str, value: Any) -> None:
+    labels, groups = design["matrix"]["labels"], [g["name"] for g in design["groups"]]
+    if name == "Intercept" and design["intercept"]:
+        made["intercept"] = _pair(name, value, made["intercept"][0])
+    elif name in made["beside"]:
+        distribution, arguments = made["beside"][name]
+        made["beside"][name] = distribution, _arguments(name, value, distribution, arguments)
+    elif name == "sd" or name.removeprefix("sd_") in groups and name.startswith("sd_"):
+        for group in groups if name == "sd" else [name.removeprefix("sd_")]:
+            made["spread"][group] = [_pair(name, value, 0.0)[1]] * len(made["spread"][group])
+    elif columns := [i for i, label in enumerate(labels) if name in ("beta", label, label.partition("[")[0])]:
+        for i in columns:
+            made["slopes"][i] = _pair(name, value, 0.0)
+    else:
+        known = ["Intercept"] * design["intercept"] + [*labels, "beta"] * bool(labels) + list(made["beside"])
+        known += [f"sd_{g}" for g in groups]
+        raise PpgenError(
+            f"there is nothing called {name!r} with a prior{nearest(name, known)}; there are {', '.join(known)}"
+        )
+
+
+def _pair(name: str, value: Any, loc: float) -> list[float]:
+    pair = [loc, value] if isinstance(value, int | float) else value
+    if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)):
+        raise PpgenError(f"the prior of {name!r} is {value!r}; expected a scale, or a pair of location and scale")
+    if not pair[1] > 0:
+        raise PpgenError(f"the prior of {name!r} has the scale {pair[1]}; expected a positive one")
+    return [float(v) for v in pair]
+
+
+def _arguments(name: str, value: Any, distribution: str, before: list[float]) -> list[float]:
+    given = [value] if isinstance(value, int | float) else list(value)
+    if len(given) != len(before) or not all(isinstance(v, int | float) and v > 0 for v in given):
+        raise PpgenError(
+            f"the prior of {name!r} is {value!r}; expected {len(before)} positive numbers, "
+            f"{'the mean' if distribution == 'Exponential' else 'the arguments'} of {distribution}"
+        )
+    return [1.0 / given[0]] if distribution == "Exponential" else [float(v) for v in given]
+
+
+def described(design: Design, priors: Priors) -> dict[str, str]:
+    """Each prior in words, by the name that states it."""
+    found = {}
+    if design["intercept"]:
+        found["Intercept"] = "Normal({:g}, {:g})".format(*priors["intercept"])
+    for label, (loc, scale) in zip(design["matrix"]["labels"], priors["slopes"], strict=True):
+        found[label] = f"Normal({loc:g}, {scale:g})"
+    for group in design["groups"]:
+        for label, scale in zip(group["matrix"]["labels"], priors["spread"][group["name"]], strict=True):
+            found[f"sd_{group['name']}[{label}]"] = f"HalfNormal({scale:g})"
+        if group["correlated"]:
+            found[f"corr_{group['name']}"] = "LKJ(1)"
+    return found | {n: f"{d}({', '.join(f'{a:g}' for a in args)})" for n, (d, args) in priors["beside"].items()}

@@ -1,0 +1,226 @@
+"""A formula at a table: its terms, read by formulae, as a design that needs formulae no longer.
+
+What is made here is held against formulae's own matrix of the same rows before it is given out.
+"""
+
+from __future__ import annotations
+
+import ast
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppgen.data import Table
+from ppgen.data.levels import text_of
+from ppgen.errors import PpgenError, nearest
+from ppgen.formula.blocks import Block, parse
+from ppgen.formula.design import Design, Group, Matrix, Part, matrix
+from ppgen.formula.expressions import FUNCTIONS, translated
+from ppgen.formula.families import FAMILIES
+from ppgen.formula.polynomials import polynomials
+from ppgen.formula.response import response_of
+from ppgen.formula.table import CodedTable
+
+__all__ = ["design_of", "names_in"]
+
+_AS_PYTHON = str.maketrans({"{": "(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
+_TOLERANCE = 1e-8  # of a design matrix, against formulae's
+_OWN = ("Intercept", "alpha", "beta", "category", "chol", "corr", "cutpoints", "data", "sd", "shares", "term")
+
+
+def names_in(text: str) -> list[str]:
+    """The columns that a formula names, in order; names of functions are none.
+
+    >>> names_in("p(y, n) ~ np.log(x) + x:g + C(k) + (1 | school/room)")
+    ['y', 'n', 'x', 'g', 'k', 'school', 'room']
+    """
+    formula = parse(text)
+    found = [formula.y, formula.trials, formula.status]
+    found += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
+    found += [c for b in formula.blocks for factor in b.factors for c in factor]
+    return list(dict.fromkeys(n for n in found if isinstance(n, str)))
+
+
+def _names(terms: str) -> list[str]:
+    try:
+        tree = ast.parse(terms.translate(_AS_PYTHON).strip(), mode="eval")
+    except SyntaxError as e:
+        raise PpgenError(
+            f"the terms {terms!r} cannot be read; expected columns and calls joined by +, -, :, *, /, as in "
+            "'1 + x + log(z) + x:g' (a column's name is letters, digits and _)"
+        ) from e
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    functions = {id(n.func) for n in calls} | {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    functions |= {id(n) for call in calls for a in call.args[1:] for n in ast.walk(a)}  # C(k, Sum)
+    named = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in functions]
+    return [n.id for n in sorted(named, key=lambda n: (n.lineno, n.col_offset))]
+
+
+def design_of(text: str, family: str, data: Any) -> tuple[Design, Table]:
+    """The design of a formula at a table, and the columns and codes of the table's rows.
+
+    Args:
+        data: a DataFrame, a `Table`, or columns by name.
+
+    Raises:
+        PpgenError: a family that is not known; a formula that cannot be read, or has no place in this family.
+    """
+    if family not in FAMILIES:
+        raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
+    formula = parse(text)
+    table = CodedTable(data, names_in(text))
+    response = response_of(formula, family, table)
+    common, offsets = _matrix(formula.common, table)
+    blocks = [(block, *_matrix(block.terms, table)) for block in formula.blocks]
+    groups = _named_apart([g for block in blocks for g in _groups(*block, table)])
+    intercept, slopes = [] in common["terms"], _without_intercept(common)
+    like = torch.zeros((), dtype=torch.float64)
+    means = matrix(slopes, table.coded, like).mean(0) if slopes["terms"] else like.new_zeros(0)
+    centred = intercept or family == "ordered"
+    design: Design = {
+        "response": response,
+        "intercept": intercept and family != "ordered",
+        "matrix": slopes,
+        "means": (means if centred else torch.zeros_like(means)).tolist(),
+        "offsets": offsets,
+        "groups": groups,
+        "levels": {k: (v.columns, v.values, v.new) for k, v in table.levels.items()},
+        "arguments": _arguments([slopes, *(g["matrix"] for g in groups)], offsets, groups),
+    }
+    _require_names(design)
+    return design, table.coded
+
+
+def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) -> list[str]:
+    parts = [part for own in matrices for term in own["terms"] for part in term]
+    found = [n for part in parts for n in ([part["codes"]] if "codes" in part else _names(part["x"]))]
+    found += [n for text in offsets for n in _names(text)]
+    return list(dict.fromkeys([*found, *(g["codes"] for g in groups)]))
+
+
+def _require_names(design: Design) -> None:
+    """
+    Raises:
+        PpgenError: a response or group that is called like a latent, or by a name that no argument can have.
+    """
+    response = design["response"]
+    names = [response["y"], *(g["name"] for g in design["groups"])]
+    own = {*_OWN, *(f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r"))}
+    if clash := [n for n in names if n in own]:
+        raise PpgenError(
+            f"the column {clash[0]!r} is called like a site of the regression's own; rename it, as with --columns "
+            f"{clash[0]}_={clash[0]}"
+        )
+
+
+def _without_intercept(own: Matrix) -> Matrix:
+    labels = [label for label in own["labels"] if label != "Intercept"] if [] in own["terms"] else own["labels"]
+    return {"terms": [t for t in own["terms"] if t], "labels": labels}
+
+
+def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
+    """The design of some terms, and their offsets."""
+    read = _formulae(terms, table)
+    made: Matrix = {"terms": [], "labels": []}
+    offsets: list[str] = []
+    for term in read.terms.values():
+        if term.kind == "offset":
+            offsets.append(translated(term.name.removeprefix("offset(").removesuffix(")"), table.numbers))
+        else:
+            components = [] if term.kind == "intercept" else term.components
+            made["terms"].append([_part(component, table) for component in components])
+            made["labels"] += [str(label) for label in (term.labels if components else ["Intercept"])]
+    _require_same(made, read, terms, table)
+    return made, offsets
+
+
+def _part(component: Any, table: CodedTable) -> Part:
+    if component.kind == "categoric":
+        column, *others = [n for n in component.var_names if n in table.frame]
+        if others:
+            raise PpgenError(f"{component.name!r} is of several columns; compute it as one of the table")
+        values = [text_of(v) for v in component.levels]
+        name = table.codes([column], values, new=False)
+        order = [values.index(v) for v in table.levels[name].values]
+        contrasts = np.asarray(component.contrast_matrix.matrix, dtype=float)[order]
+        n = len(order)
+        for first in (0, 1):
+            if np.array_equal(contrasts, np.eye(n)[:, first:]):
+                return {"codes": name, "indicators": [n, first]}
+        return {"codes": name, "contrasts": contrasts.tolist()}
+    if component.name.partition("(")[0] in ("bs", "poly"):
+        return polynomials(component, table.numbers)
+    return {"x": translated(component.name, table.numbers)}
+
+
+def _groups(block: Block, own: Matrix, offsets: list[str], table: CodedTable) -> list[Group]:
+    if offsets or not own["terms"]:
+        raise PpgenError(f"the group effects ({block.terms} | ...) have an offset or no terms; leave them out")
+    return [_group(own, factor, block.correlated, table) for factor in block.factors]
+
+
+def _group(own: Matrix, factor: tuple[str, ...], correlated: bool, table: CodedTable) -> Group:
+    values = table.values(factor[0]) if len(factor) == 1 else table.joined(factor)
+    name = table.codes(factor, values, new=True)
+    size = len(table.levels[name].values)
+    if size < 2:
+        raise PpgenError(
+            f"the column {':'.join(factor)!r} has one group in these data, which tells nothing of a spread; leave its "
+            "effects out"
+        )
+    correlated = correlated and len(own["labels"]) > 1
+    return {"name": "_".join(factor), "codes": name, "size": size, "matrix": own, "correlated": correlated}
+
+
+def _named_apart(groups: list[Group]) -> list[Group]:
+    """Two blocks of one factor have names of their own."""
+    seen: dict[str, int] = {}
+    for group in groups:
+        seen[group["name"]] = seen.get(group["name"], 0) + 1
+        if seen[group["name"]] > 1:
+            group["name"] += f"_{seen[group['name']]}"
+    return groups
+
+
+def _formulae(terms: str, table: CodedTable) -> Any:
+    """The common effects of some terms at the table, as formulae reads them."""
+    try:
+        from formulae import design_matrices
+    except ImportError as e:
+        raise PpgenError(
+            "a formula is read by the package formulae, which is not installed; pip install 'ppgen[formula]'"
+        ) from e
+    functions = {name: getattr(np, name) for name in FUNCTIONS} | {"np": np, "numpy": np}
+    try:
+        with redirect_stdout(StringIO()):  # where it prints that an error comes
+            read = design_matrices(terms, table.frame, na_action="error", extra_namespace=functions).common
+    except Exception as e:  # of many kinds
+        raise PpgenError(f"the terms {terms!r} cannot be read: {_first_line(e)}; mend the formula") from e
+    if read is None:
+        raise PpgenError(f"the terms {terms!r} are none; write 1 for an intercept alone")
+    return read
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+
+
+def _require_same(made: Matrix, read: Any, terms: str, table: CodedTable) -> None:
+    """
+    Raises:
+        PpgenError: other columns than formulae's, as a call that means something else there may make.
+    """
+    own = [t.name for t in read.terms.values() if t.kind != "offset"]
+    if not own:
+        return
+    theirs = np.column_stack([read[name] for name in own]).astype(float)
+    ours = matrix(made, table.coded, torch.zeros((), dtype=torch.float64)).numpy()
+    scale = np.abs(theirs).max(0) + 1.0
+    if ours.shape != theirs.shape or (np.abs(ours - theirs) / scale).max() > _TOLERANCE:
+        raise PpgenError(
+            f"the columns of {terms!r} are not those that formulae makes of it; compute what is special in it as "
+            "columns of the table, and name these"
+        )

@@ -1,0 +1,191 @@
+"""A formula at a table: the columns against formulae's own, old rows and new; what is refused; the printed program."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from known import log_joint_at
+
+import ppgen
+from ppgen import PpgenError
+from ppgen.formula.blocks import parse
+from ppgen.formula.design import matrix
+from ppgen.formula.expressions import compute, translated
+from ppgen.formula.source import program_text
+from ppgen.models import regression
+from ppgen.run import prepare_columns
+
+formulae = pytest.importorskip("formulae")
+RNG = np.random.default_rng(7)
+N = 60
+
+
+def table(n: int = N) -> pd.DataFrame:
+    own = pd.DataFrame({
+        "x": RNG.normal(size=n), "u": RNG.uniform(1, 3, n), "k": RNG.choice([1, 3, 5], n),
+        "g": RNG.choice(list("abcd"), n), "h": RNG.choice(list("pqr"), n), "flag": RNG.random(n) < 0.5,
+    })  # fmt: skip
+    own["grade"] = pd.Categorical(RNG.choice(["low", "mid", "high"], n), ["low", "mid", "high"], ordered=True)
+    return own.assign(y=RNG.normal(size=n), c=RNG.poisson(2.0, n), t=RNG.exponential(1.0, n), n=5)
+
+
+TABLE = table()
+TERMS = [
+    "1", "x + u", "k + u", "0 + x", "x - 1", "x*g", "g:h", "x:g:h", "0 + g + g:h", "grade + x:grade", "flag + C(k)",
+    "C(k, Treatment(3))",
+    "S(g)*u", "T(h, 'q')", "C(h, Sum)", "np.log(u) + exp(x)", "{x**2} + I(x + u)", "center(x) + scale(u)",
+    "standardize(x):g",
+    "np.log(u):center(x)", "bs(x, df=5)", "bs(x, df=4, degree=2, center=False) + g", "poly(u, 3)",
+    "poly(x, 2, raw=True)", "(x + u + g)**2", "x/g", "sqrt(u) + abs(x)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_new_rows_have_the_columns_that_formulae_gives_them(terms):
+    program = regression(f"y ~ {terms}", data=TABLE)
+    functions = {"np": np, "exp": np.exp, "sqrt": np.sqrt, "abs": np.abs}
+    theirs = formulae.design_matrices(terms, TABLE, extra_namespace=functions).common
+    new = table(15)
+    expected = theirs.evaluate_new_data(new)
+    own = program.design["matrix"]
+    keep = [i for i, label in enumerate(theirs.as_dataframe().columns) if label != "Intercept"]
+    assert own["labels"] == [theirs.as_dataframe().columns[i] for i in keep]
+    if not own["terms"]:
+        return
+    columns = prepare_columns(new, program, torch.float64)
+    found = matrix(own, columns, torch.zeros((), dtype=torch.float64))
+    np.testing.assert_allclose(found, np.asarray(expected)[:, keep], atol=1e-9)
+
+
+FORMULAS = [
+    ("y ~ x + (1 + x | g)", "gaussian"),
+    ("y ~ 0 + g + np.log(u)", "student"), ("c ~ x*grade + offset(u)", "poisson"),
+    ("c ~ bs(x, df=4) + (x || h)", "negbinomial"), ("flag ~ C(k) + (1 | g/h)", "bernoulli"),
+    ("p(c, n) ~ x:u", "binomial"),
+    ("p(c, 20) ~ S(g)", "binomial"), ("grade ~ x + (1 | k)", "ordered"), ("h ~ x + g", "categorical"),
+    ("h ~ 1", "categorical"), ("censored(t, flag) ~ x + (0 + grade | g)", "weibull"), ("t ~ x", "exponential"),
+    ("t ~ x", "lognormal"), ("t ~ scale(x)", "gamma"), ("c ~ x", "zero_inflated_poisson"),
+    ("c ~ 1", "zero_inflated_negbinomial"), ("v ~ x", "beta"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("formula", "family"), FORMULAS, ids=[f"{family}: {f}" for f, family in FORMULAS])
+def test_the_printed_program_has_the_same_log_joint(tmp_path, formula, family):
+    own = TABLE.assign(v=RNG.beta(2, 2, N), c=TABLE["c"].clip(upper=5))
+    made = regression(formula, family, own)
+    file = tmp_path / "printed.py"
+    file.write_text(program_text(made.formula, made.family, made.design, made.priors, "Printed", file.name))
+    printed = ppgen.catalog.build(ppgen.catalog.find(str(file)), {})
+    assert printed.columns == made.columns
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        data = prepare_columns(own, made, torch.float64)
+        again = prepare_columns(own, printed, torch.float64)
+        assert all(torch.equal(data[k], again[k]) for k in data)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            trace = pyro.poutine.trace(made.model).get_trace(**data)
+        z = {n: trace.nodes[n]["value"] for n in trace.stochastic_nodes}
+        assert log_joint_at(printed, z, again) == pytest.approx(log_joint_at(made, z, data), abs=1e-6)
+    finally:
+        torch.set_default_dtype(before)
+
+
+REFUSED = {
+    "no formula": ("y", "gaussian", "'y' is no formula"),
+    "a family": ("y ~ x", "poison", "no family 'poison' \\(did you mean 'poisson'\\?\\)"),
+    "a column": ("y ~ z", "gaussian", "the formula names 'z', and the data have"),
+    "missing cells": ("y ~ gap", "gaussian", "'gap' has 1 missing cells"),
+    "an unknown call": ("y ~ lag(x)", "gaussian", "the terms 'lag\\(x\\)' cannot be read"),
+    "an unknown numpy call": ("y ~ np.cumsum(x)", "gaussian", "np.cumsum\\(x\\), which is none of"),
+    "syntax": ("y ~ x +* u", "gaussian", "cannot be read; expected columns and calls"),
+    "a bar outside": ("y ~ x | g", "gaussian", "group effects stand in parentheses of their own"),
+    "a bar in a product": ("y ~ x*(1 | g)", "gaussian", "group effects stand in parentheses of their own"),
+    "a word of Python's": ("y ~ x + (1 | class)", "gaussian", "groups by 'class'; expected columns"),
+    "a computed factor": ("y ~ x + (1 | C(k))", "gaussian", "groups by 'C\\(k"),
+    "one group": ("y ~ (1 | n)", "gaussian", "'n' has one group"),
+    "a computed response": ("log(t) ~ x", "gaussian", "the response of .* is 'log\\(t\\)'"),
+    "words as numbers": ("g ~ x", "gaussian", "'g' is words \\('a', ...\\), and gaussian takes finite numbers"),
+    "numbers below zero": ("y ~ x", "gamma", "'y' is -.* in row .*and gamma takes numbers above 0"),
+    "fractions as counts": ("t ~ x", "poisson", "and poisson takes counts"),
+    "more than two": ("g ~ x", "bernoulli", "'g' has 4 values \\(a, b, c, d\\), and bernoulli takes two"),
+    "categories by other numbers": ("k ~ x", "ordered", "'k' is the numbers 1, 3, 5"),
+    "no trials": ("c ~ x", "binomial", "has no trials"),
+    "trials of another": ("p(c, n) ~ x", "poisson", "'c' has trials"),
+    "censored counts": ("censored(c, flag) ~ x", "poisson", "poisson has no censored"),
+    "a status": ("censored(t, k) ~ x", "weibull", "the status 'k' has '3'"),
+    "no such success": ("g['z'] ~ x", "bernoulli", "'g' has 4 values"),
+    "effects of a categorical": ("g ~ x + (1 | h)", "categorical", "categorical has no group effects"),
+    "a site's name": ("beta ~ x", "gaussian", "the column 'beta' is called like a site"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_cannot_be_is_one_sentence(case):
+    formula, family, message = REFUSED[case]
+    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"])
+    with pytest.raises(PpgenError, match=message) as error:
+        regression(formula, family, own)
+    assert "\n" not in str(error.value)
+
+
+def test_without_formulae_the_pip_line_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "formulae", None)
+    with pytest.raises(PpgenError, match=r"formulae, which is not installed; pip install 'ppgen\[formula\]'"):
+        regression("y ~ x", data=TABLE)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"z": 1.0}, "nothing called 'z' with a prior.*there are Intercept, x, beta, sigma, sd_g"),
+        ({"x": -1.0}, "'x' has the scale -1"),
+        ({"x": (1, 2, 3)}, "a scale, or a pair of location and scale"),
+        ({"sigma": (1, 2)}, "1 positive numbers, the mean of Exponential"),
+    ],
+)
+def test_priors_that_cannot_be(stated, message):
+    with pytest.raises(PpgenError, match=message):
+        regression("y ~ x + (1 | g)", data=TABLE, priors=stated)
+
+
+def test_stated_priors_stand_in_place_of_those_by_scale():
+    stated = {"Intercept": (1, 2), "beta": 0.5, "g": 0.1, "sd_h": 0.3, "sigma": 4.0}
+    said = regression("y ~ x + g + (1 | h)", data=TABLE, priors=stated).describe_priors()
+    assert said["Intercept"] == "Normal(1, 2)" and said["x"] == "Normal(0, 0.5)" and said["g[b]"] == "Normal(0, 0.1)"
+    assert said["sd_h[Intercept]"] == "HalfNormal(0.3)" and said["sigma"] == "Exponential(0.25)"
+
+
+def test_priors_follow_the_scales_of_the_data():
+    one = regression("y ~ x", data=TABLE).priors
+    other = regression("y ~ x", data=TABLE.assign(y=1000 * TABLE["y"], x=TABLE["x"] / 10)).priors
+    assert other["slopes"][0][1] == pytest.approx(1e4 * one["slopes"][0][1], rel=0.02)
+    assert other["intercept"][1] == pytest.approx(1e3 * one["intercept"][1], rel=0.02)
+
+
+def test_bars_and_slashes():
+    formula = parse("y ~ 1 + x + (x || g) + (1 | a/b/c) + (0 + z | a:b)")
+    assert formula.common == "1 + x"
+    assert [(b.terms, b.factors, b.correlated) for b in formula.blocks] == [
+        ("x", [("g",)], False),
+        ("1", [("a",), ("a", "b"), ("a", "b", "c")], True),
+        ("0 + z", [("a", "b")], True),
+    ]
+
+
+def test_an_expression_is_not_run_as_code():
+    for text in ("__import__('os')", "x.__class__", "torch.load(x)", "(lambda: 1)()", "[x]"):
+        with pytest.raises(PpgenError, match="is no arithmetic of columns"):
+            compute(text, {"x": torch.ones(2)})
+    assert translated("I((x - 1)**2)", {"x": torch.ones(2)}) == "(x - 1) ** 2"
+
+
+def test_a_success_is_named():
+    own = TABLE.assign(vote=np.where(TABLE["flag"], "yes", "no"))
+    data = {
+        s: prepare_columns(own, regression(f"vote{s} ~ x", "bernoulli", own), torch.float64) for s in ("", "['no']")
+    }
+    assert torch.equal(data[""]["vote"], torch.as_tensor(own["flag"].to_numpy()).long())
+    assert torch.equal(data["['no']"]["vote"], 1 - data[""]["vote"])

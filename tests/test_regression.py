@@ -1,0 +1,230 @@
+"""Regression by a formula: the log joint against scipy, each family; a run that is kept; new rows and new groups."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from known import VARYING, WIDE, log_joint_at
+from scipy import stats
+
+from ppgen import PpgenError
+from ppgen.formula.families import FAMILIES
+from ppgen.inference import fit, mcmc, posterior, predict
+from ppgen.models import Regression, regression
+from ppgen.run import Run, prepare_columns
+
+N = 30
+RNG = np.random.default_rng(5)
+X, ETA_X = RNG.normal(size=N), 0.4
+TABLE = pd.DataFrame({"x": X, "g": RNG.choice(["a", "b", "c"], N), "n": RNG.integers(3, 9, N)})
+RESPONSES = {
+    "real": RNG.normal(size=N), "positive": RNG.gamma(2.0, 1.0, N), "unit": RNG.beta(2, 2, N),
+    "counts": RNG.poisson(2.0, N), "trials": RNG.integers(0, 4, N), "binary": RNG.integers(0, 2, N),
+    "categories": np.arange(N) % 3,
+}  # fmt: skip
+
+
+def log_likelihood(family: str, y: np.ndarray, eta: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Of scipy, with sigma 1.3, nu 4, phi 2.5, shape 1.7, kappa 6, gate 0.3 and cutpoints of equal shares."""
+    mean, p = np.exp(eta), 1 / (1 + np.exp(-eta))
+    zero = np.where(y == 0, 0.3, 0.0)
+    negbinomial = stats.nbinom(2.5, 2.5 / (2.5 + mean))
+    cut = np.array([-np.inf, -math.log(2), math.log(2), np.inf])
+    below = 1 / (1 + np.exp(-(cut[None] - eta[:, None])))
+    found = {
+        "gaussian": lambda: stats.norm(eta, 1.3).logpdf(y),
+        "student": lambda: stats.t(4, eta, 1.3).logpdf(y),
+        "bernoulli": lambda: stats.bernoulli(p).logpmf(y),
+        "binomial": lambda: stats.binom(n, p).logpmf(y),
+        "poisson": lambda: stats.poisson(mean).logpmf(y),
+        "negbinomial": lambda: negbinomial.logpmf(y),
+        "zero_inflated_poisson": lambda: np.log(zero + 0.7 * stats.poisson(mean).pmf(y)),
+        "zero_inflated_negbinomial": lambda: np.log(zero + 0.7 * negbinomial.pmf(y)),
+        "gamma": lambda: stats.gamma(1.7, scale=mean / 1.7).logpdf(y),
+        "beta": lambda: stats.beta(6 * p, 6 * (1 - p)).logpdf(y),
+        "ordered": lambda: np.log(np.diff(below, axis=1)[np.arange(N), y]),
+        "categorical": lambda: (
+            np.stack([0 * eta, eta, -eta], -1)[np.arange(N), y] - np.log(1 + np.exp(eta) + np.exp(-eta))
+        ),
+        "weibull": lambda: stats.weibull_min(1.7, scale=mean).logpdf(y),
+        "exponential": lambda: stats.expon(scale=mean).logpdf(y),
+        "lognormal": lambda: stats.lognorm(1.3, scale=mean).logpdf(y),
+    }
+    return found[family]()
+
+
+BESIDE = {
+    "sigma": (1.3, stats.expon(scale=1.0)), "nu": (4.0, stats.gamma(2, scale=10)),
+    "phi": (2.5, stats.gamma(2, scale=10)), "kappa": (6.0, stats.gamma(2, scale=10)), "gate": (0.3, stats.beta(2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_log_joint_of_each_family_is_scipys(family):
+    pytest.importorskip("formulae")
+    own = FAMILIES[family]
+    table = TABLE.assign(y=RESPONSES[own.kind])
+    left = "p(y, n)" if own.kind == "trials" else "y"
+    stated = {"sigma": 1.0} if "sigma" in own.beside else {}
+    stated |= {"beta": 0.5} | ({} if family == "ordered" else {"Intercept": (0.2, 0.5)})
+    program = regression(f"{left} ~ x", family, table, priors=stated)
+    several = family == "categorical"
+    z = {"beta": torch.tensor([[0.4, -0.4]] if several else [0.4], dtype=torch.float64)}
+    expected = stats.norm(0, 0.5).logpdf(z["beta"].numpy()).sum()
+    alpha = 0.4 * X.mean()
+    if family == "ordered":
+        z["shares"] = torch.ones(3).double() / 3
+        expected += stats.dirichlet([1, 1, 1]).logpdf(np.ones(3) / 3)
+    else:
+        z["alpha"] = torch.tensor([alpha, -alpha] if several else alpha, dtype=torch.float64)
+        expected += stats.norm(0.2, 0.5).logpdf(z["alpha"].numpy()).sum()
+    shapes = {"gamma": stats.gamma(2, scale=10), "weibull": stats.gamma(2, scale=1)}
+    for site in own.beside:
+        value, prior = BESIDE[site] if site != "shape" else (1.7, shapes[family])
+        z[site] = torch.tensor(value, dtype=torch.float64)
+        expected += prior.logpdf(value)
+    eta = 0.4 * (X - X.mean()) if family == "ordered" else 0.4 * X
+    expected += log_likelihood(family, table["y"].to_numpy(), eta, table["n"].to_numpy()).sum()
+    data = prepare_columns(table, program, torch.float64)
+    found = log_joint_at(program, z, data)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_log_joint_of_correlated_effects_that_vary():
+    """By the covariance of a group's effects, not by their factors."""
+    program = Regression("y ~ x + (1 + x | g)", "gaussian", VARYING, WIDE)
+    rng = np.random.default_rng(0)
+    x, y, g = rng.normal(size=9), rng.normal(size=9), np.arange(9) % 3
+    corr, sd, z = -0.6, np.array([0.8, 0.5]), rng.normal(size=(3, 2))
+    chol = np.array([[1, 0], [corr, math.sqrt(1 - corr**2)]])
+    r = z @ (sd[:, None] * chol).T
+    eta = 0.7 + 0.3 * (x - 0.25) + r[g, 0] + r[g, 1] * x
+    expected = stats.norm(eta, 0.9).logpdf(y).sum() + stats.norm.logpdf(z).sum() + stats.expon(scale=0.5).logpdf(0.9)
+    expected += stats.norm(0.5, 2.5).logpdf(0.7) + stats.norm(0, 2).logpdf(0.3)
+    expected += (math.log(2) + stats.norm(0, [1.5, 1.0]).logpdf(sd)).sum()
+    expected += -math.log(2)  # LKJ(1) of two: the correlation is uniform on (-1, 1), and is the factor's free entry
+    latents = {"alpha": 0.7, "beta": [0.3], "sd_g": sd, "chol_g": chol, "z_g": z, "sigma": 0.9}
+    held = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in latents.items()}
+    data = {"x": torch.tensor(x), "g": torch.tensor(g), "y": torch.tensor(y)}
+    assert log_joint_at(program, held, data) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_censored_times(words):
+    pytest.importorskip("formulae")
+    codes = np.array([0, 1, -1, 0, 1])
+    status = np.array(["none", "right", "left"])[codes] if words else codes
+    table = pd.DataFrame({"t": [0.5, 1.0, 2.0, 3.0, 0.2], "c": status, "x": [0.0, 1.0, 0.5, -1.0, 2.0]})
+    program = regression("censored(t, c) ~ 0 + x", "weibull", table, priors={"x": 1.0})
+    d = stats.weibull_min(1.7, scale=np.exp(0.4 * table["x"]))
+    parts = np.select([codes == 1, codes == -1], [d.logsf(table["t"]), d.logcdf(table["t"])], d.logpdf(table["t"]))
+    expected = parts.sum() + stats.norm(0, 1).logpdf(0.4) + stats.gamma(2, scale=1).logpdf(1.7)
+    z = {"beta": torch.tensor([0.4], dtype=torch.float64), "shape": torch.tensor(1.7, dtype=torch.float64)}
+    data = prepare_columns(table, program, torch.float64)
+    assert log_joint_at(program, z, data) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A table with words, numbers that are names, and nested groups; a run of a regression on it."""
+    pytest.importorskip("formulae")
+    rng = np.random.default_rng(1)
+    n = 200
+    table = pd.DataFrame(
+        {"x": rng.normal(size=n), "site": rng.choice([3, 17, 99], n), "school": rng.choice(["s", "t"], n)}
+    )
+    table["room"] = rng.choice(["p", "q"], n)
+    table["grade"] = pd.Categorical(rng.choice(["low", "mid", "high"], n), ["low", "mid", "high"], ordered=True)
+    effect = table["site"].map({3: -1.0, 17: 0.0, 99: 2.0})
+    table["y"] = 1 + 0.5 * table["x"] + (table["grade"] == "high") * 1.5 + effect + rng.normal(0, 0.3, n)
+    program = regression("y ~ x + grade + (1 | site) + (1 | school/room)", data=table)
+    out = tmp_path_factory.mktemp("regression") / "run"
+    return fit(program, table, steps=1000, lr=0.05, engine="trace", out=out), table
+
+
+def test_it_learns_and_its_posterior_is_labelled_by_words(kept):
+    run, table = kept
+    tree = posterior(run, table, draws=300)
+    beta = tree["posterior"]["beta"].mean(("chain", "draw"))
+    assert float(beta.sel(term="x")) == pytest.approx(0.5, abs=0.1)
+    assert float(beta.sel(term="grade[high]")) == pytest.approx(1.5, abs=0.2)
+    r = tree["posterior"]["r_site"].mean(("chain", "draw")).isel(site_term=0)
+    assert float(r.sel(site="99") - r.sel(site="3")) == pytest.approx(3.0, abs=0.3)
+    assert set(tree["posterior"]["school_room"].values) <= {"s:p", "s:q", "t:p", "t:q"}
+
+
+def test_a_kept_run_predicts_without_formulae(kept, monkeypatch):
+    run, table = kept
+    monkeypatch.setitem(__import__("sys").modules, "formulae", None)
+    again = Run.load(run.path)
+    new = pd.DataFrame({"grade": ["high", "low"], "school": "t", "room": "p", "site": [99.0, 3.0], "x": [0.0, 0.0]})
+    mean = predict(again, new, draws=300).predictions["y"].mean(("chain", "draw")).values
+    assert mean[0] - mean[1] == pytest.approx(4.5, abs=0.4)
+    same = predict(run, new, draws=300).predictions["y"].mean(("chain", "draw")).values
+    np.testing.assert_allclose(mean, same)
+
+
+def test_new_groups_are_refused_by_their_word_or_drawn(kept):
+    run, _ = kept
+    new = pd.DataFrame({"grade": ["mid"] * 2, "school": "t", "room": "p", "site": [17, 1000], "x": 0.0})
+    with pytest.raises(PpgenError, match="'site' has '1000', which the fit did not see.*new_groups='draw'"):
+        predict(run, new)
+    sd = predict(run, new, draws=2000, new_groups="draw").predictions["y"].std(("chain", "draw")).values
+    spread = posterior(run, kept[1], draws=500)["posterior"]["sd_site"]
+    assert sd[1] > 2 * sd[0]
+    assert sd[1] == pytest.approx(float((spread**2).mean() ** 0.5), rel=0.3)
+
+
+def test_an_unseen_level_of_a_common_term_is_refused_in_any_case(kept):
+    run, _ = kept
+    new = pd.DataFrame({"grade": ["top"], "school": "t", "room": "p", "site": [17], "x": 0.0})
+    for how in ("error", "draw"):
+        with pytest.raises(PpgenError, match="'grade' has 'top', which the fit did not see"):
+            predict(run, new, new_groups=how)
+
+
+@pytest.mark.slow
+def test_draws_of_mcmc_predict_new_groups(tmp_path):
+    pytest.importorskip("formulae")
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"g": np.repeat(["a", "b", "c", "d"], 20)})
+    table["y"] = np.repeat([0.0, 1.0, 2.0, 3.0], 20) + rng.normal(0, 0.1, 80)
+    program = regression("y ~ 1 + (1 | g)", data=table)
+    tree = mcmc(program, table, chains=16, draws=40, warmup=150, engine="trace", prior=False, predictive=False)
+    found = predict(tree, pd.DataFrame({"g": ["d", "zz"]}), new_groups="draw").predictions["y"]
+    assert float(found[..., 0].mean()) == pytest.approx(3.0, abs=0.1)
+    assert float(found[..., 1].std()) > 0.5
+
+
+def test_what_a_run_keeps_is_json():
+    pytest.importorskip("formulae")
+    table = TABLE.assign(y=RESPONSES["real"])
+    program = regression("y ~ bs(x, df=5) + C(n) + (1 | g)", data=table)
+    again = Regression(**json.loads(json.dumps(program.arguments)))
+    z = {"alpha": 0.1, "beta": torch.linspace(-1, 1, len(program.design["means"])), "sd_g": [0.5],
+         "z_g": torch.ones(3, 1), "sigma": 1.0}  # fmt: skip
+    held = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in z.items()}
+    data = prepare_columns(table, program, torch.float64)
+    assert log_joint_at(again, held, data) == log_joint_at(program, held, data)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "bernoulli"])
+def test_missing_cells_of_the_response_are_left_out(family):
+    pytest.importorskip("formulae")
+    own = TABLE.assign(y=RESPONSES["real" if family == "gaussian" else "binary"])
+    if family == "bernoulli":
+        own["y"] = np.where(own["y"] == 1, "yes", "no")
+    gaps = own.assign(y=own["y"].astype(object).where(own.index > 4, None))
+    gaps["y"] = gaps["y"].astype(float) if family == "gaussian" else gaps["y"]
+    found = {}
+    for name, data in (("masked", gaps), ("less", own[own.index > 4])):
+        program = regression(
+            "y ~ 0 + x", family, data, priors={"beta": 1.0} | ({"sigma": 1.0} if "g" in family[0] else {})
+        )
+        program.missing = "mask"
+        run = fit(program, data, steps=300, lr=0.05, engine="trace", particles=8, precision="64-true")
+        found[name] = float(run.params["AutoNormal.locs.beta"][0])
+    assert found["masked"] == pytest.approx(found["less"], abs=0.05)
