@@ -195,6 +195,7 @@ def leave_page(app: Sphinx, tree: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     os.environ.setdefault("MPLBACKEND", "agg")
+    os.environ["PPGEN_BACKGROUND"] = "0"
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ppgen-docs-")  # not the user's list of trusted programs
     app.add_directive("run", Run)
     app.connect("source-read", refuse_idle_examples)

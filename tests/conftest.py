@@ -6,6 +6,7 @@ import os
 import tempfile
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["PPGEN_BACKGROUND"] = "0"  # compilation would take the processor from other tests
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ppgen-tests-")  # not the user's list of trusted programs
 
 import pyro
@@ -23,12 +24,6 @@ def fresh_random_state():
     pyro.set_rng_seed(0)
     yield
     torch.set_default_dtype(dtype)
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled_in_the_background(monkeypatch):
-    """It would take the processor from other tests."""
-    monkeypatch.setattr("ppgen.engine.background.start", lambda *_: None)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_e
 from pyro.poutine.messenger import Messenger
 
 from ppgen.data import n_rows
-from ppgen.engine import background, compiled, describe, log_joint, native, trace, traced
 from ppgen.engine import compile as compilation
+from ppgen.engine import compiled, describe, log_joint, native, trace, traced
 from ppgen.engine.compile import code_key
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient, shapes
@@ -507,9 +507,6 @@ def test_auto_traces_at_once():
     assert step.running == "trace"
 
 
-START = background.start
-
-
 @pytest.fixture
 def every_gain_counts(monkeypatch, tmp_path):
     """As if each fit were long; nothing has been compiled before."""
@@ -546,7 +543,7 @@ def test_auto_takes_the_code_that_is_there(every_gain_counts, monkeypatch, caplo
 
 @pytest.mark.slow
 def test_auto_compiles_in_the_background_and_changes_over(every_gain_counts, monkeypatch, caplog):
-    monkeypatch.setattr(background, "start", START)
+    monkeypatch.setenv("PPGEN_BACKGROUND", "1")
     caplog.set_level(logging.INFO, "ppgen")
     run = _auto(steps=100_000)
     said = [r.getMessage() for r in caplog.records]

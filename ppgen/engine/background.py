@@ -29,9 +29,10 @@ BYTES = 2**26  # of inputs, at most, that are handed to the other process
 
 
 def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subprocess.Popen | None:
-    """Begins; None where it cannot: a graph that cannot be handed over, large inputs, a single processor."""
+    """Begins; None where it cannot: a graph that cannot be handed over, large inputs, a single processor; or is not to
+    (the environment variable PPGEN_BACKGROUND is 0)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not key or cores < 2 or sum(t.nbytes for t in inputs) > BYTES:
+    if os.environ.get("PPGEN_BACKGROUND") == "0" or not key or cores < 2 or sum(t.nbytes for t in inputs) > BYTES:
         return None
     with tempfile.TemporaryFile() as held:  # without a name: nothing is left behind
         try:
