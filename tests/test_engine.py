@@ -712,6 +712,18 @@ def test_a_step_leaves_the_processor_as_it_was(before: bool):
         torch.set_flush_denormal(False)
 
 
+def test_what_chains_would_gain_from_compiled_code_is_made_for_the_next_run(monkeypatch, tmp_path):
+    """They do not change over midway, where rounding would be another trajectory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    begun: list = []
+    monkeypatch.setattr("ppgen.engine.joint.background.start", lambda *a: begun.append(a))
+    monkeypatch.setattr("ppgen.engine.joint.LogJoint._saved", lambda *_: 2.0)
+    joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="auto", calls=100)
+    expected = log_joint(Program.from_pair(_two), {"x": Y}).value_and_grad(torch.zeros(3, 1))
+    assert all(torch.equal(a, b) for a, b in zip(joint.value_and_grad(torch.zeros(3, 1)), expected, strict=True))
+    assert len(begun) == 1 and begun[0][2]
+
+
 def test_a_log_joint_that_cannot_be_compiled_is_traced(monkeypatch, caplog):
     """Inductor fails at what it has no kernel for, a mask as an index: chains run all the same."""
     caplog.set_level("INFO", "ppgen")

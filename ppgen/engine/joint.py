@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from torch.distributions import biject_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ppgen.engine import background
 from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
 from ppgen.engine.native import is_known
 from ppgen.engine.pathfinder import Density
@@ -41,6 +42,7 @@ log = logging.getLogger("ppgen")
 
 aten = torch.ops.aten
 
+WORTH_KEEPING = 1.5  # seconds that compiled code would save, from which on it is made for the next run
 BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
 
 
@@ -300,24 +302,29 @@ class LogJoint:
         if self.engine == "trace":
             return traced
         inputs = [*(x.clone() for x in example), *traced.constants]
-        if self.engine == "auto" and not is_known(code_key(traced.graph, inputs)) and not self._earns(traced, example):
-            return traced
+        key = code_key(traced.graph, inputs)
+        if self.engine == "auto" and not is_known(key):
+            saved = self._saved(traced, example)
+            if saved <= estimated_seconds(len(traced)):
+                if saved > WORTH_KEEPING:  # for the next run: a change midway would be another trajectory
+                    background.start(traced.graph, inputs, key)
+                return traced
         try:
-            run = compiled(traced.graph, inputs)
+            run = compiled(traced.graph, inputs, key)
         except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
             why = str(e).strip().splitlines()
             log.info("the log joint of %s is not compiled (%s): its trace is run", self.program.name, *why[:1] or [""])
             return traced
         return lambda *u: run([*u, *traced.constants])
 
-    def _earns(self, traced: Traced, example: Sequence[Tensor]) -> bool:
-        """Whether compiled calls, at a fifth of the time, pay for the compilation."""
+    def _saved(self, traced: Traced, example: Sequence[Tensor]) -> float:
+        """Seconds that compiled calls, at a fifth of the time, would save; 0 where there is no compiling."""
         if compiler() is None or len(traced) > TOO_LARGE:
-            return False
+            return 0.0
         traced(*example)
         start = time.perf_counter()
         traced(*example)
-        return 0.8 * self.calls * (time.perf_counter() - start) > estimated_seconds(len(traced))
+        return 0.8 * self.calls * (time.perf_counter() - start)
 
 
 def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0) -> LogJoint:
