@@ -11,6 +11,7 @@ from known import VARYING, WIDE, log_joint_at
 from scipy import stats
 
 from ppgen import PpgenError
+from ppgen import data as data_module
 from ppgen.formula.families import FAMILIES
 from ppgen.inference import fit, mcmc, posterior, predict
 from ppgen.models import Regression, regression
@@ -228,3 +229,33 @@ def test_missing_cells_of_the_response_are_left_out(family):
         run = fit(program, data, steps=300, lr=0.05, engine="trace", particles=8, precision="64-true")
         found[name] = float(run.params["AutoNormal.locs.beta"][0])
     assert found["masked"] == pytest.approx(found["less"], abs=0.05)
+
+
+def test_priors_know_of_offsets():
+    """y less its offset is what intercept and sigma are about; of counts the rate."""
+    pytest.importorskip("formulae")
+    off = 1000 + 3 * np.random.default_rng(0).normal(size=60)
+    frame = pd.DataFrame({"y": off - 950 + np.random.default_rng(1).normal(size=60), "off": off})
+    made = regression("y ~ 1 + offset(off)", data=frame)
+    loc, scale = made.priors["intercept"]
+    assert abs(loc + 950) < 1 and 1.5 < scale < 4 and 0.5 < made.priors["beside"]["sigma"][1][0] < 2
+    counts = pd.DataFrame({"n": [3, 5, 4], "people": [3e5, 5e5, 4e5]})
+    made = regression("n ~ 1 + offset(log(people))", family="poisson", data=counts)
+    assert made.priors["intercept"][0] == pytest.approx(np.log(1e-5), abs=0.05)
+
+
+def test_which_word_is_a_success_is_said(caplog):
+    pytest.importorskip("formulae")
+    frame = pd.DataFrame({"b": ["alive", "dead", "dead", "alive"], "z": [0.1, 0.2, 0.3, 0.5]})
+    regression("b ~ z", family="bernoulli", data=frame)
+    assert "'dead' is 1, 'alive' is 0" in caplog.text
+
+
+def test_interactions_of_a_csv(tmp_path):
+    """Its numbers are float32, and a formula's terms are computed in double."""
+    pytest.importorskip("formulae")
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(50, 3)), columns=["y", "x", "z"]).to_csv(tmp_path / "t.csv", index=False)
+    table = data_module.load(tmp_path / "t.csv")
+    for formula in ("y ~ x:z", "y ~ poly(x, 2) + scale(z)", "y ~ I(x**2)"):
+        regression(formula, data=table)

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 import xarray as xr
-from pyro.distributions import Bernoulli, Beta
+from pyro.distributions import Bernoulli, Beta, Normal
 from typer.testing import CliRunner
 
 import ppgen
@@ -207,3 +207,27 @@ def test_words_that_are_numbers_in_a_later_file_are_words(tmp_path):
     assert later["town"].tolist() == [table.types["town"].levels.index(w) for w in ("7", "10")]
     asked = data.as_tensors(pd.DataFrame({"town": [7, 10]}), table.types)
     assert asked["town"].tolist() == later["town"].tolist()
+
+
+# -- digits that float32 does not hold -----------------------------------------------------------------
+
+
+def test_numbers_that_float32_rounds_away_stay_double(tmp_path, caplog):
+    """Metres north of the equator, and seconds since 1970: what varies is behind the seventh digit."""
+    north = 5_712_000 + 0.01 * np.arange(200)
+    frame = pd.DataFrame({"north": north, "plain": np.linspace(0.1, 0.9, 200)})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "b.csv", index=False, sep=";", decimal=",")
+    for name in ("a.csv", "b.csv"):
+        table = data.load(tmp_path / name)
+        assert table["north"].dtype == torch.float64 and table["plain"].dtype == torch.float32
+        np.testing.assert_allclose(table["north"].numpy(), north, rtol=1e-12)
+
+    def model(north):
+        m = pyro.sample("m", Normal(5_712_001.0, 1.0))
+        with ppgen.rows(north):
+            pyro.sample("north", Normal(m, 0.577), obs=north)
+
+    caplog.set_level("INFO", "ppgen")
+    run = fit(model, {"north": table["north"]}, steps=1)
+    assert run.config["fit"]["precision"] == "64-true" and "float32 rounds away" in caplog.text

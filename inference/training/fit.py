@@ -271,11 +271,15 @@ def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: s
 
 
 def precision_for(data: Any, device: str) -> str:
-    """64-true by torch's default dtype, or for whole numbers beyond `LARGE_COUNT`, which is said; else 32-true."""
+    """64-true by torch's default dtype, or where a column asks for it, which is said: whole numbers beyond
+    `LARGE_COUNT`, and numbers that vary by less than float32 can tell; else 32-true."""
     if torch.get_default_dtype() == torch.float64:
         return "64-true"
     for name, column in data_module.tensors(data_module.as_tensors(data)).items() if device == "cpu" else ():
         if column.numel() and not column.is_complex() and column.dtype != torch.bool:
+            if column.dtype == torch.float64 and (why := _lost_in_float32(column)):
+                log.info("column %r %s: computed in float64 (precision=32-true keeps float32)", name, why)
+                return "64-true"
             most = max(float(block.abs().max()) for block in data_module.blocks(column))
             if most >= LARGE_COUNT and all(bool((b == b.round()).all()) for b in data_module.blocks(column)):
                 log.info(
@@ -284,6 +288,14 @@ def precision_for(data: Any, device: str) -> str:
                 )  # fmt: skip
                 return "64-true"
     return "32-true"
+
+
+def _lost_in_float32(column: Tensor) -> str:
+    mean, sd = (m.flatten() for m in data_module.moments(column))
+    for m, s in zip(mean.tolist(), sd.tolist(), strict=True):
+        if not data_module.fits_float32(m, s):
+            return f"varies by {s:.3g} around {m:.6g}, which float32 rounds away"
+    return ""
 
 
 # -- before the first step ------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from ppgen.data.large import Deferred, blocks, moments, taken
 from ppgen.data.levels import Levels, encoded
 from ppgen.data.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
 from ppgen.data.table import Table, words_of
+from ppgen.data.typed import fits_float32
 from ppgen.data.types import ColumnType, parse_types, type_of_record
 from ppgen.errors import PpgenError, nearest, object_to
 
@@ -43,6 +44,7 @@ __all__ = [
     "blocks",
     "encoded",
     "fingerprint",
+    "fits_float32",
     "in_shapes",
     "is_literal",
     "load",

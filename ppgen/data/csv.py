@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ppgen.data.cells import LIKELY_POINT
 from ppgen.data.frames import unpack
+from ppgen.data.typed import default_float
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
@@ -284,6 +284,6 @@ def _one_kind(kinds: set[str]) -> bool:
 
 
 def _narrowed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Floats in torch's default dtype."""
+    """Floats in torch's default dtype, where that holds how they vary."""
     floats = frame.select_dtypes("float").columns
-    return frame.astype(dict.fromkeys(floats, str(torch.get_default_dtype()).split(".")[1]))
+    return frame.assign(**{name: default_float(frame[name].to_numpy()) for name in floats}) if len(floats) else frame

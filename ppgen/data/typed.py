@@ -13,6 +13,7 @@ import torch
 from ppgen.data.number_notes import describe_numbers
 from ppgen.data.types import ColumnType
 
+ROUNDING = 1e-3  # of an sd
 EPOCH = pd.Timestamp(0)
 
 
@@ -27,7 +28,16 @@ def blank(name: str, asked: ColumnType | None) -> ColumnType:
     return ColumnType(name, "real") if asked is None else replace(asked, name=name)
 
 
+def fits_float32(mean: float, sd: float) -> bool:
+    """Whether float32 holds how numbers vary: its rounding is below 1e-3 of their sd; of a constant anything does."""
+    return not sd > 0 or (abs(mean) + 3 * sd) * 2**-24 <= ROUNDING * sd
+
+
 def default_float(values: np.ndarray) -> np.ndarray:
+    """In torch's default dtype, unless that rounds what varies away."""
+    finite = values[np.isfinite(values)]
+    if len(finite) and not fits_float32(float(finite.mean()), float(finite.std())):
+        return values.astype(float, copy=False)
     return values.astype(str(torch.get_default_dtype()).removeprefix("torch."), copy=False)
 
 

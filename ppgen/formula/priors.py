@@ -1,9 +1,10 @@
 """Priors of a regression, weakly informative by the scales of the data, and those that a user states instead.
 
-With s the standard deviation of y where the link is the identity (of log y for lognormal), else 1, and s_d that of a
-column of the design:
+With s the standard deviation of y less its offsets where the link is the identity (of log y for lognormal), else 1, and
+s_d that of a column of the design:
 
-    Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, its log for a log link, 0 for a logit
+    Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, its log for a log link, 0 for a logit,
+                                                                 less the mean of the offsets
     β_d                                      N(0, (2.5 s / s_d)²)
     sd of effects that vary                  HalfNormal(2.5 s / s_d)
     their correlations                       LKJ(1)
@@ -14,6 +15,7 @@ Sources: the defaults of rstanarm (Goodrich et al.) and bambi (Capretto et al. 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.formula.design import Design, Matrix, matrix
+from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 
 __all__ = ["Priors", "priors_of", "described"]
@@ -75,16 +78,19 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
 
 def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], design: Design) -> tuple[float, float]:
     """The location of the intercept, and s."""
+    numbers = {k: v.double() for k, v in table.items() if isinstance(v, Tensor) and v.dim()}
+    offset = torch.zeros(len(table[design["response"]["y"]]), dtype=torch.float64)
+    offset = sum((compute(text, numbers).double() for text in design["offsets"]), offset)
     if kind in ("categories", "binary", "trials") or link == "logit":
-        return 0.0, 1.0
+        return _rounded(-float(offset.mean())), 1.0
     y = table[design["response"]["y"]].double()
-    y = y[~y.isnan()]
-    if family == "lognormal":
-        y = y.log()
-    mean, sd = float(y.mean()), float(y.std()) if len(y) > 1 else 1.0
+    y, offset = y[~y.isnan()], offset[~y.isnan()]
     if family == "lognormal" or link == "identity":
-        return _rounded(mean), sd if sd > 0 else 1.0
-    return _rounded(torch.tensor(max(mean, 1e-3)).log().item()), 1.0
+        y = (y.log() if family == "lognormal" else y) - offset
+        sd = float(y.std()) if len(y) > 1 else 1.0
+        return _rounded(float(y.mean())), sd if sd > 0 else 1.0
+    rate = float(y.mean()) / float(offset.exp().mean())
+    return _rounded(math.log(max(rate, 1e-3 / float(offset.exp().mean())))), 1.0
 
 
 def _spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[float]:

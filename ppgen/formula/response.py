@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from ppgen.data.levels import Levels
@@ -20,6 +22,8 @@ _EXPECTED = {
     "real": "finite numbers", "positive": "numbers above 0", "unit": "numbers between 0 and 1, without these",
     "counts": "counts: 0, 1, 2, ...", "trials": "counts, no more than the trials",
 }  # fmt: skip
+
+log = logging.getLogger("ppgen")
 
 
 def response_of(formula: Formula, family: str, table: CodedTable) -> Response:
@@ -75,6 +79,10 @@ def _categories(formula: Formula, family: str, table: CodedTable, kind: str) -> 
         values = [*(v for v in values if v != formula.level), formula.level]
     if y in table.raw.words:
         table.levels[y] = Levels([y], values)
+        if kind == "binary":
+            log.warning(
+                "%s: %r is 1, %r is 0 (write %s[%r] ~ ... for the other)", y, values[1], values[0], y, values[0]
+            )
     elif values not in ([str(i) for i in range(len(values))], ["False", "True"]):
         raise PpgenError(
             f"the response {y!r} is the numbers {', '.join(values[:5])}; number its categories 0, 1, ..., or write "

@@ -110,4 +110,4 @@ def _frame(table: Table, response: str) -> pd.DataFrame:
             )
     if not len(frame):
         raise PpgenError("the data have no rows; give at least one")
-    return frame
+    return frame.astype({name: float for name in frame if frame[name].dtype.kind == "f"})  # as the terms are computed
