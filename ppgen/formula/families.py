@@ -30,7 +30,6 @@ from pyro.distributions import (
     GammaPoisson,
     LogNormal,
     Normal,
-    OrderedLogistic,
     Poisson,
     StudentT,
     Weibull,
@@ -83,7 +82,9 @@ def beta(eta: Tensor, kappa: Tensor) -> Any:
 
 
 def ordered(eta: Tensor, cutpoints: Tensor) -> Any:
-    return OrderedLogistic(eta, cutpoints)
+    """Pyro's OrderedLogistic, which writes in place, and so cannot be batched over chains."""
+    below = torch.sigmoid(cutpoints - eta[..., None])
+    return Categorical(torch.cat([below[..., :1], below[..., 1:] - below[..., :-1], 1 - below[..., -1:]], -1))
 
 
 def categorical(eta: Tensor) -> Any:
