@@ -76,7 +76,7 @@ def is_formula(spec: str) -> bool:
 
 def stem(spec: str) -> str:
     """What files are called that are made of a program."""
-    return "regression" if is_formula(spec) else Path(spec.partition(".py")[0]).name
+    return "regression" if is_formula(spec) else Path(spec.rpartition(".py")[0] or spec).name
 
 
 def find_in(file: Path, name: str, text: bytes | None = None, *, alone: bool = False) -> Found:

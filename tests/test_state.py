@@ -14,6 +14,7 @@ from ppgen.inference import fit, resume
 from ppgen.inference.training.optimise import optimizer_names
 from ppgen.inference.training.state import like, read_state
 from ppgen.inference.training.step import Step
+from ppgen.run.config import VERSION
 from ppgen.run.files import read_tree, write_tree
 
 X = normal(48, 4)
@@ -70,7 +71,7 @@ def test_the_state_says_which_engine_runs_what(tmp_path):
     run = fit(ppca(), {"x": X}, steps=5, engine="trace", out=tmp_path / "run")
     engines = read_state(tmp_path / "run" / "state.safetensors")["engines"]
     assert engines["asked"] == "trace" and engines["runs"] == {"x (48, 4) (4, 1) torch.float32": "trace"}
-    assert run.config["version"] == 2
+    assert run.config["version"] == VERSION
 
 
 @pytest.mark.slow
@@ -233,7 +234,7 @@ def test_a_state_of_version_1_goes_on(tmp_path):
     del config["version"], config["history"]
     (path / "config.json").write_text(json.dumps(config))
     run = resume(path, {"x": X}, steps=8)
-    assert (run.config["version"], run.metrics["step"][-1]) == (2, 8)
+    assert (run.config["version"], run.metrics["step"][-1]) == (VERSION, 8)
 
 
 def test_like_takes_the_programs_dtype():
