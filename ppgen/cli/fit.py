@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from ppgen.run import Run
 
 
+OPTIONS = (  # that `ppgen.inference.fit` takes under the same name
+    "steps", "until", "batch_size", "lr", "schedule", "optimizer", "clip", "ema", "kl_warmup", "patience", "objective",
+    "gradient", "particles", "guide", "starts", "engine", "precision", "device", "seed", "log_every",
+    "checkpoint_every", "strict",
+)  # fmt: skip
+
+
 @app.command(short_help="Fit a program to data; leaves a run folder.")
 def fit(
     ctx: typer.Context,
@@ -101,21 +108,8 @@ def fit(
         if resume is not None:
             run = _resume(path, changes, stream, quiet)
         else:
-            options = {
-                "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
-                "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
-                "objective": objective, "gradient": gradient, "particles": particles, "guide": guide, "starts": starts,
-                "engine": engine, "precision": precision, "device": device, "seed": seed, "log_every": log_every,
-                "checkpoint_every": checkpoint_every, "strict": strict,
-            }  # fmt: skip
-            where = {
-                "split": split,
-                "columns": columns,
-                "types": types,
-                "missing": missing,
-                "context": context,
-                "data_dir": data_dir,
-            }
+            options = {name: ctx.params[name] for name in OPTIONS}
+            where = {name: ctx.params[name] for name in ("split", "columns", "types", "missing", "context", "data_dir")}
             own = with_family(settings, family) or []
             run = _fit(str(program), data, own, where, valid_split, path, options, stream, quiet)
     except KeyboardInterrupt as stop:
