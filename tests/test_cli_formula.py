@@ -45,6 +45,17 @@ def test_check_shows_the_sites(folder):
     assert sites["accidents"]["distribution"] == "GammaPoisson" and sites["r_town"]["plates"] == ["town"]
 
 
+def test_rows_with_a_gap_on_the_right_are_left_out_where_that_is_asked_for(folder):
+    table = pd.read_csv(folder / "t.csv")
+    table.loc[[3, 5], "cars"] = np.nan
+    table.to_csv(folder / "gaps.csv", index=False)
+    how = (FORMULA, "--family", "negbinomial", "--data", "gaps.csv")
+    ppgen("fit", *how, "--missing", "drop", "--out", "dropped", *FAST, cwd=folder)
+    assert json.loads((folder / "dropped" / "config.json").read_text())["data"]["rows"] == 118
+    said = ppgen("fit", *how, "--out", "none", *FAST, cwd=folder, code=2).output
+    assert "'cars' has 2 missing cells" in said and "--missing drop" in said
+
+
 def test_new_towns_are_refused_by_name_or_drawn(folder):
     refused = ppgen("predict", "run", "--data", "new.csv", cwd=folder, code=2)
     assert "'town' has 'T77', which the fit did not see" in refused.stderr

@@ -105,8 +105,8 @@ def _frame(table: Table, response: str) -> pd.DataFrame:
         missing = int(frame[name].isna().sum())
         if missing and name != response:
             raise PpgenError(
-                f"the column {name!r} has {missing} missing cells in {len(frame)} rows; leave these rows out, or fill "
-                "the cells in"
+                f"the column {name!r} has {missing} missing cells in {len(frame)} rows; leave these rows out "
+                "(--missing drop), or fill the cells in"
             )
     if not len(frame):
         raise PpgenError("the data have no rows; give at least one")

@@ -169,7 +169,8 @@ def program_and_rows(
         for name in takes.needed:
             if name not in rows and name in rows.types:
                 rows[name]  # says why it cannot be read
-        rows = dropped(rows, takes.names) if missing == "drop" else rows
+    if missing == "drop" and (names := names_in(program) if catalog.is_formula(program) else takes and takes.names):
+        rows = dropped(rows, [n for n in names if n in rows])
     made = catalog.build(found, catalog.parse_settings(settings or []), rows)
     made.missing = missing
     return made, *_without_label(source, rows, made)
