@@ -459,6 +459,20 @@ def inductors_entry_takes_and_gives_handles__ppgen_engine_compile():
     )
 
 
+def inductor_keeps_its_code_in_a_folder__ppgen_engine_compile():
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return isinstance(default_cache_dir(), str)
+
+
+def inductor_runs_within_a_tracing_context__ppgen_engine_compile():
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+
+    with tracing(TracingContext(FakeTensorMode())):
+        return True
+
+
 HERE = list(vars(sys.modules[__name__]).items())
 CONTRACT = [fn for name, fn in HERE if "__" in name and inspect.isfunction(fn)]
 

@@ -8,9 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -79,7 +79,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str | None = 
 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with (
-        _own_folder(), _silent(), _instructions_asked(), config.patch(_inductors(graph)), written_out(),
+        _own_cache(), _silent(), _instructions_asked(), config.patch(_inductors(graph)), written_out(),
         torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         outer, kernels = _compile(graph, inputs)
@@ -116,7 +116,7 @@ def _settings(graph: fx.GraphModule) -> dict[str, Any]:
         "cpp_wrapper": True,
         "size_asserts": False,
         "alignment_asserts": False,
-        "fx_graph_cache": False,
+        "fx_graph_cache": True,  # for what has no entry of its own to keep
         # A precompiled header takes 11 s and 200 MB, and saves a compilation 4 s; the code itself is kept (`native`).
         "cpp_cache_precompile_headers": False,
         # An allocation costs as much as a small kernel. (What is returned would lie on the stack as well.)
@@ -136,20 +136,31 @@ def _inductors(graph: fx.GraphModule) -> dict[str, Any]:
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
     """The compiled function, called once, and the compiled graphs within it with their numbers of inputs."""
+    from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.output_code import CompiledFxGraph
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     post_compile = CompiledFxGraph.post_compile
-    made: list[tuple[Any, int]] = []
 
-    def keep(self: Any, example: Any, *rest: Any) -> None:
-        post_compile(self, example, *rest)
-        made.append((self, len(example)))
+    def compile_under(context: AbstractContextManager[Any]) -> tuple[Callable[..., Any], list[tuple[Any, int]]]:
+        made: list[tuple[Any, int]] = []
 
-    with mock.patch.object(CompiledFxGraph, "post_compile", keep):
-        run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
-    run(*inputs)
-    return run, made
+        def keep(self: Any, example: Any, *rest: Any) -> None:  # what is compiled and what the cache holds both pass
+            post_compile(self, example, *rest)
+            made.append((self, len(example)))
+
+        with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
+        run(*inputs)
+        return run, made
+
+    try:  # without an environment of shapes Inductor does not look into its cache
+        shapes = ShapeEnv(assume_static_by_default=True, allow_dynamic_output_shape_ops=False)
+        return compile_under(tracing(TracingContext(FakeTensorMode(shape_env=shapes))))
+    except Exception:  # and with one it does not know some operations, as a Dirichlet's draws
+        return compile_under(nullcontext())
 
 
 def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -162,16 +173,28 @@ def _entry(direct: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 @contextmanager
-def _own_folder() -> Iterator[None]:
-    """Inductor writes to a folder that goes away, unless the user has named one: what is kept is kept by `native`."""
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+def _own_cache() -> Iterator[None]:
+    """What Inductor keeps across runs by itself, in the user's cache folder unless torch was told another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppgen" / "inductor"
+    before = os.environ.get(name)
+    if before not in (None, default_cache_dir()):
         yield
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="ppgen-", ignore_cleanup_errors=True) as folder,
-        mock.patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": folder}),
-    ):
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(home)
+    except OSError:  # a home that cannot be written to: torch's own place
+        pass
+    try:
         yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _instructions_asked() -> AbstractContextManager[Any]:
