@@ -53,9 +53,8 @@ class Objective(nn.Module):
         super().__init__()
         self.bound: Any = objectives.named(objective)
         self.formula = objectives.formula(objective)
-        if (own := getattr(self.bound, "GRADIENT", gradient)) != gradient and gradient != "pathwise":
-            raise PpgenError(f"objective={objective!r} has a gradient of its own; leave gradient={gradient!r} out")
-        if (alone := hasattr(self.bound, "draw")) and gradient != "pathwise":
+        own, alone = getattr(self.bound, "GRADIENT", gradient), hasattr(self.bound, "draw")
+        if (alone or own != gradient) and gradient != "pathwise":
             raise PpgenError(f"objective={objective!r} has a gradient of its own; leave gradient={gradient!r} out")
         self.estimator: Any = self.bound if alone else gradients.named(own)
         if particles < 1:

@@ -297,3 +297,8 @@ _NOTHING: Any = torch.empty(0)
 def parameters_as(program: nn.Module, values: Mapping[str, Tensor]) -> Any:
     """Within it, the program's parameters are these tensors; after it, its own again, whatever happens."""
     return _reparametrize_module(program, dict(values), tie_weights=True)
+
+
+def parameters_held(program: nn.Module) -> Any:
+    """Within it, the program's parameters are constants."""
+    return parameters_as(program, {n: p.detach() for n, p in program.named_parameters()})

@@ -236,8 +236,8 @@ class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 
     `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
-    infer["was_observed"], and are sampled at the tempo of the likelihood, not of the data. A Poisson count of a rate
-    above 2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
+    infer["was_observed"], keep what was given as "observed", and are sampled at the tempo of the likelihood, not of the
+    data. A Poisson count of a rate above 2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
 
     Args:
         only: the names of the sites that are meant; None for all.
@@ -263,6 +263,7 @@ class Unobserve(Messenger):
             except (NotImplementedError, AssertionError) as e:  # the latter of a chain without a duration
                 self._has_no_draws(msg["name"], fn, e)
                 return
+            msg["observed"] = msg.get("given", value)
             msg["fn"], msg["is_observed"], msg["value"], msg["done"] = fn, False, drawn, True
             msg["infer"]["was_observed"] = True
         elif not msg["done"] and value is None and isinstance(innermost(fn), torch.distributions.Poisson):

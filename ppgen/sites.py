@@ -24,6 +24,11 @@ def sample_sites(
     }
 
 
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are one tensor, or a view of all of it."""
+    return a.shape == b.shape and a.data_ptr() == b.data_ptr()
+
+
 def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> dict[str, str]:
     """The column that each observed site observes, by site: the tensor itself, or one of the same values."""
     found: dict[str, str] = {}
@@ -31,7 +36,7 @@ def observed_columns(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, 
         if site["is_observed"] and not is_deterministic(site):
             value = given_value(site)
             tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)}
-            same = [k for k, v in tensors.items() if v.data_ptr() == value.data_ptr() and v.shape == value.shape]
+            same = [k for k, v in tensors.items() if is_same(v, value)]
             alike = [k for k, v in tensors.items() if v.shape == value.shape and bool((v == value).all())]
             found |= {name: (same or alike)[0]} if same or alike else {}
     return found

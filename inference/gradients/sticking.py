@@ -18,7 +18,7 @@ from typing import Any
 from pyro import poutine
 from torch import nn
 
-from ppgen.draws import one_draw, parameters_as
+from ppgen.draws import one_draw, parameters_held
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.sites import sample_sites
@@ -54,5 +54,5 @@ def at_fixed_parameters(program: Program, data: Mapping[str, Any], q: poutine.Tr
             f"{asked} runs the guide twice at one draw, and {program.name} has dropout, which differs between the two; "
             "take another gradient and objective (pathwise, iwae), or no dropout"
         )
-    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
+    with parameters_held(program):
         return poutine.trace(poutine.replay(lambda: program.call("guide", data), trace=q)).get_trace()

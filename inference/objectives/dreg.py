@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppgen.draws import one_draw, parameters_as
+from ppgen.draws import one_draw, parameters_held
 from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, with_gradient_of
 from ppgen.inference.gradients.sticking import at_fixed_parameters
 from ppgen.program import Program
@@ -37,7 +37,7 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
     """
     q = guide_run(program, data)
     held = at_fixed_parameters(program, data, q, "objective='dreg'")
-    with parameters_as(program, {n: p.detach() for n, p in program.named_parameters()}):
+    with parameters_held(program):
         path = one_draw(program, data, structure, q=held)
     fixed = q.copy()
     for name, site in q.nodes.items():

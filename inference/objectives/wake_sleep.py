@@ -25,7 +25,7 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, with_gradient_of
 from ppgen.program import Program
-from ppgen.sites import given_value, is_delta, sample_sites
+from ppgen.sites import is_delta, is_same, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import Term, guide_run, term
 
@@ -63,22 +63,16 @@ def _dream(program: Program, data: Mapping[str, Any]) -> tuple[poutine.Trace, di
     with Unobserve():
         dream = poutine.trace(lambda: program.call("model", data)).get_trace()
     columns = dict(data)
-    observed = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=dream)).get_trace()
-    for name, site in sample_sites(observed, deterministic=False).items():
-        if site["is_observed"]:
-            value = given_value(site)
-            own = [k for k, v in data.items() if isinstance(v, Tensor) and _is_same(v, value)]
+    for name, site in sample_sites(dream, deterministic=False).items():
+        if "observed" in site:
+            own = [k for k, v in data.items() if isinstance(v, Tensor) and is_same(v, site["observed"])]
             if not own:
                 raise PpgenError(
                     f"objective='wake_sleep' puts the model's draw of {name!r} in the place of the column that is "
                     f"observed there, and {program.name} observes none as it is; write obs=column"
                 )
-            columns[own[0]] = dream.nodes[name]["value"].to(data[own[0]])
+            columns[own[0]] = site["value"].to(data[own[0]])
     return dream, columns
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.data_ptr() == b.data_ptr()
 
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,7 @@ def load(key: str) -> Callable[..., Any] | None:
 def keep(key: str, entry: Callable[..., Any]) -> None:
     """Copies the library that a function of Inductor's comes from; where it cannot be, the next run compiles again."""
     built = getattr(getattr(entry, "__self__", None), "__file__", None)
-    if not key or built is None or not hasattr(torch._C, "_dynamo"):
+    if not key or built is None:
         return
     with suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         "sleep_at_the_data",
-        'columns[own[0]] = dream.nodes[name]["value"].to(data[own[0]])',
+        'columns[own[0]] = site["value"].to(data[own[0]])',
         "columns[own[0]] = data[own[0]]",
         "tests/test_objectives.py::test_wake_sleep_moves_the_guide_by_the_gradient_of_the_forward_kl",
     ),
