@@ -48,6 +48,7 @@ LAWS = {
     "iwae": "every weight is the evidence",
     "renyi": "every weight is the evidence",
     "miwae": "every weight is the evidence",
+    "piwae": "every weight is the evidence",
     "ciwae": "every weight is the evidence",
     "vimco": "every weight is the evidence",
     "rws": "every weight is the evidence",
@@ -221,6 +222,19 @@ def test_doubly_reparametrized_gradients_leave_the_models_gradient_as_it_is():
         o = made(Scaled(), X, name, 5)
         found.append(torch.autograd.grad(o({"x": X})[0], o.program.m)[0])
     torch.testing.assert_close(*found)
+
+
+def test_piwae_has_the_models_gradient_of_iwae_and_the_guides_of_miwae():
+    """At the same draws, to rounding."""
+    found = {}
+    for name in ("piwae(groups=3)", "iwae", "miwae(groups=3)"):
+        torch.manual_seed(0)
+        o = made(Scaled(), X, name, 6)
+        found[name] = torch.autograd.grad(o({"x": X})[0], [o.program.m, o.program.log_width])
+    ours, tight, grouped = found.values()
+    torch.testing.assert_close(ours[0], tight[0])
+    torch.testing.assert_close(ours[1], grouped[1])
+    assert abs(float(tight[1] - grouped[1])) > 1e-3 and abs(float(tight[0] - grouped[0])) > 1e-4
 
 
 def test_the_chi_square_bound_moves_the_guide_by_its_own_gradient():

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyro import poutine
 from torch import Tensor
 
 from ppgen.draws import one_draw, parameters_held
@@ -37,21 +38,33 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
     """
     q = guide_run(program, data)
     held = at_fixed_parameters(program, data, q, "objective='dreg'")
+    return fixed_and_along(program, data, structure, q, held)
+
+
+def fixed_and_along(
+    program: Program, data: Mapping[str, Any], structure: Structure, q: poutine.Trace, path: poutine.Trace
+) -> list[Term]:
+    """The terms of q's draw held fixed, with gradients to the parameters; in `target` those of `path`, along the draw,
+    the model's parameters held."""
     with parameters_held(program):
-        path = one_draw(program, data, structure, q=held)
+        along = one_draw(program, data, structure, q=path)
     fixed = q.copy()
     for name, site in q.nodes.items():
         if site["type"] == "sample":
             fixed.nodes[name] = {**site, "value": site["value"].detach()}
     terms = one_draw(program, data, structure, q=fixed)
-    return [t._replace(target=along.log_prob) for t, along in zip(terms, path, strict=True)]
+    return [t._replace(target=moved.log_prob) for t, moved in zip(terms, along, strict=True)]
+
+
+def model_weights(terms: Sequence[Term], s: Setting) -> Tensor:
+    """log p(x, z_k) of such terms at their fixed draws, as it is trained on."""
+    return log_weights([t._replace(target=None) for t in terms if t.role != "guide"], s, target=True)
 
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The importance-weighted bound, with the gradients above of the same with KL-weighted terms."""
     along = log_weights(terms, s, target=True)
-    model = log_weights([t._replace(target=None) for t in terms if t.role != "guide"], s, target=True)
     weights = along.detach().softmax(0)
-    surrogate = (weights * model + weights**2 * along).sum(0)
+    surrogate = (weights * model_weights(terms, s) + weights**2 * along).sum(0)
     target, bound = (over_rows(log_mean_exp(w.detach()), s) for w in (along, log_weights(terms, s)))
     return with_gradient_of(target, over_rows(surrogate, s)), bound

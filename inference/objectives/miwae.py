@@ -28,7 +28,16 @@ def objective(terms: Sequence[Term], s: Setting, *, groups: int = 2) -> tuple[Te
     Raises:
         PpgenError: draws that cannot be divided into so many groups.
     """
-    k = len(terms[0].log_prob)
+    return of_weights(lambda log_w: grouped(log_w, groups, "miwae"), terms, s)
+
+
+def grouped(log_w: Tensor, groups: int, name: str) -> Tensor:
+    """The mean over groups of the importance-weighted bounds.
+
+    Raises:
+        PpgenError: draws that cannot be divided into so many groups.
+    """
+    k = len(log_w)
     if groups < 1 or k % groups:
-        raise PpgenError(f"miwae(groups={groups}) divides {k} particles; take a multiple of {groups}")
-    return of_weights(lambda log_w: log_mean_exp(log_w.unflatten(0, (-1, groups))).mean(0), terms, s)
+        raise PpgenError(f"{name}(groups={groups}) divides {k} particles; take a multiple of {groups}")
+    return log_mean_exp(log_w.unflatten(0, (-1, groups))).mean(0)
