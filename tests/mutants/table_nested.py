@@ -56,8 +56,8 @@ MUTANTS = [
     ),
     Mutant(
         "doubly_reparametrized_with_single_weights",
-        "surrogate = (weights * model + weights**2 * along).sum(0)",
-        "surrogate = (weights * model + weights * along).sum(0)",
+        "surrogate = (weights * model_weights(terms, s) + weights**2 * along).sum(0)",
+        "surrogate = (weights * model_weights(terms, s) + weights * along).sum(0)",
         "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
     ),
     Mutant(
