@@ -16,12 +16,15 @@ version = release = ppgen.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "run_directive",
+    "mathml",
+    "site_check",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "locale"]
+locale_dirs = ["locale"]
+gettext_compact = False  # one catalog a page
 default_role = "code"  # docstrings write `x` for code
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -5,7 +5,9 @@
     ```{run} file my_model.py   writes the file for the blocks after it
 
 All blocks of a page run in their order, in one temporary folder of the page's own. A block that fails
-fails the build. Open matplotlib figures are shown under the block, and closed. Options:
+fails the build. Open matplotlib figures are shown under the block, and closed. What a block gave is kept
+(kept_outputs.py): a page whose blocks have all been run before is not run again. With `-D run_examples=0`
+nothing is run and nothing is shown below the code, which suffices for reading the words. Options:
 
     :hide-code:    show only what the block gives
     :hide-output:  show only the code
@@ -31,29 +33,39 @@ import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from kept_outputs import Outputs, Result, next_key
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 FENCE = re.compile(r"^\s*(?:```+|~~~+)\s*(python|py|pycon|sh|bash|shell|console)\b", re.MULTILINE)
 
+EMPTY = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # one clear pixel
+
 
 class Page:
-    """What the blocks of one page share: a folder, a namespace, a count of pictures."""
+    """What the blocks of one page share: a folder, a namespace, the results kept of an earlier build."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, kept: Path):
         self.folder = Path(tempfile.mkdtemp(prefix="ppgen-docs-"))
         # A module without a file, as a notebook's is; classes made on the page are found in it.
         module = sys.modules["example"] = types.ModuleType("example")
         self.namespace: dict[str, Any] = module.__dict__
         self.name = name.replace("/", "-")
-        self.blocks = self.pictures = 0
+        self.outputs = Outputs(kept, self.name)
+        self.key, self.blocks = "", 0
+        self.skipped: list[Callable[[], Any]] = []  # blocks whose results were kept, and that have not run
+
+    def catch_up(self) -> None:
+        """Runs the blocks that were skipped: the next one may need what they left."""
+        while self.skipped:
+            self.skipped.pop(0)()
 
     def python(self, code: str) -> str:
         """Runs code, and returns what it printed and the value of its last line."""
@@ -123,26 +135,42 @@ class Run(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         kind, code = self.arguments[0], "\n".join(self.content)
-        page = self.env.temp_data.setdefault("run_page", None) or Page(self.env.docname)
-        self.env.temp_data["run_page"] = page
-        if kind == "file":
-            (page.folder / self.arguments[1]).write_text(code + "\n")
-            output, language = "", "python"
-        elif kind in ("python", "sh"):
-            output, language = self.execute(page, kind, code), {"python": "python", "sh": "bash"}[kind]
-        else:
+        if kind not in ("file", "python", "sh"):
             raise self.error(f"{kind!r} cannot be run; it is python, sh or file")
+        result = self.result(kind, code) if self.config.run_examples else Result("")
         block = nodes.container(classes=["run"])
         if "hide-code" not in self.options:
             caption = nodes.paragraph("", "", nodes.literal("", self.arguments[1])) if kind == "file" else None
+            language = "bash" if kind == "sh" else "python"
             block += [n for n in (caption, nodes.literal_block(code, code, language=language)) if n]
-        if output.strip() and "hide-output" not in self.options:
-            text = output.rstrip().replace(str(page.folder) + os.sep, "")
+        if result.output.strip() and "hide-output" not in self.options:
+            text = result.output.rstrip()
             block += nodes.literal_block(text, text, language="text", classes=["run-output"])
-        return [block, *self.pictures(page)]
+        alt = self.options.get("alt", "")
+        uris = ["/" + path.relative_to(self.env.srcdir).as_posix() for path in result.pictures]
+        if alt and not self.config.run_examples:
+            uris = [EMPTY]  # no picture, but its words
+        return [block, *(nodes.image(uri=uri, alt=alt) for uri in uris)]
+
+    def result(self, kind: str, code: str) -> Result:
+        """What the block gave: kept of an earlier build, or else by running it, after those that were skipped."""
+        kept = Path(self.env.srcdir, "_build", "outputs")
+        page = self.env.temp_data.setdefault("run_page", None) or Page(self.env.docname, kept)
+        self.env.temp_data["run_page"] = page
+        page.key = next_key(page.key, *self.arguments, code, self.options.get("fails"), self.options.get("image"))
+        result = page.outputs.load(page.key)
+        if result is not None:
+            page.skipped.append(lambda: (self.execute(page, kind, code), self.pictures(page)))
+            return result
+        page.catch_up()
+        output = self.execute(page, kind, code).replace(str(page.folder) + os.sep, "")
+        return page.outputs.save(page.key, output, self.pictures(page))
 
     def execute(self, page: Page, kind: str, code: str) -> str:
         expected = self.options.get("fails")
+        if kind == "file":
+            (page.folder / self.arguments[1]).write_text(code + "\n")
+            return ""
         try:
             shell = kind == "sh"
             output = page.shell(code, self.options.get("timeout", 600)) if shell else page.python(code)
@@ -156,8 +184,8 @@ class Run(SphinxDirective):
             raise ExtensionError(f"{self.get_location()}: the example should have failed\n{code}")
         return output
 
-    def pictures(self, page: Page) -> list[nodes.Node]:
-        """The block's pictures, copied to where the builder finds them."""
+    def pictures(self, page: Page) -> list[Path]:
+        """The pictures that the block made, in the page's folder."""
         made = [page.folder / name for name in self.options.get("image", "").split()]
         if "matplotlib.pyplot" in sys.modules:
             import matplotlib.pyplot as plt
@@ -166,17 +194,10 @@ class Run(SphinxDirective):
                 made.append(page.folder / f"figure-{number}.png")
                 plt.figure(number).savefig(made[-1], dpi=110, bbox_inches="tight")
             plt.close("all")
-        shown = []
         for path in made:
             if not path.is_file():
                 raise ExtensionError(f"{self.get_location()}: the example made no {path.name}")
-            page.pictures += 1
-            kept = Path(self.env.srcdir, "_build", "run", f"{page.name}-{page.pictures}{path.suffix}")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, kept)
-            uri = "/" + kept.relative_to(self.env.srcdir).as_posix()
-            shown.append(nodes.image(uri=uri, alt=self.options.get("alt", "")))
-        return shown
+        return made
 
 
 def refuse_idle_examples(app: Sphinx, name: str, source: list[str]) -> None:
@@ -190,6 +211,7 @@ def refuse_idle_examples(app: Sphinx, name: str, source: list[str]) -> None:
 def leave_page(app: Sphinx, tree: nodes.document) -> None:
     page = app.env.temp_data.pop("run_page", None)
     if page is not None:
+        page.outputs.prune()
         page.leave()
 
 
@@ -197,6 +219,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ["PPGEN_BACKGROUND"] = "0"
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="ppgen-docs-")  # not the user's list of trusted programs
+    app.add_config_value("run_examples", True, "env", bool)
     app.add_directive("run", Run)
     app.connect("source-read", refuse_idle_examples)
     app.connect("doctree-read", leave_page)

@@ -2,6 +2,7 @@
 
 from ppgen.models.arma import ARMA
 from ppgen.models.count_regression import CountRegression
+from ppgen.models.deep_markov import DeepMarkov
 from ppgen.models.diffusion import Diffusion
 from ppgen.models.eight_schools import EightSchools
 from ppgen.models.flow import Flow
@@ -22,6 +23,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "CountRegression",
+    "DeepMarkov",
     "Diffusion",
     "EightSchools",
     "Flow",

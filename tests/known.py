@@ -29,6 +29,7 @@ from ppgen.models import (
     PPCA,
     VAE,
     CountRegression,
+    DeepMarkov,
     Diffusion,
     EightSchools,
     Flow,
@@ -335,6 +336,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": normal(12, 1)[:, 0], "g": LABELS, "y": normal(12, seed=1)},
     ),
     "gaussian_mixture": (lambda: GaussianMixture(2), {"x": normal(12)}),
+    "deep_markov": (
+        lambda: DeepMarkov(3, 4, 2, transition=4, emission=4, recurrent=5),
+        {"x": binary(12, 12).reshape(12, 4, 3), "length": 2.0 + LABELS},
+    ),
     "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
     "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),
     "arma": (lambda: ARMA(1, 1, 5), {"y": normal(12, 5)}),

@@ -133,7 +133,7 @@ def test_what_cannot_be_is_one_sentence(case):
 
 def test_without_formulae_the_pip_line_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "formulae", None)
-    with pytest.raises(PpgenError, match=r"formulae, which is not installed; pip install 'ppgen\[formula\]'"):
+    with pytest.raises(PpgenError, match=r"formulae, which is not installed; pip install 'ppgen-pyro\[formula\]'"):
         regression("y ~ x", data=TABLE)
 
 

@@ -24,5 +24,5 @@ def test_nuts_on_a_normal_mean():
 
 def test_nuts_without_nutpie(monkeypatch):
     monkeypatch.setitem(sys.modules, "nutpie", None)
-    with pytest.raises(PpgenError, match=r"pip install 'ppgen\[mcmc\]'"):
+    with pytest.raises(PpgenError, match=r"pip install 'ppgen-pyro\[mcmc\]'"):
         mcmc(NormalMean(), {"x": X}, "nuts", chains=2, draws=10, warmup=20)

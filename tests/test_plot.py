@@ -251,3 +251,22 @@ def test_save_is_atomic(points, tmp_path):
     figure.savefig = kept
     assert save(figure, tmp_path / "old.png") == tmp_path / "old.png"
     assert [p.name for p in tmp_path.iterdir()] == ["old.png"]
+
+
+def test_a_picture_of_the_first_entries_says_so():
+    from ppgen.inference.report.figures import intervals_figure
+
+    for n, said in ((40, "Latents"), (41, "Latents (the first 40 of 41 entries)")):
+        figure = intervals_figure(np.zeros((5, n)), [f"z[{i}]" for i in range(n)], "value", "Latents")
+        assert figure.axes[0].get_title() == said
+
+
+def test_svg(tmp_path):
+    run = fit(Gaussian(), {"heights": torch.randn(20)}, steps=30, log_every=2)
+    data = {"heights": torch.randn(20)}
+    files = plot(run, data, tmp_path / "a", format="svg")
+    again = plot(run, data, tmp_path / "b", format="svg")
+    assert files and all(f.suffix == ".svg" and "<svg" in f.read_text() for f in files)
+    assert [f.read_bytes() for f in files] == [f.read_bytes() for f in again]
+    with pytest.raises(ppgen.PpgenError, match="none of png, svg"):
+        plot(run, data, tmp_path / "c", format="pdf")

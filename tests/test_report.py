@@ -152,6 +152,20 @@ def test_the_figures_are_those_of_the_functions_that_make_them(name, page):
         assert row["P(predicted ≥ observed)"] == number(c.p) and row[""] == ("off" if c.off else "fine")
 
 
+def test_the_top_says_what_was_fitted_the_verdict_and_what_to_do(page):
+    run, _, _, text = page("images")
+    glance = re.search(r'<dl class="glance (\w+)".*?</dl>', text, re.S)
+    said = re.findall(r"<dd>(.*?)</dd>", glance[0], re.S)
+    assert glance[1] in VERDICTS and len(said) == 3 and f"{run.program.name} to 30 rows" in said[0]
+    assert html.unescape(said[2]) in html.unescape(text.split("</dl>")[1])
+
+
+def test_the_plate_holds_all_rows_and_latents_stand_once(page):
+    _, _, _, text = page("images")
+    assert ">data, 30<" in text
+    assert "_unconstrained" not in page("a global latent")[3]
+
+
 def test_what_the_user_wrote_is_shown_as_text(tmp_path):
     class Odd(NormalMean):
         """<script>alert(1)</script> & more."""

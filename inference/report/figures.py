@@ -23,20 +23,33 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
 LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
 INTERVALS = 40  # at most, in a picture
+FORMATS = ("png", "svg")
 
 
-def write_figures(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+def write_figures(folder: Path, figures: Mapping[str, Figure | None], format: str = "png") -> list[Path]:
+    """Writes FOLDER/NAME.FORMAT for each figure that is there.
+
+    Raises:
+        PpgenError: a format other than png and svg; a folder that cannot be made.
+    """
+    if format not in FORMATS:
+        raise PpgenError(f"format {format!r} is none of {', '.join(FORMATS)}; take one of them")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise PpgenError(f"the folder {folder} could not be made: {e.strerror}; choose another place") from e
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items() if figure is not None]
+    return [save(figure, folder / f"{name}.{format}") for name, figure in figures.items() if figure is not None]
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure as PNG, atomically."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150)
+    """Writes a figure, atomically: as SVG where the path ends so, else as PNG."""
+    import matplotlib
+
+    out, svg = io.BytesIO(), Path(path).suffix == ".svg"
+    with matplotlib.rc_context({"svg.hashsalt": "ppgen"}):  # the same figure is the same file
+        figure.savefig(
+            out, format="svg" if svg else "png", dpi=150, facecolor="white", metadata={"Date": None} if svg else None
+        )
     write_atomic(path, out.getvalue())
     return Path(path)
 
@@ -86,7 +99,9 @@ def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, 
 def intervals_figure(
     draws: np.ndarray, names: list[str], xlabel: str, title: str, seen: np.ndarray | None = None
 ) -> Figure:
-    """Intervals of the columns, and what was observed of each, where it was."""
+    """Intervals of the columns, the first 40 of them, and what was observed of each, where it was."""
+    if len(names) > INTERVALS:
+        title += f" (the first {INTERVALS} of {len(names)} entries)"
     figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
     _draw_intervals(axis, draws, names)
     if seen is not None:

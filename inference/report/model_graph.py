@@ -87,13 +87,21 @@ def layout(structure: Structure, edges: list[tuple[str, str]]) -> list[Node]:
     return nodes
 
 
-def svg(program: Program, data: Mapping[str, Tensor], structure: Structure) -> tuple[str, str] | None:
-    """The picture and its description in words; None where there are too many sites."""
+def svg(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, rows: int | None = None
+) -> tuple[str, str] | None:
+    """The picture and its description in words; None where there are too many sites.
+
+    Args:
+        rows: of the data; the structure's shapes are those of the few rows that it was read from.
+    """
     sites = [s for s in structure.sites if s.role in SHOWN]
     if not 0 < len(sites) <= MOST:
         return None
     edges = _edges_of(program, data, structure)
     sizes = {p: n for s in sites for p, n in zip(s.plates, _plate_sizes(s), strict=False)}
+    if rows is not None:
+        sizes |= {p: rows for p in structure.row_plates}
     nodes = layout(structure, edges)
     place = {n.name: n for n in nodes}
     parts = []

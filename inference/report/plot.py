@@ -1,4 +1,4 @@
-"""Pictures of a fit, those that make sense for its program, as PNG files.
+"""Pictures of a fit, those that make sense for its program, as PNG or SVG files.
 
 elbo              the ELBO over the steps with its standard error, and that of the held-out rows
 samples           draws of the model: images, points of a plane, or histograms, beside the data
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int = 0) -> list[Path]:
+def plot(
+    run: Run, data: Any = None, out: str | Path | None = None, *, seed: int = 0, format: str = "png"
+) -> list[Path]:
     """Writes the pictures of a run.
 
     Args:
@@ -67,6 +69,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
             take colours the latent space.
         out: the folder, made where it is not there; None: RUN/plots.
         seed: of the draws.
+        format: png or svg.
 
     Returns:
         The files written.
@@ -83,7 +86,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
     if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
     if isinstance(run.program, GaussianChain):
-        return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)})
+        return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)}, format)
     d = None
     if run.structure.latents:
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
@@ -95,7 +98,7 @@ def plot(run: Run, data: Any = None, out: str | Path | None = None, *, seed: int
         "latent": latent_figure(run, columns, d, label, seed=seed),
         "khat": khat_figure(d),
     }
-    return write_figures(folder, figures)
+    return write_figures(folder, figures, format)
 
 
 # -- the ELBO ------------------------------------------------------------------------------------

@@ -27,12 +27,18 @@ from ppgen.inference.report.figures import BLUE, GREY, ORANGE
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, verdict
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
 from ppgen.run import Run, prepare_columns
 from ppgen.run.files import read_json, write_atomic
+from ppgen.structure import Site
 
 BADGES = {WRONG: "Wrong:", LOOK: "Look:", FINE: "Fine:"}
+VERDICT_WORDS = {
+    WRONG: "Do not use it yet.",
+    LOOK: "Use it with care.",
+    FINE: "Every check that was made is fine.",
+}
 ROWS = 1000  # of the data, at most, in the checks of a program whose rows are apart
 ENTRIES = 40  # of a table
 DPI = 110
@@ -87,7 +93,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     calibration = read_json(file) if file is not None and file.is_file() else None
     calibrated = [Finding.from_dict(f) for f in calibration["findings"]] if calibration is not None else []
     sections = [
-        _model(run, few),
+        _model(run, few, rows),
         _data(run, rows),
         _training(run),
         _bounds(bounds, len(few) and data_module.n_rows(few, run.structure.row_columns), run),
@@ -113,9 +119,26 @@ def _render(run: Run, sections: list[Section], findings: list[Finding]) -> str:
         f"{sum(p.numel() for p in run.program.parameters())} parameters, seed {run.config['seed']}",
         findings=findings,
         badges=BADGES,
+        glance=_glance(run, findings),
         sections=sections,
         footer=f"Written by ppgen {ppgen.__version__}. Everything is in this file.",
     )
+
+
+def _glance(run: Run, findings: list[Finding]) -> dict[str, str]:
+    """The page in three lines: what was fitted, the verdict of all findings, and the first thing to do."""
+    recorded = run.config["data"]
+    guide = run.config["program"]["guide"] or ("its own guide" if run.structure.latents else "")
+    rows = f"{recorded['rows']} row{'s' if recorded['rows'] != 1 else ''}"
+    what = f"{run.program.name} to {rows} of {recorded.get('source') or 'data in memory'}"
+    remedy = next((f.remedy for f in findings if f.remedy), "")  # the worst comes first
+    found = verdict(findings)
+    return {
+        "what": what + (f", with {guide}." if guide else "."),
+        "verdict": found,
+        "words": VERDICT_WORDS[found] + (f" {findings[0].sentence}" if findings and found != FINE else ""),
+        "next": remedy or "Nothing: use it.",
+    }
 
 
 def _section(title: str, *text: str, figures: list | None = None, tables: list | None = None,
@@ -148,24 +171,37 @@ def _figure(figure: Any, alt: str, caption: str) -> list[dict[str, Any]]:
 # -- the sections ----------------------------------------------------------------------------------
 
 
-def _model(run: Run, data: Mapping[str, Any]) -> Section:
+def _model(run: Run, data: Mapping[str, Any], rows: Mapping[str, Any]) -> Section:
     doc = (type(run.program).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").strip()
     with ready(run, data, 0, guide=False):
-        picture = svg(run.program, data, run.structure)
+        n = data_module.n_rows(rows, run.structure.row_columns) if run.structure.row_columns else None
+        picture = svg(run.program, data, run.structure, n)
     figures = []
     if picture is not None:
         caption = "White: latent. Grey: observed. Dashed: computed. A box is a plate, with how many there are."
         figures = [{"svg": picture[0], "caption": caption}]
+    shown = [s for s in run.structure.sites if not _of_an_autoguide(run, s)]
     sites = [
         [s.name, s.role + (", summed out" if s.enumerated else ""), s.distribution, ", ".join(s.plates) or "–",
          "×".join(map(str, s.event_shape)) or "–"]
-        for s in run.structure.sites
-    ][:ENTRIES]  # fmt: skip
+        for s in shown[:ENTRIES]
+    ]  # fmt: skip
+    caption = "Sites of the program" + _first_of(len(sites), len(shown))
     guide = run.config["program"]["guide"] or ("its own" if run.structure.latents else "none: nothing is latent")
     return _section(
         "Model", doc, f"Guide: {guide}.", figures=figures,
-        tables=[_table("Sites of the program", ["site", "role", "distribution", "plates", "event"], sites)],
+        tables=[_table(caption, ["site", "role", "distribution", "plates", "event"], sites)],
     )  # fmt: skip
+
+
+def _of_an_autoguide(run: Run, site: Site) -> bool:
+    """Whether a site is an automatic guide's own, behind a latent that is shown already: mu_unconstrained of mu."""
+    return site.role == "auxiliary" and bool(run.config["program"]["guide"])
+
+
+def _first_of(shown: int, all: int) -> str:
+    """For the end of a caption: " (40 of 90)" where not all are shown."""
+    return f" ({shown} of {all})" if shown < all else ""
 
 
 def _data(run: Run, data: Mapping[str, Any]) -> Section:
@@ -225,13 +261,14 @@ def _posterior(run: Run, data: Mapping[str, Any], d: Diagnosis, seed: int) -> Se
     )
     if len(d.khat) > 1:
         figures += _figure(khat_figure(d), alt, "k-hat above 0.7 marks rows whose posterior is not to be trusted.")
-    more = f" ({len(table)} of {len(d.summary)})" if len(d.summary) > len(table) else ""
-    tables = [_table(f"Posterior of the latents{more}", ["", *map(str, d.summary.columns)], rows)]
+    caption = "Posterior of the latents" + _first_of(len(table), len(d.summary))
+    tables = [_table(caption, ["", *map(str, d.summary.columns)], rows)]
     if len(d.moments.columns) > 2:
         beside = d.moments.head(ENTRIES)
         tables.append(
             _table(
-                "The guide's moments beside better ones", ["", *(c.replace("_", " ") for c in beside.columns)],
+                "The guide's moments beside better ones" + _first_of(len(beside), len(d.moments)),
+                ["", *(c.replace("_", " ") for c in beside.columns)],
                 [[str(i), *map(float, row)] for i, row in zip(beside.index, beside.values, strict=True)],
             )
         )  # fmt: skip

@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 RANKED = 4  # entries in the picture of ranks
 
 
-def plot_tree(tree: DataTree, out: str | Path) -> list[Path]:
+def plot_tree(tree: DataTree, out: str | Path, *, format: str = "png") -> list[Path]:
     """Writes those pictures that the tree has the groups for.
 
     Args:
         tree: with a group posterior.
         out: the folder, made where it is not there.
+        format: png or svg.
 
     Returns:
         The files written.
@@ -51,7 +52,7 @@ def plot_tree(tree: DataTree, out: str | Path) -> list[Path]:
         "latents": _latents_figure(tree), "ranks": _ranks_figure(tree), "energy": _energy_figure(tree),
         "predictive": _predictive_figure(tree),
     }  # fmt: skip
-    return write_figures(Path(out), figures)
+    return write_figures(Path(out), figures, format)
 
 
 def _entries(group: Any) -> tuple[np.ndarray, list[str]]:

@@ -123,6 +123,7 @@ def plot(
     split: Split = None,
     columns: Columns = None,
     seed: Seed = 0,
+    format: Annotated[str, typer.Option(help="png or svg.")] = "png",
     json: Json = False,
 ) -> None:  # fmt: skip
     """Pictures: ELBO, samples, reconstructions, latent space, k-hat; those that make sense for the program.
@@ -136,11 +137,11 @@ def plot(
         from ppgen.run.files import read_netcdf
 
         refuse(run, {"data": data, "split": split, "columns": columns})
-        files = inference.plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"))
+        files = inference.plot_tree(read_netcdf(run), out or run.with_name(f"{run.stem}-plots"), format=format)
     else:
         fitted = Run.load(run)
         _, cols = sources.of_run(fitted, data, split, columns=columns, held_out=amortised(fitted), label=True)
-        files = inference.plot(fitted, cols, out, seed=seed)
+        files = inference.plot(fitted, cols, out, seed=seed, format=format)
     if json:
         print_json({"run": str(run), "files": files})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -201,14 +202,34 @@ def _site(run: Run, site: Any) -> list[Any]:
     return [site.name, role, site.distribution, plates or None, *shapes, _support_in_words(site.support)]
 
 
+BOUND = re.compile(r"\w+=-?[\d.e+-]+(, \w+=-?[\d.e+-]+)?")
+SUPPORTS = {
+    "Real": "real", "Boolean": "0 or 1", "Simplex": "simplex", "OneHot": "one-hot", "LowerCholesky": "lower triangular",
+    "CorrCholesky": "Cholesky factor of correlations", "PositiveDefinite": "positive definite",
+    "GreaterThan": "> {low}", "GreaterThanEq": ">= {low}", "LessThan": "< {high}", "Interval": "{low} to {high}",
+    "HalfOpenInterval": "{low} to {high}", "IntegerInterval": "whole, {low} to {high}",
+    "IntegerGreaterThan": "whole, >= {low}", "IntegerLessThan": "whole, <= {high}",
+}  # fmt: skip
+
+
 def _support_in_words(text: str) -> str | None:
-    """A constraint as torch prints it, without its wrapper.
+    """A constraint, as torch prints it, in words; one that has no words here, without its wrapper.
 
     >>> _support_in_words("Independent(GreaterThan(lower_bound=0.0), 1)"), _support_in_words("Real()")
-    ('GreaterThan(lower_bound=0.0)', 'Real')
+    ('> 0', 'real')
+    >>> _support_in_words("Interval(lower_bound=-1.0, upper_bound=1.0)"), _support_in_words("Boolean()")
+    ('-1 to 1', '0 or 1')
     """
     while text.startswith("Independent"):
         text = text.partition("(")[2].rpartition(",")[0]
+    name, _, rest = text.strip("_").removesuffix(")").partition("(")
+    kind = name.strip("_")
+    if "tensor" in rest:
+        return "bounds by entry"
+    bounds = dict(b.split("=") for b in rest.split(", ")) if BOUND.fullmatch(rest) else {}
+    low, high = (f"{float(bounds[k]):g}" if k in bounds else "" for k in ("lower_bound", "upper_bound"))
+    if kind in SUPPORTS and (low or high or "{" not in SUPPORTS[kind]):
+        return SUPPORTS[kind].format(low=low, high=high)
     return text.removesuffix("()").lstrip("_") or None
 
 

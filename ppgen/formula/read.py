@@ -15,7 +15,7 @@ import torch
 
 from ppgen.data import Table
 from ppgen.data.levels import text_of
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, install, nearest
 from ppgen.formula.blocks import Block, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, translated
@@ -191,7 +191,7 @@ def _formulae(terms: str, table: CodedTable) -> Any:
         from formulae import design_matrices
     except ImportError as e:
         raise PpgenError(
-            "a formula is read by the package formulae, which is not installed; pip install 'ppgen[formula]'"
+            f"a formula is read by the package formulae, which is not installed; {install('formula')}"
         ) from e
     functions = {name: getattr(np, name) for name in FUNCTIONS} | {"np": np, "numpy": np}
     try:

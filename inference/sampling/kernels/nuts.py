@@ -14,7 +14,7 @@ import torch
 
 from ppgen.engine import LogJoint
 from ppgen.engine.pathfinder import Paths
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, install
 from ppgen.inference.sampling.kernels import SMALL_DIM, Draws, Numbers
 
 SUMMARY = "NUTS through nutpie: a few chains, one after the other"
@@ -50,7 +50,7 @@ def sample(
         from nutpie.compiled_pyfunc import from_pyfunc
     except ImportError as e:
         raise PpgenError(
-            "kernel 'nuts' runs through nutpie, which is not installed; pip install 'ppgen[mcmc]', or take "
+            f"kernel 'nuts' runs through nutpie, which is not installed; {install('mcmc')}, or take "
             "kernel='chees' (--kernel chees)"
         ) from e
     chains, dim = paths.u.shape

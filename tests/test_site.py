@@ -1,0 +1,52 @@
+"""docs/mathml.py and docs/site_check.py: formulas without a script, links that end somewhere, nothing fetched."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+sys.path.insert(0, str(DOCS))
+
+pytest.importorskip("sphinx")
+pytest.importorskip("latex2mathml")
+
+import mathml  # noqa: E402
+import site_check  # noqa: E402
+from sphinx.errors import ExtensionError  # noqa: E402
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda p: p.stem)
+def test_every_formula_is_rendered(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for block, inline in FORMULA.findall(text):
+        made = mathml.rendered(block or inline, "block" if block else "inline")
+        assert made.startswith("<math") and "\\" not in made
+
+
+def test_an_unknown_command_is_an_error():
+    with pytest.raises(ExtensionError, match="nonsense"):
+        mathml.rendered(r"\nonsense{x}", "inline")
+
+
+def test_links_and_loads(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text(
+        '<a href="sub/two.html#here">a</a><a href="sub/two.html#gone">b</a><a href="three.html">c</a>'
+        '<a href="https://example.org/x">d</a><script src="https://example.org/x.js"></script><img src="no.png">'
+    )
+    (tmp_path / "sub" / "two.html").write_text('<p id="here"></p><a href="../index.html">up</a><a href="#here">a</a>')
+    assert site_check.problems(tmp_path) == [
+        "index.html loads https://example.org/x.js from another site",
+        "index.html links to sub/two.html#gone, where there is no such anchor",
+        "index.html links to three.html, which is no file",
+        "index.html links to no.png, which is no file",
+    ]
+
+
+def test_functions_and_relations_have_their_spaces():
+    made = mathml.rendered(r"z \sim \log p, \log(x)", "inline")
+    assert "<mo>&#x223C;</mo>" in made and made.count("<mspace") == 1
