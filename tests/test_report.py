@@ -23,7 +23,8 @@ from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
 from ppgen.inference.report.model_graph import _edges_of, describe, layout, svg
-from ppgen.inference.verdicts.findings import VERDICTS, WRONG
+from ppgen.inference.report.report import _glance
+from ppgen.inference.verdicts.findings import VERDICTS, WRONG, Finding
 from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
 from ppgen.models import VAE, EightSchools
 
@@ -158,6 +159,15 @@ def test_the_top_says_what_was_fitted_the_verdict_and_what_to_do(page):
     said = re.findall(r"<dd>(.*?)</dd>", glance[0], re.S)
     assert glance[1] in VERDICTS and len(said) == 3 and f"{run.program.name} to 30 rows" in said[0]
     assert html.unescape(said[2]) in html.unescape(text.split("</dl>")[1])
+
+
+def test_the_top_does_not_say_use_it_where_checks_are_missing(page):
+    """k-hat alone, or nothing at all, is "look", though no finding has a remedy."""
+    run, *_ = page("a global latent")
+    for findings in ([], [Finding("khat", "", 0.1, 0.7, "fine", {"rows": 1})]):
+        glance = _glance(run, findings)
+        assert glance["verdict"] == "look" and glance["words"] == "Use it with care."
+        assert "not every check" in glance["next"]
 
 
 def test_the_plate_holds_all_rows_and_latents_stand_once(page):

@@ -131,13 +131,14 @@ def _glance(run: Run, findings: list[Finding]) -> dict[str, str]:
     guide = run.config["program"]["guide"] or ("its own guide" if run.structure.latents else "")
     rows = f"{recorded['rows']} row{'s' if recorded['rows'] != 1 else ''}"
     what = f"{run.program.name} to {rows} of {recorded.get('source') or 'data in memory'}"
-    remedy = next((f.remedy for f in findings if f.remedy), "")  # the worst comes first
     found = verdict(findings)
+    said = f" {findings[0].sentence}" if findings and findings[0].verdict == found != FINE else ""
+    otherwise = "Nothing: use it." if found == FINE else "Read the findings: not every check that applies was made."
     return {
         "what": what + (f", with {guide}." if guide else "."),
         "verdict": found,
-        "words": VERDICT_WORDS[found] + (f" {findings[0].sentence}" if findings and found != FINE else ""),
-        "next": remedy or "Nothing: use it.",
+        "words": VERDICT_WORDS[found] + said,
+        "next": next((f.remedy for f in findings if f.remedy), otherwise),  # the worst comes first
     }
 
 
