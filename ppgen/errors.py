@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["DISTRIBUTION", "PpgenError", "install", "lenient", "nearest", "object_to", "of_dtypes", "reason", "visible"]
-
-DISTRIBUTION = "ppgen-pyro"  # what is installed; `ppgen` on the index is another package
+__all__ = ["PpgenError", "install", "lenient", "nearest", "object_to", "of_dtypes", "reason", "visible"]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -54,12 +52,12 @@ def visible(text: str) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra, for the end of a sentence.
+    """The command that installs an extra, for the end of a sentence. (`ppgen` on the index is another package.)
 
     >>> install("mcmc")
     "pip install 'ppgen-pyro[mcmc]'"
     """
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install 'ppgen-pyro[{extra}]'"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

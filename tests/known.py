@@ -247,8 +247,8 @@ def vae(**options: object) -> Callable[[], VAE]:
     return lambda: VAE(**({"features": 6, "latent": 2, "hidden": (8,)} | options))
 
 
-def binary(rows: int = 12, features: int = 6) -> Tensor:
-    return (normal(rows, features) > 0).float()
+def binary(*shape: int) -> Tensor:
+    return (normal(*(shape or (12, 6))) > 0).float()
 
 
 def grey(rows: int, *shape: int, levels: int = 17) -> Tensor:
@@ -338,7 +338,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "gaussian_mixture": (lambda: GaussianMixture(2), {"x": normal(12)}),
     "deep_markov": (
         lambda: DeepMarkov(3, 4, 2, transition=4, emission=4, recurrent=5),
-        {"x": binary(12, 12).reshape(12, 4, 3), "length": 2.0 + LABELS},
+        {"x": binary(12, 4, 3), "length": 2.0 + LABELS},
     ),
     "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
     "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),

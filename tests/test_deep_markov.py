@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from known import normal
+from known import binary
 from torch.distributions import Normal
 
 from ppgen import PpgenError
@@ -20,10 +20,6 @@ def made(latent: int = 1, features: int = 3, duration: int = 3) -> DeepMarkov:
     for p in program.parameters():
         p.data += 0.3 * torch.randn_like(p)
     return program
-
-
-def binary(*shape: int) -> torch.Tensor:
-    return (normal(*shape) > 0).double()
 
 
 @torch.no_grad()
@@ -45,7 +41,7 @@ def by_quadrature(program: DeepMarkov, x: torch.Tensor, seen: list[bool]) -> flo
 
 def test_importance_weights_average_to_the_quadrature():
     """With a sequence that ends early, and one with a step that was not seen."""
-    program, x = made(), binary(3, 3, 3)
+    program, x = made(), binary(3, 3, 3).double()
     with torch.no_grad():
         program.combiner.out.weight.mul_(0.3)
         program.combiner.out.bias.copy_(torch.tensor([0.0, 2.0]))  # wider than the posterior: bounded weights
@@ -60,7 +56,7 @@ def test_importance_weights_average_to_the_quadrature():
 
 
 def test_what_is_not_there_counts_for_nothing():
-    program, x = made(), binary(2, 3, 3)
+    program, x = made(), binary(2, 3, 3).double()
     length, seen = torch.tensor([2.0, 3.0]).double(), torch.tensor([[1, 1, 1], [0, 1, 1]]).double()
     other = x.clone()
     other[0, 2], other[1, 0] = 1 - other[0, 2], 1 - other[1, 0]
@@ -69,7 +65,7 @@ def test_what_is_not_there_counts_for_nothing():
 
 
 def test_the_kl_of_the_steps_has_the_mean_of_the_drawn_one():
-    program, x = made(latent=2), binary(1, 3, 3)
+    program, x = made(latent=2), binary(1, 3, 3).double()
     torch.manual_seed(1)
     with torch.no_grad():
         ts = [run(program, {"x": x}) for _ in range(1500)]

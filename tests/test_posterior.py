@@ -433,7 +433,7 @@ def out_of_support():
         (ppca, {"x": normal(4, 4), "w": normal(4)}, 5, "column 'w'"),
         (ppca, {"x": torch.full((4, 4), math.nan)}, 5, "NaN"),
         (ppca, {"x": normal(4, 3)}, 5, "PPCA failed on a batch"),
-        (out_of_support, {"x": torch.cat([binary(3), torch.full((1, 6), 0.5)])}, 5, "Bernoulli"),
+        (out_of_support, {"x": torch.cat([binary(3, 6), torch.full((1, 6), 0.5)])}, 5, "Bernoulli"),
         (lambda: fit(EightSchools(), SCHOOLS, steps=1), {k: v[:5] for k, v in SCHOOLS.items()}, 5, "these data have 5"),
         (lambda: fit(EightSchools(), SCHOOLS, steps=1), {"sigma": SCHOOLS["sigma"]}, 5, "no observed site"),
     ],

@@ -68,7 +68,7 @@ def test_config_says_how_to_do_it_again(kept):
 def test_the_example_is_two_rows_not_the_data(kept):
     """An amortised program is set up on two rows; the folder does not carry the data set."""
     assert torch.equal(kept[0].example["x"], X[:2])
-    run = fit(VAE(6, 2, (8,)), {"x": binary(50)}, steps=0)
+    run = fit(VAE(6, 2, (8,)), {"x": binary(50, 6)}, steps=0)
     assert run.example["x"].shape == (2, 6)
     run = fit(NormalMean(), {"x": normal(50)}, steps=0)
     assert run.example["x"].shape == (2,)

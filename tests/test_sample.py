@@ -294,7 +294,7 @@ def test_grey_images_under_bernoulli_are_refused():
     run = fit(VAE(6, 2, (8,)), {"x": binary()}, steps=1)
     with pytest.raises(PpgenError, match="'x'.*Bernoulli"):
         reconstruct(run, {"x": torch.full((4, 6), 0.5)})
-    assert not math.isnan(float(reconstruct(run, {"x": binary(3)}, seed=1)["x"].sum()))
+    assert not math.isnan(float(reconstruct(run, {"x": binary(3, 6)}, seed=1)["x"].sum()))
 
 
 # -- observed one by one ---------------------------------------------------------------------------

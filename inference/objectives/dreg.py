@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.draws import one_draw, parameters_held
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, with_gradient_of
 from ppgen.inference.gradients.sticking import at_fixed_parameters
 from ppgen.program import Program
 from ppgen.structure import Structure
@@ -66,5 +66,5 @@ def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     along = log_weights(terms, s, target=True)
     weights = along.detach().softmax(0)
     surrogate = (weights * model_weights(terms, s) + weights**2 * along).sum(0)
-    target, bound = (over_rows(log_mean_exp(w.detach()), s) for w in (along, log_weights(terms, s)))
+    target, bound = of_weights(log_mean_exp, terms, s)
     return with_gradient_of(target, over_rows(surrogate, s)), bound

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, with_gradient_of
 from ppgen.inference.objectives.dreg import fixed_and_along, model_weights
 from ppgen.inference.objectives.miwae import grouped
 from ppgen.program import Program
@@ -43,5 +43,5 @@ def objective(terms: Sequence[Term], s: Setting, *, groups: int = 2) -> tuple[Te
     along = log_weights(terms, s, target=True)
     for_model = (along.detach().softmax(0) * model_weights(terms, s)).sum(0)
     for_guide = grouped(along, groups, "piwae")
-    target, bound = (over_rows(log_mean_exp(w.detach()), s) for w in (along, log_weights(terms, s)))
+    target, bound = of_weights(log_mean_exp, terms, s)
     return with_gradient_of(target, over_rows(for_model + for_guide, s)), bound

@@ -26,14 +26,22 @@ INTERVALS = 40  # at most, in a picture
 FORMATS = ("png", "svg")
 
 
+def require_format(format: str) -> None:
+    """To be called before anything is computed for a picture.
+
+    Raises:
+        PpgenError: a format other than png and svg.
+    """
+    if format not in FORMATS:
+        raise PpgenError(f"format {format!r} is none of {', '.join(FORMATS)}; take one of them")
+
+
 def write_figures(folder: Path, figures: Mapping[str, Figure | None], format: str = "png") -> list[Path]:
     """Writes FOLDER/NAME.FORMAT for each figure that is there.
 
     Raises:
-        PpgenError: a format other than png and svg; a folder that cannot be made.
+        PpgenError: a folder that cannot be made.
     """
-    if format not in FORMATS:
-        raise PpgenError(f"format {format!r} is none of {', '.join(FORMATS)}; take one of them")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

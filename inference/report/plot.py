@@ -40,6 +40,7 @@ from ppgen.inference.report.figures import (
     image_grid,
     intervals_figure,
     predictive_intervals,
+    require_format,
     write_figures,
 )
 from ppgen.inference.report.sample_plots import (
@@ -75,8 +76,9 @@ def plot(
         The files written.
 
     Raises:
-        PpgenError: a run in memory without `out`, or fitted to data in memory without `data`.
+        PpgenError: a run in memory without `out`, or fitted to data in memory without `data`; another format.
     """
+    require_format(format)
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put pictures into; pass out=")
     folder = Path(out) if out is not None else run.path / "plots"  # type: ignore[operator]

@@ -26,6 +26,7 @@ from ppgen.inference.report.figures import (
     figure_of,
     intervals_figure,
     predictive_intervals,
+    require_format,
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
@@ -47,7 +48,11 @@ def plot_tree(tree: DataTree, out: str | Path, *, format: str = "png") -> list[P
 
     Returns:
         The files written.
+
+    Raises:
+        PpgenError: another format.
     """
+    require_format(format)
     figures = {
         "latents": _latents_figure(tree), "ranks": _ranks_figure(tree), "energy": _energy_figure(tree),
         "predictive": _predictive_figure(tree),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shlex
 import sys
@@ -49,12 +50,10 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Of the autoencoder; the flow takes a quarter.")] = 3000,
     seconds: Annotated[bool, typer.Option(help="Say how long each command took.")] = True,
 ) -> None:
-    """Digits, a flow, eight schools, a table with a formula and a report: about a minute on two cores.
+    """Digits, a flow, eight schools, a table with a formula and a report: about a minute and a half on two cores.
 
     Each command is shown as one would type it in the folder, and then run there.
     """
-    import contextlib
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PpgenError(f"{out} is there already; name a new folder with --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
