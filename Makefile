@@ -6,7 +6,7 @@ RUN ?= runs/demo
 STAMP = .venv/.installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install demo test test-slow mutants lint types docs bench check clean
+.PHONY: install demo test test-slow mutants lint types docs bench dist check clean
 .DEFAULT_GOAL = check
 
 install: $(STAMP)
@@ -53,6 +53,13 @@ bench: $(STAMP)
 	python -m pip install --quiet -e ".[bench]" -c constraints.txt
 	set -e; for name in engine auto flows denoisers; do python benchmarks/$$name.py; done
 	@echo "the other benchmarks read data: docs/benchmarks.md has their commands"
+
+# What would be uploaded, looked at: into dist/. tests/newcomer uses a wheel as a stranger would.
+dist: $(STAMP)
+	rm -rf build dist *.egg-info/SOURCES.txt
+	python -m pip install --quiet -e ".[dist]" -c constraints.txt
+	python -m build --quiet
+	python -m twine check --strict dist/*
 
 check: lint types test docs
 

@@ -5,7 +5,6 @@ import configparser
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -112,16 +111,21 @@ def test_tested_versions_lie_in_the_ranges():
             assert need.specifier.contains(pin.version), f"{need} excludes the tested {pin}"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    """A wheel and an sdist, built offline from a copy (a build leaves folders behind)."""
-    folder = tmp_path_factory.mktemp("build")
-    leave = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "_build")
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave)
-    code = "from setuptools import build_meta as b; b.build_sdist('out'); b.build_wheel('out')"
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder / "source", capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return folder / "source" / "out"
+def test_version_and_requirements_stand_the_same_in_every_place():
+    """setup.cfg decides; the citation and the conda recipe follow (by the names that conda has)."""
+    from packaging.requirements import Requirement
+
+    assert f"version: {ppgen.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    recipe = (ROOT / ".github/conda/meta.yaml").read_text()
+    assert f'version: "{ppgen.__version__}"' in recipe
+    lines = config()["options"]["install_requires"].strip().splitlines()
+    needs = [Requirement(line) for line in lines if not line.startswith("#")]
+    needs = [n for n in needs if n.marker is None or n.marker.evaluate({"python_version": "3.12"})]
+    conda = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    for need in needs:
+        line = re.search(rf"- {conda.get(need.name, need.name)} (\S+)", recipe)
+        assert line, f"the conda recipe lacks {need.name}"
+        assert set(line[1].split(",")) == {str(s) for s in need.specifier}, need
 
 
 def test_wheel_holds_the_packages_and_nothing_else(built):
