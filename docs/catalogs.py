@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,15 +66,14 @@ def _read(path: Path) -> Catalog:
         return read_po(file, locale="ja")
 
 
-def parts(text: str) -> Counter[str]:
+def parts(text: str) -> set[str]:
     """Code, roles, formulas and targets of links in a message: what a translation keeps as it is.
 
     >>> sorted(parts("{doc}`start` has $x$, `a b` and [this](https://example.org)."))
     ['$x$', '(https://example.org)', '`a b`', '{doc}`start`']
     """
-    found = Counter(match[0] for match in CODE.finditer(text))
-    text = CODE.sub("", text)
-    return found + Counter(FORMULA.findall(text)) + Counter(LINK.findall(text))
+    rest = CODE.sub("", text)
+    return {match[0] for match in CODE.finditer(text)} | {*FORMULA.findall(rest), *LINK.findall(rest)}
 
 
 def _formulas(page: str) -> set[str]:
@@ -96,8 +94,8 @@ def compare(page: str, template: Catalog, catalog: Catalog) -> list[str]:
             found.append(f"fuzzy translation of {text!r}")
         elif text.strip() in formulas:
             found += [f"a formula was changed: {text!r}"] * (message.string != text)
-        elif changed := (parts(text) - parts(message.string)) + (parts(message.string) - parts(text)):
-            found.append(f"{', '.join(changed)} is not the same in {text!r}")
+        elif changed := parts(text) ^ parts(message.string):
+            found.append(f"{', '.join(sorted(changed))} is not the same in {text!r}")
     return [f"{page}: {sentence}" for sentence in sorted(found)]
 
 

@@ -35,11 +35,11 @@ def test_what_is_missing_or_other_is_named(monkeypatch):
     japanese.add(" x = y ", " x = z ")
     assert [re.sub(r"^page: ", "", s) for s in catalogs.compare("page", english, japanese)] == [
         "(b.md), (c.md) is not the same in '[a](b.md)'",
+        "`start`, {doc}`start` is not the same in '{doc}`start`'",
         "a formula was changed: ' x = y '",
         "fuzzy translation of 'two'",
         "no translation of 'one'",
         "on the page no more: 'gone'",
-        "{doc}`start`, `start` is not the same in '{doc}`start`'",
     ]
     assert catalogs.compare("page", catalog(**{"see `a`": ""}), catalog(**{"see `a`": "`a` を見よ"})) == []
 
