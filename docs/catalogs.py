@@ -115,9 +115,16 @@ def update(names: Iterable[str]) -> None:
         for message in catalog:
             if message.id and message.id.strip() in formulas:
                 message.string, message.flags = message.id, set()
-        with path.open("wb") as file:
-            file.write(HEADER.format(page=page).encode())
-            write_po(file, catalog, width=0, omit_header=True, no_location=True, ignore_obsolete=True)
+        write(page, catalog)
+
+
+def write(page: str, catalog: Catalog) -> None:
+    """Writes a page's catalog, with no flag but fuzzy."""
+    for message in catalog:
+        message.flags &= {"fuzzy"}
+    with (FOLDER / f"{page}.po").open("wb") as file:
+        file.write(HEADER.format(page=page).encode())
+        write_po(file, catalog, width=0, omit_header=True, no_location=True, ignore_obsolete=True)
 
 
 if __name__ == "__main__":
