@@ -42,7 +42,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"ppgen {release}"
 html_static_path = ["_static"]
-html_css_files = ["run.css"]
+html_css_files = ["run.css", "language.css"]
 html_context = {"translated": pages()}
 html_sidebars = {
     "**": [

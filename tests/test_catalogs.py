@@ -60,3 +60,16 @@ def test_update_keeps_the_old_japanese_of_changed_english(monkeypatch, tmp_path)
     text = update("The sum of three numbers is a number.")
     assert '#, fuzzy\nmsgid "The sum of three numbers is a number."\nmsgstr "数の和は数である。"' in text
     assert "two" not in text and "x = y" not in text
+
+
+def test_the_japanese_readme_is_as_the_english_one():
+    """The same headings in number and level, code blocks and spans, pictures and links."""
+    english, japanese = ((ROOT / name).read_text() for name in ("README.md", "README.ja.md"))
+    blocks = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    assert blocks.findall(japanese) == blocks.findall(english)
+    english, japanese = (blocks.sub("", text) for text in (english, japanese))
+    headings = re.compile("^#+ ", re.MULTILINE)
+    assert headings.findall(japanese) == headings.findall(english)
+    own = {"(README.ja.md)", "(README.md)"}
+    assert catalogs.parts(japanese) - own == catalogs.parts(english) - own
+    assert "(README.ja.md)" in english[:200] and "(README.md)" in japanese[:200]
