@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from catalogs import pages
+
 import ppgen
 
 project = "ppgen"
@@ -25,6 +27,7 @@ extensions = [
 exclude_patterns = ["_build", "locale"]
 locale_dirs = ["locale"]
 gettext_compact = False  # one catalog a page
+templates_path = ["_templates"]
 default_role = "code"  # docstrings write `x` for code
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -39,7 +42,18 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"ppgen {release}"
 html_static_path = ["_static"]
-html_css_files = ["run.css"]
+html_css_files = ["run.css", "language.css"]
+html_context = {"translated": pages()}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "language.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 
 
 CODE, SHAPE = r"(`[^`]*`)", r"(?<=[( ])\*(?=\w+[,)])"  # code stays; (*batch, D) is a shape

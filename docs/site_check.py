@@ -35,9 +35,13 @@ class Page(HTMLParser):
             self.loads.append(has[LOADED[tag]])
 
 
-def problems(site: Path) -> list[str]:
-    """A sentence for each link that ends nowhere and each thing that a page loads from elsewhere, by page."""
-    pages = {path: Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
+def problems(site: Path, without: Path | None = None) -> list[str]:
+    """A sentence for each link that ends nowhere and each thing that a page loads from elsewhere, by page.
+
+    The pages in the folder `without`, and links to them, are left out.
+    """
+    paths = [path for path in sorted(site.rglob("*.html")) if without not in path.parents]
+    pages = {path: Page(path.read_text()) for path in paths}
     found = []
     for path, page in pages.items():
         name = path.relative_to(site)
@@ -48,6 +52,8 @@ def problems(site: Path) -> list[str]:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path.resolve()
             target = target / "index.html" if target.is_dir() else target
+            if without in target.parents:
+                continue
             known = pages.get(target)
             if not target.is_file():
                 found.append(f"{name} links to {url}, which is no file")
@@ -57,7 +63,11 @@ def problems(site: Path) -> list[str]:
 
 
 def check(app: Sphinx, error: Exception | None) -> None:
-    if error is None and app.builder.format == "html" and (found := problems(Path(app.outdir).resolve())):
+    """English comes first, without its links to Japanese; Japanese, built into its folder ja, is read with it."""
+    if error is not None or app.builder.format != "html":
+        return
+    site = Path(app.outdir).resolve()
+    if found := problems(site.parent) if app.config.language == "ja" else problems(site, without=site / "ja"):
         raise ExtensionError("\n".join(found))
 
 

@@ -47,6 +47,17 @@ def test_links_and_loads(tmp_path):
     ]
 
 
+def test_another_language_is_left_out(tmp_path):
+    (tmp_path / "ja").mkdir()
+    (tmp_path / "index.html").write_text('<a href="ja/index.html">a</a><a href="ja/gone.html">b</a>')
+    (tmp_path / "ja" / "index.html").write_text('<a href="../index.html">a</a><a href="../gone.html">b</a>')
+    assert site_check.problems(tmp_path, without=tmp_path / "ja") == []
+    assert site_check.problems(tmp_path) == [
+        "index.html links to ja/gone.html, which is no file",
+        "ja/index.html links to ../gone.html, which is no file",
+    ]
+
+
 def test_functions_and_relations_have_their_spaces():
     made = mathml.rendered(r"z \sim \log p, \log(x)", "inline")
     assert "<mo>&#x223C;</mo>" in made and made.count("<mspace") == 1
