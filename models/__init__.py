@@ -11,6 +11,7 @@ from ppgen.models.gaussian_mixture import GaussianMixture
 from ppgen.models.gaussian_process import GaussianProcess
 from ppgen.models.hidden_markov import HiddenMarkov
 from ppgen.models.image_flow import ImageFlow
+from ppgen.models.ladder_vae import LadderVAE
 from ppgen.models.linear_regression import LinearRegression
 from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.ppca import PPCA
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianProcess",
     "HiddenMarkov",
     "ImageFlow",
+    "LadderVAE",
     "LinearRegression",
     "LogisticRegression",
     "Radon",

@@ -206,9 +206,12 @@ class VAE(ppgen.Program):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """q(z | x, y): x of shape (..., *features) -> a Normal of event shape (k,)."""
-        h = (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
-        loc, raw = self.encoder(self._with_label(h, y)).chunk(2, -1)
+        loc, raw = self.encoder(self._with_label(self.units(x), y)).chunk(2, -1)
         return Normal(loc, softplus(raw) + 1e-5).to_event(1)  # no scale of 0: its log is finite
+
+    def units(self, x: Tensor) -> Tensor:
+        """x as the networks take it: (..., *features) -> (..., D), 0 at `low` and 1 at `high`."""
+        return (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """p(x | z, y): z of shape (..., k) -> a distribution of event shape `features`."""

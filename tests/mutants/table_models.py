@@ -125,6 +125,18 @@ MUTANTS = [
         "tests/test_vae.py::test_units_of_real_data",
     ),
     Mutant(
+        "ladder_precisions_not_inverted",
+        "variance = 1 / (precision_a + precision_b)",
+        "variance = 1 / precision_a + 1 / precision_b",
+        "tests/test_ladder_vae.py::test_the_product_is_in_proportion_to_both_densities",
+    ),
+    Mutant(
+        "ladder_residual_scale",
+        "return Normal(p.loc + p.scale * q.loc, p.scale * q.scale)",
+        "return Normal(p.loc + p.scale * q.loc, q.scale)",
+        "tests/test_ladder_vae.py::test_a_guide_that_saw_nothing_is_the_prior",
+    ),
+    Mutant(
         "vae_logistic_location",
         "loc = self.low + width * (0.5 + first)",
         "loc = self.low + width * first",
