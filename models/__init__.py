@@ -2,8 +2,10 @@
 
 from ppgen.models.arma import ARMA
 from ppgen.models.count_regression import CountRegression
+from ppgen.models.ddpm import DDPM
 from ppgen.models.deep_markov import DeepMarkov
 from ppgen.models.diffusion import Diffusion
+from ppgen.models.edm import EDM
 from ppgen.models.eight_schools import EightSchools
 from ppgen.models.flow import Flow
 from ppgen.models.flow_matching import FlowMatching
@@ -18,11 +20,15 @@ from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
 from ppgen.models.regression import Regression, regression
 from ppgen.models.vae import VAE
+from ppgen.models.vdm import VDM
 
 __all__ = [
     "ARMA",
+    "DDPM",
+    "EDM",
     "PPCA",
     "VAE",
+    "VDM",
     "CountRegression",
     "DeepMarkov",
     "Diffusion",

@@ -26,8 +26,11 @@ from ppgen.formula.priors import Priors
 from ppgen.inference.bounds import Setting, log_weights
 from ppgen.models import (
     ARMA,
+    DDPM,
+    EDM,
     PPCA,
     VAE,
+    VDM,
     CountRegression,
     DeepMarkov,
     Diffusion,
@@ -316,6 +319,9 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": grey(12, 3), "y": LABELS},
     ),
     "flow_matching": (lambda: FlowMatching(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
+    "ddpm": (lambda: DDPM(3, 4, hidden=(8,)), {"x": normal(12, 3)}),
+    "vdm": (lambda: VDM(3, hidden=(8,), steps=3, gamma_low=-5.0), {"x": normal(12, 3)}),
+    "edm": (lambda: EDM(3, hidden=(8,), steps=3, sigma_min=0.05), {"x": normal(12, 3)}),
     "diffusion u-net": (
         lambda: Diffusion((1, 8, 8), "unet", (4, 8), steps=2, likelihood="bernoulli"),
         {"x": binary(6, 64)},
@@ -348,6 +354,8 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "arma autoregression": (lambda: ARMA(2, 0, 5), {"y": normal(12, 5)}),
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
 }
+
+ALIKE = {"ddpm", "vdm", "edm"}  # classes with nothing of their own but numbers: their laws are in the slow suite
 
 
 def few(values: Iterable[Any], *fast: str) -> list[Any]:

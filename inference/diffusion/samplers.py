@@ -216,8 +216,11 @@ def _usual(program: GaussianChain, sampler: str | None = None, steps: int | None
     """The sampler and its steps, where one or both are not chosen.
 
     A deterministic sampler adds up the network's errors; a stochastic one forgets them, with enough steps. Of a few
-    values a row these are cheap: `ancestral` at 200 steps below `FEW` values, else `dpmpp` at 50.
+    values a row these are cheap: `ancestral` at 200 steps below `FEW` values, else `dpmpp` at 50. A model whose paper
+    names a sampler takes that one.
     """
+    if sampler is None and program.sampler is not None:
+        return program.sampler[0], program.sampler[1] if steps is None else steps
     if sampler is None:
         sampler = "ancestral" if len(program.zero) < FEW and (steps is None or steps >= 100) else "dpmpp"
     return sampler, (200 if sampler == "ancestral" else 50) if steps is None else steps

@@ -57,9 +57,11 @@ class GaussianChain(Chain):
         process: one of `PROCESSES`.
         variance: of p_θ(z_s | z_t): "posterior" c σ_s², "forward" c σ_t², or "learned" between the two.
         zero: a buffer of zeros, (D,).
+        sampler: and its steps, where none is asked for; None: chosen by D.
     """
 
     gaussian_steps = True
+    sampler: tuple[str, int] | None = None
     schedule: Schedule
     process: str
     variance: str

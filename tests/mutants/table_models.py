@@ -137,6 +137,18 @@ MUTANTS = [
         "tests/test_ladder_vae.py::test_a_guide_that_saw_nothing_is_the_prior",
     ),
     Mutant(
+        "ddpm_trained_on_the_bound",
+        '"linear", "noise", "posterior", likelihood, "simple"',
+        '"linear", "noise", "posterior", likelihood, "elbo"',
+        "tests/test_ddpm.py::test_the_objective_is_half_of_l_simple",
+    ),
+    Mutant(
+        "edm_units",
+        "self.scale.div_(DATA)",
+        "self.scale.mul_(DATA)",
+        "tests/test_edm.py::test_continuous_data_have_a_standard_deviation_of_one_half",
+    ),
+    Mutant(
         "vae_logistic_location",
         "loc = self.low + width * (0.5 + first)",
         "loc = self.low + width * first",
