@@ -318,7 +318,7 @@ def test_a_csv_in_pieces_is_that_read_at_once(tmp_path, monkeypatch):
     n = 4000
     near = np.where(np.arange(n) < 2000, 0.001 * np.arange(n), 5_712_000 + 0.01 * np.arange(n))
     far = np.where(np.arange(n) < 2000, 5_712_000 + 0.01 * np.arange(n), 1e9 * np.arange(n))
-    steady = 5_712_000.3 + 0.01 * np.maximum(np.arange(n) - 1000, 0)
+    steady = 20_000_001 + 0.01 * np.maximum(np.arange(n) - 1000, 0)
     lines = [
         f"{a!r},{b!r},{c!r},{i % 7}"
         for i, (a, b, c) in enumerate(zip(*map(np.ndarray.tolist, (near, far, steady)), strict=True))
