@@ -14,6 +14,7 @@ from pathlib import Path
 
 import odd_files
 import pytest
+from messy_files import MESSY, said_of
 from odd_files import TABLE, OddFile, is_right
 
 from ppgen import data
@@ -53,6 +54,35 @@ def _answer(file: OddFile, path: Path) -> str:
 def _sentence(error: PpgenError, path: Path) -> str:
     text = str(error).replace(f"{path}: ", "").replace(str(path), "FILE")
     return text if "\n" not in text and text.count(". ") == 0 else f"WRONG: no sentence: {text}"
+
+
+@cache
+def messy_answers() -> dict[str, str]:
+    """What was made of each file of `MESSY`: "right", or its sentence, or what is wrong."""
+    path = Path(tempfile.mkdtemp()) / "t.csv"
+    return {name: _messy_answer(name, path) for name in MESSY}
+
+
+def _messy_answer(name: str, path: Path) -> str:
+    text, known = MESSY[name]
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        table = data.load(path)
+    except PpgenError as error:
+        said = _sentence(error, path)
+        return said if isinstance(known, str) and known in said else f"WRONG: {said}"
+    if isinstance(known, str):
+        return f"WRONG: it is read, {dict(table)}"
+    if wrong := said_of(known, table):
+        return f"WRONG: {wrong}"
+    refused = [own.why for own in table.types.values() if own.kind == "unclear"]
+    noted = [f"{column}: {note}" for column in known for note in table.types[column].notes]
+    return (refused or [f"right, and said: {noted[0]}" if noted else "right"])[0].replace(f"{path}: ", "")
+
+
+@pytest.mark.parametrize("name", MESSY)
+def test_a_messy_file_is_right_or_one_sentence(name):
+    assert not messy_answers()[name].startswith("WRONG"), messy_answers()[name]
 
 
 def test_there_are_enough_of_them():
@@ -97,7 +127,24 @@ def page() -> str:
     sentences = Counter(re.sub(r"'[^']*'|(?<=byte )\d+", "…", said) for said in found.values() if said != "right")
     lines += ["", "The sentences, with what they name left out:", ""]
     lines += [f"- {said} ({n})" for said, n in sorted(sentences.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_messy_lines()]) + "\n"
+
+
+def _messy_lines() -> list[str]:
+    lines = [
+        "",
+        "## As people leave them",
+        "",
+        f"{len(MESSY)} more, as spreadsheets and people leave them (tests/messy_files.py: each with what is to be made "
+        "of it).",
+        "",
+        "| file | what is made of it |",
+        "|---|---|",
+    ]
+    for name, said in messy_answers().items():
+        shown = re.split("; (?:correct|write|say) ", said)[0] if said.startswith("the column") else said
+        lines.append(f"| {name} | {shown.replace('|', chr(92) + '|')} |")
+    return lines
 
 
 def test_the_page_is_of_these_files():

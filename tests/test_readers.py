@@ -309,3 +309,31 @@ def test_empty_npz(tmp_path):
     np.savez(tmp_path / "a.npz")
     with pytest.raises(PpgenError, match="no columns"):
         data.load(tmp_path / "a.npz")
+
+
+def test_a_csv_in_pieces_is_that_read_at_once(tmp_path, monkeypatch):
+    """A piece is constant, which float32 would do for by itself, in a column that it rounds away; and others."""
+    from ppgen.data import csv as module
+
+    n = 4000
+    near = np.where(np.arange(n) < 2000, 0.001 * np.arange(n), 5_712_000 + 0.01 * np.arange(n))
+    far = np.where(np.arange(n) < 2000, 5_712_000 + 0.01 * np.arange(n), 1e9 * np.arange(n))
+    steady = 20_000_001 + 0.01 * np.maximum(np.arange(n) - 1000, 0)
+    lines = [
+        f"{a!r},{b!r},{c!r},{i % 7}"
+        for i, (a, b, c) in enumerate(zip(*map(np.ndarray.tolist, (near, far, steady)), strict=True))
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["near,far,steady,n", *lines]) + "\n")
+    whole = data.load(tmp_path / "a.csv")
+    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "CELLS", 4000)
+    parts = data.load(tmp_path / "a.csv")
+    assert [c.dtype for c in whole.values()] == [torch.float32, torch.float32, torch.float64, torch.int64]
+    for name, column in whole.items():
+        torch.testing.assert_close(parts[name], column, rtol=0, atol=0)
+
+
+def test_a_word_that_is_asked_for_is_no_missing_cell_of_a_csv(tmp_path):
+    (tmp_path / "a.csv").write_text("c,x\nDE,1\nNA,NA\nFR,3\n")
+    table = data.load(tmp_path / "a.csv", types="c=categorical:DE<FR<NA")
+    assert table["c"].tolist() == [0, 2, 1] and table["x"].isnan().tolist() == [False, True, False]

@@ -114,7 +114,8 @@ def load(
     if split not in (*SPLITS, "all"):
         choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
         raise PpgenError(f"there is no split {split!r}{choice}")
-    name, where, groups = _groups(source, data_dir, rows)
+    keep = {word for own in asked_types(types).values() for word in own.levels}
+    name, where, groups = _groups(source, data_dir, rows, keep)
     part = partial(_part, name, where, groups, columns, types)
     if split == "all":
         return _concatenate({key: part(key) for key in groups}, where)
@@ -192,7 +193,7 @@ def splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str,
 
 
 def _groups(
-    source: str | Path, data_dir: str | Path | None, rows: int | None = None
+    source: str | Path, data_dir: str | Path | None, rows: int | None = None, keep: Collection[str] = ()
 ) -> tuple[str | None, str, dict[str, dict[str, Any]]]:
     """The built-in name or None, the source in words, and its raw columns by split."""
     if not isinstance(source, str | Path):
@@ -209,7 +210,7 @@ def _groups(
             f"there is no file or data set {str(source)!r}"
             + (hint or f"; give a path, or one of {', '.join(datasets.NAMES)}")
         )
-    raw = readers.read(path, rows if rows is not None and path.stat().st_size > LARGE else None)
+    raw = readers.read(path, rows if rows is not None and path.stat().st_size > LARGE else None, keep)
     groups = readers.by_split(path, raw) if path.suffix.lower() in BY_NAME else {"all": raw}
     if rows is not None:
         groups = {key: _first_rows(group, rows, path) for key, group in groups.items()}

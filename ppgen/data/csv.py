@@ -1,7 +1,7 @@
 """Separated text -> raw columns, read in pieces: what is in memory is the numbers, not the text.
 
-The separator (comma, semicolon, tab, |) is the one that cuts all of the first lines into as many cells; the encoding is
-UTF-8, or UTF-16 where the file begins with its mark. Cells with leading zeros stay text.
+The separator (comma, semicolon, tab, |, else blanks) is the one that cuts all of the first lines into as many cells;
+the encoding is UTF-8, or UTF-16 where the file begins with its mark. Cells with leading zeros stay text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gzip
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ppgen.data.cells import LIKELY_POINT
 from ppgen.data.frames import unpack
-from ppgen.data.typed import default_float
+from ppgen.data.typed import default_float, fits_float32, joined_moments, moments_of
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
@@ -34,18 +34,25 @@ BLOCK = 2**19  # bytes of a pass over the lines
 HEAD = 2**16  # characters that the separator is looked for in
 SEPARATORS = "\t;|,"  # a comma last: it stands inside numbers too
 MARK = "[mark]"  # no name of a column: the decimal mark of the file, where its numbers say it, or its separator
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel workbook or a zip archive; call it .xlsx, or unpack it",
+    b"%PDF": "a PDF; export its table",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save it as .xlsx or csv",
+}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_csv(path: Path, rows: int | None = None) -> dict[str, Any]:
+def read_csv(path: Path, rows: int | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
     """A header row gives the names; a table of numbers alone is x, and its columns "0", "1", …
 
     Args:
         rows: the first so many are read; None for all.
+        keep: words that are no missing cells, whatever they are.
     """
+    _require_text(path)
     try:
         separator, first = _beginning(path)
-        n, zeros = _checked_lines(path, separator, len(first), rows)
+        n = _checked_lines(path, separator, len(first), rows)
     except UnicodeDecodeError as error:
         raise PpgenError(
             f"it cannot be read as csv: its text is not UTF-8 (byte {error.start}); save it as UTF-8 "
@@ -57,8 +64,8 @@ def read_csv(path: Path, rows: int | None = None) -> dict[str, Any]:
         8 * n * len(names), f"a table of {n} rows and {len(names)} columns",
         "fit a part of its rows, or write it as .npy in float32, which is opened and not read",
     )  # fmt: skip
-    source = _Source(path, separator, names, headless, rows)
-    frame = source.frame(zeros)
+    source = _Source(path, separator, names, headless, rows, keep)
+    frame = source.frame()
     if not headless and not first[-1].strip() and len(first) > 1 and frame[names[-1]].isna().all():
         frame = frame[names[:-1]]  # a separator at the end of every line
     floats = frame.select_dtypes("float")
@@ -81,6 +88,10 @@ def _beginning(path: Path) -> tuple[str, list[str]]:
         head = text.read(HEAD)
     if "\0" in head:
         raise PpgenError("it cannot be read as csv: it has zero bytes, as UTF-16 without a mark has; save it as UTF-8")
+    if "\r" in head and "\n" not in head:
+        raise PpgenError("its lines end in carriage returns alone, as on old Macs; save it with the line ends of today")
+    if sep := re.match("sep=.\r?\n", head):
+        raise PpgenError(f"its first line is {sep[0].strip()!r}, which Excel alone reads; delete that line")
     whole = head if len(head) < HEAD else head[: head.rfind("\n") + 1] or head
     found: dict[str, list[int]] = {}
     for separator in SEPARATORS:
@@ -92,18 +103,42 @@ def _beginning(path: Path) -> tuple[str, list[str]]:
     if not found.get(","):
         raise PpgenError("it is empty; write a header row and at least one row of numbers")
     even = [s for s, n in found.items() if n[0] > 1 and len(set(n)) == 1]
+    if not even and (found[","][0] == 1 or max(n[0] for n in found.values()) == 1) and _is_cut_by_blanks(whole):
+        even = [" "]
     separator = even[0] if even else max(reversed(SEPARATORS), key=lambda s: found[s][0] if s in found else 0)
     with _open(path) as text:
         cut = csv.reader(text, strict=True, skipinitialspace=True, delimiter=separator)
-        return separator, next(row for row in cut if row)
+        first = next(row for row in cut if row)
+        return separator, first[:-1] if separator == " " and not first[-1] else first
+
+
+def _require_text(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(4)
+    for mark, what in _NO_TEXT.items():
+        if head.startswith(mark):
+            raise PpgenError(f"it cannot be read as csv: it is no text, but {what}")
+
+
+def _is_cut_by_blanks(text: str) -> bool:
+    """Whether blanks cut all lines into as many cells, of which some are numbers below a name."""
+    lines = [line.split() for line in text.splitlines()[:200] if line.strip()]
+    if len(lines) < 2 or len(lines[0]) < 2 or len({len(line) for line in lines}) > 1:
+        return False
+    return any(all(map(_is_figure, column)) for column in zip(*lines[1:], strict=True))
 
 
 def named_columns(first: list[str]) -> list[str]:
     """The names that a first line gives.
 
     Raises:
-        PpgenError: a line of data in the place of the names; a name that stands twice.
+        PpgenError: a line of data, or a title, in the place of the names; a name that stands twice.
     """
+    if len(first) > 2 and first[0].strip() and not any(cell.strip() for cell in first[1:]):
+        raise PpgenError(
+            f"its first line names the first of {len(first)} columns alone ({first[0].strip()!r}), as a title does; "
+            "delete what stands above the line of names"
+        )
     for cell in first:
         if _is_figure(cell) and not cell.strip().isdigit():
             raise PpgenError(
@@ -138,49 +173,58 @@ def _is_figure(cell: str) -> bool:
 # -- lines -----------------------------------------------------------------------------------------
 
 
-def _checked_lines(path: Path, separator: str, cells: int, rows: int | None) -> tuple[int, bool]:
-    """The number of lines, all of which have as many cells, and whether some cell begins with a zero of its own.
+def _checked_lines(path: Path, separator: str, cells: int, rows: int | None) -> int:
+    """The number of lines, all of which have as many cells.
 
     Raises:
         PpgenError: a line with more cells, or fewer.
     """
-    found = None if rows is not None else _counted(path, separator, cells)
-    return found if found is not None else (_read_lines(path, separator, cells, rows), True)
+    found = None if rows is not None or separator == " " else _counted(path, separator, cells)
+    return found if found is not None else _read_lines(path, separator, cells, rows)
 
 
-def _counted(path: Path, separator: str, cells: int) -> tuple[int, bool] | None:
+def _counted(path: Path, separator: str, cells: int) -> int | None:
     """As `_checked_lines`, from the bytes alone; None where that is not plain: `_read_lines` says more."""
-    quoted, left, n, zeros = 0, 0, 0, False
-    open_zero, last = False, 10  # of the block before
+    quoted, left, n, last = 0, 0, 0, 10  # of the block before
     for block in _blocks(path):
-        marks = (block == 34).any()
-        inside = _inside(block == 34, quoted) if marks or quoted else None
+        quotes = block == 34
         cut, end = block == ord(separator), block == 10
-        if inside is not None:
+        if quoted or quotes.any():
+            inside = _inside(quotes, quoted)
             cut, end = cut & ~inside, end & ~inside
             quoted = int(inside[-1])
         ends = np.flatnonzero(end)
-        places = np.flatnonzero(cut)
-        at = np.concatenate([[0], np.searchsorted(places, ends)])
-        each = np.diff(at)
-        if len(each):
+        if len(ends):
+            starts = np.concatenate([[0], ends[:-1] + 1])
+            each = np.add.reduceat(cut.view(np.uint8), starts, dtype=np.int32)
+            each[-1] -= int(cut[ends[-1] + 1 :].sum())
             each[0] += left
-            starts = np.concatenate([[-1], ends[:-1]])
             length = ends - starts
-            blank = (length == 1) | (length == 2) & (block[ends - 1] == 13)  # an empty line, or a carriage return
-            if bool((~blank & (each != cells - 1)).any()) and not (cells == 1 and not each.any()):
+            blank = (length == 0) | (length == 1) & (block[ends - 1] == 13)  # an empty line, or a carriage return
+            blank[0] &= left == 0 and (last == 10 or length[0] > 0)
+            if bool((~blank & (each != cells - 1)).any()):
                 return None
             n += int((~blank).sum())
-            left = 0
-        left += int(len(places) - at[-1])
-        before = np.concatenate([[last], block[:-1]])
-        begins = (before == ord(separator)) | (before == 10) | (before == 34)
-        zero, digit = begins & (block == 48), (block >= 48) & (block <= 57)
-        zeros = zeros or bool((zero[:-1] & digit[1:]).any()) or open_zero and bool(digit[0])
-        open_zero, last = bool(zero[-1]), int(block[-1])
+            left = int(cut[ends[-1] + 1 :].sum())
+        else:
+            left += int(cut.sum())
+        last = int(block[-1])
     if quoted or last != 10 and left != cells - 1:
         return None
-    return n + (last != 10), zeros
+    return n + (last != 10)
+
+
+def _has_zeros(path: Path, separator: str) -> bool:
+    """Whether some cell begins with a zero of its own, as 007 does."""
+    last = np.array([10], np.uint8)
+    for block in _blocks(path):
+        whole = np.concatenate([last, block])
+        before, digit = whole[:-2], whole[2:] - np.uint8(48) < 10
+        begins = (before == ord(separator)) | (before == 10) | (before == 34)
+        if bool((begins & (whole[1:-1] == 48) & digit).any()):
+            return True
+        last = whole[-2:]
+    return False
 
 
 def _inside(quotes: np.ndarray, quoted: int) -> np.ndarray:
@@ -212,15 +256,23 @@ def _read_lines(path: Path, separator: str, cells: int, rows: int | None) -> int
     with _open(path) as text:
         lines = csv.reader(text, strict=True, skipinitialspace=True, delimiter=separator)
         for row in lines:
+            row = row[:-1] if separator == " " and row and not row[-1] else row
             if row and len(row) != cells:
-                raise PpgenError(
-                    f"line {lines.line_num} has {len(row)} cells, expected {cells} as in the "
-                    "first line; complete or delete that line (a file cut short ends like this)"
-                )
+                raise PpgenError(_uneven(lines.line_num, len(row), cells, n))
             n += 1
             if rows is not None and n > rows:
                 break
     return n
+
+
+def _uneven(line: int, here: int, cells: int, before: int) -> str:
+    """The sentence on a line with another number of cells than the first, which `before` lines have like it."""
+    found = f"line {line} has {here} cells, expected {cells} as in the first line; "
+    if here > cells == 1:
+        return f"{found}delete titles and comments above the names, or quote cells with a comma in them"
+    if here > cells and before == 1:
+        return f"{found}give every column a name, or quote numbers with a decimal comma"
+    return f"{found}complete or delete that line (a file cut short ends like this)"
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -229,30 +281,34 @@ def _read_lines(path: Path, separator: str, cells: int, rows: int | None) -> int
 class _Source:
     """A file as pandas reads it."""
 
-    def __init__(self, path: Path, separator: str, names: list[str], headless: bool, rows: int | None):
+    def __init__(
+        self, path: Path, separator: str, names: list[str], headless: bool, rows: int | None, keep: Collection[str]
+    ):
         from ppgen.data.figures import MISSING
 
-        self.path, self.names = path, names
-        plain = sorted(word for word in MISSING if re.search(r"[a-zA-Z]", word) or not word)  # "?" is said
+        self.path, self.separator, self.names = path, separator, names
+        plain = sorted(w for w in MISSING - set(keep) if re.search(r"[a-zA-Z]", w) or not w)  # "?" is said
         self.how: dict[str, Any] = {
-            "names": names, "header": None if headless else 0, "index_col": False, "nrows": rows, "sep": separator,
+            "names": names, "header": None if headless else 0, "index_col": False, "nrows": rows,
+            "sep": r"\s+" if separator == " " else separator,
             "skipinitialspace": True, "low_memory": False, "keep_default_na": False, "na_values": plain,
         }  # fmt: skip
 
-    def frame(self, zeros: bool) -> pd.DataFrame:
-        """The columns, floats in torch's default dtype.
-
-        Args:
-            zeros: whether cells may begin with a zero of their own.
-        """
+    def frame(self) -> pd.DataFrame:
+        """The columns, floats in torch's default dtype."""
         import pandas as pd
 
         size = max(1000, CELLS // len(self.names))
         if _is_plain(self.path) and self.path.stat().st_size < SMALL:
-            return self._with_zeros(_narrowed(pd.read_csv(self.path, encoding="utf-8-sig", **self.how)), zeros)
+            return self._with_zeros(_narrowed(pd.read_csv(self.path, encoding="utf-8-sig", **self.how)))
+        parts, moments = [], []
         with _open(self.path) as text, pd.read_csv(text, chunksize=size, **self.how) as reader:
-            parts = [_narrowed(part) for part in reader]
+            for part in reader:
+                floats = part.select_dtypes("float")
+                moments.append({name: moments_of(floats[name].to_numpy()) for name in floats})
+                parts.append(_narrowed(part))
         odd = [name for name in self.names if not _one_kind({part[name].dtype.kind for part in parts})]
+        odd += [name for name in self.names if name not in odd and _is_rounded(name, parts, moments)]
         columns: dict[str, Any] = {
             name: np.concatenate([part.pop(name).to_numpy() for part in parts])
             for name in self.names
@@ -261,13 +317,15 @@ class _Source:
         if odd:  # text, or another kind from piece to piece: only the whole column says what it is
             columns |= dict(self.again(odd))
         whole = pd.DataFrame({name: columns[name] for name in self.names}, copy=False)
-        return self._with_zeros(_narrowed(whole), zeros)
+        return self._with_zeros(_narrowed(whole))
 
-    def _with_zeros(self, frame: pd.DataFrame, zeros: bool) -> pd.DataFrame:
+    def _with_zeros(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Whole numbers of which some are written with a zero before them, as text."""
-        whole = [name for name in self.names if frame[name].dtype.kind == "i"] if zeros else []
-        texts = self.again(whole, dtype=str) if whole else {}
-        changed = {n: t for n, t in dict(texts).items() if bool(t.str.fullmatch(r"\s*[+-]?0\d+\s*").any())}
+        whole = [name for name in self.names if _is_whole(frame[name])]
+        if not whole or not _has_zeros(self.path, self.separator):
+            return frame
+        texts = dict(self.again(whole, dtype=str))
+        changed = {n: t for n, t in texts.items() if bool(t.str.fullmatch(r"\s*[+-]?0\d+\s*").any())}
         return frame.assign(**changed) if changed else frame
 
     def again(self, names: list[str], **how: Any) -> pd.DataFrame:
@@ -281,6 +339,21 @@ class _Source:
 
 def _one_kind(kinds: set[str]) -> bool:
     return kinds <= {"i", "f"} or kinds == {"b"}
+
+
+def _is_whole(column: pd.Series) -> bool:
+    """Whether its numbers are whole: where cells are missing, pandas reads them as floats."""
+    if column.dtype.kind != "f":
+        return bool(column.dtype.kind == "i")
+    numbers = column.to_numpy()
+    gone = np.isnan(numbers)
+    return bool(gone.any()) and bool((gone | (numbers == np.round(numbers))).all())
+
+
+def _is_rounded(name: str, parts: list[pd.DataFrame], moments: list[dict[str, Any]]) -> bool:
+    """Whether pieces of a column were rounded, that float32 does not hold as a whole."""
+    own = [m[name] for m in moments if name in m]
+    return bool(own) and any(part[name].dtype != float for part in parts) and not fits_float32(*joined_moments(own))
 
 
 def _narrowed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -149,13 +150,22 @@ def _of_objects(name: str, series: pd.Series, asked: ColumnType | None, mark: st
         return unclear(name, why, "convert it, or leave it out with columns=")
     whole = series.astype(object).where(series.notna(), None) if inferred != "string" else series
     codes, unique = pd.factorize(whole.map(str, na_action="ignore") if inferred != "string" else whole)
-    texts = pd.Series(np.asarray(unique, dtype=object), dtype="str").str.strip()
+    texts = pd.Series([_plain_text(t) for t in unique], dtype="str")
     kept = set(asked.levels) if asked is not None else set()
     gone = texts.isin([word for word in MISSING if word not in kept])
     return TextColumn(name, texts, codes, gone, asked, mark).read()
 
 
+def _plain_text(cell: str) -> str:
+    """A cell's text in one spelling: Unicode's composed form, no blanks around it, what spreadsheets write as ="01"."""
+    text = cell.strip()
+    if not text.isascii():
+        text = normalize("NFC", text).replace("\u200b", "").replace("\ufeff", "").strip()
+    return text[2:-1] if text.startswith('="') and text.endswith('"') else text
+
+
 def _to_numbers(series: pd.Series, inferred: str) -> pd.Series:
     if inferred == "boolean":
         return series.astype("boolean" if bool(series.isna().any()) else bool)
-    return pd.to_numeric(series.astype(float) if inferred == "decimal" else series)
+    numbers = pd.to_numeric(series.astype(float) if inferred == "decimal" else series)
+    return numbers.astype(float) if numbers.dtype == object else numbers  # whole numbers beyond 64 bits

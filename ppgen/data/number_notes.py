@@ -73,6 +73,8 @@ def _notes(number: np.ndarray, values: np.ndarray, low: float, high: float, whol
         notes.append("looks like days written as numbers (types: date:%Y%m%d reads them)")
     if values.dtype.kind == "f" and bool(np.isinf(values).any()):
         notes.append(f"has {int(np.isinf(values).sum())} infinite values")
+    if values.dtype.kind == "f" and whole and max(abs(low), abs(high)) >= 2**53:
+        notes.append("has whole numbers of 2^53 or more, of which floats keep the first 15 digits alone")
     stand_in = _stand_in(number, low, high)
     far = "" if stand_in else _far(number)
     return notes + [note for note in (stand_in, far) if note]

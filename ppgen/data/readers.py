@@ -14,7 +14,7 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,12 @@ _SMALLER = "write it as .npy or .npz, and fit a part of its rows"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read(path: str | Path, rows: int | None = None) -> dict[str, Any]:
+def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
     """Read the raw columns of one file; the format follows from its name, or from IDX's magic.
 
     Args:
         rows: of .csv, no more than the first so many are read.
+        keep: of .csv, words that are no missing cells ("NA", where that is a country).
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -51,7 +52,7 @@ def read(path: str | Path, rows: int | None = None) -> dict[str, Any]:
         raise PpgenError(f"{path} {what}; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):
-        columns = read_csv(path, rows) if reader is read_csv else reader(path)
+        columns = read_csv(path, rows, keep) if reader is read_csv else reader(path)
     if not columns:
         raise PpgenError(f"{path} holds no columns; write at least one, for example x")
     return columns

@@ -6,20 +6,59 @@ from collections.abc import Collection
 
 _MONTHS = "january february march april may june july august september october november december"
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday"
+_OTHER_CALENDARS = (  # German, French, Spanish
+    "januar februar märz april mai juni juli august september oktober november dezember",
+    "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+    "montag dienstag mittwoch donnerstag freitag samstag|sonnabend sonntag",
+    "lundi mardi mercredi jeudi vendredi samedi dimanche",
+    "lunes martes miércoles jueves viernes sábado domingo",
+)
 CALENDARS = (
     tuple(f"{m}|{m[:3]}|{m[:4]}" for m in _MONTHS.split()),
     tuple(f"{d}|{d[:3]}|{d[:4]}|{d[:5]}" for d in _DAYS.split()),
+    *(tuple(words.split()) for words in _OTHER_CALENDARS),
 )
-SCALES = (
-    ("very low", "low", "medium|moderate|mid|middle|normal", "high", "very high"),
+_ROMAN = "i ii iii iv v vi vii viii ix x xi xii"
+_NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve"
+SCALES: tuple[tuple[str, ...], ...] = (
+    ("very low", "low|lo", "medium|moderate|mid|middle|normal|med|average", "high|hi", "very high"),
     ("very small|tiny", "small", "medium", "large|big", "very large|extra large|huge"),
     ("xxs", "xs", "s", "m", "l", "xl", "xxl", "xxxl"),
     ("very bad", "bad", "ok|okay|neutral|average|fair", "good", "very good", "excellent"),
     ("very poor", "poor", "ok|okay|neutral|average|fair", "good", "very good", "excellent"),
-    ("strongly disagree", "disagree", "neutral|undecided|neither agree nor disagree", "agree", "strongly agree"),
-    ("very dissatisfied", "dissatisfied", "neutral", "satisfied", "very satisfied"),
-    ("very unlikely", "unlikely", "neutral", "likely", "very likely"),
-    ("never", "rarely|seldom", "sometimes", "often|frequently", "always"),
+    (
+        "strongly disagree|completely disagree|totally disagree",
+        "disagree|mostly disagree",
+        "somewhat disagree|slightly disagree|rather disagree",
+        "neutral|undecided|neither agree nor disagree|neither",
+        "somewhat agree|slightly agree|rather agree",
+        "agree|mostly agree",
+        "strongly agree|completely agree|totally agree",
+    ),
+    (
+        "very dissatisfied|very unsatisfied",
+        "dissatisfied|unsatisfied",
+        "somewhat dissatisfied|slightly dissatisfied",
+        "neutral|neither satisfied nor dissatisfied",
+        "somewhat satisfied|slightly satisfied",
+        "satisfied",
+        "very satisfied",
+    ),
+    ("very unlikely", "unlikely", "somewhat unlikely", "neutral", "somewhat likely", "likely", "very likely"),
+    (
+        "never",
+        "almost never|very rarely",
+        "rarely|seldom",
+        "sometimes|occasionally",
+        "often|frequently|usually",
+        "almost always|very often",
+        "always",
+    ),
+    ("not at all", "slightly|a little", "somewhat|moderately", "very|quite a bit|a lot", "extremely"),
+    ("hourly", "daily", "weekly", "monthly", "quarterly", "yearly|annually"),
+    tuple(_ROMAN.split()),
+    tuple(_NUMERALS.split()),
     ("none|no", "mild", "moderate", "severe", "very severe"),
     ("short", "medium", "long"),
     ("slow", "medium", "fast"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -17,10 +18,12 @@ from ppgen.data.figures import (
     read_dates,
     read_numbers,
     read_spans,
+    usual_form,
 )
 from ppgen.data.scales import known_order
 from ppgen.data.typed import EPOCH, Typed, blank, coded, default_float, of_days, of_numbers
 from ppgen.data.types import MARKS, NUMERIC, ColumnType
+from ppgen.data.word_notes import word_notes
 from ppgen.errors import nearest
 
 FEW_ROWS = 20  # from which on words that hardly repeat are the text of single rows
@@ -29,6 +32,7 @@ STRAY = 0.1  # of the words of a column, so many may look like numbers
 SHOWN = 3
 MOST_COMPARED = 1000  # words of a column that are held against each other
 WORDS = ("categorical", "ordered", "text")
+BEGINS = re.compile(r"(\d+)(?![\d.,:/])")  # a word's number: of "18-25", "65+", "3 - good"
 
 
 class TextColumn:
@@ -149,11 +153,15 @@ class TextColumn:
             row, cell = self._row(wrong), left[wrong].iloc[0]
             return self._unclear(f"holds numbers, but {cell!r} in row {row} (counting from 0)", "correct that cell")
         if found.mixed:
-            return self._unclear(f"has cells in different units ({found.unit})", "write all of them in one unit")
+            units = found.unit if ";" in found.unit else f"{found.unit}, and none"
+            return self._unclear(f"has cells in different units ({units})", "write all of them in one unit")
         form = next(word for word, m in MARKS.items() if m == mark)
         made = blank(self.name, asked)
         if asked is not None and asked.unit and found.unit not in ("", asked.unit):
             self.notes.append(f"is in {found.unit}, and was in {asked.unit}")
+        if found.factor:
+            value = read_numbers(pd.Series([found.factor]), mark).values[0]
+            self.notes.append(f"{found.factor!r} is read as {value:.12g} ({self.name}=categorical: words)")
         marked = bool(left.str.contains("[.,]").any())
         return self._numbers(found.values, replace(made, unit=made.unit or found.unit, form=form if marked else ""))
 
@@ -165,10 +173,9 @@ class TextColumn:
                 f"has {left.iloc[0]!r}, a date in more than one way ({', '.join(forms)})",
                 f"say which with types={self.name}=date:{forms[0]} (--types)",
             )
-        found = read_dates(left, forms[0]) if forms else None
-        if found is None or found.isna().any():
-            wrong = [kind_of_text(t) != "date" for t in left] if found is None else found.isna()
-            at = np.array(wrong) if any(wrong) else np.ones(len(left), bool)
+        found = read_dates(left, forms[0] if forms else usual_form(left))
+        if not forms or found.isna().any():
+            at = found.isna().to_numpy() if bool(found.isna().any()) else np.ones(len(left), bool)
             return self._unclear(
                 f"holds dates, but {left[at].iloc[0]!r} in row {self._row(at)} (counting from 0) is none of their form",
                 f"write all of them in one form, or say it with types={self.name}=date:%Y-%m-%d (--types)",
@@ -226,18 +233,14 @@ def _of_words(text: TextColumn, asked: ColumnType | None) -> Typed:
     notes = text._notes()
     if none := AMBIGUOUS & set(levels):
         notes.append(f"{min(none)!r} is taken as a word; write NA where it means that there is no value")
-    few = levels if len(levels) <= MOST_COMPARED else ()
-    folded = Counter(word.casefold() for word in few)
-    for word in [w for w in few if folded[w.casefold()] > 1][:1]:
-        others = [w for w in levels if w.casefold() == word.casefold()]
-        notes.append(f"{others[0]!r} and {others[1]!r} differ by capitals alone")
+    notes += word_notes(levels, rows) if len(levels) <= MOST_COMPARED and not notes else []
     made = ColumnType(text.name, kind, levels, why=why, notes=tuple(notes))
     return Typed(made, coded(np.where(np.isnan(rows), -1, rows).astype(np.int64)))
 
 
 def _levels(left: pd.Series, text: TextColumn, asked: ColumnType | None) -> tuple[tuple[str, ...], str, str]:
     """The words in order, the kind, and why."""
-    words = _sorted(left.to_numpy(object) if left.is_unique else pd.unique(left).to_numpy(object))
+    words = _sorted(left.to_numpy(object) if left.is_unique else np.asarray(pd.unique(left), dtype=object))
     if asked is not None:
         rest = [word for word in words if word not in asked.levels]
         kind = "categorical" if asked.kind in NUMERIC else asked.kind
@@ -260,7 +263,10 @@ def _levels(left: pd.Series, text: TextColumn, asked: ColumnType | None) -> tupl
 
 
 def _sorted(words: np.ndarray) -> tuple[str, ...]:
-    """In the order of their characters; numbers, where all are numbers, in theirs."""
+    """In the order of their characters; numbers, where all are or begin with numbers, in theirs ("9-17" < "18-25")."""
+    begin = {w: m for w in words[:SAMPLE] if (m := BEGINS.match(w))}
+    if 0 < len(words) == len(begin):
+        return tuple(sorted(words.tolist(), key=lambda w: (float(begin[w][1]), w)))
     some = pd.to_numeric(pd.Series(words[:SAMPLE], dtype="str"), errors="coerce")
     if not len(words) or some.isna().any():
         return tuple(sorted(words.tolist()))

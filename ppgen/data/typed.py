@@ -14,7 +14,8 @@ from ppgen.data.number_notes import describe_numbers
 from ppgen.data.types import ColumnType
 
 ROUNDING = 1e-3  # of an sd
-EPOCH = pd.Timestamp(0)
+EPOCH = pd.Timestamp("1970-01-01").as_unit("us")  # days from year 1 to 9999
+LAST_YEAR = 2_932_532.0  # 9999-01-01, in days since then
 
 
 class Typed(NamedTuple):
@@ -31,6 +32,21 @@ def blank(name: str, asked: ColumnType | None) -> ColumnType:
 def fits_float32(mean: float, sd: float) -> bool:
     """Whether float32 holds how numbers vary: its rounding is below 1e-3 of their sd; of a constant anything does."""
     return not sd > 0 or (abs(mean) + 3 * sd) * 2**-24 <= ROUNDING * sd
+
+
+def moments_of(values: np.ndarray) -> tuple[int, float, float]:
+    """How many are finite, their mean and variance."""
+    finite = values[np.isfinite(values)]
+    return (len(finite), float(finite.mean()), float(finite.var())) if len(finite) else (0, 0.0, 0.0)
+
+
+def joined_moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+    """Mean and standard deviation of the whole, of those of its parts."""
+    n = sum(k for k, _, _ in parts)
+    if not n:
+        return 0.0, 0.0
+    mean = sum(k * m for k, m, _ in parts) / n
+    return mean, float(np.sqrt(sum(k * (v + (m - mean) ** 2) for k, m, v in parts) / n))
 
 
 def default_float(values: np.ndarray) -> np.ndarray:
@@ -56,11 +72,13 @@ def of_days(name: str, days: np.ndarray, asked: ColumnType | None, form: str, no
     if np.isnan(days).all():
         return Typed(replace(blank(name, asked), kind="date", why="no cell has a day"), default_float(days))
     kept = asked.unit.rpartition(" since ")[2] if asked is not None and asked.unit else ""
-    first = pd.Timestamp(kept) if kept else (EPOCH + pd.Timedelta(float(np.floor(np.nanmin(days))), "D"))
-    since = days - (first - EPOCH) / pd.Timedelta(1, "D")
+    first = np.datetime64(kept, "D") if kept else np.datetime64(int(np.floor(np.nanmin(days))), "D")
+    since = days - float(first.astype(np.int64))
+    if np.nanmax(days) >= LAST_YEAR:
+        notes = [*notes, "has days in the year 9999, as is written where there is none; write NA if so"]
     whole = bool(np.all(np.isnan(since) | (since == np.round(since))))
     made = ColumnType(
-        name, "date", unit=f"days since {first:%Y-%m-%d}", form=form, low=float(np.nanmin(since)),
+        name, "date", unit=f"days since {first}", form=form, low=float(np.nanmin(since)),
         high=float(np.nanmax(since)), why=f"dates of the form {form}", notes=tuple(notes),
     )  # fmt: skip
     return Typed(made, default_float(since) if whole else since)
