@@ -98,6 +98,9 @@ def keep(key: str, entry: Callable[..., Any]) -> None:
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(content)
         os.replace(temporary, file)
+        for other in folder().glob(f"{key}.*.so"):  # a damaged one would be found first
+            if other != file:
+                other.unlink(missing_ok=True)
         _make_room()
 
 
