@@ -310,12 +310,21 @@ def test_the_evidence_and_moments_are_those_of_the_posterior():
 FAULTS = {
     "far away": (lambda: weighed(_one_normal, torch.full((1,), 60.0), torch.eye(1)), "importance", "wrong"),
     "few draws": (lambda: weighed(_one_normal, torch.zeros(1), torch.eye(1) * 3, n=300), "importance", "look"),
+    "a narrower mode beside": (lambda: weighed(_beside, torch.zeros(5), torch.eye(5)), "unseen_modes", "wrong"),
     "one of two modes": (lambda: weighed(_two_modes, torch.zeros(1), torch.eye(1)), "unseen_modes", "wrong"),
 }
 
 
 def _one_normal(one):
     pyro.sample("x", Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def _beside(one):
+    """Half of the mass is N(0, 1) in five dimensions, half a ball half as wide, six away."""
+    x = pyro.sample("x", Normal(torch.zeros(5), 10.0).to_event(1))
+    other = Normal(torch.tensor([6.0, 0, 0, 0, 0]), 0.5).log_prob(x).sum(-1)
+    both = torch.logaddexp(Normal(0.0, 1.0).log_prob(x).sum(-1), other)
+    pyro.factor("f", both - Normal(0.0, 10.0).log_prob(x).sum(-1))
 
 
 @pytest.mark.parametrize("name", list(FAULTS))

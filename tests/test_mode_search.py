@@ -64,6 +64,8 @@ MIRRORED = mixture([0.5, 0.5], [[-3.0, -3.0], [3.0, 3.0]], [[0.3, 0.3], [0.3, 0.
 UNLIKE = mixture([0.9, 0.1], [[-3.0, -3.0], [3.0, 3.0]], [[0.3, 0.3], [0.3, 0.3]])
 NESTED = mixture([0.5, 0.5], torch.zeros(2, 10), [[1.0] * 10, [0.1] * 10])
 WIDE, NARROW = (mixture([w, 1 - w], torch.zeros(2, 10), [[1.0] * 10, [0.1] * 10]) for w in (0.85, 0.15))
+SLOPE = mixture([0.5, 0.5], [[0.0] * 4, [3.0, 3.0, 0.0, 0.0]], [[1.0] * 4, [0.3] * 4])
+BESIDE = mixture([0.5, 0.5], [[0.0] * 5, [6.0, 0.0, 0.0, 0.0, 0.0]], [[1.0] * 5, [0.5] * 5])
 FEW = mixture([0.999, 0.001], [[0.0], [40.0]], [[1.0], [1.0]])
 SITUATIONS = {  # density, which of its draws are seen, verdict, share of the mass that is missing, copies
     "one of two modes": (TWO, lambda u: u[:, 0] < 20, "wrong", 0.5, False),
@@ -76,6 +78,8 @@ SITUATIONS = {  # density, which of its draws are seen, verdict, share of the ma
     "the wide one of two with one center": (NESTED, lambda u: u.norm(dim=-1) > 0.8, "wrong", 0.5, False),
     "a small narrow one in a wide one": (WIDE, lambda u: u.norm(dim=-1) > 0.8, "wrong", 0.15, False),
     "a small wide one around a narrow one": (NARROW, lambda u: u.norm(dim=-1) < 0.8, "wrong", 0.15, False),
+    "a narrow one on a wide one's slope": (SLOPE, lambda u: (u[:, :2] - 3).norm(dim=-1) > 1.4, "wrong", 0.5, False),
+    "a narrow one beside a wide one": (BESIDE, lambda u: u[:, 0] < 4, "wrong", 0.5, False),
     "a thousandth is missing": (FEW, lambda u: u[:, 0] < 20, "fine", 0.0, None),
 }
 

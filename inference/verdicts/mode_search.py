@@ -7,8 +7,9 @@ in the share Z_R / Z. Z_R is a mean of importance weights; Z is that of the draw
 guide's weights give, or bridge sampling between chains and a mixture of normals. A place that has mass, and draws not
 in that share, was not seen: another mode, or the wide part of a posterior whose draws are all in a narrow one.
 
-It sees modes that a climb from the prior, from a wide box or from the draws' mirror images ends in, and that are
-about normal; not a mode that no start leads to. Where all that is missing equals what is there, the modes are copies
+It sees modes that a climb ends in, and that are about normal: from the prior, from wide boxes, from the draws' mirror
+images, from those of the largest weight, and from the highest of many points on spheres about them; not a mode that no
+start leads to. Where all that is missing equals what is there, the modes are copies
 of each other (exchangeable components, a sign that can be flipped), told as such.
 
 Source: Pathfinder (Zhang, Carpenter, Gelman, Vehtari 2022, arXiv:2108.03782).
@@ -34,6 +35,9 @@ WIDEST = 3.0  # log10 of the largest box, in standard deviations of the draws
 MOST = 6  # places that are weighed, of those on the way and of those at the end
 PRIOR_STARTS = 3200  # entries of the climbs' starts from the prior,
 FEWEST, MOST_STARTS = 16, 64  # and how many; one that a fiftieth leads to is found 3 times in 4
+HEAVIEST = 16  # draws of a guide, by their weights
+SPHERES, ON_SPHERE = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0), 300  # radii, in those of the draws; points
+SCOUTED = 10  # dimensions, at the most: in more, none of the points comes near
 ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
@@ -113,15 +117,17 @@ def search_modes(
     dim = draws.shape[1]
     if dim > LARGEST or len(draws) < 2 * dim:
         return None
-    generator = torch.Generator().manual_seed(seed)
+    generator, of_guide = torch.Generator().manual_seed(seed), evidence is not None
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     start = starts_around(draws, prior, generator, size)
+    start = torch.cat([start, scouted(target, draws, generator)])
+    if of_guide:  # the edge of a narrow place that the guide's tail reaches
+        start = torch.cat([start, draws[weights.topk(min(HEAVIEST, len(draws))).indices]])
     paths = climbs(target, start, draws, generator)
     ends = places(target, paths, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
         return None
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
-    of_guide = evidence is not None
     if evidence is None:
         evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
     full = [q for q in ends if _share(q, draws, weights) > 0.5]  # most draws are there: it cannot lack as many
@@ -168,15 +174,38 @@ def starts_around(
     return torch.cat(kinds)
 
 
-def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Generator) -> Climbs:
-    """Paths from the starts, in coordinates in which the draws have mean 0 and covariance I: few steps are needed."""
+def scouted(target: Density, draws: Tensor, generator: torch.Generator) -> Tensor:
+    """The highest of many points of each of some spheres about the draws: on the slope of a narrow place, if one is.
+
+    Of a place that is narrower than what lies around it no more than a ball is its slope, from which a climb ends in
+    it; a start that is drawn is seldom in that ball, and the best of hundreds at one distance is.
+    """
+    dim = draws.shape[1]
+    if dim > SCOUTED:
+        return draws[:0]
+    frame = whitening(draws)
+    z = torch.randn(len(SPHERES) * ON_SPHERE, dim, generator=generator, dtype=draws.dtype)
+    radius = (torch.tensor(SPHERES).to(draws) * dim**0.5).repeat_interleave(ON_SPHERE)[:, None]
+    u = frame.out(z / z.norm(dim=-1, keepdim=True) * radius)
+    height = torch.nan_to_num(target(u)[0], nan=-torch.inf).reshape(len(SPHERES), ON_SPHERE)
+    height = torch.where(height == torch.inf, -torch.inf, height)
+    return u[height.argmax(-1) + ON_SPHERE * torch.arange(len(SPHERES))]
+
+
+def whitening(draws: Tensor) -> Preconditioner:
+    """Coordinates in which the draws have mean 0 and covariance I."""
     dim = draws.shape[1]
     m, cov = draws.mean(0), torch.cov(draws.mT).reshape(dim, dim)
     L, info = torch.linalg.cholesky_ex(cov)
     if info or not torch.isfinite(L).all():
         L = draws.std(0).clamp_min(1e-12).diag()
+    return Preconditioner(m, L)
 
-    frame = Preconditioner(m, L)
+
+def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Generator) -> Climbs:
+    """Paths from the starts, in coordinates in which the draws have mean 0 and covariance I: few steps are needed."""
+    frame = whitening(draws)
+    L = frame.root
 
     def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
         lp, g = target(frame.out(y))
@@ -285,9 +314,9 @@ def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, ev
 
 
 def _different(regions: list[_Region]) -> list[_Region]:
-    """The heaviest first, without those whose center one before them holds."""
+    """The heaviest first, each by what its mass is at the least, without those whose center one before them holds."""
     kept: list[_Region] = []
-    for new in sorted(regions, key=lambda r: -r.log_z):
+    for new in sorted(regions, key=lambda r: SURE * r.se - r.log_z):
         _, high = _shell(len(new.q.m))
         if all(float(old.q.radius(new.q.m[None])) > high for old in kept):
             kept.append(new)
