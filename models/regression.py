@@ -4,7 +4,8 @@ r"""Regression by a formula: common effects, effects that vary over groups, and 
     r_g[j] = diag(sd_g) L_g z_gj,  z_gj ~ N(0, I)         non-centred; L_g L_gᵀ ~ LKJ(1) where they are correlated
     y_i ~ family(η_i, ...)
 
-Families and links stand in `ppgen.formula.families`, the scales of the priors in `ppgen.formula.priors`.
+Families and links stand in `ppgen.formula.families`, the scales of the priors in `ppgen.formula.priors`, the models of
+columns with missing cells in `ppgen.formula.gaps`.
 
 Sources: Data Analysis Using Regression and Multilevel/Hierarchical Models (Gelman & Hill 2007); Fitting Linear
 Mixed-Effects Models Using lme4 (Bates et al. 2015), for the formulas; Generating random correlation matrices based on
@@ -30,7 +31,9 @@ from ppgen.errors import PpgenError
 from ppgen.formula.design import Design, Group, dimensions, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
+from ppgen.formula.gaps import filled, missing_cells
 from ppgen.formula.priors import Priors, described, priors_of
+from ppgen.gaps import require_how
 
 __all__ = ["Regression", "regression"]
 
@@ -58,6 +61,7 @@ class Regression(ppgen.Program):
         if categories and response["y"] not in self.codes:
             self.categories = {response["y"]: categories}
         self.dims, self.coords = dimensions(design, family)
+        self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
         self.__dict__["model"] = _named(self._joint, design)
 
     @classmethod
@@ -82,13 +86,18 @@ class Regression(ppgen.Program):
         status = columns.pop(response["status"], None) if response["status"] else None
         given = {k: v for k, v in columns.items() if v is not None}
         zero = _zero(given, obs)
-        eta = self._predictor(given, zero)
+        rows = ppgen.rows(*given.values(), status, obs)
+        read, given = given, filled(design.get("gaps", []), given)
+        eta, beta = self._predictor(given, zero)
         beside: dict[str, Any] = {}
         if self.family == "ordered":
             beside["cutpoints"] = self._cutpoints(zero)
         for site, (name, arguments) in self.priors["beside"].items():
             prior = getattr(dist, name)(*(zero + a for a in arguments))
             beside[site] = pyro.sample(site, prior)
+        if design.get("gaps"):
+            for place, x in missing_cells(design, self.priors["gaps"], read, zero, rows).items():
+                eta = eta + (x[..., None] if self.family == "categorical" else x) * beta[place]
         trials = response["trials"]
         if trials is not None:
             beside["trials"] = given[trials].to(zero) if isinstance(trials, str) else zero + trials
@@ -98,14 +107,14 @@ class Regression(ppgen.Program):
             likelihood = WithStatus(likelihood, status.to(zero) if of is None else zero.new_tensor(of)[status])
         if obs is not None and family.kind != "categories":
             obs = obs.to(zero)
-        with ppgen.rows(*given.values(), status, obs):
+        with rows:
             return pyro.sample(response["y"], likelihood, obs=obs)
 
-    def _predictor(self, given: Mapping[str, Tensor], zero: Tensor) -> Tensor:
-        """η, (N,), or (N, K - 1) of a categorical response; one value where nothing varies by row."""
+    def _predictor(self, given: Mapping[str, Tensor], zero: Tensor) -> tuple[Tensor, Tensor]:
+        """η, (N,), or (N, K - 1) of a categorical response; one value where nothing varies by row; and β."""
         design = self.design
         several = [design["response"]["categories"] - 1] if self.family == "categorical" else []
-        eta = at_means = zero
+        eta = at_means = beta = zero
         if design["matrix"]["terms"]:
             loc, scale = zero.new_tensor(self.priors["slopes"]).mT
             prior = dist.Normal(loc, scale) if not several else dist.Normal(loc[:, None], scale[:, None])
@@ -121,7 +130,7 @@ class Regression(ppgen.Program):
             eta = eta + _varying(group, given, zero.new_tensor(self.priors["spread"][group["name"]]))
         for offset in design["offsets"]:
             eta = eta + compute(offset, {k: v.to(zero) for k, v in given.items()})
-        return eta
+        return eta, beta
 
     def _cutpoints(self, zero: Tensor) -> Tensor:
         """The cutpoints at the means of the columns, by the probabilities of the categories there."""
@@ -172,7 +181,11 @@ def _named(run: Callable[..., Tensor], design: Design) -> Callable[..., Tensor]:
 
 
 def regression(
-    formula: str, family: str = "gaussian", data: Any = None, priors: Mapping[str, Any] | None = None
+    formula: str,
+    family: str = "gaussian",
+    data: Any = None,
+    priors: Mapping[str, Any] | None = None,
+    missing: str = "error",
 ) -> Regression:
     """A regression as a program, from a formula and the table that it is to be fitted to.
 
@@ -184,19 +197,25 @@ def regression(
             priors are taken from it; its rows are not kept.
         priors: in place of those that the scales of the data give: a scale, or a pair of location and scale, by name;
             `Regression.describe_priors` shows the names.
+        missing: what is done with missing cells. "impute": those of a column on the right that is a term by itself are
+            drawn by a linear (of two values: logistic) model of it on the other columns, `ppgen.formula.gaps`, as
+            `COLUMN_unobserved`; those of the response by its family. "mask": those of the response are left out.
+            "drop": their rows are left out.
 
     Returns:
         A program, without a guide; it is fitted, sampled and saved as any other, and no longer needs formulae.
 
     Raises:
-        PpgenError: formulae is not installed; a formula, a family, a column or a prior that is not possible.
+        PpgenError: formulae is not installed; a formula, a family, a column or a prior that is not possible; missing
+            cells in a function, an interaction, a group or words of more than two levels, if their rows are kept.
     """
     from ppgen.formula.read import design_of
 
     if data is None:
         raise PpgenError("regression() needs the table that is to be fitted, for levels and scales; pass data=")
-    design, table = design_of(formula, family, data)
+    design, table = design_of(formula, family, data, require_how(missing))
     made = Regression(formula, family, design, priors_of(design, family, table, priors))
+    made.missing = missing
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
     log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
     return made

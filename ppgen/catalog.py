@@ -171,7 +171,7 @@ def _regression(formula: str, settings: Mapping[str, Any], data: Mapping[str, An
 
     known = ("family", "priors")
     for key in settings:
-        if key not in known:
+        if key not in (*known, "missing"):  # which is an option of its own
             raise PpgenError(f"a formula has no setting {key!r}{nearest(key, known)}; it has family and priors")
     return regression(formula, data=data, **settings)
 

@@ -2,7 +2,8 @@
 
 `program.missing` says how: "mask" leaves the cells out (a row, where a value is a vector); "impute" makes each a latent
 `NAME_unobserved`, drawn from the site's own distribution with the other latents, as Pyro's `obs_mask` does; "drop"
-leaves out their rows, and "error" refuses them.
+leaves out their rows, and "error" refuses them. Other columns have no distribution, but in a program that says in
+`drawn_columns` that it draws their cells itself under "impute", as a regression by a formula does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -27,6 +29,7 @@ from ppgen.sites import given_value
 log = logging.getLogger("ppgen")
 
 HOW = ("error", "drop", "mask", "impute")
+COVARIATE = "of_covariate"  # in a factor's infer: a term of columns that are given, no likelihood of what is observed
 
 
 def require_how(how: str) -> str:
@@ -57,7 +60,8 @@ def dropped(table: Table, names: Collection[str]) -> Table:
 
 
 def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
-    """Sets `program.gaps`: how many cells of each observed site are missing, where they are masked or imputed.
+    """Sets `program.gaps`: how many cells of each observed site are missing, where they are masked or imputed, and of
+    each column whose cells the program draws itself.
 
     The log says how many. Other missing cells are for the check of the data to refuse.
     """
@@ -68,9 +72,20 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     with program.collecting(), without_validation(), looking:
         program.call("model", data)
     program.gaps = looking.found
-    for name, n in looking.found.items():
+    if program.missing == "impute":
+        drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
+        program.gaps |= {name: int(value.isnan().sum()) for name, value in drawn.items()}
+    for name, n in program.gaps.items():
         done = "left out of the likelihood" if program.missing == "mask" else f"drawn, as {name}_unobserved"
         log.info("%d cells of %r are missing and %s (missing=%s)", n, name, done, program.missing)
+
+
+def gap_rows(program: Any, data: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """Of the columns whose cells a program draws itself, by the site of the cells: their dimension, and their rows."""
+    if program.missing != "impute":
+        return {}
+    gone = {n: data[n].isnan() for n in program.drawn_columns if n in data}
+    return {f"{n}_unobserved": (f"{n}_row", where.nonzero()[:, 0].numpy()) for n, where in gone.items()}
 
 
 def _has_nan(value: Tensor) -> bool:

@@ -53,7 +53,9 @@ def test_rows_with_a_gap_on_the_right_are_left_out_where_that_is_asked_for(folde
     ppgen("fit", *how, "--missing", "drop", "--out", "dropped", *FAST, cwd=folder)
     assert json.loads((folder / "dropped" / "config.json").read_text())["data"]["rows"] == 118
     said = ppgen("fit", *how, "--out", "none", *FAST, cwd=folder, code=2).output
-    assert "'cars' has 2 missing cells" in said and "--missing drop" in said
+    assert "'cars' has 2 missing cells" in said and "--missing drop" in said and "--missing impute" in said
+    shown = ppgen("check", *how, "--missing", "impute", "--json", cwd=folder).stdout
+    assert {"z_cars", "cars_unobserved", "sigma_cars"} <= {s["name"] for s in json.loads(shown)["sites"]}
 
 
 def test_new_towns_are_refused_by_name_or_drawn(folder):

@@ -26,7 +26,7 @@ from ppgen.data import tensors, words_of
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
-from ppgen.gaps import with_gaps
+from ppgen.gaps import COVARIATE, gap_rows, with_gaps
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
@@ -212,8 +212,8 @@ def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterat
         if inside - {""}:
             yield summed[0].site, total(summed, keep=structure.row_plates)
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
-        if is_factor(site) and not structure.is_local(name):
-            continue  # a sum over rows, or a part of the prior
+        if is_factor(site) and (not structure.is_local(name) or site["infer"].get(COVARIATE)):
+            continue  # a sum over rows, a part of the prior, or a term of a row's covariate
         if site["is_observed"] and name not in inside:
             one = term(site)
             yield name, laid_out(site, one.log_density, 0)[0]
@@ -284,9 +284,12 @@ def tree_of(
     sizes: dict[str, int] = {}
     dims: dict[str, list[str]] = {}
     known = {s.name for s in structure.sites}
+    gaps = gap_rows(program, data)
+    found = {g: {n: v[..., gaps[n][1]] if n in gaps else v for n, v in own.items()} for g, own in found.items()}
     for group_name, group in found.items():
         for name, value in group.items():
             own = structure[name].dims if name in known else (structure.row_plate,)
+            own = (gaps[name][0],) if name in gaps else own
             if group_name == "sample_stats":
                 dims[name] = [structure.row_plate] if value.ndim == 3 else []
             elif name not in dims or len(dims[name]) < value.ndim - 2:
@@ -307,7 +310,7 @@ def tree_of(
     tree = tree_from(
         groups,
         dims,
-        coords_of(program, sizes, data, structure.row_plate),
+        coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         row_dim=structure.row_plate,
         **_gaps(program),
     )

@@ -266,8 +266,10 @@ def _same(rows: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    both = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return torch.equal(a, b.to(a.dtype)) if both else a is b or bool(a == b)
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return a is b or bool(a == b)
+    b = b.to(a.dtype)
+    return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())  # a missing cell is nan
 
 
 def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], kept: Table) -> DataTree:
@@ -286,8 +288,8 @@ def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple
 
 
 def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
-    """The words of codes; those beyond, of new groups that were given by number, as they are."""
-    return np.array([words[c] if c < len(words) else str(c) for c in codes])
+    """The words of codes, "" of a missing cell; those beyond, of new groups that were given by number, as they are."""
+    return np.array(["" if c != c else words[int(c)] if c < len(words) else str(c) for c in codes])
 
 
 def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tensor]:

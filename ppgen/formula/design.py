@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.formula.expressions import compute, piecewise
 
-__all__ = ["Design", "Group", "Matrix", "Part", "Response", "dimensions", "matrix", "row_product"]
+__all__ = ["Design", "Gap", "Group", "Matrix", "Part", "Response", "dimensions", "matrix", "row_product"]
 
 
 class Part(TypedDict):
@@ -59,10 +59,27 @@ class Response(TypedDict):
     categories: int
 
 
+class Gap(TypedDict):
+    """A column with missing cells that is a term by itself (`ppgen.formula.gaps`).
+
+    name: its argument.  place: its column in the design.  binary: whether it is 0 and 1.  beside: the columns of the
+    design that its model has, and their means.  fill: what stands in its gaps until they are drawn.  rows: with gaps.
+    """
+
+    name: str
+    place: int
+    binary: bool
+    beside: list[int]
+    means: list[float]
+    fill: float
+    rows: list[int]
+
+
 class Design(TypedDict):
     """What a formula is at a table.
 
     levels: of an argument of codes, [columns, values, whether new groups may be drawn].  means: of the columns.
+    gaps: of columns whose missing cells are drawn; a run of an earlier version has none.
     """
 
     response: Response
@@ -73,6 +90,7 @@ class Design(TypedDict):
     groups: list[Group]
     levels: dict[str, tuple[Sequence[str], Sequence[str], bool]]
     arguments: list[str]
+    gaps: NotRequired[list[Gap]]
 
 
 def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -121,6 +139,9 @@ def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[
     if family == "ordered":
         dims |= {"shares": ["category"], "cutpoints": ["below"]}
         coords |= {"category": categories, "below": categories[:-1]}
+    for gap in design.get("gaps", []):
+        dims |= {f"beta_{gap['name']}": [f"{gap['name']}_term"]}
+        coords[f"{gap['name']}_term"] = [design["matrix"]["labels"][i] for i in gap["beside"]]
     for group in design["groups"]:
         name, labels = group["name"], group["matrix"]["labels"]
         dims |= dict.fromkeys((f"sd_{name}", f"z_{name}", f"r_{name}"), [f"{name}_term"])

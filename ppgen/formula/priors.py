@@ -10,6 +10,9 @@ s_d that of a column of the design:
     their correlations                       LKJ(1)
     sigma                                    Exponential(1 / s)
 
+The models of columns with gaps (`ppgen.formula.gaps`) have the same, with s the standard deviation of the column's seen
+cells, 1 of a binary one.
+
 Sources: the defaults of rstanarm (Goodrich et al.) and bambi (Capretto et al. 2022).
 """
 
@@ -17,31 +20,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.formula.design import Design, Matrix, matrix
+from ppgen.formula.design import Design, Gap, Matrix, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 
-__all__ = ["Priors", "priors_of", "described"]
+__all__ = ["GapPriors", "Priors", "described", "priors_of"]
 
 _WIDE = 2.5
+
+
+class GapPriors(TypedDict):
+    """alpha: location and scale.  slopes: scales, one a column.  rate: of sigma, which a binary column has not."""
+
+    alpha: list[float]
+    slopes: list[float]
+    rate: float
 
 
 class Priors(TypedDict):
     """intercept: location and scale.  slopes: one pair a column.  spread: scales of the sds, by group.
 
-    beside: the name of a distribution and its arguments, by site.
+    beside: the name of a distribution and its arguments, by site.  gaps: by column with missing cells.
     """
 
     intercept: list[float]
     slopes: list[list[float]]
     spread: dict[str, list[float]]
     beside: dict[str, tuple[str, list[float]]]
+    gaps: NotRequired[dict[str, GapPriors]]
 
 
 def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: Mapping[str, Any] | None) -> Priors:
@@ -71,6 +83,8 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
             for site, (name, arguments) in own.beside.items()
         },
     }
+    if gaps := design.get("gaps"):
+        made["gaps"] = {gap["name"]: _of_gap(gap, design["matrix"], columns) for gap in gaps}
     for name, value in (stated or {}).items():
         _state(made, design, name, value)
     return made
@@ -91,6 +105,20 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
         return _rounded(float(y.mean())), sd if sd > 0 else 1.0
     rate = float(y.mean()) / float(offset.exp().mean())
     return _rounded(math.log(max(rate, 1e-3 / float(offset.exp().mean())))), 1.0
+
+
+def _of_gap(gap: Gap, own: Matrix, columns: Mapping[str, Tensor]) -> GapPriors:
+    x = columns[gap["name"]].double()
+    seen = torch.ones(len(x), dtype=torch.bool)
+    seen[gap["rows"]] = False
+    sd = float(x[seen].std(correction=0))
+    s = 1.0 if gap["binary"] or not sd > 1e-12 else sd
+    sds = _spreads(own, columns, torch.zeros((), dtype=torch.float64))
+    return {
+        "alpha": [0.0 if gap["binary"] else _rounded(gap["fill"]), _rounded(_WIDE * s)],
+        "slopes": [_rounded(_WIDE * s / sds[i]) for i in gap["beside"]],
+        "rate": _rounded(1 / s),
+    }
 
 
 def _spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[float]:
@@ -116,15 +144,33 @@ def _state(made: Priors, design: Design, name: str, value: Any) -> None:
     elif name == "sd" or name.removeprefix("sd_") in groups and name.startswith("sd_"):
         for group in groups if name == "sd" else [name.removeprefix("sd_")]:
             made["spread"][group] = [_pair(name, value, 0.0)[1]] * len(made["spread"][group])
+    elif _state_gap(made.get("gaps", {}), name, value):
+        return
     elif columns := [i for i, label in enumerate(labels) if name in ("beta", label, label.partition("[")[0])]:
         for i in columns:
             made["slopes"][i] = _pair(name, value, 0.0)
     else:
         known = ["Intercept"] * design["intercept"] + [*labels, "beta"] * bool(labels) + list(made["beside"])
         known += [f"sd_{g}" for g in groups]
+        known += [f"{site}_{gap}" for gap in made.get("gaps", {}) for site in ("alpha", "beta", "sigma")]
         raise PpgenError(
             f"there is nothing called {name!r} with a prior{nearest(name, known)}; there are {', '.join(known)}"
         )
+
+
+def _state_gap(gaps: Mapping[str, GapPriors], name: str, value: Any) -> bool:
+    """alpha_COLUMN, beta_COLUMN or sigma_COLUMN of the model of a column with gaps; whether it was one of them."""
+    site, _, column = name.partition("_")
+    if column not in gaps or site not in ("alpha", "beta", "sigma"):
+        return False
+    own = gaps[column]
+    if site == "alpha":
+        own["alpha"] = _pair(name, value, own["alpha"][0])
+    elif site == "beta":
+        own["slopes"] = [_pair(name, value, 0.0)[1]] * len(own["slopes"])
+    else:
+        own["rate"] = _arguments(name, value, "Exponential", [own["rate"]])[0]
+    return True
 
 
 def _pair(name: str, value: Any, loc: float) -> list[float]:
@@ -158,4 +204,11 @@ def described(design: Design, priors: Priors) -> dict[str, str]:
             found[f"sd_{group['name']}[{label}]"] = f"HalfNormal({scale:g})"
         if group["correlated"]:
             found[f"corr_{group['name']}"] = "LKJ(1)"
+    for gap in design.get("gaps", []):
+        own = priors["gaps"][gap["name"]]
+        found[f"alpha_{gap['name']}"] = "Normal({:g}, {:g})".format(*own["alpha"])
+        for i, scale in zip(gap["beside"], own["slopes"], strict=True):
+            found[f"beta_{gap['name']}[{design['matrix']['labels'][i]}]"] = f"Normal(0, {scale:g})"
+        if not gap["binary"]:
+            found[f"sigma_{gap['name']}"] = f"Exponential({own['rate']:g})"
     return found | {n: f"{d}({', '.join(f'{a:g}' for a in args)})" for n, (d, args) in priors["beside"].items()}

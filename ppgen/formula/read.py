@@ -15,11 +15,13 @@ import torch
 
 from ppgen.data import Table
 from ppgen.data.levels import text_of
+from ppgen.data.types import ASKED
 from ppgen.errors import PpgenError, install, nearest
-from ppgen.formula.blocks import Block, parse
+from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, translated
 from ppgen.formula.families import FAMILIES
+from ppgen.formula.gaps import gaps_of, plain_names
 from ppgen.formula.polynomials import polynomials
 from ppgen.formula.response import response_of
 from ppgen.formula.table import CodedTable
@@ -59,11 +61,23 @@ def _names(terms: str) -> list[str]:
     return [n.id for n in sorted(named, key=lambda n: (n.lineno, n.col_offset))]
 
 
-def design_of(text: str, family: str, data: Any) -> tuple[Design, Table]:
+def _fillable(formula: Formula) -> list[str]:
+    """The columns that are terms by themselves, and stand nowhere else: their missing cells can be drawn."""
+    try:
+        plain = plain_names(ast.parse(formula.common.translate(_AS_PYTHON).strip(), mode="eval").body)
+    except SyntaxError:
+        return []
+    used = [formula.y, formula.trials, formula.status, *(c for b in formula.blocks for f in b.factors for c in f)]
+    used += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
+    return [n for n in plain if used.count(n) == 1]
+
+
+def design_of(text: str, family: str, data: Any, missing: str = "error") -> tuple[Design, Table]:
     """The design of a formula at a table, and the columns and codes of the table's rows.
 
     Args:
         data: a DataFrame, a `Table`, or columns by name.
+        missing: what is done with missing cells (`ppgen.gaps`).
 
     Raises:
         PpgenError: a family that is not known; a formula that cannot be read, or has no place in this family.
@@ -71,7 +85,7 @@ def design_of(text: str, family: str, data: Any) -> tuple[Design, Table]:
     if family not in FAMILIES:
         raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
     formula = parse(text)
-    table = CodedTable(data, names_in(text))
+    table = CodedTable(data, names_in(text), _fillable(formula), missing)
     response = response_of(formula, family, table)
     common, offsets = _matrix(formula.common, table)
     blocks = [(block, *_matrix(block.terms, table)) for block in formula.blocks]
@@ -90,6 +104,9 @@ def design_of(text: str, family: str, data: Any) -> tuple[Design, Table]:
         "levels": {k: (v.columns, v.values, v.new) for k, v in table.levels.items()},
         "arguments": _arguments([slopes, *(g["matrix"] for g in groups)], offsets, groups),
     }
+    if table.gone:
+        real = [n for n, own in table.raw.types.items() if own.kind == "real" and own.why == ASKED]
+        design["gaps"] = gaps_of(slopes, table.coded, table.gone, real)
     _require_names(design)
     return design, table.coded
 
@@ -109,6 +126,8 @@ def _require_names(design: Design) -> None:
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
     own = {*_OWN, *(f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r"))}
+    for gap in design.get("gaps", []):
+        own |= {f"{gap['name']}_unobserved", *(f"{s}_{gap['name']}" for s in ("alpha", "beta", "sigma", "z", "seen"))}
     if clash := [n for n in names if n in own]:
         raise PpgenError(
             f"the column {clash[0]!r} is called like a site of the regression's own; rename it, as with --columns "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from ppgen.data import Table, as_tensors
 from ppgen.data.levels import Levels, encoded, text_of
 from ppgen.errors import PpgenError, nearest
+from ppgen.gaps import dropped
 
 __all__ = ["CodedTable"]
 
@@ -20,8 +22,11 @@ class CodedTable:
     Args:
         data: a DataFrame, a `Table`, or columns by name.
         names: the columns that are meant, the response first.
+        fillable: those whose missing cells are filled with quantiles of the others, so that the formula can be read.
+        missing: what is done with missing cells (`ppgen.gaps`).
 
     Attributes:
+        gone: where cells were missing that are filled, by column.
         frame: these columns; words are categories in the order of their codes.
         raw: the same as tensors.
         levels: of the arguments that are codes, as they were asked for.
@@ -30,9 +35,13 @@ class CodedTable:
         PpgenError: a column that is not there, has missing cells, or is a matrix.
     """
 
-    def __init__(self, data: Any, names: Sequence[str]):
+    def __init__(self, data: Any, names: Sequence[str], fillable: Collection[str] = (), missing: str = "error"):
         self.raw = _chosen(data, names)
-        self.frame = _frame(self.raw, names[0])
+        if missing == "drop":
+            self.raw = dropped(self.raw, names)
+        self.gone = _gone(self.raw, fillable) if missing == "impute" else {}
+        self.raw = Table({k: _with_quantiles(k, v, self) for k, v in self.raw.items()}, self.raw.types)
+        self.frame = _frame(self.raw, names[0], fillable, missing)
         self.levels: dict[str, Levels] = {}
 
     @property
@@ -93,7 +102,30 @@ def _chosen(data: Any, names: Sequence[str]) -> Table:
     return Table({n: table[n] for n in names}, table.types)
 
 
-def _frame(table: Table, response: str) -> pd.DataFrame:
+def _gone(table: Table, fillable: Collection[str]) -> dict[str, Tensor]:
+    floats = {n: table[n] for n in table if n in fillable and table[n].is_floating_point() and table[n].dim() == 1}
+    return {n: v.isnan() for n, v in floats.items() if bool(v.isnan().any())}
+
+
+def _with_quantiles(name: str, column: Any, table: CodedTable) -> Any:
+    """A column with quantiles of its seen cells where cells were missing, which keeps its mean and spread.
+
+    Raises:
+        PpgenError: no cell is seen.
+    """
+    gone = table.gone.get(name)
+    if gone is None:
+        return column
+    seen = column[~gone].sort().values
+    if not len(seen):
+        raise PpgenError(f"every cell of the column {name!r} is missing; leave it out of the formula")
+    places = (torch.linspace(0, 1, 2 * int(gone.sum()) + 1)[1::2] * len(seen)).long().clamp(max=len(seen) - 1)
+    column = column.clone()
+    column[gone] = seen[places]
+    return column.long() if name in table.raw.words else column
+
+
+def _frame(table: Table, response: str, fillable: Collection[str], missing_cells: str) -> pd.DataFrame:
     """
     Raises:
         PpgenError: no rows; a matrix; missing cells of another column than the response.
@@ -104,10 +136,14 @@ def _frame(table: Table, response: str) -> pd.DataFrame:
             raise PpgenError(f"the column {name!r} is no column of one number or word a row, which a formula needs")
         missing = int(frame[name].isna().sum())
         if missing and name != response:
-            raise PpgenError(
-                f"the column {name!r} has {missing} missing cells in {len(frame)} rows; leave these rows out "
-                "(--missing drop), or fill the cells in"
-            )
+            found = f"the column {name!r} has {missing} missing cells in {len(frame)} rows"
+            if name in fillable:
+                raise PpgenError(
+                    f"{found}; draw them by a model of the column (--missing impute), or leave these rows out "
+                    "(--missing drop)"
+                )
+            why = ", and cells are drawn of columns that are terms by themselves" if missing_cells == "impute" else ""
+            raise PpgenError(f"{found}{why}; leave these rows out (--missing drop), or fill the cells in")
     if not len(frame):
         raise PpgenError("the data have no rows; give at least one")
     return frame.astype({name: float for name in frame if frame[name].dtype.kind == "f"})  # as the terms are computed

@@ -171,7 +171,8 @@ def program_and_rows(
                 rows[name]  # says why it cannot be read
     if missing == "drop" and (names := names_in(program) if catalog.is_formula(program) else takes and takes.names):
         rows = dropped(rows, [n for n in names if n in rows])
-    made = catalog.build(found, catalog.parse_settings(settings or []), rows)
+    arguments_ = catalog.parse_settings(settings or [])
+    made = catalog.build(found, arguments_ | ({"missing": missing} if catalog.is_formula(program) else {}), rows)
     made.missing = missing
     return made, *_without_label(source, rows, made)
 
