@@ -29,7 +29,7 @@ from ppgen.data import n_rows, tensors
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.loglik import loglik, require_observed
 from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
@@ -207,6 +207,7 @@ def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, s
     """
     program, s = run.program, run.structure
     data = prepare_columns(data, program, dtype_of_program(program))
+    require_observed(run, data)
     validate(program, data)
     if s.globals:
         if s.locals:

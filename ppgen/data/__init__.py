@@ -323,12 +323,15 @@ def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
     return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
 
 
-def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False) -> None:
+def validate(
+    data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False, fits: bool = True
+) -> None:
     """Check columns before they are used.
 
     Args:
         missing: whether NaN stands for missing values, which the model leaves out.
         said: whether the log has said so.
+        fits: whether they are to be fitted, so that rows can be dropped by `program.missing`.
 
     Raises:
         PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
@@ -356,10 +359,8 @@ def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None,
                 found,
             )
             continue
-        object_to(
-            f"{found}, expected finite numbers; drop these rows "
-            "(program.missing = 'drop', --missing drop), or fill the values in"
-        )
+        remedy = "drop these rows (program.missing = 'drop', --missing drop)" if fits else "leave these rows out"
+        object_to(f"{found}, expected finite numbers; {remedy}, or fill the values in")
     for name, column in columns.items():
         _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")
