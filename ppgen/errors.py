@@ -14,7 +14,7 @@ __all__ = ["PpgenError", "install", "lenient", "nearest", "object_to", "of_dtype
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
+_LENIENT: ContextVar[bool | None] = ContextVar("lenient", default=None)  # None: where there is no such option
 
 
 class PpgenError(ValueError):
@@ -36,9 +36,10 @@ def lenient(yes: bool = True) -> Iterator[None]:
 
 
 def object_to(sentence: str) -> None:
-    """Refuses what can be run and is hardly right; `strict=False` (--lenient) makes a warning of it."""
-    if not _LENIENT.get():
-        raise PpgenError(f"{sentence}; strict=False (--lenient) goes on all the same")
+    """Refuses what can be run and is hardly right; of a fit, `strict=False` (--lenient) makes a warning of it."""
+    yes = _LENIENT.get()
+    if not yes:
+        raise PpgenError(sentence if yes is None else f"{sentence}; strict=False (--lenient) goes on all the same")
     logging.getLogger("ppgen").warning("%s", sentence)
 
 

@@ -58,6 +58,12 @@ def test_rows_with_a_gap_on_the_right_are_left_out_where_that_is_asked_for(folde
     assert {"z_cars", "cars_unobserved", "sigma_cars"} <= {s["name"] for s in json.loads(shown)["sites"]}
 
 
+def test_a_later_column_of_another_type_is_said_to_be_that(folder):
+    (folder / "words.csv").write_text("cars,town\nmany,T3\n1.5,T3\n")
+    said = ppgen("predict", "run", "--data", "words.csv", cwd=folder, code=2).output
+    assert "'cars' holds numbers, but 'many' in row 0" in said and "--types" not in said
+
+
 def test_new_towns_are_refused_by_name_or_drawn(folder):
     refused = ppgen("predict", "run", "--data", "new.csv", cwd=folder, code=2)
     assert "'town' has 'T77', which the fit did not see" in refused.stderr

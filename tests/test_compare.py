@@ -14,6 +14,7 @@ from known import Gaussian, GuidedNormalMean, NormalMean, normal, ppca
 from scipy import stats
 from typer.testing import CliRunner
 
+import ppgen
 from ppgen import PpgenError
 from ppgen.cli import app
 from ppgen.inference import fit, posterior
@@ -163,6 +164,36 @@ def test_what_may_not_be_compared():
     tree = tree_of()
     with pytest.raises(PpgenError, match="no group log_likelihood"):
         loo(tree.drop_nodes("log_likelihood"))
+
+
+def test_the_same_rows_in_another_order_are_the_same_data(tmp_path):
+    """Of covariates too: equal responses stand in rows with other covariates."""
+    n = 40
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(n, generator=generator), torch.randint(0, 3, (n,), generator=generator).double()
+    order = torch.randperm(n, generator=generator)
+
+    def made(slope):
+        def model(x, y=None):
+            m = pyro.sample("m", dist.Normal(0.0, 2.0))
+            with ppgen.rows(x):
+                pyro.sample("y", dist.Normal(m + slope * x, 1.0), obs=y)
+
+        return model
+
+    table, turned = {"x": x, "y": y}, {"x": x[order], "y": y[order]}
+    runs = [fit(made(s), table, **SOURCE) for s in (0.0, 1.0)]
+    fitted = [(runs[0], table), (runs[1], table), (fit(made(1.0), turned, **SOURCE), turned)]
+    a, b, c = (loo(posterior(r, own, draws=500, predictive=False, prior=False)) for r, own in fitted)
+    best, (gap, se) = next((n, d) for n, d in compare({"a": a, "b": b}).differences.items() if d[0])
+    found = compare({"a": a, "c": c}).differences
+    assert found[best if best == "a" else "c"] == (pytest.approx(gap, abs=1.0), pytest.approx(se, rel=0.1))
+    one, two, same = (held_out(r, own, draws=50) for r, own in ((runs[0], table), (runs[1], turned), (runs[1], table)))
+    assert compare({"1": one, "2": two}).differences["2"] == pytest.approx(
+        compare({"1": one, "2": same}).differences["2"]
+    )
+    with pytest.raises(PpgenError, match="predict other values"):
+        compare({"1": one, "2": held_out(runs[1], {"x": x, "y": y[order]}, draws=50)})
 
 
 def test_in_the_shell(tmp_path):

@@ -101,6 +101,7 @@ REFUSED = {
     "an unknown call": ("y ~ lag(x)", "gaussian", "the terms 'lag\\(x\\)' cannot be read"),
     "an unknown numpy call": ("y ~ np.cumsum(x)", "gaussian", "np.cumsum\\(x\\), which is none of"),
     "syntax": ("y ~ x +* u", "gaussian", "cannot be read; expected columns and calls"),
+    "a power": ("y ~ u + x**2", "gaussian", "'x \\*\\* 2' in a formula is 'x' itself.*write I\\(x"),
     "a bar outside": ("y ~ x | g", "gaussian", "group effects stand in parentheses of their own"),
     "a bar in a product": ("y ~ x*(1 | g)", "gaussian", "group effects stand in parentheses of their own"),
     "a word of Python's": ("y ~ x + (1 | class)", "gaussian", "groups by 'class'; expected columns"),

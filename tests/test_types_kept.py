@@ -58,12 +58,22 @@ OTHER = {
     "another case": ("town,grade,day,size\nulm,ok,2024-01-03,1.5\n", "'town' has 'ulm'.*did you mean 'Ulm'"),
     "words for numbers": (
         "town,grade,day,size\nUlm,ok,2024-01-03,large\n",
-        "'size' holds numbers, but 'large' in row 0",
+        "'size' holds numbers, but 'large' in row 0 .*; correct that cell: the column was numbers at the fit",
     ),
-    "days in another form": ("town,grade,day,size\nUlm,ok,03/01/2024,1.5\n", "'day' holds dates, but '03/01/2024'"),
+    "days in another form": (
+        "town,grade,day,size\nUlm,ok,03/01/2024,1.5\n",
+        "'day' holds dates, but '03/01/2024'.*write all of them as 2024-01-31: the column was dates at the fit",
+    ),
     "days as numbers": ("town,grade,day,size\nUlm,ok,17,1.5\n", "'day' holds dates, but '17'"),
-    "a gap": ("town,grade,day,size\nUlm,ok,2024-01-03,?\n", "'size' .* has 1 NaN values"),
+    "a gap": (
+        "town,grade,day,size\nUlm,ok,2024-01-03,?\n",
+        "'size' .* has 1 NaN values.*; leave these rows out, or fill",
+    ),
     "a gap among words": ("town,grade,day,size\n?,ok,2024-01-03,1.5\n", "'town' .* has 1 NaN values"),
+    "true for words": (
+        "town,grade,day,size\nTrue,ok,2024-01-03,1.5\n",
+        "'town' was words at the fit .*is true or false",
+    ),
     "no such column": ("town,grade,day\nUlm,ok,2024-01-03\n", "needs the column 'size'"),
 }
 
@@ -141,6 +151,27 @@ def test_another_file_that_cannot_be_read_so_is_one_sentence(folder, case):
     done = predicted(folder, text)
     assert done.exit_code == 2 and re.search(said, done.stderr), done.output
     assert done.stderr.strip().count("ppgen: ") <= 2 and "Traceback" not in done.output
+    assert not re.search("--types|--missing|--lenient", done.stderr), "predict has no such option"
+
+
+def test_codes_of_words_in_a_later_file_are_a_warning(folder, caplog):
+    codes = {"town": [0, 1, 2], "grade": ["ok"] * 3, "day": ["2024-01-03"] * 3, "size": [1.5, 2.5, 3.5]}
+    with caplog.at_level(logging.WARNING, "ppgen"):
+        predict(Run.load(folder / "run"), pd.DataFrame(codes), draws=2)
+    assert "'town' was words at the fit, and is passed as numbers" in caplog.text
+    assert "0 is 'Bonn', 1 is 'Köln'" in caplog.text
+
+
+def test_a_likelihood_needs_the_observed_column(folder):
+    (folder / "new.csv").write_text("town,grade,day,size\nUlm,ok,2024-01-03,1.5\n")
+    done = invoke(folder, "evaluate", "run", "--data", "new.csv")
+    assert done.exit_code == 2 and "no column 'y', which Growth was fitted to" in done.stderr, done.output
+
+
+def test_none_beside_censoring_and_on_a_scale_is_no_doubtful_word():
+    for words in (["none", "right"] * 5, ["none", "mild", "severe"] * 4):
+        assert not data.as_tensors(pd.DataFrame({"c": words})).types["c"].notes
+    assert "'none' is taken as a word" in data.as_tensors(pd.DataFrame({"c": ["none", "oak"]})).types["c"].notes[0]
 
 
 def test_a_run_keeps_the_types_with_levels_and_units(folder):

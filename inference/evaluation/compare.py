@@ -26,10 +26,11 @@ from torch import Tensor
 
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, tensors
+from ppgen.data.same_rows import matching_rows
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.loglik import loglik, require_observed
 from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
@@ -51,6 +52,7 @@ class Score(NamedTuple):
         se: Monte Carlo standard error of their sum; nan where it is not known (loo).
         bad: rows whose k-hat is above 0.7, for loo.
         observed: what was predicted, flat: scores are compared on the same values only.
+        rows: columns with a value a row, by which rows in another order are told.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Score(NamedTuple):
     se: float
     bad: int
     observed: np.ndarray
+    rows: Mapping[str, np.ndarray] = {}
 
     @property
     def total(self) -> float:
@@ -95,7 +98,7 @@ class _Comparison(NamedTuple):
 
 
 def compare(scores: Mapping[str, Score]) -> _Comparison:
-    """Compares scores (of `loo` or `held_out`) on the same rows.
+    """Compares scores (of `loo` or `held_out`) on the same rows, in whatever order.
 
     Raises:
         PpgenError: fewer than two; scores of other rows or values; loo beside held-out rows.
@@ -103,6 +106,7 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
     if len(scores) < 2:
         raise PpgenError(f"compare got {len(scores)} model; name two runs or more")
     first_name, first = next(iter(scores.items()))
+    scores = {name: _in_order_of(first, s) for name, s in scores.items()}
     for name, s in scores.items():
         if (s.kind == "loo") != (first.kind == "loo"):
             raise PpgenError(
@@ -117,13 +121,23 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
             )
         if both and not np.allclose(s.observed, first.observed, rtol=1e-5, atol=1e-6, equal_nan=True):
             raise PpgenError(
-                f"{first_name!r} and {name!r} predict other values (rows in another order, or scaled?), and densities "
+                f"{first_name!r} and {name!r} predict other values (other rows, or scaled?), and densities "
                 "of different things cannot be compared; score both on the same data"
             )
     order = dict(sorted(scores.items(), key=lambda item: -item[1].total))
     best = next(iter(order.values()))
     differences = {n: ((s.total - best.total), _sum_se(s.values - best.values)) for n, s in order.items()}
     return _Comparison(order, differences, _findings(order, differences))
+
+
+def _in_order_of(first: Score, s: Score) -> Score:
+    """The score with its rows in the order of another's, where they are the same rows."""
+    if s.observed.shape != first.observed.shape or np.allclose(s.observed, first.observed, 1e-5, 1e-6, equal_nan=True):
+        return s
+    places = matching_rows(first.rows, s.rows)
+    if places is None or len(places) != len(s.values):
+        return s
+    return s._replace(values=s.values[places], observed=first.observed)
 
 
 @torch.no_grad()
@@ -174,7 +188,8 @@ def loo(tree: DataTree) -> Score:
         found = psis_loo(small, pointwise=True, var_name="x")
     bad = int((np.asarray(found.pareto_k) > GOOD_K).sum())
     observed = _observed_values(tree, total)
-    return Score("loo", np.asarray(found.elpd_i, dtype=float).ravel(), math.nan, bad, observed.astype(float))
+    values = np.asarray(found.elpd_i, dtype=float).ravel()
+    return Score("loo", values, math.nan, bad, observed.astype(float), _rows_of(tree, total))
 
 
 def _observed_values(tree: DataTree, total: Any) -> np.ndarray:
@@ -185,6 +200,17 @@ def _observed_values(tree: DataTree, total: Any) -> np.ndarray:
     values = tree["observed_data"].dataset.data_vars.values()
     seen = [v.sel({row_dim: total[row_dim]}) if row_dim in v.dims else v for v in values]
     return np.concatenate([v.values.ravel() for v in seen])
+
+
+def _rows_of(tree: DataTree, total: Any) -> dict[str, np.ndarray]:
+    """The columns of the rows that have a log-likelihood."""
+    dim = total.dims[-1]
+    found = {}
+    for group in [g for g in ("observed_data", "constant_data") if g in tree.children]:
+        for name, v in tree[group].dataset.data_vars.items():
+            if dim in v.dims:
+                found[str(name)] = v.sel({dim: total[dim]}).transpose(dim, ...).values
+    return found
 
 
 def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:
@@ -207,6 +233,7 @@ def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, s
     """
     program, s = run.program, run.structure
     data = prepare_columns(data, program, dtype_of_program(program))
+    require_observed(run, data)
     validate(program, data)
     if s.globals:
         if s.locals:
@@ -215,12 +242,18 @@ def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, s
                 "which neither LOO nor a held-out likelihood is offered; write the model with the local ones summed out"
             )
         values, error = _predictive(run, data, draws, seed)
-        return Score("estimate", values, error, 0, _observed(run, data))
+        return Score("estimate", values, error, 0, _observed(run, data), _columns(data, len(values)))
     found = loglik(run, data, particles=particles, seed=seed)
     if found.per != "row":
         raise PpgenError(f"{program.name} has no log-likelihood by row, so that it cannot be compared row by row")
     best = found.best
-    return Score(best.kind, np.asarray(best.values, float), float(np.sqrt((best.se**2).sum())), 0, _observed(run, data))
+    values, error = np.asarray(best.values, float), float(np.sqrt((best.se**2).sum()))
+    return Score(best.kind, values, error, 0, _observed(run, data), _columns(data, len(values)))
+
+
+def _columns(data: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:
+    """The columns with a value for each of n rows."""
+    return {k: v.double().numpy() for k, v in tensors(data).items() if v.dim() and len(v) == n}
 
 
 def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tuple[np.ndarray, float]:

@@ -36,10 +36,10 @@ from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.estimates import Bound, LogLik
-from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
-from ppgen.sites import is_delta
+from ppgen.sites import is_delta, observed_columns
 from ppgen.structure import Structure
 from ppgen.terms import drawn_density, stacked_terms, terms
 from ppgen.terms import run as run_once
@@ -83,6 +83,7 @@ def loglik(
     if particles < 1:
         raise PpgenError(f"particles is {particles}; expected at least 1")
     data = prepare_columns(data, program, dtype_of_program(program))
+    require_observed(run, data)
     validate(program, data)
     if by_times:
         return _of_chain(run, data, particles, seed, ode)
@@ -193,6 +194,24 @@ def _blocks(
     for i in range(0, n, size):
         first = min(i, n - size)  # the last block reaches back, so that all have one shape
         yield take(data, slice(first, first + size), rows), slice(i - first, None)
+
+
+def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: a column that the fitted program observes is not in the data.
+    """
+    absent = [n for n in run.example if n not in data] if isinstance(run, Run) else []
+    if not absent or not isinstance(run, Run):
+        return
+    program = run.program
+    sites = forward_sites(lambda rows: program.call("model", rows), run.example, 1)
+    observed = set(observed_columns(sites, run.example).values())
+    if gone := [n for n in absent if n in observed]:
+        raise PpgenError(
+            f"the data have no column {gone[0]!r}, which {program.name} was fitted to, and so no likelihood; add that "
+            "column, or predict it (ppgen predict)"
+        )
 
 
 def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:

@@ -70,7 +70,7 @@ def prepared(
         if not isinstance(run, Run):
             table.log_notes()
             find_gaps(program, table)
-        validate(program, table)
+        validate(program, table, fits=not isinstance(run, Run))
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=False), running_of(program, table):
             if not isinstance(run, Run):

@@ -447,7 +447,7 @@ def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_m
     columns(program, table)
     table.log_notes()
     find_gaps(program, table)
-    validate(program, table)
+    validate(program, table, fits=True)
     return table
 
 

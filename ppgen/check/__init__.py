@@ -57,7 +57,7 @@ def check(
         PpgenError: one sentence on the first thing that is wrong.
     """
     columns(program, data)
-    validate(program, data)
+    validate(program, data, fits=True)
     rows = rows or data_module.row_columns(data)
     n = data_module.n_rows(data, rows)
     size = min(batch_size or n, n)

@@ -17,13 +17,19 @@ from ppgen.program import Program
 TRIES = 3  # draws from the prior: one of them may have no likelihood
 
 
-def validate(program: Program, data: Mapping[str, Any]) -> None:
+def validate(program: Program, data: Mapping[str, Any], *, fits: bool = False) -> None:
     """As `ppgen.data.validate`, but that NaN is a warning where the model masks it or fills it in.
+
+    Args:
+        fits: whether the program is fitted to them, so that `missing` (--missing) can be said.
 
     Raises:
         PpgenError: the data are not those of a program; NaN that reaches the log joint, or its gradient.
     """
-    data_module.validate(data, lambda: any(_leaves_out(program, data) for _ in range(TRIES)), said=bool(program.gaps))
+    def leaves_out() -> bool:
+        return any(_leaves_out(program, data) for _ in range(TRIES))
+
+    data_module.validate(data, leaves_out, said=bool(program.gaps), fits=fits)
 
 
 def _leaves_out(program: Program, data: Mapping[str, Any]) -> bool:

@@ -128,6 +128,7 @@ def _first(shown: Any, table: Any, what: str) -> str:
 def types(table: Table, title: str) -> None:
     """What each column is, and what may be wrong with it."""
     from ppgen.data import n_rows, tensors
+    from ppgen.data.images import describe_images
 
     rows = [
         [own.name if own.name == name else f"{name} ({own.name})", own.kind, _values_of(own), own.missing_share or None,
@@ -135,7 +136,8 @@ def types(table: Table, title: str) -> None:
         for name, own in table.types.items()
     ]  # fmt: skip
     others = {n: v for n, v in tensors(table).items() if n not in table.types}
-    rows += [[n, str(v.dtype).removeprefix("torch."), str(tuple(v.shape)), None, "an array"] for n, v in others.items()]
+    kinds = {n: str(v.dtype).removeprefix("torch.") for n, v in others.items()}
+    rows += [[n, kinds[n], str(tuple(v.shape)), None, describe_images(v) or "an array"] for n, v in others.items()]
     print_table(["column", "type", "levels or range", "missing", "why"], rows, title=f"{title}: {n_rows(table)} rows")
     for name, own in table.types.items():
         if own.kind == "unclear":

@@ -105,7 +105,7 @@ def _rows(
     else:
         rows = data_module.load(data, **where)
         names = {k: [v] if isinstance(v, str) else list(v) for k, v in (recorded or {}).items()}
-        chosen = {k: recorded[k] for k, own in names.items() if set(own) <= set(rows)}
+        chosen = {k: recorded[k] for k, own in names.items() if set(own) <= {*rows, *rows.types}}
         rows = data_module.load(data, columns=chosen, **where) if chosen else rows
     if group_by is None or group_by in takes:
         return rows, None

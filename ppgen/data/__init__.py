@@ -89,7 +89,7 @@ def load(
         source: a name out of :func:`names`, or the path of a file: .npz, .npy, .csv, .parquet,
             .json (an object of columns; .gz too), .nc (a data set, or the groups observed_data and
             constant_data), .safetensors, IDX (MNIST's format, .gz or not), .tsv, .jsonl, .feather, .xlsx, .h5, .h5ad
-            or .mat.
+            or .mat; or a folder of .png and .jpg pictures (:mod:`ppgen.data.images`).
         split: ``"train"``, ``"valid"``, ``"test"``, or ``"all"``: every row, in the order of the
             source. Arrays called train, valid, test (column ``x``) or y_train, y_test, … are the
             source's own splits; where it has no valid, that is the last tenth of train in an order
@@ -186,7 +186,7 @@ def splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str,
     if isinstance(source, str) and source in datasets.WITH_SPLITS:
         return SPLITS
     path = Path(source)
-    if source not in datasets.NAMES and path.is_file() and path.suffix.lower() not in BY_NAME:
+    if source not in datasets.NAMES and path.exists() and path.suffix.lower() not in BY_NAME:
         return ()
     _, _, groups = _groups(source, data_dir)
     return () if "all" in groups else tuple(s for s in SPLITS if s in groups or s == "valid")
@@ -323,12 +323,15 @@ def _epoch(n_rows: int, seed: int, epoch: int) -> Tensor:
     return _order(n_rows, int.from_bytes(digest[:8], "big") >> 1)
 
 
-def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False) -> None:
+def validate(
+    data: Mapping[str, Any], missing: Callable[[], bool] | None = None, *, said: bool = False, fits: bool = True
+) -> None:
     """Check columns before they are used.
 
     Args:
         missing: whether NaN stands for missing values, which the model leaves out.
         said: whether the log has said so.
+        fits: whether they are to be fitted, so that rows can be dropped by `program.missing`.
 
     Raises:
         PpgenError: no row; a column that is not numeric; NaN or infinite values, with their number and first row;
@@ -356,10 +359,8 @@ def validate(data: Mapping[str, Any], missing: Callable[[], bool] | None = None,
                 found,
             )
             continue
-        object_to(
-            f"{found}, expected finite numbers; drop these rows "
-            "(program.missing = 'drop', --missing drop), or fill the values in"
-        )
+        remedy = "drop these rows (program.missing = 'drop', --missing drop)" if fits else "leave these rows out"
+        object_to(f"{found}, expected finite numbers; {remedy}, or fill the values in")
     for name, column in columns.items():
         _warn_of_huge_rows(name, column)
     x, y = columns.get("x"), columns.get("y")

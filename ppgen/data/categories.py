@@ -54,7 +54,7 @@ def _as_fitted(
     """A column of a table in the codes and the unit of the one that was fitted."""
     if kept is not None and kept.levels:
         if not own.levels and not any(_is_number(word) for word in kept.levels):
-            return _by_number(name, value, kept.levels, new or beyond), kept
+            return _by_number(name, value, kept.levels, new or beyond, logging.WARNING), kept
         return _in_codes(name, value, own, kept, new)
     if own.levels:
         raise PpgenError(
@@ -122,21 +122,32 @@ def _unseen(name: str, unseen: list[str], words: tuple[str, ...]) -> PpgenError:
     )
 
 
-def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool) -> Any:
-    """A column that was words at the fit, passed without them: one word, or codes."""
+def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool, level: int = logging.INFO) -> Any:
+    """A column that was words at the fit, passed without them: one word, or codes.
+
+    Args:
+        level: that the log says it at: of a table, whose codes may be of another table's making, it is a warning.
+    """
     if isinstance(value, str):
         if value not in words:
             raise _unseen(name, [value], words)
         return torch.tensor(words.index(value))
     if not isinstance(value, Tensor) or not value.numel():
         return value
+    if value.dtype == torch.bool:
+        raise PpgenError(
+            f"the column {name!r} was words at the fit ({words[0]!r}, ...), and is true or false here; pass the words"
+        )
     wrong = ~value.isnan() & ((value < 0) | (value != value.round()) | ((value >= len(words)) & (not beyond)))
     if bool(wrong.any()):
         raise PpgenError(
             f"the column {name!r} was words at the fit ({words[0]!r} is 0, ..., {words[-1]!r} is {len(words) - 1}), "
             f"and {value[wrong].flatten()[0].item():g} is the code of none; pass the words"
         )
-    log.info("the column %r was words at the fit, and is passed as numbers: 0 is %r, and so on", name, words[0])
+    log.log(
+        level, "the column %r was words at the fit, and is passed as numbers: %s%s", name,
+        ", ".join(f"{i} is {word!r}" for i, word in enumerate(words[:5])), ", ..." if len(words) > 5 else "",
+    )  # fmt: skip
     return value
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ppgen.data.cells import CellReader, decimal_mark_of, is_cells, to_tensor
 from ppgen.data.frames import is_frame, unpack
+from ppgen.data.images import channels_first
 from ppgen.data.large import read_column
 from ppgen.data.relations import with_relations
 from ppgen.data.table import Table
@@ -227,5 +228,6 @@ def in_shapes(data: Table, shapes: Mapping[str, Sequence[int]]) -> Table:
     for name, shape in shapes.items():
         x = made.get(name)
         if isinstance(x, Tensor) and x.dim() > 2 and x[0].numel() == math.prod(shape):
+            x = x if tuple(x.shape[1:]) == tuple(shape) else channels_first(name, x)
             made[name] = x.reshape(len(x), *shape)
     return made

@@ -25,6 +25,7 @@ import numpy as np
 from ppgen.data import packages
 from ppgen.data.csv import read_csv
 from ppgen.data.frames import unpack
+from ppgen.data.images import read_images
 from ppgen.data.large import Deferred, mapped_array
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
@@ -47,9 +48,10 @@ def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) 
         keep: of .csv, words that are no missing cells ("NA", where that is a country).
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        return read_images(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise PpgenError(f"{path} {what}; give the path of one data file")
+        raise PpgenError(f"{path} does not exist; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):
         columns = read_csv(path, rows, keep) if reader is read_csv else reader(path)

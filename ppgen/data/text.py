@@ -22,7 +22,7 @@ from ppgen.data.figures import (
 )
 from ppgen.data.scales import known_order
 from ppgen.data.typed import EPOCH, Typed, blank, coded, default_float, of_days, of_numbers
-from ppgen.data.types import MARKS, NUMERIC, ColumnType
+from ppgen.data.types import ASKED, MARKS, NUMERIC, ColumnType
 from ppgen.data.word_notes import word_notes
 from ppgen.errors import nearest
 
@@ -32,6 +32,7 @@ STRAY = 0.1  # of the words of a column, so many may look like numbers
 SHOWN = 3
 MOST_COMPARED = 1000  # words of a column that are held against each other
 WORDS = ("categorical", "ordered", "text")
+CENSORED = {"right", "left", "interval", "event"}  # beside which "none" is the word that it should be
 BEGINS = re.compile(r"(\d+)(?![\d.,:/])")  # a word's number: of "18-25", "65+", "3 - good"
 
 
@@ -175,10 +176,14 @@ class TextColumn:
             )
         found = read_dates(left, forms[0] if forms else usual_form(left))
         if not forms or found.isna().any():
+            example = (
+                pd.Timestamp("2024-01-31").strftime(forms[0] if forms[0] != "ISO8601" else "%Y-%m-%d") if forms else ""
+            )
             at = found.isna().to_numpy() if bool(found.isna().any()) else np.ones(len(left), bool)
             return self._unclear(
                 f"holds dates, but {left[at].iloc[0]!r} in row {self._row(at)} (counting from 0) is none of their form",
-                f"write all of them in one form, or say it with types={self.name}=date:%Y-%m-%d (--types)",
+                f"write all of them as {example}" if forms else "write all of them in one form",
+                f", or say it with types={self.name}=date:%Y-%m-%d (--types)",
             )
         if "%I" in forms[0] and "%d" not in forms[0]:
             seconds = (found - found.dt.normalize()).dt.total_seconds().to_numpy(float)
@@ -217,9 +222,17 @@ class TextColumn:
     def _words(self, asked: ColumnType | None) -> Typed:
         return _of_words(self, asked)
 
-    def _unclear(self, what: str, remedy: str) -> Typed:
-        return unclear(self.name, what, f"{remedy}, make it words with types={self.name}=categorical (--types), or "
-                        "leave the column out with columns=")  # fmt: skip
+    def _unclear(self, what: str, remedy: str, say: str = "") -> Typed:
+        """
+        Args:
+            remedy: in the table.
+            say: or by a type that is asked for, where the column has none of a fit.
+        """
+        if self.asked is not None and self.asked.why != ASKED:
+            there = {"date": "dates", "duration": "lengths of time"}.get(self.asked.kind, "numbers")
+            return unclear(self.name, what, f"{remedy}: the column was {there} at the fit")
+        words = f"make it words with types={self.name}=categorical (--types)"
+        return unclear(self.name, what, f"{remedy}{say}, {words}, or leave the column out with columns=")
 
 
 def unclear(name: str, what: str, remedy: str) -> Typed:
@@ -231,7 +244,8 @@ def _of_words(text: TextColumn, asked: ColumnType | None) -> Typed:
     levels, kind, why = _levels(left, text, asked)
     rows = text._spread(pd.Index(levels, dtype="str").get_indexer(left).astype(float))
     notes = text._notes()
-    if none := AMBIGUOUS & set(levels):
+    others = set(levels) - AMBIGUOUS
+    if (none := AMBIGUOUS & set(levels)) and not others <= CENSORED and " < " not in why:
         notes.append(f"{min(none)!r} is taken as a word; write NA where it means that there is no value")
     notes += word_notes(levels, rows) if len(levels) <= MOST_COMPARED and not notes else []
     made = ColumnType(text.name, kind, levels, why=why, notes=tuple(notes))

@@ -42,6 +42,8 @@ def names_in(text: str) -> list[str]:
     formula = parse(text)
     found = [formula.y, formula.trials, formula.status]
     found += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
+    for part in (formula.common, *(b.terms for b in formula.blocks)):
+        _require_no_power(ast.parse(part.translate(_AS_PYTHON).strip(), mode="eval").body, part)
     found += [c for b in formula.blocks for factor in b.factors for c in factor]
     return list(dict.fromkeys(n for n in found if isinstance(n, str)))
 
@@ -70,6 +72,23 @@ def _fillable(formula: Formula) -> list[str]:
     used = [formula.y, formula.trials, formula.status, *(c for b in formula.blocks for f in b.factors for c in f)]
     used += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
     return [n for n in plain if used.count(n) == 1]
+
+
+def _require_no_power(node: ast.expr, terms: str) -> None:
+    """
+    Raises:
+        PpgenError: a power of one column outside of I() and {}, which a formula takes as the column itself.
+    """
+    if "{" in terms or not isinstance(node, ast.BinOp):
+        return
+    if isinstance(node.op, ast.Pow) and isinstance(node.left, ast.Name):
+        power = ast.unparse(node)
+        raise PpgenError(
+            f"{power!r} in a formula is {node.left.id!r} itself, no power of it; write I({power}) or {{{power}}} "
+            "for the power"
+        )
+    _require_no_power(node.left, terms)
+    _require_no_power(node.right, terms)
 
 
 def design_of(text: str, family: str, data: Any, missing: str = "error") -> tuple[Design, Table]:

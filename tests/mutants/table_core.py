@@ -329,9 +329,21 @@ with holding({}):
     ),
     Mutant(
         "score_se_sqrt2",
-        "float(np.sqrt((best.se**2).sum())), 0, _observed(run, data))",
-        "float(np.sqrt((best.se**2).sum() / 2)), 0, _observed(run, data))",
+        "float(np.sqrt((best.se**2).sum()))\n",
+        "float(np.sqrt((best.se**2).sum() / 2))\n",
         "tests/test_compare.py::test_the_standard_error_of_a_bound_on_new_rows",
+    ),
+    Mutant(
+        "rows_are_matched_and_left",
+        "return s._replace(values=s.values[places], observed=first.observed)",
+        "return s._replace(values=s.values, observed=first.observed)",
+        "tests/test_compare.py::test_the_same_rows_in_another_order_are_the_same_data",
+    ),
+    Mutant(
+        "rows_are_matched_by_one_column",
+        "shared = sorted(set(first) & set(other))",
+        "shared = sorted(set(first) & set(other))[-1:]",
+        "tests/test_compare.py::test_the_same_rows_in_another_order_are_the_same_data",
     ),
     Mutant(
         "NB_iwae",

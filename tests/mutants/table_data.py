@@ -165,9 +165,27 @@ MUTANTS = [
     ),
     Mutant(
         "leading_zeros_are_lost",
-        'if frame[name].dtype.kind == "i"] if zeros else []',
-        'if frame[name].dtype.kind == "i"] if False else []',
+        "if not whole or not _has_zeros(self.path, self.separator):",
+        "if whole:",
         "tests/test_types.py::test_the_type_of_a_file_with_known_truth",
+    ),
+    Mutant(
+        "a_piece_of_a_csv_is_rounded",
+        "odd += [name for name in self.names if name not in odd and _is_rounded(name, parts, moments)]",
+        "odd += []",
+        "tests/test_readers.py::test_a_csv_in_pieces_is_that_read_at_once",
+    ),
+    Mutant(
+        "channels_last_stay_last",
+        "return x.permute(0, 3, 1, 2).contiguous()",
+        "return x",
+        "tests/test_images.py::test_channels_last_are_turned_where_a_program_has_them_first",
+    ),
+    Mutant(
+        "numbers_beside_units_without_one_are_let_pass",
+        "not re.fullmatch(_MONEY, units[0], re.I)",
+        "False",
+        "tests/test_odd_files.py::test_a_messy_file_is_right_or_one_sentence",
     ),
     Mutant(
         "a_new_word_is_the_next_number",
