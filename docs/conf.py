@@ -23,6 +23,7 @@ extensions = [
     "run_directive",
     "mathml",
     "site_check",
+    "japanese_search",
 ]
 exclude_patterns = ["_build", "locale"]
 locale_dirs = ["locale"]
