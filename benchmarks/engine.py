@@ -340,6 +340,9 @@ def _plot(table: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from ppgen.style import settings
+
+    matplotlib.rcParams.update(settings())
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(table) + 1.5))
     for i, column in enumerate(c for c in COLUMNS if any(c in row for row in table.values())):
         points = [(row[column], j) for j, row in enumerate(table.values()) if column in row]

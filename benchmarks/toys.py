@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ppgen.inference import fit, loglik, sample
 from ppgen.models import Flow
+from ppgen.style import BLUE, DENSITY, GREY
 
 Toy = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -131,9 +132,9 @@ def _draw(axes: np.ndarray, name: str, x: np.ndarray, flow: Flow, draws: np.ndar
     u, v = (torch.linspace(float(low[i]), float(high[i]), 200) for i in range(2))
     with torch.no_grad():
         density = flow.log_prob(torch.cartesian_prod(u, v)).exp().reshape(200, 200).T
-    axes[0].plot(*x.T, ".", ms=1.2, color="#333333", rasterized=True)
-    axes[1].pcolormesh(u, v, density, cmap="viridis", rasterized=True)
-    axes[2].plot(*draws.T, ".", ms=1.2, color="#0072B2", rasterized=True)
+    axes[0].plot(*x.T, ".", ms=1.2, color=GREY, rasterized=True)
+    axes[1].pcolormesh(u, v, density, cmap=DENSITY, rasterized=True)
+    axes[2].plot(*draws.T, ".", ms=1.2, color=BLUE, rasterized=True)
     for axis, title in zip(axes, ("data", "density learned", "draws"), strict=True):
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         if head:

@@ -112,6 +112,8 @@ def draw(out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from ppgen.style import BLUE, GREY
+
     figure, axis = plt.subplots(figsize=(12, 7))
     place = {}
     for i, rooms in enumerate(FLOORS):
@@ -120,11 +122,11 @@ def draw(out: Path) -> None:
     for a, arrows in graph().items():
         for b in arrows:
             if place[a][1] != place[b][1]:
-                axis.annotate("", place[b], place[a], arrowprops={"arrowstyle": "->", "color": "#8aa", "lw": 0.7,
+                axis.annotate("", place[b], place[a], arrowprops={"arrowstyle": "->", "color": GREY, "lw": 0.7,
                               "shrinkA": 16, "shrinkB": 16})  # fmt: skip
     for name, (x, y) in place.items():
         axis.text(x, y, name.removeprefix("inference."), ha="center", va="center", fontsize=10,
-                  bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": "#357"})  # fmt: skip
+                  bbox={"boxstyle": "round,pad=0.4", "fc": "white", "ec": BLUE})  # fmt: skip
     axis.set_xlim(-0.3, 10.3)
     axis.set_ylim(-1.6 * len(FLOORS) + 0.8, 0.8)
     axis.axis("off")

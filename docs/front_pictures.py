@@ -14,8 +14,9 @@ import torch
 
 import ppgen
 from ppgen.inference import fit, mcmc, sample, sample_diffusion
-from ppgen.inference.report.figures import BLUE, ORANGE, figure_of
+from ppgen.inference.report.figures import figure_of
 from ppgen.models import VAE, Diffusion, EightSchools, Flow
+from ppgen.style import BLUE, DENSITY, IMAGE, ORANGE
 
 OUT = Path(__file__).parent / "_static"
 INCHES, DPI = 3.2, 150  # all four are squares of one size
@@ -45,7 +46,7 @@ def vae() -> None:
         for column in range(6):
             canvas[9 * row : 9 * row + 8, 9 * column : 9 * column + 8] = images[row, column]
     axis, write = square("vae")
-    axis.imshow(canvas, cmap="gray", interpolation="nearest")
+    axis.imshow(canvas, cmap=IMAGE, interpolation="nearest")
     write()
 
 
@@ -60,7 +61,7 @@ def flow() -> None:
     with torch.no_grad():
         density = run.program.log_prob(torch.cartesian_prod(line, line)).exp().reshape(320, 320).T
     axis, write = square("flow")
-    axis.imshow(density, origin="lower", cmap="viridis", vmax=float(density.quantile(0.99)), extent=(low, high) * 2)
+    axis.imshow(density, origin="lower", cmap=DENSITY, vmax=float(density.quantile(0.99)), extent=(low, high) * 2)
     write()
 
 

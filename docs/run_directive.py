@@ -49,6 +49,15 @@ FENCE = re.compile(r"^\s*(?:```+|~~~+)\s*(python|py|pycon|sh|bash|shell|console)
 EMPTY = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # one clear pixel
 
 
+def take_style() -> None:
+    """Pictures of the pages look as those of `ppgen plot` do."""
+    import matplotlib
+
+    from ppgen.style import settings
+
+    matplotlib.rcParams.update(settings())
+
+
 class Page:
     """What the blocks of one page share: a folder, a namespace, the results kept of an earlier build."""
 
@@ -73,6 +82,8 @@ class Page:
         source = f"<{self.name}, block {self.blocks}>"
         linecache.cache[source] = (len(code), None, code.splitlines(True), source)
         tree = ast.parse(code, source)
+        if "matplotlib" in code:
+            take_style()
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         printed = io.StringIO()
         with self.inside(), contextlib.redirect_stdout(printed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -367,9 +368,10 @@ def test_divergences_are_a_share_of_all_draws():
 class Metrics:
     """What training leaves behind, without a fit."""
 
-    def __init__(self, elbo, converged=None, bad=0):
+    def __init__(self, elbo, converged=None, bad=0, rows=0):
         self.metrics = {"elbo": np.asarray(elbo, float), "bad_steps": np.array([bad])}
-        self.config = {} if converged is None else {"converged": converged}
+        self.config = {"data": {"rows": rows}} | ({} if converged is None else {"converged": converged})
+        self.structure = SimpleNamespace(by_row=rows > 0)
 
 
 NOISE = np.random.default_rng(0).normal(size=400)
@@ -390,6 +392,14 @@ def test_training(name):
     found = training(run)
     assert (verdict(found), failing(found)) == (expected, measures)
     survives_json(found)
+
+
+def test_what_the_elbo_gains_is_said_a_row():
+    rising = NOISE + 0.1 * np.arange(400)
+    (whole,), (row,) = training(Metrics(rising)), training(Metrics(50 * rising, rows=50))
+    assert (row.figure, row.threshold) == pytest.approx((whole.figure, whole.threshold))
+    assert whole.figure == pytest.approx(4.0, abs=0.6)  # 40 steps of 0.1
+    assert f"by {row.figure:.3g} nats a row in" in str(row) and f"by {whole.figure:.3g} nats in" in str(whole)
 
 
 @pytest.mark.parametrize("scale, expected", [(1.0, "fine"), (2.0, "look")])

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, elbo_decomposition
 from ppgen.inference.diffusion.samplers import chain_of, sample_diffusion
-from ppgen.inference.report.figures import BLUE, GREY, ORANGE, figure_of, image_grid
+from ppgen.inference.report.figures import figure_of, image_grid
 from ppgen.inference.report.sample_plots import image_shape, samples_figure
 from ppgen.run import Run
+from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

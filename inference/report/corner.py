@@ -14,8 +14,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.handlers import without_validation
-from ppgen.inference.report.figures import BLUE, GREY
 from ppgen.run import Run, default_dtype
+from ppgen.style import BLUE, DENSITY, GREY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def plane_figure(run: Run, data: np.ndarray, draws: np.ndarray, name: str) -> Fi
     figure = Figure(figsize=(10.2, 3.8), layout="constrained")
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
     axes[0].scatter(*data[:2000].T, s=3, color=GREY, alpha=0.6, lw=0)
-    shown = axes[1].pcolormesh(u, v, density.T.numpy(), cmap="viridis", rasterized=True, vmin=0)
+    shown = axes[1].pcolormesh(u, v, density.T.numpy(), cmap=DENSITY, rasterized=True, vmin=0)
     figure.colorbar(shown, ax=axes[1], fraction=0.05)
     axes[2].scatter(*draws[:2000].T, s=3, color=BLUE, alpha=0.6, lw=0)
     for axis, title in zip(axes, ("data", f"p({name})", f"{min(len(draws), 2000)} draws"), strict=True):

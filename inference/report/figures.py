@@ -1,7 +1,4 @@
-"""What all pictures are made of: axes, tiles of images, intervals, and how a figure is written to a file.
-
-Colours of Okabe & Ito (2008) and of Tol (2021), told apart with any kind of colour vision.
-"""
+"""What all pictures are made of: axes, tiles of images, intervals, and how a figure is written to a file."""
 
 from __future__ import annotations
 
@@ -16,12 +13,11 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError
 from ppgen.run.files import write_atomic
+from ppgen.style import BLUE, IMAGE, ORANGE, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
-LABELS = ("#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99")
 INTERVALS = 40  # at most, in a picture
 FORMATS = ("png", "svg")
 
@@ -63,13 +59,13 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def figure_of(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:
+    """A figure in the style of ppgen.style, and its panels from left to right."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, panels, **how)).ravel())
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    with matplotlib.rc_context(settings()):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, list(np.atleast_1d(figure.subplots(1, panels, **how)).ravel())
 
 
 def image_grid(
@@ -93,7 +89,7 @@ def image_grid(
         canvas[r : r + side, c : c + side] = image
     canvas = np.clip((canvas - low) / (top - low), 0, 1)
     axis.imshow(
-        canvas if canvas.shape[-1] == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+        canvas if canvas.shape[-1] == 3 else canvas[..., 0], cmap=IMAGE, vmin=0, vmax=1, interpolation="nearest"
     )
     axis.set_title(title, fontsize=10)
     axis.set_axis_off()

@@ -31,10 +31,6 @@ from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
-    BLUE,
-    GREY,
-    LABELS,
-    ORANGE,
     entry_names,
     figure_of,
     image_grid,
@@ -54,6 +50,7 @@ from ppgen.inference.report.sample_plots import (
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
+from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

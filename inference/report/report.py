@@ -23,7 +23,6 @@ from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import ready
-from ppgen.inference.report.figures import BLUE, GREY, ORANGE
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
@@ -32,6 +31,7 @@ from ppgen.inference.verdicts.report_checks import Check, predictive_checks, rep
 from ppgen.run import Run, prepare_columns
 from ppgen.run.files import read_json, write_atomic
 from ppgen.structure import Site
+from ppgen.style import BLUE, GREY, ORANGE
 
 BADGES = {WRONG: "Wrong:", LOOK: "Look:", FINE: "Fine:"}
 VERDICT_WORDS = {

@@ -16,10 +16,11 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import sample
 from ppgen.inference.report.corner import MOST, corner_figure, plane_figure
-from ppgen.inference.report.figures import BLUE, GREY, figure_of, image_grid
+from ppgen.inference.report.figures import figure_of, image_grid
 from ppgen.nested import asked_rows
 from ppgen.run import Run, default_dtype
 from ppgen.sites import given_value
+from ppgen.style import BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

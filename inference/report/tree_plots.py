@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppgen.inference.report.figures import (
-    BLUE,
-    GREY,
-    ORANGE,
     entry_names,
     figure_of,
     intervals_figure,
@@ -30,6 +27,7 @@ from ppgen.inference.report.figures import (
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
+from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

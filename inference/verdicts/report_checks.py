@@ -83,9 +83,9 @@ def report_checks(
 
 
 def training(run: Run) -> list[Finding]:
-    """Whether the fit was long enough, and whether steps failed."""
-    m = run.metrics
-    elbo = m["elbo"][np.isfinite(m["elbo"])]
+    """Whether the fit was long enough, in nats a row where log p(x) is a sum over rows, and whether steps failed."""
+    m, by_row = run.metrics, run.structure.by_row
+    elbo = m["elbo"][np.isfinite(m["elbo"])] / (run.config["data"]["rows"] if by_row else 1)
     converged = run.config.get("converged")
     found = []
     if converged is not None:
@@ -96,7 +96,8 @@ def training(run: Run) -> list[Finding]:
         gain = float(last.mean() - before.mean())
         se = float(np.hypot(last.std(ddof=1), before.std(ddof=1)) / tenth**0.5)
         most = max(RISING * se, 1e-4 * abs(float(last.mean())))
-        found.append(Finding("elbo_trend", "", gain, most, LOOK if gain > most else FINE, {"se": se}))
+        unit = {"se": se, "per": "row" if by_row else "data set"}
+        found.append(Finding("elbo_trend", "", gain, most, LOOK if gain > most else FINE, unit))
     bad = int(m["bad_steps"][-1]) if len(m["bad_steps"]) else 0
     if bad:
         found.append(Finding("bad_steps", "", float(bad), 0.0, LOOK))
