@@ -24,6 +24,7 @@ extensions = [
     "gallery_pages",
     "mathml",
     "site_check",
+    "japanese_search",
 ]
 source_suffix = {".md": "markdown", ".py": "markdown"}  # an example of the gallery is its page
 exclude_patterns = ["_build", "locale", "examples", "*.py"]

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 pytest.importorskip("sphinx")
 
 import catalogs  # noqa: E402
+import japanese_search  # noqa: E402
 from babel.messages.catalog import Catalog  # noqa: E402
 
 
@@ -73,3 +74,9 @@ def test_the_japanese_readme_is_as_the_english_one():
     own = {"(README.ja.md)", "(README.md)"}
     assert catalogs.parts(japanese) - own == catalogs.parts(english) - own
     assert "(README.ja.md)" in english[:200] and "(README.md)" in japanese[:200]
+
+
+def test_a_compound_is_found_by_its_pairs():
+    indexed = japanese_search.pairs("変分推論はELBOを、`log_prob` の和で。台")
+    assert set(japanese_search.pairs("変分推論")) == {"変分", "分推", "推論"} <= set(indexed)
+    assert {"ELBO", "log_prob", "台"} <= set(indexed) and "論は" in indexed and "、" not in "".join(indexed)
