@@ -16,6 +16,8 @@ from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
 from ppgen.models.regression import Regression, regression
+from ppgen.models.semi_supervised_vae import SemiSupervisedVAE
+from ppgen.models.state_space import StateSpace
 from ppgen.models.vae import VAE
 
 __all__ = [
@@ -36,5 +38,7 @@ __all__ = [
     "LogisticRegression",
     "Radon",
     "Regression",
+    "SemiSupervisedVAE",
+    "StateSpace",
     "regression",
 ]

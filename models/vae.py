@@ -119,7 +119,7 @@ class VAE(ppgen.Program):
                 f"levels={levels}, low={low}, high={high}; expected features and latent of at "
                 "least 1, classes of at least 0, levels of at least 2, and low < high"
             )
-        self.shapes = {"x": self.shape}
+        self.shapes, self.size = {"x": self.shape}, math.prod(self.shape)
         self.likelihood, self.classes, self.components = likelihood, classes, components
         self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = levels, float(low), float(high)
@@ -145,7 +145,7 @@ class VAE(ppgen.Program):
         self, net: str, latent: int, widths: tuple[int, ...], channels: int, how: dict[str, Any]
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
-        size, inputs = math.prod(self.shape), latent + self.classes
+        size, inputs = self.size, latent + self.classes
         if net == "mlp":
             return (
                 MLP(size + self.classes, 2 * latent, widths, **how),
@@ -188,6 +188,7 @@ class VAE(ppgen.Program):
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """p(x, z), or p(x, z | y)."""
+        self._require_labels(y)
         with ppgen.rows(x, y if self.classes else None):
             z = pyro.sample("z", self.prior()) if self.latents is None else ppgen.sample("z", self.latents)
             obs = x if x is None or x.is_floating_point() else x.to(self.zero.dtype)
@@ -201,13 +202,17 @@ class VAE(ppgen.Program):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z | x), or q(z | x, y)."""
+        self._require_labels(y)
         with ppgen.rows(x):
             pyro.sample("z", self.encode(x, y))
 
+    def units(self, x: Tensor) -> Tensor:
+        """What the networks read of x: (..., *features) -> (..., D), 0 at `low` and 1 at `high`."""
+        return (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """q(z | x, y): x of shape (..., *features) -> a Normal of event shape (k,)."""
-        h = (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
-        loc, raw = self.encoder(self._with_label(h, y)).chunk(2, -1)
+        loc, raw = self.encoder(self._with_label(self.units(x), y)).chunk(2, -1)
         return Normal(loc, softplus(raw) + 1e-5).to_event(1)  # no scale of 0: its log is finite
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
@@ -229,6 +234,16 @@ class VAE(ppgen.Program):
             fn = DiscretizedLogistic(loc, scale, self.low, self.high, self.levels)
         return fn.to_event(dims)
 
+    def _require_labels(self, y: Tensor | None) -> None:
+        if self.classes and y is not None and is_validation_enabled():
+            wrong = (y < 0) | (y >= self.classes) | (y != y.long())
+            if y.dim() != 1 or bool(wrong.any()):
+                what = f"shape {tuple(y.shape)}" if y.dim() != 1 else f"{y[wrong][0].item():g}"
+                raise PpgenError(
+                    f"column y of VAE(classes={self.classes}) has {what}, expected one label a "
+                    f"row out of 0 to {self.classes - 1}; recode it, or set classes"
+                )
+
     def _with_label(self, h: Tensor, y: Tensor | None) -> Tensor:
         if not self.classes:
             return h
@@ -237,16 +252,9 @@ class VAE(ppgen.Program):
                 f"VAE(classes={self.classes}) is conditional on the labels y, and got none; "
                 "pass a column y, and to sample from it given={'y': ...} (--given file)"
             )
-        if is_validation_enabled():
-            wrong = (y < 0) | (y >= self.classes) | (y != y.long())
-            if y.dim() != 1 or bool(wrong.any()):
-                what = f"shape {tuple(y.shape)}" if y.dim() != 1 else f"{y[wrong][0].item():g}"
-                raise PpgenError(
-                    f"column y of VAE(classes={self.classes}) has {what}, expected one label a "
-                    f"row out of 0 to {self.classes - 1}; recode it, or set classes"
-                )
         label = self.one_hot[y.long()]
-        return torch.cat([h, label.expand(h.shape[:-1] + label.shape[-1:])], -1)
+        shape = torch.broadcast_shapes(h.shape[:-1], label.shape[:-1])
+        return torch.cat([h.expand(*shape, -1), label.expand(*shape, -1)], -1)
 
 
 def _prior_program(prior: str, latent: int) -> ppgen.Program | None:

@@ -41,6 +41,8 @@ from ppgen.models import (
     LinearRegression,
     LogisticRegression,
     Radon,
+    SemiSupervisedVAE,
+    StateSpace,
 )
 from ppgen.models import Regression as ByFormula
 from ppgen.structure import Structure
@@ -288,6 +290,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         vae(features=(8, 8), net="conv", hidden=(4, 8), likelihood="logistic", levels=17),
         {"x": grey(6, 8, 8)},
     ),
+    "semi_supervised_vae": (
+        lambda: SemiSupervisedVAE(6, 3, latent=2, hidden=(8,)),
+        {"x": binary(), "y": torch.where(LABELS == 1, torch.nan, LABELS.float())},
+    ),
     "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
     "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
     "flow": (lambda: Flow(2, "nsf", 2, hidden=(8,)), {"x": normal(12, 2)}),
@@ -339,6 +345,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "deep_markov": (
         lambda: DeepMarkov(3, 4, 2, transition=4, emission=4, recurrent=5),
         {"x": binary(12, 4, 3), "length": 2.0 + LABELS},
+    ),
+    "state_space": (
+        lambda: StateSpace(2, 2, 4),
+        {"x": normal(12, 4, 2), "seen": (normal(12, 4, 2, seed=1) > -1).float()},
     ),
     "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
     "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),
