@@ -285,6 +285,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vae normal": (vae(likelihood="normal", noise="feature", low=-1.0), {"x": normal(12, 6)}),
     "vae logistic": (vae(likelihood="logistic", levels=17), {"x": grey(12, 6)}),
     "vae categorical": (vae(likelihood="categorical", levels=17), {"x": grey(12, 6)}),
+    "vae counts": (vae(likelihood="zinb"), {"x": (2 * normal(12, 6)).clamp_min(0).round(), "exposure": 1.0 + LABELS}),
     "vae conditional": (vae(classes=3), {"x": binary(), "y": LABELS}),
     "vae convolutional": (
         vae(features=(8, 8), net="conv", hidden=(4, 8), likelihood="logistic", levels=17),

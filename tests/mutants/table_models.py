@@ -35,6 +35,18 @@ MUTANTS = [
         "tests/test_state_space.py::test_smoothing_and_forecasts",
     ),
     Mutant(
+        "counts_exposure_not_logged",
+        "exposure.log().reshape",
+        "exposure.reshape",
+        "tests/test_vae.py::test_counts_against_quadrature[poisson]",
+    ),
+    Mutant(
+        "counts_dispersion_half_as_large_again",
+        "phi = log_phi.exp()",
+        "phi = 1.5 * log_phi.exp()",
+        "tests/test_vae.py::test_counts_against_quadrature[negative_binomial]",
+    ),
+    Mutant(
         "arma_mean_not_taken_off",
         "noise = _apply(self.phi, value - self.mu[..., None], -1.0)",
         "noise = _apply(self.phi, value, -1.0) - self.mu[..., None]",
