@@ -19,6 +19,8 @@ from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
 from ppgen.models.regression import Regression, regression
+from ppgen.models.semi_supervised_vae import SemiSupervisedVAE
+from ppgen.models.state_space import StateSpace
 from ppgen.models.vae import VAE
 from ppgen.models.vdm import VDM
 
@@ -44,5 +46,7 @@ __all__ = [
     "LogisticRegression",
     "Radon",
     "Regression",
+    "SemiSupervisedVAE",
+    "StateSpace",
     "regression",
 ]

@@ -128,6 +128,11 @@ class LadderVAE(ppgen.Program):
         """As for `VAE`: features, and a likelihood that suits them."""
         return VAE.from_data(data)
 
+    def prepare(self, data: dict[str, Tensor]) -> LadderVAE:
+        """As for `VAE`: the level of each feature, of counts."""
+        self.base.prepare(data)
+        return self
+
     def model(self, x: Tensor | None = None) -> Tensor:
         """p(x, z_1, ..., z_L)."""
         with ppgen.rows(x):

@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 import ppgen
 from ppgen.data import blocks, moments
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
+from ppgen.distributions.counts import COUNTS, counts
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
 from ppgen.errors import PpgenError, nearest
@@ -32,7 +33,7 @@ from ppgen.nets import MLP, ConvDecoder, ConvEncoder
 
 __all__ = ["VAE"]
 
-LIKELIHOODS = ("bernoulli", "normal", "logistic", "categorical")
+LIKELIHOODS = ("bernoulli", "normal", "logistic", "categorical", *COUNTS)
 NETS = ("mlp", "conv")
 PRIORS = ("normal", "mixture", "flow", "diffusion")
 # The decoder starts near one and the same distribution for all z. On the 8 x 8 digits, 2 000 steps
@@ -45,7 +46,8 @@ class VAE(ppgen.Program):
 
     The columns are x, floats or bytes of shape (N, *features), and y, labels 0, 1, ... of shape
     (N,). With classes = 0 a column y that the data have is not used; with classes > 0 it is needed
-    wherever the program runs, generation included: p(x, z | y) is modelled, p(y) is not.
+    wherever the program runs, generation included: p(x, z | y) is modelled, p(y) is not. Of counts, a column exposure,
+    (N,), multiplies the means: the size of a library, a time.
 
     Args:
         features: D, or the shape of one datum, as in (3, 32, 32).
@@ -57,7 +59,9 @@ class VAE(ppgen.Program):
             "normal": real values, with a learned scale that does not depend on z;
             "logistic": a discretised logistic on `levels` values from `low` to `high`, location and
             scale from the decoder;
-            "categorical": free probabilities of those levels.
+            "categorical": free probabilities of those levels;
+            "poisson", "negative_binomial", "zinb": counts, their log mean from the decoder and a learned level of each
+            feature, as is the dispersion of the last two; "zinb" has more zeros, their probability from the decoder.
         net: "mlp", or "conv" for square images with a side of 8 at least.
         activation, dropout: of the networks, see `ppgen.nets.MLP`.
         classes: number of labels, 0 for none.
@@ -119,12 +123,12 @@ class VAE(ppgen.Program):
                 f"levels={levels}, low={low}, high={high}; expected features and latent of at "
                 "least 1, classes of at least 0, levels of at least 2, and low < high"
             )
-        self.shapes = {"x": self.shape}
+        self.shapes, self.size = {"x": self.shape}, math.prod(self.shape)
         self.likelihood, self.classes, self.components = likelihood, classes, components
         self.categories = {"y": classes} if classes else {}
         self.levels, self.low, self.high = levels, float(low), float(high)
         # parameters of the likelihood that the decoder gives for every value
-        self.numbers = {"logistic": 2, "categorical": levels}.get(likelihood, 1)
+        self.numbers = {"logistic": 2, "zinb": 2, "categorical": levels}.get(likelihood, 1)
         if hidden is None:
             hidden = (200, 200) if net == "mlp" else (32, 64)
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
@@ -133,6 +137,9 @@ class VAE(ppgen.Program):
         if likelihood == "normal":
             # softplus(-0.43) = 0.5 standard deviations of the data to begin with
             self.noise = nn.Parameter(torch.full(self.shape if noise == "feature" else (), -0.43))
+        if likelihood in COUNTS:
+            self.log_mean = nn.Parameter(torch.zeros(self.shape))
+            self.log_phi = None if likelihood == "poisson" else nn.Parameter(torch.zeros(self.shape))
         self.latents = _prior_program(prior, latent)
         if components:
             self.prior_logits = nn.Parameter(torch.zeros(components))
@@ -145,7 +152,7 @@ class VAE(ppgen.Program):
         self, net: str, latent: int, widths: tuple[int, ...], channels: int, how: dict[str, Any]
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
-        size, inputs = math.prod(self.shape), latent + self.classes
+        size, inputs = self.size, latent + self.classes
         if net == "mlp":
             return (
                 MLP(size + self.classes, 2 * latent, widths, **how),
@@ -186,12 +193,21 @@ class VAE(ppgen.Program):
         low, high, levels = grid
         return arguments | {"likelihood": "logistic", "levels": levels, "low": low, "high": high}
 
-    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def prepare(self, data: dict[str, Tensor]) -> VAE:
+        """The level of each feature, of counts, where none is known yet."""
+        if self.likelihood in COUNTS and "x" in data and not self.log_mean.any():
+            with torch.no_grad():
+                exposure = data["exposure"].mean() if "exposure" in data else 1.0
+                self.log_mean.copy_(((data["x"].to(self.zero.dtype).nanmean(0) + 0.01) / exposure).log())
+        return self
+
+    def model(self, x: Tensor | None = None, y: Tensor | None = None, exposure: Tensor | None = None) -> Tensor:
         """p(x, z), or p(x, z | y)."""
-        with ppgen.rows(x, y if self.classes else None):
+        self._require_labels(y)
+        with ppgen.rows(x, y if self.classes else None, exposure if self.likelihood in COUNTS else None):
             z = pyro.sample("z", self.prior()) if self.latents is None else ppgen.sample("z", self.latents)
             obs = x if x is None or x.is_floating_point() else x.to(self.zero.dtype)
-            return pyro.sample("x", self.decode(z, y), obs=obs)
+            return pyro.sample("x", self.decode(z, y, exposure), obs=obs)
 
     def prior(self) -> TorchDistribution:
         """p(z), where it is no program: a distribution of event shape (k,)."""
@@ -201,19 +217,21 @@ class VAE(ppgen.Program):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """q(z | x), or q(z | x, y)."""
+        self._require_labels(y)
         with ppgen.rows(x):
             pyro.sample("z", self.encode(x, y))
+
+    def units(self, x: Tensor) -> Tensor:
+        """What the networks read of x: (..., *features) -> (..., D), 0 at `low`, 1 at `high`; of counts log(1 + x)."""
+        x = x.to(self.zero.dtype).flatten(-len(self.shape))
+        return x.log1p() if self.likelihood in COUNTS else (x - self.low) / (self.high - self.low)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """q(z | x, y): x of shape (..., *features) -> a Normal of event shape (k,)."""
         loc, raw = self.encoder(self._with_label(self.units(x), y)).chunk(2, -1)
         return Normal(loc, softplus(raw) + 1e-5).to_event(1)  # no scale of 0: its log is finite
 
-    def units(self, x: Tensor) -> Tensor:
-        """x as the networks take it: (..., *features) -> (..., D), 0 at `low` and 1 at `high`."""
-        return (x.to(self.zero.dtype).flatten(-len(self.shape)) - self.low) / (self.high - self.low)
-
-    def decode(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+    def decode(self, z: Tensor, y: Tensor | None = None, exposure: Tensor | None = None) -> TorchDistribution:
         """p(x | z, y): z of shape (..., k) -> a distribution of event shape `features`."""
         out = self.decoder(self._with_label(z, y))
         out = out.reshape(out.shape[:-1] + (self.numbers, *self.shape))
@@ -223,6 +241,10 @@ class VAE(ppgen.Program):
             fn = Bernoulli(logits=first)
         elif self.likelihood == "categorical":
             fn = GridCategorical(out.movedim(-dims - 1, -1), self.low, self.high)
+        elif self.likelihood in COUNTS:
+            size = 0.0 if exposure is None else exposure.log().reshape(exposure.shape + (1,) * dims)
+            gate = out.select(-dims - 1, 1) if self.likelihood == "zinb" else None
+            fn = counts(first + self.log_mean + size, self.log_phi, gate)
         elif self.likelihood == "normal":
             fn = Normal(self.low + width * (0.5 + first), width * (softplus(self.noise) + 1e-3) / 2)
         else:
@@ -232,6 +254,16 @@ class VAE(ppgen.Program):
             fn = DiscretizedLogistic(loc, scale, self.low, self.high, self.levels)
         return fn.to_event(dims)
 
+    def _require_labels(self, y: Tensor | None) -> None:
+        if self.classes and y is not None and is_validation_enabled():
+            wrong = (y < 0) | (y >= self.classes) | (y != y.long())
+            if y.dim() != 1 or bool(wrong.any()):
+                what = f"shape {tuple(y.shape)}" if y.dim() != 1 else f"{y[wrong][0].item():g}"
+                raise PpgenError(
+                    f"column y of VAE(classes={self.classes}) has {what}, expected one label a "
+                    f"row out of 0 to {self.classes - 1}; recode it, or set classes"
+                )
+
     def _with_label(self, h: Tensor, y: Tensor | None) -> Tensor:
         if not self.classes:
             return h
@@ -240,16 +272,9 @@ class VAE(ppgen.Program):
                 f"VAE(classes={self.classes}) is conditional on the labels y, and got none; "
                 "pass a column y, and to sample from it given={'y': ...} (--given file)"
             )
-        if is_validation_enabled():
-            wrong = (y < 0) | (y >= self.classes) | (y != y.long())
-            if y.dim() != 1 or bool(wrong.any()):
-                what = f"shape {tuple(y.shape)}" if y.dim() != 1 else f"{y[wrong][0].item():g}"
-                raise PpgenError(
-                    f"column y of VAE(classes={self.classes}) has {what}, expected one label a "
-                    f"row out of 0 to {self.classes - 1}; recode it, or set classes"
-                )
         label = self.one_hot[y.long()]
-        return torch.cat([h, label.expand(h.shape[:-1] + label.shape[-1:])], -1)
+        shape = torch.broadcast_shapes(h.shape[:-1], label.shape[:-1])
+        return torch.cat([h.expand(*shape, -1), label.expand(*shape, -1)], -1)
 
 
 def _prior_program(prior: str, latent: int) -> ppgen.Program | None:

@@ -13,7 +13,7 @@ def names(package: str) -> list[str]:
     """The modules of a package whose names begin with no underscore.
 
     >>> names("ppgen.inference.gradients")
-    ['pathwise', 'score', 'sticking']
+    ['enumerated', 'pathwise', 'score', 'sticking']
     """
     return sorted(p.stem for p in _folder(package).glob("*.py") if not p.name.startswith("_"))
 

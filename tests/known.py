@@ -45,6 +45,8 @@ from ppgen.models import (
     LinearRegression,
     LogisticRegression,
     Radon,
+    SemiSupervisedVAE,
+    StateSpace,
 )
 from ppgen.models import Regression as ByFormula
 from ppgen.structure import Structure
@@ -287,12 +289,17 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vae normal": (vae(likelihood="normal", noise="feature", low=-1.0), {"x": normal(12, 6)}),
     "vae logistic": (vae(likelihood="logistic", levels=17), {"x": grey(12, 6)}),
     "vae categorical": (vae(likelihood="categorical", levels=17), {"x": grey(12, 6)}),
+    "vae counts": (vae(likelihood="zinb"), {"x": (2 * normal(12, 6)).clamp_min(0).round(), "exposure": 1.0 + LABELS}),
     "vae conditional": (vae(classes=3), {"x": binary(), "y": LABELS}),
     "vae convolutional": (
         vae(features=(8, 8), net="conv", hidden=(4, 8), likelihood="logistic", levels=17),
         {"x": grey(6, 8, 8)},
     ),
     "ladder_vae": (lambda: LadderVAE(6, (3, 2), (8, 4)), {"x": binary()}),
+    "semi_supervised_vae": (
+        lambda: SemiSupervisedVAE(6, 3, latent=2, hidden=(8,)),
+        {"x": binary(), "y": torch.where(LABELS == 1, torch.nan, LABELS.float())},
+    ),
     "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
     "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
     "flow": (lambda: Flow(2, "nsf", 2, hidden=(8,)), {"x": normal(12, 2)}),
@@ -347,6 +354,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "deep_markov": (
         lambda: DeepMarkov(3, 4, 2, transition=4, emission=4, recurrent=5),
         {"x": binary(12, 4, 3), "length": 2.0 + LABELS},
+    ),
+    "state_space": (
+        lambda: StateSpace(2, 2, 4),
+        {"x": normal(12, 4, 2), "seen": (normal(12, 4, 2, seed=1) > -1).float()},
     ),
     "hidden_markov": (lambda: HiddenMarkov(2, 5), {"y": normal(12, 5)}),
     "gaussian_process": (GaussianProcess, {"x": normal(9), "y": normal(12, 9, seed=1)}),

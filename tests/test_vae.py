@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from pyro.poutine import condition, trace
+from scipy import special, stats
 
 from ppgen import Run
 from ppgen.errors import PpgenError
@@ -341,3 +343,38 @@ def test_a_learned_prior_is_trained_saved_and_drawn_from(prior, bounds, tmp_path
 def test_priors_that_there_are_not(wrong):
     with pytest.raises(PpgenError, match="prior="):
         VAE(6, **wrong)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "zinb"])
+def test_counts_against_quadrature(likelihood):
+    """k = 1: log p(x) on a grid of z, the probabilities by scipy; with an exposure."""
+    torch.manual_seed(0)
+    vae = VAE(3, latent=1, hidden=(4,), likelihood=likelihood).double()
+    for p in vae.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    last = [m for m in vae.encoder.modules() if isinstance(m, torch.nn.Linear)][-1]
+    last.weight.data.zero_()
+    last.bias.data.copy_(torch.tensor([0.0, 1.0]))  # wider than the prior: bounded weights
+    x, exposure = torch.tensor([[0.0, 2, 1], [4, 0, 0]]).double(), torch.tensor([1.0, 2.5]).double()
+    z = torch.linspace(-8, 8, 1601).double()
+    with torch.no_grad():
+        out = vae.decoder(z[:, None]).reshape(len(z), vae.numbers, 3)
+        phi = 1.0 if likelihood == "poisson" else vae.log_phi.exp().numpy()
+        mean = (out[:, 0] + vae.log_mean).exp()[:, None] * exposure[:, None]  # (z, row, feature)
+    poisson = likelihood == "poisson"
+    p = stats.poisson.pmf(x, mean) if poisson else stats.nbinom.pmf(x, phi, phi / (phi + mean.numpy()))
+    if likelihood == "zinb":
+        gate = special.expit(out[:, 1].numpy())[:, None]
+        p = gate * (x.numpy() == 0) + (1 - gate) * p
+    exact = np.log((p.prod(-1) * stats.norm.pdf(z)[:, None]).sum(0) * 0.01)
+    found = loglik(vae, {"x": x, "exposure": exposure}, particles=10_000, seed=0).best
+    assert found.se.max() < 0.02
+    assert (abs(found.values - exact) < 4 * found.se + 1e-6).all()
+
+
+def test_counts_begin_at_the_level_of_the_data():
+    x = torch.poisson(torch.tensor([5.0, 100.0]).expand(200, 2))
+    run = fit(
+        VAE(2, latent=1, hidden=(4,), likelihood="poisson"), {"x": x, "exposure": torch.full((200,), 2.0)}, steps=0
+    )
+    torch.testing.assert_close(run.program.log_mean.exp(), x.mean(0) / 2, rtol=0.01, atol=0.0)

@@ -4,6 +4,7 @@ A file has
 
     SUMMARY     what it is, for `ppgen list`
     DRAWS       the least number of draws a step that it takes
+    SUMS        (optional) whether no latent is left to the score function, which needs the mean of other draws
     PATHWISE    whether derivatives along the paths of all draws are complete, which some objectives need
     draw        (program, data, structure, *, closed_form) -> the terms of one draw
 

@@ -463,9 +463,11 @@ def _of_pyro(found: Checked, apart: Traces, o: dict[str, Any], whole: bool) -> s
         return "TraceEnum_ELBO" if found.structure.summed else "Trace_ELBO"
     drawn = sample_sites(apart.q).items()
     asked = [n for n, s in drawn if s["infer"].get("enumerate") and s["fn"].has_enumerate_support]
-    if asked and whole and o["particles"] == 1 and o["gradient"] == "pathwise" and not o["kl_warmup"]:
+    if asked and not found.structure.summed and o["gradient"] == "pathwise":
+        o["gradient"] = "enumerated"
+    elif asked and whole and o["particles"] == 1 and o["gradient"] == "pathwise" and not o["kl_warmup"]:
         return "TraceEnum_ELBO"
-    if asked:
+    elif asked:
         log.info("%r is drawn, not enumerated: Pyro's TraceEnum_ELBO takes all rows and one draw", asked[0])
     return ""
 

@@ -93,6 +93,12 @@ MUTANTS: list[Mutant] = [
         "tests/test_gradients.py::test_its_mean_is_the_closed_form_gradient[sampled-score]",
     ),
     Mutant(
+        "enumerated_without_the_latents_before",
+        "        own += more",
+        "        break",
+        "tests/test_gradients.py::test_discrete_latents_are_summed_over_without_noise[sampled]",
+    ),
+    Mutant(
         "sticking_with_the_other_sign",
         "return [t._replace(log_prob=log_q[t.site]) if",
         "return [t._replace(log_prob=2 * log_q[t.site] - t.log_prob) if",

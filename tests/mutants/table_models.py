@@ -11,6 +11,42 @@ MUTANTS = [
         "tests/test_eight_schools.py::test_log_joint_against_scipy",
     ),
     Mutant(
+        "label_given_away",
+        "torch.where(known[..., None], sure, logits)",
+        "torch.where(known[..., None], logits, logits)",
+        "tests/test_semi_supervised_vae.py::test_its_elbo_is_the_papers",
+    ),
+    Mutant(
+        "supervision_in_the_bound",
+        "return log_q - log_q.detach()",
+        "return log_q",
+        "tests/test_semi_supervised_vae.py::test_importance_weights_average_to_the_quadrature",
+    ),
+    Mutant(
+        "unseen_cells_keep_their_density",
+        ".log_prob(value) - unseen",
+        ".log_prob(value)",
+        "tests/test_state_space.py::test_the_density_with_and_without_gaps",
+    ),
+    Mutant(
+        "smoother_spread_of_the_filter",
+        "cov = own + gain @ (cov - spread) @ gain.mT",
+        "cov = own - gain @ (cov - spread) @ gain.mT",
+        "tests/test_state_space.py::test_smoothing_and_forecasts",
+    ),
+    Mutant(
+        "counts_exposure_not_logged",
+        "exposure.log().reshape",
+        "exposure.reshape",
+        "tests/test_vae.py::test_counts_against_quadrature[poisson]",
+    ),
+    Mutant(
+        "counts_dispersion_half_as_large_again",
+        "phi = log_phi.exp()",
+        "phi = 1.5 * log_phi.exp()",
+        "tests/test_vae.py::test_counts_against_quadrature[negative_binomial]",
+    ),
+    Mutant(
         "arma_mean_not_taken_off",
         "noise = _apply(self.phi, value - self.mu[..., None], -1.0)",
         "noise = _apply(self.phi, value, -1.0) - self.mu[..., None]",

@@ -1,0 +1,109 @@
+"""The linear-Gaussian state-space model against its joint normal distribution, written out."""
+
+import math
+
+import pytest
+import torch
+from known import draws_agree, normal
+from torch.distributions import MultivariateNormal
+
+from ppgen import PpgenError
+from ppgen.inference import fit, loglik, sample
+from ppgen.models import StateSpace
+
+T, K, D = 5, 2, 3
+
+
+def made() -> StateSpace:
+    torch.manual_seed(0)
+    program = StateSpace(D, K, T).double()
+    for p in program.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    return program
+
+
+@torch.no_grad()
+def joint(p: StateSpace, steps: int) -> MultivariateNormal:
+    """(z_1 ... z_n, x_1 ... x_n) as one normal: everything is a linear map of independent noises."""
+    noise = torch.cat([p.s, p.q.repeat(steps), p.r.repeat(steps)])
+    n = len(noise)
+    eye = torch.eye(n).double()
+    z, shift, states, values, offsets = eye[:K], p.m, [], [], []
+    for t in range(steps):
+        z, shift = p.A @ z + eye[K + t * K : K + (t + 1) * K], p.A @ shift
+        start = K + steps * K + t * D
+        states.append((z, shift))
+        values.append(p.C @ z + eye[start : start + D])
+        offsets.append(p.C @ shift + p.d)
+    rows = torch.cat([a for a, _ in states] + values) * noise
+    return MultivariateNormal(torch.cat([b for _, b in states] + offsets), rows @ rows.T)
+
+
+def given(full: MultivariateNormal, at: torch.Tensor, value: torch.Tensor, asked: torch.Tensor):
+    """Mean and covariance of the entries `asked`, given those at `at`."""
+    c, m = full.covariance_matrix, full.mean
+    gain = torch.linalg.solve(c[at][:, at], c[at][:, asked]).T
+    return m[asked] + gain @ (value - m[at]), c[asked][:, asked] - gain @ c[at][:, asked]
+
+
+SEEN = torch.ones(2, T, D).double()
+SEEN[0, 1] = 0
+SEEN[0, 4, 2] = 0
+SEEN[1, 0, 0] = 0
+
+
+@torch.no_grad()
+def test_the_density_with_and_without_gaps():
+    program, x, full = made(), normal(2, T, D).double(), joint(made(), T)
+    for seen in (None, SEEN):
+        data = {"x": x} if seen is None else {"x": x, "seen": seen}
+        found = loglik(program, data).best
+        assert found.kind == "exact"
+        for n in range(2):
+            at = T * K + (torch.ones(T * D) if seen is None else seen[n].flatten()).nonzero()[:, 0]
+            marginal = MultivariateNormal(full.mean[at], full.covariance_matrix[at][:, at])
+            assert found.values[n] == pytest.approx(float(marginal.log_prob(x[n].flatten()[at - T * K])), abs=1e-8)
+
+
+@torch.no_grad()
+def test_smoothing_and_forecasts():
+    program, x, full = made(), normal(2, T, D).double(), joint(made(), T + 2)
+    smoothed, ahead = program.smooth(x, SEEN), program.forecast(x, 2, SEEN)
+    for n in range(2):
+        at = SEEN[n].flatten().nonzero()[:, 0]
+        value, at = x[n].flatten()[at], (T + 2) * K + at
+        for t in range(T):
+            mean, cov = given(full, at, value, torch.arange(t * K, (t + 1) * K))
+            torch.testing.assert_close(smoothed.mean[n, t], mean)
+            torch.testing.assert_close(smoothed.cov[n, t], cov)
+        for h in range(2):
+            mean, cov = given(full, at, value, (T + 2) * K + torch.arange((T + h) * D, (T + h + 1) * D))
+            torch.testing.assert_close(ahead.mean[n, h], mean)
+            torch.testing.assert_close(ahead.cov[n, h], cov)
+
+
+def test_draws_have_the_moments_of_the_joint():
+    program, full = made(), joint(made(), T)
+    x = sample(program, 20_000, seed=0)["x"].flatten(1)
+    draws_agree(x, full.mean[T * K :], full.variance[T * K :])
+
+
+@pytest.mark.slow
+def test_it_learns_a_rotation():
+    """A turning state seen through noise: log p(x) comes close to that of the truth."""
+    torch.manual_seed(0)
+    truth = StateSpace(2, 2, 12)
+    cos, sin = math.cos(0.7), math.sin(0.7)
+    with torch.no_grad():
+        truth.A.copy_(0.98 * torch.tensor([[cos, -sin], [sin, cos]]))
+        truth.log_q.fill_(-2.0)
+    x = sample(truth, 60, seed=0)["x"]
+    run = fit(StateSpace(2, 2, 12), {"x": x}, steps=150, lr=0.05, schedule="cosine", seed=0)
+    assert loglik(run, {"x": x}).best.mean > loglik(truth, {"x": x}).best.mean - 0.3
+
+
+def test_errors():
+    with pytest.raises(PpgenError, match="at least 1 of each"):
+        StateSpace(2, 0)
+    with pytest.raises(PpgenError, match="series, steps, features"):
+        StateSpace.from_data({"x": torch.zeros(3, 2)})
