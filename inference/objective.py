@@ -65,7 +65,8 @@ class Objective(nn.Module):
                 "leave objective out, or take objective='analytic'"
             )
         self.program, self.structure, self.rows = program, structure, max(rows, 1)
-        score = [s for s in structure.sites if s.name in structure.latents and not s.reparametrised]
+        drawn = () if program.guide_is_fixed else structure.sites
+        score = [s for s in drawn if s.name in structure.latents and not s.reparametrised]
         if self.bound.PATHWISE and score:
             raise PpgenError(
                 f"the latent {score[0].name!r} has no reparametrisation, which objective={objective!r} needs; take "

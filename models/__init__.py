@@ -16,6 +16,7 @@ from ppgen.models.image_flow import ImageFlow
 from ppgen.models.ladder_vae import LadderVAE
 from ppgen.models.linear_regression import LinearRegression
 from ppgen.models.logistic_regression import LogisticRegression
+from ppgen.models.masked_diffusion import MaskedDiffusion
 from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
 from ppgen.models.regression import Regression, regression
@@ -44,6 +45,7 @@ __all__ = [
     "LadderVAE",
     "LinearRegression",
     "LogisticRegression",
+    "MaskedDiffusion",
     "Radon",
     "Regression",
     "SemiSupervisedVAE",

@@ -44,6 +44,7 @@ from ppgen.models import (
     LadderVAE,
     LinearRegression,
     LogisticRegression,
+    MaskedDiffusion,
     Radon,
     SemiSupervisedVAE,
     StateSpace,
@@ -329,6 +330,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "ddpm": (lambda: DDPM(3, 4, hidden=(8,)), {"x": normal(12, 3)}),
     "vdm": (lambda: VDM(3, hidden=(8,), steps=3, gamma_low=-5.0), {"x": normal(12, 3)}),
     "edm": (lambda: EDM(3, hidden=(8,), steps=3, sigma_min=0.05), {"x": normal(12, 3)}),
+    "masked_diffusion": (lambda: MaskedDiffusion(3, 4, hidden=(8,), steps=3), {"x": grey(12, 3, levels=4)}),
     "diffusion u-net": (
         lambda: Diffusion((1, 8, 8), "unet", (4, 8), steps=2, likelihood="bernoulli"),
         {"x": binary(6, 64)},

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -71,7 +72,7 @@ def prior(program: Chain, x: Tensor) -> Tensor:
 
 def reconstruction(program: Chain, x: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
     """log p(x | z_0) at a draw of z_0, one a row."""
-    z = program.forward(x, 0.0).rsample()
+    z = _draw(program.forward(x, 0.0))
     return program.likelihood(z, **columns).log_prob(program.values(x))
 
 
@@ -80,7 +81,7 @@ def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -
     weighted = program.weighting != "elbo"
     if program.limit:
         with program.variance_only() as shape:
-            z = program.forward(x, t).rsample()
+            z = _draw(program.forward(x, t))
             cost = program.rate(x, z, t, **columns)
         # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
         # is made that of E cost².
@@ -91,9 +92,14 @@ def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -
     else:
         i = (t * program.steps).floor().clamp(0, program.steps - 1)
         s, t = i / program.steps, (i + 1) / program.steps
-        z = program.forward(x, t).rsample()
+        z = _draw(program.forward(x, t))
         cost = program.steps * program.cost(x, z, s, t, **columns)
     return cost, cost * program.weight(s, t) if weighted else cost
+
+
+def _draw(q: TorchDistribution) -> Tensor:
+    """A draw of z_t: a path where there is one; of categories there is none, and q has no parameters."""
+    return q.rsample() if q.has_rsample else q.sample()
 
 
 # -- times -----------------------------------------------------------------------------------------

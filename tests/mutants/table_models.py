@@ -185,6 +185,18 @@ MUTANTS = [
         "tests/test_edm.py::test_continuous_data_have_a_standard_deviation_of_one_half",
     ),
     Mutant(
+        "masked_cost_of_a_step",
+        "return (t - s) / t * self._cross_entropy(x, z)",
+        "return (t - s) * self._cross_entropy(x, z)",
+        "tests/test_masked_diffusion.py::test_every_path_counted",
+    ),
+    Mutant(
+        "masked_seen_values_counted",
+        "* (z == self.levels)).sum(-1)",
+        ").sum(-1)",
+        "tests/test_masked_diffusion.py::test_every_path_counted",
+    ),
+    Mutant(
         "vae_logistic_location",
         "loc = self.low + width * (0.5 + first)",
         "loc = self.low + width * first",
