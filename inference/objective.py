@@ -77,8 +77,8 @@ class Objective(nn.Module):
                 f"objective={objective!r} needs complete derivatives along the paths of its draws, which "
                 f"gradient={gradient!r} does not have; take gradient='pathwise'"
             )
-        alone = not score or structure.summed or getattr(self.estimator, "SUMS", False)  # no mean of other draws needed
-        least = max(self.estimator.DRAWS if structure.latents else 1, 1 if alone else 2)
+        sums = structure.summed or getattr(self.estimator, "SUMS", False)
+        least = max(self.estimator.DRAWS if structure.latents else 1, 2 if score and not sums else 1)  # a mean of others
         self.particles = max(particles, least)
         self._many: dict[tuple, ManyTerms] = {}
 

@@ -20,7 +20,7 @@ pytest.importorskip("sphinx")
 sys.path.insert(0, str(DOCS))
 from gallery_pages import FAMILIES, TASKS, cells, notebook, outputs, page, tags  # noqa: E402
 
-from ppgen.inference.report.figures import BLUE, GREY, LABELS, ORANGE  # noqa: E402
+from ppgen.style import BLUE, GREY, LABELS, ORANGE  # noqa: E402
 
 TEXT = "# %% [markdown]\n# # A title\n#\n# tags: flow, density\n#\n# Words.\n\n# %%\nprint(1)\n"
 TEXT += '\n# %% alt="A line"\nx = 2\n'

@@ -37,10 +37,10 @@ print(f"{((low < future) & (future < high)).sum()} of {len(future)} later values
 
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
 ahead = torch.arange(120, 120 + len(future))
-axis.plot(range(70, 120), past[70:], color="#999999", label="seen")
+axis.plot(range(70, 120), past[70:], color="#767676", label="seen")
 axis.fill_between(ahead, low, high, color="#0072B2", alpha=0.25, label="90% forecast")
 axis.plot(ahead, middle, color="#0072B2")
-axis.plot(ahead, future, ".", color="#E69F00", label="what came next")
+axis.plot(ahead, future, ".", color="#D55E00", label="what came next")
 axis.set(xlabel="step", ylabel="y")
 axis.legend(fontsize=8, loc="upper left", ncols=3)
 plt.show()

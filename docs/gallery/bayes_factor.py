@@ -40,7 +40,7 @@ for row in bayes_factors(found).table():
 
 # %% alt="Left: log evidence by degree, highest for 2. Right: its lower and upper bounds, within 0.2 nats of it"
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-marks = {"elbo": ("<", "#999999"), "iw": ("<", "#0072B2"), "eubo": (">", "#E69F00")}
+marks = {"elbo": ("<", "#767676"), "iw": ("<", "#0072B2"), "eubo": (">", "#D55E00")}
 for at, bounds in enumerate(found.values(), 1):
     rows = {row["name"]: row for row in bounds.table()}
     left.plot(at, rows["bridge"]["nats"], "o", color="#0072B2")

@@ -42,8 +42,8 @@ for width, one in found.items():
 # %% alt="ECDF of ranks less the uniform one: the right guide stays in the band, the narrow one does not"
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 band = found[1.0].band
-axis.fill_between(band.z, band.low - band.z, band.high - band.z, color="#999999", alpha=0.4, label="95% band")
-for (width, one), colour in zip(found.items(), ("#0072B2", "#E69F00"), strict=True):
+axis.fill_between(band.z, band.low - band.z, band.high - band.z, color="#767676", alpha=0.4, label="95% band")
+for (width, one), colour in zip(found.items(), ("#0072B2", "#D55E00"), strict=True):
     u = np.sort(one.u[:, m])
     axis.step(u, np.arange(1, len(u) + 1) / len(u) - u, color=colour, label=f"sd times {width:g}")
 axis.set(xlabel="rank of the true m, as a share", ylabel="ECDF less uniform")

@@ -37,10 +37,10 @@ for name in ("early", "late"):
 share = np.bincount(tree.posterior["change"].values.ravel().astype(int), minlength=34) / tree.posterior["change"].size
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(6, 3.6), sharex=True, layout="constrained")
-above.bar(range(34), counts, color="#999999")
+above.bar(range(34), counts, color="#767676")
 above.set_ylabel("count")
 below.bar(range(34), share, color="#0072B2")
-below.axvline(13.5, color="#E69F00", label="where the data were made to change")
+below.axvline(13.5, color="#D55E00", label="where the data were made to change")
 below.set(xlabel="year", ylabel="probability")
 below.legend(fontsize=8)
 plt.show()

@@ -51,7 +51,7 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True, sharey=True, layo
 for axis, (name, tree) in zip(axes, draws.items(), strict=True):
     axis.plot(tree.posterior["a"].values.ravel(), tree.posterior["b"].values.ravel(), ".", ms=2, color="#0072B2")
     for radius in (1, 2, 3):
-        axis.plot(*(mean[:, None] + radius * circle), color="#E69F00")
+        axis.plot(*(mean[:, None] + radius * circle), color="#D55E00")
     axis.set(title=f"draws: {name}", xlabel="intercept")
 axes[0].set_ylabel("slope")
 plt.show()

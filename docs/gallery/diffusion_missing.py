@@ -29,7 +29,7 @@ for x0, level, y in zip(known, (0.25, 0.65, 0.2, -0.1, 0.25), filled[..., 1].T, 
 
 # %% alt="Two moons, and on five vertical lines the draws of the missing coordinate, on both moons where they are cut"
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-axis.plot(*train["x"][:1500].T, ".", ms=2, color="#999999", label="data")
+axis.plot(*train["x"][:1500].T, ".", ms=2, color="#767676", label="data")
 axis.plot(filled[..., 0].ravel(), filled[..., 1].ravel(), ".", ms=3, color="#0072B2", label="filled in")
 axis.set(xlabel="known", ylabel="missing")
 axis.legend(fontsize=8, loc="upper right")

@@ -29,6 +29,6 @@ for bound in loglik(run, test, particles=20, ode=True).bounds:
 # %% alt="Bars of the KL of forty intervals of time: most nats are paid at low noise, near time 0"
 figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 width = terms.times[1] - terms.times[0]
-axis.bar(terms.times[:-1] + width / 2, terms.kl, 0.9 * width, yerr=terms.kl_se, color="#0072B2", ecolor="#999999")
+axis.bar(terms.times[:-1] + width / 2, terms.kl, 0.9 * width, yerr=terms.kl_se, color="#0072B2", ecolor="#767676")
 axis.set(xlabel="time (0: data, 1: noise)", ylabel="KL of the interval, nats")
 plt.show()

@@ -23,10 +23,10 @@ theta = tree.posterior["theta"].stack(draw_=("chain", "draw")).values
 at, y, sigma = np.arange(8), schools["y"].numpy(), schools["sigma"].numpy()
 
 figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-axis.errorbar(y, at + 0.15, xerr=sigma, fmt="o", color="#999999", label="estimate ± standard error")
+axis.errorbar(y, at + 0.15, xerr=sigma, fmt="o", color="#767676", label="estimate ± standard error")
 mean, sd = theta.mean(1), theta.std(1)
 axis.errorbar(mean, at - 0.15, xerr=sd, fmt="o", color="#0072B2", label="posterior mean ± sd")
-axis.axvline(float(tree.posterior["mu"].mean()), color="#E69F00", label="mean of all schools")
+axis.axvline(float(tree.posterior["mu"].mean()), color="#D55E00", label="mean of all schools")
 axis.set(yticks=at, yticklabels="ABCDEFGH", xlabel="effect of coaching, points", ylabel="school")
 figure.legend(loc="outside right upper", fontsize=8)
 plt.show()

@@ -37,7 +37,7 @@ for name, half in {"small": cell < 30, "large": cell >= 30}.items():
     print(f"share between the quantiles at {name} x: {inside[half].float().mean():.2f}")
 
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-axis.plot(test["context"], test["x"], ".", ms=3, color="#999999", label="held-out rows")
+axis.plot(test["context"], test["x"], ".", ms=3, color="#767676", label="held-out rows")
 axis.fill_between(at, low, high, color="#0072B2", alpha=0.25, label="5% to 95%, learned")
 axis.plot(at, middle, color="#0072B2", label="median, learned")
 axis.set(xlabel="x", ylabel="y")

@@ -30,7 +30,7 @@ draws = sample(run, 1000, seed=0)["x"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharex=True, sharey=True, layout="constrained")
 colours = left.pcolormesh(u, v, log_p.clamp_min(-8), cmap="viridis", rasterized=True)
 figure.colorbar(colours, ax=left, label="log p(x), nats")
-right.plot(*test["x"].T, ".", ms=3, color="#999999", label="data")
+right.plot(*test["x"].T, ".", ms=3, color="#767676", label="data")
 right.plot(*draws.T, ".", ms=3, color="#0072B2", label="draws")
 right.legend(loc="upper right", markerscale=3)
 left.set(title="density", xlim=(-1.6, 2.6), ylim=(-1.1, 1.6))

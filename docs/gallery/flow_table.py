@@ -31,12 +31,12 @@ print(pd.concat([table.corr("spearman"), copy.corr("spearman")], axis=1, keys=["
 
 # %% alt="Income against age in the table and in the copy, and the histograms of all three columns on top of each other"
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained")
-axes[0].plot(table.age, table.income, ".", ms=2, color="#999999")
+axes[0].plot(table.age, table.income, ".", ms=2, color="#767676")
 axes[0].plot(copy.age[:1000], copy.income[:1000], ".", ms=2, color="#0072B2")
 axes[0].set(xlabel="age", ylabel="income")
 for axis, name in zip(axes[1:], table, strict=True):
     bins = np.linspace(min(table[name].min(), copy[name].min()), table[name].max(), 40)
-    axis.hist(table[name], bins, color="#999999", alpha=0.6, label="table")
+    axis.hist(table[name], bins, color="#767676", alpha=0.6, label="table")
     axis.hist(copy[name], bins, color="#0072B2", histtype="step", label="copy")
     axis.set(xlabel=name, yticks=[])
 axes[1].legend(fontsize=8)

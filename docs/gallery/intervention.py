@@ -34,7 +34,7 @@ for name, (without, taken) in ((name, both.values()) for name, both in groups.it
 # %% alt="Histograms of health with and without the drug: among rows as seen it looks harmful, by intervention it helps"
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharex=True, layout="constrained")
 for axis, (name, both) in zip(axes, groups.items(), strict=True):
-    for d, colour in ((0, "#999999"), (1, "#0072B2")):
+    for d, colour in ((0, "#767676"), (1, "#0072B2")):
         axis.hist(both[d], 50, density=True, color=colour, alpha=0.6, label="drug" if d else "no drug")
         axis.axvline(both[d].mean(), color=colour, lw=2)
     axis.set(title="rows as seen" if name == "seen" else "by intervention", xlabel="health", yticks=[])

@@ -46,7 +46,7 @@ states = torch.stack([found.nodes[f"state_{t}"]["value"] for t in range(20)])
 print(f"{int((states == spells).sum())} of 20 days in the right state")
 
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
-axis.plot(gauge, "o", color="#999999", label="gauge")
+axis.plot(gauge, "o", color="#767676", label="gauge")
 axis.step(range(20), 2 * states, where="mid", color="#0072B2", label="most probable state (wet: 2)")
 axis.set(xlabel="day", xticks=range(0, 20, 5))
 figure.legend(fontsize=8, loc="outside upper center", ncols=2)

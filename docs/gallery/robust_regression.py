@@ -37,8 +37,8 @@ for family in ("gaussian", "student"):
 
 # %% alt="Fifty points of which five are far below: the line with normal noise is pulled down, the other is not"
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-axis.plot(x, y, ".", color="#999999")
-for (family, tree), colour in zip(trees.items(), ("#E69F00", "#0072B2"), strict=True):
+axis.plot(x, y, ".", color="#767676")
+for (family, tree), colour in zip(trees.items(), ("#D55E00", "#0072B2"), strict=True):
     alpha, beta = (tree.posterior[name].values.reshape(-1, 1) for name in ("alpha", "beta"))
     low, middle, high = np.quantile(alpha + beta * (x - x.mean()), [0.05, 0.5, 0.95], axis=0)
     axis.fill_between(x, low, high, color=colour, alpha=0.25)

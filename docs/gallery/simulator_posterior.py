@@ -53,11 +53,11 @@ of_one = sample(run, 1500, given={"context": epidemic(one).expand(1500, 10)}, se
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 left.plot(*of_one.T, ".", ms=2, color="#0072B2", label="posterior")
-left.plot(*one[0], "D", color="#E69F00", label="made with")
+left.plot(*one[0], "D", color="#D55E00", label="made with")
 left.set(xlabel="infections a day", ylabel="recoveries a day", xlim=(0.2, 1.0), ylim=(0.05, 0.35))
 left.legend(fontsize=8)
-right.plot([0, 1], [0, 1], color="#999999")
-for i, (name, colour) in enumerate({"infection": "#0072B2", "recovery": "#E69F00"}.items()):
+right.plot([0, 1], [0, 1], color="#767676")
+for i, (name, colour) in enumerate({"infection": "#0072B2", "recovery": "#D55E00"}.items()):
     right.step(np.sort(ranks[:, i]), np.linspace(0, 1, 300), color=colour, label=name)
 right.set(xlabel="rank of the true rate", ylabel="share of simulations")
 right.legend(fontsize=8)

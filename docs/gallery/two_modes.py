@@ -44,7 +44,7 @@ for name, tree in trees.items():
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True, layout="constrained")
 for axis, (name, tree) in zip(axes, trees.items(), strict=True):
     axis.hist(tree.posterior.theta.values.ravel(), np.linspace(-3, 3, 81), density=True, color="#0072B2", alpha=0.6)
-    axis.plot(grid, exact / (grid[1] - grid[0]), color="#E69F00", label="exact")
+    axis.plot(grid, exact / (grid[1] - grid[0]), color="#D55E00", label="exact")
     axis.set(title=name, xlabel="θ", xlim=(-3, 3))
 axes[0].legend()
 plt.show()

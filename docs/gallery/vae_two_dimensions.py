@@ -30,7 +30,7 @@ with torch.no_grad():
     tiles = torch.nn.functional.pad(vae.decode(grid).mean.reshape(9, 9, 8, 8), (1, 1, 1, 1))
     tiles = tiles.permute(0, 2, 1, 3).reshape(90, 90)
 
-colours = ["#332288", "#E69F00", "#117733", "#CC6677", "#88CCEE", "#882255", "#999933", "#555555", "#AA4499", "#44AA99"]
+colours = ["#0072B2", "#D55E00", "#6B24B2", "#8C4658", "#8C0000", "#3600D9", "#B28659", "#D96CA3", "#8C0069", "#665933"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
 for digit in range(10):
     here = z[test["y"] == digit]

@@ -34,9 +34,9 @@ for family in ("poisson", "zero_inflated_poisson"):
 
 # %% alt="Histograms of the number of predicted zeros: the Poisson's is far below what was seen, the other's about it"
 figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
-for (family, counts), colour in zip(zeros.items(), ("#999999", "#0072B2"), strict=True):
+for (family, counts), colour in zip(zeros.items(), ("#767676", "#0072B2"), strict=True):
     axis.hist(counts, np.arange(10, 131, 3), color=colour, alpha=0.7, label=family.replace("_", " "))
-axis.axvline((fish == 0).sum(), color="#E69F00", lw=2, label="seen")
+axis.axvline((fish == 0).sum(), color="#D55E00", lw=2, label="seen")
 axis.set(xlabel="zeros among 200 rows", yticks=[])
 axis.legend(fontsize=8)
 plt.show()
