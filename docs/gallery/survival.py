@@ -37,7 +37,7 @@ for name, (formula, rows) in readings.items():
 
 # %% alt="Posterior of the slope by three readings of the table: only with censoring it is about the true value"
 figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
-for (name, slope), colour in zip(draws.items(), ("#0072B2", "#767676", "#D55E00"), strict=True):
+for (name, slope), colour in zip(draws.items(), ("#0072B2", "#767676", "#6B24B2"), strict=True):
     axis.hist(slope, np.linspace(-1.1, 0.2, 66), color=colour, alpha=0.7, label=name)
 axis.axvline(-0.6, color="#D55E00", lw=2, label="made with")
 axis.set(xlabel="slope of the log time by load", yticks=[])
