@@ -172,7 +172,7 @@ def infer(
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
-        target = in_blocks(joint.value_and_grad)
+        target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
@@ -246,10 +246,15 @@ def _require_learned(run: Run | Program) -> None:
 
 
 def _joint(made: Prepared) -> LogJoint:
-    """The log joint, traced; compiled where its calls take so long that it is worth it."""
+    """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
+    takes one vector at a time."""
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
-    joint.value_and_grad(u)
+    try:
+        joint.value_and_grad(u)
+    except PpgenError as e:
+        log.info("%s; it is run one vector at a time", e)
+        return log_joint(made.program, made.data, engine="eager")
     began = time.perf_counter()
     joint.value_and_grad(u)
     if CALLS * (time.perf_counter() - began) < WORTH:
