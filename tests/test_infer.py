@@ -301,6 +301,23 @@ def test_what_has_no_posterior_is_refused():
         infer(Learned(), {"x": normal(5)})
 
 
+def test_a_density_that_is_seldom_drawn_anew_is_refused():
+    class Seldom(Normal):
+        def log_prob(self, value):
+            return super().log_prob(value) - (torch.rand_like(value) < 0.05).to(value)
+
+        def expand(self, shape, _instance=None):
+            return Seldom(self.loc.expand(shape), self.scale.expand(shape))
+
+    def model(y):
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        pyro.sample("y", Seldom(m, torch.tensor(1.0)), obs=y)
+
+    torch.manual_seed(1)
+    with pytest.raises(PpgenError, match="drawn anew at each call .*a function of its value"):
+        infer(model, {"y": torch.tensor(1.0)}, **ALONE)
+
+
 # -- weighted draws --------------------------------------------------------------------------------
 
 

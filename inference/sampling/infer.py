@@ -247,17 +247,28 @@ def _require_learned(run: Run | Program) -> None:
 
 def _joint(made: Prepared) -> LogJoint:
     """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
-    takes one vector at a time."""
+    takes one vector at a time.
+
+    Raises:
+        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to.
+    """
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
     try:
-        joint.value_and_grad(u)
+        before, _ = joint.value_and_grad(u)
     except PpgenError as e:
         log.info("%s; it is run one vector at a time", e)
         return log_joint(made.program, made.data, engine="eager")
     began = time.perf_counter()
-    joint.value_and_grad(u)
-    if CALLS * (time.perf_counter() - began) < WORTH:
+    again, _ = joint.value_and_grad(u)
+    took = time.perf_counter() - began
+    apart = torch.nan_to_num(again - before, nan=0.0, posinf=0.0, neginf=0.0).abs().max()
+    if float(apart) > 1e-3 * (1 + float(torch.nan_to_num(before[0].abs(), posinf=0.0))):
+        raise PpgenError(
+            f"the log joint of {made.program.name} is drawn anew at each call (two at one place differ by {apart:.2g} "
+            "nats), and cannot be climbed or sampled; give each site a log_prob that is a function of its value"
+        )
+    if CALLS * took < WORTH:
         return joint
     return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
 
