@@ -15,9 +15,11 @@ from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
     Binomial,
     Categorical,
+    Dirichlet,
     HalfCauchy,
     HalfNormal,
     LogNormal,
+    Multinomial,
     MultivariateNormal,
     Normal,
     StudentT,
@@ -29,6 +31,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import diagnose, fit, infer, load_findings
 from ppgen.inference.sampling import infer as ladder
+from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
 from ppgen.models import VAE
@@ -234,6 +237,33 @@ def test_discrete_latents_are_summed_out_and_drawn():
     assert (tree["posterior"]["k"].values[0, :, :20] == 0).mean() > 0.99
 
 
+def _counts(k):
+    p = pyro.sample("p", Dirichlet(torch.ones(3).double()))
+    pyro.sample("k", Multinomial(20, p), obs=k)
+
+
+COUNTS = {"k": torch.tensor([12.0, 5.0, 3.0]).double()}
+
+
+def test_a_density_that_takes_one_vector_at_a_time():
+    """A multinomial's masks by value, and cannot be batched."""
+    with prepared(_counts, COUNTS, 0) as made:
+        joint = ladder._joint(made)
+    u = normal(3, 2).double()
+    value, grad = joint.value_and_grad(u)
+    p = joint.unflatten(u)["p"]
+    jacobian = joint.blocks["p"].transform.log_abs_det_jacobian(u, p)
+    exact = Dirichlet(torch.ones(3).double()).log_prob(p) + COUNTS["k"] @ p.log().mT + jacobian
+    assert joint.engine == "eager" and grad.shape == u.shape
+    assert torch.allclose(value - exact, (value - exact)[:1].expand(3)), "but for the multinomial's constant"
+
+
+@pytest.mark.slow
+def test_counts_of_a_multinomial():
+    p = infer(_counts, COUNTS, **ALONE)["posterior"]["p"].values[0]
+    assert p.mean(0) == pytest.approx(np.array([13, 6, 4]) / 23, abs=0.01)
+
+
 def test_latents_of_rows():
     """m ~ N(0, 2), z_i ~ N(m, 1), x_i ~ N(z_i, 1): m | x is normal, and E[z_i | x] = (E m + x_i) / 2."""
 
@@ -271,13 +301,28 @@ def test_what_has_no_posterior_is_refused():
         infer(Learned(), {"x": normal(5)})
 
 
+def test_a_density_that_is_seldom_drawn_anew_is_refused():
+    class Seldom(Normal):
+        def log_prob(self, value):
+            return super().log_prob(value) - (torch.rand_like(value) < 0.05).to(value)
+
+        def expand(self, shape, _instance=None):
+            return Seldom(self.loc.expand(shape), self.scale.expand(shape))
+
+    def model(y):
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        pyro.sample("y", Seldom(m, torch.tensor(1.0)), obs=y)
+
+    torch.manual_seed(1)
+    with pytest.raises(PpgenError, match="drawn anew at each call .*a function of its value"):
+        infer(model, {"y": torch.tensor(1.0)}, **ALONE)
+
+
 # -- weighted draws --------------------------------------------------------------------------------
 
 
 def weighed(model, mean, root, n=4000, data=ONE):
     """Draws of the mixture of one normal, weighed for a model."""
-    from ppgen.inference.sampling.prepared import prepared
-
     with prepared(model, data, 0) as made:
         joint = log_joint(made.program, made.data)
         q = Mixture(torch.zeros(1).double(), mean[None].double(), root[None].double())

@@ -172,7 +172,7 @@ def infer(
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
-        target = in_blocks(joint.value_and_grad)
+        target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
@@ -246,13 +246,29 @@ def _require_learned(run: Run | Program) -> None:
 
 
 def _joint(made: Prepared) -> LogJoint:
-    """The log joint, traced; compiled where its calls take so long that it is worth it."""
+    """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
+    takes one vector at a time.
+
+    Raises:
+        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to.
+    """
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
-    joint.value_and_grad(u)
+    try:
+        before, _ = joint.value_and_grad(u)
+    except PpgenError as e:
+        log.info("%s; it is run one vector at a time", e)
+        return log_joint(made.program, made.data, engine="eager")
     began = time.perf_counter()
-    joint.value_and_grad(u)
-    if CALLS * (time.perf_counter() - began) < WORTH:
+    again, _ = joint.value_and_grad(u)
+    took = time.perf_counter() - began
+    apart = torch.nan_to_num(again - before, nan=0.0, posinf=0.0, neginf=0.0).abs().max()
+    if float(apart) > 1e-3 * (1 + float(torch.nan_to_num(before[0].abs(), posinf=0.0))):
+        raise PpgenError(
+            f"the log joint of {made.program.name} is drawn anew at each call (two at one place differ by {apart:.2g} "
+            "nats), and cannot be climbed or sampled; give each site a log_prob that is a function of its value"
+        )
+    if CALLS * took < WORTH:
         return joint
     return somewhere(lambda: log_joint(made.program, made.data, engine="auto", calls=CALLS))
 

@@ -282,6 +282,9 @@ class LogJoint:
     def _run(self, kind: str, u: Tensor) -> Any:
         lead = u.shape[:-1]
         flat = (u.detach().reshape(-1, self.dim) if u.dim() > 1 else u.detach()).contiguous()
+        if self.engine == "eager" and flat.dim() > 1 and kind != "prior":
+            grad, value = self._chain_by_chain(flat)
+            return value.reshape(lead), *([grad.reshape(u.shape)] if kind == "grad" else [])
         key = (kind, flat.shape, flat.dtype)
         if key not in self._graphs:
             self._graphs[key] = self.build(self._function(kind, flat.dim() > 1), [flat])
