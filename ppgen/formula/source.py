@@ -32,8 +32,8 @@ def program_text(formula: str, family: str, design: Design, priors: Priors, name
     """
     if gaps := design.get("gaps"):
         raise PpgenError(
-            f"the column {gaps[0]['name']!r} has missing cells, and a program that draws them is not printed; print that "
-            "of the complete rows (--missing drop)"
+            f"the column {gaps[0]['name']!r} has missing cells, and a program that draws them is not printed; print "
+            "that of the complete rows (--missing drop)"
         )
     needed, optional = _arguments(design)
     own = {*_OWN, *priors["beside"], *(f"{s}_{g['name']}" for g in design["groups"] for s in _OF_GROUP)}
