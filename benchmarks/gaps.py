@@ -1,13 +1,18 @@
 """Tables with gaps and a known truth: how often 90% intervals hold it, beside the fit to the complete table.
 
-    python benchmarks/gaps.py [--sets 60] [--only "y, at random" ...] [--seconds 3600] [--out F]
+    python benchmarks/gaps.py [--sets 60] [--only "y, by x" ...] [--seconds 3600] [--out F]
     python benchmarks/gaps.py --table F
+    python benchmarks/gaps.py --closed-form 100
 
 y ~ Intercept + x + u of 50 rows, gaussian, where x is a line of u with noise. Slopes and scales are drawn from the
 stated priors, and the table from them by numpy; a third of the cells of y or of x then go missing: completely at
 random (MCAR), or by what is seen of the row (MAR), for y by x, for x by y. Of x by y, the complete rows alone are a
 selection by y, and their fit is biased. The draws are those of ChEES-HMC, as in benchmarks/regression.py. With --out,
 lines that the file has are not run again; --seconds: after which no further set is begun.
+
+--closed-form: the same posteriors without ppgen, in numpy. The missing cells are integrated out, which for y leaves its
+seen rows, and for x a normal distribution of y given u (tests/test_formula_gaps.py holds ppgen's log joint to it); the
+rest is drawn by adaptive importance sampling.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.linalg
 import torch
 
 from ppgen.engine.joint import log_joint
@@ -78,6 +84,75 @@ def draws_of(table: pd.DataFrame, missing: str, seed: int) -> dict[str, np.ndarr
     means = np.array(program.design["means"])
     values = (z["alpha"] - z["beta"] @ means, z["beta"][:, 0], z["beta"][:, 1], z["sigma"])
     return dict(zip(SHOWN, values, strict=True))
+
+
+def closed_form(table: pd.DataFrame, missing: str, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Points and their weights of the same posterior: Intercept, slopes, log sigma, and those of x given u."""
+    x, u, y = (table[name].to_numpy() for name in "xuy")
+    seen = ~np.isnan(x)
+    kept = ~np.isnan(y) & (seen | (missing == "impute"))
+    x, u, y, seen = x[kept], u[kept], y[kept], seen[kept]
+    of_x = not seen.all()
+    design = np.column_stack([np.ones(seen.sum()), x[seen], u[seen]])
+    loc, cov = _line(design, y[seen])
+    if of_x:
+        other, wide = _line(np.column_stack([design[:, 0], u[seen]]), x[seen])
+        loc, cov = np.append(loc, other), scipy.linalg.block_diag(cov, wide)
+
+    def log_p(t: np.ndarray) -> np.ndarray:
+        a, b, c, s = (v[:, None] for v in (*t.T[:3], np.exp(t[:, 3])))
+        values, sds = x, s
+        f = -((t[:, 0] / 10) ** 2 + ((t[:, 1:3] / 0.7) ** 2).sum(1)) / 2 + t[:, 3] - s[:, 0]
+        if of_x:
+            mean, s_x = t[:, 4:5] + t[:, 5:6] * u, np.exp(t[:, 6:7])
+            f += -((t[:, 4] / 10) ** 2 + (t[:, 5] / 0.7) ** 2) / 2 + t[:, 6] - s_x[:, 0]
+            f += np.where(seen, -(((np.where(seen, x, 0) - mean) / s_x) ** 2) / 2 - np.log(s_x), 0.0).sum(1)
+            values, sds = np.where(seen, x, mean), np.where(seen, s, np.hypot(s, b * s_x))
+        return f - (((y - a - b * values - c * u) / sds) ** 2 / 2 + np.log(sds)).sum(1)
+
+    rng, chol = np.random.default_rng(seed), 1.3 * np.linalg.cholesky(cov)
+    for n in (1000, 1000, 1000, 1000, 4000):
+        z = rng.normal(size=(n, len(loc))) / np.sqrt(rng.chisquare(5, (n, 1)) / 5)
+        t = loc + z @ chol.T
+        log_w = log_p(t) + (5 + len(loc)) / 2 * np.log1p((z**2).sum(1) / 5)
+        w = np.exp(log_w - log_w.max())
+        w /= w.sum()
+        kind = np.minimum(w, 20 / n)  # a few heavy points make no covariance
+        loc = kind @ t / kind.sum()
+        chol = np.linalg.cholesky(np.cov(t.T, aweights=kind) + 1e-12 * np.eye(len(loc))) * 1.1
+    return dict(zip(SHOWN, (*t.T[:3], np.exp(t[:, 3])), strict=True)), w
+
+
+def _line(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the sampling begins: coefficients, given the sd of least squares, and log sd; and their covariance."""
+    n, k = design.shape
+    sd = math.sqrt(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum() / (n - k))
+    cov = np.zeros((k + 1, k + 1))
+    cov[:k, :k] = np.linalg.inv(design.T @ design / sd**2 + np.diag([0.01] + [1 / 0.49] * (k - 1)))
+    cov[k, k] = 1 / (2 * (n - k))
+    return np.append(cov[:k, :k] @ design.T @ y / sd**2, math.log(sd)), cov
+
+
+def _held(values: np.ndarray, w: np.ndarray, truth: float) -> bool:
+    return bool(0.05 <= w[values <= truth].sum() <= 0.95)
+
+
+def one_closed_form(case: str, seed: int) -> list[dict[str, Any]]:
+    """As `one`, of `closed_form`; the draws' effective number beside."""
+    complete, truth = drawn(seed)
+    column, by, hows = CASES.get(case, ("y", None, ("error",)))
+    gaps = complete if case == "none" else with_gaps(complete, column, by, seed)
+    lines = []
+    for how in hows if column == "x" or case == "none" else ("mask",):  # of y they are one posterior
+        begun = time.process_time()
+        found, w = closed_form(gaps, how, seed)
+        seconds = time.process_time() - begun
+        held = {k: _held(v, w, truth[k]) for k, v in found.items()}
+        error = {k: float(w @ v - truth[k]) for k, v in found.items()}
+        error["beta[x]"] *= math.copysign(1.0, truth["beta[x]"])
+        lines.append({"case": case, "how": how, "seed": seed, "held": held, "error": error, "seconds": seconds,
+                      "effective": float(1 / (w @ w))})  # fmt: skip
+    return lines
 
 
 def one(case: str, seed: int) -> list[dict[str, Any]]:
@@ -140,7 +215,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     parser.add_argument("--table", type=Path, help="prints the table of such a file, and runs nothing")
+    parser.add_argument("--closed-form", type=int, help="sets of which numpy's posteriors are shown")
     o = parser.parse_args()
+    if o.closed_form:
+        found = [line for s in range(o.closed_form) for case in ("none", *CASES) for line in one_closed_form(case, s)]
+        print(table(found), f"\nleast effective number of draws: {min(line['effective'] for line in found):.0f}")
+        return
     file = o.table or o.out
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file and file.is_file() else []
     if o.table is None:

@@ -8,7 +8,7 @@ Ten models. The truth is drawn from the stated priors, and the response from it 
 should hold it: over 100 sets the target is 90 +- 4%. The draws are those of ChEES-HMC (32 chains of 25 after a warm-up
 of 120), without the checks that `mcmc` makes of them. With --out, lines that the file has are not run again; --seconds:
 after which no further set is begun. --exact: of poisson, the intervals by importance sampling in numpy from a t
-distribution at the mode, 16 384 points of a net, over so many sets; and the draws' intervals beside them.
+distribution at the mode, 4 096 points of a net, over so many sets; and the draws' intervals beside them.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def exact_intervals(table: pd.DataFrame) -> dict[str, tuple[float, float, float]
         hessian = (design * mean[:, None]).T @ design + np.diag(sds**-2.0)
         step = np.linalg.solve(hessian, design.T @ (y - mean) - (mode - loc) / sds**2)
         mode = mode + step * min(1.0, 1.0 / np.abs(step).max())
-    net = scipy.stats.qmc.Sobol(4, seed=0).random(16_384)
+    net = scipy.stats.qmc.Sobol(4, seed=0).random(4_096)
     z = scipy.stats.norm.ppf(net[:, :3]) / np.sqrt(scipy.stats.chi2(5).ppf(net[:, 3:]) / 5)
     t = mode + z @ np.linalg.inv(np.linalg.cholesky(hessian))
     log_w = log_p(t) + 4.0 * np.log1p((z**2).sum(1) / 5)  # of a t with 5 degrees of freedom in three dimensions

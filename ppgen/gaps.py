@@ -59,6 +59,39 @@ def dropped(table: Table, names: Collection[str]) -> Table:
     return Table({**left, **codes}, left.types)
 
 
+def note_dropped(program: Any, before: Table, after: Table) -> Table:
+    """Keeps in `program.dropped` how many rows were left out, and how many are left; gives the latter table."""
+    if after is not before:
+        left = len(after[row_columns(after)[0]])
+        program.dropped = (len(before[row_columns(before)[0]]) - left, left)
+    return after
+
+
+def counts(program: Any, rows: int) -> dict[str, Any]:
+    """What was done with missing cells, and to how many of each column, or to how many rows; empty where none was
+    missing.
+
+    Args:
+        rows: how many there are now.
+    """
+    dropped_rows, left = program.dropped
+    if program.missing == "drop" and dropped_rows and left == rows:
+        return {"how": "drop", "rows": dropped_rows, "of": dropped_rows + left}
+    return {"how": program.missing, "cells": dict(program.gaps)} if program.gaps else {}
+
+
+def in_words(program: Any, rows: int) -> str:
+    """The same as a sentence; "" where no cell was missing."""
+    found = counts(program, rows)
+    if not found:
+        return ""
+    if found["how"] == "drop":
+        return f"{found['rows']} of {found['of']} rows had a missing cell and were left out (missing=drop)."
+    cells = ", ".join(f"{n} of {name}" for name, n in found["cells"].items())
+    done = "left out of the likelihood" if found["how"] == "mask" else "drawn with the latents"
+    return f"Missing cells: {cells}; they were {done} (missing={found['how']})."
+
+
 def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     """Sets `program.gaps`: how many cells of each observed site are missing, where they are masked or imputed, and of
     each column whose cells the program draws itself.

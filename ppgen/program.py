@@ -53,7 +53,8 @@ class Program(nn.Module):
             even none, takes its columns of a table and leaves the rest (optional).
         missing: what is done with missing cells of observed columns: "error", "drop" (their rows), "mask" or "impute"
             (`ppgen.gaps`); gaps: how many each observed site has, as at its fit, and each of `drawn_columns`, which
-            are no observed ones: under "impute" the program draws their cells itself; dropped: how many rows were.
+            are no observed ones: under "impute" the program draws their cells itself; dropped: how many rows were left
+            out, and how many were left.
         types: the types of its columns, where they came from a table, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
@@ -86,7 +87,7 @@ class Program(nn.Module):
     missing: str = "error"
     gaps: Mapping[str, int] = {}
     drawn_columns: tuple[str, ...] = ()
-    dropped: int = 0
+    dropped: tuple[int, int] = (0, 0)
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

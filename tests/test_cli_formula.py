@@ -55,6 +55,9 @@ def test_rows_with_a_gap_on_the_right_are_left_out_where_that_is_asked_for(folde
     said = ppgen("fit", *how, "--out", "none", *FAST, cwd=folder, code=2).output
     assert "'cars' has 2 missing cells" in said and "--missing drop" in said and "--missing impute" in said
     shown = ppgen("check", *how, "--missing", "impute", "--json", cwd=folder).stdout
+    new = ("new", "--formula", *how)
+    assert "is not printed; print that" in ppgen(*new, "--missing", "impute", cwd=folder, code=2).output
+    assert "class AccidentsRegression" in ppgen(*new, "--missing", "drop", cwd=folder).output
     assert {"z_cars", "cars_unobserved", "sigma_cars"} <= {s["name"] for s in json.loads(shown)["sites"]}
 
 

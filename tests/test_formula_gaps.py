@@ -1,7 +1,9 @@
 """Columns of a formula with missing cells: their models against closed forms; what is refused; trees, predictions."""
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -220,3 +222,23 @@ def test_draws_have_the_moments_of_a_long_chain_on_the_closed_form():
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=(0.08 * sd).max(), rtol=0)
     assert (abs(ours.mean(0) - theirs.mean(0)) / sd < 0.08).all()  # 5 standard errors of 4800 draws, nearly independent
     np.testing.assert_allclose(ours.std(0) / sd, 1.0, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["impute", "drop"])
+def test_the_benchmark_of_gaps_draws_the_posterior_of_its_closed_form(how):
+    """benchmarks/gaps.py: ppgen's draws beside importance sampling in numpy, of one table whose x is missing by y."""
+    path = Path(__file__).parents[1] / "benchmarks" / "gaps.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_gaps", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    complete, _ = benchmark.drawn(2)
+    own = benchmark.with_gaps(complete, "x", "y", 2)
+    assert own["x"].isna().sum() > 10
+    draws, (points, w) = benchmark.draws_of(own, how, 0), benchmark.closed_form(own, how, 0)
+    assert 1 / (w @ w) > 1000
+    for name, values in points.items():
+        mean = w @ values
+        sd = math.sqrt(w @ (values - mean) ** 2)
+        assert draws[name].mean() == pytest.approx(mean, abs=0.25 * sd)  # of 640 draws, hundreds of them effective
+        assert draws[name].std() == pytest.approx(sd, rel=0.25)

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 import ppgen
 from ppgen import cli, data
 from ppgen.errors import PpgenError
-from ppgen.gaps import find_gaps
+from ppgen.gaps import find_gaps, in_words
 from ppgen.inference import fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import compare, loo
+from ppgen.inference.report.report import _data
 from ppgen.run import Run
 from ppgen.terms import run as run_once
 
@@ -97,6 +98,16 @@ def test_a_fit_of_masked_cells_is_that_of_the_dropped_rows(engine, caplog):
     assert float(a) == pytest.approx(float(b), abs=1e-5)
     assert "5 cells of 'y' are missing and left out of the likelihood (missing=mask)" in caplog.text
     assert "5 of 30 rows have a missing cell and are left out (missing=drop)" in caplog.text
+    # log, tree, report and a kept run count the same
+    assert in_words(runs[0].program, N) == (
+        "Missing cells: 5 of y; they were left out of the likelihood (missing=mask)."
+    )
+    assert in_words(runs[1].program, N - 5) == "5 of 30 rows had a missing cell and were left out (missing=drop)."
+    assert runs[1].config["program"]["dropped"] == 5 and not in_words(runs[1].program, N)
+    attrs = posterior(runs[1], table("normal"), draws=2).attrs
+    assert json.loads(attrs["missing"]) == {"how": "drop", "rows": 5, "of": 30}
+    for run in runs:
+        assert in_words(run.program, run.config["data"]["rows"]) in str(_data(run, table("normal")))
     bounds = [float(loglik(run, table("normal"), particles=20).best.values.sum()) for run in runs]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
 

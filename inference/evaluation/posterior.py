@@ -22,11 +22,11 @@ from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import tensors, words_of
+from ppgen.data import n_rows, tensors, words_of
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
-from ppgen.gaps import COVARIATE, gap_rows, with_gaps
+from ppgen.gaps import COVARIATE, counts, gap_rows, with_gaps
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
@@ -312,14 +312,15 @@ def tree_of(
         dims,
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         row_dim=structure.row_plate,
-        **_gaps(program),
+        **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
     )
     return _without_masked(tree, structure, here)
 
 
-def _gaps(program: Program) -> dict[str, str]:
-    """What was done with missing cells, and how many each observed site has."""
-    return {"missing": json.dumps({"how": program.missing, "cells": dict(program.gaps)})} if program.gaps else {}
+def _gaps(program: Program, rows: int) -> dict[str, str]:
+    """What was done with missing cells, and to how many."""
+    found = counts(program, rows)
+    return {"missing": json.dumps(found)} if found else {}
 
 
 def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import ppgen
 from ppgen import data as data_module
 from ppgen.console import cell, number
 from ppgen.errors import PpgenError
+from ppgen.gaps import in_words
 from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
@@ -209,19 +211,26 @@ def _data(run: Run, data: Mapping[str, Any]) -> Section:
     rows = []
     for name, v in data_module.tensors(data).items():
         x = v.double()
+        x = x[~x.isnan()]
         kind = "a row each" if name in run.structure.row_columns else "constant"
-        rows.append(
-            [name, "×".join(map(str, v.shape)), str(v.dtype).removeprefix("torch."), kind, float(x.mean()),
-             float(x.std()) if x.numel() > 1 else 0.0, float(x.min()), float(x.max())]
-        )  # fmt: skip
+        rows.append([name, "×".join(map(str, v.shape)), str(v.dtype).removeprefix("torch."), kind, *_figures(x)])
     recorded = run.config["data"]
+    gaps = in_words(run.program, recorded["rows"])
     split = f", split {recorded['split']}" if recorded.get("split") else ""
     return _section(
         "Data",
         f"Source: {recorded.get('source') or 'in memory'}{split}.",
         f"Fingerprint of the rows that were fitted (SHA-256): {recorded['sha256']}.",
+        *([gaps] if gaps else []),
         tables=[_table("Columns", ["column", "shape", "type", "passed as", "mean", "sd", "least", "largest"], rows)],
     )
+
+
+def _figures(x: Tensor) -> list[float]:
+    """Mean, sd, least and largest of the cells that are there."""
+    if not x.numel():
+        return [float("nan")] * 4
+    return [float(x.mean()), float(x.std()) if x.numel() > 1 else 0.0, float(x.min()), float(x.max())]
 
 
 def _training(run: Run) -> Section:

@@ -128,6 +128,7 @@ def new(
     data: Data = None,
     settings: Set = None,
     columns: Columns = None,
+    missing: Missing = "error",
 ) -> None:
     """Write a small commented program of your own, which `ppgen fit FILE` runs at once.
 
@@ -137,7 +138,7 @@ def new(
     from ppgen.run.template import program_text, regression_text
 
     if formula is not None:
-        text = regression_text(formula, with_family(settings, family), data, columns, file)
+        text = regression_text(formula, with_family(settings, family), data, columns, file, missing)
         if file is None:
             print(text, end="")
             return

@@ -28,8 +28,13 @@ def program_text(formula: str, family: str, design: Design, priors: Priors, name
         file: that is shown in the usage.
 
     Raises:
-        PpgenError: a column that is called like a name in the text.
+        PpgenError: a column that is called like a name in the text; columns whose missing cells are drawn.
     """
+    if gaps := design.get("gaps"):
+        raise PpgenError(
+            f"the column {gaps[0]['name']!r} has missing cells, and a program that draws them is not printed; print "
+            "that of the complete rows (--missing drop)"
+        )
     needed, optional = _arguments(design)
     own = {*_OWN, *priors["beside"], *(f"{s}_{g['name']}" for g in design["groups"] for s in _OF_GROUP)}
     own |= {"status"} - {design["response"]["status"]}

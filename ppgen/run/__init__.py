@@ -34,7 +34,7 @@ from ppgen import catalog
 from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, nearest, reason
-from ppgen.gaps import dropped
+from ppgen.gaps import dropped, note_dropped
 from ppgen.memory import require_memory
 from ppgen.program import Pair, Program, arguments
 from ppgen.run.config import read_config
@@ -178,6 +178,7 @@ def rebuild(
     types = config["data"].get("types")
     program.types = None if types is None else {name: data_module.type_of_record(own) for name, own in types.items()}
     program.missing, program.gaps = spec.get("missing", "error"), spec.get("gaps", {})
+    program.dropped = spec.get("dropped", 0), config["data"]["rows"]
     program.to(dtype_of(config["fit"]["precision"]))
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
@@ -243,7 +244,7 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
     module = inspect.getmodule(type(program))
     spec: dict[str, Any] = {"guide": guide, "enumerated": [s.name for s in structure.sites if s.enumerated]}
     if program.missing != "error":
-        spec |= {"missing": program.missing, "gaps": dict(program.gaps)}
+        spec |= {"missing": program.missing, "gaps": dict(program.gaps), "dropped": program.dropped[0]}
     file: Path | None = None
     if isinstance(program, Pair):
         model, own_guide = program.pair
@@ -350,7 +351,7 @@ def prepare_columns(
         columns = data_module.recoded(columns, program.types, new=new_words, beyond=beyond, only=program.columns)
     columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
     if program.missing == "drop" and not beyond:  # new rows are predicted one by one
-        columns = dropped(columns, columns)
+        columns = note_dropped(program, columns, dropped(columns, columns))
     if isinstance(program.shapes, Mapping):  # and not an attribute of the user's own
         columns = data_module.in_shapes(columns, program.shapes)
     for name, value in data_module.tensors(columns).items():

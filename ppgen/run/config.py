@@ -33,6 +33,7 @@ class _Program:
     why: str | None = None
     missing: str = "error"
     gaps: dict[str, int] | None = None
+    dropped: int = 0
 
 
 @dataclass

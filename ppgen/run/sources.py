@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen import catalog, data
 from ppgen.errors import PpgenError
 from ppgen.formula.read import names_in
-from ppgen.gaps import dropped, require_how
+from ppgen.gaps import dropped, note_dropped, require_how
 from ppgen.handlers import without_validation
 from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
@@ -169,11 +169,13 @@ def program_and_rows(
         for name in takes.needed:
             if name not in rows and name in rows.types:
                 rows[name]  # says why it cannot be read
+    whole = rows
     if missing == "drop" and (names := names_in(program) if catalog.is_formula(program) else takes and takes.names):
         rows = dropped(rows, [n for n in names if n in rows])
     arguments_ = catalog.parse_settings(settings or [])
     made = catalog.build(found, arguments_ | ({"missing": missing} if catalog.is_formula(program) else {}), rows)
     made.missing = missing
+    note_dropped(made, whole, rows)
     return made, *_without_label(source, rows, made)
 
 

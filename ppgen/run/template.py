@@ -22,8 +22,9 @@ def program_text(file: Path) -> str:
 
 
 def regression_text(
-    formula: str, settings: list[str] | None, data: str | None, columns: str | None, file: Path | None
-) -> str:
+    formula: str, settings: list[str] | None, data: str | None, columns: str | None, file: Path | None,
+    missing: str = "error",
+) -> str:  # fmt: skip
     """The text of the program that a formula stands for at some data.
 
     Raises:
@@ -34,7 +35,7 @@ def regression_text(
 
     if not catalog.is_formula(formula):
         raise PpgenError(f"{formula!r} is no formula; expected a response and terms, as in 'y ~ 1 + x + (1 | group)'")
-    made, _, _ = program_and_rows(formula, settings, data, columns=columns)
+    made, _, _ = program_and_rows(formula, settings, data, missing, columns=columns)
     name = _class_name(file.stem if file is not None else f"{made.arguments['design']['response']['y']}_regression")
     return text_of(**made.arguments, name=name, file=file.name if file is not None else "FILE.py")
 
