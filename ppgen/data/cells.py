@@ -223,7 +223,10 @@ def _array(name: str, value: Any, where: str) -> np.ndarray:
 def _from_numpy(name: str, array: np.ndarray, where: str) -> Tensor:
     kind = array.dtype
     if kind.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise PpgenError(f"column {name!r} of {where} holds integers beyond 64 bits; use floats")
+        raise PpgenError(
+            f"column {name!r} of {where} holds integers beyond 64 bits; convert it to float64, or leave "
+            "it out with columns="
+        )
     if kind.kind == "u" and kind.itemsize > 1:
         array = array.astype(np.int64)
     try:

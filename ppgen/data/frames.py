@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppgen.errors import PpgenError
+from ppgen.memory import require_memory
 
 if TYPE_CHECKING:
     import narwhals as nw
@@ -52,9 +53,19 @@ def unpack(data: Any) -> dict[str, Any]:
 
 def _of_anndata(data: Any) -> dict[str, Any]:
     """x (cells, genes), the columns of obs, and the matrices of obsm."""
-    dense = data.X.toarray() if hasattr(data.X, "toarray") else data.X
-    columns = {} if dense is None else {"x": dense}
-    return columns | unpack(data.obs) | {str(name): value for name, value in data.obsm.items()}
+    columns = {} if data.X is None else {"x": _dense("x", data.X)}
+    return columns | unpack(data.obs) | {str(name): _dense(str(name), value) for name, value in data.obsm.items()}
+
+
+def _dense(name: str, matrix: Any) -> Any:
+    """A matrix in memory, with its zeros: it may lie in its file, or be sparse."""
+    matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    matrix = matrix[()] if type(matrix).__module__.startswith("h5py") else matrix
+    if not hasattr(matrix, "toarray"):
+        return matrix
+    rows, columns = matrix.shape
+    require_memory(rows * columns * matrix.dtype.itemsize, f"the matrix {name!r} with its zeros", "take a part of it")
+    return matrix.toarray()
 
 
 def _flat(name: Any) -> str:

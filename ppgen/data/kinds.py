@@ -142,6 +142,9 @@ def _of_objects(name: str, series: pd.Series, asked: ColumnType | None, mark: st
         return of_dates(name, _plain_dates(pd.to_datetime(series, utc=True)), asked, "ISO8601")
     if inferred in ("timedelta", "timedelta64"):
         return typed(name, pd.to_timedelta(series), asked)
+    if inferred == "time":
+        clock = pd.to_timedelta(series.map(str, na_action="ignore"))
+        return typed(name, clock, asked)
     plain = str | int | float | bool | np.generic
     others = [v for v in series.dropna() if not isinstance(v, plain)] if inferred != "string" else []
     if others:

@@ -40,11 +40,17 @@ def excel(path: Path) -> dict[str, Any]:
         if len(book.sheet_names) > 1:
             names = book.sheet_names
             log.warning("%s has %d sheets, and the first, %r, is read", path, len(names), names[0])
-        head = book.parse(0, header=None, nrows=1, dtype=str)
-        frame = book.parse(0, keep_default_na=False, na_values=[""])
-    if frame.empty:
+        # as objects: pandas would read the text "007" as 7
+        whole = pd.read_excel(book, header=None, keep_default_na=False, na_values=[""], dtype=object)
+    sheet = whole.dropna(how="all")
+    if len(sheet) < len(whole):
+        log.info("%s: %d rows without a value are left out", path, len(whole) - len(sheet))
+    if len(sheet) < 2:
         raise PpgenError("its first sheet has no rows; write a row of names and the data under it")
-    frame.columns = named_columns(["" if cell != cell else str(cell) for cell in head.iloc[0]])
+    head, frame = sheet.iloc[0], sheet.iloc[1:].reset_index(drop=True)
+    there = head.notna() | frame.notna().any()  # a column without a name and without a cell is none
+    frame, head = frame.loc[:, there], head[there]
+    frame.columns = pd.Index(named_columns(["" if cell != cell else str(cell) for cell in head]))
     return unpack(frame)
 
 
@@ -58,7 +64,9 @@ def hdf5(path: Path) -> dict[str, Any]:
         if not isinstance(node, h5py.Dataset):
             return
         name = name.replace("/", ".")
-        if node.dtype.names:
+        if node.shape is None:
+            log.warning("%s: the array %r is empty, and is not read", path, name)
+        elif node.dtype.names:
             found.update({field: node[field] for field in node.dtype.names})
         elif h5py.check_string_dtype(node.dtype) is not None:
             found[name] = node.asstr()[()]
@@ -86,8 +94,22 @@ def matlab(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         if b"MATLAB 7.3" in file.read(128):
             return {name: _column(value.T) for name, value in hdf5(path).items() if not name.startswith("#")}
-    found = loadmat(path, chars_as_strings=True)
-    return {name: _column(value) for name, value in found.items() if not name.startswith("__")}
+    columns: dict[str, Any] = {}
+    for name, value in loadmat(path, chars_as_strings=True).items():
+        if value is not None and not name.startswith("__"):
+            columns |= _fields(name, value)
+    return columns
+
+
+def _fields(name: str, value: Any) -> dict[str, Any]:
+    """A variable, or those inside a structure as `name.field`."""
+    names = getattr(getattr(value, "dtype", None), "names", None)
+    if names is None or value.size != 1:
+        return {name: _column(value)}
+    found: dict[str, Any] = {}
+    for field in names:
+        found |= _fields(f"{name}.{field}", value[field].item())
+    return found
 
 
 def _column(value: np.ndarray) -> Any:
@@ -95,7 +117,8 @@ def _column(value: np.ndarray) -> Any:
         cells = [c.item() if isinstance(c, np.ndarray) and c.size == 1 else c for c in value.flat]
         value = np.array(cells)
     if value.dtype.kind == "U":
-        return np.char.rstrip(value.reshape(-1))
+        texts = np.char.rstrip(value.reshape(-1))
+        return texts if len(texts) != 1 else str(texts[0])
     if value.size == 1:
         return value.item()
     return value.reshape(-1) if value.ndim == 2 and 1 in value.shape else value

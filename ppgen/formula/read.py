@@ -43,8 +43,10 @@ def names_in(text: str) -> list[str]:
     found = [formula.y, formula.trials, formula.status]
     found += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
     for part in (formula.common, *(b.terms for b in formula.blocks)):
-        _require_no_power(ast.parse(part.translate(_AS_PYTHON).strip(), mode="eval").body, part)
+        _require_terms(ast.parse(part.translate(_AS_PYTHON).strip(), mode="eval").body, part)
     found += [c for b in formula.blocks for factor in b.factors for c in factor]
+    if formula.y in found[3:]:
+        raise PpgenError(f"the response {formula.y!r} of {text!r} stands on the right as well; leave it out there")
     return list(dict.fromkeys(n for n in found if isinstance(n, str)))
 
 
@@ -74,21 +76,28 @@ def _fillable(formula: Formula) -> list[str]:
     return [n for n in plain if used.count(n) == 1]
 
 
-def _require_no_power(node: ast.expr, terms: str) -> None:
+def _require_terms(node: ast.expr, terms: str) -> None:
     """
     Raises:
-        PpgenError: a power of one column outside of I() and {}, which a formula takes as the column itself.
+        PpgenError: a power of one column outside of I() and {}, which a formula takes as the column itself; what is no
+            operation of a formula.
     """
-    if "{" in terms or not isinstance(node, ast.BinOp):
+    if "{" in terms:
         return
-    if isinstance(node.op, ast.Pow) and isinstance(node.left, ast.Name):
-        power = ast.unparse(node)
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Pow) and isinstance(node.left, ast.Name):
+            power = ast.unparse(node)
+            raise PpgenError(
+                f"{power!r} in a formula is {node.left.id!r} itself, no power of it; write I({power}) or {{{power}}} "
+                "for the power"
+            )
+        _require_terms(node.left, terms)
+        _require_terms(node.right, terms)
+    elif isinstance(node, ast.IfExp | ast.BoolOp | ast.Compare | ast.Lambda | ast.Subscript):
         raise PpgenError(
-            f"{power!r} in a formula is {node.left.id!r} itself, no power of it; write I({power}) or {{{power}}} "
-            "for the power"
+            f"the terms {terms!r} cannot be read: {ast.unparse(node)!r} is no term; compute it as a column of the "
+            "table, and name that"
         )
-    _require_no_power(node.left, terms)
-    _require_no_power(node.right, terms)
 
 
 def design_of(text: str, family: str, data: Any, missing: str = "error") -> tuple[Design, Table]:
