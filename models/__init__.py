@@ -1,6 +1,7 @@
 """The catalogue of models: one Pyro program a file, found by its file's name."""
 
 from ppgen.models.arma import ARMA
+from ppgen.models.clustering_vae import ClusteringVAE
 from ppgen.models.count_regression import CountRegression
 from ppgen.models.ddpm import DDPM
 from ppgen.models.deep_markov import DeepMarkov
@@ -32,6 +33,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "VDM",
+    "ClusteringVAE",
     "CountRegression",
     "DeepMarkov",
     "Diffusion",

@@ -53,6 +53,7 @@ LAWS = {
     "vimco": "every weight is the evidence",
     "rws": "every weight is the evidence",
     "dreg": "every weight is the evidence",
+    "gdreg": "every weight is the evidence",
     "cubo": "every weight is the evidence",
     "wake_sleep": "every weight is the evidence",
     "tvo": "every weight is the evidence",
@@ -222,6 +223,65 @@ def test_doubly_reparametrized_gradients_leave_the_models_gradient_as_it_is():
         o = made(Scaled(), X, name, 5)
         found.append(torch.autograd.grad(o({"x": X})[0], o.program.m)[0])
     torch.testing.assert_close(*found)
+
+
+class Wider(Scaled):
+    """And the scale of the prior is learned, as is a slope of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_s, self.slope = (torch.nn.Parameter(torch.tensor(v).double()) for v in (0.2, 0.8))
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(self.m, self.log_s.exp()))
+            pyro.sample("x", dist.Normal(self.slope * z, 1.0), obs=x)
+
+
+def test_generalized_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound():
+    """Of the prior's, the likelihood's and the guide's parameters, over copies of a few rows; the prior's has less
+    noise, and the likelihood's is the very same."""
+    x, found = (X[:3] + 3).repeat(4000), {}
+    for name in ("gdreg", "iwae"):
+        torch.manual_seed(0)
+        o = made(Wider(), x, name, 4)
+        parameters = {k: getattr(o.program, k) for k in ("m", "log_s", "slope", "log_width")}
+        each = [torch.autograd.grad(o({"x": x})[0], list(parameters.values())) for _ in range(20)]
+        found[name] = torch.stack([torch.stack(g) for g in each])
+    ours, exact = found["gdreg"], found["iwae"]
+    error = ((ours.var(0) + exact.var(0)) / 20) ** 0.5
+    assert ((ours.mean(0) - exact.mean(0)).abs() < 4.5 * error + 1e-9).all()
+    assert (4.5 * error[:2] < 0.08 * exact.mean(0)[:2].abs()).all()
+    torch.testing.assert_close(ours[:, 2], exact[:, 2])
+    assert (ours.var(0)[:2] < exact.var(0)[:2]).all()
+
+
+def test_with_one_draw_the_priors_gradient_is_that_of_the_closed_form():
+    x, found = (X[:3] + 3).repeat(4000), {}
+    for name in ("gdreg", "analytic"):
+        torch.manual_seed(0)
+        o = made(Wider(), x, name)
+        of = [o.program.m, o.program.log_s]
+        found[name] = torch.stack([torch.stack(torch.autograd.grad(o({"x": x})[0], of)) for _ in range(20)])
+    error = found["gdreg"].std(0) / 20**0.5
+    exact = found["analytic"][0]
+    assert (4.5 * error < 0.02 * exact.abs()).all()
+    assert ((found["gdreg"].mean(0) - exact).abs() < 4.5 * error).all()
+
+
+def test_gdreg_says_which_prior_it_takes():
+    class Other(Program):
+        def model(self, x=None):
+            with rows(x):
+                z = pyro.sample("z", dist.StudentT(torch.tensor(5.0).double(), 0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with rows(x):
+                pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+
+    with pytest.raises(PpgenError, match="take objective='dreg'"):
+        made(Other(), X, "gdreg")({"x": X})
 
 
 def test_piwae_has_the_models_gradient_of_iwae_and_the_guides_of_miwae():

@@ -99,6 +99,12 @@ MUTANTS: list[Mutant] = [
         "tests/test_gradients.py::test_discrete_latents_are_summed_over_without_noise[sampled]",
     ),
     Mutant(
+        "gdreg_with_dregs_sign",
+        'held.nodes[name]["value"] - moved',
+        'held.nodes[name]["value"] + moved',
+        "tests/test_objectives.py::test_with_one_draw_the_priors_gradient_is_that_of_the_closed_form",
+    ),
+    Mutant(
         "sticking_with_the_other_sign",
         "return [t._replace(log_prob=log_q[t.site]) if",
         "return [t._replace(log_prob=2 * log_q[t.site] - t.log_prob) if",

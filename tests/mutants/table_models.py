@@ -47,6 +47,18 @@ MUTANTS = [
         "tests/test_vae.py::test_counts_against_quadrature[negative_binomial]",
     ),
     Mutant(
+        "cluster_scale_of_another",
+        "Normal(self.loc[c], self.scale[c]).to_event(1)",
+        "Normal(self.loc[c], self.scale[0 * c]).to_event(1)",
+        "tests/test_clustering_vae.py::test_what_is_trained_on_is_its_elbo",
+    ),
+    Mutant(
+        "memberships_without_weights",
+        ".log_prob(z[..., None, :]).sum(-1) + self.logits.log_softmax(-1)",
+        ".log_prob(z[..., None, :]).sum(-1)",
+        "tests/test_clustering_vae.py::test_memberships_by_quadrature",
+    ),
+    Mutant(
         "arma_mean_not_taken_off",
         "noise = _apply(self.phi, value - self.mu[..., None], -1.0)",
         "noise = _apply(self.phi, value, -1.0) - self.mu[..., None]",
