@@ -1,6 +1,7 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
 from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
+from ppgen.inference.diffusion.guidance import Guided, linear_weight
 from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.path_weights import chain_weights, importance_sample
 from ppgen.inference.diffusion.samplers import sample_diffusion
@@ -25,6 +26,7 @@ from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
 
 __all__ = [
     "Finding",
+    "Guided",
     "Objective",
     "bayes_factors",
     "calibrate",
@@ -39,6 +41,7 @@ __all__ = [
     "importance_sample",
     "impute",
     "infer",
+    "linear_weight",
     "load_findings",
     "loglik",
     "mcmc",

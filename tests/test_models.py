@@ -40,11 +40,13 @@ from ppgen.draws import one_draw
 from ppgen.engine import log_joint
 from ppgen.engine.pathfinder import pathfinder
 from ppgen.inference import (
+    Guided,
     calibrate,
     diagnose,
     fit,
     gradient_noise,
     infer,
+    linear_weight,
     loglik,
     posterior,
     predict,
@@ -527,6 +529,13 @@ def of_impute(folder):
 def of_samplers(folder):
     known = KnownChain()
     draws_agree(sample_diffusion(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
+
+
+def of_guidance(folder):
+    """x ~ N(0, 1) in the first coordinate, y = 1 with a noise of 1: N(1/2, 1/2)."""
+    known = KnownChain(mean=(0.0, 0.0), factor=((1.0, 0.0), (0.0, 1.0)))
+    weight = linear_weight(known, torch.tensor([[1.0, 0.0]]), torch.ones(1), 1.0)
+    draws_agree(sample_diffusion(Guided(known, weight), 2000, "dpmpp", 60, seed=0)[:, 0], 0.5, 0.5)
 
 
 def of_sample(folder):

@@ -17,10 +17,11 @@ from ppgen.inference.diffusion.samplers import (
     dpmpp_sde,
     heun,
     sample_diffusion,
+    unipc,
 )
 from ppgen.models import Diffusion
 
-STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "ode": 1}
+STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "unipc": 60, "ode": 1}
 
 
 def moments_agree(x, known, name=""):
@@ -122,9 +123,19 @@ def test_orders_of_convergence():
     known = KnownChain(low=-4.0, high=4.0)
     z = known.base().expand([200]).sample()
     exact = SAMPLERS["ode"](known, 1, z, tolerance=1e-9)
-    for sampler, order in ((ddim, 1), (heun, 2), (dpmpp, 2)):
+    for sampler, order in ((ddim, 1), (heun, 2), (dpmpp, 2), (unipc, 3)):
         off = [float((sampler(known, n, z) - exact).abs().max().detach()) for n in (80, 160)]
         assert math.log2(off[0] / off[1]) == pytest.approx(order, abs=0.25), (sampler.__name__, off)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_unipc_of_other_orders(order):
+    """p + 1; the first step, which has one state to begin with, is in so much noise that it does not count."""
+    known = KnownChain(low=-4.0, high=4.0)
+    z = known.base().expand([50]).sample()
+    exact = SAMPLERS["ode"](known, 1, z, tolerance=1e-9)
+    off = [float((unipc(known, n, z, order=order) - exact).abs().max().detach()) for n in (80, 160)]
+    assert math.log2(off[0] / off[1]) == pytest.approx(order + 1, abs=0.3), off
 
 
 @pytest.mark.parametrize("steps", [5, 16])

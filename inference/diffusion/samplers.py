@@ -7,6 +7,8 @@ r"""Draws from a Gaussian chain, each sampler one function of (program, steps, z
     dpmpp       z_s = σ_s / σ_t z_t − α_s (e^(−h) − 1) D,               Lu et al. (2022, arXiv:2211.01095), 2M
                 D = x̂ extrapolated over half a step of λ = −γ / 2
     dpmpp_sde   the same of the reverse SDE
+    unipc       z_s = σ_s / σ_t z_t + α_s Σ_j c_j x̂_j, the c_j exact    Zhao et al. (2023, arXiv:2302.04867); p states
+                where x̂ is a polynomial in λ through the x̂_j           predict, p + 1 correct
     ode         the probability-flow ODE, solved adaptively             Song et al. (2021, arXiv:2011.13456)
 
 x̂ = E[x | z_t] is `program.denoise`, ε̂ = (z − α x̂) / σ. All but the last call it once a step (heun twice).
@@ -32,7 +34,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion"]
+__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion", "unipc"]
 
 FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory
@@ -112,6 +114,42 @@ def dpmpp_sde(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | N
     return z
 
 
+def unipc(
+    program: GaussianChain, steps: int, z: Tensor, *, order: int = 2, watch: Watch | None = None, **columns: Any
+) -> Tensor:
+    """UniPC of that order, p: one network call a step, and an error of order p + 1 once p states are known."""
+    if order < 1:
+        raise PpgenError(f"order is {order}; expected at least 1, as in 2")
+    before: tuple[Tensor, Tensor] | None = None
+    lambdas: list[float] = []
+    guesses: list[Tensor] = []
+    for s, t in program.grid(steps):
+        (_, alpha_s, sigma_s), (gamma, alpha, sigma) = program.coefficients(s), program.coefficients(t)
+        guesses, lambdas = [program.denoise(z, t, **columns), *guesses], [-float(gamma) / 2, *lambdas]
+        if before is not None:  # what is known at t now corrects the step that led there; its x̂ stays
+            z = _exponential_step(*before, lambdas[1], lambdas[0], alpha, sigma, lambdas, guesses)
+        guesses, lambdas = guesses[:order], lambdas[:order]
+        before = z, sigma
+        there = -float(program.gamma(s)) / 2
+        z = _seen(watch, s, _exponential_step(z, sigma, lambdas[0], there, alpha_s, sigma_s, lambdas, guesses))
+    return z
+
+
+def _exponential_step(
+    z: Tensor, sigma: Tensor, start: float, end: float, alpha_end: Tensor, sigma_end: Tensor,
+    nodes: list[float], guesses: list[Tensor],
+) -> Tensor:  # fmt: skip
+    """z at λ = end, x̂ being the polynomial through `guesses` at λ = `nodes`: the rest of the ODE is solved exactly."""
+    h = end - start
+    moments = [-math.expm1(-h)]  # ∫ e^(τ − h) τ^k dτ over a step
+    for k in range(1, len(nodes)):
+        moments.append(h**k - k * moments[-1])
+    powers = torch.tensor([[(node - start) ** k for node in nodes] for k in range(len(nodes))], dtype=torch.float64)
+    weights = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
+    mean = sum(c * x for c, x in zip(weights, guesses, strict=True))
+    return sigma_end / sigma * z + alpha_end * mean
+
+
 def ode(
     program: GaussianChain,
     steps: int,
@@ -133,6 +171,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "heun": heun,
     "dpmpp": dpmpp,
     "dpmpp_sde": dpmpp_sde,
+    "unipc": unipc,
     "ode": ode,
 }
 

@@ -321,4 +321,16 @@ MUTANTS = [
         "float(pareto_k(-w[:, None])[0])",
         "tests/test_path_weights.py::test_the_shape_of_weights_to_a_narrower_and_a_wider_target",
     ),
+    Mutant(
+        "unipc_moments",
+        "moments.append(h**k - k * moments[-1])",
+        "moments.append(h**k - moments[-1])",
+        "tests/test_samplers.py::test_orders_of_convergence",
+    ),
+    Mutant(
+        "guidance_without_its_scale",
+        "return (x + sigma**2 / alpha * slope).detach(), raw",
+        "return (x + sigma**2 * slope).detach(), raw",
+        "tests/test_guidance.py::test_a_linear_observation_of_unit_normals_is_exact",
+    ),
 ]
