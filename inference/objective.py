@@ -78,8 +78,8 @@ class Objective(nn.Module):
                 f"gradient={gradient!r} does not have; take gradient='pathwise'"
             )
         sums = structure.summed or getattr(self.estimator, "SUMS", False)
-        least = max(self.estimator.DRAWS if structure.latents else 1, 2 if score and not sums else 1)  # a mean of others
-        self.particles = max(particles, least)
+        others = score and not sums  # whose mean a draw is compared with
+        self.particles = max(particles, self.estimator.DRAWS if structure.latents else 1, 2 if others else 1)
         self._many: dict[tuple, ManyTerms] = {}
 
     def forward(self, batch: Mapping[str, Any], kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
