@@ -14,16 +14,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Gamma, GammaPoisson, Poisson
+from pyro.distributions import Gamma
 from torch import Tensor
 
 import ppgen
+from ppgen.distributions.counts import counts
 from ppgen.distributions.regression import features_of, linear_predictor, require_features
 from ppgen.errors import PpgenError
 
 __all__ = ["CountRegression"]
-
-LARGEST = 20.0  # of η: e²⁰ is half a thousand million
 
 
 class CountRegression(ppgen.Program):
@@ -65,11 +64,7 @@ class CountRegression(ppgen.Program):
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         zero = x.new_zeros(())
         eta = linear_predictor(zero, x, self.prior, self.scale, self.intercept)
-        mean = (eta if exposure is None else eta + exposure.log()).clamp_max(LARGEST).exp()
-        counts = None if y is None else y.to(x)
-        if self.family == "poisson":
-            with ppgen.rows(x):
-                return pyro.sample("y", Poisson(mean), obs=counts)
-        phi = pyro.sample("phi", Gamma(zero + 2.0, zero + 0.1))
+        eta = eta if exposure is None else eta + exposure.log()
+        phi = None if self.family == "poisson" else pyro.sample("phi", Gamma(zero + 2.0, zero + 0.1))
         with ppgen.rows(x):
-            return pyro.sample("y", GammaPoisson(phi, phi / mean), obs=counts)
+            return pyro.sample("y", counts(eta, phi), obs=None if y is None else y.to(x))

@@ -244,7 +244,7 @@ class VAE(ppgen.Program):
         elif self.likelihood in COUNTS:
             size = 0.0 if exposure is None else exposure.log().reshape(exposure.shape + (1,) * dims)
             gate = out.select(-dims - 1, 1) if self.likelihood == "zinb" else None
-            fn = counts(first + self.log_mean + size, self.log_phi, gate)
+            fn = counts(first + self.log_mean + size, None if self.log_phi is None else self.log_phi.exp(), gate)
         elif self.likelihood == "normal":
             fn = Normal(self.low + width * (0.5 + first), width * (softplus(self.noise) + 1e-3) / 2)
         else:

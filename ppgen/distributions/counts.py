@@ -16,11 +16,10 @@ COUNTS = ("poisson", "negative_binomial", "zinb")
 LARGEST = 20.0  # of η: e²⁰ is half a thousand million
 
 
-def counts(eta: Tensor, log_phi: Tensor | None = None, gate: Tensor | None = None) -> TorchDistribution:
-    """Poisson of the shape of η; with log φ negative binomial, with the logits g of a gate as well `zinb`."""
+def counts(eta: Tensor, phi: Tensor | None = None, gate: Tensor | None = None) -> TorchDistribution:
+    """Poisson of the shape of η; with φ negative binomial, with the logits g of a gate as well `zinb`."""
     mean = eta.clamp_max(LARGEST).exp()
-    if log_phi is None:
+    if phi is None:
         return Poisson(mean)
-    phi = log_phi.exp()
     base = GammaPoisson(phi, phi / mean)
     return base if gate is None else ZeroInflatedDistribution(base, gate_logits=gate)
