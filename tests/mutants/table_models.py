@@ -42,8 +42,8 @@ MUTANTS = [
     ),
     Mutant(
         "counts_dispersion_half_as_large_again",
-        "phi = log_phi.exp()",
-        "phi = 1.5 * log_phi.exp()",
+        "None if self.log_phi is None else self.log_phi.exp()",
+        "None if self.log_phi is None else 1.5 * self.log_phi.exp()",
         "tests/test_vae.py::test_counts_against_quadrature[negative_binomial]",
     ),
     Mutant(
