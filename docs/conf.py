@@ -19,10 +19,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "run_directive",
+    "gallery_pages",
     "mathml",
     "site_check",
 ]
-exclude_patterns = ["_build", "locale"]
+source_suffix = {".md": "markdown", ".py": "markdown"}  # an example of the gallery is its page
+exclude_patterns = ["_build", "locale", "examples", "*.py"]
 locale_dirs = ["locale"]
 gettext_compact = False  # one catalog a page
 default_role = "code"  # docstrings write `x` for code
