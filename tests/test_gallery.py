@@ -15,11 +15,12 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 SOURCES = sorted((DOCS / "gallery").glob("*.py"))
 PUBLIC = {"ppgen", "ppgen.inference", "ppgen.models", "ppgen.pyro_compat"}
-PALETTE = {"#0072B2", "#E69F00", "#999999", "#117733", "#CC6677"}  # of ppgen's own pictures
 
 pytest.importorskip("sphinx")
 sys.path.insert(0, str(DOCS))
 from gallery_pages import FAMILIES, TASKS, cells, notebook, outputs, page, tags  # noqa: E402
+
+from ppgen.inference.report.figures import BLUE, GREY, LABELS, ORANGE  # noqa: E402
 
 TEXT = "# %% [markdown]\n# # A title\n#\n# tags: flow, density\n#\n# Words.\n\n# %%\nprint(1)\n"
 TEXT += '\n# %% alt="A line"\nx = 2\n'
@@ -41,7 +42,7 @@ def test_an_example_has_title_tags_words_and_one_picture(path):
     tree = ast.parse(source)
     assert imported(tree) <= PUBLIC
     colours = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and str(n.value).startswith("#")}
-    assert colours <= PALETTE
+    assert colours <= {BLUE, ORANGE, GREY, *LABELS}
 
 
 def test_the_index_shows_every_task_and_family():
