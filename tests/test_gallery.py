@@ -45,7 +45,8 @@ def test_an_example_has_title_tags_words_and_one_picture(path):
     assert colours <= {BLUE, ORANGE, GREY, *LABELS}
 
 
-def test_the_index_shows_every_task_and_family():
+def test_every_task_and_family_has_an_example_and_a_place_in_the_index():
+    assert {tag for path in SOURCES for tag in tags(path.read_text())} == {*FAMILIES, *TASKS}
     lines = (DOCS / "gallery" / "index.md").read_text().splitlines()
     assert [line.split("} ")[1] for line in lines if line.startswith("```{gallery}")] == [*TASKS, *FAMILIES]
 
