@@ -18,7 +18,7 @@ from ppgen.models import Diffusion
 train, test = ppgen.data.load("rings", "train"), ppgen.data.load("rings", "test")["x"][:1000]
 torch.manual_seed(0)
 model = Diffusion(2, hidden=(64, 64), steps=0, schedule="cosine")
-run = fit(model, train, steps=1000, batch_size=256, lr=3e-3, schedule="cosine", ema=0.99, engine="trace")
+run = fit(model, train, steps=800, batch_size=256, lr=3e-3, schedule="cosine", ema=0.99, engine="trace")
 
 
 def energy(a, b):

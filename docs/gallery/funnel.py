@@ -32,7 +32,7 @@ def centred(y, sigma):
 
 few = {"engine": "trace", "predictive": False, "prior": False}
 trees = {
-    "centred": mcmc(centred, schools, chains=8, draws=100, warmup=60, **few),
+    "centred": mcmc(centred, schools, chains=8, draws=80, warmup=50, **few),
     "non-centred": mcmc(EightSchools(), schools, chains=16, draws=250, warmup=100, **few),
 }
 for name, tree in trees.items():

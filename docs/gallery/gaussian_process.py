@@ -10,20 +10,21 @@
 import matplotlib.pyplot as plt
 import torch
 
-from ppgen.inference import infer
+from ppgen.inference import load_findings, mcmc, verdict
 from ppgen.models import GaussianProcess
 
 torch.manual_seed(1)
 x = torch.cat([4 * torch.rand(22), 7 + 3 * torch.rand(18)])
 y = torch.sin(x) + 0.05 * x + 0.15 * torch.randn(40)
 program = GaussianProcess(scale=1.0)
-tree = infer(program, {"x": x, "y": y}, predictive=False, prior=False)
-print(tree.attrs["method"], tree.attrs["verdict"])
+few = {"chains": 8, "draws": 150, "engine": "trace", "predictive": False, "prior": False}
+tree = mcmc(program, {"x": x, "y": y}, **few)
+print("verdict:", verdict(load_findings(tree)))
 for name, what in {"rho": "length scale", "alpha": "height", "sigma": "noise"}.items():
     print(f"{what:12} {float(tree.posterior[name].mean()):.2f} ± {float(tree.posterior[name].std()):.2f}")
 
 # %% alt="Points with a gap in the middle, and a band about a wave that widens within the gap"
-some = tree.posterior.to_dataset().stack(s=("chain", "draw")).isel(s=slice(None, None, 20))
+some = tree.posterior.to_dataset().stack(s=("chain", "draw")).isel(s=slice(None, None, 6))
 rho, alpha, sigma = (torch.tensor(some[name].values, dtype=torch.float32) for name in ("rho", "alpha", "sigma"))
 at = torch.linspace(-0.5, 10.5, 120)
 curves = program.function(x, y, at, rho, alpha, sigma).sample((5,)).flatten(0, 1)  # each point by itself

@@ -35,7 +35,7 @@ def model(area, rent=None):
 program = ppgen.Program.from_pair(model)
 program.missing = "impute"
 logging.getLogger("ppgen").setLevel(logging.ERROR)
-tree = mcmc(program, {"area": area, "rent": seen}, chains=16, draws=100, engine="trace", predictive=False, prior=False)
+tree = mcmc(program, {"area": area, "rent": seen}, chains=8, draws=150, engine="trace", predictive=False, prior=False)
 print(dict(tree.posterior["rent"].sizes))
 
 # %% alt="A line through the seen values, and an interval at each missing one, most of which hold the true value"

@@ -16,7 +16,7 @@ from ppgen.models import GaussianMixture
 
 torch.manual_seed(0)
 x = torch.cat([54 + 6 * torch.randn(40), 80 + 6 * torch.randn(70)])
-few = {"chains": 16, "draws": 200, "engine": "trace", "predictive": False, "prior": False}
+few = {"chains": 16, "draws": 150, "engine": "trace", "predictive": False, "prior": False}
 tree = mcmc(GaussianMixture(2, scale=50.0), {"x": x}, **few)
 print("verdict:", verdict(load_findings(tree)))
 for name in ("weights", "mu", "sigma"):
