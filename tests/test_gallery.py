@@ -5,6 +5,8 @@ The examples themselves are run by `make docs`, and here where time is measured 
 
 import ast
 import json
+import re
+import subprocess
 import sys
 import time
 import types
@@ -70,6 +72,31 @@ def test_a_notebook_has_the_cells_with_what_they_gave(tmp_path):
     assert words["cell_type"] == "markdown" and words["source"].startswith("# A title")
     assert first["source"] == "print(1)" and first["outputs"][0]["text"] == "1\n"
     assert second["outputs"][0]["data"] == {"image/png": "cG5n"}
+
+
+def test_the_index_has_the_picture_and_the_title_of_each_page(tmp_path):
+    (folder := tmp_path / "gallery").mkdir()
+    (folder / "line.py").write_text(TEXT)
+    heads = "\n\n".join(f"## {tag}\n\n```{{gallery}} {tag}\n```" for tag in ("flow", "density"))
+    (folder / "index.md").write_text(f"# Gallery\n\n```{{toctree}}\nline\n```\n\n{heads}\n")
+    (tmp_path / "index.md").write_text("# Site\n\n```{toctree}\ngallery/index\n```\n")
+    (tmp_path / "conf.py").write_text(
+        f"import sys\nfrom pathlib import Path\n\nsys.path.insert(0, {str(DOCS)!r})\n"
+        f"import gallery_pages\n\ngallery_pages.FOLDER = Path({str(folder)!r})\nmyst_heading_anchors = 3\n"
+        "extensions = ['myst_parser', 'run_directive', 'gallery_pages']\nhtml_theme = 'basic'\n"
+        "source_suffix = {'.md': 'markdown', '.py': 'markdown'}\nexclude_patterns = ['conf.py', 'out']\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "-D", "run_examples=0", str(tmp_path), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    index, line = ((out / "gallery" / f"{name}.html").read_text() for name in ("index", "line"))
+    cards = re.findall(
+        r'<a class="reference internal( image-reference)?" href="line.html"><img.*?A title', index, re.DOTALL
+    )
+    assert len(cards) == 2 and 'href="index.html#flow"' in line and "'../_downloads/line.ipynb'" in line
+    assert len(json.loads((out / "_downloads" / "line.ipynb").read_text())["cells"]) == 3
+    assert list((out / "_downloads").glob("*/line.py"))
 
 
 @pytest.mark.parametrize("line", ["", "# tags: flow\n", "# tags: density, flow\n", "# tags: flow, cooking\n"])
