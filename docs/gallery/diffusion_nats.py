@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Where the nats of a diffusion model go
 #
-# tags: diffusion, density, model comparison
+# tags: diffusion, density
 #
 # The ELBO of a chain is a sum over time: each step costs the KL between what the network says and the truth. Look at
 # the sum beside log p(x) by the probability flow: the distance between them is what the bound costs.
