@@ -22,7 +22,7 @@ run = fit(model, data, steps=500, batch_size=100, lr=8e-3, schedule="cosine", en
 bound = loglik(run, data, particles=30).best
 print(f"log p(x) ≥ {bound.mean:.2f} ± {bound.rows_se:.2f} nats a sequence")
 
-# %% alt="Eight sequences of the data above eight that the model drew, most of which climb as the data do"
+# %% alt="Eight sequences of the data above eight that the model drew, which climb as well, with some wrong notes"
 drawn = sample(run, 8, seed=0)["x"]
 figure, axes = plt.subplots(2, 8, figsize=(9, 2.6), layout="constrained")
 for row, sequences in zip(axes, (data["x"], drawn), strict=True):
