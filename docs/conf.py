@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from catalogs import pages
+from inventories import write
 
 import ppgen
 
@@ -18,6 +19,7 @@ version = release = ppgen.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "run_directive",
@@ -32,6 +34,9 @@ templates_path = ["_templates"]
 default_role = "code"  # docstrings write `x` for code
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+
+intersphinx_mapping = write(Path(__file__).parent / "_build" / "inventories")
+intersphinx_disabled_reftypes = ["std:*"]  # of pages and labels; names of Python are looked up
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

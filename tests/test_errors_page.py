@@ -76,7 +76,7 @@ def page() -> str:
             lines += ["Where no model is shown it is this one:", "", fence(inspect.getsource(local_model).rstrip()), ""]
         for name in by_kind[title]:
             shown: list[Any] = [] if title in ("Data", "Options") else list(parts(name))
-            said = textwrap.fill(sentence(name), 100, break_long_words=False, break_on_hyphens=False)
+            said = textwrap.fill(sentence(name), 84, break_long_words=False, break_on_hyphens=False)
             lines += [f"**{name[0].upper()}{name[1:]}**", "", fence("\n\n".join([*shown, said])), ""]
     return "\n".join(lines).rstrip() + "\n"
 
