@@ -22,5 +22,5 @@ def counts(eta: Tensor, log_phi: Tensor | None = None, gate: Tensor | None = Non
     if log_phi is None:
         return Poisson(mean)
     phi = log_phi.exp()
-    base = GammaPoisson(phi, phi / mean)
+    base = GammaPoisson(phi, rate=phi / mean)
     return base if gate is None else ZeroInflatedDistribution(base, gate_logits=gate)
