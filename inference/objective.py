@@ -76,8 +76,8 @@ class Objective(nn.Module):
                 f"objective={objective!r} needs complete derivatives along the paths of its draws, which "
                 f"gradient={gradient!r} does not have; take gradient='pathwise'"
             )
-        alone = not score or structure.summed or getattr(self.estimator, "SUMS", False)  # no mean of other draws needed
-        least = max(self.estimator.DRAWS if structure.latents else 1, 1 if alone else 2)
+        others = score and not structure.summed and not getattr(self.estimator, "SUMS", False)  # whose mean is taken off
+        least = max(self.estimator.DRAWS if structure.latents else 1, 2 if others else 1)
         self.particles = max(particles, least)
         self._many: dict[tuple, ManyTerms] = {}
 

@@ -131,7 +131,8 @@ class StateSpace(ppgen.Program):
         """The states given what was seen so far, p(z_t | x_{1:t}): (..., T, D) -> (..., T, k) and (..., T, k, k)."""
         eye, mean = torch.eye(len(self.m)).to(self.m), self.m.expand(*x.shape[:-2], -1)
         cov = (self.s**2).diag().expand(*mean.shape, -1)
-        means, covs = [], []
+        means: list[Tensor] = []
+        covs: list[Tensor] = []
         for t in range(x.shape[-2]):
             mean, cov = self._ahead(mean, cov)
             C = self.C if seen is None else self.C * seen[..., t, :, None]
