@@ -76,7 +76,7 @@ class Objective(nn.Module):
                 f"objective={objective!r} needs complete derivatives along the paths of its draws, which "
                 f"gradient={gradient!r} does not have; take gradient='pathwise'"
             )
-        others = score and not structure.summed and not getattr(self.estimator, "SUMS", False)  # whose mean is taken off
+        others = score and not structure.summed and not getattr(self.estimator, "SUMS", False)  # their mean
         least = max(self.estimator.DRAWS if structure.latents else 1, 2 if others else 1)
         self.particles = max(particles, least)
         self._many: dict[tuple, ManyTerms] = {}
