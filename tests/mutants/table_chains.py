@@ -208,11 +208,11 @@ MUTANTS = [
         "noise_of_the_earlier_time",
         """
         s, t = i / program.steps, (i + 1) / program.steps
-        z = program.forward(x, t).rsample()
+        z = _draw(program.forward(x, t))
         """,
         """
         s, t = i / program.steps, (i + 1) / program.steps
-        z = program.forward(x, s).rsample()
+        z = _draw(program.forward(x, s))
         """,
         "tests/test_chain.py::test_of_twenty_steps",
     ),
