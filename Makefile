@@ -47,8 +47,8 @@ types: $(STAMP)
 	mypy
 
 docs: $(STAMP)
-	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q docs docs/_build/html
-	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -D language=ja docs docs/_build/html/ja  # runs nothing again
+	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -j $(JOBS) docs docs/_build/html
+	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -j $(JOBS) -D language=ja docs docs/_build/html/ja  # runs nothing again
 
 bench: $(STAMP)
 	python -m pip install --quiet -e ".[bench]" -c constraints.txt
