@@ -311,6 +311,9 @@ def _report(results: dict, starts: dict, options: argparse.Namespace) -> str:
         lines += ["| program | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
         for name, row in table.items():
             lines.append(f"| {name} | " + " | ".join(f"{row[c]:,.0f}" if c in row else "–" for c in columns) + " |")
+        if threads == min(results):
+            alt = "The same times on a logarithmic axis: each program a line, each column a marker"
+            lines += ["", f"![{alt}](engine.png)"]
         if {"trace", "graph"} <= set(columns):
             shares = [f"{name} {row['trace'] / row['graph'] - 1:+.1%}" for name, row in table.items() if "graph" in row]
             lines += ["", f"What `trace` costs beyond its graph: {', '.join(shares)}."]
@@ -344,9 +347,10 @@ def _plot(table: dict, path: Path) -> None:
 
     matplotlib.rcParams.update(settings())
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(table) + 1.5))
-    for i, column in enumerate(c for c in COLUMNS if any(c in row for row in table.values())):
+    columns = [c for c in COLUMNS if any(c in row for row in table.values())]
+    for column, marker in zip(columns, "os^vDP<>", strict=False):
         points = [(row[column], j) for j, row in enumerate(table.values()) if column in row]
-        axes.plot(*zip(*points, strict=True), "o", label=column, color=f"C{i}", alpha=0.8)
+        axes.plot(*zip(*points, strict=True), marker, label=column, alpha=0.8)
     axes.set(xscale="log", xlabel="CPU time a step, µs", yticks=range(len(table)), yticklabels=list(table))
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
