@@ -5,18 +5,22 @@ python tests/test_errors_page.py      writes docs/errors.md
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
+import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_check import BROKEN, local_model
 
-from ppgen import PpgenError, Program
+from ppgen import PpgenError, Program, Run
+from ppgen.catalog import build, find
+from ppgen.data import load
 from ppgen.inference import fit
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -28,6 +32,15 @@ KINDS = {  # the first whose words a name has
     "Models": "",
 }
 OTHERS = {"unknown device", "unknown precision", "unknown optimizer option"}  # sentences with lists of other libraries
+FILES: dict[str, Callable[[], object]] = {
+    "unknown data set": lambda: load("digitz"),
+    "unknown split": lambda: load("digits", "tset"),
+    "unknown model": lambda: find("ppcaa"),
+    "unknown argument of a model": lambda: build(find("ppca"), {"latents": 2}),
+    "a file cut short": lambda: load(_file("t.csv", "x,y\n1,2\n3\n")),
+    "a folder without pictures": lambda: load(_folder("pictures")),
+    "no run folder": lambda: Run.load(_folder("runs/digits")),
+}
 HEAD = """# What an error message means
 
 An error is one sentence: the site, column or option, what was found and what was expected, and a remedy. It is raised
@@ -61,6 +74,28 @@ def parts(name: str) -> Iterator[str]:
         yield "fit(..., " + ", ".join(f"{k}={v!r}" for k, v in options.items()) + ")"
 
 
+def _file(name: str, text: str) -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def _folder(name: str) -> str:
+    Path(name).mkdir(parents=True, exist_ok=True)
+    return name
+
+
+def of_file(name: str) -> str:
+    """What is said of a name or a file, in an empty folder."""
+    with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty), pytest.raises(PpgenError) as e:
+        FILES[name]()
+    return str(e.value)
+
+
+def entry(name: str, shown: list[Any], said: str) -> list[str]:
+    said = textwrap.fill(said, 84, break_long_words=False, break_on_hyphens=False)
+    return [f"**{name[0].upper()}{name[1:]}**", "", fence("\n\n".join([*shown, said])), ""]
+
+
 def fence(text: str) -> str:
     return f"```text\n{text}\n```"
 
@@ -76,8 +111,10 @@ def page() -> str:
             lines += ["Where no model is shown it is this one:", "", fence(inspect.getsource(local_model).rstrip()), ""]
         for name in by_kind[title]:
             shown: list[Any] = [] if title in ("Data", "Options") else list(parts(name))
-            said = textwrap.fill(sentence(name), 84, break_long_words=False, break_on_hyphens=False)
-            lines += [f"**{name[0].upper()}{name[1:]}**", "", fence("\n\n".join([*shown, said])), ""]
+            lines += entry(name, shown, sentence(name))
+    lines += ["## Names, files and folders", ""]
+    for name in FILES:
+        lines += entry(name, [], of_file(name))
     return "\n".join(lines).rstrip() + "\n"
 
 
