@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,7 +52,7 @@ from ppgen.inference.sampling.weighted import (
     mixture_of,
 )
 from ppgen.inference.training.fit import fit
-from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
+from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict, with_words
 from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run
@@ -66,6 +67,7 @@ CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them fro
 DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
 ROUNDS = 4  # of draws, at the most
+DOUBLED = 2  # times that draws are doubled for the sake of a latent's tails
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 FEW = 50  # latents that remain where the others are integrated out
@@ -176,6 +178,7 @@ def infer(
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
+        outcome = outcome._replace(findings=with_words(tree, outcome.findings))
     seconds = time.monotonic() - began
     tree.attrs |= {
         "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
@@ -281,8 +284,7 @@ def gaussian(problem: Problem) -> Outcome:
     """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
     if problem.joint.dim > MOST:
         raise PpgenError(f"{problem.joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
-    found, _ = _by_normals(problem)
-    return _outcome(problem, found)
+    return _outcome(problem, _with_tails(problem, *_by_normals(problem)))
 
 
 @torch.no_grad()
@@ -337,6 +339,18 @@ def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adap
         mixture = mixture if found.few else mixture.adapted(found.u, found.w)
         drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
     return _weigh(problem, drawn, further=True), drawn
+
+
+def _with_tails(problem: Problem, found: Weighted, drawn: Drawn) -> Weighted:
+    """More draws of the same normals, where nothing is amiss but that too few of them are in a latent's tails."""
+    generator = torch.Generator().manual_seed(problem.seed + 1)
+    for _ in range(DOUBLED):
+        if not found.settled or not any(f.measure == "tail_khat" and math.isnan(f.figure) for f in found.findings):
+            break
+        problem.in_time()
+        drawn = drawn.extended(problem.target, len(drawn.u), generator)
+        found = found.renewed(_weigh(problem, drawn, further=False), problem.joint, problem.target, drawn.g)
+    return found
 
 
 def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
