@@ -31,6 +31,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import diagnose, fit, infer, load_findings
 from ppgen.inference.sampling import infer as ladder
+from ppgen.inference.sampling import weighted
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
@@ -126,6 +127,21 @@ def test_a_posterior_without_an_sd_is_said_and_climbed_no_further(monkeypatch):
     monkeypatch.setattr(ladder, "LADDER", (heavy, _never))
     tree = infer(NormalMean(), {"x": normal(5).double()}, **ALONE)
     assert tree.attrs["verdict"] == "look" and tried(tree) == ["heavy"]
+
+
+def test_more_is_drawn_where_too_few_draws_are_in_the_tails(monkeypatch):
+    """2% of 4000 weighted draws are fewer than 100, those of 8000 are not; the search for modes is not made again."""
+    searches = []
+    monkeypatch.setattr(weighted, "LEAST_TAIL", 100)
+    monkeypatch.setattr(
+        weighted, "search_modes", lambda *a, f=weighted.search_modes, **k: searches.append(1) or f(*a, **k)
+    )
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian, _never))
+    x = normal(5).double()
+    tree = infer(NormalMean(), {"x": x}, **ALONE)
+    found = {f.measure: f for f in load_findings(tree)}
+    assert tree.attrs["verdict"] == "fine" and len(found) == 4 and len(searches) == 1
+    assert found["importance"].details["draws"] == 8000 and found["tail_khat"].figure < 0.3
 
 
 def _never(problem):

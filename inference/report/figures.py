@@ -125,7 +125,8 @@ def groups_figures(tree: DataTree) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {}
     for plate, effects in group_effects(tree).items():
         names, words = list(effects)[:PANELS], [str(w) for w in own[plate].values]
-        figure, axes = figure_of(1.4 + 2.6 * len(names), 1.1 + 0.24 * min(len(words), INTERVALS), len(names), sharey=True)
+        height = 1.1 + 0.24 * min(len(words), INTERVALS)
+        figure, axes = figure_of(1.4 + 2.6 * len(names), height, len(names), sharey=True)
         for axis, name in zip(axes, names, strict=True):
             draws = effects[name].stack(drawn=("chain", "draw")).transpose("drawn", plate).values
             _draw_intervals(axis, draws, words)

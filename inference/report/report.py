@@ -31,8 +31,8 @@ from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, verdict
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import by_group
 from ppgen.run.files import read_json, write_atomic
+from ppgen.run.shown import by_group
 from ppgen.structure import Site
 from ppgen.style import BLUE, GREY, ORANGE
 

@@ -55,8 +55,8 @@ def plot_tree(tree: DataTree, out: str | Path, *, format: str = "png") -> list[P
     """
     require_format(format)
     figures: dict[str, Figure | None] = {
-        "latents": _latents_figure(tree), **groups_figures(tree), "ranks": _ranks_figure(tree), "energy": _energy_figure(tree),
-        "predictive": _predictive_figure(tree),
+        "latents": _latents_figure(tree), **groups_figures(tree), "ranks": _ranks_figure(tree),
+        "energy": _energy_figure(tree), "predictive": _predictive_figure(tree),
     }  # fmt: skip
     return write_figures(Path(out), figures, format)
 

@@ -52,7 +52,15 @@ from ppgen.inference.sampling.weighted import (
     mixture_of,
 )
 from ppgen.inference.training.fit import fit
-from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict, with_words
+from ppgen.inference.verdicts.findings import (
+    FINE,
+    VERDICTS,
+    Finding,
+    load_findings,
+    store_findings,
+    verdict,
+    with_words,
+)
 from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run

@@ -164,14 +164,14 @@ class Weighted(NamedTuple):
         """Whether nothing but the posterior itself is wrong: another sampler would say the same."""
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
 
-
     def renewed(self, more: Weighted, joint: LogJoint, target: Density, g: Tensor) -> Weighted:
         """The draws and weights of `more`, a longer set of the same density, and its checks but that of unseen modes.
 
         Args:
             g: the gradient of the log joint at its draws.
         """
-        found = [*more.findings, score(more.u, more.w, g, joint.labels), tails(joint, more.u, more.w, more.lp, g, target)]
+        u, w = more.u, more.w
+        found = [*more.findings, score(u, w, g, joint.labels), tails(joint, u, w, more.lp, g, target)]
         known = {f.measure for f in found}
         return more._replace(findings=[*found, *(f for f in self.findings if f.measure not in known)])
 
