@@ -132,7 +132,8 @@ def groups_figures(tree: DataTree) -> dict[str, Figure | None]:
             _draw_intervals(axis, draws, words)
             axis.axvline(0, color=GREY, lw=0.8)
             axis.set_title(name, fontsize=9)
-        axes[0].legend(frameon=False, fontsize=7)
+        handles = axes[0].get_legend_handles_labels()  # the same in every panel
+        figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
         some = f", the first {INTERVALS} of {len(words)}" if len(words) > INTERVALS else ""
         figure.suptitle(f"Posterior by {plate}{some}", fontsize=10)
         figures[f"groups_{plate}"] = figure
