@@ -22,8 +22,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: export OMP_NUM_THREADS = 1
 demo: $(STAMP)
 	rm -rf $(RUN)
-	ppgen fit vae --data digits --set latent=8 --set dropout=0.1 --batch-size 128 --steps 3000 \
-	    --lr 0.002 --schedule cosine --out $(RUN)
+	ppgen fit vae --data digits --set latent=8 --set prior=flow --set dropout=0.1 --batch-size 128 \
+	    --steps 3000 --lr 0.003 --schedule cosine --out $(RUN)
 	ppgen sample $(RUN) -n 64 --out $(RUN)/samples.png
 	ppgen evaluate $(RUN)
 	ppgen plot $(RUN)
@@ -47,8 +47,8 @@ types: $(STAMP)
 	mypy
 
 docs: $(STAMP)
-	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q docs docs/_build/html
-	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -D language=ja docs docs/_build/html/ja  # runs nothing again
+	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -j $(JOBS) docs docs/_build/html
+	OMP_NUM_THREADS=1 python -m sphinx -E -W --keep-going -q -j $(JOBS) -D language=ja docs docs/_build/html/ja  # runs nothing again
 
 bench: $(STAMP)
 	python -m pip install --quiet -e ".[bench]" -c constraints.txt

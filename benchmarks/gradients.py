@@ -90,8 +90,9 @@ class Linear(Program):
 THETA, PHI = ("W", "m"), ("A", "log_s")
 EXACT: dict[str, tuple[str | None, str | None]] = {  # the closed form of the gradient of theta, of phi; "": by `iwae`
     "analytic": ("elbo", "elbo"), "sampled": ("elbo", "elbo"), "sampled sticking": ("elbo", "elbo"),
-    "sampled score": ("elbo", "elbo"), "iwae": ("", ""), "dreg": ("", ""), "piwae(groups=2)": ("", None),
-    "vimco": ("", ""), "rws": ("evidence", None), "cubo": ("evidence", "chi"), "wake_sleep": ("elbo", "forward_kl"),
+    "sampled score": ("elbo", "elbo"), "iwae": ("", ""), "dreg": ("", ""), "gdreg": ("", ""),
+    "piwae(groups=2)": ("", None), "vimco": ("", ""), "rws": ("evidence", None),
+    "cubo": ("evidence", "chi"), "wake_sleep": ("elbo", "forward_kl"),
 }  # fmt: skip
 
 

@@ -134,4 +134,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", read, priority=400)  # before run_directive looks for examples that are not run
     app.connect("doctree-resolved", resolve)
     app.connect("env-updated", lambda app, env: ["gallery/index"])
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -234,4 +234,4 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("run", Run)
     app.connect("source-read", refuse_idle_examples)
     app.connect("doctree-read", leave_page)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -77,9 +77,9 @@ class Objective(nn.Module):
                 f"objective={objective!r} needs complete derivatives along the paths of its draws, which "
                 f"gradient={gradient!r} does not have; take gradient='pathwise'"
             )
-        sums = structure.summed or getattr(self.estimator, "SUMS", False)
-        others = score and not sums  # whose mean a draw is compared with
-        self.particles = max(particles, self.estimator.DRAWS if structure.latents else 1, 2 if others else 1)
+        others = score and not structure.summed and not getattr(self.estimator, "SUMS", False)  # their mean
+        least = max(self.estimator.DRAWS if structure.latents else 1, 2 if others else 1)
+        self.particles = max(particles, least)
         self._many: dict[tuple, ManyTerms] = {}
 
     def forward(self, batch: Mapping[str, Any], kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:

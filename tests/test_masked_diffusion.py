@@ -8,7 +8,7 @@ import torch
 from known import normal
 
 from ppgen import PpgenError
-from ppgen.inference import fit, loglik, sample
+from ppgen.inference import fit, loglik, plot, sample
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
 from ppgen.models import MaskedDiffusion
 
@@ -110,6 +110,11 @@ def test_it_learns_what_goes_together():
         schedule="cosine",
     )
     assert abs(loglik(run, {"x": coins[:500, [0, 0, 1]]}, particles=200).best.mean + 2 * math.log(2)) < 0.03
+
+
+def test_its_pictures_are_of_a_chain(tmp_path):
+    run = fit(made(9), {"x": ROWS}, steps=2, log_every=1)
+    assert {p.stem for p in plot(run, {"x": ROWS}, tmp_path)} == {"elbo", "samples", "ledger"}
 
 
 def test_levels_of_any_grid():

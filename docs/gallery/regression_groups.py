@@ -34,7 +34,7 @@ found = predict(tree, new, program=program, new_groups="draw")["predictions"]["a
 low, middle, high = found.quantile([0.05, 0.5, 0.95], ("chain", "draw")).values
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-colours = ["#0072B2", "#D55E00", "#6B24B2", "#8C4658", "#8C0000", "#3600D9", "#B28659", "#D96CA3", "#8C0069", "#665933"]
+colours = ["#0072B2"] * (len(new) - 1) + ["#D55E00"]
 axis.vlines(new.town, low, high, color=colours, lw=5, alpha=0.6)
 axis.scatter(new.town, middle, color=colours, zorder=3)
 axis.set(ylabel="accidents at two cars", title="90% intervals of one more count")

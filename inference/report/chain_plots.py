@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, elbo_decomposition
 from ppgen.inference.diffusion.samplers import chain_of, sample_diffusion
+from ppgen.inference.evaluation.sample import sample
 from ppgen.inference.report.figures import figure_of, image_grid
 from ppgen.inference.report.sample_plots import image_shape, samples_figure
 from ppgen.run import Run
@@ -29,10 +31,11 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     given = _columns(run, data)
     n = 64 if image_shape(run, "x") else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in given.items()}
-    drawn = {"x": sample_diffusion(run, n, given=held, seed=seed)}
+    gaussian = isinstance(run.program, GaussianChain)
+    drawn = sample_diffusion(run, n, given=held, seed=seed) if gaussian else sample(run, n, seed=seed)["x"]
     return {
-        "samples": samples_figure(run, data, drawn=drawn, given=held),
-        "chain": _chain_figure(run, given, seed=seed),
+        "samples": samples_figure(run, data, drawn={"x": drawn}, given=held),
+        "chain": _chain_figure(run, given, seed=seed) if gaussian else None,
         "ledger": elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
     }
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen import data as data_module
-from ppgen.chains.gaussian_chain import GaussianChain
+from ppgen.chains.chain import Chain
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
 from ppgen.inference.evaluation.posterior import name_in, posterior
@@ -86,7 +86,7 @@ def plot(
     columns = columns.only([k for k in columns if k != "y" or k in run.program.columns])
     if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
-    if isinstance(run.program, GaussianChain):
+    if isinstance(run.program, Chain):
         return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)}, format)
     d = None
     if run.structure.latents:

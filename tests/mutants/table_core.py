@@ -93,9 +93,9 @@ MUTANTS: list[Mutant] = [
         "tests/test_gradients.py::test_its_mean_is_the_closed_form_gradient[sampled-score]",
     ),
     Mutant(
-        "enumerated_without_the_latents_before",
-        "        own += more",
-        "        break",
+        "enumerated_by_the_last_latent_alone",
+        "weight = weight * s.q",
+        "weight = s.q",
         "tests/test_gradients.py::test_discrete_latents_are_summed_over_without_noise[sampled]",
     ),
     Mutant(
