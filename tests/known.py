@@ -370,7 +370,9 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "eight_schools centred": (lambda: EightSchools(centred=True), SCHOOLS),
 }
 
-ALIKE = {"ddpm", "vdm", "edm"}  # classes with nothing of their own but numbers: their laws are in the slow suite
+# Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
+ALIKE = {"ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
+ALIKE |= {"count_regression negative_binomial"}
 
 
 def few(values: Iterable[Any], *fast: str) -> list[Any]:

@@ -435,7 +435,7 @@ WRONG = {
     "given a stranger": ("sample RUN --given w=1", "'w'"),
     "given no file": ("sample RUN --given w.npz", "w.npz"),
     "evaluate nothing": ("evaluate RUN --particles 0", "particles is 0"),
-    "evaluate other data": ("evaluate RUN --data t.csv", "taken by no argument"),
+    "evaluate other data": ("evaluate RUN --data t.csv", "no column 'x'"),
     "diagnose into a format": ("diagnose RUN --out x.csv", ".nc"),
     "plot nothing": ("plot nowhere", "no run folder"),
     "new without a name": ("new", "FILE"),
