@@ -29,7 +29,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
-from ppgen.inference import diagnose, fit, infer, load_findings
+from ppgen.inference import diagnose, fit, infer, load_findings, mcmc
 from ppgen.inference.sampling import infer as ladder
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
@@ -219,6 +219,18 @@ def test_a_budget_ends_it(monkeypatch):
     assert json.loads(tree.attrs["tried"])[1]["why"] == ["the budget was spent"]
 
 
+def test_a_budget_that_ends_chains_is_said_to_be_spent(monkeypatch):
+    """A program's own errors are worded as such; that its time is over is none."""
+
+    def over(problem):
+        monkeypatch.setattr(ladder.time, "monotonic", lambda: problem.ends + 1)
+        return ladder.chees(problem)
+
+    monkeypatch.setattr(ladder, "LADDER", (over,))
+    with pytest.raises(PpgenError, match="no method came to an end within the budget: over: the budget was spent"):
+        infer(NormalMean(), {"x": normal(5).double()}, budget=60.0, **ALONE)
+
+
 # -- kinds of programs -----------------------------------------------------------------------------
 
 
@@ -256,6 +268,16 @@ def test_a_density_that_takes_one_vector_at_a_time():
     exact = Dirichlet(torch.ones(3).double()).log_prob(p) + COUNTS["k"] @ p.log().mT + jacobian
     assert joint.engine == "eager" and grad.shape == u.shape
     assert torch.allclose(value - exact, (value - exact)[:1].expand(3)), "but for the multinomial's constant"
+
+
+def test_a_latent_of_some_runs_only_is_named():
+    def model(one):
+        if pyro.sample("z", Normal(0.0, 1.0)) > 0:
+            pyro.sample("b", Normal(0.0, 1.0))
+
+    for method in (infer, mcmc):
+        with pytest.raises(PpgenError, match="draws the latent 'b' in some runs and not in others.*torch.where"):
+            method(model, ONE, **ALONE)
 
 
 @pytest.mark.slow

@@ -117,8 +117,8 @@ class Outcome(NamedTuple):
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
 
 
-class OutOfTime(Exception):
-    """The budget is spent."""
+class OutOfTime(PpgenError):
+    """The budget is spent: no fault of the program that it ends."""
 
 
 Rung = Callable[[Problem], Outcome]
@@ -250,7 +250,8 @@ def _joint(made: Prepared) -> LogJoint:
     takes one vector at a time.
 
     Raises:
-        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to.
+        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to; a latent
+            that is drawn in some runs only.
     """
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
@@ -258,7 +259,9 @@ def _joint(made: Prepared) -> LogJoint:
         before, _ = joint.value_and_grad(u)
     except PpgenError as e:
         log.info("%s; it is run one vector at a time", e)
-        return log_joint(made.program, made.data, engine="eager")
+        joint = log_joint(made.program, made.data, engine="eager")
+        joint.require_same_sites()
+        return joint
     began = time.perf_counter()
     again, _ = joint.value_and_grad(u)
     took = time.perf_counter() - began
