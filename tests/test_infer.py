@@ -16,6 +16,7 @@ from pyro.distributions import (
     Binomial,
     Categorical,
     Dirichlet,
+    Gamma,
     HalfCauchy,
     HalfNormal,
     LogNormal,
@@ -23,6 +24,7 @@ from pyro.distributions import (
     MultivariateNormal,
     Normal,
     StudentT,
+    Uniform,
 )
 from torch import nn
 
@@ -31,6 +33,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.inference import diagnose, fit, infer, load_findings, mcmc
 from ppgen.inference.sampling import infer as ladder
+from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
@@ -268,6 +271,43 @@ def test_a_density_that_takes_one_vector_at_a_time():
     exact = Dirichlet(torch.ones(3).double()).log_prob(p) + COUNTS["k"] @ p.log().mT + jacobian
     assert joint.engine == "eager" and grad.shape == u.shape
     assert torch.allclose(value - exact, (value - exact)[:1].expand(3)), "but for the multinomial's constant"
+
+
+EDGES = {
+    "near": torch.tensor([1.0, 2.0, 3.0, 0.5]).double(),
+    "beyond the prior": torch.tensor([301.0, 20.0, 100.0, 299.0]).double(),
+}
+
+
+def _largest(y):
+    top = pyro.sample("top", Gamma(torch.tensor(1.0).double(), 0.05))
+    with rows(y):
+        pyro.sample("y", Uniform(0.0, top), obs=y)
+
+
+@pytest.mark.parametrize("name", [pytest.param("near", marks=pytest.mark.slow), "beyond the prior"])
+def test_data_that_bound_a_support_leave_a_normal_by_moments(name, monkeypatch):
+    """Every normal reaches beyond the edge, so that none has an ELBO; p(top | y) ∝ exp(-top/20) top⁻⁴ from max y on."""
+    y = EDGES[name]
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
+    top = infer(_largest, {"y": y}, **ALONE)["posterior"]["top"].values
+    grid = float(y.max()) + np.linspace(0, 400, 200_001)
+    p = np.exp(-grid / 20 - 4 * np.log(grid / grid[0]))
+    p /= p.sum()
+    mean = p @ grid
+    sd = (p @ (grid - mean) ** 2) ** 0.5
+    assert abs(top.mean() - mean) < 0.1 * sd and abs(math.log(top.std() / sd)) < 0.15 and top.min() > y.max()
+
+
+def test_starts_beyond_the_draws_of_the_prior():
+    def value(u):
+        return torch.where((u[:, 0] > 9.0) & (u[:, 1].abs() < 5), -u.square().sum(-1), -torch.inf)
+
+    generator = torch.Generator().manual_seed(0)
+    u = starts(value, 32, 2, lambda: torch.randn(2, generator=generator), generator)
+    assert torch.isfinite(value(u)).all()
+    with pytest.raises(PpgenError, match="not finite at any of 1024 starting points"):
+        starts(lambda u: torch.full_like(u[:, 0], -torch.inf), 32, 2, None, generator)
 
 
 def test_a_latent_of_some_runs_only_is_named():

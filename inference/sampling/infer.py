@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian, gaussian_of_draws
 from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density
@@ -39,6 +39,7 @@ from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
+from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
     ALIKE,
@@ -68,6 +69,7 @@ KEPT = 4000  # draws of the answer, resampled by their weights
 ROUNDS = 4  # of draws, at the most
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
+PLACES = 256  # where the log joint is finite, for the moments of a first normal where paths find none
 FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
@@ -315,8 +317,10 @@ def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
-    if first is None:
-        raise PpgenError("no normal was found: the log joint is finite at no start")
+    if first is None:  # every normal on the way reaches beyond the support
+        prior = prior_of(joint, problem.structure.sites)
+        u = starts(lambda u: target(u)[0], PLACES, joint.dim, prior, generator)
+        first, adapt = gaussian_of_draws(target, u, generator), True
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
