@@ -142,8 +142,8 @@ def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -
         return f"the factor {name!r} is drawn anew at each call"
     if name:
         log.warning(
-            "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of each "
-            "%s is with that integrated out; draw it at a pyro.sample site to infer it",
+            "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of "
+            "each %s is with that integrated out; draw it at a pyro.sample site to infer it",
             name, program.name, "row" if structure.by_row else "data set",
         )  # fmt: skip
     return ""
