@@ -310,7 +310,7 @@ def test_a_grey_image_among_binary_ones_is_found_in_any_row():
 
 def test_a_missing_observed_column_is_no_latent():
     run = fit(EightSchools(), SCHOOLS, steps=1)
-    with pytest.raises(PpgenError, match="no observed site"):
+    with pytest.raises(PpgenError, match="have no column 'y', which EightSchools was fitted to"):
         loglik(run, {"sigma": SCHOOLS["sigma"]}, particles=3)
 
 
