@@ -468,3 +468,27 @@ def test_noise_that_is_no_site_is_integrated_out(caplog):
     exact = float(dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.25).log_prob(x))
     assert bound.mean == pytest.approx(exact, abs=4 * bound.mean_se + 0.05) and bound.mean_se < 0.1
     assert "draws what is no site: log p(x) of each data set is with that integrated out" in caplog.text
+
+
+def test_large_counts_are_exact_without_parameters_of_their_own_precision():
+    """float32 rounds the log_prob of a count of a million by half a nat."""
+    y = 1e6 + 1000 * normal(20).round()
+
+    def model(y):
+        with rows(y):
+            pyro.sample("y", dist.Poisson(torch.tensor(1e6)), obs=y)
+
+    class Learned(Program):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor(1e6))
+
+        def model(self, y=None):
+            with rows(y):
+                pyro.sample("y", dist.Poisson(self.rate), obs=y)
+
+    exact = dist.Poisson(torch.tensor(1e6).double()).log_prob(y.double()).numpy()
+    learned = Learned()
+    for program in (Program.from_pair(model), learned, fit(Program.from_pair(model), {"y": y}, steps=0)):
+        assert loglik(program, {"y": y}).best.values == pytest.approx(exact, abs=1e-6)
+    assert learned.rate.dtype == torch.float32 and torch.get_default_dtype() == torch.float32

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.estimates import Bound, LogLik
 from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
+from ppgen.inference.training.fit import precision_for
 from ppgen.program import Program
-from ppgen.run import Run, prepare_columns
+from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns
 from ppgen.structure import Structure
 from ppgen.terms import drawn_density, stacked_terms, terms, unnamed_noise
@@ -82,6 +84,14 @@ def loglik(
         PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
             that are nan, or are asked for where the log-density of a site is itself drawn.
     """
+    with _precise(run, data):
+        return _evaluated(run, data, particles, seed, keep_weights, ode)
+
+
+def _evaluated(
+    run: Run | Program, data: Any, particles: int | None, seed: int | None, keep_weights: bool, ode: bool
+) -> LogLik:
+    """`loglik`, in the precision of now."""
     program = program_of(run)
     by_times = program.is_chain and not keep_weights and (ode or program.repeats)
     particles = (100 if by_times else 1000) if particles is None else particles
@@ -126,6 +136,29 @@ def loglik(
             return LogLik(bounds[:1], per, n, particles, None, dims)
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
+
+
+@contextmanager
+def _precise(run: Run | Program, data: Any) -> Iterator[None]:
+    """Within it, a program whose data ask for float64 (`precision_for`) is in it; a run keeps what it was fitted in."""
+    program = program_of(run)
+    tensors = [t for t in (*program.parameters(), *program.buffers()) if t.is_floating_point()]
+    own = {t.dtype for t in tensors} or {torch.get_default_dtype()}
+    if own != {torch.float32} or any(t.device.type != "cpu" for t in tensors):
+        wanted = None
+    elif isinstance(run, Run):
+        wanted = None if tensors else run.config["fit"]["precision"]
+    else:
+        wanted = precision_for(data, "cpu")
+    if wanted != "64-true":
+        yield
+        return
+    with default_dtype(torch.float64):
+        program.to(torch.float64)
+        try:
+            yield
+        finally:
+            program.to(torch.float32)
 
 
 def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> str:
