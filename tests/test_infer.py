@@ -209,6 +209,8 @@ def test_nothing_to_believe_is_said(caplog, monkeypatch):
 
 
 def test_a_budget_ends_it(monkeypatch):
+    with pytest.raises(PpgenError, match="budget is -3; expected seconds, 0 or more"):
+        infer(NormalMean(), {"x": normal(5)}, budget=-3)
     with pytest.raises(PpgenError, match="no method came to an end within the budget.*--budget"):
         infer(NormalMean(), {"x": normal(5)}, budget=0.0)
 

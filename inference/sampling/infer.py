@@ -168,6 +168,8 @@ def infer(
     """
     if not isinstance(program, Run | Program):
         program = Program.from_pair(program)
+    if budget is not None and not budget >= 0:
+        raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()
     with prepared(program, data, seed) as made:
         _require_learned(program)
