@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian, gaussian_of_draws
 from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density
@@ -40,6 +40,7 @@ from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
+from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
     ALIKE,
@@ -78,6 +79,8 @@ ROUNDS = 4  # of draws, at the most
 DOUBLED = 2  # times that draws are doubled for the sake of a latent's tails
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
+PLACES = 256  # where the log joint is finite, for the moments of a first normal where paths find none
+ANGLES = ("VonMises", "SineBivariateVonMises", "SineSkewed")  # their supports are said to be the real line
 FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
@@ -127,8 +130,8 @@ class Outcome(NamedTuple):
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
 
 
-class OutOfTime(Exception):
-    """The budget is spent."""
+class OutOfTime(PpgenError):
+    """The budget is spent: no fault of the program that it ends."""
 
 
 Rung = Callable[[Problem], Outcome]
@@ -175,11 +178,14 @@ def infer(
     """
     if not isinstance(program, Run | Program):
         program = Program.from_pair(program)
+    if budget is not None and not budget >= 0:
+        raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()
     with prepared(program, data, seed) as made:
         _require_learned(program)
         joint = _joint(made)
         structure = made.structure(joint)
+        _warn_of_angles(structure)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
         target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
@@ -209,10 +215,10 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
     for rung in LADDER:
         name = rung.__name__
         began = time.monotonic()
-        if report is not None:
-            report(name)
         try:
             problem.in_time()
+            if report is not None:
+                report(name)
             outcome = rung(problem)
             why = [] if outcome.settled else [str(f) for f in outcome.findings if f.verdict != FINE]
             tried.append({"method": name, "verdict": outcome.verdict, "why": why})
@@ -256,12 +262,24 @@ def _require_learned(run: Run | Program) -> None:
         )
 
 
+def _warn_of_angles(structure: Structure) -> None:
+    for site in structure.sites:
+        if site.role == "latent" and site.distribution in ANGLES:
+            log.warning(
+                "the latent %r (%s) is an angle, and its density repeats every 2 pi along the real line, where no "
+                "method can normalise it, so that no draws of it will be believed; draw v from Normal(torch.zeros(2), "
+                "1).to_event(1), take the angle torch.atan2(v[..., 1], v[..., 0]), and give its density by pyro.factor",
+                site.name, site.distribution,
+            )  # fmt: skip
+
+
 def _joint(made: Prepared) -> LogJoint:
     """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
     takes one vector at a time.
 
     Raises:
-        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to.
+        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to; a latent
+            that is drawn in some runs only.
     """
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
@@ -269,7 +287,9 @@ def _joint(made: Prepared) -> LogJoint:
         before, _ = joint.value_and_grad(u)
     except PpgenError as e:
         log.info("%s; it is run one vector at a time", e)
-        return log_joint(made.program, made.data, engine="eager")
+        joint = log_joint(made.program, made.data, engine="eager")
+        joint.require_same_sites()
+        return joint
     began = time.perf_counter()
     again, _ = joint.value_and_grad(u)
     took = time.perf_counter() - began
@@ -322,8 +342,10 @@ def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
-    if first is None:
-        raise PpgenError("no normal was found: the log joint is finite at no start")
+    if first is None:  # every normal on the way reaches beyond the support
+        prior = prior_of(joint, problem.structure.sites)
+        u = starts(lambda u: target(u)[0], PLACES, joint.dim, prior, generator)
+        first, adapt = gaussian_of_draws(target, u, generator), True
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
