@@ -51,6 +51,7 @@ html_theme = "furo"
 html_title = f"ppgen {release}"
 html_static_path = ["_static"]
 html_css_files = ["run.css", "language.css"]
+html_js_files = ["reach.js"]
 html_context = {"translated": pages()}
 html_sidebars = {
     "**": [

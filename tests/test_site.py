@@ -58,6 +58,14 @@ def test_another_language_is_left_out(tmp_path):
     ]
 
 
+def test_what_is_named_for_screen_readers_is_in_the_theme():
+    """docs/_static/reach.js finds parts of the theme's pages by their classes."""
+    furo = Path(pytest.importorskip("furo").__file__).parent / "theme" / "furo" / "page.html"
+    classes = re.findall(r"\.([a-z]+-[a-z-]+)\b", (DOCS / "_static" / "reach.js").read_text())
+    assert {"content-icon-container", "sidebar-drawer", "toc-drawer"} <= set(classes)
+    assert all(f'class="{name}' in furo.read_text() for name in classes if name != "table-wrapper")
+
+
 def test_functions_and_relations_have_their_spaces():
     made = mathml.rendered(r"z \sim \log p, \log(x)", "inline")
     assert "<mo>&#x223C;</mo>" in made and made.count("<mspace") == 1
