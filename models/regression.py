@@ -62,6 +62,8 @@ class Regression(ppgen.Program):
             self.categories = {response["y"]: categories}
         self.dims, self.coords = dimensions(design, family)
         self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
+        self.unreported = tuple(f"{s}_{g['name']}" for g in design["groups"] for s in ("z", "chol"))
+        self.unreported += tuple(f"z_{name}" for name in self.drawn_columns)
         self.__dict__["model"] = _named(self._joint, design)
 
     @classmethod

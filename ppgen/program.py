@@ -55,6 +55,8 @@ class Program(nn.Module):
             (`ppgen.gaps`); gaps: how many each observed site has, as at its fit, and each of `drawn_columns`, which
             are no observed ones: under "impute" the program draws their cells itself; dropped: how many rows were left
             out, and how many were left.
+        unreported: sites that tables and pictures of a posterior leave out, as others say the same in the data's terms:
+            the standardized effects behind those of the groups (optional).
         types: the types of its columns, where they came from a table, by column, as at its fit; None before.
 
     Example: z ~ N(0, 1), x | z ~ N(θ z, 1), with an amortised guide.
@@ -87,6 +89,7 @@ class Program(nn.Module):
     missing: str = "error"
     gaps: Mapping[str, int] = {}
     drawn_columns: tuple[str, ...] = ()
+    unreported: tuple[str, ...] = ()
     dropped: tuple[int, int] = (0, 0)
     arguments: dict[str, Any]  # the constructor's, as they were given
 

@@ -236,16 +236,43 @@ def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
     return laid_out(site, value, max(value.dim() - nesting, 0))
 
 
-def drawn_density(t: Traces) -> str:
-    """Which site's log-density is itself drawn, in words: evaluated twice at one value it differs. "" where none is."""
+def drawn_density(t: Traces, values: int = 1) -> str:
+    """Which site's log-density is itself drawn, in words: evaluated anew at one value it differs. "" where none is.
+
+    Args:
+        values: how many log-densities of each site are evaluated anew; at least those that it has.
+    """
     for name, site in itertools.chain(*(sample_sites(trace, factors=True, deterministic=False).items() for trace in t)):
         if site["infer"].get("drawn"):
             return f"the log-density of {name!r} is a sum over the times of a chain, some of which are drawn at random"
-        one, two = (site["fn"].log_prob(site["value"]) for _ in range(2))
-        if not torch.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True):
-            off = float((one - two).abs().max())
-            return f"the log_prob of {name!r} is drawn anew at each call (two at one value differ by {off:.2g} nats)"
+        first = site["fn"].log_prob(site["value"])
+        for _ in range(max(values // max(first.numel(), 1), 1)):
+            if off := _apart(first, site["fn"].log_prob(site["value"])):
+                return (
+                    f"the log_prob of {name!r} is drawn anew at each call (two at one value differ by {off:.2g} nats)"
+                )
     return ""
+
+
+def unnamed_noise(program: Runnable, data: Mapping[str, Any], p: poutine.Trace, calls: int = 1) -> tuple[str, bool]:
+    """Which site of a model's trace has another log-density when the model is run again with the same latents, because
+    it draws what is no site; and whether that site is a factor. "" where none has."""
+    sites = sample_sites(p, factors=True, deterministic=False)
+    latents = latents_of(p)
+    for _ in range(calls):
+        again = sample_sites(run(program, data, latents=latents).p, factors=True, deterministic=False)
+        for name in sites.keys() & again.keys():
+            one, two = (s["fn"].log_prob(s["value"]) for s in (sites[name], again[name]))
+            if one.shape == two.shape and _apart(one, two):
+                return name, is_factor(sites[name])
+    return "", False
+
+
+def _apart(one: Tensor, two: Tensor) -> float:
+    """By how much two differ, 0 where that is rounding."""
+    if torch.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True):
+        return 0.0
+    return float((one - two).abs().max())
 
 
 def full_plates(site: Mapping[str, Any]) -> frozenset[str]:

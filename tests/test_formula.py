@@ -98,7 +98,15 @@ REFUSED = {
     "a family": ("y ~ x", "poison", "no family 'poison' \\(did you mean 'poisson'\\?\\)"),
     "a column": ("y ~ z", "gaussian", "the formula names 'z', and the data have"),
     "missing cells": ("y ~ gap", "gaussian", "'gap' has 1 missing cells"),
-    "an unknown call": ("y ~ lag(x)", "gaussian", "the terms 'lag\\(x\\)' cannot be read"),
+    "an unknown call": ("y ~ lagged(x)", "gaussian", "the terms 'lagged\\(x\\)' cannot be read"),
+    "an earlier row": ("y ~ lag(x)", "gaussian", "'lag\\(x\\)' is an earlier row's value.*; compute it as a column"),
+    "a smooth of mgcv": ("y ~ u + s(x, k=5)", "gaussian", "'s\\(x, k=5\\)' is a penalized spline.*; write bs\\(x, df"),
+    "a monotonic effect": ("y ~ mo(g)*x", "gaussian", "'mo\\(g\\)' is brms' monotonic effect.*; name the column"),
+    "R's levels": ("y ~ as.factor(k)", "gaussian", "'as.factor\\(k\\)' is R's levels.*; write C\\(x\\)"),
+    "options of a group": ("y ~ (1 | gr(g, by=h))", "gaussian", "'gr\\(g, by=h\\)' is brms' options of a group"),
+    "brms' censoring": ("t | cens(flag) ~ x", "weibull", "'cens\\(flag\\)'.*; write censored\\(t, c\\)"),
+    "an effect of a group twice": ("y ~ (1 | g) + (x | g)", "gaussian", "'Intercept' of 'g'.*; write 0 \\+ x in"),
+    "a term twice": ("y ~ (1 | g) + (1 | g/h)", "gaussian", "'Intercept' of 'g'.*; leave one of them out"),
     "an unknown numpy call": ("y ~ np.cumsum(x)", "gaussian", "np.cumsum\\(x\\), which is none of"),
     "syntax": ("y ~ x +* u", "gaussian", "cannot be read; expected columns and calls"),
     "a power": ("y ~ u + x**2", "gaussian", "'x \\*\\* 2' in a formula is 'x' itself.*write I\\(x"),
@@ -125,6 +133,12 @@ REFUSED = {
     "effects of a categorical": ("g ~ x + (1 | h)", "categorical", "categorical has no group effects"),
     "a site's name": ("beta ~ x", "gaussian", "the column 'beta' is called like a site"),
 }
+
+
+def test_what_is_proposed_for_others_calls_is_read():
+    for terms in ("bs(x, df=5)", "poly(x, 3)", "bs(x, df=5) + bs(u, df=5) + x:u", "C(k)", "C(g, Treatment('b'))",
+                  "(1 | g) + (0 + x | g)", "(x || g)"):  # fmt: skip
+        regression(f"y ~ {terms}", "gaussian", TABLE)
 
 
 @pytest.mark.parametrize("case", list(REFUSED))

@@ -16,6 +16,7 @@ from pyro.distributions import (
     Binomial,
     Categorical,
     Dirichlet,
+    Gamma,
     HalfCauchy,
     HalfNormal,
     LogNormal,
@@ -23,14 +24,18 @@ from pyro.distributions import (
     MultivariateNormal,
     Normal,
     StudentT,
+    Uniform,
+    VonMises,
 )
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
-from ppgen.inference import diagnose, fit, infer, load_findings
+from ppgen.inference import diagnose, fit, infer, load_findings, mcmc
 from ppgen.inference.sampling import infer as ladder
+from ppgen.inference.sampling import weighted
+from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
@@ -128,6 +133,21 @@ def test_a_posterior_without_an_sd_is_said_and_climbed_no_further(monkeypatch):
     assert tree.attrs["verdict"] == "look" and tried(tree) == ["heavy"]
 
 
+def test_more_is_drawn_where_too_few_draws_are_in_the_tails(monkeypatch):
+    """2% of 4000 weighted draws are fewer than 100, those of 8000 are not; the search for modes is not made again."""
+    searches = []
+    monkeypatch.setattr(weighted, "LEAST_TAIL", 100)
+    monkeypatch.setattr(
+        weighted, "search_modes", lambda *a, f=weighted.search_modes, **k: searches.append(1) or f(*a, **k)
+    )
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian, _never))
+    x = normal(5).double()
+    tree = infer(NormalMean(), {"x": x}, **ALONE)
+    found = {f.measure: f for f in load_findings(tree)}
+    assert tree.attrs["verdict"] == "fine" and len(found) == 4 and len(searches) == 1
+    assert found["importance"].details["draws"] == 8000 and found["tail_khat"].figure < 0.3
+
+
 def _never(problem):
     raise AssertionError("no further rung")
 
@@ -205,6 +225,8 @@ def test_nothing_to_believe_is_said(caplog, monkeypatch):
 
 
 def test_a_budget_ends_it(monkeypatch):
+    with pytest.raises(PpgenError, match="budget is -3; expected seconds, 0 or more"):
+        infer(NormalMean(), {"x": normal(5)}, budget=-3)
     with pytest.raises(PpgenError, match="no method came to an end within the budget.*--budget"):
         infer(NormalMean(), {"x": normal(5)}, budget=0.0)
 
@@ -217,6 +239,18 @@ def test_a_budget_ends_it(monkeypatch):
     tree = infer(NormalMean(), {"x": normal(5).double()}, budget=60.0, **ALONE)
     assert tree.attrs["verdict"] == "wrong" and tried(tree) == ["unsettled", "_never"]
     assert json.loads(tree.attrs["tried"])[1]["why"] == ["the budget was spent"]
+
+
+def test_a_budget_that_ends_chains_is_said_to_be_spent(monkeypatch):
+    """A program's own errors are worded as such; that its time is over is none."""
+
+    def over(problem):
+        monkeypatch.setattr(ladder.time, "monotonic", lambda: problem.ends + 1)
+        return ladder.chees(problem)
+
+    monkeypatch.setattr(ladder, "LADDER", (over,))
+    with pytest.raises(PpgenError, match="no method came to an end within the budget: over: the budget was spent"):
+        infer(NormalMean(), {"x": normal(5).double()}, budget=60.0, **ALONE)
 
 
 # -- kinds of programs -----------------------------------------------------------------------------
@@ -256,6 +290,72 @@ def test_a_density_that_takes_one_vector_at_a_time():
     exact = Dirichlet(torch.ones(3).double()).log_prob(p) + COUNTS["k"] @ p.log().mT + jacobian
     assert joint.engine == "eager" and grad.shape == u.shape
     assert torch.allclose(value - exact, (value - exact)[:1].expand(3)), "but for the multinomial's constant"
+
+
+EDGES = {
+    "near": torch.tensor([1.0, 2.0, 3.0, 0.5]).double(),
+    "beyond the prior": torch.tensor([301.0, 20.0, 100.0, 299.0]).double(),
+}
+
+
+def _largest(y):
+    top = pyro.sample("top", Gamma(torch.tensor(1.0).double(), 0.05))
+    with rows(y):
+        pyro.sample("y", Uniform(0.0, top), obs=y)
+
+
+@pytest.mark.parametrize("name", [pytest.param("near", marks=pytest.mark.slow), "beyond the prior"])
+def test_data_that_bound_a_support_leave_a_normal_by_moments(name, monkeypatch):
+    """Every normal reaches beyond the edge, so that none has an ELBO; p(top | y) ∝ exp(-top/20) top⁻⁴ from max y on."""
+    y = EDGES[name]
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
+    top = infer(_largest, {"y": y}, **ALONE)["posterior"]["top"].values
+    grid = float(y.max()) + np.linspace(0, 400, 200_001)
+    p = np.exp(-grid / 20 - 4 * np.log(grid / grid[0]))
+    p /= p.sum()
+    mean = p @ grid
+    sd = (p @ (grid - mean) ** 2) ** 0.5
+    assert abs(top.mean() - mean) < 0.1 * sd and abs(math.log(top.std() / sd)) < 0.15 and top.min() > y.max()
+
+
+def test_starts_beyond_the_draws_of_the_prior():
+    def value(u):
+        return torch.where((u[:, 0] > 9.0) & (u[:, 1].abs() < 5), -u.square().sum(-1), -torch.inf)
+
+    generator = torch.Generator().manual_seed(0)
+    u = starts(value, 32, 2, lambda: torch.randn(2, generator=generator), generator)
+    assert torch.isfinite(value(u)).all()
+    with pytest.raises(PpgenError, match="not finite at any of 1024 starting points"):
+        starts(lambda u: torch.full_like(u[:, 0], -torch.inf), 32, 2, None, generator)
+
+
+def test_an_angle_is_said_to_be_one(monkeypatch, caplog):
+    """And drawn as is advised it is right: E cos(z - 1) = I₁(2) / I₀(2)."""
+
+    def line(one):
+        pyro.sample("z", VonMises(torch.tensor(1.0), 2.0))
+
+    def circle(one):
+        v = pyro.sample("v", Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("z", VonMises(torch.tensor(1.0), 2.0).log_prob(torch.atan2(v[..., 1], v[..., 0])))
+
+    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
+    assert infer(line, ONE, **ALONE).attrs["verdict"] == "wrong"
+    assert "the latent 'z' (VonMises) is an angle" in caplog.text
+    tree = infer(circle, ONE, **ALONE)
+    v = tree["posterior"]["v"].values[0]
+    assert tree.attrs["verdict"] == "fine"
+    assert np.cos(np.arctan2(v[:, 1], v[:, 0]) - 1).mean() == pytest.approx(0.69777, abs=0.03)
+
+
+def test_a_latent_of_some_runs_only_is_named():
+    def model(one):
+        if pyro.sample("z", Normal(0.0, 1.0)) > 0:
+            pyro.sample("b", Normal(0.0, 1.0))
+
+    for method in (infer, mcmc):
+        with pytest.raises(PpgenError, match="draws the latent 'b' in some runs and not in others.*torch.where"):
+            method(model, ONE, **ALONE)
 
 
 @pytest.mark.slow

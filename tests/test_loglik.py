@@ -421,3 +421,74 @@ def test_no_bound_by_weights_of_a_density_that_is_drawn(caplog):
         posterior(run, {"x": x}, corrected=True)
     with pytest.raises(PpgenError, match="no log joint that can be climbed or sampled"):
         mcmc(NoisyPrior(), {"x": x})
+
+
+class Seldom(dist.Normal):
+    """A normal whose log_prob is a nat less, one time in fifty."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) - (torch.rand_like(value) < 0.02).to(value)
+
+    def expand(self, shape, _instance=None):
+        return Seldom(self.loc.expand(shape), self.scale.expand(shape))
+
+
+def _seldom(x):
+    z = pyro.sample("z", Seldom(torch.tensor(0.0), torch.tensor(1.0)))
+    with rows(x):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def _drawn_factor(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("f", 3 * torch.randn(()))
+    with rows(x):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def _unnamed(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    e = torch.randn(())
+    with rows(x):
+        pyro.sample("x", dist.Normal(z + 0.5 * e, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("model", [_seldom, _drawn_factor])
+def test_a_density_that_is_seldom_drawn_and_a_factor_that_is_give_no_bound_by_weights(model, caplog):
+    run = fit(Program.from_pair(model), {"x": normal(4)}, steps=0, guide="AutoNormal")
+    assert [b.name for b in loglik(run, {"x": normal(4)}, particles=10).bounds] == ["elbo"]
+    assert "drawn anew at each call" in caplog.text
+
+
+def test_noise_that_is_no_site_is_integrated_out(caplog):
+    """x ~ N(0, I + 1.25 11ᵀ): the noise is a latent drawn from its prior."""
+    x = torch.tensor([1.0, 2.0, 0.0, 1.5])
+    run = fit(Program.from_pair(_unnamed), {"x": x}, steps=300, lr=0.03, guide="AutoNormal")
+    bound = loglik(run, {"x": x}, particles=40_000).bounds[1]
+    exact = float(dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.25).log_prob(x))
+    assert bound.mean == pytest.approx(exact, abs=4 * bound.mean_se + 0.05) and bound.mean_se < 0.1
+    assert "draws what is no site: log p(x) of each data set is with that integrated out" in caplog.text
+
+
+def test_large_counts_are_exact_without_parameters_of_their_own_precision():
+    """float32 rounds the log_prob of a count of a million by half a nat."""
+    y = 1e6 + 1000 * normal(20).round()
+
+    def model(y):
+        with rows(y):
+            pyro.sample("y", dist.Poisson(torch.tensor(1e6)), obs=y)
+
+    class Learned(Program):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor(1e6))
+
+        def model(self, y=None):
+            with rows(y):
+                pyro.sample("y", dist.Poisson(self.rate), obs=y)
+
+    exact = dist.Poisson(torch.tensor(1e6).double()).log_prob(y.double()).numpy()
+    learned = Learned()
+    for program in (Program.from_pair(model), learned, fit(Program.from_pair(model), {"y": y}, steps=0)):
+        assert loglik(program, {"y": y}).best.values == pytest.approx(exact, abs=1e-6)
+    assert learned.rate.dtype == torch.float32 and torch.get_default_dtype() == torch.float32

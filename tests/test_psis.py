@@ -101,7 +101,8 @@ def test_rows_that_do_not_lead():
 
 
 def test_what_is_too_narrow_is_refused():
-    with pytest.raises(PpgenError, match=r"k-hat is 0\.\d+, and they can be trusted below 0\.70 only"):
+    said = r"k-hat is 0\.\d+ ± 0\.\d+ of \d+ weights .*, and they can be trusted below 0\.70 only"
+    with pytest.raises(PpgenError, match=said):
         posterior(wide(0.3), {"x": X}, draws=2000, corrected=True)
     x = normal(30, 4, seed=1)
     with pytest.raises(PpgenError, match="of 30 rows have a k-hat above"):

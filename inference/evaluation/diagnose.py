@@ -33,12 +33,13 @@ from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
-from ppgen.inference.verdicts.findings import Finding, store_findings, verdict
+from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, with_words
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
+from ppgen.run.shown import summarized
 from ppgen.sites import is_delta
 from ppgen.structure import Structure
 from ppgen.terms import run as run_once
@@ -135,7 +136,7 @@ def diagnose(
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     with ready(run, data, seed):
         checks += _unseen(program, data, tree, ll, float(asked.max()), seed)
-    said = [conclusion(ll, khat, checks), *checks, *inactive_units(active)]
+    said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
 
@@ -177,9 +178,7 @@ def _unseen(
 
 def _summarise(tree: DataTree) -> pd.DataFrame:
     """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
-    from arviz_stats import summary  # type: ignore[attr-defined]
-
-    return summary(tree, kind="stats", round_to="none")
+    return summarized(tree, kind="stats")
 
 
 def _kl(q: dict, p: dict, structure: Structure) -> np.ndarray | None:

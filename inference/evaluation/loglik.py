@@ -9,7 +9,10 @@ L_K rises to log p(x) with K (Burda et al. 2016, arXiv:1509.00519). Nats; bits/d
 the observed values are discrete, D their number a row.
 
 Of a log-density that is itself drawn, l + ε with E ε = 0, a mean over draws is unbiased and a log mean of exponentials
-is not: E exp ε > 1, and L_K may lie above log p(x). Then there is an ELBO, and no L_K and no weights.
+is not: E exp ε > 1, and L_K may lie above log p(x). Then there is an ELBO, and no L_K and no weights. A factor that is
+another one at each run, at the same latents, is such a log-density. Noise that the model draws outside of its sites and
+that only moves the parameters of distributions is not: it is a latent that is drawn from its prior, and bounds are of
+p(x) with it integrated out, which is said.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,11 +41,12 @@ from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.estimates import Bound, LogLik
 from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
+from ppgen.inference.training.fit import precision_for
 from ppgen.program import Program
-from ppgen.run import Run, prepare_columns
+from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns
 from ppgen.structure import Structure
-from ppgen.terms import drawn_density, stacked_terms, terms
+from ppgen.terms import drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -49,6 +54,8 @@ log = logging.getLogger("ppgen")
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
+COMPARED, COMPARED_ROWS = 256, 64  # log-densities of a site, of so many rows, evaluated anew to see if they differ,
+MOST_COMPARED, MOST_RUNS = 2048, 16  # of all sites, and runs of the model
 ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
 
 
@@ -77,6 +84,14 @@ def loglik(
         PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
             that are nan, or are asked for where the log-density of a site is itself drawn.
     """
+    with _precise(run, data):
+        return _evaluated(run, data, particles, seed, keep_weights, ode)
+
+
+def _evaluated(
+    run: Run | Program, data: Any, particles: int | None, seed: int | None, keep_weights: bool, ode: bool
+) -> LogLik:
+    """`loglik`, in the precision of now."""
     program = program_of(run)
     by_times = program.is_chain and not keep_weights and (ode or program.repeats)
     particles = (100 if by_times else 1000) if particles is None else particles
@@ -98,8 +113,7 @@ def loglik(
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        with torch.random.fork_rng():
-            drawn = drawn_density(run_once(program, _few(program, data, structure, 2)))
+        drawn = _drawn(program, data, structure)
         if drawn and keep_weights:
             raise PpgenError(
                 f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
@@ -122,6 +136,50 @@ def loglik(
             return LogLik(bounds[:1], per, n, particles, None, dims)
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
         return LogLik(bounds, per, n, particles, ess, dims, kept)
+
+
+@contextmanager
+def _precise(run: Run | Program, data: Any) -> Iterator[None]:
+    """Within it, a program whose data ask for float64 (`precision_for`) is in it; a run keeps what it was fitted in."""
+    program = program_of(run)
+    tensors = [t for t in (*program.parameters(), *program.buffers()) if t.is_floating_point()]
+    own = {t.dtype for t in tensors} or {torch.get_default_dtype()}
+    if own != {torch.float32} or any(t.device.type != "cpu" for t in tensors):
+        wanted = None
+    elif isinstance(run, Run):
+        wanted = None if tensors else run.config["fit"]["precision"]
+    else:
+        wanted = precision_for(data, "cpu")
+    if wanted != "64-true":
+        yield
+        return
+    with default_dtype(torch.float64):
+        program.to(torch.float64)
+        try:
+            yield
+        finally:
+            program.to(torch.float32)
+
+
+def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> str:
+    """Which log-density is drawn, in words; noise that is integrated out is said."""
+    few = _few(program, data, structure, COMPARED_ROWS)
+    with torch.random.fork_rng():
+        once = run_once(program, few)
+        sites = terms(once)
+        if (drawn := drawn_density(once, min(COMPARED, MOST_COMPARED // len(sites)))) or program.is_chain:
+            return drawn
+        calls = min(max(COMPARED // max(sum(t.log_prob.numel() for t in sites), 1), 1), MOST_RUNS)
+        name, factor = unnamed_noise(program, few, once.p, calls)
+    if factor:
+        return f"the factor {name!r} is drawn anew at each call"
+    if name:
+        log.warning(
+            "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of "
+            "each %s is with that integrated out; draw it at a pyro.sample site to infer it",
+            name, program.name, "row" if structure.by_row else "data set",
+        )  # fmt: skip
+    return ""
 
 
 def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:

@@ -32,6 +32,7 @@ from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
+from ppgen.run.shown import shown_record
 from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import (
@@ -312,6 +313,7 @@ def tree_of(
         dims,
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         row_dim=structure.row_plate,
+        **shown_record(program.unreported, structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
     )
     return _without_masked(tree, structure, here)

@@ -126,9 +126,12 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
     bad = ~(k < most)
     if bad.any():
         what = f"{bad.sum()} of {len(k)} rows have a k-hat above {most:.2f}, the largest" if per_row else "k-hat is"
+        worst, few = float(k[bad].max()), "" if per_row else " (fewer, as diagnose has, may not have met the largest)"
+        error = f" ± {khat_se(worst, len(log_w)):.2f}" if math.isfinite(worst) else ""
         raise PpgenError(
-            f"the guide's draws cannot be corrected by their weights: {what} {k[bad].max():.2f}, and they can be "
-            f"trusted below {most:.2f} only; take a richer guide (--guide flow), or sample the posterior (ppgen mcmc)"
+            f"the guide's draws cannot be corrected by their weights: {what} {worst:.2f}{error} of "
+            f"{len(log_w)} weights{few}, and they can be trusted below {most:.2f} only; take a richer guide "
+            "(--guide flow), or sample the posterior (ppgen mcmc)"
         )
     if ess.min() < LEAST_ESS:
         raise PpgenError(

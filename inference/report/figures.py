@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError
 from ppgen.run.files import write_atomic
-from ppgen.style import BLUE, IMAGE, ORANGE, settings
+from ppgen.run.shown import group_effects
+from ppgen.style import BLUE, GREY, IMAGE, ORANGE, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from xarray import DataTree
 
 INTERVALS = 40  # at most, in a picture
+PANELS = 4
 FORMATS = ("png", "svg")
 
 
@@ -114,6 +117,27 @@ def intervals_figure(
     axis.set(xlabel=xlabel, title=title)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)  # of all that is drawn by now
     return figure
+
+
+def groups_figures(tree: DataTree) -> dict[str, Figure | None]:
+    """By plate of groups, intervals of each effect, a panel for each, the groups in its order."""
+    own: Any = tree["posterior"]
+    figures: dict[str, Figure | None] = {}
+    for plate, effects in group_effects(tree).items():
+        names, words = list(effects)[:PANELS], [str(w) for w in own[plate].values]
+        height = 1.1 + 0.24 * min(len(words), INTERVALS)
+        figure, axes = figure_of(1.4 + 2.6 * len(names), height, len(names), sharey=True)
+        for axis, name in zip(axes, names, strict=True):
+            draws = effects[name].stack(drawn=("chain", "draw")).transpose("drawn", plate).values
+            _draw_intervals(axis, draws, words)
+            axis.axvline(0, color=GREY, lw=0.8)
+            axis.set_title(name, fontsize=9)
+        handles = axes[0].get_legend_handles_labels()  # the same in every panel
+        figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
+        some = f", the first {INTERVALS} of {len(words)}" if len(words) > INTERVALS else ""
+        figure.suptitle(f"Posterior by {plate}{some}", fontsize=10)
+        figures[f"groups_{plate}"] = figure
+    return figures
 
 
 def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:

@@ -33,6 +33,7 @@ from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
     entry_names,
     figure_of,
+    groups_figures,
     image_grid,
     intervals_figure,
     predictive_intervals,
@@ -50,6 +51,7 @@ from ppgen.inference.report.sample_plots import (
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
+from ppgen.run.shown import shown
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def plot(
         **density_figures(run, columns, seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
+        **(groups_figures(d.tree) if d is not None else {}),
         "khat": khat_figure(d),
     }
     return write_figures(folder, figures, format)
@@ -256,7 +259,7 @@ def _means_panel(axis: Any, means: np.ndarray, name: str, label: Tensor | None) 
 
 def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis | None, seed: int | None) -> Figure:
     tree = diagnosis.tree if diagnosis is not None else posterior(run, data, draws=500, seed=seed, predictive=False)
-    groups = list(tree.posterior.data_vars.values())
+    groups = [tree.posterior[n] for n in shown(tree)]
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
     names = [n for v in groups for n in entry_names(v)]
     return intervals_figure(draws, names, "value", "Posterior of the latents, under the guide")

@@ -1,6 +1,7 @@
 """Pictures of a posterior on its own, as `ppgen mcmc` and `ppgen diagnose` write it: no program is needed.
 
 latents      intervals of the latents
+groups_NAME  of groups with words and several effects: intervals of each effect, a panel each, by group
 ranks        of the entries whose chains agree least: the ECDF of each chain's ranks among all draws, less that of
              uniform ranks; chains that agree stay near zero
 energy       the energy about its mean, beside its changes from draw to draw: chains that explore the tails have both
@@ -21,12 +22,14 @@ import numpy as np
 from ppgen.inference.report.figures import (
     entry_names,
     figure_of,
+    groups_figures,
     intervals_figure,
     predictive_intervals,
     require_format,
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
+from ppgen.run.shown import shown
 from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
@@ -51,9 +54,9 @@ def plot_tree(tree: DataTree, out: str | Path, *, format: str = "png") -> list[P
         PpgenError: another format.
     """
     require_format(format)
-    figures = {
-        "latents": _latents_figure(tree), "ranks": _ranks_figure(tree), "energy": _energy_figure(tree),
-        "predictive": _predictive_figure(tree),
+    figures: dict[str, Figure | None] = {
+        "latents": _latents_figure(tree), **groups_figures(tree), "ranks": _ranks_figure(tree),
+        "energy": _energy_figure(tree), "predictive": _predictive_figure(tree),
     }  # fmt: skip
     return write_figures(Path(out), figures, format)
 
@@ -67,7 +70,7 @@ def _entries(group: Any) -> tuple[np.ndarray, list[str]]:
 
 def _latents_figure(tree: DataTree) -> Figure:
     """Intervals of the latents, all chains together."""
-    values, names = _entries(tree["posterior"].dataset)
+    values, names = _entries(tree["posterior"].dataset[shown(tree)])
     return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian
+from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian, gaussian_of_draws
 from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density
@@ -39,6 +40,7 @@ from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
+from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
     ALIKE,
@@ -51,7 +53,15 @@ from ppgen.inference.sampling.weighted import (
     mixture_of,
 )
 from ppgen.inference.training.fit import fit
-from ppgen.inference.verdicts.findings import FINE, VERDICTS, Finding, load_findings, store_findings, verdict
+from ppgen.inference.verdicts.findings import (
+    FINE,
+    VERDICTS,
+    Finding,
+    load_findings,
+    store_findings,
+    verdict,
+    with_words,
+)
 from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run
@@ -66,8 +76,11 @@ CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them fro
 DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
 ROUNDS = 4  # of draws, at the most
+DOUBLED = 2  # times that draws are doubled for the sake of a latent's tails
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
+PLACES = 256  # where the log joint is finite, for the moments of a first normal where paths find none
+ANGLES = ("VonMises", "SineBivariateVonMises", "SineSkewed")  # their supports are said to be the real line
 FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
@@ -117,8 +130,8 @@ class Outcome(NamedTuple):
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
 
 
-class OutOfTime(Exception):
-    """The budget is spent."""
+class OutOfTime(PpgenError):
+    """The budget is spent: no fault of the program that it ends."""
 
 
 Rung = Callable[[Problem], Outcome]
@@ -165,17 +178,21 @@ def infer(
     """
     if not isinstance(program, Run | Program):
         program = Program.from_pair(program)
+    if budget is not None and not budget >= 0:
+        raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()
     with prepared(program, data, seed) as made:
         _require_learned(program)
         joint = _joint(made)
         structure = made.structure(joint)
+        _warn_of_angles(structure)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
         target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
+        outcome = outcome._replace(findings=with_words(tree, outcome.findings))
     seconds = time.monotonic() - began
     tree.attrs |= {
         "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
@@ -198,10 +215,10 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
     for rung in LADDER:
         name = rung.__name__
         began = time.monotonic()
-        if report is not None:
-            report(name)
         try:
             problem.in_time()
+            if report is not None:
+                report(name)
             outcome = rung(problem)
             why = [] if outcome.settled else [str(f) for f in outcome.findings if f.verdict != FINE]
             tried.append({"method": name, "verdict": outcome.verdict, "why": why})
@@ -245,12 +262,24 @@ def _require_learned(run: Run | Program) -> None:
         )
 
 
+def _warn_of_angles(structure: Structure) -> None:
+    for site in structure.sites:
+        if site.role == "latent" and site.distribution in ANGLES:
+            log.warning(
+                "the latent %r (%s) is an angle, and its density repeats every 2 pi along the real line, where no "
+                "method can normalise it, so that no draws of it will be believed; draw v from Normal(torch.zeros(2), "
+                "1).to_event(1), take the angle torch.atan2(v[..., 1], v[..., 0]), and give its density by pyro.factor",
+                site.name, site.distribution,
+            )  # fmt: skip
+
+
 def _joint(made: Prepared) -> LogJoint:
     """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
     takes one vector at a time.
 
     Raises:
-        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to.
+        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to; a latent
+            that is drawn in some runs only.
     """
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
@@ -258,7 +287,9 @@ def _joint(made: Prepared) -> LogJoint:
         before, _ = joint.value_and_grad(u)
     except PpgenError as e:
         log.info("%s; it is run one vector at a time", e)
-        return log_joint(made.program, made.data, engine="eager")
+        joint = log_joint(made.program, made.data, engine="eager")
+        joint.require_same_sites()
+        return joint
     began = time.perf_counter()
     again, _ = joint.value_and_grad(u)
     took = time.perf_counter() - began
@@ -281,8 +312,7 @@ def gaussian(problem: Problem) -> Outcome:
     """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
     if problem.joint.dim > MOST:
         raise PpgenError(f"{problem.joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
-    found, _ = _by_normals(problem)
-    return _outcome(problem, found)
+    return _outcome(problem, _with_tails(problem, *_by_normals(problem)))
 
 
 @torch.no_grad()
@@ -312,8 +342,10 @@ def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
-    if first is None:
-        raise PpgenError("no normal was found: the log joint is finite at no start")
+    if first is None:  # every normal on the way reaches beyond the support
+        prior = prior_of(joint, problem.structure.sites)
+        u = starts(lambda u: target(u)[0], PLACES, joint.dim, prior, generator)
+        first, adapt = gaussian_of_draws(target, u, generator), True
     parts = [(first.loc, first.scale_tril)]
     for left in reversed(range(MIXTURES)):
         mixture = mixture_of(parts, target, generator)
@@ -337,6 +369,18 @@ def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adap
         mixture = mixture if found.few else mixture.adapted(found.u, found.w)
         drawn = drawn.joined(Drawn.of(mixture, problem.target, DRAWS, generator))
     return _weigh(problem, drawn, further=True), drawn
+
+
+def _with_tails(problem: Problem, found: Weighted, drawn: Drawn) -> Weighted:
+    """More draws of the same normals, where nothing is amiss but that too few of them are in a latent's tails."""
+    generator = torch.Generator().manual_seed(problem.seed + 1)
+    for _ in range(DOUBLED):
+        if not found.settled or not any(f.measure == "tail_khat" and math.isnan(f.figure) for f in found.findings):
+            break
+        problem.in_time()
+        drawn = drawn.extended(problem.target, len(drawn.u), generator)
+        found = found.renewed(_weigh(problem, drawn, further=False), problem.joint, problem.target, drawn.g)
+    return found
 
 
 def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:

@@ -34,7 +34,7 @@ from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import score, tails
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
@@ -129,6 +129,7 @@ def mcmc(
     }  # fmt: skip
     if found.evidence is not None:
         tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
+    said = with_words(tree, said)
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:

@@ -1,7 +1,8 @@
 """Where chains may start, and whether there is a posterior to start in.
 
 Starts: for each chain the best of several draws, half from Uniform(-2, 2) in the unconstrained space and half from
-the prior, so that neither a heavy-tailed prior nor one far from 0 leaves a chain where nothing is finite.
+the prior, so that neither a heavy-tailed prior nor one far from 0 leaves a chain where nothing is finite. Where the
+log joint is finite at none of them, as where data bound a support from beyond the prior's draws, these are spread.
 
 Impropriety: along a ray u₀ + t v a density that can be normalised falls faster than 1/t. Where log p + log t does not
 fall far out, that direction runs away: a flat prior that the likelihood does not close, coefficients
@@ -18,6 +19,7 @@ from torch import Tensor
 from ppgen.errors import PpgenError
 
 CANDIDATES = 8  # a chain
+SPREAD = (3.0, 10.0, 30.0)  # of the starts' distances from their middle, in half of the entries, where none is finite
 FALL = 1.0  # nats of log p + log t between the two; a Cauchy tail falls by 3.5, a flat one rises by 3.5
 REACH = (3.0, 100.0)  # t, in standard deviations: no farther, since a direction is only known as well as the draws tell
 
@@ -36,22 +38,36 @@ def starts(
     Raises:
         PpgenError: the log joint is finite nowhere that was tried.
     """
-    best = torch.zeros(chains, dim)
-    top = torch.full((chains,), -torch.inf)
-    for i in range(CANDIDATES):
-        if i % 2 and prior is not None:
-            u = torch.stack([prior() for _ in range(chains)])
-        else:
-            u = 4 * torch.rand(chains, dim, generator=generator) - 2
+    best, top = torch.zeros(chains, dim), torch.full((chains,), -torch.inf)
+    tried = 0
+
+    def compare(u: Tensor) -> None:
+        nonlocal best, top, tried
         lp = value(u)
         lp = torch.where(torch.isfinite(lp), lp, -torch.inf)
         better = lp > top
         best, top = torch.where(better[:, None], u, best), torch.where(better, lp, top)
+        tried += chains
+
+    def candidate(from_prior: bool) -> Tensor:
+        if from_prior and prior is not None:
+            return torch.stack([prior() for _ in range(chains)])
+        return 4 * torch.rand(chains, dim, generator=generator) - 2
+
+    for i in range(CANDIDATES):
+        compare(candidate(i % 2 == 1))
+    for spread in SPREAD:
+        for i in range(CANDIDATES):
+            if not torch.isfinite(top).any():
+                u = candidate(i % 2 == 1)
+                middle = u.median(0).values
+                wide = torch.rand(chains, dim, generator=generator) < 0.5
+                compare(torch.where(wide, middle + spread * (u - middle), u))
     alive = torch.isfinite(top)
     if not alive.any():
         raise PpgenError(
-            f"the log joint is not finite at any of {CANDIDATES * chains} starting points; check that the data lie in "
-            "the support of the likelihood, and that no scale is zero or infinite"
+            f"the log joint is not finite at any of {tried} starting points; check that the data lie in the support of "
+            "the likelihood, and that no scale is zero or infinite"
         )
     places = alive.nonzero()[:, 0]
     return torch.where(alive[:, None], best, best[places[torch.arange(chains) % len(places)]])

@@ -123,6 +123,11 @@ class Drawn(NamedTuple):
         u = mixture.draw(n, generator)
         return cls(mixture, u, *target(u))
 
+    def extended(self, target: Density, n: int, generator: torch.Generator) -> Drawn:
+        """With n more draws of the same mixture."""
+        more = Drawn.of(self.mixture, target, n, generator)
+        return Drawn(self.mixture, *(torch.cat(v) for v in zip(self[1:], more[1:], strict=True)))
+
     def joined(self, other: Drawn) -> Drawn:
         """All draws, as those of one mixture: what only one of the two has seen keeps its weight."""
         n = torch.tensor([len(self.u), len(other.u)]).to(self.lp).log()
@@ -158,6 +163,17 @@ class Weighted(NamedTuple):
     def settled(self) -> bool:
         """Whether nothing but the posterior itself is wrong: another sampler would say the same."""
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
+
+    def renewed(self, more: Weighted, joint: LogJoint, target: Density, g: Tensor) -> Weighted:
+        """The draws and weights of `more`, a longer set of the same density, and its checks but that of unseen modes.
+
+        Args:
+            g: the gradient of the log joint at its draws.
+        """
+        u, w = more.u, more.w
+        found = [*more.findings, score(u, w, g, joint.labels), tails(joint, u, w, more.lp, g, target)]
+        known = {f.measure for f in found}
+        return more._replace(findings=[*found, *(f for f in self.findings if f.measure not in known)])
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def _khat(f: Finding) -> Words:
     se = f" ± {d['se']:.2f}" if "se" in d and math.isfinite(f.figure) else ""
     most = f"Pareto k-hat is at most {f.figure:.2f}{se} (good below {f.threshold:.2g})"
     if f.verdict == "fine":
-        return f"{most}: the importance weights{rows} can be relied on.", ""
+        return f"{most}: the {d['particles']} importance weights{rows} can be relied on.", ""
     above = f" and above for {d['bad_share']:.0%}{rows}" if rows else ""
     return (
         f"{most}{above}: the importance weights are too uneven to be relied on, and the guide is too narrow somewhere.",

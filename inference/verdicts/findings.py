@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ppgen.errors import PpgenError
 from ppgen.inference.verdicts.finding_words import WORDS
+from ppgen.run.shown import in_words
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -143,6 +144,11 @@ def grade(figure: float, look: float, wrong: float = math.inf) -> str:
 def store_findings(tree: DataTree, findings: Iterable[Finding]) -> None:
     """Puts them into `tree.attrs["findings"]` as JSON: attributes of netCDF are strings and numbers."""
     tree.attrs["findings"] = json.dumps([f.as_dict() for f in findings], allow_nan=False, ensure_ascii=False)
+
+
+def with_words(tree: DataTree, findings: Iterable[Finding]) -> list[Finding]:
+    """Entries by the labels that the tree has for them: r_town[3, 0] is r_town[Ulm, Intercept]."""
+    return [replace(f, where=in_words(tree, f.where)) for f in findings]
 
 
 def load_findings(tree: DataTree) -> list[Finding]:

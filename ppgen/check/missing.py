@@ -26,6 +26,7 @@ def validate(program: Program, data: Mapping[str, Any], *, fits: bool = False) -
     Raises:
         PpgenError: the data are not those of a program; NaN that reaches the log joint, or its gradient.
     """
+
     def leaves_out() -> bool:
         return any(_leaves_out(program, data) for _ in range(TRIES))
 

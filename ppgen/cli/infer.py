@@ -27,6 +27,7 @@ from ppgen.cli.options import (
     program_or_run,
     with_family,
 )
+from ppgen.cli.output import groups
 from ppgen.console import print_json, print_table, say
 
 ANSWERS = {
@@ -64,6 +65,7 @@ def infer(
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
     from ppgen.run.files import write_netcdf
+    from ppgen.run.shown import summarized
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
@@ -73,9 +75,7 @@ def infer(
     show = None if quiet or json else lambda method: say(f"trying {method} ...", sys.stderr)
     tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
     write_netcdf(path, tree)
-    from arviz_stats import summary  # type: ignore[attr-defined]
-
-    shown = summary(tree, kind="stats", round_to="none")
+    shown = summarized(tree, kind="stats")
     said = load_findings(tree)
     if json:
         latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
@@ -85,6 +85,7 @@ def infer(
     title = f"{model.program.name if isinstance(model, Run) else model.name} on {name}: {tree.attrs['method']}"
     print_table(["", "mean", "sd"], [[k, float(r["mean"]), float(r["sd"])] for k, r in shown.head(40).iterrows()],
                 title=title)  # fmt: skip
+    groups(tree)
     for t in _tried(tree):
         say(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
     say(f"{ANSWERS[tree.attrs['verdict']]}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")

@@ -27,7 +27,10 @@ from ppgen.cli.options import (
     program_or_run,
     with_family,
 )
+from ppgen.cli.output import groups
 from ppgen.console import print_json, print_table, say
+
+GOOD_RHAT = 1.01  # of single long chains
 
 
 @app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
@@ -74,6 +77,7 @@ def mcmc(
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
     from ppgen.run.files import write_netcdf
+    from ppgen.run.shown import summarized
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
@@ -90,9 +94,7 @@ def mcmc(
     if columns is not None:
         tree.attrs["source_columns"] = dumps(parse_columns(columns))
     write_netcdf(path, tree)
-    from arviz_stats import summary  # type: ignore[attr-defined]
-
-    shown = summary(tree, round_to="none")
+    shown = summarized(tree)
     if json:
         latents = {k: {c: float(v) for c, v in row.items()} for k, row in shown.to_dict("index").items()}
         said = figures(load_findings(tree))  # what is not fine is logged, on stderr
@@ -100,6 +102,8 @@ def mcmc(
         return
     program_name = model.program.name if isinstance(model, Run) else model.name
     _print_summary(shown, f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
+    groups(tree)
+    _say_agreement(shown, load_findings(tree))
     say(f"posterior {path}")
 
 
@@ -109,3 +113,10 @@ def _print_summary(shown: Any, title: str) -> None:
     print_table(["", *head], rows, title=title)
     if len(shown) > 40:
         say(f"and {len(shown) - 40} more in the file")
+
+
+def _say_agreement(shown: Any, findings: list[Any]) -> None:
+    """Where the table's R-hat, of single chains, is above what the check of the chains asks of groups of them."""
+    found = next((f for f in findings if f.measure == "rhat"), None)
+    if found is not None and found.verdict == "fine" and "r_hat" in shown and float(shown["r_hat"].max()) > GOOD_RHAT:
+        say(f"- {found}; r_hat in the table is that of single chains, which is larger where they are short")

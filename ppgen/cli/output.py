@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ppgen.run import Run
 
 SHOWN = 5  # levels of a column
+GROUPS = 40  # of a table by group
 SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
 
 
@@ -100,6 +101,7 @@ def diagnosis(found: Any, title: str) -> None:
         [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)],
         title=f"{title}: ArviZ summary of the posterior{_first(shown, table, 'entries')}",
     )
+    groups(found.tree)
     beside = found.moments.head(SUMMARY_ROWS)
     if len(beside.columns) > 2:
         print_table(
@@ -119,6 +121,18 @@ def diagnosis(found: Any, title: str) -> None:
             title="The guide's importance weights" + (", quantiles over the rows" if len(k) > 1 else ""),
         )
     findings(found.findings)
+
+
+def groups(tree: Any) -> None:
+    """Of each plate of groups, a table of mean and sd of what varies over them."""
+    from ppgen.run.shown import by_group
+
+    for plate, (means, sds) in by_group(tree).items():
+        rows = [
+            [word, *(f"{number(m)} ± {number(s)}" for m, s in zip(means.loc[word], sds.loc[word], strict=True))]
+            for word in means.index[:GROUPS]
+        ]
+        print_table([plate, *means.columns], rows, title=f"By {plate}, mean ± sd{_first(rows, means, 'groups')}")
 
 
 def _first(shown: Any, table: Any, what: str) -> str:

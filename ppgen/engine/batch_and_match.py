@@ -9,6 +9,8 @@ exact after a few rounds:
 with ū, C and ḡ, Γ the means and covariances of the draws and of their scores. It begins at the best normal of
 Pathfinder's paths: a mode that has no mass, such as that of a funnel, is passed on the way and not taken.
 
+Where no normal on the paths has an ELBO, because the density has an edge, `gaussian_of_draws` finds one by moments.
+
 Source: Batch and match: black-box variational inference with a score-based divergence (Cai et al. 2024,
 arXiv:2402.14758).
 """
@@ -30,6 +32,8 @@ ROUNDS = 60
 SETTLED = 0.01  # nats of KL between normals five rounds apart, below which it ends
 SAME = 0.05  # nats of ELBO, less than its noise tells apart
 ENOUGH = 0.5  # of the starts' paths, ended
+MOMENTS, WIDER = 8, 1.5  # rounds of weighted draws, and how much wider these are than the moments have it
+EFFECTIVE = 0.25  # of the draws, which the weights of a round are tempered to leave
 REACH = 2.0  # starts are uniform in [-2, 2]
 
 
@@ -56,6 +60,52 @@ def best_gaussian(score: Density, dim: int, *, starts: int = 8, seed: int = 0) -
         return None
     found = Gaussian(paths.mean, root, 0.0)
     return batch_and_match(score, found._replace(elbo=elbo_of(score, found, generator)), generator)
+
+
+def gaussian_of_draws(score: Density, u: Tensor, generator: torch.Generator) -> Gaussian:
+    """The Gaussian of the moments of weighted draws: for a density with edges, beyond which every Gaussian reaches, so
+    that it has no ELBO, and whose scores are not those of a Gaussian.
+
+        w ∝ (p(u) / q(u))^β,   q' = N(E_w u, c² Cov_w u),   β the largest that leaves a share of the draws effective
+
+    Source: Population Monte Carlo (Cappé et al. 2004), with tempered weights.
+
+    Args:
+        u: (n, dim), from where the log joint is finite; the first weights are p^β.
+    """
+    n, dim = u.shape
+    log_q = torch.zeros(n).to(u)
+    loc, root = u.mean(0), torch.eye(dim).to(u)
+    for _ in range(MOMENTS):
+        value, _ = score(u)
+        log_w = torch.where(torch.isfinite(value), value - log_q, -torch.inf).double()
+        if not torch.isfinite(log_w).any():
+            break
+        w = _tempered(log_w).to(u)
+        loc = w @ u
+        off = w.sqrt()[:, None] * (u - loc)
+        narrowest = 1e-3 * off.square().sum(0).max().clamp_min(1e-12)
+        found, info = torch.linalg.cholesky_ex(off.mT @ off + narrowest * torch.eye(dim).to(u))
+        root = root if info else WIDER * found
+        z = torch.randn(max(n, 20 * dim), dim, generator=generator, dtype=u.dtype)
+        u, log_q = loc + z @ root.mT, -0.5 * z.square().sum(-1)
+    return Gaussian(loc, root)
+
+
+def _tempered(log_w: Tensor) -> Tensor:
+    """The weights ∝ exp(β log w), by bisection of β."""
+    low, high = 0.0, 1.0
+    least = EFFECTIVE * float(torch.isfinite(log_w).sum())
+    for step in range(30):
+        beta = high if step == 0 else (low + high) / 2
+        w = torch.softmax(torch.where(torch.isfinite(log_w), beta * log_w, -torch.inf), 0)
+        if float(1 / w.square().sum()) >= least:
+            if step == 0:
+                return w
+            low = beta
+        else:
+            high = beta
+    return w
 
 
 def elbo_of(score: Density, q: Gaussian, generator: torch.Generator, draws: int = DRAWS) -> float:

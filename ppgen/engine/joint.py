@@ -43,6 +43,7 @@ log = logging.getLogger("ppgen")
 aten = torch.ops.aten
 
 WORTH_KEEPING = 1.5  # seconds that compiled code would save, from which on it is made for the next run
+RUNS = 20  # of the model, whose latents are compared
 BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
 
 
@@ -82,6 +83,7 @@ class LogJoint:
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         self._untraced = False  # whether it turned out that it cannot be traced
+        self._same_sites = False  # whether draws from the prior have been seen to have the same latents
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
             if drawn := drawn_density(Traces(sites, poutine.Trace())):
@@ -191,8 +193,33 @@ class LogJoint:
                 self._graphs[key] = partial(leapfrog_step, self._chain_by_chain)
         return list(self._graphs[key](*inputs))
 
+    def require_same_sites(self) -> None:
+        """Of a program whose control flow may read values; one that could be traced has none that does.
+
+        Raises:
+            PpgenError: a latent is drawn at some values of the others only.
+        """
+        if self._same_sites:
+            return
+        expected = {*self.blocks, *self.summed}
+        for seed in range(RUNS):
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
+                    torch.manual_seed(seed)
+                    found = prune_subsample_sites(poutine.trace(self._model).get_trace()).stochastic_nodes
+            except (RuntimeError, ValueError):  # a draw from the prior at which the model cannot be run
+                continue
+            if differ := sorted(expected.symmetric_difference(found)):
+                raise PpgenError(
+                    f"{self.program.name} draws the latent {differ[0]!r} in some runs and not in others, so that its "
+                    "posterior has no fixed number of latents; draw it in every run, and use it in those that need it "
+                    "(torch.where)"
+                )
+        self._same_sites = True
+
     def _chain_by_chain(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and value of each chain."""
+        self.require_same_sites()
         value, grad = torch.full_like(u[:, 0], torch.nan), torch.full_like(u, torch.nan)
         for i, row in enumerate(u):
             with contextlib.suppress(LinAlgError, ValueError):  # a factor that does not exist

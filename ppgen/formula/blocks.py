@@ -7,6 +7,7 @@ import keyword
 from typing import NamedTuple
 
 from ppgen.errors import PpgenError
+from ppgen.formula.elsewhere import require_own_calls
 
 __all__ = ["Block", "Formula", "parse"]
 
@@ -36,8 +37,8 @@ class Formula(NamedTuple):
 def parse(text: str) -> Formula:
     """
     Raises:
-        PpgenError: no response, or one that is no column; a bar outside of parentheses of its own; a factor that is no
-            column.
+        PpgenError: no response, or one that is no column; a call of another package's formulas; a bar outside of
+            parentheses of its own; a factor that is no column.
 
     >>> parse("t ~ x + (1 + x | school/room)").blocks
     [Block(terms='1 + x', factors=[('school',), ('school', 'room')], correlated=True)]
@@ -45,6 +46,7 @@ def parse(text: str) -> Formula:
     left, tilde, right = text.partition("~")
     if not tilde or not left.strip() or not right.strip():
         raise PpgenError(f"{text!r} is no formula; expected a response and terms, as in 'y ~ 1 + x + (1 | group)'")
+    require_own_calls(text)
     common: list[str] = []
     blocks: list[Block] = []
     for piece in _split(right, "+"):

@@ -223,9 +223,24 @@ def _group(own: Matrix, factor: tuple[str, ...], correlated: bool, table: CodedT
 
 
 def _named_apart(groups: list[Group]) -> list[Group]:
-    """Two blocks of one factor have names of their own."""
+    """Two blocks of one factor have names of their own.
+
+    Raises:
+        PpgenError: they have an effect in common, of which the data tell the sum alone.
+    """
     seen: dict[str, int] = {}
+    effects: dict[str, set[str]] = {}
     for group in groups:
+        labels = group["matrix"]["labels"]
+        before = effects.setdefault(group["name"], set())
+        if both := [label for label in labels if label in before]:
+            slopes = [label for label in labels if label not in before]
+            instead = f"write 0 + {' + '.join(slopes)} in the second" if slopes else "leave one of them out"
+            raise PpgenError(
+                f"two terms have the effect {both[0]!r} of {group['codes']!r}, and data tell the sum of both alone; "
+                f"{instead} ((x | g) is (1 + x | g), and uncorrelated (x || g))"
+            )
+        before |= set(labels)
         seen[group["name"]] = seen.get(group["name"], 0) + 1
         if seen[group["name"]] > 1:
             group["name"] += f"_{seen[group['name']]}"

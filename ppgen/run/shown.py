@@ -1,0 +1,96 @@
+"""What tables and pictures of a tree of posterior draws show: which variables, their effects by group, and entries by
+the data's words.
+
+In the attributes of a tree that `ppgen.inference` made:
+
+unreported     JSON: variables that tables and pictures leave out (`ppgen.Program.unreported`)
+group_plates   JSON: dimensions that are plates of groups, not of rows
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ppgen.structure import Structure
+
+if TYPE_CHECKING:  # they take half a second to import
+    import pandas as pd
+    from xarray import DataArray, DataTree
+
+__all__ = ["by_group", "group_effects", "in_words", "shown", "shown_record", "summarized"]
+
+
+def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
+    """The attributes that the functions below read."""
+    groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
+    return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}
+
+
+def shown(tree: DataTree) -> list[str]:
+    """The variables of the posterior that tables and pictures show: all of them, where nothing else would be left."""
+    own: Any = tree["posterior"]
+    names = [str(n) for n in own.data_vars]
+    changed: Mapping[str, str] = json.loads(tree.attrs.get("original_names", "{}"))
+    left_out = json.loads(tree.attrs.get("unreported", "[]"))
+    return [n for n in names if changed.get(n, n) not in left_out] or names
+
+
+def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
+    """ArviZ's summary of the variables that are shown, one at a time.
+
+    Of several at once arviz-stats 0.8.0 gives the figures of an entry to another, where their dimensions do not come in
+    one order: sd (term), r (group, term).
+    """
+    import pandas as pd
+    from arviz_stats import summary  # type: ignore[attr-defined]
+
+    return pd.concat([summary(tree, var_names=[name], round_to="none", **options) for name in shown(tree)])
+
+
+def group_effects(tree: DataTree) -> dict[str, dict[str, DataArray]]:
+    """What varies over groups, by the groups' plate and the effect's name: (chain, draw, groups).
+
+    Only of groups with words, and at least two effects: one is a list already.
+    """
+    own: Any = tree["posterior"]
+    found: dict[str, dict[str, DataArray]] = {}
+    for plate in json.loads(tree.attrs.get("group_plates", "[]")):
+        if plate not in own.coords or own[plate].dtype.kind not in "OUT":
+            continue
+        effects: dict[str, DataArray] = {}
+        for part in (own[n] for n in shown(tree) if plate in own[n].dims and own[n].ndim <= 4):
+            others = [d for d in part.dims if d not in ("chain", "draw", plate)]
+            of_one = {f"{part.name}[{e}]": part.isel({d: i}) for d in others for i, e in enumerate(part[d].values)}
+            effects |= of_one if others else {str(part.name): part}
+        if len(effects) > 1:
+            found[plate] = effects
+    return found
+
+
+def by_group(tree: DataTree) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Means and sds of `group_effects`: a row for each group, a column for each effect, by the groups' plate."""
+    import pandas as pd
+
+    def table(plate: str, effects: Mapping[str, DataArray], how: str) -> pd.DataFrame:
+        words = [str(w) for w in next(iter(effects.values()))[plate].values]
+        columns = {k: getattr(v, how)(("chain", "draw")).values for k, v in effects.items()}
+        return pd.DataFrame(columns, index=words)
+
+    return {p: (table(p, effects, "mean"), table(p, effects, "std")) for p, effects in group_effects(tree).items()}
+
+
+def in_words(tree: DataTree, where: str) -> str:
+    """An entry by its labels, where the tree has some: "r_town[3, 0]" -> "r_town[Ulm, Intercept]"."""
+    match = re.fullmatch(r"(.+)\[([\d, ]+)\]", where)
+    own: Any = tree["posterior"]
+    if match is None or match[1] not in own.data_vars:
+        return where
+    variable, places = own[match[1]], [int(i) for i in match[2].split(",")]
+    dims = variable.dims[2:]
+    if len(dims) != len(places) or any(i >= variable.sizes[d] for i, d in zip(places, dims, strict=True)):
+        return where
+    labels = [str(variable[d].values[i]) for i, d in zip(places, dims, strict=True)]
+    return f"{match[1]}[{', '.join(labels)}]"
