@@ -115,10 +115,10 @@ def _render(run: Run, sections: list[Section], findings: list[Finding]) -> str:
     text = files("ppgen").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     recorded = run.config["data"]
-    source = recorded.get("source") or "data in memory"
+    source, sites = recorded.get("source") or "data in memory", len(run.structure.latents)
     return environment.from_string(text).render(
         title=f"{run.program.name} on {Path(str(source)).name}",
-        subtitle=f"{recorded['rows']} rows, {len(run.structure.latents)} latent sites, "
+        subtitle=f"{recorded['rows']} rows, {sites} latent site{'s' * (sites != 1)}, "
         f"{sum(p.numel() for p in run.program.parameters())} parameters, seed {run.config['seed']}",
         findings=findings,
         badges=BADGES,
