@@ -260,8 +260,7 @@ def test_ppca_in_ppca_against_its_exact_log_p():
     truth = float(exact.log_prob(x).mean())
     assert found["elbo"].mean < truth + 1e-9
     assert abs(found["iw"].mean - truth) < 4e-3
-    weaker = loglik(fitted, {"x": x}, particles=5, seed=0).best.mean
-    assert weaker < found["iw"].mean
+    assert found["elbo"].mean < found["iw"].mean - 0.005  # one particle is weaker; five are so by less than their error
 
 
 def test_a_long_chain_within_gives_the_elbo_of_the_explicit_one():

@@ -258,8 +258,8 @@ MUTANTS = [
     ),
     Mutant(
         "a_density_that_is_drawn_is_not_noticed",
-        'one, two = (site["fn"].log_prob(site["value"]) for _ in range(2))',
-        'one = two = site["fn"].log_prob(site["value"])',
+        'if off := _apart(first, site["fn"].log_prob(site["value"])):',
+        "if off := _apart(first, first):",
         "tests/test_loglik.py::test_no_bound_by_weights_of_a_density_that_is_drawn",
     ),
 ]
