@@ -124,8 +124,13 @@ def is_of_a_file(fn: Any) -> bool:
     return str(getattr(fn, "__module__", "")).startswith(_USERS)
 
 
-def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Any:
+def build(
+    found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | None = None, *, missing: str = "error"
+) -> Any:
     """Makes the program: the class called with `settings`, over what its `from_data` takes from the data.
+
+    Args:
+        missing: what a formula's program does with missing cells (`ppgen.gaps`).
 
     Raises:
         PpgenError: a setting that the constructor does not have, or does not take.
@@ -134,7 +139,7 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
 
     target = found.target
     if isinstance(target, str):
-        return _regression(target, settings, data)
+        return _regression(target, settings, data, missing)
     if isinstance(target, tuple):
         _no_settings(settings, "a pair of functions")
         return Program.from_pair(*target)
@@ -166,14 +171,14 @@ def build(found: Found, settings: Mapping[str, Any], data: Mapping[str, Any] | N
         ) from e
 
 
-def _regression(formula: str, settings: Mapping[str, Any], data: Mapping[str, Any] | None) -> Any:
+def _regression(formula: str, settings: Mapping[str, Any], data: Mapping[str, Any] | None, missing: str) -> Any:
     from ppgen.models import regression
 
     known = ("family", "priors")
     for key in settings:
-        if key not in (*known, "missing"):  # which is an option of its own
+        if key not in known:
             raise PpgenError(f"a formula has no setting {key!r}{nearest(key, known)}; it has family and priors")
-    return regression(formula, data=data, **settings)
+    return regression(formula, data=data, missing=missing, **settings)
 
 
 def arguments(spec: str) -> list[dict[str, str]]:

@@ -118,6 +118,7 @@ def test_infer_writes_a_file_that_is_no_formula(folder):
         (["check", "y ~ x", "--data", "t.csv"], "has no column 'y'"),
         (["check", "accidents ~ cars", "--family", "gama", "--data", "t.csv"], "no family 'gama'"),
         (["check", "accidents ~ cars", "--set", "scale=2", "--data", "t.csv"], "a formula has no setting 'scale'"),
+        (["check", "accidents ~ cars", "--set", "missing=drop", "--data", "t.csv"], "no setting 'missing'"),
         (["check", "accidents ~ cars"], "there are no data"),
         (["new"], "there is no FILE to write"),
         (["new", "--formula", "accidents", "--data", "t.csv"], "is no formula"),

@@ -172,8 +172,7 @@ def program_and_rows(
     whole = rows
     if missing == "drop" and (names := names_in(program) if catalog.is_formula(program) else takes and takes.names):
         rows = dropped(rows, [n for n in names if n in rows])
-    arguments_ = catalog.parse_settings(settings or [])
-    made = catalog.build(found, arguments_ | ({"missing": missing} if catalog.is_formula(program) else {}), rows)
+    made = catalog.build(found, catalog.parse_settings(settings or []), rows, missing=missing)
     made.missing = missing
     note_dropped(made, whole, rows)
     return made, *_without_label(source, rows, made)
