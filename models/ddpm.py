@@ -54,4 +54,4 @@ class DDPM(Diffusion):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """As for `Diffusion`."""
-        return {k: v for k, v in Diffusion.from_data(data).items() if k not in ("prediction", "atoms", "fourier")}
+        return cls.common_from_data(data)

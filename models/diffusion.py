@@ -28,6 +28,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 import ppgen
+from ppgen.chains.chain import flat_rows
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
 from ppgen.data import moments
@@ -210,6 +211,12 @@ class Diffusion(GaussianChain):
             arguments |= {"net": "unet", "hidden": [32, 64, 64][: halvings + 1]}
         return arguments
 
+    @classmethod
+    def common_from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
+        """Those of `from_data` that do not go with its own prediction and network."""
+        own = ("prediction", "atoms", "fourier")
+        return {k: v for k, v in Diffusion.from_data(data).items() if k not in own}
+
     # -- the program -------------------------------------------------------------------------------------
 
     def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
@@ -300,13 +307,7 @@ class Diffusion(GaussianChain):
 
     def values(self, x: Tensor) -> Tensor:
         """x flat, as floats."""
-        flat = x.flatten(-len(self.shape)) if x.shape[-len(self.shape) :] == self.shape else x
-        if flat.shape[-1] != len(self.zero):
-            raise PpgenError(
-                f"Diffusion(features={tuple(self.shape)}) has rows of {len(self.zero)} values, and x is of shape "
-                f"{tuple(x.shape)}; fit a model to these data, or name the column with columns= (--columns x=...)"
-            )
-        return flat.to(self.zero.dtype)
+        return flat_rows(x, self.shape, self.zero, "Diffusion")
 
     def encode(self, x: Tensor) -> Tensor:
         return (self.values(x) - self.loc) / self.scale

@@ -55,9 +55,9 @@ class EDM(Diffusion):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """As for `Diffusion`, continuous data at a standard deviation of 0.5."""
-        found = Diffusion.from_data(data)
+        found = cls.common_from_data(data)
         half = {"scale": [s / DATA for s in found["scale"]]} if "scale" in found else {}
-        return {k: v for k, v in found.items() if k not in ("prediction", "atoms", "fourier")} | half
+        return found | half
 
     def prepare(self, data: dict[str, Tensor]) -> EDM:
         """Location and scale of continuous data that came without."""

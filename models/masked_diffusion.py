@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, one_hot
 
 import ppgen
-from ppgen.chains.chain import Chain
+from ppgen.chains.chain import Chain, flat_rows
 from ppgen.distributions import GridCategorical
 from ppgen.distributions.dequantize import find_grid
 from ppgen.errors import PpgenError
@@ -174,13 +174,7 @@ class MaskedDiffusion(Chain):
 
     def values(self, x: Tensor) -> Tensor:
         """x flat, as floats."""
-        flat = x.flatten(-len(self.shape)) if x.shape[-len(self.shape) :] == self.shape else x
-        if flat.shape[-1] != len(self.zero):
-            raise PpgenError(
-                f"MaskedDiffusion(features={tuple(self.shape)}) has rows of {len(self.zero)} values, and x is of shape "
-                f"{tuple(x.shape)}; fit a model to these data, or name the column with columns= (--columns x=...)"
-            )
-        return flat.to(self.zero.dtype)
+        return flat_rows(x, self.shape, self.zero, "MaskedDiffusion")
 
     def positions(self, x: Tensor) -> Tensor:
         """Which level each value is: (..., *features) -> (..., D) of 0, ..., K − 1."""

@@ -51,6 +51,5 @@ class VDM(Diffusion):
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """As for `Diffusion`, with the paper's waves where there are 256 levels."""
-        found = Diffusion.from_data(data)
-        waves = {"fourier": FOURIER} if found.get("levels") == 256 else {}
-        return {k: v for k, v in found.items() if k not in ("prediction", "atoms", "fourier")} | waves
+        found = cls.common_from_data(data)
+        return found | ({"fourier": FOURIER} if found.get("levels") == 256 else {})

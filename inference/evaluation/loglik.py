@@ -32,6 +32,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, take
+from ppgen.data.precision import precision_for
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw
 from ppgen.engine.gradient import shapes
 from ppgen.errors import PpgenError
@@ -41,7 +42,6 @@ from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.estimates import Bound, LogLik
 from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
-from ppgen.inference.training.fit import precision_for
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns

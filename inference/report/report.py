@@ -32,7 +32,7 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, verdic
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
 from ppgen.run import Run, prepare_columns
 from ppgen.run.files import read_json, write_atomic
-from ppgen.run.shown import by_group
+from ppgen.run.shown import by_group, group_rows
 from ppgen.structure import Site
 from ppgen.style import BLUE, GREY, ORANGE
 
@@ -284,8 +284,7 @@ def _posterior(run: Run, data: Mapping[str, Any], d: Diagnosis, seed: int) -> Se
             )
         )  # fmt: skip
     for plate, (means, sds) in by_group(d.tree).items():
-        each = [[w, *(f"{number(m)} ± {number(s)}" for m, s in zip(means.loc[w], sds.loc[w], strict=True))]
-                for w in means.index[:ENTRIES]]  # fmt: skip
+        each = group_rows(means, sds, ENTRIES)
         caption = f"By {plate}, mean ± sd" + _first_of(len(each), len(means))
         tables.append(_table(caption, [plate, *means.columns], each))
     checks = [[f.measure.replace("_", " "), f.where or "–", f.figure, f.threshold, f.verdict] for f in d.findings[1:]]

@@ -38,31 +38,23 @@ def starts(
     Raises:
         PpgenError: the log joint is finite nowhere that was tried.
     """
-    best, top = torch.zeros(chains, dim), torch.full((chains,), -torch.inf)
-    tried = 0
-
-    def compare(u: Tensor) -> None:
-        nonlocal best, top, tried
-        lp = value(u)
-        lp = torch.where(torch.isfinite(lp), lp, -torch.inf)
-        better = lp > top
-        best, top = torch.where(better[:, None], u, best), torch.where(better, lp, top)
-        tried += chains
-
-    def candidate(from_prior: bool) -> Tensor:
-        if from_prior and prior is not None:
-            return torch.stack([prior() for _ in range(chains)])
-        return 4 * torch.rand(chains, dim, generator=generator) - 2
-
-    for i in range(CANDIDATES):
-        compare(candidate(i % 2 == 1))
-    for spread in SPREAD:
+    best, top, tried = torch.zeros(chains, dim), torch.full((chains,), -torch.inf), 0
+    for spread in (1.0, *SPREAD):
         for i in range(CANDIDATES):
-            if not torch.isfinite(top).any():
-                u = candidate(i % 2 == 1)
+            if spread > 1 and bool(torch.isfinite(top).any()):
+                break
+            if i % 2 and prior is not None:
+                u = torch.stack([prior() for _ in range(chains)])
+            else:
+                u = 4 * torch.rand(chains, dim, generator=generator) - 2
+            if spread > 1:
                 middle = u.median(0).values
                 wide = torch.rand(chains, dim, generator=generator) < 0.5
-                compare(torch.where(wide, middle + spread * (u - middle), u))
+                u = torch.where(wide, middle + spread * (u - middle), u)
+            lp = value(u)
+            lp = torch.where(torch.isfinite(lp), lp, -torch.inf)
+            better = lp > top
+            best, top, tried = torch.where(better[:, None], u, best), torch.where(better, lp, top), tried + chains
     alive = torch.isfinite(top)
     if not alive.any():
         raise PpgenError(

@@ -10,7 +10,6 @@ function of the seed and the step alone.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from ppgen.check.agreement import subsampled
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
+from ppgen.data.precision import precision_for
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
 from ppgen.gaps import find_gaps
@@ -64,8 +64,6 @@ from ppgen.structure import Structure
 from ppgen.terms import Traces
 
 log = logging.getLogger("ppgen")
-
-LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n, are rounded by 0.03 nats in float32
 
 
 def fit(
@@ -268,34 +266,6 @@ def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: s
     if rows != (recorded["rows"], sorted(recorded["row_columns"])):
         raise PpgenError(f"{run.path} says that {recorded['rows']} rows were fitted, and its data have {rows[0]}")
     recorded |= _record(table)
-
-
-def precision_for(data: Any, device: str) -> str:
-    """64-true by torch's default dtype, or where a column asks for it, which is said: whole numbers beyond
-    `LARGE_COUNT`, and numbers that vary by less than float32 can tell; else 32-true."""
-    if torch.get_default_dtype() == torch.float64:
-        return "64-true"
-    for name, column in data_module.tensors(data_module.as_tensors(data)).items() if device == "cpu" else ():
-        if column.numel() and not column.is_complex() and column.dtype != torch.bool:
-            if column.dtype == torch.float64 and (why := _lost_in_float32(column)):
-                log.info("column %r %s: computed in float64 (precision=32-true keeps float32)", name, why)
-                return "64-true"
-            most = max(float(block.abs().max()) for block in data_module.blocks(column))
-            if most >= LARGE_COUNT and all(bool((b == b.round()).all()) for b in data_module.blocks(column)):
-                log.info(
-                    "column %r has whole numbers of up to %.3g, whose log-probabilities float32 rounds by %.2g nats: "
-                    "computed in float64 (precision=32-true keeps float32)", name, most, most * math.log(most) * 2**-24,
-                )  # fmt: skip
-                return "64-true"
-    return "32-true"
-
-
-def _lost_in_float32(column: Tensor) -> str:
-    mean, sd = (m.flatten() for m in data_module.moments(column))
-    for m, s in zip(mean.tolist(), sd.tolist(), strict=True):
-        if not data_module.fits_float32(m, s):
-            return f"varies by {s:.3g} around {m:.6g}, which float32 rounds away"
-    return ""
 
 
 # -- before the first step ------------------------------------------------------------------------

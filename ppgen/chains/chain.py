@@ -30,7 +30,7 @@ from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.terms import Term
 
-__all__ = ["Chain", "require_few_states"]
+__all__ = ["Chain", "flat_rows", "require_few_states"]
 
 SHORT = 2  # steps of the chain that checks are run on
 LONG = 8  # steps above which they are
@@ -148,3 +148,18 @@ def require_few_states(program: Program) -> None:
             "summarise; look at the terms of its bound (ppgen plot), or weigh whole paths "
             "(ppgen.inference.diffusion.path_weights)"
         )
+
+
+def flat_rows(x: Tensor, shape: torch.Size, zero: Tensor, name: str) -> Tensor:
+    """(..., *shape), or flat already -> (..., D) in the dtype of `zero`, (D,).
+
+    Raises:
+        PpgenError: rows of another size than those of the model, which has that name.
+    """
+    flat = x.flatten(-len(shape)) if x.shape[-len(shape) :] == shape else x
+    if flat.shape[-1] != len(zero):
+        raise PpgenError(
+            f"{name}(features={tuple(shape)}) has rows of {len(zero)} values, and x is of shape {tuple(x.shape)}; "
+            "fit a model to these data, or name the column with columns= (--columns x=...)"
+        )
+    return flat.to(zero.dtype)

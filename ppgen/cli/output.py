@@ -125,13 +125,10 @@ def diagnosis(found: Any, title: str) -> None:
 
 def groups(tree: Any) -> None:
     """Of each plate of groups, a table of mean and sd of what varies over them."""
-    from ppgen.run.shown import by_group
+    from ppgen.run.shown import by_group, group_rows
 
     for plate, (means, sds) in by_group(tree).items():
-        rows = [
-            [word, *(f"{number(m)} ± {number(s)}" for m, s in zip(means.loc[word], sds.loc[word], strict=True))]
-            for word in means.index[:GROUPS]
-        ]
+        rows = group_rows(means, sds, GROUPS)
         print_table([plate, *means.columns], rows, title=f"By {plate}, mean ± sd{_first(rows, means, 'groups')}")
 
 

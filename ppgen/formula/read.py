@@ -40,24 +40,36 @@ def names_in(text: str) -> list[str]:
     ['y', 'n', 'x', 'g', 'k', 'school', 'room']
     """
     formula = parse(text)
-    found = [formula.y, formula.trials, formula.status]
-    found += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
+    left, right = _used(formula)
     for part in (formula.common, *(b.terms for b in formula.blocks)):
-        _require_terms(ast.parse(part.translate(_AS_PYTHON).strip(), mode="eval").body, part)
-    found += [c for b in formula.blocks for factor in b.factors for c in factor]
-    if formula.y in found[3:]:
+        _require_terms(_tree(part), part)
+    if formula.y in right:
         raise PpgenError(f"the response {formula.y!r} of {text!r} stands on the right as well; leave it out there")
-    return list(dict.fromkeys(n for n in found if isinstance(n, str)))
+    return list(dict.fromkeys(left + right))
 
 
-def _names(terms: str) -> list[str]:
+def _used(formula: Formula) -> tuple[list[str], list[str]]:
+    """The columns on either side, as often as they stand there."""
+    left = [n for n in (formula.y, formula.trials, formula.status) if isinstance(n, str)]
+    right = [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(_tree(part))]
+    return left, right + [c for b in formula.blocks for factor in b.factors for c in factor]
+
+
+def _tree(terms: str) -> ast.expr:
+    """
+    Raises:
+        PpgenError: terms that are no Python expression.
+    """
     try:
-        tree = ast.parse(terms.translate(_AS_PYTHON).strip(), mode="eval")
+        return ast.parse(terms.translate(_AS_PYTHON).strip(), mode="eval").body
     except SyntaxError as e:
         raise PpgenError(
             f"the terms {terms!r} cannot be read; expected columns and calls joined by +, -, :, *, /, as in "
             "'1 + x + log(z) + x:g' (a column's name is letters, digits and _)"
         ) from e
+
+
+def _names(tree: ast.expr) -> list[str]:
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     functions = {id(n.func) for n in calls} | {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     functions |= {id(n) for call in calls for a in call.args[1:] for n in ast.walk(a)}  # C(k, Sum)
@@ -67,13 +79,8 @@ def _names(terms: str) -> list[str]:
 
 def _fillable(formula: Formula) -> list[str]:
     """The columns that are terms by themselves, and stand nowhere else: their missing cells can be drawn."""
-    try:
-        plain = plain_names(ast.parse(formula.common.translate(_AS_PYTHON).strip(), mode="eval").body)
-    except SyntaxError:
-        return []
-    used = [formula.y, formula.trials, formula.status, *(c for b in formula.blocks for f in b.factors for c in f)]
-    used += [n for part in (formula.common, *(b.terms for b in formula.blocks)) for n in _names(part)]
-    return [n for n in plain if used.count(n) == 1]
+    left, right = _used(formula)
+    return [n for n in plain_names(_tree(formula.common)) if (left + right).count(n) == 1]
 
 
 def _require_terms(node: ast.expr, terms: str) -> None:
@@ -141,8 +148,8 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
 
 def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) -> list[str]:
     parts = [part for own in matrices for term in own["terms"] for part in term]
-    found = [n for part in parts for n in ([part["codes"]] if "codes" in part else _names(part["x"]))]
-    found += [n for text in offsets for n in _names(text)]
+    found = [n for part in parts for n in ([part["codes"]] if "codes" in part else _names(_tree(part["x"])))]
+    found += [n for text in offsets for n in _names(_tree(text))]
     return list(dict.fromkeys([*found, *(g["codes"] for g in groups)]))
 
 

@@ -40,7 +40,8 @@ class CodedTable:
         if missing == "drop":
             self.raw = dropped(self.raw, names)
         self.gone = _gone(self.raw, fillable) if missing == "impute" else {}
-        self.raw = Table({k: _with_quantiles(k, v, self) for k, v in self.raw.items()}, self.raw.types)
+        whole = {k: _with_quantiles(k, v, self.gone.get(k), k in self.raw.words) for k, v in self.raw.items()}
+        self.raw = Table(whole, self.raw.types)
         self.frame = _frame(self.raw, names[0], fillable, missing)
         self.levels: dict[str, Levels] = {}
 
@@ -107,13 +108,12 @@ def _gone(table: Table, fillable: Collection[str]) -> dict[str, Tensor]:
     return {n: v.isnan() for n, v in floats.items() if bool(v.isnan().any())}
 
 
-def _with_quantiles(name: str, column: Any, table: CodedTable) -> Any:
-    """A column with quantiles of its seen cells where cells were missing, which keeps its mean and spread.
+def _with_quantiles(name: str, column: Any, gone: Tensor | None, words: bool) -> Any:
+    """A column with quantiles of its seen cells where cells are `gone`, which keeps its mean and spread.
 
     Raises:
         PpgenError: no cell is seen.
     """
-    gone = table.gone.get(name)
     if gone is None:
         return column
     seen = column[~gone].sort().values
@@ -122,7 +122,7 @@ def _with_quantiles(name: str, column: Any, table: CodedTable) -> Any:
     places = (torch.linspace(0, 1, 2 * int(gone.sum()) + 1)[1::2] * len(seen)).long().clamp(max=len(seen) - 1)
     column = column.clone()
     column[gone] = seen[places]
-    return column.long() if name in table.raw.words else column
+    return column.long() if words else column
 
 
 def _frame(table: Table, response: str, fillable: Collection[str], missing_cells: str) -> pd.DataFrame:

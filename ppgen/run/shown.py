@@ -14,13 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ppgen.console import number
 from ppgen.structure import Structure
 
 if TYPE_CHECKING:  # they take half a second to import
     import pandas as pd
     from xarray import DataArray, DataTree
 
-__all__ = ["by_group", "group_effects", "in_words", "shown", "shown_record", "summarized"]
+__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized"]
 
 
 def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
@@ -80,6 +81,14 @@ def by_group(tree: DataTree) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
         return pd.DataFrame(columns, index=words)
 
     return {p: (table(p, effects, "mean"), table(p, effects, "std")) for p, effects in group_effects(tree).items()}
+
+
+def group_rows(means: pd.DataFrame, sds: pd.DataFrame, most: int) -> list[list[str]]:
+    """The first rows of a table of `by_group` in text: the group, and mean ± sd of each effect."""
+    return [
+        [word, *(f"{number(m)} ± {number(s)}" for m, s in zip(means.loc[word], sds.loc[word], strict=True))]
+        for word in means.index[:most]
+    ]
 
 
 def in_words(tree: DataTree, where: str) -> str:
