@@ -63,6 +63,7 @@ def summed_terms(
                 "dimension that stands in no plate once a latent has one of its own; let the latent broadcast from the "
                 "left, as in x < tau and not x < tau[..., None]"
             ) from e
+        _in_one_dtype(t)
         _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
@@ -120,11 +121,24 @@ def drawn_discrete(
     with mock.patch.object(special, "_SafeLog", _Log):
         t.p.compute_log_prob()
         t.p.pack_tensors()
+        _in_one_dtype(t)
         # Site after site, each from its conditional given those before.
         with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
             holding(latents)(Unmask()(lambda: program.call("model", data)))()
     sites = sample_sites(tracer.trace)
     return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
+
+
+def _in_one_dtype(t: Traces) -> None:
+    """Packed log-probabilities in the widest dtype among them: a model may close over tensors of another dtype."""
+    packed = [s["packed"] for trace in t for s in trace.nodes.values() if "packed" in s]
+    found = [(of, k, v) for of in packed for k, v in of.items() if k.endswith("log_prob") and isinstance(v, Tensor)]
+    widest = max((v.dtype for *_, v in found), key=lambda dtype: dtype.itemsize, default=None)
+    for of, k, v in found:
+        if v.dtype != widest:
+            wide: Any = v.to(widest)
+            wide._pyro_dims = v._pyro_dims  # type: ignore[attr-defined]
+            of[k] = wide
 
 
 class _Log:

@@ -26,9 +26,10 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppgen import PpgenError, Program, rows
+from ppgen.engine.joint import log_joint
 from ppgen.inference import compare, diagnose, fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import held_out, loo
-from ppgen.run import Run
+from ppgen.run import Run, default_dtype
 
 Latents = dict[str, Tensor]
 SETTINGS = {"objective": "enumerate", "precision": "64-true"}
@@ -927,3 +928,23 @@ def test_a_continuous_latent_may_depend_on_a_discrete_one(model):
     tree = mcmc(model, {"x": x}, chains=32, draws=200, engine="trace", predictive=False, prior=False)
     c = tree["posterior"]["c"].mean(("chain", "draw")).values
     assert np.allclose(c, responsibility, atol=0.03)
+
+
+def test_what_a_model_closes_over_may_be_of_another_dtype():
+    """Tables in float32 in a program that is run in float64, as `mcmc` and `infer` run it; many vectors and one."""
+    table, means, x = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([-1.0, 1.5]), torch.tensor([-0.8, 1.1, 1.9])
+
+    def model(x):
+        sd, state = pyro.sample("sd", dist.LogNormal(-0.5, 0.3)), 0
+        for t in pyro.markov(range(3)):
+            state = pyro.sample(f"z_{t}", dist.Categorical(table[state]), infer={"enumerate": "parallel"})
+            pyro.sample(f"x_{t}", dist.Normal(means[state], sd), obs=x[t])
+
+    u = torch.tensor([[-0.3], [0.2]], dtype=torch.float64)
+    paths = torch.tensor(list(itertools.product((0, 1), repeat=3)))
+    p = torch.stack([table[path[:-1], path[1:]].prod() * table[0, path[0]] for path in paths])
+    likelihood = dist.Normal(means[paths].double(), u.exp()[:, None]).log_prob(x.double()).sum(-1)
+    exact = (likelihood + p.log()).logsumexp(-1) + dist.Normal(-0.5, 0.3).log_prob(u[:, 0])
+    with default_dtype(torch.float64):
+        joint = log_joint(Program.from_pair(model), {"x": x.double()})
+        assert torch.allclose(joint(u), exact, atol=1e-5) and torch.allclose(joint(u[0]), exact[0], atol=1e-5)

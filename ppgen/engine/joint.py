@@ -303,6 +303,9 @@ class LogJoint:
             one = torch.func.grad_and_value(partial(self.one, prior=kind == "prior"))
             both: Callable[[Tensor], Any] = torch.func.vmap(one, randomness="different") if many else one
             return lambda u: both(u)[::-1]
+        if many and self.summed:  # Pyro reads `value.data`, which vmap alone does not allow
+            of_all = self._function("grad", many)
+            return lambda u: of_all(u)[:1]
         value: Callable[[Tensor], Any] = torch.func.vmap(self.one, randomness="different") if many else self.one
         return lambda u: (value(u),)
 
