@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -219,7 +220,7 @@ def _instructions_asked() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Inductor's notes on single operations are not for the people who fit a model."""
+    """Inductor's notes on single operations, and what of torch it will no longer use, are not for who fits a model."""
     noisy = [
         logging.getLogger(n)
         for n in ("torch._inductor.ir", "torch._inductor.utils", "torch._inductor.select_algorithm")
@@ -228,7 +229,9 @@ def _silent() -> Iterator[None]:
     for n in noisy:
         n.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for n, level in zip(noisy, levels, strict=True):
             n.setLevel(level)
