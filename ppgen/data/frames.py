@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from ppgen.memory import require_memory
 if TYPE_CHECKING:
     import narwhals as nw
     import pandas as pd
+
+log = logging.getLogger("ppgen")
 
 _LIBRARIES = ("pandas", "polars", "modin", "pyarrow", "cudf", "dask", "duckdb", "ibis")
 
@@ -54,7 +57,16 @@ def unpack(data: Any) -> dict[str, Any]:
 def _of_anndata(data: Any) -> dict[str, Any]:
     """x (cells, genes), the columns of obs, and the matrices of obsm."""
     columns = {} if data.X is None else {"x": _dense("x", data.X)}
-    return columns | unpack(data.obs) | {str(name): _dense(str(name), value) for name, value in data.obsm.items()}
+    others = {"obs": unpack(data.obs), "obsm": {str(name): _dense(str(name), v) for name, v in data.obsm.items()}}
+    for place, own in others.items():
+        for name, value in own.items():
+            if name in columns:
+                log.warning(
+                    "%s has a column %r beside one of that name (x are the counts), and is called %r here", place, name,
+                    f"{place}.{name}",
+                )  # fmt: skip
+            columns[f"{place}.{name}" if name in columns else name] = value
+    return columns
 
 
 def _dense(name: str, matrix: Any) -> Any:

@@ -40,12 +40,15 @@ _SMALLER = "write it as .npy or .npz, and fit a part of its rows"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
+def read(
+    path: str | Path, rows: int | None = None, keep: Collection[str] = (), texts: Collection[str] = ()
+) -> dict[str, Any]:
     """Read the raw columns of one file; the format follows from its name, or from IDX's magic.
 
     Args:
         rows: of .csv, no more than the first so many are read.
         keep: of .csv, words that are no missing cells ("NA", where that is a country).
+        texts: of .csv, columns whose cells are left as they are written, as their decimal mark is known.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -54,7 +57,7 @@ def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) 
         raise PpgenError(f"{path} does not exist; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):
-        columns = read_csv(path, rows, keep) if reader is read_csv else reader(path)
+        columns = read_csv(path, rows, keep, texts) if reader is read_csv else reader(path)
     if not columns:
         raise PpgenError(f"{path} holds no columns; write at least one, for example x")
     return columns
