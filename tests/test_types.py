@@ -308,6 +308,31 @@ def test_thousands_of_a_fit_are_those_of_a_later_file(tmp_path):
     assert data.load(tmp_path / "new.csv", types=later)["a"].tolist() == [9876]
 
 
+def test_the_index_of_a_table_is_a_column_where_it_has_a_name(tmp_path, caplog):
+    frame = pd.DataFrame({"y": [1.5, 2.5]}, index=pd.Index(["b", "a"], name="town"))
+    frame.to_parquet(tmp_path / "t.parquet")
+    for found in (as_tensors(frame), data.load(tmp_path / "t.parquet")):
+        assert found["town"].tolist() == [1, 0] and found["y"].tolist() == [1.5, 2.5]
+    assert list(as_tensors(frame.reset_index(drop=True))) == ["y"]
+
+
+def test_rows_and_tables_of_json(tmp_path):
+    frame = pd.DataFrame({"g": ["b", "a"], "x": [1.5, None], "n": [1, 2]})
+    for how in (None, "records"):
+        frame.to_json(tmp_path / "t.json", orient=how)
+        found = data.load(tmp_path / "t.json")
+        assert found["g"].tolist() == [1, 0] and found["n"].tolist() == [1, 2] and found.types["x"].missing == 1
+    (tmp_path / "t.json").write_text('{"x": [1, 2], "prior": {"scale": 2.0}}')
+    assert data.load(tmp_path / "t.json")["prior"] == {"scale": 2.0}
+
+
+def test_an_array_with_fields_is_a_table(tmp_path):
+    array = np.array([(1, "b", 0.5), (2, "a", 1.5)], dtype=[("n", "i4"), ("g", "U3"), ("x", "f8")])
+    assert as_tensors(array)["g"].tolist() == [1, 0]
+    np.save(tmp_path / "t.npy", array)
+    assert data.load(tmp_path / "t.npy")["x"].tolist() == [0.5, 1.5]
+
+
 def test_columns_without_a_value_are_no_error():
     frame = pd.DataFrame({"d": pd.Series([None, None], dtype="datetime64[ns]"), "g": [None, None], "x": [np.nan] * 2})
     found = as_tensors(frame)

@@ -199,7 +199,7 @@ def _numpy(path: Path) -> dict[str, Any]:
         if magic == b"PK":
             return _npz(path)
         mapped = mapped_array(path)
-        return {"x": np.load(path, allow_pickle=False) if mapped is None else mapped}
+        return unpack(np.load(path, allow_pickle=False)) if mapped is None else {"x": mapped}
     except ValueError as error:
         raise _no_pickle(error) from error
 
@@ -248,12 +248,27 @@ def _no_pickle(error: ValueError) -> Exception:
 
 def _json(path: Path) -> dict[str, Any]:
     found = json.loads(_bytes(path))
+    rows = list(found.values()) if isinstance(found, dict) else found
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        return _json_table(found)
     if not isinstance(found, dict):
         raise PpgenError(
             f"its top level is a {type(found).__name__}, expected an object of columns; "
             'write {"x": [...], "y": [...]}'
         )
     return found
+
+
+def _json_table(found: Any) -> dict[str, Any]:
+    """The columns of a list of rows, or of columns by row, as pandas writes a table; other objects stay as they are."""
+    import pandas as pd
+
+    if isinstance(found, dict):
+        names = [str(i) for i in range(len(next(iter(found.values()))))]
+        plain = all(not isinstance(v, dict | list) for own in found.values() for v in own.values())
+        if not plain or any(list(own) != names for own in found.values()):
+            return found
+    return unpack(pd.DataFrame(found))
 
 
 def _parquet(path: Path) -> dict[str, Any]:
@@ -263,7 +278,7 @@ def _parquet(path: Path) -> dict[str, Any]:
 
     file = pq.ParquetFile(path)
     n, meta = file.metadata.num_rows, file.schema_arrow.pandas_metadata or {}
-    index = [i for i in meta.get("index_columns", ()) if isinstance(i, str)]
+    index = [i for i in meta.get("index_columns", ()) if isinstance(i, str) and i.startswith("__index_level_")]
     names = [name for name in file.schema_arrow.names if name not in index]
     if len(set(names)) < len(names):
         return unpack(pd.read_parquet(path))
@@ -276,7 +291,7 @@ def _parquet_column(path: Path, name: str, rows: int | None) -> Any:
 
     with _as_sentence(path, "parquet"):
         if rows is None:
-            return pd.read_parquet(path, columns=[name])[name]
+            return unpack(pd.read_parquet(path, columns=[name]))[name]
         return next(pq.ParquetFile(path).iter_batches(rows, columns=[name])).to_pandas()[name]
 
 
