@@ -32,6 +32,7 @@ from ppgen.chains.chain import flat_rows
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
 from ppgen.data import moments
+from ppgen.data.images import channels_first
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.errors import PpgenError, nearest
@@ -186,8 +187,7 @@ class Diffusion(GaussianChain):
                 f"Diffusion needs a column x, (rows, features), (rows, height, width) or (rows, channels, height, "
                 f"width), and the data have {shapes}; name or gather it with columns= (--columns x=...)"
             )
-        if x.dim() == 3:
-            x = x[:, None]
+        x = x[:, None] if x.dim() == 3 else channels_first("x", x)
         arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
         found = find_grid(x)
         if found is None:

@@ -28,6 +28,7 @@ from torch.distributions import AffineTransform, ComposeTransform, ReshapeTransf
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import ppgen
+from ppgen.data.images import channels_first
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.errors import PpgenError
@@ -111,6 +112,7 @@ class ImageFlow(ppgen.Program):
                 f"ImageFlow needs a column x of images, (rows, pixels), (rows, height, width) or (rows, channels, "
                 f"height, width), and the data have {shapes}; name it with columns= (--columns x=...)"
             )
+        x = channels_first("x", x)
         grey = x.shape[1:] if x.dim() == 3 else (math.isqrt(x.shape[1]),) * 2
         shape = tuple(x.shape[1:]) if x.dim() == 4 else (1, *grey)
         if x.dim() == 2 and shape[1] ** 2 != x.shape[1]:

@@ -119,6 +119,35 @@ MESSY: dict[str, tuple[str | bytes, Known]] = {
     "a workbook": (b"PK\x03\x04\x14\x00\x06\x00", "call it .xlsx"),
     "two spellings of ö": ("g,x\nK\u00f6ln,1\nKo\u0308ln,2\n", {"g": ["K\u00f6ln", "K\u00f6ln"]}),
     "blanks that are not seen": ("g,x\nUlm\u00a0,1\nUlm,2\n\u200bUlm,3\n", {"g": ["Ulm", "Ulm", "Ulm"]}),
+    "points for thousands, by the table": (
+        "pop;area\n1.234;0,5\n56.789;12,25\n7;3,0\n",
+        {
+            "pop": Note([1234, 56789, 7], "'1.234' is read as 1234, by the decimal mark of the table"),
+            "area": [0.5, 12.25, 3],
+        },
+    ),
+    "points that may be for thousands": (
+        "a;b\n1.234;x\n5.678;y\n",
+        {"a": Note([1.234, 5.678], "with a point as the decimal mark (a=real:comma otherwise)")},
+    ),
+    "points beside commas": ("a;b\n1.25;1,5\n2.125;2,5\n", {"a": [1.25, 2.125], "b": [1.5, 2.5]}),
+    "other currencies": ("a;b\nRs. 1,23,456;12,50 z\u0142\nRs. 7;3,20 z\u0142\n", {"a": [123456, 7], "b": [12.5, 3.2]}),
+    "signs behind": ("a,b\n5-,1\n3-,2\n2-,3\n", {"a": Note(["5-", "3-", "2-"], "begins with a number")}),
+    "days of a form that is not read": (
+        "d,x\n14. Februar 2024,1\n3. M\u00e4rz 2024,2\n",
+        {"d": Note(["14. Februar 2024", "3. M\u00e4rz 2024"], "looks like a time of a form that is not read")},
+    ),
+    "single quotes": ("a,b\n'x',1\n'y',2\n", {"a": Note(["'x'", "'y'"], "stands in single quotes")}),
+    "yes and no in other languages": (
+        "a,b\nja,\u0434\u0430\nnein,\u043d\u0435\u0442\n",
+        {"a": ["ja", "nein"], "b": ["\u0434\u0430", "\u043d\u0435\u0442"]},
+    ),
+    "fixed widths": ("name      age\nann lee    12\nbob         7\n", "as columns of fixed widths have"),
+    "another separator": ("a^b\n1^2\n3^4\n", "each has '^' as often as the first"),
+    "one name": ("x\n1\t2\n3\t4\n", "its first line has one name, and the others have 2 cells, cut by tabs"),
+    "JSON": ('[{"a": 1},\n {"a": 2}]\n', "no table of text, but JSON"),
+    "a web page": ("<html><table></table></html>\n", "a web page or XML"),
+    "one word": ("c,x\nDE,1\nDE,2\n", {"c": Note(["DE", "DE"], "is 'DE' in every row")}),
     "names that are years": ("town,2001,2002\nUlm,1,2\nBonn,2,3\n", {"2001": [1, 2], "2002": [2, 3]}),
 }
 

@@ -192,11 +192,14 @@ def _called(words: str, code: int) -> str:
     return done.output + done.stderr
 
 
-def test_missing_on_the_command_line(call):
+def test_missing_on_the_command_line(call, tmp_path):
     for how, said in (("mask", "5 cells of 'y' are missing"), ("drop", "5 of 30 rows have a missing cell")):
         assert said in call(f"fit line.py -d t.csv --steps 2 --engine eager --missing {how} --out {how}")
         assert "every check passed" in call(f"check line.py -d t.csv --missing {how}")
     assert "has 5 NaN values" in call("fit line.py -d t.csv --steps 2", 2)
+    (tmp_path / "own.py").write_text(PROGRAM.replace("    def model", '    missing = "mask"\n\n    def model'))
+    assert "5 cells of 'y' are missing and left out" in call("fit own.py -d t.csv --steps 2 --engine eager")
+    assert "has 5 NaN values" in call("fit own.py -d t.csv --steps 2 --missing error", 2)
     assert "did you mean 'mask'" in call("fit line.py -d t.csv --missing masked", 2)
     assert "--missing is said at the fit" in call("mcmc mask --missing drop", 2)
     assert data.load("t.csv").types["y"].missing == 5

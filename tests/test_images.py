@@ -90,6 +90,37 @@ def test_pictures_beside_folders_are_refused(tmp_path):
         data.load(tmp_path)
 
 
+def test_folders_that_are_no_labels_are_refused(tmp_path):
+    (tmp_path / "splits").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / "splits" / name, GREY[:1])
+    with pytest.raises(PpgenError, match="called test, train, as splits of the data are, and no labels"):
+        data.load(tmp_path / "splits")
+    (tmp_path / "deep" / "train").mkdir(parents=True)
+    write(tmp_path / "deep" / "train" / "cat", GREY[:1])
+    with pytest.raises(PpgenError, match=f"give {tmp_path / 'deep' / 'train'}, which has them"):
+        data.load(tmp_path / "deep")
+
+
+def test_pictures_that_are_not_read_are_said_and_others_are_upright(tmp_path, caplog):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    Image.fromarray(GREY[0]).save(tmp_path / "a.png", exif=turned)
+    Image.fromarray(GREY[1]).save(tmp_path / "b.tif")
+    assert np.array_equal(data.load(tmp_path)["x"][0], np.rot90(GREY[0], -1))
+    assert "1 pictures of other kinds (b.tif) are left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["ddpm", "flow_matching", "image_flow"])
+def test_models_of_images_have_channels_first_whatever_the_array_has(name):
+    from ppgen import catalog
+
+    cls = catalog.find(name).target
+    first = torch.randint(0, 256, (8, 3, 6, 8), dtype=torch.uint8)
+    made = [cls.from_data({"x": x}) for x in (first, first.permute(0, 2, 3, 1))]
+    assert made[0] == made[1] and [3, 6, 8] in [list(v) for v in made[0].values() if isinstance(v, list | tuple)]
+
+
 def test_channels_last_are_turned_where_a_program_has_them_first(caplog):
     x = torch.as_tensor(COLOUR)
     with caplog.at_level(logging.INFO, "ppgen"):

@@ -62,6 +62,21 @@ def test_a_workbook_that_cannot_be_read_is_one_sentence(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_the_first_sheet_with_rows_is_read_and_formulas_need_values(tmp_path, caplog):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["read me"])
+    rows = book.create_sheet("rows")
+    for row in (["a", "b"], [1, 2], [3, 4]):
+        rows.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert data.load(tmp_path / "a.xlsx")["b"].tolist() == [2, 4] and "the first with rows, 'rows'" in caplog.text
+    rows["C1"], rows["C2"], rows["C3"] = "c", "=A2*2", "=A3*2"
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(PpgenError, match="the column 'c' holds formulas .'=A2[*]2'. without values"):
+        data.load(tmp_path / "a.xlsx")
+
+
 def test_merged_cells_and_errors_of_a_workbook_are_said(tmp_path):
     cells = [("S", 1), (None, "#N/A"), (None, 3), ("N", 4), (None, 5), (None, "#REF!")]
     rows = [["region", "n", "k"], *([*row, i] for i, row in enumerate(cells))]
@@ -78,6 +93,8 @@ def test_arrays_of_hdf5(tmp_path, caplog):
         file["flag"] = np.array([True, False] * 3)
         file["table"] = np.array([(i, i / 2) for i in range(6)], dtype=[("i", "i4"), ("v", "f8")])
         file["none"], file["complex"] = h5py.Empty("f4"), np.ones(6, complex)
+        kinds = h5py.enum_dtype({"low": 0, "high": 1}, basetype="i1")
+        file.create_dataset("grade", data=np.arange(6) % 2, dtype=kinds)
     found = data.load(tmp_path / "a.h5")
     np.testing.assert_array_equal(found["x"], X)
     assert (
@@ -85,6 +102,7 @@ def test_arrays_of_hdf5(tmp_path, caplog):
     )
     assert found["words"].tolist() == [1, 0] * 3 and found.types["fixed"].levels == ("u", "v")
     assert found["i"].tolist() == list(range(6)) and found["v"].tolist() == [i / 2 for i in range(6)]
+    assert found.types["grade"].levels == ("low", "high") and found.types["group.y"].kind == "count"
     assert not {"none", "complex"} & set(found)
     assert "'none' is empty" in caplog.text and "'complex' holds complex128" in caplog.text
     content = (tmp_path / "a.h5").read_bytes()
@@ -102,7 +120,12 @@ def test_variables_of_matlab(tmp_path):
     np.testing.assert_array_equal(found["x"], X)
     np.testing.assert_array_equal(found["s.u"], X[0])
     assert found["y"].tolist() == list(range(6)) and found["names"].tolist() == [0, 1, 2, 0, 2, 0]
-    assert found["title"] == "words" and found["k"] == 3.0
+    assert found["title"] == "words" and found["k"] == 3.0 and found.types["y"].kind == "count"
+    people = np.array([(1.0, "a"), (2.0, "b")], dtype=[("age", "O"), ("name", "O")])
+    savemat(tmp_path / "b.mat", {"p": people, "counts": sparse.csc_matrix(np.eye(2))})
+    found = data.load(tmp_path / "b.mat")
+    assert found["p.age"].tolist() == [1, 2] and found.types["p.name"].levels == ("a", "b")
+    assert found["counts"].tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_matlab_file_that_is_hdf5_is_transposed(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from ppgen.inference.evaluation.posterior import tree_from
 from ppgen.inference.report.figures import groups_figures
+from ppgen.inference.sampling.infer import _in_words as tried_in_words
 from ppgen.inference.verdicts.findings import Finding, with_words
 from ppgen.run.shown import by_group, group_effects, in_words, shown, summarized
 
@@ -63,6 +64,11 @@ def test_a_panel_of_the_picture_is_an_effect_by_group(tree):
 def test_findings_name_entries_by_their_words(tree, where, words):
     assert in_words(tree, where) == words
     assert str(with_words(tree, [Finding("ess_bulk", where, 500.0, 400.0, "fine")])[0]).find(words) > 0
+
+
+def test_what_was_tried_names_entries_by_their_words(tree):
+    finding = Finding("ess_bulk", "sd[0]", 50.0, 400.0, "look")
+    assert "sd[Intercept]" in tried_in_words(tree, finding) and tried_in_words(tree, "the budget") == "the budget"
 
 
 def test_a_tree_without_the_attributes_shows_all(tree):

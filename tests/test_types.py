@@ -124,6 +124,11 @@ NOTES = {
     "a stray number": ([*[f"w{i % 12}" for i in range(36)], "17"], "'17' in row 36 looks like a number among words"),
     "a question mark": ([*["1", "2"] * 10, "?"], "'[?]' is taken as a missing cell"),
     "days as numbers": ([20240100 + i for i in range(1, 31)], "looks like days written as numbers"),
+    "a constant word": (["DE"] * 30, "is 'DE' in every row"),
+    "a constant day": (["2024-01-02"] * 30, "is the same day in every row"),
+    "a shuffled index": ([7 * i % 30 for i in range(30)], "has another number in each row, as an index does"),
+    "an outlier of whole numbers": ([*[i % 5 for i in range(60)], 100_000], "1e[+]05 is far from the others"),
+    "9 for none": ([0, 1, 9, 1, 0] * 10, "9 stands in 10 rows, apart from the others"),
     "infinite": ([1.5, np.inf, 2.0], "has 1 infinite values"),
 }
 
@@ -133,6 +138,16 @@ def test_what_may_be_wrong_is_said(case):
     cells, note = NOTES[case]
     found = as_tensors(pd.DataFrame({"c": cells})).types["c"]
     assert len(found.notes) == 1 and re.search(note, found.notes[0]), found.notes
+
+
+def test_large_numbers_that_differ_are_no_constant():
+    found = as_tensors(pd.DataFrame({"c": [123456789012345678, 123456789012345679]})).types["c"]
+    assert not found.notes
+
+
+def test_a_mask_is_a_gap_and_no_word():
+    found = as_tensors({"c": np.ma.array([1, 2], mask=[0, 1])}).types["c"]
+    assert found.missing == 1 and not found.notes
 
 
 def test_columns_that_say_the_same_are_said():
@@ -157,6 +172,12 @@ ASKED = {
     "month first": ("c=date:%m/%d/%Y", ["01/02/2024", "03/02/2024"], [0, 60]),
     "days as numbers": ("c=date:%Y%m%d", [20240102, 20240201], [0, 30]),
     "a format with a comma": ("c=date:%b %d, %Y", ["Jan 2, 2024", "Feb 1, 2024"], [0, 30]),
+    "true and false in an order": ("c=ordered:True<False", [True, False], [0, 1]),
+    "true and false as words": ("c=categorical", [True, False], [1, 0]),
+    "two numbers": ("c=binary", [1, 2, 1], [0, 1, 0]),
+    "numbers as they are written": ("c=ordered:3.0<1.0", [3.0, 1.0], [0, 1]),
+    "words with signs": ('c=ordered:"<18"<"18, 19"<20+', ["18, 19", "<18", "20+"], [1, 0, 2]),
+    "days of eight digits": ("c=date", [20240102, 20240201], [0, 30]),
     "a word for none that is one": ("c=categorical:NA<EU", ["EU", "NA"], [1, 0]),
 }
 
@@ -176,9 +197,12 @@ WRONG = {
     "a word beyond": ("c=ordered:a<b", ["a", "c"], "holds 'c', which is none of its levels a<b"),
     "below 0": ("c=positive", [1.5, -2.0], "said to be positive .*goes from -2 to 1.5"),
     "above 1": ("c=bounded", [0.5, 2.0], "said to be bounded"),
-    "words as numbers": ("c=real", ["a", "b"], "'c' holds numbers, but 'a' in row 0"),
+    "words as numbers": ("c=real", ["a", "b"], "'c' is said to hold numbers, but has 'a' in row 0"),
     "numbers as words": ("c=ordered:a<b", [1, 2], "'c' is numbers, and none of its levels is a number"),
     "another format": ("c=date:%d/%m/%Y", ["2024-01-02"], "'2024-01-02' in row 0"),
+    "no form of days": ("c=date:%q", ["2024-01-02"], "'%q' is no format of dates"),
+    "counts with parts": ("c=count", [1.5, 2.0], "said to be count .*and has 1.5"),
+    "three values": ("c=binary", [1, 2, 3], "said to be binary .*has 3 values"),
     "no detail": ("c=text:a", ["a"], "text takes no 'a'"),
 }
 
@@ -255,6 +279,58 @@ def test_the_columns_of_annotated_data_are_those_of_obs():
 
     found = as_tensors(AnnData())
     assert list(found) == ["x", "batch", "pca"] and found["batch"].tolist() == [1, 0, 1]
+
+
+def test_a_column_of_annotated_data_does_not_stand_in_for_the_counts(caplog):
+    class AnnData:
+        X = np.ones((3, 2))
+        obs = pd.DataFrame({"x": [0.5, 1.5, 2.5]})
+        obsm = {"x": np.zeros((3, 4))}
+
+    found = as_tensors(AnnData())
+    assert [tuple(found[name].shape) for name in ("x", "obs.x", "obsm.x")] == [(3, 2), (3,), (3, 4)]
+    assert "obs has a column 'x' beside one of that name" in caplog.text
+
+
+def test_a_decimal_mark_that_is_asked_for_holds_where_points_look_like_decimals(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n1.234;x\n5.678;y\n")
+    assert data.load(tmp_path / "t.csv", types="a=real:comma")["a"].tolist() == [1234, 5678]
+    (tmp_path / "t.csv").write_text("a;b\n1.234;x\n12.5;y\n")
+    with pytest.raises(PpgenError, match=r"said to hold numbers, but has '12\.5' in row 1"):
+        data.load(tmp_path / "t.csv", types="a=real:comma")
+
+
+def test_thousands_of_a_fit_are_those_of_a_later_file(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n1.234;0,5\n5.678;1,5\n")
+    (tmp_path / "new.csv").write_text("a;b\n9.876;2\n")
+    kept = data.load(tmp_path / "t.csv").types
+    later = {name: type_of_record(own.kept()) for name, own in kept.items()}
+    assert data.load(tmp_path / "new.csv", types=later)["a"].tolist() == [9876]
+
+
+def test_the_index_of_a_table_is_a_column_where_it_has_a_name(tmp_path, caplog):
+    frame = pd.DataFrame({"y": [1.5, 2.5]}, index=pd.Index(["b", "a"], name="town"))
+    frame.to_parquet(tmp_path / "t.parquet")
+    for found in (as_tensors(frame), data.load(tmp_path / "t.parquet")):
+        assert found["town"].tolist() == [1, 0] and found["y"].tolist() == [1.5, 2.5]
+    assert list(as_tensors(frame.reset_index(drop=True))) == ["y"]
+
+
+def test_rows_and_tables_of_json(tmp_path):
+    frame = pd.DataFrame({"g": ["b", "a"], "x": [1.5, None], "n": [1, 2]})
+    for how in (None, "records"):
+        frame.to_json(tmp_path / "t.json", orient=how)
+        found = data.load(tmp_path / "t.json")
+        assert found["g"].tolist() == [1, 0] and found["n"].tolist() == [1, 2] and found.types["x"].missing == 1
+    (tmp_path / "t.json").write_text('{"x": [1, 2], "prior": {"scale": 2.0}}')
+    assert data.load(tmp_path / "t.json")["prior"] == {"scale": 2.0}
+
+
+def test_an_array_with_fields_is_a_table(tmp_path):
+    array = np.array([(1, "b", 0.5), (2, "a", 1.5)], dtype=[("n", "i4"), ("g", "U3"), ("x", "f8")])
+    assert as_tensors(array)["g"].tolist() == [1, 0]
+    np.save(tmp_path / "t.npy", array)
+    assert data.load(tmp_path / "t.npy")["x"].tolist() == [0.5, 1.5]
 
 
 def test_columns_without_a_value_are_no_error():

@@ -193,6 +193,7 @@ def infer(
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
         outcome = outcome._replace(findings=with_words(tree, outcome.findings))
+        tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
     seconds = time.monotonic() - began
     tree.attrs |= {
         "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
@@ -205,7 +206,7 @@ def infer(
 
 
 def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str, Outcome, list[dict[str, Any]]]:
-    """The name and outcome of the first rung that is settled, or the best; and what was tried.
+    """The name and outcome of the first rung that is settled, or the best; and what was tried, with the findings why.
 
     Raises:
         PpgenError: no rung came to an end.
@@ -220,7 +221,7 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
             if report is not None:
                 report(name)
             outcome = rung(problem)
-            why = [] if outcome.settled else [str(f) for f in outcome.findings if f.verdict != FINE]
+            why = [] if outcome.settled else [f for f in outcome.findings if f.verdict != FINE]
             tried.append({"method": name, "verdict": outcome.verdict, "why": why})
         except OutOfTime:
             tried.append({"method": name, "verdict": "none", "why": ["the budget was spent"]})
@@ -242,8 +243,12 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
     return *best, tried
 
 
+def _in_words(tree: DataTree, why: Finding | str) -> str:
+    return why if isinstance(why, str) else str(with_words(tree, [why])[0])
+
+
 def _said(tried: Sequence[Mapping[str, Any]]) -> str:
-    return "; ".join(f"{t['method']}: {t['why'][0].split(';')[0] if t['why'] else t['verdict']}" for t in tried)
+    return "; ".join(f"{t['method']}: {str(t['why'][0]).split(';')[0] if t['why'] else t['verdict']}" for t in tried)
 
 
 def _worst(outcome: Outcome) -> str:

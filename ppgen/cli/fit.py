@@ -75,7 +75,7 @@ def fit(
     seed: Seed = 0,
     columns: Columns = None,
     types: Types = None,
-    missing: Missing = "error",
+    missing: Missing = None,
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
     ] = None,

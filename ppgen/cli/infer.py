@@ -48,7 +48,7 @@ def infer(
     seed: Seed = 0,
     columns: Columns = None,
     types: Types = None,
-    missing: Missing = "error",
+    missing: Missing = None,
     split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,

@@ -56,7 +56,7 @@ def mcmc(
     seed: Seed = 0,
     columns: Columns = None,
     types: Types = None,
-    missing: Missing = "error",
+    missing: Missing = None,
     split: Split = None,
     data_dir: DataDir = None,
     json: Json = False,

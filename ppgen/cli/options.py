@@ -33,7 +33,10 @@ Types = Annotated[
     typer.Option(metavar="COL=KIND", help="What columns are, as in income=positive,grade=ordered:a<b (ppgen check)."),
 ]
 Missing = Annotated[
-    str, typer.Option(help="Missing cells of observed columns: error, drop (their rows), mask, or impute.")
+    str | None,
+    typer.Option(
+        help="Missing cells of observed columns: error, drop (their rows), mask or impute. [default: the program's]"
+    ),
 ]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Where mnist, fashion, ... lie. [env: PPGEN_DATA]")]
 Split = Annotated[str | None, typer.Option(help="train, valid, test or all.")]
@@ -79,8 +82,8 @@ def _refuse_of_a_fit(where: dict[str, Any]) -> None:
     """What is said of the data at the fit, given with a run that keeps it."""
     from ppgen.errors import PpgenError
 
-    for name, default in (("types", None), ("missing", "error")):
-        if where.get(name, default) != default:
+    for name in ("types", "missing"):
+        if where.get(name) is not None:
             raise PpgenError(f"--{name} is said at the fit, and a run keeps it; leave it out, or name a program")
 
 

@@ -45,7 +45,7 @@ def check(
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
     columns: Columns = None,
     types: Types = None,
-    missing: Missing = "error",
+    missing: Missing = None,
     split: Split = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
@@ -128,7 +128,7 @@ def new(
     data: Data = None,
     settings: Set = None,
     columns: Columns = None,
-    missing: Missing = "error",
+    missing: Missing = None,
 ) -> None:
     """Write a small commented program of your own, which `ppgen fit FILE` runs at once.
 

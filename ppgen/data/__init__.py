@@ -28,7 +28,7 @@ from ppgen.data.levels import Levels, encoded
 from ppgen.data.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
 from ppgen.data.table import Table, words_of
 from ppgen.data.typed import fits_float32
-from ppgen.data.types import ColumnType, parse_types, type_of_record
+from ppgen.data.types import ASKED, ColumnType, parse_types, type_of_record
 from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
@@ -114,8 +114,7 @@ def load(
     if split not in (*SPLITS, "all"):
         choice = nearest(split, SPLITS) or "; choose train, valid, test or all"
         raise PpgenError(f"there is no split {split!r}{choice}")
-    keep = {word for own in asked_types(types).values() for word in own.levels}
-    name, where, groups = _groups(source, data_dir, rows, keep)
+    name, where, groups = _groups(source, data_dir, rows, asked_types(types))
     part = partial(_part, name, where, groups, columns, types)
     if split == "all":
         return _concatenate({key: part(key) for key in groups}, where)
@@ -193,7 +192,10 @@ def splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str,
 
 
 def _groups(
-    source: str | Path, data_dir: str | Path | None, rows: int | None = None, keep: Collection[str] = ()
+    source: str | Path,
+    data_dir: str | Path | None,
+    rows: int | None = None,
+    types: Mapping[str, ColumnType] | None = None,
 ) -> tuple[str | None, str, dict[str, dict[str, Any]]]:
     """The built-in name or None, the source in words, and its raw columns by split."""
     if not isinstance(source, str | Path):
@@ -210,7 +212,10 @@ def _groups(
             f"there is no file or data set {str(source)!r}"
             + (hint or f"; give a path, or one of {', '.join(datasets.NAMES)}")
         )
-    raw = readers.read(path, rows if rows is not None and path.stat().st_size > LARGE else None, keep)
+    asked = (types or {}).values()
+    keep = {word for own in asked for word in own.levels}
+    texts = {own.name for own in asked if own.form == "comma" and own.why == ASKED}
+    raw = readers.read(path, rows if rows is not None and path.stat().st_size > LARGE else None, keep, texts)
     groups = readers.by_split(path, raw) if path.suffix.lower() in BY_NAME else {"all": raw}
     if rows is not None:
         groups = {key: _first_rows(group, rows, path) for key, group in groups.items()}

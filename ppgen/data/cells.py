@@ -78,10 +78,10 @@ class CellReader:
         if values is None:
             raise PpgenError(own.why if self.where == "the data" else f"{self.where}: {own.why}")
         if asked is not None:
-            self._require(own, asked)
+            self._require(own, asked, values)
         return _whole_as_long(_from_numpy(name, values, self.where), name, self.where), own
 
-    def _require(self, own: ColumnType, asked: ColumnType) -> None:
+    def _require(self, own: ColumnType, asked: ColumnType, values: np.ndarray) -> None:
         """
         Raises:
             PpgenError: a column is not what it is said to be.
@@ -94,16 +94,25 @@ class CellReader:
                 f"{self.where}: the column {own.name!r} holds {extra[0]!r}, which is none of its levels "
                 f"{'<'.join(asked.levels)}{nearest(extra[0], asked.levels)}; name all of its words in types (--types)"
             )
-        low, high = own.low, own.high
-        wrong = low is not None and high is not None and asked.why == ASKED and (
-            asked.kind == "positive" and low <= 0 or asked.kind == "count" and low < 0
-            or asked.kind == "bounded" and (low < 0 or high > 1)
-        )  # fmt: skip
-        if wrong:
+        if asked.why == ASKED and (odd := _odd_for(own, values)):
             raise PpgenError(
-                f"{self.where}: the column {own.name!r} is said to be {asked.kind} ({KINDS[asked.kind]}), and goes "
-                f"from {low:g} to {high:g}; correct it, or say another type"
+                f"{self.where}: the column {own.name!r} is said to be {asked.kind} ({KINDS[asked.kind]}), and {odd}; "
+                "correct it, or say another type"
             )
+
+
+def _odd_for(own: ColumnType, values: np.ndarray) -> str:
+    """What a column has that its kind has not; or ""."""
+    low, high, kind = own.low, own.high, own.kind
+    if kind == "binary" and len(own.levels) > 2:
+        return f"has {len(own.levels)} values"
+    if low is None or high is None:
+        return ""
+    if kind == "positive" and low <= 0 or kind == "count" and low < 0 or kind == "bounded" and (low < 0 or high > 1):
+        return f"goes from {low:g} to {high:g}"
+    parts = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+    parts = parts[parts != parts.round()]
+    return f"has {parts[0]:g}" if kind == "count" and len(parts) else ""
 
 
 def decimal_mark_of(raw: Mapping[str, Any], mark: str = "") -> str:

@@ -31,6 +31,7 @@ log = logging.getLogger("ppgen")
 CELLS = 2**22  # of a piece
 SMALL = 2**26  # bytes of a file that is read at once
 BLOCK = 2**19  # bytes of a pass over the lines
+SAMPLE = 1000  # rows whose text is looked at first
 HEAD = 2**16  # characters that the separator is looked for in
 SEPARATORS = "\t;|,"  # a comma last: it stands inside numbers too
 MARK = "[mark]"  # no name of a column: the decimal mark of the file, where its numbers say it, or its separator
@@ -39,15 +40,19 @@ _NO_TEXT = {
     b"%PDF": "a PDF; export its table",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save it as .xlsx or csv",
 }
+_CALLED = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_csv(path: Path, rows: int | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
+def read_csv(
+    path: Path, rows: int | None = None, keep: Collection[str] = (), texts: Collection[str] = ()
+) -> dict[str, Any]:
     """A header row gives the names; a table of numbers alone is x, and its columns "0", "1", …
 
     Args:
         rows: the first so many are read; None for all.
         keep: words that are no missing cells, whatever they are.
+        texts: columns whose cells are left as they are written.
     """
     _require_text(path)
     try:
@@ -64,10 +69,12 @@ def read_csv(path: Path, rows: int | None = None, keep: Collection[str] = ()) ->
         8 * n * len(names), f"a table of {n} rows and {len(names)} columns",
         "fit a part of its rows, or write it as .npy in float32, which is opened and not read",
     )  # fmt: skip
-    source = _Source(path, separator, names, headless, rows, keep)
+    source = _Source(path, separator, names, headless, rows, keep, texts)
     frame = source.frame()
     if not headless and not first[-1].strip() and len(first) > 1 and frame[names[-1]].isna().all():
         frame = frame[names[:-1]]  # a separator at the end of every line
+    if not headless and separator != ",":
+        frame = source.with_thousands(frame)
     floats = frame.select_dtypes("float")
     points = any(bool((v != v.round()).sum() > v.isna().sum()) for _, v in floats.items())
     mark = "." if points else LIKELY_POINT if separator == "," else ""
@@ -92,6 +99,13 @@ def _beginning(path: Path) -> tuple[str, list[str]]:
         raise PpgenError("its lines end in carriage returns alone, as on old Macs; save it with the line ends of today")
     if sep := re.match("sep=.\r?\n", head):
         raise PpgenError(f"its first line is {sep[0].strip()!r}, which Excel alone reads; delete that line")
+    if head.lstrip()[:1] in ("{", "[", "<"):
+        what = (
+            "a web page or XML"
+            if head.lstrip()[0] == "<"
+            else "JSON; call it .json, or .jsonl where each line is a row"
+        )
+        raise PpgenError(f"it is no table of text, but {what}")
     whole = head if len(head) < HEAD else head[: head.rfind("\n") + 1] or head
     found: dict[str, list[int]] = {}
     for separator in SEPARATORS:
@@ -105,6 +119,8 @@ def _beginning(path: Path) -> tuple[str, list[str]]:
     even = [s for s, n in found.items() if n[0] > 1 and len(set(n)) == 1]
     if not even and (found[","][0] == 1 or max(n[0] for n in found.values()) == 1) and _is_cut_by_blanks(whole):
         even = [" "]
+    if not even:
+        _require_cut(whole, found)
     separator = even[0] if even else max(reversed(SEPARATORS), key=lambda s: found[s][0] if s in found else 0)
     with _open(path) as text:
         cut = csv.reader(text, strict=True, skipinitialspace=True, delimiter=separator)
@@ -118,6 +134,33 @@ def _require_text(path: Path) -> None:
     for mark, what in _NO_TEXT.items():
         if head.startswith(mark):
             raise PpgenError(f"it cannot be read as csv: it is no text, but {what}")
+
+
+def _require_cut(text: str, found: dict[str, list[int]]) -> None:
+    """
+    Raises:
+        PpgenError: lines of several cells under a single name; lines that something else cuts, as fixed widths do.
+    """
+    lines = [line for line in text.splitlines()[:200] if line.strip()]
+    for separator, n in found.items():
+        if n[0] == 1 and len(n) > 1 and len(set(n[1:])) == 1 and n[1] > 1 and separator != ",":
+            raise PpgenError(
+                f"its first line has one name, and the others have {n[1]} cells, cut by {_CALLED[separator]}; write a "
+                "line of names above them, a name a column"
+            )
+    if len(lines) < 2 or any(n[0] > 1 for n in found.values()):
+        return
+    for mark in "^~:#/":
+        if len({line.count(mark) for line in lines}) == 1 and mark in lines[0]:
+            raise PpgenError(
+                f"its lines are cut by none of comma, semicolon, tab and |, and each has {mark!r} as often as the "
+                "first; write commas there"
+            )
+    if all(re.search(r"\S {2,}\S", line) for line in lines):
+        raise PpgenError(
+            "its lines are cut by none of comma, semicolon, tab and |, and have blanks side by side, as columns of "
+            "fixed widths have; write it with commas (pandas.read_fwf reads it)"
+        )
 
 
 def _is_cut_by_blanks(text: str) -> bool:
@@ -282,8 +325,9 @@ class _Source:
     """A file as pandas reads it."""
 
     def __init__(
-        self, path: Path, separator: str, names: list[str], headless: bool, rows: int | None, keep: Collection[str]
-    ):
+        self, path: Path, separator: str, names: list[str], headless: bool, rows: int | None, keep: Collection[str],
+        texts: Collection[str],
+    ):  # fmt: skip
         from ppgen.data.figures import MISSING
 
         self.path, self.separator, self.names = path, separator, names
@@ -292,6 +336,7 @@ class _Source:
             "names": names, "header": None if headless else 0, "index_col": False, "nrows": rows,
             "sep": r"\s+" if separator == " " else separator,
             "skipinitialspace": True, "low_memory": False, "keep_default_na": False, "na_values": plain,
+            "dtype": {name: str for name in names if name in texts},
         }  # fmt: skip
 
     def frame(self) -> pd.DataFrame:
@@ -327,6 +372,19 @@ class _Source:
         texts = dict(self.again(whole, dtype=str))
         changed = {n: t for n, t in texts.items() if bool(t.str.fullmatch(r"\s*[+-]?0\d+\s*").any())}
         return frame.assign(**changed) if changed else frame
+
+    def with_thousands(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Numbers that are all written as 1.234 stay text: another column may say that points separate thousands."""
+        from ppgen.data.figures import are_thousands
+
+        floats = [name for name in self.names if name in frame and frame[name].dtype.kind == "f"]
+        if not floats:
+            return frame
+        first = dict(self.again(floats, dtype=str, nrows=SAMPLE))
+        changed = [name for name in floats if are_thousands(first[name].dropna())]
+        texts = dict(self.again(changed, dtype=str)) if changed else {}
+        changed = [name for name in changed if are_thousands(texts[name].dropna())]
+        return frame.assign(**{name: texts[name] for name in changed}) if changed else frame
 
     def again(self, names: list[str], **how: Any) -> pd.DataFrame:
         """Some of the columns as a whole."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ppgen.errors import PpgenError
+
 MISSING = frozenset(
     ["", "?", "NA", "N/A", "n/a", "na", "N.A.", "n.a.", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null",
      "NaT", ".", "-", "--", "\u2013", "\u2014", "#NA", "#N/A N/A", "#NULL!", "#VALUE!", "#DIV/0!", "#REF!", "#NUM!",
@@ -25,7 +27,10 @@ AMBIGUOUS = frozenset(["None", "none", "NONE"])  # missing among numbers, a word
 SAMPLE = 300  # texts that are looked at one by one, before all are
 
 _SIGN = "[+\\-\u2212\u2013]?"
-_MONEY = r"([a-z]{0,2}\$|kr\.?|sek|nok|dkk|[\u20ac\u00a3\u00a5\u20b9]|usd|eur|gbp|chf|jpy|cny|inr|aud|cad)"
+_MONEY = (
+    r"([a-z]{0,2}\$|kr\.?|(?<![a-z])rs(?![a-z])\.?|z\u0142|k\u010d|sek|nok|dkk|pln|czk|[\u00a3\u00a5\u20a0-\u20cf]|usd|eur|gbp|chf|jpy|cny|inr|"
+    r"aud|cad)"
+)
 _BLANKS = " '_\u00a0\u2009\u202f\u2019"
 _DIGITS = (
     rf"(\d+([.,]\d+)?[.,]?|[.,]\d+|\d{{1,3}}(,\d{{2,3}})+(\.\d*)?|\d{{1,3}}(\.\d{{3}})+(,\d*)?"
@@ -88,7 +93,7 @@ def decimal_mark(texts: pd.Series) -> str:
     >>> [decimal_mark(pd.Series(t)) for t in (["1,234", "5,678"], ["1,234", "1,5"], ["1,234.5"], ["1.234,5"])]
     ['', ',', '.', ',']
     """
-    bare = texts.str.replace(r"[eE][+\-]?\d+", "", regex=True).str.replace(r"[^\d.,]", "", regex=True)
+    bare = texts.str.replace(r"[eE][+\-]?\d+|[^\W\d_]+\.", "", regex=True).str.replace(r"[^\d.,]", "", regex=True)
     comma, point = bare.str.contains(",", regex=False), bare.str.contains(".", regex=False)
     if not bool(comma.any()):
         return "," if bool(bare.str.fullmatch(r"\d{1,3}(\.\d{3}){2,}").any()) else "."
@@ -99,6 +104,17 @@ def decimal_mark(texts: pd.Series) -> str:
     must_be_point |= point & ~comma & ~bare.str.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+")
     found = bool(must_be_comma.any()), bool(must_be_point.any())
     return {(True, True): "?", (True, False): ",", (False, True): ".", (False, False): ""}[found]
+
+
+def are_thousands(texts: pd.Series) -> bool:
+    """Whether a point may separate the thousands of all of these numbers, as in 1.234, and of one of them does if so.
+
+    >>> [are_thousands(pd.Series(t)) for t in (["1.234", "12"], ["1.234", "0.5"], ["1.234", "1.2345"], ["12"])]
+    [True, False, False, False]
+    """
+    bare = texts.str.replace(r"[^\W\d_]+\.|[^\d.,eE]", "", regex=True)
+    point = bare.str.contains(".", regex=False)
+    return bool(point.any()) and bool(bare.str.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+|\d{1,3}").all())
 
 
 class Numbers(NamedTuple):
@@ -144,7 +160,7 @@ def read_numbers(texts: pd.Series, mark: str = ".") -> Numbers:
 def _without_unit(plain: pd.Series) -> tuple[pd.Series, list[str], bool]:
     """The texts without what stands beside their numbers, what does, and whether some have nothing beside them."""
     money, after = rf"{_MONEY}|%|\u2030", rf"(?<=[\d.,)])\s*{_UNIT}(?=\)?$)"
-    beside = plain.str.extract(rf"({money})", flags=re.IGNORECASE)[0].str.lower()
+    beside = plain.str.extract(rf"({money})", flags=re.IGNORECASE)[0]
     bare = plain.str.replace(money, "", regex=True, flags=re.IGNORECASE).str.strip()
     measured = plain.str.extract(rf"(?:{after})")[0]
     if bool(measured.notna().any()):
@@ -197,8 +213,15 @@ def _fits(some: pd.Series, form: str) -> bool:
 
 
 def read_dates(texts: pd.Series, form: str) -> pd.Series:
-    """Dates in UTC, without it in the texts as they stand; NaT where a text is none."""
-    found = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
+    """Dates in UTC, without it in the texts as they stand; NaT where a text is none.
+
+    Raises:
+        PpgenError: `form` is no format of dates.
+    """
+    try:
+        found = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
+    except ValueError as error:  # of the format: texts that do not have it are NaT
+        raise PpgenError(f"{form!r} is no format of dates ({error}); write one as %d.%m.%Y or %Y-%m-%d") from error
     return found.dt.tz_localize(None)
 
 

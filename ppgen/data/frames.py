@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
@@ -13,6 +16,8 @@ from ppgen.memory import require_memory
 if TYPE_CHECKING:
     import narwhals as nw
     import pandas as pd
+
+log = logging.getLogger("ppgen")
 
 _LIBRARIES = ("pandas", "polars", "modin", "pyarrow", "cudf", "dask", "duckdb", "ibis")
 
@@ -37,7 +42,8 @@ def unpack(data: Any) -> dict[str, Any]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise PpgenError(f"two columns are called {twice[0]!r}; give each a name of its own")
-        return {name: data.iloc[:, i] for i, name in enumerate(names)}
+        columns = {name: data.iloc[:, i] for i, name in enumerate(names)}
+        return _named_index(data, columns) | columns
     if is_frame(data):
         return _series_of(data)
     if xarray is not None and isinstance(data, xarray.DataTree):
@@ -48,16 +54,37 @@ def unpack(data: Any) -> dict[str, Any]:
         return _of_anndata(data)
     if isinstance(data, Mapping):
         return dict(data)
+    if isinstance(data, np.ndarray) and data.dtype.names:
+        return {name: data[name].copy() for name in data.dtype.names}
     return {"x": data}
+
+
+def _named_index(data: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The levels of a DataFrame's index that have a name, as columns: `set_index` and `groupby` put columns there."""
+    import pandas as pd
+
+    names = {str(name): i for i, name in enumerate(data.index.names) if name is not None and str(name) not in columns}
+    if names:
+        log.info("the index %s of the table is a column as others are", ", ".join(map(repr, names)))
+    return {name: pd.Series(data.index.get_level_values(i), index=data.index) for name, i in names.items()}
 
 
 def _of_anndata(data: Any) -> dict[str, Any]:
     """x (cells, genes), the columns of obs, and the matrices of obsm."""
-    columns = {} if data.X is None else {"x": _dense("x", data.X)}
-    return columns | unpack(data.obs) | {str(name): _dense(str(name), value) for name, value in data.obsm.items()}
+    columns = {} if data.X is None else {"x": dense("x", data.X)}
+    others = {"obs": unpack(data.obs), "obsm": {str(name): dense(str(name), v) for name, v in data.obsm.items()}}
+    for place, own in others.items():
+        for name, value in own.items():
+            if name in columns:
+                log.warning(
+                    "%s has a column %r beside one of that name (x are the counts), and is called %r here", place, name,
+                    f"{place}.{name}",
+                )  # fmt: skip
+            columns[f"{place}.{name}" if name in columns else name] = value
+    return columns
 
 
-def _dense(name: str, matrix: Any) -> Any:
+def dense(name: str, matrix: Any) -> Any:
     """A matrix in memory, with its zeros: it may lie in its file, or be sparse."""
     matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
     matrix = matrix[()] if type(matrix).__module__.startswith("h5py") else matrix

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("ppgen")
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-CHANNELS = (3, 4)  # that stand last in arrays of most libraries, and first in torch's
+CHANNELS = (1, 3, 4)  # that stand last in arrays of most libraries, and first in torch's
+OTHERS = (".tif", ".tiff", ".gif", ".bmp", ".webp")  # pictures that are not read
+SPLITS = {"train", "valid", "val", "validation", "test"}
 SMALLEST = 5  # pixels a side, of an image that is told by its shape
 
 
@@ -42,15 +44,23 @@ def read_images(folder: Path) -> dict[str, Any]:
     """
     paths = pictures_in(folder)
     if not paths:
-        raise PpgenError(
-            f"{folder} is a folder without pictures ({', '.join(SUFFIXES)}); give the path of one data file"
-        )
+        deeper = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES), None)
+        remedy = "give the path of one data file" if deeper is None else f"give {deeper.parent.parent}, which has them"
+        raise PpgenError(f"{folder} is a folder without pictures ({', '.join(SUFFIXES)}); {remedy}")
+    others = [p for p in folder.rglob("*") if p.suffix.lower() in OTHERS]
+    if others:
+        log.warning("%s: %d pictures of other kinds (%s) are left out", folder, len(others), others[0].name)
     labels = [p.parent.name if p.parent != folder else None for p in paths]
     if None in labels and any(labels):
         there = next(p for p in paths if p.parent != folder)
         raise PpgenError(
             f"{folder} has pictures beside folders of pictures ({there.parent.name}); put all of them into folders, "
             "whose names are the column y, or none"
+        )
+    if (named := {label for label in labels if label is not None}) and named <= SPLITS:
+        raise PpgenError(
+            f"the folders in {folder} are called {', '.join(sorted(named))}, as splits of the data are, and no labels; "
+            f"give one of them ({folder / min(named)})"
         )
     first = _opened(paths[0])
     require_memory(3 * first.size * len(paths), f"{len(paths)} pictures in {folder}", "fit a part of them")
@@ -72,12 +82,12 @@ def read_images(folder: Path) -> dict[str, Any]:
 
 def _opened(path: Path) -> np.ndarray:
     """(height, width) of a grey picture, (height, width, 3) of one in colour."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
             file.load()
-            picture = _plain(file, path)
+            picture = _plain(ImageOps.exif_transpose(file), path)  # upright, as it is shown
     except PpgenError:
         raise
     except Exception as error:  # a damaged picture fails in many ways
@@ -124,12 +134,13 @@ def describe_images(x: Tensor) -> str:
     if x.dim() not in (3, 4) or min(x.shape[-2:]) < 1 or x.is_complex() or not len(x):
         return ""
     last = _channels_last(x)
-    if x.dim() == 4 and not last and x.shape[1] not in (1, *CHANNELS):
+    if x.dim() == 4 and not last and x.shape[1] not in CHANNELS:
         return ""
     height, width = x.shape[1:3] if last else x.shape[-2:]
     if min(height, width) < SMALLEST or not (values := _range_of(x)):
         return ""
-    channels = f", {x.shape[3 if last else 1]} channels, {'last' if last else 'first'}" if x.dim() == 4 else ""
+    n = x.shape[3 if last else 1] if x.dim() == 4 else 0
+    channels = f", {n} channel{'s' if n > 1 else ''}, {'last' if last else 'first'}" if n else ""
     return f"images of {width} x {height} pixels{channels}; {values}"
 
 

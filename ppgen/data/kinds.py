@@ -8,7 +8,7 @@ numbers that they are, whatever their kind. A column of which some cells are num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import replace
 from typing import Any
 from unicodedata import normalize
@@ -16,10 +16,10 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from ppgen.data.figures import MISSING, SAMPLE, decimal_mark, kind_of_text
+from ppgen.data.figures import MISSING, SAMPLE, are_thousands, decimal_mark, kind_of_text
 from ppgen.data.text import WORDS, TextColumn, unclear
 from ppgen.data.typed import Typed, blank, coded, of_dates, of_numbers
-from ppgen.data.types import NUMERIC, ColumnType, word_of
+from ppgen.data.types import ASKED, NUMERIC, ColumnType, word_of
 
 
 def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") -> Typed:
@@ -48,7 +48,17 @@ def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") 
         missing = int(series.isna().sum())
     else:
         missing = int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
-    return Typed(replace(found.type, rows=rows, missing=missing), found.values)
+    notes = (*found.type.notes, *_constant(found.type, values))
+    return Typed(replace(found.type, rows=rows, missing=missing, notes=notes), found.values)
+
+
+def _constant(own: ColumnType, values: np.ndarray | None) -> list[str]:
+    """What is said of a column with one value alone."""
+    there = np.zeros(0) if values is None else values[~np.isnan(values)] if values.dtype.kind == "f" else values
+    if len(there) < 2 or bool((there != there[0]).any()):
+        return []
+    value = repr(own.levels[int(there[0])]) if own.levels else f"{there[0]:g}" if own.kind != "date" else "the same day"
+    return [f"is {value} in every row that has a value"]
 
 
 def evidence_of_mark(raw: Any) -> str:
@@ -65,13 +75,16 @@ def evidence_of_mark(raw: Any) -> str:
     figures = [t for t in sorted(some)[:SAMPLE] if kind_of_text(t) == "number"]
     if len(figures) <= min(len(some), SAMPLE) / 2 or not any("," in t or "." in t for t in figures):
         return ""
-    found = decimal_mark(pd.Series(figures, dtype="str"))
-    return found if found in (",", ".") else ""
+    own = pd.Series(figures, dtype="str")
+    found = decimal_mark(own)
+    return found if found == "," or found == "." and not are_thousands(own) else ""
 
 
 def _listed(raw: Any) -> Any:
     if isinstance(raw, np.ma.MaskedArray):
-        return np.ma.filled(raw.astype(object), None)
+        cells = raw.data.astype(object)
+        cells[np.ma.getmaskarray(raw)] = None
+        return cells
     array = np.asarray(raw) if isinstance(raw, np.ndarray) else np.array(raw, dtype=object)
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
@@ -105,13 +118,14 @@ def _plain_dates(series: pd.Series) -> pd.Series:
 def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed:
     """Numbers and booleans, pandas' nullable ones too."""
     gone = series.isna().to_numpy()
-    words = asked is not None and (_are_numbers(asked.levels) if asked.levels else asked.kind in (*WORDS, "date"))
-    if words:
-        whole = [None if g else word_of(v) for v, g in zip(series, gone, strict=True)]
+    boolean = pd.api.types.is_bool_dtype(series.dtype)
+    if asked is not None and _are_words(series[~gone], asked, boolean):
+        spelled = {float(w): w for w in asked.levels if _is_plain(w)}
+        own = (None if g else word_of(v) for v, g in zip(series, gone, strict=True))
+        whole = [w if w is None or boolean or w in asked.levels else spelled.get(float(w), w) for w in own]
         return _of_objects(name, pd.Series(whole, dtype=object), asked, "")
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
-    boolean = pd.api.types.is_bool_dtype(series.dtype)
     if gone.any() and not isinstance(series.dtype, np.dtype):
         values = series.to_numpy(dtype=float, na_value=np.nan)
     else:
@@ -123,9 +137,22 @@ def _of_numeric(name: str, series: pd.Series, asked: ColumnType | None) -> Typed
     return of_numbers(name, values, asked)
 
 
-def _are_numbers(levels: Sequence[str]) -> bool:
-    """Whether some of the levels are numbers, so that a column of numbers may be words."""
-    return bool(pd.to_numeric(pd.Series(levels, dtype="str"), errors="coerce").notna().any())
+def _are_words(there: pd.Series, asked: ColumnType, boolean: bool) -> bool:
+    """Whether numbers, or true and false, are words of the type that was asked for."""
+    if asked.levels:
+        return set(asked.levels) <= {"True", "False"} if boolean else any(map(_is_number, asked.levels))
+    if asked.kind == "binary":
+        return asked.why == ASKED and not boolean and not bool(there.isin([0, 1]).all())
+    return asked.kind in (*WORDS, "date")
+
+
+def _is_number(word: str) -> bool:
+    return bool(np.isfinite(pd.to_numeric(word, errors="coerce")))
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word is a number without leading zeros, which codes have."""
+    return _is_number(word) and not re.match(r"[+\-]?0\d", word)
 
 
 # -- objects ---------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ppgen.data.types import ColumnType
@@ -10,7 +12,7 @@ ENOUGH_ROWS = 20  # from which on a row can be told from the others
 SQUEEZED = 10.0  # times a column's spread that one row alone makes of it
 SOME_ROWS = 500  # that quartiles are taken of
 MOST_KINDS = 30  # codes that numbers from 1 may be
-STAND_INS = (-9999, -999, -99, -9, 999, 9999, 99999, 999999)  # that people write for a missing cell
+STAND_INS = (-9999, -999, -99, -9, 9, 99, 999, 9999, 99999, 999999)  # that people write for a missing cell
 
 
 def describe_numbers(name: str, values: np.ndarray) -> ColumnType:
@@ -21,7 +23,7 @@ def describe_numbers(name: str, values: np.ndarray) -> ColumnType:
     low, high = number.min(), number.max()
     whole = number.dtype.kind in "biu" or bool((number == np.round(number)).all())
     kind, why = _kind(number, float(low), float(high), whole)
-    notes = _notes(number, values, float(low), float(high), whole, kind)
+    notes = _notes(name, number, values, float(low), float(high), whole, kind)
     return ColumnType(name, kind, low=float(low), high=float(high), why=why, notes=tuple(notes))
 
 
@@ -62,13 +64,10 @@ def _peaks(counts: np.ndarray) -> int:
     return peaks + up
 
 
-def _notes(number: np.ndarray, values: np.ndarray, low: float, high: float, whole: bool, kind: str) -> list[str]:
-    notes = []
-    if low == high and number.size > 1:
-        notes.append(f"is {low:g} in every row that has a value")
-    n = len(values)
-    if whole and number.size == n >= 5 and high - low == n - 1 and low in (0, 1) and bool((np.diff(number) == 1).all()):
-        notes.append("counts the rows, as an index does")
+def _notes(
+    name: str, number: np.ndarray, values: np.ndarray, low: float, high: float, whole: bool, kind: str
+) -> list[str]:
+    notes = [index] if whole and number.size == len(values) and (index := _index(name, number, low, high)) else []
     if whole and low >= 19000101 and high <= 21001231 and _are_days(number):
         notes.append("looks like days written as numbers (types: date:%Y%m%d reads them)")
     if values.dtype.kind == "f" and bool(np.isinf(values).any()):
@@ -76,8 +75,20 @@ def _notes(number: np.ndarray, values: np.ndarray, low: float, high: float, whol
     if values.dtype.kind == "f" and whole and max(abs(low), abs(high)) >= 2**53:
         notes.append("has whole numbers of 2^53 or more, of which floats keep the first 15 digits alone")
     stand_in = _stand_in(number, low, high)
-    far = "" if stand_in else _far(number)
+    far = "" if stand_in or kind in ("binary", "categorical") else _far(number)
     return notes + [note for note in (stand_in, far) if note]
+
+
+def _index(name: str, number: np.ndarray, low: float, high: float) -> str:
+    """A number for each row: all from 0 or 1 on, or others in a column that is called so."""
+    n = number.size
+    counts = low in (0, 1) and high - low == n - 1
+    if n >= 5 and counts and bool((np.diff(number) == 1).all()):
+        return "counts the rows, as an index does"
+    called = re.fullmatch(r"(.*[ _.])?(id|index|key|nr|no|row)|.*[a-z]ID|unnamed: ?\d+", name, re.IGNORECASE)
+    if n >= ENOUGH_ROWS and (counts or called) and len(np.unique(number)) == n:
+        return "has another number in each row, as an index does"
+    return ""
 
 
 def _are_days(number: np.ndarray) -> bool:
@@ -89,6 +100,8 @@ def _are_days(number: np.ndarray) -> bool:
 def _stand_in(number: np.ndarray, low: float, high: float) -> str:
     """A value such as -999 that stands far from all others, where people write it for a missing cell."""
     for value in (v for v in (low, high) if v in STAND_INS and low < high):
+        if value in (9, 99) and number.size < ENOUGH_ROWS:
+            continue
         others = number[number != value]
         least, most = float(others.min()), float(others.max())
         apart = least - value if value == low else value - most
@@ -102,7 +115,7 @@ def _stand_in(number: np.ndarray, low: float, high: float) -> str:
 
 
 def _far(number: np.ndarray) -> str:
-    if number.size < ENOUGH_ROWS or number.dtype.kind != "f":
+    if number.size < ENOUGH_ROWS:
         return ""
     low, middle, high = np.quantile(number[:: max(1, number.size // SOME_ROWS)], [0.25, 0.5, 0.75])
     spread = (high - low) / 1.349  # the standard deviation of a normal of that interquartile range

@@ -40,12 +40,15 @@ _SMALLER = "write it as .npy or .npz, and fit a part of its rows"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
+def read(
+    path: str | Path, rows: int | None = None, keep: Collection[str] = (), texts: Collection[str] = ()
+) -> dict[str, Any]:
     """Read the raw columns of one file; the format follows from its name, or from IDX's magic.
 
     Args:
         rows: of .csv, no more than the first so many are read.
         keep: of .csv, words that are no missing cells ("NA", where that is a country).
+        texts: of .csv, columns whose cells are left as they are written, as their decimal mark is known.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -54,7 +57,7 @@ def read(path: str | Path, rows: int | None = None, keep: Collection[str] = ()) 
         raise PpgenError(f"{path} does not exist; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):
-        columns = read_csv(path, rows, keep) if reader is read_csv else reader(path)
+        columns = read_csv(path, rows, keep, texts) if reader is read_csv else reader(path)
     if not columns:
         raise PpgenError(f"{path} holds no columns; write at least one, for example x")
     return columns
@@ -196,7 +199,7 @@ def _numpy(path: Path) -> dict[str, Any]:
         if magic == b"PK":
             return _npz(path)
         mapped = mapped_array(path)
-        return {"x": np.load(path, allow_pickle=False) if mapped is None else mapped}
+        return unpack(np.load(path, allow_pickle=False)) if mapped is None else {"x": mapped}
     except ValueError as error:
         raise _no_pickle(error) from error
 
@@ -245,12 +248,27 @@ def _no_pickle(error: ValueError) -> Exception:
 
 def _json(path: Path) -> dict[str, Any]:
     found = json.loads(_bytes(path))
+    rows = list(found.values()) if isinstance(found, dict) else found
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        return _json_table(found)
     if not isinstance(found, dict):
         raise PpgenError(
             f"its top level is a {type(found).__name__}, expected an object of columns; "
             'write {"x": [...], "y": [...]}'
         )
     return found
+
+
+def _json_table(found: Any) -> dict[str, Any]:
+    """The columns of a list of rows, or of columns by row, as pandas writes a table; other objects stay as they are."""
+    import pandas as pd
+
+    if isinstance(found, dict):
+        names = [str(i) for i in range(len(next(iter(found.values()))))]
+        plain = all(not isinstance(v, dict | list) for own in found.values() for v in own.values())
+        if not plain or any(list(own) != names for own in found.values()):
+            return found
+    return unpack(pd.DataFrame(found))
 
 
 def _parquet(path: Path) -> dict[str, Any]:
@@ -260,7 +278,7 @@ def _parquet(path: Path) -> dict[str, Any]:
 
     file = pq.ParquetFile(path)
     n, meta = file.metadata.num_rows, file.schema_arrow.pandas_metadata or {}
-    index = [i for i in meta.get("index_columns", ()) if isinstance(i, str)]
+    index = [i for i in meta.get("index_columns", ()) if isinstance(i, str) and i.startswith("__index_level_")]
     names = [name for name in file.schema_arrow.names if name not in index]
     if len(set(names)) < len(names):
         return unpack(pd.read_parquet(path))
@@ -273,7 +291,7 @@ def _parquet_column(path: Path, name: str, rows: int | None) -> Any:
 
     with _as_sentence(path, "parquet"):
         if rows is None:
-            return pd.read_parquet(path, columns=[name])[name]
+            return unpack(pd.read_parquet(path, columns=[name]))[name]
         return next(pq.ParquetFile(path).iter_batches(rows, columns=[name])).to_pandas()[name]
 
 

@@ -22,6 +22,12 @@ CALENDARS = (
 _ROMAN = "i ii iii iv v vi vii viii ix x xi xii"
 _NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve"
 SCALES: tuple[tuple[str, ...], ...] = (
+    (
+        "no|n|nein|nej|nei|nee|non|n\u00e3o|nao|\u043d\u0435\u0442|\u3044\u3044\u3048|\u5426",
+        "yes|y|ja|j|oui|s\u00ed|si|sim|\u0434\u0430|\u306f\u3044|\u662f",
+    ),
+    ("without", "with"),
+    ("control", "case|treated|treatment"),
     ("very low", "low|lo", "medium|moderate|mid|middle|normal|med|average", "high|hi", "very high"),
     ("very small|tiny", "small", "medium", "large|big", "very large|extra large|huge"),
     ("xxs", "xs", "s", "m", "l", "xl", "xxl", "xxxl"),

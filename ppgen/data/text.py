@@ -12,6 +12,7 @@ import pandas as pd
 from ppgen.data.figures import (
     AMBIGUOUS,
     SAMPLE,
+    are_thousands,
     date_formats,
     decimal_mark,
     kind_of_text,
@@ -33,6 +34,7 @@ SHOWN = 3
 MOST_COMPARED = 1000  # words of a column that are held against each other
 WORDS = ("categorical", "ordered", "text")
 CENSORED = {"right", "left", "interval", "event"}  # beside which "none" is the word that it should be
+DIGITS = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}  # forms of days that are asked for, by the number of digits
 BEGINS = re.compile(r"(\d+)(?![\d.,:/])")  # a word's number: of "18-25", "65+", "3 - good"
 
 
@@ -66,6 +68,8 @@ class TextColumn:
         numbers = self._plain_numbers()
         wrong = np.isnan(numbers)
         zeros = self._left().str.fullmatch(r"[+\-]?0\d+").to_numpy(bool)
+        if not wrong.any() and are_thousands(self._left()) and self.mark != ".":
+            return self._figures(None)
         if not wrong.any() and not zeros.any():
             return self._numbers(numbers, ColumnType(self.name, "real"), plain=True)
         if not wrong.any():
@@ -131,28 +135,18 @@ class TextColumn:
 
     def _figures(self, asked: ColumnType | None) -> Typed:
         left = self._left()
-        own = decimal_mark(left)
-        mark = MARKS.get(asked.form, "") if asked is not None else ""
-        mark = mark or (own if own in (",", ".") else "")
-        if not mark and own == "?":
-            return self._unclear("has cells with a comma as the decimal mark, and others with a point", "correct them")
-        if not mark and not self.mark:
-            cell = left[left.str.contains(",", regex=False)].iloc[0]
-            return self._unclear(
-                f"has {cell!r}, which may be {read_numbers(pd.Series([cell]), '.').values[0]:g} or "
-                f"{read_numbers(pd.Series([cell]), ',').values[0]:g}",
-                f"say which with types={self.name}=real:point (a point is the decimal mark) or real:comma (--types)",
-            )
-        if not mark and own == "":
-            cell = left[left.str.contains(",", regex=False)].iloc[0]
-            value = read_numbers(pd.Series([cell]), self.mark).values[0]
-            self.notes.append(f"{cell!r} is read as {value:g}, by the decimal mark of the table (real:comma otherwise)")
-        mark = mark or self.mark
+        mark: str | Typed = MARKS.get(asked.form, "") if asked is not None else ""
+        if not mark or self.mark and asked is not None and asked.why != ASKED and are_thousands(left):
+            mark = self._own_mark(left)
+        if isinstance(mark, Typed):
+            return mark
         found = read_numbers(left, mark)
         wrong = np.isnan(found.values)
         if wrong.any():
             row, cell = self._row(wrong), left[wrong].iloc[0]
-            return self._unclear(f"holds numbers, but {cell!r} in row {row} (counting from 0)", "correct that cell")
+            said = asked is not None and asked.why == ASKED
+            there = f"is said to hold numbers, but has {cell!r}" if said else f"holds numbers, but {cell!r}"
+            return self._unclear(f"{there} in row {row} (counting from 0)", "correct that cell")
         if found.mixed:
             units = found.unit if ";" in found.unit else f"{found.unit}, and none"
             return self._unclear(f"has cells in different units ({units})", "write all of them in one unit")
@@ -166,9 +160,34 @@ class TextColumn:
         marked = bool(left.str.contains("[.,]").any())
         return self._numbers(found.values, replace(made, unit=made.unit or found.unit, form=form if marked else ""))
 
+    def _own_mark(self, left: pd.Series) -> str | Typed:
+        """The decimal mark of these texts, by the table's where they admit both; or what is unclear about it."""
+        own = decimal_mark(left)
+        if own == "?":
+            return self._unclear("has cells with a comma as the decimal mark, and others with a point", "correct them")
+        thousands = own == "." and are_thousands(left)
+        if own and not (thousands and self.mark != "."):
+            return own
+        if not own and not self.mark:
+            cell = left[left.str.contains(",", regex=False)].iloc[0]
+            return self._unclear(
+                f"has {cell!r}, which may be {read_numbers(pd.Series([cell]), '.').values[0]:g} or "
+                f"{read_numbers(pd.Series([cell]), ',').values[0]:g}",
+                f"say which with types={self.name}=real:point (a point is the decimal mark) or real:comma (--types)",
+            )
+        mark = self.mark or "."
+        cell = left[left.str.contains("[.,]")].iloc[0]
+        value = read_numbers(pd.Series([cell]), mark).values[0]
+        other = next(word for word, m in MARKS.items() if m != mark)
+        by = "by the decimal mark of the table" if self.mark else "with a point as the decimal mark"
+        self.notes.append(f"{cell!r} is read as {value:g}, {by} ({self.name}=real:{other} otherwise)")
+        return mark
+
     def _dates(self, asked: ColumnType | None) -> Typed:
         left = self._left()
         forms = [asked.form] if asked is not None and asked.form else date_formats(left)
+        if not forms and asked is not None and asked.why == ASKED:
+            forms = [form for digits, form in DIGITS.items() if bool(left.str.fullmatch(rf"\d{{{digits}}}").all())]
         if len(forms) > 1:
             return self._unclear(
                 f"has {left.iloc[0]!r}, a date in more than one way ({', '.join(forms)})",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ppgen.errors import PpgenError, nearest
 
@@ -72,9 +75,11 @@ class ColumnType:
 def word_of(number: float) -> str:
     """The word that a number is, where numbers are words.
 
-    >>> word_of(7.0), word_of(2.5), word_of(1234567.0)
-    ('7', '2.5', '1234567')
+    >>> word_of(7.0), word_of(2.5), word_of(1234567.0), word_of(True)
+    ('7', '2.5', '1234567', 'True')
     """
+    if isinstance(number, bool | np.bool_):
+        return str(bool(number))
     return str(int(number)) if float(number).is_integer() else str(number)
 
 
@@ -87,16 +92,19 @@ def parse_types(text: str) -> dict[str, ColumnType]:
     """Read ``"column=kind,column=kind:detail"``, the form that a command line takes.
 
     The detail of a categorical or an ordered column is its words in order (``a<b<c``), of a date its format
-    (``%d/%m/%Y``), of numbers their decimal mark (``comma`` or ``point``).
+    (``%d/%m/%Y``), of numbers their decimal mark (``comma`` or ``point``). Names and words with a comma, =, : or <
+    stand in double quotes.
 
     >>> parse_types("income=positive, grade=ordered:low<high")["grade"].levels
     ('low', 'high')
+    >>> parse_types('"age, in years"=ordered:"<18"<18+')["age, in years"].levels
+    ('<18', '18+')
     """
     asked: dict[str, ColumnType] = {}
     for item in _items(text):
-        name, equals, rest = item.rpartition("=") if ":" not in item else _split_at_equals(item)
+        name, equals, rest = _cut_last(item, "=") if ":" not in _bare(item) else _split_at_equals(item)
         kind, _, detail = rest.strip().partition(":")
-        name, kind = name.strip(), kind.strip()
+        name, kind = _unquoted(name), kind.strip()
         if not (equals and name and kind):
             raise PpgenError(f"types={text!r}: {item.strip()!r} is not of the form column=kind; {_EXAMPLE}")
         if kind not in KINDS or kind == "unclear":
@@ -110,10 +118,32 @@ def parse_types(text: str) -> dict[str, ColumnType]:
     return asked
 
 
+def _bare(text: str) -> str:
+    """The text with blanks for what stands in double quotes: separators in there are none."""
+    return re.sub(r'"[^"]*"', lambda m: " " * len(m[0]), text)
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def _cut(text: str, mark: str) -> list[str]:
+    """The parts between marks that stand in no quotes."""
+    ends = [-1, *(i for i, c in enumerate(_bare(text)) if c == mark), len(text)]
+    return [text[i + 1 : j] for i, j in zip(ends, ends[1:], strict=False)]
+
+
+def _cut_last(text: str, mark: str) -> tuple[str, str, str]:
+    """What stands before the last mark outside of quotes, the mark, and what follows."""
+    at = _bare(text).rfind(mark)
+    return ("", "", text) if at < 0 else (text[:at], mark, text[at + 1 :])
+
+
 def _items(text: str) -> list[str]:
     """The parts between commas; one without an equals sign belongs to the format before it ("%b %d, %Y")."""
     items: list[str] = []
-    for part in text.split(","):
+    for part in _cut(text, ","):
         if items and "=" not in part and "date:" in items[-1]:
             items[-1] += f",{part}"
         else:
@@ -122,9 +152,9 @@ def _items(text: str) -> list[str]:
 
 
 def _split_at_equals(item: str) -> tuple[str, str, str]:
-    head, colon, detail = item.partition(":")
-    name, equals, kind = head.rpartition("=")
-    return name, equals, f"{kind}{colon}{detail}"
+    colon = _bare(item).find(":")
+    name, equals, kind = _cut_last(item[:colon], "=")
+    return name, equals, f"{kind}{item[colon:]}"
 
 
 def _asked(name: str, kind: str, detail: str, text: str) -> ColumnType:
@@ -134,9 +164,12 @@ def _asked(name: str, kind: str, detail: str, text: str) -> ColumnType:
     if kind == "date":
         return replace(made, form=detail)
     if kind in ("categorical", "ordered", "binary"):
-        levels = tuple(word.strip() for word in detail.split("<"))
+        levels = tuple(_unquoted(word) for word in _cut(detail, "<"))
         if len(set(levels)) < max(2, len(levels)) or not all(levels):
-            raise PpgenError(f"types={text!r}: {detail!r} is no list of words, each once; write for example a<b<c")
+            raise PpgenError(
+                f"types={text!r}: {detail!r} is no list of words, each once; write for example a<b<c, and words with "
+                'a < or a comma in double quotes ("<18"<18+)'
+            )
         return replace(made, levels=levels)
     if kind in NUMERIC and detail in MARKS:
         return replace(made, form=detail)

@@ -39,7 +39,11 @@ def names_in(text: str) -> list[str]:
     >>> names_in("p(y, n) ~ np.log(x) + x:g + C(k) + (1 | school/room)")
     ['y', 'n', 'x', 'g', 'k', 'school', 'room']
     """
-    formula = parse(text)
+    return _columns(parse(text), text)
+
+
+def _columns(formula: Formula, text: str) -> list[str]:
+    """The columns that a formula names, in order."""
     left, right = _used(formula)
     for part in (formula.common, *(b.terms for b in formula.blocks)):
         _require_terms(_tree(part), part)
@@ -120,7 +124,7 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
     if family not in FAMILIES:
         raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
     formula = parse(text)
-    table = CodedTable(data, names_in(text), _fillable(formula), missing)
+    table = CodedTable(data, _columns(formula, text), _fillable(formula), missing)
     response = response_of(formula, family, table)
     common, offsets = _matrix(formula.common, table)
     blocks = [(block, *_matrix(block.terms, table)) for block in formula.blocks]

@@ -149,19 +149,20 @@ def _absolute(spec: str, file: Path | None) -> str:
 
 
 def program_and_rows(
-    program: str, settings: list[str] | None, given: str | None, missing: str = "error", **where: Any
+    program: str, settings: list[str] | None, given: str | None, missing: str | None = None, **where: Any
 ) -> tuple[Program, _Source, data.Table]:
     """A program built for its data, the source of these, and their rows.
 
     Args:
         program, settings: a model's name or a file, and its arguments as in "latent=8".
-        missing: what is done with missing cells (`ppgen.gaps`).
+        missing: what is done with missing cells (`ppgen.gaps`); None for what the program itself says.
         given, where: of `_choose`.
     """
-    require_how(missing)
     found = catalog.find(program)
-    if catalog.is_formula(program):
-        where["columns"] = _named_columns(program, where.get("columns"))
+    how = require_how(getattr(found.target, "missing", "error") if missing is None else missing)
+    named = names_in(program) if catalog.is_formula(program) else None
+    if named is not None:
+        where["columns"] = _named_columns(named, where.get("columns"))
     source = _choose(given, found, **where)
     rows = source.load()
     takes = _arguments_of(found.target)
@@ -170,18 +171,19 @@ def program_and_rows(
             if name not in rows and name in rows.types:
                 rows[name]  # says why it cannot be read
     whole = rows
-    if missing == "drop" and (names := names_in(program) if catalog.is_formula(program) else takes and takes.names):
+    if how == "drop" and (names := named or takes and takes.names):
         rows = dropped(rows, [n for n in names if n in rows])
-    made = catalog.build(found, catalog.parse_settings(settings or []), rows, missing=missing)
-    made.missing = missing
+    made = catalog.build(found, catalog.parse_settings(settings or []), rows, missing=how)
+    if missing is not None:
+        made.missing = missing
     note_dropped(made, whole, rows)
     return made, *_without_label(source, rows, made)
 
 
-def _named_columns(formula: str, columns: str | None) -> str:
+def _named_columns(names: list[str], columns: str | None) -> str:
     """The columns that a formula names, those that are called otherwise in the file as they were given."""
     given = data.parse_columns(columns) if columns else {}
-    others = [f"{name}={name}" for name in names_in(formula) if name not in given]
+    others = [f"{name}={name}" for name in names if name not in given]
     return ",".join([*([columns] if columns else []), *others])
 
 

@@ -23,7 +23,7 @@ def program_text(file: Path) -> str:
 
 def regression_text(
     formula: str, settings: list[str] | None, data: str | None, columns: str | None, file: Path | None,
-    missing: str = "error",
+    missing: str | None = None,
 ) -> str:  # fmt: skip
     """The text of the program that a formula stands for at some data.
 
