@@ -1,6 +1,7 @@
 """The catalogue of models: one Pyro program a file, found by its file's name."""
 
 from ppgen.models.arma import ARMA
+from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.clustering_vae import ClusteringVAE
 from ppgen.models.count_regression import CountRegression
 from ppgen.models.ddpm import DDPM
@@ -25,6 +26,7 @@ from ppgen.models.semi_supervised_vae import SemiSupervisedVAE
 from ppgen.models.state_space import StateSpace
 from ppgen.models.vae import VAE
 from ppgen.models.vdm import VDM
+from ppgen.models.vq_vae import VQVAE
 
 __all__ = [
     "ARMA",
@@ -33,6 +35,8 @@ __all__ = [
     "PPCA",
     "VAE",
     "VDM",
+    "VQVAE",
+    "Autoregressive",
     "ClusteringVAE",
     "CountRegression",
     "DeepMarkov",

@@ -1,17 +1,19 @@
-r"""A flow for images: Glow at several scales, on dequantised pixels.
+r"""A flow for images, on dequantised pixels: Glow at several scales, or TarFlow.
 
     z ~ N(0, I_D),   v = cells(m + s f_θ(z)),   x = the level whose cell holds v
     guide:  v = k(x) + u, u uniform on [0, 1)^D, or u = sigmoid(μ(x) + σ(x) ε), ε ~ N(0, I_D) ("variational")
 
 f_θ: glow steps (ActNorm, invertible 1x1 convolution, affine coupling) between squeezes, half of the channels leaving
-after each scale; m and s the mean and standard deviation of all pixels' logits, kept with the parameters; `cells` the
-sigmoid from ℝ to index units. All Jacobians are counted. E[log p(v) - log q(v | x)] <= log P(x) is the ELBO.
+after each scale; or blocks of affine maps of patches, by a transformer of the patches before (tarflow); m and s the
+mean and standard deviation of all pixels' logits, kept with the parameters; `cells` the sigmoid from ℝ to index units.
+All Jacobians are counted. E[log p(v) - log q(v | x)] <= log P(x) is the ELBO.
 
 Uniform noise in the end cells, where the logit runs to ±∞, is far from what affine maps of a normal can follow: most
 pixels of MNIST are 0, and lose half a bit each. μ and σ, a small network's, let the noise be what the flow finds easy.
 
 Sources: Glow (Kingma & Dhariwal, 2018, arXiv:1807.03039); Density estimation using Real NVP (Dinh et al., 2017,
-arXiv:1605.08803) for scales and logit; Flow++ (Ho et al., 2019, arXiv:1902.00275) for noise that is learned.
+arXiv:1605.08803) for scales and logit; Normalizing Flows are Capable Generative Models (Zhai et al., 2024,
+arXiv:2412.06329), TarFlow; Flow++ (Ho et al., 2019, arXiv:1902.00275) for noise that is learned.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ import ppgen
 from ppgen.data.images import channels_first
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
-from ppgen.errors import PpgenError
-from ppgen.transforms import glow
+from ppgen.errors import PpgenError, nearest
+from ppgen.transforms import glow, tarflow
 from ppgen.transforms.images.glow import small_net
 from ppgen.transforms.images.multiscale import convolve
 
 __all__ = ["ImageFlow"]
 
 DEQUANTISE = ("uniform", "variational")
+FAMILIES = ("glow", "tarflow")
 WIDE = 1.6  # the sigmoid of N(0, 1.6²) is uniform but for a few hundredths of a nat
 
 
@@ -49,13 +52,15 @@ class ImageFlow(ppgen.Program):
 
     Args:
         shape: (C, H, W), height and width divisible by 2^scales.
-        scales: squeezes, each to half the height and width.
-        steps: glow steps a scale.
-        hidden: channels of the couplings' networks.
+        scales: of glow: squeezes, each to half the height and width.
+        steps: glow steps a scale, or blocks of tarflow.
+        hidden: channels of the couplings' networks, or the width of the transformers.
         levels, low, high: the grid of pixel values.
         dequantise: "uniform" noise, or "variational": its distribution given x is learned.
         margin: a of the logit, see `ppgen.distributions.dequantize.logit_cells`. Pixels are mostly at the ends of their
             range, and a small a spreads the cells there over as much of ℝ as those in the middle.
+        family: "glow", or "tarflow": the better density, and a draw takes one pass of each transformer a patch.
+        patch, layers: of tarflow: the side of a patch, and layers of each transformer.
 
     Raises:
         PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.
@@ -79,6 +84,9 @@ class ImageFlow(ppgen.Program):
         high: float = 1.0,
         margin: float = 1e-5,
         dequantise: str = "uniform",
+        family: str = "glow",
+        patch: int = 2,
+        layers: int = 2,
     ):
         super().__init__()
         self.shape = torch.Size(shape)
@@ -91,7 +99,12 @@ class ImageFlow(ppgen.Program):
             )
         if dequantise not in DEQUANTISE:
             raise PpgenError(f"dequantise is {dequantise!r}; expected one of {', '.join(DEQUANTISE)}")
-        self.transform = glow(shape, scales, steps, hidden)
+        if family not in FAMILIES:
+            raise PpgenError(f"family is {family!r}{nearest(family, FAMILIES)}; expected one of {', '.join(FAMILIES)}")
+        if family == "glow":
+            self.transform = glow(shape, scales, steps, hidden)
+        else:
+            self.transform = tarflow(shape, steps, patch, hidden, layers)
         self.noise = None
         if dequantise == "variational":
             self.noise = small_net(4 * self.shape[0], hidden, 8 * self.shape[0])

@@ -23,12 +23,13 @@ import pyro
 import torch
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import log_softmax, one_hot
 
 import ppgen
 from ppgen.chains.chain import Chain, flat_rows
-from ppgen.distributions import GridCategorical
-from ppgen.distributions.dequantize import find_grid
+from ppgen.distributions import GridCategorical, grid
+from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 
@@ -69,6 +70,7 @@ class MaskedDiffusion(Chain):
             )
         self.shapes = {"x": self.shape}
         self.levels, self.low, self.high = levels, float(low), float(high)
+        self.support = constraints.independent(grid(low, high, levels), 1)
         self.steps, self.limit = steps or 64, steps == 0
         size = math.prod(self.shape)
         self.net: nn.Module = MLP(size * (levels + 1), size * levels, hidden, "silu", residual=True, output_gain=0.1)
@@ -81,15 +83,7 @@ class MaskedDiffusion(Chain):
         Raises:
             PpgenError: no column x, or one that is on no grid.
         """
-        grid = find_grid(data["x"]) if "x" in data and data["x"].dim() > 1 else None
-        if grid is None:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"MaskedDiffusion needs a column x, (rows, features), of values on a grid such as 0, 1, 2, ..., and "
-                f"the data have {shapes}; take the model diffusion for continuous values"
-            )
-        low, high, levels = grid
-        return {"features": list(data["x"].shape[1:]), "levels": levels, "low": low, "high": high}
+        return grid_arguments("MaskedDiffusion", data, "diffusion")
 
     # -- the program -------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import Holder, free_name
@@ -353,10 +354,31 @@ def _sample_times(scope: _Scope, columns: Mapping[str, Any]) -> None:
         log_prob, target = (None if v is None else v[0].reshape(batch) for v in (t.log_prob, t.target))
         infer = {"role": role, "target": target, "drawn": True}
         if t.site == column:
-            pyro.sample(name, Delta(value, log_prob, event_dim=value.dim() - nesting), obs=obs, infer=infer)
+            at = _Valued(value, log_prob, event_dim=value.dim() - nesting)
+            at.support_of = scope.program.support
+            pyro.sample(name, at, obs=obs, infer=infer)
         else:
             unit = Unit(log_prob)
             pyro.sample(f"{name}/{t.site}", unit, obs=unit.sample(), infer=infer)
+
+
+class _Valued(Delta):
+    """The value of a chain with its log-density, and the support that the chain says.
+
+    Attributes:
+        support_of: a constraint; None: real.
+    """
+
+    support_of: Any = None
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        return super().support if self.support_of is None else self.support_of
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Valued:
+        new: _Valued = super().expand(batch_shape, _instance)
+        new.support_of = self.support_of
+        return new
 
 
 # -- handlers ----------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class Program(nn.Module):
         """The programs that are part of it (`ppgen.sample`)."""
         return [m for m in self.modules() if isinstance(m, Program) and m is not self]
 
-    guide_is_fixed = False  # whether its guide has no parameters, so that no gradient goes through what it draws
+    guide_is_fixed = False  # whether no gradient goes through what its guide draws: it has no parameters, or no spread
     is_chain = False  # whether it is a chain of latents, whose ELBO is a sum over times
 
     @property

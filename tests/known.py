@@ -31,6 +31,8 @@ from ppgen.models import (
     PPCA,
     VAE,
     VDM,
+    VQVAE,
+    Autoregressive,
     ClusteringVAE,
     CountRegression,
     DeepMarkov,
@@ -303,6 +305,11 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": binary(), "y": torch.where(LABELS == 1, torch.nan, LABELS.float())},
     ),
     "clustering_vae": (lambda: ClusteringVAE(6, 3, latent=2, hidden=(8,)), {"x": binary()}),
+    "vq_vae": (lambda: VQVAE(6, 2, 3, 2, (8,)), {"x": binary()}),
+    "vq_vae running means": (
+        lambda: VQVAE(6, 2, 3, 2, (8,), "autoregressive", decay=0.9),
+        {"x": binary()},
+    ),
     "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
     "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
     "flow": (lambda: Flow(2, "nsf", 2, hidden=(8,)), {"x": normal(12, 2)}),
@@ -319,6 +326,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         lambda: ImageFlow((1, 4, 4), scales=1, steps=2, hidden=8, levels=17),
         {"x": grey(12, 16)},
     ),
+    "image_flow tarflow": (
+        lambda: ImageFlow((1, 4, 4), steps=2, hidden=8, levels=17, family="tarflow", layers=1),
+        {"x": grey(12, 16)},
+    ),
     "diffusion": (lambda: Diffusion(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
     "diffusion learned": (
         lambda: Diffusion(3, hidden=(8,), steps=3, schedule="learned", variance="learned", gamma_low=-2.0),
@@ -333,6 +344,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vdm": (lambda: VDM(3, hidden=(8,), steps=3, gamma_low=-5.0), {"x": normal(12, 3)}),
     "edm": (lambda: EDM(3, hidden=(8,), steps=3, sigma_min=0.05), {"x": normal(12, 3)}),
     "masked_diffusion": (lambda: MaskedDiffusion(3, 4, hidden=(8,), steps=3), {"x": grey(12, 3, levels=4)}),
+    "autoregressive": (lambda: Autoregressive(3, 4, width=8, layers=1, heads=2), {"x": grey(12, 3, levels=4)}),
     "diffusion u-net": (
         lambda: Diffusion((1, 8, 8), "unet", (4, 8), steps=2, likelihood="bernoulli"),
         {"x": binary(6, 64)},
@@ -372,7 +384,8 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
 
 # Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
 ALIKE = {"ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
-ALIKE |= {"count_regression negative_binomial"}
+ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive"}
+ALIKE |= {"image_flow tarflow"}
 
 
 def few(values: Iterable[Any], *fast: str) -> list[Any]:

@@ -26,8 +26,9 @@ def made(**settings):
     return ImageFlow((1, 4, 4), **{"scales": 2, "steps": 2, "hidden": 8, "levels": 4, **settings})
 
 
-def test_density_is_autograds_change_of_variables():
-    flow = made().double().eval()
+@pytest.mark.parametrize("family", ["glow", "tarflow"])
+def test_density_is_autograds_change_of_variables(family):
+    flow = made(family=family).double().eval()
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -75,6 +76,17 @@ def test_learns_samples_and_is_saved(tmp_path):
     draws = sample(again, 20, seed=0)["x"]
     assert torch.equal(draws, sample(run, 20, seed=0)["x"])
     assert torch.equal((3 * draws).round() / 3, draws) and draws.shape == (20, 16)
+
+
+@pytest.mark.slow
+def test_tarflow_learns():
+    x = pictures()
+    run = fit(made(family="tarflow", hidden=16), {"x": x}, steps=400, batch_size=50, lr=5e-3, schedule="cosine")
+    found = loglik(run, {"x": x}, particles=20)
+    least = (16 * math.log(2) + math.log(4)) / (16 * math.log(2))
+    assert least < found.bits_per_dim(found.best) < 1.7
+    draws = sample(run, 20, seed=0)["x"]
+    assert torch.equal((3 * draws).round() / 3, draws)
 
 
 @pytest.mark.slow
@@ -139,6 +151,8 @@ def test_bad_input_has_its_sentence():
         (lambda: ImageFlow.from_data({"x": torch.zeros(9, 15)}), "no square grey image"),
         (lambda: ImageFlow.from_data({"y": torch.zeros(9, 16)}), "needs a column x of images"),
         (lambda: made(levels=1), "at least 2 levels"),
+        (lambda: made(family="tarflo"), "did you mean 'tarflow'"),
+        (lambda: made(family="tarflow", patch=3), "sides divisible by the patch's"),
         (lambda: made(margin=0.6), "0 < margin < 0.5"),
         (lambda: ImageFlow((1, 6, 6)), "divisible by 2"),
         (lambda: made().dequantised(torch.zeros(2, 9)), "16 values"),

@@ -85,6 +85,7 @@ SINGLES = {
     "split": (lambda: T.Split((2, 2, 2)), (2, 2, 2)),
     "conv coupling": (lambda: T.ConvCoupling((3, 2, 2), 4), (3, 2, 2)),
     "glow": (lambda: T.glow((1, 4, 4), levels=2, steps=1, hidden=4), (1, 4, 4)),
+    "tarflow": (lambda: T.tarflow((1, 4, 4), 2, 2, width=4, layers=1, heads=2), (1, 4, 4)),
     "two passes": (lambda: T.spline(4, hidden=HIDDEN, passes=2), (4,)),
     "one feature": (lambda: T.maf(1), (1,)),
     "inverse": (lambda: T.Inverse(T.realnvp(3, hidden=HIDDEN)), (3,)),
@@ -436,6 +437,23 @@ def test_single_transforms_have_both_directions_and_their_log_det(name):
     copied, pickled = copy.deepcopy(t), pickle.loads(pickle.dumps(t))
     assert torch.equal(copied.inv(x), t.inv(x.clone())) and torch.equal(pickled.inv(x), t.inv(x.clone()))
     assert t(z[0]).shape == x[0].shape and t.inv(x[:, None]).shape == z[:, None].shape
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_patch_depends_on_those_before_it(backward):
+    """The Jacobian of a block of TarFlow is triangular in its own order of the patches; within one it is diagonal."""
+    torch.manual_seed(0)
+    with default_double():
+        t = T.PatchAutoregressive((2, 4, 6), 2, 8, 1, 2, backward)
+        torch.nn.init.normal_(t.net.last.weight)
+        x = torch.randn(2, 4, 6)
+    assert torch.equal(t.image(t.patches(x)), x) and t.patches(x).shape == (6, 8)
+    corner = [x[:, :2, :2], x[:, 2:, 4:]][backward]
+    assert torch.equal(t.patches(x)[0].sort().values, corner.flatten().sort().values)
+    jacobian = torch.autograd.functional.jacobian(lambda p: t.patches(t.pull(t.image(p))[0]), t.patches(x)) != 0
+    between, within = jacobian.any(3).any(1), jacobian.diagonal(dim1=0, dim2=2)
+    assert torch.equal(between, torch.ones(6, 6).tril().bool())
+    assert torch.equal(within, torch.eye(8).bool()[..., None].expand(8, 8, 6))
 
 
 @pytest.mark.parametrize("name", WITH_PARAMETERS)

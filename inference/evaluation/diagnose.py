@@ -109,7 +109,7 @@ def diagnose(
         reference: a DataTree of the same posterior, such as `mcmc` gives, to stand beside the guide's.
 
     Raises:
-        PpgenError: a program that was not fitted, or that has no latents.
+        PpgenError: a program that was not fitted, or that has no latents; a guide without spread.
     """
     require_run(run, "diagnose")
     program = run.program
@@ -122,6 +122,11 @@ def diagnose(
     more = take(data, slice(0, 10 * rows), s.row_columns) if local and not program.fixed_rows else data
     few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data
     ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
+    if not has_spread(run, few):
+        raise PpgenError(
+            f"the guide of {program.name} has no spread: it gives one value of {s.latents[0]!r}, whose weights cannot "
+            "tell how far the posterior is; its bound holds all the same (ppgen evaluate)"
+        )
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)
     tree = posterior(run, few, draws=draws, seed=seed)
@@ -140,6 +145,14 @@ def diagnose(
     said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+
+
+def has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
+    """Whether a run has latents of which its guide gives more than one value, as it does not of a VQ-VAE's codes."""
+    with ready(run, data, 0):
+        one, two = (run_once(run.program, data).q.nodes for _ in range(2))
+    names = run.structure.latents
+    return not all(n in one and n in two and torch.equal(one[n]["value"], two[n]["value"]) for n in names)
 
 
 def _unseen(

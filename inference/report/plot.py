@@ -25,7 +25,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.chains.chain import Chain
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
+from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
@@ -89,7 +89,7 @@ def plot(
     if isinstance(run.program, Chain):
         return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)}, format)
     d = None
-    if run.structure.latents:
+    if has_spread(run, first_rows(run, columns, ROWS)):
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
     figures = {
         "elbo": elbo_figure(run),

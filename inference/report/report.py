@@ -21,7 +21,7 @@ from ppgen import data as data_module
 from ppgen.console import cell, number
 from ppgen.errors import PpgenError
 from ppgen.gaps import in_words
-from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
+from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import ready, require_run
@@ -90,7 +90,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
-    d = diagnose(run, few, draws=draws, seed=seed) if run.structure.latents else None
+    d = diagnose(run, few, draws=draws, seed=seed) if has_spread(run, few) else None
     bounds = d.bounds if d is not None else loglik(run, few, seed=seed)
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"

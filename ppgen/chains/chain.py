@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 
 from ppgen.chains.chain_terms import subsampled_terms
 from ppgen.errors import PpgenError
@@ -45,12 +45,14 @@ class Chain(Program):
     name.
 
     Attributes:
+        support: of a row of x, where a program that this one is a part of should know; None: real.
         steps: T of the explicit chain.
         limit: whether training takes T → ∞; the subclass then has a `rate`.
         history: a buffer of running means of squared costs, by time, where times are to be drawn by it (optional).
         weighting: "elbo", or the name of a reweighting: what is trained on is then **not** a bound.
     """
 
+    support: constraints.Constraint | None = None
     steps: int = 1000
     limit: bool = False
     weighting: str = "elbo"

@@ -12,7 +12,7 @@ arXiv:1902.00275).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ppgen.data import blocks
 from ppgen.distributions import grid
 from ppgen.errors import PpgenError
 
-__all__ = ["Cell", "Quantised", "find_grid", "logit_cells"]
+__all__ = ["Cell", "Quantised", "find_grid", "grid_arguments", "logit_cells"]
 
 
 class Quantised(TorchDistribution):
@@ -162,3 +162,23 @@ def require_grid(low: float, high: float, levels: int) -> None:
         raise PpgenError(
             f"the grid of values has low={low}, high={high}, levels={levels}; expected low < high and at least 2 levels"
         )
+
+
+def grid_arguments(name: str, data: Mapping[str, Tensor], otherwise: str) -> dict[str, Any]:
+    """The arguments of a model of categories: features, levels, low and high, as the column x has them.
+
+    Args:
+        name: of the model. otherwise: of one for continuous values.
+
+    Raises:
+        PpgenError: no column x, or one that is on no grid.
+    """
+    found = find_grid(data["x"]) if "x" in data and data["x"].dim() > 1 else None
+    if found is None:
+        shapes = {column: tuple(value.shape) for column, value in data.items()}
+        raise PpgenError(
+            f"{name} needs a column x, (rows, features), of values on a grid such as 0, 1, 2, ..., and the data have "
+            f"{shapes}; take the model {otherwise} for continuous values"
+        )
+    low, high, levels = found
+    return {"features": list(data["x"].shape[1:]), "levels": levels, "low": low, "high": high}

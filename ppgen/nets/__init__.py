@@ -3,6 +3,7 @@
 They take any leading dimensions, so that rows and particles may be batched as they come.
 """
 
+from ppgen.nets.attention import CausalTransformer
 from ppgen.nets.conv import ConvDecoder, ConvEncoder
 from ppgen.nets.mlp import MLP, activation_module, activations
 from ppgen.nets.time import TimeEmbedding, TimeMLP
@@ -10,6 +11,7 @@ from ppgen.nets.unet import UNet
 
 __all__ = [
     "MLP",
+    "CausalTransformer",
     "ConvDecoder",
     "ConvEncoder",
     "TimeEmbedding",

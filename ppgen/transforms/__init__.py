@@ -22,6 +22,7 @@ from ppgen.transforms.families import FAMILIES, MIXES, stack
 from ppgen.transforms.from_pyro import Kept, keep
 from ppgen.transforms.images.glow import ConvCoupling, glow, glow_step
 from ppgen.transforms.images.multiscale import Multiscale, Split, Squeeze
+from ppgen.transforms.images.tarflow import PatchAutoregressive, tarflow
 from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, Whitening, conv1x1
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import Residual, residual
@@ -29,8 +30,8 @@ from ppgen.transforms.univariate.elementwise import ActNorm, Mixtures, gaussiani
 
 __all__ = [
     "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling",
-    "FlowTransform", "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "Permutation", "Planar",
-    "Radial", "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein", "circular_spline", "cnf",
-    "conv1x1", "ffjord", "gather", "gaussianization", "glow", "glow_step", "iaf", "keep", "maf", "naf", "nice",
-    "realnvp", "residual", "sos", "spline", "spline_coupling", "stack", "unaf",
+    "FlowTransform", "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "PatchAutoregressive",
+    "Permutation", "Planar", "Radial", "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein",
+    "circular_spline", "cnf", "conv1x1", "ffjord", "gather", "gaussianization", "glow", "glow_step", "iaf", "keep",
+    "maf", "naf", "nice", "realnvp", "residual", "sos", "spline", "spline_coupling", "stack", "tarflow", "unaf",
 ]  # fmt: skip

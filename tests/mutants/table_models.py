@@ -185,6 +185,36 @@ MUTANTS = [
         "tests/test_ladder_vae.py::test_a_guide_that_saw_nothing_is_the_prior",
     ),
     Mutant(
+        "straight_through_to_the_codebook_too",
+        "return e.detach() + (u - u.detach())",
+        "return e + (u - u.detach())",
+        "tests/test_vq_vae.py::test_the_gradient_by_hand",
+    ),
+    Mutant(
+        "commitment_in_the_bound",
+        'pyro.factor("codebook", loss.detach() - loss)',
+        'pyro.factor("codebook", -loss)',
+        "tests/test_vq_vae.py::test_every_code_counted",
+    ),
+    Mutant(
+        "running_sum_forgets_slower",
+        "self.sums.copy_(self.decay * self.sums + (1 - self.decay)",
+        "self.sums.copy_(self.decay * self.sums + self.decay * (1 - self.decay)",
+        "tests/test_vq_vae.py::test_running_means_by_their_recursion",
+    ),
+    Mutant(
+        "transformer_sees_what_it_predicts",
+        "mask = torch.full((length, length), -math.inf).triu(1)",
+        "mask = torch.full((length, length), -math.inf).triu(2)",
+        "tests/test_autoregressive.py::test_the_network_sees_what_came_before_alone",
+    ),
+    Mutant(
+        "autoregressive_draw_of_the_first_value",
+        "logits = self.program.given(x).logits[..., -1:, :]",
+        "logits = self.program.given(x).logits[..., :1, :]",
+        "tests/test_autoregressive.py::test_every_row_counted",
+    ),
+    Mutant(
         "ddpm_trained_on_the_bound",
         '"linear", "noise", "posterior", likelihood, "simple"',
         '"linear", "noise", "posterior", likelihood, "elbo"',

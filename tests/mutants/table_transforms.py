@@ -21,6 +21,18 @@ MUTANTS = [
         f"{SINGLE}[glow]",
     ),
     Mutant(
+        "tarflow_log_det_sign",
+        "ladj = ladj + log_scale.sum(-1)",
+        "ladj = ladj - log_scale.sum(-1)",
+        f"{SINGLE}[tarflow]",
+    ),
+    Mutant(
+        "tarflow_patches_not_turned_back",
+        "parts = patches.flip(-2) if self.backward else patches",
+        "parts = patches",
+        f"{SINGLE}[tarflow] tests/test_transforms.py::test_a_patch_depends_on_those_before_it",
+    ),
+    Mutant(
         "spline_slope_ends_swapped",
         "b.d0 * rest * rest + b.d1 * share * share",
         "b.d1 * rest * rest + b.d0 * share * share",
