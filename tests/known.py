@@ -35,6 +35,7 @@ from ppgen.models import (
     CountRegression,
     DeepMarkov,
     Diffusion,
+    DiffusionBridge,
     EightSchools,
     Flow,
     FlowMatching,
@@ -332,6 +333,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "flow_matching coupled": (
         lambda: FlowMatching(3, hidden=(8,), steps=3, coupling="ot", gamma_high=6.0),
         {"x": normal(12, 3)},
+    ),
+    "diffusion_bridge": (
+        lambda: DiffusionBridge(3, hidden=(8,), steps=3),
+        {"x0": normal(12, 3, seed=1), "x": normal(12, 3)},
     ),
     "ddpm": (lambda: DDPM(3, 4, hidden=(8,)), {"x": normal(12, 3)}),
     "vdm": (lambda: VDM(3, hidden=(8,), steps=3, gamma_low=-5.0), {"x": normal(12, 3)}),
