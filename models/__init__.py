@@ -7,6 +7,7 @@ from ppgen.models.count_regression import CountRegression
 from ppgen.models.ddpm import DDPM
 from ppgen.models.deep_markov import DeepMarkov
 from ppgen.models.diffusion import Diffusion
+from ppgen.models.diffusion_bridge import DiffusionBridge
 from ppgen.models.edm import EDM
 from ppgen.models.eight_schools import EightSchools
 from ppgen.models.flow import Flow
@@ -41,6 +42,7 @@ __all__ = [
     "CountRegression",
     "DeepMarkov",
     "Diffusion",
+    "DiffusionBridge",
     "EightSchools",
     "Flow",
     "FlowMatching",

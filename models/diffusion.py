@@ -334,7 +334,7 @@ class Diffusion(GaussianChain):
             )
         return {"y": y.long()}
 
-    def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    def hide(self, columns: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """The columns with a share of the labels hidden: number `classes`."""
         if not self.classes or not self.label_dropout:
             return columns

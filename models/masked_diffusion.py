@@ -109,11 +109,11 @@ class MaskedDiffusion(Chain):
 
     # -- the four conditionals --------------------------------------------------------------------------
 
-    def base(self) -> TorchDistribution:
+    def base(self, **columns: Tensor) -> TorchDistribution:
         """p(z_1): masks."""
         return self._known(torch.full_like(self.zero, self.levels))
 
-    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
+    def forward(self, x: Tensor, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
         """q(z_t | x)."""
         return self._hiding(self._log_one_hot(x), self._time(t))
 

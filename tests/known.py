@@ -37,6 +37,7 @@ from ppgen.models import (
     CountRegression,
     DeepMarkov,
     Diffusion,
+    DiffusionBridge,
     EightSchools,
     Flow,
     FlowMatching,
@@ -340,6 +341,14 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": grey(12, 3), "y": LABELS},
     ),
     "flow_matching": (lambda: FlowMatching(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
+    "flow_matching coupled": (
+        lambda: FlowMatching(3, hidden=(8,), steps=3, coupling="ot", gamma_high=6.0),
+        {"x": normal(12, 3)},
+    ),
+    "diffusion_bridge": (
+        lambda: DiffusionBridge(3, hidden=(8,), steps=3),
+        {"x0": normal(12, 3, seed=1), "x": normal(12, 3)},
+    ),
     "ddpm": (lambda: DDPM(3, 4, hidden=(8,)), {"x": normal(12, 3)}),
     "vdm": (lambda: VDM(3, hidden=(8,), steps=3, gamma_low=-5.0), {"x": normal(12, 3)}),
     "edm": (lambda: EDM(3, hidden=(8,), steps=3, sigma_min=0.05), {"x": normal(12, 3)}),
@@ -383,7 +392,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
 }
 
 # Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
-ALIKE = {"ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
+ALIKE = {"flow_matching coupled", "ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
 ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive"}
 ALIKE |= {"image_flow tarflow"}
 

@@ -164,7 +164,7 @@ def test_edm_is_that_of_karras(process):
 def test_labels_are_hidden_in_training_only():
     model = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.5, steps=20)
     y = torch.arange(2000) % 3
-    hidden = model.hide({"y": y})["y"]
+    hidden = model.hide({"y": y}, y)["y"]
     assert 850 < int((hidden == 3).sum()) < 1150 and torch.equal(hidden[hidden < 3], y[hidden < 3])
     assert torch.equal(model.context({"y": y})["y"], y)
     assert sample(fit(model, {"x": normal(12, 3), "y": y[:12]}, steps=1, batch_size=6), 2, seed=0, given={"y": 1})
@@ -173,7 +173,7 @@ def test_labels_are_hidden_in_training_only():
 def test_few_labels_are_hidden_where_few_are_asked_for():
     """At a label_dropout of a half the share and what it leaves are one."""
     y = torch.arange(20_000) % 3
-    hidden = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.1).hide({"y": y})["y"] == 3
+    hidden = Diffusion(3, hidden=(8,), classes=3, label_dropout=0.1).hide({"y": y}, y)["y"] == 3
     assert abs(float(hidden.double().mean()) - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 20_000)
 
 

@@ -1,8 +1,12 @@
 """Flow matching: the velocity on straight paths, and what its loss is the mean of."""
 
+import pytest
 import torch
 from known import normal, subsampled
 
+import ppgen
+from ppgen import PpgenError
+from ppgen.inference import fit, impute, sample, sample_diffusion
 from ppgen.models import FlowMatching
 
 
@@ -40,3 +44,76 @@ def test_the_objective_is_the_squared_error_of_the_velocity():
     theirs = loss - cost
     error = (ours.var() + theirs.var()).div(len(x)).sqrt()
     assert abs(float(ours.mean() - theirs.mean())) < 4.5 * float(error)
+
+
+def test_coupled_noise_is_a_permutation_of_least_distance():
+    model, x, t = (
+        FlowMatching(2, hidden=(8,), coupling="ot", loc=[1.0, 0.0], scale=[2.0, 1.0]),
+        normal(6, 2),
+        normal(3, 6),
+    )
+    t = t.sigmoid()
+    torch.manual_seed(1)
+    z = model.coupled(x, t)
+    torch.manual_seed(1)
+    noise, rows = torch.randn(3, 6, 2), model.encode(x)
+    _, alpha, sigma = model.coefficients(t)
+    used = (z - alpha * rows) / sigma
+    for own, drawn in zip(used, noise, strict=True):
+        assert torch.allclose(own.sort(0).values, drawn.sort(0).values, atol=1e-5)
+        assert ((own - rows) ** 2).sum() < ((drawn - rows) ** 2).sum()
+    assert FlowMatching(2, hidden=(8,)).coupled(x, t) is None
+
+
+def test_coupled_noise_is_trained_on_and_the_bound_is_of_fresh_noise():
+    """The target is linear in the cost: its gradient flows through the coupled states only, and its value differs."""
+    torch.manual_seed(0)
+    model, x = FlowMatching(2, hidden=(8,), coupling="ot", loc=[0.0, 0.0], scale=[1.0, 1.0]), normal(200, 2)
+    torch.nn.init.normal_(model.net.last.weight)
+    drawn = subsampled(model.train(), {"x": x})
+    assert drawn.target.requires_grad and not drawn.elbo.requires_grad
+    torch.manual_seed(3)
+    plain = subsampled(model.eval(), {"x": x})
+    assert plain.elbo.requires_grad
+    fresh = [float(subsampled(m, {"x": x}, 20).elbo.detach().mean()) for m in (model.train(), model.eval())]
+    assert abs(fresh[0] / fresh[1] - 1) < 0.1
+
+
+def test_what_needs_fresh_noise_is_refused():
+    model = FlowMatching(2, hidden=(8,), coupling="ot")
+    assert sample_diffusion(model, 3, "ddim", 2, seed=0).shape == (3, 2)
+    assert torch.equal(sample_diffusion(model, 3, seed=0), sample_diffusion(model, 3, "heun", 20, seed=0))
+    for sampler, how, message in (
+        ("ancestral", {}, "'ancestral' does not draw from FlowMatching as set; take ddim, heun"),
+        ("ddim", {"eta": 1.0}, "without fresh noise; leave eta out"),
+    ):
+        with pytest.raises(PpgenError, match=message):
+            sample_diffusion(model, 3, sampler, 2, **how)
+    with pytest.raises(PpgenError, match="impute follows the steps of a diffusion"):
+        impute(model, torch.tensor([[0.0, float("nan")]]))
+    with pytest.raises(PpgenError, match="coupling='opt' .did you mean 'ot'"):
+        FlowMatching(2, coupling="opt")
+
+
+def test_draws_of_its_explicit_chain_are_warned_of(caplog):
+    model = FlowMatching(2, hidden=(4,), coupling="ot", steps=9)
+    sample(model, 2, seed=0)
+    assert "draw by sample_diffusion(run)" in caplog.text
+    caplog.clear()
+    sample(FlowMatching(2, hidden=(4,), steps=9), 2, seed=0)
+    assert not caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_coupled_paths_are_straighter(engine):
+    """At one Euler step the draws of coupled training are many times closer to where the ODE ends."""
+    x, off = ppgen.data.load("moons", "train"), []
+    for coupling in ("independent", "ot"):
+        torch.manual_seed(0)
+        run = fit(
+            FlowMatching(2, hidden=(32, 32), coupling=coupling), x, steps=300, batch_size=128, lr=5e-3, engine=engine
+        )
+        ends = [sample_diffusion(run, 500, sampler, n, seed=0) for sampler, n in (("heun", 40), ("ddim", 1))]
+        off.append(float((ends[0] - ends[1]).norm(dim=-1).mean()))
+    assert off[1] < off[0] / 3

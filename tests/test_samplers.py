@@ -13,6 +13,7 @@ from ppgen.inference.diffusion.samplers import (
     _time_of,
     _usual,
     ddim,
+    deis,
     dpmpp,
     dpmpp_sde,
     heun,
@@ -21,7 +22,7 @@ from ppgen.inference.diffusion.samplers import (
 )
 from ppgen.models import Diffusion
 
-STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "unipc": 60, "ode": 1}
+STEPS = {"ancestral": 400, "ddim": 400, "heun": 60, "dpmpp": 100, "dpmpp_sde": 150, "unipc": 60, "deis": 60, "ode": 1}
 
 
 def moments_agree(x, known, name=""):
@@ -136,6 +137,56 @@ def test_unipc_of_other_orders(order):
     exact = SAMPLERS["ode"](known, 1, z, tolerance=1e-9)
     off = [float((unipc(known, n, z, order=order) - exact).abs().max().detach()) for n in (80, 160)]
     assert math.log2(off[0] / off[1]) == pytest.approx(order + 1, abs=0.3), off
+
+
+def gaussian_flow(known, z, t, s):
+    """The ODE's own map from t to s: along each eigenvector of C the state keeps its place in units of its sd."""
+    values, vectors = torch.linalg.eigh(known.data.covariance_matrix)
+    (_, alpha_s, sigma_s), (_, alpha, sigma) = known.coefficients(s), known.coefficients(t)
+    ratio = ((alpha_s**2 * values + sigma_s**2) / (alpha**2 * values + sigma**2)).sqrt()
+    return alpha_s * known.mean + ((z - alpha * known.mean) @ vectors * ratio) @ vectors.T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("process", ["vp", "ve"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_converges_at_its_order(order, process):
+    """Against the map in closed form, by the slope of log error on log steps."""
+    known = KnownChain(low=-4.0, high=4.0, schedule="linear", process=process)
+    z = known.base().expand([50]).sample()
+    steps = torch.tensor([20.0, 40, 80])
+    off = [(deis(known, int(n), z, order=order) - gaussian_flow(known, z, 1.0, 0.0)).abs().max() for n in steps]
+    x, y = steps.log() - steps.log().mean(), torch.stack(off).log()
+    assert -float((x * y).sum() / (x**2).sum()) == pytest.approx(order, abs=0.15)
+
+
+@torch.no_grad()
+def test_deis_of_order_one_is_ddim():
+    known = KnownChain(low=-6.0, high=5.0)
+    z = known.base().expand([5]).sample()
+    torch.testing.assert_close(deis(known, 7, z, order=1), ddim(known, 7, z), rtol=1e-11, atol=1e-11)
+    with pytest.raises(PpgenError, match="order is 4; expected 1, 2 or 3"):
+        deis(known, 7, z, order=4)
+
+
+@torch.no_grad()
+def test_deis_is_exact_where_the_noise_is_a_polynomial_in_time():
+    """ε̂ = 1 + t - 2 t², so that the ODE is an integral of it over σ / α; z stays in the units of z / α."""
+    known = KnownChain(low=-4.0, high=4.0, schedule="linear")
+
+    def denoise(z, t):
+        _, alpha, sigma = known.coefficients(t)
+        return (z - sigma * (1 + t - 2 * t**2)) / alpha
+
+    known.denoise = denoise
+    z = normal(3, 2).double()
+    states, grid = walked(deis, known, 6, z, order=3)
+    (s, _), (_, t) = grid[-1], grid[2]  # from the third step on it has three states
+    times = torch.linspace(s, t, 20_001).double()
+    level, noise = (known.gamma(times)[:, 0] / 2).exp(), 1 + times - 2 * times**2
+    change = -((noise[1:] + noise[:-1]) / 2 * level.diff()).sum()
+    (_, alpha_s, _), (_, alpha, _) = known.coefficients(s), known.coefficients(t)
+    torch.testing.assert_close(states[-1], alpha_s * (states[2] / alpha + change), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [5, 16])

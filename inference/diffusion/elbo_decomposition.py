@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppgen.chains.chain import Chain
-from ppgen.chains.chain_terms import prior, reconstruction, terms
+from ppgen.chains.chain_terms import reconstruction, terms
 from ppgen.data import n_rows, take
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound, LogLik
@@ -143,7 +143,7 @@ def _of_rows(program: Chain, batch: Mapping[str, Tensor], k: int, ends: int) -> 
     with program.running():
         x, columns = batch["x"], program.context(dict(batch))
         n = len(x)
-        start = prior(program, x).expand(ends, n)
+        start = -program.prior(x, **columns).expand(ends, n)
         u = torch.rand(k, n, dtype=start.dtype, device=start.device)
         t = (torch.arange(k, dtype=u.dtype, device=u.device)[:, None] + u) / k
         cost = terms(program, x, t.clamp(max=1 - 1e-6), columns)[0]
@@ -161,8 +161,9 @@ def _dims(program: Chain, columns: Mapping[str, Tensor]) -> int | None:
     """Observed values a row, if they are discrete."""
     few = take(columns, slice(0, 1))
     with program.running():
-        z = program.forward(few["x"], 0.0).sample()
-        discrete = program.likelihood(z, **program.context(dict(few))).support.is_discrete
+        context = program.context(dict(few))
+        z = program.forward(few["x"], 0.0, **context).sample()
+        discrete = program.likelihood(z, **context).support.is_discrete
     return z.shape[-1] if discrete else None
 
 

@@ -63,6 +63,11 @@ def impute(
             value that x cannot have.
     """
     program = chain_of(run, "impute")
+    if program.samplers:
+        raise PpgenError(
+            f"impute follows the steps of a diffusion, and those of {program.name} as set are others; fit model "
+            "diffusion"
+        )
     types = given.types if isinstance(given, Table) else None
     table = Table({"x": x, **(given or {})}, types)
     columns = prepare_columns(table, program, dtype_of_program(program), program.columns)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ppgen.chains.gaussian_chain import GaussianChain, shares
 from ppgen.data import n_rows, take
+from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound
 from ppgen.transforms.continuous import solve
 
@@ -83,7 +84,12 @@ def ode_loglik(program: GaussianChain, data: Mapping[str, Tensor], *, draws: int
         data: the columns, prepared.
         draws: of Hutchinson's noise and of z_0 a row; at least two give a standard error.
         tolerance: of the solver, relative and absolute.
+
+    Raises:
+        PpgenError: a chain whose draws follow no ODE.
     """
+    if program.samplers and "ode" not in program.samplers:
+        raise PpgenError(f"{program.name} has no ODE that its draws follow; leave ode (--ode) out")
     values = program.values(data["x"])
     d, n = values.shape[-1], n_rows(data)
     discrete = bool(program.likelihood(values[:1] * 0, **_first(program, data)).support.is_discrete)

@@ -65,9 +65,9 @@ def chain_weights(
     columns = prepare_columns(data, program, dtype_of_program(program))
     with ready(run, columns, seed, guide=False), program.running():
         x, context = columns["x"], program.context(columns)
-        q = program.forward(x, 1.0)
+        q = program.forward(x, 1.0, **context)
         z = q.sample((particles,))
-        log_w = program.base().log_prob(z) - q.log_prob(z)
+        log_w = program.base(**context).log_prob(z) - q.log_prob(z)
         for s, t in program.grid(steps):
             q = program.posterior(z, x, s, t)
             below = q.sample()
@@ -99,7 +99,7 @@ def importance_sample(
     columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
     with ready(run, columns, seed, guide=False), program.running():
         context = program.context(columns)
-        base = program.base().expand([n])
+        base = program.base(**context).expand([n])
         z = base.sample()
         path = [z]  # x is known last, and q(z | x) needs it
         log_p = base.log_prob(z)
@@ -110,7 +110,7 @@ def importance_sample(
             log_p = log_p + p.log_prob(path[-1])
         likelihood = program.likelihood(path[-1], **context)
         x = likelihood.sample()
-        log_w = log_density(x) - log_p - likelihood.log_prob(x) + program.forward(x, 1.0).log_prob(path[0])
+        log_w = log_density(x) - log_p - likelihood.log_prob(x) + program.forward(x, 1.0, **context).log_prob(path[0])
         for (s, t), z, below in zip(grid, path, path[1:], strict=False):
             log_w = log_w + program.posterior(z, x, s, t).log_prob(below)
         w = np.asarray(log_w.double())

@@ -9,6 +9,8 @@ r"""Draws from a Gaussian chain, each sampler one function of (program, steps, z
     dpmpp_sde   the same of the reverse SDE
     unipc       z_s = σ_s / σ_t z_t + α_s Σ_j c_j x̂_j, the c_j exact    Zhao et al. (2023, arXiv:2302.04867); p states
                 where x̂ is a polynomial in λ through the x̂_j           predict, p + 1 correct
+    deis        z_s = α_s (z_t / α_t + Σ_j c_j ε̂_j),  c_j exact where   Zhang & Chen (2022, arXiv:2204.13902), tAB
+                ε̂ is a polynomial in t through the last p of the ε̂_j
     ode         the probability-flow ODE, solved adaptively             Song et al. (2021, arXiv:2011.13456)
 
 x̂ = E[x | z_t] is `program.denoise`, ε̂ = (z − α x̂) / σ. All but the last call it once a step (heun twice).
@@ -22,6 +24,7 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -34,7 +37,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion", "unipc"]
+__all__ = ["SAMPLERS", "ancestral", "ddim", "deis", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion", "unipc"]
 
 FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory
@@ -144,10 +147,51 @@ def _exponential_step(
     moments = [-math.expm1(-h)]  # ∫ e^(τ − h) τ^k dτ over a step
     for k in range(1, len(nodes)):
         moments.append(h**k - k * moments[-1])
-    powers = torch.tensor([[(node - start) ** k for node in nodes] for k in range(len(nodes))], dtype=torch.float64)
+    return sigma_end / sigma * z + alpha_end * _integral([node - start for node in nodes], moments, guesses)
+
+
+def deis(
+    program: GaussianChain, steps: int, z: Tensor, *, order: int = 3, watch: Watch | None = None, **columns: Any
+) -> Tensor:
+    """tAB-DEIS of order 1, which is `ddim`, 2 or 3: one network call a step, and at order 3 one more for the first."""
+    if order not in (1, 2, 3):
+        raise PpgenError(f"order is {order}; expected 1, 2 or 3")
+    times: list[float] = []
+    guesses: list[Tensor] = []
+
+    def noise(z: Tensor, t: float) -> Tensor:
+        _, alpha, sigma = program.coefficients(t)
+        return (z - alpha * program.denoise(z, t, **columns)) / sigma
+
+    def stepped(z: Tensor, s: float, t: float, times: list[float], guesses: list[Tensor]) -> Tensor:
+        (_, alpha_s, _), (_, alpha, _) = program.coefficients(s), program.coefficients(t)
+        nodes = [(node - t) / (s - t) for node in times]
+        return alpha_s * (z / alpha + _integral(nodes, _level_moments(program, s, t, len(nodes)), guesses))
+
+    for s, t in program.grid(steps):
+        guesses, times = [noise(z, t), *guesses][:order], [t, *times][:order]
+        ahead = stepped(z, s, t, times, guesses)
+        if len(times) == 1 and order == 3 and steps > 1:  # a first step of order 1 would leave its error in all others
+            ahead = stepped(z, s, t, [s, t], [noise(ahead, s), *guesses])
+        z = _seen(watch, s, ahead)
+    return z
+
+
+def _level_moments(program: GaussianChain, s: float, t: float, n: int) -> list[float]:
+    """∫ v^k dρ for k < n over the step from t to s, in parts: ρ = σ / α, and v goes from 0 at t to 1 at s."""
+    v, w = (torch.as_tensor(a) / 2 for a in np.polynomial.legendre.leggauss(24))
+    v = v + 0.5
+    times = torch.cat([t + (s - t) * v, v.new_tensor([s, t])])
+    level = (program.gamma(times)[:, 0].double() / 2).exp()
+    inner, end, start = level[:-2], float(level[-2]), float(level[-1])
+    return [end - start] + [end - k * float((w * v ** (k - 1) * inner).sum()) for k in range(1, n)]
+
+
+def _integral(nodes: list[float], moments: list[float], values: list[Tensor]) -> Tensor:
+    """The integral of the polynomial through the values at the nodes, from those of 1, u, u², ... over the measure."""
+    powers = torch.tensor([[u**k for u in nodes] for k in range(len(nodes))], dtype=torch.float64)
     weights = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
-    mean = sum(c * x for c, x in zip(weights, guesses, strict=True))
-    return sigma_end / sigma * z + alpha_end * mean
+    return torch.stack([c * x for c, x in zip(weights, values, strict=True)]).sum(0)
 
 
 def ode(
@@ -172,6 +216,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "dpmpp": dpmpp,
     "dpmpp_sde": dpmpp_sde,
     "unipc": unipc,
+    "deis": deis,
     "ode": ode,
 }
 
@@ -206,12 +251,13 @@ def sample_diffusion(
         how: the sampler's own options (eta, churn, ...).
 
     Raises:
-        PpgenError: no such sampler; a program that is no Gaussian chain.
+        PpgenError: no such sampler, or one that is not right for this chain; a program that is no Gaussian chain.
     """
     program = chain_of(run, "the sampler" if sampler is None else f"the sampler {sampler!r}")
     sampler, steps = _usual(program, sampler, steps)
     if sampler not in SAMPLERS:
         raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
+    _require_right(program, sampler, how)
     if steps < 1 or n < 1:
         raise PpgenError(f"steps is {steps} and n is {n}; expected at least 1 of each")
     columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
@@ -227,7 +273,7 @@ def sample_diffusion(
         for b in range(blocks):
             rows = min(most, n - b * most)
             held = {k: _rows_of(v, b * most, rows, n) for k, v in context.items()}
-            z = program.base().expand([rows]).sample()
+            z = program.base(**held).expand([rows]).sample()
             shown = watch if b == 0 else None
             if shown is not None:
                 shown(1.0, z)
@@ -271,6 +317,19 @@ def chain_of(run: Run | Program, what: str) -> GaussianChain:
     if not isinstance(program, GaussianChain):
         raise PpgenError(f"{what} runs a Gaussian chain backwards, and {program.name} is none; take model diffusion")
     return program
+
+
+def _require_right(program: GaussianChain, sampler: str, how: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: the chain's own draws are not what the sampler draws.
+    """
+    right = program.samplers
+    if right and sampler not in right:
+        raise PpgenError(f"the sampler {sampler!r} does not draw from {program.name} as set; take {', '.join(right)}")
+    noise = [k for k in ("eta", "churn") if how.get(k)]
+    if right and noise and "ancestral" not in right:
+        raise PpgenError(f"{program.name} as set is drawn from without fresh noise; leave {noise[0]} out")
 
 
 def _time_of(program: GaussianChain, gamma: float) -> float:

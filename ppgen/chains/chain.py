@@ -41,8 +41,7 @@ class Chain(Program):
     and the pair that they make.
 
     Each conditional has event shape (D,), takes states of shape (..., D), and times that are numbers or tensors of
-    shape (...). Columns of the model other than x (a label) are passed to `reverse`, `likelihood` and `denoise` by
-    name.
+    shape (...). Columns of the model other than x (a label) are passed by name to all but `posterior`.
 
     Attributes:
         support: of a row of x, where a program that this one is a part of should know; None: real.
@@ -59,11 +58,11 @@ class Chain(Program):
 
     # -- the conditionals ----------------------------------------------------------------------------
 
-    def base(self) -> TorchDistribution:
+    def base(self, **columns: Tensor) -> TorchDistribution:
         """p(z_1)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
+    def forward(self, x: Tensor, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
         """q(z_t | x)."""
         raise NotImplementedError
 
@@ -85,6 +84,11 @@ class Chain(Program):
         """The column x as the likelihood takes it: (..., D) floats."""
         return x
 
+    def prior(self, x: Tensor, **columns: Tensor) -> Tensor:
+        """KL(q(z_1 | x), p(z_1)) in nats, one a row."""
+        q = self.forward(x, 1.0, **columns)
+        return kl_divergence(q, self.base(**columns).expand(q.batch_shape))
+
     def cost(self, x: Tensor, z: Tensor, s: Tensor, t: Tensor, **columns: Tensor) -> Tensor:
         """KL(q(z_s | z_t, x), p_θ(z_s | z_t)) in nats, (...)."""
         return kl_divergence(self.posterior(z, x, s, t), self.reverse(z, s, t, **columns))
@@ -101,9 +105,13 @@ class Chain(Program):
         """Lists the tensors made meanwhile, in the shape of the times, that change the variance of `rate` alone."""
         return nullcontext([])
 
-    def hide(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The columns as training sees them, a label left out here and there."""
+    def hide(self, columns: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The columns as training on x sees them, a label left out here and there."""
         return columns
+
+    def coupled(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """States z_t to train at that are not draws of q(z_t | x), as their noise depends on x; None: such draws."""
+        return None
 
     def grid(self, steps: int | None = None) -> list[tuple[float, float]]:
         """The T steps (s, t) from t = 1 down to s = 0."""

@@ -16,12 +16,12 @@ Diffusion Probabilistic Models (Nichol & Dhariwal, 2021, arXiv:2102.09672), time
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ppgen.terms import Term
 
@@ -30,7 +30,7 @@ Chain = Any  # a `ppgen.chains.chain.Chain`, whose file imports this one
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs
 
-__all__ = ["prior", "reconstruction", "subsampled_terms", "terms"]
+__all__ = ["reconstruction", "subsampled_terms", "terms"]
 
 
 def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> list[Term]:
@@ -44,16 +44,16 @@ def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1)
     with program.running():
         columns, x = program.context(dict(data)), data["x"]
         if program.training:
-            columns = program.hide(columns)
+            columns = program.hide(columns, x)
         n = len(x)
-        u = _spread_times(times, n, like=program.forward(x[:1], 0.5).mean)
+        u = _spread_times(times, n, like=program.values(x[:1]))
         t, density = _timed(program, u)
         cost, target = terms(program, x, t, columns)
         cost, target = cost / density, target / density
         if program.training:
             _remember(program, t, cost.detach() * density)
         ends = {
-            "kl": prior(program, x),
+            "kl": -program.prior(x, **columns),
             "likelihood": reconstruction(program, x, columns),
         }
 
@@ -64,37 +64,36 @@ def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1)
     return [*found, by_row("z", "kl", -cost, -target)]
 
 
-def prior(program: Chain, x: Tensor) -> Tensor:
-    """−KL(q(z_1 | x), p(z_1)), one a row."""
-    q = program.forward(x, 1.0)
-    return -kl_divergence(q, program.base().expand(q.batch_shape))
-
-
 def reconstruction(program: Chain, x: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
     """log p(x | z_0) at a draw of z_0, one a row."""
-    z = _draw(program.forward(x, 0.0))
+    z = _draw(program.forward(x, 0.0, **columns))
     return program.likelihood(z, **columns).log_prob(program.values(x))
 
 
 def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
-    weighted = program.weighting != "elbo"
     if program.limit:
-        with program.variance_only() as shape:
-            z = _draw(program.forward(x, t))
-            cost = program.rate(x, z, t, **columns)
-        # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
-        # is made that of E cost².
-        relative = cost.detach() / cost.detach().mean()
-        for tensor in shape:
-            tensor.register_hook(relative.mul)
         s = t
     else:
         i = (t * program.steps).floor().clamp(0, program.steps - 1)
         s, t = i / program.steps, (i + 1) / program.steps
-        z = _draw(program.forward(x, t))
-        cost = program.steps * program.cost(x, z, s, t, **columns)
-    return cost, cost * program.weight(s, t) if weighted else cost
+    coupled = program.coupled(x, t) if program.training else None
+    with program.variance_only() as shape, nullcontext() if coupled is None else torch.no_grad():
+        cost = _cost(program, x, _draw(program.forward(x, t, **columns)), s, t, columns)
+    # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient
+    # is made that of E cost².
+    relative = cost.detach() / cost.detach().mean()
+    for tensor in shape if program.limit else ():
+        tensor.register_hook(relative.mul)
+    target = cost if coupled is None else _cost(program, x, coupled, s, t, columns)
+    return cost, target if program.weighting == "elbo" else target * program.weight(s, t)
+
+
+def _cost(program: Chain, x: Tensor, z: Tensor, s: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> Tensor:
+    """T KL of the step from z at t to s, or nats a unit of time."""
+    if program.limit:
+        return program.rate(x, z, t, **columns)
+    return program.steps * program.cost(x, z, s, t, **columns)
 
 
 def _draw(q: TorchDistribution) -> Tensor:

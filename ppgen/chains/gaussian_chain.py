@@ -58,10 +58,12 @@ class GaussianChain(Chain):
         variance: of p_θ(z_s | z_t): "posterior" c σ_s², "forward" c σ_t², or "learned" between the two.
         zero: a buffer of zeros, (D,).
         sampler: and its steps, where none is asked for; None: chosen by D.
+        samplers: those that are right for it; none: all.
     """
 
     gaussian_steps = True
     sampler: tuple[str, int] | None = None
+    samplers: tuple[str, ...] = ()
     schedule: Schedule
     process: str
     variance: str
@@ -85,13 +87,13 @@ class GaussianChain(Chain):
 
     # -- the four conditionals --------------------------------------------------------------------------
 
-    def base(self) -> TorchDistribution:
+    def base(self, **columns: Tensor) -> TorchDistribution:
         """p(z_1) = N(0, α_1² + σ_1²): the variance that data of unit variance have there."""
         _, alpha, sigma = self.coefficients(1.0)
         size = self.zero.shape
         return Normal(self.zero, (alpha**2 + sigma**2).sqrt().expand(size)).to_event(1)
 
-    def forward(self, x: Tensor, t: Tensor | float) -> TorchDistribution:
+    def forward(self, x: Tensor, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
         """q(z_t | x)."""
         x = self.encode(x)
         _, alpha, sigma = self.coefficients(t)

@@ -34,7 +34,8 @@ def sample(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, unipc, ode. [default: dpmpp, or ancestral]"
+            help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, unipc, deis, ode. "
+            "[default: dpmpp, or ancestral]"
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50; of ancestral 200]")] = None,

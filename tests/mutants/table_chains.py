@@ -33,8 +33,8 @@ MUTANTS = [
     ),
     Mutant(
         "sampler_base_2pct",
-        "z = program.base().expand([rows]).sample()",
-        "z = 1.02 * program.base().expand([rows]).sample()",
+        "z = program.base(**held).expand([rows]).sample()",
+        "z = 1.02 * program.base(**held).expand([rows]).sample()",
         "tests/test_samplers.py::test_every_sampler_starts_from_the_base",
     ),
     # -- filling in --------------------------------------------------------------------------------------------
@@ -200,20 +200,14 @@ MUTANTS = [
     ),
     Mutant(
         "one_step_too_few",
-        "cost = program.steps * program.cost(x, z, s, t, **columns)",
-        "cost = (program.steps - 1) * program.cost(x, z, s, t, **columns)",
+        "return program.steps * program.cost(x, z, s, t, **columns)",
+        "return (program.steps - 1) * program.cost(x, z, s, t, **columns)",
         "tests/test_chain.py::test_of_twenty_steps",
     ),
     Mutant(
         "noise_of_the_earlier_time",
-        """
-        s, t = i / program.steps, (i + 1) / program.steps
-        z = _draw(program.forward(x, t))
-        """,
-        """
-        s, t = i / program.steps, (i + 1) / program.steps
-        z = _draw(program.forward(x, s))
-        """,
+        "cost = _cost(program, x, _draw(program.forward(x, t, **columns)), s, t, columns)",
+        "cost = _cost(program, x, _draw(program.forward(x, s, **columns)), s, t, columns)",
         "tests/test_chain.py::test_of_twenty_steps",
     ),
     Mutant(
@@ -244,7 +238,7 @@ MUTANTS = [
     # -- whole paths ---------------------------------------------------------------------------------------------
     Mutant(
         "paths_without_their_first_density",
-        "log_w = program.base().log_prob(z) - q.log_prob(z)",
+        "log_w = program.base(**context).log_prob(z) - q.log_prob(z)",
         "log_w = program.base().log_prob(z)",
         "tests/test_path_weights.py::test_weights_of_whole_paths",
     ),
@@ -326,6 +320,18 @@ MUTANTS = [
         "moments.append(h**k - k * moments[-1])",
         "moments.append(h**k - moments[-1])",
         "tests/test_samplers.py::test_orders_of_convergence",
+    ),
+    Mutant(
+        "coupled_noise_for_all_rows_but_theirs",
+        "noise = torch.stack([e[optimal_pairs(rows, e)] for e in noise])",
+        "noise = torch.stack([e[optimal_pairs(e, rows)] for e in noise])",
+        "tests/test_flow_matching.py::test_coupled_noise_is_a_permutation_of_least_distance",
+    ),
+    Mutant(
+        "deis_moments",
+        "end - k * float((w * v ** (k - 1) * inner).sum())",
+        "end - float((w * v ** (k - 1) * inner).sum())",
+        "tests/test_samplers.py::test_deis_is_exact_where_the_noise_is_a_polynomial_in_time",
     ),
     Mutant(
         "guidance_without_its_scale",

@@ -3,6 +3,18 @@
 from planting import Mutant
 
 MUTANTS = [
+    Mutant(
+        "bridge_noise_2pct",
+        "variance = self.noise**2 * (share * (1 - share)).clamp(min=TINY)",
+        "variance = 1.04 * self.noise**2 * (share * (1 - share)).clamp(min=TINY)",
+        "tests/test_diffusion_bridge.py::test_the_steps_back_are_those_of_the_bridge",
+    ),
+    Mutant(
+        "bridge_x_without_its_start",
+        'mean = (z - share * columns["x0"]) / (1 - share)',
+        'mean = (z - columns["x0"]) / (1 - share)',
+        "tests/test_diffusion_bridge.py::test_its_elbo",
+    ),
     # -- models --------------------------------------------------------------------------------------------------
     Mutant(
         "schools_prior_2pct",
