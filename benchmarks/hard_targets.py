@@ -20,6 +20,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -359,26 +360,37 @@ METHODS = {
 }  # fmt: skip
 
 
-class _Cut(BaseException):
+class Cut(BaseException):
     """The cap on CPU seconds is reached; no `except Exception` takes it."""
 
 
-def _cut(*_: Any) -> None:
-    raise _Cut
+@contextmanager
+def at_most(cap: float) -> Iterator[None]:
+    """
+    Raises:
+        Cut: after so many CPU seconds.
+    """
+
+    def cut(*_: Any) -> None:
+        raise Cut
+
+    signal.signal(signal.SIGPROF, cut)
+    signal.setitimer(signal.ITIMER_PROF, cap)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
     target, began = TARGETS[name](), time.process_time()
     row: dict[str, Any] = {"target": name, "method": method, "seed": seed}
-    signal.signal(signal.SIGPROF, _cut)
-    signal.setitimer(signal.ITIMER_PROF, cap)
     try:
-        tree, said = METHODS[method](target, seed)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    except _Cut:
+        with at_most(cap):
+            tree, said = METHODS[method](target, seed)
+    except Cut:
         return row | {"verdict": "none", "outcome": "cut", "remark": f" (more than {cap:g} CPU s)"}
     except Exception as e:
-        signal.setitimer(signal.ITIMER_PROF, 0)
         return row | {"verdict": "refused", "outcome": "flagged", "remark": f"{type(e).__name__}: {e}"[:200]}
     values = {n: v.values.reshape(-1, *v.shape[2:]) for n, v in tree["posterior"].data_vars.items()}
     x = target.functions(values)

@@ -39,22 +39,25 @@ class Target(NamedTuple):
     sd: np.ndarray | None
 
 
-def normal(dim: int) -> Target:
+def moments(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance of the normal."""
     generator = torch.Generator().manual_seed(0)
     variance = 10 ** torch.randn(dim, generator=generator).double()
     strong = torch.linalg.qr(torch.randn(dim, 5, generator=generator).double())[0]
     factor = variance.sqrt()[:, None] * strong * torch.tensor([30.0, 20.0, 15.0, 10.0, 5.0]).double()
-    loc = torch.randn(dim, generator=generator).double()
+    return torch.randn(dim, generator=generator).double(), variance.diag() + factor @ factor.mT
 
-    precision = torch.linalg.inv(variance.diag() + factor @ factor.mT)
+
+def normal(dim: int) -> Target:
+    loc, covariance = moments(dim)
+    precision = torch.linalg.inv(covariance)
     top = 0.5 * torch.linalg.slogdet(precision)[1] - 0.5 * dim * math.log(2 * math.pi)
 
     def model(one: torch.Tensor) -> None:
         off = pyro.sample("u", Flat(shape=(dim,), dtype=torch.float64)) - loc
         pyro.factor("normal", top - 0.5 * ((off @ precision) * off).sum(-1))
 
-    sd = (variance + factor.square().sum(1)).sqrt()
-    return Target(model, {"one": torch.ones(1).double()}, loc.numpy(), sd.numpy())
+    return Target(model, {"one": torch.ones(1).double()}, loc.numpy(), covariance.diagonal().sqrt().numpy())
 
 
 def logistic() -> Target:

@@ -50,7 +50,7 @@ def sampled(p: Table, setting: str, seed: int) -> tuple[dict[str, np.ndarray], f
         chain_method="vectorized" if chains > 1 else "sequential", progress_bar=False,
     )  # fmt: skip
     begun = time.process_time()
-    with _compiling() as spent:
+    with compiling() as spent:
         sampler.run(jax.random.PRNGKey(seed), **p.arrays)
         jax.block_until_ready(sampler.get_samples())
     build = sum(spent)
@@ -64,7 +64,7 @@ def fitted(p: Table, guide: str, steps: int, seed: int) -> tuple[dict[str, np.nd
     adam = numpyro.optim.Adam(lambda i: 0.005 * (1 + jnp.cos(jnp.pi * i / steps)))
     svi = SVI(MODELS[p.density], made, adam, Trace_ELBO(num_particles=16))
     begun = time.process_time()
-    with _compiling() as spent:
+    with compiling() as spent:
         found = svi.run(jax.random.PRNGKey(seed), steps, progress_bar=False, **p.arrays)
         jax.block_until_ready(found.params)
     build = sum(spent)
@@ -74,7 +74,7 @@ def fitted(p: Table, guide: str, steps: int, seed: int) -> tuple[dict[str, np.nd
 
 
 @contextmanager
-def _compiling() -> Iterator[list[float]]:
+def compiling() -> Iterator[list[float]]:
     """CPU seconds that JAX spends on tracing, lowering and compiling: it tells when each ends, and how long it was."""
     spent: list[float] = []
     parts = [(pe, "trace_to_jaxpr"), (mlir, "lower_jaxpr_to_module"), (compiler, "compile_or_get_cached")]

@@ -134,6 +134,8 @@ class LaplaceMarginal:
         theta, found = self._newton(u)
         value, minus_h = self._call("value", self._value, u, theta)
         factors = [_root(b) for b in minus_h]
+        volume = sum(f.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2)) for f in factors)
+        top = value + volume - 0.5 * len(self._inner) * math.log(2 * math.pi)  # f at θ̂
         size, points = self._net()
         shift = torch.rand(theta.shape, generator=generator, dtype=theta.dtype)
         total, kept = torch.full((len(u), self._n_blocks), -torch.inf).to(u), torch.full_like(shift, torch.nan)
@@ -141,14 +143,13 @@ class LaplaceMarginal:
         for point in points:
             z, log_q = _quantile((point + shift).remainder(1.0), size)
             step = self._by_block(z, lambda i, b: _scaled(factors[i], b))
-            more = self._rise(u, theta, step)
+            more = self._rise(u, theta, step, top)
             log_w = torch.nan_to_num(more - self._block_sums(log_q), nan=-math.inf)
             total = torch.logaddexp(total, log_w)
             race = log_w - torch.rand(log_w.shape, generator=generator, dtype=log_w.dtype).log().neg().log()  # Gumbel's
             won = race > best
             best, rise = torch.where(won, race, best), torch.where(won, more, rise)
             kept = torch.where(self._by_entry(won), theta + step, kept)
-        volume = sum(f.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2)) for f in factors)
         whole = self._join(u, torch.where(torch.isfinite(kept), kept, theta))
         at_top = self._target(whole)[0] - rise.sum(-1)  # f at θ̂, and what the integrals of the gradient are off by
         log_w = (total - math.log(len(points))).sum(-1) + at_top - volume - value
@@ -162,8 +163,11 @@ class LaplaceMarginal:
         net = torch.quasirandom.SobolEngine(len(self._colors)).draw(CANDIDATES[len(self._colors) > 1]).to(self._colors)
         return size, net[:, self._colors.argmax(0)]
 
-    def _rise(self, u: Tensor, theta: Tensor, step: Tensor) -> Tensor:
-        """f_b(θ + step) − f_b(θ) of each block, (n, blocks): the integral of the gradient, by Gauss and Legendre."""
+    def _rise(self, u: Tensor, theta: Tensor, step: Tensor, top: Tensor) -> Tensor:
+        """f_b(θ̂ + step) − f_b(θ̂) of each block, (n, blocks): the integral of the gradient, by Gauss and Legendre; of
+        one block alone f less `top`, which is f at θ̂."""
+        if self._n_blocks == 1:
+            return (self._target(self._join(u, theta + step))[0] - top)[:, None]
         nodes, weights = np.polynomial.legendre.leggauss(NODES)
         rise = torch.zeros_like(step)
         for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
@@ -249,7 +253,9 @@ class LaplaceMarginal:
         """−H by blocks: for each size of block (blocks, size, size)."""
         slope = torch.func.grad(f)
         product = torch.func.vjp(slope, theta)[1]
-        columns = torch.stack([-product(c.to(theta))[0] for c in self._colors])
+        colors = self._colors.to(theta)
+        many = len(colors) > 1  # one graph for all of them, in place of one for each
+        columns = -(torch.func.vmap(lambda c: product(c)[0])(colors) if many else product(colors[0])[0][None])
         return [columns[color, row] for row, color in self._blocks]
 
     def _slope(self, u: Tensor, theta: Tensor) -> tuple[Tensor, list[Tensor]]:

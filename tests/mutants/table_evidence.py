@@ -38,6 +38,24 @@ MUTANTS = [
     ),
     Mutant("bridge_without_the_density_of_q", "f = e / (s1 * e + s2)", "f = e / s1", SIDES),
     Mutant(
+        "bridge_that_moves_away",
+        "log_z = before + float(f.mean().log() - g.mean().log())",
+        "log_z = before - float(f.mean().log() - g.mean().log())",
+        SIDES,
+    ),
+    Mutant(
+        "importance_weights_summed_in_place_of_averaged",
+        "log_z = float(torch.logsumexp(at_q, 0)) - math.log(WEIGHTS)",
+        "log_z = float(torch.logsumexp(at_q, 0))",
+        SIDES,
+    ),
+    Mutant(
+        "bayes_factors_turned_round",
+        "n: (float(b.values[0] - first.values[0])",
+        "n: (float(first.values[0] - b.values[0])",
+        "tests/test_evidence.py::test_bayes_factors_are_differences_with_their_error",
+    ),
+    Mutant(
         "bridge_error_of_independent_draws",
         "worth = n_p if effective is None else min(effective, n_p)",
         "worth = n_p",
