@@ -41,6 +41,17 @@ def test_draws_are_independent_and_of_the_right_law(draws):
     assert abs(normal_.mean() - 1.0) < 4.5 * 2 / draws**0.5
 
 
+@pytest.mark.parametrize("fn", [dist.Gamma(3.0, 2.0), dist.Stable(1.5, 0.1)])
+def test_batched_draws_leave_torch_nothing_to_warn_of(capfd, fn):
+    """torch warns, on its own way to stderr and once a process, of what it runs one by one under vmap."""
+    torch._C._debug_only_display_vmap_fallback_warnings(True)  # every time
+    try:
+        Many(lambda: [fn.sample((2,))], name="test")(2 * FEW)
+    finally:
+        torch._C._debug_only_display_vmap_fallback_warnings(False)
+    assert capfd.readouterr().err == ""
+
+
 def test_what_cannot_be_recorded_is_run_one_by_one_and_said(caplog):
     def one():
         z = torch.randn(())

@@ -15,7 +15,7 @@ from known import SCHOOLS, Gaussian, NormalMean, Regression, binary, draws_agree
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.inference import fit, reconstruct, sample
+from ppgen.inference import compare, diagnose, fit, loglik, posterior, reconstruct, report, sample
 from ppgen.models import VAE, EightSchools
 
 # -- the joint -------------------------------------------------------------------------------------
@@ -252,6 +252,21 @@ class Twice(Program):
 def test_what_cannot_be_sampled_is_said(program, n, held, message):
     with pytest.raises(PpgenError, match=message):
         sample(program(), n, given=held)
+
+
+def test_a_bare_function_is_sampled_and_else_named():
+    def one():
+        return pyro.sample("x", dist.Normal(3.0, 1.0))
+
+    draws_agree(sample(one, 3000, seed=0)["x"], 3.0, 1.0)
+    for call in (posterior, loglik, diagnose):
+        with pytest.raises(PpgenError, match="one is neither a run nor a program: fit it first"):
+            call(one, {"x": torch.zeros(2)})
+    for call, what in ((lambda p: diagnose(p, {"x": torch.zeros(2, 3)}), "diagnose"), (report, "report")):
+        with pytest.raises(PpgenError, match=f"{what} takes a run, and PPCA is a program"):
+            call(ppca())
+    with pytest.raises(PpgenError, match="compare got a function; name two runs or more"):
+        compare(one)
 
 
 # -- reconstruct -----------------------------------------------------------------------------------

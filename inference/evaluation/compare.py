@@ -103,8 +103,9 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
     Raises:
         PpgenError: fewer than two; scores of other rows or values; loo beside held-out rows.
     """
-    if len(scores) < 2:
-        raise PpgenError(f"compare got {len(scores)} model; name two runs or more")
+    if not isinstance(scores, Mapping) or len(scores) < 2:
+        got = f"{len(scores)}" if isinstance(scores, Mapping) else f"a {type(scores).__name__}"
+        raise PpgenError(f"compare got {got}; name two runs or more, {{name: loo(run, data), ...}}")
     first_name, first = next(iter(scores.items()))
     scores = {name: _in_order_of(first, s) for name, s in scores.items()}
     for name, s in scores.items():

@@ -32,7 +32,7 @@ from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
-from ppgen.inference.evaluation.sample import dtype_of_program, ready
+from ppgen.inference.evaluation.sample import dtype_of_program, ready, require_run
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, with_words
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -109,8 +109,9 @@ def diagnose(
         reference: a DataTree of the same posterior, such as `mcmc` gives, to stand beside the guide's.
 
     Raises:
-        PpgenError: a program without latents.
+        PpgenError: a program that was not fitted, or that has no latents.
     """
+    require_run(run, "diagnose")
     program = run.program
     data = prepare_columns(data, program, dtype_of_program(program))
     s = run.structure

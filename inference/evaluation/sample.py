@@ -38,7 +38,25 @@ CHUNK = 1000  # rows at once
 
 
 def program_of(run: Run | Program) -> Program:
+    """
+    Raises:
+        PpgenError: it is neither a run nor a program, as a bare function of Pyro.
+    """
+    if not isinstance(run, Run | Program):
+        raise PpgenError(
+            f"{getattr(run, '__name__', None) or type(run).__name__} is neither a run nor a program: fit it first, "
+            "run = fit(model, data), or make a program of it, ppgen.Program.from_pair(model, guide)"
+        )
     return run.program if isinstance(run, Run) else run
+
+
+def require_run(run: Any, what: str) -> None:
+    """
+    Raises:
+        PpgenError: it is no run.
+    """
+    if program_of(run) is run:
+        raise PpgenError(f"{what} takes a run, and {run.name} is a program: fit it first, run = fit(program, data)")
 
 
 def dtype_of_program(program: Program) -> torch.dtype:
@@ -48,12 +66,12 @@ def dtype_of_program(program: Program) -> torch.dtype:
 
 @torch.no_grad()
 def sample(
-    run: Run | Program, n: int = 1, *, given: Mapping[str, Any] | None = None, seed: int | None = None
+    run: Run | Program | Callable, n: int = 1, *, given: Mapping[str, Any] | None = None, seed: int | None = None
 ) -> dict[str, Tensor]:
     """n independent draws of every site from the model, the learned θ in place.
 
     Args:
-        run: a run, or a program.
+        run: a run, a program, or a Pyro model as a function.
         n: number of draws.
         given: holds something fixed: columns that the model takes (a label, covariates, an observed column), or sites
             by name, with a value for all draws or one a draw (n leading). Anything else is an error.
@@ -68,6 +86,8 @@ def sample(
         PpgenError: a given name that is no column and no site, or a value of another shape; a column that the model
             cannot do without.
     """
+    if callable(run) and not isinstance(run, Program):
+        run = Program.from_pair(run)
     program = program_of(run)
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")

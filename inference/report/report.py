@@ -24,7 +24,7 @@ from ppgen.gaps import in_words
 from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
-from ppgen.inference.evaluation.sample import ready
+from ppgen.inference.evaluation.sample import ready, require_run
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
@@ -69,6 +69,7 @@ def write_report(
     run: Run, data: Any = None, out: str | Path | None = None, *, draws: int = 1000, seed: int = 0
 ) -> tuple[Path, list[Finding]]:
     """As `report`: the file, and the findings that are on the page, the worst first."""
+    require_run(run, "report")
     if out is None and run.path is None:
         raise PpgenError("the run has no folder to put the report into; pass out=")
     path = Path(out) if out is not None else run.path / "report.html"  # type: ignore[operator]

@@ -36,6 +36,7 @@ def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx
     g.eliminate_dead_code()
     _fold(graph)
     _fill_masks(g)
+    _clamp_by_copy(g, differentiable)
     g.eliminate_dead_code()
     constants = _lift_constants(graph)
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
@@ -104,7 +105,7 @@ def _known_places(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Ten
 
 
 def _fill_masks(g: fx.Graph) -> None:
-    """`x[mask] = scalar` without looking for the places of the mask."""
+    """`x[mask] = scalar` as `x.copy_(where(mask, scalar, x))`, without looking for the places of the mask."""
     for node in list(g.find_nodes(op="call_function", target=aten.index_put_.default)):
         x, indices, value, *accumulate = node.args
         assert isinstance(indices, (list, tuple))
@@ -117,10 +118,28 @@ def _fill_masks(g: fx.Graph) -> None:
             where: Any = indices[0]
             for _ in range(into.dim() - mask.dim()):
                 where = g.call_function(aten.unsqueeze.default, (where, -1))
-            filled = g.call_function(aten.masked_fill_.Tensor, (x, where, value))
-            filled.meta = dict(node.meta)
-        node.replace_all_uses_with(filled)
-        g.erase_node(node)
+            _written(g, node, aten.where.self, (where, value, x))
+
+
+def _clamp_by_copy(g: fx.Graph, differentiable: bool) -> None:
+    """`x.clamp_(min)` as `x.copy_(x.clamp(min))`, where no gradient goes through x.
+
+    torch draws from a gamma by the first, and `torch.func.vmap` runs that one by one, with a warning.
+    """
+    for node in list(g.find_nodes(op="call_function", target=aten.clamp_.default)):
+        x = node.args[0]
+        if not differentiable or isinstance(x, fx.Node) and x.target is aten.detach.default:
+            with g.inserting_before(node):
+                _written(g, node, aten.clamp.default, node.args, **node.kwargs)
+
+
+def _written(g: fx.Graph, node: fx.Node, target: Any, args: tuple, **kwargs: Any) -> None:
+    """Puts a result, copied to the first argument of a node, in the node's place."""
+    made = g.call_function(target, args, kwargs)
+    written = g.call_function(aten.copy_.default, (node.args[0], made))
+    made.meta, written.meta = dict(node.meta), dict(node.meta)
+    node.replace_all_uses_with(written)
+    g.erase_node(node)
 
 
 def in_own_memory(graph: fx.GraphModule) -> fx.GraphModule:
