@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import HalfCauchy, Normal, TorchDistribution, constraints
@@ -47,7 +48,7 @@ class _ARMASeries(TorchDistribution):
     ):
         self.mu, self.phi, self.theta, self.sigma = mu, phi, theta, sigma
         lead = [v.shape[:-1] for v in (phi, theta) if v is not None]
-        shape = torch.broadcast_shapes(mu.shape, sigma.shape, *lead)
+        shape = np.broadcast_shapes(mu.shape, sigma.shape, *lead)
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _ARMASeries:
@@ -84,7 +85,7 @@ def _solve(weights: Tensor, x: Tensor) -> Tensor:
     padded = torch.cat([torch.ones_like(weights[..., :1]), weights, torch.zeros_like(weights[..., :1])], -1)
     last = padded.shape[-1] - 1
     matrix = padded[..., torch.where((lag < 0) | (lag > last), last, lag)]
-    shape = torch.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
+    shape = np.broadcast_shapes(matrix.shape[:-2], x.shape[:-1])
     return torch.linalg.solve_triangular(
         matrix.expand(*shape, T, T), x.expand(*shape, T)[..., None], upper=False, unitriangular=True
     )[..., 0]

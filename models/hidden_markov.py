@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Dirichlet, HalfNormal, Normal, TorchDistribution, constraints
@@ -38,7 +39,7 @@ class _NormalHMM(TorchDistribution):
 
     def __init__(self, transition: Tensor, mu: Tensor, sigma: Tensor, duration: int, validate_args: Any = None):
         self.transition, self.mu, self.sigma = transition, mu, sigma
-        shape = torch.broadcast_shapes(transition.shape[:-2], mu.shape[:-1])
+        shape = np.broadcast_shapes(transition.shape[:-2], mu.shape[:-1])
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _NormalHMM:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Bernoulli, Normal, TorchDistribution
@@ -273,7 +274,7 @@ class VAE(ppgen.Program):
                 "pass a column y, and to sample from it given={'y': ...} (--given file)"
             )
         label = self.one_hot[y.long()]
-        shape = torch.broadcast_shapes(h.shape[:-1], label.shape[:-1])
+        shape = np.broadcast_shapes(h.shape[:-1], label.shape[:-1])
         return torch.cat([h.expand(*shape, -1), label.expand(*shape, -1)], -1)
 
 

@@ -94,13 +94,18 @@ class Many:
             self._require_memory([v[None] for v in first], draws)
             return _stacked([first, *(self.one(*inputs, *(v[i] for v in each)) for i in range(1, draws))])
         at_once = draws if self.gradient else max(1, min(draws, BLOCK // self.largest))
-        parts = []
+        out: list[Tensor] = []  # made once, for all draws: parts that are joined take twice the memory
         for start in range(0, draws, at_once):
             s = min(at_once, draws - start)
-            parts.append(self._block(s, inputs, [v[start : start + s] for v in each]))
+            part = self._block(s, inputs, [v[start : start + s] for v in each])
             if start == 0:
-                self._require_memory(parts[0], draws)
-        return parts[0] if len(parts) == 1 else [torch.cat(p) for p in zip(*parts, strict=True)]
+                self._require_memory(part, draws)
+                if s == draws:
+                    return part
+                out = [v.new_empty((draws, *v.shape[1:])) for v in part]
+            for whole, some in zip(out, part, strict=True):
+                whole[start : start + s] = some
+        return out
 
     def _require_memory(self, some: Sequence[Tensor], draws: int) -> None:
         """

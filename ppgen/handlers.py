@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import ImproperUniform, MaskedDistribution, is_validation_enabled
@@ -257,7 +258,7 @@ class Unobserve(Messenger):
         if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
             if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed
                 batch = value.shape[: value.dim() - fn.event_dim]
-                fn = fn.expand(torch.broadcast_shapes(batch, fn.batch_shape))
+                fn = fn.expand(np.broadcast_shapes(batch, fn.batch_shape))
             try:
                 drawn = _drawn(fn, msg)
             except (NotImplementedError, AssertionError) as e:  # the latter of a chain without a duration

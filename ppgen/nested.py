@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -280,7 +281,7 @@ def _require_rows(scope: _Scope) -> None:
     dims = {p.dim for p in scope.plates} | {f.dim for f in inner}
     fn, value = scope.output["fn"], scope.value
     assert value is not None
-    shape = tuple(torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim]))
+    shape = np.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     if any(n > 1 and i - len(shape) not in dims for i, n in enumerate(shape)):
         raise PpgenError(
             f"ppgen.sample({scope.name!r}): {name} has values for a batch of shape {shape}, and the plates around the "

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
@@ -221,7 +222,7 @@ def laid_out(site: Mapping[str, Any], value: Tensor, event_dim: int) -> tuple[Te
 def whole_value(site: Mapping[str, Any]) -> Tensor:
     """A site's value with all its plates."""
     value: Tensor = site["value"]
-    return value if is_deterministic(site) else value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
+    return value if is_deterministic(site) else value.expand(np.broadcast_shapes(value.shape, site["fn"].shape()))
 
 
 def value_of(site: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
@@ -329,7 +330,7 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tens
     if a is b:
         return torch.zeros(a.batch_shape, dtype=torch.get_default_dtype())
     if a.batch_shape != b.batch_shape:  # some of torch's closed forms do not broadcast
-        batch_shape = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
+        batch_shape = np.broadcast_shapes(a.batch_shape, b.batch_shape)
         a, b = a.expand(batch_shape), b.expand(batch_shape)
     try:
         return kl_divergence(a, b)

@@ -367,6 +367,16 @@ def test_list_does_without_torch():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
+@pytest.mark.slow
+def test_check_imports_nothing_that_takes_a_second():
+    code = (
+        "import sys; from ppgen.cli.programs import check; check('eight_schools', 'eight_schools')\n"
+        "print({'torch._dynamo', 'pandas', 'sympy', 'lightning_fabric'} & set(sys.modules) or 'none')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.stdout.endswith("none\n"), said.stdout[-300:] + said.stderr
+
+
 def test_list_shows_the_arguments_of_a_file(call, line):
     found = json.loads(call("list", line, "--json")[0])["arguments"]
     assert found == [{"name": "a", "default": "1.0", "help": "the slope to begin with."}]

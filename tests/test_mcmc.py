@@ -22,6 +22,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import fit, posterior
+from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.kernels.chees import (
@@ -600,7 +601,12 @@ def test_predictions_of_many_rows_are_of_evenly_spaced_draws(monkeypatch):
     predicted, m = tree["posterior_predictive"]["x"], tree["posterior"]["m"]
     assert dict(predicted.sizes) == {"chain": 8, "draw": 5, "data": 5} and list(predicted.draw) == [0, 12, 24, 36, 48]
     assert float(abs(predicted - m.sel(draw=predicted.draw)).max()) < 1e-4
-    assert tree["prior"]["m"].sizes["draw"] == 5 and tree["log_likelihood"]["noise"].sizes["draw"] == 60
+    assert tree["prior"]["m"].sizes["draw"] == 5 and tree["posterior"]["m"].sizes["draw"] == 60
+    log_lik = tree["log_likelihood"]["noise"]
+    assert log_lik.dtype == np.float32 and list(log_lik.draw) == list(predicted.draw)
+    density = stats.norm.logpdf(x.numpy(), m.sel(draw=predicted.draw).values[..., None], 1.0)
+    np.testing.assert_allclose(log_lik.values, density, rtol=1e-5)
+    assert len(loo(tree).values) == 5
 
 
 def test_a_density_that_does_not_fall_is_refused_for_an_improper_prior_only():

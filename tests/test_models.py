@@ -80,6 +80,7 @@ from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
 from ppgen.inference.sampling.prepared import prepared, prior_of
 from ppgen.inference.sampling.weighted import mixture_of
+from ppgen.inference.training import defaults
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
@@ -561,6 +562,14 @@ def of_optimise(folder):
             NormalMean(), {"x": X}, steps=300, lr=0.05, schedule="cosine", particles=8, optimizer=optimizer, clip=1.0
         )
         assert abs(run.metrics["elbo"][-1] - EVIDENCE) < 0.2, optimizer
+
+
+def of_defaults(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "STEPS", 400)
+        run = fit(NormalMean(), {"x": X}, particles=4, engine="trace")
+    m = posterior(run, {"x": X}, draws=2000)["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.15 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
 
 
 def of_state(folder):

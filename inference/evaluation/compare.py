@@ -177,7 +177,10 @@ def loo(tree: DataTree) -> Score:
     if not sites or ndims == {2}:
         raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
     total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
-    small = DataTree.from_dict({"posterior": tree["posterior"].dataset, "log_likelihood": Dataset({"x": total})})
+    latents = tree["posterior"].dataset
+    if total.sizes["draw"] < latents.sizes["draw"]:  # of many rows fewer draws have a likelihood
+        latents = latents.sel(draw=total["draw"])
+    small = DataTree.from_dict({"posterior": latents, "log_likelihood": Dataset({"x": total})})
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
     if stats is not None and "log_q" in stats:
         if stats["log_q"].ndim != 2:

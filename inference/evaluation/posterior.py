@@ -124,7 +124,9 @@ class Groups:
     Args:
         program, data, structure: set up, and as they were checked.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
-        posterior: with all others.
+        posterior: with posterior and log_prior, and sample_stats where the guide draws.
+        pointwise: with log_likelihood.
+        single: floats of a row each in float32: log_likelihood and predictions.
         latents: examples of one draw of each latent, without the leading dimension; their draws are passed to each
             call, and the guide is not used. None: the guide draws.
     """
@@ -138,9 +140,11 @@ class Groups:
         predictive: bool,
         prior: bool,
         posterior: bool = True,
+        pointwise: bool = True,
+        single: bool = False,
         latents: Mapping[str, Tensor] | None = None,
     ):
-        self.posterior = posterior
+        self.posterior, self.pointwise, self.single = posterior, pointwise, single
         self.program, self.data, self.structure = program, data, structure
         self.predictive = predictive and bool(structure.names("observed"))
         self.prior = prior and not any(s.distribution == "Flat" for s in structure.sites)
@@ -159,9 +163,13 @@ class Groups:
 
     def _one(self, *given: Tensor) -> list[Tensor]:
         latents = None if self.given is None else dict(zip(self.given, given, strict=True))
-        found = {(g, n): v for g, n, v in self._values(latents)}
+        found = {(g, n): self._kept(g, v) for g, n, v in self._values(latents)}
         self.names = list(found)
         return list(found.values())
+
+    def _kept(self, group: str, value: Tensor) -> Tensor:
+        small = self.single and group in _BY_ROW and value.dtype == torch.float64
+        return value.float() if small else value
 
     def _values(self, latents: dict[str, Tensor] | None) -> Iterator[tuple[str, str, Tensor]]:
         """Group, name and value of everything, of one draw."""
@@ -174,7 +182,14 @@ class Groups:
             held |= drawn_discrete(program, data, structure.nesting, held, structure.summed)
             t = run_once(program, data, latents=held)
         if self.posterior:
-            yield from self._of_posterior(t, found, q is not None)
+            for name, site in sample_sites(t.p).items():
+                if is_deterministic(site) or not site["is_observed"]:
+                    yield "posterior", name, value_of(site)[0]
+        if self.pointwise:
+            for name, value in _pointwise(found, t, self.structure):
+                yield "log_likelihood", name, value
+        if self.posterior:
+            yield from self._densities(t, found, q is not None)
         model = Unobserve(undrawn=self._undrawn)(lambda: program.call("model", data))
         if self.predictive:
             with holding(held):
@@ -188,17 +203,15 @@ class Groups:
                 group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
                 yield group, name, value_of(site)[0]
 
-    def _of_posterior(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
-        for name, site in sample_sites(t.p).items():
-            if is_deterministic(site) or not site["is_observed"]:
-                yield "posterior", name, value_of(site)[0]
-        for name, value in _pointwise(found, t, self.structure):
-            yield "log_likelihood", name, value
+    def _densities(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
         for name in self.structure.latents:
             yield "log_prior", name, laid_out(t.p.nodes[name], term(t.p.nodes[name]).log_density, 0)[0]
         if guide:
             for name, value in _log_p_q(found, self.structure).items():
                 yield "sample_stats", name, value
+
+
+_BY_ROW = ("log_likelihood", "posterior_predictive", "prior_predictive")
 
 
 def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:

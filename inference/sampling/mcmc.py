@@ -325,8 +325,9 @@ def tree_of_draws(
 ) -> DataTree:
     """The draws through the model: deterministic sites, log-likelihood, predictions.
 
-    Predictions, and draws from the prior, are made for every draw as long as they have no more than `MOST_PREDICTED`
-    values; else for evenly spaced ones of each chain, `LEAST_PREDICTED` at least, whose numbers are their coordinate.
+    Log-likelihoods, predictions and draws from the prior are made for every draw as long as they have no more than
+    `MOST_PREDICTED` values; else for evenly spaced ones of each chain, `LEAST_PREDICTED` at least, whose numbers are
+    their coordinate. Log-likelihoods and predictions of rows are then in float32.
     """
     from xarray import DataTree
 
@@ -348,8 +349,8 @@ def tree_of_draws(
     def both(prior: bool) -> dict[str, dict[str, np.ndarray]]:
         if every == 1:
             return groups(1, predictive=predictive, prior=prior)
-        few = groups(every, predictive=predictive, prior=prior, posterior=False) if predictive or prior else {}
-        return groups(1, predictive=False, prior=False) | few
+        few = groups(every, predictive=predictive, prior=prior, posterior=False, single=True)
+        return groups(1, predictive=False, prior=False, pointwise=False) | few
 
     try:
         arrays = both(prior)
@@ -361,8 +362,11 @@ def tree_of_draws(
     arrays["sample_stats"] = {n: v.T.numpy() for n, v in found.stats.items()}
     tree = tree_of(program, structure, here, arrays, data)
     if every > 1:
-        log.info("predictions are of every %dth draw: predict(tree, data) makes them for all", every)
-        for name in ("posterior_predictive", "prior", "prior_predictive"):
+        log.info(
+            "log-likelihoods and predictions are of every %dth draw: predict(tree, data) makes predictions of all",
+            every,
+        )
+        for name in ("log_likelihood", "posterior_predictive", "prior", "prior_predictive"):
             if name in tree.children:
                 tree[name] = DataTree(tree[name].to_dataset().assign_coords(draw=np.arange(0, S, every)))
     tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))

@@ -38,8 +38,9 @@ from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
 from ppgen.inference.objective import default_objective, make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
+from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
-from ppgen.inference.training.optimise import learning_rate, make_fabric, make_optimizer
+from ppgen.inference.training.optimise import check_optimizer, learning_rate, make_fabric
 from ppgen.inference.training.state import read_state
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
@@ -68,7 +69,7 @@ log = logging.getLogger("ppgen")
 
 def fit(
     program: Program | Callable[..., Any], data: Any, *, valid: Any = None, steps: int | None = None,
-    until: str | None = None, batch_size: int | None = None, lr: float = 1e-3, schedule: str = "constant",
+    until: str | None = None, batch_size: int | None = None, lr: float | None = None, schedule: str | None = None,
     optimizer: str = "Adam", clip: float | None = None, ema: float | None = None, kl_warmup: int = 0,
     patience: int | None = None, objective: Any = None, gradient: str = "pathwise", particles: int = 1,
     guide: str | None = None, starts: int | None = None, engine: str = "auto", precision: str | None = None,
@@ -85,11 +86,13 @@ def fit(
         program: a `Program`, or a Pyro model; its parameters are changed in place.
         data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
         valid: held-out rows; their ELBO is logged, and `patience` counts on it.
-        steps: gradient steps; 2000 if None.
+        steps: gradient steps; 2000 if None. Where lr, schedule, until and patience are None too, the program says the
+            rates (`ppgen.inference.training.defaults`), and the log what they are.
         until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
             (50 000 if None), and keeps the average (`ppgen.inference.converge`).
         batch_size: rows a step, by one permutation an epoch; None: `Program.rows_a_step` of many rows, or else all.
-        lr, schedule: learning rate, and its course over the steps: constant, linear, cosine, exponential.
+        lr, schedule: learning rate, 0.001 if None, and its course over the steps: constant (if None), linear, cosine,
+            exponential.
         optimizer: a name in torch.optim, with keywords if wanted: "AdamW(weight_decay=0.01)".
         clip: largest norm of the gradient of the loss a row.
         ema: decay of an exponential moving average of the parameters, which is then what the run keeps.
@@ -121,31 +124,43 @@ def fit(
     """
     program = program if isinstance(program, Program) else Program.from_pair(program)
     loss, either, precision = loss_of(objective), precision is None, precision or precision_for(data, device)
-    steps = (50_000 if until else 2000) if steps is None else steps
     options: dict[str, Any] = {
         "steps": steps, "until": until, "batch_size": batch_size, "lr": lr, "schedule": schedule,
         "optimizer": optimizer, "clip": clip, "ema": ema, "kl_warmup": kl_warmup, "patience": patience,
         "objective": objective and name_of(objective), "gradient": gradient, "particles": particles, "guide": guide,
         "starts": starts, "engine": engine, "precision": precision, "device": device, "seed": seed,
-        "log_every": log_every or max(1, steps // 100), "checkpoint_every": checkpoint_every, "strict": strict,
+        "log_every": log_every, "checkpoint_every": checkpoint_every, "strict": strict,
     }  # fmt: skip
+    by_program = plain_rates(options)
+    options["log_every"] = log_every or max(1, options["steps"] // 100)
     _check_options(options, valid, loss)
     if out is not None and _restarted(Path(out), options):
         return resume(out, data, valid=valid, program=program, report=report)
     path = None if out is None else free_folder(out)
     with _one_seed(seed), lenient(not strict), ExitStack() as stack:
         train_data, valid_data, ready = _begun(program, (data, valid), options, loss, either=either)
+        if by_program:
+            choose_rates(program, options)
         stack.enter_context(default_dtype(dtype_of(options["precision"])))
         _warn_of_rows(program, train_data, ready.checked.structure)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
-        fabric = make_fabric(device, options["precision"])
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
+        if path is None and _needs_no_loop(program, options):
+            program.eval()
+            return run
+        fabric = make_fabric(device, options["precision"])
         if path is None or not fabric.is_global_zero:
             path = None
         with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
             return train(run, train_data, valid_data, report=report, fabric=fabric)
+
+
+def _needs_no_loop(program: Program, o: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to train: no step, so that no optimiser and no Fabric have to be imported."""
+    plain = o["device"] == "cpu" and o["precision"] in ("32-true", "64-true") and o["until"] is None
+    return not o["steps"] and plain and all(bool(torch.isfinite(p).all()) for p in program.parameters())
 
 
 def _restarted(path: Path, options: Mapping[str, Any]) -> bool:
@@ -303,8 +318,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
             "patience counts on the ELBO of held-out rows, and valid has none; pass valid= (a split: --split train)"
         )
     # Each of these says what there is; here, before a folder is made.
-    learning_rate(o["schedule"], o["lr"], 0, 1)
-    make_optimizer(o["optimizer"], [torch.nn.Parameter(torch.zeros(1, 1))], o["lr"])
+    learning_rate(o["schedule"] or "constant", 1.0, 0, 1)
+    check_optimizer(o["optimizer"], o["lr"] or LEAST)
     if o["engine"] not in ENGINES:
         raise PpgenError(
             f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"

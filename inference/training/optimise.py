@@ -58,6 +58,27 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
     Raises:
         PpgenError: no such optimiser or keyword, or one that cannot take these parameters.
     """
+    cls, options = _optimizer_call(spec)
+    try:
+        return cls(parameters, lr=lr, **options)
+    except (TypeError, ValueError) as e:
+        raise PpgenError(
+            f"torch.optim.{cls.__name__} does not take these parameters or options: {e}; choose another optimizer"
+        ) from e
+
+
+def check_optimizer(spec: str, lr: float) -> None:
+    """Makes one where its keywords need it: the first optimiser of a process imports Torch Dynamo, for a second.
+
+    Raises:
+        PpgenError: no such optimiser or keyword, or a value that it does not take.
+    """
+    if _optimizer_call(spec)[1]:
+        make_optimizer(spec, [torch.nn.Parameter(torch.zeros(1, 1))], lr)
+
+
+def _optimizer_call(spec: str) -> tuple[Any, dict[str, Any]]:
+    """The class, and its keywords."""
     name, _, rest = spec.partition("(")
     names = optimizer_names()
     if name not in names:
@@ -77,12 +98,7 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
             raise PpgenError(
                 f"torch.optim.{name} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}"
             )
-    try:
-        return cls(parameters, lr=lr, **options)
-    except (TypeError, ValueError) as e:
-        raise PpgenError(
-            f"torch.optim.{name} does not take these parameters or options: {e}; choose another optimizer"
-        ) from e
+    return cls, options
 
 
 def make_fabric(device: str, precision: str) -> Any:

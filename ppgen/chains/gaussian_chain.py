@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
@@ -97,7 +98,7 @@ class GaussianChain(Chain):
         """q(z_t | x)."""
         x = self.encode(x)
         _, alpha, sigma = self.coefficients(t)
-        return Normal(alpha * x, sigma.expand(torch.broadcast_shapes(sigma.shape, x.shape))).to_event(1)
+        return Normal(alpha * x, sigma.expand(np.broadcast_shapes(sigma.shape, x.shape))).to_event(1)
 
     def posterior(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
         """q(z_s | z_t, x)."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions.hmm import HiddenMarkovModel
@@ -133,8 +134,8 @@ def _sizes_hint(site: dict, found: tuple[int, ...]) -> str:
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     try:
-        return tuple(torch.broadcast_shapes(a, b))
-    except RuntimeError:
+        return np.broadcast_shapes(a, b)
+    except ValueError:
         return None
 
 

@@ -53,8 +53,10 @@ def fit(
     ] = None,
     until: Annotated[str | None, typer.Option(help="converged: stop when averaged iterates no longer move.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step. [default: by model and data; else all]")] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    schedule: Annotated[str, typer.Option(help="constant, linear, cosine or exponential.")] = "constant",
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: by model without --steps; 0.001]")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, linear, cosine or exponential. [default: as for --lr; constant]")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="Any of torch.optim, as in 'AdamW(weight_decay=0.01)'.")] = "Adam",
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the parameters.")] = None,
@@ -129,6 +131,7 @@ def _fit(
     from ppgen import inference
     from ppgen.cli.progress import progress
     from ppgen.data import n_rows
+    from ppgen.inference.training.defaults import STEPS, UNTIL_STEPS
     from ppgen.inference.training.fit import rows_a_step
     from ppgen.run import sources
 
@@ -149,7 +152,8 @@ def _fit(
         few = options["batch_size"] or rows_a_step(program, n_rows(columns), options["guide"], options["objective"])
         batches = f", {few} a step" if few and few < n_rows(columns) else ""
         say(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){batches}{held_out}", stream)
-    with progress(options["steps"] or (50_000 if options["until"] else 2000), stream, quiet) as report:
+    steps = (UNTIL_STEPS if options["until"] else STEPS) if options["steps"] is None else options["steps"]
+    with progress(steps, stream, quiet) as report:
         return inference.fit(
             program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
         )

@@ -22,7 +22,7 @@ from ppgen.data.figures import (
     usual_form,
 )
 from ppgen.data.scales import known_order
-from ppgen.data.typed import EPOCH, Typed, blank, coded, default_float, of_days, of_numbers
+from ppgen.data.typed import Typed, blank, coded, days_of, default_float, of_days, of_numbers
 from ppgen.data.types import ASKED, MARKS, NUMERIC, ColumnType
 from ppgen.data.word_notes import word_notes
 from ppgen.errors import nearest
@@ -208,7 +208,7 @@ class TextColumn:
             seconds = (found - found.dt.normalize()).dt.total_seconds().to_numpy(float)
             made = replace(blank(self.name, asked), kind="duration", unit="seconds", form=forms[0])
             return self._numbers(seconds, made)
-        rows = self._spread(((found - EPOCH) / pd.Timedelta(1, "D")).to_numpy(float))
+        rows = self._spread(days_of(found))
         return of_days(self.name, rows, asked, forms[0], self._notes())
 
     def _spans(self, asked: ColumnType | None) -> Typed:

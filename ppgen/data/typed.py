@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ppgen.data.number_notes import describe_numbers
 from ppgen.data.types import ColumnType
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ROUNDING = 1e-3  # of an sd
-EPOCH = pd.Timestamp("1970-01-01").as_unit("us")  # days from year 1 to 9999
 LAST_YEAR = 2_932_532.0  # 9999-01-01, in days since then
 
 
@@ -63,8 +64,14 @@ def coded(codes: np.ndarray) -> np.ndarray:
 
 
 def of_dates(name: str, dates: pd.Series, asked: ColumnType | None, form: str) -> Typed:
-    days = ((dates - EPOCH) / pd.Timedelta(1, "D")).to_numpy(float)
-    return of_days(name, days, asked, form, [])
+    return of_days(name, days_of(dates), asked, form, [])
+
+
+def days_of(dates: pd.Series) -> np.ndarray:
+    """Days since 1970, of years from 1 to 9999."""
+    import pandas as pd  # a third of a second, for data without dates as well
+
+    return ((dates - pd.Timestamp("1970-01-01").as_unit("us")) / pd.Timedelta(1, "D")).to_numpy(float)
 
 
 def of_days(name: str, days: np.ndarray, asked: ColumnType | None, form: str, notes: list[str]) -> Typed:

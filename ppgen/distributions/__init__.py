@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -116,7 +117,7 @@ class Flat(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         own = value.shape[: value.dim() - len(self.event_shape)]
-        return value.new_zeros(torch.broadcast_shapes(own, self.batch_shape))
+        return value.new_zeros(np.broadcast_shapes(own, self.batch_shape))
 
 
 class grid(constraints.Constraint):
@@ -334,7 +335,7 @@ class GridCategorical(_OnGrid):
         if self._validate_args:
             self._validate_sample(value)
         k = self.grid.position(value).round().long().clamp(0, self.grid.levels - 1)
-        shape = torch.broadcast_shapes(k.shape, self.batch_shape)
+        shape = np.broadcast_shapes(k.shape, self.batch_shape)
         logits = self.logits.expand((*shape, self.grid.levels))
         return logits.gather(-1, k.expand(shape)[..., None])[..., 0]
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -57,7 +58,7 @@ class _Bounded(TorchDistribution):
         )
         if self.rounds and is_discrete(d):
             low, high = torch.ceil(low), torch.floor(high)
-        shape = torch.broadcast_shapes(d.batch_shape, low.shape, high.shape)
+        shape = np.broadcast_shapes(d.batch_shape, low.shape, high.shape)
         self.base, self.lower, self.upper = d.expand(shape), low.expand(shape), high.expand(shape)
         super().__init__(shape, validate_args=False)
         by_default = torch.distributions.Distribution._validate_args

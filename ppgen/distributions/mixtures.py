@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -60,7 +61,7 @@ class NormalMixture(TorchDistribution):
         quadratic = value**2 @ precision.mT - 2 * value @ (self.loc * precision).mT + (self.loc**2 * precision).sum(-1)
         log_n = -0.5 * quadratic - self.scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
         log_p = torch.logsumexp(torch.log_softmax(self.logits, -1) + log_n, -1)
-        return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
+        return log_p.expand(np.broadcast_shapes(log_p.shape, self.batch_shape))
 
     @property
     def mean(self) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -37,7 +38,7 @@ class WithStatus(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, d: Any, status: Tensor | None = None, validate_args: bool | None = None):
-        shape = d.batch_shape if status is None else torch.broadcast_shapes(d.batch_shape, status.shape)
+        shape = d.batch_shape if status is None else np.broadcast_shapes(d.batch_shape, status.shape)
         self.base, self.status = d.expand(shape), status
         super().__init__(shape, validate_args=False)
 

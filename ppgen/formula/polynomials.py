@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from ppgen.errors import PpgenError
@@ -48,6 +47,8 @@ def _inner_knots(x: np.ndarray, options: Mapping[str, Any], degree: int) -> list
 
 def _powers(component: Any, column: str, left: float, right: float, degree: int) -> list[list[float]]:
     """The coefficients of powers of x - left that hold up to the right end: (powers, columns)."""
+    import pandas as pd
+
     share = np.linspace(0.0, 1.0, degree + 3)[1:-1]
     new = pd.DataFrame({column: left + share * (right - left)})
     values = np.asarray(component.eval_new_data(new), float).reshape(len(share), -1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,6 +12,9 @@ from ppgen.data import Table, as_tensors
 from ppgen.data.levels import Levels, encoded, text_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import dropped
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["CodedTable"]
 
@@ -57,6 +59,8 @@ class CodedTable:
 
     def values(self, column: str) -> list[str]:
         """The different values as words: in the order of a categorical, else sorted."""
+        import pandas as pd
+
         series = self.frame[column]
         values = series.dropna().unique().tolist()
         if isinstance(series.dtype, pd.CategoricalDtype):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TransformModule
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -215,7 +216,7 @@ class FlowTransform(_Paired, TransformModule):
                 f"{self.title} has {self.context} context features and got a context of shape "
                 f"{tuple(context.shape)}; its last dimension must be {self.context}"
             )
-        batch = torch.broadcast_shapes(value.shape[: value.dim() - n], context.shape[:-1])
+        batch = np.broadcast_shapes(value.shape[: value.dim() - n], context.shape[:-1])
         return value.expand(batch + shape)
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -316,7 +317,7 @@ class _Bound(_Paired):
         return self._batched(shape, self.transform.shape, self.transform.base_shape)
 
     def _batched(self, shape: Sequence[int], before: torch.Size, after: torch.Size) -> torch.Size:
-        batch = torch.broadcast_shapes(tuple(shape[: len(shape) - len(before)]), self.context.shape[:-1])
+        batch = np.broadcast_shapes(tuple(shape[: len(shape) - len(before)]), self.context.shape[:-1])
         return torch.Size((*batch, *after))
 
 

@@ -1,0 +1,53 @@
+"""What a fit takes where nothing is said: rates by the program, and none of it where something is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from known import SCHOOLS, Gaussian, NormalMean, normal
+from torch import nn
+
+from ppgen.inference import fit
+from ppgen.inference.training import defaults
+from ppgen.models import VAE, Diffusion, EightSchools
+
+X = normal(12, 3)
+
+
+def rates(program: object, data: dict[str, torch.Tensor], **options: object) -> tuple[object, ...]:
+    return tuple(fit(program, data, engine="eager", **options).config["fit"][n] for n in ("lr", "schedule", "ema"))
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(defaults, "STEPS", 2)
+
+
+def test_a_network_moves_slower_the_more_parameters_it_has():
+    vae = VAE(3, latent=2, hidden=(300,), likelihood="normal")
+    count = sum(p.numel() for p in vae.parameters())
+    assert rates(vae, {"x": X}) == (pytest.approx(count**-0.5, rel=0.05), "cosine", None)
+    wide = Gaussian()
+    wide.layers = nn.Linear(1000, 1001)
+    assert rates(wide, {"x": X[:, 0]}) == (0.001, "cosine", None)
+
+
+def test_an_autoguide_of_normals_counts_for_nothing_and_one_with_layers_does():
+    assert rates(NormalMean(), {"x": X[:, 0]}) == (0.02, "cosine", None)
+    lr, _, _ = rates(EightSchools(), SCHOOLS, guide="AutoMultivariateNormal")
+    assert lr == 0.02
+    lr, _, _ = rates(EightSchools(), SCHOOLS, guide="flow", starts=0)
+    assert 0.001 < lr < 0.02
+
+
+def test_a_chain_is_averaged(caplog):
+    caplog.set_level("INFO", "ppgen")
+    lr, schedule, ema = rates(Diffusion(3, hidden=(40,), steps=3), {"x": X})
+    assert (schedule, ema) == ("cosine", 0.995) and "averaged (ema 0.995)" in caplog.text
+    assert rates(Diffusion(3, hidden=(8,), steps=3), {"x": X}, ema=0.9)[2] == 0.9
+
+
+@pytest.mark.parametrize("told", [{"steps": 2}, {"lr": 0.1}, {"schedule": "linear"}, {"optimizer": "SGD"}])
+def test_what_is_told_leaves_the_rest_as_it_was(told):
+    plain = {"lr": 1e-3, "schedule": "constant"} | told
+    assert rates(NormalMean(), {"x": X[:, 0]}, **told) == (plain["lr"], plain["schedule"], None)
