@@ -7,6 +7,11 @@ asks of graphics; tests/test_style.py computes both. Nothing is imported here, s
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"  # what is drawn or fitted; what it is beside; what is behind
 LABELS = ("#0072B2", "#D55E00", "#6B24B2", "#8C4658", "#8C0000", "#3600D9", "#B28659", "#D96CA3", "#8C0069", "#665933")
 DENSITY, IMAGE = "viridis", "gray"  # maps of a density, of a picture's pixels
+# For names in letters that matplotlib's own font lacks: those of these that are installed, in this order.
+FONTS = (
+    "Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic", "Meiryo", "MS Gothic",
+    "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK KR", "Apple SD Gothic Neo", "Malgun Gothic",
+)  # fmt: skip
 
 STYLE = {
     "axes.spines.top": False,

@@ -45,7 +45,7 @@ HEAD = """# What an error message means
 
 An error is one sentence: the site, column or option, what was found and what was expected, and a remedy. It is raised
 before the first step where that can be known, as `ppgen.PpgenError` in Python; from the shell it is printed, with exit
-code 1. Below is what is said of the broken programs that the tests have, after the part that is broken. This page is
+code 2. Below is what is said of the broken programs that the tests have, after the part that is broken. This page is
 written by `python tests/test_errors_page.py`, and a test holds it to the messages.
 """
 

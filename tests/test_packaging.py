@@ -112,10 +112,13 @@ def test_tested_versions_lie_in_the_ranges():
 
 
 def test_version_and_requirements_stand_the_same_in_every_place():
-    """setup.cfg decides; the citation and the conda recipe follow (by the names that conda has)."""
+    """setup.cfg decides; citation, pages and the conda recipe follow (by the names that conda has)."""
     from packaging.requirements import Requirement
 
     assert f"version: {ppgen.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    for page in ("README.md", "README.ja.md", "docs/start.md"):  # from the folder where `make dist` was called
+        wheel = f"pip install 'dist/ppgen_pyro-{ppgen.__version__}-py3-none-any.whl[formula]'"
+        assert wheel in (ROOT / page).read_text(), page
     recipe = (ROOT / ".github/conda/meta.yaml").read_text()
     assert f'version: "{ppgen.__version__}"' in recipe
     lines = config()["options"]["install_requires"].strip().splitlines()

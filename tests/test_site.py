@@ -69,3 +69,44 @@ def test_what_is_named_for_screen_readers_is_in_the_theme():
 def test_functions_and_relations_have_their_spaces():
     made = mathml.rendered(r"z \sim \log p, \log(x)", "inline")
     assert "<mo>&#x223C;</mo>" in made and made.count("<mspace") == 1
+
+
+PAGES = [
+    p for p in [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.glob("gallery/*.py")] if "_build" not in p.parts
+]
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+def commands(page: Path, word: str) -> list[tuple[str, list[str]]]:
+    """What stands after a word on the page, and the options on the same line, one command each."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    text = re.sub(r"(`[^`\n]+)\n([^`\n]+`)", r"\1 \2", text)  # code within a sentence, over two lines
+    found = re.findall(rf"\b{word} ([\w/.-]+)([^`\n]*)", text)
+    return [(name, OPTION.findall(re.split(r" #|[|;]|&&", rest)[0])) for name, rest in found]
+
+
+def test_commands_of_the_pages_are_there_with_their_options():
+    """A page's examples run in its build; what stands in a sentence or a table does not."""
+    from typer.main import get_command
+
+    from ppgen.cli import app
+
+    own = {
+        name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)}
+        for name, c in get_command(app).commands.items()
+    }
+    named = [(page.name, *use) for page in PAGES for use in commands(page, "ppgen") if use[0] in own]
+    assert len(named) > 200 and set(own) == {name for _, name, _ in named}
+    assert {name for page in PAGES for name in re.findall("`ppgen ([a-z]+)", page.read_text())} <= set(own)
+    assert [
+        (page, name, o) for page, name, options in named for o in options if o not in own[name] | {"--help", "--debug"}
+    ] == []
+
+
+def test_benchmarks_of_the_pages_are_there_with_their_options():
+    named = [
+        (page.name, *use) for page in PAGES for use in commands(page, "python") if use[0].startswith("benchmarks/")
+    ]
+    assert len(named) > 30
+    source = {name: (DOCS.parent / name).read_text() for _, name, _ in named}
+    assert [(page, name, o) for page, name, options in named for o in options if f'"{o}"' not in source[name]] == []

@@ -83,3 +83,21 @@ def test_figures_have_the_style():
     assert not axis.spines["top"].get_visible() and axis.spines["left"].get_visible()
     assert axis.plot([0, 1])[0].get_color() == BLUE
     assert settings()["image.cmap"] == "viridis"
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_letters_of_other_fonts_are_drawn_and_those_of_none_are_named(format, monkeypatch, caplog):
+    """ℊ is in STIX, which comes with matplotlib, and not in its own font: as 年 is in the fonts of style.FONTS."""
+    from ppgen.inference.report import figures
+
+    def drawn(*fonts: str) -> bytes:
+        monkeypatch.setattr(figures, "FONTS", fonts)
+        figure, (axis,) = figures.figure_of(2, 2)
+        axis.set_yticks([0], ["ℊ"])  # made after the figure, as most labels are
+        return figures.rendered(figure, format)
+
+    boxes = drawn("not installed")
+    (record,) = caplog.records
+    assert "boxes in place of ℊ," in record.getMessage()
+    caplog.clear()
+    assert drawn("not installed", "STIXGeneral") != boxes and caplog.records == []

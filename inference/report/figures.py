@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from torch import Tensor
 from ppgen.errors import PpgenError
 from ppgen.run.files import write_atomic
 from ppgen.run.shown import group_effects
-from ppgen.style import BLUE, GREY, IMAGE, ORANGE, settings
+from ppgen.style import BLUE, FONTS, GREY, IMAGE, ORANGE, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 INTERVALS = 40  # at most, in a picture
 PANELS = 4
 FORMATS = ("png", "svg")
+LETTERS = 8  # at most, in a sentence
+
+log = logging.getLogger(__name__)
 
 
 def require_format(format: str) -> None:
@@ -50,15 +56,47 @@ def write_figures(folder: Path, figures: Mapping[str, Figure | None], format: st
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes a figure, atomically: as SVG where the path ends so, else as PNG."""
+    write_atomic(path, rendered(figure, "svg" if Path(path).suffix == ".svg" else "png"))
+    return Path(path)
+
+
+def rendered(figure: Figure, format: str = "png", dpi: int = 150) -> bytes:
+    """The figure as PNG or SVG. Letters that its font lacks are of ppgen.style.FONTS; a log names those of no font."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
+
+    installed = {font.name for font in fontManager.ttflist}
+    for text in figure.findobj(Text):
+        own = text.get_fontfamily()
+        text.set_fontfamily([*own, *(name for name in FONTS if name in installed and name not in own)])
+    out, metadata = io.BytesIO(), {"Date": None} if format == "svg" else None
+    same = matplotlib.rc_context({"svg.hashsalt": "ppgen"})  # the same figure is the same file
+    with same, warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", "Glyph", UserWarning)
+        figure.savefig(out, format=format, dpi=dpi, facecolor="white", metadata=metadata)
+    _tell_missing_letters(caught)
+    return out.getvalue()
+
+
+def _tell_missing_letters(caught: list[warnings.WarningMessage]) -> None:
+    """Logs which letters are boxes in a picture, and warns of the rest anew."""
     import matplotlib
 
-    out, svg = io.BytesIO(), Path(path).suffix == ".svg"
-    with matplotlib.rc_context({"svg.hashsalt": "ppgen"}):  # the same figure is the same file
-        figure.savefig(
-            out, format="svg" if svg else "png", dpi=150, facecolor="white", metadata={"Date": None} if svg else None
-        )
-    write_atomic(path, out.getvalue())
-    return Path(path)
+    letters = set()
+    for warning in caught:
+        if glyph := re.match(r"Glyph (\d+) ", str(warning.message)):
+            letters.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if letters:
+        shown = ", ".join(sorted(letters)[:LETTERS]) + (", ..." if len(letters) > LETTERS else "")
+        log.warning(
+            "a picture has boxes in place of %s, which no font that matplotlib knows has; install one that does "
+            "(Noto Sans CJK has those of Chinese, Japanese and Korean), and delete matplotlib's list of fonts, "
+            "fontlist-*.json in %s",
+            shown, matplotlib.get_cachedir(),
+        )  # fmt: skip
 
 
 def figure_of(width: float, height: float, panels: int = 1, **how: Any) -> tuple[Figure, list[Any]]:

@@ -25,6 +25,7 @@ from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import ready, require_run
+from ppgen.inference.report.figures import rendered
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
@@ -161,13 +162,9 @@ def _table(caption: str, head: list[str], rows: list[list[Any]]) -> dict[str, An
 
 def _figure(figure: Any, alt: str, caption: str) -> list[dict[str, Any]]:
     """A matplotlib figure as an inline PNG; none where there is nothing to show."""
-    import io
-
     if figure is None:
         return []
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, facecolor="white")
-    raw = out.getvalue()
+    raw = rendered(figure, dpi=DPI)
     width, height = (int.from_bytes(raw[i : i + 4], "big") for i in (16, 20))
     return [{"svg": "", "png": base64.b64encode(raw).decode(), "width": width, "height": height, "alt": alt,
              "caption": caption}]  # fmt: skip
