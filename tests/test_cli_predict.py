@@ -104,7 +104,8 @@ def test_columns_are_gathered_as_they_were_for_the_fit(folder):
     few = ("--chains", 8, "--draws", 20, "--warmup", 100, "--engine", "trace", "-q")
     invoke(folder, "mcmc", "linear_regression", "--data", "table.csv", *chosen, *few)
     invoke(folder, "fit", "linear_regression", "--data", "table.csv", *chosen, "--steps", 1, "--out", "linear", "-q")
-    for source in ("linear", "linear_regression.nc"):
+    invoke(folder, "infer", "linear_regression", "--data", "table.csv", *chosen, "--out", "answer.nc", "-q")
+    for source in ("linear", "linear_regression.nc", "answer.nc"):
         found = json.loads(invoke(folder, "predict", source, "--data", "rows.csv", "-n", 40, "--json"))
         assert [f["row"] for f in found["predictions"]] == [0, 1]
 

@@ -27,8 +27,8 @@ from ppgen.cli.options import (
     program_or_run,
     with_family,
 )
-from ppgen.cli.output import groups
-from ppgen.console import print_json, print_table, say
+from ppgen.cli.output import groups, keep_columns, posterior
+from ppgen.console import print_json, say
 
 ANSWERS = {
     "fine": "these draws can be believed",
@@ -74,6 +74,7 @@ def infer(
     check_suffix(path, (".nc",))
     show = None if quiet or json else lambda method: say(f"trying {method} ...", sys.stderr)
     tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
+    keep_columns(tree, columns)
     write_netcdf(path, tree)
     shown = summarized(tree, kind="stats")
     said = load_findings(tree)
@@ -83,8 +84,7 @@ def infer(
         print_json({"data": name, "posterior": str(path), "summary": latents} | told | figures(said))
         return
     title = f"{model.program.name if isinstance(model, Run) else model.name} on {name}: {tree.attrs['method']}"
-    print_table(["", "mean", "sd"], [[k, float(r["mean"]), float(r["sd"])] for k, r in shown.head(40).iterrows()],
-                title=title)  # fmt: skip
+    posterior(shown, title, ("mean", "sd"))
     groups(tree)
     for t in _tried(tree):
         say(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))

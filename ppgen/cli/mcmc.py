@@ -27,8 +27,8 @@ from ppgen.cli.options import (
     program_or_run,
     with_family,
 )
-from ppgen.cli.output import groups
-from ppgen.console import print_json, print_table, say
+from ppgen.cli.output import groups, keep_columns, posterior
+from ppgen.console import print_json, say
 
 GOOD_RHAT = 1.01  # of single long chains
 
@@ -66,13 +66,10 @@ def mcmc(
 
     ppgen mcmc eight_schools --data eight_schools --out schools.nc
     """
-    from json import dumps
-
     import torch
 
     from ppgen import catalog, inference
     from ppgen.cli.progress import counter
-    from ppgen.data import parse_columns
     from ppgen.inference.verdicts.findings import figures, load_findings
     from ppgen.run import Run
     from ppgen.run.export import check_suffix
@@ -91,8 +88,7 @@ def mcmc(
             precision=precision, marginal=[n.strip() for n in marginal.split(",")] if marginal else (),
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
-    if columns is not None:
-        tree.attrs["source_columns"] = dumps(parse_columns(columns))
+    keep_columns(tree, columns)
     write_netcdf(path, tree)
     shown = summarized(tree)
     if json:
@@ -101,18 +97,11 @@ def mcmc(
         print_json({"data": name, "kernel": kernel, "posterior": str(path), "summary": latents} | said)
         return
     program_name = model.program.name if isinstance(model, Run) else model.name
-    _print_summary(shown, f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric")
+    title = f"{program_name} on {name}: {kernel}, {tree.attrs['metric']} metric"
+    posterior(shown, title, ("mean", "sd", "ess_bulk", "ess_tail", "r_hat"))
     groups(tree)
     _say_agreement(shown, load_findings(tree))
     say(f"posterior {path}")
-
-
-def _print_summary(shown: Any, title: str) -> None:
-    head = [c for c in ("mean", "sd", "ess_bulk", "ess_tail", "r_hat") if c in shown]
-    rows = [[k, *(float(row[c]) for c in head)] for k, row in list(shown.iterrows())[:40]]
-    print_table(["", *head], rows, title=title)
-    if len(shown) > 40:
-        say(f"and {len(shown) - 40} more in the file")
 
 
 def _say_agreement(shown: Any, findings: list[Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ppgen.run import Run
 
 SHOWN = 5  # levels of a column
-GROUPS = 40  # of a table by group
+GROUPS = 40  # rows of a posterior's table, or of a table by group
 SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and the netCDF
 
 
@@ -46,6 +46,26 @@ def fit(run: Run, seconds: float, json: bool) -> None:
         unit = "nats" if whole else "nats a row"
         say(f"ELBO {number(elbo, se)} {unit}{held_out}; {int(last['step'])} steps in {duration(seconds)}")
     say(f"run  {run.path}")
+
+
+def keep_columns(tree: Any, columns: str | None) -> None:
+    """In a posterior's tree, which of a file's columns --columns named: `predict` reads another file so."""
+    from json import dumps
+
+    from ppgen.data import parse_columns
+
+    if columns is not None:
+        tree.attrs["source_columns"] = dumps(parse_columns(columns))
+
+
+def posterior(shown: Any, title: str, head: Iterable[str]) -> None:
+    """The first rows of a posterior's summary, these of its columns."""
+    head = [c for c in head if c in shown]
+    print_table(
+        ["", *head], [[k, *(float(row[c]) for c in head)] for k, row in shown.head(GROUPS).iterrows()], title=title
+    )
+    if len(shown) > GROUPS:
+        say(f"and {len(shown) - GROUPS} more in the file")
 
 
 def bounds(found: Any, title: str) -> None:
