@@ -102,8 +102,11 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     if program.missing not in ("mask", "impute") or not any(_has_nan(v) for v in tensors(data).values()):
         return
     looking = _Looking()
-    with program.collecting(), without_validation(), looking:
-        program.call("model", data)
+    try:
+        with program.collecting(), without_validation(), looking:
+            program.call("model", data)
+    except Exception as e:  # of a gap in another column, which the check of the data names
+        log.debug("%s cannot be run on these columns: %s", program.name, e)
     program.gaps = looking.found
     if program.missing == "impute":
         drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
@@ -147,6 +150,16 @@ def filling_gaps(program: Any) -> Iterator[None]:
     handler: Callable = _Mask if program.missing == "mask" else _Impute
     with handler(program.gaps):
         yield
+
+
+@contextmanager
+def without_gaps(program: Any) -> Iterator[None]:
+    """Within it, observed sites are what they are without missing cells: to draw them anew."""
+    gaps, program.gaps = program.gaps, {}
+    try:
+        yield
+    finally:
+        program.gaps = gaps
 
 
 class _Mask(Messenger):

@@ -16,10 +16,11 @@ import ppgen
 from ppgen import cli, data
 from ppgen.errors import PpgenError
 from ppgen.gaps import find_gaps, in_words
-from ppgen.inference import fit, loglik, mcmc, posterior, predict
+from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.report.report import _data
 from ppgen.run import Run
+from ppgen.run.shown import summarized
 from ppgen.terms import run as run_once
 
 torch.manual_seed(0)
@@ -142,6 +143,35 @@ def test_a_tree_counts_what_was_done_and_a_run_keeps_it(tmp_path):
     assert bool(np.isfinite(again.predictions.y).all())
     scores = {how: loo(posterior(run, table("normal"), draws=200)) for how in ("one", "other")}
     assert compare(scores) and len(scores["one"].values) == N - 5
+
+
+def test_a_fit_with_drawn_cells_is_diagnosed_and_predicts_rows_without_the_column(caplog):
+    """Its guide knows the missing cells alone; tables show these; new rows have no gaps."""
+    program = Line("normal")
+    program.missing = "impute"
+    run = fit(program, table("normal"), steps=150, lr=0.1, schedule="cosine", engine="eager", seed=0)
+    found = diagnose(run, table("normal"), draws=400, particles=400)
+    spread = found.tree.posterior["y_unobserved"].values.std((0, 1))
+    assert np.allclose(spread, 1, rtol=0.3), spread  # in rows where it is used nowhere, as the log joint has it
+    shown = summarized(found.tree, kind="stats").index.tolist()
+    assert shown == ["a", *(f"y_unobserved[{i}]" for i in GONE.nonzero()[:, 0].tolist())]
+    assert not any(f.where.startswith("y[") for f in found.findings)  # of cells that do not vary
+    new = predict(run, {"x": torch.tensor([0.0, 1.0])}, draws=400).predictions["y"]
+    assert new.shape == (1, 400, 2) and float(new.std("draw").mean()) == pytest.approx(1.0, rel=0.15)
+
+
+def test_a_gap_that_a_program_cannot_be_run_with_is_one_sentence(tmp_path):
+    class Groups(ppgen.Program):
+        def model(self, g, y=None):
+            with pyro.plate("groups", int(g.max()) + 1):
+                u = pyro.sample("u", Normal(0.0, 1.0))
+            with ppgen.rows(g):
+                return pyro.sample("y", Normal(u[g], 1.0), obs=y)
+
+    program = Groups()
+    program.missing = "mask"
+    with pytest.raises(PpgenError, match="column 'g' .* has 1 NaN values.*drop these rows"):
+        fit(program, {"g": torch.tensor([0.0, torch.nan, 1.0]), "y": torch.tensor([0.5, 1.0, torch.nan])}, steps=1)
 
 
 @pytest.mark.slow

@@ -111,6 +111,21 @@ def test_old_groups_by_their_words(source):
     assert (summaries(tree)[1]["g"], summaries(tree)[1]["row"]) == ("elm", 1)
 
 
+def test_a_prediction_that_is_a_word_is_told_by_shares_of_words():
+    class Grades(Program):
+        def model(self, x, grade=None):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            with rows(x):
+                return pyro.sample("grade", dist.Categorical(logits=torch.stack([0 * x, b * x, x], -1)), obs=grade)
+
+    data = {"x": torch.linspace(-1, 1, 12).tolist(), "grade": ["low", "high", "medium"] * 4}
+    run = fit(Grades(), data, steps=0, engine="eager")
+    tree = predict(run, {"x": torch.tensor([-3.0, 3.0])}, draws=200)
+    first, second = (f["shares"] for f in summaries(tree))
+    assert list(first) == ["low", "medium", "high"] and sum(second.values()) == pytest.approx(1)
+    assert first["high"] < 0.1 < 0.4 < second["high"]
+
+
 @every
 def test_new_groups_are_refused_or_drawn(source):
     run, how = SOURCES[source]()

@@ -367,6 +367,12 @@ def dirichlet_draws_have_these_parts__ppgen_engine_trace():
     return callable(dirichlet._Dirichlet) and callable(torch._sample_dirichlet) and callable(torch._dirichlet_grad)
 
 
+def a_pyro_module_lists_its_priors__ppgen_check():
+    layer = pyro.nn.PyroModule[nn.Linear](1, 1)
+    layer.bias = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+    return list(layer._pyro_samples) == ["bias"]
+
+
 def a_modules_parameters_can_be_replaced__ppgen_draws():
     from torch.nn.utils.stateless import _reparametrize_module
 

@@ -244,6 +244,17 @@ def test_priors_know_of_offsets():
     assert made.priors["intercept"][0] == pytest.approx(np.log(1e-5), abs=0.05)
 
 
+def test_words_in_alphabetical_order_are_said_to_be(caplog):
+    words = pd.DataFrame({"x": X, "y": ["few", "some", "many"] * (N // 3)})
+    regression("y ~ x", "ordered", words)
+    assert "y: its words are taken in alphabetical order, few < many < some; if their order is another" in caplog.text
+    caplog.clear()
+    for known in (words.assign(y=["low", "high", "medium"] * (N // 3)),
+                  words.assign(y=pd.Categorical(words["y"], ["few", "some", "many"], ordered=True))):  # fmt: skip
+        regression("y ~ x", "ordered", known)
+    assert "alphabetical" not in caplog.text
+
+
 def test_which_word_is_a_success_is_said(caplog):
     pytest.importorskip("formulae")
     frame = pd.DataFrame({"b": ["alive", "dead", "dead", "alive"], "z": [0.1, 0.2, 0.3, 0.5]})

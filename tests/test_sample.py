@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known import SCHOOLS, Gaussian, NormalMean, Regression, binary, draws_agree, normal, ppca
+from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
@@ -231,6 +232,19 @@ class Twice(Program):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+class TwoLayers(Program):
+    """Two PyroModules beside each other, whose sites have one name."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (PyroModule[nn.Linear](2, 2, bias=False) for _ in range(2))
+        for layer in (self.one, self.two):
+            layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([2, 2]).to_event(2))
+
+    def model(self, x=None):
+        pyro.sample("x", dist.Normal(self.two(self.one(torch.ones(2))), 1.0).to_event(1), obs=x)
+
+
 # -- refused ---------------------------------------------------------------------------------------
 
 
@@ -238,6 +252,7 @@ class Twice(Program):
     "program, n, held, message",
     [
         (Twice, 3, {}, "Twice uses the name 'data' twice in one run"),
+        (TwoLayers, 3, {}, "prior of 'weight' in one and two, .* put both into one PyroModule: self.net = PyroModule"),
         (ppca, 0, {}, "n is 0"),
         (ppca, 2.5, {}, "n is 2.5"),
         (ppca, 5, {"zz": torch.zeros(2)}, "'zz' is neither a column nor a site of PPCA .did you mean 'z'"),

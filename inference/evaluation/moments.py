@@ -45,6 +45,7 @@ MEAN_OFF, WRONG_MEAN = 0.2, 1.0  # sd
 SD_RATIO, WRONG_SD = 1.1, 2.0
 SURE, BEYOND = 4.0, 2.0  # standard errors: from nothing, and beyond the threshold
 FALSE_ALARMS = 0.001  # among all entries together
+ROUNDING = 2e-7  # of a value in float32: an sd below it is that of a constant
 
 
 class _Weights(NamedTuple):
@@ -114,6 +115,7 @@ def compare_moments(
             better["reference"] = _referred(x, _same(value, others[name]))
         table = dict(zip(("mean", "sd"), moments(x[None]), strict=True))
         for kind, b in better.items():
+            b = b._replace(off=np.where(b.sd <= ROUNDING * np.abs(b.mean), np.nan, b.off))  # what does not vary
             table |= {f"{kind}_mean": b.mean, f"{kind}_sd": b.sd}
             labels = _labels(value, without=weights.rows if rows else None)
             for known, new in zip(deviations[kind], _deviations(b, index, labels, rows), strict=True):

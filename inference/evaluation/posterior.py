@@ -184,7 +184,7 @@ class Groups:
         if self.posterior:
             for name, site in sample_sites(t.p).items():
                 if is_deterministic(site) or not site["is_observed"]:
-                    yield "posterior", name, value_of(site)[0]
+                    yield "posterior", name, value_of(site if q is None else _redrawn(site))[0]
         if self.pointwise:
             for name, value in _pointwise(found, t, self.structure):
                 yield "log_likelihood", name, value
@@ -212,6 +212,19 @@ class Groups:
 
 
 _BY_ROW = ("log_likelihood", "posterior_predictive", "prior_predictive")
+
+
+def _redrawn(site: dict[str, Any]) -> dict[str, Any]:
+    """A latent of partly observed rows, drawn from the model in the rows where it is used nowhere.
+
+    A guide does not learn it there (`ppgen.terms.partly_masked`), and the log joint has its density.
+    """
+    missing = site.get("partly")
+    if not isinstance(missing, Tensor):
+        return site
+    fn = site["fn"]
+    drawn = fn.rsample() if fn.has_rsample else fn.sample()
+    return {**site, "value": torch.where(missing.reshape(missing.shape + (1,) * fn.event_dim), site["value"], drawn)}
 
 
 def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterator[tuple[str, Tensor]]:
@@ -326,8 +339,9 @@ def tree_of(
         dims,
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         row_dim=structure.row_plate,
-        **shown_record(program.unreported, structure),
+        **shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
+        **_drawn_cells(program, data),
     )
     return _without_masked(tree, structure, here)
 
@@ -336,6 +350,19 @@ def _gaps(program: Program, rows: int) -> dict[str, str]:
     """What was done with missing cells, and to how many."""
     found = counts(program, rows)
     return {"missing": json.dumps(found)} if found else {}
+
+
+def _whole_columns(program: Program) -> list[str]:
+    """Observed columns with their drawn cells in place, of which tables show the cells alone."""
+    return list(program.gaps) if program.missing == "impute" else []
+
+
+def _drawn_cells(program: Program, data: Mapping[str, Any]) -> dict[str, str]:
+    """The rows of observed columns of one number a row whose cells are drawn, by the site of the cells."""
+    names = [n for n in program.gaps if program.missing == "impute" and n not in program.drawn_columns]
+    columns = {n: v for n in names if isinstance(v := data.get(n), Tensor) and v.is_floating_point() and v.dim() == 1}
+    rows = {f"{n}_unobserved": v.isnan().nonzero()[:, 0].tolist() for n, v in columns.items()}
+    return {"drawn_cells": json.dumps(rows)} if rows else {}
 
 
 def _without_masked(tree: DataTree, structure: Structure, here: Mapping[str, dict]) -> DataTree:

@@ -9,6 +9,7 @@ the same draw.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, 
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
+from ppgen.gaps import without_gaps
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
 from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
@@ -98,7 +100,8 @@ def predict(
         given = Table(given, data.types) if isinstance(data, Table) else given
         rows = prepare_columns(given, made, dtype_of_program(made), new_words=new_groups == "draw", beyond=True)
         _require_groups(fitted, rows)
-        rows, hidden = _complete(fitted, rows)
+        with without_gaps(made):
+            rows, hidden = _complete(fitted, rows)
         columns(made, rows)
         if rows:
             validate(made, rows)
@@ -106,7 +109,8 @@ def predict(
         with ready(run if isinstance(run, Run) else made, known, seed, guide=guide), running_of(made, rows):
             _known_here(fitted, rows)
             warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
-            return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+            with without_gaps(made):
+                return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
 
 
 def _require_groups(fitted: Fitted, rows: Table) -> None:
@@ -284,7 +288,18 @@ def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple
         sizes |= dict(zip(constant_dims[n], v.shape, strict=True))
     constant = {n: _in_words(v.numpy(), kept.words[n]) if n in kept.words else v.numpy() for n, v in kept.items()}
     groups = {"predictions": found} | ({"predictions_constant_data": constant} if constant else {})
-    return tree_from(groups, all_dims | constant_dims, coords_of(program, sizes, kept, row_plate), row_dim=row_plate)
+    words = {n: own for n in found if (own := _words_of_site(program, n))}
+    coords = coords_of(program, sizes, kept, row_plate)
+    said = {"words": json.dumps(words, ensure_ascii=False)} if words else {}
+    return tree_from(groups, all_dims | constant_dims, coords, row_dim=row_plate, **said)
+
+
+def _words_of_site(program: Program, name: str) -> list[str]:
+    """The words behind the codes that a site of a column's name draws."""
+    if isinstance(program.codes, Mapping) and name in program.codes:
+        return list(program.codes[name].values)
+    own = (program.types or {}).get(name)
+    return [] if own is None else list(own.levels)
 
 
 def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
@@ -327,7 +342,8 @@ def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[
 def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
     """An observed site whose column was left out: the model sampled it."""
     observed = structure.names("observed") if structure is not None else ()
-    return site["name"] in observed and site["name"] not in drawn
+    name = site["name"]
+    return (name in observed or f"{name}_observed" in observed) and name not in drawn  # the latter of imputed cells
 
 
 # -- groups that were not fitted -------------------------------------------------------------------
@@ -448,14 +464,15 @@ def _beyond(model: _Model, column: str, groups: int) -> str:
 
 
 def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
-    """Mean, sd and interval (5% to 95%) of every prediction, or of their mean over the rows of a group.
+    """Mean, sd and interval (5% to 95%) of every prediction, or of their mean over the rows of a group; of a prediction
+    that is a word, the share of the draws with each word.
 
     Args:
         by: a column of predictions_constant_data; a mean over its rows is taken within each draw.
     """
     row_dim, found = str(tree.attrs["row_dim"]), []
     label = _labels(tree, by) if by is not None else None
-    words = _text(tree, row_dim)
+    words, levels = _text(tree, row_dim), json.loads(tree.attrs.get("words", "{}"))
     for name, values in tree["predictions"].dataset.data_vars.items():
         if row_dim not in values.dims:
             rows = [("", values.values.reshape(np.prod(values.shape[:2]), 1, -1))]
@@ -468,7 +485,8 @@ def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
                 rows = [(w, flat[:, label == w]) for w in np.unique(label)]
         for place, (key, part) in enumerate(rows):
             for entry in range(part.shape[-1]):
-                one = _summary(str(name), key, part[..., entry], entry if part.shape[-1] > 1 else None, by)
+                at, own = entry if part.shape[-1] > 1 else None, levels.get(name, ())
+                one = _summary(str(name), key, part[..., entry], at, by, own)
                 found.append(one if by is not None or key == "" else {"row": one["row"], **words[place], **one})
     return found
 
@@ -482,12 +500,16 @@ def _text(tree: DataTree, row_dim: str) -> list[dict[str, str]]:
     return [{n: str(v[i]) for n, v in text.items()} for i in range(rows)]
 
 
-def _summary(name: str, key: Any, values: np.ndarray, entry: int | None, by: str | None) -> dict[str, Any]:
+def _summary(
+    name: str, key: Any, values: np.ndarray, entry: int | None, by: str | None, words: Sequence[str]
+) -> dict[str, Any]:
     mean = values.astype(float).mean(1)
     low, high = np.quantile(mean, INTERVAL)
     site = name if entry is None else f"{name}[{entry}]"
     key = key.item() if isinstance(key, np.generic) else key
     about = {"row": key} if by is None else {by: key, "rows": values.shape[1]}
+    if words:
+        return {"site": site, **about, "shares": {w: float((values == code).mean()) for code, w in enumerate(words)}}
     figures = {"mean": float(mean.mean()), "sd": float(mean.std(ddof=1)) if len(mean) > 1 else float("nan")}
     return {"site": site, **about, **figures, "5%": float(low), "95%": float(high)}
 

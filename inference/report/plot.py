@@ -51,7 +51,7 @@ from ppgen.inference.report.sample_plots import (
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import shown
+from ppgen.run.shown import shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _means_panel(axis: Any, means: np.ndarray, name: str, label: Tensor | None) 
 
 def _global_latents(run: Run, data: Mapping[str, Tensor], diagnosis: Diagnosis | None, seed: int | None) -> Figure:
     tree = diagnosis.tree if diagnosis is not None else posterior(run, data, draws=500, seed=seed, predictive=False)
-    groups = [tree.posterior[n] for n in shown(tree)]
+    groups = [variable(tree, n) for n in shown(tree)]
     draws = np.concatenate([v.values[0].reshape(v.sizes["draw"], -1) for v in groups], 1)
     names = [n for v in groups for n in entry_names(v)]
     return intervals_figure(draws, names, "value", "Posterior of the latents, under the guide")

@@ -14,6 +14,7 @@ introduction to Hamiltonian Monte Carlo (Betancourt 2017, arXiv:1701.02434) for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from ppgen.inference.report.figures import (
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
-from ppgen.run.shown import shown
+from ppgen.run.shown import shown, variable
 from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
@@ -61,22 +62,21 @@ def plot_tree(tree: DataTree, out: str | Path, *, format: str = "png") -> list[P
     return write_figures(Path(out), figures, format)
 
 
-def _entries(group: Any) -> tuple[np.ndarray, list[str]]:
+def _entries(variables: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     """Every entry of every variable: (chains, draws, entries), and names."""
-    variables = list(group.data_vars.values())
     values = np.concatenate([v.values.reshape(*v.shape[:2], -1) for v in variables], -1)
     return values, [n for v in variables for n in entry_names(v)]
 
 
 def _latents_figure(tree: DataTree) -> Figure:
     """Intervals of the latents, all chains together."""
-    values, names = _entries(tree["posterior"].dataset[shown(tree)])
+    values, names = _entries([variable(tree, n) for n in shown(tree)])
     return intervals_figure(values.reshape(-1, values.shape[-1]), names, "value", "Posterior of the latents")
 
 
 def _ranks_figure(tree: DataTree) -> Figure | None:
     """Whether each chain visits what all chains visit; None for one chain."""
-    values, names = _entries(tree["posterior"].dataset)
+    values, names = _entries(list(tree["posterior"].dataset.data_vars.values()))
     C, S, n = values.shape
     if C < 2:
         return None

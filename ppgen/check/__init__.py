@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -173,6 +174,11 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
                 "write the model without it"
             ) from e
         twice = re.match(r"Multiple sample sites named '(.*)'", str(e))
+        if twice and len(parts := _with_priors(program, twice[1])) > 1:
+            raise PpgenError(
+                f"{program.name} has a prior of {twice[1]!r} in {' and '.join(parts)}, whose sites have one name; put "
+                f"both into one PyroModule: self.net = PyroModule('net'), self.net.{parts[0]} = ..."
+            ) from e
         if twice:
             raise PpgenError(
                 f"{program.name} uses the name {twice[1]!r} twice in one run; give each site a name of its own, and "
@@ -184,6 +190,12 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
             f"{program.name} failed{on}: {type(e).__name__}{_user_line(e)}: {_first_line(e)}; "
             "run with --debug to see the traceback"
         ) from e
+
+
+def _with_priors(program: Program, name: str) -> list[str]:
+    """The PyroModules beside each other in a program that have a PyroSample of this name."""
+    own = program.named_children()
+    return [part for part, module in own if isinstance(module, PyroModule) and name in module._pyro_samples]
 
 
 def _first_line(e: BaseException) -> str:

@@ -125,10 +125,10 @@ def _attach(tree: Any, name: str, label: Any) -> None:
 
 
 def _print(found: list[dict[str, Any]], title: str) -> None:
-    head = [k for k in found[0] if k != "site"] if found else []
-    names = sorted({f["site"] for f in found})
-    for name in names:
-        rows = [[f[k] for k in head] for f in found if f["site"] == name]
+    for name in sorted({f["site"] for f in found}):
+        own = [f | f.get("shares", {}) for f in found if f["site"] == name]
+        head = [k for k in own[0] if k not in ("site", "shares")]
+        rows = [[f[k] for k in head] for f in own]
         print_table([h if h != "row" else "" for h in head], rows[:ROWS], title=f"{name}: {title}")
         if len(rows) > ROWS:
             say(f"and {len(rows) - ROWS} more in the file")

@@ -79,6 +79,8 @@ def _categories(formula: Formula, family: str, table: CodedTable, kind: str) -> 
         values = [*(v for v in values if v != formula.level), formula.level]
     if y in table.raw.words:
         table.levels[y] = Levels([y], values)
+        if family == "ordered":
+            _warn_of_order(y, values, table.raw.types[y].kind)
         if kind == "binary":
             log.warning(
                 "%s: %r is 1, %r is 0 (write %s[%r] ~ ... for the other)", y, values[1], values[0], y, values[0]
@@ -89,6 +91,16 @@ def _categories(formula: Formula, family: str, table: CodedTable, kind: str) -> 
             "them as words (a pandas categorical in their order)"
         )
     return 0 if kind == "binary" else len(values)
+
+
+def _warn_of_order(y: str, values: list[str], kind: str) -> None:
+    """Says that words are in alphabetical order, where nothing tells another."""
+    if kind != "ordered" and len(values) > 2 and values == sorted(values) and not all(v[0].isdigit() for v in values):
+        log.warning(
+            "%s: its words are taken in alphabetical order, %s; if their order is another, say it with "
+            "types=%s=ordered:a<b<c (--types), or make the column an ordered categorical",
+            y, " < ".join(values[:5]) + (" < ..." if len(values) > 5 else ""), y,
+        )  # fmt: skip
 
 
 def _require_values(formula: Formula, family: str, table: CodedTable, kind: str) -> None:

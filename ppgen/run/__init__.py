@@ -35,6 +35,7 @@ from ppgen import data as data_module
 from ppgen.check import running_of
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.gaps import dropped, note_dropped
+from ppgen.handlers import without_validation
 from ppgen.memory import require_memory
 from ppgen.program import Pair, Program, arguments
 from ppgen.run.config import read_config
@@ -183,7 +184,7 @@ def rebuild(
     enumerated = tuple(spec["enumerated"])
     with default_dtype(dtype_of(config["fit"]["precision"])):
         rows = tuple(config["data"]["row_columns"])
-        with running_of(program, example):
+        with running_of(program, example), without_validation():
             program.setup(example, spec["guide"], hide=enumerated, rows=rows)
         return program, inspect_program(program, example, enumerated=enumerated, rows=rows)
 

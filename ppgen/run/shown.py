@@ -5,6 +5,7 @@ In the attributes of a tree that `ppgen.inference` made:
 
 unreported     JSON: variables that tables and pictures leave out (`ppgen.Program.unreported`)
 group_plates   JSON: dimensions that are plates of groups, not of rows
+drawn_cells    JSON: of variables with a value a row (`NAME_unobserved`), the rows whose cell was missing
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # they take half a second to import
     import pandas as pd
     from xarray import DataArray, DataTree
 
-__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized"]
+__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized", "variable"]
 
 
 def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
@@ -39,6 +40,17 @@ def shown(tree: DataTree) -> list[str]:
     return [n for n in names if changed.get(n, n) not in left_out] or names
 
 
+def variable(tree: DataTree, name: str) -> DataArray:
+    """A variable of the posterior as it is shown: of missing cells that were drawn, those alone."""
+    own: Any = tree["posterior"]
+    rows = json.loads(tree.attrs.get("drawn_cells", "{}")).get(name)
+    found: DataArray = own[name]
+    if rows is None:
+        return found
+    (dim,) = [d for d in found.dims if d not in ("chain", "draw")]
+    return found.isel({dim: rows}).rename({dim: f"{name}_row"})
+
+
 def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
     """ArviZ's summary of the variables that are shown, one at a time.
 
@@ -48,7 +60,9 @@ def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
     import pandas as pd
     from arviz_stats import summary  # type: ignore[attr-defined]
 
-    return pd.concat([summary(tree, var_names=[name], round_to="none", **options) for name in shown(tree)])
+    return pd.concat(
+        [summary(variable(tree, name).to_dataset(name=name), round_to="none", **options) for name in shown(tree)]
+    )
 
 
 def group_effects(tree: DataTree) -> dict[str, dict[str, DataArray]]:
