@@ -46,7 +46,7 @@ def nearest(model: VQVAE, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("prior", ["uniform", "autoregressive"])
 def test_every_code_counted(prior):
-    """The bound is log p(x, z) at the nearest codes, at most L log K below log p(x) where these are the best of all."""
+    """The bound is log p(x, z) at the nearest codes; the best of all codes are at most L log K below log p(x)."""
     model = made(prior).eval()
     log_joint = joint(model)
     log_p = log_joint.logsumexp(1)
