@@ -153,9 +153,8 @@ def test_it_learns(prior, decay):
     found = loglik(run, {"x": x}, particles=50).bounds[0]
     # kinds that share codes cost some; with a uniform prior it could not be above −3 log 4 = −4.16
     assert -math.log(8) - 1.0 < found.mean < -math.log(8) + 0.05
-    drawn = sample(run, 400, seed=0)["x"]
-    among = (drawn[:, None] == kinds).all(-1).any(-1)
-    assert among.float().mean() > 0.8
+    drawn, codes = sample(run, 400, seed=0)["z"], run.program.quantize(kinds)
+    assert len(codes.unique(dim=0)) > 4 and (drawn[:, None] == codes).all(-1).any(-1).float().mean() > 0.9
 
 
 def test_a_guide_without_spread_is_not_diagnosed():
