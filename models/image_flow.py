@@ -59,7 +59,7 @@ class ImageFlow(ppgen.Program):
         dequantise: "uniform" noise, or "variational": its distribution given x is learned.
         margin: a of the logit, see `ppgen.distributions.dequantize.logit_cells`. Pixels are mostly at the ends of their
             range, and a small a spreads the cells there over as much of ℝ as those in the middle.
-        family: "glow", or "tarflow": the better density, and a draw takes one pass of each transformer a patch.
+        family: "glow", or "tarflow", of which a draw takes one pass of each transformer for every patch.
         patch, layers: of tarflow: the side of a patch, and layers of each transformer.
 
     Raises:

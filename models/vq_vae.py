@@ -4,8 +4,9 @@ r"""The VQ-VAE: an autoencoder whose latents are codes, each the place of a vect
     x | z ~ Π_d p(x_d; f_θ(e_{z_1}, ..., e_{z_L})_d)                            e: (K, w), the codebook
     guide:  all mass on z_l = argmin_k |u_l − e_k|,  u = g_φ(x): (L, w)
 
-The guide has no spread: its ELBO is log p(x, z) at the nearest codes, a bound on log p(x) = log Σ_z p(x, z), which is
-at most L log K above it. No gradient goes through the choice of a code, so what is trained on is not this bound alone:
+The guide has no spread: its ELBO is log p(x, z) at the nearest codes, a bound on log p(x) = log Σ_z p(x, z); below it
+by L log K at most, were these the best of all z. No gradient goes through the choice of a code, so that what is trained
+on is not this bound alone:
 
     straight through   the decoder's gradient at e_z is given to u_l as it is, and none of it to the codebook
     codebook           |e_z − sg(u)|² is taken off; or e_k is a running mean of the u that were nearest to it,
