@@ -2,7 +2,7 @@
 
     python benchmarks/whole_calls.py [--methods chees marginal infer nuts] [--only groups] [--seeds 1] [--out F]
     python benchmarks/whole_calls.py --export DIR    # data and truths for whole_calls_numpyro.py
-    python benchmarks/whole_calls.py --evidence      # log p(y) of centred eight schools, its effects integrated out
+    python benchmarks/whole_calls.py --evidence      # what Laplace's method gives beside quadrature, no chains
 
 marginal: `mcmc(..., marginal=)` of the target's inner latents. The CPU seconds are those of a process's first call,
 from the model to the tree of draws, tracing and compiling included: each row is of a process of its own, and torch
@@ -28,12 +28,14 @@ import torch
 from hard_targets import TARGETS, Cut, Target, at_most, begun, keep
 from many_dimensions import moments
 from posteriordb_tables import cpu
-from pyro.distributions import Binomial, HalfCauchy, HalfNormal, Normal, Poisson
+from pyro.distributions import Binomial, Gamma, HalfCauchy, HalfNormal, Normal, Poisson
 from scipy.special import gammaln
 from torch import Tensor
 
-from ppgen import rows
+from ppgen import Program, rows
 from ppgen.distributions import Flat
+from ppgen.engine import log_joint
+from ppgen.engine.laplace import LaplaceMarginal
 
 Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
 SD = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -95,22 +97,16 @@ def eight_schools() -> Target:
 
 def schools_evidence() -> None:
     """By Laplace's method on the traced model (exact here), summed over a grid, beside the closed form on the same."""
-    from ppgen import Program
-    from ppgen.engine import log_joint
-    from ppgen.engine.laplace import LaplaceMarginal
-    from ppgen.inference import mcmc
-
-    data = {"y": torch.tensor(Y), "sd": torch.tensor(SD)}
-    joint = LaplaceMarginal(log_joint(Program.from_pair(schools), data), ("a",))
+    joint = LaplaceMarginal(
+        log_joint(Program.from_pair(schools), {"y": torch.tensor(Y), "sd": torch.tensor(SD)}), ("a",)
+    )
     m, log_s = grid((-25, 33), (-10, 7), 201)
     cell = math.log(58 / 200 * 17 / 200)
     u = torch.tensor(np.stack([m, log_s], -1))
     ours = torch.cat([joint.value_and_grad(part)[0] for part in u.split(201)])
     exact = np.logaddexp.reduce(schools_log_joint(m, log_s)) + cell
-    print(f"closed form {exact:.5f}, Laplace's method {float(torch.logsumexp(ours, 0)) + cell:.5f}")
-    for seed in range(5):
-        tree = mcmc(schools, data, "smc", marginal="a", seed=seed, predictive=False, prior=False)
-        print(f"smc, marginal='a', seed {seed}: {tree.attrs['log_evidence']:.4f} ± {tree.attrs['log_evidence_se']:.4f}")
+    found = float(torch.logsumexp(ours, 0)) + cell
+    print(f"eight schools, log p(y): closed form {exact:.5f}, Laplace's method {found:.5f}", flush=True)
 
 
 # -- a Gaussian process of counts --------------------------------------------------------------------------
@@ -122,7 +118,7 @@ JITTER = 1e-10
 
 def process(x: Tensor, k: Tensor) -> None:
     """posteriordb's gp_pois_regr: k ~ Poisson(exp f), f = L z of a squared-exponential kernel."""
-    rho = pyro.sample("rho", pyro.distributions.Gamma(25.0, 4.0))
+    rho = pyro.sample("rho", Gamma(25.0, 4.0))
     alpha = pyro.sample("alpha", HalfNormal(2.0))
     z = pyro.sample("z", Normal(torch.zeros(len(x)), 1.0).to_event(1))
     cov = alpha**2 * torch.exp(-0.5 * ((x[:, None] - x) / rho) ** 2) + JITTER * torch.eye(len(x))
@@ -167,6 +163,27 @@ def gp_counts() -> Target:
         return np.concatenate([d["rho"][:, None], d["alpha"][:, None], d["f"]], 1)
 
     return Target(process, {"x": torch.tensor(X), "k": torch.tensor(K).double()}, functions, *found)
+
+
+def process_evidence() -> None:
+    """log p(k | ρ, α) and E f: Laplace's method, and with the weights of its draws, beside importance sampling."""
+    data = {"x": torch.tensor(X), "k": torch.tensor(K).double()}
+    joint = LaplaceMarginal(log_joint(Program.from_pair(process), data), ("z",))
+    for rho, alpha in ((4.5, 2.0), (6.0, 3.0), (8.0, 5.0)):
+        exact, f, f2 = process_at(rho, alpha, np.random.default_rng(1), 5000)
+        u = torch.tensor([rho, alpha]).log().expand(64, 2)
+        prior = Gamma(25.0, 4.0).log_prob(torch.tensor(rho)) + HalfNormal(2.0).log_prob(torch.tensor(alpha))
+        at = joint.value_and_grad(u)[0][0] - prior - math.log(rho * alpha)
+        whole, log_w = joint.complete(u.repeat(4, 1), torch.Generator().manual_seed(0))
+        z, w = joint.whole.unflatten(whole)["z"], log_w.softmax(0)
+        cov = alpha**2 * torch.exp(-0.5 * ((data["x"][:, None] - data["x"]) / rho) ** 2) + JITTER * torch.eye(11)
+        mean = (w @ (z @ torch.linalg.cholesky(cov).mT)).numpy()
+        weighted = float(at + torch.logsumexp(log_w, 0)) - math.log(len(log_w))
+        said = f"importance sampling {exact:.4f}, Laplace {float(at):.4f}, weighted {weighted:.4f}"
+        off = (np.abs(mean - f) / np.sqrt(f2 - f**2)).max()
+        print(
+            f"GP of counts, rho {rho:g}, alpha {alpha:g}: {said}; E f off by {off:.3f} sd, {len(w)} draws", flush=True
+        )
 
 
 # -- groups with counts ------------------------------------------------------------------------------------
@@ -377,7 +394,8 @@ def main() -> None:
     if options.export:
         return exported(options.export)
     if options.evidence:
-        return schools_evidence()
+        schools_evidence()
+        return process_evidence()
     print(HEAD)
     done = {(r["target"], r["method"], r["seed"]): r for r in rows_}
     for seed in range(options.seeds):
