@@ -52,7 +52,7 @@ ENTRIES = {
     "arma": Entry("series"),
     "state_space": Entry("sensors", "--lr 0.05 --schedule cosine --steps 2000"),
     "deep_markov": Entry("notes", "--lr 0.005 --schedule cosine --steps 3000 --batch-size 32"),
-    "ppca": Entry("digits", "--lr 0.01 --schedule cosine --steps 5000"),
+    "ppca": Entry("digits", "--lr 0.01 --schedule cosine --steps 10000"),
     "vae": Entry("digits", PAGE + " --steps 3000 --set dropout=0.1"),
     "clustering_vae": Entry("digits", PAGE + " --steps 3000"),
     "semi_supervised_vae": Entry("digits", PAGE + " --steps 3000"),
