@@ -138,10 +138,12 @@ def test_headings_of_any_length_do_not_widen_the_page(tmp_path):
     (tmp_path / "index.md").write_text(f"# Page\n\n{HEADINGS}\n")
     (tmp_path / "conf.py").write_text(
         "extensions = ['myst_parser']\nhtml_theme = 'furo'\n"
+        f"templates_path = [{str(DOCS / '_templates')!r}]\n"
         f"html_static_path = [{str(DOCS / '_static')!r}]\nhtml_css_files = ['run.css']\n"
     )
     out = tmp_path / "out"
     subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", str(tmp_path), str(out)], check=True)
+    assert "<h1>Search</h1>" in (out / "search.html").read_text()  # which the theme's page lacks
     (out / "measure.html").write_text(MEASURE)
     flags = ["--headless", "--no-sandbox", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [CHROMIUM, *flags, "--virtual-time-budget=20000", "--dump-dom", (out / "measure.html").as_uri()]
