@@ -84,5 +84,13 @@ def as_written(app, what, name, obj, options, lines):
     lines[:] = written
 
 
+def readable(app, what, name, obj, options, signature, returns):
+    """A default that is made anew is `...`: Sphinx cannot parse <factory>, and then shows types as ~typing.Any."""
+    if signature and "<factory>" in signature:
+        return signature.replace("<factory>", "..."), returns
+    return None
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", as_written)
+    app.connect("autodoc-process-signature", readable)

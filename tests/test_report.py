@@ -170,6 +170,12 @@ def test_the_top_does_not_say_use_it_where_checks_are_missing(page):
         assert "not every check" in glance["next"]
 
 
+def test_the_top_says_the_formula_and_the_family(page, monkeypatch):
+    run, *_ = page("a global latent")
+    monkeypatch.setitem(run.config["program"], "arguments", {"formula": "y ~ x", "family": "poisson"})
+    assert _glance(run, [])["what"].startswith("y ~ x (poisson) to ")
+
+
 def test_the_plate_holds_all_rows_and_latents_stand_once(page):
     _, _, _, text = page("images")
     assert ">data, 30<" in text

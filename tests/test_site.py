@@ -1,6 +1,12 @@
-"""docs/mathml.py and docs/site_check.py: formulas without a script, links that end somewhere, nothing fetched."""
+"""docs/mathml.py and docs/site_check.py: formulas without a script, links that end somewhere, nothing fetched.
 
+Also that commands named in the pages are there, and that no heading makes a page wider than a phone.
+"""
+
+import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +22,7 @@ import mathml  # noqa: E402
 import site_check  # noqa: E402
 from sphinx.errors import ExtensionError  # noqa: E402
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 
@@ -110,3 +117,35 @@ def test_benchmarks_of_the_pages_are_there_with_their_options():
     assert len(named) > 30
     source = {name: (DOCS.parent / name).read_text() for _, name, _ in named}
     assert [(page, name, o) for page, name, options in named for o in options if f'"{o}"' not in source[name]] == []
+
+
+HEADINGS = "\n\n".join(f"## {n}{' i' * n}" for n in range(1, 60))  # some end where a line does
+MEASURE = """<body><script>
+const found = {};
+for (const width of [320, 390, 740, 900]) {
+  const frame = document.createElement('iframe'); frame.width = width; frame.height = 800; frame.src = 'index.html';
+  frame.onload = () => { const page = frame.contentDocument.documentElement;
+    found[width] = page.scrollWidth - page.clientWidth;  // a scroll bar is not the page's
+    if (Object.keys(found).length == 4) document.body.innerHTML = '<pre>' + JSON.stringify(found) + '</pre>'; };
+  document.body.append(frame);
+}
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_headings_of_any_length_do_not_widen_the_page(tmp_path):
+    (tmp_path / "index.md").write_text(f"# Page\n\n{HEADINGS}\n")
+    (tmp_path / "conf.py").write_text(
+        "extensions = ['myst_parser']\nhtml_theme = 'furo'\n"
+        f"templates_path = [{str(DOCS / '_templates')!r}]\n"
+        f"html_static_path = [{str(DOCS / '_static')!r}]\nhtml_css_files = ['run.css']\n"
+    )
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", str(tmp_path), str(out)], check=True)
+    assert "<h1>Search</h1>" in (out / "search.html").read_text()  # which the theme's page lacks
+    (out / "measure.html").write_text(MEASURE)
+    flags = ["--headless", "--no-sandbox", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [CHROMIUM, *flags, "--virtual-time-budget=20000", "--dump-dom", (out / "measure.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout)[1]) == dict.fromkeys(["320", "390", "740", "900"], 0)

@@ -135,7 +135,9 @@ def _glance(run: Run, findings: list[Finding]) -> dict[str, str]:
     recorded = run.config["data"]
     guide = run.config["program"]["guide"] or ("its own guide" if run.structure.latents else "")
     rows = f"{recorded['rows']} row{'s' if recorded['rows'] != 1 else ''}"
-    what = f"{run.program.name} to {rows} of {recorded.get('source') or 'data in memory'}"
+    written = run.config["program"].get("arguments") or {}
+    name = f"{written['formula']} ({written['family']})" if {"formula", "family"} <= set(written) else run.program.name
+    what = f"{name} to {rows} of {recorded.get('source') or 'data in memory'}"
     found = verdict(findings)
     said = f" {findings[0].sentence}" if findings and findings[0].verdict == found != FINE else ""
     otherwise = "Nothing: use it." if found == FINE else "Read the findings: not every check that applies was made."
@@ -174,7 +176,7 @@ def _figure(figure: Any, alt: str, caption: str) -> list[dict[str, Any]]:
 
 
 def _model(run: Run, data: Mapping[str, Any], rows: Mapping[str, Any]) -> Section:
-    doc = (type(run.program).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").strip()
+    doc = (type(run.program).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").replace("`", "").strip()
     with ready(run, data, 0, guide=False):
         n = data_module.n_rows(rows, run.structure.row_columns) if run.structure.row_columns else None
         picture = svg(run.program, data, run.structure, n)
