@@ -8,7 +8,7 @@ from known import draws_agree, normal, subsampled
 from torch.distributions import MultivariateNormal, Normal
 
 from ppgen import PpgenError
-from ppgen.inference import fit, impute, loglik, sample, sample_diffusion
+from ppgen.inference import fit, impute, loglik, plot, sample, sample_diffusion
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
 from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.models import DiffusionBridge
@@ -118,7 +118,7 @@ def test_the_pairs_of_a_schroedinger_bridge_are_kept_and_others_are_not():
         bridge = line(cross, sd, noise)
         assert (abs(carried(bridge) - cross) < 1e-4) == kept
         mean, cov, both = moments(bridge, 800)
-        assert float(both) == pytest.approx(carried(bridge), abs=0.02) and float(cov) == pytest.approx(sd**2, rel=0.01)
+        assert float(both) == pytest.approx(carried(bridge), abs=0.02) and float(cov) == pytest.approx(sd**2, rel=0.02)
 
 
 def expected_elbo(bridge: KnownBridge) -> float:
@@ -197,6 +197,12 @@ def test_draws_have_a_row_of_x0_each():
     ):
         assert drawn.shape == (3, 2) and (drawn - x0).abs().max() < 40  # as the untrained network leaves them
     assert sample_diffusion(bridge, 7, given={"x0": x0[:1]}, seed=0).shape == (7, 2)
+
+
+def test_its_pictures(tmp_path):
+    data = {"x0": normal(40, 2), "x": normal(40, 2, seed=1)}
+    run = fit(DiffusionBridge(2, hidden=(4,)), data, steps=1)
+    assert {p.stem for p in plot(run, data, tmp_path)} >= {"samples", "chain", "ledger"}
 
 
 @pytest.mark.slow
