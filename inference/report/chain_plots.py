@@ -77,7 +77,8 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
             axis.hist(points[:, 0], bins=40, density=True, color=BLUE)
             continue
         axis.scatter(points[:, 0], points[:, 1], s=1.5, color=BLUE, alpha=0.5, lw=0)
-        least, most = np.quantile(flat[-1][:, :2], [0.001, 0.999], axis=0)
+        ends = np.concatenate([flat[0], flat[-1]])[:, :2]
+        least, most = np.quantile(ends, [0.001, 0.999], axis=0)
         margin = 0.3 * (most - least)
         axis.set(xlim=(least[0] - margin[0], most[0] + margin[0]), ylim=(least[1] - margin[1], most[1] + margin[1]))
     return figure
