@@ -1,5 +1,6 @@
 """The algorithm catalogue: one algorithm a file, each a function of a program or a run."""
 
+from ppgen.inference.diffusion.distil import distil
 from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, elbo_decomposition
 from ppgen.inference.diffusion.guidance import Guided, linear_weight
 from ppgen.inference.diffusion.impute import impute
@@ -43,6 +44,7 @@ __all__ = [
     "compare",
     "compiled_sampler",
     "diagnose",
+    "distil",
     "elbo_decomposition",
     "evidence",
     "fit",

@@ -132,6 +132,10 @@ class DiffusionBridge(Diffusion):
         """The bridge's own time, from e^-10 at t = 0 to 1 at t = 1, (..., 1)."""
         return (self.gamma(t) - self.range[1]).exp()
 
+    def spread(self, t: Tensor | float) -> Tensor:
+        """1, about: x0 and x are of unit variance."""
+        return torch.ones_like(self.share(t))
+
     def base(self, **columns: Tensor) -> TorchDistribution:
         """z_1 is x0."""
         return Delta(columns["x0"]).to_event(1)

@@ -393,7 +393,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
 
 # Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
 ALIKE = {"flow_matching coupled", "ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
-ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive"}
+ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive", "diffusion_bridge"}
 ALIKE |= {"image_flow tarflow"}
 
 

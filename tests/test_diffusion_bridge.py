@@ -8,7 +8,7 @@ from known import draws_agree, normal, subsampled
 from torch.distributions import MultivariateNormal, Normal
 
 from ppgen import PpgenError
-from ppgen.inference import fit, impute, loglik, sample, sample_diffusion
+from ppgen.inference import fit, impute, loglik, plot, sample, sample_diffusion
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
 from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.models import DiffusionBridge
@@ -87,13 +87,13 @@ def moments(bridge: KnownBridge, steps: int) -> tuple[torch.Tensor, torch.Tensor
 def test_it_carries_one_gaussian_to_the_other():
     """Its moments by recursion go to those of x with the number of steps; draws have those of theirs."""
     bridge = two()
-    off = [(moments(bridge, n)[1] - bridge.cov).abs().max() for n in (200, 400)]
-    assert float(off[1]) < 0.03 and float(off[0] / off[1]) == pytest.approx(2, abs=0.05)
-    assert torch.allclose(moments(bridge, 400)[0], bridge.mean, atol=0.02)
-    mean, cov, _ = moments(bridge, 60)
+    off = [(moments(bridge, n)[1] - bridge.cov).abs().max() for n in (100, 200)]
+    assert float(off[1]) < 0.06 and float(off[0] / off[1]) == pytest.approx(2, abs=0.05)
+    assert torch.allclose(moments(bridge, 200)[0], bridge.mean, atol=0.02)
+    mean, cov, _ = moments(bridge, 25)
     torch.manual_seed(0)
     x0, _ = bridge.pairs_of(40_000)
-    x = sample_diffusion(bridge, 40_000, steps=60, given={"x0": x0}, seed=1)
+    x = sample_diffusion(bridge, 40_000, steps=25, given={"x0": x0}, seed=1)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), (x - mean).T, upper=False).T
     draws_agree(white, 0.0, 1.0)
     draws_agree(white[:, 0] * white[:, 1], 0.0, 1.0)
@@ -106,7 +106,7 @@ def entropic(sd: float, noise: float) -> float:
 
 def carried(bridge: KnownBridge) -> float:
     """Cov(x0, x) of the continuous chain: exp ∫ (d x̂/dz − 1) / t dt, by quadrature over log t."""
-    log_t = torch.linspace(-16, 0, 20_001).double()
+    log_t = torch.linspace(-16, 0, 4001).double()
     t = log_t.exp()[:, None, None]
     _, cross, cov = bridge.pieces(t)
     return math.exp(float(torch.trapezoid((cross / cov)[:, 0, 0] - 1, log_t)))
@@ -117,8 +117,8 @@ def test_the_pairs_of_a_schroedinger_bridge_are_kept_and_others_are_not():
     for cross, kept in ((entropic(sd, noise), True), (0.0, False)):
         bridge = line(cross, sd, noise)
         assert (abs(carried(bridge) - cross) < 1e-4) == kept
-        mean, cov, both = moments(bridge, 800)
-        assert float(both) == pytest.approx(carried(bridge), abs=0.02) and float(cov) == pytest.approx(sd**2, rel=0.01)
+        mean, cov, both = moments(bridge, 400)
+        assert float(both) == pytest.approx(carried(bridge), abs=0.04) and float(cov) == pytest.approx(sd**2, rel=0.04)
 
 
 def expected_elbo(bridge: KnownBridge) -> float:
@@ -158,7 +158,7 @@ def test_the_bound_is_on_log_p_of_x_given_x0():
     last = [bridge.likelihood(torch.full((4, 1), u).double(), x0=x0).base_dist for u in (0.0, 1.0)]
     slope = last[1].loc - last[0].loc
     exact = Normal(last[0].loc + slope * mean, (slope**2 * variance + last[0].scale ** 2).sqrt()).log_prob(x)[:, 0]
-    log_w = chain_weights(bridge, {"x0": x0, "x": x}, particles=20_000, seed=0)
+    log_w = chain_weights(bridge, {"x0": x0, "x": x}, particles=10_000, seed=0)
     assert (log_w.mean(0) < exact).all()
     w = (log_w - exact).exp()
     assert ((w.mean(0) - 1).abs() < 4 * w.std(0) / math.sqrt(len(w))).all() and (w.std(0) < 2).all()
@@ -197,6 +197,13 @@ def test_draws_have_a_row_of_x0_each():
     ):
         assert drawn.shape == (3, 2) and (drawn - x0).abs().max() < 40  # as the untrained network leaves them
     assert sample_diffusion(bridge, 7, given={"x0": x0[:1]}, seed=0).shape == (7, 2)
+
+
+@pytest.mark.slow
+def test_its_pictures(tmp_path):
+    data = {"x0": normal(40, 2), "x": normal(40, 2, seed=1)}
+    run = fit(DiffusionBridge(2, hidden=(4,)), data, steps=1)
+    assert {p.stem for p in plot(run, data, tmp_path)} >= {"samples", "chain", "ledger"}
 
 
 @pytest.mark.slow

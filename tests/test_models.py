@@ -43,6 +43,7 @@ from ppgen.inference import (
     Guided,
     calibrate,
     diagnose,
+    distil,
     fit,
     gradient_noise,
     infer,
@@ -59,7 +60,7 @@ from ppgen.inference.diffusion.elbo_decomposition import elbo_decomposition
 from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.path_weights import chain_weights
-from ppgen.inference.diffusion.samplers import sample_diffusion
+from ppgen.inference.diffusion.samplers import SAMPLERS, sample_diffusion
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.evaluation.compiled_sampler import compiled_sampler
 from ppgen.inference.evaluation.ecdf_bands import p_value
@@ -537,6 +538,16 @@ def of_guidance(folder):
     known = KnownChain(mean=(0.0, 0.0), factor=((1.0, 0.0), (0.0, 1.0)))
     weight = linear_weight(known, torch.tensor([[1.0, 0.0]]), torch.ones(1), 1.0)
     draws_agree(sample_diffusion(Guided(known, weight), 2000, "dpmpp", 60, seed=0)[:, 0], 0.5, 0.5)
+
+
+def of_distil(folder):
+    """x ~ N(0, 1) on a variance-preserving chain: its ODE stands still."""
+    known = KnownChain(mean=(0.0,), factor=((1.0,),), low=-8.0, high=4.0)
+    made = distil(known, {"x": X[:, None].double()}, steps=1)
+    z = torch.ones(1, 1).double()
+    ways = (("ode", known), ("ddim", known), ("consistency", made))
+    ode, ddim, made_of_it = (float(SAMPLERS[name](program, 1, z).detach()) for name, program in ways)
+    assert abs(ode - 1) < 1e-3 and abs(made_of_it - ddim) < 0.01 and made.samplers == ("consistency",)
 
 
 def of_sample(folder):

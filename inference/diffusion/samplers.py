@@ -11,6 +11,8 @@ r"""Draws from a Gaussian chain, each sampler one function of (program, steps, z
                 where x̂ is a polynomial in λ through the x̂_j           predict, p + 1 correct
     deis        z_s = α_s (z_t / α_t + Σ_j c_j ε̂_j),  c_j exact where   Zhang & Chen (2022, arXiv:2204.13902), tAB
                 ε̂ is a polynomial in t through the last p of the ε̂_j
+    consistency z_s = z_0 α_s / α_0 + noise, z_0 by one step of ddim    Song et al. (2023, arXiv:2303.01469), after
+                                                                        `ppgen.inference.diffusion.distil`
     ode         the probability-flow ODE, solved adaptively             Song et al. (2021, arXiv:2011.13456)
 
 x̂ = E[x | z_t] is `program.denoise`, ε̂ = (z − α x̂) / σ. All but the last call it once a step (heun twice).
@@ -37,7 +39,10 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "deis", "dpmpp", "dpmpp_sde", "heun", "ode", "sample_diffusion", "unipc"]
+__all__ = [
+    "SAMPLERS", "ancestral", "consistency", "ddim", "deis", "dpmpp", "dpmpp_sde", "heun", "heun_step", "jump", "ode",
+    "sample_diffusion", "unipc",
+]  # fmt: skip
 
 FEW = 64  # values a row
 BLOCK = 2**18  # values at once: bounds the memory
@@ -78,8 +83,8 @@ def heun(
 ) -> Tensor:
     """EDM's sampler: `churn`, `churn_range` and `churn_noise` are its S_churn, (S_tmin, S_tmax) and S_noise."""
     for s, t in program.grid(steps):
-        (gamma_s, alpha_s, _), (gamma_t, alpha_t, _) = (program.coefficients(u) for u in (s, t))
-        level_s, level = (gamma_s / 2).exp(), (gamma_t / 2).exp()
+        (_, alpha_s, _), (gamma_t, alpha_t, _) = (program.coefficients(u) for u in (s, t))
+        level = (gamma_t / 2).exp()
         y = z / alpha_t
         if churn and churn_range[0] <= float(level) <= churn_range[1]:
             raised = level * (1 + min(churn / steps, math.sqrt(2) - 1))
@@ -87,12 +92,18 @@ def heun(
             gamma_t, alpha_t, _ = program.coefficients(t)
             raised = (gamma_t / 2).exp()  # no further than the chain's end
             y = y + (raised**2 - level**2).clamp(min=0).sqrt() * churn_noise * torch.randn_like(y)
-            level = raised
-        slope = (y - program.denoise(y * alpha_t, t, **columns)) / level
-        ahead = y + (level_s - level) * slope
-        there = (ahead - program.denoise(ahead * alpha_s, s, **columns)) / level_s
-        z = _seen(watch, s, alpha_s * (y + (level_s - level) * (slope + there) / 2))
+        z = _seen(watch, s, alpha_s * heun_step(program, y, s, t, **columns))
     return z
+
+
+def heun_step(program: GaussianChain, y: Tensor, s: Tensor | float, t: Tensor | float, /, **columns: Any) -> Tensor:
+    """y = z / α at s, from y at t."""
+    (gamma_s, alpha_s, _), (gamma_t, alpha_t, _) = program.coefficients(s), program.coefficients(t)
+    level_s, level = (gamma_s / 2).exp(), (gamma_t / 2).exp()
+    slope = (y - program.denoise(y * alpha_t, t, **columns)) / level
+    ahead = y + (level_s - level) * slope
+    there = (ahead - program.denoise(ahead * alpha_s, s, **columns)) / level_s
+    return y + (level_s - level) * (slope + there) / 2
 
 
 def dpmpp(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | None = None, **columns: Any) -> Tensor:
@@ -194,6 +205,25 @@ def _integral(nodes: list[float], moments: list[float], values: list[Tensor]) ->
     return torch.stack([c * x for c, x in zip(weights, values, strict=True)]).sum(0)
 
 
+def consistency(program: GaussianChain, steps: int, z: Tensor, *, watch: Watch | None = None, **columns: Any) -> Tensor:
+    """Jumps to t = 0 by a program that `distil` made, noise being added back after all but the last."""
+    first = (program.gamma(0.0) / 2).exp()
+    for s, t in program.grid(steps):
+        gamma, alpha, _ = program.coefficients(s)
+        y = jump(program, z, t, **columns)
+        if s > 0:
+            y = y + (gamma.exp() - first**2).sqrt() * torch.randn_like(y)
+        z = _seen(watch, s, alpha * y)
+    return z
+
+
+def jump(program: GaussianChain, z: Tensor, t: Tensor | float, **columns: Any) -> Tensor:
+    """z / α at 0, from z at t, by one step of `ddim`."""
+    (gamma, alpha, _), first = program.coefficients(t), (program.gamma(0.0) / 2).exp()
+    y, level = z / alpha, (gamma / 2).exp()
+    return y - (level - first) / level * (y - program.denoise(z, t, **columns))
+
+
 def ode(
     program: GaussianChain,
     steps: int,
@@ -217,6 +247,7 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "dpmpp_sde": dpmpp_sde,
     "unipc": unipc,
     "deis": deis,
+    "consistency": consistency,
     "ode": ode,
 }
 
@@ -325,6 +356,8 @@ def _require_right(program: GaussianChain, sampler: str, how: Mapping[str, Any])
         PpgenError: the chain's own draws are not what the sampler draws.
     """
     right = program.samplers
+    if sampler == "consistency" and sampler not in right:
+        raise PpgenError(f"the sampler 'consistency' is for what distil makes of a chain, and {program.name} is none")
     if right and sampler not in right:
         raise PpgenError(f"the sampler {sampler!r} does not draw from {program.name} as set; take {', '.join(right)}")
     noise = [k for k in ("eta", "churn") if how.get(k)]

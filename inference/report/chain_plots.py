@@ -50,13 +50,15 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
     n = 6 if shape else 1000
     held = {k: v[torch.arange(n) % len(v)] for k, v in (given or {}).items()}
     states: list[tuple[float, Tensor]] = []
-    x = sample_diffusion(run, n, SAMPLER, STEPS, given=held, seed=seed, watch=lambda t, z: states.append((t, z)))
+    sampler, steps = SAMPLER, STEPS
+    if program.samplers and sampler not in program.samplers:
+        sampler, steps = program.samplers[0], program.sampler[1] if program.sampler else STEPS
+    x = sample_diffusion(run, n, sampler, steps, given=held, seed=seed, watch=lambda t, z: states.append((t, z)))
     chosen = [states[i] for i in np.linspace(0, len(states) - 1, SHOWN).round().astype(int)]
     with torch.no_grad():
         shown = []
         for t, z in chosen:
-            _, alpha, sigma = program.coefficients(t)
-            shown.append((t, program.decode(z / (alpha**2 + sigma**2).sqrt())))
+            shown.append((t, program.decode(z / program.spread(t))))
     titles = [f"t = {t:.2f}" for t, _ in shown] + ["x"]
     values = [v for _, v in shown] + [x]
     figure, axes = figure_of(1.15 * len(values) if shape else 1.6 * len(values), 6.6 if shape else 2.0, len(values))
@@ -75,7 +77,8 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
             axis.hist(points[:, 0], bins=40, density=True, color=BLUE)
             continue
         axis.scatter(points[:, 0], points[:, 1], s=1.5, color=BLUE, alpha=0.5, lw=0)
-        least, most = np.quantile(flat[-1][:, :2], [0.001, 0.999], axis=0)
+        ends = np.concatenate([flat[0], flat[-1]])[:, :2]
+        least, most = np.quantile(ends, [0.001, 0.999], axis=0)
         margin = 0.3 * (most - least)
         axis.set(xlim=(least[0] - margin[0], most[0] + margin[0]), ylim=(least[1] - margin[1], most[1] + margin[1]))
     return figure

@@ -156,6 +156,11 @@ class GaussianChain(Chain):
         gamma = self.gamma(t)
         return gamma, *shares(self.process, gamma)
 
+    def spread(self, t: Tensor | float) -> Tensor:
+        """The standard deviation of z_t where the data have unit variance, (..., 1)."""
+        _, alpha, sigma = self.coefficients(t)
+        return (alpha**2 + sigma**2).sqrt()
+
     def _between(
         self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:

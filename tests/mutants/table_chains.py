@@ -328,6 +328,18 @@ MUTANTS = [
         "tests/test_flow_matching.py::test_coupled_noise_is_a_permutation_of_least_distance",
     ),
     Mutant(
+        "jump_beyond_the_end",
+        "return y - (level - first) / level * (y - program.denoise(z, t, **columns))",
+        "return y - (y - program.denoise(z, t, **columns))",
+        "tests/test_distil.py::test_a_jump_is_a_step_of_ddim_and_stands_still_at_the_end",
+    ),
+    Mutant(
+        "consistency_noise_2pct",
+        "y = y + (gamma.exp() - first**2).sqrt() * torch.randn_like(y)",
+        "y = y + 1.04 * (gamma.exp() - first**2).sqrt() * torch.randn_like(y)",
+        "tests/test_distil.py::test_draws_of_the_known_function_are_of_the_data",
+    ),
+    Mutant(
         "deis_moments",
         "end - k * float((w * v ** (k - 1) * inner).sum())",
         "end - float((w * v ** (k - 1) * inner).sum())",

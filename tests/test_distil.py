@@ -1,0 +1,101 @@
+"""Consistency functions of Gaussian data, which are known in closed form."""
+
+import math
+
+import pytest
+import torch
+from known import KnownChain, normal
+from test_samplers import gaussian_flow, moments_agree
+
+from ppgen import PpgenError
+from ppgen.inference import distil, sample_diffusion
+from ppgen.inference.diffusion.distil import consistency_loss
+from ppgen.inference.diffusion.samplers import ddim, heun_step, jump
+from ppgen.models import Diffusion, DiffusionBridge
+
+
+class KnownConsistency(KnownChain):
+    """Whose jump from any time ends where the ODE ends."""
+
+    samplers = ("consistency",)
+
+    def predict(self, z, t, **columns):
+        (gamma, alpha, _), (_, alpha_0, _) = self.coefficients(t), self.coefficients(0.0)
+        level, first = (gamma / 2).exp(), (self.gamma(0.0) / 2).exp()
+        end = gaussian_flow(self, z, t, 0.0) / alpha_0
+        share = torch.where(level > first, level / (level - first), 0.0)
+        return z / alpha - share * (z / alpha - end), None
+
+
+@torch.no_grad()
+def test_a_jump_is_a_step_of_ddim_and_stands_still_at_the_end():
+
+    known, z = KnownChain(low=-6.0, high=4.0), normal(4, 2).double()
+    _, alpha, _ = known.coefficients(0.0)
+    torch.testing.assert_close(alpha * jump(known, z, 1.0), ddim(known, 1, z))
+    torch.testing.assert_close(jump(known, z, 0.0), z / alpha)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_draws_of_the_known_function_are_of_the_data(steps):
+    known = KnownConsistency(low=-9.0, high=9.0)
+    moments_agree(sample_diffusion(known, 20_000, steps=steps, sampler="consistency", seed=1), known)
+
+
+@torch.no_grad()
+def test_the_loss_of_the_known_function_is_the_error_of_a_step():
+    """It falls with the sixth power of the step, as that of Heun's squared does."""
+    teacher, student = (cls(low=-3.0, high=3.0, schedule="loglinear") for cls in (KnownChain, KnownConsistency))
+    data, losses = {"x": normal(3000, 2).double()}, []
+    for intervals in (10, 20):
+        torch.manual_seed(0)
+        losses.append(float(consistency_loss(teacher, student, data, intervals)))
+    assert math.log2(losses[0] / losses[1]) == pytest.approx(6, abs=0.5)
+    torch.manual_seed(0)
+    assert float(consistency_loss(teacher, teacher, data, 20)) > 1000 * losses[1]
+
+
+@torch.no_grad()
+def test_the_step_of_the_ode():
+    known, z = KnownChain(low=-3.0, high=3.0), normal(4, 2).double()
+    (_, alpha_s, _), (_, alpha, _) = known.coefficients(0.48), known.coefficients(0.5)
+    step = alpha_s * heun_step(known, z / alpha, 0.48, 0.5)
+    torch.testing.assert_close(step, gaussian_flow(known, z, 0.5, 0.48), rtol=1e-3, atol=1e-3)
+
+
+def test_the_teacher_stays_and_its_copy_learns():
+    torch.manual_seed(0)
+    teacher = Diffusion(2, hidden=(4,), classes=2, loc=[0.0], scale=[1.0])
+    torch.nn.init.normal_(teacher.net.last.weight)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    data, seen = {"x": normal(20, 2), "y": torch.arange(20) % 2}, []
+    made = distil(teacher, data, steps=3, batch_size=8, report=lambda i, n: seen.append((i, n)))
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items()) and not teacher.samplers
+    assert not torch.equal(made.net.last.weight, teacher.net.last.weight) and seen[-1] == (3, 3)
+    assert sample_diffusion(made, 3, given={"y": 1}, seed=0).shape == (3, 2)
+    with pytest.raises(PpgenError, match="take consistency"):
+        sample_diffusion(made, 3, "ddim")
+    with pytest.raises(PpgenError, match="'consistency' is for what distil makes"):
+        sample_diffusion(teacher, 3, "consistency")
+    with pytest.raises(PpgenError, match="DiffusionBridge has none"):
+        distil(DiffusionBridge(2, hidden=(4,)), data)
+
+
+@pytest.mark.slow
+def test_it_learns_the_known_function():
+    """Of a network, in one step: beside the map in closed form, and the moments of its draws."""
+    known = KnownChain(low=-6.0, high=8.0)
+    torch.manual_seed(0)
+    student = Diffusion(2, hidden=(32, 32), loc=[0.0], scale=[1.0], gamma_low=-6.0, gamma_high=8.0, schedule="cosine")
+    data = {"x": known.data.sample((5000,))}
+    made = distil(known, data, program=student.double(), steps=1200, lr=3e-3, batch_size=128)
+    with torch.no_grad():
+        z = known.base().sample((2000,))
+        _, alpha, _ = known.coefficients(0.0)
+        end = gaussian_flow(known, z, 1.0, 0.0) / alpha
+        off, before = (float(((jump(p, z, 1.0) - end) ** 2).mean().sqrt()) for p in (made, known))
+    assert off < 0.15 and off < before / 5
+    drawn = sample_diffusion(made, 20_000, seed=1)
+    assert float((drawn.mean(0) - known.mean).abs().max()) < 0.12
+    assert float((drawn.T.cov() - known.data.covariance_matrix).abs().max()) < 0.12
