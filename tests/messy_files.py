@@ -132,6 +132,7 @@ MESSY: dict[str, tuple[str | bytes, Known]] = {
     ),
     "points beside commas": ("a;b\n1.25;1,5\n2.125;2,5\n", {"a": [1.25, 2.125], "b": [1.5, 2.5]}),
     "other currencies": ("a;b\nRs. 1,23,456;12,50 z\u0142\nRs. 7;3,20 z\u0142\n", {"a": [123456, 7], "b": [12.5, 3.2]}),
+    "yen behind": ('a,b\n"1,234\u5186",1\n"567\u5186",2\n', {"a": [1234, 567]}),
     "signs behind": ("a,b\n5-,1\n3-,2\n2-,3\n", {"a": Note(["5-", "3-", "2-"], "begins with a number")}),
     "days of a form that is not read": (
         "d,x\n14. Februar 2024,1\n3. M\u00e4rz 2024,2\n",

@@ -119,6 +119,8 @@ def test_a_paired_difference_is_that_of_the_rows():
 def test_models_that_are_alike_cannot_be_told_apart():
     found = compare({"a": loo(tree_of()), "b": loo(tree_of(prior=2.5))})
     assert "cannot be told apart" in str(found.findings[0])
+    same = compare({"a": loo(tree_of()), "b": loo(tree_of())})
+    assert str(same.findings[0]).startswith("a and b predict each of these rows alike") and not same.findings[0].remedy
 
 
 def test_across_families_and_kinds():

@@ -306,6 +306,10 @@ def test_thousands_of_a_fit_are_those_of_a_later_file(tmp_path):
     kept = data.load(tmp_path / "t.csv").types
     later = {name: type_of_record(own.kept()) for name, own in kept.items()}
     assert data.load(tmp_path / "new.csv", types=later)["a"].tolist() == [9876]
+    (tmp_path / "t.csv").write_text("a;b\n1.234;x\n5.678;y\n")  # nothing tells of a mark
+    later = {name: type_of_record(own.kept()) for name, own in data.load(tmp_path / "t.csv").types.items()}
+    (tmp_path / "new.csv").write_text("a;b\n9,5;x\n")
+    assert data.load(tmp_path / "new.csv", types=later)["a"].tolist() == [9.5]
 
 
 def test_the_index_of_a_table_is_a_column_where_it_has_a_name(tmp_path, caplog):

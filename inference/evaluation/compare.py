@@ -307,7 +307,7 @@ def _findings(scores: dict[str, Score], differences: dict[str, tuple[float, floa
     """Whether the best two can be told apart; rows whose LOO is not to be relied on; bounds of several kinds."""
     best, top = next(iter(scores.items()))
     other, (gap, se) = next((n, d) for n, d in differences.items() if n != best)
-    told = not se > 0 or abs(gap) > 4 * se
+    told = gap != 0 and (not se > 0 or abs(gap) > 4 * se)
     said = {"other": other, "se": se, "rows": len(top.values)}
     found = [Finding("score_difference", best, -gap, 4 * se, FINE if told else LOOK, said)]
     for name, s in scores.items():

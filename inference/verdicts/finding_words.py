@@ -435,6 +435,8 @@ def _score_difference(f: Finding) -> Words:
     best, other, gap, se = f.where, d["other"], f.figure, d["se"]
     if f.verdict == "fine":
         return f"{best} predicts best: {gap:.3g} nats above {other}, over {d['rows']} rows, s.e. {se:.2g}.", ""
+    if gap == 0:
+        return f"{best} and {other} predict each of these rows alike.", ""
     more = "Score more rows."
     if gap > 2 * se:
         return f"{best} probably predicts best: {gap:.3g} nats above {other}, which is {gap / se:.1f} s.e.", more

@@ -28,7 +28,7 @@ SAMPLE = 300  # texts that are looked at one by one, before all are
 
 _SIGN = "[+\\-\u2212\u2013]?"
 _MONEY = (
-    r"([a-z]{0,2}\$|kr\.?|(?<![a-z])rs(?![a-z])\.?|z\u0142|k\u010d|sek|nok|dkk|pln|czk|[\u00a3\u00a5\u20a0-\u20cf]|usd|eur|gbp|chf|jpy|cny|inr|"
+    r"([a-z]{0,2}\$|kr\.?|(?<![a-z])rs(?![a-z])\.?|z\u0142|k\u010d|sek|nok|dkk|pln|czk|[\u00a3\u00a5\u20a0-\u20cf\u5186\u5143\uc6d0]|usd|eur|gbp|chf|jpy|cny|inr|"
     r"aud|cad)"
 )
 _BLANKS = " '_\u00a0\u2009\u202f\u2019"

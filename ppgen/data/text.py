@@ -158,6 +158,7 @@ class TextColumn:
             value = read_numbers(pd.Series([found.factor]), mark).values[0]
             self.notes.append(f"{found.factor!r} is read as {value:.12g} ({self.name}=categorical: words)")
         marked = bool(left.str.contains("[.,]").any())
+        marked = marked and not (asked is None and mark == "." and are_thousands(left))  # a later file may tell
         return self._numbers(found.values, replace(made, unit=made.unit or found.unit, form=form if marked else ""))
 
     def _own_mark(self, left: pd.Series) -> str | Typed:
