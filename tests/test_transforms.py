@@ -454,6 +454,9 @@ def test_a_patch_depends_on_those_before_it(backward):
     between, within = jacobian.any(3).any(1), jacobian.diagonal(dim1=0, dim2=2)
     assert torch.equal(between, torch.ones(6, 6).tril().bool())
     assert torch.equal(within, torch.eye(8).bool()[..., None].expand(8, 8, 6))
+    with torch.no_grad():
+        (z, down), (_, up) = t.pull(x), t.push(t.pull(x)[0])
+    assert torch.allclose(up, -down) and down.abs() > 1e-3 and torch.allclose(t.push(z)[0], x)
 
 
 @pytest.mark.parametrize("name", WITH_PARAMETERS)

@@ -200,7 +200,7 @@ MUTANTS = [
         "straight_through_to_the_codebook_too",
         "return e.detach() + (u - u.detach())",
         "return e + (u - u.detach())",
-        "tests/test_vq_vae.py::test_the_gradient_by_hand",
+        "tests/test_vq_vae.py::test_the_gradient_by_hand[0.0]",
     ),
     Mutant(
         "commitment_in_the_bound",
