@@ -170,7 +170,7 @@ def process_evidence() -> None:
     data = {"x": torch.tensor(X), "k": torch.tensor(K).double()}
     joint = LaplaceMarginal(log_joint(Program.from_pair(process), data), ("z",))
     for rho, alpha in ((4.5, 2.0), (6.0, 3.0), (8.0, 5.0)):
-        exact, f, f2 = process_at(rho, alpha, np.random.default_rng(1), 5000)
+        exact, f, f2 = process_at(rho, alpha, np.random.default_rng(1), 200_000)
         u = torch.tensor([rho, alpha]).log().expand(64, 2)
         prior = Gamma(25.0, 4.0).log_prob(torch.tensor(rho)) + HalfNormal(2.0).log_prob(torch.tensor(alpha))
         at = joint.value_and_grad(u)[0][0] - prior - math.log(rho * alpha)
