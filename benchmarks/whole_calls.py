@@ -36,6 +36,7 @@ from ppgen import Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.laplace import LaplaceMarginal
+from ppgen.inference.sampling.mcmc import run_chains
 
 Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
 SD = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -246,6 +247,18 @@ def successes(trials: int, m: float, s: float, where: tuple[np.ndarray, np.ndarr
     return of_counts(binomial_groups(trials), y, lambda k, a: k * a - trials * np.logaddexp(0, a), where)
 
 
+def counts_weighted() -> None:
+    """Means of m and s of 500 groups of counts, in sd from the truth, without and with the weights of the draws."""
+    target = WHOLE["Poisson, 500 groups"][0]()
+    joint = LaplaceMarginal(log_joint(Program.from_pair(target.model), target.data), ("a",))
+    u = run_chains(joint, "chees", 64, 60, 60).u
+    log_w = torch.stack([joint.complete(each, torch.Generator().manual_seed(i))[1] for i, each in enumerate(u)])
+    x, w = torch.stack([u[..., 0], u[..., 1].exp()], -1).flatten(0, 1), log_w.flatten().softmax(0)
+    off = [(mean.numpy() - target.mean[:2]) / target.sd[:2] for mean in (x.mean(0), w @ x)]
+    said = [f"m {m:+.3f}, s {s:+.3f}" for m, s in off]
+    print(f"Poisson, 500 groups: off by {said[0]} sd, weighted {said[1]}, {float(1 / (w @ w)) / len(w):.0%} effective")
+
+
 # -- normal groups -----------------------------------------------------------------------------------------
 
 
@@ -395,7 +408,8 @@ def main() -> None:
         return exported(options.export)
     if options.evidence:
         schools_evidence()
-        return process_evidence()
+        process_evidence()
+        return counts_weighted()
     print(HEAD)
     done = {(r["target"], r["method"], r["seed"]): r for r in rows_}
     for seed in range(options.seeds):
