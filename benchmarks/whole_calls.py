@@ -36,6 +36,7 @@ from ppgen import Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.laplace import LaplaceMarginal
+from ppgen.inference.sampling.mcmc import run_chains
 
 Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
 SD = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -170,7 +171,7 @@ def process_evidence() -> None:
     data = {"x": torch.tensor(X), "k": torch.tensor(K).double()}
     joint = LaplaceMarginal(log_joint(Program.from_pair(process), data), ("z",))
     for rho, alpha in ((4.5, 2.0), (6.0, 3.0), (8.0, 5.0)):
-        exact, f, f2 = process_at(rho, alpha, np.random.default_rng(1), 5000)
+        exact, f, f2 = process_at(rho, alpha, np.random.default_rng(1), 200_000)
         u = torch.tensor([rho, alpha]).log().expand(64, 2)
         prior = Gamma(25.0, 4.0).log_prob(torch.tensor(rho)) + HalfNormal(2.0).log_prob(torch.tensor(alpha))
         at = joint.value_and_grad(u)[0][0] - prior - math.log(rho * alpha)
@@ -244,6 +245,18 @@ def counts(m: float, s: float, where: tuple[np.ndarray, np.ndarray]) -> Target:
 def successes(trials: int, m: float, s: float, where: tuple[np.ndarray, np.ndarray]) -> Target:
     y = np.random.default_rng(1).binomial(trials, 1 / (1 + np.exp(-drawn(500, m, s))))
     return of_counts(binomial_groups(trials), y, lambda k, a: k * a - trials * np.logaddexp(0, a), where)
+
+
+def counts_weighted() -> None:
+    """Means of m and s of 500 groups of counts, in sd from the truth, without and with the weights of the draws."""
+    target = WHOLE["Poisson, 500 groups"][0]()
+    joint = LaplaceMarginal(log_joint(Program.from_pair(target.model), target.data), ("a",))
+    u = run_chains(joint, "chees", 64, 60, 60).u
+    log_w = torch.stack([joint.complete(each, torch.Generator().manual_seed(i))[1] for i, each in enumerate(u)])
+    x, w = torch.stack([u[..., 0], u[..., 1].exp()], -1).flatten(0, 1), log_w.flatten().softmax(0)
+    off = [(mean.numpy() - target.mean[:2]) / target.sd[:2] for mean in (x.mean(0), w @ x)]
+    said = [f"m {m:+.3f}, s {s:+.3f}" for m, s in off]
+    print(f"Poisson, 500 groups: off by {said[0]} sd, weighted {said[1]}, {float(1 / (w @ w)) / len(w):.0%} effective")
 
 
 # -- normal groups -----------------------------------------------------------------------------------------
@@ -395,7 +408,8 @@ def main() -> None:
         return exported(options.export)
     if options.evidence:
         schools_evidence()
-        return process_evidence()
+        process_evidence()
+        return counts_weighted()
     print(HEAD)
     done = {(r["target"], r["method"], r["seed"]): r for r in rows_}
     for seed in range(options.seeds):

@@ -13,6 +13,9 @@ from ppgen import PpgenError, Program
 from ppgen.engine import log_joint
 from ppgen.engine.laplace import LaplaceMarginal, _positive, _root
 from ppgen.inference import load_findings, mcmc
+from ppgen.inference.evaluation.estimates import Evidence
+from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.sampling.mcmc import _completed
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]).double()
 S = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]).double()
@@ -140,6 +143,29 @@ def few(y):
     with pyro.plate("groups", len(y)):
         a = pyro.sample("a", Normal(m, 2.0))
         pyro.sample("y", Bernoulli(logits=a), obs=y)
+
+
+def test_draws_are_resampled_by_what_laplaces_method_is_off_by():
+    """Thirty groups of one row each, and m on an even grid: after weighing it is the exact posterior's, by quadrature.
+
+    What is off adds up over groups: without weights m is the grid's.
+    """
+    y = (torch.arange(30) % 3 == 0).double()
+    m = marginal(few, {"y": y}, "a")
+    order = torch.randperm(3200, generator=torch.Generator().manual_seed(1))
+    u = torch.linspace(-1.0, 1.0, 3200)[order].reshape(50, 64, 1)
+    grid = torch.linspace(-14, 14, 401)
+    each = Normal(u.reshape(-1, 1), 2.0).log_prob(grid)
+    ones, zeros = ((each + torch.nn.functional.logsigmoid(s * grid)).logsumexp(-1) for s in (1.0, -1.0))
+    exact = Normal(0.0, 2.0).log_prob(u.flatten()) + 10 * ones + 20 * zeros + 30 * math.log(28 / 400)
+    log_w = exact - torch.cat([m.value_and_grad(part)[0] for part in u]).flatten()
+    drawn, said = _completed(m, Draws(u, {}, 0, torch.zeros(1), "dense", Evidence(0.0, 0.0)), 0)
+    expected = (log_w.reshape(50, 64).softmax(0) * u[..., 0]).sum(0)
+    off = drawn.u[..., list(m.places)].mean(0)[:, 0] - expected
+    se = float(off.std()) / 8
+    assert abs(float(off.mean())) < 4 * se < float(expected.mean() - u.mean()) / 2
+    assert drawn.evidence.log_z == pytest.approx(float(log_w.exp().mean().log()), abs=0.01)
+    assert said.measure == "laplace"
 
 
 def test_weighted_draws_are_those_of_the_conditional_where_it_is_not_normal():

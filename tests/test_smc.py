@@ -13,7 +13,7 @@ from pyro.distributions import Dirichlet, HalfCauchy, Normal, StudentT
 from ppgen import PpgenError
 from ppgen.distributions import Flat
 from ppgen.inference import load_findings, mcmc, verdict
-from ppgen.inference.sampling.kernels.smc import KEEP, Start, _next, _Reference, _resampled, sample
+from ppgen.inference.sampling.kernels.smc import KEEP, Start, _next, _Reference, sample, systematic
 from ppgen.inference.sampling.weighted import Mixture
 from ppgen.inference.verdicts import mcmc_diagnostics
 from ppgen.inference.verdicts.findings import Finding
@@ -173,7 +173,7 @@ def test_the_next_temperature_leaves_a_share_effective():
 def test_systematic_resampling_is_even_and_keeps_the_order():
     g = torch.Generator().manual_seed(0)
     w = torch.rand(3, 200, generator=g).double()
-    index = _resampled(w.log(), g).reshape(3, 200)
+    index = systematic(w.log(), g).reshape(3, 200)
     for i, row in enumerate(index):
         assert (row.diff() >= 0).all() and int(row[0]) >= 200 * i and int(row[-1]) < 200 * (i + 1)
         copies = torch.bincount(row - 200 * i, minlength=200)

@@ -27,10 +27,12 @@ from ppgen.engine.joint import in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
 from ppgen.errors import PpgenError
+from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
+from ppgen.inference.sampling.kernels.smc import systematic
 from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import score, tails
@@ -86,7 +88,8 @@ def mcmc(
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
         marginal: latents that Laplace's method integrates out (`ppgen/engine/laplace.py`): the chains are of the
-            others, and these are drawn given them afterwards. For latents in a plate, near normal given the rest.
+            others, these are drawn given them afterwards, and both are resampled by their weights. For latents in a
+            plate, near normal given the rest.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
@@ -280,18 +283,32 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
 
 
 def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, Finding]:
-    """Draws of all latents, and how close to their posterior Laplace's method is: weights of p(φ, θ) / (L(φ) N(θ))."""
+    """Draws of all latents, and how close to their posterior Laplace's method is: weights of p(φ, θ) / (L(φ) N(θ)).
+
+    Each chain is resampled by its weights, in its order, so that what Laplace's method is off by, which hundreds of
+    groups add up to a part of an sd of φ, is not in the draws; log Z is that of L(φ) times the mean weight.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = [outer.complete(u, generator) for u in found.u]
-    log_w = torch.cat([w for _, w in parts]).double()
-    smooth, k = smoothed(log_w.numpy()[:, None])
+    log_w = torch.stack([w for _, w in parts]).double()  # (draws, chains)
+    smooth, k = smoothed(log_w.numpy().reshape(-1, 1))
     ess = float(effective(smooth)[0])
-    khat, most = float(tail(k, np.array([ess]), len(log_w))[0]), threshold(len(log_w))
-    share = ess / len(log_w)
+    khat, most = float(tail(k, np.array([ess]), log_w.numel())[0]), threshold(log_w.numel())
+    share = ess / log_w.numel()
     graded = WRONG if khat > 1 or share < 0.1 else LOOK if not khat <= most or share < CLOSE else FINE
     said = {"share": share, "least": CLOSE, "latents": ", ".join(outer.inner)}
     one = Finding("laplace", outer.inner[0], khat if math.isfinite(khat) else share, most, graded, said)
-    return found._replace(u=torch.stack([u for u, _ in parts])), one
+    u, by_chain = torch.stack([u for u, _ in parts]), torch.as_tensor(smooth).reshape(log_w.shape).mT
+    index = systematic(by_chain, generator)
+    u = u.transpose(0, 1).flatten(0, 1)[index].reshape(*by_chain.shape, -1).transpose(0, 1)
+    return found._replace(u=u, evidence=found.evidence and _weighed(found.evidence, log_w.flatten())), one
+
+
+def _weighed(evidence: Evidence, log_w: Tensor) -> Evidence:
+    """log Z of draws that are weighted once more."""
+    mean = float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
+    relative = float((log_w - log_w.max()).exp().std()) / math.exp(mean - float(log_w.max()))
+    return Evidence(evidence.log_z + mean, math.hypot(evidence.se, relative / len(log_w) ** 0.5))
 
 
 def _unseen(

@@ -106,6 +106,12 @@ MUTANTS = [
         "race = 0 * log_w - torch.rand",
         WEIGHTED,
     ),
+    Mutant(
+        "laplace_chains_that_are_not_weighed",
+        "u = u.transpose(0, 1).flatten(0, 1)[index].reshape",
+        "u = u.transpose(0, 1).flatten(0, 1).reshape",
+        "tests/test_laplace.py::test_draws_are_resampled_by_what_laplaces_method_is_off_by",
+    ),
     Mutant("laplace_sums_in_place_of_means", "(total - math.log(len(points)))", "total", LAPLACE),
     Mutant(
         "laplace_rung_with_the_weights_of_the_few_alone",

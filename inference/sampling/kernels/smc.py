@@ -182,7 +182,7 @@ def sample(
         last = tempered.beta == 1.0
         whole = (log_z[:, None] + log_w).reshape(1, -1) if last else log_w
         log_z = log_z + torch.logsumexp(log_w, -1) - math.log(S)
-        u, outcome = walk.move(u[_resampled(whole, generator)], LAST_MOVES if last else MOVES)
+        u, outcome = walk.move(u[systematic(whole, generator)], LAST_MOVES if last else MOVES)
         if last:
             break
     else:
@@ -220,7 +220,7 @@ def _next(ratio: Tensor, beta: float) -> float:
     return high
 
 
-def _resampled(log_w: Tensor, generator: torch.Generator) -> Tensor:
+def systematic(log_w: Tensor, generator: torch.Generator) -> Tensor:
     """Systematic resampling of each row of (islands, particles), in order: places in the flat vector of all."""
     C, S = log_w.shape
     w = log_w.double().softmax(-1).nan_to_num(1 / S)  # an island where every particle has density zero
