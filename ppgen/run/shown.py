@@ -60,9 +60,8 @@ def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
     import pandas as pd
     from arviz_stats import summary  # type: ignore[attr-defined]
 
-    return pd.concat(
-        [summary(variable(tree, name).to_dataset(name=name), round_to="none", **options) for name in shown(tree)]
-    )
+    each = [variable(tree, name).to_dataset(name=name) for name in shown(tree)]
+    return pd.concat([summary(one, round_to="none", **options) for one in each])
 
 
 def group_effects(tree: DataTree) -> dict[str, dict[str, DataArray]]:

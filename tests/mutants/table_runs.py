@@ -83,7 +83,7 @@ MUTANTS = [
     ),
     Mutant(
         "a_summary_of_several_variables_at_once",
-        'summary(tree, var_names=[name], round_to="none", **options) for name in shown(tree)',
+        'summary(one, round_to="none", **options) for one in each',
         'summary(tree, var_names=shown(tree), round_to="none", **options) for _ in [0]',
         "tests/test_shown.py::test_every_label_of_the_summary_has_its_own_figures",
     ),
