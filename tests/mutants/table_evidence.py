@@ -90,7 +90,7 @@ MUTANTS = [
         "laplace_draws_of_the_precision",
         "torch.linalg.solve_triangular(root.mT, z, upper=True)",
         "root @ z",
-        "tests/test_laplace.py::test_blocks_of_correlated_slopes",
+        "tests/test_laplace.py::test_latents_that_depend_on_each_other_are_one_block",
     ),
     Mutant(
         "laplace_draws_of_the_precision_of_one",
