@@ -26,7 +26,7 @@ from ppgen.inference.report.model_graph import _edges_of, describe, layout, svg
 from ppgen.inference.report.report import _glance
 from ppgen.inference.verdicts.findings import VERDICTS, WRONG, Finding
 from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
-from ppgen.models import VAE, EightSchools
+from ppgen.models import VAE, Diffusion, DiffusionBridge, EightSchools
 
 X = {"x": normal(20) + 1.0}
 
@@ -251,6 +251,19 @@ def test_boxes_do_not_overlap_what_is_outside():
     picture, words = svg(program, {"x": normal(5)}, structure)
     assert picture.count('class="plate"') == 2 and "unit, data" in words
     Page(picture)
+
+
+@pytest.mark.parametrize("make, columns", [(Diffusion, ("x",)), (DiffusionBridge, ("x", "x0"))])
+def test_a_long_chain_has_a_page_of_its_draws(tmp_path, make, columns):
+    data = {name: normal(40, 2) for name in columns}
+    run = fit(make(2, hidden=(4,), steps=70), data, steps=2, batch_size=20, engine="eager")
+    page = Page(report(run, data, tmp_path / "chain.html").read_text())
+    assert [a["alt"] for a in page.all("img")][-3:] == [
+        "Draws of the fitted model beside the data.",
+        "Some states of draws, from noise to x.",
+        "The terms of the bound over the times of the chain.",
+    ]
+    assert not any("calibrate" in str(f) for f in report_checks(run))
 
 
 def test_a_long_chain_is_no_picture():

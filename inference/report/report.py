@@ -25,6 +25,7 @@ from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import ready, require_run
+from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import rendered
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
@@ -91,7 +92,8 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
-    d = diagnose(run, few, draws=draws, seed=seed) if has_spread(run, few) else None
+    weighed = not run.program.repeats and has_spread(run, few)
+    d = diagnose(run, few, draws=draws, seed=seed) if weighed else None
     bounds = d.bounds if d is not None else loglik(run, few, seed=seed)
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"
@@ -103,7 +105,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
         _training(run),
         _bounds(bounds, len(few) and data_module.n_rows(few, run.structure.row_columns), run),
         *([_posterior(run, few, d, seed)] if d is not None else []),
-        _predictions(run, few, d, checks, seed),
+        _chain(run, few, seed) if run.program.repeats else _predictions(run, few, d, checks, seed),
         *([_calibrated(calibration, calibrated)] if calibration is not None else []),
         _details(run),
     ]
@@ -140,7 +142,10 @@ def _glance(run: Run, findings: list[Finding]) -> dict[str, str]:
     what = f"{name} to {rows} of {recorded.get('source') or 'data in memory'}"
     found = verdict(findings)
     said = f" {findings[0].sentence}" if findings and findings[0].verdict == found != FINE else ""
-    otherwise = "Nothing: use it." if found == FINE else "Read the findings: not every check that applies was made."
+    otherwise = "Read the findings: not every check that applies was made."
+    if found == FINE:
+        compared = any(f.measure == "predictive" for f in findings)
+        otherwise = "Nothing: use it." if compared else "Look at the draws beside the data: no check compares them."
     return {
         "what": what + (f", with {guide}." if guide else "."),
         "verdict": found,
@@ -320,6 +325,17 @@ def _predictions(run: Run, data: Mapping[str, Any], d: Diagnosis | None, checks:
         figures=_figure(figure, alt, "What was observed, and what the model predicts."),
         tables=[_table("Statistics of the data", head, rows)] if rows else [],
     )
+
+
+def _chain(run: Run, data: Mapping[str, Any], seed: int) -> Section:
+    """Draws of a long chain, some states of one, and where its bound goes: its states are nothing to summarise."""
+    words = {
+        "samples": "Draws of the fitted model beside the data.",
+        "chain": "Some states of draws, from noise to x.",
+        "ledger": "The terms of the bound over the times of the chain.",
+    }
+    found = chain_figures(run, {k: v for k, v in data.items() if isinstance(v, Tensor)}, seed=seed)
+    return _section("Draws", figures=[f for name, w in words.items() for f in _figure(found[name], w, w)])
 
 
 def _calibrated(c: Mapping[str, Any], findings: list[Finding]) -> Section:

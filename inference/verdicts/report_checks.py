@@ -77,7 +77,7 @@ def report_checks(
     found += predictive(checks)
     if calibration is not None:
         found += calibration
-    elif run.structure.latents:
+    elif diagnosis is not None:
         found.append(Finding("calibration", "", np.nan, np.nan, LOOK))
     return worst_first(found)
 
