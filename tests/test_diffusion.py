@@ -196,7 +196,7 @@ def test_no_level_is_left_out_of_the_likelihood(gamma_low):
 def test_any_number_of_steps(steps):
     run = trained(normal(50, 2), 3, steps=steps)
     assert math.isfinite(loglik(run, {"x": normal(5, 2)}, particles=4).best.mean)
-    for sampler in SAMPLERS:
+    for sampler in SAMPLERS.keys() - {"consistency"}:  # of what `distil` makes alone
         for n in (1, 3):
             assert torch.isfinite(sample_diffusion(run, 4, sampler, n, seed=0)).all(), (sampler, n)
 

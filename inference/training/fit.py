@@ -139,19 +139,20 @@ def fit(
     path = None if out is None else free_folder(out)
     with _one_seed(seed), lenient(not strict), ExitStack() as stack:
         train_data, valid_data, ready = _begun(program, (data, valid), options, loss, either=either)
+        stack.enter_context(default_dtype(dtype_of(options["precision"])))
+        idle = path is None and _needs_no_loop(program, options)
+        fabric = None if idle else make_fabric(device, options["precision"])
         if by_program:
             choose_rates(program, options)
-        stack.enter_context(default_dtype(dtype_of(options["precision"])))
         _warn_of_rows(program, train_data, ready.checked.structure)
         config = _config(options, train_data, valid_data, source)
         config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
         run = Run(program, config, ready.checked.structure, ready.example, path)
         run.loss = ready.loss
-        if path is None and _needs_no_loop(program, options):
+        if fabric is None:
             program.eval()
             return run
-        fabric = make_fabric(device, options["precision"])
-        if path is None or not fabric.is_global_zero:
+        if not fabric.is_global_zero:
             path = None
         with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
             return train(run, train_data, valid_data, report=report, fabric=fabric)
