@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ppgen import data as data_module
-from ppgen.chains.chain import Chain
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
 from ppgen.inference.evaluation.posterior import name_in, posterior
@@ -86,7 +85,7 @@ def plot(
     columns = columns.only([k for k in columns if k != "y" or k in run.program.columns])
     if not isinstance(label, Tensor) or not _is_label(label, columns):
         label = None
-    if isinstance(run.program, Chain):
+    if run.program.is_chain:
         return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)}, format)
     d = None
     if has_spread(run, first_rows(run, columns, ROWS)):

@@ -87,9 +87,8 @@ def mcmc(
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
-        marginal: latents that Laplace's method integrates out (`ppgen/engine/laplace.py`): the chains are of the
-            others, these are drawn given them afterwards, and both are resampled by their weights. For latents in a
-            plate, near normal given the rest.
+        marginal: latents in a plate, near normal given the rest, that Laplace's method (`ppgen/engine/laplace.py`)
+            integrates out: chains are of the others, these are drawn afterwards, and all resampled by their weights.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).

@@ -140,22 +140,31 @@ def fit(
     with _one_seed(seed), lenient(not strict), ExitStack() as stack:
         train_data, valid_data, ready = _begun(program, (data, valid), options, loss, either=either)
         stack.enter_context(default_dtype(dtype_of(options["precision"])))
-        idle = path is None and _needs_no_loop(program, options)
-        fabric = None if idle else make_fabric(device, options["precision"])
-        if by_program:
-            choose_rates(program, options)
-        _warn_of_rows(program, train_data, ready.checked.structure)
-        config = _config(options, train_data, valid_data, source)
-        config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
-        run = Run(program, config, ready.checked.structure, ready.example, path)
-        run.loss = ready.loss
-        if fabric is None:
-            program.eval()
-            return run
-        if not fabric.is_global_zero:
-            path = None
-        with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
-            return train(run, train_data, valid_data, report=report, fabric=fabric)
+        return _fitted(program, (train_data, valid_data), ready, options, path, source, report, by_program=by_program)
+
+
+def _fitted(
+    program: Program, tables: tuple[Any, Any], ready: _Ready, o: dict[str, Any], path: Path | None,
+    source: Mapping[str, Any] | None, report: Report | None, *, by_program: bool,
+) -> Run:  # fmt: skip
+    """The run of what was begun: recorded, and trained unless there is nothing to train."""
+    train_data, valid_data = tables
+    idle = path is None and _needs_no_loop(program, o)
+    fabric = None if idle else make_fabric(o["device"], o["precision"])
+    if by_program:
+        choose_rates(program, o)
+    _warn_of_rows(program, train_data, ready.checked.structure)
+    config = _config(o, train_data, valid_data, source)
+    config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
+    run = Run(program, config, ready.checked.structure, ready.example, path)
+    run.loss = ready.loss
+    if fabric is None:
+        program.eval()
+        return run
+    if not fabric.is_global_zero:
+        path = None
+    with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
+        return train(run, train_data, valid_data, report=report, fabric=fabric)
 
 
 def _needs_no_loop(program: Program, o: Mapping[str, Any]) -> bool:
