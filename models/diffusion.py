@@ -297,13 +297,15 @@ class Diffusion(GaussianChain):
         with pyro.validation_enabled(True):
             self.context(data)
         if not self.prepared:
-            x = self.values(data["x"])
-            mean, sd = moments(x)
-            spread = sd.to(x)
-            self.loc.copy_(mean)
-            self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+            loc, scale = units(self.measured(data))
+            self.loc.copy_(loc)
+            self.scale.copy_(scale)
             self.prepared.fill_(1.0)
         return self
+
+    def measured(self, data: dict[str, Tensor]) -> Tensor:
+        """The values that location and scale are of, (..., D)."""
+        return self.values(data["x"])
 
     def values(self, x: Tensor) -> Tensor:
         """x flat, as floats."""
@@ -364,3 +366,9 @@ def _vector(name: str, values: Sequence[float] | None, size: int, default: float
     if vector.dim() > 1 or vector.numel() not in (1, size):
         raise PpgenError(f"Diffusion got {name} of {vector.numel()} numbers for {size} features; pass one a feature")
     return vector.expand(size)
+
+
+def units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each value, (rows, D) -> (D,) each; 1 for the latter of what does not vary."""
+    loc, scale = (m.to(x) for m in moments(x))
+    return loc, torch.where(scale > 0, scale, 1.0)

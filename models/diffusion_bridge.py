@@ -31,9 +31,8 @@ from torch import Tensor
 
 import ppgen
 from ppgen.chains.pairs import optimal_pairs
-from ppgen.data import moments
 from ppgen.errors import PpgenError, nearest
-from ppgen.models.diffusion import Diffusion
+from ppgen.models.diffusion import Diffusion, units
 
 __all__ = ["DiffusionBridge"]
 
@@ -95,7 +94,7 @@ class DiffusionBridge(Diffusion):
                 f"DiffusionBridge needs columns x0 and x of one shape, (rows, features) or (rows, channels, height, "
                 f"width), and the data have {shapes}; name or gather them with columns= (--columns x0=... x=...)"
             )
-        loc, scale = _units(x0.flatten(1), x.flatten(1))
+        loc, scale = units(torch.cat([x0.flatten(1), x.flatten(1)]))
         return {
             "features": x.shape[1] if x.dim() == 2 else list(x.shape[1:]),
             "net": "mlp" if x.dim() == 2 else "unet", "loc": loc.tolist(), "scale": scale.tolist(),
@@ -162,15 +161,9 @@ class DiffusionBridge(Diffusion):
 
     # -- data --------------------------------------------------------------------------------------------
 
-    def prepare(self, data: dict[str, Tensor]) -> DiffusionBridge:
-        """Location and scale of both columns together."""
-        self.context(data)
-        if not self.prepared:
-            loc, scale = _units(self.values(data["x0"]), self.values(data["x"]))
-            self.loc.copy_(loc)
-            self.scale.copy_(scale)
-            self.prepared.fill_(1.0)
-        return self
+    def measured(self, data: dict[str, Tensor]) -> Tensor:
+        """Both columns together."""
+        return torch.cat([self.values(data["x0"]), self.values(data["x"])])
 
     def context(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """x0 in the units of the chain."""
@@ -183,9 +176,3 @@ class DiffusionBridge(Diffusion):
         if self.pairs == "rows":
             return columns
         return {"x0": columns["x0"][optimal_pairs(self.encode(x), columns["x0"])]}
-
-
-def _units(x0: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each value, over both."""
-    loc, scale = moments(torch.cat([x0, x]))
-    return loc.to(x), torch.where(scale > 0, scale, 1.0).to(x)

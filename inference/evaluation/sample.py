@@ -50,6 +50,11 @@ def program_of(run: Run | Program) -> Program:
     return run.program if isinstance(run, Run) else run
 
 
+def as_program(run: Run | Program | Callable) -> Run | Program:
+    """A run or a program as it is, and a Pyro model as the program that it makes."""
+    return run if isinstance(run, Run | Program) or not callable(run) else Program.from_pair(run)
+
+
 def require_run(run: Any, what: str) -> None:
     """
     Raises:
@@ -86,8 +91,7 @@ def sample(
         PpgenError: a given name that is no column and no site, or a value of another shape; a column that the model
             cannot do without.
     """
-    if callable(run) and not isinstance(run, Program):
-        run = Program.from_pair(run)
+    run = as_program(run)
     program = program_of(run)
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")

@@ -334,7 +334,7 @@ def _chain(run: Run, data: Mapping[str, Any], seed: int) -> Section:
         "chain": "Some states of draws, from noise to x.",
         "ledger": "The terms of the bound over the times of the chain.",
     }
-    found = chain_figures(run, {k: v for k, v in data.items() if isinstance(v, Tensor)}, seed=seed)
+    found = chain_figures(run, data, seed=seed)
     return _section("Draws", figures=[f for name, w in words.items() for f in _figure(found[name], w, w)])
 
 

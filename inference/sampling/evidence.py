@@ -35,6 +35,7 @@ from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound, Evidence
 from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.sample import as_program
 from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.hamiltonian import root_of
 from ppgen.inference.sampling.kernels import DENSE_DIM
@@ -118,8 +119,7 @@ def evidence(
     >>> all(abs(float(b.values[0]) - exact) < 0.02 for b in found.bounds)
     True
     """
-    if not isinstance(program, Run | Program):
-        program = Program.from_pair(program)
+    program = as_program(program)
     smc = draws is None
     if draws is None:
         draws = mcmc(program, data, "smc", seed=seed, predictive=False, prior=False, report=report)

@@ -37,7 +37,7 @@ from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import resampled
-from ppgen.inference.evaluation.sample import program_of
+from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
@@ -176,8 +176,7 @@ def infer(
     >>> tree.attrs["method"], tree.attrs["verdict"]
     ('gaussian', 'fine')
     """
-    if not isinstance(program, Run | Program):
-        program = Program.from_pair(program)
+    program = as_program(program)
     if budget is not None and not budget >= 0:
         raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()

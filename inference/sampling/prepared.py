@@ -24,7 +24,7 @@ from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
-from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
+from ppgen.inference.evaluation.sample import as_program, dtype_of_program, program_of, ready
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
 from ppgen.sites import sample_sites
@@ -57,8 +57,7 @@ def prepared(
     run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None
 ) -> Iterator[Prepared]:
     """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`)."""
-    if not isinstance(run, Run | Program):
-        run = Program.from_pair(run)
+    run = as_program(run)
     program = program_of(run)
     dtype = _dtype(program, data, precision)
     with default_dtype(dtype), without_validation(), _in(program, dtype):

@@ -10,6 +10,7 @@ latents, of which a step sees a few random times alone, are averaged as well.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from ppgen.program import Program
@@ -26,10 +27,15 @@ def plain_rates(o: dict[str, Any]) -> bool:
     """Fills in steps, and lr and schedule unless the program is to say them: whether it is, as nothing was told."""
     told = any(o[name] is not None for name in ("steps", "lr", "schedule", "until", "patience"))
     by_program = not told and o["optimizer"] == "Adam"
-    o["steps"] = (UNTIL_STEPS if o["until"] else STEPS) if o["steps"] is None else o["steps"]
+    o["steps"] = most_steps(o)
     if not by_program:
         o |= {name: value for name, value in PLAIN.items() if o[name] is None}
     return by_program
+
+
+def most_steps(o: Mapping[str, Any]) -> int:
+    """The steps that options ask for, or those of a fit that was told no number."""
+    return (UNTIL_STEPS if o["until"] else STEPS) if o["steps"] is None else o["steps"]
 
 
 def choose_rates(program: Program, o: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def _fit(
     from ppgen import inference
     from ppgen.cli.progress import progress
     from ppgen.data import n_rows
-    from ppgen.inference.training.defaults import STEPS, UNTIL_STEPS
+    from ppgen.inference.training.defaults import most_steps
     from ppgen.inference.training.fit import rows_a_step
     from ppgen.run import sources
 
@@ -152,8 +152,7 @@ def _fit(
         few = options["batch_size"] or rows_a_step(program, n_rows(columns), options["guide"], options["objective"])
         batches = f", {few} a step" if few and few < n_rows(columns) else ""
         say(f"{program.name} on {source.name}: {n_rows(columns)} rows ({source.split}){batches}{held_out}", stream)
-    steps = (UNTIL_STEPS if options["until"] else STEPS) if options["steps"] is None else options["steps"]
-    with progress(steps, stream, quiet) as report:
+    with progress(most_steps(options), stream, quiet) as report:
         return inference.fit(
             program, columns, valid=valid, out=path, source=source.record(valid_split), report=report, **options
         )
