@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference import fit, loglik
+from ppgen.inference import fit, loglik, resume
 from ppgen.models import DeepMarkov
 from ppgen.run import Run
 
@@ -69,11 +69,14 @@ def main() -> None:
     program = DeepMarkov(NOTES, splits["train"]["x"].shape[1], o.latent, transition=200, emission=100,
                          recurrent=o.recurrent, dropout=o.dropout)  # fmt: skip
     start, cpu = time.perf_counter(), time.process_time()
-    run = fit(
-        program, splits["train"], valid=splits["valid"], steps=o.steps, batch_size=20, lr=o.lr, ema=0.999,
-        clip=10.0, kl_warmup=o.warmup, patience=o.steps, engine=o.engine, seed=0, out=o.out, log_every=100,
-        report=lambda row: print(row, round(time.process_time() - cpu), flush=True),
-    )  # fmt: skip
+    seen = {"valid": splits["valid"], "report": lambda row: print(row, round(time.process_time() - cpu), flush=True)}
+    if o.out and (o.out / "config.json").exists():
+        run = resume(o.out, splits["train"], **seen)
+    else:
+        run = fit(
+            program, splits["train"], steps=o.steps, batch_size=20, lr=o.lr, ema=0.999, clip=10.0, kl_warmup=o.warmup,
+            patience=o.steps, engine=o.engine, seed=0, out=o.out, log_every=100, **seen,
+        )  # fmt: skip
     seconds = {"training cpu s": round(time.process_time() - cpu), "wall s": round(time.perf_counter() - start)}
     for split in ("train", "valid", "test"):
         print(split, json.dumps(nats_a_step(run, splits[split], o.particles) | seconds), flush=True)

@@ -88,6 +88,8 @@ class LadderVAE(ppgen.Program):
         skip: whether h_i sees h_{i+1} beside z_i, so that all latents reach x, and not z_1 alone.
         activation, dropout: of the networks.
         likelihood, levels, low, high, noise: as for `VAE`.
+        net, channels: as for `VAE`: with "conv" what reads x into d_1, and gives x from h_1, is convolutional.
+        convolutions: channels of its layers.
 
     Raises:
         PpgenError: an argument out of range.
@@ -99,7 +101,8 @@ class LadderVAE(ppgen.Program):
         self, features: int | Sequence[int], latent: Sequence[int] = (32, 16, 8),
         hidden: Sequence[int] = (256, 128, 64), inference: str = "precision", skip: bool = False,
         activation: str = "silu", dropout: float = 0.0, likelihood: str = "bernoulli", levels: int = 256,
-        low: float = 0.0, high: float = 1.0, noise: str = "shared",
+        low: float = 0.0, high: float = 1.0, noise: str = "shared", net: str = "mlp", channels: int = 1,
+        convolutions: Sequence[int] = (32, 64),
     ):  # fmt: skip
         super().__init__()
         latent, hidden = list(latent), list(hidden)
@@ -115,7 +118,8 @@ class LadderVAE(ppgen.Program):
         how: dict[str, Any] = {"activation": activation, "dropout": dropout}
         # d_1 are the numbers that its encoder gives, h_1 is the z that its decoder takes
         self.base = VAE(
-            features, hidden[0], hidden[0], likelihood, levels=levels, low=low, high=high, noise=noise, **how
+            features, hidden[0], convolutions if net == "conv" else hidden[0], likelihood, net=net, channels=channels,
+            levels=levels, low=low, high=high, noise=noise, **how,
         )  # fmt: skip
         self.shapes = self.base.shapes
         ups = [2 * hidden[0], *hidden[1:]]

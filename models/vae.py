@@ -153,18 +153,13 @@ class VAE(ppgen.Program):
         self, net: str, latent: int, widths: tuple[int, ...], channels: int, how: dict[str, Any]
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
-        size, inputs = self.size, latent + self.classes
+        inputs = latent + self.classes
+        reader = image_encoder(self.shape, 2 * latent, widths, net, channels, self.classes, how)
         if net == "mlp":
-            return (
-                MLP(size + self.classes, 2 * latent, widths, **how),
-                MLP(inputs, self.numbers * size, widths[::-1], output_gain=DECODER_GAIN, **how),
-            )
+            return reader, MLP(inputs, self.numbers * self.size, widths[::-1], output_gain=DECODER_GAIN, **how)
         side, depth = _square(self.shape, channels)
         how = how | {"channels": depth, "widths": widths}
-        return (
-            ConvEncoder(side, 2 * latent, context=self.classes, **how),
-            ConvDecoder(inputs, side, outputs=self.numbers, output_gain=DECODER_GAIN, **how),
-        )
+        return reader, ConvDecoder(inputs, side, outputs=self.numbers, output_gain=DECODER_GAIN, **how)
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
@@ -276,6 +271,22 @@ class VAE(ppgen.Program):
         label = self.one_hot[y.long()]
         shape = np.broadcast_shapes(h.shape[:-1], label.shape[:-1])
         return torch.cat([h.expand(*shape, -1), label.expand(*shape, -1)], -1)
+
+
+def image_encoder(
+    shape: tuple[int, ...], outputs: int, widths: tuple[int, ...], net: str, channels: int, context: int,
+    how: dict[str, Any],
+) -> nn.Module:  # fmt: skip
+    """What reads a datum of that shape, flat, and `context` entries after it: (..., D + context) -> (..., outputs).
+
+    Args:
+        net, channels: as for `VAE`.
+        how: activation and dropout.
+    """
+    if net == "mlp":
+        return MLP(math.prod(shape) + context, outputs, widths, **how)
+    side, depth = _square(shape, channels)
+    return ConvEncoder(side, outputs, channels=depth, widths=widths, context=context, **how)
 
 
 def _prior_program(prior: str, latent: int) -> ppgen.Program | None:

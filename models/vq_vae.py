@@ -35,8 +35,7 @@ from ppgen.distributions import GridCategorical
 from ppgen.errors import PpgenError, nearest
 from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.masked_diffusion import MaskedDiffusion
-from ppgen.models.vae import VAE
-from ppgen.nets import MLP
+from ppgen.models.vae import VAE, image_encoder
 
 __all__ = ["VQVAE"]
 
@@ -55,13 +54,13 @@ class VQVAE(ppgen.Program):
         latent: L, codes of a row.
         codebook: K, vectors to choose from.
         width: w, their length.
-        hidden: widths of the encoder, the decoder's being the reverse.
+        hidden: widths of the encoder, the decoder's being the reverse; for net="conv" channels of its layers.
         prior: p(z), learned with the rest: "uniform", "autoregressive" or "diffusion", the latter two programs within
             this one (`Autoregressive`, `MaskedDiffusion`). No gradient of it reaches the encoder.
         commitment: β.
         decay: γ of the running means; 0: the codebook is trained by its loss.
         activation: of the networks.
-        likelihood, levels, low, high, noise: as for `VAE`.
+        likelihood, levels, low, high, noise, net, channels: as for `VAE`.
 
     Raises:
         PpgenError: an argument out of range.
@@ -80,7 +79,7 @@ class VQVAE(ppgen.Program):
         self, features: int | Sequence[int], latent: int = 16, codebook: int = 64, width: int = 8,
         hidden: int | Sequence[int] = (200,), prior: str = "uniform", commitment: float = 0.25, decay: float = 0.0,
         activation: str = "silu", likelihood: str = "bernoulli", levels: int = 256, low: float = 0.0,
-        high: float = 1.0, noise: str = "shared",
+        high: float = 1.0, noise: str = "shared", net: str = "mlp", channels: int = 1,
     ):  # fmt: skip
         super().__init__()
         if min(latent, width) < 1 or codebook < 2 or commitment < 0 or not 0 <= decay < 1:
@@ -92,12 +91,13 @@ class VQVAE(ppgen.Program):
         if prior not in PRIORS:
             raise PpgenError(f"VQVAE got prior={prior!r}{nearest(prior, PRIORS)}; take one of {', '.join(PRIORS)}")
         self.latent, self.width, self.commitment, self.decay = latent, width, commitment, decay
-        self.vae = VAE(
-            features, latent * width, hidden, likelihood, activation=activation, levels=levels, low=low, high=high,
-            noise=noise,
-        )  # fmt: skip
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        self.vae.encoder = MLP(self.vae.size, latent * width, widths, activation)  # u, and no scales
+        self.vae = VAE(
+            features, latent * width, widths, likelihood, net, activation, levels=levels, low=low, high=high,
+            noise=noise, channels=channels,
+        )  # fmt: skip
+        how = {"activation": activation}
+        self.vae.encoder = image_encoder(self.vae.shape, latent * width, widths, net, channels, 0, how)  # no scales
         self.shapes, self.latents = self.vae.shapes, _prior_program(prior, latent, codebook)
         start = torch.randn(codebook, width)
         if decay:

@@ -301,6 +301,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         {"x": grey(6, 8, 8)},
     ),
     "ladder_vae": (lambda: LadderVAE(6, (3, 2), (8, 4)), {"x": binary()}),
+    "ladder_vae convolutional": (
+        lambda: LadderVAE((8, 8), (3, 2), (8, 4), skip=True, net="conv", convolutions=(4, 8)),
+        {"x": binary(6, 64).reshape(6, 8, 8)},
+    ),
     "semi_supervised_vae": (
         lambda: SemiSupervisedVAE(6, 3, latent=2, hidden=(8,)),
         {"x": binary(), "y": torch.where(LABELS == 1, torch.nan, LABELS.float())},
@@ -310,6 +314,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "vq_vae running means": (
         lambda: VQVAE(6, 2, 3, 2, (8,), "autoregressive", decay=0.9),
         {"x": binary()},
+    ),
+    "vq_vae convolutional": (
+        lambda: VQVAE(64, 2, 3, 2, (4, 8), net="conv"),
+        {"x": binary(6, 64)},
     ),
     "ppca": (lambda: PPCA(4, 2), {"x": normal(12, 4)}),
     "ppca diagonal": (lambda: PPCA(4, 2, posterior_scale="diagonal"), {"x": normal(12, 4)}),
@@ -394,7 +402,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
 # Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
 ALIKE = {"flow_matching coupled", "ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
 ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive", "diffusion_bridge"}
-ALIKE |= {"image_flow tarflow"}
+ALIKE |= {"image_flow tarflow", "ladder_vae convolutional", "vq_vae convolutional"}
 
 
 def few(values: Iterable[Any], *fast: str) -> list[Any]:

@@ -253,7 +253,8 @@ def test_bounds_on_its_log_likelihood(name):
     assert np.allclose(elbo.values, found.log_w.mean(0), rtol=1e-5)
     assert np.allclose(iw.values, special.logsumexp(found.log_w, 0) - math.log(120), rtol=1e-5)
     error = math.hypot(math.sqrt((elbo.se**2).sum()), pyros.std(ddof=1) / 20**0.5)
-    assert abs(first - pyros.mean()) < 5 * error + 1e-6 * abs(first)  # a guide of one value leaves only rounding
+    error += 2e-7 * abs(first)  # a guide of one value leaves only rounding
+    assert abs(first - pyros.mean()) < 5 * error
     few = special.logsumexp(found.log_w[100:], 0) - math.log(20)  # of some of the draws: a tighter bound for all that
     assert few.sum() > first - 5 * error
 
