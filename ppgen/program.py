@@ -94,6 +94,11 @@ class Program(nn.Module):
     arguments: dict[str, Any]  # the constructor's, as they were given
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is Program and (args or kwargs):
+            raise PpgenError(
+                "ppgen.Program is a class to write programs from, and got arguments; of functions, "
+                "Program.from_pair(model, guide) makes one"
+            )
         # The arguments are kept, so that a run folder can build the same program again.
         self = super().__new__(cls)
         try:

@@ -37,6 +37,7 @@ FILES: dict[str, Callable[[], object]] = {
     "unknown split": lambda: load("digits", "tset"),
     "unknown model": lambda: find("ppcaa"),
     "unknown argument of a model": lambda: build(find("ppca"), {"latents": 2}),
+    "functions given to Program": lambda: Program(local_model),  # type: ignore[call-arg]
     "a file cut short": lambda: load(_file("t.csv", "x,y\n1,2\n3\n")),
     "a folder without pictures": lambda: load(_folder("pictures")),
     "no run folder": lambda: Run.load(_folder("runs/digits")),

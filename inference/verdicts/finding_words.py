@@ -203,7 +203,8 @@ def _chains_apart(f: Finding) -> Words:
 def _rhat(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "whether chains agree was not checked: R-hat was not computed", "Run several chains that move."
-    figure = f"R-hat of {f.where} is {f.figure:.4f} (good below {f.threshold:.3g})"
+    size = f"{f.figure:.4f}" if f.figure < 10 else f"{f.figure:.2g}"
+    figure = f"R-hat of {f.where} is {size} (good below {f.threshold:.3g})"
     if f.verdict == "fine":
         return f"the chains agree: the largest {figure}", ""
     return (
