@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +15,15 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import ImproperUniform, MaskedDistribution, is_validation_enabled
+from pyro.distributions import (
+    ImproperUniform,
+    Independent,
+    MaskedDistribution,
+    SineBivariateVonMises,
+    SineSkewed,
+    VonMises,
+    is_validation_enabled,
+)
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.messenger import Messenger, _bound_partial
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -27,6 +37,15 @@ from ppgen.sites import innermost, is_deterministic, is_factor
 log = logging.getLogger("ppgen")
 
 LARGE = 2.0**62
+CIRCLE = constraints.interval(-math.pi, math.pi)
+ON_CIRCLE = {  # with the name that they had
+    kind: type(kind.__name__, (kind,), {"support": support})
+    for kind, support in (
+        (VonMises, CIRCLE),
+        (SineBivariateVonMises, constraints.independent(CIRCLE, 1)),
+        (SineSkewed, constraints.independent(CIRCLE, 1)),
+    )
+}
 _MODULE_FRAME = pyro.module.__code__
 _PYRO_MODULE_FRAME = PyroModule.__getattr__.__code__
 
@@ -41,12 +60,18 @@ class Holder(Messenger):
     by asking these (`ppgen.nested`)."""
 
 
-class FlatStarts(Messenger):
-    """Latents of Pyro's `ImproperUniform`, which has no draws, as `Flat`, which has places where a fit can begin."""
+class LatentSupports(Messenger):
+    """Latents of Pyro's `ImproperUniform`, which has no draws, as `Flat`, which has places where a fit can begin; and
+    angles with the support [-π, π], not the real line, over which their density repeats and has no integral."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] and isinstance(innermost(msg["fn"]), ImproperUniform):
+        if msg["is_observed"]:
+            return
+        kind = type(innermost(msg["fn"]))
+        if issubclass(kind, ImproperUniform):
             msg["fn"] = _with_starts(msg["fn"])
+        elif kind in ON_CIRCLE:
+            msg["fn"] = _on_circle(msg["fn"])
 
 
 def _with_starts(fn: Any) -> Any:
@@ -56,7 +81,20 @@ def _with_starts(fn: Any) -> Any:
     return Flat(fn.support, fn.event_shape).expand(fn.batch_shape)
 
 
-class ParamSites(FlatStarts):
+def _on_circle(fn: Any) -> Any:
+    """A distribution of angles with their own support. A user's guide may still draw beyond it: the density repeats."""
+    if isinstance(fn, MaskedDistribution):
+        return _on_circle(fn.base_dist).mask(fn._mask)
+    if isinstance(fn, Independent):
+        return _on_circle(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if type(fn) not in ON_CIRCLE:
+        return fn
+    new = copy.copy(fn)
+    new.__class__, new._validate_args = ON_CIRCLE[type(fn)], False
+    return new
+
+
+class ParamSites(LatentSupports):
     """Serves `pyro.param` statements from the program's own parameters.
 
     Pyro's global store is neither read nor written. The value of a plain `pyro.param(name, init,

@@ -26,7 +26,7 @@ from ppgen.data import ColumnType, Levels, put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
-from ppgen.handlers import FlatStarts, ParamSites, free_name, within
+from ppgen.handlers import LatentSupports, ParamSites, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
 from ppgen.sites import sample_sites
 from ppgen.structure import longer_run, row_plates
@@ -426,9 +426,9 @@ class _Recorded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace is not None:
-            with FlatStarts(), filling_gaps(self.program):
+            with LatentSupports(), filling_gaps(self.program):
                 return self.model(*args, **kwargs)
-        with poutine.trace() as tracer, FlatStarts(), filling_gaps(self.program):
+        with poutine.trace() as tracer, LatentSupports(), filling_gaps(self.program):
             result = self.model(*args, **kwargs)
         self.trace = tracer.trace
         return result

@@ -25,7 +25,6 @@ from pyro.distributions import (
     Normal,
     StudentT,
     Uniform,
-    VonMises,
 )
 from torch import nn
 
@@ -327,25 +326,6 @@ def test_starts_beyond_the_draws_of_the_prior():
     assert torch.isfinite(value(u)).all()
     with pytest.raises(PpgenError, match="not finite at any of 1024 starting points"):
         starts(lambda u: torch.full_like(u[:, 0], -torch.inf), 32, 2, None, generator)
-
-
-def test_an_angle_is_said_to_be_one(monkeypatch, caplog):
-    """And drawn as is advised it is right: E cos(z - 1) = I₁(2) / I₀(2)."""
-
-    def line(one):
-        pyro.sample("z", VonMises(torch.tensor(1.0), 2.0))
-
-    def circle(one):
-        v = pyro.sample("v", Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.factor("z", VonMises(torch.tensor(1.0), 2.0).log_prob(torch.atan2(v[..., 1], v[..., 0])))
-
-    monkeypatch.setattr(ladder, "LADDER", (ladder.gaussian,))
-    assert infer(line, ONE, **ALONE).attrs["verdict"] == "wrong"
-    assert "the latent 'z' (VonMises) is an angle" in caplog.text
-    tree = infer(circle, ONE, **ALONE)
-    v = tree["posterior"]["v"].values[0]
-    assert tree.attrs["verdict"] == "fine"
-    assert np.cos(np.arctan2(v[:, 1], v[:, 0]) - 1).mean() == pytest.approx(0.69777, abs=0.03)
 
 
 def test_a_latent_of_some_runs_only_is_named():

@@ -21,7 +21,7 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
-from ppgen.inference import fit, posterior
+from ppgen.inference import fit, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
@@ -46,6 +46,36 @@ FEW = {"chains": 32, "draws": 100, "warmup": 100}
 
 
 # -- closed forms ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loc", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])  # at 3 the ends of [-π, π] cut it
+def test_an_angle_stays_on_its_circle(loc):
+    """E cos(z - loc) = I₁(2) / I₀(2); its support is said to be the real line, over which its density repeats."""
+    angle = dist.VonMises(torch.tensor(loc).double(), 2.0)
+    one = {"one": torch.ones(1)}
+    tree = mcmc(lambda one: pyro.sample("z", angle), one, chains=64, draws=100, warmup=100, engine="trace")
+    z = tree["posterior"]["z"].values
+    assert np.abs(z).max() <= math.pi
+    first, second = (special.iv(k, 2.0) / special.iv(0, 2.0) for k in (1, 2))
+    chains_agree(np.cos(z - loc), first, 0.5 + 0.5 * second - first**2)
+
+
+def test_a_bound_for_an_angle_is_one():
+    """A normal on the whole line would take every copy of the circle, and its ELBO rise above log p(x) without end."""
+
+    def model(x):
+        m = pyro.sample("m", dist.VonMises(0.0, 0.1))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m.cos(), 2.0), obs=x)
+
+    x = torch.tensor([0.5, 0.2, -0.3])
+    run = fit(model, {"x": x}, steps=200, lr=0.1, seed=0)
+    m = torch.linspace(-math.pi, math.pi, 2001).double()
+    each = dist.VonMises(0.0, 0.1).log_prob(m) + dist.Normal(m.cos()[:, None], 2.0).log_prob(x).sum(1)
+    exact = float(each.logsumexp(0) + math.log(m[1] - m[0]))
+    elbo, iw = (float(b.values.sum()) for b in loglik(run, {"x": x}, particles=500).bounds)
+    assert exact - 0.5 < elbo < exact
+    assert exact - 0.15 < iw < exact + 0.02
 
 
 def test_a_normal_mean():

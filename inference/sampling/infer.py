@@ -80,7 +80,6 @@ DOUBLED = 2  # times that draws are doubled for the sake of a latent's tails
 MIXTURES = 8  # proposals that are tried, each with the places that the one before had not seen
 STARTS = 16
 PLACES = 256  # where the log joint is finite, for the moments of a first normal where paths find none
-ANGLES = ("VonMises", "SineBivariateVonMises", "SineSkewed")  # their supports are said to be the real line
 FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
@@ -184,7 +183,6 @@ def infer(
         _require_learned(program)
         joint = _joint(made)
         structure = made.structure(joint)
-        _warn_of_angles(structure)
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
         target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
@@ -264,17 +262,6 @@ def _require_learned(run: Run | Program) -> None:
             f"{run.name} has parameters to learn ({', '.join(free[:3])}{', ...' if len(free) > 3 else ''}), and a "
             "posterior is given them; fit it, and pass the run"
         )
-
-
-def _warn_of_angles(structure: Structure) -> None:
-    for site in structure.sites:
-        if site.role == "latent" and site.distribution in ANGLES:
-            log.warning(
-                "the latent %r (%s) is an angle, and its density repeats every 2 pi along the real line, where no "
-                "method can normalise it, so that no draws of it will be believed; draw v from Normal(torch.zeros(2), "
-                "1).to_event(1), take the angle torch.atan2(v[..., 1], v[..., 0]), and give its density by pyro.factor",
-                site.name, site.distribution,
-            )  # fmt: skip
 
 
 def _joint(made: Prepared) -> LogJoint:
