@@ -205,7 +205,17 @@ def model_two_scales(x):
         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
 
 
+def moving_model(x):
+    b = pyro.sample("b", dist.HalfNormal(5.0))
+    with rows(x):
+        z = pyro.sample("z", dist.Uniform(torch.zeros_like(b), b))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 BROKEN = {
+    "a support that depends on a latent": (
+        moving_model, None, {"x": X}, {}, ["latent 'z' (Uniform) depends on other", "ppgen infer"],
+    ),
     # name: (model, guide, data, options, what the sentence must say)
     "guide lacks a site": (local_model, guide_missing, {"x": X}, {}, ["no site 'z'", "AutoNormal"]),
     "guide has a site too many": (local_model, guide_extra, {"x": X}, {}, ["'zz'", "did you mean 'z'", "is_auxiliary"]),

@@ -60,6 +60,56 @@ def test_an_angle_stays_on_its_circle(loc):
     chains_agree(np.cos(z - loc), first, 0.5 + 0.5 * second - first**2)
 
 
+def below(x):
+    """A latent whose support depends on another: z_i ~ U(0, b)."""
+    b = pyro.sample("b", dist.HalfNormal(5.0))
+    with rows(x):
+        z = pyro.sample("z", dist.Uniform(torch.zeros_like(b), b))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_support_that_depends_on_a_latent():
+    """Bounds of one run would cut z off; moments by quadrature, with the z summed out one by one."""
+    x = torch.tensor([7.0, 1.0]).double()
+    tree = mcmc(below, {"x": x}, chains=64, draws=100, warmup=100, engine="trace")
+    b, z = np.linspace(0.01, 25, 1000), np.linspace(0.0, 25, 2001)
+    inside = (z < b[:, None]) / b[:, None]
+    likelihood = stats.norm(z[:, None], 1).pdf(x.numpy())  # (z, 2)
+    each = inside @ likelihood
+    weight = np.exp(-(b**2) / 50) * each.prod(1)
+    mean = np.average(b, weights=weight)
+    chains_agree(tree["posterior"]["b"].values, mean, np.average((b - mean) ** 2, weights=weight))
+    at = inside @ (likelihood * z[:, None]) / each, inside @ (likelihood * z[:, None] ** 2) / each
+    first, second = (np.average(m[:, 0], weights=weight) for m in at)
+    chains_agree(tree["posterior"]["z"].values[..., 0], first, second - first**2)
+
+
+def test_its_transform_is_asked_of_each_run():
+    program = Program.from_pair(below)
+    with torch.no_grad():
+        joint = log_joint(program.setup({"x": torch.ones(2).double()}), {"x": torch.ones(2).double()}, engine="eager")
+    assert joint.moving == ("z",)
+    u = torch.randn(5, 3).double()
+    latents = joint.unflatten(u)
+    assert (latents["z"] < latents["b"][:, None]).all()
+    torch.testing.assert_close(joint.flatten(latents), u)
+    b, z = latents["b"], latents["z"]
+    log_p = dist.HalfNormal(5.0).log_prob(b) - 2 * b.log() + dist.Normal(z, 1.0).log_prob(torch.ones(2)).sum(1)
+    jacobian = u[:, 0] + (z.log() + (b[:, None] - z).log() - b.log()[:, None]).sum(1)  # of exp, of b times a sigmoid
+    torch.testing.assert_close(joint(u), log_p + jacobian)
+
+
+def test_a_support_that_depends_on_a_summed_latent_is_refused():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Uniform(torch.zeros(()), 1.0 + k))
+        with rows(x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="the support of 'z' depends on a discrete latent"):
+        mcmc(model, {"x": X})
+
+
 def test_a_bound_for_an_angle_is_one():
     """A normal on the whole line would take every copy of the circle, and its ELBO rise above log p(x) without end."""
 

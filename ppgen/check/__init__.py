@@ -30,6 +30,7 @@ from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
 from ppgen.sites import innermost, sample_sites
 from ppgen.structure import Structure, longer_run, structure_of
+from ppgen.supports import moving
 from ppgen.terms import Traces, guide_run, run
 
 OTHER_RUNS = 3  # of the guide, to see whether its sites are the same from run to run
@@ -111,6 +112,8 @@ def checked(
         observed_fit(apart.p, n, size)
         plates_fit(apart)
         supports_match(apart, unvalidated(program, batch))
+        if program._autoguide is not None:
+            _fixed_supports(program, batch, apart)
         # From one random state: what differs between the two runs is the rows.
         with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             t = run(program, batch)
@@ -124,6 +127,19 @@ def checked(
         if learn and not enumerated:
             _gradients(program, t)
     return Checked(structure, t, longer, differ)
+
+
+def _fixed_supports(program: Program, batch: Mapping[str, Any], apart: Traces) -> None:
+    """An automatic guide finds the transform to each support in one run, and keeps it."""
+    own = [n for n in sample_sites(apart.q) if n in apart.p.nodes and not apart.p.nodes[n]["fn"].support.is_discrete]
+    with running_of(program, batch):
+        found = moving(lambda: program.call("model", batch), apart.p.nodes, own)
+    if found:
+        raise PpgenError(
+            f"the support of the latent {found[0]!r} ({type(innermost(apart.p.nodes[found[0]]['fn'])).__name__}) "
+            "depends on other latents, and an automatic guide would keep that of one run, and miss what lies beyond; "
+            "draw a share of it from Uniform(0, 1) and scale that, write its guide, or take ppgen infer or mcmc"
+        )
 
 
 # -- columns -------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import support_of
+from ppgen.supports import Placing, Transforms, moving
 from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
 
@@ -60,7 +61,9 @@ class LogJoint:
     """log p(x, z(u)) + log |det ∂z/∂u| of one u or of many.
 
     Attributes:
-        blocks: by latent, its place in u, its shape there, and the transform to its support.
+        blocks: by latent, its place in u, its shape there, and the transform to its support; of those that move, the
+            one of the first run.
+        moving: latents whose support depends on others: the transform to it is asked of each run.
         dim: the length of u.
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
@@ -127,9 +130,26 @@ class LogJoint:
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
         self.dim, self.latents = start, tuple(self.blocks)
+        self.moving = self._moving(sites)
         self.labels = tuple(label for name, b in self.blocks.items() for label in _labels(name, b.shape))
         self._require_one_value({n: sites.nodes[n]["value"] for n in self.blocks})
         self._graphs: dict[tuple, Callable[..., Any]] = {}
+
+    def _moving(self, sites: Any) -> tuple[str, ...]:
+        """
+        Raises:
+            PpgenError: a support that depends on a latent that is summed out.
+        """
+        self._held = {n: sites.nodes[n]["value"] for n in self.summed}
+        found = moving(self._model, sites.nodes, self.blocks)
+        if found and self.summed:
+            at = {n: sites.nodes[n]["value"] for n in self.blocks}
+            if by_summed := moving(lambda: run(self.program, self.data, latents=at), sites.nodes, found):
+                raise PpgenError(
+                    f"the support of {by_summed[0]!r} depends on a discrete latent, which is summed out, so that it "
+                    "has no one place in an unconstrained vector; draw a share of it from Uniform(0, 1), and scale that"
+                )
+        return tuple(found)
 
     def _require_one_value(self, latents: Mapping[str, Tensor]) -> None:
         """
@@ -245,15 +265,57 @@ class LogJoint:
     def unflatten(self, u: Tensor) -> dict[str, Tensor]:
         """The latents by name, on their own supports, with u's leading dimensions."""
         lead = u.shape[:-1]
-        return {n: b.transform(u[..., b.start : b.stop].reshape(lead + b.shape)) for n, b in self.blocks.items()}
+        if not self.moving:
+            return {n: b.transform(u[..., b.start : b.stop].reshape(lead + b.shape)) for n, b in self.blocks.items()}
+        values = self._one_by_one(lambda v: self._placed(v["u"])[0], {"u": u.reshape(-1, self.dim)})
+        return {n: v.reshape(lead + v.shape[1:]) for n, v in values.items()}
 
     def flatten(self, latents: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `unflatten`."""
+        if not self.moving:
+            return self._joined({n: b.transform.inv(latents[n]) for n, b in self.blocks.items()})
+        first, b = next((latents[n], b) for n, b in self.blocks.items())
+        lead = first.shape[: first.dim() - len(b.transform.forward_shape(b.shape))]
+        flat = {n: latents[n].reshape(-1, *latents[n].shape[len(lead) :]) for n in self.blocks}
+        return self._joined(self._one_by_one(self._inverse, flat)).reshape(*lead, self.dim)
+
+    def _joined(self, inner: Mapping[str, Tensor]) -> Tensor:
+        """One vector of unconstrained values."""
         parts = []
         for name, b in self.blocks.items():
-            inner = b.transform.inv(latents[name])
-            parts.append(inner.reshape(inner.shape[: inner.dim() - len(b.shape)] + (-1,)))
+            v = inner[name]
+            parts.append(v.reshape(v.shape[: v.dim() - len(b.shape)] + (-1,)))
         return torch.cat(parts, -1)
+
+    def _inverse(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Unconstrained values of one value of each latent, by the supports in a run at them."""
+        with without_validation(), Transforms(self.moving) as seen:
+            run(self.program, self.data, latents=latents | self._held)
+        own = {n: b.transform for n, b in self.blocks.items()} | seen.found
+        return {n: t.inv(latents[n]) for n, t in own.items()}
+
+    def _placed(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The latents of one vector, and log |det ∂z/∂u|."""
+        inner = {n: u[b.start : b.stop].view(b.shape) for n, b in self.blocks.items()}
+        if self.moving:
+            with without_validation(), Placing(inner, self._held) as at:
+                self._model()
+            return at.values, at.log_det
+        latents, total = {}, torch.zeros((), dtype=u.dtype)
+        for name, b in self.blocks.items():
+            latents[name] = b.transform(inner[name])
+            total = total + b.transform.log_abs_det_jacobian(inner[name], latents[name]).sum()
+        return latents, total
+
+    def _one_by_one(self, fn: Callable[..., dict[str, Tensor]], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """fn of each row of its inputs, by runs of the program: together, or one after the other where that fails."""
+        with torch.no_grad():
+            try:
+                return torch.func.vmap(fn, randomness="different", chunk_size=BLOCK)(inputs)
+            except (RuntimeError, ValueError) as e:
+                log.info("%s; latents are placed one draw at a time", e)
+                each = [fn(dict(zip(inputs, row, strict=True))) for row in zip(*inputs.values(), strict=True)]
+                return {n: torch.stack([one[n] for one in each]) for n in each[0]}
 
     @property
     def places(self) -> dict[str, slice]:
@@ -277,11 +339,7 @@ class LogJoint:
 
     def one(self, u: Tensor, prior: bool = False) -> Tensor:
         """Of one vector, by the program itself."""
-        latents, total = {}, torch.zeros((), dtype=u.dtype)
-        for name, b in self.blocks.items():
-            inner = u[b.start : b.stop].view(b.shape)
-            latents[name] = b.transform(inner)
-            total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()
+        latents, total = self._placed(u)
         with without_validation():
             if self.summed:
                 found = summed_terms(self.program, self.data, self._nesting, latents=latents)
