@@ -1,10 +1,11 @@
 """Hierarchical and large posteriors whose truth is known: errors, and effective draws a CPU second of the whole call.
 
-    python benchmarks/whole_calls.py [--methods chees marginal infer nuts] [--only groups] [--seeds 1] [--out F]
+    python benchmarks/whole_calls.py [--methods chees marginal through infer nuts] [--only groups] [--seeds 1] [--out F]
     python benchmarks/whole_calls.py --export DIR    # data and truths for whole_calls_numpyro.py
     python benchmarks/whole_calls.py --evidence      # what Laplace's method gives beside quadrature, no chains
 
-marginal: `mcmc(..., marginal=)` of the target's inner latents. The CPU seconds are those of a process's first call,
+marginal: `mcmc(..., marginal=)` of the target's inner latents. through: a smooth flow guide is fitted, and 64 chains of
+1 000 draws go through it; what the fit took is in the last column. The CPU seconds are those of a process's first call,
 from the model to the tree of draws, tracing and compiling included: each row is of a process of its own, and torch
 keeps its compiled code for the next. What takes more than --cap of them is cut. Columns: the largest error of a mean
 in sd, and of a log sd, over all latents; the largest R-hat and the least bulk ESS of a latent; what the checks say.
@@ -315,6 +316,8 @@ WHOLE: dict[str, tuple[Callable[[], Target], str]] = {  # and the latents that a
     "5 000 row effects": (TARGETS["5 000 row effects"], "z"),
     "simplex, 20-D": (TARGETS["simplex, 20-D"], ""),
     "normal, 1 000-D": (normal_1000, ""),
+    "funnel, 10-D": (TARGETS["funnel, 10-D"], ""),
+    "banana": (TARGETS["banana"], ""),
 }
 
 
@@ -340,8 +343,24 @@ def called(target: Target, inner: str, method: str, seed: int) -> Any:
 
     if method == "infer":
         return infer(target.model, target.data, seed=seed, predictive=False, prior=False)
+    if method == "through":
+        return through_a_flow(target, seed)
     marginal, kernel = (inner, "chees") if method == "marginal" else ((), method)
     return mcmc(target.model, target.data, kernel, marginal=marginal, seed=seed, predictive=False, prior=False)
+
+
+def through_a_flow(target: Target, seed: int) -> Any:
+    from ppgen.inference import fit, mcmc
+
+    began = cpu()
+    run = fit(
+        Program.from_pair(target.model), target.data, guide="flow(smooth=True)", steps=2000, lr=0.02, schedule="cosine",
+        particles=16, precision="64-true", seed=seed, starts=8,
+    )  # fmt: skip
+    took = cpu() - began
+    tree = mcmc(run, target.data, draws=1000, through=True, seed=seed, predictive=False, prior=False)
+    tree.attrs["method"] = f"fit {took:.1f} s;"
+    return tree
 
 
 def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:

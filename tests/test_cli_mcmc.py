@@ -43,6 +43,9 @@ def test_errors_are_one_sentence(tmp_path):
     fit(EightSchools(), SCHOOLS, steps=0, out=tmp_path / "run")
     done = ppgen("mcmc", "run", "--set", "centred=True", cwd=tmp_path, code=2)
     assert "--set gives arguments to a program" in done.stderr
+    both = ("--data", "eight_schools", "--through-guide", "--marginal", "theta")
+    done = ppgen("mcmc", "run", *both, cwd=tmp_path, code=2)
+    assert "leave one of the two out" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -638,6 +638,14 @@ def of_chees(folder):
     sampled(chains=16, draws=200, warmup=60, metric="diag")
 
 
+def of_through(folder):
+    """Chains in the coordinates of a guide that is narrow and elsewhere."""
+    run = fit(NormalMean(), {"x": X}, guide="AutoNormal", steps=0)
+    tree = mcmc(run, {"x": X}, through=True, chains=32, draws=100, warmup=60, predictive=False, prior=False)
+    m = tree["posterior"]["m"].values
+    assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+
+
 def of_smc(folder):
     """The posterior and the evidence of a conjugate model."""
     tree = mcmc(NormalMean(), {"x": X}, "smc", chains=16, draws=150, predictive=False, prior=False)

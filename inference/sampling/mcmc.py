@@ -26,6 +26,7 @@ from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, Paths, pathfinder
+from ppgen.engine.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, tree_of
@@ -35,6 +36,7 @@ from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.kernels.smc import systematic
 from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
+from ppgen.inference.sampling.through import base_starts, brought_back, guide_weights, through_guide
 from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 MOST_PREDICTED, LEAST_PREDICTED = 2**22, 1000  # values of all draws' predictions together; draws
+STEPS, STEPS_THROUGH = 15, 4  # leapfrog steps a draw that are reckoned with, of chains and of those through a guide
 WIDE = 64  # vectors at once in the search for modes
 CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
@@ -69,6 +72,7 @@ def mcmc(
     engine: str = "auto",
     precision: str | None = None,
     marginal: str | Sequence[str] = (),
+    through: bool = False,
     seed: int = 0,
     predictive: bool = True,
     prior: bool = True,
@@ -77,7 +81,8 @@ def mcmc(
     """Draws from p(z | x), every chain on its own, with what `posterior` gives beside a guide's draws.
 
     Args:
-        program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
+        program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used,
+            but by `through`.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
@@ -89,6 +94,8 @@ def mcmc(
             program holds float32 tensors that do not go together with it.
         marginal: latents in a plate, near normal given the rest, that Laplace's method (`ppgen/engine/laplace.py`)
             integrates out: chains are of the others, these are drawn afterwards, and all resampled by their weights.
+        through: whether chains move in the coordinates of the run's guide, a normal or a flow of all latents, and begin
+            at its draws (`ppgen/engine/pullback.py`): for posteriors whose shape a metric does not mend, as a funnel's.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
@@ -99,7 +106,8 @@ def mcmc(
         log p is minus infinity there), acceptance_rate, n_steps, step_size.
 
     Raises:
-        PpgenError: no latent; a discrete latent that cannot be summed out; improper priors that the data do not close.
+        PpgenError: no latent; a discrete latent that cannot be summed out; improper priors that the data do not close;
+            a guide to go through that is no map of one normal vector.
 
     >>> import pyro, torch, ppgen
     >>> from pyro.distributions import Normal
@@ -112,22 +120,27 @@ def mcmc(
     {'chain': 16, 'draw': 100}
     """
     C, S, W = _numbers(kernel, metric, chains, draws, warmup)
-    with prepared(program, data, seed, precision) as made:
-        calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
+    inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
+    _require_one_way(kernel, inner, through)
+    with prepared(program, data, seed, precision, guide=through) as made:
+        calls = (STEPS_THROUGH if through else STEPS) * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
         structure = made.structure(joint)
-        inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
-        outer = somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
+        outer = _coordinates(joint, made.program, inner, through)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
-        said = _runs_away(outer, joint.improper, found, structure.sites, _density(outer, kernel, C, metric))
+        said = []
+        if isinstance(outer, Pullback):
+            said.append(guide_weights(outer, _density(outer, kernel, C, metric), seed))
+            found, outer = brought_back(outer, found), joint
+        said += _runs_away(outer, joint.improper, found, structure.sites, _density(outer, kernel, C, metric))
         if isinstance(outer, LaplaceMarginal):
             found, close = _completed(outer, found, seed)
             said.append(close)
         tree = tree_of_draws(made, structure, joint, found, predictive, prior)
         said += _checks(made, joint, found, structure, kernel, metric, seed)
     tree.attrs |= {
-        "kernel": kernel, "marginal": ", ".join(inner), "metric": found.metric, "seed": seed, "warmup": W,
-        "leapfrog_steps": found.steps,
+        "kernel": kernel, "marginal": ", ".join(inner), "through": int(through), "metric": found.metric, "seed": seed,
+        "warmup": W, "leapfrog_steps": found.steps,
     }  # fmt: skip
     if found.evidence is not None:
         tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
@@ -150,8 +163,32 @@ def _numbers(kernel: str, metric: str, *given: int | None) -> list[int]:
     return numbers
 
 
+def _require_one_way(kernel: str, inner: Sequence[str], through: bool) -> None:
+    if not through:
+        return
+    if inner:
+        raise PpgenError(
+            f"marginal names {', '.join(inner)}, and the guide that chains are to go through has a place for all "
+            "latents; leave one of the two out (--marginal, --through-guide)"
+        )
+    if hasattr(kernels.named(kernel), "begin"):
+        raise PpgenError(
+            f"kernel {kernel!r} begins at places of its own, and takes no coordinates of a guide; take kernel='chees', "
+            "or leave through (--through-guide) out"
+        )
+
+
+def _coordinates(
+    joint: LogJoint, program: Program, inner: Sequence[str], through: bool
+) -> LogJoint | LaplaceMarginal | Pullback:
+    """What the chains are to be of."""
+    if through:
+        return through_guide(joint, program)
+    return somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
+
+
 def run_chains(
-    joint: LogJoint | LaplaceMarginal,
+    joint: LogJoint | LaplaceMarginal | Pullback,
     kernel: str,
     chains: int,
     draws: int,
@@ -170,10 +207,12 @@ def run_chains(
     """
     generator = torch.Generator().manual_seed(seed)
     sites = structure.sites if structure is not None else ()
-    prior = prior_of(joint, sites)
     file = kernels.named(kernel)
     target = _density(joint, kernel, chains, metric)
-    if hasattr(file, "begin"):
+    prior = None if isinstance(joint, Pullback) else prior_of(joint, sites)
+    if isinstance(joint, Pullback):
+        start = base_starts(target, chains, joint.dim, generator)
+    elif hasattr(file, "begin"):
         start = file.begin(joint, chains, prior, generator)
     else:
         start = _paths(target, chains, joint.dim, prior, generator)
@@ -227,7 +266,7 @@ def _runs_away(
     )
 
 
-def _density(joint: LogJoint | LaplaceMarginal, kernel: str, chains: int, metric: str) -> Density:
+def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: int, metric: str) -> Density:
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
     if hasattr(file := kernels.named(kernel), "begin"):
         return in_blocks(joint.value_and_grad, file.BLOCK)

@@ -54,9 +54,10 @@ class Prepared(NamedTuple):
 
 @contextmanager
 def prepared(
-    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None
+    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None, guide: bool = False
 ) -> Iterator[Prepared]:
-    """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`)."""
+    """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`); with its guide
+    where that is asked for."""
     run = as_program(run)
     program = program_of(run)
     dtype = _dtype(program, data, precision)
@@ -71,7 +72,7 @@ def prepared(
             find_gaps(program, table)
         validate(program, table, fits=not isinstance(run, Run))
         warn_of_negative_indices(program, table)
-        with ready(run, table, seed, guide=False), running_of(program, table):
+        with ready(run, table, seed, guide=guide), running_of(program, table):
             if not isinstance(run, Run):
                 somewhere(lambda: _register(program, table))
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)

@@ -287,6 +287,19 @@ def _laplace(f: Finding) -> Words:
     )
 
 
+def _through(f: Finding) -> Words:
+    d = f.details
+    said = f"{d['share']:.0%} of the draws of the guide {d['guide']}, where chains begin, are effective"
+    if f.verdict == "fine":
+        return said, ""
+    return (
+        f"{said}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): the posterior reaches beyond the guide, and the "
+        "chains agree about no more than they have come to",
+        "Fit the guide for more steps, take a richer one (--guide 'flow(smooth=True, transforms=4)'), or chains with "
+        "starts of their own (without --through-guide).",
+    )
+
+
 def _tail_khat(f: Finding) -> Words:
     if f.verdict == "fine":
         return f"no latent's tails are too heavy for a mean and an sd (Pareto k-hat below {f.threshold})", ""
@@ -469,7 +482,7 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _runs_away, _laplace, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes,
+        _evidence_se, _runs_away, _laplace, _through, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes,
         _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

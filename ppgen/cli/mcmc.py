@@ -53,6 +53,9 @@ def mcmc(
     marginal: Annotated[
         str | None, typer.Option(metavar="A,B", help="Latents that Laplace's method integrates out.")
     ] = None,
+    through_guide: Annotated[
+        bool, typer.Option("--through-guide", help="In the coordinates of the run's guide, a normal or a flow.")
+    ] = False,
     seed: Seed = 0,
     columns: Columns = None,
     types: Types = None,
@@ -86,6 +89,7 @@ def mcmc(
         tree = inference.mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
             precision=precision, marginal=[n.strip() for n in marginal.split(",")] if marginal else (),
+            through=through_guide,
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
     keep_columns(tree, columns)

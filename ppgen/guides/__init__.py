@@ -25,9 +25,20 @@ from torch import nn
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.folder import Folder, call_of, require_options
+from ppgen.guides._law import Coordinates, coordinates
 from ppgen.guides._started import STARTED
 
-__all__ = ["file_of", "guide_names", "guide_spec", "make_autoguide", "parse", "require_guide_options", "summaries"]
+__all__ = [
+    "Coordinates",
+    "coordinates",
+    "file_of",
+    "guide_names",
+    "guide_spec",
+    "make_autoguide",
+    "parse",
+    "require_guide_options",
+    "summaries",
+]
 
 _FOLDER = Folder(__name__, "guide")
 

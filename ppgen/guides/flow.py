@@ -3,9 +3,10 @@ r"""A flow as the guide of any program: q(z | x) = f_# N(0, I), in the latents' 
     e ~ N(0, I),   u = loc + L (f_K ∘ ... ∘ f_1)(e),   z_i = biject_to(support_i)(u_i)
     log q(z | x) = log N(e; 0, I) − log |det ∂u/∂e| − Σ_i log |det ∂z_i/∂u_i|
 
-f_k are inverse autoregressive: affine maps and rational-quadratic splines whose parameters depend on the entries of e
-before them, so that a draw and its density take one pass. They begin as the identity, f_1 excepted, which makes the
-tails heavier: the flow begins as N(loc, L Lᵀ) within 2.5 sd, and its importance weights have a chance to be bounded.
+f_k are inverse autoregressive: affine maps and, but for `smooth`, rational-quadratic splines whose parameters depend on
+the entries of e before them, so that a draw and its density take one pass. They begin as the identity, f_1 excepted,
+which makes the tails heavier: the flow begins as N(loc, L Lᵀ) within 2.5 sd, and its importance weights have a chance
+to be bounded.
 
 Global latents are one vector. Latents in a plate over the rows are, where they are few, part of that vector
 (one posterior for the rows that were fitted); else, and with minibatches, each row has a vector of its own, and one
@@ -76,18 +77,27 @@ class _Stack(Started):
         context: features of the context, 0 for none.
         transforms: pairs of an affine map and a spline, in alternating orders.
         hidden: widths of each network.
+        smooth: affine maps alone, of networks with ELU.
     """
 
     parts: Any  # a ModuleList of FlowTransforms
 
-    def __init__(self, features: int, context: int = 0, transforms: int = 2, hidden: Sequence[int] = (32, 32)):
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 2,
+        hidden: Sequence[int] = (32, 32),
+        smooth: bool = False,
+    ):
         super().__init__()
         parts: list[FlowTransform] = [_Tails(features)]
         for i in range(transforms):
             order = torch.arange(features)
             order = order.flip(0) if i % 2 else order
-            parts.append(_plain(iaf(features, context, hidden, order)))
-            parts.append(Inverse(_plain(spline(features, context, hidden, order))))
+            parts.append(_plain(iaf(features, context, hidden, order, activation=nn.ELU if smooth else None)))
+            if not smooth:
+                parts.append(Inverse(_plain(spline(features, context, hidden, order))))
         for part in parts[1:]:
             _vanish(part)
         self.features = features
@@ -197,6 +207,8 @@ class Guide(nn.Module):
         rows: the row columns, where the data are too few to tell.
         transforms, hidden: of the flows: pairs of transforms, and widths of their networks.
         amortised: whether local latents are read off their row; None: where they have more than `JOINT` entries.
+        smooth: without splines, and by networks with ELU: the gradient of its density has no jumps, which would keep
+            the steps of chains that go through it short (`mcmc(..., through=True)`).
 
     Attributes:
         spec: the name and keywords that it is made of again.
@@ -220,6 +232,7 @@ class Guide(nn.Module):
         transforms: int = 2,
         hidden: Sequence[int] = (32, 32),
         amortised: bool | None = None,
+        smooth: bool = False,
     ):
         super().__init__()
         require_whole_plates(sites)
@@ -232,14 +245,15 @@ class Guide(nn.Module):
         self.of_all = places(joint, {})
         self.of_rows = places({n: s for n, s in sites.items() if n not in joint}, over_rows)
         if self.of_all:
-            self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden)
+            self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden, smooth)
         if self.of_rows:
             x = self._table(data)
             self.register_buffer("mean", x.mean(0))
             self.register_buffer("sd", x.std(0, correction=0).clamp_min(1e-6))
             context = x.shape[-1] + (self.of_all[-1].stop if self.of_all else 0)
-            self.row_flow = _Stack(self.of_rows[-1].stop, context, transforms, hidden)
-        self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={self.amortised})"
+            self.row_flow = _Stack(self.of_rows[-1].stop, context, transforms, hidden, smooth)
+        last = ", smooth=True" if smooth else ""
+        self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={self.amortised}{last})"
 
     def forward(self, **columns: Tensor) -> None:
         table = self._table(columns) if self.of_rows else None

@@ -41,6 +41,7 @@ class Autoregressive(FlowTransform):
         hidden: widths of the masked network.
         order: the place of each feature in the order; 0, 1, ... if None.
         passes: groups of features that are conditionally independent within; D if None.
+        activation: of the masked network; ReLU if None.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Autoregressive(FlowTransform):
         hidden: Sequence[int] = (64, 64),
         order: Order = None,
         passes: int | None = None,
+        activation: Callable[[], nn.Module] | None = None,
     ):
         super().__init__((features,), context)
         order = None if order is None else torch.as_tensor(order)
         self.conditioner = MaskedAutoregressiveTransform(
-            features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes
-        )
+            features, context, univariate=univariate, shapes=shapes, hidden_features=hidden, order=order, passes=passes,
+            activation=activation,
+        )  # fmt: skip
         if hasattr(self.conditioner, "hyper") and not isinstance(univariate, OfFeatures):
             with torch.no_grad():
                 self.conditioner.hyper[-1].weight.mul_(START)
@@ -179,10 +182,16 @@ def maf(
 
 
 def iaf(
-    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None
-) -> FlowTransform | Conditional:
-    """Inverse autoregressive affine transform: x_i = exp(a_i(z_<i)) z_i + b_i(z_<i). One pass to sample."""
-    return gather(Inverse(Autoregressive(features, context, hidden=hidden, order=order, passes=passes)))
+    features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
+    activation: Callable[[], nn.Module] | None = None,
+) -> FlowTransform | Conditional:  # fmt: skip
+    """Inverse autoregressive affine transform: x_i = exp(a_i(z_<i)) z_i + b_i(z_<i). One pass to sample.
+
+    With a smooth activation, as `torch.nn.ELU`, its density has a continuous gradient.
+    """
+    return gather(
+        Inverse(Autoregressive(features, context, hidden=hidden, order=order, passes=passes, activation=activation))
+    )
 
 
 def spline(

@@ -2,7 +2,36 @@
 
 from planting import Mutant
 
+THROUGH = "tests/test_through.py::test_the_density_is_that_of_the_change_of_variables"
+BACK = "tests/test_through.py::test_the_posterior_itself_as_a_guide_is_a_standard_normal"
+
 MUTANTS = [
+    # -- through a guide ---------------------------------------------------------------------------------------
+    Mutant("no_jacobian_of_the_guide", "return self.whole.one(u) + ladj", "return self.whole.one(u)", THROUGH),
+    Mutant(
+        "a_gradient_without_the_jacobians",
+        "(gradient, torch.ones_like(ladj))",
+        "(gradient, torch.zeros_like(ladj))",
+        THROUGH,
+    ),
+    Mutant(
+        "determinant_of_the_inverse_map",
+        "ladj = scale_tril.diagonal().log().sum()",
+        "ladj = -scale_tril.diagonal().log().sum()",
+        THROUGH,
+    ),
+    Mutant(
+        "lp_of_the_guides_coordinates",
+        'lp = found.stats["lp"] - ladj.reshape',
+        'lp = found.stats["lp"] - 0 * ladj.reshape',
+        BACK,
+    ),
+    Mutant(
+        "latents_in_the_guides_order",
+        "return u[index], ladj",
+        "return u, ladj",
+        "tests/test_through.py::test_the_order_of_the_latents_is_that_of_the_joint",
+    ),
     # -- HMC ---------------------------------------------------------------------------------------------------
     Mutant(
         "mcmc_temper_2pct",
