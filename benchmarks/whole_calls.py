@@ -26,6 +26,7 @@ import numpy as np
 import pyro
 import torch
 from hard_targets import TARGETS, Cut, Target, at_most, begun, keep
+from loops import garch, lotka_volterra
 from many_dimensions import moments
 from posteriordb_tables import cpu
 from pyro.distributions import Binomial, Gamma, HalfCauchy, HalfNormal, Normal, Poisson
@@ -315,6 +316,8 @@ WHOLE: dict[str, tuple[Callable[[], Target], str]] = {  # and the latents that a
     "5 000 row effects": (TARGETS["5 000 row effects"], "z"),
     "simplex, 20-D": (TARGETS["simplex, 20-D"], ""),
     "normal, 1 000-D": (normal_1000, ""),
+    "garch, 200 steps": (garch, ""),
+    "Lotka-Volterra, 20 years": (lotka_volterra, ""),
 }
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.joint import FUSED_DIM, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.engine.pathfinder import Density, Paths, pathfinder
+from ppgen.engine.pathfinder import Density, Paths, pathfinder, pathfinder_low_rank
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, tree_of
@@ -51,7 +51,9 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
+LEAPFROGS = 6  # of an iteration, as measured (benchmarks/whole_calls.py); it decides on compiling
 MOST_PREDICTED, LEAST_PREDICTED = 2**22, 1000  # values of all draws' predictions together; draws
+LEAST_OF_TAILS, VALUES_OF_TAILS = 2000, 2**22  # draws, and their values, that the fall of tails is told by
 WIDE = 64  # vectors at once in the search for modes
 CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
@@ -82,8 +84,8 @@ def mcmc(
         kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
             warm-up of chees ends before where it has settled.
-        metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
-            chees, found to be correlated.
+        metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
+            where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
@@ -113,7 +115,7 @@ def mcmc(
     """
     C, S, W = _numbers(kernel, metric, chains, draws, warmup)
     with prepared(program, data, seed, precision) as made:
-        calls = 15 * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
+        calls = LEAPFROGS * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
         structure = made.structure(joint)
         inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
@@ -183,11 +185,9 @@ def run_chains(
 def _paths(
     target: Density, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
 ) -> Paths:
-    """Pathfinder's, or beyond its dimensions the starts themselves."""
+    """Pathfinder's, by whole matrices where they are small."""
     start = starts(lambda u: target(u)[0], chains, dim, prior, generator)
-    if dim <= DENSE_DIM:
-        return pathfinder(target, start, generator=generator)
-    return Paths(start, target(start)[0], start.mean(0), torch.ones(dim), 0)
+    return (pathfinder if dim <= DENSE_DIM else pathfinder_low_rank)(target, start, generator=generator)
 
 
 def _runs_away(
@@ -231,7 +231,9 @@ def _density(joint: LogJoint | LaplaceMarginal, kernel: str, chains: int, metric
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
     if hasattr(file := kernels.named(kernel), "begin"):
         return in_blocks(joint.value_and_grad, file.BLOCK)
-    dim = joint.dim
+    dim, at_once = joint.dim, file.TOGETHER
+    if at_once and dim > FUSED_DIM:
+        return in_blocks(joint.value_and_grad, chains)
     step, zero = torch.tensor(0.0), torch.zeros(dim)
     root = torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim)
 
@@ -247,7 +249,6 @@ def _density(joint: LogJoint | LaplaceMarginal, kernel: str, chains: int, metric
         put = torch.cat if at_once else torch.stack
         return put([lp for lp, _ in parts]), put([g for _, g in parts])
 
-    at_once = file.TOGETHER
     return density
 
 
@@ -274,6 +275,7 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
     if tail_khat.verdict != FINE:
         return tail_khat
     u = found.u.flatten(0, 1)
+    u = u[:: -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))]
     try:
         by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target)
     except PpgenError:  # it cannot be traced
