@@ -425,9 +425,9 @@ def _large_step(
     h = float(step)
     p = torch.add(p, g, alpha=0.5 * h)
     y = torch.add(y, p, alpha=h)
-    value, grad = both(torch.addcmul(centre, y, root) if root.dim() == 1 else centre + outward(y, root))
-    g = back(grad, root)
-    return [y, p.add_(g, alpha=0.5 * h), g, value]
+    value, slope = both(torch.addcmul(centre, y, root) if root.dim() == 1 else centre + outward(y, root))
+    slope = back(slope, root)
+    return [y, p.add_(slope, alpha=0.5 * h), slope, value]
 
 
 def outward(y, root):
