@@ -1,5 +1,7 @@
 """What is done otherwise beyond 200 dimensions: Pathfinder by L-BFGS, a low-rank metric, statistics of the worst."""
 
+from importlib import import_module
+
 import numpy as np
 import pyro
 import pytest
@@ -16,6 +18,7 @@ from ppgen.inference.sampling.hamiltonian import Preconditioner, low_rank_root, 
 from ppgen.inference.sampling.kernels import chees
 from ppgen.inference.verdicts import mcmc_diagnostics
 
+mcmc_module = import_module("ppgen.inference.sampling.mcmc")
 DIM = 240
 
 
@@ -156,3 +159,10 @@ def test_the_longest_tails_are_looked_at(monkeypatch):
     found = mcmc_diagnostics.heavy_tails({"z": z.reshape(4, 500, 40)})
     assert found.where == "z[33]" and found.figure > 0.3
     assert mcmc_diagnostics.longest_tails(z[:, :6]) == list(range(6))
+
+
+def test_fewer_chains_of_more_draws_of_thousands_of_latents():
+    assert mcmc_module._numbers("chees", "auto", 1000, None, None, None) == [64, 250, 400]
+    assert mcmc_module._numbers("chees", "auto", 1001, None, None, None) == [16, 1000, 400]
+    assert mcmc_module._numbers("chees", "auto", 1001, 32, None, None) == [32, 250, 400]
+    assert mcmc_module._numbers("smc", "auto", 1001, None, None, None) == [16, 500, 200]

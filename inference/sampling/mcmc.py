@@ -82,8 +82,8 @@ def mcmc(
         program: a program, a run (its learned parameters are held), or a plain Pyro model. Its guide is not used.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
-        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
-            warm-up of chees ends before where it has settled.
+        chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400; 4, 1000 and
+            500 for nuts. draws is that of each chain; a warm-up of chees ends before where it has settled.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
@@ -113,13 +113,14 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    C, S, W = _numbers(kernel, metric, chains, draws, warmup)
+    _numbers(kernel, metric, 0, chains, draws, warmup)
     with prepared(program, data, seed, precision) as made:
-        calls = LEAPFROGS * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
-        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
+        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine))
         structure = made.structure(joint)
         inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
         outer = somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
+        C, S, W = _numbers(kernel, metric, outer.dim, chains, draws, warmup)
+        joint.calls = LEAPFROGS * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         said = _runs_away(outer, joint.improper, found, structure.sites, _density(outer, kernel, C, metric))
         if isinstance(outer, LaplaceMarginal):
@@ -141,11 +142,14 @@ def mcmc(
     return tree
 
 
-def _numbers(kernel: str, metric: str, *given: int | None) -> list[int]:
+def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int]:
+    """Of chains, draws and warm-up: those that are given, else the kernel's for so many latents."""
     file = kernels.named(kernel)
+    large = dim > kernels.LARGE_DIM and given[:2] == (None, None)
+    usual = getattr(file, "LARGE", file.DEFAULTS) if large else file.DEFAULTS
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
-    numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
+    numbers = [d if g is None else g for g, d in zip(given, usual, strict=True)]
     for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
         if not isinstance(n, int) or n < low:
             raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
@@ -263,7 +267,8 @@ def _checks(
         one = score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels)
         said.append(replace(one, details={**one.details, "of": "particles"}))
         return said + _unseen(joint, target, found, said, structure.sites, seed)
-    wide = kernels.named(kernel).TOGETHER and chains >= WIDE // 2 and joint.engine != "eager"
+    enough = chains >= WIDE // 2 or joint.dim > FUSED_DIM
+    wide = kernels.named(kernel).TOGETHER and enough and joint.engine != "eager"
     traced = joint if wide else log_joint(made.program, made.data, engine="trace")
     target = _density(traced, "chees", chains if wide else WIDE, metric)
     said = [_heavier(f, traced, target, found) if f.measure == "tail_khat" else f for f in said]

@@ -46,6 +46,7 @@ from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Number
 
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
 DEFAULTS = Numbers(chains=64, draws=250, warmup=400)
+LARGE = Numbers(chains=16, draws=1000, warmup=400)
 LEAST = Numbers(chains=4, draws=4, warmup=20)
 TOGETHER = True
 
@@ -189,7 +190,8 @@ class _Warmup:
         if i not in self.ends:
             return chains
         reframe = _reframe if self.seen.matrix else _reframe_large
-        self.frame, chains, self.growth, change = reframe(self.target, self.frame, chains, self.seen, self.auto)
+        auto = self.auto and i > self.ends[0]  # the draws of the first window are still on their way
+        self.frame, chains, self.growth, change = reframe(self.target, self.frame, chains, self.seen, auto)
         self.seen = self._moments(chains)
         if max(change, self.length.drift) < SETTLED and i in self.ends[2:]:
             self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
