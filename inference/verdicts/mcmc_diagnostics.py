@@ -46,6 +46,7 @@ GOOD_EVIDENCE = 0.2  # nats
 SUPERCHAINS = 8
 MANY, WORST = 100, 12  # entries, beyond which those are looked at whose quick figures are worst, so many by each figure
 TAIL = 1.645  # sds, beyond which a quick figure counts a tail
+CHOSEN_BY = 2**24  # values of draws, at most about, that the entries with the longest tails are chosen by
 CHUNK = 2**20  # values whose quick figures are made together
 TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
@@ -230,6 +231,7 @@ def longest_tails(z: np.ndarray) -> list[int]:
     sd, half of either."""
     if z.shape[1] <= MOST_TAILS:
         return list(range(z.shape[1]))
+    z = z[:: max(z.size // CHOSEN_BY, 1)]
     with np.errstate(all="ignore"):
         square = np.square(z - z.mean(0))
         variance = square.mean(0)
