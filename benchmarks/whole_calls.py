@@ -27,6 +27,7 @@ import numpy as np
 import pyro
 import torch
 from hard_targets import TARGETS, Cut, Target, at_most, begun, keep
+from loops import garch, lotka_volterra
 from many_dimensions import moments
 from posteriordb_tables import cpu
 from pyro.distributions import Binomial, Gamma, HalfCauchy, HalfNormal, Normal, Poisson
@@ -318,6 +319,8 @@ WHOLE: dict[str, tuple[Callable[[], Target], str]] = {  # and the latents that a
     "normal, 1 000-D": (normal_1000, ""),
     "funnel, 10-D": (TARGETS["funnel, 10-D"], ""),
     "banana": (TARGETS["banana"], ""),
+    "garch, 200 steps": (garch, ""),
+    "Lotka-Volterra, 20 years": (lotka_volterra, ""),
 }
 
 

@@ -599,7 +599,7 @@ def test_a_chain_that_is_stuck_is_named(caplog):
             lp = torch.cat([lp[:-1], torch.where(step > 0, -torch.inf, 0.0)[None]])
             return [y, p - 0.5 * step * u * root, -u * root, lp]
 
-    paths = Paths(torch.randn(8, 1), torch.zeros(8), torch.zeros(1), torch.ones(1), 8)
+    paths = Paths(torch.randn(8, 1), torch.zeros(8), torch.zeros(1), torch.eye(1), 8)
     found = sample(Well(), paths, draws=50, warmup=40, metric="diag")
     assert any("chain 7 never moved" in str(said) for said in findings(found, Well())), found.u.std(0)
 

@@ -15,7 +15,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.engine.joint import outward
+
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
+NOISE = 1.5  # times the largest eigenvalue of noise, as draws are not quite independent
+LEAST_REST = 0.05  # the share of a variance that no few directions explain
 
 
 class Target(Protocol):
@@ -33,18 +37,39 @@ class Chains(NamedTuple):
 
 
 class Preconditioner(NamedTuple):
-    """u = centre + root y."""
+    """u = centre + root y, the root (dim,), lower-triangular (dim, dim), or (dim, 1 + rank) as of `outward`."""
 
     centre: Tensor
     root: Tensor
 
+    @property
+    def kind(self) -> str:
+        """Of the metric: diag, dense or low-rank."""
+        if self.root.dim() == 1:
+            return "diag"
+        return "dense" if self.root.shape[0] == self.root.shape[1] else "low-rank"
+
+    @property
+    def sd(self) -> Tensor:
+        """(dim,), of u where y is standard normal."""
+        if self.root.dim() == 1:
+            return self.root
+        if self.kind == "dense":
+            return self.root.norm(dim=1)
+        B = self.root[:, 1:]  # (I + B Bᵀ)² = I + B (2 I + Bᵀ B) Bᵀ
+        return self.root[:, 0] * (1 + ((B @ (2 * torch.eye(B.shape[1]).to(B) + B.mT @ B)) * B).sum(1)).sqrt()
+
     def out(self, y: Tensor) -> Tensor:
-        return self.centre + (y * self.root if self.root.dim() == 1 else y @ self.root.mT)
+        return self.centre + outward(y, self.root)
 
     def into(self, u: Tensor) -> Tensor:
+        off = u - self.centre
         if self.root.dim() == 1:
-            return (u - self.centre) / self.root
-        return torch.linalg.solve_triangular(self.root, (u - self.centre).mT, upper=False).mT
+            return off / self.root
+        if self.kind == "dense":
+            return torch.linalg.solve_triangular(self.root, off.mT, upper=False).mT
+        z, B = off / self.root[:, 0], self.root[:, 1:]
+        return z - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (z @ B).mT).mT @ B.mT
 
     def chains(self, target: Target, u: Tensor) -> Chains:
         """Where the chains are: a step of length 0 (one graph serves for all)."""
@@ -117,3 +142,46 @@ def root_of(covariance: Tensor, n: int) -> Tensor:
     weight = 1e-10 if n >= 10 * len(sd) else len(sd) / (len(sd) + n)
     factor, info = torch.linalg.cholesky_ex((1 - weight) * covariance / sd / sd[:, None] + weight * identity)
     return sd[:, None] * (identity if info else factor)
+
+
+def strongest(z: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of the correlations, (k,), and their vectors, (dim, k), of few draws of many entries.
+
+    Those that noise would give, λ up to (1 + √γ)² with γ = dim / n or half more, are left out; the others are
+    overestimates, and λ = ℓ (1 + γ / (ℓ - 1)) is solved for ℓ.
+
+    Args:
+        z: (n, dim), draws in units of their sd about their mean.
+
+    Source: Asymptotics of sample eigenstructure for a large dimensional spiked covariance model (Paul 2007).
+    """
+    n, dim = z.shape
+    small = z @ z.mT / n if n < dim else z.mT @ z / n
+    values, vectors = torch.linalg.eigh(small)
+    values, vectors = values[-most:].flip(0), vectors[:, -most:].flip(1)
+    gamma = dim / n
+    good = values > NOISE * (1 + gamma**0.5) ** 2
+    values, vectors = values[good], vectors[:, good]
+    if n < dim:
+        vectors = z.mT @ vectors / (n * values).sqrt()
+    half = 0.5 * (values + 1 - gamma)
+    return half + (half**2 - values).clamp_min(0.0).sqrt(), vectors
+
+
+def low_rank_root(variance: Tensor, values: Tensor, vectors: Tensor, rank: int) -> Tensor:
+    """(dim, 1 + rank), of a covariance whose correlations are a diagonal and these eigenvalues, the largest first.
+
+        D^½ (Ψ + V diag(ℓ - ℓ₀) Vᵀ) D^½ = root rootᵀ,   root = (Ψ D)^½ (I + B Bᵀ),   ℓ₀: the mean of the others
+
+    Args:
+        variance: D, (dim,).
+        values, vectors: ℓ (k,) and V (dim, k), k <= rank.
+    """
+    dim, k = vectors.shape
+    others = ((dim - values.sum()) / (dim - k)).clamp_min(LEAST_REST)
+    factor = vectors * (values - others).clamp_min(0.0).sqrt()
+    rest = (1 - factor.square().sum(1)).clamp_min(LEAST_REST)
+    basis, size, _ = torch.linalg.svd(factor / rest.sqrt()[:, None], full_matrices=False)
+    B = torch.zeros(dim, rank).to(vectors)
+    B[:, :k] = basis * ((1 + size**2).sqrt() - 1).sqrt()
+    return torch.cat([(variance * rest).sqrt()[:, None], B], 1)

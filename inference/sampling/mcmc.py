@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.joint import FUSED_DIM, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.engine.pathfinder import Density, Paths, pathfinder
+from ppgen.engine.pathfinder import Density, Paths, pathfinder, pathfinder_low_rank
 from ppgen.engine.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
@@ -53,8 +53,9 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
+LEAPFROGS, LEAPFROGS_THROUGH = 6, 4  # of an iteration, and of one in a guide's coordinates; they decide on compiling
 MOST_PREDICTED, LEAST_PREDICTED = 2**22, 1000  # values of all draws' predictions together; draws
-STEPS, STEPS_THROUGH = 15, 4  # leapfrog steps a draw that are reckoned with, of chains and of those through a guide
+LEAST_OF_TAILS, VALUES_OF_TAILS = 2000, 2**22  # draws, and their values, that the fall of tails is told by
 WIDE = 64  # vectors at once in the search for modes
 CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
@@ -85,10 +86,10 @@ def mcmc(
             but by `through`.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
-        chains, draws, warmup: 64, 250 and 400 for chees; 4, 1000 and 500 for nuts. draws is that of each chain; a
-            warm-up of chees ends before where it has settled.
-        metric: diag, dense (of nuts: low-rank corrections), or auto: dense where the posterior is small, or, by
-            chees, found to be correlated.
+        chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400; 4, 1000 and
+            500 for nuts. draws is that of each chain; a warm-up of chees ends before where it has settled.
+        metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
+            where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
@@ -119,14 +120,16 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    C, S, W = _numbers(kernel, metric, chains, draws, warmup)
+    _numbers(kernel, metric, 0, chains, draws, warmup)
     inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
     _require_one_way(kernel, inner, through)
     with prepared(program, data, seed, precision, guide=through) as made:
-        calls = (STEPS_THROUGH if through else STEPS) * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
-        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, calls=calls))
+        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine))
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
+        C, S, W = _numbers(kernel, metric, outer.dim, chains, draws, warmup)
+        steps = LEAPFROGS_THROUGH if through else LEAPFROGS
+        joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         said = []
         if isinstance(outer, Pullback):
@@ -152,11 +155,14 @@ def mcmc(
     return tree
 
 
-def _numbers(kernel: str, metric: str, *given: int | None) -> list[int]:
+def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int]:
+    """Of chains, draws and warm-up: those that are given, else the kernel's for so many latents."""
     file = kernels.named(kernel)
+    large = dim > kernels.LARGE_DIM and given[:2] == (None, None)
+    usual = getattr(file, "LARGE", file.DEFAULTS) if large else file.DEFAULTS
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
-    numbers = [d if g is None else g for g, d in zip(given, file.DEFAULTS, strict=True)]
+    numbers = [d if g is None else g for g, d in zip(given, usual, strict=True)]
     for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
         if not isinstance(n, int) or n < low:
             raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
@@ -222,11 +228,9 @@ def run_chains(
 def _paths(
     target: Density, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
 ) -> Paths:
-    """Pathfinder's, or beyond its dimensions the starts themselves."""
+    """Pathfinder's, by whole matrices where they are small."""
     start = starts(lambda u: target(u)[0], chains, dim, prior, generator)
-    if dim <= DENSE_DIM:
-        return pathfinder(target, start, generator=generator)
-    return Paths(start, target(start)[0], start.mean(0), torch.ones(dim), 0)
+    return (pathfinder if dim <= DENSE_DIM else pathfinder_low_rank)(target, start, generator=generator)
 
 
 def _runs_away(
@@ -270,7 +274,9 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
     if hasattr(file := kernels.named(kernel), "begin"):
         return in_blocks(joint.value_and_grad, file.BLOCK)
-    dim = joint.dim
+    dim, at_once = joint.dim, file.TOGETHER
+    if at_once and dim > FUSED_DIM:
+        return in_blocks(joint.value_and_grad, chains)
     step, zero = torch.tensor(0.0), torch.zeros(dim)
     root = torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim)
 
@@ -286,7 +292,6 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
         put = torch.cat if at_once else torch.stack
         return put([lp for lp, _ in parts]), put([g for _, g in parts])
 
-    at_once = file.TOGETHER
     return density
 
 
@@ -301,7 +306,8 @@ def _checks(
         one = score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels)
         said.append(replace(one, details={**one.details, "of": "particles"}))
         return said + _unseen(joint, target, found, said, structure.sites, seed)
-    wide = kernels.named(kernel).TOGETHER and chains >= WIDE // 2 and joint.engine != "eager"
+    enough = chains >= WIDE // 2 or joint.dim > FUSED_DIM
+    wide = kernels.named(kernel).TOGETHER and enough and joint.engine != "eager"
     traced = joint if wide else log_joint(made.program, made.data, engine="trace")
     target = _density(traced, "chees", chains if wide else WIDE, metric)
     said = [_heavier(f, traced, target, found) if f.measure == "tail_khat" else f for f in said]
@@ -313,6 +319,7 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
     if tail_khat.verdict != FINE:
         return tail_khat
     u = found.u.flatten(0, 1)
+    u = u[:: -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))]
     try:
         by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target)
     except PpgenError:  # it cannot be traced

@@ -33,6 +33,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppgen.inference.evaluation.estimates import Evidence
@@ -43,10 +44,14 @@ from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001
 GOOD_EVIDENCE = 0.2  # nats
 SUPERCHAINS = 8
+MANY, WORST = 100, 12  # entries, beyond which those are looked at whose quick figures are worst, so many by each figure
+TAIL = 1.645  # sds, beyond which a quick figure counts a tail
+CHOSEN_BY = 2**24  # values of draws, at most about, that the entries with the longest tails are chosen by
+CHUNK = 2**20  # values whose quick figures are made together
 TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
 HEAVY = GOOD_K / 2  # of a tail, from which on there may be no sd
-MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
+MOST_TAILS = 60  # entries of a latent whose tails are fitted: a few milliseconds each
 
 
 class _Latents(Protocol):
@@ -69,6 +74,9 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
     """
     u = found.u.movedim(1, 0).numpy()  # (chains, draws, entries)
     lp = found.stats["lp"].T.numpy()
+    worst = suspects(u)
+    labels = [joint.labels[i] for i in worst]
+    few = u[..., worst] if len(worst) < u.shape[-1] else u
     if found.evidence is None:
         moves = [
             _divergences(found.stats["diverging"].numpy()),
@@ -79,9 +87,9 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
         moves = [_evidence(found.evidence)]
     return [
         *_chains(u, lp),
-        _agreement(u, joint.labels),
-        _enough("ess_bulk", _each(u, "ess"), joint.labels),
-        _enough("ess_tail", _each(u, "ess", method="tail", prob=TAILS), joint.labels),
+        _agreement(few, labels, u.shape[-1]),
+        _enough("ess_bulk", _each(few, "ess"), labels),
+        _enough("ess_tail", _each(few, "ess", method="tail", prob=TAILS), labels),
         *moves,
         heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
@@ -113,9 +121,49 @@ def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.flatnonzero((off > 4 + 6 * between).any(1))
 
 
-def _agreement(u: np.ndarray, labels: Sequence[str]) -> Finding:
-    """The largest R-hat; of one chain it is not known whether another would agree."""
-    chains, _, entries = u.shape
+def suspects(u: np.ndarray) -> np.ndarray:
+    """The entries of (chains, draws, entries) of which R-hat and ESS are made: all where they are `MANY`; else those
+    that are among the `WORST` by a quick figure: R-hat of groups of chains and ESS, without ranks, of the draws and of
+    their distances from the mean, and ESS of either tail."""
+    chains, draws, entries = u.shape
+    if entries <= MANY or draws < 8:
+        return np.arange(entries)
+    size = max(CHUNK // (chains * draws), 1)
+    parts = torch.as_tensor(u).split(size, -1)
+    badness = torch.cat([_quick(p.movedim(-1, 0).float().contiguous()) for p in parts], 1)
+    return badness.nan_to_num(torch.inf).topk(WORST).indices.flatten().unique().numpy()
+
+
+def _quick(x: Tensor) -> Tensor:
+    """Six figures, of which more is worse, of each of (entries, chains, draws)."""
+    x = x - x.mean((1, 2), keepdim=True)
+    sd = x.square().mean((1, 2), keepdim=True).sqrt()
+    tails = (x < -TAIL * sd).to(x.dtype), (x > TAIL * sd).to(x.dtype)
+    times = [_autocorrelation_time(v) for v in (x, x.abs(), *tails)]
+    return torch.stack([*times, _between(x), _between(x.abs())])
+
+
+def _between(x: Tensor) -> Tensor:
+    """Nested R̂² - 1 of each of (entries, chains, draws)."""
+    groups = next((k for k in range(SUPERCHAINS, x.shape[1]) if x.shape[1] % k == 0), x.shape[1])
+    sets = x.unflatten(1, (-1, groups))
+    return sets.mean((1, 3)).var(1) / sets.var((1, 3)).mean(1)
+
+
+def _autocorrelation_time(x: Tensor) -> Tensor:
+    """Draws over effective ones, Σ_t ρ_t up to where pairs of them end to be positive (Geyer's), of each of
+    (entries, chains, draws); autocovariances about the mean of all chains."""
+    n = x.shape[-1]
+    power = torch.fft.rfft(x - x.mean((1, 2), keepdim=True), 2 * n).abs().square().mean(1)
+    rho = torch.fft.irfft(power, 2 * n)[:, :n]
+    pairs = (rho[:, : n // 2 * 2] / rho[:, :1]).unflatten(1, (-1, 2)).sum(-1)
+    positive = (pairs > 0).cumprod(1)
+    return 2 * (pairs * positive).sum(1) - 1
+
+
+def _agreement(u: np.ndarray, labels: Sequence[str], entries: int) -> Finding:
+    """The largest R-hat, of so many; of one chain it is not known whether another would agree."""
+    chains = len(u)
     if chains < 2 * SUPERCHAINS:
         rhat, most = _each(u, "rhat"), GOOD_RHAT
     else:
@@ -172,10 +220,23 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     k: dict[str, float] = {}
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
-        for i in range(min(entries.shape[-1], MOST_TAILS - len(k))):
+        for i in longest_tails(entries.reshape(-1, entries.shape[-1])):
             index = np.unravel_index(i, value.shape[2:])
             k[f"{name}[{', '.join(map(str, index))}]" if index else name] = _tail_shape(entries[..., i])
     return heaviest(k)
+
+
+def longest_tails(z: np.ndarray) -> list[int]:
+    """Of draws (S, entries) the entries whose tails are fitted: `MOST_TAILS` of the largest kurtosis, or of the largest
+    sd, half of either."""
+    if z.shape[1] <= MOST_TAILS:
+        return list(range(z.shape[1]))
+    z = z[:: max(z.size // CHOSEN_BY, 1)]
+    with np.errstate(all="ignore"):
+        square = np.square(z - z.mean(0))
+        variance = square.mean(0)
+        figures = [np.nan_to_num(v, nan=np.inf) for v in (np.square(square).mean(0) / variance**2, variance)]
+    return sorted({int(i) for v in figures for i in np.argsort(-v, kind="stable")[: MOST_TAILS // 2]})
 
 
 def heaviest(k: Mapping[str, float]) -> Finding:

@@ -45,6 +45,7 @@ aten = torch.ops.aten
 
 WORTH_KEEPING = 1.5  # seconds that compiled code would save, from which on it is made for the next run
 RUNS = 20  # of the model, whose latents are compared
+FUSED_DIM = 200  # beyond it a leapfrog step is no graph of its own: that of the gradient serves for all
 BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
 
 
@@ -189,7 +190,7 @@ class LogJoint:
         Args:
             y, p, g: (chains, dim): position, momentum, gradient of the log joint in y.
             step: the step size, a scalar tensor.
-            centre, root: (dim,), and (dim,) or lower-triangular (dim, dim).
+            centre, root: (dim,), and (dim,), lower-triangular (dim, dim), or (dim, 1 + rank); see `outward`.
 
         Returns:
             y, p, g, and log p (chains,) at the new place; NaN where it cannot be evaluated.
@@ -201,9 +202,11 @@ class LogJoint:
         both = torch.func.vmap(torch.func.grad_and_value(self.one), randomness="different")
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
-        key = ("leapfrog", y.shape, y.dtype, root.dim())
+        key = ("leapfrog", y.shape, y.dtype, root.shape)
         if self.engine == "eager":
             return leapfrog_step(self._chain_by_chain, *inputs)
+        if self.dim > FUSED_DIM:
+            return _large_step(self.value_and_grad, *inputs)
         if key not in self._graphs:
             example = [x.clone() for x in inputs]  # one tensor given twice would be one input
             try:
@@ -468,9 +471,45 @@ def leapfrog_step(both, y, p, g, step, centre, root):  # traced: no annotations
     """One step, where both(u) gives gradient and value of the log joint at each chain."""
     p = p + 0.5 * step * g
     y = y + step * p
-    grad, value = both(centre + (y * root if root.dim() == 1 else y @ root.mT))
-    g = grad * root if root.dim() == 1 else grad @ root
+    grad, value = both(centre + outward(y, root))
+    g = back(grad, root)
     return [y, p + 0.5 * step * g, g, value]
+
+
+def _large_step(
+    both: Density, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor
+) -> list[Tensor]:
+    """The same of many large vectors: as few passes over them as there can be without a graph."""
+    h = float(step)
+    p = torch.add(p, g, alpha=0.5 * h)
+    y = torch.add(y, p, alpha=h)
+    value, slope = both(torch.addcmul(centre, y, root) if root.dim() == 1 else centre + outward(y, root))
+    slope = back(slope, root)
+    return [y, p.add_(slope, alpha=0.5 * h), slope, value]
+
+
+def outward(y, root):
+    """root y of each row of y.
+
+    Args:
+        root: (dim,), a diagonal; (dim, dim); or (dim, 1 + rank), [d, B] for diag(d) (I + B Bᵀ).
+    """
+    if root.dim() == 1:
+        return y * root
+    if root.shape[0] == root.shape[1]:
+        return y @ root.mT
+    B = root[:, 1:]
+    return (y + (y @ B) @ B.mT) * root[:, 0]
+
+
+def back(g, root):
+    """rootᵀ g of each row of g; arguments as for `outward`."""
+    if root.dim() == 1:
+        return g * root
+    if root.shape[0] == root.shape[1]:
+        return g @ root
+    g, B = g * root[:, 0], root[:, 1:]
+    return g + (g @ B) @ B.mT
 
 
 def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:

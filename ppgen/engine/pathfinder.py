@@ -24,11 +24,13 @@ from torch.distributions import MultivariateNormal
 
 from ppgen.engine.inverse_hessian import Dense, LimitedMemory, LowRank, Triangular
 
+FEW = 16  # paths in many dimensions
 DRAWS = 3  # of each normal approximation, for its ELBO
 HOPELESS = 20.0  # nats below the best path's ELBO: e⁻²⁰ of the mass
+SHARE = 0.2  # nats more a dimension, where normals of low rank leave as much between paths that end in one place
 SHORTER = 25  # trials of a line search
 STILL = 5  # steps without progress after which a path ends,
-IDLE = 10  # and those without a better ELBO, where its ELBO is among the best
+IDLE, LOST = 10, 40  # and those without a better ELBO, where its ELBO is among the best, and where it is not
 FLAT = 1e-11  # a promised rise, relative to the log joint, that is not worth a search
 TRIALS = 1000  # of a path, at the most
 WEIGHED, EM_ROUNDS = 50, 10  # of a mixture's weights: draws of each normal, and rounds
@@ -43,14 +45,14 @@ class Paths(NamedTuple):
     Attributes:
         u: (chains, dim), one draw of the best normal distribution of each path.
         elbo: (chains,) in nats, of the paths.
-        mean, covariance: (dim,) and (dim, dim), of the best path of all.
+        mean, covariance: (dim,) and (dim, dim), of the best path of all; by L-BFGS a `LowRank` of one normal.
         kept: how many paths gave a draw of their own.
     """
 
     u: Tensor
     elbo: Tensor
     mean: Tensor
-    covariance: Tensor
+    covariance: Tensor | LowRank
     kept: int
 
 
@@ -75,13 +77,15 @@ class LowRankClimbs(NamedTuple):
     """The best normal of each path, in many dimensions.
 
     Attributes:
-        elbo, mean: as of `Climbs`.
+        elbo, mean, draw, top: as of `Climbs`.
         root: the covariances.
     """
 
     elbo: Tensor
     mean: Tensor
     root: LowRank
+    draw: Tensor
+    top: Tensor
 
 
 def pathfinder(
@@ -94,7 +98,27 @@ def pathfinder(
         start: (chains, dim).
         enough: the share of paths that have ended when all do.
     """
-    return _chosen(target, climb(target, start, generator=generator, enough=enough), generator)
+    paths = climb(target, start, generator=generator, enough=enough)
+    draws, top, kept = _chosen(target, paths, Triangular(paths.root), generator)
+    return Paths(draws, paths.elbo, paths.mean[top], paths.root[top] @ paths.root[top].mT, kept)
+
+
+def pathfinder_low_rank(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.5
+) -> Paths:
+    """The same by L-BFGS, where there are too many dimensions for matrices; arguments as for `pathfinder`.
+
+    No more than `FEW` paths are followed, from the first starts; the chains of the others take further draws of them.
+    """
+    found = climb_low_rank(target, start[:FEW], generator=generator, enough=enough, hasty=True)
+    path = torch.arange(len(start)) % len(found.elbo)
+    elbo, mean, draw, top = (v[path] for v in (found.elbo, found.mean, found.draw, found.top))
+    new = path[FEW:]
+    noise = torch.randn(len(new), start.shape[1], generator=generator, dtype=mean.dtype)
+    draw[FEW:] = found.mean[new] + found.root.taken(new).spread(noise)
+    paths = LowRankClimbs(elbo, mean, found.root.taken(path), draw, top)
+    draws, best, kept = _chosen(target, paths, paths.root, generator)
+    return Paths(draws, elbo, mean[best], LowRank(*(v[best] for v in paths.root)), kept)
 
 
 @torch.no_grad()
@@ -107,12 +131,21 @@ def climb(target: Density, start: Tensor, *, generator: torch.Generator | None =
 
 @torch.no_grad()
 def climb_low_rank(
-    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+    target: Density,
+    start: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    enough: float = 0.9,
+    hasty: bool = False,
 ) -> LowRankClimbs:
-    """The same by L-BFGS, where there are too many dimensions for matrices."""
-    paths = _climbed(target, start, LimitedMemory, generator, enough)
+    """The same by L-BFGS, where there are too many dimensions for matrices.
+
+    Args:
+        hasty: whether a path ends that has long had no better ELBO, however far it is from the best.
+    """
+    paths = _climbed(target, start, LimitedMemory, generator, enough, hasty)
     assert isinstance(paths.root, LowRank)
-    return LowRankClimbs(paths.elbo, paths.mean, paths.root)
+    return LowRankClimbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
 
 
 def _climbed(
@@ -121,13 +154,14 @@ def _climbed(
     curvature: type[Dense | LimitedMemory],
     generator: torch.Generator | None,
     enough: float,
+    hasty: bool = False,
 ) -> _Paths:
     """Every path is at a trial of its own line search: one that has found a step goes on, and waits for no other. The
     next trials, and the draws for the ELBOs of the normals that were just found, are one call of the log joint."""
-    paths = _Paths(start, *_safe(target, start), curvature)
+    paths = _Paths(start, *_safe(target, start), curvature, hasty)
     normals = None
     for _ in range(TRIALS):
-        ended = (paths.still >= STILL) | (paths.idle >= IDLE)
+        ended = paths.ended
         if ended.float().mean() > enough:
             break
         going = (~ended).nonzero()[:, 0]
@@ -158,22 +192,28 @@ class _Paths:
     Attributes:
         u, lp, g: (n, dim), (n,), (n, dim).
         H: their inverse Hessians.
-        still, idle: steps without progress, and without a better ELBO.
+        still, idle, lost: steps without progress, and without a better ELBO, where theirs is among the best and at all.
         direction, slope, t, trials: of the line search that each is at.
         elbo, mean, root, draw: of the best normals.
     """
 
-    def __init__(self, u: Tensor, lp: Tensor, g: Tensor, curvature: type[Dense | LimitedMemory]):
+    def __init__(self, u: Tensor, lp: Tensor, g: Tensor, curvature: type[Dense | LimitedMemory], hasty: bool = False):
         n, dim = u.shape
+        self.hasty, self.margin = hasty, HOPELESS + (SHARE * dim if hasty else 0.0)
         u, g = u.to(lp), g.to(lp)  # the program's dtype, which need not be torch's default
         self.u, self.lp, self.g = u.clone(), lp, g
         self.H = curvature(g)
-        self.still, self.idle, self.trials = (torch.zeros(n, dtype=torch.long) for _ in range(3))
+        self.still, self.idle, self.lost, self.trials = (torch.zeros(n, dtype=torch.long) for _ in range(4))
         self.direction, self.slope, self.t = torch.empty_like(u), torch.empty_like(lp), torch.ones_like(lp)
         self.elbo = torch.full_like(lp, -torch.inf)
         self.mean, self.draw = u.clone(), u.clone()
         self.root = self.H.flat(n, dim, 1e-4)
         self.aim(torch.arange(n))
+
+    @property
+    def ended(self) -> Tensor:
+        over = (self.still >= STILL) | (self.idle >= IDLE)
+        return over | (self.lost >= LOST) if self.hasty else over
 
     def aim(self, i: Tensor) -> None:
         """New line searches, of the paths i."""
@@ -246,31 +286,34 @@ class _Paths:
         for mine, new in zip(self.root, q.root.taken(better), strict=True):
             mine[k] = new
         self.draw[k] = q.draws[-1][better]
-        self.idle[k] = 0
+        self.idle[k], self.lost[k] = 0, 0
         self._count(i[~better])
 
     def _count(self, i: Tensor) -> None:
-        """One more step of the paths i without a better ELBO, where theirs is among the best."""
-        self.idle[i] += (self.elbo[i] > self.elbo.max() - HOPELESS).long()
+        """One more step of the paths i without a better ELBO."""
+        self.lost[i] += 1
+        self.idle[i] += (self.elbo[i] > self.elbo.max() - self.margin).long()
 
 
 @torch.no_grad()
-def _chosen(target: Density, paths: Climbs, generator: torch.Generator | None) -> Paths:
-    """The draws of good paths, and in place of a hopeless one's a draw of theirs."""
-    elbo, means, roots, draws, tops = paths
+def _chosen(
+    target: Density, paths: Climbs | LowRankClimbs, roots: Triangular | LowRank, generator: torch.Generator | None
+) -> tuple[Tensor, int, int]:
+    """The draws of good paths, and in place of a hopeless one's a draw of theirs; the best path; how many are good."""
+    elbo, means, _, draws, tops = paths
     n, dim = draws.shape
     top = int(elbo.argmax())
-    good = elbo > elbo[top] - max(HOPELESS, dim)
+    good = elbo > elbo[top] - (max(HOPELESS, dim) if isinstance(roots, Triangular) else HOPELESS + SHARE * dim)
     chosen = torch.where(
         good, torch.arange(n), good.nonzero()[:, 0][torch.arange(n) % max(int(good.sum()), 1)] if good.any() else 0
     )
     noise = torch.randn(draws.shape, generator=generator, dtype=draws.dtype)
-    other = means[chosen] + (roots[chosen] @ noise[..., None])[..., 0]
+    other = means[chosen] + roots.taken(chosen).spread(noise)
     drawn = torch.where(good[:, None], draws, other)
     for instead in (means[chosen], tops[chosen]):  # a normal may reach beyond the support, and so may its mean
         finite = torch.isfinite(_safe(target, drawn)[0])
         drawn = torch.where(finite[:, None], drawn, instead)
-    return Paths(drawn, elbo, means[top], roots[top] @ roots[top].mT, int(good.sum()))
+    return drawn, top, int(good.sum())
 
 
 def _safe(target: Density, u: Tensor) -> tuple[Tensor, Tensor]:

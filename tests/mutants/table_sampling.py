@@ -65,9 +65,27 @@ MUTANTS = [
     ),
     Mutant(
         "gradient_of_the_wrong_coordinates",
-        "g = grad * root if root.dim() == 1 else grad @ root",
+        "g = back(grad, root)",
         "g = grad",
         "tests/test_mcmc.py::test_a_leapfrog_step_by_hand",
+    ),
+    Mutant(
+        "low_rank_coordinates_that_are_not_their_own_inverse",
+        "return z - torch.linalg.solve(",
+        "return z + torch.linalg.solve(",
+        "tests/test_many_dimensions.py::test_a_low_rank_root_and_its_inverse",
+    ),
+    Mutant(
+        "chains_that_begin_in_one_place",
+        "draw[FEW:] = found.mean[new] + found.root.taken(new).spread(noise)",
+        "draw[FEW:] = found.mean[new]",
+        "tests/test_many_dimensions.py::test_pathfinder_of_low_rank",
+    ),
+    Mutant(
+        "tails_of_the_first_entries",
+        "for i in longest_tails(entries.reshape(-1, entries.shape[-1])):",
+        "for i in range(min(entries.shape[-1], MOST_TAILS)):",
+        "tests/test_many_dimensions.py::test_the_longest_tails_are_looked_at",
     ),
     Mutant(
         "dual_averaging_t0",

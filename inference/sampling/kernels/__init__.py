@@ -4,6 +4,7 @@ A file has
 
     SUMMARY     what it is, for `ppgen list`
     DEFAULTS    chains, draws and iterations of warm-up where none are asked for
+    LARGE       the same where there are more than `LARGE_DIM` latents; as DEFAULTS if the file has none
     LEAST       the least number of each
     TOGETHER    whether the chains run in step, as one call of a batch (as against one after the other)
     sample      (joint, paths, *, draws, warmup, metric, generator, report) -> `Draws`
@@ -24,9 +25,10 @@ from torch import Tensor
 from ppgen.folder import Folder
 from ppgen.inference.evaluation.estimates import Evidence
 
-__all__ = ["DENSE_DIM", "SMALL_DIM", "Draws", "Numbers", "named", "names"]
+__all__ = ["DENSE_DIM", "LARGE_DIM", "SMALL_DIM", "Draws", "Numbers", "named", "names"]
 
 SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
+LARGE_DIM = 1000  # beyond it many chains leave the cache
 
 _FOLDER = Folder(__name__, "kernel")
 names, named = _FOLDER.names, _FOLDER.named

@@ -9,6 +9,9 @@ a Halton sequence; T rises by Adam on log T along the gradient of the criterion;
 to a harmonic mean acceptance of 0.651; metric and centre are those of the last, doubling window of the warm-up, which
 ends early where a window has changed neither them nor T. In the coordinates y the metric is the identity.
 
+Beyond 200 dimensions the covariance is a diagonal and the few directions in which the draws of a window are correlated
+more strongly than noise makes them (`hamiltonian.strongest`).
+
 κ = 1/8 is not the paper's (0): C is nearly flat beyond its first maximum, at T = 2.2 for a normal posterior, and
 noise took T from there to 10 on a hidden Markov model, four times the steps for fewer effective draws.
 
@@ -19,11 +22,13 @@ AISTATS 2021); dual averaging: The No-U-Turn Sampler (Hoffman & Gelman 2014, arX
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ppgen.engine.inverse_hessian import LowRank
 from ppgen.engine.optimisers import adam, bias_corrections
 from ppgen.engine.pathfinder import Paths
 from ppgen.inference.sampling.hamiltonian import (
@@ -32,20 +37,23 @@ from ppgen.inference.sampling.hamiltonian import (
     Preconditioner,
     Target,
     first_step,
+    low_rank_root,
     root_of,
+    strongest,
     transition,
 )
 from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Numbers
 
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
 DEFAULTS = Numbers(chains=64, draws=250, warmup=400)
+LARGE = Numbers(chains=16, draws=1000, warmup=400)
 LEAST = Numbers(chains=4, draws=4, warmup=20)
 TOGETHER = True
 
 ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
 MAX_STEPS = 1000  # leapfrog steps a draw
-LARGE_DIM = 1000  # beyond it a covariance is its diagonal
-CONDITION = 10.0  # of the correlations, above which it pays between the two
+CONDITION = 10.0  # of the correlations, above which a matrix pays between the two, and a low-rank one beyond them
+RANK, ROWS, OF_EACH = 16, 512, 16  # of a low-rank metric: directions; draws they are told by, those of an iteration
 SETTLED = 0.2  # the change of coordinates (in sd, log sd) and of log T below which the warm-up ends
 REFUSED = 0.03  # the least acceptance in a harmonic mean: one chain in 64 that is always refused takes it to 0.66
 COST = 0.125  # κ
@@ -59,7 +67,8 @@ def sample(
 ) -> Draws:  # fmt: skip
     """Runs the chains in step, in coordinates that begin with Pathfinder's best normal; see `kernels`."""
     frame = _first_frame(paths.mean, paths.covariance, metric)
-    return _run(joint, paths.u, draws=draws, warmup=warmup, frame=frame, generator=generator, report=report)
+    return _run(joint, paths.u, draws=draws, warmup=warmup, frame=frame, metric=metric, generator=generator,
+                report=report)  # fmt: skip
 
 
 def _run(
@@ -69,6 +78,7 @@ def _run(
     draws: int,
     warmup: int,
     frame: Preconditioner | None = None,
+    metric: str = "auto",
     generator: torch.Generator | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Draws:
@@ -78,13 +88,14 @@ def _run(
         target: the log joint of unconstrained vectors.
         start: (chains, dim), where the log joint is finite. Two chains at least.
         draws, warmup: iterations; draws after the warm-up are kept. A warm-up that has settled ends before.
-        frame: the coordinates to begin with; its root, (dim,) or (dim, dim), says whether the metric is diagonal.
+        frame: the coordinates to begin with; its root says of which kind the metric is.
+        metric: auto: a diagonal one of many dimensions may become low-rank.
         report: called with the number of iterations done, of warmup + draws; those that are not needed count.
     """
     C, D = start.shape
     frame = frame or Preconditioner(torch.zeros(D).to(start), torch.ones(D).to(start))
     chains = frame.chains(target, start)
-    learned = _Warmup(target, chains, frame, warmup, generator)
+    learned = _Warmup(target, chains, frame, warmup, metric == "auto", generator)
     kept: dict[str, list[Tensor]] = {"u": []}
     steps, i, total = 0, 0, warmup + draws
     while i < learned.iterations + draws:
@@ -106,8 +117,7 @@ def _run(
             report(total - (learned.iterations + draws - i))
     found = {name: torch.stack(values) for name, values in kept.items()}
     found["acceptance_rate"] = found.pop("acceptance")
-    kind = "diag" if learned.frame.root.dim() == 1 else "dense"
-    return Draws(found.pop("u"), found, steps, learned.growth, kind)
+    return Draws(found.pop("u"), found, steps, learned.growth, learned.frame.kind)
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
@@ -140,13 +150,18 @@ class _Warmup:
     """
 
     def __init__(
-        self, target: Target, chains: Chains, frame: Preconditioner, iterations: int, generator: torch.Generator | None
-    ):
-        self.target, self.frame, self.generator = target, frame, generator
+        self, target: Target, chains: Chains, frame: Preconditioner, iterations: int, auto: bool,
+        generator: torch.Generator | None,
+    ):  # fmt: skip
+        self.target, self.frame, self.auto, self.generator = target, frame, auto, generator
         self.iterations, self.ends = iterations, _windows(iterations)
         self.rest = iterations - self.ends[-1]
-        self.seen, self.growth = _Moments(chains.y.shape[1], chains.y), torch.zeros_like(chains.y[0])
+        self.seen, self.growth = self._moments(chains), torch.zeros_like(chains.y[0])
         self._begin(chains)
+
+    def _moments(self, chains: Chains) -> _Moments:
+        dim = chains.y.shape[1]
+        return _Moments(dim, chains.y, matrix=dim <= DENSE_DIM or self.frame.kind == "dense")
 
     def _begin(self, chains: Chains) -> None:
         self.step = _Averaged(first_step(self.target, chains, self.frame, self.generator))
@@ -174,8 +189,10 @@ class _Warmup:
         self.seen.add(self.frame.out(chains.y))
         if i not in self.ends:
             return chains
-        self.frame, chains, self.growth, change = _reframe(self.target, self.frame, chains, self.seen)
-        self.seen = _Moments(chains.y.shape[1], chains.y)
+        reframe = _reframe if self.seen.matrix else _reframe_large
+        auto = self.auto and i > self.ends[0]  # the draws of the first window are still on their way
+        self.frame, chains, self.growth, change = reframe(self.target, self.frame, chains, self.seen, auto)
+        self.seen = self._moments(chains)
         if max(change, self.length.drift) < SETTLED and i in self.ends[2:]:
             self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
         elif i < self.ends[-1]:
@@ -248,11 +265,17 @@ class _Length:
 
 
 class _Moments:
-    """Pooled mean and covariance over chains and iterations (Welford's, a batch at a time)."""
+    """Pooled mean and covariance over chains and iterations (Welford's, a batch at a time).
 
-    def __init__(self, dim: int, like: Tensor):
-        self.n, self.mean = 0, torch.zeros(dim).to(like)
-        self.sum = torch.zeros(dim, dim).to(like) if dim <= LARGE_DIM else torch.zeros(dim).to(like)
+    Args:
+        matrix: whether all of the covariance is kept, or its diagonal, and the last `ROWS` of some chains in turn.
+    """
+
+    def __init__(self, dim: int, like: Tensor, matrix: bool = True):
+        self.n, self.mean, self.matrix = 0, torch.zeros(dim).to(like), matrix
+        self.sum = torch.zeros(dim, dim).to(like) if matrix else torch.zeros(dim).to(like)
+        self.rows: deque[Tensor] = deque(maxlen=-(-ROWS // OF_EACH))
+        self._turn = 0
 
     def add(self, u: Tensor) -> None:
         n = len(u)
@@ -260,13 +283,23 @@ class _Moments:
         self.n += n
         self.mean = self.mean + before.sum(0) / self.n
         after = u - self.mean
-        self.sum += before.mT @ after if self.sum.dim() == 2 else (before * after).sum(0)
+        self.sum += before.mT @ after if self.matrix else (before * after).sum(0)
+        if not self.matrix:
+            self.rows.append(u[(self._turn + torch.arange(min(OF_EACH, n))) % n])
+            self._turn += OF_EACH
 
     @property
     def covariance(self) -> Tensor:
-        """(dim, dim), or its diagonal where dim is large."""
+        """(dim, dim), or its diagonal."""
         c = self.sum / max(self.n - 1, 1)
         return 0.5 * (c + c.mT) if c.dim() == 2 else c
+
+    @property
+    def strongest(self) -> tuple[Tensor, Tensor]:
+        """Of the correlations; see `hamiltonian.strongest`."""
+        variance = self.covariance
+        sd = torch.where(variance > 0, variance, 1.0).sqrt()
+        return strongest((torch.cat([*self.rows]) - self.mean) / sd, RANK)
 
 
 def _windows(warmup: int) -> list[int]:
@@ -287,44 +320,82 @@ def _windows(warmup: int) -> list[int]:
 
 
 def _reframe(
-    target: Target, frame: Preconditioner, chains: Chains, seen: _Moments
+    target: Target, frame: Preconditioner, chains: Chains, seen: _Moments, _: bool
 ) -> tuple[Preconditioner, Chains, Tensor, float]:
     """The frame of a window's covariance, the chains in it, the direction that grew most, and the largest change of
     the log sd, or of the mean in sd, along any direction of the frame."""
     u, cov, dense = frame.out(chains.y), seen.covariance, frame.root.dim() == 2
-    variance = cov if cov.dim() == 1 else cov.diagonal()
+    variance = cov.diagonal()
     sd = torch.where(variance > 0, variance, 1.0).sqrt()
-    if cov.dim() == 2:
-        inside = frame.into(frame.centre + cov)
-        inside = frame.into(frame.centre + inside.mT)  # root⁻¹ cov root⁻ᵀ
-        values, vectors = torch.linalg.eigh(0.5 * (inside + inside.mT))
-        growth = frame.out(vectors[:, -1]) - frame.centre
-    else:
-        values = variance / frame.root**2
-        growth = torch.zeros_like(sd).index_fill(0, (sd / frame.root).argmax(), 1.0) * sd
+    inside = frame.into(frame.centre + cov)
+    inside = frame.into(frame.centre + inside.mT)  # root⁻¹ cov root⁻ᵀ
+    values, vectors = torch.linalg.eigh(0.5 * (inside + inside.mT))
+    growth = frame.out(vectors[:, -1]) - frame.centre
     change = max(float(frame.into(seen.mean[None]).abs().max()), float(values.clamp_min(1e-30).log().abs().max() / 2))
     new = Preconditioner(seen.mean, root_of(cov, seen.n) if dense else sd)
     return new, new.chains(target, u), growth, change
 
 
-def _first_frame(mean: Tensor, covariance: Tensor, metric: str) -> Preconditioner:
+def _reframe_large(
+    target: Target, frame: Preconditioner, chains: Chains, seen: _Moments, auto: bool
+) -> tuple[Preconditioner, Chains, Tensor, float]:
+    """The same where there are too many dimensions for a matrix: along the entries of u, and the few directions that
+    they are correlated in.
+
+    Args:
+        auto: whether a diagonal metric may become low-rank.
+    """
+    u, variance, old = frame.out(chains.y), seen.covariance, frame.sd
+    variance = torch.where(variance > 0, variance, 1.0)
+    sd = variance.sqrt()
+    values, vectors = seen.strongest
+    if frame.kind == "low-rank" or auto and len(values) and float(values[0]) > CONDITION:
+        root = low_rank_root(variance, values, vectors, RANK)
+    else:
+        root = sd
+    changes = [((seen.mean - frame.centre) / old).abs(), (sd / old).log().abs()]
+    if len(values):
+        growth = sd * vectors[:, 0] * values[0].sqrt()
+        if frame.kind == "low-rank":
+            along = frame.into(frame.centre + (sd[:, None] * vectors).mT).norm(dim=-1)  # ℓ^-½ where it is as it was
+            changes.append((along * values.sqrt()).log().abs())
+    else:
+        growth = torch.where(sd / old == (sd / old).max(), sd, 0.0)
+    new = Preconditioner(seen.mean, root)
+    return new, new.chains(target, u), growth, max(float(c.max()) for c in changes)
+
+
+def _first_frame(mean: Tensor, covariance: Tensor | LowRank, metric: str) -> Preconditioner:
     """Coordinates of a first guess at the posterior.
 
     Args:
         mean: (dim,).
-        covariance: (dim, dim), or (dim,) its diagonal.
+        covariance: (dim, dim), or that of one normal of low rank, where there are many dimensions.
         metric: diag, dense, or auto: dense where it is small, or where the correlations make it worth the products.
     """
+    if isinstance(covariance, LowRank):
+        return _first_large(mean, covariance, metric)
     dim = len(mean)
-    variance = covariance.diagonal() if covariance.dim() == 2 else covariance
-    sd = variance.clamp_min(1e-30).sqrt()
-    if metric == "auto" and covariance.dim() == 2 and SMALL_DIM < dim <= DENSE_DIM:
+    sd = covariance.diagonal().clamp_min(1e-30).sqrt()
+    if metric == "auto" and SMALL_DIM < dim <= DENSE_DIM:
         metric = "dense" if _condition(covariance / sd / sd[:, None]) > CONDITION else "diag"
     elif metric == "auto":
         metric = "dense" if dim <= SMALL_DIM else "diag"
-    if metric == "diag":
-        return Preconditioner(mean, sd)
-    return Preconditioner(mean, root_of(covariance, 10 * dim) if covariance.dim() == 2 else sd.diag())
+    return Preconditioner(mean, sd if metric == "diag" else root_of(covariance, 10 * dim))
+
+
+def _first_large(mean: Tensor, covariance: LowRank, metric: str) -> Preconditioner:
+    """The same of many dimensions: diagonal, or low-rank where few directions are strong or a matrix is asked for."""
+    d, P, stretch = covariance
+    extra = stretch**2 - 1
+    variance = d**2 * (1 + (P**2 * extra).sum(1)).clamp_min(1e-30)
+    long = extra > 0
+    factor = (d / variance.sqrt())[:, None] * P[:, long] * extra[long].sqrt()
+    vectors, size, _ = torch.linalg.svd(factor, full_matrices=False)
+    values = 1 + size[:RANK] ** 2
+    if metric == "diag" or metric == "auto" and not (len(values) and float(values[0]) > CONDITION):
+        return Preconditioner(mean, variance.sqrt())
+    return Preconditioner(mean, low_rank_root(variance, values, vectors[:, : len(values)], RANK))
 
 
 def _condition(correlation: Tensor) -> float:
