@@ -47,6 +47,27 @@ def test_a_chain_is_averaged(caplog):
     assert rates(Diffusion(3, hidden=(8,), steps=3), {"x": X}, ema=0.9)[2] == 0.9
 
 
+def test_held_out_rows_keep_the_best_average():
+    vae = VAE(3, latent=2, hidden=(8,), likelihood="normal")
+    held_out = fit(vae, {"x": X}, valid={"x": X}, engine="eager").config["fit"]
+    assert (held_out["ema"], held_out["patience"]) == (0.995, defaults.PATIENCE)
+    chain = fit(Diffusion(3, hidden=(8,), steps=3), {"x": X}, valid={"x": X}, engine="eager").config["fit"]
+    assert (chain["ema"], chain["patience"]) == (0.995, None)  # its ELBO is drawn
+
+
+def test_costly_steps_are_fewer_and_the_same_in_each_fit(monkeypatch, caplog):
+    caplog.set_level("INFO", "ppgen")
+    monkeypatch.setattr(defaults, "STEPS", 200)
+    monkeypatch.setattr(defaults, "FEWEST", 3)
+    monkeypatch.setattr(defaults, "SECONDS", 1e-3)
+    runs = [fit(VAE(3, latent=2, hidden=(8,), likelihood="normal"), {"x": X}, engine="eager") for _ in range(2)]
+    steps = [run.config["fit"]["steps"] for run in runs]
+    assert 3 <= steps[0] < 20 and steps[0] == steps[1] and len(runs[0].rows) == steps[0]
+    assert f"{steps[0]} steps (costly ones" in caplog.text
+    monkeypatch.setattr(defaults, "step_seconds", lambda seconds, _: seconds)
+    assert [defaults._affordable(s, {}) for s in (1e-9, 1e-3 / 57.3, 1.0)] == [200, 57, 3]
+
+
 @pytest.mark.parametrize("told", [{"steps": 2}, {"lr": 0.1}, {"schedule": "linear"}, {"optimizer": "SGD"}])
 def test_what_is_told_leaves_the_rest_as_it_was(told):
     plain = {"lr": 1e-3, "schedule": "constant"} | told
