@@ -1,11 +1,12 @@
 """What a fit that is told nothing takes: how fast the parameters move, for how long, and which of them are kept.
 
-    lr = min(0.02, max(0.001, P^(-1/2))), falling to 0 along a cosine; P: the parameters of networks
+    lr = min(0.02, max(P^(-1/2), min(0.002, (P/8)^(-1/2)), 0.001)), falling along a cosine; P: parameters of networks
     steps = 2000, or as many as take 240 seconds, but 300 at least
 
-Adam moves every parameter by about lr a step, so that what a network of P of them gives moves by about lr √P. Locations
-and scales of an autoguide's normals are apart from each other, and are not counted. The seconds are counted and not
-timed (`ppgen.inference.training.cost`), so that the same fit takes the same steps everywhere.
+Adam moves every parameter by about lr a step, so that what a network of P of them gives moves by about lr √P; of wide
+and deep ones it moves by less, and up to some millions 0.002 is no more than suits them. Locations and scales of an
+autoguide's normals are apart from each other, and are not counted. The seconds are counted and not timed
+(`ppgen.inference.training.cost`), so that the same fit takes the same steps everywhere.
 
 Networks are averaged, as each step sees a few rows of many, of a chain a few random times as well. Where held-out rows
 are followed, and their ELBO is computed and not drawn, the average with the best of it is kept: a network of a small
@@ -23,7 +24,7 @@ from torch import nn
 from ppgen.inference.training.cost import step_seconds
 from ppgen.program import Program
 
-MOST, LEAST = 0.02, 0.001
+MOST, WIDE, LEAST = 0.02, 0.002, 0.001  # learning rates
 AVERAGED = 0.995  # decay of the average
 STEPS, UNTIL_STEPS = 2000, 50_000  # the most, where a fit ends by itself
 FEWEST, SECONDS = 300, 240.0  # steps of a fit whose steps are costly, at least, and seconds of all of them
@@ -61,7 +62,7 @@ def choose_rates(
     guide = program._autoguide
     normal = set() if guide is None or _has_networks(guide) else {id(p) for p in guide.parameters()}
     count = sum(p.numel() for p in program.parameters() if p.requires_grad and id(p) not in normal)
-    o["lr"] = float(f"{min(MOST, max(LEAST, max(count, 1) ** -0.5)):.2g}")
+    o["lr"] = _rate(count)
     o["schedule"] = "cosine"
     o["steps"] = STEPS if objective is None or batch is None else _affordable(objective, batch)
     few_times = program.subsamples
@@ -70,6 +71,12 @@ def choose_rates(
     if follows and not few_times:
         o["patience"] = PATIENCE
     _say(o, count)
+
+
+def _rate(count: int) -> float:
+    """The learning rate for networks of so many parameters, to two digits."""
+    move = max(count, 1) ** -0.5
+    return float(f"{min(MOST, max(move, min(WIDE, 8**0.5 * move), LEAST)):.2g}")
 
 
 def _affordable(objective: nn.Module, batch: Mapping[str, Any]) -> int:
