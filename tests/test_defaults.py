@@ -49,6 +49,8 @@ def test_held_out_rows_keep_the_best_average():
     vae = VAE(3, latent=2, hidden=(8,), likelihood="normal")
     held_out = fit(vae, {"x": X}, valid={"x": X}, engine="eager").config["fit"]
     assert (held_out["ema"], held_out["patience"]) == (0.995, defaults.PATIENCE)
+    few = fit(VAE(3, latent=1, hidden=(), likelihood="normal"), {"x": normal(100, 3)}, valid={"x": X}, engine="eager")
+    assert (few.config["fit"]["ema"], few.config["fit"]["patience"]) == (None, None)  # no more parameters than rows
     chain = fit(Diffusion(3, hidden=(8,), steps=3), {"x": X}, valid={"x": X}, engine="eager").config["fit"]
     assert (chain["ema"], chain["patience"]) == (0.995, None)  # its ELBO is drawn
 

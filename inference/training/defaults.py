@@ -8,9 +8,9 @@ and deep ones it moves by less, and up to some millions 0.002 is no more than su
 autoguide's normals are apart from each other, and are not counted. The seconds are counted and not timed
 (`ppgen.inference.training.cost`), so that the same fit takes the same steps everywhere.
 
-Networks are averaged, as each step sees a few rows of many, of a chain a few random times as well. Where held-out rows
-are followed, and their ELBO is computed and not drawn, the average with the best of it is kept: a network of a small
-data set is at its best long before its parameters have come to rest.
+The parameters of a chain of latents, of which a step sees a few random times alone, are averaged; so are networks of
+more parameters than there are rows, where held-out rows are followed. Unless their ELBO is drawn, as a chain's is, the
+average with the best of it is kept: such a network is at its best long before its parameters have come to rest.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ def most_steps(o: Mapping[str, Any]) -> int:
 
 
 def choose_rates(
-    program: Program, o: dict[str, Any], objective: nn.Module | None = None, batch: Mapping[str, Any] | None = None, *,
-    follows: bool = False,
+    program: Program, o: dict[str, Any], rows: int, objective: nn.Module | None = None,
+    batch: Mapping[str, Any] | None = None, *, follows: bool = False,
 ) -> None:  # fmt: skip
     """Sets steps, lr, schedule, ema and patience by the program, whose parameters are there, and says so.
 
     Args:
+        rows: that are fitted.
         objective, batch: what a step runs; None: as if its steps cost little.
         follows: whether the ELBO of held-out rows is followed, and tells which parameters are the best.
     """
@@ -65,7 +66,7 @@ def choose_rates(
     o["lr"] = _rate(count)
     o["schedule"] = "cosine"
     o["steps"] = STEPS if objective is None or batch is None else _affordable(objective, batch)
-    few_times = program.subsamples
+    few_times, follows = program.subsamples, follows and count > rows
     if o["ema"] is None and (few_times or follows):
         o["ema"] = AVERAGED
     if follows and not few_times:

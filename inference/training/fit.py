@@ -181,7 +181,7 @@ def _choose(program: Program, tables: tuple[Any, Any], ready: _Ready, o: dict[st
         objective = make_objective(program, structure, n, o)
         batch = data_module.take(data, torch.arange(min(o["batch_size"] or n, n)), structure.row_columns)
     with running_of(program, data), without_validation():
-        choose_rates(program, o, objective, batch, follows=valid is not None and structure.by_row)
+        choose_rates(program, o, n, objective, batch, follows=valid is not None and structure.by_row)
 
 
 def _needs_no_loop(program: Program, o: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from ppgen.run import Run
 
 FEWEST = 20  # rows of metrics that tell
 ERRORS, SHARE, SHARE_FALLING = 3.0, 1e-4, 0.01  # gains that count: standard errors, and shares of the ELBO
-LEAST_FALLING = 0.01  # nats
+LEAST_FALLING = 0.02  # nats
 
 log = logging.getLogger("ppgen")
 
