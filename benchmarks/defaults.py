@@ -1,13 +1,14 @@
 """What `ppgen fit MODEL --data D` gives with no option beside, for each model of the catalogue, and what options give.
 
-    python benchmarks/defaults.py [--only flow vae] [--sides default best] [--seconds 400] [--out FILE.jsonl]
+    python benchmarks/defaults.py [--only flow vae] [--sides default best] [--seconds 330] [--out FILE.jsonl]
     python benchmarks/defaults.py --table FILE.jsonl
 
 D is a built-in data set, or a table that is drawn here from a seed. Each fit is a process of its own, of one thread,
 which ends after so many CPU seconds (its share of a compilation in the background is not counted); what is then there
 is a checkpoint, and is said to be unfinished. `best` has the options below: those of the model's page where it has a
-fit of these data, else a longer fit at a tuned learning rate. Figures: the ELBO (of what has no latent log p(x)) in
-nats, of held-out rows a row where latents are a row's own, else of all rows together; the same draws for both sides.
+fit of these data, else a longer fit at a tuned learning rate. What FILE has is not run again. Figures: the ELBO (of
+what has no latent log p(x)) in nats, of held-out rows a row where latents are a row's own, else of all rows together;
+the same draws for both sides.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ ENTRIES = {
     "ddpm": Entry("digits", CHAIN + " --steps 3000", rows=60),
     "vdm": Entry("digits", CHAIN + " --steps 3000", rows=60),
     "edm": Entry("digits", CHAIN + " --steps 3000", rows=60),
+    "diffusion_bridge": Entry("spots", "--batch-size 256 --lr 0.003 --schedule cosine --ema 0.99 --steps 800", rows=99),
+    "autoregressive": Entry("digits", "--batch-size 128 --lr 0.002 --schedule cosine --steps 1500"),
+    "vq_vae": Entry("digits", PAGE + " --steps 3000"),
     "image_flow": Entry("digits", "--batch-size 128 --lr 0.002 --schedule cosine --steps 1500"),
 }
 
@@ -137,6 +141,14 @@ def notes(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"x": one[note] + both * one[(note + 2) % 8], "length": rng.integers(6, 13, 300).astype(float)}
 
 
+def spots(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def around(radius: float) -> np.ndarray:
+        angle = rng.integers(8, size=4000) * np.pi / 4
+        return radius * np.stack([np.cos(angle), np.sin(angle)], -1) + 0.15 * rng.normal(size=(4000, 2))
+
+    return {"x0": around(0.8), "x": around(2.5)}
+
+
 def table(name: str, folder: Path) -> str:
     """Where the data are: a name that is built in, or a file that is made here."""
     if name not in globals():
@@ -156,8 +168,9 @@ def table(name: str, folder: Path) -> str:
 
 
 def run_one(name: str, side: str, seconds: int, folder: Path) -> dict[str, Any]:
-    """One fit in a process of its own, and the figure of what it left."""
+    """One fit in a process of its own, and the figure of what it left in the folder."""
     entry, run = ENTRIES[name], folder / f"{name}-{side}"
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ppgen", "fit", entry.spec or name, "--data", table(entry.data, folder)]
     command += ["--columns", entry.columns] if entry.columns else []
     command += entry.best.split() if side == "best" else []
@@ -223,8 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(ENTRIES))
     parser.add_argument("--sides", nargs="*", default=["default", "best"])
-    parser.add_argument("--seconds", type=int, default=400, help="CPU seconds of a fit, at most")
+    parser.add_argument("--seconds", type=int, default=330, help="CPU seconds of a fit, at most")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--runs", type=Path, help="where the run folders are left; by default they are not")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--evaluate", nargs=2, help=argparse.SUPPRESS)
     o = parser.parse_args()
@@ -234,10 +248,14 @@ def main() -> None:
     if o.table:
         print_table(o.table)
         return
+    lines = o.out.read_text().splitlines() if o.out is not None and o.out.is_file() else []
+    there = {(r["model"], r["side"]) for r in map(json.loads, lines)}
     for name in o.only:
         for side in o.sides:
+            if (name, side) in there:
+                continue
             with tempfile.TemporaryDirectory() as folder:
-                line = json.dumps(run_one(name, side, o.seconds, Path(folder)))
+                line = json.dumps(run_one(name, side, o.seconds, o.runs or Path(folder)))
             print(line if o.out is None else f"{name} {side}", flush=True)
             if o.out is not None:
                 with o.out.open("a") as file:

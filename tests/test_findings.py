@@ -368,9 +368,10 @@ def test_divergences_are_a_share_of_all_draws():
 class Metrics:
     """What training leaves behind, without a fit."""
 
-    def __init__(self, elbo, converged=None, bad=0, rows=0):
+    def __init__(self, elbo, converged=None, bad=0, rows=0, schedule="constant"):
         self.metrics = {"elbo": np.asarray(elbo, float), "bad_steps": np.array([bad])}
-        self.config = {"data": {"rows": rows}} | ({} if converged is None else {"converged": converged})
+        self.config = {"data": {"rows": rows}, "fit": {"schedule": schedule, "patience": None}}
+        self.config |= {} if converged is None else {"converged": converged}
         self.structure = SimpleNamespace(by_row=rows > 0)
 
 
@@ -379,6 +380,8 @@ TRAINING = {
     "a plateau": (Metrics(NOISE), "fine", set()),
     "still rising": (Metrics(NOISE + 0.1 * np.arange(400)), "look", {"elbo_trend"}),
     "falling": (Metrics(NOISE - 0.1 * np.arange(400)), "fine", set()),
+    "a rate fell too early": (Metrics(-(0.5 ** (np.arange(400) / 100)), schedule="cosine"), "look", {"elbo_trend"}),
+    "a rate fell": (Metrics(-100 - 0.1 ** (np.arange(400) / 100), schedule="cosine"), "fine", set()),
     "converged": (Metrics(NOISE, converged=True), "fine", set()),
     "steps ran out": (Metrics(NOISE, converged=False), "wrong", {"converged"}),
     "steps that were skipped": (Metrics(NOISE, bad=3), "look", {"bad_steps"}),

@@ -82,8 +82,10 @@ from ppgen.inference.sampling.mcmc_init import runaway, starts
 from ppgen.inference.sampling.prepared import prepared, prior_of
 from ppgen.inference.sampling.weighted import mixture_of
 from ppgen.inference.training import defaults
+from ppgen.inference.training.cost import step_seconds
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
+from ppgen.inference.training.trend import rise
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
 from ppgen.inference.verdicts.guide_checks import weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
@@ -582,6 +584,22 @@ def of_defaults(folder):
         run = fit(NormalMean(), {"x": X}, particles=4, engine="trace")
     m = posterior(run, {"x": X}, draws=2000)["posterior"]["m"].values
     assert abs(m.mean() - float(EXACT.loc)) < 0.15 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+
+
+def of_cost(folder):
+    """Steps of more rows are counted to cost more, in proportion where products are what they cost."""
+    program = GuidedNormalMean()
+    few, many = ({"x": X[:1].expand(n).clone()} for n in (10, 300_010))
+    bound = Objective(program, fit(program, few, steps=0).structure, 10)
+    one, other = (step_seconds(bound, rows) for rows in (few, many))
+    assert 1e-5 < one < 0.01 and 5e-4 < other - one < 1.0
+
+
+def of_trend(folder):
+    """A fit that has just begun is rising, and one that has ended is not."""
+    how = {"lr": 0.05, "particles": 32, "engine": "trace"}
+    runs = [fit(GuidedNormalMean(width=0.03), {"x": X}, steps=n, log_every=n // 30, **how) for n in (60, 360)]
+    assert [rise(run).rising for run in runs] == [True, False]
 
 
 def of_state(folder):

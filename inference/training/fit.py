@@ -44,6 +44,7 @@ from ppgen.inference.training.optimise import check_optimizer, learning_rate, ma
 from ppgen.inference.training.state import read_state
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
+from ppgen.inference.training.trend import warn_if_rising
 from ppgen.program import Program
 from ppgen.run import (
     Run,
@@ -86,8 +87,9 @@ def fit(
         program: a `Program`, or a Pyro model; its parameters are changed in place.
         data: columns by name (tensors, arrays, lists, a DataFrame), or one table for the first column.
         valid: held-out rows; their ELBO is logged, and `patience` counts on it.
-        steps: gradient steps; 2000 if None. Where lr, schedule, until and patience are None too, the program says the
-            rates (`ppgen.inference.training.defaults`), and the log what they are.
+        steps: gradient steps; 2000 if None. Where lr, schedule, until and patience are None too, the program says these
+            (`ppgen.inference.training.defaults`), and the log what they are: fewer steps where they are costly, and
+            where `valid` is followed an average of the parameters, of which the best is kept.
         until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
             (50 000 if None), and keeps the average (`ppgen.inference.converge`).
         batch_size: rows a step, by one permutation an epoch; None: `Program.rows_a_step` of many rows, or else all.
@@ -132,7 +134,6 @@ def fit(
         "log_every": log_every, "checkpoint_every": checkpoint_every, "strict": strict,
     }  # fmt: skip
     by_program = plain_rates(options)
-    options["log_every"] = log_every or max(1, options["steps"] // 100)
     _check_options(options, valid, loss)
     if out is not None and _restarted(Path(out), options):
         return resume(out, data, valid=valid, program=program, report=report)
@@ -152,7 +153,8 @@ def _fitted(
     idle = path is None and _needs_no_loop(program, o)
     fabric = None if idle else make_fabric(o["device"], o["precision"])
     if by_program:
-        choose_rates(program, o)
+        _choose(program, tables, ready, o)
+    o["log_every"] = o["log_every"] or max(1, o["steps"] // 100)
     _warn_of_rows(program, train_data, ready.checked.structure)
     config = _config(o, train_data, valid_data, source)
     config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
@@ -164,13 +166,28 @@ def _fitted(
     if not fabric.is_global_zero:
         path = None
     with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
-        return train(run, train_data, valid_data, report=report, fabric=fabric)
+        run = train(run, train_data, valid_data, report=report, fabric=fabric)
+    if by_program:
+        warn_if_rising(run)
+    return run
+
+
+def _choose(program: Program, tables: tuple[Any, Any], ready: _Ready, o: dict[str, Any]) -> None:
+    """Steps and rates of a fit that was told nothing, by what its first step runs."""
+    data, valid = tables
+    n, structure = data_module.n_rows(data), ready.checked.structure
+    objective = batch = None
+    if ready.loss is None and o["particles"] == 1:
+        objective = make_objective(program, structure, n, o)
+        batch = data_module.take(data, torch.arange(min(o["batch_size"] or n, n)), structure.row_columns)
+    with running_of(program, data), without_validation():
+        choose_rates(program, o, n, objective, batch, follows=valid is not None and structure.by_row)
 
 
 def _needs_no_loop(program: Program, o: Mapping[str, Any]) -> bool:
     """Whether there is nothing to train: no step, so that no optimiser and no Fabric have to be imported."""
     plain = o["device"] == "cpu" and o["precision"] in ("32-true", "64-true") and o["until"] is None
-    return not o["steps"] and plain and all(bool(torch.isfinite(p).all()) for p in program.parameters())
+    return o["steps"] == 0 and plain and all(bool(torch.isfinite(p).all()) for p in program.parameters())
 
 
 def _restarted(path: Path, options: Mapping[str, Any]) -> bool:

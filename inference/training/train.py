@@ -219,10 +219,12 @@ def _note_row(loop: _Loop, lr: float, report: Report | None) -> None:
 
 
 def _per(loop: _Loop) -> dict[str, float]:
-    """What divides the figures of a row: with a global latent they are those of the whole data set."""
+    """What divides the figures of a row (with a global latent they are those of the whole data set), and all steps."""
+    steps = loop.options["steps"]
     if not loop.run.structure.by_row:
-        return {"per": 1, "valid_per": 1}
-    return {"per": loop.rows, "valid_per": 1 if loop.valid is None else data_module.n_rows(loop.valid)}
+        return {"per": 1, "valid_per": 1, "steps": steps}
+    valid = 1 if loop.valid is None else data_module.n_rows(loop.valid)
+    return {"per": loop.rows, "valid_per": valid, "steps": steps}
 
 
 def _is_due(loop: _Loop) -> bool:

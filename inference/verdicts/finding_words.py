@@ -31,11 +31,12 @@ def _converged(f: Finding) -> Words:
 
 
 def _elbo_trend(f: Finding) -> Words:
+    part = "quarter" if f.details.get("part") == 0.25 else "tenth"
     if f.verdict == "fine":
-        return "The ELBO no longer rose over the last tenth of the steps.", ""
+        return f"The ELBO no longer rose over the last {part} of the steps.", ""
     unit = "nats a row" if f.details.get("per") == "row" else "nats"
     return (
-        f"The ELBO was still rising at the end: by {f.figure:.3g} {unit} in the last tenth of the steps.",
+        f"The ELBO was still rising at the end: by {f.figure:.3g} {unit} in the last {part} of the steps.",
         "Take more steps (--resume RUN --steps N), or fit with --until converged.",
     )
 

@@ -2,8 +2,7 @@
 
 A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.01 to 0.99, x_rep drawn from the posterior
 predictive: of a model that is right these probabilities crowd about 1/2 (they use the data twice), so that an alarm at
-1% a side is rarer still. The ELBO was still rising where its gain over the last tenth of the steps is more than 3
-standard errors.
+1% a side is rarer still. Whether the ELBO was still rising is told by `ppgen.inference.training.trend`.
 
 Source: Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng and Stern 1996).
 """
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ppgen.inference.training.trend import rise
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, worst_first
 from ppgen.run import Run
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ppgen.inference.evaluation.diagnose import Diagnosis
 
 RARE = 0.01  # probability of a statistic, on either side
-RISING = 3.0  # standard errors
 
 
 class Check(NamedTuple):
@@ -84,20 +83,13 @@ def report_checks(
 
 def training(run: Run) -> list[Finding]:
     """Whether the fit was long enough, in nats a row where log p(x) is a sum over rows, and whether steps failed."""
-    m, by_row = run.metrics, run.structure.by_row
-    elbo = m["elbo"][np.isfinite(m["elbo"])] / (run.config["data"]["rows"] if by_row else 1)
-    converged = run.config.get("converged")
+    m, converged = run.metrics, run.config.get("converged")
     found = []
     if converged is not None:
         found.append(Finding("converged", "", float(converged), 1.0, FINE if converged else WRONG))
-    elif len(elbo) >= 20:
-        tenth = max(2, len(elbo) // 10)
-        last, before = elbo[-tenth:], elbo[-2 * tenth : -tenth]
-        gain = float(last.mean() - before.mean())
-        se = float(np.hypot(last.std(ddof=1), before.std(ddof=1)) / tenth**0.5)
-        most = max(RISING * se, 1e-4 * abs(float(last.mean())))
-        unit = {"se": se, "per": "row" if by_row else "data set"}
-        found.append(Finding("elbo_trend", "", gain, most, LOOK if gain > most else FINE, unit))
+    elif (r := rise(run)) is not None:
+        said = {"se": r.se, "per": "row" if run.structure.by_row else "data set", "part": r.part}
+        found.append(Finding("elbo_trend", "", r.gain, r.most, LOOK if r.rising else FINE, said))
     bad = int(m["bad_steps"][-1]) if len(m["bad_steps"]) else 0
     if bad:
         found.append(Finding("bad_steps", "", float(bad), 0.0, LOOK))

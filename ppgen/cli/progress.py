@@ -20,7 +20,7 @@ def progress(total: int, stream: TextIO, quiet: bool = False) -> Iterator[Report
     """What `fit(report=)` is given: it shows step, ELBO and its moving standard error, steps/s, time left.
 
     Args:
-        total: the number of steps.
+        total: the number of steps, where no row says another.
         stream: where it is shown; a bar where this is a terminal.
     """
     if quiet:
@@ -60,7 +60,8 @@ def _bar(total: int, stream: TextIO) -> Iterator[Report]:
         clock = _Clock(total)
 
         def report(row: dict[str, float]) -> None:
-            bar.update(task, completed=row["step"], figures=figures(row, clock))
+            clock.total = int(row.get("steps", total))
+            bar.update(task, completed=row["step"], total=clock.total, figures=figures(row, clock))
 
         yield report
 
@@ -69,6 +70,7 @@ def _lines(total: int, stream: TextIO) -> Report:
     clock, last = _Clock(total), [time.monotonic(), 0.0]
 
     def report(row: dict[str, float]) -> None:
+        total = clock.total = int(row.get("steps", clock.total))
         text, now, step = figures(row, clock), time.monotonic(), row["step"]
         if step < total and step - last[1] < total / LINES and now - last[0] < SECONDS:
             return

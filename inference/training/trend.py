@@ -1,0 +1,75 @@
+"""Whether the ELBO was still rising where a fit ended.
+
+The gain of its last tenth over the tenth before, beside its standard error. Where the learning rate falls, the last
+tenth hardly moves whatever is left to gain, and noise that goes away with the rate is a small gain of its own: there it
+is the last quarter beside the one before, and a gain of a hundredth counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from ppgen.run import Run
+
+FEWEST = 20  # rows of metrics that tell
+ERRORS, SHARE, SHARE_FALLING = 3.0, 1e-4, 0.01  # gains that count: standard errors, and shares of the ELBO
+LEAST_FALLING = 0.02  # nats
+
+log = logging.getLogger("ppgen")
+
+
+class Rise(NamedTuple):
+    """In nats a row where log p(x) is a sum over rows, else of the data set.
+
+    Attributes:
+        gain: of the last part over the one before.
+        most: a gain that is none.
+        se: its standard error.
+        part: the share of the steps that the last part is.
+    """
+
+    gain: float
+    most: float
+    se: float
+    part: float
+
+    @property
+    def rising(self) -> bool:
+        return self.gain > self.most
+
+
+def rise(run: Run) -> Rise | None:
+    """The rise of the ELBO, of held-out rows where these say what is kept; None of too few rows of metrics."""
+    o, recorded = run.config["fit"], run.config["data"]
+    held_out = bool(o["patience"] and recorded.get("valid_rows"))
+    elbo = run.metrics["valid_elbo" if held_out else "elbo"]
+    n = recorded.get("valid_rows") if held_out else recorded["rows"]
+    elbo = elbo[np.isfinite(elbo)] / (n if run.structure.by_row else 1)
+    if len(elbo) < FEWEST:
+        return None
+    falling = o["schedule"] != "constant"
+    part = max(2, len(elbo) // (4 if falling else 10))
+    last, before = elbo[-part:], elbo[-2 * part : -part]
+    se = float(np.hypot(last.std(ddof=1), before.std(ddof=1)) / part**0.5)
+    size = abs(float(last.mean()))
+    least = max(SHARE_FALLING * size, LEAST_FALLING) if falling else SHARE * size
+    return Rise(float(last.mean() - before.mean()), max(ERRORS * se, least), se, 0.25 if falling else 0.1)
+
+
+def warn_if_rising(run: Run) -> None:
+    """Says that a fit is not converged, and what to do."""
+    found = rise(run)
+    if found is None or not found.rising:
+        return
+    o, unit = run.config["fit"], "nats a row" if run.structure.by_row else "nats"
+    more = 2 * o["steps"]
+    way = f"go on with ppgen fit --resume {run.path} --steps {more}"
+    if run.path is None:
+        way = f"fit with steps={more}, lr={o['lr']:g}, schedule={o['schedule']!r}"
+    log.warning(
+        "not converged: the ELBO rose by %.3g ± %.1g %s in the last %s of the steps; %s",
+        found.gain, found.se, unit, "quarter" if found.part == 0.25 else "tenth", way,
+    )  # fmt: skip
