@@ -1,0 +1,165 @@
+"""What a function does to tensors, recorded while it runs: held against make_fx, which records fake tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppgen.engine import Untraceable, trace
+from ppgen.engine.graph import simplify
+from ppgen.engine.record import BYTES, Unrecordable, record
+from ppgen.engine.without_dynamo import leave_out, take_step
+
+HELD = torch.ones(3)
+MASK = torch.tensor([True, False, True])
+leave_out()
+
+
+def gradient(x: Tensor) -> list[Tensor]:
+    """By autograd, through a draw and a tensor that is closed over."""
+    x = x.detach().requires_grad_()
+    loss = (F.softplus(x) * torch.randn(3) * HELD).sum() + x.exp().prod() * 0.5
+    (grad,) = torch.autograd.grad(loss, x)
+    return [loss.detach(), grad]
+
+
+def batched(x: Tensor) -> Any:
+    """By torch.func."""
+    return torch.func.vmap(torch.func.grad_and_value(lambda z: (z * HELD).square().sum().log1p()))(x.expand(2, 3))
+
+
+def written(x: Tensor) -> Tensor:
+    y = torch.zeros(3, 3)
+    y[1] = x
+    y.mul_(torch.tensor(2.0))
+    return y[:, 0]
+
+
+def of_two(x: Tensor) -> list[Any]:
+    values, places = x.max(0)
+    return [values, None, places, x.split(1)[2]]
+
+
+def normalised(x: Tensor) -> Tensor:
+    return F.batch_norm(x[:, None], torch.zeros(1), torch.ones(1), training=True)
+
+
+def masked(x: Tensor) -> Tensor:
+    return x[MASK]
+
+
+@pytest.mark.parametrize("fn", [gradient, batched, written, of_two, normalised], ids=lambda fn: fn.__name__)
+def test_the_graph_is_that_of_make_fx(fn: Callable[..., Any]):
+    x = torch.tensor([0.5, -1.0, 2.0])
+    with torch.random.fork_rng():
+        ours = record(fn, [x])
+        theirs = make_fx(lambda *inputs: fn(*inputs), tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+    assert simplify(copy.deepcopy(ours))[0].code == simplify(copy.deepcopy(theirs))[0].code
+    assert [type(out) for out in _list(seeded(ours, x))] == [type(out) for out in _list(seeded(fn, x))]
+    torch.testing.assert_close(seeded(ours, x), seeded(fn, x), rtol=1e-6, atol=0.0)
+
+
+def seeded(fn: Callable[..., Any], x: Tensor) -> Any:
+    torch.manual_seed(0)
+    return fn(x)
+
+
+def _list(out: Any) -> Any:
+    return out if isinstance(out, (list, tuple)) else [out]
+
+
+def branches(x: Tensor) -> Tensor:
+    return x + 1 if x[0] > 0 else x
+
+
+def takes_out(x: Tensor) -> Tensor:
+    return x * sum(x.tolist())
+
+
+def counts(x: Tensor) -> Tensor:
+    return x[x > 0]
+
+
+def counts_what_it_wrote(x: Tensor) -> Tensor:
+    """The tensor that decides is none that an operation on x gave: x was written to a part of it."""
+    mask = torch.zeros(3, dtype=torch.bool)
+    mask[:2] = x[:2] > 0
+    return x[mask]
+
+
+def changes_what_it_holds(x: Tensor) -> Tensor:
+    return HELD.add_(x)
+
+
+def changes_a_part_of_it(x: Tensor) -> Tensor:
+    HELD[0].mul_(x[0])
+    return x + HELD
+
+
+def is_equal(x: Tensor) -> Tensor:
+    return x * float(torch.equal(x, HELD))
+
+
+REFUSED = [branches, counts, counts_what_it_wrote, changes_what_it_holds, changes_a_part_of_it, is_equal]
+
+
+@pytest.mark.parametrize("fn", REFUSED, ids=lambda fn: fn.__name__)
+def test_what_reads_values_or_changes_what_it_holds_is_refused(fn: Callable[..., Any]):
+    with pytest.raises(Unrecordable):
+        record(fn, [torch.tensor([0.5, -1.0, 2.0])])
+    assert torch.equal(HELD, torch.ones(3))
+
+
+@pytest.mark.parametrize("fn", [takes_out, counts, counts_what_it_wrote], ids=lambda fn: fn.__name__)
+def test_what_is_refused_is_traced_without_its_values_or_not_at_all(fn: Callable[..., Any]):
+    graph = trace(fn, [torch.tensor([0.5, -1.0, 2.0])])
+    other = torch.tensor([-0.5, 3.0, 1.0])
+    assert torch.equal(graph(other), fn(other))
+    with pytest.raises(Untraceable, match=r"test_record\.py:\d+: "):
+        trace(branches, [other])
+
+
+def test_inputs_are_left_alone_and_large_ones_are_not_run():
+    x, y = torch.zeros(3), torch.ones(2, 1).expand(2, 3)
+    graph = record(lambda a, b: a.add_(1) + b, [x, y])
+    assert torch.equal(x, torch.zeros(3)) and graph(x, y).shape == (2, 3) and torch.equal(x, torch.ones(3))
+    with pytest.raises(Unrecordable, match="large"):
+        record(torch.sin, [torch.zeros(BYTES // 4 + 1)])
+
+
+def test_places_of_a_mask_that_is_known():
+    x = torch.tensor([0.5, -1.0, 2.0])
+    assert torch.equal(trace(masked, [x])(x), x[MASK])
+
+
+def test_a_factor_that_does_not_exist_ends_no_recording():
+    graph = record(lambda x: torch.linalg.cholesky(x).diagonal(), [-torch.eye(2)])
+    assert torch.equal(graph(4 * torch.eye(2)), torch.tensor([2.0, 2.0]))
+
+
+@pytest.mark.parametrize("spec", ["Adam", "AdamW", "SGD", "RMSprop"])
+def test_a_step_is_that_of_torch(spec: str):
+    found = []
+    for step in (take_step, lambda of: of.step()):
+        p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = getattr(torch.optim, spec)([p], lr=0.1)
+        for k in range(3):
+            p.grad = torch.tensor([0.5, float(k)])
+            step(optimizer)
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+def test_hooks_of_a_step_are_called():
+    called: list[int] = []
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: called.append(1))
+    take_step(optimizer)
+    assert called == [1]
