@@ -357,6 +357,14 @@ def a_mode_sees_operations_below_autograd__ppgen_engine_record():
     return seen[0] == "exp" and "mul" in seen
 
 
+def a_lazy_graph_writes_its_python_when_asked__ppgen_engine_record():
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    graph = torch.fx.symbolic_trace(lambda x: torch.sin(x)).graph
+    lazy = _LazyGraphModule(torch.nn.Module(), graph)
+    return lazy._needs_recompile() and "sin" in lazy.code and bool(lazy(torch.zeros(1)) == 0)
+
+
 def operations_tell_who_has_them__ppgen_engine_record():
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     name = "CompositeImplicitAutograd"

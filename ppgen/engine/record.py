@@ -15,6 +15,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -50,7 +51,7 @@ def record(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     finally:
         torch.set_autocast_cache_enabled(caches)
     recorder.graph.output(recorder.given(out))
-    return fx.GraphModule(recorder.root, recorder.graph)
+    return _LazyGraphModule(recorder.root, recorder.graph)  # its Python is written when somebody asks for it
 
 
 def _copy(t: Tensor) -> Tensor:
