@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppgen.engine import Untraceable, trace
 from ppgen.engine.graph import simplify
 from ppgen.engine.record import BYTES, Unrecordable, record
-from ppgen.engine.without_dynamo import leave_out, take_step
+from ppgen.engine.without_dynamo import _gradients, leave_out, take_step
 
 HELD = torch.ones(3)
 MASK = torch.tensor([True, False, True])
@@ -132,6 +132,15 @@ def test_inputs_are_left_alone_and_large_ones_are_not_run():
     assert torch.equal(x, torch.zeros(3)) and graph(x, y).shape == (2, 3) and torch.equal(x, torch.ones(3))
     with pytest.raises(Unrecordable, match="large"):
         record(torch.sin, [torch.zeros(BYTES // 4 + 1)])
+    with pytest.raises(Unrecordable, match="MiB"):
+        record(lambda x: (x[:, None, None] + torch.zeros(2900, 1)) * torch.ones(2900), [torch.zeros(1)])
+
+
+def test_a_tensor_that_was_made_of_others_is_no_constant():
+    made = torch.ones(3, requires_grad=True).exp()
+    with pytest.raises(Unrecordable, match="another's making"):
+        record(lambda x: x * made, [torch.zeros(3)])
+    torch.testing.assert_close(trace(lambda x: x * made, [torch.zeros(3)])(torch.ones(3)), made.detach())
 
 
 def test_places_of_a_mask_that_is_known():
@@ -155,6 +164,24 @@ def test_a_step_is_that_of_torch(spec: str):
             step(optimizer)
         found.append(p.detach())
     assert torch.equal(*found)
+
+
+def test_gradients_of_a_function_are_those_of_torch(monkeypatch):
+    """With and without weights, through functorch's levels, 0 for what the value does not depend on."""
+
+    def fn(x: Tensor, y: Tensor) -> Tensor:
+        return (x**3).sum()
+
+    x, y = torch.tensor([0.5, -1.0, 2.0]), torch.ones(2)
+
+    def found() -> list[Tensor]:
+        grads = torch.func.grad(fn, argnums=(0, 1))(x, y)
+        second = torch.func.vmap(torch.func.grad(lambda z: torch.func.grad(lambda u: (u**3).sum())(z).sum()))(x[None])
+        return [*grads, second, torch.func.vjp(lambda z: z.exp(), x)[1](x)[0], torch.func.grad(lambda z: x.sum())(y)]
+
+    own = found()
+    monkeypatch.setattr("torch._functorch.eager_transforms._autograd_grad", _gradients)
+    assert all(map(torch.equal, own, found()))
 
 
 def test_hooks_of_a_step_are_called():

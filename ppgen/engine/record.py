@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 BYTES = 2**24  # of inputs, at most: an operation on more costs more to run than to record
+BYTES_OF_ONE = 2**25  # of a result: what is closed over may be large
 _PLAIN = (int, float, complex, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -86,7 +87,14 @@ class _Recorder(TorchDispatchMode):
         return False
 
     def hold(self, tensor: Tensor, node: fx.Node, *, follows: bool = False) -> None:
-        """From now on the tensor is the value of the node, which follows from those of inputs, or does not."""
+        """From now on the tensor is the value of the node, which follows from those of inputs, or does not.
+
+        Raises:
+            Unrecordable: it is large, and new.
+        """
+        new = node.op == "call_function" and tensor.nbytes > BYTES_OF_ONE
+        if new and tensor.untyped_storage().nbytes() > BYTES_OF_ONE and _memory(tensor) not in self._outer:
+            raise Unrecordable(f"{node.target} gives {tensor.nbytes / 2**20:.0f} MiB")
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         self._nodes[id(tensor)] = (ref(tensor), node)
         if follows:
@@ -112,8 +120,8 @@ class _Recorder(TorchDispatchMode):
         raise Unrecordable(f"a {type(value).__name__} among the arguments")
 
     def _constant(self, tensor: Tensor) -> fx.Node:
-        if type(tensor) not in (Tensor, nn.Parameter):
-            raise Unrecordable(f"a {type(tensor).__name__} among the tensors")
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.grad_fn is not None:  # the latter may be made of inputs
+            raise Unrecordable(f"a {type(tensor).__name__} of another's making among the tensors")
         name = f"_{'param' if isinstance(tensor, nn.Parameter) else 'tensor'}_constant{len(self._constants)}"
         self._constants.append(tensor)  # held: another tensor must not get its address
         self._outer.add(_memory(tensor))

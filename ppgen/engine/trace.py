@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
 from ppgen.engine.record import record
-from ppgen.engine.without_dynamo import leave_out
+from ppgen.engine.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
 
@@ -75,8 +75,6 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
         Untraceable: the function needs a value, not a shape, to decide what to do next.
     """
 
-    leave_out()
-
     def traced(*tensors: Tensor) -> Any:
         with _Stopped() if differentiable else nullcontext():
             return fn(*tensors)
@@ -92,7 +90,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
             return make(traced, inputs, **mode)
 
     try:
-        with _no_way_out():
+        with _no_way_out(), plain_gradients():
             return Traced(*simplify(run(record), differentiable=differentiable))
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,16 +26,22 @@ _MARKED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")  # b
 
 @cache
 def leave_out() -> None:
-    """Once a process: methods of optimisers, and `torch.func.grad`, ask for Dynamo only where it is imported already.
+    """Once a process: methods of optimisers ask for Dynamo only where it is imported already.
 
-    Where torch has written them in another way they stay as they are, and the first of them takes a second more.
+    Where torch marks them in another way they stay as they are, and the first optimiser takes a second more.
     """
     for name in _MARKED:
         inner = getattr(getattr(Optimizer, name), "__wrapped__", None)
         if inner is not None and "__dynamo_disable" not in vars(inner):
             inner.__dynamo_disable = _unless_imported(inner)
-    if list(inspect.signature(_autograd_grad).parameters) == list(inspect.signature(_gradients).parameters):
-        eager_transforms._autograd_grad = _gradients
+
+
+def plain_gradients() -> AbstractContextManager[Any]:
+    """Within it `torch.func.grad` does without; where torch has written it in another way, it is as it is."""
+    known = list(inspect.signature(_autograd_grad).parameters) == list(inspect.signature(_gradients).parameters)
+    if _DYNAMO in sys.modules or not known:
+        return nullcontext()
+    return mock.patch.object(eager_transforms, "_autograd_grad", _gradients)
 
 
 def _unless_imported(inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,8 +61,6 @@ def _gradients(
     retain_graph: bool = False, create_graph: bool = True,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What functorch takes gradients with: `torch.autograd.grad`, 0 where there is none."""
-    if _DYNAMO in sys.modules:
-        return _autograd_grad(outputs, inputs, grad_outputs, retain_graph, create_graph)
     places = [i for i, out in enumerate(outputs) if out.requires_grad]
     if not places:
         return tuple(torch.zeros_like(x) for x in inputs)
