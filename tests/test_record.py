@@ -148,6 +148,13 @@ def test_places_of_a_mask_that_is_known():
     assert torch.equal(trace(masked, [x])(x), x[MASK])
 
 
+def test_a_graph_keeps_no_tensors_of_its_own():
+    """Inductor hands each to the compiled code as one more input, which is then not kept for the next run."""
+    for fn in (lambda x: x * HELD + torch.tensor(2.0), masked):
+        made = trace(fn, [torch.zeros(3)])
+        assert not list(made.graph.buffers()) and not list(made.graph.parameters()) and made.constants
+
+
 def test_a_factor_that_does_not_exist_ends_no_recording():
     graph = record(lambda x: torch.linalg.cholesky(x).diagonal(), [-torch.eye(2)])
     assert torch.equal(graph(4 * torch.eye(2)), torch.tensor([2.0, 2.0]))
