@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.engine import Untraceable, trace
+from ppgen.engine.background import packed, unpacked
 from ppgen.engine.graph import simplify
 from ppgen.engine.record import BYTES, Unrecordable, record
 from ppgen.engine.without_dynamo import _gradients, leave_out, take_step
@@ -153,6 +155,16 @@ def test_a_graph_keeps_no_tensors_of_its_own():
     for fn in (lambda x: x * HELD + torch.tensor(2.0), masked):
         made = trace(fn, [torch.zeros(3)])
         assert not list(made.graph.buffers()) and not list(made.graph.parameters()) and made.constants
+
+
+def test_a_graph_for_another_process_is_the_same():
+    """Pickled as a GraphModule, its draws would be drawn once, where it is read."""
+
+    def fn(x: Tensor) -> list[Tensor]:
+        return [x.split(1)[0] + torch.randn(3)[1:].new_zeros(2) * HELD[0], x.clone().clamp_(min=0.1, max=float("inf"))]
+
+    graph = trace(fn, [torch.zeros(3)]).graph
+    assert unpacked(pickle.loads(pickle.dumps(packed(graph)))).code == graph.code and "randn" in graph.code
 
 
 def test_a_factor_that_does_not_exist_ends_no_recording():
