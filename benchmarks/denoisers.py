@@ -52,14 +52,14 @@ def ours(program: Any, x: Tensor, engine: str, precision: str) -> Callable[[Tens
     """A training step of ppgen's own loop: step(batch, learning rate)."""
     from ppgen.inference import Objective
     from ppgen.inference.training.optimise import make_fabric, make_optimizer
-    from ppgen.inference.training.step import Row, make_step
+    from ppgen.inference.training.step import Row, Step
     from ppgen.structure import inspect
 
     program.train()
     objective = Objective(program, inspect(program, {"x": x[:2]}), len(x), objective="subsampled")
     fabric = make_fabric("cpu", precision)
     wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), LR))
-    step = make_step(wrapped, optimizer, fabric, engine=engine)
+    step = Step(wrapped, optimizer, fabric, engine=engine)
     return lambda batch, lr: step([{"x": batch}], [Row(lr, 1.0, 1)])
 
 

@@ -152,12 +152,12 @@ def _graph(entry) -> Callable[[int], None]:
 
 def _ppgen(entry, engine: str) -> Callable[[int], None]:
     from ppgen.inference.training.optimise import make_fabric, make_optimizer
-    from ppgen.inference.training.step import Row, make_step
+    from ppgen.inference.training.step import Row, Step
 
     objective = _objective(entry)
     fabric = make_fabric("cpu", "32-true")
     wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), 1e-3))
-    step = make_step(wrapped, optimizer, fabric, engine=engine)
+    step = Step(wrapped, optimizer, fabric, engine=engine)
 
     def run(n: int) -> None:
         done = 0

@@ -66,7 +66,7 @@ def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
     from ppgen.errors import PpgenError
     from ppgen.inference import Objective, compiled_sampler
     from ppgen.inference.training.optimise import make_fabric, make_optimizer
-    from ppgen.inference.training.step import Row, make_step
+    from ppgen.inference.training.step import Row, Step
     from ppgen.models import Flow
     from ppgen.structure import inspect
 
@@ -78,7 +78,7 @@ def of_ppgen(family: str, rows: Tensor, engine: str) -> Contestant:
     objective = Objective(flow, inspect(flow, batch), BATCH)
     fabric = make_fabric("cpu", "32-true")
     wrapped, optimizer = fabric.setup(objective, make_optimizer("Adam", list(objective.parameters()), LR))
-    train = make_step(wrapped, optimizer, fabric, engine=engine)
+    train = Step(wrapped, optimizer, fabric, engine=engine)
     done = 0
 
     def step(x: Tensor) -> None:

@@ -106,6 +106,7 @@ class ParamSites(LatentSupports):
         super().__init__()
         self.program = program
         self.partly: set[str] = set()  # sites with an obs_mask
+        self.own: set[int] = set()  # the program's modules, by address
         # as it is outside of PyroModules, each of which puts a store of its own in its place for the while of its run
         self.store = pyro.get_param_store().get_state()
 
@@ -186,8 +187,11 @@ class ParamSites(LatentSupports):
         while frame is not None and frame.f_code is not code:
             frame = frame.f_back
         module = frame.f_locals[variable] if frame is not None else None
+        if module is None or id(module) in self.own:
+            return
+        self.own |= {id(m) for m in self.program.modules()}
         owned = {id(p) for p in self.program.parameters()}
-        if module is None or all(id(p) in owned for p in module.parameters()):
+        if id(module) in self.own or all(id(p) in owned for p in module.parameters()):
             return
         self.program.add_module(name.replace(".", "_") or type(module).__name__.lower(), module)
 

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,12 +370,19 @@ def test_list_does_without_torch():
 
 
 @pytest.mark.slow
-def test_check_imports_nothing_that_takes_a_second():
+@pytest.mark.parametrize(
+    "command, also",
+    [("check", {"pandas"}), ("fit --engine trace --steps 200", {"pandas"}), ("mcmc --engine trace", ())],
+)
+def test_a_command_imports_nothing_that_takes_a_second(command: str, also: Iterable[str], tmp_path: Path):
+    name, *options = command.split()
+    names = {"torch._dynamo", "sympy", "lightning_fabric", *also}
     code = (
-        "import sys; from ppgen.cli.programs import check; check('eight_schools', 'eight_schools')\n"
-        "print({'torch._dynamo', 'pandas', 'sympy', 'lightning_fabric'} & set(sys.modules) or 'none')"
+        "import atexit, sys; from ppgen.cli import app\n"
+        f"atexit.register(lambda: print({names} & set(sys.modules) or 'none'))\n"
+        f"app({[name, 'eight_schools', '--data', 'eight_schools', *options]})"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert said.stdout.endswith("none\n"), said.stdout[-300:] + said.stderr
 
 

@@ -552,6 +552,18 @@ def test_auto_compiles_in_the_background_and_changes_over(every_gain_counts, mon
 
 
 @pytest.mark.slow
+def test_the_compiled_log_joint_is_kept_for_the_next_run(every_gain_counts):
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    joint = log_joint(Program.from_pair(model), {"x": Y}, engine="compile")
+    joint.value_and_grad(torch.zeros(4, joint.dim))
+    assert len(list(native.folder().glob("*.so"))) == 1
+
+
+@pytest.mark.slow
 def test_compiled_code_is_kept_for_what_it_was_made_for(every_gain_counts, monkeypatch):
     """Another shape or number of threads is other code; a file that was cut short is made again; old ones go."""
     graph, x = trace(lambda x: [(x * 2).sum(-1)], [torch.ones(5, 3)]).graph, torch.rand(5, 3)

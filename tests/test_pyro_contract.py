@@ -342,6 +342,52 @@ def make_fx_records_around_fake_tensors__ppgen_engine_trace():
     return [n.op for n in graph.graph.nodes] == ["placeholder", "get_attr", "call_function", "output"]
 
 
+def a_mode_sees_operations_below_autograd__ppgen_engine_record():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    x = torch.ones(2, requires_grad=True)
+    with Seen():
+        torch.autograd.grad(x.exp().sum(), x)
+    return seen[0] == "exp" and "mul" in seen
+
+
+def a_lazy_graph_writes_its_python_when_asked__ppgen_engine_record():
+    from torch.fx._lazy_graph_module import _LazyGraphModule
+
+    graph = torch.fx.symbolic_trace(lambda x: torch.sin(x)).graph
+    lazy = _LazyGraphModule(torch.nn.Module(), graph)
+    return lazy._needs_recompile() and "sin" in lazy.code and bool(lazy(torch.zeros(1)) == 0)
+
+
+def operations_tell_who_has_them__ppgen_engine_record():
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = "CompositeImplicitAutograd"
+    matmul, norm = torch.ops.aten.matmul.default.name(), torch.ops.aten.native_batch_norm.default.name()
+    return has(matmul, name) and not has(matmul, "CPU") and has(norm, "CPU")
+
+
+def torch_func_takes_gradients_by_this_function__ppgen_engine_without_dynamo():
+    from torch._functorch import eager_transforms
+
+    given = ["outputs", "inputs", "grad_outputs", "retain_graph", "create_graph"]
+    return names(eager_transforms._autograd_grad) == given
+
+
+def optimisers_ask_for_dynamo_by_a_mark__ppgen_engine_without_dynamo():
+    from ppgen.engine import without_dynamo
+
+    without_dynamo.leave_out()
+    marked = [getattr(torch.optim.Optimizer, name).__wrapped__ for name in without_dynamo._MARKED]
+    hooks = vars(torch.optim.SGD([torch.ones(1)]))
+    return all(callable(fn.__dynamo_disable) for fn in marked) and "_optimizer_step_pre_hooks" in hooks
+
+
 def what_a_graph_holds_shares_its_memory__recorded():
     from ppgen.engine import trace
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.gradient import Evaluation
+from ppgen.engine.without_dynamo import take_step
 from ppgen.inference.objective import Objective
 from ppgen.inference.training.optimise import averaged
 
@@ -72,7 +73,7 @@ class EagerStep:
             if isinstance(self.optimizer, torch.optim.LBFGS):
                 self.wrapped_optimizer.step(lambda: self.gradients(batch, row.kl_weight)[0])
             else:
-                self.wrapped_optimizer.step()
+                take_step(self.wrapped_optimizer)
             self.uncounted = True
             self.average(row)
         else:

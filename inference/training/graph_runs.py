@@ -13,6 +13,7 @@ from ppgen.engine.compile import code_key, compiled
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.optimisers import functional
+from ppgen.engine.without_dynamo import take_step
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult
 from ppgen.inference.training.optimise import averaged, ema_decay
 
@@ -37,7 +38,7 @@ class TraceRun:
             step.set_lr(row.lr)
             for p, g in zip(gradient.trained, gradients, strict=True):
                 p.grad = g
-            step.optimizer.step()
+            take_step(step.optimizer)
             step.uncounted = True
             with torch.no_grad():
                 for buffer, new in zip(gradient.changed, value.buffers, strict=True):

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.engine.without_dynamo import leave_out
 from ppgen.errors import PpgenError, nearest
+from ppgen.inference.training.one_process import OneProcess
 
 SCHEDULES = {
     "constant": "lr",
@@ -59,6 +61,7 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
         PpgenError: no such optimiser or keyword, or one that cannot take these parameters.
     """
     cls, options = _optimizer_call(spec)
+    leave_out()
     try:
         return cls(parameters, lr=lr, **options)
     except (TypeError, ValueError) as e:
@@ -68,7 +71,7 @@ def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.opti
 
 
 def check_optimizer(spec: str, lr: float) -> None:
-    """Makes one where its keywords need it: the first optimiser of a process imports Torch Dynamo, for a second.
+    """Makes one where its keywords need it.
 
     Raises:
         PpgenError: no such optimiser or keyword, or a value that it does not take.
@@ -104,13 +107,18 @@ def _optimizer_call(spec: str) -> tuple[Any, dict[str, Any]]:
 def make_fabric(device: str, precision: str) -> Any:
     """Lightning Fabric: devices, precision, processes. Under torchrun it joins the processes there are.
 
+    One process on the CPU at a true precision needs none of it, and gets a `OneProcess`.
+
     Raises:
         PpgenError: no such device or precision on this machine.
     """
-    from lightning_fabric import Fabric
-
     accelerator, _, index = device.partition(":")
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cpu" and world == 1 and precision in ("32-true", "64-true"):
+        return OneProcess(precision)
+
+    from lightning_fabric import Fabric
+
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     devices: Any = [int(index)] if index.isdigit() else local
     try:

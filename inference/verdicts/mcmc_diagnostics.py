@@ -167,11 +167,11 @@ def _agreement(u: np.ndarray, labels: Sequence[str], entries: int) -> Finding:
     if chains < 2 * SUPERCHAINS:
         rhat, most = _each(u, "rhat"), GOOD_RHAT
     else:
-        from scipy.stats import chi2  # it takes half a second to import
+        from scipy.special import chdtri  # chi2.isf; scipy.stats takes half a second to import
 
         groups = next(k for k in range(SUPERCHAINS, chains + 1) if chains % k == 0)
         rhat = _each(u, "rhat_nested", superchain_ids=np.arange(chains) % groups)
-        most = float(np.sqrt(1 + chi2.isf(0.01 / (2 * entries), groups - 1) / GOOD_ESS))
+        most = float(np.sqrt(1 + chdtri(groups - 1, 0.01 / (2 * entries)) / GOOD_ESS))
     if chains == 1 or not np.isfinite(rhat).any():
         return Finding("rhat", "", np.nan, most, LOOK)
     worst = int(np.nanargmax(rhat))

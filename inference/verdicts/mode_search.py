@@ -220,20 +220,24 @@ def places(target: Density, paths: Climbs, seen: Callable[[_Normal], bool] = lam
     """The different normals that paths have found on their way up, and at their ends: `MOST` of either of those that
     draws have seen, and of those that they have not."""
     kept: list[_Normal] = []
+    marks: list[bool] = []  # whether draws have seen each: all draws are asked
     for i in paths.elbo.argsort(descending=True):
         new = _Normal(paths.mean[i], paths.root[i])
         other = torch.isfinite(paths.elbo[i]) and all(_apart(new, old) for old in kept)
-        if other and sum(seen(old) == seen(new) for old in kept) < MOST:
+        if other and marks.count(mark := seen(new)) < MOST:
             kept.append(new)
+            marks.append(mark)
     tops: list[_Normal] = []
+    marks = []
     height = torch.nan_to_num(target(paths.top)[0], nan=-torch.inf)
     for i in height.argsort(descending=True):
         if not torch.isfinite(height[i]) or len(tops) == 2 * MOST:
             break
         if all(float(old.radius(paths.top[i][None])) > 0.01 for old in tops):
             normal = _at(target, paths.top[i])
-            if normal is not None and sum(seen(old) == seen(normal) for old in tops) < MOST:
+            if normal is not None and marks.count(mark := seen(normal)) < MOST:
                 tops.append(normal)
+                marks.append(mark)
     return kept + [new for new in tops if all(_apart(new, old) for old in kept)]
 
 
@@ -272,9 +276,9 @@ def _copy(a: _Region, b: _Region) -> bool:
 @cache
 def _shell(dim: int) -> tuple[float, float]:
     """r² between the 5% and the 95% quantile."""
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
-    low, high = chi2.ppf([0.05, 0.95], dim)
+    low, high = 2 * gammaincinv(dim / 2, [0.05, 0.95])
     return float(low), float(high)
 
 

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ppgen.engine import native
 from ppgen.engine.compile import compiled
@@ -38,7 +39,7 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
         try:
             tensors = io.BytesIO()
             torch.save([t.detach().clone() for t in inputs], tensors)
-            pickle.dump((graph, tensors.getvalue(), key, torch.get_num_threads()), held)
+            pickle.dump((packed(graph), tensors.getvalue(), key, torch.get_num_threads()), held)
         except Exception as e:  # what a graph may hold is not for us to list
             log.info("not compiled in the background: %s", str(e).splitlines()[:1])
             return None
@@ -50,6 +51,54 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
         )  # fmt: skip
     CHILDREN[:] = [*(c for c in CHILDREN if c.poll() is None), child]
     return child
+
+
+class _Of(NamedTuple):
+    """A node, by its name."""
+
+    node: str
+
+
+class _Op(NamedTuple):
+    """An operation, by its names."""
+
+    namespace: str
+    name: str
+    overload: str
+
+
+def packed(graph: fx.GraphModule) -> list[tuple]:
+    """The nodes of a graph that holds no tensors, to be pickled.
+
+    (A pickled GraphModule is traced anew where it is read: what it draws or makes there is a constant from then on.)
+    """
+    nodes = []
+    for node in graph.graph.nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            target = _Op(target.namespace, target._opname, target._overloadname)
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _Of(n.name))
+        nodes.append((node.name, node.op, target, args, kwargs))
+    return nodes
+
+
+def unpacked(nodes: Sequence[tuple]) -> fx.GraphModule:
+    """The graph of `packed`, name by name."""
+    known: dict[str, fx.Node] = {}
+    graph = fx.Graph()
+
+    def given(value: Any) -> Any:
+        if isinstance(value, _Of):
+            return known[value.node]
+        if isinstance(value, (list, tuple)):
+            return type(value)([given(v) for v in value])
+        return {k: given(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    for name, op, target, args, kwargs in nodes:
+        if isinstance(target, _Op):
+            target = getattr(getattr(getattr(torch.ops, target.namespace), target.name), target.overload)
+        known[name] = graph.create_node(op, target, given(args), given(kwargs), name)
+    return fx.GraphModule(nn.Module(), graph)
 
 
 def main() -> None:
@@ -66,7 +115,7 @@ def main() -> None:
         graph, tensors, key, threads = pickle.load(sys.stdin.buffer)
         torch.set_num_threads(threads)
         if not native.is_known(key):
-            compiled(graph, torch.load(io.BytesIO(tensors)), key)
+            compiled(unpacked(graph), torch.load(io.BytesIO(tensors)), key)
 
 
 if __name__ == "__main__":

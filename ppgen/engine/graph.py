@@ -33,11 +33,11 @@ def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx
         if same or node.target is aten.lift_fresh_copy.default and not any(is_in_place(n) for n in aliases(node)):
             node.replace_all_uses_with(node.args[0])
             g.erase_node(node)
-    g.eliminate_dead_code()
+    _drop_unused(g)
     _fold(graph)
     _fill_masks(g)
     _clamp_by_copy(g, differentiable)
-    g.eliminate_dead_code()
+    _drop_unused(g)
     constants = _lift_constants(graph)
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
         value = node.meta.get("val")
@@ -46,6 +46,24 @@ def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx
     g.lint()
     graph.recompile()
     return graph, constants
+
+
+def _drop_unused(g: fx.Graph) -> None:
+    """Nodes that nothing uses, but for those that write, and those that draw: the others' draws would be others.
+
+    (As `eliminate_dead_code` does it, which asks anew at every node, and lints the graph first.)
+    """
+    known: dict[Any, bool] = {}
+    for node in reversed(g.nodes):
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        plain = isinstance(node.target, torch._ops.OpOverload)
+        effect = known.get(node.target) if plain else None
+        effect = node.is_impure() if effect is None else effect
+        if plain:
+            known[node.target] = effect
+        if not effect:
+            g.erase_node(node)
 
 
 def _fold(graph: fx.GraphModule) -> None:
@@ -238,4 +256,6 @@ def _lift_constants(graph: fx.GraphModule) -> tuple[Tensor, ...]:
             constants.append(value.detach())
         node.replace_all_uses_with(nodes[node.target])
         g.erase_node(node)
+    for name in [*dict(graph.named_parameters(recurse=False)), *dict(graph.named_buffers(recurse=False))]:
+        delattr(graph, name)  # compiled, the graph would take each as one more input
     return tuple(constants)

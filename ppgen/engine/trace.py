@@ -1,7 +1,8 @@
 """A function traced once: its tensor operations as a plain ATen graph, with no Pyro and no Python of the program left.
 
-The function runs once under `make_fx` on tensors that have a shape and a dtype but no content, so that
-nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
+The function runs once and is recorded as it runs (`ppgen.engine.record`), which refuses what reads a value. Where it
+does, or where inputs are large, it runs under `make_fx` on tensors that have a shape and a dtype but no content, so
+that nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
 `.numpy()`) is an error there, and the error names the line.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +25,16 @@ import torch
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx
 from torch.distributions import dirichlet as dirichlets
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
+from ppgen.engine.record import record
+from ppgen.engine.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
+
+log = logging.getLogger("ppgen")
 
 
 class Untraceable(Exception):
@@ -74,7 +79,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
         with _Stopped() if differentiable else nullcontext():
             return fn(*tensors)
 
-    def run(**mode: Any) -> fx.GraphModule:
+    def run(make: Callable[..., fx.GraphModule], **mode: Any) -> fx.GraphModule:
         with (
             _quiet(),
             mock.patch.object(torch, "binomial", _binomial),
@@ -82,18 +87,29 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
         ):
-            return make_fx(traced, **mode)(*inputs)
+            return make(traced, inputs, **mode)
 
     try:
-        graph = run(tracing_mode="fake", _allow_non_fake_inputs=True)
+        with _no_way_out(), plain_gradients():
+            return Traced(*simplify(run(record), differentiable=differentiable))
+    except Exception as e:  # tensors without content then, in their own time
+        log.debug("not recorded: %s", e)
+    try:
+        graph = run(_made, tracing_mode="fake", _allow_non_fake_inputs=True)
     except Exception:  # some constants must have their content (the places of a mask): then all tensors may have theirs
         try:
             with _no_way_out():
-                graph = run(tracing_mode="real")
+                graph = run(_made, tracing_mode="real")
             _require_shapes(graph)
         except Exception as e:
             raise e if isinstance(e, Untraceable) else Untraceable(_blame(e)) from e
     return Traced(*simplify(graph, differentiable=differentiable))
+
+
+def _made(fn: Callable[..., Any], inputs: Sequence[Tensor], **mode: Any) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(fn, **mode)(*inputs)
 
 
 @contextmanager

@@ -21,6 +21,24 @@ MUTANTS: list[Mutant] = [
         TABLE.format("LKJCholesky"),
     ),
     Mutant(
+        "a_recording_writes_to_what_it_holds",
+        "if any(self.node_of(t) is None or _memory(t) in self._outer for t in written):",
+        "if any(self.node_of(t) is None for t in written):",
+        "tests/test_record.py::test_what_reads_values_or_changes_what_it_holds_is_refused[changes_a_part_of_it]",
+    ),
+    Mutant(
+        "a_mask_that_values_were_written_to_is_known",
+        "self._written.update(map(_memory, written))",
+        "pass",
+        "tests/test_record.py::test_what_reads_values_or_changes_what_it_holds_is_refused[counts_what_it_wrote]",
+    ),
+    Mutant(
+        "hooks_of_a_step_are_left_out",
+        "if step is None or _has_hooks(of):",
+        "if step is None:",
+        "tests/test_record.py::test_hooks_of_a_step_are_called",
+    ),
+    Mutant(
         "in_place_in_the_memory_of_one_draw",
         "if self.narrow is None:",
         "if True:",
