@@ -36,7 +36,7 @@ import numpy as np
 from torch import Tensor
 
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.evaluation.psis import GOOD_K, khat_se
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 
@@ -47,6 +47,7 @@ TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
 HEAVY = GOOD_K / 2  # of a tail, from which on there may be no sd
 MOST_TAILS = 300  # entries whose tails are fitted: a few milliseconds each
+DERIVED, LOOKED_AT = 20, 10_000  # entries of a deterministic site whose tails are fitted, of the first so many
 
 
 class _Latents(Protocol):
@@ -176,6 +177,37 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
             index = np.unravel_index(i, value.shape[2:])
             k[f"{name}[{', '.join(map(str, index))}]" if index else name] = _tail_shape(entries[..., i])
     return heaviest(k)
+
+
+def with_derived(said: Sequence[Finding], values: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The records, with the tails of functions of latents, which are reported as latents are.
+
+    A ratio of two normals has no mean, an exponential of a wide one an sd that no number of draws determines. No slope
+    of the log density tells it: the draws do, so far as they are surely heavy (two standard errors of k-hat).
+
+    Args:
+        said: one of them of "tail_khat", which stays where it is not fine.
+        values: of deterministic sites, by name (chains, draws, ...).
+    """
+    sure: dict[str, float] = {}
+    for name, value in values.items():
+        if value.dtype.kind != "f":
+            continue
+        entries = value.reshape(value.shape[0] * value.shape[1], -1)[:, :LOOKED_AT].astype(np.float64)
+        for i in _peaked(entries):
+            one = np.inf if np.isinf(entries[:, i]).any() else _tail_shape(entries[:, i].reshape(value.shape[:2]))
+            if one > HEAVY + 2 * khat_se(one, len(entries)) or one == np.inf:
+                index = np.unravel_index(i, value.shape[2:])
+                sure[f"{name}[{', '.join(map(str, index))}]" if index else name] = one
+    return [heaviest(sure) if sure and f.measure == "tail_khat" and f.verdict == FINE else f for f in said]
+
+
+def _peaked(entries: np.ndarray) -> list[int]:
+    """The columns of (S, entries) of the largest kurtosis, those with an infinite value first."""
+    with np.errstate(all="ignore"):
+        off = (entries - entries.mean(0)) / entries.std(0)
+        kurtosis = np.where(np.isinf(entries).any(0), np.inf, (off**4).mean(0))
+    return [int(i) for i in np.argsort(-kurtosis)[:DERIVED] if not np.isnan(kurtosis[i])]
 
 
 def heaviest(k: Mapping[str, float]) -> Finding:
