@@ -28,7 +28,7 @@ from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
 from ppgen.handlers import LatentSupports, ParamSites, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
-from ppgen.sites import sample_sites
+from ppgen.sites import innermost, sample_sites, support_of
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces, run, stacked_terms, terms
 
@@ -447,6 +447,12 @@ def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]
             raise PpgenError(
                 f"the discrete latent {name!r} has no place in {spec}, whose latents are continuous; sum it out with "
                 "objective='enumerate' (--objective enumerate), or write a guide that samples it"
+            )
+        if (support := support_of(site["fn"])) is not None and support.is_discrete:
+            raise PpgenError(
+                f"the discrete latent {name!r} has no place in {spec}, whose latents are continuous, and "
+                f"{type(innermost(site['fn'])).__name__} has too many values to sum it out; write a guide that samples "
+                "it, or give it a distribution of few values"
             )
     return found
 

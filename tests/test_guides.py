@@ -610,3 +610,14 @@ def test_low_rank_begins_where_pathfinder_ends():
     run = fit(program, one, steps=0, guide="bam_low_rank(rank=2)", precision="64-true")
     law = run.program.autoguide.law()
     assert (law.stddev / sd).log().abs().max() < 0.1 and ((law.mean - loc).abs() < 0.1 * sd).all()
+
+
+@pytest.mark.parametrize("guide", ["AutoNormal", "bam", "flow"])
+def test_a_latent_of_infinitely_many_values_is_named(guide):
+    def model(x):
+        k = pyro.sample("k", dist.Poisson(3.0))
+        with ppgen.rows(x):
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match=r"'k' has no place in .* and Poisson has too many values to sum it out"):
+        fit(Program.from_pair(model), {"x": torch.ones(3)}, guide=guide, steps=0)

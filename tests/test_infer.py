@@ -38,6 +38,7 @@ from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.inference.sampling.weighted import Drawn, Mixture, importance_weights, tails
 from ppgen.inference.verdicts.findings import Finding, verdict
+from ppgen.inference.verdicts.mcmc_diagnostics import with_derived
 from ppgen.models import VAE
 
 ONE = {"one": torch.ones(1).double()}
@@ -573,3 +574,36 @@ def test_a_tail_with_too_few_weighted_draws_is_not_called_light():
     w[u[:, 0].argmax()] = 40.0
     found = tails(joint, u, w / w.sum(), lp, g, joint.value_and_grad)
     assert found.verdict == "look" and math.isnan(found.figure) and "too few of the weighted draws" in str(found)
+
+
+# -- functions of latents, which the tree reports too ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(lambda a, b: a / b, "mean and sd"), (lambda a, b: (4 * a).exp(), "sd"), (lambda a, b: a + b.square(), "")],
+    ids=["ratio", "exponential", "sum"],
+)
+def test_a_deterministic_site_without_an_sd_is_told(function, said):
+    def model(one):
+        a, b = pyro.sample("a", Normal(1.0, 1.0)), pyro.sample("b", Normal(0.0, 1.0))
+        pyro.deterministic("f", function(a, b))
+
+    trees = [infer(model, ONE, **ALONE)]
+    if said == "mean and sd":
+        trees.append(mcmc(model, ONE, chains=32, draws=50, warmup=50, engine="trace", **ALONE))
+    for tree in trees:
+        tails_of = {f.measure: f for f in load_findings(tree)}["tail_khat"]
+        assert tails_of.verdict == ("look" if said else "fine") and (not said or tails_of.where == "f")
+        assert said in str(tails_of)
+    assert tried(trees[0]) == ["gaussian"], "another method would say the same"
+    assert trees[0].attrs["verdict"] == tails_of.verdict == json.loads(trees[0].attrs["tried"])[0]["verdict"]
+
+
+def test_infinite_values_of_a_deterministic_site_are_heavy_tails_and_missing_ones_are_not():
+    light = Finding("tail_khat", "", -math.inf, 0.35, "fine", {"others": 0})
+    values = np.random.default_rng(0).normal(size=(4, 100, 3))
+    values[0, 0, 1], values[0, 1, 2] = np.inf, np.nan
+    (said,) = with_derived([light], {"d": values, "n": np.ones((4, 100), int)})
+    assert said.verdict == "look" and said.where == "d[1]"
+    assert with_derived([light], {"d": values[..., [0, 2]]}) == [light]

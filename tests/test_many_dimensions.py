@@ -154,11 +154,11 @@ def test_the_longest_tails_are_looked_at(monkeypatch):
     z = np.random.default_rng(0).normal(size=(2000, 40))
     z[:, 33] = np.random.default_rng(1).standard_t(2, 2000)
     z[:, 21] *= 10
-    looked = mcmc_diagnostics.longest_tails(z)
+    looked = mcmc_diagnostics.longest_tails(z, 6)
     assert len(looked) <= 6 and {21, 33} <= set(looked)
     found = mcmc_diagnostics.heavy_tails({"z": z.reshape(4, 500, 40)})
     assert found.where == "z[33]" and found.figure > 0.3
-    assert mcmc_diagnostics.longest_tails(z[:, :6]) == list(range(6))
+    assert mcmc_diagnostics.longest_tails(z[:, :6], 6) == list(range(6))
 
 
 def test_fewer_chains_of_more_draws_of_thousands_of_latents():

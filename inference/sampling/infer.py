@@ -39,7 +39,7 @@ from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
-from ppgen.inference.sampling.mcmc import mcmc, tree_of_draws
+from ppgen.inference.sampling.mcmc import derived, mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
@@ -62,6 +62,7 @@ from ppgen.inference.verdicts.findings import (
     verdict,
     with_words,
 )
+from ppgen.inference.verdicts.mcmc_diagnostics import with_derived
 from ppgen.inference.verdicts.moved import moved
 from ppgen.program import Program
 from ppgen.run import Run
@@ -189,8 +190,10 @@ def infer(
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
-        outcome = outcome._replace(findings=with_words(tree, outcome.findings))
+        said = with_derived(outcome.findings, derived(tree, structure))
+        outcome = outcome._replace(findings=with_words(tree, said))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
+        tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began
     tree.attrs |= {
         "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,

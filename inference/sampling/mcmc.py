@@ -39,7 +39,7 @@ from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, some
 from ppgen.inference.sampling.through import base_starts, brought_back, guide_weights, through_guide
 from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
-from ppgen.inference.verdicts.mcmc_diagnostics import findings
+from ppgen.inference.verdicts.mcmc_diagnostics import findings, with_derived
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run
@@ -141,6 +141,7 @@ def mcmc(
             said.append(close)
         tree = tree_of_draws(made, structure, joint, found, predictive, prior)
         said += _checks(made, joint, found, structure, kernel, metric, seed)
+        said = with_derived(said, derived(tree, structure))
     tree.attrs |= {
         "kernel": kernel, "marginal": ", ".join(inner), "through": int(through), "metric": found.metric, "seed": seed,
         "warmup": W, "leapfrog_steps": found.steps,
@@ -380,6 +381,12 @@ def _unseen(
     except PpgenError as e:  # it cannot be traced
         one = Finding("unseen_modes", "", math.nan, math.nan, LOOK, {"reason": str(e).split(";")[0]})
     return [] if one is None else [one]
+
+
+def derived(tree: DataTree, structure: Structure) -> dict[str, np.ndarray]:
+    """The draws of deterministic sites, by name."""
+    names = {s.name for s in structure.sites if s.role == "deterministic"}
+    return {str(n): v.values for n, v in tree["posterior"].data_vars.items() if n in names}
 
 
 def tree_of_draws(

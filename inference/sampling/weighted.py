@@ -35,7 +35,7 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
-from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, heaviest, longest_tails
+from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, MOST_TAILS, heaviest, longest_tails
 from ppgen.inference.verdicts.mode_search import search_modes
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
@@ -322,7 +322,7 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, t
         steps = getattr(transform, "parts", [transform])  # an exponential, and a shift to the bound
         log_scale = bool(steps) and isinstance(steps[0], ExpTransform)
         if log_scale or is_unbounded(block):
-            own = longest_tails(off[:, block.start : block.stop].numpy())
+            own = longest_tails(off[:, block.start : block.stop].numpy(), MOST_TAILS)
             looked += [(block.start + i, log_scale) for i in own]
     some = off[:, [i for i, _ in looked]]
     cov = (w[:, None] * off).mT @ some

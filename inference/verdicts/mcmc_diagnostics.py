@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.evaluation.psis import GOOD_K, khat_se
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 
@@ -52,6 +52,7 @@ TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
 HEAVY = GOOD_K / 2  # of a tail, from which on there may be no sd
 MOST_TAILS = 60  # entries of a latent whose tails are fitted: a few milliseconds each
+DERIVED, LOOKED_AT = 20, 10_000  # entries of a deterministic site whose tails are fitted, of the first so many
 
 
 class _Latents(Protocol):
@@ -220,23 +221,46 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     k: dict[str, float] = {}
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
-        for i in longest_tails(entries.reshape(-1, entries.shape[-1])):
+        for i in longest_tails(entries.reshape(-1, entries.shape[-1]), MOST_TAILS):
             index = np.unravel_index(i, value.shape[2:])
             k[f"{name}[{', '.join(map(str, index))}]" if index else name] = _tail_shape(entries[..., i])
     return heaviest(k)
 
 
-def longest_tails(z: np.ndarray) -> list[int]:
-    """Of draws (S, entries) the entries whose tails are fitted: `MOST_TAILS` of the largest kurtosis, or of the largest
+def longest_tails(z: np.ndarray, most: int) -> list[int]:
+    """Of draws (S, entries) the entries whose tails are fitted: `most` of the largest kurtosis, or of the largest
     sd, half of either."""
-    if z.shape[1] <= MOST_TAILS:
+    if z.shape[1] <= most:
         return list(range(z.shape[1]))
     z = z[:: max(z.size // CHOSEN_BY, 1)]
     with np.errstate(all="ignore"):
         square = np.square(z - z.mean(0))
         variance = square.mean(0)
         figures = [np.nan_to_num(v, nan=np.inf) for v in (np.square(square).mean(0) / variance**2, variance)]
-    return sorted({int(i) for v in figures for i in np.argsort(-v, kind="stable")[: MOST_TAILS // 2]})
+    return sorted({int(i) for v in figures for i in np.argsort(-v, kind="stable")[: most // 2]})
+
+
+def with_derived(said: Sequence[Finding], values: Mapping[str, np.ndarray]) -> list[Finding]:
+    """The records, with the tails of functions of latents, which are reported as latents are.
+
+    A ratio of two normals has no mean, an exponential of a wide one an sd that no number of draws determines. No slope
+    of the log density tells it: the draws do, so far as they are surely heavy (two standard errors of k-hat).
+
+    Args:
+        said: one of them of "tail_khat", which stays where it is not fine.
+        values: of deterministic sites, by name (chains, draws, ...).
+    """
+    sure: dict[str, float] = {}
+    for name, value in values.items():
+        if value.dtype.kind != "f":
+            continue
+        entries = value.reshape(value.shape[0] * value.shape[1], -1)[:, :LOOKED_AT].astype(np.float64)
+        for i in longest_tails(entries, DERIVED):
+            one = np.inf if np.isinf(entries[:, i]).any() else _tail_shape(entries[:, i].reshape(value.shape[:2]))
+            if one > HEAVY + 2 * khat_se(one, len(entries)) or one == np.inf:
+                index = np.unravel_index(i, value.shape[2:])
+                sure[f"{name}[{', '.join(map(str, index))}]" if index else name] = one
+    return [heaviest(sure) if sure and f.measure == "tail_khat" and f.verdict == FINE else f for f in said]
 
 
 def heaviest(k: Mapping[str, float]) -> Finding:
