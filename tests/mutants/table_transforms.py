@@ -189,8 +189,26 @@ MUTANTS = [
     ),
     Mutant(
         "constraints_not_counted",
-        "total = total + b.transform.log_abs_det_jacobian(inner, latents[name]).sum()",
-        "total = total + 0.9 * b.transform.log_abs_det_jacobian(inner, latents[name]).sum()",
+        "total = total + b.transform.log_abs_det_jacobian(inner[name], latents[name]).sum()",
+        "total = total + 0.9 * b.transform.log_abs_det_jacobian(inner[name], latents[name]).sum()",
         "tests/test_engine.py::test_log_joint_is_the_density",
+    ),
+    Mutant(
+        "moving_constraints_not_counted",
+        "self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg[\"value\"]).sum()",
+        "self.log_det = self.log_det + 0.9 * transform.log_abs_det_jacobian(u, msg[\"value\"]).sum()",
+        "tests/test_mcmc.py::test_its_transform_is_asked_of_each_run",
+    ),
+    Mutant(
+        "supports_of_one_run",
+        "return [n for n, b in bounds.items() if n in again and not _same(b, _bounds(support_of(again[n][\"fn\"])))]",
+        "return []",
+        "tests/test_mcmc.py::test_a_support_that_depends_on_a_latent",
+    ),
+    Mutant(
+        "angles_on_the_line",
+        "        elif kind in ON_CIRCLE:",
+        "        elif kind in ():",
+        "tests/test_mcmc.py::test_an_angle_stays_on_its_circle",
     ),
 ]
