@@ -13,6 +13,7 @@ import pytest
 import torch
 from known import NormalMean, Regression, draws_agree, normal
 from pyro.distributions import (
+    Bernoulli,
     Binomial,
     Categorical,
     Dirichlet,
@@ -607,3 +608,21 @@ def test_infinite_values_of_a_deterministic_site_are_heavy_tails_and_missing_one
     (said,) = with_derived([light], {"d": values, "n": np.ones((4, 100), int)})
     assert said.verdict == "look" and said.where == "d[1]"
     assert with_derived([light], {"d": values[..., [0, 2]]}) == [light]
+
+
+def test_a_spike_within_the_shell_of_a_slab_does_not_hide_it():
+    """b is N(0, 0.01²) or N(0, 3²): from the slab's top at 1.8 the spike is 1.9 sd away."""
+    y = torch.tensor([2.0]).double()
+
+    def model(y):
+        z = pyro.sample("z", Bernoulli(0.3))
+        b = pyro.sample("b", Normal(0.0, torch.where(z > 0, 3.0, 0.01)))
+        with rows(y):
+            pyro.sample("y", Normal(b, 1.0), obs=y)
+
+    tree = infer(model, {"y": y}, **ALONE)
+    slab, spike = 0.3 * Normal(0.0, 10**0.5).log_prob(y).exp(), 0.7 * Normal(0.0, 1.0).log_prob(y).exp()
+    share = float(slab / (slab + spike))
+    b = tree["posterior"]["b"].values
+    assert tree.attrs["verdict"] == "fine" and (abs(b) > 0.1).mean() == pytest.approx(share, abs=0.04)
+    assert b.mean() == pytest.approx(1.8 * share, abs=0.08)

@@ -102,6 +102,18 @@ def test_a_mode_is_found_from_the_prior_and_not_without():
     assert search(d, u, prior=lambda: 300 + 5 * torch.randn(5).double()).verdict == "wrong"
 
 
+@pytest.mark.parametrize("effective", [400.0, 4000.0])
+def test_a_narrow_mode_within_the_shell_of_a_wide_one_does_not_stand_for_it(effective):
+    """The spike is 1.9 sd from the slab's top, so that all of its draws are in the slab's shell; so are exact ones."""
+    torch.manual_seed(0)
+    d = mixture([0.6, 0.4], [[0.0], [1.9]], [[0.01], [1.0]])
+    u = d.sample((4000,))
+    found = search(d, u[u.abs()[:, 0] < 0.04], evidence=Evidence(LOG_Z + math.log(0.6), 0.01))
+    assert found.verdict == "wrong" and found.figure == pytest.approx(0.4, abs=0.07)
+    exact = unseen_modes(density(d), u, effective)
+    assert exact is not None and exact.verdict == "fine", exact
+
+
 ALONE = {
     "correlated, 20-D": lambda: MultivariateNormal(
         torch.zeros(20).double(), torch.eye(20).double() + 9 * torch.ones(20, 20).double()

@@ -5,7 +5,8 @@ r"""What the draws have not seen: climbs from over-dispersed starts, and the mas
 N(m, Σ) is what Pathfinder finds on its way up from one start, or the normal at the top. Draws of the posterior lie in R
 in the share Z_R / Z. Z_R is a mean of importance weights; Z is that of the draws' own place: the evidence that the
 guide's weights give, or bridge sampling between chains and a mixture of normals. A place that has mass, and draws not
-in that share, was not seen: another mode, or the wide part of a posterior whose draws are all in a narrow one.
+in that share, was not seen: another mode, or the wide part of a posterior whose draws are all in a narrow one. As that
+one may lie within R, the same is asked of R without the ellipsoid that holds the draws but a hundredth.
 
 It sees modes that a climb ends in, and that are about normal: from the prior, from wide boxes, from the draws' mirror
 images, from those of the largest weight, and from the highest of many points on spheres about them; not a mode that no
@@ -43,6 +44,7 @@ DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
 LEAST_ESS = 20  # of a region's weights, for its mass to be known
 MISSING = (0.01, 0.05)  # the share of the mass from which on it is told, and is "wrong"
+REST = 0.01  # of the draws, outside of their core
 SURE = 3.0  # standard errors
 LARGEST = 200  # entries of u: a climb keeps a matrix of so many squared
 
@@ -65,12 +67,31 @@ class _Normal(NamedTuple):
         return -0.5 * (self.radius(u) + len(self.m) * math.log(2 * math.pi)) - self.L.diagonal().log().sum()
 
 
+class _Core(NamedTuple):
+    """The ellipsoid that holds the draws but a hundredth."""
+
+    q: _Normal
+    square: float
+
+    @classmethod
+    def of(cls, draws: Tensor, weights: Tensor) -> _Core | None:
+        m = weights @ draws
+        root, info = torch.linalg.cholesky_ex((weights[:, None] * (draws - m)).mT @ (draws - m))
+        if info or not torch.isfinite(root).all():
+            return None
+        q = _Normal(m, root)
+        r, order = q.radius(draws).sort()
+        last = int((weights[order].cumsum(0) < 1 - REST).sum())
+        return cls(q, float(r[min(last, len(r) - 1)]))
+
+
 class _Region(NamedTuple):
-    """A shell of a normal, and the log of its mass with its standard error."""
+    """A shell of a normal, without a core if there is one, and the log of its mass with its standard error."""
 
     q: _Normal
     log_z: float
     se: float
+    core: _Core | None = None
 
 
 class Search(NamedTuple):
@@ -132,6 +153,8 @@ def search_modes(
         evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
     full = [q for q in ends if _share(q, draws, weights) > 0.5]  # most draws are there: it cannot lack as many
     regions = _all_weighed(target, [q for q in ends if not any(q is other for other in full)], generator)
+    if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
+        regions += _all_weighed(target, [q for q in ends if _share(q, draws, weights) > 0], generator, core)
     missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
@@ -282,37 +305,45 @@ def _shell(dim: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _share(q: _Normal, draws: Tensor, weights: Tensor) -> float:
+def _within(q: _Normal, u: Tensor, core: _Core | None) -> Tensor:
     low, high = _shell(len(q.m))
-    r = q.radius(draws)
-    return min(float(weights[(r >= low) & (r <= high)].sum()), 1.0)
-
-
-def _weighed(target: Density, q: _Normal, generator: torch.Generator) -> _Region | None:
-    """The mass of a normal's shell; None where its weights are too uneven to tell."""
-    low, high = _shell(len(q.m))
-    u = q.draw(DRAWS, generator)
     r = q.radius(u)
+    shell = (r >= low) & (r <= high)
+    return shell if core is None else shell & (core.q.radius(u) > core.square)
+
+
+def _share(q: _Normal, draws: Tensor, weights: Tensor, core: _Core | None = None) -> float:
+    return min(float(weights[_within(q, draws, core)].sum()), 1.0)
+
+
+def _weighed(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
+    """The mass of a normal's shell, outside of the core; None where its weights are too uneven to tell."""
+    u = q.draw(DRAWS, generator)
+    within = _within(q, u, core)
+    if int(within.sum()) < LEAST_ESS:
+        return None
     log_w = target(u)[0] - q.log_prob(u)
-    log_w = torch.where(torch.isfinite(log_w) & (r >= low) & (r <= high), log_w, -torch.inf).double()
+    log_w = torch.where(torch.isfinite(log_w) & within, log_w, -torch.inf).double()
     if not torch.isfinite(log_w).any():
         return None
     w = (log_w - log_w.max()).exp()
     if float(w.sum() ** 2 / (w**2).sum()) < LEAST_ESS:
         return None
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
-    return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5)
+    return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5, core)
 
 
-def _all_weighed(target: Density, normals: list[_Normal], generator: torch.Generator) -> list[_Region]:
-    return [r for q in normals if (r := _weighed(target, q, generator)) is not None]
+def _all_weighed(
+    target: Density, normals: list[_Normal], generator: torch.Generator, core: _Core | None = None
+) -> list[_Region]:
+    return [r for q in normals if (r := _weighed(target, q, generator, core)) is not None]
 
 
 def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:
     """Whether a shell has fewer draws than its mass asks for."""
     se = math.hypot(r.se, min(evidence.se, 1.0))
     expected = math.exp(min(r.log_z - SURE * se - evidence.log_z, 500.0))
-    share = _share(r.q, draws, weights)
+    share = _share(r.q, draws, weights, r.core)
     have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
     return expected > MISSING[0] and expected > 2 * have
 
