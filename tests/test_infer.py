@@ -562,6 +562,22 @@ def test_a_tail_is_followed_beyond_the_draws(weight: float, verdict: str):
     assert found.figure < 0.3 if verdict == "fine" else 0.4 < found.figure < 0.7
 
 
+def test_what_the_data_cut_off_is_no_tail():
+    """y_i ~ U(th, th + 1): th is nearly uniform between max y - 1 and min y, where its density does not fall."""
+
+    def window(y):
+        th = pyro.sample("th", Normal(0.0, 1.0))
+        with rows(y):
+            pyro.sample("y", Uniform(th, th + 1.0), obs=y)
+
+    data = {"y": torch.tensor([0.3, 0.6, 0.9]).double()}
+    joint = log_joint(Program.from_pair(window).setup(data), data)
+    u = 0.4 * torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)).double() - 0.1
+    lp, g = joint.value_and_grad(u)
+    found = tails(joint, u, torch.full((4000,), 1 / 4000).double(), lp, g, joint.value_and_grad)
+    assert found.verdict == "fine"
+
+
 def test_a_tail_with_too_few_weighted_draws_is_not_called_light():
     def model(one):
         pyro.sample("s", LogNormal(0.0, 0.3))

@@ -43,6 +43,7 @@ MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promi
 SCORE_OFF = 0.15  # of 1
 TAILS, FAR = (0.005, 0.01, 0.02), 0.05  # mass of a tail, the first with draws in it, and of its regression's draws
 BEYOND = 8.0  # sds
+ENDS = 30  # draws of a tail, from each of which a step out of the support is asked
 LEAST_TAIL = 10  # effective draws in a tail
 ALIKE = 50  # effective draws below which weights say nothing
 LOST = 0.01  # of the draws, where there is no marginal
@@ -333,9 +334,12 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, t
         for side in ((1.0,) if log_scale else (1.0, -1.0))
     ]
     beyond = _beyond(found, u, off, w, lp, target)
+    sd = (w @ off.square()).sqrt()
     k = {"": -math.inf}
     for (i, _, within), other in zip(found, beyond, strict=True):
         name, index = joint.labels[i], max(within.k, other)  # of a k that is not known the first
+        if index > HEAVY and _ends(within, i, u, off, sd, target):
+            continue
         before = k.get(name, -math.inf)
         k[name] = before if math.isnan(before) or before >= index else index  # what is not known counts
     return k
@@ -369,6 +373,13 @@ def _beyond(
         indices.append(-math.inf if not math.isfinite(fall) else 1 / rate if rate > 0 else math.inf)
     each = iter(indices)
     return [-math.inf if math.isnan(t.k) else next(each) for _, _, t in found]
+
+
+def _ends(tail: _Tail, i: int, u: Tensor, off: Tensor, sd: Tensor, target: Density) -> bool:
+    """Whether a tail is cut off where it lies: within an sd of each of its draws the density is zero."""
+    inside = tail.inside[:ENDS]
+    steps = sd[i] * off[inside, i].sign()[:, None] * tail.direction
+    return len(inside) > 0 and bool(torch.isneginf(target(u[inside] + steps)[0]).all())
 
 
 def _tail(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> _Tail:
