@@ -38,6 +38,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
+from ppgen.engine.cost import step_seconds
 from ppgen.engine.pathfinder import pathfinder
 from ppgen.inference import (
     Guided,
@@ -82,10 +83,9 @@ from ppgen.inference.sampling.mcmc_init import runaway, starts
 from ppgen.inference.sampling.prepared import prepared, prior_of
 from ppgen.inference.sampling.weighted import mixture_of
 from ppgen.inference.training import defaults
-from ppgen.inference.training.cost import step_seconds
 from ppgen.inference.training.guide_init import start_at
 from ppgen.inference.training.refit import refit
-from ppgen.inference.training.trend import rise
+from ppgen.inference.trend import rise
 from ppgen.inference.verdicts.findings import load_findings, verdict, worst_first
 from ppgen.inference.verdicts.guide_checks import weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings

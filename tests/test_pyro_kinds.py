@@ -793,7 +793,7 @@ STAGES: dict[str, Callable] = {
     "a value that is needed": lambda vae, _: setattr(vae, "trouble", need_a_value("model")),
     "the gradient": lambda vae, _: setattr(vae, "trouble", lambda where, v: _Breaks.apply(v)),
     "interrupted": lambda vae, _: setattr(vae, "trouble", raise_while_traced("guide", Stop)),
-    "make_fx": lambda _, m: broken(m, "make_fx", "ppgen."),
+    "recording": lambda _, m: [broken(m, name, "ppgen.engine.trace") for name in ("record", "_made")],
     "the graph": lambda _, m: m.setattr(torch.fx.GraphModule, "__init__", _fail),
     "vmap": lambda _, m: (m.setattr(torch.func, "vmap", _fail), m.setattr(torch, "vmap", _fail)),
     "hoisting the noise": lambda _, m: broken(m, "hoist", "ppgen."),
@@ -808,7 +808,7 @@ def _fail(*_, **__):
 
 WHERE = [(stage, engine, particles) for stage in STAGES for engine, particles in
          (("trace", 1), ("trace", 8), ("compile", 8), ("auto", 1)) if engine == "trace" or stage not in
-         ("vmap", "the graph", "make_fx")]  # fmt: skip
+         ("vmap", "the graph", "recording")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("stage", "engine", "particles"), WHERE)
@@ -846,7 +846,7 @@ def _stop_after(rows: int):
 
 
 @pytest.mark.parametrize("call", ["loglik", "posterior", "mcmc", "diagnose"])
-@pytest.mark.parametrize("stage", ["the model", "vmap", "make_fx"])
+@pytest.mark.parametrize("stage", ["the model", "vmap", "recording"])
 def test_weights_are_restored_after_other_uses(call, stage, monkeypatch):
     vae = Tutorial()
     program = Program.from_pair(vae.model, vae.guide)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ppgen.inference.training.trend import rise, warn_if_rising
+from ppgen.inference.trend import rise, warn_if_rising
 
 STEPS = np.arange(100)
 

@@ -44,7 +44,7 @@ from ppgen.inference.training.optimise import check_optimizer, learning_rate, ma
 from ppgen.inference.training.state import read_state
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
-from ppgen.inference.training.trend import warn_if_rising
+from ppgen.inference.trend import warn_if_rising
 from ppgen.program import Program
 from ppgen.run import (
     Run,

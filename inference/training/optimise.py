@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.engine.one_process import OneProcess
 from ppgen.engine.without_dynamo import leave_out
 from ppgen.errors import PpgenError, nearest
-from ppgen.inference.training.one_process import OneProcess
 
 SCHEDULES = {
     "constant": "lr",

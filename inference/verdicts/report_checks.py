@@ -2,7 +2,7 @@
 
 A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.01 to 0.99, x_rep drawn from the posterior
 predictive: of a model that is right these probabilities crowd about 1/2 (they use the data twice), so that an alarm at
-1% a side is rarer still. Whether the ELBO was still rising is told by `ppgen.inference.training.trend`.
+1% a side is rarer still. Whether the ELBO was still rising is told by `ppgen.inference.trend`.
 
 Source: Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng and Stern 1996).
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ppgen.inference.training.trend import rise
+from ppgen.inference.trend import rise
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, worst_first
 from ppgen.run import Run
 

@@ -195,13 +195,13 @@ MUTANTS = [
     ),
     Mutant(
         "moving_constraints_not_counted",
-        "self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg[\"value\"]).sum()",
-        "self.log_det = self.log_det + 0.9 * transform.log_abs_det_jacobian(u, msg[\"value\"]).sum()",
+        'self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg["value"]).sum()',
+        'self.log_det = self.log_det + 0.9 * transform.log_abs_det_jacobian(u, msg["value"]).sum()',
         "tests/test_mcmc.py::test_its_transform_is_asked_of_each_run",
     ),
     Mutant(
         "supports_of_one_run",
-        "return [n for n, b in bounds.items() if n in again and not _same(b, _bounds(support_of(again[n][\"fn\"])))]",
+        'return [n for n, b in bounds.items() if n in again and not _same(b, _bounds(support_of(again[n]["fn"])))]',
         "return []",
         "tests/test_mcmc.py::test_a_support_that_depends_on_a_latent",
     ),
