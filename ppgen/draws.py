@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Many:
         self, one: One, inputs: Sequence[Tensor] = (), each: Sequence[Tensor] = (), *, name: str, gradient: bool = False
     ):
         self.one, self.name, self.gradient = one, name, gradient
-        self.examples = [*inputs, *each]
+        self.examples, self.shared = [*inputs, *each], len(inputs)
         self.device = next((t.device for t in self.examples), torch.device("cpu"))
         self.recorded, self.batched, self.largest = False, True, 1
         self.graph: Callable[..., Any] | None = None  # None: cannot be recorded, or was not yet
@@ -76,6 +77,13 @@ class Many:
         self.constants = hoisted.constants
         sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]
         self.largest = max(sizes, default=1)
+        self._settle()
+
+    def _settle(self) -> None:
+        """How draws are made together is found before one counts: a try that fails has drawn some numbers."""
+        inputs, each = self.examples[: self.shared], self.examples[self.shared :]
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            self._block(2, inputs, [torch.stack([v, v]) for v in each])
 
     def _say(self, why: str) -> None:
         log.info("the draws of %s are made one after the other: %s", self.name, why)

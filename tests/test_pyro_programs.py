@@ -21,7 +21,7 @@ import torch
 from ppgen import Program
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, loglik, mcmc, posterior, predict, sample
+from ppgen.inference import fit, loglik, mcmc, posterior, predict, resume, sample
 from ppgen.run import Run, prepare_columns
 from ppgen.terms import total
 
@@ -104,6 +104,16 @@ def test_a_recorded_step_is_an_eager_one(name):
     found, expected = fitted(made(name), "trace").metrics, eager(name)[1].metrics
     assert found["elbo"] == pytest.approx(expected["elbo"], rel=2e-3, abs=2e-3)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3, abs=1e-3)
+
+
+def test_resumed_where_draws_are_made_together_it_is_the_unbroken_fit(tmp_path):
+    """A try to run them together that fails has drawn numbers: it is made before one counts, in each process."""
+    c = made("a dirichlet process by sticks")
+    how = {"engine": "eager", "log_every": 1}
+    unbroken = fit(Program.from_pair(c.model, c.guide), c.data, steps=4, **how)
+    fit(Program.from_pair(c.model, c.guide), c.data, steps=2, out=tmp_path / "run", **how)
+    resumed = resume(tmp_path / "run", c.data, steps=4, program=Program.from_pair(c.model, c.guide))
+    assert list(resumed.metrics["elbo"]) == list(unbroken.metrics["elbo"])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -128,14 +128,6 @@ def _settings(graph: fx.GraphModule) -> dict[str, Any]:
     }
 
 
-def _without_tensors(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy without what it closed over, which its nodes do not read any more: each would be one more input."""
-    own = copy.deepcopy(graph)
-    for name in [*dict(own.named_parameters(recurse=False)), *dict(own.named_buffers(recurse=False))]:
-        delattr(own, name)
-    return own
-
-
 def _inductors(graph: fx.GraphModule) -> dict[str, Any]:
     """Those of them that this torch has: 2.8 brought `cpp_wrapper_build_separate`."""
     from torch._inductor import config
@@ -161,7 +153,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Callable[
             made.append((self, len(example)))
 
         with context, mock.patch.object(CompiledFxGraph, "post_compile", keep):
-            run: Any = compile_fx(_without_tensors(graph), list(inputs))
+            run: Any = compile_fx(copy.deepcopy(graph), list(inputs))
         run(*inputs)
         return run, made
 

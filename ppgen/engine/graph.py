@@ -256,4 +256,6 @@ def _lift_constants(graph: fx.GraphModule) -> tuple[Tensor, ...]:
             constants.append(value.detach())
         node.replace_all_uses_with(nodes[node.target])
         g.erase_node(node)
+    for name in [*dict(graph.named_parameters(recurse=False)), *dict(graph.named_buffers(recurse=False))]:
+        delattr(graph, name)  # compiled, the graph would take each as one more input
     return tuple(constants)
