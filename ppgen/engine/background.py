@@ -46,7 +46,7 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
         held.seek(0)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         child = subprocess.Popen(
-            [sys.executable, "-m", "ppgen.engine.background"],
+            [sys.executable, "-c", "from ppgen.engine.background import main; main()"],  # its classes are as pickled
             stdin=held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, start_new_session=True,
         )  # fmt: skip
     CHILDREN[:] = [*(c for c in CHILDREN if c.poll() is None), child]
@@ -116,7 +116,3 @@ def main() -> None:
         torch.set_num_threads(threads)
         if not native.is_known(key):
             compiled(unpacked(graph), torch.load(io.BytesIO(tensors)), key)
-
-
-if __name__ == "__main__":
-    main()
