@@ -62,23 +62,11 @@ CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 
 @torch.no_grad()
 def mcmc(
-    program: Run | Program | Callable[..., Any],
-    data: Any,
-    kernel: str = "chees",
-    *,
-    chains: int | None = None,
-    draws: int | None = None,
-    warmup: int | None = None,
-    metric: str = "auto",
-    engine: str = "auto",
-    precision: str | None = None,
-    marginal: str | Sequence[str] = (),
-    through: bool = False,
-    seed: int = 0,
-    predictive: bool = True,
-    prior: bool = True,
-    report: Callable[[int], None] | None = None,
-) -> DataTree:
+    program: Run | Program | Callable[..., Any], data: Any, kernel: str = "chees", *, chains: int | None = None,
+    draws: int | None = None, warmup: int | None = None, metric: str = "auto", engine: str = "auto",
+    precision: str | None = None, marginal: str | Sequence[str] = (), through: bool = False, seed: int = 0,
+    predictive: bool = True, prior: bool = True, report: Callable[[int], None] | None = None,
+) -> DataTree:  # fmt: skip
     """Draws from p(z | x), every chain on its own, with what `posterior` gives beside a guide's draws.
 
     Args:
@@ -131,11 +119,11 @@ def mcmc(
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
-        said = []
+        target = _density(outer, kernel, C, metric)
+        said = [guide_weights(outer, target, seed)] if isinstance(outer, Pullback) else []
         if isinstance(outer, Pullback):
-            said.append(guide_weights(outer, _density(outer, kernel, C, metric), seed))
-            found, outer = brought_back(outer, found), joint
-        said += _runs_away(outer, joint.improper, found, structure.sites, _density(outer, kernel, C, metric))
+            found, outer, target = brought_back(outer, found), joint, _density(joint, kernel, C, metric)
+        said += _runs_away(outer, joint.improper, found, structure.sites, target)
         if isinstance(outer, LaplaceMarginal):
             found, close = _completed(outer, found, seed)
             said.append(close)
@@ -148,12 +136,17 @@ def mcmc(
     }  # fmt: skip
     if found.evidence is not None:
         tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
+    _say(tree, said)
+    return tree
+
+
+def _say(tree: DataTree, said: Sequence[Finding]) -> None:
+    """The records, in the tree's own words, in its attributes; what is not fine in the log as well."""
     said = with_words(tree, said)
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:
             log.warning("%s. %s", finding, finding.remedy)
-    return tree
 
 
 def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int]:
