@@ -154,7 +154,7 @@ class VAE(ppgen.Program):
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder."""
         inputs = latent + self.classes
-        reader = image_encoder(self.shape, 2 * latent, widths, net, channels, self.classes, how)
+        reader = make_encoder(self.shape, 2 * latent, widths, net, channels, self.classes, how)
         if net == "mlp":
             return reader, MLP(inputs, self.numbers * self.size, widths[::-1], output_gain=DECODER_GAIN, **how)
         side, depth = _square(self.shape, channels)
@@ -273,7 +273,7 @@ class VAE(ppgen.Program):
         return torch.cat([h.expand(*shape, -1), label.expand(*shape, -1)], -1)
 
 
-def image_encoder(
+def make_encoder(
     shape: tuple[int, ...], outputs: int, widths: tuple[int, ...], net: str, channels: int, context: int,
     how: dict[str, Any],
 ) -> nn.Module:  # fmt: skip

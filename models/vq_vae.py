@@ -35,7 +35,7 @@ from ppgen.distributions import GridCategorical
 from ppgen.errors import PpgenError, nearest
 from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.masked_diffusion import MaskedDiffusion
-from ppgen.models.vae import VAE, image_encoder
+from ppgen.models.vae import VAE, make_encoder
 
 __all__ = ["VQVAE"]
 
@@ -97,7 +97,7 @@ class VQVAE(ppgen.Program):
             noise=noise, channels=channels,
         )  # fmt: skip
         how = {"activation": activation}
-        self.vae.encoder = image_encoder(self.vae.shape, latent * width, widths, net, channels, 0, how)  # no scales
+        self.vae.encoder = make_encoder(self.vae.shape, latent * width, widths, net, channels, 0, how)  # no scales
         self.shapes, self.latents = self.vae.shapes, _prior_program(prior, latent, codebook)
         start = torch.randn(codebook, width)
         if decay:

@@ -73,6 +73,13 @@ def tail(khat: np.ndarray, ess: np.ndarray, draws: int) -> np.ndarray:
     return np.where((ess >= EVEN * draws) & ~np.isnan(khat), -np.inf, khat)
 
 
+def of_draws(log_w: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Smoothed log weights of draws, (K,), that sum to one; their k-hat, as of `tail`; and how many are effective."""
+    smooth, k = smoothed(log_w[:, None])
+    ess = effective(smooth)
+    return smooth[:, 0], float(tail(k, ess, len(log_w))[0]), float(ess[0])
+
+
 def khat_se(khat: float, draws: int) -> float:
     """The standard error of k-hat, (1 + k) / √M, of the shape of a generalised Pareto law by M draws."""
     return (1 + max(khat, 0.0)) / tail_length(draws) ** 0.5

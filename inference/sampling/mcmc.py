@@ -30,7 +30,7 @@ from ppgen.engine.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, tree_of
-from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
+from ppgen.inference.evaluation.psis import of_draws, threshold
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.kernels.smc import systematic
@@ -120,8 +120,9 @@ def mcmc(
         joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
-        said = [guide_weights(outer, target, seed)] if isinstance(outer, Pullback) else []
+        said: list[Finding] = []
         if isinstance(outer, Pullback):
+            said.append(guide_weights(outer, target, seed))
             found, outer, target = brought_back(outer, found), joint, _density(joint, kernel, C, metric)
         said += _runs_away(outer, joint.improper, found, structure.sites, target)
         if isinstance(outer, LaplaceMarginal):
@@ -330,10 +331,8 @@ def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, 
     generator = torch.Generator().manual_seed(seed)
     parts = [outer.complete(u, generator) for u in found.u]
     log_w = torch.stack([w for _, w in parts]).double()  # (draws, chains)
-    smooth, k = smoothed(log_w.numpy().reshape(-1, 1))
-    ess = float(effective(smooth)[0])
-    khat, most = float(tail(k, np.array([ess]), log_w.numel())[0]), threshold(log_w.numel())
-    share = ess / log_w.numel()
+    smooth, khat, ess = of_draws(log_w.flatten().numpy())
+    most, share = threshold(log_w.numel()), ess / log_w.numel()
     graded = WRONG if khat > 1 or share < 0.1 else LOOK if not khat <= most or share < CLOSE else FINE
     said = {"share": share, "least": CLOSE, "latents": ", ".join(outer.inner)}
     one = Finding("laplace", outer.inner[0], khat if math.isfinite(khat) else share, most, graded, said)

@@ -8,7 +8,6 @@ too little of (k-hat), and climbs from over-dispersed starts of modes (`mode_sea
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from ppgen.engine.pathfinder import Density, Paths
 from ppgen.engine.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.guides import coordinates
-from ppgen.inference.evaluation.psis import effective, smoothed, tail, threshold
+from ppgen.inference.evaluation.psis import of_draws, threshold
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
 from ppgen.program import Program
@@ -95,9 +94,8 @@ def guide_weights(outer: Pullback, target: Density, seed: int) -> Finding:
     e = torch.randn(WEIGHED, outer.dim, generator=torch.Generator().manual_seed(seed))
     log_w = target(e)[0] + 0.5 * e.square().sum(-1)
     log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf).double()
-    smooth, k = smoothed(log_w.numpy().reshape(-1, 1))
-    ess = float(effective(smooth)[0])
-    khat, most = float(tail(k, np.array([ess]), WEIGHED)[0]), threshold(WEIGHED)
+    _, khat, ess = of_draws(log_w.numpy())
+    most = threshold(WEIGHED)
     guide = outer.program._autoguide
     said = {"share": ess / WEIGHED, "guide": getattr(guide, "spec", type(guide).__name__)}
     return Finding("through", "", khat, most, FINE if khat <= most else LOOK, said)

@@ -333,8 +333,8 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, t
         for (i, log_scale), direction in zip(looked, along.mT, strict=True)
         for side in ((1.0,) if log_scale else (1.0, -1.0))
     ]
-    beyond = _beyond(found, u, off, w, lp, target)
     sd = (w @ off.square()).sqrt()
+    beyond = _beyond(found, u, off, sd, lp, target)
     k = {"": -math.inf}
     for (i, _, within), other in zip(found, beyond, strict=True):
         name, index = joint.labels[i], max(within.k, other)  # of a k that is not known the first
@@ -354,14 +354,13 @@ class _Tail(NamedTuple):
 
 
 def _beyond(
-    found: Sequence[tuple[int, bool, _Tail]], u: Tensor, off: Tensor, w: Tensor, lp: Tensor, target: Density
+    found: Sequence[tuple[int, bool, _Tail]], u: Tensor, off: Tensor, sd: Tensor, lp: Tensor, target: Density
 ) -> list[float]:
     """k by the fall of the density from the best draw of each tail to a point far beyond it."""
     known = [(i, log_scale, t) for i, log_scale, t in found if not math.isnan(t.k)]
     if not known:
         return [-math.inf] * len(found)
     best = [int(t.inside[lp[t.inside].argmax()]) for _, _, t in known]
-    sd = (w @ off.square()).sqrt()
     steps = torch.stack(
         [BEYOND * sd[i] * off[b, i].sign() * t.direction for (i, _, t), b in zip(known, best, strict=True)]
     )

@@ -91,7 +91,7 @@ def fit(
             (`ppgen.inference.training.defaults`), and the log what they are: fewer steps where they are costly, and
             where `valid` is followed an average of the parameters, of which the best is kept.
         until: "converged" ends the fit where its averaged iterates have stopped moving, at `steps` at the latest
-            (50 000 if None), and keeps the average (`ppgen.inference.converge`).
+            (50 000 if None), and keeps the average (`ppgen.inference.training.converge`).
         batch_size: rows a step, by one permutation an epoch; None: `Program.rows_a_step` of many rows, or else all.
         lr, schedule: learning rate, 0.001 if None, and its course over the steps: constant (if None), linear, cosine,
             exponential.

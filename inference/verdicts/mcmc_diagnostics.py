@@ -222,9 +222,14 @@ def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
         for i in longest_tails(entries.reshape(-1, entries.shape[-1]), MOST_TAILS):
-            index = np.unravel_index(i, value.shape[2:])
-            k[f"{name}[{', '.join(map(str, index))}]" if index else name] = _tail_shape(entries[..., i])
+            k[_label(name, value, i)] = _tail_shape(entries[..., i])
     return heaviest(k)
+
+
+def _label(name: str, value: np.ndarray, i: int) -> str:
+    """Of the i-th entry of (chains, draws, ...)."""
+    index = np.unravel_index(i, value.shape[2:])
+    return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
 def longest_tails(z: np.ndarray, most: int) -> list[int]:
@@ -258,8 +263,7 @@ def with_derived(said: Sequence[Finding], values: Mapping[str, np.ndarray]) -> l
         for i in longest_tails(entries, DERIVED):
             one = np.inf if np.isinf(entries[:, i]).any() else _tail_shape(entries[:, i].reshape(value.shape[:2]))
             if one > HEAVY + 2 * khat_se(one, len(entries)) or one == np.inf:
-                index = np.unravel_index(i, value.shape[2:])
-                sure[f"{name}[{', '.join(map(str, index))}]" if index else name] = one
+                sure[_label(name, value, i)] = one
     return [heaviest(sure) if sure and f.measure == "tail_khat" and f.verdict == FINE else f for f in said]
 
 

@@ -148,13 +148,15 @@ def search_modes(
     ends = places(target, paths, lambda q: _share(q, draws, weights) > MISSING[0] / 10)
     if not ends:
         return None
+    shares = [_share(q, draws, weights) for q in ends]
+    reached = [q for q, share in zip(ends, shares, strict=True) if share > 0]
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     if evidence is None:
-        evidence = _bridge(target, half, [q for q in ends if _share(q, draws, weights) > 0], generator)
-    full = [q for q in ends if _share(q, draws, weights) > 0.5]  # most draws are there: it cannot lack as many
-    regions = _all_weighed(target, [q for q in ends if not any(q is other for other in full)], generator)
+        evidence = _bridge(target, half, reached, generator)
+    full = [q for q, share in zip(ends, shares, strict=True) if share > 0.5]  # most draws: it cannot lack as many
+    regions = _all_weighed(target, [q for q, share in zip(ends, shares, strict=True) if not share > 0.5], generator)
     if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
-        regions += _all_weighed(target, [q for q in ends if _share(q, draws, weights) > 0], generator, core)
+        regions += _all_weighed(target, reached, generator, core)
     missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}

@@ -28,7 +28,7 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.frames import owner
 from ppgen.handlers import user_validates, without_validation
 from ppgen.program import Program, arguments
-from ppgen.sites import innermost, sample_sites
+from ppgen.sites import innermost, sample_sites, support_of
 from ppgen.structure import Structure, longer_run, structure_of
 from ppgen.supports import moving
 from ppgen.terms import Traces, guide_run, run
@@ -131,7 +131,8 @@ def checked(
 
 def _fixed_supports(program: Program, batch: Mapping[str, Any], apart: Traces) -> None:
     """An automatic guide finds the transform to each support in one run, and keeps it."""
-    own = [n for n in sample_sites(apart.q) if n in apart.p.nodes and not apart.p.nodes[n]["fn"].support.is_discrete]
+    supports = {n: support_of(apart.p.nodes[n]["fn"]) for n in sample_sites(apart.q) if n in apart.p.nodes}
+    own = [n for n, support in supports.items() if support is not None and not support.is_discrete]
     with running_of(program, batch):
         found = moving(lambda: program.call("model", batch), apart.p.nodes, own)
     if found:
