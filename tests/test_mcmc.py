@@ -211,14 +211,62 @@ def test_engines_agree_and_one_seed_is_one_run():
 
 
 def test_an_operation_that_cannot_be_batched_is_run_chain_by_chain():
-    """A multinomial's log-density masks by value."""
+    """A normal with gaps asks whether it has any."""
 
-    def model(k):
-        p = pyro.sample("p", dist.Dirichlet(torch.ones(2)))
-        pyro.sample("k", dist.Multinomial(20, p), obs=k)
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20):
+            pyro.sample("y", dist.NanMaskedNormal(m, 1.0), obs=y)
 
-    tree = mcmc(model, {"k": torch.tensor([15.0, 5.0])}, chains=4, draws=40, warmup=20, predictive=False, prior=False)
-    assert abs(tree["posterior"]["p"].values[..., 0].mean() - 16 / 22) < 0.05
+    y = torch.where(torch.arange(20) < 15, X, torch.nan)
+    tree = mcmc(model, {"y": y}, chains=4, draws=40, warmup=20, predictive=False, prior=False)
+    assert abs(tree["posterior"]["m"].values.mean() - float(y[:15].sum()) / 16) < 0.1
+
+
+def _ordered(y):
+    cut = pyro.sample("cut", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 3.0).to_event(1), [_ORDER]))
+    with pyro.plate("rows", 9):
+        pyro.sample("y", dist.OrderedLogistic(torch.zeros(9), cut), obs=y)
+
+
+def _counts(y):
+    pyro.sample("y", dist.Multinomial(20, pyro.sample("p", dist.Dirichlet(torch.ones(3)))), obs=y)
+
+
+def _filled(x, y):
+    slope, gaps = (
+        pyro.sample("slope", dist.Normal(0.0, 1.0)),
+        pyro.sample("gaps", dist.Normal(torch.zeros(2), 1.0).to_event(1)),
+    )
+    full = x.clone()
+    full[x.isnan()] = gaps
+    with pyro.plate("rows", 5):
+        pyro.sample("y", dist.Normal(slope * full, 1.0), obs=y)
+
+
+_ORDER = dist.transforms.OrderedTransform()
+_GAPS = torch.tensor([0.5, torch.nan, 1.0, torch.nan, -0.3])
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (_ordered, {"y": torch.arange(9) % 3}),
+        (_counts, {"y": torch.tensor([12.0, 0.0, 8.0])}),
+        (_filled, {"x": _GAPS, "y": X[:5]}),
+    ],
+    ids=["ordered logistic", "multinomial", "gaps filled"],
+)
+def test_what_is_written_in_place_has_room_for_every_chain(model, data):
+    program = Program.from_pair(model)
+    many, one = (log_joint(program, data, engine=e) for e in ("trace", "eager"))
+    u = torch.randn(6, many.dim, generator=torch.Generator().manual_seed(0))
+    for got, want in zip(many.value_and_grad(u), one.value_and_grad(u), strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+    _, p, g, value = many.leapfrog(
+        u, torch.ones_like(u), want, torch.tensor(0.1), torch.zeros(one.dim), torch.ones(one.dim)
+    )
+    assert torch.allclose(value, one(u + 0.1 * (1 + 0.05 * want)), atol=1e-4)
 
 
 # -- the parts ---------------------------------------------------------------------------------------------

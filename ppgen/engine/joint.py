@@ -27,9 +27,10 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine import background
 from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
+from ppgen.engine.graph import in_own_memory
 from ppgen.engine.native import is_known
 from ppgen.engine.pathfinder import Density
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
@@ -87,6 +88,7 @@ class LogJoint:
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         self._untraced = False  # whether it turned out that it cannot be traced
+        self._with_room: dict[bool, Callable[[Tensor], Tensor]] = {}  # `one` from its recording, by `prior`
         self._same_sites = False  # whether draws from the prior have been seen to have the same latents
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
             sites = prune_subsample_sites(poutine.trace(self._model).get_trace())
@@ -252,7 +254,9 @@ class LogJoint:
     def _one_traced(self, u: Tensor) -> tuple[Tensor, Tensor]:
         try:
             return self.value_and_grad(u)
-        except PpgenError as e:  # an operation that torch.func has no gradient of
+        except LinAlgError:
+            raise
+        except (PpgenError, RuntimeError) as e:  # an operation that torch.func has no gradient of
             log.info("%s; it is run as it stands", e)
             self._untraced = True
             return self._by_autograd(u)
@@ -341,7 +345,9 @@ class LogJoint:
         return self.program.call("model", self.data)
 
     def one(self, u: Tensor, prior: bool = False) -> Tensor:
-        """Of one vector, by the program itself."""
+        """Of one vector, by the program itself, or by its recording where many chains at once need that."""
+        if prior in self._with_room:
+            return self._with_room[prior](u)
         latents, total = self._placed(u)
         with without_validation():
             if self.summed:
@@ -349,6 +355,21 @@ class LogJoint:
             else:
                 found = terms(run(self.program, self.data, latents=latents))
         return total + log_joint_of([t for t in found if t.role == "prior"] if prior else found)
+
+    def _give_room(self) -> bool:
+        """Whether what the program writes in place is now given room for all chains, and was not before.
+
+        `p = torch.zeros(3); p[0] = f(z)` cannot be batched as it stands, as p has room for the z of one chain.
+        """
+        if self._with_room:
+            return False
+        with contextlib.suppress(Untraceable):
+            for prior in (False, True):
+                recorded = trace(partial(self.one, prior=prior), [torch.zeros(self.dim)], differentiable=True)
+                run_it = executable(in_own_memory(recorded.graph), gradient=True)
+                self._with_room[prior] = partial(_roomy, run_it, recorded.constants)
+            return True
+        return False
 
     def prior(self) -> Tensor:
         """One draw from the prior, (dim,); from torch's random state."""
@@ -389,6 +410,8 @@ class LogJoint:
         try:
             traced = trace(fn, example)
         except Untraceable as e:
+            if self._give_room():
+                return self.build(fn, example)
             raise PpgenError(
                 f"the log joint of {self.program.name} cannot be traced: {e}; take engine='eager', one chain at a time"
             ) from e
@@ -459,6 +482,10 @@ def in_blocks(both: Density, block: int = BLOCK) -> Density:
         return torch.cat(values), torch.cat(gradients)
 
     return density
+
+
+def _roomy(run_it: Callable[..., Any], constants: Sequence[Tensor], u: Tensor) -> Tensor:
+    return run_it(u, u, *constants)
 
 
 def _labels(name: str, shape: torch.Size) -> list[str]:

@@ -82,7 +82,7 @@ def beta(eta: Tensor, kappa: Tensor) -> Any:
 
 
 def ordered(eta: Tensor, cutpoints: Tensor) -> Any:
-    """Pyro's OrderedLogistic, which writes in place, and so cannot be batched over chains."""
+    """Pyro's OrderedLogistic; that one writes in place, and is recorded twice before chains are batched."""
     below = torch.sigmoid(cutpoints - eta[..., None])
     return Categorical(torch.cat([below[..., :1], below[..., 1:] - below[..., :-1], 1 - below[..., -1:]], -1))
 
