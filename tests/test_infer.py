@@ -23,6 +23,7 @@ from pyro.distributions import (
     LogNormal,
     Multinomial,
     MultivariateNormal,
+    NanMaskedNormal,
     Normal,
     StudentT,
     Uniform,
@@ -280,17 +281,22 @@ def _counts(k):
 COUNTS = {"k": torch.tensor([12.0, 5.0, 3.0]).double()}
 
 
+def _gapped(y):
+    m = pyro.sample("m", Normal(torch.tensor(0.0).double(), 1.0))
+    with rows(y):
+        pyro.sample("y", NanMaskedNormal(m, 1.0), obs=y)
+
+
 def test_a_density_that_takes_one_vector_at_a_time():
-    """A multinomial's masks by value, and cannot be batched."""
-    with prepared(_counts, COUNTS, 0) as made:
+    """A normal with gaps asks whether it has any, and cannot be batched."""
+    y = torch.tensor([0.3, math.nan, 1.2]).double()
+    with prepared(_gapped, {"y": y}, 0) as made:
         joint = ladder._joint(made)
-    u = normal(3, 2).double()
+    u = normal(3, 1).double()
     value, grad = joint.value_and_grad(u)
-    p = joint.unflatten(u)["p"]
-    jacobian = joint.blocks["p"].transform.log_abs_det_jacobian(u, p)
-    exact = Dirichlet(torch.ones(3).double()).log_prob(p) + COUNTS["k"] @ p.log().mT + jacobian
-    assert joint.engine == "eager" and grad.shape == u.shape
-    assert torch.allclose(value - exact, (value - exact)[:1].expand(3)), "but for the multinomial's constant"
+    assert joint.engine == "eager"
+    assert torch.allclose(value, Normal(0.0, 1.0).log_prob(u[:, 0]) + Normal(u, 1.0).log_prob(y[[0, 2]]).sum(-1))
+    assert torch.allclose(grad, 1.5 - 3 * u)
 
 
 EDGES = {
@@ -576,6 +582,27 @@ def test_what_the_data_cut_off_is_no_tail():
     lp, g = joint.value_and_grad(u)
     found = tails(joint, u, torch.full((4000,), 1 / 4000).double(), lp, g, joint.value_and_grad)
     assert found.verdict == "fine"
+
+
+@pytest.mark.parametrize(("at_edges", "verdict"), [(-math.inf, "fine"), (math.nan, "look")])
+def test_slopes_do_not_tell_a_tail_along_an_edge(at_edges: float, verdict: str):
+    """y_i ~ U(lo, lo + w), both nearly flat: 1/w is Beta(n - 2, 2), lo uniform given w, and its tail is t^(2 - n)."""
+
+    def window(y):
+        lo, w = pyro.sample("lo", Normal(0.0, 1000.0)), pyro.sample("w", HalfNormal(1000.0))
+        with rows(y):
+            pyro.sample("y", Uniform(lo, lo + w), obs=y)
+
+    data = {"y": torch.linspace(0, 1, 30).double()}
+    joint = log_joint(Program.from_pair(window).setup(data), data)
+    g = np.random.default_rng(0)
+    w = 1 / g.beta(28, 2, 4000)
+    u = torch.from_numpy(np.stack([(1 - w) * g.uniform(size=4000), np.log(w)], -1))
+    lp, slopes = joint.value_and_grad(u)
+    assert torch.isfinite(lp).all()
+    equal = torch.full((4000,), 1 / 4000).double()
+    found = tails(joint, u, equal, lp, slopes, joint.value_and_grad, at_edges=at_edges)
+    assert found.verdict == verdict
 
 
 def test_a_tail_with_too_few_weighted_draws_is_not_called_light():

@@ -316,7 +316,7 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
     u = found.u.flatten(0, 1)
     u = u[:: -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))]
     try:
-        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target)
+        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target, at_edges=-math.inf)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat

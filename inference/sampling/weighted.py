@@ -300,12 +300,16 @@ def _importance(
     return Finding("importance", labels[worst], asked, most, graded, said)
 
 
-def tails(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density) -> Finding:
+def tails(
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
+) -> Finding:
     """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, lp, g, target))
+    return heaviest(tail_indices(joint, u, w, lp, g, target, at_edges=at_edges))
 
 
-def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density) -> dict[str, float]:
+def tail_indices(
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
+) -> dict[str, float]:
     """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
@@ -315,6 +319,8 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, t
     Args:
         u, w, lp, g: (S, dim), weights (S,) that sum to one, the log joint and its gradient.
         target: the log joint, of other vectors.
+        at_edges: k of a tail along whose draws the density ends, so that slopes do not tell it: NaN, it is not known;
+            or minus infinity, where draws of the posterior are asked as well.
     """
     off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
     looked: list[tuple[int, bool]] = []  # entries, and whether they are logarithms
@@ -338,8 +344,11 @@ def tail_indices(joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, t
     k = {"": -math.inf}
     for (i, _, within), other in zip(found, beyond, strict=True):
         name, index = joint.labels[i], max(within.k, other)  # of a k that is not known the first
-        if index > HEAVY and _ends(within, i, u, off, sd, target):
-            continue
+        if index > HEAVY:
+            ends, cut = _edges(within, i, u, off, sd, target)
+            if ends:
+                continue
+            index = index if not cut or other > HEAVY else at_edges
         before = k.get(name, -math.inf)
         k[name] = before if math.isnan(before) or before >= index else index  # what is not known counts
     return k
@@ -374,11 +383,17 @@ def _beyond(
     return [-math.inf if math.isnan(t.k) else next(each) for _, _, t in found]
 
 
-def _ends(tail: _Tail, i: int, u: Tensor, off: Tensor, sd: Tensor, target: Density) -> bool:
-    """Whether a tail is cut off where it lies: within an sd of each of its draws the density is zero."""
+def _edges(tail: _Tail, i: int, u: Tensor, off: Tensor, sd: Tensor, target: Density) -> tuple[bool, bool]:
+    """Whether a tail is cut off where it lies, and whether slopes tell nothing of it: there the density is zero within
+    an sd of each of its draws, here of some. What it loses over an edge, as of a and b where y ~ Uniform(a, a + b), is
+    in no slope."""
     inside = tail.inside[:ENDS]
-    steps = sd[i] * off[inside, i].sign()[:, None] * tail.direction
-    return len(inside) > 0 and bool(torch.isneginf(target(u[inside] + steps)[0]).all())
+    if not len(inside):
+        return False, False
+    outward = sd[i] * off[inside, i].sign()[:, None] * tail.direction
+    alone = torch.zeros_like(outward).index_fill_(1, torch.tensor(i), 1.0) * sd[i]
+    zero = [torch.isneginf(target(u[inside] + step)[0]) for step in (outward, -outward, alone, -alone)]
+    return bool(zero[0].all()), any(bool(z.any()) for z in zero)
 
 
 def _tail(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> _Tail:

@@ -307,7 +307,8 @@ def _tail_khat(f: Finding) -> Words:
     if math.isnan(f.figure):
         more = f" and of {f.details['others']} more" if f.details["others"] else ""
         return (
-            f"too few of the weighted draws are in the tails of {f.where}{more} to tell whether it has an sd",
+            f"too few of the weighted draws are in the tails of {f.where}{more} to tell whether it has an sd, or the "
+            "density ends beside them",
             "Take chains (ppgen mcmc), or more draws.",
         )
     more = f"; so are those of {f.details['others']} more" if f.details["others"] else ""
