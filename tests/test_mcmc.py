@@ -21,7 +21,7 @@ from ppgen.distributions import Flat
 from ppgen.engine import log_joint
 from ppgen.engine.joint import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
-from ppgen.inference import fit, loglik, posterior
+from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
@@ -591,6 +591,37 @@ def impossible(x=None):
 def test_what_cannot_be_sampled_is_said(model, data, options, message):
     with pytest.raises(PpgenError, match=message):
         mcmc(model, data, **(FEW | options))
+
+
+def _poisson(y):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with rows(y):
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def _negative_scale(y):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.sample("y", dist.Normal(m, -1.0), obs=y)
+
+
+@pytest.mark.parametrize("method", [mcmc, infer, evidence])
+@pytest.mark.parametrize(
+    ("model", "y", "message"),
+    [
+        (_poisson, [1.0, 1.5, 2.0], r"'y' .Poisson. has the support .* the data have 1.5"),
+        (_negative_scale, [1.0, 2.0], "not finite at any of .* no scale is negative"),
+    ],
+)
+def test_data_without_a_density_are_refused(method, model, y, message):
+    with pytest.raises(PpgenError, match=message):
+        method(model, {"y": torch.tensor(y)})
+
+
+def test_data_without_a_density_are_said_where_validation_is_off(caplog):
+    with pyro.validation_enabled(False):
+        infer(_poisson, {"y": torch.tensor([1.0, 1.5, 2.0])}, predictive=False, prior=False)
+    assert "the data have 1.5" in caplog.text and "what is called log p(x) is none" in caplog.text
 
 
 def test_heavy_tails_are_proper():

@@ -26,6 +26,14 @@ REACH = (3.0, 100.0)  # t, in standard deviations: no farther, since a direction
 Value = Callable[[Tensor], Tensor]
 
 
+def nowhere(tried: int) -> PpgenError:
+    """The error of a log joint that is finite at none of the places that were tried."""
+    return PpgenError(
+        f"the log joint is not finite at any of {tried} starting points; check that the data lie in the support of the "
+        "likelihood, and that no scale is negative, zero or infinite"
+    )
+
+
 def starts(
     value: Value, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
 ) -> Tensor:
@@ -57,10 +65,7 @@ def starts(
             best, top, tried = torch.where(better[:, None], u, best), torch.where(better, lp, top), tried + chains
     alive = torch.isfinite(top)
     if not alive.any():
-        raise PpgenError(
-            f"the log joint is not finite at any of {tried} starting points; check that the data lie in the support of "
-            "the likelihood, and that no scale is zero or infinite"
-        )
+        raise nowhere(tried)
     places = alive.nonzero()[:, 0]
     return torch.where(alive[:, None], best, best[places[torch.arange(chains) % len(places)]])
 

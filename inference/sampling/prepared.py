@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.check import columns, running_of
+from ppgen.check import columns, running_of, unvalidated
+from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, row_columns
@@ -29,6 +30,7 @@ from ppgen.program import Program
 from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.structure import Site, Structure, inspect
+from ppgen.supports import moving
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -75,6 +77,7 @@ def prepared(
         with ready(run, table, seed, guide=guide), running_of(program, table):
             if not isinstance(run, Run):
                 somewhere(lambda: _register(program, table))
+            _require_in_support(program, table)
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
             yield Prepared(run, program, table, rows)
 
@@ -83,6 +86,23 @@ def _register(program: Program, data: Mapping[str, Tensor]) -> None:
     """The parameters that the model makes as it runs."""
     with program.collecting():
         program.call("model", data)
+
+
+def _require_in_support(program: Program, data: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: an observed value that no draw of its distribution has, whatever the latents are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        p = somewhere(lambda: run_once(program, data, guide=False)).p
+        observed = {n: s for n, s in sample_sites(p, deterministic=False).items() if s["is_observed"]}
+        try:
+            by_latents = moving(lambda: program.call("model", data), p.nodes, observed)
+        except (LinAlgError, ValueError):  # a draw that the model cannot be run at
+            return
+    for name, site in observed.items():
+        if name not in by_latents:
+            observed_in_support(name, site, unvalidated(program, data))
 
 
 def somewhere(fn: Callable[[], Any]) -> Any:

@@ -38,6 +38,7 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.hamiltonian import Outcome, Preconditioner, first_step, root_of, transition
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws, Numbers
+from ppgen.inference.sampling.mcmc_init import nowhere
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import places
 
@@ -167,7 +168,7 @@ def sample(
     """Tempers islands of `draws` particles, by `warmup` temperatures at most; see `kernels`.
 
     Raises:
-        PpgenError: temperatures were too few.
+        PpgenError: temperatures were too few, or the log joint is finite at no particle.
     """
     C, S = start.islands, draws
     tempered = _Tempered(start.target, start.q)
@@ -177,6 +178,8 @@ def sample(
     for _ in range(warmup):
         lp, lq, _, _ = tempered.parts(u)
         ratio = (lp - lq).reshape(C, S)
+        if not bool(torch.isfinite(ratio).any()):
+            raise nowhere(C * S)
         before, tempered.beta = tempered.beta, _next(ratio, tempered.beta)
         log_w = (tempered.beta - before) * ratio
         last = tempered.beta == 1.0
