@@ -1,6 +1,12 @@
-"""Latents whose support depends on other latents, as that of x ~ Uniform(0, b) on b.
+"""Transforms from the real line to a latent that depend on other latents, and so are asked of its site in each run.
 
-A transform from the real line to such a support is another one at each b: it is asked of the site, in each run.
+That is of a latent whose support depends on others, as that of x ~ Uniform(0, b) on b; and of one that is non-centred,
+
+    z = loc + scale u    for z ~ Normal(loc, scale),
+
+so that u is independent of loc and scale before the data are seen, and a hierarchical model has no funnel.
+
+Source: Papaspiliopoulos, Roberts and Sköld, A general framework for the parametrization of hierarchical models, 2007.
 """
 
 from __future__ import annotations
@@ -10,14 +16,25 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import LowerCholeskyAffine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import (
+    Cauchy,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    Transform,
+    TransformedDistribution,
+    biject_to,
+)
+from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from ppgen.handlers import without_validation
 from ppgen.sites import support_of
 
-__all__ = ["Placing", "Transforms", "moving"]
+__all__ = ["Placing", "Transforms", "located", "moving", "scaled", "transform_of"]
 
 
 def moving(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], latents: Collection[str]) -> list[str]:
@@ -26,13 +43,65 @@ def moving(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], lat
     Args:
         nodes: of a first run. The model is not run again where no bound could differ.
     """
-    bounds = {n: found for n in latents if (found := _bounds(support_of(nodes[n]["fn"])))}
-    if not bounds:
+    return _differing(model, nodes, latents, lambda fn: _bounds(support_of(fn)))
+
+
+def scaled(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], latents: Collection[str]) -> list[str]:
+    """Those of the latents that can be non-centred and have another scale in a second run; arguments as of `moving`."""
+    return _differing(model, nodes, latents, _scales)
+
+
+def _differing(
+    model: Callable[[], Any],
+    nodes: Mapping[str, Mapping[str, Any]],
+    latents: Collection[str],
+    tensors: Callable[[Any], list[Tensor]],
+) -> list[str]:
+    first = {n: found for n in latents if (found := tensors(nodes[n]["fn"]))}
+    if not first:
         return []
     with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
         torch.manual_seed(torch.initial_seed() + 1)  # other draws, where the first run was of this very state
         again = poutine.trace(model).get_trace().nodes
-    return [n for n, b in bounds.items() if n in again and not _same(b, _bounds(support_of(again[n]["fn"])))]
+    return [n for n, b in first.items() if n in again and not _same(b, tensors(again[n]["fn"]))]
+
+
+def _scales(fn: Any) -> list[Tensor]:
+    if located(fn) is None:
+        return []
+    base = _base(fn)[0]
+    return [base.scale_tril if isinstance(base, MultivariateNormal) else base.scale]
+
+
+def _base(fn: Any) -> tuple[Any, list[Transform]]:
+    """The innermost distribution, and what is done to its draws."""
+    after: list[Transform] = []
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, TransformedDistribution):
+            after = [*fn.transforms, *after]
+        fn = fn.base_dist
+    return fn, after
+
+
+class _Rooted(LowerCholeskyAffine):
+    """u -> loc + L u; Pyro's takes one L, and no batch of them."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(x.shape[:-1])
+
+
+def located(fn: Any) -> Transform | None:
+    """u -> loc + scale u, and what the distribution does to that; None of one that is not of that kind."""
+    base, after = _base(fn)
+    if not all(t.bijective for t in after):
+        return None
+    if isinstance(base, MultivariateNormal):
+        own: list[Transform] = [_Rooted(base.loc, base.scale_tril)]
+    elif isinstance(base, Normal | StudentT | Laplace | Cauchy):
+        own = [AffineTransform(base.loc, base.scale)]
+    else:
+        return None
+    return ComposeTransform([*own, *after]) if after else own[0]
 
 
 def _bounds(support: Any) -> list[Tensor]:
@@ -51,37 +120,43 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-class Transforms(Messenger):
-    """Within it, the transform of each of these latents is noted: from the real line to its support in this run."""
+def transform_of(fn: Any, noncentred: bool) -> Any:
+    """From the real line to the latent of a site, as it is in this run."""
+    return located(fn) if noncentred else biject_to(support_of(fn))
 
-    def __init__(self, latents: Collection[str]):
+
+class Transforms(Messenger):
+    """Within it, the transform of each of these latents is noted, as it is in this run."""
+
+    def __init__(self, latents: Collection[str], noncentred: Collection[str] = ()):
         super().__init__()
-        self.latents = latents
+        self.latents, self.noncentred = latents, noncentred
         self.found: dict[str, Any] = {}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.latents:
-            self.found[msg["name"]] = biject_to(support_of(msg["fn"]))
+            self.found[msg["name"]] = transform_of(msg["fn"], msg["name"] in self.noncentred)
 
 
 class Placing(Messenger):
-    """Within it, latents take the values that unconstrained ones have on their supports in this run.
+    """Within it, latents take the values that unconstrained ones have by their transforms in this run.
 
     Args:
         inner: unconstrained values by latent.
         held: values of other latents, as they are.
+        noncentred: which of them are.
     """
 
-    def __init__(self, inner: Mapping[str, Tensor], held: Mapping[str, Tensor]):
+    def __init__(self, inner: Mapping[str, Tensor], held: Mapping[str, Tensor], noncentred: Collection[str] = ()):
         super().__init__()
-        self.inner, self.held = inner, held
+        self.inner, self.held, self.noncentred = inner, held, noncentred
         self.values: dict[str, Tensor] = {}
         self.log_det: Any = 0.0
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
         if name in self.inner:
-            transform, u = biject_to(support_of(msg["fn"])), self.inner[name]
+            transform, u = transform_of(msg["fn"], name in self.noncentred), self.inner[name]
             msg["value"] = self.values[name] = transform(u)
             self.log_det = self.log_det + transform.log_abs_det_jacobian(u, msg["value"]).sum()
         elif name in self.held:

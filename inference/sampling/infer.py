@@ -2,8 +2,10 @@
 
     gaussian   batch and match from Pathfinder's paths, no gradient step; importance weights; places that were not
                seen become further normals of the proposal
+    noncentred the same in the coordinates u = (z - loc) / scale of latents whose scale depends on other latents
     laplace    the same for the few latents that others depend on, which are integrated out by Laplace's method, drawn
                given the few, and weighed again
+    noncentred_chees  64 chains of ChEES-HMC in the coordinates of `noncentred`
     flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
     smc        tempered SMC: where modes are separated
@@ -119,6 +121,7 @@ class Outcome(NamedTuple):
 
     tree: Callable[[], DataTree]
     findings: list[Finding]
+    joint: Any  # LogJoint | LaplaceMarginal: whose vector was drawn
 
     @property
     def verdict(self) -> str:
@@ -190,7 +193,7 @@ def infer(
         problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
-        said = with_derived(outcome.findings, derived(tree, structure))
+        said = with_derived(outcome.findings, derived(tree, structure, outcome.joint))
         outcome = outcome._replace(findings=with_words(tree, said))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
@@ -309,6 +312,20 @@ def gaussian(problem: Problem) -> Outcome:
     return _outcome(problem, _with_tails(problem, *_by_normals(problem)))
 
 
+def noncentred(problem: Problem) -> Outcome:
+    """`gaussian`, where hierarchical latents are independent of their scale before the data are seen."""
+    joint = _noncentred(problem)
+    return gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
+
+
+def _noncentred(problem: Problem) -> LogJoint:
+    made = problem.made
+    joint = somewhere(lambda: log_joint(made.program, made.data, noncentred="all"))
+    if not joint.noncentred:
+        raise PpgenError(f"{made.program.name} has no latent whose scale depends on other latents")
+    return joint
+
+
 @torch.no_grad()
 def laplace(problem: Problem) -> Outcome:
     """Weighted draws of the few latents that others depend on, by normals, and of the others given them."""
@@ -401,7 +418,7 @@ def _outcome(problem: Problem, found: Weighted) -> Outcome:
         draws = Draws(u, {"lp": lp}, 0, torch.zeros(problem.joint.dim), "dense")
         return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
 
-    return Outcome(tree, found.findings)
+    return Outcome(tree, found.findings, problem.joint)
 
 
 def flow(problem: Problem) -> Outcome:
@@ -435,25 +452,33 @@ def flow(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
+def noncentred_chees(problem: Problem) -> Outcome:
+    """`chees` in the coordinates of `noncentred`."""
+    return _sampled(problem, "chees", _noncentred(problem))
+
+
 def chees(problem: Problem) -> Outcome:
     """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
-    return _sampled(problem, "chees")
+    return _sampled(problem, "chees", problem.joint)
 
 
 def smc(problem: Problem) -> Outcome:
     """Islands of particles, by tempering: every mode in its proportion."""
-    return _sampled(problem, "smc")
+    return _sampled(problem, "smc", problem.joint)
 
 
-def _sampled(problem: Problem, kernel: str) -> Outcome:
+def _sampled(problem: Problem, kernel: str, joint: LogJoint) -> Outcome:
     given, data = problem.given
     level, quiet = log.level, logging.ERROR
     log.setLevel(quiet)  # what is not fine is said of the answer
     try:
-        made = mcmc(given, data, kernel, seed=problem.seed, report=problem.in_time, **problem.groups)
+        made = mcmc(
+            given, data, kernel, noncentred=joint.noncentred, seed=problem.seed, report=problem.in_time,
+            **problem.groups,
+        )  # fmt: skip
     finally:
         log.setLevel(level)
-    return Outcome(lambda: made, load_findings(made))
+    return Outcome(lambda: made, load_findings(made), joint)
 
 
-LADDER: tuple[Rung, ...] = (gaussian, laplace, flow, chees, smc)
+LADDER: tuple[Rung, ...] = (gaussian, noncentred, laplace, noncentred_chees, flow, chees, smc)

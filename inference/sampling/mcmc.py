@@ -64,8 +64,9 @@ CLOSE = 0.5  # the least share of effective weights of draws by Laplace's method
 def mcmc(
     program: Run | Program | Callable[..., Any], data: Any, kernel: str = "chees", *, chains: int | None = None,
     draws: int | None = None, warmup: int | None = None, metric: str = "auto", engine: str = "auto",
-    precision: str | None = None, marginal: str | Sequence[str] = (), through: bool = False, seed: int = 0,
-    predictive: bool = True, prior: bool = True, report: Callable[[int], None] | None = None,
+    precision: str | None = None, marginal: str | Sequence[str] = (), through: bool = False,
+    noncentred: str | Sequence[str] = (), seed: int = 0, predictive: bool = True, prior: bool = True,
+    report: Callable[[int], None] | None = None,
 ) -> DataTree:  # fmt: skip
     """Draws from p(z | x), every chain on its own, with what `posterior` gives beside a guide's draws.
 
@@ -85,6 +86,8 @@ def mcmc(
             integrates out: chains are of the others, these are drawn afterwards, and all resampled by their weights.
         through: whether chains move in the coordinates of the run's guide, a normal or a flow of all latents, and begin
             at its draws (`ppgen/engine/pullback.py`): for posteriors whose shape a metric does not mend, as a funnel's.
+        noncentred: latents z ~ Normal(loc, scale), or of that kind, that chains move by u = (z - loc) / scale: there is
+            no funnel where the data say little of z. "all": those whose scale depends on other latents.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
@@ -110,9 +113,9 @@ def mcmc(
     """
     _numbers(kernel, metric, 0, chains, draws, warmup)
     inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
-    _require_one_way(kernel, inner, through)
+    _require_one_way(kernel, inner, through, noncentred)
     with prepared(program, data, seed, precision, guide=through) as made:
-        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine))
+        joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, noncentred=noncentred))
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         C, S, W = _numbers(kernel, metric, outer.dim, chains, draws, warmup)
@@ -130,10 +133,11 @@ def mcmc(
             said.append(close)
         tree = tree_of_draws(made, structure, joint, found, predictive, prior)
         said += _checks(made, joint, found, structure, kernel, metric, seed)
-        said = with_derived(said, derived(tree, structure))
+        said = with_derived(said, derived(tree, structure, joint))
     tree.attrs |= {
-        "kernel": kernel, "marginal": ", ".join(inner), "through": int(through), "metric": found.metric, "seed": seed,
-        "warmup": W, "leapfrog_steps": found.steps,
+        "kernel": kernel, "marginal": ", ".join(inner), "through": int(through),
+        "noncentred": ", ".join(joint.noncentred), "metric": found.metric, "seed": seed, "warmup": W,
+        "leapfrog_steps": found.steps,
     }  # fmt: skip
     if found.evidence is not None:
         tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
@@ -164,7 +168,12 @@ def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int
     return numbers
 
 
-def _require_one_way(kernel: str, inner: Sequence[str], through: bool) -> None:
+def _require_one_way(kernel: str, inner: Sequence[str], through: bool, noncentred: str | Sequence[str]) -> None:
+    if noncentred and (inner or through):
+        raise PpgenError(
+            "chains move in one kind of coordinates: leave out noncentred (--noncentred), or "
+            f"{'through (--through-guide)' if through else 'marginal (--marginal)'}"
+        )
     if not through:
         return
     if inner:
@@ -303,7 +312,7 @@ def _checks(
         return said + _unseen(joint, target, found, said, structure.sites, seed)
     enough = chains >= WIDE // 2 or joint.dim > FUSED_DIM
     wide = kernels.named(kernel).TOGETHER and enough and joint.engine != "eager"
-    traced = joint if wide else log_joint(made.program, made.data, engine="trace")
+    traced = joint if wide else log_joint(made.program, made.data, engine="trace", noncentred=joint.noncentred)
     target = _density(traced, "chees", chains if wide else WIDE, metric)
     said = [_heavier(f, traced, target, found) if f.measure == "tail_khat" else f for f in said]
     return said + _unseen(traced, target, found, said, structure.sites, seed)
@@ -375,9 +384,10 @@ def _unseen(
     return [] if one is None else [one]
 
 
-def derived(tree: DataTree, structure: Structure) -> dict[str, np.ndarray]:
-    """The draws of deterministic sites, by name."""
-    names = {s.name for s in structure.sites if s.role == "deterministic"}
+def derived(tree: DataTree, structure: Structure, joint: LogJoint) -> dict[str, np.ndarray]:
+    """The draws of sites that are functions of the vector that was drawn, and no place in it: deterministic ones, and
+    latents that are non-centred."""
+    names = {s.name for s in structure.sites if s.role == "deterministic"}.union(joint.noncentred)
     return {str(n): v.values for n, v in tree["posterior"].data_vars.items() if n in names}
 
 

@@ -236,7 +236,7 @@ def _divergences(f: Finding) -> Words:
     return (
         f"{count}: the posterior has a place too narrow for the step size, such as the neck of a funnel, and draws "
         "miss it",
-        "Write hierarchical latents non-centred, or tighten a prior.",
+        "Move hierarchical latents non-centred (noncentred='all', --noncentred all), or tighten a prior.",
     )
 
 

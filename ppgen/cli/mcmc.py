@@ -56,6 +56,9 @@ def mcmc(
     through_guide: Annotated[
         bool, typer.Option("--through-guide", help="In the coordinates of the run's guide, a normal or a flow.")
     ] = False,
+    noncentred: Annotated[
+        str | None, typer.Option(metavar="A,B|all", help="Latents that chains move by (z - loc) / scale.")
+    ] = None,
     seed: Seed = 0,
     columns: Columns = None,
     types: Types = None,
@@ -88,8 +91,8 @@ def mcmc(
     with counter("mcmc", sys.stderr, quiet or json) as report:
         tree = inference.mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
-            precision=precision, marginal=[n.strip() for n in marginal.split(",")] if marginal else (),
-            through=through_guide,
+            precision=precision, marginal=_names(marginal), through=through_guide,
+            noncentred="all" if noncentred == "all" else _names(noncentred),
             report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
         )  # fmt: skip
     keep_columns(tree, columns)
@@ -106,6 +109,10 @@ def mcmc(
     groups(tree)
     _say_agreement(shown, load_findings(tree))
     say(f"posterior {path}")
+
+
+def _names(text: str | None) -> list[str]:
+    return [n.strip() for n in text.split(",")] if text else []
 
 
 def _say_agreement(shown: Any, findings: list[Any]) -> None:

@@ -22,7 +22,6 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
-from torch.distributions import biject_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine import background
@@ -32,11 +31,11 @@ from ppgen.engine.native import is_known
 from ppgen.engine.pathfinder import Density
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import support_of
-from ppgen.supports import Placing, Transforms, moving
+from ppgen.sites import innermost, support_of
+from ppgen.supports import Placing, Transforms, located, moving, scaled, transform_of
 from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
 
@@ -65,7 +64,8 @@ class LogJoint:
     Attributes:
         blocks: by latent, its place in u, its shape there, and the transform to its support; of those that move, the
             one of the first run.
-        moving: latents whose support depends on others: the transform to it is asked of each run.
+        moving: latents whose transform depends on others, and is asked of each run: by their support, or non-centred.
+        noncentred: latents whose place in u is that of (z - loc) / scale.
         dim: the length of u.
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
@@ -75,16 +75,21 @@ class LogJoint:
             depend on a discrete latent.
     """
 
-    def __init__(self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0):
+    def __init__(
+        self, program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0,
+        noncentred: str | Sequence[str] = (),
+    ):  # fmt: skip
         """
         Args:
             program: set up already; its parameters stay as they are.
             data: the columns.
             engine: eager, trace, compile, or auto: compile where `calls` calls earn the compilation back.
             calls: how many calls are expected.
+            noncentred: latents that are to be, or "all": those whose scale depends on other latents.
 
         Raises:
-            PpgenError: a discrete latent that cannot be summed out, no latent, or a log-density that is itself drawn.
+            PpgenError: a discrete latent that cannot be summed out, no latent, a log-density that is itself drawn, or a
+                latent that cannot be non-centred.
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         self._untraced = False  # whether it turned out that it cannot be traced
@@ -97,6 +102,7 @@ class LogJoint:
                     f"{drawn}, and {program.name} has no log joint that can be climbed or sampled; give the site a "
                     "log_prob that is a function of its value, or fit a guide (its ELBO may be drawn)"
                 )
+        self.noncentred = self._named(noncentred, sites)
         self.blocks: dict[str, _Block] = {}
         start = 0
         summed: list[str] = []
@@ -116,7 +122,7 @@ class LogJoint:
                     )
                 summed.append(name)
                 continue
-            transform = biject_to(support)
+            transform = transform_of(site["fn"], name in self.noncentred)
             shape = transform.inv(site["value"]).shape
             self.blocks[name] = _Block(start, start + shape.numel(), shape, transform)
             start += shape.numel()
@@ -138,13 +144,34 @@ class LogJoint:
         self._require_one_value({n: sites.nodes[n]["value"] for n in self.blocks})
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
+    def _named(self, noncentred: str | Sequence[str], sites: Any) -> tuple[str, ...]:
+        """
+        Raises:
+            PpgenError: no latent of that name, or one without a location and a scale.
+        """
+        if noncentred == "all":
+            return tuple(scaled(self._model, sites.nodes, sites.stochastic_nodes))
+        names = (noncentred,) if isinstance(noncentred, str) else tuple(noncentred)
+        for name in names:
+            if name not in sites.stochastic_nodes:
+                raise PpgenError(
+                    f"noncentred names {name!r}, and {self.program.name} has the latents "
+                    f"{', '.join(sites.stochastic_nodes)}{nearest(name, sites.stochastic_nodes)}"
+                )
+            if located(fn := sites.nodes[name]["fn"]) is None:
+                raise PpgenError(
+                    f"the latent {name!r} ({type(innermost(fn)).__name__}) has no location and scale to be non-centred "
+                    "by, as a normal, a Student's t, a Laplace, a Cauchy and what is made of them have; leave it out"
+                )
+        return names
+
     def _moving(self, sites: Any) -> tuple[str, ...]:
         """
         Raises:
             PpgenError: a support that depends on a latent that is summed out.
         """
         self._held = {n: sites.nodes[n]["value"] for n in self.summed}
-        found = moving(self._model, sites.nodes, self.blocks)
+        found = moving(self._model, sites.nodes, [n for n in self.blocks if n not in self.noncentred])
         if found and self.summed:
             at = {n: sites.nodes[n]["value"] for n in self.blocks}
             if by_summed := moving(lambda: run(self.program, self.data, latents=at), sites.nodes, found):
@@ -152,7 +179,7 @@ class LogJoint:
                     f"the support of {by_summed[0]!r} depends on a discrete latent, which is summed out, so that it "
                     "has no one place in an unconstrained vector; draw a share of it from Uniform(0, 1), and scale that"
                 )
-        return tuple(found)
+        return (*found, *self.noncentred)
 
     def _require_one_value(self, latents: Mapping[str, Tensor]) -> None:
         """
@@ -296,7 +323,7 @@ class LogJoint:
 
     def _inverse(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Unconstrained values of one value of each latent, by the supports in a run at them."""
-        with without_validation(), Transforms(self.moving) as seen:
+        with without_validation(), Transforms(self.moving, self.noncentred) as seen:
             run(self.program, self.data, latents=latents | self._held)
         own = {n: b.transform for n, b in self.blocks.items()} | seen.found
         return {n: t.inv(latents[n]) for n, t in own.items()}
@@ -305,7 +332,7 @@ class LogJoint:
         """The latents of one vector, and log |det ∂z/∂u|."""
         inner = {n: u[b.start : b.stop].view(b.shape) for n, b in self.blocks.items()}
         if self.moving:
-            with without_validation(), Placing(inner, self._held) as at:
+            with without_validation(), Placing(inner, self._held, self.noncentred) as at:
                 self._model()
             return at.values, at.log_det
         latents, total = {}, torch.zeros((), dtype=u.dtype)
@@ -444,7 +471,10 @@ class LogJoint:
         return 0.8 * self.calls * (time.perf_counter() - start)
 
 
-def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0) -> LogJoint:
+def log_joint(
+    program: Program, data: Mapping[str, Any], *, engine: str = "trace", calls: int = 0,
+    noncentred: str | Sequence[str] = (),
+) -> LogJoint:  # fmt: skip
     """The traced log joint of a program on data, and its gradient, for one vector or for many chains at once.
 
     >>> import pyro, torch
@@ -457,7 +487,7 @@ def log_joint(program: Program, data: Mapping[str, Any], *, engine: str = "trace
     >>> joint.dim, joint(torch.zeros(1)), joint.value_and_grad(torch.zeros(64, 1))[1].shape
     (1, tensor(-2.4189), torch.Size([64, 1]))
     """
-    return LogJoint(program, data, engine=engine, calls=calls)
+    return LogJoint(program, data, engine=engine, calls=calls, noncentred=noncentred)
 
 
 def _is_density(site: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from planting import Mutant
 
 THROUGH = "tests/test_through.py::test_the_density_is_that_of_the_change_of_variables"
 BACK = "tests/test_through.py::test_the_posterior_itself_as_a_guide_is_a_standard_normal"
+NONCENTRED = "tests/test_noncentred.py::test_the_density_is_that_of_the_latents_in_other_coordinates"
 
 MUTANTS = [
     # -- through a guide ---------------------------------------------------------------------------------------
@@ -308,5 +309,36 @@ MUTANTS = [
         'if off := _apart(first, site["fn"].log_prob(site["value"])):',
         "if off := _apart(first, first):",
         "tests/test_loglik.py::test_no_bound_by_weights_of_a_density_that_is_drawn",
+    ),
+    # -- non-centred latents -----------------------------------------------------------------------------------
+    Mutant(
+        "noncentred_by_the_location_alone",
+        "own = [AffineTransform(base.loc, base.scale)]",
+        "own = [AffineTransform(base.loc, torch.ones_like(base.scale))]",
+        NONCENTRED,
+    ),
+    Mutant(
+        "noncentred_vectors_without_a_determinant",
+        "return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(x.shape[:-1])",
+        "return torch.zeros(x.shape[:-1])",
+        NONCENTRED,
+    ),
+    Mutant(
+        "noncentred_where_the_location_moves",
+        "return [base.scale_tril if isinstance(base, MultivariateNormal) else base.scale]",
+        "return [base.loc]",
+        "tests/test_noncentred.py::test_normals_of_a_funnel",
+    ),
+    Mutant(
+        "what_is_written_in_place_is_shared",
+        "own = g.call_function(aten.copy_.default, (room, node))",
+        "own = room",
+        "tests/test_mcmc.py::test_what_is_written_in_place_has_room_for_every_chain",
+    ),
+    Mutant(
+        "observed_values_outside_of_the_support",
+        "if name not in by_latents:",
+        "if name in by_latents:",
+        "tests/test_mcmc.py::test_data_without_a_density_are_refused",
     ),
 ]
