@@ -91,6 +91,11 @@ def test_a_named_latent_is_and_no_other():
     assert log_joint(program, data, noncentred="mu").noncentred == ("mu",)
     assert log_joint(program, data, noncentred=["theta"]).moving == ("theta",)
 
+    def located(y):
+        pyro.sample("y", Normal(pyro.sample("z", Normal(pyro.sample("m", Normal(0.0, 1.0)), 2.0)), 1.0), obs=y)
+
+    assert log_joint(Program.from_pair(located), {"y": torch.tensor(0.5)}, noncentred="all").noncentred == ()
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -327,7 +327,7 @@ MUTANTS = [
         "noncentred_where_the_location_moves",
         "return [base.scale_tril if isinstance(base, MultivariateNormal) else base.scale]",
         "return [base.loc]",
-        "tests/test_noncentred.py::test_normals_of_a_funnel",
+        "tests/test_noncentred.py::test_a_named_latent_is_and_no_other",
     ),
     Mutant(
         "what_is_written_in_place_is_shared",

@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         "supports_of_one_run",
-        'return [n for n, b in bounds.items() if n in again and not _same(b, _bounds(support_of(again[n]["fn"])))]',
+        'return [n for n, b in first.items() if n in again and not _same(b, tensors(again[n]["fn"]))]',
         "return []",
         "tests/test_mcmc.py::test_a_support_that_depends_on_a_latent",
     ),
