@@ -21,6 +21,7 @@ appendix A.1 has the running means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ from ppgen.models.vae import VAE, make_encoder
 __all__ = ["VQVAE"]
 
 PRIORS = ("uniform", "autoregressive", "diffusion")
+MOST_CODES, MOST_VECTORS = 16, 64  # of a row, and to choose from, where data say how many
+A_CODE = 16  # features
 SEEN = 1e-6  # running counts below which a code stays where it is
 
 
@@ -51,8 +54,8 @@ class VQVAE(ppgen.Program):
 
     Args:
         features: D, or the shape of one datum.
-        latent: L, codes of a row.
-        codebook: K, vectors to choose from.
+        latent: L, codes of a row; by `from_data` (the command line) fewer of few features.
+        codebook: K, vectors to choose from; by `from_data` fewer for few rows.
         width: w, their length.
         hidden: widths of the encoder, the decoder's being the reverse; for net="conv" channels of its layers.
         prior: p(z), learned with the rest: "uniform", "autoregressive" or "diffusion", the latter two programs within
@@ -111,8 +114,15 @@ class VQVAE(ppgen.Program):
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
-        """As for `VAE`: features, and a likelihood that suits them."""
-        return VAE.from_data(data)
+        """As for `VAE`, features and a likelihood that suits them; and how many codes, out of how many.
+
+        A row costs L log K nats under a uniform prior, and more codes than there is to say of rows cost more than they
+        tell: L is a code for 16 features, 2 to 16; K the power of two next below the square root of the rows, 8 to 64.
+        """
+        made = VAE.from_data(data)
+        rows, features = len(data["x"]), math.prod(data["x"].shape[1:])
+        codes = min(MOST_CODES, max(2, features // A_CODE))
+        return made | {"latent": codes, "codebook": min(MOST_VECTORS, max(8, 2 ** int(math.log2(rows) / 2)))}
 
     @torch.no_grad()
     def prepare(self, data: dict[str, Tensor]) -> VQVAE:

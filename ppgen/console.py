@@ -1,7 +1,7 @@
 """What every command shares: errors in one sentence, exit codes, JSON, tables.
 
 Exit codes: 0; 2 the user's error (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of ppgen's own.
-`--debug`, anywhere on the line, shows the traceback of any of them.
+`--debug`, anywhere on the line, shows the traceback of any of them; `-v`, likewise, what is logged at level DEBUG.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ppgen.errors import PpgenError, reason, visible
 
 _NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory")  # torch, of the CPU and of a GPU
 
+_VERBOSE = {"-v", "--verbose"}
+
 WIDE = 160  # columns, where the output is no terminal: tables are not cut
 
 
@@ -34,8 +36,9 @@ class Commands(TyperGroup):
     ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in words
-        words = [w for w in words if w != "--debug"]
-        _quiet_libraries(debug)
+        verbose = bool(_VERBOSE & set(words))
+        words = [w for w in words if w not in {"--debug", *_VERBOSE}]
+        _quiet_libraries(debug, logging.DEBUG if verbose else logging.INFO)
         try:
             code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
             sys.stdout.flush()
@@ -70,14 +73,14 @@ def _explain(error: Exception) -> tuple[int, str]:
     )
 
 
-def _quiet_libraries(debug: bool) -> None:
+def _quiet_libraries(debug: bool, level: int) -> None:
     """Warnings of libraries are for developers; what ppgen logs is for the user."""
     if not debug:
         warnings.simplefilter("ignore")
     logger = logging.getLogger("ppgen")
     if not any(isinstance(h, _Notes) for h in logger.handlers):
         logger.addHandler(_Notes())
-        logger.setLevel(logging.INFO)
+    logger.setLevel(level)
 
 
 class _Notes(logging.Handler):

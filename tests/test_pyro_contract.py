@@ -517,6 +517,19 @@ def inductor_keeps_its_code_in_a_folder__ppgen_engine_compile():
     return isinstance(default_cache_dir(), str)
 
 
+def inductors_wrapper_with_arrays_has_a_header_of_few__ppgen_engine_compile():
+    from torch._inductor.codegen.cpp_wrapper_cpu_array_ref import CppWrapperCpuArrayRef
+
+    from ppgen.engine.compile import _few_headers
+
+    whole = CppWrapperCpuArrayRef.get_device_include_path_jit("cpu")
+    with _few_headers():
+        few = CppWrapperCpuArrayRef.get_device_include_path_jit("cpu").splitlines()
+    return (
+        "array_ref.h" in whole and any("cpp_wrapper/common.h" in x for x in few) and not any("impl" in x for x in few)
+    )
+
+
 def inductor_runs_within_a_tracing_context__ppgen_engine_compile():
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode

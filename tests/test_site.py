@@ -102,12 +102,11 @@ def test_commands_of_the_pages_are_there_with_their_options():
         name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)}
         for name, c in get_command(app).commands.items()
     }
+    of_all = {"--help", "--debug", "--verbose", "-v"}
     named = [(page.name, *use) for page in PAGES for use in commands(page, "ppgen") if use[0] in own]
     assert len(named) > 200 and set(own) == {name for _, name, _ in named}
     assert {name for page in PAGES for name in re.findall("`ppgen ([a-z]+)", page.read_text())} <= set(own)
-    assert [
-        (page, name, o) for page, name, options in named for o in options if o not in own[name] | {"--help", "--debug"}
-    ] == []
+    assert [(page, name, o) for page, name, options in named for o in options if o not in own[name] | of_all] == []
 
 
 def test_benchmarks_of_the_pages_are_there_with_their_options():

@@ -28,6 +28,14 @@ def made(prior: str = "uniform", **options: float) -> VQVAE:
     return model
 
 
+@pytest.mark.parametrize(
+    "rows, shape, codes", [(1437, (64,), (4, 32)), (40, (8,), (2, 8)), (9000, (28, 28), (16, 64)), (1, (40,), (2, 8))]
+)
+def test_data_say_how_many_codes(rows, shape, codes):
+    found = VQVAE.from_data({"x": torch.eye(2)[0, 0].expand(rows, *shape)})
+    assert (found["latent"], found["codebook"]) == codes
+
+
 @torch.no_grad()
 def joint(model: VQVAE) -> Tensor:
     """log p(x, z) of every x and z: (x, z)."""

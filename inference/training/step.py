@@ -147,6 +147,7 @@ class Step(EagerStep):
         if key not in self._runs and _label(key) in self.engines.runs:
             self._again(key, batch, row)
         elif key not in self._runs and auto and self.steps - row.step < WORTH_TRACING:
+            log.debug("engine auto: eager steps, as a trace pays off from %d steps on", WORTH_TRACING)
             self._use(key, "eager", self.eager_steps)
         if key in self._trials:
             return self._watched(key, batch, row)
@@ -200,7 +201,7 @@ class Step(EagerStep):
 
     def _traced(self, key: tuple, batch: Mapping[str, Tensor]) -> Gradient | None:
         """The gradient's graph; None, and eager steps, where there is none."""
-        gradient, why = None, ""
+        gradient, why, started = None, "", time.perf_counter()
         with python_randomness():
             try:
                 precision = self.fabric._precision.forward_context
@@ -208,6 +209,9 @@ class Step(EagerStep):
             except Untraceable as e:
                 why = str(e)
         if self.everywhere(gradient is not None):
+            if gradient is not None:
+                asked, seconds = self.engines.asked, time.perf_counter() - started
+                log.debug("engine %s: traced %d operations in %.2f s", asked, len(gradient.traced), seconds)
             return gradient
         self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
         return None
@@ -305,7 +309,12 @@ class Step(EagerStep):
         """Looks for code that is there; has it made where it is worth it."""
         seconds, operations = min(trial.seconds[1:]), len(trial.gradient.traced)
         gain = left * min(7e-6 * operations, 0.9 * seconds)  # what an operation of a graph costs beside its work
+        log.debug(
+            "engine auto: a traced step takes %.2f ms; compiled code would save %.1f s of the %d steps left, and takes "
+            "%.0f s to make", 1e3 * seconds, gain, left, compilation.estimated_seconds(operations),
+        )  # fmt: skip
         if self.fabric.world_size > 1 or operations > compilation.TOO_LARGE or gain < LOOK_SECONDS:
+            log.debug("engine auto: steps stay traced")
             return True
         try:
             trial.code = Code(self, trial.gradient, batch)
@@ -313,15 +322,18 @@ class Step(EagerStep):
             log.info("engine auto: steps are not compiled: %s", str(e).splitlines()[:1])
             return True
         if native.is_known(trial.code.key):
+            log.debug("engine auto: this step was compiled before")
             self._compile(key, trial.gradient, batch, trial.code)
             return True
         if gain < BACKGROUND_SECONDS:
+            log.debug("engine auto: steps stay traced; code is made where it saves %g s", BACKGROUND_SECONDS)
             return True
         if compilation.compiler() is None:
             _say_no_compiler()
             return True
         trial.child = background.start(trial.code.graph, trial.code.inputs, trial.code.key)
         if trial.child is None:
+            log.debug("engine auto: steps stay traced; this fit compiles nothing in the background")
             return True
         log.info("engine auto: compiling in the background, %.1f ms a traced step", 1e3 * seconds)
         return False
@@ -330,6 +342,7 @@ class Step(EagerStep):
         assert trial.code is not None and trial.child is not None
         ended = trial.child.poll() is not None  # asked first: code that comes in between is seen
         if native.is_known(trial.code.key):
+            log.debug("engine auto: the code is there after %d traced steps", len(trial.seconds))
             self._compile(key, trial.gradient, batch, trial.code)
             self._settle(key)
         elif ended:

@@ -18,7 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Errors are one sentence and exit code 2; --debug, on any command, shows the traceback.",
+    epilog="Errors are one sentence and exit code 2. On any command, --debug shows the traceback, and -v (--verbose) "
+    "which engine was chosen, why, and what it cost.",
 )
 
 FORMATS = ".csv .tsv .parquet .feather .xlsx .jsonl .json .npz .npy .nc .h5 .h5ad .mat .safetensors or IDX"

@@ -447,18 +447,24 @@ class LogJoint:
             return traced
         inputs = [*(x.clone() for x in example), *traced.constants]
         key = code_key(traced.graph, inputs)
+        name = self.program.name
         if self.engine == "auto" and not is_known(key):
-            saved = self._saved(traced, example)
-            if saved <= estimated_seconds(len(traced)):
+            saved, taken = self._saved(traced, example), estimated_seconds(len(traced))
+            said = "%s: compiled, %d calls of %d operations would save %.1f s, and compiling takes %.0f s"
+            log.debug(said, name, self.calls, len(traced), saved, taken)
+            if saved <= taken:
                 if saved > WORTH_KEEPING:  # for the next run: a change midway would be another trajectory
                     background.start(traced.graph, inputs, key)
                 return traced
+        started, before = time.perf_counter(), is_known(key)
         try:
             run = compiled(traced.graph, inputs, key)
         except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
             why = str(e).strip().splitlines()
-            log.info("the log joint of %s is not compiled (%s): its trace is run", self.program.name, *why[:1] or [""])
+            log.info("the log joint of %s is not compiled (%s): its trace is run", name, *why[:1] or [""])
             return traced
+        log.debug("%s: its log joint is %s in %.1f s", name, "loaded, compiled before," if before else "compiled",
+                  time.perf_counter() - started)  # fmt: skip
         return lambda *u: run([*u, *traced.constants])
 
     def _saved(self, traced: Traced, example: Sequence[Tensor]) -> float:
