@@ -27,6 +27,8 @@ from posteriordb_tables import cpu
 from posteriors_numpyro import compiling  # it has XLA take one thread
 
 JITTER = 1e-10
+H = 0.2  # of a year, a step of Runge-Kutta
+SCALES = {"a": (1.0, 0.5), "b": (0.05, 0.05), "c": (1.0, 0.5), "d": (0.05, 0.05)}
 Latents = dict[str, np.ndarray]
 
 
@@ -81,6 +83,41 @@ def correlated(loc: Any, precision: Any) -> None:
     numpyro.factor("normal", -0.5 * ((off @ precision) * off).sum())
 
 
+def garch(y: Any) -> None:
+    m, a = numpyro.sample("m", dist.Normal(0, 1)), numpyro.sample("a", dist.HalfNormal(1))
+    b, c = numpyro.sample("b", dist.Uniform(0, 1)), numpyro.sample("c", dist.Uniform(0, 1))
+
+    def step(v: Any, off: Any) -> Any:
+        v = a + b * off + (1 - b) * c * v
+        return v, v
+
+    _, later = jax.lax.scan(step, 1.0, (y[:-1] - m) ** 2)
+    v = jnp.concatenate([jnp.ones(1), later])
+    numpyro.sample("y", dist.Normal(m, jnp.sqrt(v)).to_event(1), obs=y)
+
+
+def lotka_volterra(log_y: Any) -> None:
+    theta = [numpyro.sample(n, dist.LogNormal(jnp.log(loc), sd / loc)) for n, (loc, sd) in SCALES.items()]
+    start = [numpyro.sample(n, dist.LogNormal(jnp.log(10.0), 1.0)) for n in ("h0", "l0")]
+    s = numpyro.sample("s", dist.LogNormal(-1.0, 1.0))
+    a, b, c, d = theta
+
+    def growth(z: Any) -> Any:
+        return jnp.stack([(a - b * z[1]) * z[0], (-c + d * z[0]) * z[1]])
+
+    def step(z: Any, _: Any) -> Any:
+        k1 = growth(z)
+        k2 = growth(z + H / 2 * k1)
+        k3 = growth(z + H / 2 * k2)
+        z = z + H / 6 * (k1 + 2 * k2 + 2 * k3 + growth(z + H * k3))
+        return z, z
+
+    first = jnp.stack(start)
+    _, later = jax.lax.scan(step, first, None, length=round((len(log_y) - 1) / H))
+    z = jnp.concatenate([first[None], later[round(1 / H) - 1 :: round(1 / H)]])
+    numpyro.sample("log_y", dist.Normal(jnp.log(z), s).to_event(2), obs=log_y)
+
+
 def stacked(*names: str, log: str = "") -> Callable[[Latents], np.ndarray]:
     """Latents (chain, draw, ...) one beside the other, of one the log."""
 
@@ -111,6 +148,8 @@ MODELS: dict[str, tuple[Callable[..., None], Callable[[Latents], np.ndarray]]] =
     "5 000 row effects": (row_effects, stacked("m", "s", "z")),
     "simplex, 20-D": (simplex, stacked("p")),
     "normal, 1 000-D": (correlated, stacked("u")),
+    "garch, 200 steps": (garch, stacked(*"mabc")),
+    "Lotka-Volterra, 20 years": (lotka_volterra, stacked(*SCALES, "h0", "l0", "s")),
 }
 
 

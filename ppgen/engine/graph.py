@@ -175,7 +175,7 @@ def in_own_memory(graph: fx.GraphModule) -> fx.GraphModule:
             node is like
             or "like" not in node.meta
             or node.op == "call_function"
-            and (is_in_place(node) or _is_view(node))
+            and (is_in_place(node) or is_view(node))
         ):
             continue
         if not any(is_in_place(n) for n in aliases(node)):
@@ -213,7 +213,7 @@ def aliases(node: fx.Node) -> Iterator[fx.Node]:
                 continue
             seen.add(user)
             yield user
-            if user.op == "call_function" and (is_in_place(user) or _is_view(user)):
+            if user.op == "call_function" and (is_in_place(user) or is_view(user)):
                 todo.append(user)
 
 
@@ -233,7 +233,7 @@ def _writes_to(user: fx.Node, node: fx.Node) -> bool:
     return False
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is None or any(r.alias_info is not None for r in schema.returns)
 

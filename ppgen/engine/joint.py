@@ -27,6 +27,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.engine import background
 from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
 from ppgen.engine.graph import in_own_memory
+from ppgen.engine.instructions import SECONDS, SECONDS_A_NODE, is_built
+from ppgen.engine.interpreted import interpreted
 from ppgen.engine.native import is_known
 from ppgen.engine.pathfinder import Density
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
@@ -46,6 +48,7 @@ aten = torch.ops.aten
 WORTH_KEEPING = 1.5  # seconds that compiled code would save, from which on it is made for the next run
 RUNS = 20  # of the model, whose latents are compared
 FUSED_DIM = 200  # beyond it a leapfrog step is no graph of its own: that of the gradient serves for all
+SMALLEST = 30  # operations of a graph that may be interpreted
 BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
 
 
@@ -449,13 +452,14 @@ class LogJoint:
         key = code_key(traced.graph, inputs)
         name = self.program.name
         if self.engine == "auto" and not is_known(key):
-            saved, taken = self._saved(traced, example), estimated_seconds(len(traced))
+            run = self._interpreted(traced, example)
+            saved, taken = self._saved(run, len(traced), example), estimated_seconds(len(traced))
             said = "%s: compiled, %d calls of %d operations would save %.1f s, and compiling takes %.0f s"
             log.debug(said, name, self.calls, len(traced), saved, taken)
             if saved <= taken:
                 if saved > WORTH_KEEPING:  # for the next run: a change midway would be another trajectory
                     background.start(traced.graph, inputs, key)
-                return traced
+                return run
         started, before = time.perf_counter(), is_known(key)
         try:
             run = compiled(traced.graph, inputs, key)
@@ -467,14 +471,31 @@ class LogJoint:
                   time.perf_counter() - started)  # fmt: skip
         return lambda *u: run([*u, *traced.constants])
 
-    def _saved(self, traced: Traced, example: Sequence[Tensor]) -> float:
+    def _interpreted(self, traced: Traced, example: Sequence[Tensor]) -> Callable[..., Any]:
+        """The graph by our interpreter, where that pays; else as it is."""
+        if len(traced) < SMALLEST or compiler() is None:
+            return traced
+        cost = SECONDS_A_NODE * len(traced) + (0.0 if is_built(example[0].dtype) else SECONDS)
+        if 0.8 * self.calls * _seconds(traced, example) < cost:
+            return traced
+        run = interpreted(traced.graph, [*example, *traced.constants])
+        if run is None or _seconds(traced, example) < _seconds(lambda *u: run(*u, *traced.constants), example):
+            return traced
+        return lambda *u: run(*u, *traced.constants)
+
+    def _saved(self, run: Callable[..., Any], operations: int, example: Sequence[Tensor]) -> float:
         """Seconds that compiled calls, at a fifth of the time, would save; 0 where there is no compiling."""
-        if compiler() is None or len(traced) > TOO_LARGE:
+        if compiler() is None or operations > TOO_LARGE:
             return 0.0
-        traced(*example)
-        start = time.perf_counter()
-        traced(*example)
-        return 0.8 * self.calls * (time.perf_counter() - start)
+        return 0.8 * self.calls * _seconds(run, example)
+
+
+def _seconds(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
+    """Of a call, the second one."""
+    run(*example)
+    start = time.perf_counter()
+    run(*example)
+    return time.perf_counter() - start
 
 
 def log_joint(

@@ -38,12 +38,12 @@ def key_of(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: str = "") 
         return ""
     layouts = [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs]
     told = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TORCHINDUCTOR_") and "CACHE_DIR" not in k)
-    parts = [graph.code, layouts, settings, told, torch.get_num_threads(), *_machine(os.environ.get("CXX", ""))]
+    parts = [graph.code, layouts, settings, told, torch.get_num_threads(), *machine(os.environ.get("CXX", ""))]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
 @lru_cache
-def _machine(compiler: str) -> tuple[str, ...]:
+def machine(compiler: str) -> tuple[str, ...]:
     """Versions and processor."""
     known = Path("/proc/cpuinfo")
     flags = known.read_text().partition("\n\n")[0] if known.is_file() else platform.processor()
@@ -65,13 +65,10 @@ def load(key: str) -> Callable[..., Any] | None:
     """The C++ function under a key; None where there is none, or it is damaged or another user's."""
     if key in _LOADED or not key:
         return _LOADED.get(key)
-    file = _file(key)
+    file = checked(key)
     if file is None:
         return None
     try:
-        owned = not hasattr(os, "getuid") or file.stat().st_uid == os.getuid()
-        if not owned or hashlib.sha256(file.read_bytes()).hexdigest()[:16] != file.suffixes[-2][1:]:
-            return None
         # As Inductor does before it loads what it has built.
         address = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
         os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(address)
@@ -79,11 +76,23 @@ def load(key: str) -> Callable[..., Any] | None:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        os.utime(file)
     except (OSError, ImportError, AttributeError):
         return None
     _LOADED[key] = getattr(module, _ENTRY)
     return _LOADED[key]
+
+
+def checked(key: str) -> Path | None:
+    """The library under a key, as loaded now; None where there is none, or it is damaged or another user's."""
+    file = _file(key)
+    if file is None:
+        return None
+    with suppress(OSError):
+        owned = not hasattr(os, "getuid") or file.stat().st_uid == os.getuid()
+        if owned and hashlib.sha256(file.read_bytes()).hexdigest()[:16] == file.suffixes[-2][1:]:
+            os.utime(file)
+            return file
+    return None
 
 
 def keep(key: str, entry: Callable[..., Any]) -> None:
@@ -92,8 +101,13 @@ def keep(key: str, entry: Callable[..., Any]) -> None:
     if not key or built is None:
         return
     with suppress(OSError):
+        put(key, Path(built).read_bytes())
+
+
+def put(key: str, content: bytes) -> Path | None:
+    """Writes a library under a key; None where that cannot be."""
+    with suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
-        content = Path(built).read_bytes()
         file = folder() / f"{key}.{hashlib.sha256(content).hexdigest()[:16]}.so"
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(content)
@@ -102,6 +116,8 @@ def keep(key: str, entry: Callable[..., Any]) -> None:
             if other != file:
                 other.unlink(missing_ok=True)
         _make_room()
+        return file
+    return None
 
 
 def _file(key: str) -> Path | None:

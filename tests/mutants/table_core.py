@@ -438,4 +438,28 @@ training = self.program.training
         'if not structure.names("observed"):',
         "tests/test_models.py::test_its_bits_per_dim_are_of_the_values_in_a_row[ppca]",
     ),
+    Mutant(
+        "interpreted_entry_added_to_the_whole",
+        'self._write("add_to", place(x.view), x.base, [g])',
+        'self._write("add_to", x.view, x.base, [g])',
+        "tests/test_interpreted.py::test_gradients_of_a_loop_over_entries_take_no_memory_of_the_whole",
+    ),
+    Mutant(
+        "interpreted_stride_of_another_operand",
+        "INNER(k * v, k * w, 0, k * u, E) } break;",
+        "INNER(k * v, k * v, 0, k * u, E) } break;",
+        "tests/test_interpreted.py::test_layouts_are_followed",
+    ),
+    Mutant(
+        "interpreted_memory_given_back_early",
+        "self.last[root] = max(self.last.get(root, -1), order[n], order[reader])",
+        "self.last[root] = order[n] - 1",
+        "tests/test_interpreted.py::test_every_elementwise_operation_is_torchs",
+    ),
+    Mutant(
+        "interpreted_results_in_one_memory",
+        "if node not in self.p.wanted:\n    return self._own(shape)",
+        "if True:\n    return self._own(shape)",
+        "tests/test_interpreted.py::test_a_result_is_the_callers",
+    ),
 ]
