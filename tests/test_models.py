@@ -80,6 +80,7 @@ from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.mcmc_init import runaway, starts
+from ppgen.inference.sampling.negligible import negligible_modes
 from ppgen.inference.sampling.prepared import prepared, prior_of
 from ppgen.inference.sampling.weighted import mixture_of
 from ppgen.inference.training import defaults
@@ -662,6 +663,20 @@ def of_through(folder):
     tree = mcmc(run, {"x": X}, through=True, chains=32, draws=100, warmup=60, predictive=False, prior=False)
     m = tree["posterior"]["m"].values
     assert abs(m.mean() - float(EXACT.loc)) < 0.1 * float(EXACT.scale) and abs(m.std() / float(EXACT.scale) - 1) < 0.1
+
+
+def of_negligible(folder):
+    """Chains around the posterior's middle stay; those of a density that has next to nothing there leave."""
+    z = torch.randn(40, 8, 1, generator=torch.Generator().manual_seed(0)).double()
+    u = z * EXACT.scale + EXACT.loc + 15 * EXACT.scale * (torch.arange(8) > 5)[:, None]
+
+    def target(u):
+        off = torch.cat([u - EXACT.loc, u - EXACT.loc - 15 * EXACT.scale], -1) / EXACT.scale
+        each = -0.5 * off**2 + torch.tensor([0.0, -20.0])
+        return torch.logsumexp(each, -1), -(each.softmax(-1) * off).sum(-1, keepdim=True) / EXACT.scale
+
+    begun = negligible_modes(target, u, target(u.flatten(0, 1))[0].reshape(40, 8), torch.Generator().manual_seed(0))
+    assert begun.chains.tolist() == [6, 7] and math.exp(-20) < begun.share < 10 * math.exp(-20)
 
 
 def of_smc(folder):

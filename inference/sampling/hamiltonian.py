@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.joint import outward
+from ppgen.engine.pathfinder import Density
 
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
 NOISE = 1.5  # times the largest eigenvalue of noise, as draws are not quite independent
@@ -132,6 +133,27 @@ def first_step(target: Target, chains: Chains, frame: Preconditioner, generator:
             return step
         direction, step = wanted, step * 2.0**wanted
     return step
+
+
+def density_of(target: Target, chains: int, root: Tensor) -> Density:
+    """The log joint and its gradient at any number of vectors, by the graph of a leapfrog step of so many chains.
+
+    Args:
+        root: of the kind that the chains' metric is, for the graph to be theirs.
+    """
+    step, zero = torch.tensor(0.0).to(root), torch.zeros(len(root)).to(root)
+
+    def together(u: Tensor) -> tuple[Tensor, Tensor]:
+        full = torch.cat([u, u[-1:].expand(chains - len(u), -1)]) if len(u) < chains else u
+        still = torch.zeros_like(full)
+        _, _, g, lp = target.leapfrog(full, still, still, step, zero, root)
+        return lp[: len(u)], g[: len(u)]
+
+    def density(u: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [together(b) for b in u.split(chains)]
+        return torch.cat([lp for lp, _ in parts]), torch.cat([g for _, g in parts])
+
+    return density
 
 
 def root_of(covariance: Tensor, n: int) -> Tensor:

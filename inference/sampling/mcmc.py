@@ -32,6 +32,7 @@ from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, tree_of
 from ppgen.inference.evaluation.psis import of_draws, threshold
 from ppgen.inference.sampling import kernels
+from ppgen.inference.sampling.hamiltonian import density_of
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.kernels.smc import systematic
 from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
@@ -39,7 +40,7 @@ from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, some
 from ppgen.inference.sampling.through import base_starts, brought_back, guide_weights, through_guide
 from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
-from ppgen.inference.verdicts.mcmc_diagnostics import findings, with_derived
+from ppgen.inference.verdicts.mcmc_diagnostics import began_anew, findings, with_derived
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.program import Program
 from ppgen.run import Run
@@ -127,7 +128,7 @@ def mcmc(
         if isinstance(outer, Pullback):
             said.append(guide_weights(outer, target, seed))
             found, outer, target = brought_back(outer, found), joint, _density(joint, kernel, C, metric)
-        said += _runs_away(outer, joint.improper, found, structure.sites, target)
+        said += _runs_away(outer, joint.improper, found, structure.sites, target) + began_anew(found, outer.place)
         if isinstance(outer, LaplaceMarginal):
             found, close = _completed(outer, found, seed)
             said.append(close)
@@ -152,6 +153,8 @@ def _say(tree: DataTree, said: Sequence[Finding]) -> None:
     for finding in said:
         if finding.verdict != FINE:
             log.warning("%s. %s", finding, finding.remedy)
+        elif finding.measure == "negligible_modes":
+            log.info("%s", finding)
 
 
 def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int]:
@@ -278,23 +281,18 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
     """The log joint and its gradient at any number of vectors, by the graph that the kernel's chains use."""
     if hasattr(file := kernels.named(kernel), "begin"):
         return in_blocks(joint.value_and_grad, file.BLOCK)
-    dim, at_once = joint.dim, file.TOGETHER
-    if at_once and dim > FUSED_DIM:
+    dim = joint.dim
+    if not file.TOGETHER:
+        return _one_by_one(joint)
+    if dim > FUSED_DIM:
         return in_blocks(joint.value_and_grad, chains)
-    step, zero = torch.tensor(0.0), torch.zeros(dim)
-    root = torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim)
+    return density_of(joint, chains, torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim))
 
-    def together(u: Tensor) -> tuple[Tensor, Tensor]:
-        """Of as many vectors as there are chains, fewer filled up."""
-        full = torch.cat([u, u[-1:].expand(chains - len(u), -1)]) if len(u) < chains else u
-        still = torch.zeros_like(full)
-        _, _, g, lp = joint.leapfrog(full, still, still, step, zero, root)
-        return lp[: len(u)], g[: len(u)]
 
+def _one_by_one(joint: LogJoint | LaplaceMarginal | Pullback) -> Density:
     def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [together(b) for b in u.split(chains)] if at_once else [joint.value_and_grad(row) for row in u]
-        put = torch.cat if at_once else torch.stack
-        return put([lp for lp, _ in parts]), put([g for _, g in parts])
+        parts = [joint.value_and_grad(row) for row in u]
+        return torch.stack([lp for lp, _ in parts]), torch.stack([g for _, g in parts])
 
     return density
 

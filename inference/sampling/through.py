@@ -80,8 +80,9 @@ def brought_back(outer: Pullback, found: Draws) -> Draws:
     """Draws of u, and lp that of the log joint; energies are those of the chains."""
     u, ladj = outer.forward(found.u.flatten(0, 1))
     lp = found.stats["lp"] - ladj.reshape(found.u.shape[:2])
+    begun = found.begun and found.begun._replace(where=outer.forward(found.begun.where[None])[0][0])
     return found._replace(
-        u=u.reshape(found.u.shape), stats=found.stats | {"lp": lp}, growth=torch.zeros_like(found.growth)
+        u=u.reshape(found.u.shape), stats=found.stats | {"lp": lp}, growth=torch.zeros_like(found.growth), begun=begun
     )
 
 

@@ -201,6 +201,14 @@ def _chains_apart(f: Finding) -> Words:
     )
 
 
+def _negligible_modes(f: Finding) -> Words:
+    return (
+        f"chain {f.details['chains']} of {f.details['of']} came to places such as {f.where}, which have at most "
+        f"{f.figure:.1g} of the posterior's mass, and in the warm-up began anew from where the others were",
+        "",
+    )
+
+
 def _rhat(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "whether chains agree was not checked: R-hat was not computed", "Run several chains that move."
@@ -483,8 +491,8 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
     fn.__name__[1:]: fn
     for fn in (
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support, _e_bfmi,
-        _evidence_se, _runs_away, _laplace, _through, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes,
-        _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _stuck_chains, _chains_apart, _negligible_modes, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support,
+        _e_bfmi, _evidence_se, _runs_away, _laplace, _through, _tail_khat, _importance, _score, _moved, _bounds,
+        _unseen_modes, _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

@@ -29,7 +29,7 @@ A conceptual introduction to Hamiltonian Monte Carlo's diagnosis of energy (Beta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import GOOD_K, khat_se
-from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.sampling.kernels import NEGLIGIBLE, Draws
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
 
 GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001
@@ -109,6 +109,19 @@ def _chains(u: np.ndarray, lp: np.ndarray) -> list[Finding]:
                 {"chains": _list(stuck), "draws": u.shape[1]}),
         Finding("chains_apart", "", float(len(apart)), 0.0, WRONG if len(apart) else FINE, said),
     ]  # fmt: skip
+
+
+def began_anew(found: Draws, name: Callable[[Tensor], str]) -> list[Finding]:
+    """The chains that left a mode of next to no mass during the warm-up, if any did.
+
+    Args:
+        name: where a vector is, in words.
+    """
+    if found.begun is None:
+        return []
+    chains, share, where = found.begun
+    said = {"chains": _list(chains.numpy()), "of": found.u.shape[1]}
+    return [Finding("negligible_modes", name(where), share, NEGLIGIBLE, FINE, said)]
 
 
 def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -112,6 +112,24 @@ MUTANTS = [
         "value, scale, i = value + scale * (i & 1), scale / 3, i >> 1",
         "tests/test_mcmc.py::test_the_pieces_of_chees",
     ),
+    Mutant(
+        "bound_of_the_whole_for_that_of_a_mode",
+        "log_w = lp - q.log_prob(u.flatten(0, 1)).reshape(lp.shape)",
+        "log_w = lp",
+        "tests/test_negligible.py::test_the_share_of_a_light_mode_is_bounded_from_above",
+    ),
+    Mutant(
+        "negligible_below_a_hundredth",
+        "NEGLIGIBLE = 1e-4",
+        "NEGLIGIBLE = 1e-2",
+        "tests/test_negligible.py::test_a_mode_that_has_mass_keeps_its_chains",
+    ),
+    Mutant(
+        "chains_of_light_modes_stay",
+        "return Chains(*(v[origin] for v in chains))",
+        "return chains",
+        "tests/test_negligible.py::test_chains_in_a_light_mode_begin_anew",
+    ),
     # -- Pathfinder ----------------------------------------------------------------------------------------------
     Mutant(
         "pathfinder_constant",

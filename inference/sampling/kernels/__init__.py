@@ -25,10 +25,11 @@ from torch import Tensor
 from ppgen.folder import Folder
 from ppgen.inference.evaluation.estimates import Evidence
 
-__all__ = ["DENSE_DIM", "LARGE_DIM", "SMALL_DIM", "Draws", "Numbers", "named", "names"]
+__all__ = ["DENSE_DIM", "LARGE_DIM", "NEGLIGIBLE", "SMALL_DIM", "Begun", "Draws", "Numbers", "named", "names"]
 
 SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
 LARGE_DIM = 1000  # beyond it many chains leave the cache
+NEGLIGIBLE = 1e-4  # a share of the posterior's mass: of the 16 000 draws of a run it has one or two
 
 _FOLDER = Folder(__name__, "kernel")
 names, named = _FOLDER.names, _FOLDER.named
@@ -42,6 +43,20 @@ class Numbers(NamedTuple):
     warmup: int
 
 
+class Begun(NamedTuple):
+    """Chains that were in a mode of next to no mass, and began anew from where others were.
+
+    Attributes:
+        chains: their numbers.
+        share: of the posterior in their places, at the most, of the place with the most.
+        where: (dim,), where that one was.
+    """
+
+    chains: Tensor
+    share: float
+    where: Tensor
+
+
 class Draws(NamedTuple):
     """What a kernel leaves.
 
@@ -53,6 +68,7 @@ class Draws(NamedTuple):
         growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
         metric: "diag" or "dense".
         evidence: log p(x), of a kernel that estimates it.
+        begun: chains that began anew during the warm-up, as they were in a mode of next to no mass.
     """
 
     u: Tensor
@@ -61,3 +77,4 @@ class Draws(NamedTuple):
     growth: Tensor
     metric: str
     evidence: Evidence | None = None
+    begun: Begun | None = None

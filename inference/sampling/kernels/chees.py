@@ -7,7 +7,8 @@ r"""ChEES-HMC: Hamiltonian Monte Carlo on many chains at once, whose trajectory 
 All chains take the same number of leapfrog steps, so that one batched call is one step of all of them. h in (0, 1] is
 a Halton sequence; T rises by Adam on log T along the gradient of the criterion; the step size is set by dual averaging
 to a harmonic mean acceptance of 0.651; metric and centre are those of the last, doubling window of the warm-up, which
-ends early where a window has changed neither them nor T. In the coordinates y the metric is the identity.
+ends early where a window has changed neither them nor T. In the coordinates y the metric is the identity. Chains in a
+mode of next to no mass begin anew, before the last window, from where others are (`sampling/negligible.py`).
 
 Beyond 200 dimensions the covariance is a diagonal and the few directions in which the draws of a window are correlated
 more strongly than noise makes them (`hamiltonian.strongest`).
@@ -36,13 +37,15 @@ from ppgen.inference.sampling.hamiltonian import (
     Outcome,
     Preconditioner,
     Target,
+    density_of,
     first_step,
     low_rank_root,
     root_of,
     strongest,
     transition,
 )
-from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Draws, Numbers
+from ppgen.inference.sampling.kernels import DENSE_DIM, SMALL_DIM, Begun, Draws, Numbers
+from ppgen.inference.sampling.negligible import negligible_modes
 
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
 DEFAULTS = Numbers(chains=64, draws=250, warmup=400)
@@ -117,7 +120,7 @@ def _run(
             report(total - (learned.iterations + draws - i))
     found = {name: torch.stack(values) for name, values in kept.items()}
     found["acceptance_rate"] = found.pop("acceptance")
-    return Draws(found.pop("u"), found, steps, learned.growth, learned.frame.kind)
+    return Draws(found.pop("u"), found, steps, learned.growth, learned.frame.kind, begun=learned.begun)
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
@@ -147,6 +150,7 @@ class _Warmup:
 
     Attributes:
         iterations: of the warm-up; fewer than were asked for where it has settled.
+        begun: chains that began anew before the last window.
     """
 
     def __init__(
@@ -157,6 +161,9 @@ class _Warmup:
         self.iterations, self.ends = iterations, _windows(iterations)
         self.rest = iterations - self.ends[-1]
         self.seen, self.growth = self._moments(chains), torch.zeros_like(chains.y[0])
+        self.begun: Begun | None = None
+        self.judged = self.ends[-3:-1] if len(self.ends) > 2 else [0, self.ends[-1]]  # chains, by this window
+        self.window: list[tuple[Tensor, Tensor]] = []  # u and lp in it
         self._begin(chains)
 
     def _moments(self, chains: Chains) -> _Moments:
@@ -186,20 +193,45 @@ class _Warmup:
         """Takes in iteration i; the chains, in new coordinates where a window ends."""
         self.step.update(_harmonic(alpha.acceptance, alpha.diverging | alpha.outside))
         self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
-        self.seen.add(self.frame.out(chains.y))
+        u = self.frame.out(chains.y)
+        self.seen.add(u)
+        if self.judged[0] < i <= self.judged[1] and self.seen.matrix:
+            self.window.append((u, chains.lp))
         if i not in self.ends:
             return chains
+        chains = self._anew(chains) if i == self.judged[1] else chains
         reframe = _reframe if self.seen.matrix else _reframe_large
         auto = self.auto and i > self.ends[0]  # the draws of the first window are still on their way
         self.frame, chains, self.growth, change = reframe(self.target, self.frame, chains, self.seen, auto)
         self.seen = self._moments(chains)
-        if max(change, self.length.drift) < SETTLED and i in self.ends[2:]:
+        if max(change, self.length.drift) < SETTLED and i in self.ends[2:] and self.begun is None:
             self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
         elif i < self.ends[-1]:
             self._begin(chains)
         else:
             self.step = _Averaged(self.step.current)
         return chains
+
+    def _anew(self, chains: Chains) -> Chains:
+        """The chains, those in a mode of next to no mass where others are; what the window has seen without them."""
+        if not self.window:
+            return chains
+        u, lp = (torch.stack(v) for v in zip(*self.window, strict=True))
+        self.window.clear()
+        root = torch.eye(u.shape[-1]).to(u) if self.frame.kind == "dense" else torch.ones(u.shape[-1]).to(u)
+        self.begun = negligible_modes(density_of(self.target, u.shape[1], root), u, lp, self.generator)
+        if self.begun is None:
+            return chains
+        others = torch.ones(u.shape[1], dtype=torch.bool)
+        others[self.begun.chains] = False
+        self.seen = self._moments(chains)
+        for each in u:
+            self.seen.add(each[others])
+        origin = torch.arange(u.shape[1])
+        where = others.nonzero()[:, 0]
+        picked = torch.randint(len(where), (len(self.begun.chains),), generator=self.generator)
+        origin[self.begun.chains] = where[picked]
+        return Chains(*(v[origin] for v in chains))
 
 
 class _Averaged:
