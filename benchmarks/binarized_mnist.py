@@ -19,7 +19,7 @@ import torch
 
 from ppgen import data
 from ppgen.inference import fit, loglik, resume
-from ppgen.models import VAE, LadderVAE
+from ppgen.models import VAE, LadderVAE, PixelVAE
 from ppgen.program import Program
 from ppgen.run import Run
 
@@ -27,7 +27,7 @@ from ppgen.run import Run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir")
-    parser.add_argument("--model", default="vae", choices=("vae", "ladder"))
+    parser.add_argument("--model", default="vae", choices=("vae", "ladder", "pixel_vae"))
     parser.add_argument("--epochs", type=int, default=250)
     parser.add_argument("--warmup", type=int, default=5, help="epochs over which the KL gets its weight")
     parser.add_argument("--batch-size", type=int, default=200)
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--test-particles", type=int, default=5000)
     parser.add_argument("--test-rows", type=int, default=10_000, help="the first so many")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"), help="of the training")
+    parser.add_argument("--clip", type=float)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--evaluate", type=Path, help="a run of this script, evaluated again")
@@ -51,21 +53,21 @@ def main() -> None:
     splits = {s: data.load("binarized_mnist", s, data_dir=o.data_dir) for s in ("train", "valid", "test")}
     columns = {s: {"x": d["x"]} for s, d in splits.items()}
     columns["test"]["x"] = columns["test"]["x"][: o.test_rows]
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu, epoch = time.perf_counter(), time.process_time(), len(columns["train"]["x"]) // o.batch_size
     if o.evaluate:
         run = Run.load(o.evaluate)
     elif o.out and (o.out / "config.json").exists():
-        run = resume(o.out, columns["train"], valid=columns["valid"], report=lambda row: print(_line(row, start)))
+        report = lambda row: print(_line(row, start), flush=True)  # noqa: E731
+        run = resume(o.out, columns["train"], valid=columns["valid"], report=report, steps=o.epochs * epoch)
     else:
         torch.manual_seed(0)
         program = _program(o)
         print(f"{sum(p.numel() for p in program.parameters())} parameters", flush=True)
-        epoch = len(columns["train"]["x"]) // o.batch_size
         run = fit(
             program, columns["train"], valid=columns["valid"], steps=o.epochs * epoch, batch_size=o.batch_size, lr=o.lr,
             schedule="cosine", ema=0.999, patience=1000, kl_warmup=o.warmup * epoch, objective=o.objective,
             particles=o.particles,
-            engine=o.engine, seed=0,
+            engine=o.engine, precision=o.precision, clip=o.clip, seed=0,
             out=o.out, log_every=2 * epoch, report=lambda row: print(_line(row, start), flush=True),
         )  # fmt: skip
     trained = time.perf_counter() - start, time.process_time() - cpu
@@ -91,6 +93,8 @@ def main() -> None:
 def _program(o: argparse.Namespace) -> Program:
     if o.model == "ladder":
         return LadderVAE(784, (40, 24, 16), (300, 200, 100), "residual", True, dropout=o.dropout)
+    if o.model == "pixel_vae":
+        return PixelVAE(784, (32,), (256,), patch=2, width=64, layers=3, dropout=o.dropout, prior="flow")
     hidden = (16, 32, 48) if o.net == "conv" else (200, 200)
     components = o.components if o.prior == "mixture" else 0
     return VAE(784, latent=50, hidden=hidden, net=o.net, activation="silu", dropout=o.dropout, prior=o.prior,

@@ -20,6 +20,8 @@ from ppgen.models.ladder_vae import LadderVAE
 from ppgen.models.linear_regression import LinearRegression
 from ppgen.models.logistic_regression import LogisticRegression
 from ppgen.models.masked_diffusion import MaskedDiffusion
+from ppgen.models.pixel_cnn import PixelCNN
+from ppgen.models.pixel_vae import PixelVAE
 from ppgen.models.ppca import PPCA
 from ppgen.models.radon import Radon
 from ppgen.models.regression import Regression, regression
@@ -54,6 +56,8 @@ __all__ = [
     "LinearRegression",
     "LogisticRegression",
     "MaskedDiffusion",
+    "PixelCNN",
+    "PixelVAE",
     "Radon",
     "Regression",
     "SemiSupervisedVAE",

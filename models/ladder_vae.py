@@ -25,12 +25,13 @@ from torch.nn.functional import softplus
 
 import ppgen
 from ppgen.errors import PpgenError, nearest
-from ppgen.models.vae import VAE
+from ppgen.models.vae import VAE, prior_program
 from ppgen.nets import MLP
 
 __all__ = ["LadderVAE"]
 
 INFERENCES = ("precision", "residual")
+PRIORS = ("normal", "flow", "diffusion")
 UNIT = 0.5413  # its softplus is 1
 
 
@@ -90,6 +91,7 @@ class LadderVAE(ppgen.Program):
         likelihood, levels, low, high, noise: as for `VAE`.
         net, channels: as for `VAE`: with "conv" what reads x into d_1, and gives x from h_1, is convolutional.
         convolutions: channels of its layers.
+        prior: p(z_L): "normal", N(0, I), or "flow" or "diffusion", a program that is learned, as for `VAE`.
 
     Raises:
         PpgenError: an argument out of range.
@@ -102,7 +104,7 @@ class LadderVAE(ppgen.Program):
         hidden: Sequence[int] = (256, 128, 64), inference: str = "precision", skip: bool = False,
         activation: str = "silu", dropout: float = 0.0, likelihood: str = "bernoulli", levels: int = 256,
         low: float = 0.0, high: float = 1.0, noise: str = "shared", net: str = "mlp", channels: int = 1,
-        convolutions: Sequence[int] = (32, 64),
+        convolutions: Sequence[int] = (32, 64), prior: str = "normal",
     ):  # fmt: skip
         super().__init__()
         latent, hidden = list(latent), list(hidden)
@@ -115,6 +117,8 @@ class LadderVAE(ppgen.Program):
             raise PpgenError(
                 f"LadderVAE got inference={inference!r}{nearest(inference, INFERENCES)}; take {' or '.join(INFERENCES)}"
             )
+        if prior not in PRIORS:
+            raise PpgenError(f"LadderVAE got prior={prior!r}{nearest(prior, PRIORS)}; take one of {', '.join(PRIORS)}")
         how: dict[str, Any] = {"activation": activation, "dropout": dropout}
         # d_1 are the numbers that its encoder gives, h_1 is the z that its decoder takes
         self.base = VAE(
@@ -126,6 +130,7 @@ class LadderVAE(ppgen.Program):
         self.up = nn.ModuleList(MLP(i, o, (o,), **how) for i, o in zip(ups, ups[1:], strict=False))
         sizes = zip(latent, ups, hidden, [*hidden[1:], 0], strict=True)
         self.rungs = nn.ModuleList(Rung(*size, inference, skip, how) for size in sizes)
+        self.top = prior_program(prior, latent[-1])
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
@@ -140,12 +145,18 @@ class LadderVAE(ppgen.Program):
     def model(self, x: Tensor | None = None) -> Tensor:
         """p(x, z_1, ..., z_L)."""
         with ppgen.rows(x):
-            h: Any = None
-            for i, rung in self.from_the_top():
-                z = pyro.sample(f"z_{i}", rung.prior(h).to_event(1))
-                h = rung.down(z, h)
+            h = self.latents()
             obs = x if x is None or x.is_floating_point() else x.to(h.dtype)
             return pyro.sample("x", self.base.decode(h), obs=obs)
+
+    def latents(self) -> Tensor:
+        """z_L, ..., z_1 of a row, from the prior: h_1."""
+        h: Any = None
+        for i, rung in self.from_the_top():
+            own = self.top if h is None else None
+            z = pyro.sample(f"z_{i}", rung.prior(h).to_event(1)) if own is None else ppgen.sample(f"z_{i}", own)
+            h = rung.down(z, h)
+        return h
 
     def guide(self, x: Tensor) -> None:
         """q(z_L | x) Π_i q(z_i | z_{i+1}, x)."""

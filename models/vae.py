@@ -141,7 +141,7 @@ class VAE(ppgen.Program):
         if likelihood in COUNTS:
             self.log_mean = nn.Parameter(torch.zeros(self.shape))
             self.log_phi = None if likelihood == "poisson" else nn.Parameter(torch.zeros(self.shape))
-        self.latents = _prior_program(prior, latent)
+        self.latents = prior_program(prior, latent)
         if components:
             self.prior_logits = nn.Parameter(torch.zeros(components))
             self.prior_loc = nn.Parameter(torch.randn(components, latent))
@@ -289,7 +289,8 @@ def make_encoder(
     return ConvEncoder(side, outputs, channels=depth, widths=widths, context=context, **how)
 
 
-def _prior_program(prior: str, latent: int) -> ppgen.Program | None:
+def prior_program(prior: str, latent: int) -> ppgen.Program | None:
+    """The program that p(z) of so many latents is, where that prior is one."""
     if prior == "flow":
         from ppgen.models.flow import Flow
 

@@ -49,6 +49,8 @@ from ppgen.models import (
     LinearRegression,
     LogisticRegression,
     MaskedDiffusion,
+    PixelCNN,
+    PixelVAE,
     Radon,
     SemiSupervisedVAE,
     StateSpace,
@@ -304,6 +306,14 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
     "ladder_vae convolutional": (
         lambda: LadderVAE((8, 8), (3, 2), (8, 4), skip=True, net="conv", convolutions=(4, 8)),
         {"x": binary(6, 64).reshape(6, 8, 8)},
+    ),
+    "pixel_cnn": (
+        lambda: PixelCNN(16, patch=2, width=4, layers=1, window=1, context=True),
+        {"x": binary(6, 16), "h": normal(6, 4, 2, 2)},
+    ),
+    "pixel_vae": (
+        lambda: PixelVAE(16, (3, 2), (6, 4), patch=2, width=4, layers=1, window=1, net="mlp"),
+        {"x": binary(6, 16)},
     ),
     "semi_supervised_vae": (
         lambda: SemiSupervisedVAE(6, 3, latent=2, hidden=(8,)),

@@ -5,6 +5,7 @@ They take any leading dimensions, so that rows and particles may be batched as t
 
 from ppgen.nets.attention import CausalTransformer
 from ppgen.nets.conv import ConvDecoder, ConvEncoder
+from ppgen.nets.masked_conv import MaskedConvNet
 from ppgen.nets.mlp import MLP, activation_module, activations
 from ppgen.nets.time import TimeEmbedding, TimeMLP
 from ppgen.nets.unet import UNet
@@ -14,6 +15,7 @@ __all__ = [
     "CausalTransformer",
     "ConvDecoder",
     "ConvEncoder",
+    "MaskedConvNet",
     "TimeEmbedding",
     "TimeMLP",
     "UNet",

@@ -197,6 +197,18 @@ MUTANTS = [
         "tests/test_ladder_vae.py::test_a_guide_that_saw_nothing_is_the_prior",
     ),
     Mutant(
+        "masked_conv_sees_the_place_itself",
+        "mask[..., -1, reach + itself :] = 0.0",
+        "mask[..., -1, reach + 1 :] = 0.0",
+        "tests/test_pixel_cnn.py::test_the_network_sees_places_before_alone_and_features_up_to_each",
+    ),
+    Mutant(
+        "patches_numbered_with_two_alike",
+        'self.register_buffer("powers", float(levels) ** torch.arange(pixels), persistent=False)',
+        'self.register_buffer("powers", float(levels) ** torch.arange(pixels).clamp(max=2), persistent=False)',
+        "tests/test_pixel_cnn.py::test_patches_and_their_numbers_come_back",
+    ),
+    Mutant(
         "straight_through_to_the_codebook_too",
         "return e.detach() + (u - u.detach())",
         "return e + (u - u.detach())",
