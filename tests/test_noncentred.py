@@ -123,7 +123,7 @@ def test_chains_of_a_funnel():
         assert abs(draws.mean() - exact) < 4 * draws.std() / 1500**0.5
 
 
-def test_normals_of_a_funnel(monkeypatch):
+def test_normals_or_chains_of_a_funnel(monkeypatch):
     monkeypatch.setattr(ladder, "LADDER", (ladder.noncentred,))
     tree = infer(_schools, SCHOOLS, **FEW)
     mu, tau = _exact()
@@ -131,6 +131,12 @@ def test_normals_of_a_funnel(monkeypatch):
     for name, exact in (("mu", mu), ("tau", tau)):
         draws = tree["posterior"][name].values
         assert abs(draws.mean() - exact) < 5 * draws.std() / 1500**0.5
+
+
+def test_chains_of_few_latents_are_not_run_twice(monkeypatch):
+    monkeypatch.setattr(ladder, "LADDER", (ladder.noncentred_chees,))
+    with pytest.raises(PpgenError, match="10 latents are few enough for `noncentred`"):
+        infer(_schools, SCHOOLS, **FEW)
 
 
 def test_nothing_to_non_centre(monkeypatch):

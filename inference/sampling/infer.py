@@ -2,10 +2,11 @@
 
     gaussian   batch and match from Pathfinder's paths, no gradient step; importance weights; places that were not
                seen become further normals of the proposal
-    noncentred the same in the coordinates u = (z - loc) / scale of latents whose scale depends on other latents
+    noncentred the same in the coordinates u = (z - loc) / scale of latents whose scale depends on other latents, and
+               64 chains of ChEES-HMC in these where the normals do not do
     laplace    the same for the few latents that others depend on, which are integrated out by Laplace's method, drawn
                given the few, and weighed again
-    noncentred_chees  64 chains of ChEES-HMC in the coordinates of `noncentred`
+    noncentred_chees  such chains of more latents than the normals are for
     flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
     smc        tempered SMC: where modes are separated
@@ -313,9 +314,10 @@ def gaussian(problem: Problem) -> Outcome:
 
 
 def noncentred(problem: Problem) -> Outcome:
-    """`gaussian`, where hierarchical latents are independent of their scale before the data are seen."""
+    """`gaussian`, where hierarchical latents are independent of their scale before the data are seen; else chains."""
     joint = _noncentred(problem)
-    return gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
+    found = gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
+    return found if found.settled else _sampled(problem, "chees", joint)
 
 
 def _noncentred(problem: Problem) -> LogJoint:
@@ -453,8 +455,11 @@ def flow(problem: Problem) -> Outcome:
 
 
 def noncentred_chees(problem: Problem) -> Outcome:
-    """`chees` in the coordinates of `noncentred`."""
-    return _sampled(problem, "chees", _noncentred(problem))
+    """The chains of `noncentred`, of more latents than its normals are for."""
+    joint = _noncentred(problem)
+    if joint.dim <= MOST:
+        raise PpgenError(f"{joint.dim} latents are few enough for `noncentred`, whose chains these would be again")
+    return _sampled(problem, "chees", joint)
 
 
 def chees(problem: Problem) -> Outcome:
