@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py [--repeats 5] [--only sample VAE]
 
 CPU milliseconds of a call in this process, the least of some, in turns; ppgen's first call stands apart. By hand is
-what somebody would write who knows the model: the same draws, values and sums, in the same dtype, without plates, trees,
-checks or names.
+what somebody would write who knows the model: the same draws, values and sums, in the same dtype, without plates,
+trees, checks or names.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import posteriordb
 import torch
 from posteriordb_tables import chained, cpu, errors, reported
 
-METHODS = ("chees", "nuts", "normal", "mvn", "flow", "numpyro", "numpyro-svi", "pyro")
+METHODS = ("chees", "nuts", "mcmc", "infer", "normal", "mvn", "flow", "numpyro", "numpyro-svi", "pyro")
 GUIDES = {"normal": "AutoNormal", "mvn": "AutoMultivariateNormal", "flow": "flow"}
 
 
@@ -44,7 +44,8 @@ def main() -> None:
     logging.getLogger("ppgen").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     run = {
-        "chees": chees, "nuts": nuts, "numpyro": numpyro_nuts, "numpyro-svi": numpyro_svi, "pyro": pyro_nuts,
+        "chees": chees, "nuts": nuts, "mcmc": whole_call, "infer": whole_call, "numpyro": numpyro_nuts,
+        "numpyro-svi": numpyro_svi, "pyro": pyro_nuts,
         **{name: lambda p, o, g=guide: guided(p, o, g) for name, guide in GUIDES.items()},
     }  # fmt: skip
     print(f"{'posterior':28} {'method':14} mean/sd log sd   R-hat  k-hat build s    CPU s   ESS   ESS/s  remarks")
@@ -53,6 +54,7 @@ def main() -> None:
             continue
         posterior = posteriordb.load(options.data_dir, name)
         for method in options.methods:
+            options.method = method
             for row in rows(run[method], posterior, options, method):
                 row = {"posterior": name, **row}
                 print(line(row), flush=True)
@@ -92,6 +94,19 @@ def chees(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[st
 
 def nuts(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [_chains(p, "nuts", 4, 1000, 500, options.seed)]
+
+
+def whole_call(p: posteriordb.Posterior, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """`mcmc` or `infer` from the model to the tree, its checks too: tracing, building and compiling counted."""
+    from ppgen import inference
+    from ppgen.inference.verdicts.findings import load_findings, verdict
+
+    method: str = options.method
+    begun = cpu()
+    tree = getattr(inference, method)(p.program(), p.columns, seed=options.seed, predictive=False, prior=False)
+    seconds = cpu() - begun
+    x = p.stacked(reported({str(n): v.values for n, v in tree["posterior"].data_vars.items()}))
+    return [{"method": method, "remark": verdict(load_findings(tree))} | chained(p, x, seconds)]
 
 
 def _chains(p: posteriordb.Posterior, kernel: str, C: int, S: int, W: int, seed: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from ppgen.engine.graph import in_own_memory
 from ppgen.engine.noise import Draw, hoist
+from ppgen.engine.together import kept_whole
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
@@ -72,7 +73,8 @@ class Many:
         if why := _differs(self.one, graph, self.examples, self.gradient):
             return self._say(why)
         hoisted, self.noise, _ = hoist(graph)
-        run_it = executable(hoisted.graph, gradient=self.gradient)
+        graph_of_many = hoisted.graph if self.gradient else kept_whole(hoisted.graph)
+        run_it = executable(graph_of_many, gradient=self.gradient)
         self.graph, self.narrow = lambda _, *tensors: run_it(*tensors), hoisted.graph
         self.constants = hoisted.constants
         sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]

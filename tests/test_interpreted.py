@@ -70,6 +70,8 @@ def test_layouts_are_followed():
         return [z, *w, u, z.sum(), z.sum((0, 2)), z.mean(1, True), x.amax(0), (x + y).amin(1), x.T, (x - 1).T[1:]]
 
     same(layouts, T, P, other=(P.T.contiguous().T, T))
+    pad = torch.nn.functional.pad
+    same(lambda x: [pad(x, (1, -2, 0, 3), value=7.0), x.sin() + pad(x[1:], (0, 0, 1, 0)), pad(x, (-1, -1)) * 2], T)
     same(lambda x: [sum(x[i, j, k] * x.movedim(0, -1)[j] for i in (0, 1) for j in (0, 1) for k in range(9))],
          torch.randn(2, 2, 9).double())  # fmt: skip
     four = torch.randn(2, 3, 2, 3, 2).double()

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from ppgen.engine.graph import aliases, is_in_place, is_view
 from ppgen.engine.instructions import C_TYPES, CODES, INTEGERS, SLOW, library
-from ppgen.engine.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, full_value
+from ppgen.engine.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, Place, full_value
 
 log = logging.getLogger("ppgen")
 
@@ -439,22 +439,24 @@ class _Builder:
     def _added(self, node: fx.Node, pad: fx.Node) -> bool:
         """x + (g at a place, else 0) as x[place] += g, where x is not needed any more; whether it was."""
         other = next(a for a in node.args if a is not pad)
-        source, place = _placed(pad)
+        source, place, part, elsewhere = _placed(pad)
         x, g = self.value(other), self.value(source)
         whole = x.base == _ARENA and x.view.is_contiguous() and self.last[other] == self.order[node]  # type: ignore[index]
-        if not whole or self.p.root[source] is other:
+        if not whole or self.p.root[source] is other or elsewhere:
             self.values[pad] = self._own(self.p.like[pad].shape)
             self._padded(pad, self.values[pad])
             return False
+        g = _Value(g.base, part(g.view))
         self._write("add_to", place(x.view), x.base, [g])
         self.values[node] = x
         self.values[other] = _Value(-1, x.view)  # type: ignore[index]  # its memory is the sum's now
         return True
 
     def _padded(self, node: fx.Node, room: _Value) -> None:
-        source, place = _placed(node)
-        self._write("copy", room.view, room.base, [self._scalar(0.0)])
-        self._write("copy", place(room.view), room.base, [self.value(source)])
+        source, place, part, elsewhere = _placed(node)
+        value = self.value(source)
+        self._write("copy", room.view, room.base, [self._scalar(elsewhere)])
+        self._write("copy", place(room.view), room.base, [_Value(value.base, part(value.view))])
 
     def _reduced(self, node: fx.Node, room: _Value) -> None:
         reduction: Any = REDUCED[node.target]  # type: ignore[index]
@@ -504,8 +506,8 @@ class _Builder:
             self.code.append(row)
 
 
-def _placed(node: fx.Node) -> tuple[fx.Node, Callable[[Tensor], Tensor]]:
-    """What lies at a place, else zeros; and the place's view of the whole."""
+def _placed(node: fx.Node) -> tuple[fx.Node, Place, Place, float]:
+    """See `PADDED`."""
     padded: Any = PADDED[node.target]  # type: ignore[index]
     return padded(*node.args, **node.kwargs)
 

@@ -130,15 +130,37 @@ JOINED = {aten.cat.default: _joined, aten.stack.default: _joined}
 Place = Callable[[Tensor], Tensor]
 
 
-def _one_entry(g: Any, sizes: Any, dim: int, index: int) -> tuple[Any, Place]:
-    return g, lambda view: view.select(dim, index)
+def _one_entry(g: Any, sizes: Any, dim: int, index: int) -> tuple[Any, Place, Place, float]:
+    return g, lambda whole: whole.select(dim, index), _all, 0.0
 
 
-def _some_entries(g: Any, sizes: Any, dim: int, start: int, end: int, step: int) -> tuple[Any, Place]:
-    return g, lambda view: aten.slice.Tensor(view, dim, start, end, step)
+def _some_entries(g: Any, sizes: Any, dim: int, start: int, end: int, step: int) -> tuple[Any, Place, Place, float]:
+    return g, lambda whole: aten.slice.Tensor(whole, dim, start, end, step), _all, 0.0
 
 
-PADDED = {aten.select_backward.default: _one_entry, aten.slice_backward.default: _some_entries}  # gradients of entries
+def _padded(x: Any, pad: Any, value: float = 0.0) -> tuple[Any, Place, Place, float]:
+    """Ends of the last dimensions, the last one first; those below zero are cut off."""
+    ends = [(int(low), int(high)) for low, high in zip(pad[::2], pad[1::2], strict=True)]
+
+    def inner(view: Tensor, sign: int) -> Tensor:
+        for i, (low, high) in enumerate(ends):
+            low, high, n = max(sign * low, 0), max(sign * high, 0), view.shape[-1 - i]
+            view = view.narrow(-1 - i, low, n - low - high)
+        return view
+
+    return x, lambda whole: inner(whole, 1), lambda source: inner(source, -1), float(value)
+
+
+def _all(source: Tensor) -> Tensor:
+    return source
+
+
+# What lies at a place of a larger tensor: whose values, the place, the part of them, and what is elsewhere.
+PADDED = {
+    aten.select_backward.default: _one_entry,
+    aten.slice_backward.default: _some_entries,
+    aten.constant_pad_nd.default: _padded,
+}
 
 
 def _reduction(how: str, first: float, divided: bool = False) -> Callable[..., Any]:
