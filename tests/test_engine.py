@@ -728,8 +728,8 @@ def test_what_chains_would_gain_from_compiled_code_is_made_for_the_next_run(monk
     """They do not change over midway, where rounding would be another trajectory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     begun: list = []
-    monkeypatch.setattr("ppgen.engine.joint.background.start", lambda *a: begun.append(a))
-    monkeypatch.setattr("ppgen.engine.joint.LogJoint._saved", lambda *_: 2.0)
+    monkeypatch.setattr("ppgen.engine.tiers.background.start", lambda *a: begun.append(a))
+    monkeypatch.setattr("ppgen.engine.tiers._saved", lambda *_: 2.0)
     joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="auto", calls=100)
     expected = log_joint(Program.from_pair(_two), {"x": Y}).value_and_grad(torch.zeros(3, 1))
     assert all(torch.allclose(a, b) for a, b in zip(joint.value_and_grad(torch.zeros(3, 1)), expected, strict=True))
@@ -743,7 +743,7 @@ def test_a_log_joint_that_cannot_be_compiled_is_traced(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("aten.nonzero.default\nand more")
 
-    monkeypatch.setattr("ppgen.engine.joint.compiled", fails)
+    monkeypatch.setattr("ppgen.engine.tiers.compiled", fails)
     joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="compile")
     value, grad = joint.value_and_grad(torch.zeros(3, 1))
     assert value.shape == (3,) and grad.shape == (3, 1)

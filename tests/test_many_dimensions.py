@@ -12,7 +12,7 @@ from ppgen import Program
 from ppgen.engine import joint as joint_module
 from ppgen.engine import log_joint
 from ppgen.engine.inverse_hessian import LowRank
-from ppgen.engine.joint import back, outward
+from ppgen.engine.leapfrog import back, leapfrog_step, outward
 from ppgen.engine.pathfinder import FEW, pathfinder_low_rank
 from ppgen.inference.sampling.hamiltonian import Preconditioner, low_rank_root, strongest
 from ppgen.inference.sampling.kernels import chees
@@ -98,7 +98,7 @@ class Normal:
     """A target for chains."""
 
     def leapfrog(self, *inputs):
-        return joint_module.leapfrog_step(lambda u: target(u)[::-1], *inputs)
+        return leapfrog_step(lambda u: target(u)[::-1], *inputs)
 
 
 @pytest.mark.parametrize("metric, kind", [("auto", "low-rank"), ("diag", "diag")])

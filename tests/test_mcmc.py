@@ -19,7 +19,7 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.joint import leapfrog_step
+from ppgen.engine.leapfrog import leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo

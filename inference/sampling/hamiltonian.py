@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ppgen.engine.joint import outward
+from ppgen.engine.leapfrog import outward
 from ppgen.engine.pathfinder import Density
 
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan

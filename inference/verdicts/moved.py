@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.engine.joint import leapfrog_step
+from ppgen.engine.leapfrog import leapfrog_step
 from ppgen.engine.pathfinder import Density
 from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.sampling.hamiltonian import Chains, Preconditioner, first_step, root_of, transition

@@ -238,6 +238,35 @@ def is_view(node: fx.Node) -> bool:
     return schema is None or any(r.alias_info is not None for r in schema.returns)
 
 
+def forgiving(graph: fx.GraphModule) -> fx.GraphModule:
+    """A Cholesky factorisation that fails gives NaN to its own chain, where torch raises for all of them."""
+    g = graph.graph
+    for check in [n for n in g.nodes if n.target is aten._linalg_check_errors.default]:
+        info = check.args[0]
+        factor = info.args[0]
+        if factor.target is aten.linalg_cholesky_ex.default:
+            part = next((n for n in factor.users if n.args[1] == 0), None)
+            if part is not None:
+                with g.inserting_after(info if _later(g, info, part) else part):
+                    bad = g.call_function(aten.ne.Scalar, (info, 0))
+                with g.inserting_after(bad):
+                    row = g.call_function(aten.unsqueeze.default, (bad, -1))
+                with g.inserting_after(row):
+                    matrix = g.call_function(aten.unsqueeze.default, (row, -1))
+                with g.inserting_after(matrix):
+                    masked = g.call_function(aten.masked_fill.Scalar, (part, matrix, float("nan")))
+                part.replace_all_uses_with(masked, delete_user_cb=lambda user, masked=masked: user is not masked)
+        g.erase_node(check)
+    g.lint()
+    graph.recompile()
+    return graph
+
+
+def _later(g: fx.Graph, a: fx.Node, b: fx.Node) -> bool:
+    order = {n: i for i, n in enumerate(g.nodes)}
+    return order[a] > order[b]
+
+
 def _lift_constants(graph: fx.GraphModule) -> tuple[Tensor, ...]:
     g = graph.graph
     last = [n for n in g.nodes if n.op == "placeholder"][-1:]

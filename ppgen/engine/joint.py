@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,16 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, fx
+from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.engine import background
-from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
-from ppgen.engine.graph import in_own_memory
-from ppgen.engine.instructions import SECONDS, SECONDS_A_NODE, is_built
-from ppgen.engine.interpreted import interpreted
-from ppgen.engine.native import is_known
+from ppgen.engine.graph import forgiving, in_own_memory
+from ppgen.engine.leapfrog import large_step, leapfrog_step
 from ppgen.engine.pathfinder import Density
+from ppgen.engine.tiers import fastest
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError, nearest
@@ -45,10 +41,8 @@ log = logging.getLogger("ppgen")
 
 aten = torch.ops.aten
 
-WORTH_KEEPING = 1.5  # seconds that compiled code would save, from which on it is made for the next run
 RUNS = 20  # of the model, whose latents are compared
 FUSED_DIM = 200  # beyond it a leapfrog step is no graph of its own: that of the gradient serves for all
-SMALLEST = 30  # operations of a graph that may be interpreted
 BLOCK = 64  # vectors a call, where the graph of one call is to serve for any number of them
 
 
@@ -238,7 +232,7 @@ class LogJoint:
         if self.engine == "eager":
             return leapfrog_step(self._chain_by_chain, *inputs)
         if self.dim > FUSED_DIM:
-            return _large_step(self.value_and_grad, *inputs)
+            return large_step(self.value_and_grad, *inputs)
         if key not in self._graphs:
             example = [x.clone() for x in inputs]  # one tensor given twice would be one input
             try:
@@ -445,57 +439,10 @@ class LogJoint:
             raise PpgenError(
                 f"the log joint of {self.program.name} cannot be traced: {e}; take engine='eager', one chain at a time"
             ) from e
-        traced = Traced(_forgiving(traced.graph), traced.constants)
-        if self.engine == "trace":
-            return traced
-        inputs = [*(x.clone() for x in example), *traced.constants]
-        key = code_key(traced.graph, inputs)
-        name = self.program.name
-        if self.engine == "auto" and not is_known(key):
-            run = self._interpreted(traced, example)
-            saved, taken = self._saved(run, len(traced), example), estimated_seconds(len(traced))
-            said = "%s: compiled, %d calls of %d operations would save %.1f s, and compiling takes %.0f s"
-            log.debug(said, name, self.calls, len(traced), saved, taken)
-            if saved <= taken:
-                if saved > WORTH_KEEPING:  # for the next run: a change midway would be another trajectory
-                    background.start(traced.graph, inputs, key)
-                return run
-        started, before = time.perf_counter(), is_known(key)
-        try:
-            run = compiled(traced.graph, inputs, key)
-        except Exception as e:  # Inductor has many ways to fail: a mask as an index, for one
-            why = str(e).strip().splitlines()
-            log.info("the log joint of %s is not compiled (%s): its trace is run", name, *why[:1] or [""])
-            return traced
-        log.debug("%s: its log joint is %s in %.1f s", name, "loaded, compiled before," if before else "compiled",
-                  time.perf_counter() - started)  # fmt: skip
-        return lambda *u: run([*u, *traced.constants])
-
-    def _interpreted(self, traced: Traced, example: Sequence[Tensor]) -> Callable[..., Any]:
-        """The graph by our interpreter, where that pays; else as it is."""
-        if len(traced) < SMALLEST or compiler() is None:
-            return traced
-        cost = SECONDS_A_NODE * len(traced) + (0.0 if is_built(example[0].dtype) else SECONDS)
-        if 0.8 * self.calls * _seconds(traced, example) < cost:
-            return traced
-        run = interpreted(traced.graph, [*example, *traced.constants])
-        if run is None or _seconds(traced, example) < _seconds(lambda *u: run(*u, *traced.constants), example):
-            return traced
-        return lambda *u: run(*u, *traced.constants)
-
-    def _saved(self, run: Callable[..., Any], operations: int, example: Sequence[Tensor]) -> float:
-        """Seconds that compiled calls, at a fifth of the time, would save; 0 where there is no compiling."""
-        if compiler() is None or operations > TOO_LARGE:
-            return 0.0
-        return 0.8 * self.calls * _seconds(run, example)
-
-
-def _seconds(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
-    """Of a call, the second one."""
-    run(*example)
-    start = time.perf_counter()
-    run(*example)
-    return time.perf_counter() - start
+        traced = Traced(forgiving(traced.graph), traced.constants)
+        return (
+            traced if self.engine == "trace" else fastest(traced, example, self.engine, self.calls, self.program.name)
+        )
 
 
 def log_joint(
@@ -549,77 +496,3 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
     if not shape:
         return [name]
     return [f"{name}[{', '.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
-
-
-def leapfrog_step(both, y, p, g, step, centre, root):  # traced: no annotations
-    """One step, where both(u) gives gradient and value of the log joint at each chain."""
-    p = p + 0.5 * step * g
-    y = y + step * p
-    grad, value = both(centre + outward(y, root))
-    g = back(grad, root)
-    return [y, p + 0.5 * step * g, g, value]
-
-
-def _large_step(
-    both: Density, y: Tensor, p: Tensor, g: Tensor, step: Tensor, centre: Tensor, root: Tensor
-) -> list[Tensor]:
-    """The same of many large vectors: as few passes over them as there can be without a graph."""
-    h = float(step)
-    p = torch.add(p, g, alpha=0.5 * h)
-    y = torch.add(y, p, alpha=h)
-    value, slope = both(torch.addcmul(centre, y, root) if root.dim() == 1 else centre + outward(y, root))
-    slope = back(slope, root)
-    return [y, p.add_(slope, alpha=0.5 * h), slope, value]
-
-
-def outward(y, root):
-    """root y of each row of y.
-
-    Args:
-        root: (dim,), a diagonal; (dim, dim); or (dim, 1 + rank), [d, B] for diag(d) (I + B Bᵀ).
-    """
-    if root.dim() == 1:
-        return y * root
-    if root.shape[0] == root.shape[1]:
-        return y @ root.mT
-    B = root[:, 1:]
-    return (y + (y @ B) @ B.mT) * root[:, 0]
-
-
-def back(g, root):
-    """rootᵀ g of each row of g; arguments as for `outward`."""
-    if root.dim() == 1:
-        return g * root
-    if root.shape[0] == root.shape[1]:
-        return g @ root
-    g, B = g * root[:, 0], root[:, 1:]
-    return g + (g @ B) @ B.mT
-
-
-def _forgiving(graph: fx.GraphModule) -> fx.GraphModule:
-    """A Cholesky factorisation that fails gives NaN to its own chain, where torch raises for all of them."""
-    g = graph.graph
-    for check in [n for n in g.nodes if n.target is aten._linalg_check_errors.default]:
-        info = check.args[0]
-        factor = info.args[0]
-        if factor.target is aten.linalg_cholesky_ex.default:
-            part = next((n for n in factor.users if n.args[1] == 0), None)
-            if part is not None:
-                with g.inserting_after(info if _later(g, info, part) else part):
-                    bad = g.call_function(aten.ne.Scalar, (info, 0))
-                with g.inserting_after(bad):
-                    row = g.call_function(aten.unsqueeze.default, (bad, -1))
-                with g.inserting_after(row):
-                    matrix = g.call_function(aten.unsqueeze.default, (row, -1))
-                with g.inserting_after(matrix):
-                    masked = g.call_function(aten.masked_fill.Scalar, (part, matrix, float("nan")))
-                part.replace_all_uses_with(masked, delete_user_cb=lambda user, masked=masked: user is not masked)
-        g.erase_node(check)
-    g.lint()
-    graph.recompile()
-    return graph
-
-
-def _later(g: fx.Graph, a: fx.Node, b: fx.Node) -> bool:
-    order = {n: i for i, n in enumerate(g.nodes)}
-    return order[a] > order[b]

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
-from ppgen.engine.joint import in_blocks, leapfrog_step
+from ppgen.engine.joint import in_blocks
+from ppgen.engine.leapfrog import leapfrog_step
 from ppgen.engine.pathfinder import Density, climb
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
