@@ -133,12 +133,6 @@ def test_normals_or_chains_of_a_funnel(monkeypatch):
         assert abs(draws.mean() - exact) < 5 * draws.std() / 1500**0.5
 
 
-def test_chains_of_few_latents_are_not_run_twice(monkeypatch):
-    monkeypatch.setattr(ladder, "LADDER", (ladder.noncentred_chees,))
-    with pytest.raises(PpgenError, match="10 latents are few enough for `noncentred`"):
-        infer(_schools, SCHOOLS, **FEW)
-
-
 def test_nothing_to_non_centre(monkeypatch):
     def model(y):
         pyro.sample("y", Normal(0.0, pyro.sample("s", Gamma(2.0, 2.0))), obs=y)

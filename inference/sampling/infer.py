@@ -4,12 +4,14 @@
                seen become further normals of the proposal
     noncentred the same in the coordinates u = (z - loc) / scale of latents whose scale depends on other latents, and
                64 chains of ChEES-HMC in these where the normals do not do
-    laplace    the same for the few latents that others depend on, which are integrated out by Laplace's method, drawn
-               given the few, and weighed again
-    noncentred_chees  such chains of more latents than the normals are for
-    flow       a flow guide, fitted, its draws weighted
     chees      ChEES-HMC, 64 chains
+    laplace    the normals for the few latents that others depend on, which are integrated out by Laplace's method,
+               drawn given the few, and weighed again
+    flow       a flow guide, fitted, its draws weighted
     smc        tempered SMC: where modes are separated
+
+Where chains take long, as of more than 300 latents, or one vector at a time, `laplace` comes before `noncentred`, and
+`flow` before `chees`.
 
 A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every
 check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
@@ -217,7 +219,8 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
     """
     tried: list[dict[str, Any]] = []
     best: tuple[str, Outcome] | None = None
-    for rung in LADDER:
+    ladder = LADDER if problem.joint.dim <= MOST and problem.joint.engine != "eager" else SLOW
+    for rung in ladder:
         name = rung.__name__
         began = time.monotonic()
         try:
@@ -231,7 +234,7 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
             tried.append({"method": name, "verdict": "none", "why": ["the budget was spent"]})
             outcome = None
         except (PpgenError, torch.linalg.LinAlgError) as e:  # type: ignore[attr-defined]
-            if name == LADDER[-1].__name__ and best is None:
+            if name == ladder[-1].__name__ and best is None:
                 raise
             tried.append({"method": name, "verdict": "none", "why": [str(e)]})
             outcome = None
@@ -315,17 +318,15 @@ def gaussian(problem: Problem) -> Outcome:
 
 def noncentred(problem: Problem) -> Outcome:
     """`gaussian`, where hierarchical latents are independent of their scale before the data are seen; else chains."""
-    joint = _noncentred(problem)
-    found = gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
-    return found if found.settled else _sampled(problem, "chees", joint)
-
-
-def _noncentred(problem: Problem) -> LogJoint:
     made = problem.made
     joint = somewhere(lambda: log_joint(made.program, made.data, noncentred="all"))
     if not joint.noncentred:
         raise PpgenError(f"{made.program.name} has no latent whose scale depends on other latents")
-    return joint
+    if joint.dim <= MOST:
+        found = gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
+        if found.settled:
+            return found
+    return _sampled(problem, "chees", joint)
 
 
 @torch.no_grad()
@@ -454,14 +455,6 @@ def flow(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def noncentred_chees(problem: Problem) -> Outcome:
-    """The chains of `noncentred`, of more latents than its normals are for."""
-    joint = _noncentred(problem)
-    if joint.dim <= MOST:
-        raise PpgenError(f"{joint.dim} latents are few enough for `noncentred`, whose chains these would be again")
-    return _sampled(problem, "chees", joint)
-
-
 def chees(problem: Problem) -> Outcome:
     """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
     return _sampled(problem, "chees", problem.joint)
@@ -486,4 +479,5 @@ def _sampled(problem: Problem, kernel: str, joint: LogJoint) -> Outcome:
     return Outcome(lambda: made, load_findings(made), joint)
 
 
-LADDER: tuple[Rung, ...] = (gaussian, noncentred, laplace, noncentred_chees, flow, chees, smc)
+LADDER: tuple[Rung, ...] = (gaussian, noncentred, chees, laplace, flow, smc)
+SLOW: tuple[Rung, ...] = (gaussian, laplace, noncentred, flow, chees, smc)  # where chains take long
