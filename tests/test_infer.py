@@ -371,7 +371,7 @@ def test_latents_of_rows():
 
 def test_what_has_no_posterior_is_refused():
     with pytest.raises(PpgenError, match="has parameters to learn .*fit it, and pass the run"):
-        infer(VAE(4), {"x": normal(10, 4)})
+        infer(VAE(4), {"x": (normal(10, 4) > 0).float()})
     with pytest.raises(PpgenError, match="has no latent"):
         infer(lambda x: pyro.sample("x", Normal(0.0, 1.0).expand([3]).to_event(1), obs=x), {"x": normal(3)})
 
