@@ -131,8 +131,8 @@ def test_the_same_word_has_the_same_code_in_every_later_table(radon):
 def test_held_words_keep_their_codes_on_the_command_line(radon):
     folder, call = radon
     drawn = []
+    (folder / "codes.csv").write_text("county,floor\n2,0.0\n0,1.0\n2,1.0\n")
     for given in ([folder / "new.csv"], [folder / "codes.csv"]):
-        (folder / "codes.csv").write_text("county,floor\n2,0.0\n0,1.0\n2,1.0\n")
         out = folder / "draws.npz"
         done = call("sample", folder / "run", "-n", 4, "--given", *given, "--out", out)
         assert done.exit_code == 0, done.output
