@@ -152,7 +152,7 @@ def _held(items: list[str], run: Run) -> Table | None:
             found = data.as_tensors(catalog.parse_settings([item]))
         else:
             found = _gathered(data.load(item, types=run.program.types), item, run)
-        held = data.Table({**held, **found})  # words have the program's codes already
+        held = data.Table({**held, **found}, {**held.types, **found.types})
     return held or None
 
 

@@ -73,6 +73,12 @@ MUTANTS = [
         "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_that_number_or_a_sentence_and_no_category",
     ),
     Mutant(
+        "held_words_are_coded_anew",
+        "held = data.Table({**held, **found}, {**held.types, **found.types})",
+        "held = data.Table({**held, **found})",
+        "tests/test_data_faults.py::test_a_word_that_the_fit_did_not_see_is_named_by_every_command",
+    ),
+    Mutant(
         "the_hidden_slot_is_a_label",
         "wrong |= (y.long() >= n) if not beyond else False",
         "wrong |= (y.long() > n) if not beyond else False",
