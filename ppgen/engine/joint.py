@@ -32,7 +32,7 @@ from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import innermost, support_of
+from ppgen.sites import support_of
 from ppgen.supports import Placing, Transforms, located, moving, scaled, transform_of
 from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
@@ -157,7 +157,7 @@ class LogJoint:
                 )
             if located(fn := sites.nodes[name]["fn"]) is None:
                 raise PpgenError(
-                    f"the latent {name!r} ({type(innermost(fn)).__name__}) has no location and scale to be non-centred "
+                    f"the latent {name!r} ({type(fn).__name__}) has no location and scale to be non-centred "
                     "by, as a normal, a Student's t, a Laplace, a Cauchy and what is made of them have; leave it out"
                 )
         return names
