@@ -81,7 +81,7 @@ def brought_back(outer: Pullback, found: Draws) -> Draws:
     u, ladj = outer.forward(found.u.flatten(0, 1))
     lp = found.stats["lp"] - ladj.reshape(found.u.shape[:2])
     return found._replace(
-        u=u.reshape(found.u.shape), stats=found.stats | {"lp": lp}, growth=torch.zeros_like(found.growth)
+        u=u.reshape(found.u.shape), stats=found.stats | {"lp": lp}, growth=torch.zeros_like(found.growth), g=None
     )
 
 

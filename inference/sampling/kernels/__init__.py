@@ -53,6 +53,7 @@ class Draws(NamedTuple):
         growth: (dim,) the direction in which the draws spread most between the last two windows, in units of u.
         metric: "diag" or "dense".
         evidence: log p(x), of a kernel that estimates it.
+        g: the gradient of the log joint at u, of a kernel that has kept it.
     """
 
     u: Tensor
@@ -61,3 +62,4 @@ class Draws(NamedTuple):
     growth: Tensor
     metric: str
     evidence: Evidence | None = None
+    g: Tensor | None = None
