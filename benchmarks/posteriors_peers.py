@@ -2,11 +2,13 @@
 
     python benchmarks/posteriors_peers.py --data-dir DIR --out F [--methods nutpie] [--only kidiq] [--cap 90]
     python benchmarks/posteriors_peers.py --out F --infer G
+    python benchmarks/posteriors_peers.py --out F --whole H
 
 The first runs the peers, in an environment that has numpyro, pymc, nutpie, pymc-extras and arviz-stats (ppgen need not
 be there), each run in a process of its own that is stopped when it has spent --cap CPU seconds, imports and compiling
 among them. Lines that F has already are left out. The second prints the table, with `infer` from the lines of
-`benchmarks/infer.py --out G`, medians over seeds.
+`benchmarks/infer.py --out G`, medians over seeds. The third prints effective draws a CPU second, with
+compiling counted, of `mcmc` and `infer` from `benchmarks/posteriors.py --methods mcmc infer --out H`.
 """
 
 from __future__ import annotations
@@ -36,10 +38,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="parts of posteriors' names")
     parser.add_argument("--cap", type=int, default=90, help="CPU seconds of a run")
     parser.add_argument("--infer", type=Path, help="JSON lines of benchmarks/infer.py: print the table, run nothing")
+    parser.add_argument("--whole", type=Path, help="JSON lines of benchmarks/posteriors.py: print a table of rates")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
     if options.infer:
         print(table(rows, [json.loads(line) for line in options.infer.open()]))
+        return
+    if options.whole:
+        print(whole_calls(rows, [json.loads(line) for line in options.whole.open()]))
         return
     done = {(r["posterior"], r["method"]) for r in rows}
     for method in options.methods:
@@ -106,6 +112,20 @@ def table(rows: list[dict[str, Any]], inferred: list[dict[str, Any]]) -> str:
     for name in NAMES:
         cells = [_median([r for r in inferred if r["posterior"] == name and "mean" in r])]
         cells += [_cell(each.get((name, m), {})) for m in METHODS]
+        lines.append([name.split("-", 1)[1] if not name.startswith("nes") else name.split("-")[0], *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def whole_calls(rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> str:
+    """Markdown: the least bulk ESS a CPU second of whole calls; of the peers that without compiling as well."""
+    each = {(r["posterior"], r["method"]): r for r in [*rows, *own]}
+    ours, theirs = ["mcmc", "infer"], [m for m in METHODS if m.startswith("NumPyro")]
+    lines = [["posterior", *ours, *theirs], ["---", *["--:"] * (len(ours) + len(theirs))]]
+    for name in NAMES:
+        cells = [f"{r['ess_s']:.0f}" if "ess" in (r := each.get((name, m), {})) else "" for m in ours]
+        for m in theirs:
+            r = each.get((name, m), {})
+            cells.append(f"{r['ess'] / (r['seconds'] + r['build']):.0f} ({r['ess_s']:.0f})" if "ess" in r else "")
         lines.append([name.split("-", 1)[1] if not name.startswith("nes") else name.split("-")[0], *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

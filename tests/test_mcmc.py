@@ -19,7 +19,7 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.leapfrog import leapfrog_step
+from ppgen.engine.leapfrog import back, leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
@@ -463,8 +463,17 @@ def test_a_warm_up_that_has_settled_ends():
         )  # fmt: skip
         assert len(found.u) == 200 and done[-1] == 200 + warmup
         assert len(done) == 220 if warmup == 20 else 250 < len(done) < 350
+        torch.testing.assert_close(found.g, -found.u)
         for z in found.u.movedim(-1, 0):
             chains_agree(z.T.numpy(), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("root", [(4,), (4, 4), (4, 3)], ids=str)
+def test_slopes_of_the_coordinates_are_those_of_the_latents(double, root):
+    own = torch.rand(root) + 0.5
+    frame = Preconditioner(torch.zeros(4), own.tril() if root == (4, 4) else own)
+    g = torch.randn(7, 4)
+    torch.testing.assert_close(frame.slope(back(g, frame.root)), g)
 
 
 def test_a_proposal_that_cannot_be_evaluated_is_rejected():

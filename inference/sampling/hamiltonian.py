@@ -72,6 +72,15 @@ class Preconditioner(NamedTuple):
         z, B = off / self.root[:, 0], self.root[:, 1:]
         return z - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (z @ B).mT).mT @ B.mT
 
+    def slope(self, g: Tensor) -> Tensor:
+        """The gradient in u of a gradient in y, rootᵀ ∇_u."""
+        if self.root.dim() == 1:
+            return g / self.root
+        if self.kind == "dense":
+            return torch.linalg.solve_triangular(self.root.mT, g.mT, upper=True).mT
+        B = self.root[:, 1:]
+        return (g - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (g @ B).mT).mT @ B.mT) / self.root[:, 0]
+
     def chains(self, target: Target, u: Tensor) -> Chains:
         """Where the chains are: a step of length 0 (one graph serves for all)."""
         y, zero = self.into(u), torch.zeros_like(u)

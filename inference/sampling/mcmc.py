@@ -321,9 +321,12 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
     if tail_khat.verdict != FINE:
         return tail_khat
     u = found.u.flatten(0, 1)
-    u = u[:: -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))]
+    every = -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))
+    u = u[::every]
     try:
-        by_slope = tails(joint, u, torch.full((len(u),), 1 / len(u)).to(u), *target(u), target, at_edges=-math.inf)
+        known = (found.stats["lp"].flatten()[::every], found.g.flatten(0, 1)[::every]) if found.g is not None else None
+        w = torch.full((len(u),), 1 / len(u)).to(u)
+        by_slope = tails(joint, u, w, *(known or target(u)), target, at_edges=-math.inf)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat
@@ -346,7 +349,7 @@ def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, 
     u, by_chain = torch.stack([u for u, _ in parts]), torch.as_tensor(smooth).reshape(log_w.shape).mT
     index = systematic(by_chain, generator)
     u = u.transpose(0, 1).flatten(0, 1)[index].reshape(*by_chain.shape, -1).transpose(0, 1)
-    return found._replace(u=u, evidence=found.evidence and _weighed(found.evidence, log_w.flatten())), one
+    return found._replace(u=u, g=None, evidence=found.evidence and _weighed(found.evidence, log_w.flatten())), one
 
 
 def _weighed(evidence: Evidence, log_w: Tensor) -> Evidence:

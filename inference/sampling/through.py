@@ -82,7 +82,11 @@ def brought_back(outer: Pullback, found: Draws) -> Draws:
     lp = found.stats["lp"] - ladj.reshape(found.u.shape[:2])
     begun = found.begun and found.begun._replace(where=outer.forward(found.begun.where[None])[0][0])
     return found._replace(
-        u=u.reshape(found.u.shape), stats=found.stats | {"lp": lp}, growth=torch.zeros_like(found.growth), begun=begun
+        u=u.reshape(found.u.shape),
+        stats=found.stats | {"lp": lp},
+        growth=torch.zeros_like(found.growth),
+        begun=begun,
+        g=None,
     )
 
 

@@ -29,6 +29,7 @@ aten = torch.ops.aten
 
 LEAST = 0.7  # the share of a graph's operations that must become instructions
 MOST_VALUES, MOST_SLOW = 2**16, 2**9  # of an operation's result; of one whose function torch vectorises and we do not
+MOST_TURNS = 64  # of loops that are written out
 NEAR = {torch.float64: 1e-8, torch.float32: 1e-3}  # how near to torch's results ours have to be, relatively
 _ARENA, _POOL = 0, 1  # the first bases: memory of our own, and scalars
 
@@ -53,14 +54,14 @@ def interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[...
     """
     try:
         program = _Program(graph, inputs)
-    except Unsupported as e:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            state = torch.get_rng_state()
+            theirs = fx.Interpreter(graph).run(*inputs)
+            torch.set_rng_state(state)
+            ours = program(*inputs)
+    except (Unsupported, RuntimeError) as e:  # torch's, where an operation asks for a layout that ours has not
         log.info("not interpreted: %s", e)
         return None
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        state = torch.get_rng_state()
-        theirs = fx.Interpreter(graph).run(*inputs)
-        torch.set_rng_state(state)
-        ours = program(*inputs)
     for a, b in zip(_list(theirs), _list(ours), strict=True):
         near = NEAR.get(a.dtype, 0.0)
         scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() and near else 0.0
@@ -236,11 +237,14 @@ class _Program:
                 env[node] = room if self.like[node].dtype == self.dtype else room.bool()
             for node in b.outside[p]:
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
-                set_base(node, node.target(*args, **kwargs))  # type: ignore[operator]
+                # Our results lie in order, and torch's as their inputs do: what is a view there may be none here.
+                target = aten.reshape.default if node.target in _VIEWED else node.target
+                set_base(node, target(*args, **kwargs))  # type: ignore[operator]
         (result,) = b.output.args
         return fx.node.map_arg(result, env.__getitem__)
 
 
+_VIEWED = {aten.view.default, aten._unsafe_view.default}
 _TRUTH = {"eq", "ne", "lt", "le", "gt", "ge", "isnan", "logical_not", "logical_and", "logical_or", "logical_xor",
           "copy", "where"}  # fmt: skip
 
@@ -540,18 +544,23 @@ def _collapsed(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[
 def _outermost(lengths: list[int], strides: list[list[int]]) -> list[tuple[list[int], list[int], list[list[int]]]]:
     """Offsets, three lengths, and three strides of each operand, for each turn of the loops outside of the three.
 
+    These are the shortest: in which order loops are nested does not count.
+
     Raises:
         Unsupported: more turns than are worth writing out.
     """
-    inner = [1] * max(0, 3 - len(lengths)) + lengths[-3:]
-    steps = [[0] * max(0, 3 - len(s)) + list(s[-3:]) for s in strides]
-    if len(lengths) <= 3:
-        return [([0] * len(strides), inner, steps)]
-    outer = lengths[:-3]
-    if math.prod(outer) > 64:
+    outside = sorted(range(len(lengths)), key=lengths.__getitem__)[: max(0, len(lengths) - 3)]
+    within = [i for i in range(len(lengths)) if i not in outside]
+    none = 3 - len(within)
+    inner = [1] * none + [lengths[i] for i in within]
+    steps = [[0] * none + [s[i] for i in within] for s in strides]
+    outer = [lengths[i] for i in outside]
+    if math.prod(outer) > MOST_TURNS:
         raise Unsupported("an operation on tensors of many dimensions")
     turns = np.ndindex(*outer)
-    return [([sum(i * t for i, t in zip(turn, s, strict=False)) for s in strides], inner, steps) for turn in turns]
+    return [
+        ([sum(t * s[i] for t, i in zip(turn, outside, strict=True)) for s in strides], inner, steps) for turn in turns
+    ]
 
 
 def _without_writes(graph: fx.GraphModule) -> fx.GraphModule:

@@ -69,6 +69,7 @@ class Draws(NamedTuple):
         metric: "diag" or "dense".
         evidence: log p(x), of a kernel that estimates it.
         begun: chains that began anew during the warm-up, as they were in a mode of next to no mass.
+        g: the gradient of the log joint at u, of a kernel that has kept it.
     """
 
     u: Tensor
@@ -78,3 +79,4 @@ class Draws(NamedTuple):
     metric: str
     evidence: Evidence | None = None
     begun: Begun | None = None
+    g: Tensor | None = None

@@ -61,6 +61,7 @@ SETTLED = 0.2  # the change of coordinates (in sd, log sd) and of log T below wh
 REFUSED = 0.03  # the least acceptance in a harmonic mean: one chain in 64 that is always refused takes it to 0.66
 COST = 0.125  # κ
 RATE, BETAS = 0.025, (0.0, 0.95)  # of Adam on log T
+MOST_SLOPES = 2**22  # entries of the gradients that are kept with the draws
 START = 2.0  # trajectory length to begin with: near the best for a standard normal
 
 
@@ -100,6 +101,7 @@ def _run(
     chains = frame.chains(target, start)
     learned = _Warmup(target, chains, frame, warmup, metric == "auto", generator)
     kept: dict[str, list[Tensor]] = {"u": []}
+    slopes: list[Tensor] | None = [] if C * D * draws <= MOST_SLOPES else None
     steps, i, total = 0, 0, warmup + draws
     while i < learned.iterations + draws:
         warm = i < learned.iterations
@@ -111,6 +113,8 @@ def _run(
             chains = learned.update(i, old, chains, moved, p, alpha, n * size, size)
         else:
             kept["u"].append(learned.frame.out(chains.y))
+            if slopes is not None:
+                slopes.append(learned.frame.slope(chains.g))
             stats = alpha._asdict() | {"lp": chains.lp}
             for name, value in stats.items():
                 kept.setdefault(name, []).append(value)
@@ -120,7 +124,8 @@ def _run(
             report(total - (learned.iterations + draws - i))
     found = {name: torch.stack(values) for name, values in kept.items()}
     found["acceptance_rate"] = found.pop("acceptance")
-    return Draws(found.pop("u"), found, steps, learned.growth, learned.frame.kind, begun=learned.begun)
+    g = torch.stack(slopes) if slopes else None
+    return Draws(found.pop("u"), found, steps, learned.growth, learned.frame.kind, begun=learned.begun, g=g)
 
 
 def _harmonic(alpha: Tensor, diverging: Tensor) -> float:
