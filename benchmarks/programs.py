@@ -100,18 +100,18 @@ def eight_schools() -> Entry:
     )
 
 
-def logistic_regression() -> Entry:
+def logistic_regression(rows: int = 1000, features: int = 20) -> Entry:
     torch.manual_seed(0)
-    x = torch.randn(1000, 20)
-    y = torch.bernoulli(torch.sigmoid(x @ torch.randn(20)))
+    x = torch.randn(rows, features)
+    y = torch.bernoulli(torch.sigmoid(x @ torch.randn(features)))
 
     def model(x, y):
-        w = pyro.sample("w", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+        w = pyro.sample("w", dist.Normal(torch.zeros(features), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
     def by_hand():
-        parameters, draw = _auto_normal((20,))
+        parameters, draw = _auto_normal((features,))
 
         def loss():
             (w,), log_q = draw()
@@ -129,8 +129,8 @@ def logistic_regression() -> Entry:
         import numpyro.distributions as d
 
         def other(x, y):
-            w = numpyro.sample("w", d.Normal(jnp.zeros(20), 1.0).to_event(1))
-            with numpyro.plate("data", 1000):
+            w = numpyro.sample("w", d.Normal(jnp.zeros(features), 1.0).to_event(1))
+            with numpyro.plate("data", rows):
                 numpyro.sample("y", d.Bernoulli(logits=x @ w), obs=y)
 
         return other, {"x": x.numpy(), "y": y.numpy()}
@@ -478,6 +478,10 @@ def deep_markov_model() -> Entry:
 ENTRIES: dict[str, Callable[[], Entry]] = {
     "eight schools": eight_schools,
     "logistic regression, 1000 x 20": logistic_regression,
+    "logistic regression, 2000 x 100": partial(logistic_regression, 2000, 100),
+    "logistic regression, 10⁴ x 20": partial(logistic_regression, 10**4, 20),
+    "logistic regression, 10⁵ x 20": partial(logistic_regression, 10**5, 20),
+    "logistic regression, 10⁶ x 10": partial(logistic_regression, 10**6, 10),
     "radon-like regression": radon,
     "Gaussian mixture, enumerated": gaussian_mixture,
     "Gaussian mixture, one distribution": partial(gaussian_mixture, enumerated=False),

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from programs import LOGISTIC, PROGRAMS, SCHOOLS, Case, Y
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.data import n_rows
 from ppgen.engine import compile as compilation
-from ppgen.engine import compiled, describe, log_joint, native, trace, traced
+from ppgen.engine import compiled, describe, log_joint, native, small, trace, traced
 from ppgen.engine.compile import code_key
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient, shapes
@@ -710,6 +711,19 @@ def test_small_matrix_products_are_written_out():
         torch.testing.assert_close(table[torch.ops.aten.mm.default](a[0], b[0]), a[0] @ b[0])
     large = torch.randn(64, 64)
     assert table[torch.ops.aten.mm.default](large, large) is NotImplemented
+
+
+def test_a_narrow_matrix_times_a_vector_is_torchs(monkeypatch):
+    times = _decompositions()[torch.ops.aten.mv.default]
+    a, v = torch.randn(1 << 13, 20, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
+    graph = make_fx(times)(a, v)
+    assert torch.ops.aten.mm.default in {n.target for n in graph.graph.nodes}
+    assert torch.ops.aten.mm.default in {n.target for n in make_fx(times)(a.T, a[:, 0].clone()).graph.nodes}
+    torch.testing.assert_close(graph(a, v), a @ v, rtol=1e-12, atol=0)
+    for medium, narrow in (((1 << 18, 1 << 20), 64), ((1, 1 << 17), 64), ((1, 1 << 20), 19)):
+        monkeypatch.setattr(small, "MEDIUM", medium)
+        monkeypatch.setattr(small, "NARROW", narrow)
+        assert torch.ops.aten.mm.default not in {n.target for n in make_fx(times)(a, v).graph.nodes}
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -37,7 +37,7 @@ MAX_BAD_STEPS = 10  # so many losses in a row that are not finite end the fit
 MAX_TRACES = 4  # shapes of a batch that are traced; further ones run eagerly
 WORTH_TRACING = 100  # steps: tracing takes about as long as 60 eager ones, and saves the better half of each
 PROBES = 3  # traced steps that `auto` times
-LOOK_SECONDS, BACKGROUND_SECONDS = 0.2, 1.5  # to be gained by compiled code: to look for it, to have it made
+LOOK_SECONDS, BACKGROUND_SECONDS = 0.1, 1.5  # to be gained by compiled code: to look for it, to have it made
 POLL_SECONDS = 0.25  # between two looks at whether the code is there
 
 log = logging.getLogger("ppgen")

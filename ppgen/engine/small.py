@@ -1,4 +1,4 @@
-"""Operations on little that Inductor would call from torch's library, written out so that they fuse.
+"""Operations on little that Inductor would call from torch's library, written out so that they fuse; and the reverse.
 
 A call costs a microsecond and the memory of its result; and with the first call in it, a graph's other buffers leave
 the stack as well. Dirichlets (cumulative sums and products over a few categories) and Markov chains (products of K x K
@@ -18,12 +18,15 @@ from torch import Tensor
 aten = torch.ops.aten
 
 WORK = 2048  # operations, at most: beyond them torch's own are faster
+NARROW = 64  # columns of a matrix, or rows, up to which a loop over them is slow
+MEDIUM = 2**17, 2**22  # its numbers: below them calls cost more than the loop, and beyond them all waits for the memory
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """By operation; each gives NotImplemented where there is much to do."""
     own: dict[Any, Callable[..., Any]] = {
         aten.cumsum.default: _cumsum, aten.cumprod.default: _cumprod, aten.mm.default: _mm, aten.bmm.default: _bmm,
+        aten.mv.default: _mv,
     }  # fmt: skip
     from torch._inductor.decomposition import decompositions as inductors
 
@@ -70,6 +73,12 @@ def _mm(a: Tensor, b: Tensor) -> Any:
     if a.shape[0] * a.shape[1] * b.shape[1] > WORK:
         return NotImplemented
     return (a[:, :, None] * b).sum(1)
+
+
+def _mv(a: Tensor, v: Tensor) -> Any:
+    """Inductor writes it as a loop, fused with what is around; torch's is up to twice as fast for narrow ones."""
+    few, many = MEDIUM
+    return (a @ v[:, None])[:, 0] if min(a.shape) <= NARROW and few <= a.numel() <= many else NotImplemented
 
 
 def _bmm(a: Tensor, b: Tensor) -> Any:
