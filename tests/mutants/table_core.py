@@ -454,7 +454,7 @@ training = self.program.training
         "interpreted_memory_given_back_early",
         "self.last[root] = max(self.last.get(root, -1), order[n], order[reader])",
         "self.last[root] = order[n] - 1",
-        "tests/test_interpreted.py::test_every_elementwise_operation_is_torchs",
+        "tests/test_interpreted.py::test_layouts_are_followed",
     ),
     Mutant(
         "interpreted_results_in_one_memory",
