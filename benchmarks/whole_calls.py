@@ -3,13 +3,15 @@
     python benchmarks/whole_calls.py [--methods chees marginal through infer nuts] [--only groups] [--seeds 1] [--out F]
     python benchmarks/whole_calls.py --export DIR    # data and truths for whole_calls_numpyro.py
     python benchmarks/whole_calls.py --evidence      # what Laplace's method gives beside quadrature, no chains
+    python benchmarks/whole_calls.py --methods marginal --beside DIR    # and beside moments of whole_calls_numpyro.py
 
 marginal: `mcmc(..., marginal=)` of the target's inner latents. through: a smooth flow guide is fitted, and 64 chains of
-1 000 draws go through it; what the fit took is in the last column. The CPU seconds are those of a process's first call,
+2 000 draws go through it; what the fit took is in the last column. The CPU seconds are those of a process's first call,
 from the model to the tree of draws, tracing and compiling included: each row is of a process of its own, and torch
 keeps its compiled code for the next. What takes more than --cap of them is cut. Columns: the largest error of a mean
 in sd, and of a log sd, over all latents; the largest R-hat and the least bulk ESS of a latent; what the checks say.
-With --out, lines that the file has are not run again.
+With --out, lines that the file has are not run again. With --beside, the last column has the largest difference of a
+mean, and of an sd, of a latent from that of the other's chains, in Monte Carlo standard errors of both.
 """
 
 from __future__ import annotations
@@ -361,12 +363,24 @@ def through_a_flow(target: Target, seed: int) -> Any:
         particles=16, precision="64-true", seed=seed, starts=8,
     )  # fmt: skip
     took = cpu() - began
-    tree = mcmc(run, target.data, draws=1000, through=True, seed=seed, predictive=False, prior=False)
+    tree = mcmc(run, target.data, draws=2000, through=True, seed=seed, predictive=False, prior=False)
     tree.attrs["method"] = f"fit {took:.1f} s;"
     return tree
 
 
-def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
+def beside(x: np.ndarray, path: Path) -> dict[str, float]:
+    """The largest difference in mean and in sd from another's draws, in Monte Carlo standard errors of both."""
+    from arviz_stats.base import array_stats
+
+    theirs, flat = np.load(path), x.reshape(-1, x.shape[-1])
+    each, row = [np.ascontiguousarray(x[..., i]) for i in range(x.shape[-1])], {}
+    for of, ours in (("mean", flat.mean(0)), ("sd", flat.std(0))):
+        se = np.hypot([float(array_stats.mcse(e, method=of)) for e in each], theirs[f"{of}_se"])
+        row[f"{of}_beside"] = float((np.abs(ours - theirs[of]) / se).max())
+    return row
+
+
+def measured(name: str, method: str, seed: int, cap: float, others: Path | None = None) -> dict[str, Any]:
     from ppgen.inference.verdicts.findings import load_findings, verdict
 
     make, inner = WHOLE[name]
@@ -386,6 +400,9 @@ def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
     said = [f for f in load_findings(tree) if f.verdict != "fine" or f.measure == "laplace"]
     remark = "; ".join(f"{f.measure} {f.verdict}" for f in said)
     by = tree.attrs.get("method", "")
+    if others is not None and (others / f"{name}.npz").exists():
+        row |= beside(x, others / f"{name}.npz")
+        by += f"{len(target.mean)} latents: {row['mean_beside']:.1f}, {row['sd_beside']:.1f} s.e.;"
     return row | {"verdict": verdict(load_findings(tree)), "remark": f"{by} {remark}".strip()}
 
 
@@ -419,12 +436,13 @@ def main() -> None:
     parser.add_argument("--cap", type=float, default=200.0, help="CPU seconds of a call")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     parser.add_argument("--export", type=Path, help="a folder for data and truths")
+    parser.add_argument("--beside", type=Path, help="the folder that whole_calls_numpyro.py --moments wrote")
     parser.add_argument("--evidence", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     rows_ = begun(options.out)
     if options.one:
-        print(json.dumps(measured(*json.loads(options.one), options.cap)))
+        print(json.dumps(measured(*json.loads(options.one), options.cap, options.beside)))
         return
     if options.export:
         return exported(options.export)
@@ -441,14 +459,15 @@ def main() -> None:
                     continue
                 row = done.get((name, method, seed))
                 if row is None:
-                    row = apart(name, method, seed, options.cap)
+                    row = apart(name, method, seed, options.cap, options.beside)
                     keep(row, options.out)
                 print(shown(row), flush=True)
 
 
-def apart(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
+def apart(name: str, method: str, seed: int, cap: float, others: Path | None) -> dict[str, Any]:
     """In a process of its own."""
     command = [sys.executable, __file__, "--one", json.dumps([name, method, seed]), "--cap", str(cap)]
+    command += ["--beside", str(others)] if others else []
     out = subprocess.run(command, capture_output=True, text=True)
     if out.returncode:
         why = (out.stderr.strip().splitlines() or ["killed"])[-1]
