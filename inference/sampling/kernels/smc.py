@@ -285,6 +285,8 @@ class _Walk:
         if not self.step or self.acceptance > EASY:
             self.step = first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
+            if not self.step or self.acceptance > EASY:
+                self.step = first_step(self.tempered, chains, frame, self.generator)
             a, b = torch.rand(2, generator=self.generator).tolist()
             size = self.step * (0.6 + 0.4 * a)
             steps = min(max(math.ceil(LENGTH * (0.5 + 0.5 * b) / size), 1), MAX_STEPS)
