@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py modes [--seeds 10] [--only "two modes"] [--out F]
     python benchmarks/evidence.py modes --export F.npz    # data and truths for evidence_blackjax.py
-    python benchmarks/evidence.py sides [--seeds 100] [--only conjugate] [--out F]
+    python benchmarks/evidence.py sides [--seeds 100] [--only conjugate] [--draws 500] [--out F]
     python benchmarks/evidence.py factors [--seeds 10] [--out F]
 
 modes: targets of benchmarks/hard_targets.py whose log Z is known. The share of a mode, in standard errors of the
@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,12 +191,18 @@ SIDES: dict[str, Callable[[], tuple[Any, Any, float]]] = {
 }
 
 
-def of_sides(name: str, seed: int) -> dict[str, Any]:
+def of_sides(name: str, seed: int, draws: int | None = None) -> dict[str, Any]:
+    """By tempered SMC, of so many particles an island where that is given."""
     model, data, exact = SIDES[name]()
     began = time.process_time()
-    found = evidence(model, data, seed=seed)
+    if draws is None:
+        table = evidence(model, data, seed=seed).table()
+    else:
+        tree = mcmc(model, data, "smc", draws=draws, seed=seed, predictive=False, prior=False)
+        own = {"nats": tree.attrs["log_evidence"], "se": tree.attrs["log_evidence_se"]}
+        table = [*evidence(model, data, draws=tree, seed=seed).table(), {"name": "smc", "kind": "estimate"} | own]
     row: dict[str, Any] = {"seconds": time.process_time() - began, "holds": True}
-    for t in found.table():
+    for t in table:
         off, slack = t["nats"] - exact, 3 * t["se"] + 1e-3
         row |= {t["name"]: off, f"{t['name']}_se": t["se"]}
         row["holds"] &= {"lower": off < slack, "upper": off > -slack}.get(t["kind"], abs(off) < slack)
@@ -249,6 +256,7 @@ def main() -> None:
     parser.add_argument("what", choices=KINDS)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--draws", type=int, help="particles of an island, of sides")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     parser.add_argument("--export", type=Path, help="a file for the data and truths of modes")
     options = parser.parse_args()
@@ -256,6 +264,7 @@ def main() -> None:
         begun(None)
         return exported(options.export)
     measure, names = KINDS[options.what]
+    measure = partial(measure, draws=options.draws) if options.draws else measure
     rows = begun(options.out)
     for seed in range(options.seeds):
         for name in names:

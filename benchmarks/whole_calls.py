@@ -3,13 +3,16 @@
     python benchmarks/whole_calls.py [--methods chees marginal through infer nuts] [--only groups] [--seeds 1] [--out F]
     python benchmarks/whole_calls.py --export DIR    # data and truths for whole_calls_numpyro.py
     python benchmarks/whole_calls.py --evidence      # what Laplace's method gives beside quadrature, no chains
+    python benchmarks/whole_calls.py --methods marginal --beside DIR    # and beside moments of whole_calls_numpyro.py
+    python benchmarks/whole_calls.py --floor 5409 [--draws 1000]    # R-hat of chains that are in their target
 
 marginal: `mcmc(..., marginal=)` of the target's inner latents. through: a smooth flow guide is fitted, and 64 chains of
-1 000 draws go through it; what the fit took is in the last column. The CPU seconds are those of a process's first call,
-from the model to the tree of draws, tracing and compiling included: each row is of a process of its own, and torch
-keeps its compiled code for the next. What takes more than --cap of them is cut. Columns: the largest error of a mean
-in sd, and of a log sd, over all latents; the largest R-hat and the least bulk ESS of a latent; what the checks say.
-With --out, lines that the file has are not run again.
+1 000 draws (--draws) go through it; what the fit took is in the last column. The CPU seconds are those of a process's
+first call, from the model to the tree of draws, tracing and compiling included: each row is of a process of its own,
+and torch keeps its compiled code for the next. What takes more than --cap of them is cut. Columns: the largest error of
+a mean in sd, and of a log sd, over all latents; the largest R-hat and the least bulk ESS of a latent; what the checks
+say. With --out, lines that the file has are not run again. With --beside, the last column has the largest difference of
+a mean, and of an sd, of a latent from that of the other's chains, in Monte Carlo standard errors of both.
 """
 
 from __future__ import annotations
@@ -341,18 +344,32 @@ def judged(x: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[str, float]:
     }
 
 
-def called(target: Target, inner: str, method: str, seed: int) -> Any:
+def rhat_floor(chains: int, draws: int, ess: float) -> None:
+    """R-hat of chains that are in their target, autoregressive of order one, so many of their draws effective."""
+    from arviz_stats.base import array_stats
+
+    time_, found = chains * draws / ess, []
+    rho = (time_ - 1) / (time_ + 1)
+    for seed in range(10):
+        x = np.random.default_rng(seed).normal(size=(chains, draws))
+        for i in range(1, draws):
+            x[:, i] = rho * x[:, i - 1] + math.sqrt(1 - rho**2) * x[:, i]
+        found.append(float(array_stats.rhat(x)))
+    print(f"{chains} chains of {draws}, {ess:g} effective: R-hat {np.mean(found):.4f}, {max(found):.4f} at the most")
+
+
+def called(target: Target, inner: str, method: str, seed: int, draws: int) -> Any:
     from ppgen.inference import infer, mcmc
 
     if method == "infer":
         return infer(target.model, target.data, seed=seed, predictive=False, prior=False)
     if method == "through":
-        return through_a_flow(target, seed)
+        return through_a_flow(target, seed, draws)
     marginal, kernel = (inner, "chees") if method == "marginal" else ((), method)
     return mcmc(target.model, target.data, kernel, marginal=marginal, seed=seed, predictive=False, prior=False)
 
 
-def through_a_flow(target: Target, seed: int) -> Any:
+def through_a_flow(target: Target, seed: int, draws: int) -> Any:
     from ppgen.inference import fit, mcmc
 
     began = cpu()
@@ -361,12 +378,24 @@ def through_a_flow(target: Target, seed: int) -> Any:
         particles=16, precision="64-true", seed=seed, starts=8,
     )  # fmt: skip
     took = cpu() - began
-    tree = mcmc(run, target.data, draws=1000, through=True, seed=seed, predictive=False, prior=False)
+    tree = mcmc(run, target.data, draws=draws, through=True, seed=seed, predictive=False, prior=False)
     tree.attrs["method"] = f"fit {took:.1f} s;"
     return tree
 
 
-def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
+def beside(x: np.ndarray, path: Path) -> dict[str, float]:
+    """The largest difference in mean and in sd from another's draws, in Monte Carlo standard errors of both."""
+    from arviz_stats.base import array_stats
+
+    theirs, flat = np.load(path), x.reshape(-1, x.shape[-1])
+    each, row = [np.ascontiguousarray(x[..., i]) for i in range(x.shape[-1])], {}
+    for of, ours in (("mean", flat.mean(0)), ("sd", flat.std(0))):
+        se = np.hypot([float(array_stats.mcse(e, method=of)) for e in each], theirs[f"{of}_se"])
+        row[f"{of}_beside"] = float((np.abs(ours - theirs[of]) / se).max())
+    return row
+
+
+def measured(name: str, method: str, seed: int, draws: int, cap: float, others: Path | None = None) -> dict[str, Any]:
     from ppgen.inference.verdicts.findings import load_findings, verdict
 
     make, inner = WHOLE[name]
@@ -375,7 +404,7 @@ def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
     began = cpu()
     try:
         with at_most(cap):
-            tree = called(target, inner, method, seed)
+            tree = called(target, inner, method, seed, draws)
     except Cut:
         return row | {"remark": f"more than {cap:g} CPU s"}
     seconds = cpu() - began
@@ -386,6 +415,9 @@ def measured(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
     said = [f for f in load_findings(tree) if f.verdict != "fine" or f.measure == "laplace"]
     remark = "; ".join(f"{f.measure} {f.verdict}" for f in said)
     by = tree.attrs.get("method", "")
+    if others is not None and (others / f"{name}.npz").exists():
+        row |= beside(x, others / f"{name}.npz")
+        by += f"{len(target.mean)} latents: {row['mean_beside']:.1f}, {row['sd_beside']:.1f} s.e.;"
     return row | {"verdict": verdict(load_findings(tree)), "remark": f"{by} {remark}".strip()}
 
 
@@ -419,15 +451,20 @@ def main() -> None:
     parser.add_argument("--cap", type=float, default=200.0, help="CPU seconds of a call")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
     parser.add_argument("--export", type=Path, help="a folder for data and truths")
+    parser.add_argument("--draws", type=int, default=1000, help="of each chain through a flow")
+    parser.add_argument("--floor", type=float, metavar="ESS", help="R-hat of 64 chains that are in their target")
+    parser.add_argument("--beside", type=Path, help="the folder that whole_calls_numpyro.py --moments wrote")
     parser.add_argument("--evidence", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     rows_ = begun(options.out)
     if options.one:
-        print(json.dumps(measured(*json.loads(options.one), options.cap)))
+        print(json.dumps(measured(*json.loads(options.one), options.cap, options.beside)))
         return
     if options.export:
         return exported(options.export)
+    if options.floor:
+        return rhat_floor(64, options.draws, options.floor)
     if options.evidence:
         schools_evidence()
         process_evidence()
@@ -441,14 +478,15 @@ def main() -> None:
                     continue
                 row = done.get((name, method, seed))
                 if row is None:
-                    row = apart(name, method, seed, options.cap)
+                    row = apart(name, method, seed, options)
                     keep(row, options.out)
                 print(shown(row), flush=True)
 
 
-def apart(name: str, method: str, seed: int, cap: float) -> dict[str, Any]:
+def apart(name: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own."""
-    command = [sys.executable, __file__, "--one", json.dumps([name, method, seed]), "--cap", str(cap)]
+    command = [sys.executable, __file__, "--one", json.dumps([name, method, seed, options.draws])]
+    command += ["--cap", str(options.cap), *(["--beside", str(options.beside)] if options.beside else [])]
     out = subprocess.run(command, capture_output=True, text=True)
     if out.returncode:
         why = (out.stderr.strip().splitlines() or ["killed"])[-1]

@@ -1,10 +1,11 @@
 """The targets of `whole_calls.py` in NumPyro, each the same density: NUTS, 4 chains.
 
-    python benchmarks/whole_calls_numpyro.py --truth DIR [--only groups] [--draws 1000] [--out F]
+    python benchmarks/whole_calls_numpyro.py --truth DIR [--only groups] [--draws 1000] [--out F] [--moments DIR]
 
 In an environment of NumPyro's; DIR is what `whole_calls.py --export DIR` wrote. CPU seconds are those of a process's
 first call, compiling included, and without it; chains are vectorised, warm-up and draws of a number, the metric
-diagonal. Columns are those of `whole_calls.py`. With --out, targets that the file has are not run again.
+diagonal. Columns are those of `whole_calls.py`. With --out, targets that the file has are not run again. With
+--moments, means and sds of each latent are kept with their Monte Carlo errors, for `whole_calls.py --beside DIR`.
 """
 
 from __future__ import annotations
@@ -166,7 +167,16 @@ def judged(x: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> dict[str, float]:
     }
 
 
-def measured(name: str, folder: Path, draws: int, seed: int, cap: int, sender: Any) -> None:
+def kept_moments(x: np.ndarray, path: Path) -> None:
+    """Mean and sd of each latent of (chain, draw, latents), and their Monte Carlo standard errors."""
+    from arviz_stats.base import array_stats
+
+    flat, each = x.reshape(-1, x.shape[-1]), [np.ascontiguousarray(x[..., i]) for i in range(x.shape[-1])]
+    errors = {f"{of}_se": [float(array_stats.mcse(e, method=of)) for e in each] for of in ("mean", "sd")}
+    np.savez(path, mean=flat.mean(0), sd=flat.std(0), **errors)
+
+
+def measured(name: str, folder: Path, draws: int, seed: int, cap: int, moments: Path | None, sender: Any) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cap, cap))
     numpyro.enable_x64()
     model, functions = MODELS[name]
@@ -181,6 +191,9 @@ def measured(name: str, folder: Path, draws: int, seed: int, cap: int, sender: A
     seconds = cpu() - begun
     values = {n: np.asarray(v) for n, v in sampler.get_samples(group_by_chain=True).items()}
     row = judged(functions(values), truth["mean"], truth["sd"])
+    if moments is not None:
+        moments.mkdir(parents=True, exist_ok=True)
+        kept_moments(functions(values), moments / f"{name}.npz")
     sender.send(row | {"seconds": seconds, "compiling": sum(spent)})
 
 
@@ -192,6 +205,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cap", type=int, default=200, help="CPU seconds")
     parser.add_argument("--out", type=Path, help="JSON lines, read and appended to")
+    parser.add_argument("--moments", type=Path, help="a folder for means and sds with their errors")
     options = parser.parse_args()
     done = [json.loads(line) for line in options.out.open()] if options.out and options.out.exists() else []
     print(
@@ -214,7 +228,7 @@ def apart(name: str, options: argparse.Namespace) -> dict[str, float]:
     """In a process of its own; a row of gaps where it was cut."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    args = (name, options.truth, options.draws, options.seed, options.cap, there)
+    args = (name, options.truth, options.draws, options.seed, options.cap, options.moments, there)
     process = context.Process(target=measured, args=args)
     process.start()
     there.close()

@@ -12,11 +12,13 @@ from pyro.distributions import Dirichlet, HalfCauchy, Normal, StudentT
 
 from ppgen import PpgenError
 from ppgen.distributions import Flat
+from ppgen.engine.pathfinder import climb
 from ppgen.inference import load_findings, mcmc, verdict
-from ppgen.inference.sampling.kernels.smc import KEEP, Start, _next, _Reference, sample, systematic
-from ppgen.inference.sampling.weighted import Mixture
+from ppgen.inference.sampling.kernels.smc import KEEP, Start, _matched, _next, _Reference, sample, systematic
+from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts import mcmc_diagnostics
 from ppgen.inference.verdicts.findings import Finding
+from ppgen.inference.verdicts.mode_search import places
 
 ONE = {"one": torch.ones(1)}
 WEIGHTS, LOCS = torch.tensor([0.7, 0.3]), torch.tensor([0.0, 40.0])
@@ -206,3 +208,38 @@ def test_separated_modes_over_seeds(seed):
     assert abs(tree.attrs["log_evidence"]) < 3 * tree.attrs["log_evidence_se"] + 1e-3
     narrow = ((tree["posterior"]["x"].values ** 2).sum(-1) < 1).mean(-1)
     assert abs(narrow.mean() - 0.5) < 4 * narrow.std(ddof=1) / len(narrow) ** 0.5
+
+
+def hierarchy(groups=40, noise=0.1):
+    """v ~ N(0, 1), z_j ~ N(0, 1), y_j ~ N(e^v z_j, 0.1²), and log p(y): given v, y_j ~ N(0, e^(2v) + 0.01).
+
+    The maximum over v and z is where e^v is large and all z are small, far from the mass.
+    """
+    y = 0.5 * torch.randn(groups, generator=torch.Generator().manual_seed(0)).double()
+
+    def target(u):
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            v, z = u[:, 0], u[:, 1:]
+            off = (y - v.exp()[:, None] * z) / noise
+            lp = -0.5 * (v**2 + (z**2).sum(-1) + (off**2).sum(-1)) - groups * math.log(noise)
+            lp = lp - 0.5 * (1 + 2 * groups) * math.log(2 * math.pi)
+            return lp.detach(), torch.autograd.grad(lp.sum(), u)[0]
+
+    v = torch.linspace(-4, 3, 4001).double()
+    lp = Normal(0.0, ((2 * v).exp() + noise**2).sqrt()[:, None]).log_prob(y).sum(-1) + Normal(0.0, 1.0).log_prob(v)
+    return target, float(torch.logsumexp(lp, 0)) + math.log(7 / 4000)
+
+
+def test_normals_of_maxima_far_from_the_mass_are_led_to_it():
+    target, log_z = hierarchy()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        start = 4 * torch.rand(8, 41, generator=generator).double() - 2
+        found = [(n.m, n.L) for n in places(target, climb(target, start, generator=generator))]
+        estimates = []
+        for q in (mixture_of(found, target, generator), _matched(found, target, generator)):
+            u = q.draw(4000, generator)
+            log_w = target(u)[0] - q.log_prob(u)
+            estimates.append(float(torch.logsumexp(log_w, 0)) - math.log(4000) - log_z)
+    assert estimates[0] < -3 and abs(estimates[1]) < 0.3

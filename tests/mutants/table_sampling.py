@@ -130,6 +130,12 @@ MUTANTS = [
         "return chains",
         "tests/test_negligible.py::test_chains_in_a_light_mode_begin_anew",
     ),
+    Mutant(
+        "normals_of_maxima_alone",
+        "return mixture_of(parts + better, target, generator) if better else first",
+        "return first",
+        "tests/test_smc.py::test_normals_of_maxima_far_from_the_mass_are_led_to_it",
+    ),
     # -- Pathfinder ----------------------------------------------------------------------------------------------
     Mutant(
         "pathfinder_constant",

@@ -4,7 +4,8 @@ r"""Tempered sequential Monte Carlo: from a density that is known to the posteri
     w = (p̃(u) / q(u))^(β_t − β_{t−1}),   log Ẑ = Σ_t log mean w
 
 q is a mixture: the prior (where that is flat, or no density, a Student's t around the places found, or of its scale),
-and the normals of the places where climbs from over-dispersed starts end (`mode_search.places`). The particles are
+and the normals of the places where climbs from over-dispersed starts end (`mode_search.places`), with those that batch
+and match leads to from the ones that count: in many dimensions a maximum may be far from the mass. The particles are
 islands of equal size, which are resampled apart from each other, so that Ẑ of each is independent given the β, and
 
     Ẑ = mean Ẑ_c,   se log Ẑ = sd(Ẑ_c) / (Ẑ √C)
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
+from ppgen.engine.batch_and_match import Gaussian, batch_and_match, elbo_of
 from ppgen.engine.joint import in_blocks
 from ppgen.engine.leapfrog import leapfrog_step
 from ppgen.engine.pathfinder import Density, climb
@@ -49,13 +51,14 @@ LEAST = Numbers(chains=2, draws=16, warmup=1)
 TOGETHER = True
 
 KEEP = 0.7  # the share of effective particles that the next β leaves
-ACCEPTANCE = 0.8
+ACCEPTANCE, EASY = 0.8, 0.95  # wanted, and from which on the step size is looked for anew: the wide part is gone
 MOVES, LAST_MOVES = 3, 8  # at a β, and at β = 1
 LENGTH = 1.6  # of a trajectory: a quarter turn of a standard normal
 MAX_STEPS = 64  # leapfrog steps of a move
 FROM_PRIOR = 200  # draws that the wide part is fitted to
 STARTS, WIDEST = 32, 3.0  # of climbs, and log10 of how far from 0 they begin where a prior is flat
 WIDE = 0.5  # the share of the wide part
+LEAST_SHARE, RISE = 0.01, 1.0  # of a normal that is improved, and the nats of ELBO that make the new one another
 LARGEST = 1000  # entries of u
 BLOCK = 512  # vectors a call of the log joint
 
@@ -138,7 +141,7 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, gen
     box = 4 * torch.rand(STARTS, dim, generator=generator) - 2
     start = box * reach if many is None else torch.cat([box[::2], many(STARTS // 2)[0]])
     found = [(n.m, n.L) for n in places(target, climb(target, start, generator=generator))] if dim <= DENSE_DIM else []
-    local = mixture_of(found, target, generator) if found else None
+    local = _matched(found, target, generator) if found else None
     if many is not None and joint.proper:
         q = _Reference(lambda n: many(n)[0], in_blocks(joint.prior_value_and_grad, BLOCK), local)
         return Start(target, q, islands)
@@ -147,6 +150,20 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, gen
     mean, root = _around(found) if many is None else _scale(many(FROM_PRIOR)[0])
     wide = Mixture(torch.zeros(1).to(mean), mean[None], root[None])
     return Start(target, _Reference(lambda n: wide.draw(n, generator), wide.value_and_grad, local), islands)
+
+
+def _matched(parts: list[tuple[Tensor, Tensor]], target: Density, generator: torch.Generator) -> Mixture:
+    """The mixture of normals, and of those that batch and match finds from the ones that have a share in it."""
+    first = mixture_of(parts, target, generator)
+    counts = first.log_weights.softmax(0) > LEAST_SHARE
+    better = []
+    for (m, L), count in zip(parts, counts, strict=True):
+        if count:
+            before = Gaussian(m, L, elbo_of(target, Gaussian(m, L, -torch.inf), generator))
+            after = batch_and_match(target, before, generator)
+            if after.elbo > before.elbo + RISE:
+                better.append((after.loc, after.scale_tril))
+    return mixture_of(parts + better, target, generator) if better else first
 
 
 def _scale(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +275,7 @@ class _Walk:
         self.tempered, self.generator, self.report = tempered, generator, report
         dense = metric != "diag" and dim <= DENSE_DIM
         self.metric = "dense" if dense else "diag"
-        self.step, self.steps, self.moves = 0.0, 0, 0
+        self.step, self.acceptance, self.steps, self.moves = 0.0, 0.0, 0, 0
         self.lp = torch.zeros(0)
 
     def move(self, u: Tensor, n: int) -> tuple[Tensor, Outcome]:
@@ -269,13 +286,17 @@ class _Walk:
             root = root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
         frame = Preconditioner(u.mean(0), root)
         chains = frame.chains(self.tempered, u)
-        self.step = self.step or first_step(self.tempered, chains, frame, self.generator)
+        if not self.step or self.acceptance > EASY:
+            self.step = first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
+            if not self.step or self.acceptance > EASY:
+                self.step = first_step(self.tempered, chains, frame, self.generator)
             a, b = torch.rand(2, generator=self.generator).tolist()
             size = self.step * (0.6 + 0.4 * a)
             steps = min(max(math.ceil(LENGTH * (0.5 + 0.5 * b) / size), 1), MAX_STEPS)
             _, chains, _, outcome, _ = transition(self.tempered, chains, frame, size, steps, self.generator)
-            self.step *= math.exp(float(outcome.acceptance.mean()) - ACCEPTANCE)
+            self.acceptance = float(outcome.acceptance.mean())
+            self.step *= math.exp(self.acceptance - ACCEPTANCE)
             self.steps, self.moves = self.steps + steps, self.moves + 1
             if self.report is not None:
                 self.report(self.moves)
