@@ -78,7 +78,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 
 log = logging.getLogger("ppgen")
 
-CALLS, WORTH = 500, 5.0  # of the log joint, and the seconds for all of them from which on it is compiled
+CALLS, WORTH = 500, 1.0  # of the log joint, and the seconds for all of them from which on it is compiled
 DRAWS = 4000  # a round
 KEPT = 4000  # draws of the answer, resampled by their weights
 ROUNDS = 4  # of draws, at the most
