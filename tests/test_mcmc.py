@@ -615,16 +615,15 @@ def _negative_scale(y):
 
 
 @pytest.mark.parametrize("method", [mcmc, infer, evidence])
-@pytest.mark.parametrize(
-    ("model", "y", "message"),
-    [
-        (_poisson, [1.0, 1.5, 2.0], r"'y' .Poisson. has the support .* the data have 1.5"),
-        (_negative_scale, [1.0, 2.0], "not finite at any of .* no scale is negative"),
-    ],
-)
-def test_data_without_a_density_are_refused(method, model, y, message):
-    with pytest.raises(PpgenError, match=message):
-        method(model, {"y": torch.tensor(y)})
+def test_data_outside_of_the_support_are_refused(method):
+    with pytest.raises(PpgenError, match=r"'y' .Poisson. has the support .* the data have 1.5"):
+        method(_poisson, {"y": torch.tensor([1.0, 1.5, 2.0])})
+
+
+@pytest.mark.parametrize("method", [mcmc, infer])
+def test_a_density_that_is_finite_nowhere_is_refused(method):
+    with pytest.raises(PpgenError, match="not finite at any of .* no scale is negative"):
+        method(_negative_scale, {"y": torch.tensor([1.0, 2.0])})
 
 
 def test_data_without_a_density_are_said_where_validation_is_off(caplog):

@@ -363,6 +363,6 @@ MUTANTS = [
         "observed_values_outside_of_the_support",
         "if name not in by_latents:",
         "if name in by_latents:",
-        "tests/test_mcmc.py::test_data_without_a_density_are_refused",
+        "tests/test_mcmc.py::test_data_outside_of_the_support_are_refused",
     ),
 ]
