@@ -197,10 +197,10 @@ def _lengthens(site: Site, grown: Mapping[str, Any] | None, plates: frozenset[st
 
 def _plate_sizes(t: Traces) -> dict[str, int]:
     sites = [s for trace in t for s in sample_sites(trace, factors=True).values()]
-    return {f.name: plate_size(f, s) for s in sites for f in s["cond_indep_stack"]}
+    return {f.name: _plate_size(f, s) for s in sites for f in s["cond_indep_stack"]}
 
 
-def plate_size(frame: Any, site: Mapping[str, Any]) -> int:
+def _plate_size(frame: Any, site: Mapping[str, Any]) -> int:
     """Of a plate without a size of its own, the size that the site's values have along it."""
     if frame.size >= 0:
         return int(frame.size)

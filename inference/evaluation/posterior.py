@@ -390,7 +390,7 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
     from arviz_base import dict_to_dataset, from_dict
     from xarray import DataTree
 
-    names = tree_names([*coords, *(n for group in groups.values() for n in group)])
+    names = _tree_names([*coords, *(n for group in groups.values() for n in group)])
     over = {n for group in groups.values() for n in {d for v in group for d in dims.get(v, ())} & group.keys()}
     of_dims, names = names, {n: _apart(own, names.values()) if n in over else own for n, own in names.items()}
     groups = {g: {names[n]: v for n, v in group.items()} for g, group in groups.items()}
@@ -423,10 +423,10 @@ def _apart(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def tree_names(names: Iterable[str]) -> dict[str, str]:
+def _tree_names(names: Iterable[str]) -> dict[str, str]:
     """The name in a tree of each name of a program: a tree's path is written with slashes, so that names take none.
 
-    >>> tree_names(["mu", "a/b", "a.b"])
+    >>> _tree_names(["mu", "a/b", "a.b"])
     {'mu': 'mu', 'a/b': 'a.b_', 'a.b': 'a.b'}
     """
     names = list(dict.fromkeys(names))

@@ -47,7 +47,7 @@ def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
-    length = tail_length(len(log_w))
+    length = _tail_length(len(log_w))
     for i, column in enumerate(log_w.T.astype(np.float64)):
         if column.max() - column.min() < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
@@ -82,10 +82,10 @@ def of_draws(log_w: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 def khat_se(khat: float, draws: int) -> float:
     """The standard error of k-hat, (1 + k) / √M, of the shape of a generalised Pareto law by M draws."""
-    return (1 + max(khat, 0.0)) / tail_length(draws) ** 0.5
+    return (1 + max(khat, 0.0)) / _tail_length(draws) ** 0.5
 
 
-def tail_length(draws: int) -> int:
+def _tail_length(draws: int) -> int:
     """M, how many weights the law is fitted to."""
     return draws // 5 if draws <= 225 else int(3 * draws**0.5)
 

@@ -368,7 +368,7 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
                     "not concave there, so that it is no mode; fit for more steps, or with guide='AutoNormal'"
                 ) from e
         try:
-            with all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
+            with _all_rows(program, data, guide, maybe=isinstance(run, Program) or run.structure.subsampled):
                 yield
         finally:
             if mode is not None:
@@ -377,7 +377,7 @@ def ready(run: Run | Program, data: Mapping[str, Tensor], seed: int | None, *, g
 
 
 @contextmanager
-def all_rows(program: Program, data: Mapping[str, Any], guide: bool, *, maybe: bool = True) -> Iterator[None]:
+def _all_rows(program: Program, data: Mapping[str, Any], guide: bool, *, maybe: bool = True) -> Iterator[None]:
     """Within it, plates that subsample hold all rows, so that figures are of the data, not of a part drawn at random.
 
     A program that is passed a part of the rows, whose plate tells their number, stays as it is.

@@ -137,13 +137,17 @@ def mcmc(
         said = with_derived(said, derived(tree, structure, joint))
     tree.attrs |= {
         "kernel": kernel, "marginal": ", ".join(inner), "through": int(through),
-        "noncentred": ", ".join(joint.noncentred), "metric": found.metric, "seed": seed, "warmup": W,
-        "leapfrog_steps": found.steps,
+        "noncentred": ", ".join(joint.noncentred), "seed": seed, "warmup": W, **_attributes(found),
     }  # fmt: skip
-    if found.evidence is not None:
-        tree.attrs |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
     _say(tree, said)
     return tree
+
+
+def _attributes(found: Draws) -> dict[str, Any]:
+    said: dict[str, Any] = {"metric": found.metric, "leapfrog_steps": found.steps}
+    if found.evidence is not None:
+        said |= {"log_evidence": found.evidence.log_z, "log_evidence_se": found.evidence.se}
+    return said
 
 
 def _say(tree: DataTree, said: Sequence[Finding]) -> None:

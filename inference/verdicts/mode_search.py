@@ -141,7 +141,7 @@ def search_modes(
     generator, of_guide = torch.Generator().manual_seed(seed), evidence is not None
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     start = starts_around(draws, prior, generator, size)
-    start = torch.cat([start, scouted(target, draws, generator)])
+    start = torch.cat([start, _scouted(target, draws, generator)])
     if of_guide:  # the edge of a narrow place that the guide's tail reaches
         start = torch.cat([start, draws[weights.topk(min(HEAVIEST, len(draws))).indices]])
     paths = climbs(target, start, draws, generator)
@@ -199,7 +199,7 @@ def starts_around(
     return torch.cat(kinds)
 
 
-def scouted(target: Density, draws: Tensor, generator: torch.Generator) -> Tensor:
+def _scouted(target: Density, draws: Tensor, generator: torch.Generator) -> Tensor:
     """The highest of many points of each of some spheres about the draws: on the slope of a narrow place, if one is.
 
     Of a place that is narrower than what lies around it no more than a ball is its slope, from which a climb ends in

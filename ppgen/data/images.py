@@ -29,7 +29,7 @@ SPLITS = {"train", "valid", "val", "validation", "test"}
 SMALLEST = 5  # pixels a side, of an image that is told by its shape
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def _pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder and of those in it, in the order of their names."""
     found = [*folder.iterdir(), *(p for inner in sorted(folder.iterdir()) if inner.is_dir() for p in inner.iterdir())]
     return sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
@@ -42,7 +42,7 @@ def read_images(folder: Path) -> dict[str, Any]:
         PpgenError: no pictures, some of another size, see-through, of 16 bits, or damaged; some in a folder of their
             own and others not.
     """
-    paths = pictures_in(folder)
+    paths = _pictures_in(folder)
     if not paths:
         deeper = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES), None)
         remedy = "give the path of one data file" if deeper is None else f"give {deeper.parent.parent}, which has them"

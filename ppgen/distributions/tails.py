@@ -31,7 +31,7 @@ BISECTIONS = 60
 NEWTON = 8  # steps of the inverse of log_ndtr: quadratic from the first on
 
 
-def log1mexp(x: Tensor) -> Tensor:
+def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(-x)) for x > 0 (Maechler 2012, Accurately computing log(1 - exp(-|a|)))."""
     small = x < LN2
     return torch.where(
@@ -49,11 +49,11 @@ def _logs(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(left, far, near), torch.where(left, near, far)
 
 
-def log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
+def _log_difference(larger: Tensor, smaller: Tensor) -> Tensor:
     """log(exp(larger) - exp(smaller)); -inf where they are equal, without NaN in the gradient where smaller is -inf."""
     gap = larger - torch.where(torch.isneginf(smaller), 0.0, smaller)
     some = ~torch.isneginf(smaller) & (gap > 0)
-    within = log1mexp(torch.where(some, gap, 1.0))
+    within = _log1mexp(torch.where(some, gap, 1.0))
     none = ~torch.isneginf(smaller) & ~(gap > 0)
     return torch.where(none, -math.inf, larger + torch.where(some, within, 0.0))
 
@@ -127,7 +127,7 @@ def log_between(d: Any, a: Tensor, b: Tensor) -> Tensor:
         a = torch.ceil(a) - 1
     (ca, sa), (cb, sb) = tails(d, a), tails(d, b)
     right = ca > sa
-    return log_difference(torch.where(right, sa, cb), torch.where(right, sb, ca))
+    return _log_difference(torch.where(right, sa, cb), torch.where(right, sb, ca))
 
 
 @functools.singledispatch
@@ -158,7 +158,7 @@ def _counted(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     k = torch.arange(low, most + 1, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
     masses = d.log_prob(k.expand(-1, *x.shape))
     c = torch.logsumexp(torch.where(k <= x, masses, -math.inf), 0).clamp_max(-torch.finfo(x.dtype).tiny)
-    return c, log1mexp(-c)
+    return c, _log1mexp(-c)
 
 
 @_tails.register
@@ -170,19 +170,19 @@ def _(d: td.Normal, x: Tensor) -> tuple[Tensor, Tensor]:
 @_tails.register
 def _(d: td.Exponential, x: Tensor) -> tuple[Tensor, Tensor]:
     h = d.rate * x
-    return log1mexp(h), -h
+    return _log1mexp(h), -h
 
 
 @_tails.register
 def _(d: td.Weibull, x: Tensor) -> tuple[Tensor, Tensor]:
     h = (x / d.scale) ** d.concentration
-    return log1mexp(h), -h
+    return _log1mexp(h), -h
 
 
 @_tails.register
 def _(d: td.Gumbel, x: Tensor) -> tuple[Tensor, Tensor]:
     h = torch.exp(-(x - d.loc) / d.scale)
-    return -h, log1mexp(h)
+    return -h, _log1mexp(h)
 
 
 @_tails.register
@@ -222,7 +222,7 @@ def _(d: td.HalfCauchy, x: Tensor) -> tuple[Tensor, Tensor]:
 def _(d: td.HalfNormal, x: Tensor) -> tuple[Tensor, Tensor]:
     z = x / d.scale
     c, s = torch.erf(z / math.sqrt(2.0)), LN2 + log_ndtr(-z)
-    return torch.where(c < 0.5, torch.log(c), log1mexp(-s)), s
+    return torch.where(c < 0.5, torch.log(c), _log1mexp(-s)), s
 
 
 @_tails.register
@@ -263,7 +263,7 @@ def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
 @_tails.register
 def _(d: td.Geometric, x: Tensor) -> tuple[Tensor, Tensor]:
     s = -(x + 1) * softplus(d.logits)
-    return log1mexp(-s), s
+    return _log1mexp(-s), s
 
 
 @_tails.register

@@ -30,7 +30,7 @@ STAKE = 150  # calls of Pyro's own that a record costs, about
 log = logging.getLogger("ppgen")
 
 
-class Job(Protocol):
+class _Job(Protocol):
     """What is called again and again."""
 
     name: str
@@ -79,7 +79,7 @@ class _Plan:
 class Calls:
     """Calls of a job: `calls(args, kwargs)` gives what Pyro gives."""
 
-    def __init__(self, job: Job, engine: str):
+    def __init__(self, job: _Job, engine: str):
         self.job, self.engine = job, engine
         self._plans: dict[Hashable, _Plan] = {}
         self._kinds: dict[Hashable, Hashable] = {}

@@ -15,7 +15,7 @@ from ppgen.handlers import without_validation
 from ppgen.program import Program
 
 
-def param_sites(program: Program, data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _param_sites(program: Program, data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The `pyro.param` sites of one run of both parts, by name, those of modules included."""
     found: dict[str, dict[str, Any]] = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
@@ -35,7 +35,7 @@ def param_sites(program: Program, data: Mapping[str, Any]) -> dict[str, dict[str
 def constrained(program: Program, data: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every parameter: `pyro.param` and PyroParam ones as the program sees them, by Pyro's names, the others as
     modules hold them."""
-    sites = param_sites(program, data)
+    sites = _param_sites(program, data)
     seen = {id(s["value"].unconstrained()) for s in sites.values() if hasattr(s["value"], "unconstrained")}
     seen |= {id(s["value"]) for s in sites.values()} | {id(s["args"][1]) for s in sites.values() if len(s["args"]) > 1}
     rest = {n: p for n, p in program.named_parameters() if id(p) not in seen and not n.startswith("param:")}
@@ -47,7 +47,7 @@ def constrained(program: Program, data: Mapping[str, Any]) -> dict[str, Tensor]:
 def fill_store(program: Program, data: Mapping[str, Any]) -> None:
     """Writes them into Pyro's global store, with their constraints."""
     store = pyro.get_param_store()
-    for name, site in param_sites(program, data).items():
+    for name, site in _param_sites(program, data).items():
         constraint = site["kwargs"].get("constraint", constraints.real)
         value = site["value"].detach().clone()
         if name in store:

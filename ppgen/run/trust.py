@@ -54,7 +54,7 @@ def trust(text: bytes, spec: Mapping[str, Any], *, keep: bool = True) -> None:
         )  # fmt: skip
 
 
-def is_trusted(text: bytes, spec: Mapping[str, Any]) -> bool:
+def _is_trusted(text: bytes, spec: Mapping[str, Any]) -> bool:
     name = digest(text, spec)
     if os.environ.get("PPGEN_TRUST") == "all" or name in _here:
         return True
@@ -110,7 +110,7 @@ def find_in_run(path: Path, spec: Mapping[str, Any], *, trusted: bool = False) -
     text = program_text(path, spec)
     if trusted:
         trust(text, spec, keep=False)
-    if not is_trusted(text, spec):
+    if not _is_trusted(text, spec):
         raise PpgenError(
             f"{path} has a program of its own, program.py, which you have not trusted, and opening the run would run "
             f"it; ppgen trust {path} shows it and lets it run (in Python Run.load(path, trust=True))"
@@ -129,7 +129,7 @@ def find_file(spec: Mapping[str, Any], remedy: str) -> catalog.Found:
         return catalog.model(spec["model"])
     file = Path(spec["file"])
     text = _read(file)
-    if not is_trusted(text, spec):
+    if not _is_trusted(text, spec):
         raise PpgenError(
             f"the draws name the program {file}, which was changed since or never trusted, and would be run; {remedy}"
         )
