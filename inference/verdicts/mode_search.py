@@ -277,7 +277,8 @@ def _at(target: Density, top: Tensor) -> _Normal | None:
     factor, info = torch.linalg.cholesky_ex(-(hessian + hessian.mT) / 2)
     if info or not torch.isfinite(factor).all():
         return None
-    return _Normal(top, torch.linalg.cholesky(torch.cholesky_inverse(factor)))
+    root, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor))  # of a Hessian that is nearly singular
+    return None if info or not torch.isfinite(root).all() else _Normal(top, root)
 
 
 def _apart(a: _Normal, b: _Normal) -> bool:
