@@ -182,8 +182,7 @@ def _image(shape: torch.Size) -> tuple[int, int, int]:
     if len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0] > 0:
         return 1, math.isqrt(shape[0]), math.isqrt(shape[0])
     if len(shape) in (2, 3) and min(shape) > 0:
-        channels, height, width = (1, *shape)[-3:]
-        return channels, height, width
+        return shape[0] if len(shape) == 3 else 1, shape[-2], shape[-1]
     raise PpgenError(
         f"PixelCNN got features={tuple(shape)}; pass (channels, height, width), (height, width) or the pixels of a "
         "square image"
