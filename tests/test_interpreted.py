@@ -167,3 +167,26 @@ def test_a_log_joint_of_a_loop(double):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     run = auto._graphs["grad", u.shape, u.dtype]
     assert "_interpreted" in run.__qualname__
+
+
+def test_numbers_of_another_type_stay_with_torch():
+    """Whole numbers above 2^24 are not all float32, and a comparison that is written in place gives real numbers."""
+
+    def chosen(x, day):
+        v = x
+        for _ in range(40):
+            v = 0.9 * v + 0.1 * v.cos()
+        return [torch.where(day == 20000021, v, 0.0)]
+
+    def written(x, day):
+        above = x.clone().gt_(0)
+        for _ in range(40):
+            x = 0.9 * x + 0.1 * x.cos()
+        return [(above + above) * x]
+
+    day = torch.tensor([20000020, 20000021, 20000022])
+    for fn in (chosen, written):
+        x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float32)
+        traced = trace(fn, [x, day])
+        run = interpreted(traced.graph, [x, day, *traced.constants]) or traced._run
+        assert torch.allclose(run(-x, day, *traced.constants)[0], fn(-x, day)[0])

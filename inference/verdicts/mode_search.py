@@ -157,7 +157,13 @@ def search_modes(
     regions = _all_weighed(target, [q for q, share in zip(ends, shares, strict=True) if not share > 0.5], generator)
     if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
         regions += _all_weighed(target, reached, generator, core)
-    missing = [_is_missing(r, draws, weights, effective, evidence) for r in regions]
+    empty = [_share(r.q, draws, weights, r.core) == 0 for r in regions]
+    together = sum(_mass(r, evidence) for r in _different([r for r, none in zip(regions, empty, strict=True) if none]))
+    lacking = together > max(MISSING[0], 2 * SURE**2 / effective)  # none of them may, by itself
+    missing = [
+        lacking and none or _is_missing(r, draws, weights, effective, evidence)
+        for r, none in zip(regions, empty, strict=True)
+    ]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
@@ -342,10 +348,15 @@ def _all_weighed(
     return [r for q in normals if (r := _weighed(target, q, generator, core)) is not None]
 
 
+def _mass(r: _Region, evidence: Evidence) -> float:
+    """The share of a shell in the posterior, at the least; of what the draws have seen as a whole."""
+    se = math.hypot(r.se, min(evidence.se, 1.0))
+    return math.exp(min(r.log_z - SURE * se - evidence.log_z, 500.0))
+
+
 def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:
     """Whether a shell has fewer draws than its mass asks for."""
-    se = math.hypot(r.se, min(evidence.se, 1.0))
-    expected = math.exp(min(r.log_z - SURE * se - evidence.log_z, 500.0))
+    expected = _mass(r, evidence)
     share = _share(r.q, draws, weights, r.core)
     have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
     return expected > MISSING[0] and expected > 2 * have

@@ -41,7 +41,8 @@ class Unsupported(Exception):
 def interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any] | None:
     """The graph as a function of as many tensors as it has placeholders; None where torch runs it as well or better.
 
-    It is run both ways on these inputs and compared.
+    It is run both ways on these inputs, and on others near them, and compared. What reads numbers of another type, as
+    whole ones, which float32 has not all of, stays with torch.
 
     >>> from torch.fx.experimental.proxy_tensor import make_fx
     >>> def loop(x):
@@ -54,21 +55,35 @@ def interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[...
     """
     try:
         program = _Program(graph, inputs)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            state = torch.get_rng_state()
-            theirs = fx.Interpreter(graph).run(*inputs)
-            torch.set_rng_state(state)
-            ours = program(*inputs)
+        for at in (inputs, [_moved(x) for x in inputs]):  # a step away as well
+            if not _agree(graph, program, at):
+                log.info("not interpreted: its results are others than torch's")
+                return None
     except (Unsupported, RuntimeError) as e:  # torch's, where an operation asks for a layout that ours has not
         log.info("not interpreted: %s", e)
         return None
+    return program
+
+
+def _moved(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x * 1.1 + 0.1 * torch.linspace(0, 1, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
+
+
+def _agree(graph: fx.GraphModule, program: Callable[..., Any], inputs: Sequence[Tensor]) -> bool:
+    """Whether each value is torch's but for rounding: of itself, and a little of the largest beside it."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state = torch.get_rng_state()
+        theirs = fx.Interpreter(graph).run(*inputs)
+        torch.set_rng_state(state)
+        ours = program(*inputs)
     for a, b in zip(_list(theirs), _list(ours), strict=True):
         near = NEAR.get(a.dtype, 0.0)
         scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() and near else 0.0
-        if not torch.allclose(a, b, rtol=near, atol=near * scale, equal_nan=True):
-            log.info("not interpreted: its results are others than torch's")
-            return None
-    return program
+        if a.dtype != b.dtype or not torch.allclose(a, b, rtol=near, atol=1e-2 * near * scale, equal_nan=True):
+            return False
+    return True
 
 
 def _list(value: Any) -> list[Tensor]:
@@ -86,6 +101,13 @@ class _Shapes(fx.Interpreter):
         value = super().run_node(n)
         self.found[n] = value.to("meta") if isinstance(value, Tensor) else None
         return value
+
+
+def _shapes(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    shapes = _Shapes(graph)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        shapes.run(*inputs)
+    return shapes.found
 
 
 class _Value:
@@ -126,10 +148,11 @@ class _Program:
             n.op in ("get_attr", "call_module", "call_method") or n.target is aten.as_strided.default for n in nodes
         ):
             raise Unsupported("the graph holds tensors or modules of its own, or strided views")
-        shapes = _Shapes(self.graph)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            shapes.run(*inputs)
-        self.like = shapes.found
+        self.like = _shapes(self.graph, inputs)
+        if writes:  # a write keeps the type of what it is written to: of a comparison, real numbers
+            before = {n.name: t for n, t in _shapes(graph, inputs).items()}
+            if any(t is not None and t.dtype != before[n.name].dtype for n, t in self.like.items()):
+                raise Unsupported("a value is written to a tensor of another type")
         kinds = [t.dtype for t in self.like.values() if t is not None and t.dtype in C_TYPES]
         if not kinds:
             raise Unsupported("it has no real numbers")
@@ -164,7 +187,8 @@ class _Program:
         if full_value(node) is not None:
             return "own"
         if any(
-            t is None or t.is_complex() or t.numel() > MOST_VALUES for t in map(self.like.get, node.all_input_nodes)
+            t is None or t.dtype not in (self.dtype, torch.bool) or t.numel() > MOST_VALUES
+            for t in map(self.like.get, node.all_input_nodes)
         ):
             return "torch"
         if like.dtype == self.dtype and (node.target in JOINED or node.target in PADDED or node.target in REDUCED):
