@@ -565,3 +565,16 @@ def test_ctrl_c_leaves_a_run_that_goes_on(line, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["steps"] == stopped + 20
+
+
+def test_the_last_line_of_a_fit_is_of_what_is_kept(monkeypatch, tmp_path, capsys):
+    from ppgen.cli.output import fit
+
+    run = ppgen.inference.fit(ppgen.models.PPCA(2, 1), {"x": torch.zeros(4, 2)}, steps=2, out=tmp_path / "r")
+    rows = [{"step": s, "elbo": -4.0, "elbo_se": 0.4, "valid_elbo": v} for s, v in ((1, -2.0), (2, -3.0), (3, -9.0))]
+    monkeypatch.setattr(run, "rows", rows)
+    run.config["data"]["valid_rows"] = 1
+    for patience, said in ((1, "-2 held out, of step 1, which is kept; 3 steps"), (None, "-9 held out; 3 steps")):
+        run.config["fit"]["patience"] = patience
+        fit(run, 1.0, False)
+        assert said in capsys.readouterr().out

@@ -626,6 +626,18 @@ def test_a_density_that_is_finite_nowhere_is_refused(method):
         method(_negative_scale, {"y": torch.tensor([1.0, 2.0])})
 
 
+def test_what_writes_over_what_it_has_read_is_told_the_way():
+    def history(x):
+        h = torch.zeros(3)
+        h[0] = pyro.sample("s", dist.Normal(0.0, 1.0))
+        for t in (1, 2):
+            h[t] = h[0] * h[t - 1]
+        pyro.sample("x", dist.Normal(h, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(PpgenError, match="writes over what it has read.*torch.stack it, or read h.t - 1..clone"):
+        mcmc(history, {"x": torch.zeros(3)}, chains=4, draws=20, warmup=20)
+
+
 def test_data_without_a_density_are_said_where_validation_is_off(caplog):
     with pyro.validation_enabled(False):
         infer(_poisson, {"y": torch.tensor([1.0, 1.5, 2.0])}, predictive=False, prior=False)

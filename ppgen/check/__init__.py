@@ -201,6 +201,11 @@ def running_of(program: Program, data: Mapping[str, Any]) -> Iterator[None]:
                 f"{program.name} uses the name {twice[1]!r} twice in one run; give each site a name of its own, and "
                 "make a plate once: data = ppgen.rows(x), then `with data:` as often as it is wanted"
             ) from e
+        if "modified by an inplace operation" in str(e):
+            raise PpgenError(
+                f"{program.name} writes over what it has read{_user_line(e)}, and torch has no gradient of that "
+                "(h[t] = f(h[t - 1])); append to a list and torch.stack it, or read h[t - 1].clone()"
+            ) from e
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, Tensor))
         on = f" on a batch with {shapes}" if shapes else ""
         raise PpgenError(

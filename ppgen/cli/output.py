@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,14 @@ SUMMARY_ROWS = 24  # of the ArviZ summary, on a screen; all are in the JSON and 
 
 
 def fit(run: Run, seconds: float, json: bool) -> None:
-    """The last row of metrics: nats a row, or of the data set where a latent is global."""
+    """The last row of metrics, or the one whose parameters are kept: nats a row, or of the data set where a latent is
+    global."""
     from ppgen.cli.progress import duration
 
     last: dict[str, float] = dict(run.rows[-1]) if run.rows else {"step": 0}
+    steps = int(last["step"])
+    if run.config["fit"]["patience"] and "valid_elbo" in last:
+        last = max(map(dict, run.rows), key=lambda row: row.get("valid_elbo", -math.inf))
     whole, recorded = not run.structure.by_row, run.config["data"]
     per = {"elbo": recorded["rows"], "elbo_se": recorded["rows"], "valid_elbo": recorded.get("valid_rows", 1)}
     elbo, se, valid = (last[k] / (1 if whole else n) if k in last else None for k, n in per.items())
@@ -31,7 +36,7 @@ def fit(run: Run, seconds: float, json: bool) -> None:
         print_json(
             {
                 "run": run.path,
-                "steps": int(last["step"]),
+                "steps": steps,
                 "seconds": round(seconds, 3),
                 "per": "data set" if whole else "row",
                 "rows": recorded["rows"],
@@ -44,7 +49,8 @@ def fit(run: Run, seconds: float, json: bool) -> None:
     if elbo is not None:
         held_out = f", {number(valid)} held out" if valid is not None else ""
         unit = "nats" if whole else "nats a row"
-        say(f"ELBO {number(elbo, se)} {unit}{held_out}; {int(last['step'])} steps in {duration(seconds)}")
+        kept = f", of step {int(last['step'])}, which is kept" if last["step"] < steps else ""
+        say(f"ELBO {number(elbo, se)} {unit}{held_out}{kept}; {steps} steps in {duration(seconds)}")
     say(f"run  {run.path}")
 
 
