@@ -69,17 +69,20 @@ class Preconditioner(NamedTuple):
             return off / self.root
         if self.kind == "dense":
             return torch.linalg.solve_triangular(self.root, off.mT, upper=False).mT
-        z, B = off / self.root[:, 0], self.root[:, 1:]
-        return z - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (z @ B).mT).mT @ B.mT
+        return self._within(off / self.root[:, 0])
 
     def slope(self, g: Tensor) -> Tensor:
-        """The gradient in u of a gradient in y, rootᵀ ∇_u."""
+        """The gradient in u, of one in y, which is rootᵀ ∇_u."""
         if self.root.dim() == 1:
             return g / self.root
         if self.kind == "dense":
             return torch.linalg.solve_triangular(self.root.mT, g.mT, upper=True).mT
+        return self._within(g) / self.root[:, 0]
+
+    def _within(self, z: Tensor) -> Tensor:
+        """(I + B Bᵀ)⁻¹ z of each row, B the directions of a low-rank root."""
         B = self.root[:, 1:]
-        return (g - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (g @ B).mT).mT @ B.mT) / self.root[:, 0]
+        return z - torch.linalg.solve(torch.eye(B.shape[1]).to(B) + B.mT @ B, (z @ B).mT).mT @ B.mT
 
     def chains(self, target: Target, u: Tensor) -> Chains:
         """Where the chains are: a step of length 0 (one graph serves for all)."""

@@ -34,8 +34,8 @@ def fastest(traced: Traced, example: Sequence[Tensor], engine: str, calls: int, 
     inputs = [*(x.clone() for x in example), *traced.constants]
     key = code_key(traced.graph, inputs)
     if engine == "auto" and not is_known(key):
-        run = _interpreted(traced, example, calls)
-        saved, taken = _saved(run, len(traced), example, calls), estimated_seconds(len(traced))
+        run, a_call = _interpreted(traced, example, calls)
+        saved, taken = _saved(len(traced), a_call, calls), estimated_seconds(len(traced))
         said = "%s: compiled, %d calls of %d operations would save %.1f s, and compiling takes %.0f s"
         log.debug(said, name, calls, len(traced), saved, taken)
         if saved <= taken:
@@ -54,24 +54,28 @@ def fastest(traced: Traced, example: Sequence[Tensor], engine: str, calls: int, 
     return lambda *u: run([*u, *traced.constants])
 
 
-def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> Callable[..., Any]:
-    """The graph by our interpreter, where that pays; else as it is."""
-    if len(traced) < SMALLEST or compiler() is None:
-        return traced
+def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> tuple[Callable[..., Any], float]:
+    """The graph by our interpreter, where that pays, else as it is; and the seconds of a call, where they count."""
+    if compiler() is None:
+        return traced, 0.0
+    by_torch = _seconds(traced, example)
     cost = SECONDS_A_NODE * len(traced) + (0.0 if is_built(example[0].dtype) else SECONDS)
-    if FASTER * calls * _seconds(traced, example) < cost:
-        return traced
-    run = interpreted(traced.graph, [*example, *traced.constants])
-    if run is None or _seconds(traced, example) < _seconds(lambda *u: run(*u, *traced.constants), example):
-        return traced
-    return lambda *u: run(*u, *traced.constants)
+    if len(traced) < SMALLEST or FASTER * calls * by_torch < cost:
+        return traced, by_torch
+    ours = interpreted(traced.graph, [*example, *traced.constants])
+    if ours is None:
+        return traced, by_torch
+
+    def run(*u: Tensor) -> Any:
+        return ours(*u, *traced.constants)
+
+    took = _seconds(run, example)
+    return (traced, by_torch) if by_torch < took else (run, took)
 
 
-def _saved(run: Callable[..., Any], operations: int, example: Sequence[Tensor], calls: int) -> float:
+def _saved(operations: int, a_call: float, calls: int) -> float:
     """Seconds that compiled calls, at a fifth of the time, would save; 0 where there is no compiling."""
-    if compiler() is None or operations > TOO_LARGE:
-        return 0.0
-    return FASTER * calls * _seconds(run, example)
+    return 0.0 if compiler() is None or operations > TOO_LARGE else FASTER * calls * a_call
 
 
 def _seconds(run: Callable[..., Any], example: Sequence[Tensor]) -> float:

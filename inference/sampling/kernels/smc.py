@@ -286,8 +286,6 @@ class _Walk:
             root = root_of(torch.cov(u.mT).reshape(u.shape[1], -1), len(u))
         frame = Preconditioner(u.mean(0), root)
         chains = frame.chains(self.tempered, u)
-        if not self.step or self.acceptance > EASY:
-            self.step = first_step(self.tempered, chains, frame, self.generator)
         for _ in range(n):
             if not self.step or self.acceptance > EASY:
                 self.step = first_step(self.tempered, chains, frame, self.generator)
