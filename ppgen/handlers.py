@@ -223,6 +223,22 @@ class Unmask(Messenger):
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 
+class Unrolled(Messenger):
+    """Sites within a sequential plate without that plate: what Pyro's autoguides, which refuse such plates, are shown
+    of a model."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        loops = [f for f in msg["cond_indep_stack"] if not f.vectorized]
+        msg["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f.vectorized)
+        for f in loops:
+            if not msg["is_observed"] and f.full_size not in (None, f.size):
+                raise PpgenError(
+                    f"the latent {msg['name']!r} is one of {f.full_size} in the sequential plate {f.name!r}, of which a run "
+                    f"shows {f.size}, and an autoguide has no place for the others; write a guide, or leave out the "
+                    "plate's subsample_size"
+                )
+
+
 _OUTER: list[bool] = []  # Pyro's validation setting around the outermost `without_validation`
 
 

@@ -26,7 +26,7 @@ from ppgen.data import ColumnType, Levels, put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
-from ppgen.handlers import LatentSupports, ParamSites, free_name, within
+from ppgen.handlers import LatentSupports, ParamSites, Unrolled, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
 from ppgen.sites import innermost, sample_sites, support_of
 from ppgen.structure import longer_run, row_plates
@@ -411,7 +411,7 @@ def _owner(fn: Any) -> nn.Module | None:
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with ParamSites(program), running_part(program, "model"):
+        with Unrolled(), ParamSites(program), running_part(program, "model"):
             return model(*args, **kwargs)
 
     return run

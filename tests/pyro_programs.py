@@ -322,12 +322,22 @@ def a_sequential_plate():
     return Case(model)
 
 
-@case(fit="AutoGuide does not support sequential pyro.plate")
+@case()
 def a_sequential_plate_with_latents():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         for i in pyro.plate("data", len(x)):
             z = pyro.sample(f"z_{i}", dist.Normal(mu, 1.0))
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    return Case(model)
+
+
+@case(fit="an autoguide has no place for the others")
+def latents_of_a_sequential_plate_that_subsamples():
+    def model(x):
+        for i in pyro.plate("data", len(x), subsample_size=2):
+            z = pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
             pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
 
     return Case(model)
