@@ -283,7 +283,7 @@ def free_name(module: nn.Module, name: str) -> str:
 def within(fn: Any) -> Any:
     """The function inside of Pyro's handlers, as `poutine.scale(scale=0.1)(model)` hides it."""
     while type(fn) is _bound_partial:
-        fn = fn.func.args[1]
+        fn = fn.args[1]  # not fn.func.args: a copy of such a function has no inner partial
     return fn
 
 

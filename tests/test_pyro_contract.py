@@ -6,6 +6,7 @@ Known to hold with the versions of constraints.txt; docs/from_pyro.md says more.
 
 from __future__ import annotations
 
+import copy
 import ast
 import inspect
 import sys
@@ -114,7 +115,7 @@ def a_handler_around_a_function_is_a_bound_partial_of_it__ppgen_handlers():
         return None
 
     handled = pyro.poutine.scale(scale=2.0)(model)
-    return type(handled) is _bound_partial and handled.func.args[1] is model
+    return all(type(f) is _bound_partial and f.args[1] is model for f in (handled, copy.deepcopy(handled)))
 
 
 def a_plate_draws_its_subsample_in_a_static_method__ppgen_handlers():
