@@ -6,8 +6,8 @@ Known to hold with the versions of constraints.txt; docs/from_pyro.md says more.
 
 from __future__ import annotations
 
-import copy
 import ast
+import copy
 import inspect
 import sys
 from pathlib import Path
