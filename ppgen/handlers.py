@@ -234,8 +234,8 @@ class Unrolled(Messenger):
             if not msg["is_observed"] and f.full_size not in (None, f.size):
                 raise PpgenError(
                     f"the latent {msg['name']!r} is one of {f.full_size} in the sequential plate {f.name!r}, of which "
-                    f"a run shows {f.size}, and an autoguide has no place for the others; write a guide, or leave out the "
-                    "plate's subsample_size"
+                    f"a run shows {f.size}, and an autoguide has no place for the others; write a guide, or leave out "
+                    "the plate's subsample_size"
                 )
 
 
