@@ -44,7 +44,8 @@ class Many:
 
     Args:
         one: one draw: tensors -> tensors, the same number at each call.
-        inputs: examples of its arguments that are the same for all draws.
+        inputs: examples of its arguments that are the same for all draws, and may differ from call to call. Without
+            any, what the function closes over keeps its values.
         each: examples of its further arguments, of which each draw has its own (without the leading dimension).
         name: of the program, for the log.
         gradient: whether gradients with respect to `inputs` are to be taken through it.
@@ -67,7 +68,7 @@ class Many:
     def _record(self) -> None:
         self.recorded = True
         try:
-            graph = trace(self.one, self.examples, differentiable=self.gradient)
+            graph = trace(self.one, self.examples, differentiable=self.gradient, held=not self.shared)
         except Untraceable as e:
             return self._say(str(e))
         if why := _differs(self.one, graph, self.examples, self.gradient):

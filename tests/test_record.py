@@ -150,6 +150,43 @@ def test_places_of_a_mask_that_is_known():
     assert torch.equal(trace(masked, [x])(x), x[MASK])
 
 
+GROUP = torch.tensor([2, 0, 1])
+
+
+def by_groups(x: Tensor) -> Tensor:
+    """As a loop over rows of data reads them."""
+    total = torch.zeros(())
+    for i in range(3):
+        if GROUP[i] > 0 and HELD[i].item() == 1.0:
+            total = total + x[GROUP[i]] * (i + 1) + x[GROUP.tolist()[i]].square()
+    return total
+
+
+def of_its_input(x: Tensor) -> Tensor:
+    return x[x.argmax()] if x.tolist()[0] > 0 else x[0]
+
+
+def test_what_is_held_is_read_and_what_follows_from_inputs_is_not():
+    x = torch.tensor([0.5, -1.0, 2.0])
+    both = torch.func.vmap(torch.func.grad_and_value(by_groups))
+    for fn, at in (
+        (by_groups, x),
+        (lambda y: y * float(HELD.numpy()[0]), x),
+        (both, x.expand(2, 3) * torch.tensor([[1.0], [3.0]])),
+    ):
+        graph = trace(fn, [torch.zeros_like(at)], held=True)
+        assert all(torch.equal(a, b) for a, b in zip(_all(graph(at)), _all(fn(at)), strict=True))
+        with pytest.raises(Untraceable):
+            trace(fn, [at])
+    for fn in (of_its_input, lambda y: by_groups(y) * y.sum().item(), lambda y: by_groups(torch.rand(3) + float(y[0]))):
+        with pytest.raises(Untraceable):
+            trace(fn, [x], held=True)
+
+
+def _all(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
 def test_a_graph_keeps_no_tensors_of_its_own():
     """Inductor hands each to the compiled code as one more input, which is then not kept for the next run."""
     for fn in (lambda x: x * HELD + torch.tensor(2.0), masked):

@@ -389,7 +389,8 @@ class LogJoint:
             return False
         with contextlib.suppress(Untraceable):
             for prior in (False, True):
-                recorded = trace(partial(self.one, prior=prior), [torch.zeros(self.dim)], differentiable=True)
+                one = partial(self.one, prior=prior)
+                recorded = trace(one, [torch.zeros(self.dim)], differentiable=True, held=True)
                 run_it = executable(in_own_memory(recorded.graph), gradient=True)
                 self._with_room[prior] = partial(_roomy, run_it, recorded.constants)
             return True
@@ -432,7 +433,7 @@ class LogJoint:
         if self.engine == "eager":
             return fn
         try:
-            traced = trace(fn, example)
+            traced = trace(fn, example, held=True)
         except Untraceable as e:
             if self._give_room():
                 return self.build(fn, example)

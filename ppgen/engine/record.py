@@ -1,8 +1,9 @@
 """A function recorded while it runs on real tensors: each operation below autograd becomes a node of a graph.
 
 What make_fx gives too, without the symbolic shapes and the compiler that it imports (1.5 s) and with a tenth of its
-time an operation. Nothing of the data can get into the graph unseen: an operation that hands a value out of torch, or
-whose result has a shape by the values, ends the recording, as does what is not plain (storages, subclasses of tensors).
+time an operation. Nothing of the inputs can get into the graph unseen: an operation that hands a value of theirs out of
+torch, or whose result has a shape by their values, ends the recording, as does what is not plain (storages, subclasses
+of tensors).
 """
 
 from __future__ import annotations
@@ -29,30 +30,45 @@ class Unrecordable(Exception):
     """An operation that a recording on real tensors cannot have."""
 
 
-def record(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+def record(fn: Callable[..., Any], inputs: Sequence[Tensor], *, held: bool = False) -> fx.GraphModule:
     """The graph of `fn(*inputs)`, a tensor or a list of tensors (None allowed), for inputs of these shapes.
 
     Tensors that it closes over are attributes of the graph, themselves; of the inputs it gets copies. Nodes have the
     shape and the strides of their value as `meta["val"]`, a tensor without content.
+
+    Args:
+        held: what it closes over keeps its values as long as the graph is used: they may be read, `a[group[i]]`.
 
     Raises:
         Unrecordable: it takes a value out of torch, or has operations that are not plain.
     """
     if sum(t.nbytes for t in inputs) > BYTES or any(t.device.type != "cpu" for t in inputs):
         raise Unrecordable("large inputs, or some that are not on the CPU")
-    recorder = _Recorder()
+    recorder = _Recorder(held)
     copies = [_copy(t) for t in inputs]
     for i, t in enumerate(copies):
         recorder.hold(t, recorder.graph.placeholder(f"arg{i}_1"), follows=True)
     caches = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # a weight that was cast before the recording is not in it
+    _running.append(recorder)
     try:
         with recorder:
             out = fn(*copies)
     finally:
+        _running.pop()
         torch.set_autocast_cache_enabled(caches)
     recorder.graph.output(recorder.given(out))
     return _LazyGraphModule(recorder.root, recorder.graph)  # its Python is written when somebody asks for it
+
+
+def may_be_read(tensor: Tensor) -> bool:
+    """Whether what runs now is recorded, and the tensor's values may be taken out of torch in it."""
+    if not _running or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return _running[-1].held and not _running[-1].follows(tensor)
+
+
+_running: list[_Recorder] = []
 
 
 def _copy(t: Tensor) -> Tensor:
@@ -70,10 +86,12 @@ class _Recorder(TorchDispatchMode):
     Attributes:
         graph: what was recorded so far.
         root: has the tensors that the function closed over, and literals.
+        held: whether their values may be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: bool) -> None:
         super().__init__()
+        self.held = held
         self.graph, self.root = fx.Graph(), nn.Module()
         self._nodes: dict[int, tuple[ref[Tensor], fx.Node]] = {}  # by the address of a tensor that is still there
         self._constants: list[Tensor] = []
@@ -142,11 +160,13 @@ class _Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         if any(self.node_of(t) is None or _memory(t) in self._outer for t in written):
             raise Unrecordable(f"{func} writes to a tensor that the function closes over")
+        if torch.Tag.data_dependent_output in func.tags and all(map(may_be_read, _tensors(args))):
+            return func(*args, **kwargs)
         own, named = tuple(self.given(a) for a in args), {k: self.given(v) for k, v in kwargs.items()}
         node = self.graph.create_node("call_function", func, own, named, name=func.overloadpacket.__name__)
         given = _tensors((*args, *kwargs.values()))
         self._require_plain(func, args, given)
-        follows = torch.Tag.nondeterministic_seeded in func.tags or any(map(self._follows, given))
+        follows = torch.Tag.nondeterministic_seeded in func.tags or any(map(self.follows, given))
         if follows:
             self._written.update(map(_memory, written))
         # What raises for one matrix of many is not asked: its factor is not what is recorded.
@@ -154,7 +174,8 @@ class _Recorder(TorchDispatchMode):
         self._note(out, node, follows)
         return out
 
-    def _follows(self, tensor: Tensor) -> bool:
+    def follows(self, tensor: Tensor) -> bool:
+        """Whether its values follow from those of inputs, or are drawn."""
         node = self.node_of(tensor)
         return node in self._following or bool(self._written) and _memory(tensor) in self._written
 
@@ -170,7 +191,7 @@ class _Recorder(TorchDispatchMode):
         deciding = given
         if func is aten.index.Tensor:
             deciding = [t for t in _tensors(args[1]) if t.dtype in (torch.bool, torch.uint8)]
-        if any(map(self._follows, deciding)):
+        if any(map(self.follows, deciding)):
             raise Unrecordable(f"the shape of what {func} gives depends on values")
 
     def _note(self, out: Any, node: fx.Node, follows: bool) -> None:

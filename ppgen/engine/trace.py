@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
-from ppgen.engine.record import record
+from ppgen.engine.record import may_be_read, record
 from ppgen.engine.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
@@ -62,7 +62,9 @@ class Traced:
         return sum(n.op == "call_function" for n in self.graph.graph.nodes)
 
 
-def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: bool = False) -> Traced:
+def trace(
+    fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: bool = False, held: bool = False
+) -> Traced:
     """Traces `fn(*inputs)`, which gives a tensor or a list of tensors (None allowed).
 
     The graph is specialised to the shapes and dtypes of the inputs; random draws stay in it, and take
@@ -70,6 +72,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
 
     Args:
         differentiable: whether gradients are to be taken through the graph: it then keeps what stops them.
+        held: as `record` has it: the values of what the function closes over may be read.
 
     Raises:
         Untraceable: the function needs a value, not a shape, to decide what to do next.
@@ -91,7 +94,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Tensor], *, differentiable: b
 
     try:
         with _no_way_out(), plain_gradients():
-            return Traced(*simplify(run(record), differentiable=differentiable))
+            return Traced(*simplify(run(record, held=held), differentiable=differentiable))
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)
     try:
@@ -219,12 +222,17 @@ class _PlainDirichlet:
 def _no_way_out() -> Iterator[None]:
     """Tensors have a content, and nothing may take it out of torch unseen."""
 
-    def refuse(self: Tensor, *_: Any, **__: Any) -> Any:
-        raise Untraceable(_blame_here())
+    def guarded(own: Callable[..., Any]) -> Callable[..., Any]:
+        def read(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not may_be_read(self):
+                raise Untraceable(_blame_here())
+            return own(self, *args, **kwargs)
+
+        return read
 
     with contextlib.ExitStack() as stack:
         for name in ("numpy", "tolist", "__array__"):
-            stack.enter_context(mock.patch.object(Tensor, name, refuse))
+            stack.enter_context(mock.patch.object(Tensor, name, guarded(getattr(Tensor, name))))
         yield
 
 
