@@ -30,7 +30,9 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     }  # fmt: skip
     from torch._inductor.decomposition import decompositions as inductors
 
-    return {op: _first(fn, inductors.get(op)) for op, fn in own.items()}
+    written = {op: _first(fn, inductors.get(op)) for op, fn in own.items()}
+    norm = aten.native_group_norm_backward.default
+    return written | ({norm: _as_given(inductors[norm])} if norm in inductors else {})
 
 
 def written_out() -> AbstractContextManager[Any]:
@@ -44,6 +46,18 @@ def _first(fn: Callable[..., Any], other: Callable[..., Any] | None) -> Callable
     def decomposed(*args: Any, **kwargs: Any) -> Any:
         found = fn(*args, **kwargs)
         return other(*args, **kwargs) if found is NotImplemented and other is not None else found
+
+    return decomposed
+
+
+def _as_given(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Gradients of a group norm in the dtypes of what they are gradients of, as the operation gives them: those that
+    Inductor writes out are float32 in mixed precision, and what follows has operands of two dtypes."""
+
+    def decomposed(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, *rest: Any) -> Any:
+        like = (x, x if weight is None else weight, x if weight is None else weight)
+        found = zip(fn(grad, x, mean, rstd, weight, *rest), like, strict=True)
+        return tuple(None if g is None else g.to(t.dtype) for g, t in found)
 
     return decomposed
 
