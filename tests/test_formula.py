@@ -184,6 +184,27 @@ def test_priors_follow_the_scales_of_the_data():
     assert other["intercept"][1] == pytest.approx(1e3 * one["intercept"][1], rel=0.02)
 
 
+FAR = ["year*g", "g + year:g", "year*u", "year + I(year**2)", "year*u*g", "0 + g", "0 + g + year", "0 + u", "0 + year*g",
+       "C(year)", "bs(year, df=5) + g", "tiny"]  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", FAR)
+def test_priors_reach_the_coefficients_far_from_zero(terms):
+    """Of years, dollars and units that are small, by least squares: none is further than its prior."""
+    own = TABLE.assign(year=RNG.integers(2005, 2020, N), tiny=1e-15 * TABLE["x"])
+    bend = 0.05 * (own["year"] - 2012) * (own["u"] + (own["g"] == "b") + (own["year"] - 2012) / 3)
+    own["y"] = 1_234_567 + 100 * (bend + TABLE["x"] + RNG.normal(0, 0.3, N))
+    program = regression(f"y ~ {terms}", data=own)
+    columns = {k: v for k, v in prepare_columns(own, program, torch.float64).items() if k != "y"}
+    x = matrix(program.design["matrix"], columns, torch.zeros((), dtype=torch.float64)).numpy()
+    level = own["y"].mean() if program.design["intercept"] else 0.0
+    x = x - x.mean(0) if program.design["intercept"] else x
+    q, r = np.linalg.qr(x)
+    loc, scale = np.array(program.priors["slopes"]).T
+    assert (np.abs(np.linalg.solve(r, q.T @ (own["y"] - level)) - loc) < 2 * scale).all()
+    assert abs(program.priors["intercept"][0] - own["y"].mean()) < 0.01 * own["y"].std()
+
+
 def test_bars_and_slashes():
     formula = parse("y ~ 1 + x + (x || g) + (1 | a/b/c) + (0 + z | a:b)")
     assert formula.common == "1 + x"
