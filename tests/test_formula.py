@@ -184,8 +184,8 @@ def test_priors_follow_the_scales_of_the_data():
     assert other["intercept"][1] == pytest.approx(1e3 * one["intercept"][1], rel=0.02)
 
 
-FAR = ["year*g", "g + year:g", "year*u", "year + I(year**2)", "year*u*g", "0 + g", "0 + g + year", "0 + u", "0 + year*g",
-       "C(year)", "bs(year, df=5) + g", "tiny"]  # fmt: skip
+FAR = ["year*g", "g + year:g", "year*u", "year + I(year**2)", "year*u*g", "0 + g", "0 + g + year", "0 + u", "C(year)",
+       "0 + year*g", "bs(year, df=5) + g", "tiny"]  # fmt: skip
 
 
 @pytest.mark.parametrize("terms", FAR)
