@@ -205,6 +205,15 @@ def test_priors_reach_the_coefficients_far_from_zero(terms):
     assert abs(program.priors["intercept"][0] - own["y"].mean()) < 0.01 * own["y"].std()
 
 
+def test_group_effects_at_a_zero_that_is_far_away_are_said(caplog):
+    own = TABLE.assign(year=RNG.integers(2005, 2020, N))
+    with caplog.at_level("WARNING", "ppgen"):
+        regression("y ~ year + (center(year) | g) + (0 + year | h) + (u | k)", data=own)
+        assert not caplog.messages
+        regression("y ~ year + (year | g)", data=own)
+    assert len(caplog.messages) == 1 and "write center(year)" in caplog.messages[0]
+
+
 def test_bars_and_slashes():
     formula = parse("y ~ 1 + x + (x || g) + (1 | a/b/c) + (0 + z | a:b)")
     assert formula.common == "1 + x"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ppgen.formula.design import Matrix, Part, matrix
 
-__all__ = ["spans_constant", "spreads"]
+__all__ = ["far_from_zero", "spans_constant", "spreads"]
 
 _NOTHING = 1e-9  # of a column, which the others tell all of
+_FAR = 20  # sds from a column's mean to 0
 
 
 def spans_constant(own: Matrix) -> bool:
@@ -53,6 +54,14 @@ def spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor, intercept:
         spread = float(size[i]) * (rest if rest > _NOTHING else 1.0)
         found.append(spread if spread > constant[i] else 1.0)
     return found
+
+
+def far_from_zero(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[tuple[str, float, float]]:
+    """The columns of numbers beside an intercept that have 0 far outside: name, mean and sd."""
+    numbers = [term for term in own["terms"] if len(term) == 1 and term[0].keys() == {"x"}]
+    x = {term[0]["x"]: matrix({"terms": [term], "labels": []}, columns, like) for term in numbers}
+    found = [(name, float(v.mean()), float(v.std(correction=0))) for name, v in x.items()] if [] in own["terms"] else []
+    return [(name, mean, sd) for name, mean, sd in found if abs(mean) > _FAR * sd > 0]
 
 
 def _residual(y: Tensor, x: Tensor) -> float:
