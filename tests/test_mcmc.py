@@ -668,12 +668,12 @@ def test_data_without_a_density_are_said_where_validation_is_off(caplog):
 def test_heavy_tails_are_proper():
     def model(x):
         m = pyro.sample("m", dist.Cauchy(0.0, 1.0))
-        pyro.deterministic("twice/m", 2 * m)
+        pyro.deterministic("m/cubed", m**3)
         pyro.sample("x", dist.Normal(m * 0, 1.0), obs=x)
 
     tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW | {"draws": 500})
     (found,) = [f for f in load_findings(tree) if f.measure == "tail_khat"]
-    assert found.verdict != "fine" and found.details["others"] == 1
+    assert found.verdict != "fine" and found.where == "m/cubed"
 
 
 def test_tails_are_told_by_their_shape():
