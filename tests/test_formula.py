@@ -214,6 +214,15 @@ def test_group_effects_at_a_zero_that_is_far_away_are_said(caplog):
     assert len(caplog.messages) == 1 and "write center(year)" in caplog.messages[0]
 
 
+def test_events_that_are_taken_for_censored_rows_are_said(caplog):
+    own = TABLE.assign(event=(TABLE["x"] > 0).astype(int), c=0)
+    with caplog.at_level("WARNING", "ppgen"):
+        regression("censored(t, c) ~ u", "weibull", own.assign(c=own["event"]))
+        assert not caplog.messages
+        regression("censored(t, event) ~ u", "weibull", own)
+    assert "event: 1 is right censored, which" in caplog.messages[0]
+
+
 def test_bars_and_slashes():
     formula = parse("y ~ 1 + x + (x || g) + (1 | a/b/c) + (0 + z | a:b)")
     assert formula.common == "1 + x"
