@@ -142,7 +142,7 @@ def _status(column: str, table: CodedTable) -> list[float] | None:
         right = int((table.numbers[column] == 1).sum())
         if right and column.lower() in _SEEN:
             log.warning(
-                "%s: 1 is right censored, which %d of %d rows are; where 1 says that the event was seen, as a column of "
+                "%s: 1 is right censored, which %d of %d rows are; where 1 says that the event was seen, as one of "
                 "this name often does, compute a column 1 - %s, and name that",
                 column, right, len(table.numbers[column]), column,
             )  # fmt: skip
