@@ -56,6 +56,14 @@ def test_loo_of_a_guide_that_is_not_the_posterior():
     assert found.kind == "loo" and found.bad == 0
 
 
+def test_runs_and_draws_are_scored():
+    run = run_of()
+    found = compare({"run": run, "draws": posterior(run, {"x": X}, draws=500, predictive=False, prior=False)})
+    assert abs(found.scores["run"].total - found.scores["draws"].total) < 0.3
+    with pytest.raises(PpgenError, match="compare got int for 'b'; expected a score"):
+        compare({"a": run, "b": 3})
+
+
 class Raters(NormalMean):
     """m ~ N(0, 2), x_ij | m ~ N(m, 1.5): rows i in the plate "people", columns j in another."""
 
