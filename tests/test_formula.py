@@ -131,6 +131,7 @@ REFUSED = {
     "a status": ("censored(t, k) ~ x", "weibull", "the status 'k' has '3'"),
     "no such success": ("g['z'] ~ x", "bernoulli", "'g' has 4 values"),
     "effects of a categorical": ("g ~ x + (1 | h)", "categorical", "categorical has no group effects"),
+    "a site of the family": ("sigma ~ x", "gaussian", "the column 'sigma' is called like a site"),
     "a site's name": ("beta ~ x", "gaussian", "the column 'beta' is called like a site"),
 }
 
@@ -144,7 +145,7 @@ def test_what_is_proposed_for_others_calls_is_read():
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_cannot_be_is_one_sentence(case):
     formula, family, message = REFUSED[case]
-    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"])
+    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"])
     with pytest.raises(PpgenError, match=message) as error:
         regression(formula, family, own)
     assert "\n" not in str(error.value)
