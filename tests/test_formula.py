@@ -164,6 +164,7 @@ def test_without_formulae_the_pip_line_is_said(monkeypatch):
         ({"x": -1.0}, "'x' has the scale -1"),
         ({"x": (1, 2, 3)}, "a scale, or a pair of location and scale"),
         ({"sigma": (1, 2)}, "1 positive numbers, the mean of Exponential"),
+        ('{"x": 0.5', "expected scales, or pairs of location and scale, by name"),
     ],
 )
 def test_priors_that_cannot_be(stated, message):
