@@ -72,7 +72,7 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
         PpgenError: no mapping; a name that the regression does not have; a scale that is not positive.
     """
     if not isinstance(stated, Mapping | None):
-        raise PpgenError(f"priors is {stated!r}; expected scales, or pairs of location and scale, by name: {{'x': 0.5}}")
+        raise PpgenError(f"priors is {stated!r}; expected scales, or pairs of location and scale, by name: {{'x': 1}}")
     own = FAMILIES[family]
     loc, s = _scales(own.link, own.kind, family, table, design)
     like = torch.zeros((), dtype=torch.float64)
