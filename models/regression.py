@@ -33,6 +33,7 @@ from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
 from ppgen.formula.priors import Priors, described, priors_of
+from ppgen.formula.spreads import far_from_zero
 from ppgen.gaps import require_how
 
 __all__ = ["Regression", "regression"]
@@ -220,4 +221,10 @@ def regression(
     made.missing = missing
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
     log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
+    for group in design["groups"]:
+        for name, mean, sd in far_from_zero(group["matrix"], table, torch.zeros((), dtype=torch.float64)):
+            log.warning(
+                "the effects over %s are those where %s is 0, far from its %.6g ± %.3g: their posterior is so narrow "
+                "that draws take long; write center(%s)", group["codes"], name, mean, sd, name,
+            )  # fmt: skip
     return made

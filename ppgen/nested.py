@@ -120,7 +120,8 @@ def sample(
 
     Args:
         name: of the site. The program's other sites are called name/site, its plates name/plate.
-        program: a `ppgen.Program`. One that the outer program does not hold as a module is registered with it.
+        program: a `ppgen.Program`, or a Pyro model. One that the outer program does not hold as a module is registered
+            with it.
         obs: the value that is observed; None: a latent, which the outer guide draws under `name`.
         column: the column of the program that is the value, and the name of the site that observes it; None: the
             first argument of its model that is not among `columns`.
@@ -136,8 +137,8 @@ def sample(
     its rows by heart, leaves its latents to the outer guide.
 
     Raises:
-        PpgenError: columns that the program does not have; a value that no site of its own observes as it is; rows
-            that the plates do not account for; a program with latents within a guide.
+        PpgenError: what is no program; columns that the program does not have; a value that no site of its own
+            observes as it is; rows that the plates do not account for; a program with latents within a guide.
 
     Example: a linear decoder whose prior is a flow.
 
@@ -156,6 +157,7 @@ def sample(
     torch.Size([5, 2])
     """
     running = _RUNNING.get()
+    program = _as_program(name, program, running)
     column = _column_of(name, program, column, columns)
     value = obs if obs is not None else _held(name)
     scope = _Scope(name, program, column, obs, rows)
@@ -222,6 +224,28 @@ def _generated(scope: _Scope, running: _Running | None) -> Tensor:
             "its draws is not known; take a program without latents there, such as a flow"
         )
     return scope.value
+
+
+def _as_program(name: str, program: Any, running: _Running | None) -> Any:
+    """A program as it is, and a Pyro model as the program that it makes, one for each outer program.
+
+    Raises:
+        PpgenError: it is neither, or a Pyro model where no program runs.
+    """
+    if hasattr(program, "inner_programs"):
+        return program
+    if not callable(program):
+        instead = "its .program" if hasattr(program, "program") else "a ppgen.Program or a Pyro model"
+        raise PpgenError(f"ppgen.sample({name!r}) got {type(program).__name__}, which is no program; pass {instead}")
+    if running is None:
+        raise PpgenError(
+            f"ppgen.sample({name!r}) got a function where no program runs; pass ppgen.Program.from_pair(function), "
+            "made once"
+        )
+    made: dict[Any, Any] = running.program.__dict__.setdefault("_of_functions", {})
+    if program not in made:
+        made[program] = running.program.from_pair(program)
+    return made[program]
 
 
 def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str, Any]) -> str:

@@ -173,6 +173,15 @@ def test_fit_takes_a_file_and_its_columns(call, tmp_path):
     assert run.program.autoguide.median()["slope"].item() == pytest.approx(2.0, abs=0.2)
 
 
+def test_a_file_that_changed_since_the_fit_is_said(call, tmp_path):
+    (tmp_path / "pair.py").write_text(PAIR)
+    (tmp_path / "table.csv").write_text("x,y\n1,2\n2,4\n3,6\n")
+    call("fit", "pair.py", "--data", "table.csv", "--steps", 2, "--out", "r", "-q")
+    assert "changed" not in call("evaluate", "r", "--particles", 30)[1]
+    (tmp_path / "table.csv").write_text("x,y\n1,2\n2,4\n3,9\n")
+    assert "table.csv: y changed since the run was fitted" in call("evaluate", "r", "--particles", 30)[1]
+
+
 def test_data_that_the_file_names_is_found_beside_it(call, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "pair.py").write_text(PAIR)

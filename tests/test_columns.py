@@ -179,3 +179,19 @@ def test_select_renames_and_gathers():
 def test_select_refuses(columns, message):
     with pytest.raises(PpgenError, match=message):
         select(RAW, columns, "the table")
+
+
+def test_rows_as_dicts():
+    assert as_tensors([{"x": 1.5, "g": "b"}, {"x": 2.0, "g": "a"}])["g"].tolist() == [1, 0]
+    assert as_tensors([{"x": torch.ones(2)}, {"x": torch.zeros(2)}])["x"].shape == (2, 2)
+    for loader in (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(3))), iter([{"x": 1.0}])):
+        with pytest.raises(PpgenError, match="gives batches of its own, expected all rows by column"):
+            as_tensors(loader)
+
+
+def test_series_of_the_same_rows_in_another_order_are_refused():
+    x, y = pd.Series([1.0, 2.0, 3.0], index=["a", "b", "c"]), pd.Series([3.0, 1.0, 2.0], index=["c", "a", "b"])
+    with pytest.raises(PpgenError, match="'x' and 'y' have the same index in another order"):
+        as_tensors({"x": x, "y": y})
+    assert as_tensors({"x": x, "y": y.reset_index(drop=True)})["y"].tolist() == [3.0, 1.0, 2.0]
+    assert as_tensors(pd.DataFrame({"x": x, "y": y}))["y"].tolist() == [1.0, 2.0, 3.0]

@@ -56,6 +56,14 @@ def test_loo_of_a_guide_that_is_not_the_posterior():
     assert found.kind == "loo" and found.bad == 0
 
 
+def test_draws_are_scored():
+    draws = tree_of()
+    found = compare({"draws": draws, "score": loo(draws)})
+    assert found.scores["draws"].total == found.scores["score"].total
+    with pytest.raises(PpgenError, match="compare got int for 'b'; expected a score"):
+        compare({"a": draws, "b": 3})
+
+
 class Raters(NormalMean):
     """m ~ N(0, 2), x_ij | m ~ N(m, 1.5): rows i in the plate "people", columns j in another."""
 

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal
 from typer.testing import CliRunner
 
+import ppgen
 from ppgen import PpgenError
 from ppgen.cli import app
 from ppgen.data import load
@@ -56,6 +57,24 @@ def of_schools():
     """Draws of the posterior of eight schools."""
     few = {"chains": 16, "draws": 200, "warmup": 200}
     return mcmc(EightSchools(), load("eight_schools"), engine="trace", predictive=False, prior=False, **few)
+
+
+def width_two(m=None):
+    u = pyro.sample("u/1", Normal(0.0, 1.5))
+    return pyro.sample("m", Normal(u, 1.75**0.5), obs=m)
+
+
+def nested_mean(x):
+    m = ppgen.sample("m", width_two)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", Normal(m, 1.0), obs=x)
+
+
+@pytest.mark.slow
+def test_latents_with_slashes_in_their_names():
+    """Those of a program within a program, which is a Pyro model as it stands."""
+    draws = mcmc(nested_mean, {"x": X}, chains=16, draws=100, warmup=100, engine="trace", predictive=False, prior=False)
+    holds(evidence(nested_mean, {"x": X}, draws=draws), exact())
 
 
 def test_both_sides_and_the_estimates_of_a_conjugate_model(found):

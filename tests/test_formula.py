@@ -131,6 +131,7 @@ REFUSED = {
     "a status": ("censored(t, k) ~ x", "weibull", "the status 'k' has '3'"),
     "no such success": ("g['z'] ~ x", "bernoulli", "'g' has 4 values"),
     "effects of a categorical": ("g ~ x + (1 | h)", "categorical", "categorical has no group effects"),
+    "a site of the family": ("sigma ~ x", "gaussian", "the column 'sigma' is called like a site"),
     "a site's name": ("beta ~ x", "gaussian", "the column 'beta' is called like a site"),
 }
 
@@ -144,7 +145,7 @@ def test_what_is_proposed_for_others_calls_is_read():
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_cannot_be_is_one_sentence(case):
     formula, family, message = REFUSED[case]
-    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"])
+    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"])
     with pytest.raises(PpgenError, match=message) as error:
         regression(formula, family, own)
     assert "\n" not in str(error.value)
@@ -163,6 +164,7 @@ def test_without_formulae_the_pip_line_is_said(monkeypatch):
         ({"x": -1.0}, "'x' has the scale -1"),
         ({"x": (1, 2, 3)}, "a scale, or a pair of location and scale"),
         ({"sigma": (1, 2)}, "1 positive numbers, the mean of Exponential"),
+        ('{"x": 0.5', "expected scales, or pairs of location and scale, by name"),
     ],
 )
 def test_priors_that_cannot_be(stated, message):
@@ -182,6 +184,45 @@ def test_priors_follow_the_scales_of_the_data():
     other = regression("y ~ x", data=TABLE.assign(y=1000 * TABLE["y"], x=TABLE["x"] / 10)).priors
     assert other["slopes"][0][1] == pytest.approx(1e4 * one["slopes"][0][1], rel=0.02)
     assert other["intercept"][1] == pytest.approx(1e3 * one["intercept"][1], rel=0.02)
+
+
+FAR = ["year*g", "g + year:g", "year*u", "year + I(year**2)", "year*u*g", "0 + g", "0 + g + year", "0 + u", "C(year)",
+       "0 + year*g", "bs(year, df=5) + g", "tiny"]  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", FAR)
+def test_priors_reach_the_coefficients_far_from_zero(terms):
+    """Of years, dollars and units that are small, by least squares: none is further than its prior."""
+    own = TABLE.assign(year=RNG.integers(2005, 2020, N), tiny=1e-15 * TABLE["x"])
+    bend = 0.05 * (own["year"] - 2012) * (own["u"] + (own["g"] == "b") + (own["year"] - 2012) / 3)
+    own["y"] = 1_234_567 + 100 * (bend + TABLE["x"] + RNG.normal(0, 0.3, N))
+    program = regression(f"y ~ {terms}", data=own)
+    columns = {k: v for k, v in prepare_columns(own, program, torch.float64).items() if k != "y"}
+    x = matrix(program.design["matrix"], columns, torch.zeros((), dtype=torch.float64)).numpy()
+    level = own["y"].mean() if program.design["intercept"] else 0.0
+    x = x - x.mean(0) if program.design["intercept"] else x
+    q, r = np.linalg.qr(x)
+    loc, scale = np.array(program.priors["slopes"]).T
+    assert (np.abs(np.linalg.solve(r, q.T @ (own["y"] - level)) - loc) < 2 * scale).all()
+    assert abs(program.priors["intercept"][0] - own["y"].mean()) < 0.01 * own["y"].std()
+
+
+def test_group_effects_at_a_zero_that_is_far_away_are_said(caplog):
+    own = TABLE.assign(year=RNG.integers(2005, 2020, N))
+    with caplog.at_level("WARNING", "ppgen"):
+        regression("y ~ year + (center(year) | g) + (0 + year | h) + (u | k)", data=own)
+        assert not caplog.messages
+        regression("y ~ year + (year | g)", data=own)
+    assert len(caplog.messages) == 1 and "write center(year)" in caplog.messages[0]
+
+
+def test_events_that_are_taken_for_censored_rows_are_said(caplog):
+    own = TABLE.assign(event=(TABLE["x"] > 0).astype(int), c=0)
+    with caplog.at_level("WARNING", "ppgen"):
+        regression("censored(t, c) ~ u", "weibull", own.assign(c=own["event"]))
+        assert not caplog.messages
+        regression("censored(t, event) ~ u", "weibull", own)
+    assert "event: 1 is right censored, which" in caplog.messages[0]
 
 
 def test_bars_and_slashes():

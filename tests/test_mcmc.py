@@ -620,6 +620,27 @@ def test_data_outside_of_the_support_are_refused(method):
         method(_poisson, {"y": torch.tensor([1.0, 1.5, 2.0])})
 
 
+def _slope(x, y=None):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with rows(x):
+        pyro.sample("y", dist.Normal(a * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("method", [mcmc, infer, evidence])
+def test_values_and_parameters_that_repeat_each_other_are_refused(method):
+    x, y = torch.linspace(0, 1, 5), torch.linspace(0, 2, 5)
+    with pytest.raises(PpgenError, match=r"values of shape \(5, 1\).*make the two agree"):
+        method(_slope, {"x": x, "y": y[:, None]})
+    with pytest.raises(PpgenError, match="each is counted 5 times"):
+        method(_slope, {"x": x[:, None], "y": y})
+
+
+def test_draws_of_a_prior_are_said(caplog):
+    with caplog.at_level("WARNING", "ppgen"):
+        mcmc(_slope, {"x": torch.linspace(0, 1, 5)}, **FEW | {"chains": 4, "draws": 8, "warmup": 20, "engine": "trace"})
+    assert any("no observed site and no factor" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize("method", [mcmc, infer])
 def test_a_density_that_is_finite_nowhere_is_refused(method):
     with pytest.raises(PpgenError, match="not finite at any of .* no scale is negative"):
@@ -651,6 +672,15 @@ def test_heavy_tails_are_proper():
 
     tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW | {"draws": 500})
     assert "tails of m are heavy" in tree.attrs["findings"]
+
+
+def test_tails_of_a_deterministic_site_by_its_own_name():
+    def model(x):
+        a, b = pyro.sample("a", dist.Normal(1.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.deterministic("b/a", b / a)
+
+    tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW | {"draws": 500})
+    assert "tails of b/a are heavy" in tree.attrs["findings"]
 
 
 def test_tails_are_told_by_their_shape():

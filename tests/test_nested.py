@@ -506,3 +506,13 @@ def test_a_table_of_rows_has_a_plate_of_its_own():
     assert terms(t)[0].dims == ("x/data",) and terms(t)[0].log_prob.shape == (9,)
     own = terms(run(inner, {"x": x}, latents={"z": t.p.nodes["x/z"]["value"]}))
     assert torch.allclose(own[0].log_prob, terms(t)[0].log_prob)
+
+
+def test_what_is_no_program_is_refused():
+    def outer(x):
+        m = ppgen.sample("m", 3.0)
+        with ppgen.rows(x):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    with pytest.raises(PpgenError, match="got float, which is no program; pass a ppgen.Program or a Pyro model"):
+        mcmc(outer, {"x": torch.zeros(3)})

@@ -27,6 +27,7 @@ from torch.distributions import constraints, transform_to
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.inference import fit, posterior, predict
+from ppgen.inference.evaluation.posterior import name_in
 from ppgen.models import VAE, EightSchools
 
 X = normal(20) + 1.0
@@ -468,3 +469,20 @@ def test_a_laplace_approximation_where_the_fit_is_at_no_mode_is_refused():
     run = fit(Program.from_pair(model), {"x": torch.tensor(4.0)}, steps=1, guide="AutoLaplaceApproximation")
     with pytest.raises(PpgenError, match="not concave there.*more steps"):
         posterior(run, {"x": torch.tensor(4.0)}, draws=4)
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "x", "a/x"])
+def test_latents_that_are_called_as_dimensions_or_columns_are_in_the_tree(name):
+    def model(x, y):
+        slope = pyro.sample(name, dist.Normal(0.0, 1.0))
+        with pyro.plate("draw" if name == "chain" else "chain", 2):
+            pyro.sample("two", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    data = {"x": X, "y": 2 * X}
+    run = fit(Program.from_pair(model), data, guide="AutoNormal", steps=0)
+    tree = posterior(run, data, draws=10)
+    assert dict(tree["posterior"][name_in(tree, name)].sizes) == {"chain": 1, "draw": 10}
+    assert dict(tree["constant_data"]["x"].sizes) == {"data": len(X)}
+    assert 2 in tree["posterior"]["two"].shape

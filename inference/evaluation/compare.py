@@ -97,18 +97,22 @@ class _Comparison(NamedTuple):
         ]  # fmt: skip
 
 
-def compare(scores: Mapping[str, Score]) -> _Comparison:
+def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
     """Compares scores (of `loo` or `held_out`) on the same rows, in whatever order.
 
+    Args:
+        scores: by name; of draws of `infer`, `mcmc` or `posterior` their `loo`, of a run its `score`.
+
     Raises:
-        PpgenError: fewer than two; scores of other rows or values; loo beside held-out rows.
+        PpgenError: fewer than two; what is no score; scores of other rows or values; loo beside held-out rows.
     """
     if not isinstance(scores, Mapping) or len(scores) < 2:
         got = f"{len(scores)}" if isinstance(scores, Mapping) else f"a {type(scores).__name__}"
         raise PpgenError(f"compare got {got}; name two runs or more, {{name: loo(run, data), ...}}")
-    first_name, first = next(iter(scores.items()))
-    scores = {name: _in_order_of(first, s) for name, s in scores.items()}
-    for name, s in scores.items():
+    found = {name: _as_score(name, s) for name, s in scores.items()}
+    first_name, first = next(iter(found.items()))
+    known = {name: _in_order_of(first, s) for name, s in found.items()}
+    for name, s in known.items():
         if (s.kind == "loo") != (first.kind == "loo"):
             raise PpgenError(
                 f"{first_name!r} is scored by {_words(first)} and {name!r} by {_words(s)}, which are about other rows; "
@@ -125,10 +129,27 @@ def compare(scores: Mapping[str, Score]) -> _Comparison:
                 f"{first_name!r} and {name!r} predict other values (other rows, or scaled?), and densities "
                 "of different things cannot be compared; score both on the same data"
             )
-    order = dict(sorted(scores.items(), key=lambda item: -item[1].total))
+    order = dict(sorted(known.items(), key=lambda item: -item[1].total))
     best = next(iter(order.values()))
     differences = {n: ((s.total - best.total), _sum_se(s.values - best.values)) for n, s in order.items()}
     return _Comparison(order, differences, _findings(order, differences))
+
+
+def _as_score(name: str, of: Score | DataTree | Run) -> Score:
+    """
+    Raises:
+        PpgenError: it is no score, and none can be made of it.
+    """
+    if isinstance(of, Score):
+        return of
+    if isinstance(of, Run):
+        return score(of)
+    if not hasattr(of, "children"):
+        raise PpgenError(
+            f"compare got {type(of).__name__} for {name!r}; expected a score (ppgen.inference.loo), draws of a "
+            "posterior, or a run"
+        )
+    return loo(of)
 
 
 def _in_order_of(first: Score, s: Score) -> Score:

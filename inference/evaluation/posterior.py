@@ -328,9 +328,9 @@ def tree_of(
         sizes |= dict(zip(dims[name], array.shape, strict=False))
     row_dim = structure.row_plate
     over_rows = {n for n in structure.row_columns if len(data[n]) == sizes.get(row_dim, len(data[n]))}
+    of_columns = {n: column_dims(program, n, data[n], over_rows, row_dim) for n in constant}
     for name, array in constant.items():
-        dims[name] = column_dims(program, name, data[name], over_rows, row_dim)
-        sizes |= dict(zip(dims[name], array.shape, strict=True))
+        sizes |= dict(zip(of_columns[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
     groups |= {"observed_data": observed} if observed else {}
     groups |= {"constant_data": constant} if constant else {}
@@ -338,6 +338,7 @@ def tree_of(
         groups,
         dims,
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
+        of_columns,
         row_dim=structure.row_plate,
         **shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
@@ -386,17 +387,36 @@ _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log
           "sample_stats")  # fmt: skip
 
 
-def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
+def tree_from(
+    groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any],
+    of_columns: dict[str, list[str]] | None = None, **attrs: str,
+) -> DataTree:  # fmt: skip
+    """A tree of groups, with ArviZ's names of groups and dimensions.
+
+    Args:
+        dims: of each site's value.
+        of_columns: the dimensions of the columns in the groups of constants; a site that is called like one, and has
+            other dimensions, has another name in the tree.
+    """
     from arviz_base import dict_to_dataset, from_dict
     from xarray import DataTree
 
-    names = _tree_names([*coords, *(n for group in groups.values() for n in group)])
-    over = {n for group in groups.values() for n in {d for v in group for d in dims.get(v, ())} & group.keys()}
-    of_dims, names = names, {n: _apart(own, names.values()) if n in over else own for n, own in names.items()}
-    groups = {g: {names[n]: v for n, v in group.items()} for g, group in groups.items()}
-    dims = {names.get(n, n): [of_dims.get(d, d) for d in own] for n, own in dims.items()}
+    of_columns = of_columns or {}
+    of_dims = _tree_names([*coords, *(n for group in groups.values() for n in group)])
+    all_dims = dims | of_columns
+    over = {n for group in groups.values() for n in {d for v in group for d in all_dims.get(v, ())} & group.keys()}
+    names = {n: _apart(own, of_dims.values()) if n in over else own for n, own in of_dims.items()}
+    clash = {n for n in of_columns.keys() & dims.keys() if list(dims[n]) != list(of_columns[n])}
+    sites = {n: _apart(own, names.values()) if n in clash else own for n, own in names.items()}
+    own_names = {g: names if g in _CONSTANT else sites for g in groups}
+    groups = {g: {own_names[g][n]: v for n, v in group.items()} for g, group in groups.items()}
+    dims = {
+        found.get(n, n): [of_dims.get(d, d) for d in own]
+        for found, of in ((sites, dims), (names, of_columns))
+        for n, own in of.items()
+    }
     coords = {of_dims[d]: values for d, values in coords.items()}
-    changed = {own: name for found in (of_dims, names) for name, own in found.items() if own != name}
+    changed = {own: name for found in (of_dims, names, sites) for name, own in found.items() if own != name}
     attrs |= {"original_names": json.dumps(changed, ensure_ascii=False)} if changed else {}
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
@@ -416,6 +436,9 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
     return tree
 
 
+_CONSTANT = ("constant_data", "predictions_constant_data")
+
+
 def _apart(name: str, taken: Collection[str]) -> str:
     """Another name: a variable that is called as a dimension of its group would be a coordinate."""
     while name in taken:
@@ -424,20 +447,28 @@ def _apart(name: str, taken: Collection[str]) -> str:
 
 
 def _tree_names(names: Iterable[str]) -> dict[str, str]:
-    """The name in a tree of each name of a program: a tree's path is written with slashes, so that names take none.
+    """The name in a tree of each name of a program: a tree's path is written with slashes, so that names take none, and
+    its draws are along the dimensions chain and draw.
 
-    >>> _tree_names(["mu", "a/b", "a.b"])
-    {'mu': 'mu', 'a/b': 'a.b_', 'a.b': 'a.b'}
+    >>> _tree_names(["mu", "a/b", "a.b", "chain"])
+    {'mu': 'mu', 'a/b': 'a.b_', 'a.b': 'a.b', 'chain': 'chain_'}
     """
     names = list(dict.fromkeys(names))
-    taken, found = {n for n in names if "/" not in n}, {}
+    taken, found = {n for n in names if _is_free(n)} | _RESERVED, {}
     for name in names:
         own = name.replace("/", ".")
-        while "/" in name and own in taken:
-            own += "_"
+        if not _is_free(name):
+            own = _apart(own, taken)
         taken.add(own)
         found[name] = own
     return found
+
+
+_RESERVED = {"chain", "draw"}
+
+
+def _is_free(name: str) -> bool:
+    return "/" not in name and name not in _RESERVED
 
 
 def name_in(tree: DataTree, name: str) -> str:

@@ -291,7 +291,7 @@ def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple
     words = {n: own for n in found if (own := _words_of_site(program, n))}
     coords = coords_of(program, sizes, kept, row_plate)
     said = {"words": json.dumps(words, ensure_ascii=False)} if words else {}
-    return tree_from(groups, all_dims | constant_dims, coords, row_dim=row_plate, **said)
+    return tree_from(groups, all_dims, coords, constant_dims, row_dim=row_plate, **said)
 
 
 def _words_of_site(program: Program, name: str) -> list[str]:

@@ -35,6 +35,7 @@ from ppgen.engine.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound, Evidence
 from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.posterior import name_in
 from ppgen.inference.evaluation.sample import as_program
 from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.hamiltonian import root_of
@@ -209,14 +210,14 @@ def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
             "infer, or leave draws (--draws) out"
         )
     group: Any = tree["posterior"]
-    if missing := [n for n in joint.latents if n not in group]:
+    if missing := [n for n in joint.latents if name_in(tree, n) not in group]:
         raise PpgenError(
             f"the draws have no latent {missing[0]!r}, and {joint.program.name} has; take draws of this program"
         )
     shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
     values = {}
     for n in joint.latents:
-        v = group[n].values
+        v = group[name_in(tree, n)].values
         if v[0, 0].size != shapes[n].numel():
             raise PpgenError(
                 f"the draws of {n!r} have shape {v.shape[2:]}, and {joint.program.name} on these data has "

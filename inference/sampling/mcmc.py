@@ -29,7 +29,7 @@ from ppgen.engine.pathfinder import Density, Paths, pathfinder, pathfinder_low_r
 from ppgen.engine.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.evaluation.posterior import Groups, tree_of
+from ppgen.inference.evaluation.posterior import Groups, name_in, tree_of
 from ppgen.inference.evaluation.psis import of_draws, threshold
 from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.hamiltonian import density_of
@@ -393,7 +393,8 @@ def derived(tree: DataTree, structure: Structure, joint: LogJoint) -> dict[str, 
     """The draws of sites that are functions of the vector that was drawn, and no place in it: deterministic ones, and
     latents that are non-centred."""
     names = {s.name for s in structure.sites if s.role == "deterministic"}.union(joint.noncentred)
-    return {str(n): v.values for n, v in tree["posterior"].data_vars.items() if n in names}
+    own: Any = tree["posterior"]
+    return {n: own[name_in(tree, n)].values for n in names if name_in(tree, n) in own}
 
 
 def tree_of_draws(

@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import columns, running_of, unvalidated
-from ppgen.check.agreement import observed_in_support
+from ppgen.check.agreement import NOTHING, observed_fit, observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import Table, row_columns
+from ppgen.data import Table, n_rows, row_columns
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import as_program, dtype_of_program, program_of, ready
-from ppgen.program import Program
+from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.structure import Site, Structure, inspect
@@ -77,8 +77,8 @@ def prepared(
         with ready(run, table, seed, guide=guide), running_of(program, table):
             if not isinstance(run, Run):
                 somewhere(lambda: _register(program, table))
-            _require_in_support(program, table)
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
+            _require_observed(program, table, n_rows(table, rows))
             yield Prepared(run, program, table, rows)
 
 
@@ -88,14 +88,23 @@ def _register(program: Program, data: Mapping[str, Tensor]) -> None:
         program.call("model", data)
 
 
-def _require_in_support(program: Program, data: Mapping[str, Any]) -> None:
+def _require_observed(program: Program, data: Mapping[str, Any], n: int) -> None:
     """
+    Args:
+        n: the number of rows.
+
     Raises:
-        PpgenError: an observed value that no draw of its distribution has, whatever the latents are.
+        PpgenError: observed values of another shape than their distribution's, which both were repeated to fit each
+            other; an observed value that no draw of its distribution has, whatever the latents are.
     """
     with torch.random.fork_rng(devices=[]):
         p = somewhere(lambda: run_once(program, data, guide=False)).p
+        observed_fit(p, n, n, counted_once=False)
+        found = any(s["is_observed"] for s in sample_sites(p, factors=True, deterministic=False).values())
         observed = {n: s for n, s in sample_sites(p, deterministic=False).items() if s["is_observed"]}
+        left_out = [name for name in arguments(program.model).names if data.get(name) is None]
+        if left_out and not found:
+            log.warning("%s, and the draws are of its prior; %s", *NOTHING)
         try:
             by_latents = moving(lambda: program.call("model", data), p.nodes, observed)
         except (LinAlgError, ValueError):  # a draw that the model cannot be run at

@@ -373,7 +373,7 @@ def _go_on(loop: _Loop, bad: int) -> str:
         return f"fit again with {ways}"
     return (
         f"{run.path} keeps the last good checkpoint: go on with {ways}, as in ppgen fit --resume {run.path} "
-        f"--lr {run.config['fit']['lr'] / 10:.3g} --clip 1"
+        f"--lr {min(run.config['fit']['lr'] / 10, 0.01):.3g} --clip 1"
     )
 
 

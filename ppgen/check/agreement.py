@@ -26,7 +26,7 @@ def _sites(trace: poutine.Trace) -> dict[str, dict]:
     return sample_sites(trace, factors=True)
 
 
-_NOTHING = (
+NOTHING = (
     "the model has no observed site and no factor",
     "a likelihood is pyro.sample(name, distribution, obs=column), and that column is to be passed",
 )
@@ -36,13 +36,13 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
     model, guide = _sites(t.p), _sites(t.q)
     observed = any(s["is_observed"] and not is_deterministic(s) for s in model.values())
     if not observed:
-        log.warning("%s, and the guide is fitted to its prior; %s", *_NOTHING)
+        log.warning("%s, and the guide is fitted to its prior; %s", *NOTHING)
     latent = [n for n, s in model.items() if not s["is_observed"]]
     for name in latent:
         if name in guide or name in enumerated:
             continue
         if not observed:
-            raise PpgenError(f"{_NOTHING[0]}, and the guide no site {name!r}; {_NOTHING[1]}, or sample it in the guide")
+            raise PpgenError(f"{NOTHING[0]}, and the guide no site {name!r}; {NOTHING[1]}, or sample it in the guide")
         site = model[name]
         if site["fn"].has_enumerate_support and site["fn"].support.is_discrete:
             raise PpgenError(
@@ -67,7 +67,12 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             )
 
 
-def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
+def observed_fit(p: poutine.Trace, n: int, rows: int, counted_once: bool = True) -> None:
+    """
+    Args:
+        n, rows: of all rows, and of the batch.
+        counted_once: whether values that are more than their distribution need plates that say so.
+    """
     for name, site in _sites(p).items():
         if not site["is_observed"] or is_factor(site):
             continue
@@ -78,7 +83,10 @@ def observed_fit(p: poutine.Trace, n: int, rows: int) -> None:
             expected = expected[:times] + (found[times],) + expected[times:][1:]
         if _grows(site, found, expected):
             continue
-        if _broadcast(found, expected) != expected:
+        together = _broadcast(found, expected)
+        if together == found != expected and not counted_once:
+            continue
+        if together != expected:
             fixed = [f for f in site["cond_indep_stack"] if f.size == n != rows]
             if fixed:
                 raise PpgenError(

@@ -15,13 +15,13 @@ One set of rules for files, built-in data sets and whatever a user hands to ``fi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppgen.data.cells import CellReader, decimal_mark_of, is_cells, to_tensor
 from ppgen.data.frames import is_frame, unpack
@@ -42,7 +42,8 @@ def as_tensors(data: Any, types: Asked = None) -> Table:
     """Turn what a user holds into columns, and constants beside them.
 
     A mapping, a data frame (pandas, polars, any that narwhals knows), an xarray Dataset or a DataTree (its groups
-    observed_data and constant_data) gives one tensor a column; a bare tensor, array or list is the column ``x``.
+    observed_data and constant_data) gives one tensor a column, and so does a list of rows that are dicts; a bare
+    tensor, array or list is the column ``x``.
     Raises :class:`PpgenError` for whatever no tensor holds; of a data frame, once that column is asked for.
 
     Args:
@@ -64,13 +65,48 @@ def as_tensors(data: Any, types: Asked = None) -> Table:
         return Table(made, {**data.types, **made.types})
     if isinstance(data, Dataset):
         return select(_of_dataset(data), types=types)
+    if isinstance(data, DataLoader | Iterator):
+        raise PpgenError(
+            f"the data are a {type(data).__name__}, which gives batches of its own, expected all rows by column, as in "
+            "{'x': tensor, 'y': tensor}; batch_size= makes batches of them"
+        )
+    if isinstance(data, list | tuple) and data and all(isinstance(row, Mapping) for row in data):
+        data = _of_rows(data)
     raw = unpack(data)
     if isinstance(data, Mapping):
+        _require_aligned(raw)
         return select(raw, types=types)
     if raw.keys() != {"x"} or is_frame(data):
         return select(raw, types=types, lenient=is_frame(data))
     value = raw["x"]
     return select(raw, types=types) if is_cells(value) else Table({"x": to_tensor("x", value)})
+
+
+def _require_aligned(raw: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: two pandas series of the same rows in another order, which rows one by one would mix.
+    """
+    indices = {name: v.index for name, v in raw.items() if hasattr(v, "index") and hasattr(v, "reindex")}
+    first = next(iter(indices), "")
+    for name, index in indices.items():
+        own = indices[first]
+        same = index.is_unique and len(index) == len(own) and bool(own.isin(index).all())
+        if same and own.is_unique and not index.equals(own):
+            raise PpgenError(
+                f"the columns {first!r} and {name!r} have the same index in another order, so that their rows are not "
+                "those of each other; put them into one DataFrame, or pass .to_numpy() where their order is right"
+            )
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A data frame of rows of cells; of vectors, a dict of their lists."""
+    import pandas as pd
+
+    cells = all(isinstance(v, str) or not hasattr(v, "__len__") for row in rows for v in row.values())
+    if cells or any(row.keys() != rows[0].keys() for row in rows):
+        return pd.DataFrame(list(rows))
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _of_dataset(data: Dataset) -> dict[str, Any]:

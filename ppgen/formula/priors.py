@@ -1,7 +1,7 @@
 """Priors of a regression, weakly informative by the scales of the data, and those that a user states instead.
 
 With s the standard deviation of y less its offsets where the link is the identity (of log y for lognormal), else 1, and
-s_d that of a column of the design:
+s_d the spread of a column of the design (`ppgen.formula.spreads`):
 
     Intercept, at the means of the columns   N(m, (2.5 s)²)    m: the mean of y, its log for a log link, 0 for a logit,
                                                                  less the mean of the offsets
@@ -9,6 +9,9 @@ s_d that of a column of the design:
     sd of effects that vary                  HalfNormal(2.5 s / s_d)
     their correlations                       LKJ(1)
     sigma                                    Exponential(1 / s)
+
+Without an intercept the columns tell the level of y as well: √(s² + m²) stands for the s of their coefficients, and of
+effects that vary where no column tells it.
 
 The models of columns with gaps (`ppgen.formula.gaps`) have the same, with s the standard deviation of the column's seen
 cells, 1 of a binary one.
@@ -26,9 +29,10 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import PpgenError, nearest
-from ppgen.formula.design import Design, Gap, Matrix, matrix
+from ppgen.formula.design import Design, Gap, Matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
+from ppgen.formula.spreads import spans_constant, spreads
 
 __all__ = ["GapPriors", "Priors", "described", "priors_of"]
 
@@ -65,17 +69,22 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
             the arguments of another site beside.
 
     Raises:
-        PpgenError: a name that the regression does not have; a scale that is not positive.
+        PpgenError: no mapping; a name that the regression does not have; a scale that is not positive.
     """
+    if not isinstance(stated, Mapping | None):
+        raise PpgenError(f"priors is {stated!r}; expected scales, or pairs of location and scale, by name: {{'x': 1}}")
     own = FAMILIES[family]
     loc, s = _scales(own.link, own.kind, family, table, design)
     like = torch.zeros((), dtype=torch.float64)
     columns = {k: v for k, v in table.items() if isinstance(v, Tensor) and v.dim()}
+    centred = design["intercept"] or family == "ordered"
+    level = s if centred else math.hypot(s, loc)
+    varying = s if centred or spans_constant(design["matrix"]) else level
     made: Priors = {
-        "intercept": [loc, _rounded(_WIDE * s)],
-        "slopes": [[0.0, _rounded(_WIDE * s / sd)] for sd in _spreads(design["matrix"], columns, like)],
+        "intercept": [_rounded(loc, s), _rounded(_WIDE * s)],
+        "slopes": [[0.0, _rounded(_WIDE * level / sd)] for sd in spreads(design["matrix"], columns, like, centred)],
         "spread": {
-            g["name"]: [_rounded(_WIDE * s / sd) for sd in _spreads(g["matrix"], columns, like)]
+            g["name"]: [_rounded(_WIDE * varying / sd) for sd in spreads(g["matrix"], columns, like, intercept=False)]
             for g in design["groups"]
         },
         "beside": {
@@ -96,15 +105,15 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
     offset = torch.zeros(len(table[design["response"]["y"]]), dtype=torch.float64)
     offset = sum((compute(text, numbers).double() for text in design["offsets"]), offset)
     if kind in ("categories", "binary", "trials") or link == "logit":
-        return _rounded(-float(offset.mean())), 1.0
+        return -float(offset.mean()), 1.0
     y = table[design["response"]["y"]].double()
     y, offset = y[~y.isnan()], offset[~y.isnan()]
     if family == "lognormal" or link == "identity":
         y = (y.log() if family == "lognormal" else y) - offset
         sd = float(y.std()) if len(y) > 1 else 1.0
-        return _rounded(float(y.mean())), sd if sd > 0 else 1.0
+        return float(y.mean()), sd if sd > 0 else 1.0
     rate = float(y.mean()) / float(offset.exp().mean())
-    return _rounded(math.log(max(rate, 1e-3 / float(offset.exp().mean())))), 1.0
+    return math.log(max(rate, 1e-3 / float(offset.exp().mean()))), 1.0
 
 
 def _of_gap(gap: Gap, own: Matrix, columns: Mapping[str, Tensor]) -> GapPriors:
@@ -113,25 +122,18 @@ def _of_gap(gap: Gap, own: Matrix, columns: Mapping[str, Tensor]) -> GapPriors:
     seen[gap["rows"]] = False
     sd = float(x[seen].std(correction=0))
     s = 1.0 if gap["binary"] or not sd > 1e-12 else sd
-    sds = _spreads(own, columns, torch.zeros((), dtype=torch.float64))
+    sds = spreads(own, columns, torch.zeros((), dtype=torch.float64), intercept=True)
     return {
-        "alpha": [0.0 if gap["binary"] else _rounded(gap["fill"]), _rounded(_WIDE * s)],
+        "alpha": [0.0 if gap["binary"] else _rounded(gap["fill"], s), _rounded(_WIDE * s)],
         "slopes": [_rounded(_WIDE * s / sds[i]) for i in gap["beside"]],
         "rate": _rounded(1 / s),
     }
 
 
-def _spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[float]:
-    """The standard deviations of the columns of a design; 1 of a constant one."""
-    if not own["terms"]:
-        return []
-    sds = matrix(own, columns, like).std(0, correction=0).tolist()
-    return [sd if sd > 1e-12 else 1.0 for sd in sds]
-
-
-def _rounded(value: float) -> float:
-    """To three figures: priors that can be read."""
-    return float(f"{value:.3g}")
+def _rounded(value: float, scale: float | None = None) -> float:
+    """To three figures, of the scale where one is given: priors that can be read."""
+    scale = abs(value if scale is None else scale)
+    return round(value, 2 - math.floor(math.log10(scale))) if scale else 0.0
 
 
 def _state(made: Priors, design: Design, name: str, value: Any) -> None:
@@ -196,7 +198,7 @@ def described(design: Design, priors: Priors) -> dict[str, str]:
     """Each prior in words, by the name that states it."""
     found = {}
     if design["intercept"]:
-        found["Intercept"] = "Normal({:g}, {:g})".format(*priors["intercept"])
+        found["Intercept"] = "Normal({:.10g}, {:g})".format(*priors["intercept"])
     for label, (loc, scale) in zip(design["matrix"]["labels"], priors["slopes"], strict=True):
         found[label] = f"Normal({loc:g}, {scale:g})"
     for group in design["groups"]:
@@ -206,7 +208,7 @@ def described(design: Design, priors: Priors) -> dict[str, str]:
             found[f"corr_{group['name']}"] = "LKJ(1)"
     for gap in design.get("gaps", []):
         own = priors["gaps"][gap["name"]]
-        found[f"alpha_{gap['name']}"] = "Normal({:g}, {:g})".format(*own["alpha"])
+        found[f"alpha_{gap['name']}"] = "Normal({:.10g}, {:g})".format(*own["alpha"])
         for i, scale in zip(gap["beside"], own["slopes"], strict=True):
             found[f"beta_{gap['name']}[{design['matrix']['labels'][i]}]"] = f"Normal(0, {scale:g})"
         if not gap["binary"]:

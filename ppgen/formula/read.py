@@ -146,7 +146,7 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
     if table.gone:
         real = [n for n, own in table.raw.types.items() if own.kind == "real" and own.why == ASKED]
         design["gaps"] = gaps_of(slopes, table.coded, table.gone, real)
-    _require_names(design)
+    _require_names(design, family)
     return design, table.coded
 
 
@@ -157,14 +157,15 @@ def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) 
     return list(dict.fromkeys([*found, *(g["codes"] for g in groups)]))
 
 
-def _require_names(design: Design) -> None:
+def _require_names(design: Design, family: str) -> None:
     """
     Raises:
         PpgenError: a response or group that is called like a latent, or by a name that no argument can have.
     """
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
-    own = {*_OWN, *(f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r"))}
+    own = {*_OWN, *FAMILIES[family].beside}
+    own |= {f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r")}
     for gap in design.get("gaps", []):
         own |= {f"{gap['name']}_unobserved", *(f"{s}_{gap['name']}" for s in ("alpha", "beta", "sigma", "z", "seen"))}
     if clash := [n for n in names if n in own]:

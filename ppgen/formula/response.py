@@ -18,6 +18,7 @@ __all__ = ["response_of"]
 _STATUS = {
     "none": 0.0, "event": 0.0, "right": 1.0, "left": -1.0, "0": 0.0, "1": 1.0, "-1": -1.0, "False": 0.0, "True": 1.0,
 }  # fmt: skip
+_SEEN = {"event", "events", "death", "dead", "died", "failed", "failure", "observed", "uncensored", "status", "relapse"}
 _EXPECTED = {
     "real": "finite numbers", "positive": "numbers above 0", "unit": "numbers between 0 and 1, without these",
     "counts": "counts: 0, 1, 2, ...", "trials": "counts, no more than the trials",
@@ -138,6 +139,13 @@ def _status(column: str, table: CodedTable) -> list[float] | None:
             "and -1 (left censored)"
         )
     if column not in table.raw.words:
+        right = int((table.numbers[column] == 1).sum())
+        if right and column.lower() in _SEEN:
+            log.warning(
+                "%s: 1 is right censored, which %d of %d rows are; where 1 says that the event was seen, as one of "
+                "this name often does, compute a column 1 - %s, and name that",
+                column, right, len(table.numbers[column]), column,
+            )  # fmt: skip
         return None
     table.levels[column] = Levels([column], values)
     return [_STATUS[v] for v in values]

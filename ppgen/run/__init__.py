@@ -113,6 +113,7 @@ class Run:
             PpgenError: the run was fitted to tensors in memory, and no source is given.
         """
         recorded = self.config["data"]
+        fitted = source is None and split is None and dtype in (None, self.dtype)
         source = recorded.get("source") if source is None else source
         if source is None:
             raise PpgenError("the run was fitted to data in memory, which it does not keep; pass the data (--data)")
@@ -123,7 +124,20 @@ class Run:
             data_dir=recorded.get("data_dir"),
             types=self.program.types,
         )
-        return prepare_columns(loaded, self.program, dtype or self.dtype)
+        table = prepare_columns(loaded, self.program, dtype or self.dtype)
+        if fitted:
+            self.warn_of_changes(table)
+        return table
+
+    def warn_of_changes(self, table: Mapping[str, Any]) -> None:
+        """Says which columns are not those that were fitted any more, as where their file was written anew."""
+        recorded = self.config["data"].get("contents", {})
+        found = data_module.fingerprint({n: table[n] for n in recorded if n in table})["columns"]
+        if changed := [n for n in recorded if found.get(n) != recorded[n]]:
+            log.warning(
+                "%s: %s changed since the run was fitted, and figures are of the file as it is now; restore it, or fit "
+                "again", self.config["data"].get("source"), ", ".join(changed),
+            )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:

@@ -250,7 +250,10 @@ def of_run(
     loaded = source.load()
     if not label:
         source, loaded = _without_label(source, loaded, run.program)
-    return f"{source.name} ({source.split})", prepare_columns(loaded, run.program, run.dtype)
+    table = prepare_columns(loaded, run.program, run.dtype)
+    if given is None and columns is None and source.split == recorded.get("split", "all"):
+        run.warn_of_changes(table)
+    return f"{source.name} ({source.split})", table
 
 
 def _own_table(run: Run) -> Any:
