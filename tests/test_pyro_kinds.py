@@ -1092,3 +1092,20 @@ def test_draws_of_a_point_are_not_corrected():
     run = fit(model, data, guide="AutoDelta", steps=1, engine="eager")
     with pytest.raises(PpgenError, match="gives the latent 'm' as a point"):
         posterior(run, data, corrected=True)
+
+
+@pytest.mark.parametrize("block", [2**20, 16])
+def test_log_p_of_rows_in_the_last_dimension_of_another_column(block, monkeypatch):
+    """The program runs on all its rows only: a few of x do not go with all of y."""
+
+    def model(x, y):
+        with pyro.plate("d", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.5, 1.0), obs=x)
+            with pyro.plate("e", 2, dim=-2):
+                pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    monkeypatch.setattr(sys.modules["ppgen.inference.evaluation.loglik"], "BLOCK", block)
+    x, y = torch.arange(8.0), torch.arange(16.0).reshape(2, 8) / 8
+    exact = dist.Normal(0.5, 1.0).log_prob(x) + dist.Normal(0.0, 1.0).log_prob(y).sum(0)
+    found = loglik(Program.from_pair(model), {"x": x, "y": y}, particles=4).best
+    torch.testing.assert_close(torch.as_tensor(found.values), exact)
