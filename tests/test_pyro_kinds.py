@@ -1109,3 +1109,13 @@ def test_log_p_of_rows_in_the_last_dimension_of_another_column(block, monkeypatc
     exact = dist.Normal(0.5, 1.0).log_prob(x) + dist.Normal(0.0, 1.0).log_prob(y).sum(0)
     found = loglik(Program.from_pair(model), {"x": x, "y": y}, particles=4).best
     torch.testing.assert_close(torch.as_tensor(found.values), exact)
+
+
+def test_data_that_no_draw_of_a_guide_has_room_for():
+    def model(x):
+        top = pyro.sample("top", dist.Gamma(2.0, 4.0))
+        with rows(x):
+            pyro.sample("x", dist.Uniform(0.0, top, validate_args=False), obs=x)
+
+    with pytest.raises(PpgenError, match="'x' of the model is -inf; where that site's support depends on latents"):
+        fit(model, {"x": torch.tensor([3.0, 9.0])}, steps=20, engine="eager")
