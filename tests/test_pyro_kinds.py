@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import ppgen
-from ppgen import Program, rows
+from ppgen import Program, catalog, rows
 from ppgen.distributions import Flat
 from ppgen.engine.joint import log_joint as joint_of
 from ppgen.errors import PpgenError
 from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict, sample
+from ppgen.run import Run
 
 X6 = torch.tensor([1.0, 2.0, 0.5, 1.5, 3.0, 2.2])
 ONE = {"one": torch.ones(1)}
@@ -1119,3 +1120,35 @@ def test_data_that_no_draw_of_a_guide_has_room_for():
 
     with pytest.raises(PpgenError, match="'x' of the model is -inf; where that site's support depends on latents"):
         fit(model, {"x": torch.tensor([3.0, 9.0])}, steps=20, engine="eager")
+
+
+FILE = """
+from functools import partial
+import pyro, torch
+from pyro import poutine
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+
+def base(x, width=1.0):
+    m = pyro.sample("m", Normal(0.0, width))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", Normal(m, 1.0), obs=x)
+
+class Net(PyroModule):
+    def forward(self, x):
+        base(x, 3.0)
+
+model = """
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [("partial(base, width=3.0)", ""), ("poutine.scale(base, scale=1.0)", ""), ("Net()", ""), ("Net()", ":model")],
+)
+def test_a_model_that_is_no_function_is_found_in_its_file_again(made, name, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE + made)
+    program = catalog.build(catalog.find(f"{tmp_path / 'mine.py'}{name}"), {})
+    run = fit(program, {"x": X6}, steps=2, engine="eager", out=tmp_path / "run")
+    again = Run.load(tmp_path / "run", trust=True)
+    assert {n: v.tolist() for n, v in again.params.items()} == {n: v.tolist() for n, v in run.params.items()}
+    assert loglik(again, {"x": X6}, particles=4).best.mean == loglik(run, {"x": X6}, particles=4).best.mean
