@@ -266,7 +266,7 @@ def _require_learned(made: Prepared) -> None:
     free = [] if isinstance(made.run, Run) else free_parameters(made.program, made.data)
     if free:
         raise PpgenError(
-            f"{made.run.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, and "
+            f"{made.program.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, and "
             "pass the run"
         )
 
