@@ -266,8 +266,8 @@ def _require_learned(made: Prepared) -> None:
     free = [] if isinstance(made.run, Run) else free_parameters(made.program, made.data)
     if free:
         raise PpgenError(
-            f"{made.program.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, and "
-            "pass the run"
+            f"{made.program.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, "
+            "and pass the run"
         )
 
 
