@@ -114,7 +114,7 @@ def _named(module: ModuleType, names: str, file: Path) -> Any:
             )
     if len(found) == 2 and all(map(callable, found)):
         return tuple(found)
-    if len(found) == 1 and inspect.isroutine(found[0]):
+    if len(found) == 1 and callable(found[0]) and not inspect.isclass(found[0]) and not hasattr(found[0], "from_pair"):
         return found[0], getattr(module, "guide", None) if names == "model" else None
     return found[0] if len(found) == 1 else found
 
@@ -142,7 +142,9 @@ def build(
         return _regression(target, settings, data, missing)
     if isinstance(target, tuple):
         _no_settings(settings, "a pair of functions")
-        return Program.from_pair(*target)
+        made = Program.from_pair(*target)
+        made.__dict__["found_in"] = found.file, found.spec["name"]
+        return made
     if isinstance(target, Program):
         _no_settings(settings, "an instance")
         return target

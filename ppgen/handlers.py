@@ -16,6 +16,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.distributions import (
+    Delta,
     ImproperUniform,
     Independent,
     MaskedDistribution,
@@ -72,6 +73,39 @@ class LatentSupports(Messenger):
             msg["fn"] = _with_starts(msg["fn"])
         elif kind in ON_CIRCLE:
             msg["fn"] = _on_circle(msg["fn"])
+
+
+class PointMasses(Messenger):
+    """Sites of a model that are a `Delta` at a value of its own, as `pyro.infer.reparam` makes them as well, are what
+    they are given: recorded as `pyro.deterministic` does, not inferred and not observed.
+
+    Args:
+        program: remembers by name, from its first run, which is not traced, whose point has a density of its own: that
+            is a factor.
+    """
+
+    def __init__(self, program: nn.Module):
+        super().__init__()
+        self.dense: dict[str, bool] = program.__dict__.setdefault("dense_points", {})
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn, name, point = msg["fn"], msg["name"], innermost(msg["fn"])
+        if not isinstance(point, Delta) or is_deterministic(msg) or msg["is_observed"] and msg["value"] is not point.v:
+            return
+        if point.log_density.shape != point.batch_shape:
+            raise PpgenError(
+                f"the Delta at {name!r} has log densities of shape {tuple(point.log_density.shape)} beside values of "
+                f"shape {tuple(point.batch_shape)}, so that some would count twice; sum them (of a NeuTraReparam: give "
+                "it an AutoMultivariateNormal or an AutoIAFNormal)"
+            )
+        masked = isinstance(fn, MaskedDistribution) and fn._mask is False
+        if name not in self.dense:
+            self.dense[name] = not masked and (point.log_density.requires_grad or bool(point.log_density.any()))
+        msg["value"] = fn() if msg["value"] is None else msg["value"]
+        msg["fn"], msg["is_observed"] = fn if masked else fn.mask(False), True
+        msg["infer"] = {**msg["infer"], "_deterministic": True}
+        if self.dense[name]:
+            pyro.factor(f"{name}_log_density", point.log_density)
 
 
 def _with_starts(fn: Any) -> Any:

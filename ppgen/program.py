@@ -9,6 +9,7 @@ Everything else in ppgen (training, bounds on log p(x), sampling, diagnosis) is 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
@@ -26,11 +27,13 @@ from ppgen.data import ColumnType, Levels, put_together
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
-from ppgen.handlers import LatentSupports, ParamSites, Unrolled, free_name, within
+from ppgen.handlers import LatentSupports, ParamSites, PointMasses, Unrolled, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
 from ppgen.sites import innermost, sample_sites, support_of
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces, run, stacked_terms, terms
+
+log = logging.getLogger("ppgen")
 
 Columns = dict[str, Tensor]
 
@@ -193,6 +196,11 @@ class Program(nn.Module):
         return "AutoNormal"
 
     @property
+    def _draws_itself(self) -> bool:
+        """Whether its guide was written for it, and may draw any of its sites."""
+        return self.has_guide and self._autoguide is None
+
+    @property
     def _autoguide(self) -> nn.Module | None:
         return self._modules.get("autoguide")
 
@@ -223,7 +231,10 @@ class Program(nn.Module):
                     f"{nearest(name, data)}; name it with columns= (--columns {name}=...)"
                 )
         # A flow remembers the last x that it inverted: the same tensor at the next step would be answered from memory.
-        given = put_together({k: v.view_as(v) if isinstance(v, Tensor) else v for k, v in data.items()})
+        own = self.__dict__.get("written", ())
+        given = put_together({
+            k: (v.clone() if k in own else v.view_as(v)) if isinstance(v, Tensor) else v for k, v in data.items()
+        })  # fmt: skip
         many = given.pop(takes.many, ()) if takes.many else ()
         first = [given.pop(name) for name in takes.names if name in given] if len(many) else []
         kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
@@ -231,13 +242,32 @@ class Program(nn.Module):
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
             part = "model"
         gaps = filling_gaps(self) if part == "model" else nullcontext()
-        with self.running(), running_part(self, part), gaps:
+        points = PointMasses(self) if part == "model" and not self._draws_itself else nullcontext()
+        with self.running(), running_part(self, part), gaps, points:
             if part != "guide" or not self.__dict__.get("_composed"):
-                return fn(*first, *many, **kwargs)
-            with poutine.trace() as own:
+                with nullcontext() if part in self.__dict__.get("looked", ()) else self._looking_for_writes(part, data):
+                    return fn(*first, *many, **kwargs)
+            with poutine.trace() as own_trace:
                 fn(*first, *many, **kwargs)
-            run_inner_guides(self, data, own.trace)
+            run_inner_guides(self, data, own_trace.trace)
             return None
+
+    @contextmanager
+    def _looking_for_writes(self, part: str, data: Mapping[str, Any]) -> Iterator[None]:
+        """The first run of a part: columns that it writes into are as before after it, and later runs have copies."""
+        tensors = {k: v for k, v in data.items() if isinstance(v, Tensor) and not v.is_inference()}
+        before = {k: (v._version, v.clone()) for k, v in tensors.items()}
+        yield
+        written = [k for k, v in tensors.items() if v._version != before[k][0]]
+        for k in written:
+            tensors[k].copy_(before[k][1])
+        self.__dict__["looked"] = {*self.__dict__.get("looked", ()), part}
+        self.__dict__["written"] = {*self.__dict__.get("written", ()), *written}
+        if written:
+            log.warning(
+                "%s writes into %s: each run begins with a copy of what was passed, where Pyro would go on from what "
+                "was written", self.name, _list(written),
+            )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -411,7 +441,7 @@ def _owner(fn: Any) -> nn.Module | None:
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with Unrolled(), ParamSites(program), running_part(program, "model"):
+        with Unrolled(), ParamSites(program), running_part(program, "model"), PointMasses(program):
             return model(*args, **kwargs)
 
     return run
@@ -426,9 +456,9 @@ class _Recorded:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.trace is not None:
-            with LatentSupports(), filling_gaps(self.program):
+            with LatentSupports(), PointMasses(self.program), filling_gaps(self.program):
                 return self.model(*args, **kwargs)
-        with poutine.trace() as tracer, LatentSupports(), filling_gaps(self.program):
+        with poutine.trace() as tracer, LatentSupports(), PointMasses(self.program), filling_gaps(self.program):
             result = self.model(*args, **kwargs)
         self.trace = tracer.trace
         return result

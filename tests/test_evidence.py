@@ -17,8 +17,9 @@ from ppgen import PpgenError
 from ppgen.cli import app
 from ppgen.data import load
 from ppgen.distributions import Flat
-from ppgen.inference import bayes_factors, evidence, fit, infer, mcmc, posterior
+from ppgen.inference import Bound, bayes_factors, evidence, fit, infer, mcmc, posterior
 from ppgen.inference.sampling.bridge import bridge_sampling
+from ppgen.inference.sampling.evidence import _room
 from ppgen.models import EightSchools
 from ppgen.run.files import write_netcdf
 
@@ -222,3 +223,13 @@ def test_compare_by_evidence_on_the_command_line(tmp_path, monkeypatch):
     assert out.exit_code == 0, out.output
     first, second = json.loads(out.stdout)["models"]
     assert abs(second["log_bayes_factor"]) < 4 * second["log_bayes_factor_se"] + 1e-3
+
+
+@pytest.mark.parametrize("elbo, verdict", [(-np.inf, "fine"), (-1.0, "fine"), (4.0, "wrong")])
+def test_an_elbo_of_minus_infinity_contradicts_nothing(elbo, verdict):
+    """As of x ~ Uniform(0, b) and normal draws of b, some of which leave x no room."""
+    kinds = {"elbo": ("lower", elbo), "iw": ("lower", 0.0), "bridge": ("estimate", 0.1), "eubo": ("upper", 0.3)}
+    found = [
+        Bound(n, kind, np.array([v]), np.array([0.1 if np.isfinite(v) else np.inf])) for n, (kind, v) in kinds.items()
+    ]
+    assert _room(found).verdict == verdict

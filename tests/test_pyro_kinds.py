@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import ppgen
-from ppgen import Program, rows
+from ppgen import Program, catalog, rows
 from ppgen.distributions import Flat
 from ppgen.engine.joint import log_joint as joint_of
 from ppgen.errors import PpgenError
 from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict, sample
+from ppgen.run import Run
 
 X6 = torch.tensor([1.0, 2.0, 0.5, 1.5, 3.0, 2.2])
 ONE = {"one": torch.ones(1)}
@@ -1014,3 +1015,140 @@ def test_an_easy_guide_groups_sites_across_plates(engine):
     ours = loglik(run, {"y": y}, particles=400, seed=0).bounds[0]
     assert abs(ours.mean - np.mean(theirs)) < 4.5 * np.std(theirs) * (2 / 400) ** 0.5
     assert posterior(run, {"y": y}, draws=4)["posterior"]["a"].shape == (1, 4, 4)
+
+
+# -- state, weights by hand, point masses ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [lambda x: 8 / len(x), lambda x: 2.0], ids=["by its rows", "a constant"])
+def test_a_batch_is_weighed_once(weight):
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)), poutine.scale(scale=weight(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    data = {"x": torch.arange(8.0)}
+    with pytest.raises(PpgenError, match="weighs 'x' by 2, and a batch of 4 of 8 rows is weighed by 2 as well"):
+        fit(model, data, steps=1, batch_size=4)
+    fit(model, data, steps=1, engine="eager")
+
+
+def test_a_program_that_writes_into_its_data_begins_from_them_at_each_run(caplog):
+    def model(x):
+        x -= 1.0
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    x = X6.clone()
+    program, u = Program.from_pair(model), torch.tensor([0.4])
+    exact = dist.Normal(0.0, 1.0).log_prob(u).sum() + dist.Normal(0.4, 1.0).log_prob(x - 1).sum()
+    joint = joint_of(program.setup({"x": x}), {"x": x})
+    torch.testing.assert_close(torch.stack([joint(u), joint(u)]), torch.stack([exact, exact]))
+    assert "writes into 'x'" in caplog.text
+    mcmc(model, {"x": x}, chains=4, draws=4, warmup=20, engine="eager", predictive=False, prior=False)
+    assert torch.equal(x, X6)
+
+
+def test_a_latent_that_draws_from_a_delta_is_no_latent():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        d = pyro.sample("d", dist.Delta(2 * m))
+        with rows(x):
+            e = pyro.sample("e", dist.Delta(d * x / 2))
+            pyro.sample("x", dist.Normal(e / x, 1.0), obs=x)
+
+    def plain(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    data, u = {"x": X6}, torch.tensor([0.4])
+    joints = [joint_of(Program.from_pair(p).setup(data), data) for p in (model, plain)]
+    assert joints[0].dim == 1
+    torch.testing.assert_close(joints[0](u), joints[1](u))
+    tree = posterior(fit(model, data, steps=1, engine="eager"), data, draws=3)["posterior"]
+    np.testing.assert_allclose(tree["d"], 2 * tree["m"])
+    assert tree["e"].shape == (1, 3, 6)
+
+
+def test_parameters_that_no_run_has_learned_are_said(caplog):
+    def model(x):
+        s = pyro.param("s", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.param("unused", torch.tensor(1.0))
+        m = pyro.sample("m", dist.Normal(0.0, s))
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    data = {"x": torch.tensor(0.3)}
+    mcmc(model, data, chains=4, draws=4, warmup=20, engine="eager", predictive=False, prior=False)
+    assert "no run has learned (param:s): they are held" in caplog.text
+
+
+def test_draws_of_a_point_are_not_corrected():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    data = {"x": torch.tensor(0.3)}
+    run = fit(model, data, guide="AutoDelta", steps=1, engine="eager")
+    with pytest.raises(PpgenError, match="gives the latent 'm' as a point"):
+        posterior(run, data, corrected=True)
+
+
+@pytest.mark.parametrize("block", [2**20, 16])
+def test_log_p_of_rows_in_the_last_dimension_of_another_column(block, monkeypatch):
+    """The program runs on all its rows only: a few of x do not go with all of y."""
+
+    def model(x, y):
+        with pyro.plate("d", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(0.5, 1.0), obs=x)
+            with pyro.plate("e", 2, dim=-2):
+                pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    monkeypatch.setattr(sys.modules["ppgen.inference.evaluation.loglik"], "BLOCK", block)
+    x, y = torch.arange(8.0), torch.arange(16.0).reshape(2, 8) / 8
+    exact = dist.Normal(0.5, 1.0).log_prob(x) + dist.Normal(0.0, 1.0).log_prob(y).sum(0)
+    found = loglik(Program.from_pair(model), {"x": x, "y": y}, particles=4).best
+    torch.testing.assert_close(torch.as_tensor(found.values), exact)
+
+
+def test_data_that_no_draw_of_a_guide_has_room_for():
+    def model(x):
+        top = pyro.sample("top", dist.Gamma(2.0, 4.0))
+        with rows(x):
+            pyro.sample("x", dist.Uniform(0.0, top, validate_args=False), obs=x)
+
+    with pytest.raises(PpgenError, match="'x' of the model is -inf; where that site's support depends on latents"):
+        fit(model, {"x": torch.tensor([3.0, 9.0])}, steps=20, engine="eager")
+
+
+FILE = """
+from functools import partial
+import pyro, torch
+from pyro import poutine
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+
+def base(x, width=1.0):
+    m = pyro.sample("m", Normal(0.0, width))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", Normal(m, 1.0), obs=x)
+
+class Net(PyroModule):
+    def forward(self, x):
+        base(x, 3.0)
+
+model = """
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [("partial(base, width=3.0)", ""), ("poutine.scale(base, scale=1.0)", ""), ("Net()", ""), ("Net()", ":model")],
+)
+def test_a_model_that_is_no_function_is_found_in_its_file_again(made, name, tmp_path):
+    (tmp_path / "mine.py").write_text(FILE + made)
+    program = catalog.build(catalog.find(f"{tmp_path / 'mine.py'}{name}"), {})
+    run = fit(program, {"x": X6}, steps=2, engine="eager", out=tmp_path / "run")
+    again = Run.load(tmp_path / "run", trust=True)
+    assert {n: v.tolist() for n, v in again.params.items()} == {n: v.tolist() for n, v in run.params.items()}
+    assert loglik(again, {"x": X6}, particles=4).best.mean == loglik(run, {"x": X6}, particles=4).best.mean

@@ -232,7 +232,7 @@ def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structu
         return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
 
     values = evaluate()
-    few = take(data, slice(0, 4), structure.row_columns) if structure.by_row else data
+    few = _few(program, data, structure, 4) if structure.by_row else data
     if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
         return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
     draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
@@ -246,7 +246,9 @@ def _blocks(
     rows = structure.row_columns
     n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
     size = min(n, max(1, BLOCK // (width * min(particles, MOST_PARTICLES))))
-    if not structure.by_row or program.fixed_rows:
+    with torch.random.fork_rng(devices=[]):
+        whole = size < n and structure.by_row and _few(program, data, structure, size) is data
+    if not structure.by_row or program.fixed_rows or whole:
         yield dict(data), slice(None)
         return
     for i in range(0, n, size):

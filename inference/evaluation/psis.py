@@ -118,12 +118,19 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
         draws: how many are wanted.
 
     Raises:
-        PpgenError: k-hat is too high for it, or too few of the draws are effective.
+        PpgenError: a latent is a point, k-hat is too high, or too few of the draws are effective.
     """
     if "sample_stats" not in found:
         raise PpgenError(
             "latents are summed out, and the guide's draws have no weights to be corrected by; leave it out"
         )
+    for name in structure.latents:
+        value = found["posterior"].get(name)
+        if value is not None and value.dtype.kind == "f" and value.size and (value == value[:, :1]).all():
+            raise PpgenError(
+                f"the guide gives the latent {name!r} as a point, which no weights make draws of the posterior; fit "
+                "with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
+            )
     log_w = found["sample_stats"]["log_p"][0] - found["sample_stats"]["log_q"][0]
     per_row = log_w.ndim == 2
     log_w = log_w if per_row else log_w[:, None]

@@ -187,7 +187,8 @@ def _room(bounds: list[Bound]) -> Finding:
     """Whether the lower bounds are below the upper one, and the estimates between them, by their errors."""
     by_name = {b.name: (float(b.values[0]), float(b.se[0])) for b in bounds}
     top, top_se = by_name["eubo"]
-    worst = min(((top - v) / math.hypot(se, top_se, 1e-3) for n, (v, se) in by_name.items() if n != "eubo"))
+    below = [(v, se) for n, (v, se) in by_name.items() if n != "eubo" and v != -math.inf]  # an ELBO may be: no clash
+    worst = min((top - v) / math.hypot(se, top_se, 1e-3) for v, se in below)
     low, low_se = by_name["iw"]
     worst = min(worst, *((v - low) / math.hypot(se, low_se, 1e-3) for n, (v, se) in by_name.items()
                          if n in ("bridge", "smc")))  # fmt: skip

@@ -46,7 +46,7 @@ from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import derived, mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
-from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
+from ppgen.inference.sampling.prepared import Prepared, free_parameters, prepared, prior_of, shortened, somewhere
 from ppgen.inference.sampling.weighted import (
     ALIKE,
     Drawn,
@@ -187,7 +187,7 @@ def infer(
         raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()
     with prepared(program, data, seed) as made:
-        _require_learned(program)
+        _require_learned(made)
         joint = _joint(made)
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
@@ -262,15 +262,12 @@ def _worst(outcome: Outcome) -> str:
     return "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
 
 
-def _require_learned(run: Run | Program) -> None:
-    if isinstance(run, Run):
-        return
-    guide = {id(p) for p in run._autoguide.parameters()} if run._autoguide is not None else set()
-    free = [n for n, p in run.named_parameters() if p.requires_grad and id(p) not in guide]
+def _require_learned(made: Prepared) -> None:
+    free = [] if isinstance(made.run, Run) else free_parameters(made.program, made.data)
     if free:
         raise PpgenError(
-            f"{run.name} has parameters to learn ({', '.join(free[:3])}{', ...' if len(free) > 3 else ''}), and a "
-            "posterior is given them; fit it, and pass the run"
+            f"{made.program.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, "
+            "and pass the run"
         )
 
 

@@ -330,7 +330,10 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
     try:
         known = (found.stats["lp"].flatten()[::every], found.g.flatten(0, 1)[::every]) if found.g is not None else None
         w = torch.full((len(u),), 1 / len(u)).to(u)
-        by_slope = tails(joint, u, w, *(known or target(u)), target, at_edges=-math.inf)
+        lp, g = known or target(u)
+        if score(u, w, g, joint.labels).verdict != FINE:  # steps or edges, which no slope tells
+            return tail_khat
+        by_slope = tails(joint, u, w, lp, g, target, at_edges=-math.inf)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat

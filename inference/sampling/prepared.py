@@ -77,6 +77,7 @@ def prepared(
         with ready(run, table, seed, guide=guide), running_of(program, table):
             if not isinstance(run, Run):
                 somewhere(lambda: _register(program, table))
+                _warn_of_parameters(program, table)
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
             _require_observed(program, table, n_rows(table, rows))
             yield Prepared(run, program, table, rows)
@@ -86,6 +87,31 @@ def _register(program: Program, data: Mapping[str, Tensor]) -> None:
     """The parameters that the model makes as it runs."""
     with program.collecting():
         program.call("model", data)
+
+
+def free_parameters(program: Program, data: Mapping[str, Any]) -> list[str]:
+    """The names of the parameters that the log joint depends on, and no run has learned."""
+    free = {n: p for n, p in program.named_parameters() if p.requires_grad}
+    if not free:
+        return []
+    with program.in_brief(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        log_p = somewhere(lambda: run_once(program, data, guide=False)).p.log_prob_sum()
+    if not log_p.requires_grad:
+        return []
+    slopes = torch.autograd.grad(log_p, list(free.values()), allow_unused=True)
+    return [n for n, slope in zip(free, slopes, strict=True) if slope is not None]
+
+
+def _warn_of_parameters(program: Program, data: Mapping[str, Any]) -> None:
+    if free := free_parameters(program, data):
+        log.warning(
+            "%s has parameters that no run has learned (%s): they are held at the values that they have now; fit it, "
+            "and pass the run, for those of the data", program.name, shortened(free),
+        )  # fmt: skip
+
+
+def shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _require_observed(program: Program, data: Mapping[str, Any], n: int) -> None:

@@ -363,6 +363,11 @@ def _gone_bad(loop: _Loop, batch: Mapping[str, Tensor], random_state: Tensor) ->
     first = loop.now.step - MAX_BAD_STEPS + 1
     site = bad_site(loop.objective, batch, random_state)
     went = f"the loss was not finite for {MAX_BAD_STEPS} steps running, first at step {first}: {site}"
+    if first == 1 and site.endswith("of the model is -inf"):
+        return (
+            f"{went}; where that site's support depends on latents, write a guide whose draws leave the data in it, or "
+            "take ppgen infer or mcmc; else look at the scale of the data"
+        )
     return f"{went}; {_go_on(loop, first)}"
 
 

@@ -123,6 +123,7 @@ def checked(
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
+            _weighed_once(structure, t, longer, n, size)
         _log_probs(t, enumerated)
         if learn and not enumerated:
             _gradients(program, t)
@@ -432,6 +433,25 @@ def _minibatch(
             "guide(x), or leave out "
             f"batch_size so that all {n} rows are passed"
         )
+
+
+def _weighed_once(structure: Structure, t: Traces, longer: Traces | None, n: int, size: int) -> None:
+    """
+    Raises:
+        PpgenError: a program that weighs its batch by N/B itself, by its number of rows or by a constant.
+    """
+    more = sample_sites(longer.p) if longer is not None else {}
+    for name in filter(structure.is_local, structure.names("observed")):
+        site = sample_sites(t.p)[name]
+        weights = [torch.as_tensor(s["scale"]) for s in (site, more.get(name, site))]
+        if structure.subsampled or weights[0].numel() > 1 or weights[1].numel() > 1:
+            continue
+        now, then = map(float, weights)
+        if math.isclose(now * size, then * (size + 1), rel_tol=1e-5) or math.isclose(now, n / size, rel_tol=1e-5):
+            raise PpgenError(
+                f"the program weighs {name!r} by {now:.4g}, and a batch of {size} of {n} rows is weighed by "
+                f"{n / size:.4g} as well; leave its poutine.scale out, or leave out batch_size"
+            )
 
 
 __all__ = ["Checked", "bad_number", "check", "checked", "columns", "running_of"]

@@ -188,9 +188,10 @@ class LogJoint:
             one, two = self.one(u), self.one(u)
             if torch.isfinite(one) and not torch.allclose(one, two, rtol=1e-4, atol=1e-4):
                 raise PpgenError(
-                    f"the log joint of {self.program.name} is drawn anew at each call (two at one point differ by "
-                    f"{float((one - two).abs()):.2g} nats), so that it cannot be climbed or sampled; draw what it "
-                    "draws at a pyro.sample site, or fit a guide (its ELBO may be drawn)"
+                    f"the log joint of {self.program.name} is drawn anew at each call, or changes with what an earlier "
+                    f"call left behind (two at one point differ by {float((one - two).abs()):.2g} nats), so that it "
+                    "cannot be climbed or sampled; draw what it draws at a pyro.sample site, let each call begin alike "
+                    "(a counter, a buffer), or fit a guide (its ELBO may be drawn)"
                 )
 
     def __call__(self, u: Tensor) -> Tensor:

@@ -268,6 +268,9 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
         names = [getattr(f, "__qualname__", ".") for f in (model, own_guide) if callable(f)]
         usual = names in (["model"], ["model", "guide"])
         named = usual or catalog.is_of_a_file(model) and not any("." in name for name in names)
+        if (file is None or not same or not named) and "found_in" in program.__dict__:  # a module, or what wraps one
+            file, name = program.__dict__["found_in"]
+            return spec | {"file": "program.py", "name": name, "arguments": {}}, file
         if file is None or not same or not named:
             return spec | {"arguments": {}, "why": "its functions are not `model` and `guide` of one file"}, None
         return spec | {"file": "program.py", "name": "" if usual else ",".join(names), "arguments": {}}, file
