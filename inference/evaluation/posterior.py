@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from ppgen.terms import (
 from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
-    from xarray import DataTree
+    from xarray import Dataset, DataTree
 
 Arrays = dict[str, np.ndarray]
 
@@ -387,7 +388,6 @@ _ORDER = ("posterior", "posterior_predictive", "prior", "prior_predictive", "log
 
 
 def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[str, Any], **attrs: str) -> DataTree:
-    from arviz_base import dict_to_dataset, from_dict
     from xarray import DataTree
 
     names = _tree_names([*coords, *(n for group in groups.values() for n in group)])
@@ -400,20 +400,36 @@ def tree_from(groups: dict[str, Any], dims: dict[str, list[str]], coords: dict[s
     attrs |= {"original_names": json.dumps(changed, ensure_ascii=False)} if changed else {}
     used = versions()
     made_by = {"inference_library": "ppgen", "inference_library_version": used["ppgen"]}
-    known = {g: v for g, v in groups.items() if g != "log_prior"}
-    tree = from_dict(
-        known,
-        dims=dims,
-        coords=coords,
-        pred_dims=dims,
-        pred_coords=coords,
-        attrs={"/": made_by | used | attrs, **dict.fromkeys(known, made_by)},
-    )
-    if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
-        named: Any = dims
-        one = dict_to_dataset(groups["log_prior"], dims=named, coords=coords, attrs=made_by, skip_event_dims=True)
-        tree["log_prior"] = DataTree(one)
+    created = {"created_at": datetime.now(UTC).isoformat(), "creation_library": "ppgen",
+               "creation_library_version": used["ppgen"], "creation_library_language": "Python"}  # fmt: skip
+    tree = DataTree.from_dict({g: _dataset(g, own, dims, coords, created | made_by) for g, own in groups.items()})
+    tree.attrs = made_by | used | attrs
     return tree
+
+
+def _dataset(
+    group: str,
+    values: Mapping[str, Any],
+    dims: Mapping[str, list[str]],
+    coords: Mapping[str, Any],
+    attrs: dict[str, str],
+) -> Dataset:
+    """A group of ArviZ's schema: chain and draw lead but in data; densities lack the dimensions of an event; what has
+    no name is NAME_dim_0, ..."""
+    from xarray import Dataset
+
+    leading = [] if group.endswith("data") else ["chain", "draw"]
+    named: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
+    for name, array in values.items():
+        own = [*leading, *dims.get(name, ())][: array.ndim]
+        if group in ("log_likelihood", "log_prior"):
+            fits = [d not in coords or n == len(coords[d]) for d, n in zip(own, array.shape, strict=False)]
+            own = own[: fits.index(False)] if False in fits else own
+        own += [f"{name}_dim_{i}" for i in range(array.ndim - len(own))]
+        named[name] = (own, array)
+        sizes |= dict(zip(own, array.shape, strict=True))
+    return Dataset(named, coords={d: coords.get(d, np.arange(n)) for d, n in sizes.items()}, attrs=attrs)
 
 
 def _apart(name: str, taken: Collection[str]) -> str:

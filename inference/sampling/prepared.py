@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, row_columns
+from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
@@ -75,26 +76,20 @@ def prepared(
         validate(program, table, fits=not isinstance(run, Run))
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=guide), running_of(program, table):
-            if not isinstance(run, Run):
-                somewhere(lambda: _register(program, table))
-            _require_in_support(program, table)
+            _require_in_support(program, table, new=not isinstance(run, Run))
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
             yield Prepared(run, program, table, rows)
 
 
-def _register(program: Program, data: Mapping[str, Tensor]) -> None:
-    """The parameters that the model makes as it runs."""
-    with program.collecting():
-        program.call("model", data)
+def _require_in_support(program: Program, data: Mapping[str, Any], new: bool) -> None:
+    """Runs the model once, in which a new program gets the parameters that it makes as it runs.
 
-
-def _require_in_support(program: Program, data: Mapping[str, Any]) -> None:
-    """
     Raises:
         PpgenError: an observed value that no draw of its distribution has, whatever the latents are.
     """
     with torch.random.fork_rng(devices=[]):
-        p = somewhere(lambda: run_once(program, data, guide=False)).p
+        with program.collecting() if new else nullcontext():
+            p = somewhere(lambda: run_once(program, data, guide=False)).p
         observed = {n: s for n, s in sample_sites(p, deterministic=False).items() if s["is_observed"]}
         try:
             by_latents = moving(lambda: program.call("model", data), p.nodes, observed)
@@ -116,10 +111,17 @@ def somewhere(fn: Callable[[], Any]) -> Any:
             torch.rand(1)  # another draw
 
 
-def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
-    """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
-    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    return (lambda: somewhere(joint.prior)) if proper else None
+def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[int], Tensor] | None:
+    """n draws from the prior, unconstrained, (n, dim); None where it is flat somewhere, or not known."""
+    many = Many(lambda: [joint.prior()], name=f"{joint.program.name} from its prior")
+
+    def draws(n: int) -> Tensor:
+        try:
+            return many(n)[0]
+        except (LinAlgError, ValueError):  # at one of them
+            return torch.stack([somewhere(joint.prior) for _ in range(n)])
+
+    return draws if sites and not any(s.distribution == "Flat" for s in sites) else None
 
 
 def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:

@@ -164,14 +164,14 @@ MUTANTS = [
     # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
     Mutant(
         "khat_of_inverse_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(column)",
+        "_smoothed(column - column.max())",
+        "_smoothed(column.min() - column)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
         "khat_of_half_the_log_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(-column / 2)",
+        "_smoothed(column - column.max())",
+        "_smoothed((column - column.max()) / 2)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
@@ -299,7 +299,7 @@ MUTANTS = [
     ),
     Mutant(
         "climbs_from_the_prior_left_out",
-        "kinds.append(torch.stack([prior() for _ in range(n)]))",
+        "kinds.append(prior(max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // max(dim, size)))))",
         "",
         "tests/test_mode_search.py::test_a_mode_is_found_from_the_prior_and_not_without",
     ),
