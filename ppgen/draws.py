@@ -75,7 +75,8 @@ class Many:
                 return self._say(why)
             if len(_recordings) == MOST_RECORDINGS:
                 del _recordings[next(iter(_recordings))]
-            _recordings[key] = Recording(traced, self.gradient)
+            own = len(self.examples) - self.shared
+            _recordings[key] = Recording(traced, self.shared, own, self.gradient)
             self.graph, self.constants = _recordings[key], traced.constants
             if self.graph.writes:  # which may want room, and is found out by two draws
                 inputs, each = self.examples[: self.shared], self.examples[self.shared :]
@@ -153,22 +154,27 @@ class Many:
 class Recording:
     """A recorded run of one draw, for `torch.func.vmap`: what is made of its graph alone, whatever the values.
 
+    Args:
+        shared, own: how many inputs are the same for all draws, and how many further ones are of each draw.
+
     Attributes:
         run: (which, inputs, constants, noise) -> the function's tensors; `which` is mapped over, whatever else is.
         noise: the draws that it takes as inputs.
-        largest: entries of its largest tensor.
+        largest: entries of the largest tensor that is another one in each draw.
         writes: whether it writes in place.
     """
 
-    def __init__(self, traced: Traced, gradient: bool):
+    def __init__(self, traced: Traced, shared: int, own: int, gradient: bool):
         self.gradient = gradient
         hoisted, self.noise, _ = hoist(traced)
         graph = hoisted.graph
         run = self._executable(graph)
         self.run: Callable[..., Any] = lambda _, *tensors: run(*tensors)
         self.narrow: fx.GraphModule | None = graph  # as long as it has room for one draw only
-        self.largest = max((n.meta["like"][0].numel() for n in graph.graph.nodes if "like" in n.meta), default=1)
         self.writes = any(is_in_place(n) for n in graph.graph.nodes)
+        each = slice(shared, shared + own)
+        nodes = list(graph.graph.nodes) if self.writes else _of_each_draw(graph, each, len(self.noise))
+        self.largest = max((n.meta["like"][0].numel() for n in nodes if "like" in n.meta), default=1)
 
     def _executable(self, graph: fx.GraphModule) -> Callable[..., Any]:
         return executable(graph if self.gradient else kept_whole(graph), gradient=self.gradient)
@@ -179,6 +185,22 @@ class Recording:
             return False
         self.run, self.narrow = self._executable(in_own_memory(self.narrow)), None
         return True
+
+
+def _of_each_draw(graph: fx.GraphModule, inputs: slice, noise: int) -> list[fx.Node]:
+    """The nodes that depend on random numbers, or on an input of each draw: not those of parameters and columns alone.
+
+    Args:
+        inputs: which placeholders are inputs of each draw.
+        noise: how many of the last ones are.
+    """
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    each = {*placeholders[inputs], *placeholders[len(placeholders) - noise :]}
+    for node in graph.graph.nodes:
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if drawn or any(n in each for n in node.all_input_nodes):
+            each.add(node)
+    return list(each)
 
 
 _recordings: dict[Any, Recording] = {}  # by `_key`, of this process
