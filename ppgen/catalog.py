@@ -38,7 +38,7 @@ def model(name: str) -> Found:
     Raises:
         PpgenError: no such model.
     """
-    known = names()
+    known = listing.names("ppgen.models")
     if name not in known:
         raise PpgenError(
             f"there is no model {name!r}{nearest(name, known)}; the catalogue has {', '.join(known)}, "

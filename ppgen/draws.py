@@ -19,8 +19,8 @@ from pyro.poutine import Trace
 from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ppgen.engine.graph import in_own_memory
-from ppgen.engine.noise import Draw, hoist
+from ppgen.engine.graph import in_own_memory, is_in_place
+from ppgen.engine.noise import hoist
 from ppgen.engine.together import kept_whole
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
@@ -34,6 +34,7 @@ log = logging.getLogger("ppgen")
 
 FEW = 16  # draws that are made one after the other: recording a run costs as much
 BLOCK = 2**23  # entries of the largest tensor of a batch: bounds the memory
+MOST_RECORDINGS = 64  # kept in a process
 
 One = Callable[..., list[Tensor]]
 DrawTerms = Callable[..., list[Term]]  # of the signature of `one_draw`
@@ -57,36 +58,32 @@ class Many:
         self.one, self.name, self.gradient = one, name, gradient
         self.examples, self.shared = [*inputs, *each], len(inputs)
         self.device = next((t.device for t in self.examples), torch.device("cpu"))
-        self.recorded, self.batched, self.largest = False, True, 1
-        self.graph: Callable[..., Any] | None = None  # None: cannot be recorded, or was not yet
-        self.narrow: fx.GraphModule | None = None  # the graph, as long as it has room for one draw only
+        self.recorded, self.batched = False, True
+        self.graph: Recording | None = None  # None: cannot be recorded, or was not yet
         self.constants: tuple[Tensor, ...] = ()
-        self.noise: list[Draw] = []
         if gradient:
             self._record()
 
     def _record(self) -> None:
         self.recorded = True
         try:
-            graph = trace(self.one, self.examples, differentiable=self.gradient, held=not self.shared)
+            traced = trace(self.one, self.examples, differentiable=self.gradient, held=not self.shared)
         except Untraceable as e:
             return self._say(str(e))
-        if why := _differs(self.one, graph, self.examples, self.gradient):
-            return self._say(why)
-        hoisted, self.noise, _ = hoist(graph)
-        graph_of_many = hoisted.graph if self.gradient else kept_whole(hoisted.graph)
-        run_it = executable(graph_of_many, gradient=self.gradient)
-        self.graph, self.narrow = lambda _, *tensors: run_it(*tensors), hoisted.graph
-        self.constants = hoisted.constants
-        sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]
-        self.largest = max(sizes, default=1)
-        self._settle()
-
-    def _settle(self) -> None:
-        """How draws are made together is found before one counts: a try that fails has drawn some numbers."""
-        inputs, each = self.examples[: self.shared], self.examples[self.shared :]
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
-            self._block(2, inputs, [torch.stack([v, v]) for v in each])
+        key = _key(traced, self.shared, self.gradient)
+        if key not in _recordings:
+            if why := _differs(self.one, traced, self.examples, self.gradient):
+                return self._say(why)
+            if len(_recordings) == MOST_RECORDINGS:
+                del _recordings[next(iter(_recordings))]
+            own = len(self.examples) - self.shared
+            _recordings[key] = Recording(traced, self.shared, own, self.gradient)
+            self.graph, self.constants = _recordings[key], traced.constants
+            if self.graph.writes:  # which may want room, and is found out by two draws
+                inputs, each = self.examples[: self.shared], self.examples[self.shared :]
+                with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+                    self._block(2, inputs, [torch.stack([v, v]) for v in each])
+        self.graph, self.constants = _recordings[key], traced.constants
 
     def _say(self, why: str) -> None:
         log.info("the draws of %s are made one after the other: %s", self.name, why)
@@ -104,7 +101,7 @@ class Many:
             first = self.one(*inputs, *(v[0] for v in each))
             self._require_memory([v[None] for v in first], draws)
             return _stacked([first, *(self.one(*inputs, *(v[i] for v in each)) for i in range(1, draws))])
-        at_once = draws if self.gradient else max(1, min(draws, BLOCK // self.largest))
+        at_once = draws if self.gradient else max(1, min(draws, BLOCK // self.graph.largest))
         out: list[Tensor] = []  # made once, for all draws: parts that are joined take twice the memory
         for start in range(0, draws, at_once):
             s = min(at_once, draws - start)
@@ -131,20 +128,22 @@ class Many:
         )  # fmt: skip
 
     def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:
-        noise = [d.many(draws, self.device) for d in self.noise]
-        n = len(each)
+        assert self.graph is not None
+        recording, n = self.graph, len(each)
+        noise = [d.many(draws, self.device) for d in recording.noise]
 
         def one(which: Tensor, *own: Tensor) -> list[Tensor]:
-            assert self.graph is not None
-            return list(self.graph(which, *inputs, *own[:n], *self.constants, *own[n:]))
+            return list(recording.run(which, *inputs, *own[:n], *self.constants, *own[n:]))
 
         while self.batched:
+            state = torch.get_rng_state()
             try:
                 return torch.func.vmap(one, randomness="different")(
                     torch.zeros(draws, device=self.device), *each, *noise
                 )
             except (RuntimeError, NotImplementedError) as e:
-                if self._widen():
+                torch.set_rng_state(state)  # a try that fails has drawn some numbers
+                if recording.widen():
                     continue
                 self._say(str(e).splitlines()[0])
                 self.batched = False
@@ -152,12 +151,72 @@ class Many:
             [one(torch.zeros((), device=self.device), *(v[i] for v in (*each, *noise))) for i in range(draws)]
         )
 
-    def _widen(self) -> bool:
+
+class Recording:
+    """A recorded run of one draw, for `torch.func.vmap`: what is made of its graph alone, whatever the values.
+
+    Args:
+        shared, own: how many inputs are the same for all draws, and how many further ones are of each draw.
+
+    Attributes:
+        run: (which, inputs, constants, noise) -> the function's tensors; `which` is mapped over, whatever else is.
+        noise: the draws that it takes as inputs.
+        largest: entries of the largest tensor that is another one in each draw.
+        writes: whether it writes in place.
+    """
+
+    def __init__(self, traced: Traced, shared: int, own: int, gradient: bool):
+        self.gradient = gradient
+        hoisted, self.noise, _ = hoist(traced)
+        graph = hoisted.graph
+        run = self._executable(graph)
+        self.run: Callable[..., Any] = lambda _, *tensors: run(*tensors)
+        self.narrow: fx.GraphModule | None = graph  # as long as it has room for one draw only
+        self.writes = any(is_in_place(n) for n in graph.graph.nodes)
+        each = slice(shared, shared + own)
+        nodes = list(graph.graph.nodes) if self.writes else _of_each_draw(graph, each, len(self.noise))
+        self.largest = max((n.meta["like"][0].numel() for n in nodes if "like" in n.meta), default=1)
+
+    def _executable(self, graph: fx.GraphModule) -> Callable[..., Any]:
+        return executable(graph if self.gradient else kept_whole(graph), gradient=self.gradient)
+
+    def widen(self) -> bool:
         """Whether what is written in place is now given room for all draws, and was not before."""
         if self.narrow is None:
             return False
-        self.graph, self.narrow = executable(in_own_memory(self.narrow), gradient=self.gradient), None
+        self.run, self.narrow = self._executable(in_own_memory(self.narrow)), None
         return True
+
+
+def _of_each_draw(graph: fx.GraphModule, inputs: slice, noise: int) -> list[fx.Node]:
+    """The nodes that depend on random numbers, or on an input of each draw: not those of parameters and columns alone.
+
+    Args:
+        inputs: which placeholders are inputs of each draw.
+        noise: how many of the last ones are.
+    """
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    each = {*placeholders[inputs], *placeholders[len(placeholders) - noise :]}
+    for node in graph.graph.nodes:
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if drawn or any(n in each for n in node.all_input_nodes):
+            each.add(node)
+    return list(each)
+
+
+_recordings: dict[Any, Recording] = {}  # by `_key`, of this process
+
+
+def _key(traced: Traced, shared: int, gradient: bool) -> Any:
+    """All that a `Recording` is made of: every node of the graph with its operation, arguments, shape and dtype.
+
+    A program is recorded at every call, and parameters and what else it closes over are inputs of the graph: only the
+    work that follows from an equal graph is left out.
+    """
+    nodes = list(traced.graph.graph.nodes)
+    whole = all(n.op not in ("get_attr", "call_module") for n in nodes)  # nothing is held by the graph
+    known = tuple((n.op, n.target, n.name, str(n.args), str(n.kwargs), n.meta.get("like")) for n in nodes)
+    return known, shared, gradient, None if whole else object()
 
 
 def _stacked(runs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -194,8 +253,10 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
         inputs = [t.detach().requires_grad_(gradient and t.requires_grad) for t in inputs]
         own = one(*inputs)
         torch.set_rng_state(start)
-        run_it = executable(recorded.graph, gradient=gradient)
-        ours = list(run_it(*inputs, *recorded.constants))
+        if gradient:
+            ours = list(executable(recorded.graph, gradient=True)(*inputs, *recorded.constants))
+        else:
+            ours = list(recorded(*inputs))
         for a, b in zip(own, ours, strict=True):
             if a.shape != b.shape or not _near(a, b):
                 return "its recorded run gives other values (does it draw from Python's random, or count its calls?)"

@@ -11,6 +11,7 @@ import torch
 from known import GuidedNormalMean, normal
 
 from ppgen import Program, rows
+from ppgen import draws as draws_module
 from ppgen.check import check
 from ppgen.draws import FEW, Many, ManyTerms, one_draw
 
@@ -135,3 +136,84 @@ def test_private_parts_of_torch_and_pyro_are_there():
 
     assert callable(BackwardSampleMessenger) and callable(_compute_model_factors) and callable(_reparametrize_module)
     assert hasattr(special, "_SafeLog") and hasattr(dirichlet, "_Dirichlet") and hasattr(torch, "_dirichlet_grad")
+
+
+A = torch.tensor([0.5, 2.0])
+
+
+def _drawn(one, inputs=(), each=(), gradient=False):
+    """Of 20 draws, from one random state."""
+    torch.manual_seed(0)
+    return Many(one, inputs, [v[0] for v in each], name="test", gradient=gradient)(20, inputs, each)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The recordings that were worked out, from none."""
+    recordings, of = [], draws_module.Recording
+    monkeypatch.setattr(draws_module, "_recordings", {})
+    monkeypatch.setattr(draws_module, "Recording", lambda *args: recordings.append(of(*args)) or recordings[-1])
+    return recordings
+
+
+def _base(a):
+    return [dist.Gamma(a, 2.0).sample() + 0.5 * torch.randn(2)]
+
+
+OTHERS = {
+    "an operation": (lambda a: [dist.Gamma(a, 2.0).sample() - 0.5 * torch.randn(2)], [A]),
+    "a number": (lambda a: [dist.Gamma(a, 2.0).sample() + 0.25 * torch.randn(2)], [A]),
+    "a shape of noise": (lambda a: [dist.Gamma(a, 2.0).sample() + 0.5 * torch.randn(1)], [A]),
+    "a law of noise": (lambda a: [dist.Gamma(a, 2.0).sample() + 0.5 * torch.rand(2)], [A]),
+    "the order of its operands": (lambda a: [0.5 * torch.randn(2) + dist.Gamma(a, 2.0).sample()], [A]),
+    "an output more": (lambda a: [*_base(a), a], [A]),
+    "the shape of an input": (_base, [A[:1]]),
+    "the dtype of an input": (_base, [A.double()]),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_only_an_equal_graph_is_worked_out_once(other, made):
+    """What a first program left behind changes no draw of a second one that differs from it in one thing."""
+    one, inputs = OTHERS[other]
+    fresh = _drawn(one, inputs)
+    made.clear(), draws_module._recordings.clear()
+    _drawn(_base, [A])
+    again = _drawn(one, inputs)
+    assert len(made) == 2 and all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
+
+
+def test_an_input_of_each_draw_is_not_one_of_all(made):
+    a = torch.rand(20, 2) + 1.0
+    _drawn(_base, [a[0]])
+    each = _drawn(_base, each=[a])
+    assert len(made) == 2 and not torch.equal(each[0], _drawn(_base, [a[0]])[0])
+    _drawn(_base, [A.clone().requires_grad_()], gradient=True)
+    assert len(made) == 3, "and gradients want another one"
+
+
+def test_what_a_program_closes_over_may_change(made):
+    """Parameters, columns and other tensors are inputs of the graph, and are those of now."""
+    scale = torch.tensor(1.0)
+    first = _drawn(lambda: [scale * torch.randn(3)])
+    scale = torch.tensor(3.0)
+    second = _drawn(lambda: [scale * torch.randn(3)])
+    scale.fill_(5.0)
+    third = _drawn(lambda: [scale * torch.randn(3)])
+    assert len(made) == 1 and torch.equal(second[0], 3 * first[0]) and torch.equal(third[0], 5 * first[0])
+
+
+def test_a_room_for_all_draws_is_kept_and_the_oldest_recordings_are_not(made, monkeypatch):
+    def one():
+        p = torch.zeros(2)
+        p[0] = torch.randn(())
+        return [p]
+
+    _drawn(one)
+    assert made[0].narrow is None and _drawn(one)[0][:, 0].std() > 0 and len(made) == 1
+    monkeypatch.setattr(draws_module, "MOST_RECORDINGS", 2)
+    for n in (3, 4, 5):
+        _drawn(lambda n=n: [torch.randn(n)])
+    assert len(draws_module._recordings) == 2
+    _drawn(one)
+    assert len(made) == 5

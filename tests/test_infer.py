@@ -330,7 +330,7 @@ def test_starts_beyond_the_draws_of_the_prior():
         return torch.where((u[:, 0] > 9.0) & (u[:, 1].abs() < 5), -u.square().sum(-1), -torch.inf)
 
     generator = torch.Generator().manual_seed(0)
-    u = starts(value, 32, 2, lambda: torch.randn(2, generator=generator), generator)
+    u = starts(value, 32, 2, lambda n: torch.randn(n, 2, generator=generator), generator)
     assert torch.isfinite(value(u)).all()
     with pytest.raises(PpgenError, match="not finite at any of 1024 starting points"):
         starts(lambda u: torch.full_like(u[:, 0], -torch.inf), 32, 2, None, generator)

@@ -99,7 +99,7 @@ def test_a_mode_is_found_from_the_prior_and_not_without():
     """A narrow mode far out of the draws' reach: where the prior leads to it, it is found."""
     d = mixture([0.5, 0.5], [[0.0] * 5, [300.0] * 5], [[0.1] * 5, [0.1] * 5])
     u = 0.1 * torch.randn(4000, 5).double()
-    assert search(d, u, prior=lambda: 300 + 5 * torch.randn(5).double()).verdict == "wrong"
+    assert search(d, u, prior=lambda n: 300 + 5 * torch.randn(n, 5).double()).verdict == "wrong"
 
 
 @pytest.mark.parametrize("effective", [400.0, 4000.0])

@@ -13,7 +13,7 @@ al. 2018, arXiv:1802.02538); active units: Importance Weighted Autoencoders (Bur
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,11 +28,12 @@ from ppgen.engine import log_joint
 from ppgen.engine.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence, LogLik
-from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.loglik import loglik, require_no_point
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready, require_run
+from ppgen.inference.sampling.prepared import prior_of
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, with_words
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -41,7 +42,7 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import summarized
 from ppgen.sites import is_delta
-from ppgen.structure import Structure
+from ppgen.structure import Site, Structure
 from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # they take a second to import
@@ -87,6 +88,10 @@ class Diagnosis(NamedTuple):
         return verdict(self.findings)
 
 
+class NoWeights(PpgenError):
+    """There are no weights that tell how far a guide is from the posterior."""
+
+
 @torch.no_grad()
 def diagnose(
     run: Run,
@@ -109,24 +114,27 @@ def diagnose(
         reference: a DataTree of the same posterior, such as `mcmc` gives, to stand beside the guide's.
 
     Raises:
-        PpgenError: a program that was not fitted, or that has no latents; a guide without spread.
+        NoWeights: a program that has no latents; a guide without spread.
+        PpgenError: a program that was not fitted.
     """
     require_run(run, "diagnose")
     program = run.program
     data = prepare_columns(data, program, dtype_of_program(program))
     s = run.structure
     if not s.latents:
-        raise PpgenError(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
+        raise NoWeights(f"{program.name} has no latents, so nothing to diagnose: its log p(x) is exact; evaluate it")
     require_few_states(program)
     local = not s.globals
     more = take(data, slice(0, 10 * rows), s.row_columns) if local and not program.fixed_rows else data
     few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data
-    ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
-    if not has_spread(run, few):
-        raise PpgenError(
+    if not _has_spread(run, few):
+        with ready(run, few, seed):
+            require_no_point(program, few, s)
+        raise NoWeights(
             f"the guide of {program.name} has no spread: it gives one value of {s.latents[0]!r}, whose weights cannot "
             "tell how far the posterior is; its bound holds all the same (ppgen evaluate)"
         )
+    ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)
     tree = posterior(run, few, draws=draws, seed=seed)
@@ -141,14 +149,14 @@ def diagnose(
     table, compared = compare_moments(tree, asked, reference)
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     with ready(run, data, seed):
-        checks += _unseen(program, data, tree, ll, float(asked.max()), seed)
+        checks += _unseen(program, data, s.sites, tree, ll, float(asked.max()), seed)
     said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
 
 
-def has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
-    """Whether a run has latents of which its guide gives more than one value, as it does not of a VQ-VAE's codes."""
+def _has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
+    """Whether its guide gives more than one value of some latent, as it does not of a VQ-VAE's codes."""
     with ready(run, data, 0):
         one, two = (run_once(run.program, data).q.nodes for _ in range(2))
     names = run.structure.latents
@@ -156,7 +164,13 @@ def has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
 
 
 def _unseen(
-    program: Program, data: Mapping[str, Tensor], tree: DataTree, ll: LogLik, khat: float, seed: int | None
+    program: Program,
+    data: Mapping[str, Tensor],
+    sites: Sequence[Site],
+    tree: DataTree,
+    ll: LogLik,
+    khat: float,
+    seed: int | None,
 ) -> list[Finding]:
     """Whether the guide's weighted draws stay under moves, and whether the posterior has mass that they have not seen.
 
@@ -184,7 +198,8 @@ def _unseen(
     still = moved(target, u, w / w.sum(), joint.labels, seed=seed or 0)
     found = unseen_modes(
         target, u, float(1 / (w**2).sum()),
-        evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=joint.prior, name=joint.place,
+        evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=prior_of(joint, sites),
+        name=joint.place,
         seed=seed or 0,
     )  # fmt: skip
     return [still] if found is None else [still, found]

@@ -107,7 +107,7 @@ def _evaluated(
     with ready(run, data, seed):
         structure = structure_of(run, data)
         warn_of_negative_indices(program, data, structure.row_columns)
-        _no_point(program, data, structure)
+        require_no_point(program, data, structure)
         dims = _discrete_dims(program, data, structure)
         n = n_rows(data, structure.row_columns)
         per = "row" if structure.by_row else "data set"
@@ -274,8 +274,11 @@ def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
         )
 
 
-def _no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
-    """A guide that is a point has no density: log p(x, z) there is no bound on log p(x)."""
+def require_no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+    """
+    Raises:
+        PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x).
+    """
     with torch.random.fork_rng():
         few = _few(program, data, structure, 2)
         one, two = (run_once(program, few).q.nodes for _ in range(2))

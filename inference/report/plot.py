@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,12 @@ from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
+from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
-    entry_names,
     figure_of,
     groups_figures,
     image_grid,
@@ -50,7 +50,7 @@ from ppgen.inference.report.sample_plots import (
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import shown, variable
+from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def plot(
     if run.program.is_chain:
         return write_figures(folder, {"elbo": elbo_figure(run), **chain_figures(run, columns, seed=seed)}, format)
     d = None
-    if has_spread(run, first_rows(run, columns, ROWS)):
+    with suppress(NoWeights):
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
     figures = {
         "elbo": elbo_figure(run),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ppgen import data as data_module
 from ppgen.console import cell, number
 from ppgen.errors import PpgenError
 from ppgen.gaps import in_words
-from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose, has_spread
+from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
 from ppgen.inference.evaluation.estimates import LogLik
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.sample import ready, require_run
@@ -92,8 +93,9 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
-    weighed = not run.program.repeats and has_spread(run, few)
-    d = diagnose(run, few, draws=draws, seed=seed) if weighed else None
+    d = None
+    with suppress(NoWeights):
+        d = None if run.program.repeats else diagnose(run, few, draws=draws, seed=seed)
     bounds = d.bounds if d is not None else loglik(run, few, seed=seed)
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"

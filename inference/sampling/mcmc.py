@@ -237,7 +237,7 @@ def run_chains(
 
 
 def _paths(
-    target: Density, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
+    target: Density, chains: int, dim: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator
 ) -> Paths:
     """Pathfinder's, by whole matrices where they are small."""
     start = starts(lambda u: target(u)[0], chains, dim, prior, generator)

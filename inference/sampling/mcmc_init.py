@@ -35,13 +35,13 @@ def nowhere(tried: int) -> PpgenError:
 
 
 def starts(
-    value: Value, chains: int, dim: int, prior: Callable[[], Tensor] | None, generator: torch.Generator
+    value: Value, chains: int, dim: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator
 ) -> Tensor:
     """(chains, dim), each the best of `CANDIDATES`.
 
     Args:
         value: the log joint of (chains, dim) vectors at once.
-        prior: one draw from the prior, unconstrained; None where there is none.
+        prior: n draws from the prior, unconstrained; None where there is none.
 
     Raises:
         PpgenError: the log joint is finite nowhere that was tried.
@@ -51,10 +51,8 @@ def starts(
         for i in range(CANDIDATES):
             if spread > 1 and bool(torch.isfinite(top).any()):
                 break
-            if i % 2 and prior is not None:
-                u = torch.stack([prior() for _ in range(chains)])
-            else:
-                u = 4 * torch.rand(chains, dim, generator=generator) - 2
+            from_prior = prior if i % 2 else None
+            u = from_prior(chains) if from_prior else 4 * torch.rand(chains, dim, generator=generator) - 2
             if spread > 1:
                 middle = u.median(0).values
                 wide = torch.rand(chains, dim, generator=generator) < 0.5

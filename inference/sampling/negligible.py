@@ -22,6 +22,7 @@ from ppgen.engine.pathfinder import Density
 from ppgen.inference.sampling.kernels import NEGLIGIBLE, Begun
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import climbs, places
+from ppgen.run.chain_statistics import distances
 
 APART = 3.0  # sds of the draws of one chain, between its mean and that of most, from which on places are compared
 WEIGHTS = 2000  # draws of the mixture
@@ -37,7 +38,7 @@ def negligible_modes(target: Density, u: Tensor, lp: Tensor, generator: torch.Ge
         target: the log joint of unconstrained vectors, any number at once, and its gradient.
         u, lp: of a window of a warm-up, (draws, chains, dim) and (draws, chains).
     """
-    if not _apart(torch.cat([lp[..., None], u], -1)):
+    if not (distances(torch.cat([lp[..., None], u], -1).transpose(0, 1).numpy()) > APART).any():
         return None
     generator = generator or torch.Generator().manual_seed(0)
     draws = u.flatten(0, 1)
@@ -55,12 +56,6 @@ def negligible_modes(target: Density, u: Tensor, lp: Tensor, generator: torch.Ge
         return None
     most = int(torch.where(gone, share, -torch.inf).argmax())
     return Begun(gone.nonzero()[:, 0], float(share[most]), u[-1, most])
-
-
-def _apart(x: Tensor) -> bool:
-    """Whether the mean of some chain is not that of most, (draws, chains, figures)."""
-    mean, within = x.mean(0), x.std(0).median(0).values.clamp_min(1e-300)
-    return bool((((mean - mean.median(0).values) / within).abs() > APART).any())
 
 
 def _from_above(parts: list[tuple[Tensor, Tensor]], u: Tensor, lp: Tensor) -> Tensor:

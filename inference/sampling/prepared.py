@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from ppgen.check.agreement import NOTHING, observed_fit, observed_in_support
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, n_rows, row_columns
+from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
@@ -75,18 +76,12 @@ def prepared(
         validate(program, table, fits=not isinstance(run, Run))
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=guide), running_of(program, table):
-            if not isinstance(run, Run):
-                somewhere(lambda: _register(program, table))
+            new = not isinstance(run, Run)
+            rows = row_columns(table) if new else run.structure.row_columns
+            _require_observed(program, table, n_rows(table, rows), new)
+            if new:
                 _warn_of_parameters(program, table)
-            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
-            _require_observed(program, table, n_rows(table, rows))
             yield Prepared(run, program, table, rows)
-
-
-def _register(program: Program, data: Mapping[str, Tensor]) -> None:
-    """The parameters that the model makes as it runs."""
-    with program.collecting():
-        program.call("model", data)
 
 
 def free_parameters(program: Program, data: Mapping[str, Any]) -> list[str]:
@@ -114,8 +109,9 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _require_observed(program: Program, data: Mapping[str, Any], n: int) -> None:
-    """
+def _require_observed(program: Program, data: Mapping[str, Any], n: int, new: bool) -> None:
+    """Runs the model once, in which a new program gets the parameters that it makes as it runs.
+
     Args:
         n: the number of rows.
 
@@ -124,7 +120,8 @@ def _require_observed(program: Program, data: Mapping[str, Any], n: int) -> None
             other; an observed value that no draw of its distribution has, whatever the latents are.
     """
     with torch.random.fork_rng(devices=[]):
-        p = somewhere(lambda: run_once(program, data, guide=False)).p
+        with program.collecting() if new else nullcontext():
+            p = somewhere(lambda: run_once(program, data, guide=False)).p
         observed_fit(p, n, n, counted_once=False)
         found = any(s["is_observed"] for s in sample_sites(p, factors=True, deterministic=False).values())
         observed = {n: s for n, s in sample_sites(p, deterministic=False).items() if s["is_observed"]}
@@ -151,10 +148,17 @@ def somewhere(fn: Callable[[], Any]) -> Any:
             torch.rand(1)  # another draw
 
 
-def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[], Tensor] | None:
-    """One draw from the prior, unconstrained; None where it is flat somewhere, or not known."""
-    proper = bool(sites) and not any(s.distribution == "Flat" for s in sites)
-    return (lambda: somewhere(joint.prior)) if proper else None
+def prior_of(joint: LogJoint | LaplaceMarginal, sites: Sequence[Site]) -> Callable[[int], Tensor] | None:
+    """n draws from the prior, unconstrained, (n, dim); None where it is flat somewhere, or not known."""
+    many = Many(lambda: [joint.prior()], name=f"{joint.program.name} from its prior")
+
+    def draws(n: int) -> Tensor:
+        try:
+            return many(n)[0]
+        except (LinAlgError, ValueError):  # at one of them
+            return torch.stack([somewhere(joint.prior) for _ in range(n)])
+
+    return draws if sites and not any(s.distribution == "Flat" for s in sites) else None
 
 
 def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:

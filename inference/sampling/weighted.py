@@ -185,7 +185,7 @@ def importance_weights(
     log_q: Tensor,
     *,
     at: tuple[Tensor, Tensor] | None = None,
-    prior: Callable[[], Tensor] | None,
+    prior: Callable[[int], Tensor] | None,
     seed: int,
     further: bool = True,
 ) -> Weighted:
@@ -195,7 +195,7 @@ def importance_weights(
         target: the log joint of vectors, any number at once, and its gradient.
         u, log_q: (S, dim) and (S,).
         at: target(u), where it is known.
-        prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        prior: n draws from the prior, unconstrained; None where it is flat somewhere.
         further: whether more than the weights is checked.
     """
     lp, g = target(u) if at is None else at

@@ -115,7 +115,7 @@ def search_modes(
     *,
     evidence: Evidence | None = None,
     weights: Tensor | None = None,
-    prior: Callable[[], Tensor] | None = None,
+    prior: Callable[[int], Tensor] | None = None,
     name: Callable[[Tensor], str] = str,
     seed: int = 0,
     size: int = 0,
@@ -128,7 +128,7 @@ def search_modes(
         effective: how many independent draws they are worth.
         evidence: log p(x) as the draws have it; without it bridge sampling gives it, from draws of the posterior.
         weights: (S,), the draws' own where they are of a guide; they sum to one.
-        prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        prior: n draws from the prior, unconstrained; None where it is flat somewhere.
         name: where a vector is, in words.
         size: entries that a call of the target works on for a vector, where they are more than its own.
 
@@ -185,7 +185,7 @@ def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
 
 
 def starts_around(
-    draws: Tensor, prior: Callable[[], Tensor] | None, generator: torch.Generator, size: int = 0
+    draws: Tensor, prior: Callable[[int], Tensor] | None, generator: torch.Generator, size: int = 0
 ) -> Tensor:
     """Draws, their mirror images in some coordinates, boxes around them of 1 to 1000 sd, and draws of the prior."""
     dim, sd = draws.shape[1], draws.std(0).clamp_min(1e-12)
@@ -200,8 +200,7 @@ def starts_around(
     around = draws.mean(0) + sd * reach * box(16, 1.0)
     kinds = [some(4), -some(4), box(12, 1.0).sign() * some(12), box(12, 2.0), around]
     if prior is not None:
-        n = max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // max(dim, size)))
-        kinds.append(torch.stack([prior() for _ in range(n)]))
+        kinds.append(prior(max(FEWEST, min(MOST_STARTS, PRIOR_STARTS // max(dim, size)))))
     return torch.cat(kinds)
 
 

@@ -11,23 +11,28 @@ arXiv:2302.00482); the assignment: scipy.optimize.linear_sum_assignment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
 __all__ = ["optimal_pairs"]
 
 
-@torch.library.custom_op("ppgen::optimal_pairs", mutates_args=())
-def _assigned(cost: Tensor) -> Tensor:
-    """The column of each row, (n, n) -> (n,)."""
-    from scipy.optimize import linear_sum_assignment
+@cache
+def _operator() -> Callable[[Tensor], Tensor]:
+    """An operation of its own, which is recorded as one: made where it is needed, as torch takes 0.1 s for it."""
 
-    return torch.as_tensor(linear_sum_assignment(cost.detach().cpu().double().numpy())[1], device=cost.device)
+    @torch.library.custom_op("ppgen::optimal_pairs", mutates_args=())
+    def assigned(cost: Tensor) -> Tensor:
+        """The column of each row, (n, n) -> (n,)."""
+        from scipy.optimize import linear_sum_assignment
 
+        return torch.as_tensor(linear_sum_assignment(cost.detach().cpu().double().numpy())[1], device=cost.device)
 
-@_assigned.register_fake
-def _(cost: Tensor) -> Tensor:
-    return cost.new_empty(len(cost), dtype=torch.long)
+    assigned.register_fake(lambda cost: cost.new_empty(len(cost), dtype=torch.long))
+    return assigned
 
 
 def optimal_pairs(a: Tensor, b: Tensor) -> Tensor:
@@ -40,4 +45,4 @@ def optimal_pairs(a: Tensor, b: Tensor) -> Tensor:
     tensor([1, 0])
     """
     a, b = a.detach(), b.detach()
-    return _assigned((a**2).sum(-1)[:, None] + (b**2).sum(-1) - 2 * a @ b.T)
+    return _operator()((a**2).sum(-1)[:, None] + (b**2).sum(-1) - 2 * a @ b.T)

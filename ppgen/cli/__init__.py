@@ -5,6 +5,7 @@ Nothing heavy is imported at the top, so that `ppgen --help` answers at once: ev
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -41,4 +42,5 @@ def _main(
 
 def main() -> None:
     """The entry point `ppgen`."""
+    gc.set_threshold(10_000)  # of Python's 700: modules that are imported make no garbage, and are a fifth faster so
     app()

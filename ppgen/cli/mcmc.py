@@ -30,8 +30,6 @@ from ppgen.cli.options import (
 from ppgen.cli.output import groups, keep_columns, posterior
 from ppgen.console import print_json, say
 
-GOOD_RHAT = 1.01  # of single long chains
-
 
 @app.command(short_help="Reference draws of a posterior by HMC; writes posterior.nc.")
 def mcmc(
@@ -117,6 +115,8 @@ def _names(text: str | None) -> list[str]:
 
 def _say_agreement(shown: Any, findings: list[Any]) -> None:
     """Where the table's R-hat, of single chains, is above what the check of the chains asks of groups of them."""
+    from ppgen.inference.verdicts.mcmc_diagnostics import GOOD_RHAT
+
     found = next((f for f in findings if f.measure == "rhat"), None)
     if found is not None and found.verdict == "fine" and "r_hat" in shown and float(shown["r_hat"].max()) > GOOD_RHAT:
         say(f"- {found}; r_hat in the table is that of single chains, which is larger where they are short")

@@ -15,6 +15,12 @@ MUTANTS: list[Mutant] = [
         TABLE.format("RelaxedOneHotCategoricalStraightThrough"),
     ),
     Mutant(
+        "recordings_that_differ_in_a_number_are_one",
+        "n.name, str(n.args), str(n.kwargs)",
+        "n.name, str(n.kwargs)",
+        "tests/test_draws.py::test_only_an_equal_graph_is_worked_out_once",
+    ),
+    Mutant(
         "no_grad_is_not_recorded",
         "if not self.depth or torch.is_grad_enabled():",
         "if True:",

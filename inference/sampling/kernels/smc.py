@@ -31,7 +31,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.batch_and_match import Gaussian, batch_and_match, elbo_of
 from ppgen.engine.joint import in_blocks
@@ -123,11 +122,11 @@ class _Tempered:
         return leapfrog_step(self.both, y, p, g, step, centre, root)
 
 
-def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, generator: torch.Generator) -> Start:
+def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator) -> Start:
     """q, from the prior and from climbs.
 
     Args:
-        prior: one draw from the prior, unconstrained; None where it is flat somewhere.
+        prior: n draws from the prior, unconstrained; None where it is flat somewhere.
 
     Raises:
         PpgenError: too many latents; a flat prior, and no place was found.
@@ -136,18 +135,17 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[], Tensor] | None, gen
     if dim > LARGEST:
         raise PpgenError(f"{dim} latents are too many for kernel 'smc', at most {LARGEST}; take kernel='chees'")
     target = in_blocks(joint.value_and_grad, BLOCK)
-    many = None if prior is None else Many(lambda: [prior()], name=joint.program.name)
     reach = 10 ** torch.linspace(0, WIDEST, STARTS)[:, None]
     box = 4 * torch.rand(STARTS, dim, generator=generator) - 2
-    start = box * reach if many is None else torch.cat([box[::2], many(STARTS // 2)[0]])
+    start = box * reach if prior is None else torch.cat([box[::2], prior(STARTS // 2)])
     found = [(n.m, n.L) for n in places(target, climb(target, start, generator=generator))] if dim <= DENSE_DIM else []
     local = _matched(found, target, generator) if found else None
-    if many is not None and joint.proper:
-        q = _Reference(lambda n: many(n)[0], in_blocks(joint.prior_value_and_grad, BLOCK), local)
+    if prior is not None and joint.proper:
+        q = _Reference(prior, in_blocks(joint.prior_value_and_grad, BLOCK), local)
         return Start(target, q, islands)
-    if many is None and local is None:
+    if prior is None and local is None:
         raise PpgenError("a prior is flat, and no place was found where the density has a maximum; take kernel='chees'")
-    mean, root = _around(found) if many is None else _scale(many(FROM_PRIOR)[0])
+    mean, root = _around(found) if prior is None else _scale(prior(FROM_PRIOR))
     wide = Mixture(torch.zeros(1).to(mean), mean[None], root[None])
     return Start(target, _Reference(lambda n: wide.draw(n, generator), wide.value_and_grad, local), islands)
 
