@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ppgen.engine import background
 from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
-from ppgen.engine.instructions import SECONDS, SECONDS_A_NODE, is_built
-from ppgen.engine.interpreted import interpreted
+from ppgen.engine.interpreter.instructions import SECONDS, SECONDS_A_NODE, is_built
+from ppgen.engine.interpreter.interpreted import interpreted
 from ppgen.engine.native import is_known
 from ppgen.engine.trace import Traced
 

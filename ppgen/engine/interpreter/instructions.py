@@ -1,4 +1,4 @@
-"""The instructions of `ppgen.engine.interpreted`, in C++, and the small library made of them once a machine.
+"""The instructions of `interpreted`, in C++, and the small library made of them once a machine.
 
 An instruction reads up to three operands x, y, z and writes d = f(x, y, z), over three nested loops with a stride of
 its own for each; a stride of 0 repeats a value. Reductions and sums into a place add to d, or take the larger.
