@@ -72,12 +72,12 @@ class Many:
             return self._say(str(e))
         if why := _differs(self.one, graph, self.examples, self.gradient):
             return self._say(why)
-        hoisted, self.noise, _ = hoist(graph)
-        graph_of_many = hoisted.graph if self.gradient else kept_whole(hoisted.graph)
+        hoisted, self.noise, _ = hoist(graph.graph)
+        graph_of_many = hoisted if self.gradient else kept_whole(hoisted)
         run_it = executable(graph_of_many, gradient=self.gradient)
-        self.graph, self.narrow = lambda _, *tensors: run_it(*tensors), hoisted.graph
-        self.constants = hoisted.constants
-        sizes = [n.meta["like"][0].numel() for n in hoisted.graph.graph.nodes if "like" in n.meta]
+        self.graph, self.narrow = lambda _, *tensors: run_it(*tensors), hoisted
+        self.constants = graph.constants
+        sizes = [n.meta["like"][0].numel() for n in hoisted.graph.nodes if "like" in n.meta]
         self.largest = max(sizes, default=1)
         self._settle()
 

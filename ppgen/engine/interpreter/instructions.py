@@ -20,7 +20,7 @@ from ppgen.engine import native
 from ppgen.engine.compile import compiler
 
 C_TYPES = {torch.float64: "double", torch.float32: "float"}
-SECONDS, SECONDS_A_NODE = 2.0, 1e-4  # of the compiler, once a machine and dtype; to write a graph's instructions
+SECONDS, SECONDS_A_NODE = 2.0, 1.5e-4  # of the compiler, once a machine and dtype; to write a graph's instructions
 INTEGERS = 24  # of an instruction: operation, three lengths; of d, x, y, z a base, an offset, three strides
 
 UNARY = {

@@ -211,9 +211,10 @@ class _Program:
         def set_base(node: fx.Node, value: Tensor) -> None:
             env[node] = value
             if node in b.read:
-                own = value.to(self.dtype).contiguous()
-                held.append(own)
-                bases[b.read[node]] = own.data_ptr()
+                if value.dtype != self.dtype or not value.is_contiguous():
+                    value = value.to(self.dtype).contiguous()
+                    held.append(value)
+                bases[b.read[node]] = value.data_ptr()
 
         for node, value in zip(b.placeholders, inputs, strict=True):
             set_base(node, value)
