@@ -8,15 +8,17 @@ seconds of the whole fit, and CPU seconds, without those of a compilation in the
 The cache of compiled code is empty at each start (`cold`), or has the code (`warm`). Regret: auto's seconds over those
 of the best of the three others, which pay for compilation in the cold column and load the code in the warm one.
 
---built, for a machine that others use: no cell is run whole. CPU seconds of short fits give each engine's start and
-step, and cells are built of these, as of a machine with two cores of its own: start + steps x step; auto with an empty
-cache takes traced steps while another process, which imports and compiles, runs beside it, and compiled ones after that
-(with the rule of `ppgen.inference.training.step`). Only auto with the code there is run, up to 3 000 steps.
+--built, for a machine that others use: no cell is run whole. CPU seconds of the first steps of fits give each engine's
+start and step, and cells are built of these, as of a machine with two cores of its own: start + steps x step; auto with
+an empty cache takes traced or interpreted steps while another process, which imports and compiles, runs beside it, and
+compiled ones after that (with the rule of `ppgen.inference.training.step`). Only auto with the code there is run, up to
+3 000 steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -37,11 +39,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(NAMES), help="parts of the names in programs.py")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--built", action="store_true", help="of measured starts and steps")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, engine, steps = options.one
-        print(*_one(name, engine, int(steps)))
+        name, engine, *numbers = options.one
+        print(*_one(name, engine, *map(int, numbers)))
         return
     heads = "eager s | trace s | compile s, cold | warm | auto s, cold | warm | regret, cold | warm | CPU s | warm"
     print(f"| program | steps | {heads} |")
@@ -80,25 +82,23 @@ def _print_built(name: str, lengths: list[int], kept: str) -> None:
     """Rows of cells that are built; the parts go to stderr."""
     cold = _run(name, "compile", 5, kept, background="0")[1]
     start, step = {}, {}
-    for engine, few, many in (("eager", 10, 210), ("trace", 110, 1_110), ("compile", 110, 10_110)):
-        a, b = (_run(name, engine, n, kept, background="0")[1] for n in (few, many))
-        step[engine] = (b - a) / (many - few)
-        start[engine] = a - few * step[engine]
-    with tempfile.TemporaryDirectory() as empty:
-        _, looked, gain = _run(name, "auto", 1000, empty, background="0")
-    begin = max(looked - 1000 * step["trace"], start["trace"])  # with the look at what could be compiled
-    ready = begin + cold + _imports()  # another process has made the code
-    parts = {"start": start, "step": step, "compile, cold": cold, "auto": begin, "ready": ready}
+    for engine, n in (("eager", 200), ("trace", 1_000), ("compile", 10_000)):
+        _, _, start[engine], step[engine], _ = _run(name, engine, n, kept, background="0", until=n)
+    imports = _imports()
+    parts = {"start": start, "step": step, "compile, cold": cold, "imports": imports}
     print(name, json.dumps(parts, default=float), file=sys.stderr, flush=True)
     warm: dict[int, float] = {}
     for n in lengths:
         eager, trace, there = (start[e] + n * step[e] for e in ("eager", "trace", "compile"))
         made = cold + (n - 5) * step["compile"]
-        traced = begin + n * step["trace"]
-        saves = n * gain >= 1.5  # BACKGROUND_SECONDS of training/step.py
-        change = max(ready, begin)
-        left = n - (change - begin) / step["trace"]
-        auto = change + start["compile"] - start["trace"] + left * step["compile"] if saves and left > 0 else traced
+        with tempfile.TemporaryDirectory() as empty:
+            _, auto, begin, each, saves = _run(name, "auto", n, empty, background="0", until=600)
+        if n > 600:
+            ready = max(begin, start["trace"]) + cold + imports  # another process has made the code
+            left = n - max(ready - begin, 0) / each
+            compiled = ready + start["compile"] - start["trace"] + left * step["compile"]
+            auto = compiled if saves >= 1.5 and left > 0 else begin + n * each  # BACKGROUND_SECONDS of training/step.py
+            print(name, n, "auto, cold", json.dumps([begin, each, saves, ready]), file=sys.stderr, flush=True)
         near = max(warm, default=0)
         warm[n] = _run(name, "auto", n, kept)[1] if n <= 3000 else warm[near] + (n - near) * step["compile"]
         regret = auto / min(eager, trace, made), warm[n] / min(eager, trace, there)
@@ -112,27 +112,33 @@ def _imports() -> float:
     return _cpu() - before
 
 
-def _run(name: str, engine: str, steps: int, cache: str, background: str = "1") -> tuple[float, float, float]:
-    """Seconds, CPU seconds, and what `auto` thinks that a compiled step saves."""
-    command = [sys.executable, __file__, "--one", name, engine, str(steps)]
+def _run(
+    name: str, engine: str, steps: int, cache: str, background: str = "1", until: int = 10**9
+) -> tuple[float, ...]:
+    """As `_one`, in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, engine, str(steps), str(until)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": cache, "PPGEN_BACKGROUND": background}
     said = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    seconds, cpu, gain = map(float, said.splitlines()[-1].split())
-    return seconds, cpu, gain
+    return tuple(map(float, said.splitlines()[-1].split()))
 
 
-class _Gain(logging.Handler):
-    """Hears what `auto` weighs."""
+class _Saving(logging.Handler):
+    """Hears what `auto` weighs, last."""
 
-    a_step = 0.0
+    seconds = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         if "would save" in record.msg:
-            _, saved, left, _ = record.args
-            self.a_step = saved / max(left, 1)
+            self.seconds = record.args[2]
 
 
-def _one(name: str, engine: str, steps: int) -> tuple[float, float, float]:
+class _Enough(Exception):
+    pass
+
+
+def _one(name: str, engine: str, steps: int, until: int) -> tuple[float, ...]:
+    """A fit that ends after `until` steps: seconds and CPU seconds; CPU seconds of its start, and of a step of the
+    later half; what `auto` thinks that compiled code saves."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -140,20 +146,34 @@ def _one(name: str, engine: str, steps: int) -> tuple[float, float, float]:
 
     from ppgen.engine import background
     from ppgen.inference import fit
+    from ppgen.inference.training.step import Step
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    logger, gain = logging.getLogger("ppgen"), _Gain()
-    logger.addHandler(gain)
+    logger, saving = logging.getLogger("ppgen"), _Saving()
+    logger.addHandler(saving)
     logger.setLevel(logging.DEBUG)
     entry = next(make for full, make in ENTRIES.items() if name in full)()
     program = entry.program()
+    inner, marks = Step._steps, []
+
+    def timed(self, batches, rows):
+        results = inner(self, batches, rows)
+        marks.append((rows[-1].step, _cpu() - cpu))
+        if rows[-1].step >= until:
+            raise _Enough
+        return results
+
+    Step._steps = timed
     started, cpu = time.perf_counter(), _cpu()
-    fit(program, entry.data, steps=steps, objective=entry.objective, guide=entry.guide, engine=engine)
-    took = time.perf_counter() - started, _cpu() - cpu, gain.a_step
+    with contextlib.suppress(_Enough):
+        fit(program, entry.data, steps=steps, objective=entry.objective, guide=entry.guide, engine=engine)
+    took = time.perf_counter() - started, _cpu() - cpu
+    (n, last), (m, half) = marks[-1], next(mark for mark in marks if mark[0] >= marks[-1][0] / 2)
+    a_step = (last - half) / max(n - m, 1)
     for child in background.CHILDREN:  # it would take the processor from the next
         child.kill()
-    return took
+    return *took, last - n * a_step, a_step, saving.seconds
 
 
 def _cpu() -> float:

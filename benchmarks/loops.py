@@ -1,12 +1,16 @@
 """Two models that are loops, as people write them, for `whole_calls.py`: GARCH(1, 1) and Lotka-Volterra by Runge-Kutta.
 
+    python benchmarks/loops.py [--engine auto] [--steps 400]    # CPU seconds of fits of long loops
+
 Data are drawn from the models. Truths: importance sampling in NumPy from a t of 7 degrees about the top, which shares
 no code with ppgen.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -145,3 +149,46 @@ def lotka_volterra() -> Target:
     truth = by_importance(log_p, start, np.exp)
     names = [*SCALES, "h0", "l0", "s"]
     return Target(lotka_model, {"log_y": torch.tensor(log_y)}, lambda d: np.stack([d[n] for n in names], -1), *truth)
+
+
+# -- fits --------------------------------------------------------------------------------------------------
+
+
+def sites_model(y: Tensor) -> None:
+    """Two sites a row."""
+    s = pyro.sample("s", Normal(0.0, 1.0)).exp()
+    for i, y_i in enumerate(y):
+        z = pyro.sample(f"z{i}", Normal(0.0, s))
+        pyro.sample(f"y{i}", Normal(z, 1.0), obs=y_i)
+
+
+def main() -> None:
+    from ppgen import Program
+    from ppgen.inference import fit
+    from ppgen.inference.training.step import Step
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    inner, ends = Step._steps, []
+
+    def timed(self, batches, rows):
+        results = inner(self, batches, rows)
+        ends.append(time.process_time())
+        return results
+
+    Step._steps = timed  # type: ignore[method-assign]
+    print("| | to the end of the first step, s | to the end, s | ms of each of the last 50 steps |\n|---|--:|--:|--:|")
+    for name, model, rows in (("loop of 1 000 steps", garch_model, 1000), ("200 sites", sites_model, 200)):
+        ends.clear()
+        torch.manual_seed(0)
+        start = time.process_time()
+        fit(Program.from_pair(model), {"y": torch.randn(rows)}, steps=options.steps, lr=1e-2, engine=options.engine)
+        late = 20 * (ends[-1] - ends[-51])
+        print(f"| {name} | {ends[0] - start:.1f} | {ends[-1] - start:.1f} | {late:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

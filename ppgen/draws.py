@@ -167,8 +167,7 @@ class Recording:
 
     def __init__(self, traced: Traced, shared: int, own: int, gradient: bool):
         self.gradient = gradient
-        hoisted, self.noise, _ = hoist(traced)
-        graph = hoisted.graph
+        graph, self.noise, _ = hoist(traced.graph)
         run = self._executable(graph)
         self.run: Callable[..., Any] = lambda _, *tensors: run(*tensors)
         self.narrow: fx.GraphModule | None = graph  # as long as it has room for one draw only

@@ -586,6 +586,21 @@ def test_compiled_code_is_kept_for_what_it_was_made_for(every_gain_counts, monke
     assert not native.is_known("another") and not list(native.folder().glob("*.so"))
 
 
+def test_how_long_compiling_takes_is_told_by_the_last_time(monkeypatch, tmp_path):
+    """In CPU seconds, the compiler's too; what was found in a cache tells nothing, nor does an empty file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    at_first = compilation.estimated_seconds(100)
+    thought = at_first - compilation._IMPORT
+    for child, pace in ((2 * thought, 3.0), (0.1, 3.0)):
+        clock = iter([(1.0, 0.0, 1.0, 0.0, 0.0), (1.0 + thought, 0.0, 1.0 + child, 0.0, 9e9)])
+        monkeypatch.setattr(compilation.os, "times", lambda clock=clock: next(clock))
+        with compilation._paced(100):
+            pass
+        assert compilation.estimated_seconds(100) == pytest.approx(compilation._IMPORT + pace * thought)
+    (native.folder() / "pace").write_text("")
+    assert compilation.estimated_seconds(100) == at_first
+
+
 def test_compile_without_a_compiler_is_an_error(monkeypatch):
     monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
     with pytest.raises(PpgenError, match="install g\\+\\+"):

@@ -9,9 +9,10 @@ from pyro.distributions import HalfNormal, Normal, Uniform
 from torch.func import grad
 
 from ppgen import Program
-from ppgen.engine import instructions, log_joint
+from ppgen.engine import log_joint
 from ppgen.engine.compile import compiler
-from ppgen.engine.interpreted import interpreted as of_graph
+from ppgen.engine.interpreter import instructions
+from ppgen.engine.interpreter.interpreted import interpreted as of_graph
 from ppgen.engine.trace import trace
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")

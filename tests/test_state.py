@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from known import GuidedNormalMean, normal, ppca
+from pyro.distributions import Normal
 
-from ppgen import PpgenError, Run
+from ppgen import PpgenError, Program, Run
+from ppgen.engine import compiler
 from ppgen.inference import fit, resume
 from ppgen.inference.training.optimise import optimizer_names
 from ppgen.inference.training.state import like, read_state
@@ -79,6 +83,40 @@ def test_what_auto_has_decided_is_not_decided_again(tmp_path):
     options = {"steps": 1500, "batch_size": 16, "lr": 0.01, "log_every": 50, "checkpoint_every": 100, "engine": "auto"}
     fit(ppca(), {"x": X}, out=tmp_path / "whole", **options)
     resume(broken(tmp_path / "run", 700, **options), {"x": X}, program=ppca())
+    assert same_files(tmp_path / "whole", tmp_path / "run") == []
+
+
+def walk(y):
+    """An AR(1) of variances in a Python loop, and latents of each row."""
+    a = pyro.sample("a", Normal(0.0, 1.0))
+    z = pyro.sample("z", Normal(torch.zeros(len(y)), 1.0).to_event(1))
+    v, total = torch.ones(()), 0.0
+    for t in range(len(y)):
+        v = 0.5 + 0.3 * (y[t] - a) ** 2 + 0.2 * v + 0.1 * z[t] ** 2
+        total = total + Normal(a, v.sqrt()).log_prob(y[t])
+    pyro.factor("y", total)
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("rows", [4, 16])  # fewer than 16 normals are drawn one by one
+def test_a_loop_is_interpreted_where_that_pays_and_resumed_so(tmp_path, monkeypatch, caplog, rows):
+    """The same numbers as its trace's, but for rounding; the resumed fit has the bytes of the unbroken one."""
+    monkeypatch.setattr("ppgen.inference.training.graph_runs.pays", lambda *_: True)
+    monkeypatch.setattr("ppgen.inference.training.step.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ppgen.inference.training.step.WORTH_TRACING", 1)
+    monkeypatch.setattr("ppgen.engine.compile.TOO_LARGE", 0)
+    caplog.set_level("INFO", "ppgen")
+    options = {"steps": 25, "lr": 0.02, "log_every": 5, "checkpoint_every": 8}
+    data, program = {"y": X[:rows, 0]}, partial(Program.from_pair, walk)
+    traced = fit(program(), data, engine="trace", **options)
+    run = fit(program(), data, out=tmp_path / "whole", **options)
+    assert "operations are interpreted" in caplog.text
+    np.testing.assert_allclose(run.metrics["elbo"], traced.metrics["elbo"], rtol=1e-6)
+    engines = read_state(tmp_path / "whole" / "state.safetensors")["engines"]
+    assert [*engines["runs"].values()] == ["interpret"] and len(engines["settled"]) == 1
+    with pytest.raises(Stopped):
+        fit(program(), data, out=tmp_path / "run", report=stop_after(15), **options)
+    resume(tmp_path / "run", data, program=program())
     assert same_files(tmp_path / "whole", tmp_path / "run") == []
 
 

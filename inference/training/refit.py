@@ -95,29 +95,29 @@ def _train(step: Step, values: list[Tensor], trained: list[int], steps: int, lr:
 def _all_at_once(
     gradient: Gradient, data: Mapping[str, Tensor], changed: Mapping[str, Tensor], count: int
 ) -> Step | None:
-    graph, draws, complete = hoist(gradient.traced)
+    graph, draws, complete = hoist(gradient.traced.graph)
     if not complete:
         return None
     n, m = len(gradient.parameters), len(gradient.others)
     columns = [changed.get(k, data[k]) for k in gradient.columns]
     dims = [0] * n + [None] * m + [0 if k in changed else None for k in gradient.columns]
-    dims += [None] * len(graph.constants) + [0] * len(draws)
+    dims += [None] * len(gradient.traced.constants) + [0] * len(draws)
 
     def one(*inputs: Tensor) -> list[Tensor]:
-        out = gradient.outputs(graph.graph(*inputs))
+        out = gradient.outputs(graph(*inputs))
         return [out.elbo, *out.gradients]
 
     def noise() -> list[Tensor]:
         return [d.many(count) for d in draws]
 
     example = [*(p.detach()[None].repeat(count, *(1,) * p.dim()) for p in gradient.parameters), *gradient.others]
-    example += [*columns, *graph.constants, *noise()]
+    example += [*columns, *gradient.traced.constants, *noise()]
     try:
         batched: Traced = trace(torch.func.vmap(one, in_dims=tuple(dims)), example)
     except Untraceable as e:
         log.info("many fits run one after the other: %s", e)
         return None
-    fixed = [*gradient.others, *columns, *graph.constants]
+    fixed = [*gradient.others, *columns, *gradient.traced.constants]
 
     def step(values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         elbo, *gradients = batched(*values, *fixed, *noise())

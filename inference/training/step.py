@@ -4,7 +4,8 @@ eager     the program is interpreted at every step
 trace     its tensor operations, recorded once, are run: the same numbers, to the bit
 compile   the whole step is one compiled graph, several steps a call: the same numbers, but for rounding
 auto      trace from the first step on; compile as soon as the code is there: from an earlier run, or made in the
-          background meanwhile, where the steps that are left are worth it
+          background meanwhile, where the steps that are left are worth it; until then, and where a graph is too large
+          to be compiled, `interpret` where that pays: the same numbers as trace, but for rounding
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult, flushed
-from ppgen.inference.training.graph_runs import Code, FusedRun, TraceRun
+from ppgen.inference.training.graph_runs import Code, FusedRun, TraceRun, interpreted_run
 from ppgen.terms import run
 
 ENGINES = ("eager", "trace", "compile", "auto")
@@ -64,6 +65,7 @@ class _Trial:
 
     gradient: Gradient
     seconds: list[float] = field(default_factory=list)
+    weighed: bool = False  # whether the interpreter was
     code: Code | None = None
     child: Popen | None = None
     asked_at: float = 0.0
@@ -177,7 +179,7 @@ class Step(EagerStep):
         before = [t.detach().clone() for t in self.tensors()]
         result = self.eager(batch, row)
         if self._agrees(key, gradient, batch, row, result, before, start):
-            self._run_graph(key, gradient, batch, self.engines.asked == "compile")
+            self._run_graph(key, gradient, batch, self.engines.asked)
         return result
 
     def _again(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> None:
@@ -197,11 +199,11 @@ class Step(EagerStep):
             _copy(self.tensors(), before)
         torch.set_rng_state(start)
         if self._agrees(key, gradient, batch, row, result, before, start):
-            self._run_graph(key, gradient, batch, engine == "compile")
+            self._run_graph(key, gradient, batch, engine)
 
     def _traced(self, key: tuple, batch: Mapping[str, Tensor]) -> Gradient | None:
         """The gradient's graph; None, and eager steps, where there is none."""
-        gradient, why, started = None, "", time.perf_counter()
+        gradient, why, started = None, "", time.thread_time()
         with python_randomness():
             try:
                 precision = self.fabric._precision.forward_context
@@ -210,7 +212,7 @@ class Step(EagerStep):
                 why = str(e)
         if self.everywhere(gradient is not None):
             if gradient is not None:
-                asked, seconds = self.engines.asked, time.perf_counter() - started
+                asked, seconds = self.engines.asked, time.thread_time() - started
                 log.debug("engine %s: traced %d operations in %.2f s", asked, len(gradient.traced), seconds)
             return gradient
         self._fall_back(key, f"it cannot be traced: {why or 'another process says why'}")
@@ -234,13 +236,15 @@ class Step(EagerStep):
         )
         return False
 
-    def _run_graph(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], compiled: bool) -> None:
-        if compiled:
+    def _run_graph(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], engine: str) -> None:
+        if engine == "compile":
             self._compile(key, gradient, batch)
             return
         self._use(key, "trace", TraceRun(self, gradient))
+        if engine == "interpret":
+            self._interpret(key, gradient, batch)
         if self.engines.asked == "auto" and _label(key) not in self.engines.settled:
-            self._trials[key] = _Trial(gradient)
+            self._trials[key] = _Trial(gradient, weighed=engine == "interpret")
 
     def _differs(
         self,
@@ -293,60 +297,83 @@ class Step(EagerStep):
     def _watched(self, key: tuple, batch: Mapping[str, Tensor], row: Row) -> list[StepResult]:
         """A traced step; and once enough are timed, or the code has been made, the decision."""
         trial = self._trials[key]
-        started = time.perf_counter()
+        started = time.thread_time()
         results = self._runs[key]([batch], [row])
+        trial.seconds.append(time.thread_time() - started)
         now = time.perf_counter()
-        trial.seconds.append(now - started)
         if trial.child is not None:
             if now - trial.asked_at > POLL_SECONDS:
                 trial.asked_at = now
                 self._poll(key, trial, batch)
-        elif len(trial.seconds) > PROBES and self._stays_traced(key, trial, batch, self.steps - row.step):
+        elif len(trial.seconds) > PROBES and self._stays(key, trial, batch, self.steps - row.step):
             self._settle(key)
         return results
 
-    def _stays_traced(self, key: tuple, trial: _Trial, batch: Mapping[str, Tensor], left: int) -> bool:
-        """Looks for code that is there; has it made where it is worth it."""
+    def _stays(self, key: tuple, trial: _Trial, batch: Mapping[str, Tensor], left: int) -> bool:
+        """Looks for code that is there, then at the interpreter; has code made where it is worth it."""
         seconds, operations = min(trial.seconds[1:]), len(trial.gradient.traced)
         gain = left * min(7e-6 * operations, 0.9 * seconds)  # what an operation of a graph costs beside its work
         log.debug(
-            "engine auto: a traced step takes %.2f ms; compiled code would save %.1f s of the %d steps left, and takes "
-            "%.0f s to make", 1e3 * seconds, gain, left, compilation.estimated_seconds(operations),
+            "engine auto: a step by %s takes %.2f ms; compiled code would save %.1f s of the %d steps left, and takes "
+            "%.0f s to make", self.running, 1e3 * seconds, gain, left, compilation.estimated_seconds(operations),
         )  # fmt: skip
-        if self.fabric.world_size > 1 or operations > compilation.TOO_LARGE or gain < LOOK_SECONDS:
-            log.debug("engine auto: steps stay traced")
+        if self.fabric.world_size > 1 or gain < LOOK_SECONDS:
+            log.debug("engine auto: steps stay with %s", self.running)
             return True
-        try:
-            trial.code = Code(self, trial.gradient, batch)
-        except Exception as e:
-            log.info("engine auto: steps are not compiled: %s", str(e).splitlines()[:1])
-            return True
-        if native.is_known(trial.code.key):
+        if operations <= compilation.TOO_LARGE and trial.code is None:
+            try:
+                trial.code = Code(self, trial.gradient, batch)
+            except Exception as e:
+                log.info("engine auto: steps are not compiled: %s", str(e).splitlines()[:1])
+        if trial.code is not None and native.is_known(trial.code.key):
             log.debug("engine auto: this step was compiled before")
             self._compile(key, trial.gradient, batch, trial.code)
             return True
-        if gain < BACKGROUND_SECONDS:
-            log.debug("engine auto: steps stay traced; code is made where it saves %g s", BACKGROUND_SECONDS)
-            return True
+        if not trial.weighed:
+            trial.weighed = True
+            if self._interpret(key, trial.gradient, batch, left):
+                trial.seconds = []
+                return False
+        return not self._begins(trial, gain)
+
+    def _begins(self, trial: _Trial, gain: float) -> bool:
+        """Whether compilation in the background has begun; not where it is not worth it or cannot be."""
+        if trial.code is None or gain < BACKGROUND_SECONDS:
+            log.debug("engine auto: steps stay with %s; code is made where it saves %g s, of up to %d operations",
+                      self.running, BACKGROUND_SECONDS, compilation.TOO_LARGE)  # fmt: skip
+            return False
         if compilation.compiler() is None:
             _say_no_compiler()
-            return True
+            return False
         trial.child = background.start(trial.code.graph, trial.code.inputs, trial.code.key)
         if trial.child is None:
-            log.debug("engine auto: steps stay traced; this fit compiles nothing in the background")
-            return True
-        log.info("engine auto: compiling in the background, %.1f ms a traced step", 1e3 * seconds)
-        return False
+            log.debug("engine auto: steps stay with %s; this fit compiles nothing in the background", self.running)
+            return False
+        log.info("engine auto: compiling in the background, %.1f ms a step until then", 1e3 * min(trial.seconds[1:]))
+        return True
+
+    def _interpret(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], left: int | None = None) -> bool:
+        """Goes on with the interpreter where that pays, or was recorded (`left` is None); whether it does."""
+        started = time.thread_time()
+        run = interpreted_run(self, gradient, batch, left)
+        if run is None:
+            if left is None:
+                log.warning("the checkpoint's steps were interpreted, which cannot be here: they go on by trace")
+            return False
+        self._use(key, "interpret", run)
+        log.info("engine auto: %d operations are interpreted from now on, written in %.1f s", len(gradient.traced),
+                 time.thread_time() - started)  # fmt: skip
+        return True
 
     def _poll(self, key: tuple, trial: _Trial, batch: Mapping[str, Tensor]) -> None:
         assert trial.code is not None and trial.child is not None
         ended = trial.child.poll() is not None  # asked first: code that comes in between is seen
         if native.is_known(trial.code.key):
-            log.debug("engine auto: the code is there after %d traced steps", len(trial.seconds))
+            log.debug("engine auto: the code is there after %d more steps", len(trial.seconds))
             self._compile(key, trial.gradient, batch, trial.code)
             self._settle(key)
         elif ended:
-            log.info("engine auto: nothing came of compiling in the background; steps stay traced")
+            log.info("engine auto: nothing came of compiling in the background; steps stay with %s", self.running)
             self._settle(key)
 
     def _settle(self, key: tuple) -> None:

@@ -26,7 +26,8 @@ log = logging.getLogger("ppgen")
 
 TOO_LARGE = 4000  # operations: beyond them compilation takes minutes
 LARGE = 1000  # operations: beyond them most of the compiler's time goes to what calls the kernels
-_SECONDS, _SECONDS_A_NODE = 5.0, 0.012  # of compilation, as measured (benchmarks/engine.py)
+COMPILED = 0.5  # CPU s of the C++ compiler, at least, where Inductor has not found what it had made before
+_IMPORT, _SECONDS, _SECONDS_A_NODE = 2.0, 4.0, 0.012  # CPU s of Inductor's import; of the rest (benchmarks/engine.py)
 
 
 def compiler() -> str | None:
@@ -50,8 +51,18 @@ def require_compiler() -> None:
 
 
 def estimated_seconds(operations: int) -> float:
-    """How long a graph of so many operations takes to compile, about."""
-    return _SECONDS + _SECONDS_A_NODE * operations
+    """CPU seconds that a graph of so many operations takes to compile, about: by the last one on this machine."""
+    return _IMPORT + native.pace() * (_SECONDS + _SECONDS_A_NODE * operations)
+
+
+@contextmanager
+def _paced(operations: int) -> Iterator[None]:
+    """Keeps how long a compilation takes beside what was thought, in CPU seconds: what else runs is left out."""
+    before = os.times()
+    yield
+    own, system, child, child_system = (a - b for a, b in zip(os.times()[:4], before[:4], strict=True))
+    if child + child_system > COMPILED:
+        native.keep_pace((own + system + child + child_system) / (_SECONDS + _SECONDS_A_NODE * operations))
 
 
 def code_key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
@@ -81,7 +92,7 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str | None = 
     # The first call builds the C++, and draws what the graph draws: that must not move the run's own stream.
     with (
         _own_cache(), _silent(), _instructions_asked(), config.patch(_inductors(graph)), written_out(),
-        torch.no_grad(), torch.random.fork_rng(devices=[]),
+        torch.no_grad(), torch.random.fork_rng(devices=[]), _paced(len(graph.graph.nodes) - len(inputs)),
     ):  # fmt: skip
         outer, kernels = _compile(graph, inputs)
 

@@ -37,7 +37,7 @@ def describe(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     names |= {id(b): n.removeprefix("program.") for n, b in objective.named_buffers()}
     nodes = [n for n in gradient.traced.graph.graph.nodes if n.op == "call_function"]
     operations = Counter(str(n.target) if isinstance(n.target, torch._ops.OpOverload) else "getitem" for n in nodes)
-    _, draws, complete = hoist(gradient.traced)
+    _, draws, complete = hoist(gradient.traced.graph)
     trained = {id(p) for p in gradient.trained}
     random = [str(n.target) for n in nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
     outside = ["batches of rows", "learning rate and KL weight"]

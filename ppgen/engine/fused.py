@@ -137,7 +137,7 @@ class FusedStep:
             average = [a for p, a in zip(gradient.parameters, averages, strict=True) if id(p) in trained]
         self._counted, self._averages, self._layouts = counted, average, {} if layouts is None else layouts
         self.lay_out()
-        self.graph, draws, complete = hoist(gradient.traced)
+        self.graph, draws, complete = hoist(gradient.traced.graph)
         self.chunk = max(1, min(CHUNK, NOISE_BYTES // max(Noise.bytes_a_step(draws), 1)))
         self._ahead = self.chunk if complete else 1  # what is drawn in the graph must wait for its turn
         self.noise = Noise(draws, self._ahead)
@@ -158,7 +158,7 @@ class FusedStep:
 
     def _fixed(self) -> list[Tensor]:
         """The inputs that are the same tensors at every step."""
-        rest = [*self.gradient.others, *self.unused, *self.graph.constants]
+        rest = [*self.gradient.others, *self.unused, *self.gradient.traced.constants]
         return [*self.layout.written(), *rest]
 
     def _step(self, *inputs: Tensor) -> list[Tensor]:
@@ -174,7 +174,8 @@ class FusedStep:
         states = {k: pop(n) for k in self.keys}
         averages = pop(n) if layout.averages else []
         counts, corrections = pop(2)
-        others, unused, constants = pop(len(gradient.others)), pop(len(self.unused)), pop(len(self.graph.constants))
+        others, unused = pop(len(gradient.others)), pop(len(self.unused))
+        constants = pop(len(gradient.traced.constants))
         (result,) = pop(1)
         (row,) = pop(1)
         noise = self.noise.split(tuple(pop(len(self._noise_example))))
@@ -187,7 +188,7 @@ class FusedStep:
         spare = iter(unused)
         parameters = [views[id(p)] if id(p) in views else next(spare) for p in gradient.parameters]
         weight = [kl.to(dtype)] if gradient.warm_up else []
-        out = self.graph.graph(*parameters, *others, *weight, *rest, *constants, *noise)
+        out = self.graph(*parameters, *others, *weight, *rest, *constants, *noise)
         loss, elbo, gradients, buffers = gradient.outputs(out)
 
         slots = [

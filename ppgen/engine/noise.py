@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx
 
 from ppgen.engine.graph import aliases, is_in_place
-from ppgen.engine.trace import Traced
 
 aten = torch.ops.aten
 
@@ -58,13 +57,13 @@ class Draw:
         return self.fill(torch.empty(n, *self.shape, dtype=self.dtype, device=device), *self.args)
 
 
-def hoist(traced: Traced) -> tuple[Traced, list[Draw], bool]:
-    """A copy of the graph that takes its draws as inputs, after the constants; the draws; and whether these are all.
+def hoist(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[Draw], bool]:
+    """A copy of a traced graph that takes its draws as inputs, after all others; the draws; and whether these are all.
 
     A draw that depends on a value (a Gamma's, a Bernoulli's of a tensor) stays in the graph, and with it
     those that follow, so that the order is kept.
     """
-    graph = copy.deepcopy(traced.graph)
+    graph = copy.deepcopy(traced)
     draws: list[Draw] = []
     complete = True
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -91,7 +90,7 @@ def hoist(traced: Traced) -> tuple[Traced, list[Draw], bool]:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
-    return Traced(graph, traced.constants), draws, complete
+    return graph, draws, complete
 
 
 def _draw(node: fx.Node) -> Draw | None:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppgen.engine import background
 from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
-from ppgen.engine.instructions import SECONDS, SECONDS_A_NODE, is_built
-from ppgen.engine.interpreted import interpreted
+from ppgen.engine.interpreter.instructions import SECONDS, SECONDS_A_NODE, is_built
+from ppgen.engine.interpreter.interpreted import interpreted
 from ppgen.engine.native import is_known
 from ppgen.engine.trace import Traced
 
@@ -58,9 +59,8 @@ def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> tuple
     """The graph by our interpreter, where that pays, else as it is; and the seconds of a call, where they count."""
     if compiler() is None:
         return traced, 0.0
-    by_torch = _seconds(traced, example)
-    cost = SECONDS_A_NODE * len(traced) + (0.0 if is_built(example[0].dtype) else SECONDS)
-    if len(traced) < SMALLEST or FASTER * calls * by_torch < cost:
+    by_torch = seconds_of(traced, example)
+    if not pays(len(traced), by_torch, calls, example[0].dtype):
         return traced, by_torch
     ours = interpreted(traced.graph, [*example, *traced.constants])
     if ours is None:
@@ -69,8 +69,19 @@ def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> tuple
     def run(*u: Tensor) -> Any:
         return ours(*u, *traced.constants)
 
-    took = _seconds(run, example)
+    took = seconds_of(run, example)
     return (traced, by_torch) if by_torch < took else (run, took)
+
+
+def pays(operations: int, a_call: float, calls: int, dtype: torch.dtype) -> bool:
+    """Whether so many calls, interpreted, earn back what it takes to write the instructions of a graph.
+
+    Args:
+        a_call: seconds of one by torch.
+        dtype: of the library, which is built once a machine.
+    """
+    cost = SECONDS_A_NODE * operations + (0.0 if is_built(dtype) else SECONDS)
+    return operations >= SMALLEST and compiler() is not None and FASTER * calls * a_call >= cost
 
 
 def _saved(operations: int, a_call: float, calls: int) -> float:
@@ -78,9 +89,9 @@ def _saved(operations: int, a_call: float, calls: int) -> float:
     return 0.0 if compiler() is None or operations > TOO_LARGE else FASTER * calls * a_call
 
 
-def _seconds(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
-    """Of a call, the second one."""
+def seconds_of(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
+    """Of a call, the second one, in this thread: what else the machine does is left out."""
     run(*example)
-    start = time.perf_counter()
+    start = time.thread_time()
     run(*example)
-    return time.perf_counter() - start
+    return time.thread_time() - start

@@ -468,4 +468,10 @@ training = self.program.training
         "if True:\n    return self._own(shape)",
         "tests/test_interpreted.py::test_a_result_is_the_callers",
     ),
+    Mutant(
+        "interpreted_step_moves_the_random_stream",
+        "with torch.random.fork_rng(devices=[]):\n    by_torch",
+        "if True:\n    by_torch",
+        "tests/test_state.py::test_a_loop_is_interpreted_where_that_pays_and_resumed_so",
+    ),
 ]

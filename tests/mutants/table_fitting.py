@@ -146,8 +146,8 @@ MUTANTS = [
     ),
     Mutant(
         "auto_does_not_look_for_code",
-        'if native.is_known(trial.code.key):\n    log.debug("engine auto: this step was compiled before")',
-        'if False:\n    log.debug("engine auto: this step was compiled before")',
+        'native.is_known(trial.code.key):\n    log.debug("engine auto: this step was compiled before")',
+        'False:\n    log.debug("engine auto: this step was compiled before")',
         "tests/test_engine.py::test_auto_takes_the_code_that_is_there",
     ),
     Mutant(

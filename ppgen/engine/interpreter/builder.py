@@ -1,4 +1,4 @@
-"""The instructions of a graph: where each value lies, and what is written when; see `ppgen.engine.interpreted`."""
+"""The instructions of a graph: where each value lies, and what is written when; see `interpreted`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.instructions import CODES
-from ppgen.engine.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, Place, full_value
+from ppgen.engine.interpreter.instructions import CODES
+from ppgen.engine.interpreter.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, Place, full_value
 
 aten = torch.ops.aten
 

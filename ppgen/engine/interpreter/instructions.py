@@ -1,4 +1,4 @@
-"""The instructions of `ppgen.engine.interpreted`, in C++, and the small library made of them once a machine.
+"""The instructions of `interpreted`, in C++, and the small library made of them once a machine.
 
 An instruction reads up to three operands x, y, z and writes d = f(x, y, z), over three nested loops with a stride of
 its own for each; a stride of 0 repeats a value. Reductions and sums into a place add to d, or take the larger.
@@ -20,7 +20,7 @@ from ppgen.engine import native
 from ppgen.engine.compile import compiler
 
 C_TYPES = {torch.float64: "double", torch.float32: "float"}
-SECONDS, SECONDS_A_NODE = 2.0, 1e-4  # of the compiler, once a machine and dtype; to write a graph's instructions
+SECONDS, SECONDS_A_NODE = 2.0, 1.5e-4  # of the compiler, once a machine and dtype; to write a graph's instructions
 INTEGERS = 24  # of an instruction: operation, three lengths; of d, x, y, z a base, an offset, three strides
 
 UNARY = {

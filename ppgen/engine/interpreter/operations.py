@@ -1,4 +1,4 @@
-"""ATen's operations as expressions of `ppgen.engine.instructions`.
+"""ATen's operations as expressions of `instructions`.
 
 An expression is (instruction, operand, ...), and an operand a node, a number or another expression.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.instructions import BINARY, UNARY
+from ppgen.engine.interpreter.instructions import BINARY, UNARY
 
 aten = torch.ops.aten
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.builder import ARENA, POOL, Builder, Unsupported
 from ppgen.engine.graph import aliases, is_in_place, is_view
-from ppgen.engine.instructions import C_TYPES, INTEGERS, SLOW, library
-from ppgen.engine.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, full_value
+from ppgen.engine.interpreter.builder import ARENA, POOL, Builder, Unsupported
+from ppgen.engine.interpreter.instructions import C_TYPES, INTEGERS, SLOW, library
+from ppgen.engine.interpreter.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, full_value
 
 log = logging.getLogger("ppgen")
 
@@ -211,9 +211,10 @@ class _Program:
         def set_base(node: fx.Node, value: Tensor) -> None:
             env[node] = value
             if node in b.read:
-                own = value.to(self.dtype).contiguous()
-                held.append(own)
-                bases[b.read[node]] = own.data_ptr()
+                if value.dtype != self.dtype or not value.is_contiguous():
+                    value = value.to(self.dtype).contiguous()
+                    held.append(value)
+                bases[b.read[node]] = value.data_ptr()
 
         for node, value in zip(b.placeholders, inputs, strict=True):
             set_base(node, value)

@@ -1,0 +1,1 @@
+"""Graphs of many small operations, run without compiling: `interpreted`; see there."""
