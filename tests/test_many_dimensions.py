@@ -17,7 +17,6 @@ from ppgen.engine.pathfinder import FEW, pathfinder_low_rank
 from ppgen.inference.sampling.hamiltonian import Preconditioner, low_rank_root, strongest
 from ppgen.inference.sampling.kernels import chees
 from ppgen.inference.verdicts import mcmc_diagnostics
-from ppgen.run.chain_statistics import ess_bulk, ess_tail, of_entries
 
 mcmc_module = import_module("ppgen.inference.sampling.mcmc")
 DIM = 240
@@ -145,7 +144,7 @@ def test_the_worst_entries_are_looked_at(monkeypatch):
     u[..., 6] = np.exp(2 * u[..., 6])
     worst = mcmc_diagnostics.suspects(u)
     assert len(worst) <= 18 and 5 in worst
-    ess, tail = of_entries(ess_bulk, u), of_entries(ess_tail, u)
+    ess, tail = mcmc_diagnostics._each(u, "ess"), mcmc_diagnostics._each(u, "ess", method="tail", prob=(0.05, 0.95))
     assert ess.argmin() in worst and tail.argmin() in worst
     assert list(mcmc_diagnostics.suspects(u[..., :30])) == list(range(30))
 

@@ -41,50 +41,21 @@ def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smoothed log weights that sum to one, (K, n), and k-hat, (n,).
 
     k-hat is nan of fewer than 25 weights, to whose tail no law can be fitted, and infinite where the tail spans more
-    than float64 can hold, so that one weight has all the mass.
+    than float64 can hold, so that one weight has all the mass. ArviZ's `psislw` is made for leave-one-out and takes
+    negative log weights; it takes a tail of which nothing is left for a light one.
     """
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
+    length = _tail_length(len(log_w))
     for i, column in enumerate(log_w.T.astype(np.float64)):
-        out[:, i], k[i] = _smoothed(column - column.max())
-        out[:, i] -= np.logaddexp.reduce(out[:, i])
+        if column.max() - column.min() < SAME:
+            out[:, i], k[i] = -math.log(len(column)), -np.inf
+        elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-length] > FARTHEST:
+            out[:, i], k[i] = column - np.logaddexp.reduce(column), math.nan if len(column) < LEAST_DRAWS else math.inf
+        else:
+            out[:, i], k[i] = array_stats.psislw(-column)
     return out, k
-
-
-def _smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float]:
-    """Of one set of log weights, the largest of which is 0."""
-    if log_w.min() > -SAME:
-        return np.zeros(len(log_w)), -np.inf
-    if len(log_w) < LEAST_DRAWS:
-        return log_w, math.nan
-    M, order = tail_length(len(log_w)), np.argsort(log_w)
-    if log_w[order[-M]] < -FARTHEST:
-        return log_w, math.inf
-    cutoff = np.exp(log_w[order[-M - 1]])
-    k, sigma = pareto_shape(np.exp(log_w[order[-M:]]) - cutoff)
-    if math.isfinite(sigma) and sigma > 0:
-        p = (np.arange(M) + 0.5) / M
-        log_w[order[-M:]] = np.log(cutoff + sigma * np.expm1(-k * np.log1p(-p)) / k).clip(max=0)
-    return log_w, k
-
-
-def pareto_shape(excess: np.ndarray) -> tuple[float, float]:
-    """Shape and scale of the generalised Pareto law of sorted excesses over a threshold: the mean of b = -k / σ over a
-    profile posterior (Zhang and Stephens 2009), and k drawn to 0.5 as by ten further excesses; k is minus infinity
-    where they are all the same.
-    """
-    n = len(excess)
-    if excess[-1] - excess[0] < np.finfo(float).tiny:
-        return -math.inf, math.nan
-    grid = 30 + int(n**0.5)
-    with np.errstate(all="ignore"):
-        b = (1 - np.sqrt(grid / (np.arange(grid) + 0.5))) / (3 * excess[int(n / 4 + 0.5) - 1]) + 1 / excess[-1]
-        k = np.log1p(-b[:, None] * excess).mean(1)
-        profile = n * (np.log(-b / k) - k - 1)
-        w = np.exp(profile - np.logaddexp.reduce(profile))
-        w = np.where(w >= 10 * np.finfo(float).eps, w, 0.0)
-        mean = float((b * w)[w > 0].sum() / max(w.sum(), np.finfo(float).tiny))
-        shape = float(np.log1p(-mean * excess).mean())
-        return (n * shape + 5) / (n + 10), -shape / mean if mean else math.nan
 
 
 def effective(log_w: np.ndarray) -> np.ndarray:
@@ -111,12 +82,12 @@ def of_draws(log_w: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 def khat_se(khat: float, draws: int) -> float:
     """The standard error of k-hat, (1 + k) / √M, of the shape of a generalised Pareto law by M draws."""
-    return (1 + max(khat, 0.0)) / tail_length(draws) ** 0.5
+    return (1 + max(khat, 0.0)) / _tail_length(draws) ** 0.5
 
 
-def tail_length(draws: int, effective: float = 1.0) -> int:
-    """M, how many weights, or draws of which that share is effective, the law is fitted to."""
-    return draws // 5 if draws * effective <= 225 else int(3 * (draws / effective) ** 0.5)
+def _tail_length(draws: int) -> int:
+    """M, how many weights the law is fitted to."""
+    return draws // 5 if draws <= 225 else int(3 * draws**0.5)
 
 
 def threshold(draws: int) -> float:

@@ -31,6 +31,7 @@ from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
+    entry_names,
     figure_of,
     groups_figures,
     image_grid,
@@ -50,7 +51,7 @@ from ppgen.inference.report.sample_plots import (
     samples_figure,
 )
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import entry_names, shown, variable
+from ppgen.run.shown import shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppgen.inference.report.figures import (
+    entry_names,
     figure_of,
     groups_figures,
     intervals_figure,
@@ -28,9 +29,8 @@ from ppgen.inference.report.figures import (
     require_format,
     write_figures,
 )
-from ppgen.run import chain_statistics
-from ppgen.run.chain_statistics import of_entries
-from ppgen.run.shown import entry_names, shown, variable
+from ppgen.inference.verdicts.mcmc_diagnostics import statistic
+from ppgen.run.shown import shown, variable
 from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _ranks_figure(tree: DataTree) -> Figure | None:
     C, S, n = values.shape
     if C < 2:
         return None
-    rhat = np.where(np.ptp(values, (0, 1)), of_entries(chain_statistics.rhat, values), 1.0)
+    rhat = np.array([statistic("rhat", values[..., i]) if np.ptp(values[..., i]) else 1.0 for i in range(n)])
     worst = np.argsort(-rhat, kind="stable")[:RANKED]
     figure, axes = figure_of(2.6 * len(worst) + 0.6, 2.8, len(worst), sharey=True)
     at = np.linspace(0, 1, 201)

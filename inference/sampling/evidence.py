@@ -45,10 +45,10 @@ from ppgen.inference.sampling.mcmc import mcmc
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.findings import FINE, WRONG, Finding, load_findings
+from ppgen.inference.verdicts.mcmc_diagnostics import statistic
 from ppgen.inference.verdicts.mode_search import climbs, places, starts_around
 from ppgen.program import Program
 from ppgen.run import Run
-from ppgen.run.chain_statistics import ess_mean, of_entries
 from ppgen.sites import is_factor, sample_sites
 from ppgen.terms import run as run_once
 
@@ -259,7 +259,7 @@ def _bounds(target: Density, q: Mixture, u: Tensor, generator: torch.Generator) 
     v = q.draw(WEIGHTS, generator)
     at_q, at_p = (torch.nan_to_num(target(x)[0], nan=-torch.inf) - q.log_prob(x) for x in (v, u.flatten(0, 1)))
     by_chain = at_p.reshape(u.shape[:2]).numpy()
-    effective = float(of_entries(ess_mean, by_chain))
+    effective = float(statistic("ess", by_chain, method="mean"))
     effective = effective if math.isfinite(effective) else float(at_p.numel())
     log_z = float(torch.logsumexp(at_q, 0)) - math.log(WEIGHTS)
     w = (at_q - at_q.max()).exp()

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from ppgen.engine.pathfinder import Density
-from ppgen.inference.sampling.kernels import NEGLIGIBLE, Begun
+from ppgen.inference.sampling.kernels import NEGLIGIBLE, Begun, distances
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import climbs, places
-from ppgen.run.chain_statistics import distances
 
 APART = 3.0  # sds of the draws of one chain, between its mean and that of most, from which on places are compared
 WEIGHTS = 2000  # draws of the mixture

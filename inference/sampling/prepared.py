@@ -76,10 +76,9 @@ def prepared(
         validate(program, table, fits=not isinstance(run, Run))
         warn_of_negative_indices(program, table)
         with ready(run, table, seed, guide=guide), running_of(program, table):
-            new = not isinstance(run, Run)
-            rows = row_columns(table) if new else run.structure.row_columns
-            _require_observed(program, table, n_rows(table, rows), new)
-            if new:
+            rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
+            _require_observed(program, table, n_rows(table, rows), new=not isinstance(run, Run))
+            if not isinstance(run, Run):
                 _warn_of_parameters(program, table)
             yield Prepared(run, program, table, rows)
 

@@ -30,7 +30,6 @@ A conceptual introduction to Hamiltonian Monte Carlo's diagnosis of energy (Beta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,11 +37,9 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.evaluation.estimates import Evidence
-from ppgen.inference.evaluation.psis import GOOD_K, khat_se, pareto_shape, tail_length
-from ppgen.inference.sampling.kernels import NEGLIGIBLE, Draws
+from ppgen.inference.evaluation.psis import GOOD_K, khat_se
+from ppgen.inference.sampling.kernels import NEGLIGIBLE, Draws, distances
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, grade
-from ppgen.run import chain_statistics
-from ppgen.run.chain_statistics import distances, ess_bulk, ess_tail, of_entries
 
 GOOD_RHAT, WRONG_RHAT, GOOD_ESS, GOOD_BFMI, DIVERGING = 1.01, 1.1, 400, 0.3, 0.001
 GOOD_EVIDENCE = 0.2  # nats
@@ -51,6 +48,7 @@ MANY, WORST = 100, 12  # entries, beyond which those are looked at whose quick f
 TAIL = 1.645  # sds, beyond which a quick figure counts a tail
 CHOSEN_BY = 2**24  # values of draws, at most about, that the entries with the longest tails are chosen by
 CHUNK = 2**20  # values whose quick figures are made together
+TAILS = (0.05, 0.95)
 LEAST = 225  # effective draws for a tail of 45
 HEAVY = GOOD_K / 2  # of a tail, from which on there may be no sd
 MOST_TAILS = 60  # entries of a latent whose tails are fitted: a few milliseconds each
@@ -91,8 +89,8 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
     return [
         *_chains(u, lp),
         _agreement(few, labels, u.shape[-1]),
-        _enough("ess_bulk", of_entries(ess_bulk, few), labels),
-        _enough("ess_tail", of_entries(ess_tail, few), labels),
+        _enough("ess_bulk", _each(few, "ess"), labels),
+        _enough("ess_tail", _each(few, "ess", method="tail", prob=TAILS), labels),
         *moves,
         heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
@@ -178,12 +176,12 @@ def _agreement(u: np.ndarray, labels: Sequence[str], entries: int) -> Finding:
     """The largest R-hat, of so many; of one chain it is not known whether another would agree."""
     chains = len(u)
     if chains < 2 * SUPERCHAINS:
-        rhat, most = of_entries(chain_statistics.rhat, u), GOOD_RHAT
+        rhat, most = _each(u, "rhat"), GOOD_RHAT
     else:
         from scipy.special import chdtri  # chi2.isf; scipy.stats takes half a second to import
 
         groups = next(k for k in range(SUPERCHAINS, chains + 1) if chains % k == 0)
-        rhat = of_entries(partial(chain_statistics.rhat, groups=groups), u)
+        rhat = _each(u, "rhat_nested", superchain_ids=np.arange(chains) % groups)
         most = float(np.sqrt(1 + chdtri(groups - 1, 0.01 / (2 * entries)) / GOOD_ESS))
     if chains == 1 or not np.isfinite(rhat).any():
         return Finding("rhat", "", np.nan, most, LOOK)
@@ -294,11 +292,26 @@ def _tail_shape(draws: np.ndarray) -> float:
     the draws are all the same there, or fewer than `LEAST` of them are effective."""
     if np.ptp(draws) == 0 or not np.isfinite(draws).all():
         return -np.inf
-    share = float(of_entries(ess_tail, draws)) / draws.size
+    share = float(statistic("ess", draws, method="tail", prob=TAILS)) / draws.size
     if not share * draws.size >= LEAST:
         return -np.inf
-    M, x = min(tail_length(draws.size, min(share, 1.0)), draws.size // 2), np.sort(draws, None).astype(np.float64)
-    return max(pareto_shape(end[-M:] - end[-M - 1])[0] for end in (x, -x[::-1]))
+    try:
+        return float(statistic("pareto_khat", draws, r_eff=min(share, 1.0)))
+    except ValueError:  # a tail of equal values
+        return -np.inf
+
+
+def _each(u: np.ndarray, name: str, **options: Any) -> np.ndarray:
+    """A statistic of each entry of (chains, draws, entries)."""
+    return np.array([statistic(name, u[..., i], **options) for i in range(u.shape[-1])])
+
+
+def statistic(name: str, draws: np.ndarray, **options: Any) -> Any:
+    """One of ArviZ's statistics of chains, of (chains, draws)."""
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    with np.errstate(all="ignore"):  # of draws that are equal, as a chain's are that stays
+        return getattr(array_stats, name)(np.ascontiguousarray(draws, np.float64), **options)
 
 
 def _list(chains: np.ndarray) -> str:

@@ -12,33 +12,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
 from ppgen.console import number
-from ppgen.run.chain_statistics import ess_bulk, ess_tail, mcse_mean, mcse_sd, of_entries, rhat
 from ppgen.structure import Structure
 
 if TYPE_CHECKING:  # they take half a second to import
     import pandas as pd
     from xarray import DataArray, DataTree
 
-__all__ = [
-    "by_group", "entry_names", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized",
-    "variable",
-]  # fmt: skip
-
-
-INTERVAL, TAILS = (0.055, 0.945), (0.11, 0.89)  # the quantiles of ArviZ's summary, and of its effective draws in tails
-BY_CHAINS: dict[str, Callable[[Tensor], Tensor]] = {
-    "ess_bulk": ess_bulk, "ess_tail": partial(ess_tail, tails=TAILS), "r_hat": rhat, "mcse_mean": mcse_mean,
-    "mcse_sd": mcse_sd,
-}  # fmt: skip
+__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized", "variable"]
 
 
 def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
@@ -67,35 +51,17 @@ def variable(tree: DataTree, name: str) -> DataArray:
     return found.isel({dim: rows}).rename({dim: f"{name}_row"})
 
 
-def entry_names(variable: DataArray) -> list[str]:
-    """theta[A], theta[B], ...: an entry's coordinates."""
-    dims = [d for d in variable.dims if d not in ("chain", "draw")]
-    labels = [variable[d].values for d in dims]
-    return [f"{variable.name}[{', '.join(map(str, e))}]" for e in product(*labels)] if dims else [str(variable.name)]
-
-
-def summarized(tree: DataTree, kind: str = "all") -> pd.DataFrame:
-    """A row for each entry of the variables that are shown, as `arviz_stats.summary` gives of one variable: mean, sd,
-    the interval between the 5.5% and the 94.5% quantile; ESS, R-hat and Monte Carlo errors of mean and sd.
+def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
+    """ArviZ's summary of the variables that are shown, one at a time.
 
     Of several at once arviz-stats 0.8.0 gives the figures of an entry to another, where their dimensions do not come in
-    one order: sd (term), r (group, term). It takes 0.7 s to import.
-
-    Args:
-        kind: all, or stats: without what is told by chains.
+    one order: sd (term), r (group, term).
     """
     import pandas as pd
+    from arviz_stats import summary  # type: ignore[attr-defined]
 
-    parts = []
-    for own in (variable(tree, name) for name in shown(tree)):
-        x = own.values if own.dtype.kind != "b" else own.values.astype(float)
-        low, high = np.quantile(x, INTERVAL, axis=(0, 1))
-        mean = x.mean((0, 1), dtype=np.float64)
-        columns = {"mean": mean, "sd": x.std((0, 1), dtype=np.float64), "eti89_lb": low, "eti89_ub": high}
-        if kind == "all":
-            columns |= {name: of_entries(f, x) for name, f in BY_CHAINS.items()}
-        parts.append(pd.DataFrame({k: np.ravel(v) for k, v in columns.items()}, index=entry_names(own)))
-    return pd.concat(parts)
+    each = [variable(tree, name).to_dataset(name=name) for name in shown(tree)]
+    return pd.concat([summary(one, round_to="none", **options) for one in each])
 
 
 def group_effects(tree: DataTree) -> dict[str, dict[str, DataArray]]:

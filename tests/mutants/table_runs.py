@@ -82,9 +82,9 @@ MUTANTS = [
         "tests/test_run_config.py::test_every_key_is_looked_at",
     ),
     Mutant(
-        "labels_of_a_summary_in_another_order",
-        "for e in product(*labels)]",
-        "for e in product(*labels[::-1])]",
+        "a_summary_of_several_variables_at_once",
+        'summary(one, round_to="none", **options) for one in each',
+        'summary(tree, var_names=shown(tree), round_to="none", **options) for _ in [0]',
         "tests/test_shown.py::test_every_label_of_the_summary_has_its_own_figures",
     ),
 ]

@@ -164,14 +164,14 @@ MUTANTS = [
     # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
     Mutant(
         "khat_of_inverse_weights",
-        "_smoothed(column - column.max())",
-        "_smoothed(column.min() - column)",
+        "array_stats.psislw(-column)",
+        "array_stats.psislw(column)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
         "khat_of_half_the_log_weights",
-        "_smoothed(column - column.max())",
-        "_smoothed((column - column.max()) / 2)",
+        "array_stats.psislw(-column)",
+        "array_stats.psislw(-column / 2)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
@@ -275,8 +275,8 @@ MUTANTS = [
     ),
     Mutant(
         "weights_that_underflow_have_no_tail",
-        "if log_w[order[-M]] < -FARTHEST:",
-        "if False:",
+        "or column.max() - np.sort(column)[-length] > FARTHEST:",
+        "or False:",
         "tests/test_findings.py::test_weights_of_a_guide_that_is_far_away",
     ),
     Mutant(
@@ -305,8 +305,8 @@ MUTANTS = [
     ),
     Mutant(
         "groups_of_chains_as_single_ones",
-        "partial(chain_statistics.rhat, groups=groups)",
-        "partial(chain_statistics.rhat, groups=chains)",
+        "np.arange(chains) % groups",
+        "np.arange(chains)",
         "tests/test_findings.py::test_many_short_chains_in_their_target_agree",
     ),
     # -- weighted draws -------------------------------------------------------------------------------------

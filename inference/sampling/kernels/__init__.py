@@ -20,12 +20,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ppgen.folder import Folder
 from ppgen.inference.evaluation.estimates import Evidence
 
-__all__ = ["DENSE_DIM", "LARGE_DIM", "NEGLIGIBLE", "SMALL_DIM", "Begun", "Draws", "Numbers", "named", "names"]
+__all__ = [
+    "DENSE_DIM", "LARGE_DIM", "NEGLIGIBLE", "SMALL_DIM", "Begun", "Draws", "Numbers", "distances", "named", "names",
+]  # fmt: skip
 
 SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
 LARGE_DIM = 1000  # beyond it many chains leave the cache
@@ -80,3 +83,11 @@ class Draws(NamedTuple):
     evidence: Evidence | None = None
     begun: Begun | None = None
     g: Tensor | None = None
+
+
+def distances(x: np.ndarray) -> np.ndarray:
+    """How far the mean of each chain is from that of most, in sds of the draws of one: (chains, draws, figures) ->
+    (chains, figures); of both it is the median chain's that is meant.
+    """
+    mean = x.mean(1)
+    return np.abs(mean - np.median(mean, 0)) / np.median(x.std(1), 0).clip(1e-12)
