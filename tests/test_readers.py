@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import struct
 import sys
 import warnings
@@ -17,6 +18,7 @@ from safetensors.numpy import save_file
 
 from ppgen import data
 from ppgen.errors import PpgenError
+from ppgen.run import sources
 
 X = np.random.RandomState(0).randn(40, 3).astype(np.float32)
 Y = np.arange(40) % 4
@@ -337,3 +339,13 @@ def test_a_word_that_is_asked_for_is_no_missing_cell_of_a_csv(tmp_path):
     (tmp_path / "a.csv").write_text("c,x\nDE,1\nNA,NA\nFR,3\n")
     table = data.load(tmp_path / "a.csv", types="c=categorical:DE<FR<NA")
     assert table["c"].tolist() == [0, 2, 1] and table["x"].isnan().tolist() == [False, True, False]
+
+
+def test_a_pipe_is_refused_by_the_name_that_was_given(tmp_path):
+    pipe, link = tmp_path / "rows.csv", tmp_path / "stdin"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)  # as /dev/stdin is one to what has no name
+    for spec in (str(pipe), str(link), "-"):
+        with pytest.raises(PpgenError, match=f"^{spec} is no file but a pipe or a device, .* to a file first"):
+            data.load(spec)
+    assert sources._absolute(str(link), None) == str(link)

@@ -205,7 +205,7 @@ def _groups(
     if isinstance(source, str) and source in datasets.NAMES:
         return source, f"data set {source!r}", datasets.load_raw(source, data_dir)
     path = Path(source).expanduser()
-    if not os.path.exists(path):
+    if not os.path.exists(path) and str(path) != "-":
         beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []
         hint = nearest(path.name, [*datasets.NAMES, *beside])
         raise PpgenError(

@@ -37,6 +37,7 @@ SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {s: s for s in SPLITS} | {"val": "valid", "validation": "valid"}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".bin", ".ckpt")
 _SMALLER = "write it as .npy or .npz, and fit a part of its rows"
+_AGAIN = "data are read again by later commands; write them to a file first: ... > rows.csv"
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -54,6 +55,8 @@ def read(
     if path.is_dir():
         return read_images(path)
     if not path.is_file():
+        if path.exists() or str(path) == "-":
+            raise PpgenError(f"{path} is no file but a pipe or a device, and {_AGAIN}")
         raise PpgenError(f"{path} does not exist; give the path of one data file")
     kind, reader = _reader(path)
     with _as_sentence(path, kind):

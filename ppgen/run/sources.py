@@ -139,13 +139,13 @@ def _with_context(columns: dict[str, Any] | None, context: str) -> dict[str, Any
 
 
 def _absolute(spec: str, file: Path | None) -> str:
-    """A path from the root, found beside the program's file where it is not here; names stay names."""
+    """A path from the root, found beside the program's file where it is not here; names and pipes stay as they are."""
     if spec in data.names():
         return spec
     path = Path(spec).expanduser()
     if file is not None and not path.exists() and (file.parent / path).exists():
         path = file.parent / path
-    return str(path.resolve()) if path.exists() else spec
+    return str(path.resolve()) if path.is_file() or path.is_dir() else spec
 
 
 def program_and_rows(
