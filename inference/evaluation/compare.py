@@ -62,6 +62,9 @@ class Score(NamedTuple):
     observed: np.ndarray
     rows: Mapping[str, np.ndarray] = {}
 
+    def __repr__(self) -> str:  # no arrays: a comparison is printed whole
+        return f"Score({self.kind}, {self.total:.2f} nats, {len(self.values)} rows)"
+
     @property
     def total(self) -> float:
         return float(self.values.sum())
