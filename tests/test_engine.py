@@ -19,8 +19,8 @@ from pyro.poutine.messenger import Messenger
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.data import n_rows
-from ppgen.engine import compile as compilation
 from ppgen.engine import background, compiled, describe, log_joint, native, small, trace, traced
+from ppgen.engine import compile as compilation
 from ppgen.engine.compile import code_key
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient, shapes
