@@ -500,7 +500,7 @@ def test_verbose_says_which_engine_why_and_what_it_costs(call, line, monkeypatch
     monkeypatch.setenv("PPGEN_BACKGROUND", "0")
     err = call("fit", line, "-v", "--steps", 110, "--out", "a", "-q")[1]
     assert "engine auto: traced" in err and "operations in" in err
-    assert "compiled code would save" in err and "steps stay traced" in err
+    assert "compiled code would save" in err and "steps stay with trace" in err
     err = call("fit", line, "--steps", 20, "--out", "b", "-q", "--verbose")[1]
     assert "eager steps, as a trace pays off from 100 steps on" in err
     assert "engine" not in call("fit", line, "--steps", 20, "--out", "c", "-q")[1], "asked for before, and not now"

@@ -287,14 +287,20 @@ def _gapped(y):
         pyro.sample("y", NanMaskedNormal(m, 1.0), obs=y)
 
 
-def test_a_density_that_takes_one_vector_at_a_time():
-    """A normal with gaps asks whether it has any, and cannot be batched."""
+def _branching(y):
+    z = pyro.sample("z", Normal(torch.zeros(()).double(), 1.0))
+    pyro.sample("y", Normal(z if z > -99 else -z, 1.0).expand([2]).to_event(1), obs=y[[0, 2]])
+
+
+@pytest.mark.parametrize(("model", "engine"), [(_gapped, "trace"), (_branching, "eager")])
+def test_a_density_that_asks_for_values(model, engine):
+    """A normal with gaps asks the data whether there are any; what asks a latent cannot be batched."""
     y = torch.tensor([0.3, math.nan, 1.2]).double()
-    with prepared(_gapped, {"y": y}, 0) as made:
+    with prepared(model, {"y": y}, 0) as made:
         joint = ladder._joint(made)
     u = normal(3, 1).double()
     value, grad = joint.value_and_grad(u)
-    assert joint.engine == "eager"
+    assert joint.engine == engine
     assert torch.allclose(value, Normal(0.0, 1.0).log_prob(u[:, 0]) + Normal(u, 1.0).log_prob(y[[0, 2]]).sum(-1))
     assert torch.allclose(grad, 1.5 - 3 * u)
 

@@ -216,6 +216,23 @@ def test_no_value_of_an_input_leaves_torch_unseen(way: str):
     assert torch.equal(graph(x), x * torch.stack([HELD[0], torch.tensor(2.0), HELD[1]]))
 
 
+PLACES = {
+    "k": lambda x, j, k: x[k], "jk": lambda x, j, k: x[j, k], "1k": lambda x, j, k: x[1, k],
+    "k1": lambda x, j, k: x[k, 1], "all k": lambda x, j, k: x[:, k], "all jk": lambda x, j, k: x[:, j, k],
+    "all k1": lambda x, j, k: x[:, k, 1], "k slice": lambda x, j, k: x[k, :, 0:1], "part k": lambda x, j, k: x[1:3, k],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PLACES)
+def test_a_whole_number_that_was_drawn_says_a_place(form: str):
+    """`probs[z]` of one z: torch would take its value out."""
+    fn, x = PLACES[form], torch.randn(4, 3, 3)
+    graph = trace(fn, [x, torch.tensor(0), torch.tensor(0)])
+    for j, k in ((torch.tensor(2), torch.tensor(1)), (torch.tensor(-1), torch.tensor(-2))):
+        ours, own = graph(x, j, k), fn(x, j, k)
+        assert torch.equal(ours, own) and ours.shape == own.shape
+
+
 def _all(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 

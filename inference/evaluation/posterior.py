@@ -332,8 +332,7 @@ def tree_of(
     for name, array in constant.items():
         sizes |= dict(zip(of_columns[name], array.shape, strict=True))
     groups: dict[str, Any] = {g: found[g] for g in _ORDER if g in found}
-    groups |= {"observed_data": observed} if observed else {}
-    groups |= {"constant_data": constant} if constant else {}
+    groups |= {g: own for g, own in (("observed_data", observed), ("constant_data", constant)) if own}
     tree = tree_from(
         groups,
         dims,

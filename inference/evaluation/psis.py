@@ -15,6 +15,7 @@ Source: Pareto smoothed importance sampling (Vehtari et al. 2024, arXiv:1507.026
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -124,13 +125,7 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
         raise PpgenError(
             "latents are summed out, and the guide's draws have no weights to be corrected by; leave it out"
         )
-    for name in structure.latents:
-        value = found["posterior"].get(name)
-        if value is not None and value.dtype.kind == "f" and value.size and (value == value[:, :1]).all():
-            raise PpgenError(
-                f"the guide gives the latent {name!r} as a point, which no weights make draws of the posterior; fit "
-                "with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
-            )
+    _require_no_point(found["posterior"], structure.latents)
     log_w = found["sample_stats"]["log_p"][0] - found["sample_stats"]["log_q"][0]
     per_row = log_w.ndim == 2
     log_w = log_w if per_row else log_w[:, None]
@@ -164,6 +159,20 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
                 n: _picked(v, index, _row_axis(n, v, structure) if per_row else None) for n, v in arrays.items()
             }
     return out
+
+
+def _require_no_point(drawn: Arrays, latents: Sequence[str]) -> None:
+    """
+    Raises:
+        PpgenError: all draws of a latent are the same.
+    """
+    for name in latents:
+        value = drawn.get(name)
+        if value is not None and value.dtype.kind == "f" and value.size and (value == value[:, :1]).all():
+            raise PpgenError(
+                f"the guide gives the latent {name!r} as a point, which no weights make draws of the posterior; fit "
+                "with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
+            )
 
 
 def _row_axis(name: str, value: np.ndarray, structure: Structure) -> int:

@@ -559,8 +559,9 @@ def _example(
 def _same_shapes(program: Program, few: Mapping[str, Tensor], structure: Structure, t: Traces) -> bool:
     """Whether the program runs on a few rows, as one that reads `y[11]` does not, with global latents of the same
     shapes: not where the rows tell the number of groups."""
+    counts = parameters_as(program, {name: b.clone() for name, b in program.named_buffers()})  # of batch norm
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief(), counts:
             own = pyro.poutine.trace(lambda: program.call("model", few)).get_trace().nodes
     except Exception:  # written for one number of rows
         return False

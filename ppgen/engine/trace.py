@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -140,11 +141,18 @@ def _quiet() -> Iterator[None]:
             with self:
                 yield i
 
-    select, iterate = Tensor.masked_select, IndepMessenger.__iter__
+    def item(self: Tensor, places: Any) -> Tensor:
+        if (at := _place_read(places)) is None:
+            return get(self, places)
+        listed = tuple(p.reshape(1) if isinstance(p, Tensor) else p for p in _tuple(places))
+        return get(self, listed).squeeze(at)
+
+    select, iterate, get = Tensor.masked_select, IndepMessenger.__iter__, Tensor.__getitem__
     with (
         without_validation(),
         mock.patch.object(torch._C, "_get_tracing_state", tracing),
         mock.patch.object(Tensor, "masked_select", masked_select),
+        mock.patch.object(Tensor, "__getitem__", item),
         mock.patch.object(IndepMessenger, "__iter__", counted),
         # A prior that was made while validation was on keeps it.
         mock.patch.object(torch.distributions.Distribution, "_validate_sample", lambda self, value: None),
@@ -152,6 +160,27 @@ def _quiet() -> Iterator[None]:
         mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
     ):
         yield
+
+
+def _place_read(places: Any) -> int | None:
+    """The dimension of k in `x[k]`, `x[j, k]` or `x[:, k]`, a whole number in a tensor, whose value torch would take
+    out to look there; None where there is none, or the value may be read, or the places are of another form."""
+    each = _tuple(places)
+    before = len(list(takewhile(lambda p: isinstance(p, slice), each)))
+    ones = list(takewhile(_is_one, each[before:]))
+    rest = each[before + len(ones) :]
+    read = any(isinstance(p, Tensor) and not may_be_read(p) for p in ones) and all(isinstance(p, slice) for p in rest)
+    return before if read else None
+
+
+def _is_one(place: Any) -> bool:
+    if isinstance(place, Tensor):
+        return place.dim() == 0 and not place.is_floating_point() and place.dtype not in (torch.bool, torch.uint8)
+    return isinstance(place, int) and not isinstance(place, bool)
+
+
+def _tuple(places: Any) -> tuple[Any, ...]:
+    return places if isinstance(places, tuple) else (places,)
 
 
 class _Stopped(TorchFunctionMode):
