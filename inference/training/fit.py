@@ -30,7 +30,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
-from ppgen.draws import one_draw
+from ppgen.draws import one_draw, parameters_as
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
