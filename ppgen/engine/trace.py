@@ -141,18 +141,12 @@ def _quiet() -> Iterator[None]:
             with self:
                 yield i
 
-    def item(self: Tensor, places: Any) -> Tensor:
-        if (at := _place_read(places)) is None:
-            return get(self, places)
-        listed = tuple(p.reshape(1) if isinstance(p, Tensor) else p for p in _tuple(places))
-        return get(self, listed).squeeze(at)
-
-    select, iterate, get = Tensor.masked_select, IndepMessenger.__iter__, Tensor.__getitem__
+    select, iterate = Tensor.masked_select, IndepMessenger.__iter__
     with (
         without_validation(),
         mock.patch.object(torch._C, "_get_tracing_state", tracing),
         mock.patch.object(Tensor, "masked_select", masked_select),
-        mock.patch.object(Tensor, "__getitem__", item),
+        _Places(),
         mock.patch.object(IndepMessenger, "__iter__", counted),
         # A prior that was made while validation was on keeps it.
         mock.patch.object(torch.distributions.Distribution, "_validate_sample", lambda self, value: None),
@@ -160,6 +154,17 @@ def _quiet() -> Iterator[None]:
         mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
     ):
         yield
+
+
+class _Places(TorchFunctionMode):
+    """`x[k]` of a drawn k is looked up. (`Tensor.__getitem__` itself stays: put in place and taken away again, it would
+    leave behind a tensor that `torch.tensor([x[0], 1.0])` takes for a list.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__getitem__ or (at := _place_read(args[1])) is None:
+            return func(*args, **(kwargs or {}))
+        listed = tuple(p.reshape(1) if isinstance(p, Tensor) else p for p in _tuple(args[1]))
+        return func(args[0], listed).squeeze(at)
 
 
 def _place_read(places: Any) -> int | None:
