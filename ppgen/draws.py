@@ -70,10 +70,10 @@ class Many:
             traced = trace(self.one, self.examples, differentiable=self.gradient, held=not self.shared)
         except Untraceable as e:
             return self._say(str(e))
+        if why := _differs(self.one, traced, self.examples, self.gradient):  # of this function: an equal graph tells
+            return self._say(why)  # neither what it draws beside torch's generator nor a gradient of its own
         key = _key(traced, self.shared, self.gradient)
         if key not in _recordings:
-            if why := _differs(self.one, traced, self.examples, self.gradient):
-                return self._say(why)
             if len(_recordings) == MOST_RECORDINGS:
                 del _recordings[next(iter(_recordings))]
             own = len(self.examples) - self.shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 
 import pyro
 import pyro.distributions as dist
@@ -201,6 +202,26 @@ def test_what_a_program_closes_over_may_change(made):
     scale.fill_(5.0)
     third = _drawn(lambda: [scale * torch.randn(3)])
     assert len(made) == 1 and torch.equal(second[0], 3 * first[0]) and torch.equal(third[0], 5 * first[0])
+
+
+def test_an_equal_graph_tells_nothing_of_what_is_no_operation(made):
+    """What a program draws elsewhere, or the gradient that it says it has, is seen though another left such a graph."""
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a):
+            return a * 3
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    _drawn(lambda: [torch.tensor(0.5) * torch.ones(())])
+    assert len(_drawn(lambda: [torch.tensor(random.random()) * torch.ones(())])[0].unique()) == 20
+    a = A.clone().requires_grad_()
+    _drawn(lambda a: [a * 3 + torch.randn(2)], [a], gradient=True)
+    _drawn(lambda a: [Doubled.apply(a) + torch.randn(2)], [a], gradient=True)[0].sum().backward()
+    assert len(made) == 2 and torch.equal(a.grad, torch.full((2,), 40.0))
 
 
 def test_a_room_for_all_draws_is_kept_and_the_oldest_recordings_are_not(made, monkeypatch):

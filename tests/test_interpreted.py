@@ -144,6 +144,20 @@ def test_float32(monkeypatch):
     assert interpreted(lambda x: [x * 3 + 1 - x / 2], x) is None
 
 
+def test_a_library_needs_no_folder_and_is_tried_once(monkeypatch):
+    """A full or read-only cache: it is loaded from where it was built. A compiler that fails is asked once."""
+    run = instructions.library(torch.float64)
+    kept, asked = instructions.native.checked(instructions._key(torch.float64)), []
+    monkeypatch.setattr(instructions.native, "checked", lambda key: None)
+    monkeypatch.setattr(instructions.native, "put", lambda key, content: None)
+    for built, found in ((kept, True), (None, False)):
+        monkeypatch.setattr(instructions, "_RUN", {})
+        monkeypatch.setattr(instructions, "_built", lambda *_, built=built: asked.append(1) or built)
+        for _ in range(2):
+            assert (instructions.library(torch.float64) is not None) == found
+    assert len(asked) == 2 and run is not None
+
+
 def test_a_graph_of_other_things_stays_with_torch():
     n = torch.arange(6)
     assert interpreted(lambda n: [n * 2 + 1], n) is None

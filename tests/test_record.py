@@ -183,6 +183,39 @@ def test_what_is_held_is_read_and_what_follows_from_inputs_is_not():
             trace(fn, [x], held=True)
 
 
+def through_numpy(x: Tensor) -> Tensor:
+    room = torch.zeros(3)
+    shared = room.numpy()
+    room.copy_(x.detach())
+    return x * float(shared[0])
+
+
+def through_data(x: Tensor) -> Tensor:
+    room = torch.zeros(3)
+    room.data = x.detach()
+    return x * room[0].item()
+
+
+UNSEEN = {
+    "numbers of a list": lambda x: torch.tensor([x[0], 1.0, x[1]]), "of a new one": lambda x: HELD.new_tensor([x[0]]),
+    "of a typed one": lambda x: torch.FloatTensor([x[0], x[1]]), "whole numbers": lambda x: torch.tensor([x[0].long()]),
+    "truths": lambda x: torch.tensor([x[0] > 0]), "memory of numpy": through_numpy, "memory of another": through_data,
+    "memory of a capsule": lambda x: x * torch.from_dlpack(x.detach() * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", UNSEEN)
+def test_no_value_of_an_input_leaves_torch_unseen(way: str):
+    """Baked into the graph, it would be that of the recording at every other input."""
+    x = torch.tensor([0.5, -1.0, 2.0])
+    for fn in (UNSEEN[way], torch.func.grad(lambda z: (z.sum() * UNSEEN[way](z)).sum())):
+        for held in (False, True):
+            with pytest.raises(Untraceable):
+                trace(fn, [x], held=held)
+    graph = trace(lambda z: z * torch.tensor([HELD[0], 2.0, HELD[1]]), [x], held=True)  # as what is held may
+    assert torch.equal(graph(x), x * torch.stack([HELD[0], torch.tensor(2.0), HELD[1]]))
+
+
 PLACES = {
     "k": lambda x, j, k: x[k], "jk": lambda x, j, k: x[j, k], "1k": lambda x, j, k: x[1, k],
     "k1": lambda x, j, k: x[k, 1], "all k": lambda x, j, k: x[:, k], "all jk": lambda x, j, k: x[:, j, k],

@@ -120,6 +120,18 @@ def test_a_loop_is_interpreted_where_that_pays_and_resumed_so(tmp_path, monkeypa
     assert same_files(tmp_path / "whole", tmp_path / "run") == []
 
 
+def test_a_program_that_reads_places_of_the_data_is_set_up_again(tmp_path):
+    """On all rows: two do not have the places."""
+
+    def places(y):
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        for i in range(4):
+            pyro.sample(f"y{i}", Normal(m, 1.0), obs=y[i])
+
+    fit(Program.from_pair(places), {"y": X[:8, 0]}, steps=1, out=tmp_path / "run")
+    assert len(Run.load(tmp_path / "run", Program.from_pair(places)).example["y"]) == 8
+
+
 # -- other options from here on --------------------------------------------------------------------
 
 

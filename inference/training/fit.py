@@ -30,7 +30,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
-from ppgen.draws import one_draw
+from ppgen.draws import one_draw, parameters_as
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
@@ -536,8 +536,8 @@ def _example(
 ) -> dict[str, Tensor]:
     """The rows that set the program up again: two, or all where it needs all.
 
-    It does where its guide knows them one by one, where its latents are as many as the rows, where it reads the global
-    latents or their number off them, and for Laplace's approximation.
+    It does where it runs on no fewer, where its guide knows them one by one, where its latents are as many as the
+    rows, where it reads the global latents or their number off them, and for Laplace's approximation.
     """
     structure, longer = found.structure, found.longer
     if isinstance(program._autoguide, AutoLaplaceApproximation):
@@ -553,15 +553,15 @@ def _example(
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
     few = data_module.take(first, slice(0, 2), structure.row_columns)
-    if all(s.value_shape == s.event_shape == () for s in structure.sites if s.name in structure.globals):
-        return few
     return few if _same_shapes(program, few, structure, found.run) else dict(data)
 
 
 def _same_shapes(program: Program, few: Mapping[str, Tensor], structure: Structure, t: Traces) -> bool:
-    """Whether the global latents have the same shapes on a few rows: not where the rows tell the number of groups."""
+    """Whether the program runs on a few rows, as one that reads `y[11]` does not, with global latents of the same
+    shapes: not where the rows tell the number of groups."""
+    counts = parameters_as(program, {name: b.clone() for name, b in program.named_buffers()})  # of batch norm
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief(), counts:
             own = pyro.poutine.trace(lambda: program.call("model", few)).get_trace().nodes
     except Exception:  # written for one number of rows
         return False

@@ -112,10 +112,11 @@ def put(key: str, content: bytes) -> Path | None:
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(content)
         os.replace(temporary, file)
-        for other in folder().glob(f"{key}.*.so"):  # a damaged one would be found first
-            if other != file:
-                other.unlink(missing_ok=True)
-        _make_room()
+        with suppress(OSError):  # another process may make room as well
+            for other in folder().glob(f"{key}.*.so"):  # a damaged one would be found first
+                if other != file:
+                    other.unlink(missing_ok=True)
+            _make_room()
         return file
     return None
 

@@ -30,6 +30,10 @@ class Unrecordable(Exception):
     """An operation that a recording on real tensors cannot have."""
 
 
+class Unseen(Unrecordable):
+    """Values that went where no recording follows them."""
+
+
 def record(fn: Callable[..., Any], inputs: Sequence[Tensor], *, held: bool = False) -> fx.GraphModule:
     """The graph of `fn(*inputs)`, a tensor or a list of tensors (None allowed), for inputs of these shapes.
 
@@ -68,6 +72,12 @@ def may_be_read(tensor: Tensor) -> bool:
     return _running[-1].held and not _running[-1].follows(tensor)
 
 
+def let_out(tensor: Tensor) -> None:
+    """Another library has the tensor's memory from now on, as `.numpy()` gives it: nothing is written there."""
+    if _running:
+        _running[-1].let_out(tensor)
+
+
 _running: list[_Recorder] = []
 
 
@@ -93,9 +103,11 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.held = held
         self.graph, self.root = fx.Graph(), nn.Module()
-        self._nodes: dict[int, tuple[ref[Tensor], fx.Node]] = {}  # by the address of a tensor that is still there
+        # By the address of a tensor that is still there, with where its memory lay.
+        self._nodes: dict[int, tuple[ref[Tensor], fx.Node, int]] = {}
         self._constants: list[Tensor] = []
-        self._outer: set[int] = set()  # where their memory lies
+        self._let_out: list[Tensor] = []
+        self._outer: set[int] = set()  # where the memory of both lies
         self._following: set[fx.Node] = set()  # whose values follow from those of inputs, or are drawn
         self._written: set[int] = set()  # memory that such values were written to
 
@@ -114,14 +126,27 @@ class _Recorder(TorchDispatchMode):
         if new and tensor.untyped_storage().nbytes() > BYTES_OF_ONE and _memory(tensor) not in self._outer:
             raise Unrecordable(f"{node.target} gives {tensor.nbytes / 2**20:.0f} MiB")
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        self._nodes[id(tensor)] = (ref(tensor), node)
+        self._nodes[id(tensor)] = (ref(tensor), node, _memory(tensor))
         if follows:
             self._following.add(node)
 
     def node_of(self, tensor: Tensor) -> fx.Node | None:
-        """None: nothing that was recorded made it."""
+        """None: nothing that was recorded made it.
+
+        Raises:
+            Unseen: another tensor's memory was put in the place of its own, `t.data = z`.
+        """
         found = self._nodes.get(id(tensor))
-        return found[1] if found is not None and found[0]() is tensor else None
+        if found is None or found[0]() is not tensor:
+            return None
+        if found[2] != _memory(tensor):
+            raise Unseen("a tensor was given another's memory")
+        return found[1]
+
+    def let_out(self, tensor: Tensor) -> None:
+        """See the function of this name."""
+        self._let_out.append(tensor)
+        self._outer.add(_memory(tensor))
 
     def given(self, value: Any) -> Any:
         """An argument with nodes in the place of tensors.
@@ -159,7 +184,7 @@ class _Recorder(TorchDispatchMode):
             func = aten.lift_fresh_copy.default
         written = _written(func, args, kwargs)
         if any(self.node_of(t) is None or _memory(t) in self._outer for t in written):
-            raise Unrecordable(f"{func} writes to a tensor that the function closes over")
+            raise Unrecordable(f"{func} writes to a tensor that the function closes over, or has let out of torch")
         if torch.Tag.data_dependent_output in func.tags and all(map(may_be_read, _tensors(args))):
             return func(*args, **kwargs)
         own, named = tuple(self.given(a) for a in args), {k: self.given(v) for k, v in kwargs.items()}

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graph import simplify
-from ppgen.engine.record import may_be_read, record
+from ppgen.engine.record import Unseen, let_out, may_be_read, record
 from ppgen.engine.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
@@ -96,6 +96,8 @@ def trace(
     try:
         with _no_way_out(), plain_gradients():
             return Traced(*simplify(run(record, held=held), differentiable=differentiable))
+    except Unseen as e:
+        raise Untraceable(_blame(e)) from e
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)
     try:
@@ -139,18 +141,12 @@ def _quiet() -> Iterator[None]:
             with self:
                 yield i
 
-    def item(self: Tensor, places: Any) -> Tensor:
-        if (at := _place_read(places)) is None:
-            return get(self, places)
-        listed = tuple(p.reshape(1) if isinstance(p, Tensor) else p for p in _tuple(places))
-        return get(self, listed).squeeze(at)
-
-    select, iterate, get = Tensor.masked_select, IndepMessenger.__iter__, Tensor.__getitem__
+    select, iterate = Tensor.masked_select, IndepMessenger.__iter__
     with (
         without_validation(),
         mock.patch.object(torch._C, "_get_tracing_state", tracing),
         mock.patch.object(Tensor, "masked_select", masked_select),
-        mock.patch.object(Tensor, "__getitem__", item),
+        _Places(),
         mock.patch.object(IndepMessenger, "__iter__", counted),
         # A prior that was made while validation was on keeps it.
         mock.patch.object(torch.distributions.Distribution, "_validate_sample", lambda self, value: None),
@@ -158,6 +154,17 @@ def _quiet() -> Iterator[None]:
         mock.patch.object(pyro.util, "torch_isinf", lambda x: False),
     ):
         yield
+
+
+class _Places(TorchFunctionMode):
+    """`x[k]` of a drawn k is looked up. (`Tensor.__getitem__` itself stays: put in place and taken away again, it would
+    leave behind a tensor that `torch.tensor([x[0], 1.0])` takes for a list.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__getitem__ or (at := _place_read(args[1])) is None:
+            return func(*args, **(kwargs or {}))
+        listed = tuple(p.reshape(1) if isinstance(p, Tensor) else p for p in _tuple(args[1]))
+        return func(args[0], listed).squeeze(at)
 
 
 def _place_read(places: Any) -> int | None:
@@ -249,20 +256,32 @@ class _PlainDirichlet:
 
 @contextmanager
 def _no_way_out() -> Iterator[None]:
-    """Tensors have a content, and nothing may take it out of torch unseen."""
+    """Tensors have a content, and nothing may take it out of torch unseen.
 
-    def guarded(own: Callable[..., Any]) -> Callable[..., Any]:
+    `torch.tensor([z, 1.0])` reads z as a number where no recording sees it.
+    """
+
+    def guarded(own: Callable[..., Any], number: bool) -> Callable[..., Any]:
         def read(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not may_be_read(self):
+            if not may_be_read(self) and (not number or _unseen(torch._C.DispatchKey.Python)):
                 raise Untraceable(_blame_here())
+            if not number and own is not _tolist:
+                let_out(self)
             return own(self, *args, **kwargs)
 
         return read
 
     with contextlib.ExitStack() as stack:
-        for name in ("numpy", "tolist", "__array__"):
-            stack.enter_context(mock.patch.object(Tensor, name, guarded(getattr(Tensor, name))))
+        for name in (*_COPIED_OUT, *_AS_NUMBER):
+            own = guarded(getattr(Tensor, name), name in _AS_NUMBER)
+            stack.enter_context(mock.patch.object(Tensor, name, own))
         yield
+
+
+_COPIED_OUT = ("numpy", "tolist", "__array__", "__dlpack__")
+_tolist = Tensor.tolist
+_AS_NUMBER = ("__float__", "__int__", "__index__", "__bool__", "__complex__")
+_unseen = torch._C._dispatch_tls_is_dispatch_key_excluded
 
 
 def _require_shapes(graph: fx.GraphModule) -> None:

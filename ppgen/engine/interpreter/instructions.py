@@ -90,26 +90,32 @@ def is_built(dtype: torch.dtype) -> bool:
 
 
 def library(dtype: torch.dtype) -> Callable[..., Any] | None:
-    """run(instructions, count, bases); None where there is no compiler, or it fails."""
-    if dtype in _RUN:
-        return _RUN[dtype]
-    key = _key(dtype)
-    file = native.checked(key)
-    if file is None:
-        content = _built(source(dtype))
-        file = native.put(key, content) if content else None
-    if file is None:
-        return None
+    """run(instructions, count, bases); None where there is no compiler, or it fails, which is not tried again."""
+    if dtype not in _RUN and compiler() is not None:
+        _RUN[dtype] = _loaded(native.checked(_key(dtype))) or _made(dtype)
+    return _RUN.get(dtype)
+
+
+_RUN: dict[torch.dtype, Callable[..., Any] | None] = {}
+
+
+def _made(dtype: torch.dtype) -> Callable[..., Any] | None:
+    """From the library that is built now, and kept for other processes where the folder takes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = _built(source(dtype), Path(folder))
+        if built is not None:
+            native.put(_key(dtype), built.read_bytes())
+        return _loaded(built)
+
+
+def _loaded(file: Path | None) -> Callable[..., Any] | None:
     try:
-        run = ctypes.CDLL(str(file)).run
+        run = None if file is None else ctypes.CDLL(str(file)).run
     except (OSError, AttributeError):
         return None
-    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], None
-    _RUN[dtype] = run
+    if run is not None:
+        run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p], None
     return run
-
-
-_RUN: dict[torch.dtype, Callable[..., Any]] = {}
 
 
 def _key(dtype: torch.dtype) -> str:
@@ -120,13 +126,10 @@ def _key(dtype: torch.dtype) -> str:
 _FLAGS = ("-O1", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
-def _built(text: str) -> bytes | None:
-    path = compiler()
+def _built(text: str, folder: Path) -> Path | None:
+    path, into = compiler(), folder / "run.so"
     if path is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        into = Path(folder) / "run.so"
-        (Path(folder) / "run.cpp").write_text(text)
-        command = [path, *_FLAGS, str(Path(folder) / "run.cpp"), "-o", str(into)]
-        done = subprocess.run(command, capture_output=True)
-        return into.read_bytes() if done.returncode == 0 else None
+    (folder / "run.cpp").write_text(text)
+    done = subprocess.run([path, *_FLAGS, str(folder / "run.cpp"), "-o", str(into)], capture_output=True)
+    return into if done.returncode == 0 else None
