@@ -378,11 +378,11 @@ DISTRIBUTIONS: dict[str, Known] = {
     "NanMaskedNormal": Known(dist.NanMaskedNormal, *_LOC_SCALE, way=LOOP),
     "NanMaskedMultivariateNormal": Known(_nan_masked, *_VECTOR, way=LOOP),
     "OneOneMatching": Known(
-        dist.OneOneMatching, ([[0.5, 0.0], [0.2, 0.1]],), ([[0.2, 0.0], [0.1, 0.4]],), plate=False, way=LOOP,
+        dist.OneOneMatching, ([[0.5, 0.0], [0.2, 0.1]],), ([[0.2, 0.0], [0.1, 0.4]],), plate=False,
     ),
     "OneTwoMatching": Known(
         dist.OneTwoMatching, ([[0.5, 0.0], [0.2, 0.1], [0.0, 0.3], [0.4, 0.0]],),
-        ([[0.2, 0.1], [0.1, 0.2], [0.3, 0.0], [0.0, 0.0]],), plate=False, way=LOOP,
+        ([[0.2, 0.1], [0.1, 0.2], [0.3, 0.0], [0.0, 0.0]],), plate=False,
     ),
     "RelaxedBernoulliStraightThrough": Known(
         _relaxed(dist.RelaxedBernoulliStraightThrough), (0.4,), (0.1,), {"temperature": 0.7}, trained=LOOP,

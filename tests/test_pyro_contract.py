@@ -539,6 +539,17 @@ def inductor_runs_within_a_tracing_context__ppgen_engine_compile():
         return True
 
 
+def a_tensor_within_a_transform_of_torch_func_is_told_apart__ppgen_engine_record():
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    within = []
+    torch.func.vmap(lambda x: [within.append(wrapped(x)), x][1])(torch.ones(2))
+    return within == [True] and not wrapped(torch.ones(2))
+
+
+def a_mode_that_is_left_out_is_an_excluded_key__ppgen_engine_trace():
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python) is False
+
+
 HERE = list(vars(sys.modules[__name__]).items())
 CONTRACT = [fn for name, fn in HERE if "__" in name and inspect.isfunction(fn)]
 

@@ -233,6 +233,19 @@ def test_a_whole_number_that_was_drawn_says_a_place(form: str):
         assert torch.equal(ours, own) and ours.shape == own.shape
 
 
+def views_what_it_writes(x: Tensor) -> Tensor:
+    made = torch.zeros(3)
+    part = made[1:]
+    made.copy_(x)
+    return (HELD * part.tolist()[0]).sum()
+
+
+def test_a_list_of_what_has_no_content_ends_no_process():
+    """`tolist` of a tensor within torch.func reads memory, which a fake one has none of."""
+    with pytest.raises(Untraceable, match="takes the tensor out of torch"):
+        trace(torch.func.grad_and_value(views_what_it_writes), [torch.zeros(3)], held=True)
+
+
 def _all(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 

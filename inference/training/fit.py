@@ -553,6 +553,9 @@ def _example(
     if _follow_the_rows(structure, found.run, longer, program._autoguide is None):
         return dict(data)
     few = data_module.take(first, slice(0, 2), structure.row_columns)
+    scalars = all(s.value_shape == s.event_shape == () for s in structure.sites if s.name in structure.globals)
+    if scalars and all(map(structure.is_local, (*structure.names("observed"), *structure.names("factor")))):
+        return few
     return few if _same_shapes(program, few, structure, found.run) else dict(data)
 
 

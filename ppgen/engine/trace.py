@@ -24,7 +24,7 @@ from unittest import mock
 import pyro
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.distributions import dirichlet as dirichlets
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -101,7 +101,8 @@ def trace(
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)
     try:
-        graph = run(_made, tracing_mode="fake", _allow_non_fake_inputs=True)
+        with _no_way_out(_has_content):
+            graph = run(_made, tracing_mode="fake", _allow_non_fake_inputs=True)
     except Exception:  # some constants must have their content (the places of a mask): then all tensors may have theirs
         try:
             with _no_way_out():
@@ -254,16 +255,21 @@ class _PlainDirichlet:
         return draw(concentration)
 
 
+def _has_content(tensor: Tensor) -> bool:
+    """Whether it is one that a function closes over, beside fake ones; `tolist` of others would end the process."""
+    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 @contextmanager
-def _no_way_out() -> Iterator[None]:
-    """Tensors have a content, and nothing may take it out of torch unseen.
+def _no_way_out(readable: Callable[[Tensor], bool] = may_be_read) -> Iterator[None]:
+    """Nothing may take out of torch unseen what tensors hold that are not readable.
 
     `torch.tensor([z, 1.0])` reads z as a number where no recording sees it.
     """
 
     def guarded(own: Callable[..., Any], number: bool) -> Callable[..., Any]:
         def read(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not may_be_read(self) and (not number or _unseen(torch._C.DispatchKey.Python)):
+            if not readable(self) and (not number or _unseen(torch._C.DispatchKey.Python)):
                 raise Untraceable(_blame_here())
             if not number and own is not _tolist:
                 let_out(self)
