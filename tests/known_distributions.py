@@ -357,7 +357,7 @@ DISTRIBUTIONS: dict[str, Known] = {
     ),
     "DiscreteHMM": Known(
         _discrete_hmm, ([0.5, 0.0], [[1.0, 0.0], [0.2, 0.8]], [-1.0, 1.0]), ([0.2, 0.1], [[0.7, 0.1], [0.3, 0.9]],
-        [-0.7, 1.2]), plate=False, way=LOOP,
+        [-0.7, 1.2]), plate=False,
     ),
     "ExtendedBetaBinomial": Known(
         _of(dist.ExtendedBetaBinomial, "concentration1", "concentration0"), (2.0, 3.0), (2.5, 2.5), _TEN,
