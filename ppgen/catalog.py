@@ -161,7 +161,7 @@ def build(
                 f"{target.__name__} has no argument {key!r}{nearest(key, arguments)}; it has "
                 f"{', '.join(arguments) or 'none'}"
             )
-    derived = target.from_data(data) if data is not None and hasattr(target, "from_data") else {}
+    derived = _derived(target, data) if data is not None and hasattr(target, "from_data") else {}
     try:
         return target(**{**derived, **settings})
     except PpgenError:
@@ -170,6 +170,22 @@ def build(
         shown = ", ".join(f"{k}={v!r}" for k, v in {**derived, **settings}.items())
         raise PpgenError(
             f"{target.__name__}({shown}) failed: {type(e).__name__}: {e}; give it arguments that it takes, with --set"
+        ) from e
+
+
+def _derived(target: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a class reads off the data."""
+    words = [k for k, v in data.items() if isinstance(v, list)]
+    try:
+        return target.from_data(data)
+    except PpgenError:
+        raise
+    except Exception as e:
+        if not words:
+            raise
+        raise PpgenError(
+            f"{target.__name__} cannot be made for these data, whose column {words[0]!r} is a list of "
+            f"{type(data[words[0]][0]).__name__} values and no numbers; name columns of numbers (--columns)"
         ) from e
 
 

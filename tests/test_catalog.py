@@ -285,3 +285,8 @@ def test_functions_of_any_name(write, tmp_path):
         again = Run.load(tmp_path / name, trust=True)
         assert again.config["program"]["name"] == name
         assert len(list(again.program.parameters())) == parameters
+
+
+def test_words_where_a_class_reads_off_numbers():
+    with pytest.raises(PpgenError, match="whose column 'x' is a list of str values"):
+        catalog.build(catalog.model("ppca"), {}, {"x": ["0"], "y": [None, "0"]})
