@@ -72,18 +72,16 @@ class Many:
             return self._say(str(e))
         if why := _differs(self.one, traced, self.examples, self.gradient):  # of this function: an equal graph tells
             return self._say(why)  # neither what it draws beside torch's generator nor a gradient of its own
+        inputs, each = self.examples[: self.shared], self.examples[self.shared :]
         key = _key(traced, self.shared, self.gradient)
-        if key not in _recordings:
+        if new := key not in _recordings:
             if len(_recordings) == MOST_RECORDINGS:
                 del _recordings[next(iter(_recordings))]
-            own = len(self.examples) - self.shared
-            _recordings[key] = Recording(traced, self.shared, own, self.gradient)
-            self.graph, self.constants = _recordings[key], traced.constants
-            if self.graph.writes:  # which may want room, and is found out by two draws
-                inputs, each = self.examples[: self.shared], self.examples[self.shared :]
-                with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
-                    self._block(2, inputs, [torch.stack([v, v]) for v in each])
+            _recordings[key] = Recording(traced, self.shared, len(each), self.gradient)
         self.graph, self.constants = _recordings[key], traced.constants
+        if new and self.graph.writes:  # which may want room, and is found out by two draws
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+                self._block(2, inputs, [torch.stack([v, v]) for v in each])
 
     def _say(self, why: str) -> None:
         log.info("the draws of %s are made one after the other: %s", self.name, why)

@@ -46,7 +46,7 @@ from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import derived, mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
-from ppgen.inference.sampling.prepared import Prepared, free_parameters, prepared, prior_of, shortened, somewhere
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.weighted import (
     ALIKE,
     Drawn,
@@ -186,8 +186,7 @@ def infer(
     if budget is not None and not budget >= 0:
         raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
     began = time.monotonic()
-    with prepared(program, data, seed) as made:
-        _require_learned(made)
+    with prepared(program, data, seed, learned=True) as made:
         joint = _joint(made)
         structure = made.structure(joint)
         ends = None if budget is None else began + budget
@@ -260,15 +259,6 @@ def _said(tried: Sequence[Mapping[str, Any]]) -> str:
 
 def _worst(outcome: Outcome) -> str:
     return "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
-
-
-def _require_learned(made: Prepared) -> None:
-    free = [] if isinstance(made.run, Run) else free_parameters(made.program, made.data)
-    if free:
-        raise PpgenError(
-            f"{made.program.name} has parameters to learn ({shortened(free)}), and a posterior is given them; fit it, "
-            "and pass the run"
-        )
 
 
 def _joint(made: Prepared) -> LogJoint:

@@ -57,10 +57,15 @@ class Prepared(NamedTuple):
 
 @contextmanager
 def prepared(
-    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None, guide: bool = False
-) -> Iterator[Prepared]:
+    run: Run | Program | Callable[..., Any], data: Any, seed: int, precision: str | None = None, *, guide: bool = False,
+    learned: bool = False,
+) -> Iterator[Prepared]:  # fmt: skip
     """Within it, a program is set up on data, seeded, in the dtype that `precision` means (of `mcmc`); with its guide
-    where that is asked for."""
+    where that is asked for.
+
+    Args:
+        learned: whether parameters that no run has learned are refused; else a warning says that they are held.
+    """
     run = as_program(run)
     program = program_of(run)
     dtype = _dtype(program, data, precision)
@@ -79,33 +84,34 @@ def prepared(
             rows = run.structure.row_columns if isinstance(run, Run) else row_columns(table)
             _require_observed(program, table, n_rows(table, rows), new=not isinstance(run, Run))
             if not isinstance(run, Run):
-                _warn_of_parameters(program, table)
+                _look_for_parameters(program, table, learned)
             yield Prepared(run, program, table, rows)
 
 
-def free_parameters(program: Program, data: Mapping[str, Any]) -> list[str]:
-    """The names of the parameters that the log joint depends on, and no run has learned."""
+def _look_for_parameters(program: Program, data: Mapping[str, Any], learned: bool) -> None:
+    """
+    Raises:
+        PpgenError: where they have to be `learned`: parameters that the log joint depends on, and no run has learned.
+    """
     free = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not free:
-        return []
+        return
     with program.in_brief(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         log_p = somewhere(lambda: run_once(program, data, guide=False)).p.log_prob_sum()
     if not log_p.requires_grad:
-        return []
+        return
     slopes = torch.autograd.grad(log_p, list(free.values()), allow_unused=True)
-    return [n for n, slope in zip(free, slopes, strict=True) if slope is not None]
-
-
-def _warn_of_parameters(program: Program, data: Mapping[str, Any]) -> None:
-    if free := free_parameters(program, data):
+    names = [n for n, slope in zip(free, slopes, strict=True) if slope is not None]
+    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    if names and learned:
+        raise PpgenError(
+            f"{program.name} has parameters to learn ({first}), and a posterior is given them; fit it, and pass the run"
+        )
+    if names:
         log.warning(
             "%s has parameters that no run has learned (%s): they are held at the values that they have now; fit it, "
-            "and pass the run, for those of the data", program.name, shortened(free),
+            "and pass the run, for those of the data", program.name, first,
         )  # fmt: skip
-
-
-def shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _require_observed(program: Program, data: Mapping[str, Any], n: int, new: bool) -> None:

@@ -157,12 +157,11 @@ def search_modes(
     regions = _all_weighed(target, [q for q, share in zip(ends, shares, strict=True) if not share > 0.5], generator)
     if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
         regions += _all_weighed(target, reached, generator, core)
-    empty = [_share(r.q, draws, weights, r.core) == 0 for r in regions]
-    together = sum(_mass(r, evidence) for r in _different([r for r, none in zip(regions, empty, strict=True) if none]))
+    held = [_share(r.q, draws, weights, r.core) for r in regions]
+    together = sum(_mass(r, evidence) for r in _different([r for r, s in zip(regions, held, strict=True) if s == 0]))
     lacking = together > max(MISSING[0], 2 * SURE**2 / effective)  # none of them may, by itself
     missing = [
-        lacking and none or _is_missing(r, draws, weights, effective, evidence)
-        for r, none in zip(regions, empty, strict=True)
+        lacking and s == 0 or _is_missing(_mass(r, evidence), s, effective) for r, s in zip(regions, held, strict=True)
     ]
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
@@ -353,10 +352,8 @@ def _mass(r: _Region, evidence: Evidence) -> float:
     return math.exp(min(r.log_z - SURE * se - evidence.log_z, 500.0))
 
 
-def _is_missing(r: _Region, draws: Tensor, weights: Tensor, effective: float, evidence: Evidence) -> bool:
-    """Whether a shell has fewer draws than its mass asks for."""
-    expected = _mass(r, evidence)
-    share = _share(r.q, draws, weights, r.core)
+def _is_missing(expected: float, share: float, effective: float) -> bool:
+    """Whether a shell has a smaller share of the draws than its mass asks for."""
     have = share + SURE * math.sqrt(share * (1 - share) / effective) + SURE**2 / effective
     return expected > MISSING[0] and expected > 2 * have
 
