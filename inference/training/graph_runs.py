@@ -21,6 +21,7 @@ from ppgen.engine.without_dynamo import take_step
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult
 from ppgen.inference.training.optimise import averaged, ema_decay
 
+MANY = 1000  # operations, below which no step is interpreted: what a clock says of so few is not the same twice
 CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal is heard
 
 
@@ -65,7 +66,7 @@ def interpreted_run(
     traced, inputs = gradient.traced, gradient.inputs(batch)
     with torch.random.fork_rng(devices=[]):
         by_torch = seconds_of(traced, inputs) if calls is not None else math.inf
-        if calls is not None and not pays(len(traced), by_torch, calls, inputs[0].dtype):
+        if calls is not None and not pays(len(traced), by_torch, calls, inputs[0].dtype, MANY):
             return None
         graph, draws, _ = hoist(traced.graph)
         noise = Noise(draws, 1)

@@ -73,15 +73,16 @@ def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> tuple
     return (traced, by_torch) if by_torch < took else (run, took)
 
 
-def pays(operations: int, a_call: float, calls: int, dtype: torch.dtype) -> bool:
+def pays(operations: int, a_call: float, calls: int, dtype: torch.dtype, least: int = SMALLEST) -> bool:
     """Whether so many calls, interpreted, earn back what it takes to write the instructions of a graph.
 
     Args:
         a_call: seconds of one by torch.
         dtype: of the library, which is built once a machine.
+        least: operations, below which nothing is asked.
     """
     cost = SECONDS_A_NODE * operations + (0.0 if is_built(dtype) else SECONDS)
-    return operations >= SMALLEST and compiler() is not None and FASTER * calls * a_call >= cost
+    return operations >= least and compiler() is not None and FASTER * calls * a_call >= cost
 
 
 def _saved(operations: int, a_call: float, calls: int) -> float:
