@@ -74,7 +74,7 @@ class Diffusion(GaussianChain):
             continuous data of e⁻⁵ standard deviations.
         data_scale: σ_data of "edm": the standard deviation of the data in the units of the chain.
         fourier: exponents of waves of the input, see `ppgen.nets.UNet`.
-        blocks, attention: of the U-Net.
+        blocks, attention, patch: of the U-Net.
 
     Raises:
         PpgenError: an argument out of range; a schedule that saturates; labels missing, or out of range.
@@ -114,6 +114,7 @@ class Diffusion(GaussianChain):
         blocks: int = 1,
         attention: int = 8,
         fourier: Sequence[int] = (),
+        patch: int = 1,
     ):
         super().__init__()
         self.shape = torch.Size((features,) if isinstance(features, int) else features)
@@ -136,7 +137,7 @@ class Diffusion(GaussianChain):
         if net == "mlp":
             self.net = TimeMLP(size, numbers * size, hidden or (128,) * 3, classes, fourier)
         else:
-            self.net = UNet(self.shape, numbers, hidden or (32, 64, 64), blocks, attention, classes, fourier)
+            self.net = UNet(self.shape, numbers, hidden or (32, 64, 64), blocks, attention, classes, fourier, patch)
         self._register_units(size, loc, scale)
         self.register_buffer("history", torch.ones(32) if importance else None)
 

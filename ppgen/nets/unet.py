@@ -2,7 +2,8 @@
 
 Sources: U-Net (Ronneberger et al., 2015, arXiv:1505.04597); as a denoiser, Denoising Diffusion Probabilistic Models (Ho
 et al., 2020, arXiv:2006.11239); Fourier features of the input, Variational Diffusion Models (Kingma et al., 2021,
-arXiv:2107.00630).
+arXiv:2107.00630); squares of pixels read as one, Improving Diffusion Model Efficiency Through Patching (Luhman & Luhman,
+2022, arXiv:2207.04316).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import initialise
@@ -38,6 +39,7 @@ class UNet(nn.Module):
         fourier: exponents n of sin(2ⁿ π z) and cos(2ⁿ π z) that are appended to the input's channels: they tell
             neighbouring grey levels apart. Each is let through at the times when it is more than noise: a factor of
             the time's own, learned.
+        patch: side P of the squares of pixels that are read as one: (P² C, H / P, W / P) inside.
 
     Raises:
         PpgenError: a shape that cannot be halved so often.
@@ -57,23 +59,24 @@ class UNet(nn.Module):
         attention: int = 8,
         classes: int = 0,
         fourier: Sequence[int] = (),
+        patch: int = 1,
     ):
         super().__init__()
-        factor = 2 ** (len(widths) - 1)
-        if len(shape) != 3 or shape[1] % factor or shape[2] % factor or not widths or blocks < 1:
+        factor = max(patch, 1) * 2 ** (len(widths) - 1)
+        if len(shape) != 3 or shape[1] % factor or shape[2] % factor or not widths or min(blocks, patch) < 1:
             raise PpgenError(
-                f"UNet got shape={tuple(shape)}, widths={tuple(widths)}, blocks={blocks}; expected (channels, height, "
-                f"width) that can be halved {len(widths) - 1} times, and at least one block"
+                f"UNet got shape={tuple(shape)}, widths={tuple(widths)}, blocks={blocks}, patch={patch}; expected "
+                f"(channels, height, width) whose height and width {factor} divides, and at least one block"
             )
-        self.shape, self.outputs = torch.Size(shape), outputs
-        channels, embed = shape[0], 4 * widths[0]
+        self.shape, self.outputs, self.patch = torch.Size(shape), outputs, patch
+        channels, embed = shape[0] * patch**2, 4 * widths[0]
         self.fourier = tuple(fourier)
         self.time = TimeEmbedding(embed, classes)
         self.gate = initialise(nn.Linear(embed, 2 * len(self.fourier)), 1.0) if self.fourier else None
         self.first = _conv(channels * (1 + 2 * len(self.fourier)), widths[0])
         self.down, self.up, self.shrink, self.grow = (nn.ModuleList() for _ in range(4))
         skips, width = [widths[0]], widths[0]
-        sides = [max(shape[1:]) // 2**i for i in range(len(widths))]
+        sides = [max(shape[1:]) // (patch * 2**i) for i in range(len(widths))]
         for level, (w, side) in enumerate(zip(widths, sides, strict=True)):
             for _ in range(blocks):
                 self.down.append(_Block(width, w, embed, side <= attention))
@@ -96,7 +99,7 @@ class UNet(nn.Module):
     def forward(self, z: Tensor, u: Tensor, label: Tensor | None = None) -> Tensor:
         lead = z.shape[:-1]
         e = self.time(u.expand(lead), None if label is None else label.expand(lead))
-        h = z.reshape(-1, *self.shape)
+        h = pixel_unshuffle(z.reshape(-1, *self.shape), self.patch)
         e = e.reshape(len(h), -1)
         if self.gate is not None:
             open_ = torch.sigmoid(self.gate(e)).to(h.dtype)[..., None, None].split(1, 1)
@@ -118,7 +121,7 @@ class UNet(nn.Module):
                 h = self.grow[level](interpolate(h, scale_factor=2.0, mode="nearest"))
         with torch.autocast(h.device.type, enabled=False):  # what comes out is not rounded in mixed precision
             h = self.last(silu(self.norm(h.to(self.last.weight.dtype))))
-        return h.reshape(*lead, -1)
+        return pixel_shuffle(h, self.patch).reshape(*lead, -1)
 
 
 class _Block(nn.Module):
