@@ -76,7 +76,7 @@ def distil(
         for i in range(steps):
             grid = _intervals(i / steps, intervals)
             rows = torch.randint(n_rows(columns), (batch_size,))
-            loss = consistency_loss(teacher, student, take(columns, rows), grid)
+            loss = _consistency_loss(teacher, student, take(columns, rows), grid)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -96,7 +96,7 @@ def _intervals(done: float, most: int) -> int:
     return min(most, first * 2 ** int(done * (math.ceil(math.log2(most / first)) + 1)))
 
 
-def consistency_loss(
+def _consistency_loss(
     teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int
 ) -> Tensor:
     """The mean squared distance over rows, each at one interval of the grid drawn at random."""

@@ -73,7 +73,7 @@ class Climbs(NamedTuple):
     top: Tensor
 
 
-class LowRankClimbs(NamedTuple):
+class _LowRankClimbs(NamedTuple):
     """The best normal of each path, in many dimensions.
 
     Attributes:
@@ -116,7 +116,7 @@ def pathfinder_low_rank(
     new = path[FEW:]
     noise = torch.randn(len(new), start.shape[1], generator=generator, dtype=mean.dtype)
     draw[FEW:] = found.mean[new] + found.root.taken(new).spread(noise)
-    paths = LowRankClimbs(elbo, mean, found.root.taken(path), draw, top)
+    paths = _LowRankClimbs(elbo, mean, found.root.taken(path), draw, top)
     draws, best, kept = _chosen(target, paths, paths.root, generator)
     return Paths(draws, elbo, mean[best], LowRank(*(v[best] for v in paths.root)), kept)
 
@@ -137,7 +137,7 @@ def climb_low_rank(
     generator: torch.Generator | None = None,
     enough: float = 0.9,
     hasty: bool = False,
-) -> LowRankClimbs:
+) -> _LowRankClimbs:
     """The same by L-BFGS, where there are too many dimensions for matrices.
 
     Args:
@@ -145,7 +145,7 @@ def climb_low_rank(
     """
     paths = _climbed(target, start, LimitedMemory, generator, enough, hasty)
     assert isinstance(paths.root, LowRank)
-    return LowRankClimbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
+    return _LowRankClimbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
 
 
 def _climbed(
@@ -297,7 +297,7 @@ class _Paths:
 
 @torch.no_grad()
 def _chosen(
-    target: Density, paths: Climbs | LowRankClimbs, roots: Triangular | LowRank, generator: torch.Generator | None
+    target: Density, paths: Climbs | _LowRankClimbs, roots: Triangular | LowRank, generator: torch.Generator | None
 ) -> tuple[Tensor, int, int]:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs; the best path; how many are good."""
     elbo, means, _, draws, tops = paths

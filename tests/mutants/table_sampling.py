@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         "gradient_of_the_wrong_coordinates",
-        "g = back(grad, root)",
+        "g = _back(grad, root)",
         "g = grad",
         "tests/test_mcmc.py::test_a_leapfrog_step_by_hand",
     ),
