@@ -27,8 +27,6 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import CausalTransformer
 
-__all__ = ["Autoregressive"]
-
 
 class Autoregressive(ppgen.Program):
     """P(x) of rows of values on a grid, in the order of the columns.

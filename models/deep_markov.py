@@ -25,8 +25,6 @@ from ppgen.distributions.markov import MarkovNormal
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 
-__all__ = ["DeepMarkov"]
-
 
 class _GatedTransition(nn.Module):
     """Location and scale of z_t given z_{t-1}: (..., k) -> two of (..., k). It begins as the identity."""

@@ -28,8 +28,6 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.models.vae import VAE, prior_program
 from ppgen.nets import MLP
 
-__all__ = ["LadderVAE"]
-
 INFERENCES = ("precision", "residual")
 PRIORS = ("normal", "flow", "diffusion")
 UNIT = 0.5413  # its softplus is 1

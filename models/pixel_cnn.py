@@ -32,8 +32,6 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import MaskedConvNet
 
-__all__ = ["PixelCNN"]
-
 MOST = 1024  # values of a patch
 
 

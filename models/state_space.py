@@ -22,8 +22,6 @@ from torch import Tensor, nn
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["StateSpace"]
-
 
 class _States(NamedTuple):
     """Means (..., T, k) and covariances (..., T, k, k) of normal states."""

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["PpgenError", "install", "lenient", "nearest", "object_to", "of_dtypes", "reason", "visible"]
-
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )

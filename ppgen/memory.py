@@ -8,8 +8,6 @@ from pathlib import Path
 
 from ppgen.errors import PpgenError
 
-__all__ = ["in_words", "require_memory"]
-
 _SMALL = 2**28  # bytes that are not asked about
 
 

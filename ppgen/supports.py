@@ -34,8 +34,6 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform
 from ppgen.handlers import without_validation
 from ppgen.sites import support_of
 
-__all__ = ["Placing", "Transforms", "located", "moving", "scaled", "transform_of"]
-
 
 def moving(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], latents: Collection[str]) -> list[str]:
     """Those of the latents whose bounds are others in a second run of the model, at draws of its own.

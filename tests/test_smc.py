@@ -66,7 +66,7 @@ def test_a_tail_is_told_by_the_slope_of_the_density_where_draws_do_not_show_it(m
         pyro.factor("one", one.sum())
 
     light = Finding("tail_khat", "", -math.inf, 0.35, "fine", {"others": 0})
-    monkeypatch.setattr(mcmc_diagnostics, "heavy_tails", lambda latents: light)
+    monkeypatch.setattr(mcmc_diagnostics, "_heavy_tails", lambda latents: light)
     said = {f.measure: f for f in load_findings(smc(model))}["tail_khat"]
     assert said.verdict == "look" and said.where == "t"
 

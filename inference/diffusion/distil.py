@@ -31,8 +31,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["distil"]
-
 FIRST = 4  # intervals
 
 

@@ -29,8 +29,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["impute"]
-
 
 @torch.no_grad()
 def impute(

@@ -30,8 +30,6 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound
 from ppgen.transforms.continuous import solve
 
-__all__ = ["flow", "ode_loglik"]
-
 EXACT = 16  # values a row up to which the trace is exact
 BLOCK = 2**19  # values at once
 

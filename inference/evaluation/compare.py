@@ -104,7 +104,7 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
     """Compares scores (of `loo` or `held_out`) on the same rows, in whatever order.
 
     Args:
-        scores: by name; of draws of `infer`, `mcmc` or `posterior` their `loo`, of a run its `_score`.
+        scores: by name; of draws of `infer`, `mcmc` or `posterior` their `loo`, of a run its score.
 
     Raises:
         PpgenError: fewer than two; what is no score; scores of other rows or values; loo beside held-out rows.

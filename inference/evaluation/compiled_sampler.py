@@ -33,8 +33,6 @@ from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.terms import whole_value
 
-__all__ = ["compiled_sampler"]
-
 ENGINES = ("trace", "compile")
 
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation
@@ -31,6 +29,7 @@ from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
 from ppgen.draws import one_draw, parameters_as
+from ppgen.engine.noise import python_randomness
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
@@ -602,11 +601,6 @@ def _one_seed(seed: int) -> Iterator[None]:
     """Seeds torch, numpy and random, and gives the caller's random state back."""
     if not 0 <= seed < 2**32:
         raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), python_randomness():
         pyro.set_rng_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield

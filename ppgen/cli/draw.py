@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Json, RunPath, Seed, app, out_option
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, out_option
 from ppgen.console import print_json, say
 from ppgen.errors import PpgenError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @app.command(short_help="Draw from a fitted model.")
 def sample(
-    run: RunPath,
+    run: opt.RunPath,
     n: Annotated[
         int | None, typer.Option("-n", help="Number of draws; of each row that is filled in. [default: 64; 1 a row]")
     ] = None,
@@ -44,8 +45,8 @@ def sample(
         int | None, typer.Option(help="To fill in by, each a network call a step. [default: 64]")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 that of the chain.")] = None,
-    seed: Seed = 0,
-    json: Json = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest).
 

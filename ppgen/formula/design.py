@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ppgen.formula.expressions import compute, piecewise
 
-__all__ = ["Design", "Gap", "Group", "Matrix", "Part", "Response", "dimensions", "matrix", ]
-
 
 class Part(TypedDict):
     """One of: an expression; polynomials between breaks of one; by an argument's codes, the rows of a matrix, or one

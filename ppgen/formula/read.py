@@ -26,8 +26,6 @@ from ppgen.formula.polynomials import polynomials
 from ppgen.formula.response import response_of
 from ppgen.formula.table import CodedTable
 
-__all__ = ["design_of", "names_in"]
-
 _AS_PYTHON = str.maketrans({"{": "(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
 _TOLERANCE = 1e-8  # of a design matrix, against formulae's
 _OWN = ("Intercept", "alpha", "beta", "category", "chol", "corr", "cutpoints", "data", "sd", "shares", "term")

@@ -113,4 +113,4 @@ def require_guide_options(name: str, made: Callable, options: Collection[str]) -
     Raises:
         PpgenError: a keyword that the guide does not take.
     """
-    require_options(f"guide {name}", made, options, but=("model", "sites", "over_rows", "data", "rows"))
+    require_options(f"guide {name}", made, options, but=("model", "sites", "over_rows", "data", "rows", "rest"))

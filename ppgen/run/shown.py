@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # they take half a second to import
     import pandas as pd
     from xarray import DataArray, DataTree
 
-__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized", "variable"]
-
 
 def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
     """The attributes that the functions below read."""

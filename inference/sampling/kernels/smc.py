@@ -122,7 +122,7 @@ class _Tempered:
         return leapfrog_step(self.both, y, p, g, step, centre, root)
 
 
-def _begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator) -> _Start:
+def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator) -> _Start:
     """q, from the prior and from climbs.
 
     Args:
