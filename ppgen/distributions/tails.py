@@ -2,7 +2,7 @@ r"""log F(x) and log(1 - F(x)) of one-dimensional distributions, each precise in
 
     log P(a <= X <= b) = log(F(b) - F(a)) = log(S(a) - S(b)),  S = 1 - F,
 
-by whichever of the two is the difference of small numbers. Normal, LogNormal (by `log_ndtr`), Exponential, Weibull,
+by whichever of the two is the difference of small numbers. Normal, LogNormal (`ppgen.normal`), Exponential, Weibull,
 Pareto, Gumbel, Logistic, Laplace, Uniform, Cauchy, HalfNormal, HalfCauchy and Geometric have both in closed form, to
 a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, until
 it underflows (1e-38 in float32, 1e-308 in float64). Other counts are summed mass by mass. Whatever else has a `cdf` has
@@ -22,14 +22,13 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, softplus
-from torch.special import log_ndtr
 
+from ppgen import normal
 from ppgen.errors import PpgenError
 
 LN2 = math.log(2.0)
 COUNTS = 100_000  # masses that are summed at most
 BISECTIONS = 60
-NEWTON = 8  # steps of the inverse of log_ndtr: quadratic from the first on
 
 
 def _log1mexp(x: Tensor) -> Tensor:
@@ -172,7 +171,7 @@ def _symmetric(log_cdf: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, 
 
 
 _IN_A_LINE: dict[type, Callable[[Any, Tensor], tuple[Tensor, Tensor]]] = {
-    td.Normal: lambda d, x: _symmetric(log_ndtr, (x - d.loc) / d.scale),
+    td.Normal: lambda d, x: _symmetric(normal.log_cdf, (x - d.loc) / d.scale),
     dist.Logistic: lambda d, x: _symmetric(logsigmoid, (x - d.loc) / d.scale),
     td.Exponential: lambda d, x: _of_log_survival(-d.rate * x),
     td.Weibull: lambda d, x: _of_log_survival(-((x / d.scale) ** d.concentration)),
@@ -216,7 +215,7 @@ def _(d: td.HalfCauchy, x: Tensor) -> tuple[Tensor, Tensor]:
 @_tails.register
 def _(d: td.HalfNormal, x: Tensor) -> tuple[Tensor, Tensor]:
     z = x / d.scale
-    c, s = torch.erf(z / math.sqrt(2.0)), LN2 + log_ndtr(-z)
+    c, s = torch.erf(z / math.sqrt(2.0)), LN2 + normal.log_cdf(-z)
     return torch.where(c < 0.5, torch.log(c), _log1mexp(-s)), s
 
 
@@ -301,23 +300,8 @@ def _scale(d: Any, like: Tensor) -> tuple[Any, Tensor, Tensor]:
 @quantile.register
 def _(d: td.Normal, c: Tensor, s: Tensor) -> Tensor:
     left = c < s
-    z = _ndtri_exp(torch.where(left, c, s))
+    z = normal.quantile(torch.where(left, c, s))
     return d.loc + d.scale * torch.where(left, z, -z)
-
-
-def _ndtri_exp(t: Tensor) -> Tensor:
-    """z <= 0 with log Φ(z) = t, by Newton's method on the concave log Φ; the last step carries the gradient."""
-    with torch.no_grad():
-        far = -torch.sqrt(-2 * t.clamp_max(-1.0))  # left of the root: every step stays there
-        z = torch.where(t > -10, torch.special.ndtri(torch.exp(t.clamp_min(-10.0))), far)
-        for _ in range(NEWTON):
-            z = z - (log_ndtr(z) - t) / _hazard(z)
-    return z - (log_ndtr(z) - t) / _hazard(z)
-
-
-def _hazard(z: Tensor) -> Tensor:
-    """d log Φ(z) / dz = φ(z) / Φ(z)."""
-    return torch.exp(-(z**2) / 2 - math.log(2 * math.pi) / 2 - log_ndtr(z))
 
 
 _INVERSES: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
@@ -326,7 +310,7 @@ _INVERSES: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
     td.Gumbel: lambda d, c, s: d.loc - d.scale * torch.log(-c),
     dist.Logistic: lambda d, c, s: d.loc + d.scale * (c - s),
     td.HalfCauchy: lambda d, c, s: d.scale / torch.tan(torch.exp(s) * (math.pi / 2)),
-    td.HalfNormal: lambda d, c, s: -d.scale * _ndtri_exp(s - LN2),
+    td.HalfNormal: lambda d, c, s: -d.scale * normal.quantile(s - LN2),
     dist.ExpandedDistribution: lambda d, c, s: quantile(d.base_dist, c, s),
 }
 for _kind, _inverse in _INVERSES.items():
