@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -70,6 +70,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
+def require_known(kind: str, name: str, known: Collection[str]) -> None:
+    """
+    Raises:
+        PpgenError: there is nothing of that name among those of its kind.
+    """
+    if name not in known:
+        raise PpgenError(f"there is no {kind} {name!r}{nearest(name, known)}; they are {', '.join(known)}")
 
 
 def of_dtypes(error: Exception) -> bool:

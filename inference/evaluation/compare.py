@@ -139,10 +139,7 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
 
 
 def _as_score(name: str, of: Score | DataTree | Run) -> Score:
-    """
-    Raises:
-        PpgenError: it is no score, and none can be made of it.
-    """
+    """A score of what is one, or has one; else it is refused."""
     if isinstance(of, Score):
         return of
     if isinstance(of, Run):

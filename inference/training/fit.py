@@ -30,7 +30,7 @@ from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
 from ppgen.draws import one_draw, parameters_as
 from ppgen.engine.noise import python_randomness
-from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
+from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
@@ -346,10 +346,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"] or "constant", 1.0, 0, 1)
     check_optimizer(o["optimizer"], o["lr"] or LEAST)
-    if o["engine"] not in ENGINES:
-        raise PpgenError(
-            f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
-        )
+    require_known("engine", o["engine"], ENGINES)
     gradients.named(o["gradient"])
     if loss is None and o["objective"] is not None:
         objectives.formula(o["objective"])

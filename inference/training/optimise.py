@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.engine.without_dynamo import leave_out
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, require_known
 from ppgen.folder import call_of, require_options
 
 Value = TypeVar("Value")
@@ -33,18 +33,13 @@ def learning_rate(schedule: str, lr: float, step: int, steps: int) -> float:
     >>> [round(learning_rate("cosine", 1.0, s, 4), 3) for s in range(4)]
     [1.0, 0.854, 0.5, 0.146]
     """
+    require_known("schedule", schedule, SCHEDULES)
     t = step / max(steps, 1)
-    if schedule == "constant":
-        return lr
     if schedule == "linear":
         return lr * (1 - t)
     if schedule == "cosine":
         return lr * (1 + math.cos(math.pi * t)) / 2
-    if schedule == "exponential":
-        return lr * 100 ** (-t)
-    raise PpgenError(
-        f"there is no schedule {schedule!r}{nearest(schedule, SCHEDULES)}; they are {', '.join(SCHEDULES)}"
-    )
+    return lr * 100 ** (-t) if schedule == "exponential" else lr
 
 
 def optimizer_names() -> tuple[str, ...]:

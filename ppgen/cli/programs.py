@@ -12,7 +12,7 @@ from ppgen.cli import options as opt
 from ppgen.cli import output
 from ppgen.cli.options import app, with_family
 from ppgen.console import is_terminal, print_json, print_table, say
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, require_known
 
 if TYPE_CHECKING:
     from ppgen.run import Run
@@ -98,8 +98,7 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
     from ppgen.inference.training.step import ENGINES
     from ppgen.run import prepare_columns
 
-    if engine not in ENGINES:
-        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+    require_known("engine", engine, ENGINES)
     n = n_rows(table)
     batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
     bound = make_objective(run.program.train(), run.structure, n, run.config["fit"], run.loss)

@@ -137,10 +137,7 @@ def _require_text(path: Path) -> None:
 
 
 def _require_cut(text: str, found: dict[str, list[int]]) -> None:
-    """
-    Raises:
-        PpgenError: lines of several cells under a single name; lines that something else cuts, as fixed widths do.
-    """
+    """Refuses lines of several cells under a single name, and lines that something else cuts, as fixed widths do."""
     lines = [line for line in text.splitlines()[:200] if line.strip()]
     for separator, n in found.items():
         if n[0] == 1 and len(n) > 1 and len(set(n[1:])) == 1 and n[1] > 1 and separator != ",":

@@ -16,7 +16,7 @@ import torch
 from ppgen.data import Table
 from ppgen.data.levels import text_of
 from ppgen.data.types import ASKED
-from ppgen.errors import PpgenError, install, nearest
+from ppgen.errors import PpgenError, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, translated
@@ -119,8 +119,7 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
     Raises:
         PpgenError: a family that is not known; a formula that cannot be read, or has no place in this family.
     """
-    if family not in FAMILIES:
-        raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
+    require_known("family", family, FAMILIES)
     formula = parse(text)
     table = CodedTable(data, _columns(formula, text), _fillable(formula), missing)
     response = response_of(formula, family, table)
