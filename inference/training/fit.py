@@ -35,7 +35,7 @@ from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
-from ppgen.inference.objective import default_objective, make_objective
+from ppgen.inference.objective import make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
@@ -391,7 +391,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
     plain = o["objective"] is None
-    o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
+    o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
@@ -601,3 +601,9 @@ def _one_seed(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(), python_randomness():
         pyro.set_rng_seed(seed)
         yield
+
+
+def _default_objective(program: Program) -> str:
+    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
+    infer={"enumerate": ...}, which is objective "enumerate")."""
+    return "subsampled" if program.subsamples else "analytic"

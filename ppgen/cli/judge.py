@@ -9,7 +9,7 @@ import typer
 
 from ppgen.cli import options as opt
 from ppgen.cli import output
-from ppgen.cli.options import app, out_option, refuse, run_and_rows
+from ppgen.cli.options import app, check_suffix, out_option, refuse, run_and_rows
 from ppgen.console import print_json, print_table, say
 
 
@@ -83,7 +83,6 @@ def diagnose(
 ) -> None:  # fmt: skip
     """Whether to believe the guide: summary, k-hat, effective draws, KL. Writes the posterior as netCDF."""
     from ppgen import inference
-    from ppgen.run.export import check_suffix
     from ppgen.run.files import read_netcdf, write_netcdf
 
     path = out or run / "posterior.nc"
@@ -148,7 +147,6 @@ def report(
     """
     from ppgen.inference.report.report import write_report
     from ppgen.inference.verdicts.findings import figures
-    from ppgen.run.export import check_suffix
 
     if out is not None:
         check_suffix(out, (".html",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,6 +128,16 @@ def program_or_run(
     return program, source.name, rows
 
 
+def check_suffix(path: Path, suffixes: Iterable[str]) -> None:
+    """Refuses a file name before any work is done for it."""
+    from ppgen.errors import PpgenError
+
+    if path.suffix.lower() not in suffixes:
+        raise PpgenError(f"{path} names no format that can be written; let it end in {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise PpgenError(f"there is no folder {path.parent} to write {path.name} into; make it first")
+
+
 def posterior_path(spec: str, out: Path | None, name: str) -> Path:
     """Where a posterior is written: --out, the file `name` in a run, or else PROGRAM.nc.
 
@@ -134,7 +145,6 @@ def posterior_path(spec: str, out: Path | None, name: str) -> Path:
         PpgenError: a file that is no .nc.
     """
     from ppgen import catalog
-    from ppgen.run.export import check_suffix
 
     path = out or (Path(spec) / name if is_run(spec) else Path(f"{catalog.stem(spec)}.nc"))
     check_suffix(path, (".nc",))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.cli import options as opt
-from ppgen.cli.options import app, is_run, out_option
+from ppgen.cli.options import app, check_suffix, is_run, out_option
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError
 
@@ -47,7 +47,6 @@ def predict(
     """
     from ppgen import inference
     from ppgen.inference.evaluation.predict import summaries
-    from ppgen.run.export import check_suffix
     from ppgen.run.files import write_netcdf
 
     default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")
