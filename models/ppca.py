@@ -22,8 +22,6 @@ import ppgen
 from ppgen.distributions.regression import features_of
 from ppgen.errors import PpgenError
 
-__all__ = ["PPCA"]
-
 
 class PPCA(ppgen.Program):
     """Probabilistic PCA with an amortised guide N(V (x - μ), S) of the exact posterior's form.

@@ -167,10 +167,7 @@ def _observed(made: Prepared) -> np.ndarray:
 
 
 def _require_same(observed: np.ndarray, tree: DataTree) -> None:
-    """
-    Raises:
-        PpgenError: the draws are of other data.
-    """
+    """Refuses draws that are of other data."""
     if "observed_data" not in tree.children:
         return
     group = tree["observed_data"].dataset.data_vars.values()

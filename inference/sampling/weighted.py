@@ -240,7 +240,7 @@ def completed(
         raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
     w, khat, ess, evidence = _smoothed(log_w)
     w, (lp, g) = w.to(u), target(u)
-    indices = tail_indices(outer.whole, u, w, lp, g, target)
+    indices = _tail_indices(outer.whole, u, w, lp, g, target)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
@@ -303,11 +303,11 @@ def _importance(
 def tails(
     joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
 ) -> Finding:
-    """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, lp, g, target, at_edges=at_edges))
+    """The latent with the heaviest tail; see `_tail_indices`."""
+    return heaviest(_tail_indices(joint, u, w, lp, g, target, at_edges=at_edges))
 
 
-def tail_indices(
+def _tail_indices(
     joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
 ) -> dict[str, float]:
     """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.

@@ -26,7 +26,7 @@ from ppgen.engine import compile as compilation
 from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import python_randomness
 from ppgen.engine.trace import Untraceable
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import require_known
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult, flushed
@@ -93,8 +93,7 @@ class Step(EagerStep):
         Raises:
             PpgenError: no such engine; `compile` without a C++ compiler.
         """
-        if engine not in ENGINES:
-            raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+        require_known("engine", engine, ENGINES)
         if engine == "compile":
             compilation.require_compiler()
         super().__init__(objective, optimizer, fabric, **options)

@@ -70,10 +70,10 @@ def report_checks(
     calibration: Sequence[Finding] | None = None,
 ) -> list[Finding]:  # fmt: skip
     """All findings of a run, the worst first; what was not checked is a "look"."""
-    found = training(run)
+    found = _training(run)
     if diagnosis is not None:
         found += diagnosis.findings
-    found += predictive(checks)
+    found += _predictive(checks)
     if calibration is not None:
         found += calibration
     elif diagnosis is not None:
@@ -81,7 +81,7 @@ def report_checks(
     return worst_first(found)
 
 
-def training(run: Run) -> list[Finding]:
+def _training(run: Run) -> list[Finding]:
     """Whether the fit was long enough, in nats a row where log p(x) is a sum over rows, and whether steps failed."""
     m, converged = run.metrics, run.config.get("converged")
     found = []
@@ -96,7 +96,7 @@ def training(run: Run) -> list[Finding]:
     return found
 
 
-def predictive(checks: Sequence[Check]) -> list[Finding]:
+def _predictive(checks: Sequence[Check]) -> list[Finding]:
     """Of each observed site, its most extreme probability."""
     found = []
     for site in dict.fromkeys(c.site for c in checks):

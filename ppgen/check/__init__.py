@@ -436,10 +436,7 @@ def _minibatch(
 
 
 def _weighed_once(structure: Structure, t: Traces, longer: Traces | None, n: int, size: int) -> None:
-    """
-    Raises:
-        PpgenError: a program that weighs its batch by N/B itself, by its number of rows or by a constant.
-    """
+    """Refuses a program that weighs its batch by N/B itself, by its number of rows or by a constant."""
     more = sample_sites(longer.p) if longer is not None else {}
     for name in filter(structure.is_local, structure.names("observed")):
         site = sample_sites(t.p)[name]

@@ -21,8 +21,6 @@ from torch.distributions import Normal, biject_to, constraints, transform_to
 from ppgen.distributions.tails import contains, ends, inner_point, is_discrete, log_between, quantile, tails
 from ppgen.errors import PpgenError
 
-__all__ = ["Censored", "Truncated"]
-
 ROUNDS = 1000  # of draws of counts, until all lie between the bounds
 
 Bound = Tensor | float | None

@@ -291,10 +291,7 @@ _unseen = torch._C._dispatch_tls_is_dispatch_key_excluded
 
 
 def _require_shapes(graph: fx.GraphModule) -> None:
-    """
-    Raises:
-        Untraceable: the shape of something depends on the content of an input.
-    """
+    """Raises Untraceable where the shape of something depends on the content of an input."""
     tainted: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(n in tainted for n in node.all_input_nodes):

@@ -19,8 +19,6 @@ from ppgen.errors import PpgenError
 from ppgen.nets.mlp import initialise
 from ppgen.nets.time import TimeEmbedding, waves
 
-__all__ = ["UNet"]
-
 
 class UNet(nn.Module):
     """f(z, u, label): (..., C H W), (...) -> (..., outputs C H W), flat images in and out.

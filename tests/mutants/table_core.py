@@ -395,8 +395,8 @@ with holding({}):
     ),
     Mutant(
         "score_klweight",
-        "_aligned(other, part(other, s, target=True).detach(), plates)",
-        "_aligned(other, part(other, s, target=False).detach(), plates)",
+        "_aligned(other, _part(other, s, target=True).detach(), plates)",
+        "_aligned(other, _part(other, s, target=False).detach(), plates)",
         "tests/test_elbo.py::test_kl_weight_reaches_the_score_function",
     ),
     Mutant(

@@ -13,8 +13,6 @@ from ppgen.transforms.change_of_variables import Pair
 from ppgen.transforms.univariate import Univariate
 from ppgen.transforms.univariate.roots import implicit, root
 
-__all__ = ["Gaussianize"]
-
 
 class Gaussianize(Univariate):
     r"""f(x) = Φ⁻¹(1/K Σ_k Φ(e^{a_k} x + b_k)): the quantile of x under a mixture, as a normal score.
