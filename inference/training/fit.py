@@ -28,6 +28,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
+from ppgen.data.ranges import ranges
 from ppgen.draws import one_draw, parameters_as
 from ppgen.engine.noise import python_randomness
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
@@ -588,9 +589,11 @@ def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide:
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
+    """Fingerprint and ranges of the data; `columns` is the source's choice of columns, and so is not used for it."""
     found = data_module.fingerprint(data)
-    return {"contents": found["columns"], "sha256": found["sha256"]}
+    return {
+        "contents": found["columns"], "sha256": found["sha256"], "ranges": ranges(data, data_module.row_columns(data)),
+    }  # fmt: skip
 
 
 @contextmanager
