@@ -2,10 +2,10 @@
 
     PPGEN_DATA=<folder with binarized_mnist.npz or mnist.npz> python benchmarks/legible.py RUN [--draws 64]
 
-A small convolutional classifier learns the labels of the training rows of the run's data set, grey or binarised. "Sure"
-is a largest probability above 0.9. Of how many test rows it is sure, and how many of these it has right, say what that
-is worth. A diffusion is drawn from by a sampler: `--sampler`, `--sampler-steps`; `--labels` asks for each digit in turn,
-with `--guidance`, and says how many are sure to be the digit that was asked for.
+A small convolutional classifier learns the labels of the training rows of the run's data set, grey or binarised.
+"Sure" is a largest probability above 0.9; how many test rows it is sure of, and how many of these it has right, say
+what that is worth. A diffusion is drawn from by a sampler: `--sampler`, `--sampler-steps`; `--labels` asks for each
+digit in turn, with `--guidance`, and says how many are sure to be the digit that was asked for.
 """
 
 from __future__ import annotations
