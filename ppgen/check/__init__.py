@@ -398,8 +398,7 @@ def _minibatch(
             if fixed:
                 raise PpgenError(
                     f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
-                    "column that is "
-                    f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
+                    f"column that is passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
                 )
             sequential = [f.name for f in sample_sites(t.p)[name]["cond_indep_stack"] if not f.vectorized]
             if sequential:
@@ -409,9 +408,8 @@ def _minibatch(
                     f"subsample_size={batch_size}, or write all rows as one site within `with ppgen.rows(x):`"
                 )
             raise PpgenError(
-                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
-                f"{n} rows cannot be "
-                "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
+                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of {n} "
+                "rows cannot be weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
             )
     for name in structure.names("factor"):
         if not structure.is_local(name) and _reads_rows(program, structure, t, name, batch, rows):
@@ -427,11 +425,9 @@ def _minibatch(
     auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
     if program.fixed_rows and (structure.locals or auxiliary_local):
         raise PpgenError(
-            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns "
-            "one posterior for each "
-            f"of the rows that it was made with; local latents need an amortised guide under minibatches: write "
-            "guide(x), or leave out "
-            f"batch_size so that all {n} rows are passed"
+            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns one "
+            "posterior for each of the rows that it was made with; local latents need an amortised guide under "
+            f"minibatches: write guide(x), or leave out batch_size so that all {n} rows are passed"
         )
 
 
