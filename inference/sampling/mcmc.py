@@ -326,14 +326,14 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
         return tail_khat
     u = found.u.flatten(0, 1)
     every = -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))
-    u = u[::every]
+    u, chains = u[::every], torch.arange(found.u.shape[1]).repeat(len(found.u))[::every]
     try:
         known = (found.stats["lp"].flatten()[::every], found.g.flatten(0, 1)[::every]) if found.g is not None else None
         w = torch.full((len(u),), 1 / len(u)).to(u)
         lp, g = known or target(u)
         if score(u, w, g, joint.labels).verdict != FINE:  # steps or edges, which no slope tells
             return tail_khat
-        by_slope = tails(joint, u, w, lp, g, target, at_edges=-math.inf)
+        by_slope = tails(joint, u, w, lp, g, target, at_edges=-math.inf, chains=chains)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat

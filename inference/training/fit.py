@@ -28,6 +28,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
+from ppgen.data.ranges import ranges
 from ppgen.draws import one_draw, parameters_as
 from ppgen.engine.noise import python_randomness
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
@@ -35,7 +36,7 @@ from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
-from ppgen.inference.objective import make_objective
+from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
@@ -374,8 +375,12 @@ class _Ready(NamedTuple):
     loss: Any
 
 
-def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any) -> _Ready:
-    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any, held_out: int) -> _Ready:
+    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin.
+
+    Args:
+        held_out: how many rows are; 0: none.
+    """
     dtype = dtype_of(o["precision"])
     program.to(dtype)
     program.train()
@@ -401,7 +406,10 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if enumerated:
         with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             one_draw(program, first, found.structure)  # says what cannot be summed out
-    make_objective(program, found.structure, n, o, loss)  # says what does not go together
+    bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
+    if isinstance(bound, Objective):
+        bound.require_all_rows(size)
+        bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     searches = hasattr(program._autoguide, "search")
@@ -430,7 +438,8 @@ def _begun(
         with default_dtype(dtype):
             train_data = _training_columns(program, data, dtype)
             valid_data = None if valid is None else prepare_columns(valid, program, dtype)
-            ready = _ready(program, train_data, now, loss)
+            held_out = 0 if valid_data is None else data_module.n_rows(valid_data)
+            ready = _ready(program, train_data, now, loss, held_out)
     except PpgenError as e:
         if not (either and dtype == torch.float32 and of_dtypes(e)):
             raise
@@ -588,9 +597,11 @@ def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide:
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
+    """Fingerprint and ranges of the data; `columns` is the source's choice of columns, and so is not used for it."""
     found = data_module.fingerprint(data)
-    return {"contents": found["columns"], "sha256": found["sha256"]}
+    return {
+        "contents": found["columns"], "sha256": found["sha256"], "ranges": ranges(data, data_module.row_columns(data)),
+    }  # fmt: skip
 
 
 @contextmanager

@@ -61,6 +61,13 @@ def indexed_sizes(program: Program, data: Mapping[str, Any], rows: tuple[str, ..
     return {name: sizes for name, sizes in found.items() if sizes}
 
 
+def is_index(program: Program, data: Mapping[str, Any], name: str, rows: tuple[str, ...] = ()) -> bool:
+    """Whether the model indexes a tensor with this column of whole numbers, as with a row's group: it is run once."""
+    if data[name].is_floating_point():
+        return False
+    return bool(_sizes(program, data_module.take(data, slice(0, MORE), rows or data_module.row_columns(data)), name))
+
+
 def _indexes(program: Program, data: Mapping[str, Any], name: str, rows: tuple[str, ...]) -> bool:
     rows = rows or data_module.row_columns(data)
     few = data

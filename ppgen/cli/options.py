@@ -48,9 +48,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE
 Family = Annotated[
     str | None, typer.Option(help="Of a formula: gaussian, student, bernoulli, poisson, negbinomial, ordered, ...")
 ]
-ProgramOrRun = Annotated[
-    str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")
-]
+ProgramOrRun = Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 RunOrPosterior = Annotated[
     Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a posterior.nc.", show_default=False)

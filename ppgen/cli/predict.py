@@ -64,7 +64,8 @@ def predict(
     write_netcdf(path, tree)
     found = summaries(tree, group_by)
     if json:
-        print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", "predictions": found})
+        said = {"extrapolated": parse(tree.attrs.get("extrapolated", "[]")), "predictions": found}
+        print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", **said})
         return
     _print(found, f"{tree.predictions.sizes['chain'] * tree.predictions.sizes['draw']} draws given the fitted data")
     say(f"predictions {path}")

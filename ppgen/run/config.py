@@ -66,13 +66,14 @@ class _Fit:
 
 @dataclass
 class _Data:
-    """What was fitted: where it came from, its fingerprint, the types of its columns."""
+    """What was fitted: where it came from, its fingerprint, the types of its columns, their ranges."""
 
     rows: Count
     row_columns: list[str]
     types: dict[str, dict[str, Any]] | None
     contents: dict[str, Any]
     sha256: str
+    ranges: dict[str, list[list[float]]] | None = None
     valid_rows: Count | None = None
     source: str | None = None
     split: str | None = None
