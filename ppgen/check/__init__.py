@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import pyro
@@ -230,12 +231,8 @@ def _first_line(e: BaseException) -> str:
 
 def _user_line(e: BaseException) -> str:
     """The innermost frame that is neither torch's, Pyro's nor ppgen's own."""
-    found, tb = "", e.__traceback__
-    while tb is not None:
-        if owner(tb.tb_frame) == "own":
-            found = f" at {Path(tb.tb_frame.f_code.co_filename).name}:{tb.tb_lineno}"
-        tb = tb.tb_next
-    return found
+    own = [(frame.f_code.co_filename, n) for frame, n in walk_tb(e.__traceback__) if owner(frame) == "own"]
+    return f" at {Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
 # -- numbers -------------------------------------------------------------------------------------
