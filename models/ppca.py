@@ -43,9 +43,8 @@ class PPCA(ppgen.Program):
         super().__init__()
         if min(features, latent) < 1 or posterior_scale not in ("full", "diagonal"):
             raise PpgenError(
-                f"PPCA got features={features}, latent={latent}, "
-                f"posterior_scale={posterior_scale!r}; expected sizes of at least 1 and 'full' or "
-                "'diagonal'"
+                f"PPCA got features={features}, latent={latent}, posterior_scale={posterior_scale!r}; expected sizes "
+                "of at least 1 and 'full' or 'diagonal'"
             )
         self.shapes = {"x": (features,)}
         self.latent, self.full = latent, posterior_scale == "full"

@@ -30,10 +30,10 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence, LogLik
 from ppgen.inference.evaluation.loglik import loglik, require_no_point
 from ppgen.inference.evaluation.moments import compare_moments
-from ppgen.inference.evaluation.posterior import name_in, posterior
+from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready, require_run
-from ppgen.inference.sampling.prepared import prior_of
+from ppgen.inference.sampling.prepared import prior_of, vectors_of
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, with_words
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -152,7 +152,8 @@ def diagnose(
         checks += _unseen(program, data, s.sites, tree, ll, float(asked.max()), seed)
     said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
     store_findings(tree, said)
-    return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+    summary = summarized(tree, kind="stats")  # ESS and R-hat mean nothing for a guide's independent draws
+    return Diagnosis(tree, summary, ll, khat, ll.ess, kl, active, said, table)
 
 
 def _has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
@@ -184,10 +185,7 @@ def _unseen(
     except PpgenError as e:
         log.info("modes that the guide has not seen were not searched for: %s", e)
         return []
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    posterior_group: Any = tree["posterior"]
-    drawn = {n: torch.as_tensor(posterior_group[name_in(tree, n)].values[0]) for n in joint.latents}
-    u = joint.flatten({n: v.reshape(len(v), *shapes[n]).to(torch.get_default_dtype()) for n, v in drawn.items()})
+    u = vectors_of(joint, tree)[0]
     stats: Any = tree["sample_stats"]
     log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))
     finite = torch.isfinite(u).all(-1)
@@ -203,11 +201,6 @@ def _unseen(
         seed=seed or 0,
     )  # fmt: skip
     return [still] if found is None else [still, found]
-
-
-def _summarise(tree: DataTree) -> pd.DataFrame:
-    """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
-    return summarized(tree, kind="stats")
 
 
 def _kl(q: dict, p: dict, structure: Structure) -> np.ndarray | None:

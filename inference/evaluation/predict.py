@@ -427,8 +427,7 @@ def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -
             if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
                 raise PpgenError(
                     f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
-                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of "
-                    "latents"
+                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of latents"
                 )
 
 

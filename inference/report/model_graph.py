@@ -15,7 +15,7 @@ from torch import Tensor
 from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import is_deterministic
-from ppgen.structure import Structure
+from ppgen.structure import Site, Structure
 
 MOST = 40  # sites: a chain of a thousand steps is no picture
 SHOWN = ("latent", "observed", "deterministic")
@@ -150,10 +150,9 @@ def _describe(nodes: list[_Node], edges: list[tuple[str, str]]) -> str:
     return "Graph of the model: " + "; ".join(said) + "."
 
 
-def _plate_sizes(site: object) -> tuple[int, ...]:
-    shape: tuple[int, ...] = site.batch_shape  # type: ignore[attr-defined]
-    plates: tuple[str, ...] = site.plates  # type: ignore[attr-defined]
-    return tuple(n for n in shape if n > 1)[-len(plates) :] if len([n for n in shape if n > 1]) == len(plates) else ()
+def _plate_sizes(site: Site) -> tuple[int, ...]:
+    sizes = tuple(n for n in site.batch_shape if n > 1)
+    return sizes if len(sizes) == len(site.plates) else ()
 
 
 def _arrow(a: _Node, b: _Node) -> str:

@@ -46,7 +46,7 @@ from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import derived, mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
-from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere, vectors_of
 from ppgen.inference.sampling.weighted import (
     ALIKE,
     Drawn,
@@ -423,11 +423,8 @@ def flow(problem: _Problem) -> _Outcome:
     if "sample_stats" not in drawn:
         raise PpgenError("the flow's draws have no weights")
     joint: Any = problem.joint
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    group: Any = drawn["posterior"]
     stats: Any = drawn["sample_stats"]
-    values = {n: torch.as_tensor(group[n].values[0]).reshape(-1, *shapes[n]) for n in joint.latents}
-    u = joint.flatten({n: v.to(torch.get_default_dtype()) for n, v in values.items()})
+    u = vectors_of(joint, drawn)[0]
     log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values[0])
     if log_w.dim() > 1:
         log_w = log_w.sum(-1)

@@ -13,12 +13,10 @@ from ppgen.engine.compile import code_key, compiled
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
 from ppgen.engine.optimisers import functional
-from ppgen.engine.tiers import by_interpreter
 from ppgen.engine.without_dynamo import take_step
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult
 from ppgen.inference.training.optimise import averaged, ema_decay
 
-MANY = 1000  # operations, below which no step is interpreted: what a clock says of so few is not the same twice
 CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal is heard
 
 
@@ -47,14 +45,6 @@ class TraceRun:
                     buffer.detach().copy_(new)
             step.average(row)
         return result
-
-
-def interpreted_run(
-    step: EagerStep, gradient: Gradient, batch: Mapping[str, Tensor], calls: int | None = None
-) -> TraceRun | None:
-    """Steps by the interpreter; None where torch runs the graph as well or better (`tiers.by_interpreter`)."""
-    run, _ = by_interpreter(gradient.traced, gradient.inputs(batch), calls, MANY)
-    return run and TraceRun(step, gradient, run)
 
 
 class FusedRun:

@@ -122,8 +122,7 @@ def make_fabric(device: str, precision: str) -> Any:
     except (RuntimeError, ValueError, TypeError) as e:
         raise PpgenError(
             f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device "
-            "cpu, cuda or auto, "
-            "and precision 32-true, 64-true or bf16-mixed"
+            "cpu, cuda or auto, and precision 32-true, 64-true or bf16-mixed"
         ) from e
     except Exception as e:  # Fabric's own classes for a device that is not there
         raise PpgenError(f"device {device!r} is not there: {str(e).splitlines()[0]}; take device cpu or auto") from e

@@ -48,10 +48,6 @@ def coded(codes: np.ndarray) -> np.ndarray:
     return default_float(np.where(codes < 0, np.nan, codes)) if (codes < 0).any() else codes
 
 
-def of_dates(name: str, dates: pd.Series, asked: ColumnType | None, form: str) -> Typed:
-    return of_days(name, days_of(dates), asked, form, [])
-
-
 def days_of(dates: pd.Series) -> np.ndarray:
     """Days since 1970, of years from 1 to 9999."""
     import pandas as pd  # a third of a second, for data without dates as well
