@@ -25,6 +25,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.check.missing import validate
+from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
 from ppgen.frames import owner
 from ppgen.handlers import user_validates, without_validation
@@ -126,7 +127,10 @@ def checked(
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
         _log_probs(t, enumerated)
-        if learn and not enumerated:
+        if enumerated:
+            with running_of(program, batch):
+                require_summable(program, batch, structure.nesting, enumerated)
+        elif learn:
             _gradients(program, t)
     return Checked(structure, t, longer, differ)
 
