@@ -595,16 +595,23 @@ def test_rows_far_outside_of_the_fitted_range_are_said_and_groups_are_not(caplog
     steps = torch.arange(12)
     data = {"g": steps % 3, "x": torch.stack([steps / 11, steps / 1e3], -1), "t": steps, "y": torch.zeros(12)}
     run = fit(Program.from_pair(model), data, steps=1, guide="AutoNormal", out=tmp_path / "run")
-    tree = mcmc(Program.from_pair(model), data, "nuts", chains=1, draws=4, warmup=20, predictive=False, prior=False)
     far = {"g": tensor([0, 9]), "x": tensor([[2.0, 0.0], [0.5, -1.0]]), "t": tensor([23, 12])}
     near = {"g": tensor([9, 1]), "x": tensor([[1.9, 0.0], [-0.9, 0.02]]), "t": tensor([22, -11])}  # as far as wide
-    for source in (run, type(run).load(tmp_path / "run", Program.from_pair(model)), tree):
+    for source in (run, type(run).load(tmp_path / "run", Program.from_pair(model))):
         caplog.clear()
         assert "extrapolated" not in predict(source, near, draws=2, new_groups="draw").attrs and not caplog.text
         told = json.loads(predict(source, far, draws=2, new_groups="draw").attrs["extrapolated"])
         assert [(b["column"], b["entry"], b["rows"]) for b in told] == [("x", 1, 1), ("t", None, 1)]
         assert told[1]["widths"] == pytest.approx(12 / 11) and told[1]["farthest"] == 23
         assert "x[1] is -1, and was 0 to 0.011 in the rows that were fitted (90.9 times" in caplog.text
+
+
+@every
+def test_a_tree_knows_the_range_of_what_was_fitted_as_a_run_does(source):
+    run, how = SOURCES[source]()
+    high = float(X.max())
+    (told,) = json.loads(predict(run, {"g": ["yew"], "x": tensor([100.0])}, draws=2, **how).attrs["extrapolated"])
+    assert (told["column"], told["high"]) == ("x", high) and told["widths"] == (100 - high) / (high - float(X.min()))
 
 
 def test_trials_and_offsets_may_be_far_outside_of_the_fitted_ones():

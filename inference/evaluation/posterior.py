@@ -338,6 +338,7 @@ def tree_of(
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         of_columns,
         row_dim=structure.row_plate,
+        censored=json.dumps([n for n in observed if structure[n].distribution == "WithStatus"]),
         **_shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
         **_drawn_cells(program, data),
