@@ -105,9 +105,7 @@ def elbo_decomposition(
 
 
 @torch.no_grad()
-def chain_elbo(
-    run: Run | Program, data: Mapping[str, Tensor], *, times: int = 100, seed: int | None = 0
-) -> LogLik:
+def chain_elbo(run: Run | Program, data: Mapping[str, Tensor], *, times: int = 100, seed: int | None = 0) -> LogLik:
     """The ELBO of each row: all T terms of the chain where times >= T, else one of each of `times` strata.
 
     Args:
