@@ -28,15 +28,13 @@ import ppgen
 from ppgen.data.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Group, dimensions, matrix
+from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
 from ppgen.formula.priors import Priors, described, priors_of
 from ppgen.formula.spreads import far_from_zero
 from ppgen.gaps import require_how
-
-__all__ = ["Regression", "regression"]
 
 log = logging.getLogger("ppgen")
 
@@ -65,6 +63,7 @@ class Regression(ppgen.Program):
         self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
         self.unreported = tuple(f"{s}_{g['name']}" for g in design["groups"] for s in ("z", "chol"))
         self.unreported += tuple(f"z_{name}" for name in self.drawn_columns)
+        self.exposure = exposure(design)
         self.__dict__["model"] = _named(self._joint, design)
 
     @classmethod

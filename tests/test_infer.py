@@ -23,6 +23,7 @@ from pyro.distributions import (
     LogNormal,
     Multinomial,
     MultivariateNormal,
+    MultivariateStudentT,
     NanMaskedNormal,
     Normal,
     StudentT,
@@ -572,6 +573,28 @@ def test_a_tail_is_followed_beyond_the_draws(weight: float, verdict: str):
     found = tails(joint, u, torch.full((4000,), 1 / 4000), lp, g, joint.value_and_grad)
     assert found.measure == "tail_khat" and found.verdict == verdict
     assert found.figure < 0.3 if verdict == "fine" else 0.4 < found.figure < 0.7
+
+
+@pytest.mark.parametrize(("nu", "verdict"), [(4.0, "fine"), (2.0, "look")])
+def test_a_tail_that_few_visits_of_chains_saw_is_heavy_where_it_surely_is(nu: float, verdict: str):
+    """Student's t in five dimensions, each place ten draws of one chain: slopes of latents that share a scale are as
+    noisy as there are visits. By errors that took draws for independent ones, nine of ten runs of nu = 4 were heavy."""
+
+    def model(one):
+        z = pyro.sample("z", MultivariateStudentT(nu, torch.zeros(5), torch.eye(5)))
+        pyro.factor("nothing", 0 * z.sum())
+
+    torch.set_default_dtype(torch.float64)
+    joint = log_joint(Program.from_pair(model), {"one": torch.ones(1)})
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        places = rng.normal(size=(1600, 5)) * np.sqrt(nu / rng.chisquare(nu, (1600, 1)))
+        u = torch.from_numpy(places.repeat(10, 0)).double()
+        lp, g = joint.value_and_grad(u)
+        chains = torch.arange(64).repeat_interleave(250)
+        found = tails(joint, u, torch.full((16_000,), 1 / 16_000), lp, g, joint.value_and_grad,
+            at_edges=-math.inf, chains=chains)  # fmt: skip
+        assert found.verdict == verdict
 
 
 def test_what_the_data_cut_off_is_no_tail():

@@ -18,8 +18,10 @@ Mackey 2015, arXiv:1506.03039), here with linear functions.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +29,9 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform, identity_transform
 
-from ppgen.engine import LogJoint
-from ppgen.engine.joint import BLOCK
+from ppgen.data import take
+from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, mixture_weights
 from ppgen.errors import PpgenError
@@ -37,6 +40,10 @@ from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, 
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, MOST_TAILS, heaviest, longest_tails
 from ppgen.inference.verdicts.mode_search import search_modes
+from ppgen.program import Program
+from ppgen.structure import Structure
+
+log = logging.getLogger("ppgen")
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
@@ -45,7 +52,9 @@ TAILS, FAR = (0.005, 0.01, 0.02), 0.05  # mass of a tail, the first with draws i
 BEYOND = 8.0  # sds
 ENDS = 30  # draws of a tail, from each of which a step out of the support is asked
 LEAST_TAIL = 10  # effective draws in a tail
+SURE = 3.0  # standard errors by which a slope is that of a heavy tail
 ALIKE = 50  # effective draws below which weights say nothing
+TAIL_ROWS = 3  # of an amortised guide, whose tails are looked at
 LOST = 0.01  # of the draws, where there is no marginal
 ADAPTED = 0.5  # k-hat that is asked of normals that weighted draws made: they know of no place that those missed
 
@@ -240,7 +249,7 @@ def completed(
         raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
     w, khat, ess, evidence = _smoothed(log_w)
     w, (lp, g) = w.to(u), target(u)
-    indices = tail_indices(outer.whole, u, w, lp, g, target)
+    indices = _tail_indices(outer.whole, u, w, lp, g, target)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
@@ -301,15 +310,17 @@ def _importance(
 
 
 def tails(
-    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
-) -> Finding:
-    """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, lp, g, target, at_edges=at_edges))
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
+    at_edges: float = math.nan, chains: Tensor | None = None,
+) -> Finding:  # fmt: skip
+    """The latent with the heaviest tail; see `_tail_indices`."""
+    return heaviest(_tail_indices(joint, u, w, lp, g, target, at_edges=at_edges, chains=chains))
 
 
-def tail_indices(
-    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
-) -> dict[str, float]:
+def _tail_indices(
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
+    at_edges: float = math.nan, chains: Tensor | None = None,
+) -> dict[str, float]:  # fmt: skip
     """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
@@ -321,7 +332,9 @@ def tail_indices(
         target: the log joint, of other vectors.
         at_edges: k of a tail along whose draws the density ends, so that slopes do not tell it: NaN, it is not known;
             or minus infinity, where draws of the posterior are asked as well.
+        chains: (S,), the number of each draw's chain; None: draws are independent.
     """
+    chains = torch.arange(len(u)) if chains is None else chains
     off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
     looked: list[tuple[int, bool]] = []  # entries, and whether they are logarithms
     for block in joint.blocks.values():
@@ -335,7 +348,7 @@ def tail_indices(
     cov = (w[:, None] * off).mT @ some
     along = g @ (cov / (w @ some.square()).clamp_min(1e-300))
     found = [
-        (i, log_scale, _tail(i, side, off, w, g, direction, log_scale))
+        (i, log_scale, _tail(i, side, off, w, g, direction, log_scale, chains))
         for (i, log_scale), direction in zip(looked, along.mT, strict=True)
         for side in ((1.0,) if log_scale else (1.0, -1.0))
     ]
@@ -396,31 +409,104 @@ def _edges(tail: _Tail, i: int, u: Tensor, off: Tensor, sd: Tensor, target: Dens
     return bool(zero[0].all()), any(bool(z.any()) for z in zero)
 
 
-def _tail(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> _Tail:
+def _tail(
+    i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool, chains: Tensor
+) -> _Tail:
     """A tail of entry i; its k is NaN where too few draws are in it.
 
     E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the
     same mean. Along the regression of u on u_i, of all draws (`along`) or of those far out, it is close to a function
     of u_i alone, and not as noisy as the scores of latents that are strongly correlated.
+
+    A tail is heavy where it is surely, by `SURE` standard errors, which are those of means by chain: a visit to a tail
+    is many draws of one. Where the farthest is not, those that begin nearer, of more draws, may be.
     """
     order = (side * off[:, i]).argsort(descending=True)
     mass = w[order].cumsum(0)
     tails, far = [order[mass <= share] for share in TAILS], order[mass <= FAR]
-    enough = (t for t in tails if float(w[t].sum() ** 2) >= LEAST_TAIL * float(w[t].square().sum()) > 0)
-    inside = next(enough, None)
-    if inside is None:
+    tails = [t for t in tails if float(w[t].sum() ** 2) >= LEAST_TAIL * float(w[t].square().sum()) > 0]
+    if not tails:
         return _Tail(math.nan, far, off[0])
-    part, near = w[inside] / w[inside].sum(), w[far] / w[far].sum()
+    near = w[far] / w[far].sum()
     spread = off[far] - near @ off[far]
     regression = (near * spread[:, i]) @ spread
     direction = regression / regression[i].clamp_min(1e-300)
-    slopes = side * torch.stack([g[inside, i], along[inside], g[inside] @ direction])
-    falls = -slopes if log_scale else -slopes * side * off[inside, i] - 1.0
-    means = falls @ part
-    se = (falls - means[:, None]).square().matmul(part.square()).sqrt()
+    estimates = []
+    for inside in tails:
+        slopes = side * torch.stack([g[inside, i], along[inside], g[inside] @ direction])
+        falls = -slopes if log_scale else -slopes * side * off[inside, i] - 1.0
+        fall, se = _least_noisy(falls, w[inside] / w[inside].sum(), chains[inside])
+        estimates.append((fall, fall + SURE * se))
+    sure = [fall for fall, most in estimates if most < 1 / HEAVY]
+    fall = estimates[0][0] if estimates[0][0] >= 1 / HEAVY else sure[0] if sure else estimates[0][1]
+    return _Tail(1 / fall if fall > 0 else math.inf, tails[0], direction)
+
+
+def _least_noisy(values: Tensor, w: Tensor, chains: Tensor) -> tuple[float, float]:
+    """Of (estimates, S) with weights that sum to one, the mean whose standard error is least, and that."""
+    means = values @ w
+    off = (values - means[:, None]) * w
+    _, which = chains.unique(return_inverse=True)
+    by_chain = off.new_zeros(len(values), int(which.max()) + 1).index_add_(1, which, off)
+    se = by_chain.square().sum(1).sqrt()
     best = int(se.argmin())
-    fall = float(means[best])
-    return _Tail(1 / fall if fall > 0 else math.inf, inside, direction)
+    return float(means[best]), float(se[best])
+
+
+def guide_tails(
+    program: Program, data: Mapping[str, Any], structure: Structure, drawn: Mapping[str, np.ndarray], log_w: np.ndarray
+) -> Finding | None:
+    """The heaviest tail of the posterior, by the weighted draws of a guide, whose own tails say nothing of it.
+
+    A normal guide of a posterior like t(2.5) has weights that look tame up to where its draws end, and what they
+    correct is an sd that is a third too small.
+
+    Args:
+        drawn: by latent, (S, plates, event).
+        log_w: (S, n), one a row where every latent is local; of these the `TAIL_ROWS` least even are looked at.
+
+    Returns:
+        None where all are light, or it is not known.
+    """
+    rows: list[int | None] = [None]
+    if structure.by_row:
+        rows = [int(i) for i in effective(log_w).argsort()[:TAIL_ROWS]]
+    found: list[Finding] = []
+    for i in rows:
+        few = data if i is None else take(data, torch.tensor([i]), structure.row_columns)
+        try:
+            joint = log_joint(program, few)
+            u, w = guide_vectors(joint, _of_row(drawn, structure, i), log_w[:, i or 0])
+            own = heavy_tail(joint, in_blocks(joint.value_and_grad), u, w)
+        except Exception as e:
+            log.info("the tails of the posterior were not looked at: %s", e)
+            return None
+        found += [] if own is None else [own if i is None else replace(own, where=own.where.replace("[0", f"[{i}", 1))]
+    return max(found, key=lambda f: f.figure, default=None)
+
+
+def heavy_tail(joint: LogJoint, target: Density, u: Tensor, w: Tensor) -> Finding | None:
+    """The heaviest tail, by weighted draws; None where all are light, or it is not known."""
+    f = tails(joint, u, w, *target(u), target)
+    return None if f.verdict == FINE or math.isnan(f.figure) else f
+
+
+def _of_row(drawn: Mapping[str, np.ndarray], structure: Structure, i: int | None) -> Mapping[str, np.ndarray]:
+    if i is None:
+        return drawn
+    axis = {n: 1 + next(k for k, d in enumerate(structure[n].dims) if d in structure.row_plates) for n in drawn}
+    return {n: v.take([i], axis[n]) for n, v in drawn.items()}
+
+
+def guide_vectors(joint: LogJoint, drawn: Mapping[str, np.ndarray], log_w: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Draws (S, plates, event) of each latent as vectors of the log joint, and their smoothed weights (S,)."""
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    values = {n: torch.as_tensor(drawn[n]).to(torch.get_default_dtype()) for n in joint.latents}
+    u = joint.flatten({n: v.reshape(len(v), *shapes[n]) for n, v in values.items()})
+    finite = torch.isfinite(u).all(-1)
+    u = torch.where(finite[:, None], u, u[finite][:1])
+    w = torch.as_tensor(np.exp(smoothed(log_w[:, None])[0][:, 0])).to(u) * finite
+    return u, w / w.sum()
 
 
 def score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:

@@ -419,10 +419,22 @@ def _predictive(f: Finding) -> Words:
         f"the {c['statistic']} of {f.where} is {c['observed']:.3g}, the model's {c['low']:.3g} to {c['high']:.3g}"
         for c in f.details["off"]
     )
-    return (
-        f"The fitted model does not give data like the observed: {off}.",
-        "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on.",
-    )
+    return f"The fitted model does not give data like the observed: {off}.", _other_likelihood(f.details["off"])
+
+
+def _other_likelihood(off: list[dict[str, Any]]) -> str:
+    """What to do about statistics that the model does not give."""
+    above = {c["statistic"] for c in off if c["p"] < 0.5}
+    if "share of zeros" in above:
+        return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
+    if "spread of the residuals" in above:
+        return (
+            "What spreads more than its model: of counts or successes a negative binomial or a beta-binomial, or an "
+            "effect for each row; else a scale of its own, or heavier tails."
+        )
+    if above == {"largest residual"}:
+        return "Look at the rows with the largest residuals; where they are right, a likelihood of heavier tails (student)."
+    return "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on."
 
 
 def _calibration(f: Finding) -> Words:

@@ -145,10 +145,7 @@ class LogJoint:
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
     def _named(self, noncentred: str | Sequence[str], sites: Any) -> tuple[str, ...]:
-        """
-        Raises:
-            PpgenError: no latent of that name, or one without a location and a scale.
-        """
+        """Refuses what is no latent, or has no location and no scale."""
         if noncentred == "all":
             return tuple(scaled(self._model, sites.nodes, sites.stochastic_nodes))
         names = (noncentred,) if isinstance(noncentred, str) else tuple(noncentred)
@@ -166,10 +163,7 @@ class LogJoint:
         return names
 
     def _moving(self, sites: Any) -> tuple[str, ...]:
-        """
-        Raises:
-            PpgenError: a support that depends on a latent that is summed out.
-        """
+        """Those whose support depends on other latents; refused where these are summed out."""
         self._held = {n: sites.nodes[n]["value"] for n in self.summed}
         found = moving(self._model, sites.nodes, [n for n in self.blocks if n not in self.noncentred])
         if found and self.summed:
@@ -182,10 +176,7 @@ class LogJoint:
         return (*found, *self.noncentred)
 
     def _require_one_value(self, latents: Mapping[str, Tensor]) -> None:
-        """
-        Raises:
-            PpgenError: the program draws something that is no site, so that its density is another one at each call.
-        """
+        """Refuses a program that draws something that is no site, so that its density is another one at each call."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(LinAlgError, RuntimeError):
             u = self.flatten(latents).to(torch.get_default_dtype())
             one, two = self.one(u), self.one(u)
