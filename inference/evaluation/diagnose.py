@@ -38,6 +38,7 @@ from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, 
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.moved import moved
+from ppgen.inference.verdicts.report_checks import predictive, predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import summarized
@@ -150,7 +151,8 @@ def diagnose(
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     with ready(run, data, seed):
         checks += _unseen(program, data, s.sites, tree, ll, float(asked.max()), seed)
-    said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
+    seen = predictive(predictive_checks(tree))
+    said = with_words(tree, [conclusion(ll, khat, checks), *checks, *seen, *inactive_units(active)])
     store_findings(tree, said)
     return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
 

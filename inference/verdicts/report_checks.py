@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -66,17 +66,21 @@ def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
 
 def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The values of a site that count, (n,), and as many of each of S data sets, (S, n)."""
-    x = tree["observed_data"][name].values.astype(float)
-    drawn = tree["posterior_predictive"][name].values
+    x = _values(tree, "observed_data", name).astype(float)
+    drawn = _values(tree, "posterior_predictive", name)
     drawn = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
     drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)].astype(float)
     known = np.isfinite(x) & np.isfinite(drawn).all(0).reshape(x.shape)
-    if "log_likelihood" in tree.children and name in tree["log_likelihood"].data_vars:
-        term = tree["log_likelihood"][name].values[0]
-        if term.shape[1:] == x.shape[: term.ndim - 1]:
-            counted = (term != 0).any(0)
+    if "log_likelihood" in tree.children and name in tree["log_likelihood"].dataset:
+        terms = _values(tree, "log_likelihood", name)
+        if terms.shape[2:] == x.shape[: terms.ndim - 2]:
+            counted = (terms != 0).any((0, 1))  # a masked one has none
             known &= counted.reshape(counted.shape + (1,) * (x.ndim - counted.ndim))
     return x[known], drawn[:, known.ravel()]
+
+
+def _values(tree: DataTree, group: str, name: str) -> np.ndarray:
+    return tree[group].dataset[name].values
 
 
 def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
@@ -117,14 +121,12 @@ def _statistics(values: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarr
 
 
 def report_checks(
-    run: Run, diagnosis: Diagnosis | None = None, checks: Sequence[Check] = (),
-    calibration: Sequence[Finding] | None = None,
-) -> list[Finding]:  # fmt: skip
+    run: Run, diagnosis: Diagnosis | None = None, calibration: Sequence[Finding] | None = None
+) -> list[Finding]:
     """All findings of a run, the worst first; what was not checked is a "look"."""
     found = training(run)
     if diagnosis is not None:
         found += diagnosis.findings
-    found += predictive(checks)
     if calibration is not None:
         found += calibration
     elif diagnosis is not None:
