@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RARE = 0.002  # probability of a statistic, on either side
 RESIDUALS = ("spread of the residuals", "largest residual")
-MOST_DRAWS = 1000  # data sets that statistics are taken of
+MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
 
 
 class Check(NamedTuple):
@@ -65,18 +65,28 @@ def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
 
 
 def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a site that count, (n,), and as many of each of S data sets, (S, n)."""
-    x = _values(tree, "observed_data", name).astype(float)
+    """The values of a site that count, (n,), and those of S data sets, (S, n): of many, evenly spaced ones."""
+    x = _values(tree, "observed_data", name)
     drawn = _values(tree, "posterior_predictive", name)
     drawn = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
-    drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)].astype(float)
-    known = np.isfinite(x) & np.isfinite(drawn).all(0).reshape(x.shape)
+    if drawn.shape[1] != x.size:  # what is drawn is not what was observed
+        return x.ravel()[:0], drawn[:, :0]
+    drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)]
+    some = slice(None, None, -(-drawn.size // MOST_VALUES))
+    counted = _counted(tree, name, x.shape).ravel()[some]
+    x, drawn = x.ravel()[some].astype(float), drawn[:, some].astype(float)
+    known = counted & np.isfinite(x) & np.isfinite(drawn).all(0)
+    return x[known], drawn[:, known]
+
+
+def _counted(tree: DataTree, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Which values are not masked: one of those has a term of its log-likelihood."""
     if "log_likelihood" in tree.children and name in tree["log_likelihood"].dataset:
-        terms = _values(tree, "log_likelihood", name)
-        if terms.shape[2:] == x.shape[: terms.ndim - 2]:
-            counted = (terms != 0).any((0, 1))  # a masked one has none
-            known &= counted.reshape(counted.shape + (1,) * (x.ndim - counted.ndim))
-    return x[known], drawn[:, known.ravel()]
+        terms = _values(tree, "log_likelihood", name)[0]
+        if terms.shape[1:] == shape[: terms.ndim - 1]:
+            counted = (terms != 0).any(0)
+            return np.broadcast_to(counted.reshape(counted.shape + (1,) * (len(shape) - counted.ndim)), shape)
+    return np.ones(shape, bool)
 
 
 def _values(tree: DataTree, group: str, name: str) -> np.ndarray:
