@@ -7,7 +7,7 @@ The terms of K draws come from a producer (`ppgen.draws`, or the program's own) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         particles: int = 1,
     ):
         super().__init__()
-        self.bound: Any = objectives.named(objective)
+        self.name, self.bound = objective, cast(Any, objectives.named(objective))
         self.formula = objectives.formula(objective)
         own, alone = getattr(self.bound, "GRADIENT", gradient), hasattr(self.bound, "draw")
         if (alone or own != gradient) and gradient != "pathwise":
@@ -88,11 +88,33 @@ class Objective(nn.Module):
         Args:
             batch: B rows of the N, whose terms are weighed by N/B.
             kl_weight: multiplies the latent terms in the loss only (KL warm-up).
+
+        Raises:
+            PpgenError: see `require_all_rows`.
         """
-        n_over_b = self.rows / n_rows(batch, self.structure.row_columns)
+        self.require_all_rows(n := n_rows(batch, self.structure.row_columns))
+        n_over_b = self.rows / n
         setting = Setting.of(self.structure, n_over_b, kl_weight)
         target, bound = self.formula(self.terms(batch), setting)
         return -target / self.rows, bound.detach()
+
+    def require_all_rows(self, rows: int, what: str = "batch_size (--batch-size)") -> None:
+        """
+        Args:
+            rows: how many a step passes.
+            what: passes them, in words.
+
+        Raises:
+            PpgenError: these are a part of the N rows, which share latents, and the bound is a function of the weights
+                of all: the N/B-th power of a weight is drawn then, and its mean too large, so that there is no bound.
+        """
+        part = self.structure.subsampled or rows != self.rows and not self.structure.by_row
+        if part and not getattr(self.bound, "MEAN", False):
+            what = "subsample_size" if self.structure.subsampled else what
+            raise PpgenError(
+                f"objective={self.name!r} needs all rows in each step, as they share latents: of a part of them it is "
+                f"no bound on log p(x); leave {what} out, or take objective='analytic' (--objective analytic)"
+            )
 
     def terms(self, batch: Mapping[str, Any]) -> list[Term]:
         """The terms of K draws."""
@@ -129,9 +151,3 @@ def make_objective(
         return PyroObjective(program, structure, rows, loss)
     how = {k: o[k] for k in ("objective", "gradient", "particles")}
     return Objective(program, structure, rows, **how)
-
-
-def default_objective(program: Program) -> str:
-    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
-    infer={"enumerate": ...}, which is objective "enumerate")."""
-    return "subsampled" if program.subsamples else "analytic"

@@ -36,8 +36,6 @@ from ppgen.formula.priors import Priors, described, priors_of
 from ppgen.formula.spreads import far_from_zero
 from ppgen.gaps import require_how
 
-__all__ = ["Regression", "regression"]
-
 log = logging.getLogger("ppgen")
 
 _SHOWN = 12  # priors in the log

@@ -12,6 +12,7 @@ Pyro's contraction is used through its `BackwardSampleMessenger` and private `_c
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,17 +20,19 @@ from unittest import mock
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from pyro.infer.traceenum_elbo import BackwardSampleMessenger, _compute_model_factors
 from pyro.ops import special
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
-from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, term
+from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, total
 
 
 def summed_terms(
@@ -40,6 +43,7 @@ def summed_terms(
     guide: bool = True,
     latents: Mapping[str, Tensor] | None = None,
     q: poutine.Trace | None = None,
+    only: Mapping[str, Tensor] | None = None,
 ) -> list[Term]:
     """The terms of one run with the discrete latents that the guide leaves out summed out.
 
@@ -48,23 +52,12 @@ def summed_terms(
     Args:
         nesting: how many batch dimensions the program's plates take.
         guide, latents, q: as for `ppgen.terms.run`.
+        only: values of the discrete latents, of which the sum is to have the term alone.
     """
     t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
     with mock.patch.object(special, "_SafeLog", _Log):
-        for trace in (t.p, t.q):
-            trace.compute_log_prob()
-        try:
-            t.p.pack_tensors()
-            t.q.pack_tensors(t.p.plate_to_symbol)
-        except ValueError as e:
-            named = re.search(r"at site '(.*?)'", str(e))
-            raise PpgenError(
-                f"{program.name} cannot sum its discrete latents out: the site {named[1] if named else '?'!r} has a "
-                "dimension that stands in no plate once a latent has one of its own; let the latent broadcast from the "
-                "left, as in x < tau and not x < tau[..., None]"
-            ) from e
-        _in_one_dtype(t)
-        _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
+        packed = _packed(t, program, nesting, only or {})
+        _, factors, _, dims, scale = _compute_model_factors(*packed)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
     guides = sample_sites(t.q, factors=True, deterministic=False)
@@ -73,12 +66,12 @@ def summed_terms(
     observed: list[str] = []
     inside: frozenset[str] = frozenset()
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
-        if contracted & {id(site["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
+        if contracted & {id(packed.p.nodes[name]["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
             inside |= full_plates(site)
             observed += [name] if site["is_observed"] else []
         else:
             found.append(term(site, order=order.get(name, -1)))
-    plates = {symbol: name for name, symbol in t.p.plate_to_symbol.items()}
+    plates = {symbol: name for name, symbol in packed.p.plate_to_symbol.items()}
     for value in (v for values in summed.values() for v in values):
         names = tuple(plates[d] for d in value._pyro_dims)
         found.append(Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside))
@@ -119,14 +112,99 @@ def drawn_discrete(
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
     t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
     with mock.patch.object(special, "_SafeLog", _Log):
-        t.p.compute_log_prob()
-        t.p.pack_tensors()
-        _in_one_dtype(t)
+        packed = _packed(t, program, nesting, {})
         # Site after site, each from its conditional given those before.
-        with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
+        with BackwardSampleMessenger(*packed), poutine.trace() as tracer:
             holding(latents)(Unmask()(lambda: program.call("model", data)))()
     sites = sample_sites(tracer.trace)
     return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
+
+
+def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, names: Collection[str]) -> None:
+    """The sum over the values of these latents, with all but one of its terms left out, is the joint at that one.
+
+    Raises:
+        PpgenError: it is not: the program reads a place of a latent (`k[0]`, `k[group]`), which in the sum is a place
+            among its values; or it cannot be run at all values at once.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            nodes = sample_sites(run(program, data, guide=False).p, deterministic=False)
+            names = [n for n in names if n in nodes]  # a program may have fewer on few rows
+            latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
+            both = [{n: _spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
+            plain = [float(run(program, data, latents=latents | values).p.log_prob_sum()) for values in both]
+        except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
+            return
+        for values, expected in zip(both, plain, strict=True):  # what is read at a place is the same value in both
+            try:
+                one = float(total(summed_terms(program, data, nesting, latents=latents, only=values)))
+            except (IndexError, RuntimeError, ValueError) as e:
+                if isinstance(e, PpgenError | LinAlgError) or "poutine.scale" in str(e):
+                    raise
+                raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
+            if math.isfinite(expected) and not math.isclose(expected, one, rel_tol=1e-5, abs_tol=1e-3):
+                raise _not_summable(program, names, f"its term is off by {abs(one - expected):.2g} nats")
+
+
+def _spread(fn: Any, shift: int) -> Tensor:
+    """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
+    values = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    n = fn.batch_shape.numel()
+    order = torch.arange(n, device=values.device) * len(values) // max(n, len(values))  # 0 0 1 1: not as when turned
+    return values[(order + shift) % len(values)].reshape(fn.shape())
+
+
+def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenError:
+    return PpgenError(
+        f"{program.name} cannot sum {', '.join(map(repr, names))} out: {why}; a latent that is summed out has its "
+        "values in a dimension of its own, and no places to be read (k[0], k[group]): read it whole within its plates, "
+        "or draw its entries at sites of their own (k = [pyro.sample(f'k_{j}', ...) for j in range(n)])"
+    )
+
+
+def _packed(t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tensor]) -> Traces:
+    """A copy whose log-probabilities have dimensions by name, as Pyro's contraction takes them.
+
+    Raises:
+        PpgenError: a dimension that is no plate's, no latent's, and no batch dimension of the site itself.
+    """
+    t = Traces(t.p.copy(), t.q.copy())
+    for trace in t:
+        trace.compute_log_prob()
+        for site in sample_sites(trace, factors=True).values():
+            _sum_batch(site, nesting)
+    for name, value in only.items():
+        _leave(t.p.nodes[name], value)
+    try:
+        t.p.pack_tensors()
+        t.q.pack_tensors(t.p.plate_to_symbol)
+    except ValueError as e:
+        named = re.search(r"at site '(.*?)'", str(e))
+        raise PpgenError(
+            f"{program.name} cannot sum its discrete latents out: the site {named[1] if named else '?'!r} has a "
+            "dimension that stands in no plate once a latent has one of its own; draw it within a pyro.plate, and let "
+            "the latent broadcast from the left, as in x < tau and not x < tau[..., None]"
+        ) from e
+    _in_one_dtype(t)
+    return t
+
+
+def _sum_batch(site: dict[str, Any], nesting: int) -> None:
+    """Sums a site's log-probabilities over its batch dimensions that stand in no plate."""
+    value, plates = site["log_prob"], {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    dims = [d for d in range(-min(nesting, value.dim()), 0) if d not in plates and value.shape[d] > 1]
+    if dims and site["infer"].get("_enumerate_dim") is None:
+        masked = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+        site |= {"log_prob": value.sum(dims, True), "unscaled_log_prob": masked.sum(dims, True), "mask": None}
+
+
+def _leave(site: dict[str, Any], value: Tensor) -> None:
+    """Makes a site's density zero at all values but one."""
+    other = site["value"] != value
+    other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
+    for k in ("log_prob", "unscaled_log_prob"):
+        site[k] = torch.where(other, -torch.inf, site[k])
 
 
 def _in_one_dtype(t: Traces) -> None:

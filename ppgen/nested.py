@@ -91,11 +91,10 @@ def rows(*columns: Tensor | None) -> Any:
     ...     rows(None).size
     3
     """
-    size = next((len(column) for column in columns if column is not None), _ROWS.get())
     inner = _INNER.get()
-    if inner is None:
-        return pyro.plate("data", size)
-    return pyro.plate(inner, size) if inner else _EnclosingPlate(_open_plates())
+    if inner == "":
+        return _EnclosingPlate(_open_plates())
+    return pyro.plate(inner or "data", next((len(column) for column in columns if column is not None), _ROWS.get()))
 
 
 def asked_rows(n: int) -> AbstractContextManager[None]:

@@ -36,7 +36,7 @@ from ppgen.inference.verdicts.findings import (
 )
 from ppgen.inference.verdicts.guide_checks import conclusion, weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings as chain_findings
-from ppgen.inference.verdicts.report_checks import predictive, predictive_checks, report_checks, training
+from ppgen.inference.verdicts.report_checks import _training, predictive, predictive_checks, report_checks
 from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
@@ -402,14 +402,14 @@ TRAINING = {
 @pytest.mark.parametrize("name", list(TRAINING))
 def test_training(name):
     run, expected, measures = TRAINING[name]
-    found = training(run)
+    found = _training(run)
     assert (verdict(found), failing(found)) == (expected, measures)
     survives_json(found)
 
 
 def test_what_the_elbo_gains_is_said_a_row():
     rising = NOISE + 0.1 * np.arange(400)
-    (whole,), (row,) = training(Metrics(rising)), training(Metrics(50 * rising, rows=50))
+    (whole,), (row,) = _training(Metrics(rising)), _training(Metrics(50 * rising, rows=50))
     assert (row.figure, row.threshold) == pytest.approx((whole.figure, whole.threshold))
     assert whole.figure == pytest.approx(4.0, abs=0.6)  # 40 steps of 0.1
     assert f"by {row.figure:.3g} nats a row in" in str(row) and f"by {whole.figure:.3g} nats in" in str(whole)

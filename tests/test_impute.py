@@ -78,6 +78,16 @@ def test_several_draws_of_a_row():
     assert len(drawn[:, 0, 1].unique()) == 5
 
 
+def test_as_many_draws_as_particles_are_draws_by_their_weights():
+    """Taken without replacement they were all of the particles, of whatever weight: 0.17 sd off."""
+    known, rows = KnownChain(), 400
+    drawn = impute(known, torch.tensor([[2.5, math.nan]]).double().repeat(rows, 1), draws=16, particles=16, seed=0)
+    mean, var = conditional(known, 2.5)
+    means = drawn[..., 1].mean(0)
+    # of 16 particles a bias of 1/16 of what one alone has is left
+    assert abs(float(means.mean() - mean)) < 0.05 * float(var.sqrt()) + 3 * float(means.std()) / rows**0.5
+
+
 def test_errors():
     known = KnownChain()
     with pytest.raises(PpgenError, match="draws is 9, particles 4"):

@@ -516,3 +516,27 @@ def test_what_is_no_program_is_refused():
 
     with pytest.raises(PpgenError, match="got float, which is no program; pass a ppgen.Program or a Pyro model"):
         mcmc(outer, {"x": torch.zeros(3)})
+
+
+def test_a_program_outside_of_plates_has_one_row():
+    """z_t | z_{t-1} of a program in a loop: log p(x) of the joint normal."""
+
+    class Step(ppgen.Program):
+        def model(self, before, z=None):
+            with ppgen.rows(z, before):
+                return pyro.sample("z", Normal(0.8 * before, 0.5), obs=z)
+
+    step = Step()
+
+    def model(x):
+        z = torch.zeros(())
+        for t in pyro.markov(range(2)):
+            z = ppgen.sample(f"z{t}", step, before=z)
+            pyro.sample(f"x{t}", Normal(z, 1.0), obs=x[t])
+
+    x = torch.tensor([1.0, -1.0])
+    program = ppgen.Program.from_pair(model)
+    p = poutine.trace(poutine.condition(lambda: program.call("model", {"x": x}), {"z0": x[0], "z1": x[1]})).get_trace()
+    steps = Normal(0.0, 0.5).log_prob(x[0]) + Normal(0.8, 0.5).log_prob(x[1])
+    expected = steps + 2 * Normal(0.0, 1.0).log_prob(torch.zeros(()))
+    assert float(p.log_prob_sum()) == pytest.approx(float(expected), abs=1e-6)

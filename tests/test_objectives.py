@@ -391,6 +391,21 @@ def test_a_weighted_objective_sums_out_what_asks_for_it(name):
     assert run.rows[-1]["elbo"] == pytest.approx(float(Asks().double().log_evidence(X)), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law != "chain"])
+def test_a_function_of_weights_needs_all_rows_that_share_latents(name):
+    """The mean over batches of log E_q[w^(N/B)]-like figures is above log p(x): only means of terms take batches."""
+    o = made(GuidedNormalMean(), X, name, 4)
+    o({"x": X})
+    half = {"x": X[: len(X) // 2]}
+    if getattr(o.bound, "MEAN", False):
+        assert torch.isfinite(o(half)[1])
+        return
+    with pytest.raises(PpgenError, match=f"{name}.* needs all rows.*leave batch_size"):
+        o(half)
+    with pytest.raises(PpgenError, match="leave held-out rows"):
+        fit(GuidedNormalMean(), {"x": X}, valid={"x": X[:2]}, steps=1, objective=name, particles=4)
+
+
 @pytest.mark.parametrize("how", ["analytic(beta=4.0)", "analytic(free_bits=10.0)"])
 def test_what_is_trained_on_with_weighted_latents_is_not_what_is_reported(how):
     program = GuidedNormalMean(width=1.5)

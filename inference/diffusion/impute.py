@@ -29,8 +29,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["impute"]
-
 
 @torch.no_grad()
 def impute(
@@ -84,7 +82,7 @@ def impute(
         path = _up(program, values, mask, steps, {k: v[0] for k, v in context.items()})
         z = torch.where(mask, path[0], program.base().expand([particles, rows]).sample())
         z, log_w = _down(program, z, path[1:], mask, context, report)
-        chosen = torch.multinomial(log_w.softmax(0).T, draws, replacement=False).T  # (draws, rows)
+        chosen = _systematic(log_w.softmax(0), draws)
         z = z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
         some = {k: v[:draws] for k, v in context.items()}
         return torch.where(mask, values.nan_to_num(), program.likelihood(z, **some).sample())
@@ -125,18 +123,19 @@ def _resampled(z: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:
     poor = 1 / (w**2).sum(0) < k / 2
     if not poor.any():
         return z, log_w
-    shift = torch.rand(rows, dtype=w.dtype, device=w.device)
-    at = (torch.arange(k, dtype=w.dtype, device=w.device)[:, None] + shift) / k
-    index = torch.searchsorted(w.cumsum(0).T.contiguous(), at.T.contiguous()).clamp(max=k - 1).T
+    index = _systematic(w, k)
     index = torch.where(poor, index, torch.arange(k, device=w.device)[:, None])
     return z.gather(0, index[..., None].expand_as(z)), torch.where(poor, 0.0, log_w)
 
 
+def _systematic(w: Tensor, n: int) -> Tensor:
+    """Indices of n particles of each row in proportion to their weights (K, rows), evenly: (n, rows)."""
+    at = (torch.arange(n, dtype=w.dtype, device=w.device)[:, None] + torch.rand(w.shape[1:]).to(w)) / n
+    return torch.searchsorted(w.cumsum(0).T.contiguous(), at.T.contiguous()).clamp(max=len(w) - 1).T
+
+
 def _require_possible(likelihood: Any, values: Tensor, mask: Tensor) -> None:
-    """
-    Raises:
-        PpgenError: a known value outside the support.
-    """
+    """Refuses a known value outside the support."""
     support = likelihood.base_dist.support
     wrong = mask & ~(support.check(values.nan_to_num()) & values.isfinite())
     if wrong.any():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,9 +31,10 @@ from ppgen.inference.evaluation.estimates import Evidence, LogLik
 from ppgen.inference.evaluation.loglik import loglik, require_no_point
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
-from ppgen.inference.evaluation.psis import pareto_k, smoothed, tail, threshold
+from ppgen.inference.evaluation.psis import pareto_k, tail, threshold
 from ppgen.inference.evaluation.sample import dtype_of_program, ready, require_run
 from ppgen.inference.sampling.prepared import prior_of
+from ppgen.inference.sampling.weighted import guide_tails, guide_vectors, heavy_tail
 from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, with_words
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
@@ -151,10 +152,14 @@ def diagnose(
     checks = [bound_gap(ll), *weight_checks(ll, khat), *compared]
     with ready(run, data, seed):
         checks += _unseen(program, data, s.sites, tree, ll, float(asked.max()), seed)
+    if s.by_row and "sample_stats" in tree and asked.max() < threshold(ll.particles):
+        with ready(run, few, seed):
+            checks += [f] if (f := guide_tails(program, few, s, *_drawn(tree, s.latents))) is not None else []
     seen = predictive(predictive_checks(tree))
     said = with_words(tree, [conclusion(ll, khat, checks), *checks, *seen, *inactive_units(active)])
     store_findings(tree, said)
-    return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+    summary = summarized(tree, kind="stats")  # ESS and R-hat mean nothing for a guide's independent draws
+    return Diagnosis(tree, summary, ll, khat, ll.ess, kl, active, said, table)
 
 
 def _has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
@@ -174,7 +179,8 @@ def _unseen(
     khat: float,
     seed: int | None,
 ) -> list[Finding]:
-    """Whether the guide's weighted draws stay under moves, and whether the posterior has mass that they have not seen.
+    """Whether the guide's weighted draws stay under moves, and whether the posterior has tails or mass that they have
+    not seen.
 
     Nothing where weights are a row's own, where they are known to be unreliable, or where the log joint is no function
     of continuous latents alone.
@@ -186,30 +192,25 @@ def _unseen(
     except PpgenError as e:
         log.info("modes that the guide has not seen were not searched for: %s", e)
         return []
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    posterior_group: Any = tree["posterior"]
-    drawn = {n: torch.as_tensor(posterior_group[name_in(tree, n)].values[0]) for n in joint.latents}
-    u = joint.flatten({n: v.reshape(len(v), *shapes[n]).to(torch.get_default_dtype()) for n, v in drawn.items()})
-    stats: Any = tree["sample_stats"]
-    log_w, _ = smoothed((stats["log_p"].values - stats["log_q"].values)[0].reshape(-1, 1))
-    finite = torch.isfinite(u).all(-1)
-    u = torch.where(finite[:, None], u, u[finite][:1])
-    w = torch.as_tensor(np.exp(log_w[:, 0])).to(u) * finite
+    drawn, log_w = _drawn(tree, joint.latents)
+    u, w = guide_vectors(joint, drawn, log_w[:, 0])
     best = ll.best
     target = in_blocks(joint.value_and_grad)  # one graph, however many climbs are under way
-    still = moved(target, u, w / w.sum(), joint.labels, seed=seed or 0)
+    still = moved(target, u, w, joint.labels, seed=seed or 0)
     found = unseen_modes(
         target, u, float(1 / (w**2).sum()),
-        evidence=Evidence(best.mean, best.mean_se), weights=w / w.sum(), prior=prior_of(joint, sites),
+        evidence=Evidence(best.mean, best.mean_se), weights=w, prior=prior_of(joint, sites),
         name=joint.place,
         seed=seed or 0,
     )  # fmt: skip
-    return [still] if found is None else [still, found]
+    return [f for f in (still, heavy_tail(joint, target, u, w), found) if f is not None]
 
 
-def _summarise(tree: DataTree) -> pd.DataFrame:
-    """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
-    return summarized(tree, kind="stats")
+def _drawn(tree: DataTree, latents: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The draws of latents, (S, plates, event), and their log weights, (S, rows or 1)."""
+    group, stats = cast(Any, tree["posterior"]), cast(Any, tree["sample_stats"])
+    log_w = (stats["log_p"].values - stats["log_q"].values)[0]
+    return {n: group[name_in(tree, n)].values[0] for n in latents}, log_w.reshape(len(log_w), -1)
 
 
 def _kl(q: dict, p: dict, structure: Structure) -> np.ndarray | None:

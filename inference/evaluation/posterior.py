@@ -9,6 +9,7 @@ plates, with coordinates of the program's `coords`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,9 @@ from ppgen.gaps import COVARIATE, counts, gap_rows, with_gaps
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import psis
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready, structure_of
+from ppgen.inference.sampling.weighted import guide_tails
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.run.shown import shown_record
 from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import (
@@ -52,6 +53,8 @@ from ppgen.terms import run as run_once
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
+
+log = logging.getLogger("ppgen")
 
 Arrays = dict[str, np.ndarray]
 
@@ -114,8 +117,21 @@ def posterior(
         with running_of(program, data):
             found = {g: {n: v.numpy()[None] for n, v in values.items()} for g, values in groups(drawn).items()}
         if corrected:
+            drawn_all = found
             found = psis.corrected(found, structure, draws, seed)
+            _warn_of_tails(program, data, structure, drawn_all)
         return tree_of(program, structure, here, found, data)
+
+
+def _warn_of_tails(
+    program: Program, data: Mapping[str, Tensor], structure: Structure, found: Mapping[str, Arrays]
+) -> None:
+    """Says where the posterior has tails that no weights of draws give it."""
+    log_w = (found["sample_stats"]["log_p"] - found["sample_stats"]["log_q"])[0]
+    drawn = {n: found["posterior"][n][0] for n in structure.latents}
+    heavy = guide_tails(program, data, structure, drawn, log_w.reshape(len(log_w), -1))
+    if heavy is not None:
+        log.warning("%s. %s", heavy, heavy.remedy)
 
 
 class Groups:
@@ -340,7 +356,7 @@ def tree_of(
         of_columns,
         row_dim=structure.row_plate,
         censored=json.dumps([n for n in observed if structure[n].distribution == "WithStatus"]),
-        **shown_record([*program.unreported, *_whole_columns(program)], structure),
+        **_shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
         **_drawn_cells(program, data),
     )
@@ -475,3 +491,9 @@ def name_in(tree: DataTree, name: str) -> str:
     """What a tree calls a site."""
     changed: dict[str, str] = json.loads(tree.attrs.get("original_names", "{}"))
     return next((own for own, original in changed.items() if original == name), name)
+
+
+def _shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
+    """The attributes that the functions below read."""
+    groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
+    return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}

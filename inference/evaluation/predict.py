@@ -120,10 +120,7 @@ def predict(
 
 
 def _require_groups(fitted: Fitted, rows: Table) -> None:
-    """
-    Raises:
-        PpgenError: a word that the fit did not see, in a column that is no index of groups: its code is no group.
-    """
+    """Refuses a word that the fit did not see, in a column that is no index of groups: its code is no group."""
     types = fitted.program.types or {}
     new = {n: own.levels[len(types[n].levels) :] for n, own in rows.types.items() if n in types and types[n].levels}
     new = {n: words for n, words in new.items() if words}
@@ -167,10 +164,7 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
 
 
 def _known_here(fitted: Fitted, rows: Table) -> None:
-    """
-    Raises:
-        PpgenError: other rows than the fitted ones, of a model with a latent of their length outside of their plate.
-    """
+    """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate."""
     unknown = fitted.structure.lengthening if fitted.structure is not None else ()
     if not unknown or _same(rows, fitted.example):
         return
@@ -433,8 +427,7 @@ def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -
             if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
                 raise PpgenError(
                     f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
-                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of "
-                    "latents"
+                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of latents"
                 )
 
 

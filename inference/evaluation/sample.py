@@ -175,7 +175,7 @@ def constants_of(example: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in example.items() if not isinstance(v, Tensor | Nested)}
 
 
-class StandIns(NamedTuple):
+class _StandIns(NamedTuple):
     """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
 
     Attributes:
@@ -189,7 +189,7 @@ class StandIns(NamedTuple):
     whole: bool = True
 
 
-def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> StandIns:
+def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> _StandIns:
     """What stands in for the columns that are missing.
 
     Raises:
@@ -200,16 +200,16 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
     others = [argument_of(k, example) for k in example] if takes.any or takes.many else []
     missing = [name for name in dict.fromkeys([*takes.needed, *others]) if name not in had]
     if not missing:
-        return StandIns({}, set())
+        return _StandIns({}, set())
     if example:
         sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
         if all(name in observed for name in missing):
-            return StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
+            return _StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
         parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
         seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
         if seen and not _reads_values(program, example, parts, seen):
-            return StandIns(parts, seen, whole=False)
+            return _StandIns(parts, seen, whole=False)
         missing = [name for name in missing if name not in observed]
     raise PpgenError(
         f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "

@@ -5,6 +5,8 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     TERMS       which producer its terms come from: drawn, closed_form, summed, subsampled
     PATHWISE    whether its gradient is right only along the paths of all draws: it is no mean over draws
+    MEAN        whether it is a sum of means of terms, which a part of the rows gives without bias (optional: it is
+                not)
     GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
     draw        (optional) its own terms of one draw, in place of an estimator's; with DRAWS, see
                 `ppgen.inference.gradients`

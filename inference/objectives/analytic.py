@@ -18,6 +18,7 @@ from ppgen.terms import Term, added
 SUMMARY = "ELBO, KL in closed form wherever it exists: analytic(beta=1, free_bits=0)"
 TERMS = "closed_form"
 PATHWISE = False
+MEAN = True
 
 
 def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -12,3 +12,4 @@ __all__ = ["objective"]
 SUMMARY = "ELBO with discrete latents summed out (Pyro's TraceEnum_ELBO)"
 TERMS = "summed"
 PATHWISE = False
+MEAN = True

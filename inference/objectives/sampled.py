@@ -10,3 +10,4 @@ __all__ = ["objective"]
 SUMMARY = "ELBO, every term drawn (Pyro's Trace_ELBO)"
 TERMS = "drawn"
 PATHWISE = False
+MEAN = True

@@ -10,3 +10,4 @@ __all__ = ["objective"]
 SUMMARY = "ELBO of a chain of latents, by terms drawn at random"
 TERMS = "subsampled"
 PATHWISE = True
+MEAN = True

@@ -18,8 +18,10 @@ Mackey 2015, arXiv:1506.03039), here with linear functions.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +29,9 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform, identity_transform
 
-from ppgen.engine import LogJoint
-from ppgen.engine.joint import BLOCK
+from ppgen.data import take
+from ppgen.engine import LogJoint, log_joint
+from ppgen.engine.joint import BLOCK, in_blocks
 from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.engine.pathfinder import Density, mixture_weights
 from ppgen.errors import PpgenError
@@ -37,6 +40,10 @@ from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, 
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, MOST_TAILS, heaviest, longest_tails
 from ppgen.inference.verdicts.mode_search import search_modes
+from ppgen.program import Program
+from ppgen.structure import Structure
+
+log = logging.getLogger("ppgen")
 
 DEFENSIVE, DEGREES = 0.2, 5  # δ, ν
 MEAN_ERROR, SD_ERROR = 0.1 / 3, 0.15 / 3  # sd, log sd: a third of what is promised of a mean and a log sd
@@ -47,6 +54,7 @@ ENDS = 30  # draws of a tail, from each of which a step out of the support is as
 LEAST_TAIL = 10  # effective draws in a tail
 SURE = 3.0  # standard errors by which a slope is that of a heavy tail
 ALIKE = 50  # effective draws below which weights say nothing
+TAIL_ROWS = 3  # of an amortised guide, whose tails are looked at
 LOST = 0.01  # of the draws, where there is no marginal
 ADAPTED = 0.5  # k-hat that is asked of normals that weighted draws made: they know of no place that those missed
 
@@ -241,7 +249,7 @@ def completed(
         raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
     w, khat, ess, evidence = _smoothed(log_w)
     w, (lp, g) = w.to(u), target(u)
-    indices = tail_indices(outer.whole, u, w, lp, g, target)
+    indices = _tail_indices(outer.whole, u, w, lp, g, target)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
@@ -305,11 +313,11 @@ def tails(
     joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
     at_edges: float = math.nan, chains: Tensor | None = None,
 ) -> Finding:  # fmt: skip
-    """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, lp, g, target, at_edges=at_edges, chains=chains))
+    """The latent with the heaviest tail; see `_tail_indices`."""
+    return heaviest(_tail_indices(joint, u, w, lp, g, target, at_edges=at_edges, chains=chains))
 
 
-def tail_indices(
+def _tail_indices(
     joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
     at_edges: float = math.nan, chains: Tensor | None = None,
 ) -> dict[str, float]:  # fmt: skip
@@ -443,6 +451,62 @@ def _least_noisy(values: Tensor, w: Tensor, chains: Tensor) -> tuple[float, floa
     se = by_chain.square().sum(1).sqrt()
     best = int(se.argmin())
     return float(means[best]), float(se[best])
+
+
+def guide_tails(
+    program: Program, data: Mapping[str, Any], structure: Structure, drawn: Mapping[str, np.ndarray], log_w: np.ndarray
+) -> Finding | None:
+    """The heaviest tail of the posterior, by the weighted draws of a guide, whose own tails say nothing of it.
+
+    A normal guide of a posterior like t(2.5) has weights that look tame up to where its draws end, and what they
+    correct is an sd that is a third too small.
+
+    Args:
+        drawn: by latent, (S, plates, event).
+        log_w: (S, n), one a row where every latent is local; of these the `TAIL_ROWS` least even are looked at.
+
+    Returns:
+        None where all are light, or it is not known.
+    """
+    rows: list[int | None] = [None]
+    if structure.by_row:
+        rows = [int(i) for i in effective(log_w).argsort()[:TAIL_ROWS]]
+    found: list[Finding] = []
+    for i in rows:
+        few = data if i is None else take(data, torch.tensor([i]), structure.row_columns)
+        try:
+            joint = log_joint(program, few)
+            u, w = guide_vectors(joint, _of_row(drawn, structure, i), log_w[:, i or 0])
+            own = heavy_tail(joint, in_blocks(joint.value_and_grad), u, w)
+        except Exception as e:
+            log.info("the tails of the posterior were not looked at: %s", e)
+            return None
+        found += [] if own is None else [own if i is None else replace(own, where=own.where.replace("[0", f"[{i}", 1))]
+    return max(found, key=lambda f: f.figure, default=None)
+
+
+def heavy_tail(joint: LogJoint, target: Density, u: Tensor, w: Tensor) -> Finding | None:
+    """The heaviest tail, by weighted draws; None where all are light, or it is not known."""
+    f = tails(joint, u, w, *target(u), target)
+    return None if f.verdict == FINE or math.isnan(f.figure) else f
+
+
+def _of_row(drawn: Mapping[str, np.ndarray], structure: Structure, i: int | None) -> Mapping[str, np.ndarray]:
+    if i is None:
+        return drawn
+    axis = {n: 1 + next(k for k, d in enumerate(structure[n].dims) if d in structure.row_plates) for n in drawn}
+    return {n: v.take([i], axis[n]) for n, v in drawn.items()}
+
+
+def guide_vectors(joint: LogJoint, drawn: Mapping[str, np.ndarray], log_w: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Draws (S, plates, event) of each latent as vectors of the log joint, and their smoothed weights (S,)."""
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    values = {n: torch.as_tensor(drawn[n]).to(torch.get_default_dtype()) for n in joint.latents}
+    u = joint.flatten({n: v.reshape(len(v), *shapes[n]) for n, v in values.items()})
+    finite = torch.isfinite(u).all(-1)
+    u = torch.where(finite[:, None], u, u[finite][:1])
+    w = torch.as_tensor(np.exp(smoothed(log_w[:, None])[0][:, 0])).to(u) * finite
+    return u, w / w.sum()
 
 
 def score(u: Tensor, w: Tensor, g: Tensor, labels: Any) -> Finding:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation
@@ -32,12 +30,13 @@ from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
 from ppgen.data.ranges import ranges
 from ppgen.draws import one_draw, parameters_as
-from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
+from ppgen.engine.noise import python_randomness
+from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
-from ppgen.inference.objective import default_objective, make_objective
+from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
@@ -353,10 +352,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"] or "constant", 1.0, 0, 1)
     check_optimizer(o["optimizer"], o["lr"] or LEAST)
-    if o["engine"] not in ENGINES:
-        raise PpgenError(
-            f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
-        )
+    require_known("engine", o["engine"], ENGINES)
     gradients.named(o["gradient"])
     if loss is None and o["objective"] is not None:
         objectives.formula(o["objective"])
@@ -384,8 +380,12 @@ class _Ready(NamedTuple):
     loss: Any
 
 
-def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any) -> _Ready:
-    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin."""
+def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss: Any, held_out: int) -> _Ready:
+    """One pass: the first run makes the guide, a run of the pair is checked, the guide finds where to begin.
+
+    Args:
+        held_out: how many rows are; 0: none.
+    """
     dtype = dtype_of(o["precision"])
     program.to(dtype)
     program.train()
@@ -401,7 +401,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
     plain = o["objective"] is None
-    o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
+    o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
@@ -411,7 +411,10 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if enumerated:
         with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             one_draw(program, first, found.structure)  # says what cannot be summed out
-    make_objective(program, found.structure, n, o, loss)  # says what does not go together
+    bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
+    if isinstance(bound, Objective):
+        bound.require_all_rows(size)
+        bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     searches = hasattr(program._autoguide, "search")
@@ -440,7 +443,8 @@ def _begun(
         with default_dtype(dtype):
             train_data = _training_columns(program, data, dtype)
             valid_data = None if valid is None else prepare_columns(valid, program, dtype)
-            ready = _ready(program, train_data, now, loss)
+            held_out = 0 if valid_data is None else data_module.n_rows(valid_data)
+            ready = _ready(program, train_data, now, loss, held_out)
     except PpgenError as e:
         if not (either and dtype == torch.float32 and of_dtypes(e)):
             raise
@@ -610,11 +614,12 @@ def _one_seed(seed: int) -> Iterator[None]:
     """Seeds torch, numpy and random, and gives the caller's random state back."""
     if not 0 <= seed < 2**32:
         raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), python_randomness():
         pyro.set_rng_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
+
+
+def _default_objective(program: Program) -> str:
+    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
+    infer={"enumerate": ...}, which is objective "enumerate")."""
+    return "subsampled" if program.subsamples else "analytic"

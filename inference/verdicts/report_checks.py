@@ -134,7 +134,7 @@ def report_checks(
     run: Run, diagnosis: Diagnosis | None = None, calibration: Sequence[Finding] | None = None
 ) -> list[Finding]:
     """All findings of a run, the worst first; what was not checked is a "look"."""
-    found = training(run)
+    found = _training(run)
     if diagnosis is not None:
         found += diagnosis.findings
     if calibration is not None:
@@ -144,7 +144,7 @@ def report_checks(
     return worst_first(found)
 
 
-def training(run: Run) -> list[Finding]:
+def _training(run: Run) -> list[Finding]:
     """Whether the fit was long enough, in nats a row where log p(x) is a sum over rows, and whether steps failed."""
     m, converged = run.metrics, run.config.get("converged")
     found = []

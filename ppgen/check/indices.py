@@ -19,8 +19,6 @@ log = logging.getLogger("ppgen")
 FEW = 8  # rows that the program is run on
 MORE = 50  # where what is indexed has a size
 
-__all__ = ["indexed_sizes", "is_index", "warn_of_negative_indices"]
-
 
 def warn_of_negative_indices(program: Program, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> None:
     """Warns of each column of whole numbers, some negative, that the model indexes a tensor with.

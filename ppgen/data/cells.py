@@ -18,9 +18,6 @@ from ppgen.data.types import ASKED, KINDS, ColumnType
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
-__all__ = ["CellReader", "decimal_mark_of", "is_cells", "to_tensor"]
-
-
 LIKELY_POINT = "a point, as commas separate the cells"
 
 

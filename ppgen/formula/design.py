@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ppgen.formula.expressions import compute, names, piecewise
 
-__all__ = ["Design", "Gap", "Group", "Matrix", "Part", "Response", "dimensions", "exposure", "matrix", "row_product"]
-
 
 class Part(TypedDict):
     """One of: an expression; polynomials between breaks of one; by an argument's codes, the rows of a matrix, or one
@@ -104,10 +102,10 @@ def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _term(parts: list[Part], columns: Mapping[str, Tensor], like: Tensor, n: int) -> Tensor:
-    return row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
+    return _row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
 
 
-def row_product(first: Tensor, *others: Tensor) -> Tensor:
+def _row_product(first: Tensor, *others: Tensor) -> Tensor:
     """All products of a column of each, row by row: (N, A), (N, B) -> (N, A B), the last the fastest."""
     for other in others:
         first = (first[:, :, None] * other[:, None, :]).flatten(1)

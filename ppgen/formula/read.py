@@ -16,7 +16,7 @@ import torch
 from ppgen.data import Table
 from ppgen.data.levels import text_of
 from ppgen.data.types import ASKED
-from ppgen.errors import PpgenError, install, nearest
+from ppgen.errors import PpgenError, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, translated
@@ -25,8 +25,6 @@ from ppgen.formula.gaps import gaps_of, plain_names
 from ppgen.formula.polynomials import polynomials
 from ppgen.formula.response import response_of
 from ppgen.formula.table import CodedTable
-
-__all__ = ["design_of", "names_in"]
 
 _AS_PYTHON = str.maketrans({"{": "(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
 _TOLERANCE = 1e-8  # of a design matrix, against formulae's
@@ -121,8 +119,7 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
     Raises:
         PpgenError: a family that is not known; a formula that cannot be read, or has no place in this family.
     """
-    if family not in FAMILIES:
-        raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
+    require_known("family", family, FAMILIES)
     formula = parse(text)
     table = CodedTable(data, _columns(formula, text), _fillable(formula), missing)
     response = response_of(formula, family, table)

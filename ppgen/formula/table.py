@@ -16,8 +16,6 @@ from ppgen.gaps import dropped
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CodedTable"]
-
 
 class CodedTable:
     """

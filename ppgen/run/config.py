@@ -92,7 +92,7 @@ class _Change:
 
 
 @dataclass
-class Config:
+class _Config:
     """All of config.json."""
 
     version: int
@@ -108,7 +108,7 @@ class Config:
 def config_schema() -> dict[str, Any]:
     """The JSON schema of config.json: docs/_static/config.schema.json."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.json of a run folder of ppgen"}
-    return head | json_schema(Config)
+    return head | json_schema(_Config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(file)
     if isinstance(config, dict):
         config = _migrated(config, file)
-    validate(config, Config, str(file))
+    validate(config, _Config, str(file))
     return config
 
 
