@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,11 +24,16 @@ from ppgen.run import Run
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from ppgen.inference.evaluation.diagnose import Diagnosis
-
 RARE = 0.002  # probability of a statistic, on either side
 RESIDUALS = ("spread of the residuals", "largest residual")
 MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
+
+
+class _Diagnosed(Protocol):
+    """What `diagnose` returns, which reads this file."""
+
+    @property
+    def findings(self) -> list[Finding]: ...
 
 
 class Check(NamedTuple):
@@ -131,7 +136,7 @@ def _statistics(values: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarr
 
 
 def report_checks(
-    run: Run, diagnosis: Diagnosis | None = None, calibration: Sequence[Finding] | None = None
+    run: Run, diagnosis: _Diagnosed | None = None, calibration: Sequence[Finding] | None = None
 ) -> list[Finding]:
     """All findings of a run, the worst first; what was not checked is a "look"."""
     found = _training(run)
