@@ -205,7 +205,7 @@ CHANGEABLE = (
 
 
 def resume(
-    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None,
+    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | Callable[..., Any] | None = None,
     report: Report | None = None, **changes: Any,
 ) -> Run:  # fmt: skip
     """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
@@ -235,8 +235,8 @@ def resume(
 
 
 def _resume(
-    path: Path, config: dict[str, Any], data: Any, valid: Any, program: Program | None, report: Report | None,
-    changes: dict[str, Any],
+    path: Path, config: dict[str, Any], data: Any, valid: Any,
+    program: Program | Callable[..., Any] | None, report: Report | None, changes: dict[str, Any],
 ) -> Run:  # fmt: skip
     recorded, before = config["data"], dict(config["fit"])
     options = config["fit"] = before | changes
