@@ -228,6 +228,17 @@ def test_resume_goes_on(call, line):
     assert call("fit", "--resume", "r", "-q")[0]  # nothing left to do is no error
 
 
+def test_resume_with_data_whose_file_was_moved(call, line, tmp_path):
+    (tmp_path / "x.csv").write_text("x\n1.5\n2.5\n0.5\n")
+    call("fit", line, "--data", "x.csv", "--steps", 5, "--out", "r", "-q")
+    (tmp_path / "x.csv").rename("moved.csv")
+    (tmp_path / "x.csv").write_text("x\n1.5\n2.5\n0.6\n")
+    with pytest.raises(ppgen.PpgenError, match="fingerprints differ"):
+        inference.resume("r", source="x.csv", steps=10)
+    call("fit", "--resume", "r", "--data", "moved.csv", "--steps", 10, "-q")
+    assert Run.load("r").config["data"]["source"] == "moved.csv" and Run.load("r").config["fit"]["steps"] == 10
+
+
 # ---------------------------------------------------------------- what a run is asked
 
 

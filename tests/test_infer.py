@@ -26,6 +26,7 @@ from pyro.distributions import (
     MultivariateStudentT,
     NanMaskedNormal,
     Normal,
+    Poisson,
     StudentT,
     Uniform,
 )
@@ -526,6 +527,20 @@ def test_tails_of_latents_that_are_strongly_correlated_are_not_noise():
     found = weighed(model, torch.zeros(2), torch.linalg.cholesky(cov))
     heaviest = {f.measure: f for f in found.findings}["tail_khat"]
     assert heaviest.verdict == "fine" and 0.1 < heaviest.figure < 0.2, "of a normal 1 / (E[x² | far out] - 1)"
+
+
+def test_a_model_that_the_data_contradict_is_told_and_no_method_blamed(caplog):
+    def model(x):
+        rate = pyro.sample("rate", Gamma(2.0, 0.5))
+        with rows(x):
+            pyro.sample("x", Poisson(rate), obs=x)
+
+    x = torch.tensor([0.0] * 20 + [9.0] * 12)
+    tree = infer(model, {"x": x}, prior=False)
+    (said,) = (f for f in load_findings(tree) if f.measure == "predictive")
+    assert tried(tree) == ["gaussian"] and json.loads(tree.attrs["tried"])[0]["verdict"] == "fine"
+    assert tree.attrs["verdict"] == said.verdict == "look" and "the sd of x is 4.36" in str(said)
+    assert "does not give data like the observed" in caplog.text and "no method" not in caplog.text
 
 
 # -- from the shell --------------------------------------------------------------------------------

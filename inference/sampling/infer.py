@@ -15,7 +15,8 @@ Where chains take long, as of more than 300 latents, or one vector at a time, `l
 
 A rung is a function of a `_Problem` that gives an `_Outcome`. The first outcome that is settled is the answer: every
 check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
-Where none is, the one of the best verdict is returned, and says so.
+Where none is, the one of the best verdict is returned, and says so. Whether the model gives data like the observed is
+asked at the end, of the answer: it is no question of the method (`ppgen/inference/verdicts/report_checks.py`).
 
 Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/`.
 """
@@ -69,6 +70,8 @@ from ppgen.inference.verdicts.findings import (
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import with_derived
 from ppgen.inference.verdicts.moved import moved
+from ppgen.inference.verdicts.report_checks import predictive as model_checks
+from ppgen.inference.verdicts.report_checks import predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.structure import Structure
@@ -165,8 +168,8 @@ def infer(
 
     Returns:
         What `posterior` and `mcmc` give, and in its attributes: method; verdict, the worst of its findings ("fine": to
-        be believed; "look"; "wrong"); seconds; tried, JSON of each method with its verdict, its seconds, and what was
-        not fine; findings.
+        be believed; "look": a check of the draws, or of the model beside the data, is not fine; "wrong"); seconds;
+        tried, JSON of each method with its verdict, its seconds, and what was not fine; findings.
 
     Raises:
         PpgenError: parameters that were not learned yet; no latent; a discrete latent that cannot be summed out; a
@@ -197,14 +200,18 @@ def infer(
         tree = outcome.tree()
         said = with_derived(outcome.findings, derived(tree, structure, outcome.joint))
         outcome = outcome._replace(findings=with_words(tree, said))
+        seen = with_words(tree, model_checks(predictive_checks(tree)))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began
     tree.attrs |= {
-        "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
+        "method": name, "verdict": verdict([*outcome.findings, *seen]), "seconds": round(seconds, 3), "seed": seed,
         "tried": json.dumps(tried, ensure_ascii=False),
     }  # fmt: skip
-    store_findings(tree, outcome.findings)
+    store_findings(tree, [*outcome.findings, *seen])
+    for finding in seen:
+        if finding.verdict != FINE:
+            log.warning("%s %s", finding, finding.remedy)
     if not outcome.settled:
         log.warning("no method gave draws that can be believed; these are of %s: %s", name, _worst(outcome))
     return tree
@@ -460,7 +467,8 @@ def _sampled(problem: _Problem, kernel: str, joint: LogJoint) -> _Outcome:
         )  # fmt: skip
     finally:
         log.setLevel(level)
-    return _Outcome(lambda: made, load_findings(made), joint)
+    own = [f for f in load_findings(made) if f.measure != "predictive"]  # of the model, which no method changes
+    return _Outcome(lambda: made, own, joint)
 
 
 LADDER: tuple[Rung, ...] = (gaussian, noncentred, chees, laplace, flow, smc)

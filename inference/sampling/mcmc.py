@@ -42,6 +42,8 @@ from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
 from ppgen.inference.verdicts.mcmc_diagnostics import began_anew, findings, with_derived
 from ppgen.inference.verdicts.mode_search import unseen_modes
+from ppgen.inference.verdicts.report_checks import predictive as model_checks
+from ppgen.inference.verdicts.report_checks import predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.run.trees import tree_record
@@ -139,7 +141,7 @@ def mcmc(
         "kernel": kernel, "marginal": ", ".join(inner), "through": int(through),
         "noncentred": ", ".join(joint.noncentred), "seed": seed, "warmup": W, **_attributes(found),
     }  # fmt: skip
-    _say(tree, said)
+    _say(tree, said + model_checks(predictive_checks(tree)))
     return tree
 
 
@@ -156,7 +158,7 @@ def _say(tree: DataTree, said: Sequence[Finding]) -> None:
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:
-            log.warning("%s. %s", finding, finding.remedy)
+            log.warning("%s. %s", str(finding).removesuffix("."), finding.remedy)
         elif finding.measure == "negligible_modes":
             log.info("%s", finding)
 

@@ -205,14 +205,15 @@ CHANGEABLE = (
 
 
 def resume(
-    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | Callable[..., Any] | None = None,
-    report: Report | None = None, **changes: Any,
+    path: str | Path, data: Any = None, *, valid: Any = None, source: str | Path | None = None,
+    program: Program | Callable[..., Any] | None = None, report: Report | None = None, **changes: Any,
 ) -> Run:  # fmt: skip
     """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
 
     Args:
         path: the run folder.
         data, valid: needed only where the fit was given data in memory.
+        source: where the data that the run was fitted to lie now, if their file was moved; the run keeps it.
         program: needed only where the run cannot build it by itself.
         changes: options of `fit` that are others from here on, out of `CHANGEABLE`: a new total of `steps`, a smaller
             `lr`. config.json keeps the old ones in `history`, with the step of the change.
@@ -231,6 +232,10 @@ def resume(
             )
     with same_folder(path):
         config = read_config(path)  # another fit may have ended since
+        if source is not None:
+            if config["data"].get("source") is None:
+                raise PpgenError(f"{path} was fitted to data in memory, which have no file; pass the rows as data")
+            config["data"]["source"] = str(source)
         return _resume(path, config, data, valid, program, report, changes)
 
 

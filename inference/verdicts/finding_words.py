@@ -162,9 +162,10 @@ def _report(f: Finding) -> str:
 
 
 def _not_compared(f: Finding) -> Words:
+    richer = "Take more steps or a richer guide (--guide flow), or hold" if f.details.get("uneven") else "Hold"
     return (
         f"The guide's moments could not be checked: {f.details['reason']}.",
-        "Hold it against draws of the posterior (ppgen mcmc, then ppgen diagnose --reference).",
+        f"{richer} it against draws of the posterior (ppgen mcmc, then ppgen diagnose --reference).",
     )
 
 
@@ -424,16 +425,17 @@ def _predictive(f: Finding) -> Words:
 
 def _other_likelihood(off: list[dict[str, Any]]) -> str:
     """What to do about statistics that the model does not give."""
+    names = {c["statistic"] for c in off}
     above = {c["statistic"] for c in off if c["p"] < 0.5}
-    if "share of zeros" in above:
-        return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
     if "spread of the residuals" in above:
         return (
-            "What spreads more than its model: of counts or successes a negative binomial or a beta-binomial, or an "
-            "effect for each row; else a scale of its own, or heavier tails."
+            "What spreads more than its model: of counts or successes a negative binomial, a part of zeros of its own, "
+            "or an effect for each row; else a scale that is learned, or heavier tails."
         )
-    if above == {"largest residual"}:
-        return "Look at the rows with the largest residuals; where they are right, a likelihood of heavier tails (student)."
+    if "share of zeros" in above:
+        return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
+    if names <= {"least", "largest", "largest residual"}:
+        return "Look at the rows with the largest residuals; where they are right, take heavier tails (student)."
     return "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on."
 
 
@@ -442,6 +444,8 @@ def _calibration(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "Whether the posteriors are calibrated was not checked.", "Run ppgen calibrate RUN."
     remedy = f"{RICHER} If a pair that should be exact fails, look for an error in model or guide."
+    if "steps" in d:
+        remedy = f"Take more steps (--steps {4 * d['steps']}), as fits that end too early look the same. {remedy}"
     if f.where:
         return f"{f.where}: {SHAPES[d['shape']]} (p = {f.figure:.2g}).", remedy
     if f.verdict == "fine":

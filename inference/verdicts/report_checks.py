@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,11 +24,16 @@ from ppgen.run import Run
 if TYPE_CHECKING:
     from xarray import DataTree
 
-    from ppgen.inference.evaluation.diagnose import Diagnosis
-
 RARE = 0.002  # probability of a statistic, on either side
 RESIDUALS = ("spread of the residuals", "largest residual")
-MOST_DRAWS = 1000  # data sets that statistics are taken of
+MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
+
+
+class _Diagnosed(Protocol):
+    """What `diagnose` returns, which reads this file."""
+
+    @property
+    def findings(self) -> list[Finding]: ...
 
 
 class Check(NamedTuple):
@@ -65,18 +70,32 @@ def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
 
 
 def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a site that count, (n,), and as many of each of S data sets, (S, n)."""
-    x = tree["observed_data"][name].values.astype(float)
-    drawn = tree["posterior_predictive"][name].values
+    """The values of a site that count, (n,), and those of S data sets, (S, n): of many, evenly spaced ones."""
+    x = _values(tree, "observed_data", name)
+    drawn = _values(tree, "posterior_predictive", name)
     drawn = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
-    drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)].astype(float)
-    known = np.isfinite(x) & np.isfinite(drawn).all(0).reshape(x.shape)
-    if "log_likelihood" in tree.children and name in tree["log_likelihood"].data_vars:
-        term = tree["log_likelihood"][name].values[0]
-        if term.shape[1:] == x.shape[: term.ndim - 1]:
-            counted = (term != 0).any(0)
-            known &= counted.reshape(counted.shape + (1,) * (x.ndim - counted.ndim))
-    return x[known], drawn[:, known.ravel()]
+    if drawn.shape[1] != x.size:  # what is drawn is not what was observed
+        return x.ravel()[:0], drawn[:, :0]
+    drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)]
+    some = slice(None, None, -(-drawn.size // MOST_VALUES))
+    counted = _counted(tree, name, x.shape).ravel()[some]
+    x, drawn = x.ravel()[some].astype(float), drawn[:, some].astype(float)
+    known = counted & np.isfinite(x) & np.isfinite(drawn).all(0)
+    return x[known], drawn[:, known]
+
+
+def _counted(tree: DataTree, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Which values are not masked: one of those has a term of its log-likelihood."""
+    if "log_likelihood" in tree.children and name in tree["log_likelihood"].dataset:
+        terms = _values(tree, "log_likelihood", name)[0]
+        if terms.shape[1:] == shape[: terms.ndim - 1]:
+            counted = (terms != 0).any(0)
+            return np.broadcast_to(counted.reshape(counted.shape + (1,) * (len(shape) - counted.ndim)), shape)
+    return np.ones(shape, bool)
+
+
+def _values(tree: DataTree, group: str, name: str) -> np.ndarray:
+    return tree[group].dataset[name].values
 
 
 def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
@@ -117,14 +136,12 @@ def _statistics(values: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarr
 
 
 def report_checks(
-    run: Run, diagnosis: Diagnosis | None = None, checks: Sequence[Check] = (),
-    calibration: Sequence[Finding] | None = None,
-) -> list[Finding]:  # fmt: skip
+    run: Run, diagnosis: _Diagnosed | None = None, calibration: Sequence[Finding] | None = None
+) -> list[Finding]:
     """All findings of a run, the worst first; what was not checked is a "look"."""
     found = _training(run)
     if diagnosis is not None:
         found += diagnosis.findings
-    found += _predictive(checks)
     if calibration is not None:
         found += calibration
     elif diagnosis is not None:
@@ -147,7 +164,7 @@ def _training(run: Run) -> list[Finding]:
     return found
 
 
-def _predictive(checks: Sequence[Check]) -> list[Finding]:
+def predictive(checks: Sequence[Check]) -> list[Finding]:
     """Of each observed site, its most extreme probability."""
     found = []
     for site in dict.fromkeys(c.site for c in checks):

@@ -149,14 +149,15 @@ def _resume(path: Path, changes: dict[str, Any], stream: Any, quiet: bool) -> Ru
     from ppgen.cli.progress import progress
     from ppgen.run import Run, sources
 
+    source = changes.pop("data", None)
     run = Run.load(path)
     total = changes.get("steps", run.config["fit"]["steps"])
     done = int(run.rows[-1]["step"]) if run.rows else 0
-    data = None if run.config["data"].get("source") else sources.of_run(run)[1]
+    data = None if run.config["data"].get("source") or source else sources.of_run(run)[1]
     if not quiet:
         say(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", stream)
     with progress(total, stream, quiet) as report:
-        return inference.resume(path, data, report=report, **changes)
+        return inference.resume(path, data, source=source, report=report, **changes)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -174,13 +175,13 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
 
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
     for name in given:
-        if name not in CHANGEABLE:
+        if name not in (*CHANGEABLE, "data"):
             others = {"program": "PROGRAM", "settings": "--set", "strict": "--lenient"}
             option = others.get(name, f"--{name.replace('_', '-')}")
             changeable = ", ".join(f"--{n.replace('_', '-')}" for n in CHANGEABLE)
             raise PpgenError(
                 f"--resume goes on with the run's own program, data and seed, and {option} was given; what can be "
-                f"changed is {changeable}"
+                f"changed is {changeable}, and where the file lies (--data)"
             )
     return given
 

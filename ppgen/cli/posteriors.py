@@ -19,6 +19,7 @@ ANSWERS = {
     "look": "use these draws with care",
     "wrong": "do not use these draws",
 }
+MODEL = "these draws are the posterior's, of a model that the data contradict"
 
 
 @app.command(short_help="A posterior, and whether to believe it; writes posterior.nc.")
@@ -67,9 +68,12 @@ def infer(
     output.groups(tree)
     for t in tried:
         say(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
-    say(f"{ANSWERS[tree.attrs['verdict']]}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
+    model_only = all(f.verdict == FINE or f.measure == "predictive" for f in said) and tree.attrs["verdict"] != FINE
+    answer = MODEL if model_only else ANSWERS[tree.attrs["verdict"]]
+    say(f"{answer}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
     for finding in said:
-        say(f"- {finding}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
+        sentence = str(finding).removesuffix(".")
+        say(f"- {sentence}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
     say(f"posterior {path}")
 
 
