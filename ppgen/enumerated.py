@@ -157,7 +157,7 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             nodes = sample_sites(run(program, data, guide=False).p, deterministic=False)
             names = [n for n in names if n in nodes]  # a program may have fewer on few rows
             latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
-            both = [{n: _spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
+            both = [{n: spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
             plain = [_others(run(program, data, latents=latents | values), names) for values in both]
         except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
             return
@@ -177,7 +177,7 @@ def _others(t: Traces, names: Collection[str]) -> float:
     return float(sum(found.sign * found.log_prob.sum() for found in terms(t) if found.site not in names))
 
 
-def _spread(fn: Any, shift: int) -> Tensor:
+def spread(fn: Any, shift: int) -> Tensor:
     """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
     values = _values(fn)
     n = fn.batch_shape.numel()

@@ -202,6 +202,20 @@ def test_what_cannot_be_summed_over_is_said():
     with pytest.raises(PpgenError, match="cannot over 'n' of Counts"):
         fit(Counts(), {"x": X}, steps=1, gradient="enumerated", precision="64-true")
 
+    class ByPlace(Program):
+        def model(self, x=None):
+            with pyro.plate("two", 2):
+                k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(2.0 * k[0], 1.0).expand([len(X)]).to_event(1), obs=x)
+
+        def guide(self, x):
+            p = pyro.param("p", torch.tensor([0.2, 0.7]))
+            with pyro.plate("two", 2):
+                pyro.sample("k", dist.Bernoulli(p))
+
+    with pytest.raises(PpgenError, match="the term of 'x' at one value is off"):
+        fit(ByPlace(), {"x": X}, steps=1, gradient="enumerated", precision="64-true")
+
 
 @pytest.mark.parametrize("objective", ["iwae", "renyi", "subsampled"])
 @pytest.mark.parametrize("gradient", ["score", "sticking"])

@@ -15,16 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppgen.draws import one_draw
+from ppgen.enumerated import spread
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Term, guide_run
+from ppgen.terms import Term, guide_run, holding, run, terms
 
 SUMMARY = "the guide's discrete latents summed over, the others along their paths"
 DRAWS = 1
@@ -66,6 +68,43 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
     return [
         _mean(t, summed, structure.nesting) for t in one_draw(program, data, structure, closed_form=closed_form, q=q)
     ]
+
+
+def require(program: Program, data: Mapping[str, Any], structure: Structure) -> None:
+    """At one value of the guide's discrete latents, each term is what a run of the model at it has.
+
+    Raises:
+        PpgenError: it is not: the model reads a place of a latent, which here is a place among its values.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        one = sample_sites(guide_run(program, data), deterministic=False)
+        discrete = {n: s["fn"] for n, s in one.items() if s["fn"].has_enumerate_support and not s["is_observed"]}
+        latents = {n: s["value"] for n, s in one.items() if n not in discrete and not s["is_observed"]}
+        everything = poutine.enum(first_available_dim=-1 - structure.nesting)
+        held = holding(latents)(lambda: guide_run(program, data))
+        q = everything(config_enumerate(held, default="parallel"))()
+        for shift in range(2):
+            values = {n: spread(fn, shift) for n, fn in discrete.items()}
+            summed = [_at(q.nodes[n], v) for n, v in values.items() if "_enumerate_dim" in q.nodes[n]["infer"]]
+            plain = {t.site: t.log_prob.sum() for t in terms(run(program, data, latents=latents | values))}
+            for t in one_draw(program, data, structure, q=q):
+                finite = t._replace(log_prob=t.log_prob.nan_to_num(neginf=-1e30))
+                here = plain.get(t.site) if t.role != "guide" else None
+                if here is not None and torch.isfinite(here):
+                    there = _mean(finite, summed, structure.nesting).log_prob.sum()
+                    if not torch.isclose(here, there, rtol=1e-4, atol=1e-3):
+                        raise PpgenError(
+                            f"gradient='enumerated' cannot sum over {', '.join(map(repr, values))} of {program.name}: "
+                            f"the term of {t.site!r} at one value is off by {float((here - there).abs()):.2g} nats, as "
+                            "it is where the model reads a place of a latent (k[0], k[group]); take gradient='score'"
+                        )
+
+
+def _at(site: Mapping[str, Any], value: Tensor) -> _Summed:
+    """All weight on one value."""
+    same = site["value"] == value
+    same = same.flatten(-event).all(-1) if (event := site["fn"].event_dim) else same
+    return _Summed(site["infer"]["_enumerate_dim"], same.to(torch.get_default_dtype()))
 
 
 def _mean(t: Term, summed: Sequence[_Summed], nesting: int) -> Term:

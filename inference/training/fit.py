@@ -206,7 +206,7 @@ CHANGEABLE = (
 
 def resume(
     path: str | Path, data: Any = None, *, valid: Any = None, source: str | Path | None = None,
-    program: Program | None = None, report: Report | None = None, **changes: Any,
+    program: Program | Callable[..., Any] | None = None, report: Report | None = None, **changes: Any,
 ) -> Run:  # fmt: skip
     """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
 
@@ -240,8 +240,8 @@ def resume(
 
 
 def _resume(
-    path: Path, config: dict[str, Any], data: Any, valid: Any, program: Program | None, report: Report | None,
-    changes: dict[str, Any],
+    path: Path, config: dict[str, Any], data: Any, valid: Any,
+    program: Program | Callable[..., Any] | None, report: Report | None, changes: dict[str, Any],
 ) -> Run:  # fmt: skip
     recorded, before = config["data"], dict(config["fit"])
     options = config["fit"] = before | changes
@@ -413,6 +413,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
             one_draw(program, first, found.structure)  # says what cannot be summed out
     bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
     if isinstance(bound, Objective):
+        if hasattr(bound.estimator, "require"):
+            with running_of(program, first), without_validation():
+                bound.estimator.require(program, first, found.structure)
         bound.require_all_rows(size)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None

@@ -19,7 +19,7 @@ import inspect
 import io
 import logging
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,14 @@ class Run:
 
     @classmethod
     def load(
-        cls, path: str | Path, program: Program | None = None, given: Mapping[str, Any] | None = None, *,
-        trust: bool = False,
+        cls, path: str | Path, program: Program | Callable[..., Any] | None = None,
+        given: Mapping[str, Any] | None = None, *, trust: bool = False,
     ) -> Run:  # fmt: skip
         """Reads a run folder and builds its program with the parameters that the fit left.
 
         Args:
-            program: the program, where the run cannot build it by itself (it was made from objects in memory).
+            program: the program or Pyro model, where the run cannot build it by itself (it was made from objects in
+                memory).
             given: arguments of the model that were objects no file holds (functions, modules), by name.
             trust: runs the folder's program.py, whoever wrote it, in this process; without it, and without a program,
                 only where the fit was made in this account or `ppgen trust` allowed it (`ppgen.run.trust`).
@@ -176,8 +177,8 @@ class Run:
 
 
 def rebuild(
-    config: dict[str, Any], example: dict[str, Tensor], path: Path, program: Program | None = None, *,
-    trust: bool = False,
+    config: dict[str, Any], example: dict[str, Tensor], path: Path,
+    program: Program | Callable[..., Any] | None = None, *, trust: bool = False,
 ) -> tuple[Program, Structure]:  # fmt: skip
     """The program of a config, set up on the example rows, with fresh parameters."""
     spec = config["program"]
@@ -190,6 +191,7 @@ def rebuild(
         found = find_in_run(path, spec, trusted=trust)
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
         program = catalog.build(found, arguments)
+    program = program if isinstance(program, Program) else Program.from_pair(program)
     types = config["data"].get("types")
     program.types = None if types is None else {name: data_module.type_of_record(own) for name, own in types.items()}
     program.missing, program.gaps = spec.get("missing", "error"), spec.get("gaps", {})
