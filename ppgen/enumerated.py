@@ -7,7 +7,7 @@ at the continuous latents z of one draw. What touches a summed-out site becomes 
 dimensions are the plates that the component stands in: by row, where the latent is local to a row.
 
 Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al. 2019, arXiv:1902.03210).
-Pyro's contraction is used through its `BackwardSampleMessenger` and private `_compute_model_factors`, here only.
+Pyro's contraction is used, and its private `_compute_model_factors`, here only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from unittest import mock
 
 import torch
 from pyro import poutine
+from pyro.distributions import Categorical
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
-from pyro.infer.traceenum_elbo import BackwardSampleMessenger, _compute_model_factors
+from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import special
-from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
+from pyro.ops.packed import gather, pack, unpack
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -32,7 +34,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
-from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, total
+from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, terms, total
 
 
 def summed_terms(
@@ -112,16 +114,39 @@ def drawn_discrete(
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
     t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
     with mock.patch.object(special, "_SafeLog", _Log):
-        packed = _packed(t, program, nesting, {})
-        # Site after site, each from its conditional given those before.
-        with BackwardSampleMessenger(*packed), poutine.trace() as tracer:
-            holding(latents)(Unmask()(lambda: program.call("model", data)))()
-    sites = sample_sites(tracer.trace)
-    return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
+        p, q = _packed(t, program, nesting, {})
+        _, factors, _, dims, _ = _compute_model_factors(p, q)
+        drawn: dict[str, Tensor] = {}
+        for name in sorted(names, key=list(p.nodes).index):  # each from its conditional given those before
+            site = p.nodes[name]
+            symbol, frames = site["infer"]["_enumerate_symbol"], [f for f in site["cond_indep_stack"] if f.vectorized]
+            plates = frozenset(p.plate_to_symbol[f.name] for f in frames)
+            logits = contract_to_tensor(factors, dims, target_ordinal=plates, target_dims={symbol})
+            index = Categorical(logits=_by_plates(logits, symbol, {f.dim: f.size for f in frames}, p)).sample()
+            drawn[name] = _values(site["fn"])[index]
+            at = pack(index, site["infer"]["_dim_to_symbol"])
+            for own in factors.values():
+                own[:] = [gather(f, at, symbol) if symbol in f._pyro_dims else f for f in own]
+            dims = dims - {symbol}
+    return drawn
+
+
+def _by_plates(logits: Tensor, symbol: str, sizes: Mapping[int, int], p: poutine.Trace) -> Tensor:
+    """Packed logits as (plates, values): a dimension of each plate in its place, and the latent's own last."""
+    last = unpack(logits, p.symbol_to_dim).movedim(p.symbol_to_dim[symbol], -1)
+    n = max((-d for d in sizes), default=0)
+    lead = [sizes.get(d, 1) for d in range(-n, 0)]
+    return last.reshape(last.shape[-n - 1 :]).expand(*lead, last.shape[-1])
+
+
+def _values(fn: Any) -> Tensor:
+    """All values of a discrete distribution, (values, event)."""
+    values: Tensor = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    return values
 
 
 def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, names: Collection[str]) -> None:
-    """The sum over the values of these latents, with all but one of its terms left out, is the joint at that one.
+    """The sum over the values of these latents with one term left in it is what the other sites have at that one.
 
     Raises:
         PpgenError: it is not: the program reads a place of a latent (`k[0]`, `k[group]`), which in the sum is a place
@@ -133,7 +158,7 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             names = [n for n in names if n in nodes]  # a program may have fewer on few rows
             latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
             both = [{n: _spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
-            plain = [float(run(program, data, latents=latents | values).p.log_prob_sum()) for values in both]
+            plain = [_others(run(program, data, latents=latents | values), names) for values in both]
         except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
             return
         for values, expected in zip(both, plain, strict=True):  # what is read at a place is the same value in both
@@ -147,9 +172,14 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
                 raise _not_summable(program, names, f"its term is off by {abs(one - expected):.2g} nats")
 
 
+def _others(t: Traces, names: Collection[str]) -> float:
+    """The log joint without these latents' own terms."""
+    return float(sum(found.sign * found.log_prob.sum() for found in terms(t) if found.site not in names))
+
+
 def _spread(fn: Any, shift: int) -> Tensor:
     """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
-    values = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    values = _values(fn)
     n = fn.batch_shape.numel()
     order = torch.arange(n, device=values.device) * len(values) // max(n, len(values))  # 0 0 1 1: not as when turned
     return values[(order + shift) % len(values)].reshape(fn.shape())
@@ -200,11 +230,11 @@ def _sum_batch(site: dict[str, Any], nesting: int) -> None:
 
 
 def _leave(site: dict[str, Any], value: Tensor) -> None:
-    """Makes a site's density zero at all values but one."""
+    """Makes a site's density one at one value, and zero at all others."""
     other = site["value"] != value
     other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
     for k in ("log_prob", "unscaled_log_prob"):
-        site[k] = torch.where(other, -torch.inf, site[k])
+        site[k] = torch.where(other, -torch.inf, torch.zeros_like(site[k]))
 
 
 def _in_one_dtype(t: Traces) -> None:

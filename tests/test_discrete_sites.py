@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.engine.joint import log_joint
+from ppgen.enumerated import drawn_discrete
 from ppgen.inference import compare, diagnose, fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import held_out, loo
 from ppgen.run import Run, default_dtype
@@ -1024,3 +1025,29 @@ def test_batch_dimensions_without_a_plate_are_summed_beside_a_latent():
     at = {n: torch.as_tensor(tree["posterior"][n].values[0, 0]) for n in ("m", "a")}
     held = log_joint(Program.from_pair(model), {"y": y})(torch.cat([at["m"][None], at["a"]]))
     assert math.isclose(float(tree["sample_stats"]["log_p"][0, 0]), float(held), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fn", "number"),
+    [
+        (dist.Binomial(3, 0.4), lambda k: k),
+        (dist.OneHotCategorical(t(0.2, 0.5, 0.3)), lambda k: k @ t(0.0, 1.0, 2.0)),
+    ],
+    ids=["Binomial", "OneHotCategorical"],
+)
+def test_latents_whose_values_are_no_numbers_from_0_are_drawn(fn, number):
+    """20 000 rows alike: each frequency within 5 s.e., 0.018 at most."""
+    n, y = 20_000, t(1.3)
+
+    def model():
+        with pyro.plate("rows", n):
+            k = pyro.sample("k", fn)
+            pyro.sample("y", dist.Normal(number(k), 1.0), obs=y.expand(n))
+
+    torch.manual_seed(0)
+    drawn = drawn_discrete(Program.from_pair(model), {}, 1, {}, ["k"])["k"]
+    values = fn.enumerate_support(expand=False)
+    exact = torch.softmax(fn.log_prob(values) + dist.Normal(number(values), 1.0).log_prob(y), 0)
+    same = (drawn.unsqueeze(1) == values).reshape(n, len(values), -1).all(-1)
+    assert drawn.shape == (n, *fn.event_shape) and drawn.dtype == values.dtype
+    assert torch.allclose(same.double().mean(0), exact, atol=0.018)

@@ -415,10 +415,7 @@ def _cut(
 
 
 def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -> None:
-    """
-    Raises:
-        PpgenError: a group beyond values that stand in no plate.
-    """
+    """Refuses a group beyond values that stand in no plate."""
     tensors = [*held.values(), *model.fitted.program.parameters()]
     for g in sorted({size for v in tensors for size in v.shape if size > 1}):
         if (cut := _cut(model, held, which, [g])) is None:

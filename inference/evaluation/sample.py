@@ -28,7 +28,7 @@ from ppgen.nested import asked_rows
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
-from ppgen.structure import Structure
+from ppgen.structure import Structure, longer_run
 from ppgen.terms import run as run_once
 from ppgen.terms import whole_value
 
@@ -427,13 +427,21 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
     few = take(data, slice(0, 2), rows)
     try:
         found = check(program, few, rows=rows, enumerated=enumerated, learn=False)
-        if n <= 2 or found.row_plates:
+        if n <= 2 or found.row_plates and not _longer_has_more(program, few, rows):
             return found
     except PpgenError:  # a guide of one number of rows
         if n <= 2:
             raise
     # without a plate over the rows, two of them may show fewer sites than all do: steps of a chain
     return check(program, data, rows=rows, enumerated=enumerated, learn=False)
+
+
+def _longer_has_more(program: Program, few: Mapping[str, Tensor], rows: tuple[str, ...]) -> bool:
+    """Whether the model has other sites on a row more: a loop over the rows, in a sequential plate or beside one."""
+    with torch.random.fork_rng(devices=[]), program.in_brief():
+        both = run_once(program, few, guide=False), longer_run(program, few, rows, guide=False)
+    here, longer = (t and sample_sites(t.p, factors=True).keys() for t in both)
+    return longer is not None and here != longer
 
 
 class seeded:

@@ -118,8 +118,9 @@ class Convergence:
 
     def _average(self, state: Mapping[str, Tensor]) -> None:
         self.count += 1
-        self.average = {} if self.average is None else self.average
-        move_average(self.average, state, 1 / self.count)
+        average = self.average = {} if self.average is None else self.average
+        here = {k: v.to(average[k]) if k in average else v for k, v in state.items()}  # of a checkpoint on the CPU
+        move_average(average, here, 1 / self.count)
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint; `Convergence(**saved)` is this again."""

@@ -199,6 +199,6 @@ def move_average(average: dict[str, Tensor], values: Mapping[str, Tensor], weigh
         if name not in average:
             average[name] = value.detach().clone()
         elif value.is_floating_point():
-            average[name].lerp_(value.to(average[name]), weight)
+            average[name].lerp_(value, weight)
         else:
             average[name].copy_(value)

@@ -102,10 +102,10 @@ def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _term(parts: list[Part], columns: Mapping[str, Tensor], like: Tensor, n: int) -> Tensor:
-    return _row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
+    return row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
 
 
-def _row_product(first: Tensor, *others: Tensor) -> Tensor:
+def row_product(first: Tensor, *others: Tensor) -> Tensor:
     """All products of a column of each, row by row: (N, A), (N, B) -> (N, A B), the last the fastest."""
     for other in others:
         first = (first[:, :, None] * other[:, None, :]).flatten(1)

@@ -58,10 +58,7 @@ def _used(formula: Formula) -> tuple[list[str], list[str]]:
 
 
 def _tree(terms: str) -> ast.expr:
-    """
-    Raises:
-        PpgenError: terms that are no Python expression.
-    """
+    """Terms as Python reads them; those that are no expression are refused."""
     try:
         return ast.parse(terms.translate(_AS_PYTHON).strip(), mode="eval").body
     except SyntaxError as e:
@@ -86,11 +83,7 @@ def _fillable(formula: Formula) -> list[str]:
 
 
 def _require_terms(node: ast.expr, terms: str) -> None:
-    """
-    Raises:
-        PpgenError: a power of one column outside of I() and {}, which a formula takes as the column itself; what is no
-            operation of a formula.
-    """
+    """Refuses a power of a column outside of I() and {}, which a formula takes as the column, and other operations."""
     if "{" in terms:
         return
     if isinstance(node, ast.BinOp):
@@ -155,10 +148,7 @@ def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) 
 
 
 def _require_names(design: Design, family: str) -> None:
-    """
-    Raises:
-        PpgenError: a response or group that is called like a latent, or by a name that no argument can have.
-    """
+    """Refuses a response or group called like a latent, or by a name that no argument can have."""
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
     own = {*_OWN, *FAMILIES[family].beside}
@@ -280,10 +270,7 @@ def _first_line(e: Exception) -> str:
 
 
 def _require_same(made: Matrix, read: Any, terms: str, table: CodedTable) -> None:
-    """
-    Raises:
-        PpgenError: other columns than formulae's, as a call that means something else there may make.
-    """
+    """Refuses other columns than formulae's, as a call that means something else there may make."""
     own = [t.name for t in read.terms.values() if t.kind != "offset"]
     if not own:
         return
