@@ -543,6 +543,17 @@ def test_a_model_that_the_data_contradict_is_told_and_no_method_blamed(caplog):
     assert "does not give data like the observed" in caplog.text and "no method" not in caplog.text
 
 
+def test_rows_that_a_program_masks_are_not_held_against_its_draws():
+    def model(y, seen):
+        m = pyro.sample("m", Normal(20.0, 3.0))
+        with rows(y), pyro.poutine.mask(mask=seen):
+            pyro.sample("y", Normal(m, 1.0), obs=y)
+
+    seen = torch.arange(40) % 2 == 0
+    y = torch.where(seen, 20 + torch.linspace(-2, 2, 40), 0.0)
+    assert infer(model, {"y": y, "seen": seen}, prior=False).attrs["verdict"] == "fine"
+
+
 # -- from the shell --------------------------------------------------------------------------------
 
 

@@ -85,13 +85,16 @@ def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counted(tree: DataTree, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Which values are not masked: one of those has a term of its log-likelihood."""
-    if "log_likelihood" in tree.children and name in tree["log_likelihood"].dataset:
-        terms = _values(tree, "log_likelihood", name)[0]
-        if terms.shape[1:] == shape[: terms.ndim - 1]:
-            counted = (terms != 0).any(0)
-            return np.broadcast_to(counted.reshape(counted.shape + (1,) * (len(shape) - counted.ndim)), shape)
-    return np.ones(shape, bool)
+    """Which values are not masked: one of those has a term of its log-likelihood, in a row that is there."""
+    if "log_likelihood" not in tree.children or name not in tree["log_likelihood"].dataset:
+        return np.ones(shape, bool)
+    found, own = tree["log_likelihood"].dataset[name].isel(chain=0), tree["observed_data"].dataset[name]
+    some = (found != 0).any("draw")
+    less = {d: own[d] for d in some.dims if d in own.sizes and some.sizes[d] < own.sizes[d]}
+    counted = some.reindex(less, fill_value=False).values
+    if counted.shape != shape[: counted.ndim] or not counted.any():
+        return np.ones(shape, bool)
+    return np.broadcast_to(counted.reshape(counted.shape + (1,) * (len(shape) - counted.ndim)), shape)
 
 
 def _values(tree: DataTree, group: str, name: str) -> np.ndarray:

@@ -111,9 +111,21 @@ MUTANTS = [
     ),
     Mutant(
         "predictive_p_of_the_other_tail",
-        "p = float(((r > t).sum() + 0.5",
-        "p = float(((r < t).sum() + 0.5",
+        "p = float(((r > t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))",
+        "p = float(((r < t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))",
         "tests/test_report.py::test_predictive_checks_against_a_law_that_is_known",
+    ),
+    Mutant(
+        "predictive_residuals_that_are_small",
+        "(self.p > 1 - RARE and self.statistic not in RESIDUALS)",
+        "self.p > 1 - RARE",
+        "tests/test_findings.py::test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_and_no_alarm",
+    ),
+    Mutant(
+        "predictive_of_masked_values",
+        'some = (found != 0).any("draw")',
+        'some = (found == found).any("draw")',
+        "tests/test_findings.py::test_what_cannot_be_compared_with_draws_is_left_out[masked]",
     ),
     Mutant(
         "what_is_fine_comes_first",

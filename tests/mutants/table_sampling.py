@@ -8,6 +8,12 @@ NONCENTRED = "tests/test_noncentred.py::test_the_density_is_that_of_the_latents_
 
 MUTANTS = [
     # -- through a guide ---------------------------------------------------------------------------------------
+    Mutant(
+        "tails_that_are_not_surely_heavy",
+        "estimates.append((fall, fall + SURE * se))",
+        "estimates.append((fall, fall))",
+        "tests/test_infer.py::test_a_tail_that_few_visits_of_chains_saw_is_heavy_where_it_surely_is",
+    ),
     Mutant("no_jacobian_of_the_guide", "return self.whole.one(u) + ladj", "return self.whole.one(u)", THROUGH),
     Mutant(
         "a_gradient_without_the_jacobians",
