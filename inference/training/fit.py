@@ -411,6 +411,8 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
             one_draw(program, first, found.structure)  # says what cannot be summed out
     bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
     if isinstance(bound, Objective):
+        with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            bound.require_densities(found.run)
         bound.require_all_rows(size)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None
