@@ -45,7 +45,7 @@ class Setting(NamedTuple):
         return cls(structure.row_plates, structure.by_row, n_over_b, kl_weight)
 
 
-def part(t: Term, s: Setting, *, target: bool) -> Tensor:
+def _part(t: Term, s: Setting, *, target: bool) -> Tensor:
     """A term's part of the ELBO of each draw, (K, its dims), as it is or as it is trained on."""
     value = t.log_prob if t.target is None or not target else t.target
     value = times(t.sign * t.weight(s.row_plates, s.n_over_b), value)
@@ -61,7 +61,7 @@ def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> T
     """log w_k = log p(x, z_k) − log q(z_k | x): (K, rows) without N/B where it is a sum over rows, else (K,)."""
     keep = s.row_plates if s.by_row else frozenset()
     s = s._replace(n_over_b=1.0) if s.by_row else s
-    return added([sum_to(t, part(t, s, target=target), keep, lead=1) for t in terms])
+    return added([sum_to(t, _part(t, s, target=target), keep, lead=1) for t in terms])
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def score_function(terms: Sequence[Term], s: Setting) -> list[Tensor]:
         influenced = [other for other in terms if _influences(t.order, other)]
         if not influenced:  # its own KL in closed form is all that there is
             continue
-        cost = added([_aligned(other, part(other, s, target=True).detach(), plates) for other in influenced])
+        cost = added([_aligned(other, _part(other, s, target=True).detach(), plates) for other in influenced])
         k = len(t.log_density)
         if k > 1 and cost.shape[:1] == (k,):
             cost = cost - (cost.sum(0, keepdim=True) - cost) / (k - 1)

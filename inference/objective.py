@@ -165,9 +165,3 @@ def make_objective(
         return PyroObjective(program, structure, rows, loss)
     how = {k: o[k] for k in ("objective", "gradient", "particles")}
     return Objective(program, structure, rows, **how)
-
-
-def default_objective(program: Program) -> str:
-    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
-    infer={"enumerate": ...}, which is objective "enumerate")."""
-    return "subsampled" if program.subsamples else "analytic"

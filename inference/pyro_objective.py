@@ -56,10 +56,7 @@ def loss_of(objective: Any) -> Any:
 
 
 def _require_loss(objective: Any) -> None:
-    """
-    Raises:
-        PpgenError: one of Pyro's algorithms that are no loss of a model and a guide, with what is near it here.
-    """
+    """Refuses one of Pyro's algorithms that are no loss of a model and a guide, with what is near it here."""
     name = objective if isinstance(objective, str) else type(objective).__name__
     if name == "CSIS":
         raise PpgenError(

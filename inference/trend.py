@@ -21,7 +21,7 @@ LEAST_FALLING = 0.02  # nats
 log = logging.getLogger("ppgen")
 
 
-class Rise(NamedTuple):
+class _Rise(NamedTuple):
     """In nats a row where log p(x) is a sum over rows, else of the data set.
 
     Attributes:
@@ -41,7 +41,7 @@ class Rise(NamedTuple):
         return self.gain > self.most
 
 
-def rise(run: Run) -> Rise | None:
+def rise(run: Run) -> _Rise | None:
     """The rise of the ELBO, of held-out rows where these say what is kept; None of too few rows of metrics."""
     o, recorded = run.config["fit"], run.config["data"]
     held_out = bool(o["patience"] and recorded.get("valid_rows"))
@@ -56,7 +56,7 @@ def rise(run: Run) -> Rise | None:
     se = float(np.hypot(last.std(ddof=1), before.std(ddof=1)) / part**0.5)
     size = abs(float(last.mean()))
     least = max(SHARE_FALLING * size, LEAST_FALLING) if falling else SHARE * size
-    return Rise(float(last.mean() - before.mean()), max(ERRORS * se, least), se, 0.25 if falling else 0.1)
+    return _Rise(float(last.mean() - before.mean()), max(ERRORS * se, least), se, 0.25 if falling else 0.1)
 
 
 def warn_if_rising(run: Run) -> None:

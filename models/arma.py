@@ -22,8 +22,6 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["ARMA"]
-
 
 class _ARMASeries(TorchDistribution):
     """Series of T values.

@@ -27,8 +27,6 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import CausalTransformer
 
-__all__ = ["Autoregressive"]
-
 
 class Autoregressive(ppgen.Program):
     """P(x) of rows of values on a grid, in the order of the columns.
@@ -77,7 +75,7 @@ class Autoregressive(ppgen.Program):
         """P(x)."""
         with ppgen.rows(x):
             obs = None if x is None else flat_rows(x, self.shape, self.zero, "Autoregressive")
-            return pyro.sample("x", AutoregressiveCategorical(self), obs=obs)
+            return pyro.sample("x", _AutoregressiveCategorical(self), obs=obs)
 
     def given(self, x: Tensor) -> GridCategorical:
         """P(x_d | those before it) of the first n + 1 values: (..., n) -> batch shape (..., n + 1)."""
@@ -85,7 +83,7 @@ class Autoregressive(ppgen.Program):
         return GridCategorical(self.net(seen), self.grid.low, self.grid.high)
 
 
-class AutoregressiveCategorical(TorchDistribution):
+class _AutoregressiveCategorical(TorchDistribution):
     """The distribution of a row, one value given those before it: event shape (D,).
 
     Args:
@@ -102,8 +100,8 @@ class AutoregressiveCategorical(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.program.grid, 1)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> AutoregressiveCategorical:
-        return AutoregressiveCategorical(self.program, batch_shape, validate_args=False)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _AutoregressiveCategorical:
+        return _AutoregressiveCategorical(self.program, batch_shape, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         grid = self.program.grid

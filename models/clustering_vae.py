@@ -25,8 +25,6 @@ import ppgen
 from ppgen.errors import PpgenError
 from ppgen.models.vae import VAE
 
-__all__ = ["ClusteringVAE"]
-
 
 class ClusteringVAE(ppgen.Program):
     """Rows x: (N, *features), each of one of K components.

@@ -22,8 +22,6 @@ from ppgen.distributions.counts import counts
 from ppgen.distributions.regression import features_of, linear_predictor, require_features
 from ppgen.errors import PpgenError
 
-__all__ = ["CountRegression"]
-
 
 class CountRegression(ppgen.Program):
     """Counts y on the columns of x. It has no guide: a fit gives it an autoguide.

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from ppgen.models.diffusion import Diffusion
 
-__all__ = ["DDPM"]
-
 FIRST, LAST = -9.2102, 10.1177  # log (1 − ᾱ) / ᾱ of x_1 and x_1000
 
 

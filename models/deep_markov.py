@@ -25,10 +25,8 @@ from ppgen.distributions.markov import MarkovNormal
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 
-__all__ = ["DeepMarkov"]
 
-
-class GatedTransition(nn.Module):
+class _GatedTransition(nn.Module):
     """Location and scale of z_t given z_{t-1}: (..., k) -> two of (..., k). It begins as the identity."""
 
     def __init__(self, latent: int, hidden: int):
@@ -43,7 +41,7 @@ class GatedTransition(nn.Module):
         return (1 - gate) * self.linear(z) + gate * proposal, softplus(self.raw(proposal.relu())) + 1e-4
 
 
-class Combiner(nn.Module):
+class _Combiner(nn.Module):
     """Location and scale of the guide's z_t of z_{t-1}, (..., k), and the recurrent state r_t, (..., H)."""
 
     def __init__(self, latent: int, hidden: int):
@@ -89,11 +87,11 @@ class DeepMarkov(ppgen.Program):
                 "dropout of at least 0 and below 1"
             )
         self.duration, self.shapes = duration, {"x": (duration, features)}
-        self.transition, self.emission = GatedTransition(latent, transition), MLP(latent, features, (emission,) * 2)
+        self.transition, self.emission = _GatedTransition(latent, transition), MLP(latent, features, (emission,) * 2)
         self.start = nn.Parameter(torch.zeros(latent))
         self.guide_start = nn.Parameter(torch.zeros(latent))
         self.recurrent = nn.GRU(features, recurrent, batch_first=True)
-        self.combiner = Combiner(latent, recurrent)
+        self.combiner = _Combiner(latent, recurrent)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @classmethod

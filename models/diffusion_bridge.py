@@ -34,8 +34,6 @@ from ppgen.chains.pairs import optimal_pairs
 from ppgen.errors import PpgenError, nearest
 from ppgen.models.diffusion import Diffusion, units
 
-__all__ = ["DiffusionBridge"]
-
 PAIRS = ("rows", "ot")
 TINY = 1e-12  # variance of z_t, in that of z_1's step, where t is 1 but for rounding
 

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from ppgen.models.diffusion import Diffusion
 
-__all__ = ["EDM"]
-
 DATA = 0.5  # σ_data
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 
 import ppgen
 
-__all__ = ["EightSchools"]
-
 
 class EightSchools(ppgen.Program):
     """Eight schools, or any other number. It has no guide: a fit gives it an autoguide.

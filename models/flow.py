@@ -30,8 +30,6 @@ from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cel
 from ppgen.errors import PpgenError, nearest
 from ppgen.transforms import Conditional, FlowTransform, Whitening, stack
 
-__all__ = ["Flow"]
-
 BASES = ("normal", "student", "uniform")
 DEQUANTISE = ("uniform", "variational")
 

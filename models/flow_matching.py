@@ -30,8 +30,6 @@ from ppgen.chains.pairs import optimal_pairs
 from ppgen.errors import PpgenError, nearest
 from ppgen.models.diffusion import Diffusion
 
-__all__ = ["FlowMatching"]
-
 COUPLINGS = ("independent", "ot")
 log = logging.getLogger("ppgen")
 

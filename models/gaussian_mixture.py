@@ -18,8 +18,6 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["GaussianMixture"]
-
 
 class GaussianMixture(ppgen.Program):
     """Values x: (N,) from K normals. It has no guide: a fit gives it an autoguide.

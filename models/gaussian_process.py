@@ -18,8 +18,6 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["GaussianProcess"]
-
 
 class GaussianProcess(ppgen.Program):
     """One function y: (n,), or several (N, n), at the inputs x. It has no guide: a fit gives it an autoguide.

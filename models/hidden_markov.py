@@ -22,8 +22,6 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["HiddenMarkov"]
-
 
 class _NormalHMM(TorchDistribution):
     """Series of T values of a hidden Markov chain, states summed out.

@@ -38,8 +38,6 @@ from ppgen.transforms import glow, tarflow
 from ppgen.transforms.images.glow import small_net
 from ppgen.transforms.images.multiscale import convolve
 
-__all__ = ["ImageFlow"]
-
 DEQUANTISE = ("uniform", "variational")
 FAMILIES = ("glow", "tarflow")
 WIDE = 1.6  # the sigmoid of N(0, 1.6²) is uniform but for a few hundredths of a nat

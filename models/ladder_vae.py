@@ -28,14 +28,12 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.models.vae import VAE, prior_program
 from ppgen.nets import MLP
 
-__all__ = ["LadderVAE"]
-
 INFERENCES = ("precision", "residual")
 PRIORS = ("normal", "flow", "diffusion")
 UNIT = 0.5413  # its softplus is 1
 
 
-class Rung(nn.Module):
+class _Rung(nn.Module):
     """One layer: what p and q know of z_i, (..., k), and the step down.
 
     Args:
@@ -69,7 +67,7 @@ class Rung(nn.Module):
             q = _normal(self.numbers(d if h is None else torch.cat([d, h], -1)))
             return Normal(p.loc + p.scale * q.loc, p.scale * q.scale)
         q = _normal(self.numbers(d))
-        return q if h is None else product(q, p)
+        return q if h is None else _product(q, p)
 
     def down(self, z: Tensor, h: Tensor | None) -> Tensor:
         """h_i."""
@@ -129,7 +127,7 @@ class LadderVAE(ppgen.Program):
         ups = [2 * hidden[0], *hidden[1:]]
         self.up = nn.ModuleList(MLP(i, o, (o,), **how) for i, o in zip(ups, ups[1:], strict=False))
         sizes = zip(latent, ups, hidden, [*hidden[1:], 0], strict=True)
-        self.rungs = nn.ModuleList(Rung(*size, inference, skip, how) for size in sizes)
+        self.rungs = nn.ModuleList(_Rung(*size, inference, skip, how) for size in sizes)
         self.top = prior_program(prior, latent[-1])
 
     @classmethod
@@ -179,7 +177,7 @@ class LadderVAE(ppgen.Program):
         return d
 
 
-def product(a: Normal, b: Normal) -> Normal:
+def _product(a: Normal, b: Normal) -> Normal:
     """The normal in proportion to the product of two densities: precisions add, and weigh the means."""
     precision_a, precision_b = a.scale**-2, b.scale**-2
     variance = 1 / (precision_a + precision_b)

@@ -21,8 +21,6 @@ from torch import Tensor
 import ppgen
 from ppgen.distributions.regression import features_of, linear_predictor, require_features
 
-__all__ = ["LinearRegression"]
-
 
 class LinearRegression(ppgen.Program):
     """y on the columns of x. It has no guide: a fit gives it an autoguide.

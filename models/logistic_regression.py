@@ -21,8 +21,6 @@ from torch import Tensor
 import ppgen
 from ppgen.distributions.regression import features_of, linear_predictor, require_features
 
-__all__ = ["LogisticRegression"]
-
 
 class LogisticRegression(ppgen.Program):
     """A binary y on the columns of x. It has no guide: a fit gives it an autoguide.

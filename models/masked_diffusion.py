@@ -33,8 +33,6 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 
-__all__ = ["MaskedDiffusion"]
-
 SMALLEST = 1e-6  # time: the cost of a unit of time has 1/t in it
 
 

@@ -32,8 +32,6 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import MaskedConvNet
 
-__all__ = ["PixelCNN"]
-
 MOST = 1024  # values of a patch
 
 
@@ -96,7 +94,7 @@ class PixelCNN(ppgen.Program):
             raise PpgenError("PixelCNN(context=True) is conditional on features h, and got none; pass a column h")
         with ppgen.rows(x, h):
             obs = None if x is None else flat_rows(x, self.shape, self.zero, "PixelCNN")
-            return pyro.sample("x", PixelCategorical(self, h), obs=obs)
+            return pyro.sample("x", _PixelCategorical(self, h), obs=obs)
 
     def patches(self, x: Tensor) -> Tensor:
         """Flat images as positions 0, ..., K − 1 of the grid, by patches: (..., D) -> (..., C p², H / p, W / p)."""
@@ -126,7 +124,7 @@ class PixelCNN(ppgen.Program):
         return (k / self.powers[:, None, None]).floor() % self.grid.levels
 
 
-class PixelCategorical(TorchDistribution):
+class _PixelCategorical(TorchDistribution):
     """The distribution of a flat image, one patch given those before it: event shape (D,).
 
     Args:
@@ -149,8 +147,8 @@ class PixelCategorical(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.program.grid, 1)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PixelCategorical:
-        return PixelCategorical(self.program, self.h, batch_shape, validate_args=False)
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _PixelCategorical:
+        return _PixelCategorical(self.program, self.h, batch_shape, validate_args=False)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

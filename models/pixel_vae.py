@@ -26,8 +26,6 @@ from ppgen.models.ladder_vae import LadderVAE
 from ppgen.models.pixel_cnn import PixelCNN
 from ppgen.nets import MLP, ConvDecoder
 
-__all__ = ["PixelVAE"]
-
 DECODER_GAIN = 0.1  # of the features at first: the likelihood begins near one that knows no latent
 LEAST = 8  # side of a convolutional net's image
 

@@ -22,8 +22,6 @@ import ppgen
 from ppgen.distributions.regression import features_of
 from ppgen.errors import PpgenError
 
-__all__ = ["PPCA"]
-
 
 class PPCA(ppgen.Program):
     """Probabilistic PCA with an amortised guide N(V (x - μ), S) of the exact posterior's form.
@@ -45,9 +43,8 @@ class PPCA(ppgen.Program):
         super().__init__()
         if min(features, latent) < 1 or posterior_scale not in ("full", "diagonal"):
             raise PpgenError(
-                f"PPCA got features={features}, latent={latent}, "
-                f"posterior_scale={posterior_scale!r}; expected sizes of at least 1 and 'full' or "
-                "'diagonal'"
+                f"PPCA got features={features}, latent={latent}, posterior_scale={posterior_scale!r}; expected sizes "
+                "of at least 1 and 'full' or 'diagonal'"
             )
         self.shapes = {"x": (features,)}
         self.latent, self.full = latent, posterior_scale == "full"

@@ -21,8 +21,6 @@ from torch import Tensor
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["Radon"]
-
 log = logging.getLogger("ppgen")
 
 

@@ -28,7 +28,7 @@ import ppgen
 from ppgen.data.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Group, dimensions, matrix
+from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
@@ -36,11 +36,10 @@ from ppgen.formula.priors import Priors, described, priors_of
 from ppgen.formula.spreads import far_from_zero
 from ppgen.gaps import require_how
 
-__all__ = ["Regression", "regression"]
-
 log = logging.getLogger("ppgen")
 
 _SHOWN = 12  # priors in the log
+_TOO_FAR = 100  # sds from a column's mean to 0, where its effects vary over groups beside an intercept's
 
 
 class Regression(ppgen.Program):
@@ -65,6 +64,7 @@ class Regression(ppgen.Program):
         self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
         self.unreported = tuple(f"{s}_{g['name']}" for g in design["groups"] for s in ("z", "chol"))
         self.unreported += tuple(f"z_{name}" for name in self.drawn_columns)
+        self.exposure = exposure(design)
         self.__dict__["model"] = _named(self._joint, design)
 
     @classmethod
@@ -209,7 +209,8 @@ def regression(
         A program, without a guide; it is fitted, sampled and saved as any other, and no longer needs formulae.
 
     Raises:
-        PpgenError: formulae is not installed; a formula, a family, a column or a prior that is not possible; missing
+        PpgenError: formulae is not installed; a formula, a family, a column or a prior that is not possible; effects
+            over groups of a column that is more than a hundred of its sds from 0, beside an intercept's; missing
             cells in a function, an interaction, a group or words of more than two levels, if their rows are kept.
     """
     from ppgen.formula.read import design_of
@@ -223,8 +224,16 @@ def regression(
     log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
     for group in design["groups"]:
         for name, mean, sd in far_from_zero(group["matrix"], table, torch.zeros((), dtype=torch.float64)):
-            log.warning(
-                "the effects over %s are those where %s is 0, far from its %.6g ± %.3g: their posterior is so narrow "
-                "that draws take long; write center(%s)", group["codes"], name, mean, sd, name,
-            )  # fmt: skip
+            _far(f"the effects over {group['codes']} are those where {name} is 0, far from its {mean:.6g} ± {sd:.3g}",
+                abs(mean) > _TOO_FAR * sd, f"write center({name})")  # fmt: skip
     return made
+
+
+def _far(found: str, too_far: bool, remedy: str) -> None:
+    """
+    Raises:
+        PpgenError: so far that no draws came of it within minutes.
+    """
+    if too_far:
+        raise PpgenError(f"{found}: chains do not reach a posterior that narrow; {remedy}, for effects at its mean")
+    log.warning("%s: their posterior is so narrow that draws take long; %s", found, remedy)

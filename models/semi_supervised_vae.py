@@ -27,8 +27,6 @@ from ppgen.errors import PpgenError
 from ppgen.models.vae import VAE
 from ppgen.nets import MLP
 
-__all__ = ["SemiSupervisedVAE"]
-
 
 class SemiSupervisedVAE(ppgen.Program):
     """Rows x: (N, *features) with labels y: (N,), 0 .. C - 1, nan where a label is not known.

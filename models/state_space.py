@@ -22,10 +22,8 @@ from torch import Tensor, nn
 import ppgen
 from ppgen.errors import PpgenError
 
-__all__ = ["StateSpace"]
 
-
-class States(NamedTuple):
+class _States(NamedTuple):
     """Means (..., T, k) and covariances (..., T, k, k) of normal states."""
 
     mean: Tensor
@@ -127,7 +125,7 @@ class StateSpace(ppgen.Program):
         return GaussianHMM(start, self.A.mT, step, C.mT, noise, duration=C.shape[-3])
 
     @torch.no_grad()
-    def filter(self, x: Tensor, seen: Tensor | None = None) -> States:
+    def filter(self, x: Tensor, seen: Tensor | None = None) -> _States:
         """The states given what was seen so far, p(z_t | x_{1:t}): (..., T, D) -> (..., T, k) and (..., T, k, k)."""
         eye, mean = torch.eye(len(self.m)).to(self.m), self.m.expand(*x.shape[:-2], -1)
         cov = (self.s**2).diag().expand(*mean.shape, -1)
@@ -140,10 +138,10 @@ class StateSpace(ppgen.Program):
             mean = mean + (gain @ (x[..., t, :] - self.d - (C @ mean[..., None])[..., 0])[..., None])[..., 0]
             cov = (eye - gain @ C) @ cov
             means, covs = [*means, mean], [*covs, cov]
-        return States(torch.stack(means, -2), torch.stack(covs, -3))
+        return _States(torch.stack(means, -2), torch.stack(covs, -3))
 
     @torch.no_grad()
-    def smooth(self, x: Tensor, seen: Tensor | None = None) -> States:
+    def smooth(self, x: Tensor, seen: Tensor | None = None) -> _States:
         """The states given the whole series, p(z_t | x_{1:T}): (..., T, D) -> (..., T, k) and (..., T, k, k)."""
         found = self.filter(x, seen)
         mean, cov = found.mean[..., -1, :], found.cov[..., -1, :, :]
@@ -155,10 +153,10 @@ class StateSpace(ppgen.Program):
             mean = before + (gain @ (mean - ahead)[..., None])[..., 0]
             cov = own + gain @ (cov - spread) @ gain.mT
             means, covs = [mean, *means], [cov, *covs]
-        return States(torch.stack(means, -2), torch.stack(covs, -3))
+        return _States(torch.stack(means, -2), torch.stack(covs, -3))
 
     @torch.no_grad()
-    def forecast(self, x: Tensor, steps: int, seen: Tensor | None = None) -> States:
+    def forecast(self, x: Tensor, steps: int, seen: Tensor | None = None) -> _States:
         """The next values, p(x_{T+h} | x_{1:T}), h = 1 ... H = steps: (..., T, D) -> (..., H, D) and (..., H, D, D)."""
         found = self.filter(x, seen)
         mean, cov = found.mean[..., -1, :], found.cov[..., -1, :, :]
@@ -168,7 +166,7 @@ class StateSpace(ppgen.Program):
             mean, cov = self._ahead(mean, cov)
             means.append(mean @ self.C.mT + self.d)
             covs.append(self.C @ cov @ self.C.mT + (self.r**2).diag())
-        return States(torch.stack(means, -2), torch.stack(covs, -3))
+        return _States(torch.stack(means, -2), torch.stack(covs, -3))
 
     def _ahead(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the next state."""

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from ppgen.models.diffusion import Diffusion
 
-__all__ = ["VDM"]
-
 FOURIER = [7, 8]  # of 256 levels: waves of two levels, and of one
 
 

@@ -38,8 +38,6 @@ from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.masked_diffusion import MaskedDiffusion
 from ppgen.models.vae import VAE, make_encoder
 
-__all__ = ["VQVAE"]
-
 PRIORS = ("uniform", "autoregressive", "diffusion")
 MOST_CODES, MOST_VECTORS = 16, 64  # of a row, and to choose from, where data say how many
 A_CODE = 16  # features

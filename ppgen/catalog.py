@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -322,9 +323,5 @@ def _import_file(file: Path, text: bytes | None, alone: bool) -> ModuleType:
 
 
 def _last_line(tb: Any, file: Path) -> int | None:
-    line = None
-    while tb is not None:
-        if Path(tb.tb_frame.f_code.co_filename).resolve() == file.resolve():
-            line = tb.tb_lineno
-        tb = tb.tb_next
-    return line
+    lines = [n for frame, n in walk_tb(tb) if Path(frame.f_code.co_filename).resolve() == file.resolve()]
+    return lines[-1] if lines else None

@@ -7,11 +7,12 @@ at the continuous latents z of one draw. What touches a summed-out site becomes 
 dimensions are the plates that the component stands in: by row, where the latent is local to a row.
 
 Source: Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al. 2019, arXiv:1902.03210).
-Pyro's contraction is used through its `BackwardSampleMessenger` and private `_compute_model_factors`, here only.
+Pyro's contraction is used, and its private `_compute_model_factors`, here only.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,17 +20,21 @@ from unittest import mock
 
 import torch
 from pyro import poutine
+from pyro.distributions import Categorical
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
-from pyro.infer.traceenum_elbo import BackwardSampleMessenger, _compute_model_factors
+from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import special
-from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
+from pyro.ops.packed import gather, pack, unpack
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
-from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, term
+from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, terms, total
 
 
 def summed_terms(
@@ -40,6 +45,7 @@ def summed_terms(
     guide: bool = True,
     latents: Mapping[str, Tensor] | None = None,
     q: poutine.Trace | None = None,
+    only: Mapping[str, Tensor] | None = None,
 ) -> list[Term]:
     """The terms of one run with the discrete latents that the guide leaves out summed out.
 
@@ -48,23 +54,12 @@ def summed_terms(
     Args:
         nesting: how many batch dimensions the program's plates take.
         guide, latents, q: as for `ppgen.terms.run`.
+        only: values of the discrete latents, of which the sum is to have the term alone.
     """
     t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
     with mock.patch.object(special, "_SafeLog", _Log):
-        for trace in (t.p, t.q):
-            trace.compute_log_prob()
-        try:
-            t.p.pack_tensors()
-            t.q.pack_tensors(t.p.plate_to_symbol)
-        except ValueError as e:
-            named = re.search(r"at site '(.*?)'", str(e))
-            raise PpgenError(
-                f"{program.name} cannot sum its discrete latents out: the site {named[1] if named else '?'!r} has a "
-                "dimension that stands in no plate once a latent has one of its own; let the latent broadcast from the "
-                "left, as in x < tau and not x < tau[..., None]"
-            ) from e
-        _in_one_dtype(t)
-        _, factors, _, dims, scale = _compute_model_factors(t.p, t.q)
+        packed = _packed(t, program, nesting, only or {})
+        _, factors, _, dims, scale = _compute_model_factors(*packed)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
     guides = sample_sites(t.q, factors=True, deterministic=False)
@@ -73,12 +68,12 @@ def summed_terms(
     observed: list[str] = []
     inside: frozenset[str] = frozenset()
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
-        if contracted & {id(site["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
+        if contracted & {id(packed.p.nodes[name]["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
             inside |= full_plates(site)
             observed += [name] if site["is_observed"] else []
         else:
             found.append(term(site, order=order.get(name, -1)))
-    plates = {symbol: name for name, symbol in t.p.plate_to_symbol.items()}
+    plates = {symbol: name for name, symbol in packed.p.plate_to_symbol.items()}
     for value in (v for values in summed.values() for v in values):
         names = tuple(plates[d] for d in value._pyro_dims)
         found.append(Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside))
@@ -119,14 +114,127 @@ def drawn_discrete(
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
     t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
     with mock.patch.object(special, "_SafeLog", _Log):
-        t.p.compute_log_prob()
+        p, q = _packed(t, program, nesting, {})
+        _, factors, _, dims, _ = _compute_model_factors(p, q)
+        drawn: dict[str, Tensor] = {}
+        for name in sorted(names, key=list(p.nodes).index):  # each from its conditional given those before
+            site = p.nodes[name]
+            symbol, frames = site["infer"]["_enumerate_symbol"], [f for f in site["cond_indep_stack"] if f.vectorized]
+            plates = frozenset(p.plate_to_symbol[f.name] for f in frames)
+            logits = contract_to_tensor(factors, dims, target_ordinal=plates, target_dims={symbol})
+            index = Categorical(logits=_by_plates(logits, symbol, {f.dim: f.size for f in frames}, p)).sample()
+            drawn[name] = _values(site["fn"])[index]
+            at = pack(index, site["infer"]["_dim_to_symbol"])
+            for own in factors.values():
+                own[:] = [gather(f, at, symbol) if symbol in f._pyro_dims else f for f in own]
+            dims = dims - {symbol}
+    return drawn
+
+
+def _by_plates(logits: Tensor, symbol: str, sizes: Mapping[int, int], p: poutine.Trace) -> Tensor:
+    """Packed logits as (plates, values): a dimension of each plate in its place, and the latent's own last."""
+    last = unpack(logits, p.symbol_to_dim).movedim(p.symbol_to_dim[symbol], -1)
+    n = max((-d for d in sizes), default=0)
+    lead = [sizes.get(d, 1) for d in range(-n, 0)]
+    return last.reshape(last.shape[-n - 1 :]).expand(*lead, last.shape[-1])
+
+
+def _values(fn: Any) -> Tensor:
+    """All values of a discrete distribution, (values, event)."""
+    values: Tensor = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    return values
+
+
+def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, names: Collection[str]) -> None:
+    """The sum over the values of these latents with one term left in it is what the other sites have at that one.
+
+    Raises:
+        PpgenError: it is not: the program reads a place of a latent (`k[0]`, `k[group]`), which in the sum is a place
+            among its values; or it cannot be run at all values at once.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            nodes = sample_sites(run(program, data, guide=False).p, deterministic=False)
+            names = [n for n in names if n in nodes]  # a program may have fewer on few rows
+            latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
+            both = [{n: _spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
+            plain = [_others(run(program, data, latents=latents | values), names) for values in both]
+        except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
+            return
+        for values, expected in zip(both, plain, strict=True):  # what is read at a place is the same value in both
+            try:
+                one = float(total(summed_terms(program, data, nesting, latents=latents, only=values)))
+            except (IndexError, RuntimeError, ValueError) as e:
+                if isinstance(e, PpgenError | LinAlgError) or "poutine.scale" in str(e):
+                    raise
+                raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
+            if math.isfinite(expected) and not math.isclose(expected, one, rel_tol=1e-5, abs_tol=1e-3):
+                raise _not_summable(program, names, f"its term is off by {abs(one - expected):.2g} nats")
+
+
+def _others(t: Traces, names: Collection[str]) -> float:
+    """The log joint without these latents' own terms."""
+    return float(sum(found.sign * found.log_prob.sum() for found in terms(t) if found.site not in names))
+
+
+def _spread(fn: Any, shift: int) -> Tensor:
+    """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
+    values = _values(fn)
+    n = fn.batch_shape.numel()
+    order = torch.arange(n, device=values.device) * len(values) // max(n, len(values))  # 0 0 1 1: not as when turned
+    return values[(order + shift) % len(values)].reshape(fn.shape())
+
+
+def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenError:
+    return PpgenError(
+        f"{program.name} cannot sum {', '.join(map(repr, names))} out: {why}; a latent that is summed out has its "
+        "values in a dimension of its own, and no places to be read (k[0], k[group]): read it whole within its plates, "
+        "or draw its entries at sites of their own (k = [pyro.sample(f'k_{j}', ...) for j in range(n)])"
+    )
+
+
+def _packed(t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tensor]) -> Traces:
+    """A copy whose log-probabilities have dimensions by name, as Pyro's contraction takes them.
+
+    Raises:
+        PpgenError: a dimension that is no plate's, no latent's, and no batch dimension of the site itself.
+    """
+    t = Traces(t.p.copy(), t.q.copy())
+    for trace in t:
+        trace.compute_log_prob()
+        for site in sample_sites(trace, factors=True).values():
+            _sum_batch(site, nesting)
+    for name, value in only.items():
+        _leave(t.p.nodes[name], value)
+    try:
         t.p.pack_tensors()
-        _in_one_dtype(t)
-        # Site after site, each from its conditional given those before.
-        with BackwardSampleMessenger(t.p, t.q), poutine.trace() as tracer:
-            holding(latents)(Unmask()(lambda: program.call("model", data)))()
-    sites = sample_sites(tracer.trace)
-    return {n: sites[n]["value"].expand(sites[n]["fn"].shape()) for n in names}
+        t.q.pack_tensors(t.p.plate_to_symbol)
+    except ValueError as e:
+        named = re.search(r"at site '(.*?)'", str(e))
+        raise PpgenError(
+            f"{program.name} cannot sum its discrete latents out: the site {named[1] if named else '?'!r} has a "
+            "dimension that stands in no plate once a latent has one of its own; draw it within a pyro.plate, and let "
+            "the latent broadcast from the left, as in x < tau and not x < tau[..., None]"
+        ) from e
+    _in_one_dtype(t)
+    return t
+
+
+def _sum_batch(site: dict[str, Any], nesting: int) -> None:
+    """Sums a site's log-probabilities over its batch dimensions that stand in no plate."""
+    value, plates = site["log_prob"], {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+    dims = [d for d in range(-min(nesting, value.dim()), 0) if d not in plates and value.shape[d] > 1]
+    if dims and site["infer"].get("_enumerate_dim") is None:
+        masked = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+        site |= {"log_prob": value.sum(dims, True), "unscaled_log_prob": masked.sum(dims, True), "mask": None}
+
+
+def _leave(site: dict[str, Any], value: Tensor) -> None:
+    """Makes a site's density one at one value, and zero at all others."""
+    other = site["value"] != value
+    other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
+    for k in ("log_prob", "unscaled_log_prob"):
+        site[k] = torch.where(other, -torch.inf, torch.zeros_like(site[k]))
 
 
 def _in_one_dtype(t: Traces) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-
-__all__ = ["PpgenError", "install", "lenient", "nearest", "object_to", "of_dtypes", "reason", "visible"]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -72,6 +70,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
+def require_known(kind: str, name: str, known: Collection[str]) -> None:
+    """
+    Raises:
+        PpgenError: there is nothing of that name among those of its kind.
+    """
+    if name not in known:
+        raise PpgenError(f"there is no {kind} {name!r}{nearest(name, known)}; they are {', '.join(known)}")
 
 
 def of_dtypes(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, require_known
 
 
 class Folder(NamedTuple):
@@ -39,8 +39,7 @@ class Folder(NamedTuple):
             PpgenError: there is none.
         """
         known, name = self.names(), spec.partition("(")[0]
-        if name not in known:
-            raise PpgenError(f"there is no {self.kind} {name!r}{nearest(name, known)}; they are {', '.join(known)}")
+        require_known(self.kind, name, known)
         return importlib.import_module(f"{self.package}.{name}")
 
 

@@ -8,8 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["owner"]
-
 _TORCH = ("torch", "functorch")
 _GENERATED = ("<eval_with_key>", "<string>", "<frozen", "<traced program>")
 

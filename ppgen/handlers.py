@@ -14,17 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
-from pyro.distributions import (
-    Delta,
-    ImproperUniform,
-    Independent,
-    MaskedDistribution,
-    SineBivariateVonMises,
-    SineSkewed,
-    VonMises,
-    is_validation_enabled,
-)
 from pyro.nn.module import PyroModule, _Context
 from pyro.poutine.messenger import Messenger, _bound_partial
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -42,9 +33,9 @@ CIRCLE = constraints.interval(-math.pi, math.pi)
 ON_CIRCLE = {  # with the name that they had
     kind: type(kind.__name__, (kind,), {"support": support})
     for kind, support in (
-        (VonMises, CIRCLE),
-        (SineBivariateVonMises, constraints.independent(CIRCLE, 1)),
-        (SineSkewed, constraints.independent(CIRCLE, 1)),
+        (dist.VonMises, CIRCLE),
+        (dist.SineBivariateVonMises, constraints.independent(CIRCLE, 1)),
+        (dist.SineSkewed, constraints.independent(CIRCLE, 1)),
     )
 }
 _MODULE_FRAME = pyro.module.__code__
@@ -69,7 +60,7 @@ class LatentSupports(Messenger):
         if msg["is_observed"]:
             return
         kind = type(innermost(msg["fn"]))
-        if issubclass(kind, ImproperUniform):
+        if issubclass(kind, dist.ImproperUniform):
             msg["fn"] = _with_starts(msg["fn"])
         elif kind in ON_CIRCLE:
             msg["fn"] = _on_circle(msg["fn"])
@@ -90,7 +81,9 @@ class PointMasses(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name, point = msg["fn"], msg["name"], innermost(msg["fn"])
-        if not isinstance(point, Delta) or is_deterministic(msg) or msg["is_observed"] and msg["value"] is not point.v:
+        if not isinstance(point, dist.Delta) or is_deterministic(msg):
+            return
+        if msg["is_observed"] and msg["value"] is not point.v:
             return
         if point.log_density.shape != point.batch_shape:
             raise PpgenError(
@@ -98,7 +91,7 @@ class PointMasses(Messenger):
                 f"shape {tuple(point.batch_shape)}, so that some would count twice; sum them (of a NeuTraReparam: give "
                 "it an AutoMultivariateNormal or an AutoIAFNormal)"
             )
-        masked = isinstance(fn, MaskedDistribution) and fn._mask is False
+        masked = isinstance(fn, dist.MaskedDistribution) and fn._mask is False
         if name not in self.dense:
             self.dense[name] = not masked and (point.log_density.requires_grad or bool(point.log_density.any()))
         msg["value"] = fn() if msg["value"] is None else msg["value"]
@@ -110,16 +103,16 @@ class PointMasses(Messenger):
 
 def _with_starts(fn: Any) -> Any:
     """A flat prior whose draws are feasible points, with the mask that it had."""
-    if isinstance(fn, MaskedDistribution):
+    if isinstance(fn, dist.MaskedDistribution):
         return _with_starts(fn.base_dist).mask(fn._mask)
     return Flat(fn.support, fn.event_shape).expand(fn.batch_shape)
 
 
 def _on_circle(fn: Any) -> Any:
     """A distribution of angles with their own support. A user's guide may still draw beyond it: the density repeats."""
-    if isinstance(fn, MaskedDistribution):
+    if isinstance(fn, dist.MaskedDistribution):
         return _on_circle(fn.base_dist).mask(fn._mask)
-    if isinstance(fn, Independent):
+    if isinstance(fn, dist.Independent):
         return _on_circle(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     if type(fn) not in ON_CIRCLE:
         return fn
@@ -252,7 +245,7 @@ class Unmask(Messenger):
     """The mask of a distribution (`d.mask(m)`) as the mask of its site: the same density."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        while isinstance(msg["fn"], MaskedDistribution):
+        while isinstance(msg["fn"], dist.MaskedDistribution):
             mask, msg["fn"] = msg["fn"]._mask, msg["fn"].base_dist
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
@@ -279,7 +272,7 @@ _OUTER: list[bool] = []  # Pyro's validation setting around the outermost `witho
 @contextmanager
 def without_validation() -> Iterator[None]:
     """Pyro's own validation off: ppgen's checks say it in a sentence."""
-    _OUTER.append(is_validation_enabled())
+    _OUTER.append(dist.is_validation_enabled())
     try:
         with pyro.validation_enabled(False):
             yield
@@ -289,7 +282,7 @@ def without_validation() -> Iterator[None]:
 
 def user_validates() -> bool:
     """Pyro's validation setting, as it is outside of ppgen."""
-    return _OUTER[0] if _OUTER else is_validation_enabled()
+    return _OUTER[0] if _OUTER else dist.is_validation_enabled()
 
 
 @contextmanager

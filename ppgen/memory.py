@@ -8,12 +8,10 @@ from pathlib import Path
 
 from ppgen.errors import PpgenError
 
-__all__ = ["available", "in_words", "require_memory"]
-
 _SMALL = 2**28  # bytes that are not asked about
 
 
-def available() -> int | None:
+def _available() -> int | None:
     """Bytes that this process may still take without swapping; None where the system does not say."""
     found = [_of_system(), _of_group()]
     known = [n for n in found if n is not None]
@@ -27,7 +25,7 @@ def require_memory(size: int, what: str, remedy: str) -> None:
     """
     if size <= _SMALL:
         return
-    free = available()
+    free = _available()
     if free is not None and size > free:
         raise PpgenError(
             f"{what} takes {in_words(size)} of memory ({size} bytes), and {in_words(free)} are free; {remedy}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +51,7 @@ class Structure:
         sites: of the model, in order, then the guide's auxiliary ones.
         row_plates: names of the plates whose size follows the number of rows.
         row_columns: names of the data columns that are rows, as against constants.
-        nesting: how many batch dimensions the program's plates take.
+        nesting: how many batch dimensions the program's sites take, in plates or not.
     """
 
     sites: tuple[Site, ...]
@@ -146,13 +147,22 @@ def structure_of(
     plates = row_plates(t, longer, data, rows)
     grown = {} if longer is None else sample_sites(longer.p, factors=True)
     sites = tuple(replace(s, lengthens=_lengthens(s, grown.get(s.name), plates)) for s in sites)
-    frames = [f for s in (*model.values(), *drawn.values()) for f in s["cond_indep_stack"]]
     return Structure(
         sites=sites,
         row_plates=plates,
         row_columns=rows or row_columns(data),
-        nesting=max((-f.dim for f in frames if f.vectorized), default=0),
+        nesting=nesting_of(model.values(), drawn.values()),
     )
+
+
+def nesting_of(*sites: Iterable[Mapping[str, Any]]) -> int:
+    """How many batch dimensions sites take, those of plates and others."""
+    found = [0]
+    for site in itertools.chain(*sites):
+        found += [-f.dim for f in site["cond_indep_stack"] if f.vectorized]
+        if not is_deterministic(site):  # Pyro calls all of its dimensions event ones
+            found += [len(site["fn"].batch_shape), site["value"].dim() - site["fn"].event_dim]
+    return max(found)
 
 
 def longer_run(

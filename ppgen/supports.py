@@ -15,26 +15,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+import torch.distributions as td
 from pyro import poutine
 from pyro.distributions.transforms import LowerCholeskyAffine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import (
-    Cauchy,
-    Laplace,
-    MultivariateNormal,
-    Normal,
-    StudentT,
-    Transform,
-    TransformedDistribution,
-    biject_to,
-)
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from ppgen.handlers import without_validation
 from ppgen.sites import support_of
-
-__all__ = ["Placing", "Transforms", "located", "moving", "scaled", "transform_of"]
 
 
 def moving(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], latents: Collection[str]) -> list[str]:
@@ -70,14 +59,14 @@ def _scales(fn: Any) -> list[Tensor]:
     if located(fn) is None:
         return []
     base = _base(fn)[0]
-    return [base.scale_tril if isinstance(base, MultivariateNormal) else base.scale]
+    return [base.scale_tril if isinstance(base, td.MultivariateNormal) else base.scale]
 
 
-def _base(fn: Any) -> tuple[Any, list[Transform]]:
+def _base(fn: Any) -> tuple[Any, list[td.Transform]]:
     """The innermost distribution, and what is done to its draws."""
-    after: list[Transform] = []
+    after: list[td.Transform] = []
     while hasattr(fn, "base_dist"):
-        if isinstance(fn, TransformedDistribution):
+        if isinstance(fn, td.TransformedDistribution):
             after = [*fn.transforms, *after]
         fn = fn.base_dist
     return fn, after
@@ -90,14 +79,14 @@ class _Rooted(LowerCholeskyAffine):
         return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1).expand(x.shape[:-1])
 
 
-def located(fn: Any) -> Transform | None:
+def located(fn: Any) -> td.Transform | None:
     """u -> loc + scale u, and what the distribution does to that; None of one that is not of that kind."""
     base, after = _base(fn)
     if not all(t.bijective for t in after):
         return None
-    if isinstance(base, MultivariateNormal):
-        own: list[Transform] = [_Rooted(base.loc, base.scale_tril)]
-    elif isinstance(base, Normal | StudentT | Laplace | Cauchy):
+    if isinstance(base, td.MultivariateNormal):
+        own: list[td.Transform] = [_Rooted(base.loc, base.scale_tril)]
+    elif isinstance(base, td.Normal | td.StudentT | td.Laplace | td.Cauchy):
         own = [AffineTransform(base.loc, base.scale)]
     else:
         return None
@@ -122,7 +111,7 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def transform_of(fn: Any, noncentred: bool) -> Any:
     """From the real line to the latent of a site, as it is in this run."""
-    return located(fn) if noncentred else biject_to(support_of(fn))
+    return located(fn) if noncentred else td.biject_to(support_of(fn))
 
 
 class Transforms(Messenger):

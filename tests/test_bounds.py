@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, over_rows, part, score_function
+from ppgen.inference.bounds import Setting, _part, log_mean_exp, log_weights, over_rows, score_function
 from ppgen.inference.objectives import analytic
 from ppgen.terms import Term, sum_to
 
@@ -40,15 +40,16 @@ def test_one_weight_for_all_rows_has_n_over_b_inside():
 
 def test_the_kl_weight_is_that_of_latents_in_the_target_only():
     s = Setting(DATA, by_row=True, kl_weight=0.25)
-    assert torch.equal(part(P, s, target=True), 0.25 * P.log_prob) and torch.equal(part(P, s, target=False), P.log_prob)
-    assert torch.equal(part(Q, s, target=True), -0.25 * Q.log_prob)
-    assert torch.equal(part(X, s, target=True), X.log_prob)
+    assert torch.equal(_part(P, s, target=True), 0.25 * P.log_prob)
+    assert torch.equal(_part(P, s, target=False), P.log_prob)
+    assert torch.equal(_part(Q, s, target=True), -0.25 * Q.log_prob)
+    assert torch.equal(_part(X, s, target=True), X.log_prob)
 
 
 def test_a_reweighted_term_is_trained_on_and_not_reported():
     t = X._replace(target=2 * X.log_prob)
     s = Setting(DATA, by_row=True)
-    assert torch.equal(part(t, s, target=True), 2 * X.log_prob) and torch.equal(part(t, s, target=False), X.log_prob)
+    assert torch.equal(_part(t, s, target=True), 2 * X.log_prob) and torch.equal(_part(t, s, target=False), X.log_prob)
 
 
 def test_the_score_functions_cost_is_that_of_the_same_row_less_the_other_draws_mean():

@@ -11,6 +11,7 @@ import torch
 from scipy.integrate import quad
 from scipy.special import gammaln
 from torch import tensor
+from torch.distributions import biject_to
 
 import ppgen
 from ppgen.distributions import Censored, Truncated
@@ -222,6 +223,15 @@ def test_a_censored_normal_has_its_moments():
         assert float(d.variance[i]) == pytest.approx(moments[1] - moments[0] ** 2)
     with pytest.raises(NotImplementedError, match="closed form"):
         _ = Truncated(dist.Weibull(1.0, 2.0), 0.5).mean
+
+
+def test_a_bound_at_which_values_are_recorded_is_in_the_support():
+    """From above, of what has no lower end: as every other bound."""
+    for d in (Censored(dist.Normal(0.0, 1.0), upper=0.5), Truncated(dist.Normal(0.0, 1.0), upper=0.5)):
+        d = d.expand([2])
+        assert d.support.check(tensor([0.5, -3.0])).all() and not d.support.check(tensor([0.6, math.inf])).any()
+        assert torch.isfinite(d.log_prob(tensor([0.5, -3.0]))).all()
+        assert (biject_to(d.support)(tensor([-1.0, 2.0])) < 0.5).all()
 
 
 def test_bounds_a_row_infinite_or_beyond_the_support_leave_no_nan():

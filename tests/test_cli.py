@@ -228,6 +228,17 @@ def test_resume_goes_on(call, line):
     assert call("fit", "--resume", "r", "-q")[0]  # nothing left to do is no error
 
 
+def test_resume_with_data_whose_file_was_moved(call, line, tmp_path):
+    (tmp_path / "x.csv").write_text("x\n1.5\n2.5\n0.5\n")
+    call("fit", line, "--data", "x.csv", "--steps", 5, "--out", "r", "-q")
+    (tmp_path / "x.csv").rename("moved.csv")
+    (tmp_path / "x.csv").write_text("x\n1.5\n2.5\n0.6\n")
+    with pytest.raises(ppgen.PpgenError, match="fingerprints differ"):
+        inference.resume("r", source="x.csv", steps=10)
+    call("fit", "--resume", "r", "--data", "moved.csv", "--steps", 10, "-q")
+    assert Run.load("r").config["data"]["source"] == "moved.csv" and Run.load("r").config["fit"]["steps"] == 10
+
+
 # ---------------------------------------------------------------- what a run is asked
 
 
@@ -367,7 +378,9 @@ def test_list_reads_what_the_modules_have():
 
     found = {name: _section(name) for name in SECTIONS}
     assert found["data"] == datasets.NAMES and list(found["engines"]) == list(step.ENGINES)
-    assert found["guides"] == guides.summaries() and list(found["schedules"]) == list(optimise.SCHEDULES)
+    own = {n: guides.file_of(n) for n in guides.guide_names()}
+    assert found["guides"] == {n: f.SUMMARY if f else "Pyro's autoguide" for n, f in own.items()}
+    assert list(found["schedules"]) == list(optimise.SCHEDULES)
     for name in kernels.names():
         chains, draws, warmup = kernels.named(name).DEFAULTS
         assert found["kernels"][name].endswith(f"{chains} chains of {draws} draws after {warmup}")

@@ -18,7 +18,7 @@ import ppgen
 from ppgen import PpgenError
 from ppgen.cli import app
 from ppgen.inference import fit, posterior
-from ppgen.inference.evaluation.compare import Score, compare, held_out, loo, score
+from ppgen.inference.evaluation.compare import Score, _score, compare, held_out, loo
 
 X = normal(40) + 1.0
 NEW = normal(30, seed=3) + 1.0
@@ -134,7 +134,7 @@ def test_models_that_are_alike_cannot_be_told_apart():
 
 def test_across_families_and_kinds():
     x = normal(40, 4)
-    latent = score(fit(ppca(width=1.2), {"x": x}, steps=0), {"x": x}, particles=1500)
+    latent = _score(fit(ppca(width=1.2), {"x": x}, steps=0), {"x": x}, particles=1500)
     other = Score("exact", latent.values + 1, 0.0, 0, latent.observed)
     found = compare({"ppca": latent, "flow": other})
     assert latent.kind == "lower" and len(latent.values) == 40
@@ -156,7 +156,7 @@ def test_the_standard_error_of_a_bound_on_new_rows():
 
 def test_no_latents_is_exact():
     program = Gaussian()
-    found = score(fit(program, {"x": X}, steps=0), {"x": NEW})
+    found = _score(fit(program, {"x": X}, steps=0), {"x": NEW})
     assert found.kind == "exact" and found.se == 0
     exact = stats.norm(0.5, 2.0).logpdf(NEW.numpy())
     assert np.allclose(found.values, exact, atol=1e-5)

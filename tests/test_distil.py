@@ -9,7 +9,7 @@ from test_samplers import gaussian_flow, moments_agree
 
 from ppgen import PpgenError
 from ppgen.inference import distil, sample_diffusion
-from ppgen.inference.diffusion.distil import consistency_loss
+from ppgen.inference.diffusion.distil import _consistency_loss
 from ppgen.inference.diffusion.samplers import ddim, heun_step, jump
 from ppgen.models import Diffusion, DiffusionBridge
 
@@ -50,10 +50,10 @@ def test_the_loss_of_the_known_function_is_the_error_of_a_step():
     data, losses = {"x": normal(3000, 2).double()}, []
     for intervals in (10, 20):
         torch.manual_seed(0)
-        losses.append(float(consistency_loss(teacher, student, data, intervals)))
+        losses.append(float(_consistency_loss(teacher, student, data, intervals)))
     assert math.log2(losses[0] / losses[1]) == pytest.approx(6, abs=0.5)
     torch.manual_seed(0)
-    assert float(consistency_loss(teacher, teacher, data, 20)) > 1000 * losses[1]
+    assert float(_consistency_loss(teacher, teacher, data, 20)) > 1000 * losses[1]
 
 
 @torch.no_grad()

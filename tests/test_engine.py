@@ -24,7 +24,7 @@ from ppgen.engine import compile as compilation
 from ppgen.engine.compile import code_key
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient, shapes
-from ppgen.engine.noise import Draw, Noise
+from ppgen.engine.noise import Noise, _Draw
 from ppgen.engine.optimisers import bias_corrections, functional
 from ppgen.engine.small import _decompositions
 from ppgen.engine.trace import Traced, Untraceable
@@ -429,7 +429,7 @@ def test_draws_follow_the_seed_and_differ_at_every_step():
 @settings(max_examples=30, deadline=None)
 def test_noise_drawn_ahead_is_the_same_stream(shapes: list[list[int]], steps: int, uniform: bool):
     fill = torch.Tensor.uniform_ if uniform else torch.Tensor.normal_
-    draws = [Draw(fill, (), tuple(s), torch.float32) for s in shapes]
+    draws = [_Draw(fill, (), tuple(s), torch.float32) for s in shapes]
     noise = Noise(draws, steps)
     torch.manual_seed(7)
     ahead = [noise.split(tensors) for tensors in noise.take(steps)]

@@ -36,7 +36,7 @@ from ppgen.inference.verdicts.findings import (
 )
 from ppgen.inference.verdicts.guide_checks import conclusion, weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings as chain_findings
-from ppgen.inference.verdicts.report_checks import predictive, predictive_checks, report_checks, training
+from ppgen.inference.verdicts.report_checks import _training, predictive, predictive_checks, report_checks
 from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
@@ -46,6 +46,15 @@ SEEDS = 20
 def failing(findings):
     """The measures that are not fine, without the conclusion drawn from them."""
     return {f.measure for f in findings if f.verdict != "fine"} - {"guide"}
+
+
+def test_what_can_be_done_is_said_of_fits_that_may_have_ended_early_and_of_uneven_weights():
+    early = Finding(
+        "calibration", "", 1e-4, 0.05, "wrong", {"simulations": 99, "quantities": 1, "failed": ["m"], "steps": 50}
+    )
+    assert early.remedy.startswith("Take more steps (--steps 200)")
+    (uneven,) = (f for f in findings_of("300 sd off") if "too uneven to correct them" in str(f))
+    assert "Take more steps or a richer guide" in uneven.remedy
 
 
 # -- a guide -------------------------------------------------------------------------------------------
@@ -116,7 +125,8 @@ GUIDES = {  # the verdict, and what is not fine
 
 @cache
 def findings_of(name):
-    return GUIDES[name][0]()
+    """Those of the guide: the data are not all drawn from the models."""
+    return [f for f in GUIDES[name][0]() if f.measure != "predictive"]
 
 
 @pytest.mark.parametrize("name", list(GUIDES))
@@ -392,14 +402,14 @@ TRAINING = {
 @pytest.mark.parametrize("name", list(TRAINING))
 def test_training(name):
     run, expected, measures = TRAINING[name]
-    found = training(run)
+    found = _training(run)
     assert (verdict(found), failing(found)) == (expected, measures)
     survives_json(found)
 
 
 def test_what_the_elbo_gains_is_said_a_row():
     rising = NOISE + 0.1 * np.arange(400)
-    (whole,), (row,) = training(Metrics(rising)), training(Metrics(50 * rising, rows=50))
+    (whole,), (row,) = _training(Metrics(rising)), _training(Metrics(50 * rising, rows=50))
     assert (row.figure, row.threshold) == pytest.approx((whole.figure, whole.threshold))
     assert whole.figure == pytest.approx(4.0, abs=0.6)  # 40 steps of 0.1
     assert f"by {row.figure:.3g} nats a row in" in str(row) and f"by {whole.figure:.3g} nats in" in str(whole)
@@ -415,12 +425,59 @@ def test_predictions(scale, expected):
     survives_json([found])
 
 
+def _counts(seed, rows=60, spread=None):
+    """Counts of one rate, Gamma(1, 1) before they are seen, or of a rate for each row, beside draws of the former."""
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(1.0, 3.0) if spread is None else rng.gamma(spread, 4.0 / spread, rows)
+    x = rng.poisson(rate, rows)
+    drawn = rng.poisson(rng.gamma(1 + x.sum(), 1 / (1 / 3 + rows), 500)[:, None], (500, rows))
+    return from_dict({"posterior_predictive": {"x": drawn[None]}, "observed_data": {"x": x}})
+
+
+def test_a_right_model_is_rarely_off_and_one_of_too_little_spread_is():
+    said = [predictive(predictive_checks(_counts(seed)))[0] for seed in range(50)]
+    assert sum(f.verdict != "fine" for f in said) <= 1
+    (over,) = predictive(predictive_checks(_counts(0, spread=1.0)))
+    assert (
+        "share of zeros" in str(over) and "spread of the residuals" in str(over) and "negative binomial" in over.remedy
+    )
+
+
+def test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_and_no_alarm():
+    """a_i ~ N(0, 1), y_i ~ N(a_i, 1): y - E y is half of y, and of what is drawn given y an N(0, 1.5)."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(0, 2**0.5, 100)
+    drawn = y / 2 + rng.normal(0, 1.5**0.5, (500, 100))
+    checks = predictive_checks(from_dict({"posterior_predictive": {"y": drawn[None]}, "observed_data": {"y": y}}))
+    assert next(c.p for c in checks if c.statistic == "spread of the residuals") > 0.998
+    assert predictive(checks)[0].verdict == "fine"
+
+
+@pytest.mark.parametrize("kind", ["missing", "masked", "censored", "few draws"])
+def test_what_cannot_be_compared_with_draws_is_left_out(kind):
+    x, drawn = np.r_[np.zeros(20), 99.0], np.random.default_rng(0).normal(size=(1, 500, 21))
+    x[:20] = drawn[0, 0, :20]
+    groups = {"posterior_predictive": {"x": drawn}, "observed_data": {"x": x}}
+    assert predictive(predictive_checks(from_dict(groups)))[0].verdict == "look"
+    terms = -np.ones_like(drawn)
+    terms[..., 20] = 0.0
+    if kind == "missing":
+        x[20] = np.nan
+    tree = from_dict(groups | ({"log_likelihood": {"x": terms}} if kind == "masked" else {}))
+    if kind == "few draws":
+        tree = from_dict(groups | {"posterior_predictive": {"x": drawn[:, :200]}})
+    if kind == "censored":
+        tree.attrs["censored"] = '["x"]'
+    assert all(f.verdict == "fine" for f in predictive(predictive_checks(tree)))
+
+
 @pytest.mark.parametrize("width, expected", [(1.0, "fine"), (0.5, "wrong"), (2.0, "wrong")])
 def test_calibration(width, expected):
     found = calibrate(GuidedNormalMean(width=width), {"x": X}, simulations=100, refit=False)
     assert isinstance(found, _Calibration) and verdict(found.findings) == expected
     words = {0.5: "narrow", 2.0: "wide"}
     assert width not in words or words[width] in {f.details.get("shape") for f in found.findings if f.where == "m"}
+    assert "--steps" not in found.findings[0].remedy, "nothing was fitted here"
     again = json.loads(json.dumps(found.figures(), default=str))["findings"]
     assert [Finding.from_dict(d) for d in again] == found.findings
 

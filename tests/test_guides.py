@@ -469,7 +469,7 @@ def test_a_round_of_low_rank_is_that_of_whole_matrices(monkeypatch):
     """With Σ' = 2 V (I + (I + 4 U V)^½)⁻¹ of dense V and U, before the patch."""
     torch.manual_seed(0)
     n, t = 6, 2
-    q = low_rank.LowRank(normal(n).double(), normal(n, 2).double(), 0.5 + normal(n, seed=3).double().abs())
+    q = low_rank._LowRank(normal(n).double(), normal(n, 2).double(), 0.5 + normal(n, seed=3).double().abs())
     A = normal(n, n, seed=4).double()
     u = q.draw(10, torch.Generator().manual_seed(0))
     g = -(u - 1) @ (A @ A.T + torch.eye(n).double())
@@ -494,7 +494,7 @@ def test_a_round_of_low_rank_is_that_of_whole_matrices(monkeypatch):
 def test_a_patch_keeps_a_covariance_of_its_own_form():
     factor, diagonal = normal(30, 2).double(), 0.5 + normal(30, seed=1).double().abs()
     S = factor @ factor.T + diagonal.diag()
-    q = low_rank.LowRank(torch.zeros(30).double(), normal(30, 2, seed=2).double(), torch.ones(30).double())
+    q = low_rank._LowRank(torch.zeros(30).double(), normal(30, 2, seed=2).double(), torch.ones(30).double())
     for _ in range(30):
         q = low_rank._patch(q, lambda x: S @ x, S.diagonal())
     assert torch.allclose(q.factor @ q.factor.T + q.diagonal.diag(), S, atol=1e-4)

@@ -181,7 +181,7 @@ def test_a_log_joint_of_a_loop(double):
     for a, b in zip(auto.value_and_grad(u), trace.value_and_grad(u), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     run = auto._graphs["grad", u.shape, u.dtype]
-    assert "_interpreted" in run.__qualname__
+    assert "by_interpreter" in run.__qualname__
 
 
 def test_numbers_of_another_type_stay_with_torch():

@@ -8,7 +8,7 @@ from torch.distributions import Bernoulli, Normal
 from ppgen import PpgenError
 from ppgen.inference import loglik
 from ppgen.models import LadderVAE
-from ppgen.models.ladder_vae import product
+from ppgen.models.ladder_vae import _product
 from ppgen.terms import run, terms
 
 
@@ -50,7 +50,7 @@ def test_importance_weights_average_to_the_quadrature(inference, skip):
 def test_the_product_is_in_proportion_to_both_densities():
     a, b = Normal(torch.tensor([0.3, -2.0]), torch.tensor([0.5, 3.0])), Normal(torch.tensor([1.0, 0.0]), 0.8)
     z = torch.linspace(-2, 2, 9)[:, None].expand(9, 2)
-    left = product(a, b).log_prob(z) - a.log_prob(z) - b.log_prob(z)
+    left = _product(a, b).log_prob(z) - a.log_prob(z) - b.log_prob(z)
     torch.testing.assert_close(left, left[:1].expand(9, 2))
 
 

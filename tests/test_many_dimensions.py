@@ -12,7 +12,7 @@ from ppgen import Program
 from ppgen.engine import joint as joint_module
 from ppgen.engine import log_joint
 from ppgen.engine.inverse_hessian import LowRank
-from ppgen.engine.leapfrog import back, leapfrog_step, outward
+from ppgen.engine.leapfrog import _back, leapfrog_step, outward
 from ppgen.engine.pathfinder import FEW, pathfinder_low_rank
 from ppgen.inference.sampling.hamiltonian import Preconditioner, low_rank_root, strongest
 from ppgen.inference.sampling.kernels import chees
@@ -72,7 +72,7 @@ def test_a_low_rank_root_and_its_inverse():
     assert frame.kind == "low-rank" and root.shape == (DIM, 6)
     torch.testing.assert_close(frame.out(y), LOC + y @ matrix.mT)
     torch.testing.assert_close(frame.into(frame.out(y)), y)
-    torch.testing.assert_close(back(y, root), y @ matrix)
+    torch.testing.assert_close(_back(y, root), y @ matrix)
     torch.testing.assert_close(frame.sd, matrix.norm(dim=1))
     torch.testing.assert_close(frame.sd, SD, rtol=0.05, atol=0)
 
@@ -142,11 +142,11 @@ def test_the_worst_entries_are_looked_at(monkeypatch):
         u[:, t] = now
     u[::8, :, 5] += 1.0  # a group of chains is elsewhere
     u[..., 6] = np.exp(2 * u[..., 6])
-    worst = mcmc_diagnostics.suspects(u)
+    worst = mcmc_diagnostics._suspects(u)
     assert len(worst) <= 18 and 5 in worst
     ess, tail = mcmc_diagnostics._each(u, "ess"), mcmc_diagnostics._each(u, "ess", method="tail", prob=(0.05, 0.95))
     assert ess.argmin() in worst and tail.argmin() in worst
-    assert list(mcmc_diagnostics.suspects(u[..., :30])) == list(range(30))
+    assert list(mcmc_diagnostics._suspects(u[..., :30])) == list(range(30))
 
 
 def test_the_longest_tails_are_looked_at(monkeypatch):
@@ -156,7 +156,7 @@ def test_the_longest_tails_are_looked_at(monkeypatch):
     z[:, 21] *= 10
     looked = mcmc_diagnostics.longest_tails(z, 6)
     assert len(looked) <= 6 and {21, 33} <= set(looked)
-    found = mcmc_diagnostics.heavy_tails({"z": z.reshape(4, 500, 40)})
+    found = mcmc_diagnostics._heavy_tails({"z": z.reshape(4, 500, 40)})
     assert found.where == "z[33]" and found.figure > 0.3
     assert mcmc_diagnostics.longest_tails(z[:, :6], 6) == list(range(6))
 

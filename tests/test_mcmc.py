@@ -19,7 +19,7 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.leapfrog import back, leapfrog_step
+from ppgen.engine.leapfrog import _back, leapfrog_step
 from ppgen.engine.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
@@ -37,7 +37,7 @@ from ppgen.inference.sampling.kernels.chees import (
 )
 from ppgen.inference.sampling.mcmc import _runs_away, mcmc
 from ppgen.inference.verdicts.findings import load_findings, verdict
-from ppgen.inference.verdicts.mcmc_diagnostics import _tail_shape, findings, heavy_tails
+from ppgen.inference.verdicts.mcmc_diagnostics import _heavy_tails, _tail_shape, findings
 from ppgen.models import EightSchools
 
 chees_module = import_module("ppgen.inference.sampling.kernels.chees")
@@ -473,7 +473,7 @@ def test_slopes_of_the_coordinates_are_those_of_the_latents(double, root):
     own = torch.rand(root) + 0.5
     frame = Preconditioner(torch.zeros(4), own.tril() if root == (4, 4) else own)
     g = torch.randn(7, 4)
-    torch.testing.assert_close(frame.slope(back(g, frame.root)), g)
+    torch.testing.assert_close(frame.slope(_back(g, frame.root)), g)
 
 
 def test_a_proposal_that_cannot_be_evaluated_is_rejected():
@@ -693,11 +693,11 @@ def test_tails_are_told_by_their_shape():
     for nu in (1.0, 2.0, 4.0):
         k = np.array([_tail_shape(x) for x in draws(nu, 20)])
         assert k.mean() == pytest.approx(1 / nu, abs=0.1)
-    assert heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
-    assert {heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
-    said = str(heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
+    assert _heavy_tails({"a": rng.normal(size=(64, 250, 3)), "b": np.ones((64, 250))}).verdict == "fine"
+    assert {_heavy_tails({"a": x}).verdict for x in draws(8.0)} == {"fine"}
+    said = str(_heavy_tails({"a": rng.normal(size=(64, 250)), "b": np.stack(draws(2.0, 2), -1)}))
     assert "tails of b[" in said and "those of 1 more" in said and "its sd is not determined" in said
-    said = str(heavy_tails({"c": draws(1.0, 1)[0]}))
+    said = str(_heavy_tails({"c": draws(1.0, 1)[0]}))
     assert "its mean and sd are not determined" in said
 
 

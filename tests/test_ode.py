@@ -8,7 +8,7 @@ from known import KnownChain, normal
 
 from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference.diffusion import ode
-from ppgen.inference.diffusion.ode import flow, log_density, ode_loglik
+from ppgen.inference.diffusion.ode import _log_density, flow, ode_loglik
 from ppgen.models import Diffusion
 
 
@@ -54,7 +54,7 @@ def test_the_density_is_normalised():
     torch.nn.init.normal_(model.net.last.weight, std=0.3)
     side = torch.linspace(-30, 30, 121).double()
     h = torch.cartesian_prod(side, side)
-    total = log_density(model, h).exp().sum() * (side[1] - side[0]) ** 2
+    total = _log_density(model, h).exp().sum() * (side[1] - side[0]) ** 2
     assert float(total) == pytest.approx(1.0, abs=1e-3)
 
 

@@ -12,7 +12,7 @@ from ppgen import PpgenError
 from ppgen.check import check
 from ppgen.inference import Objective, loglik
 from ppgen.models import PixelVAE
-from ppgen.models.pixel_cnn import PixelCategorical
+from ppgen.models.pixel_cnn import _PixelCategorical
 
 
 def made(latent: tuple[int, ...], kind: type[PixelVAE] = PixelVAE, prior: str = "normal") -> PixelVAE:
@@ -32,7 +32,7 @@ def by_quadrature(model: PixelVAE, x: Tensor) -> Tensor:
     z = torch.linspace(-8, 8, 161).double()[:, None]
     log_p = Normal(0.0, 1.0).log_prob(z[:, 0]) + (z[1, 0] - z[0, 0]).log()
     h = model.features(model.ladder.rungs[0].down(z, None))
-    log_lik = torch.stack([PixelCategorical(model.pixels, h).log_prob(row) for row in x])
+    log_lik = torch.stack([_PixelCategorical(model.pixels, h).log_prob(row) for row in x])
     return (log_lik + log_p).logsumexp(-1)
 
 
@@ -55,7 +55,7 @@ class Flattened(PixelVAE):
                 flow = self.ladder.top if h is None else None
                 z = pyro.sample(f"z_{i}", flow.density() if flow else rung.prior(h).to_event(1))
                 h = rung.down(z, h)
-            pyro.sample("x", PixelCategorical(self.pixels, self.features(h)), obs=x)
+            pyro.sample("x", _PixelCategorical(self.pixels, self.features(h)), obs=x)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])

@@ -486,3 +486,17 @@ def test_latents_that_are_called_as_dimensions_or_columns_are_in_the_tree(name):
     assert dict(tree["posterior"][name_in(tree, name)].sizes) == {"chain": 1, "draw": 10}
     assert dict(tree["constant_data"]["x"].sizes) == {"data": len(X)}
     assert 2 in tree["posterior"]["two"].shape
+
+
+def test_rows_in_a_sequential_plate_are_all_observed_data():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("rows", len(y)):
+            pyro.factor(f"f_{i}", -0.1 * m**2)
+            pyro.sample(f"y_{i}", dist.Normal(m, 1.0), obs=y[i])
+
+    run = fit(model, {"y": X[:4]}, steps=1, guide="AutoNormal", engine="eager")
+    tree = posterior(run, {"y": X[:4]}, draws=2, predictive=False, prior=False)
+    observed = tree["observed_data"].to_dataset()
+    assert [float(observed[f"y_{i}"]) for i in range(4)] == X[:4].tolist()
+    assert len(tree["log_likelihood"].data_vars) == 4

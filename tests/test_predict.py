@@ -580,3 +580,42 @@ def test_a_column_that_is_called_as_its_dimension_is_kept_beside_it():
     assert json.loads(tree.attrs["original_names"]) == {"data_": "data"}
     again = ppgen.data.as_tensors(tree)
     assert torch.allclose(again["data"].float(), ARGUMENTS[_data_is_a_column]["data"])
+
+
+# -- far outside of what was fitted ------------------------------------------------------------------
+
+
+def test_rows_far_outside_of_the_fitted_range_are_said_and_groups_are_not(caplog, tmp_path):
+    def model(g, x, t, y=None):
+        with pyro.plate("group", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("y", dist.Normal(a[g] + x[:, 0] + t, 1.0), obs=y)
+
+    steps = torch.arange(12)
+    data = {"g": steps % 3, "x": torch.stack([steps / 11, steps / 1e3], -1), "t": steps, "y": torch.zeros(12)}
+    run = fit(Program.from_pair(model), data, steps=1, guide="AutoNormal", out=tmp_path / "run")
+    far = {"g": tensor([0, 9]), "x": tensor([[2.0, 0.0], [0.5, -1.0]]), "t": tensor([23, 12])}
+    near = {"g": tensor([9, 1]), "x": tensor([[1.9, 0.0], [-0.9, 0.02]]), "t": tensor([22, -11])}  # as far as wide
+    for source in (run, type(run).load(tmp_path / "run", Program.from_pair(model))):
+        caplog.clear()
+        assert "extrapolated" not in predict(source, near, draws=2, new_groups="draw").attrs and not caplog.text
+        told = json.loads(predict(source, far, draws=2, new_groups="draw").attrs["extrapolated"])
+        assert [(b["column"], b["entry"], b["rows"]) for b in told] == [("x", 1, 1), ("t", None, 1)]
+        assert told[1]["widths"] == pytest.approx(12 / 11) and told[1]["farthest"] == 23
+        assert "x[1] is -1, and was 0 to 0.011 in the rows that were fitted (90.9 times" in caplog.text
+
+
+@every
+def test_a_tree_knows_the_range_of_what_was_fitted_as_a_run_does(source):
+    run, how = SOURCES[source]()
+    high = float(X.max())
+    (told,) = json.loads(predict(run, {"g": ["yew"], "x": tensor([100.0])}, draws=2, **how).attrs["extrapolated"])
+    assert (told["column"], told["high"]) == ("x", high) and told["widths"] == (100 - high) / (high - float(X.min()))
+
+
+def test_trials_and_offsets_may_be_far_outside_of_the_fitted_ones():
+    few = pd.DataFrame({"k": [1, 2, 3], "n": [4, 5, 6], "e": [1.0, 2.0, 3.0], "x": [0.1, 0.2, 0.5]})
+    made = ppgen.models.regression("p(k, n) ~ x + offset(np.log(e))", "binomial", few)
+    assert made.exposure == ("e", "n")
+    assert ppgen.models.regression("p(k, n) ~ x + e + offset(np.log(e))", "binomial", few).exposure == ("n",)

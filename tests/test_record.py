@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.engine import Untraceable, trace
-from ppgen.engine.background import packed, unpacked
+from ppgen.engine.background import _packed, _unpacked
 from ppgen.engine.graph import simplify
 from ppgen.engine.record import BYTES, Unrecordable, record
 from ppgen.engine.without_dynamo import _gradients, leave_out, take_step
@@ -264,7 +264,7 @@ def test_a_graph_for_another_process_is_the_same():
         return [x.split(1)[0] + torch.randn(3)[1:].new_zeros(2) * HELD[0], x.clone().clamp_(min=0.1, max=float("inf"))]
 
     graph = trace(fn, [torch.zeros(3)]).graph
-    assert unpacked(pickle.loads(pickle.dumps(packed(graph)))).code == graph.code and "randn" in graph.code
+    assert _unpacked(pickle.loads(pickle.dumps(_packed(graph)))).code == graph.code and "randn" in graph.code
 
 
 def test_a_factor_that_does_not_exist_ends_no_recording():

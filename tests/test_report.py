@@ -22,7 +22,7 @@ from scipy import stats
 from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.report.model_graph import _edges_of, describe, layout, svg
+from ppgen.inference.report.model_graph import _describe, _edges_of, _layout, svg
 from ppgen.inference.report.report import _glance
 from ppgen.inference.verdicts.findings import VERDICTS, WRONG, Finding
 from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
@@ -222,9 +222,9 @@ def test_edges_are_what_each_site_depends_on():
     structure = structure_of(program, SCHOOLS)
     edges = _edges_of(program, SCHOOLS, structure)
     assert sorted(edges) == [("eta", "theta"), ("mu", "theta"), ("tau", "theta"), ("theta", "y")]
-    nodes = {n.name: n for n in layout(structure, edges)}
+    nodes = {n.name: n for n in _layout(structure, edges)}
     assert nodes["theta"].level == 1 and nodes["y"].level == 2 and nodes["mu"].level == 0
-    assert "y (observed, Normal) in plate school given theta" in describe(list(nodes.values()), edges)
+    assert "y (observed, Normal) in plate school given theta" in _describe(list(nodes.values()), edges)
 
 
 def test_boxes_do_not_overlap_what_is_outside():
@@ -239,7 +239,7 @@ def test_boxes_do_not_overlap_what_is_outside():
 
     program = Nested()
     structure = structure_of(program, {"x": normal(5)})
-    nodes = layout(structure, _edges_of(program, {"x": normal(5)}, structure))
+    nodes = _layout(structure, _edges_of(program, {"x": normal(5)}, structure))
     spans = {}
     for n in nodes:
         for i in range(len(n.plates)):

@@ -14,7 +14,7 @@ from ppgen import PpgenError
 from ppgen.distributions import Flat
 from ppgen.engine.pathfinder import climb
 from ppgen.inference import load_findings, mcmc, verdict
-from ppgen.inference.sampling.kernels.smc import KEEP, Start, _matched, _next, _Reference, sample, systematic
+from ppgen.inference.sampling.kernels.smc import KEEP, _matched, _next, _Reference, _Start, sample, systematic
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts import mcmc_diagnostics
 from ppgen.inference.verdicts.findings import Finding
@@ -66,7 +66,7 @@ def test_a_tail_is_told_by_the_slope_of_the_density_where_draws_do_not_show_it(m
         pyro.factor("one", one.sum())
 
     light = Finding("tail_khat", "", -math.inf, 0.35, "fine", {"others": 0})
-    monkeypatch.setattr(mcmc_diagnostics, "heavy_tails", lambda latents: light)
+    monkeypatch.setattr(mcmc_diagnostics, "_heavy_tails", lambda latents: light)
     said = {f.measure: f for f in load_findings(smc(model))}["tail_khat"]
     assert said.verdict == "look" and said.where == "t"
 
@@ -131,7 +131,7 @@ def test_islands_are_joined_by_their_evidence():
     g = torch.Generator().manual_seed(0)
     q = _Reference(lambda n: wide.draw(n, g), wide.value_and_grad, None)
     joint = SimpleNamespace(dim=1, program=SimpleNamespace(name="two"))
-    found = sample(joint, Start(target, q, 400), draws=16, warmup=50, generator=g)
+    found = sample(joint, _Start(target, q, 400), draws=16, warmup=50, generator=g)
     assert abs(found.evidence.log_z) < 4 * found.evidence.se < 0.5
     assert float((found.u > 20).float().mean()) == pytest.approx(0.5, abs=0.08)
 

@@ -22,6 +22,7 @@ NETS = {
     "mlp_fourier": (lambda: TimeMLP(6, 12, (16, 16), classes=3, fourier=(0, 1)), 6, 12),
     "unet": (lambda: UNet((1, 8, 8), 2, (4, 8), attention=4, classes=3), 64, 128),
     "unet_deep": (lambda: UNet((2, 8, 8), 1, (4, 8, 8), blocks=2, attention=0, classes=3, fourier=(0, 3)), 128, 128),
+    "unet_patch": (lambda: UNet((2, 8, 4), 3, (4, 8), attention=2, classes=3, fourier=(0, 3), patch=2), 64, 192),
 }
 
 
@@ -58,6 +59,17 @@ def test_waves_tell_neighbours_apart(name):
 
 
 @torch.no_grad()
+def test_a_patch_is_the_net_of_its_pixels_side_by_side():
+    """Of (1, 8, 8) in squares of 2 x 2: of (4, 4, 4), whose channel 2 i + j is pixel (i, j) of each square."""
+    net, inside = UNet((1, 8, 8), widths=(4, 8), patch=2), UNet((4, 4, 4), widths=(4, 8))
+    inside.load_state_dict(shaken(net).state_dict())
+    z, u = torch.randn(3, 64).double(), torch.rand(3).double()
+    squares = z.reshape(3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3)
+    found = inside.double()(squares.reshape(3, 64), u).reshape(3, 2, 2, 4, 4).permute(0, 3, 1, 4, 2)
+    assert torch.allclose(net(z, u), found.reshape(3, 64))
+
+
+@torch.no_grad()
 def test_what_comes_out_is_not_rounded_in_mixed_precision():
     net = shaken(UNet((1, 8, 8), 2, (4, 8), attention=4)).float()
     z, u = torch.randn(4, 64), torch.rand(4)
@@ -71,5 +83,7 @@ def test_what_comes_out_is_not_rounded_in_mixed_precision():
 def test_errors():
     with pytest.raises(PpgenError, match=r"hidden=\(8, 16\)"):
         TimeMLP(2, 2, (8, 16))
-    with pytest.raises(PpgenError, match="can be halved 2 times"):
+    with pytest.raises(PpgenError, match="width 4 divides"):
         UNet((1, 6, 6), widths=(4, 4, 4))
+    with pytest.raises(PpgenError, match="patch=3"):
+        UNet((1, 8, 8), widths=(4,), patch=3)

@@ -31,8 +31,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["distil"]
-
 FIRST = 4  # intervals
 
 
@@ -76,7 +74,7 @@ def distil(
         for i in range(steps):
             grid = _intervals(i / steps, intervals)
             rows = torch.randint(n_rows(columns), (batch_size,))
-            loss = consistency_loss(teacher, student, take(columns, rows), grid)
+            loss = _consistency_loss(teacher, student, take(columns, rows), grid)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -96,7 +94,7 @@ def _intervals(done: float, most: int) -> int:
     return min(most, first * 2 ** int(done * (math.ceil(math.log2(most / first)) + 1)))
 
 
-def consistency_loss(
+def _consistency_loss(
     teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int
 ) -> Tensor:
     """The mean squared distance over rows, each at one interval of the grid drawn at random."""

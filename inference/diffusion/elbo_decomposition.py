@@ -10,7 +10,7 @@ explicit program, its z_t drawn anew for every step. Blocks of rows and times ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,6 @@ from ppgen.run import Run, prepare_columns
 __all__ = ["ElboDecomposition", "chain_elbo", "elbo_decomposition"]
 
 BLOCK = 2**19  # rows x times x observed values at once
-Report = Callable[[int, int], object]
 
 
 class ElboDecomposition(NamedTuple):
@@ -106,20 +105,12 @@ def elbo_decomposition(
 
 
 @torch.no_grad()
-def chain_elbo(
-    run: Run | Program,
-    data: Mapping[str, Tensor],
-    *,
-    times: int = 100,
-    seed: int | None = 0,
-    report: Report | None = None,
-) -> LogLik:
+def chain_elbo(run: Run | Program, data: Mapping[str, Tensor], *, times: int = 100, seed: int | None = 0) -> LogLik:
     """The ELBO of each row: all T terms of the chain where times >= T, else one of each of `times` strata.
 
     Args:
         times: network calls a row.
         seed: of the draws.
-        report: called with (rows done, of how many).
     """
     program = require_chain(run)
     columns = prepare_columns(data, program, dtype_of_program(program))
@@ -130,8 +121,6 @@ def chain_elbo(
         for batch in _blocks(program, columns, k):
             cost, start, end = _of_rows(program, batch, k, k)
             parts.append((start + end - cost).double())
-            if report is not None:
-                report(sum(p.shape[1] for p in parts), n)
         values = torch.cat(parts, 1)
     se = values.std(0) / math.sqrt(k) if k > 1 else torch.full((n,), math.nan)
     bound = Bound("elbo", "lower", values.mean(0).numpy(), se.numpy())

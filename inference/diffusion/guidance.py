@@ -25,8 +25,6 @@ from torch.distributions import MultivariateNormal
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.errors import PpgenError
 
-__all__ = ["Guided", "linear_weight"]
-
 Weight = Callable[[Tensor, Tensor, float], Tensor]
 
 

@@ -29,8 +29,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["impute"]
-
 
 @torch.no_grad()
 def impute(
@@ -137,10 +135,7 @@ def _systematic(w: Tensor, n: int) -> Tensor:
 
 
 def _require_possible(likelihood: Any, values: Tensor, mask: Tensor) -> None:
-    """
-    Raises:
-        PpgenError: a known value outside the support.
-    """
+    """Refuses a known value outside the support."""
     support = likelihood.base_dist.support
     wrong = mask & ~(support.check(values.nan_to_num()) & values.isfinite())
     if wrong.any():

@@ -30,8 +30,6 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound
 from ppgen.transforms.continuous import solve
 
-__all__ = ["flow", "ode_loglik"]
-
 EXACT = 16  # values a row up to which the trace is exact
 BLOCK = 2**19  # values at once
 
@@ -48,7 +46,7 @@ def flow(
     return h * (alpha**2 + sigma**2).sqrt()
 
 
-def log_density(
+def _log_density(
     program: GaussianChain,
     h: Tensor,
     *,
@@ -128,7 +126,7 @@ def _of_rows(
         stretch = (program.decode(torch.ones_like(mean[0, 0])) - program.decode(torch.zeros_like(mean[0, 0]))).abs()
         rest = mean.shape[-1] * a.log().squeeze(-1) - stretch.log().sum()
     probes = None if exact else torch.randint(0, 2, h.shape).to(h) * 2 - 1
-    return log_density(program, h, probes=probes, tolerance=tolerance, **columns) + rest
+    return _log_density(program, h, probes=probes, tolerance=tolerance, **columns) + rest
 
 
 def _first(program: GaussianChain, data: Mapping[str, Tensor]) -> dict[str, Tensor]:

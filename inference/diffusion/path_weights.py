@@ -25,8 +25,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
-__all__ = ["chain_weights", "importance_sample"]
-
 
 class _Weighed(NamedTuple):
     """Draws of the reverse chain with their weights to a target.

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.data import n_rows
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, require_known
 from ppgen.inference.diffusion.ode import flow
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.program import Program
@@ -286,8 +286,7 @@ def sample_diffusion(
     """
     program = chain_of(run, "the sampler" if sampler is None else f"the sampler {sampler!r}")
     sampler, steps = _usual(program, sampler, steps)
-    if sampler not in SAMPLERS:
-        raise PpgenError(f"there is no sampler {sampler!r}{nearest(sampler, SAMPLERS)}; they are {', '.join(SAMPLERS)}")
+    require_known("sampler", sampler, SAMPLERS)
     _require_right(program, sampler, how)
     if steps < 1 or n < 1:
         raise PpgenError(f"steps is {steps} and n is {n}; expected at least 1 of each")
@@ -351,10 +350,7 @@ def chain_of(run: Run | Program, what: str) -> GaussianChain:
 
 
 def _require_right(program: GaussianChain, sampler: str, how: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: the chain's own draws are not what the sampler draws.
-    """
+    """Refuses a sampler that does not draw what the chain's own draws are."""
     right = program.samplers
     if sampler == "consistency" and sampler not in right:
         raise PpgenError(f"the sampler 'consistency' is for what distil makes of a chain, and {program.name} is none")

@@ -151,7 +151,7 @@ def calibrate(
                 _trained(program, data, rows_, steps, lr, particles, seed)
             true, sets = _simulated_rows(made, data, structure, observed, simulations, rng)
             names, truth, many = _rank_rows(program, true, sets, structure, draws)
-            return _calibration(names, truth, many, draws, rng)
+            return _calibration(names, truth, many, draws, rng, None if isinstance(run, Run) else steps)
         drawn = [_simulated(made, data, structure, observed) for _ in range(simulations)]
         parameters: list[dict[str, Tensor]] = [{}] * simulations
         if refit:
@@ -164,7 +164,7 @@ def calibrate(
             rows.append(_of_one(posterior, true, dict(data) | x, draws))
         program.load_state_dict(own)
         truth, many = np.stack([x for _, x, _ in rows]), np.stack([z for *_, z in rows])
-        return _calibration(rows[0][0], truth, many, draws, rng)
+        return _calibration(rows[0][0], truth, many, draws, rng, steps if refit else None)
 
 
 # -- simulating ------------------------------------------------------------------------------------
@@ -350,9 +350,9 @@ def _labels(name: str, shape: torch.Size) -> list[str]:
 
 
 def _calibration(
-    names: list[str], true: np.ndarray, draws: np.ndarray, many: int, rng: np.random.Generator
+    names: list[str], true: np.ndarray, draws: np.ndarray, many: int, rng: np.random.Generator, steps: int | None
 ) -> _Calibration:
-    """Of true values (S, P) and posterior draws (S, L, P)."""
+    """Of true values (S, P) and posterior draws (S, L, P), of guides that were fitted in so many steps here."""
     below = (draws < true[:, None]).sum(1)
     ties = (draws == true[:, None]).sum(1)
     ranks = below + rng.integers(0, ties + 1)
@@ -369,16 +369,18 @@ def _calibration(
     found = _Calibration(
         names, ranks, u, many, p, np.where(nan, np.nan, contraction), z_mean, z_sd, ecdf_bands.band(len(u), tests), []
     )
-    return found._replace(findings=_findings(found))
+    return found._replace(findings=_findings(found, steps))
 
 
-def _findings(c: _Calibration) -> list[Finding]:
+def _findings(c: _Calibration, steps: int | None) -> list[Finding]:
     """All quantities together, then those that fail, the least probable first: four at most."""
     bad = np.flatnonzero(c.p <= LEVEL)
     said = {"simulations": len(c.u), "quantities": len(c.names), "failed": [c.names[i] for i in bad]}
-    found = [Finding("calibration", "", float(c.p.min()), LEVEL, WRONG if len(bad) else FINE, said)]
+    fitted = {} if steps is None else {"steps": steps}
+    found = [Finding("calibration", "", float(c.p.min()), LEVEL, WRONG if len(bad) else FINE, said | fitted)]
     for i in bad[np.argsort(c.p[bad])][:4]:
-        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, WRONG, {"shape": _shape(c.u[:, i])}))
+        shape = {"shape": _shape(c.u[:, i])}
+        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, WRONG, shape | fitted))
     return found
 
 

@@ -104,7 +104,7 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
     """Compares scores (of `loo` or `held_out`) on the same rows, in whatever order.
 
     Args:
-        scores: by name; of draws of `infer`, `mcmc` or `posterior` their `loo`, of a run its `score`.
+        scores: by name; of draws of `infer`, `mcmc` or `posterior` their `loo`, of a run its score.
 
     Raises:
         PpgenError: fewer than two; what is no score; scores of other rows or values; loo beside held-out rows.
@@ -139,14 +139,11 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
 
 
 def _as_score(name: str, of: Score | DataTree | Run) -> Score:
-    """
-    Raises:
-        PpgenError: it is no score, and none can be made of it.
-    """
+    """A score of what is one, or has one; else it is refused."""
     if isinstance(of, Score):
         return of
     if isinstance(of, Run):
-        return score(of)
+        return _score(of)
     if not hasattr(of, "children"):
         raise PpgenError(
             f"compare got {type(of).__name__} for {name!r}; expected a score (ppgen.inference.loo), draws of a "
@@ -166,7 +163,7 @@ def _in_order_of(first: Score, s: Score) -> Score:
 
 
 @torch.no_grad()
-def score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
+def _score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
     """LOO of the rows that were fitted where it is defined (and `data` is None), else of held-out `data`.
 
     Args:

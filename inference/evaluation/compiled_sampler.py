@@ -17,7 +17,7 @@ from torch import Tensor
 from ppgen.data import tensors
 from ppgen.engine import Traced, Untraceable, compiled, trace
 from ppgen.engine.compile import require_compiler
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, require_known
 from ppgen.inference.evaluation.sample import (
     constants_of,
     dtype_of_program,
@@ -32,8 +32,6 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
 from ppgen.terms import whole_value
-
-__all__ = ["compiled_sampler"]
 
 ENGINES = ("trace", "compile")
 
@@ -64,8 +62,7 @@ def compiled_sampler(
     >>> draw(seed=0)["x"].shape
     torch.Size([7, 2])
     """
-    if engine not in ENGINES:
-        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+    require_known("engine", engine, ENGINES)
     if engine == "compile":
         require_compiler()
     program = program_of(run)

@@ -39,6 +39,7 @@ from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, 
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.moved import moved
+from ppgen.inference.verdicts.report_checks import predictive, predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import summarized
@@ -154,9 +155,11 @@ def diagnose(
     if s.by_row and "sample_stats" in tree and asked.max() < threshold(ll.particles):
         with ready(run, few, seed):
             checks += [f] if (f := guide_tails(program, few, s, *_drawn(tree, s.latents))) is not None else []
-    said = with_words(tree, [conclusion(ll, khat, checks), *checks, *inactive_units(active)])
+    seen = predictive(predictive_checks(tree))
+    said = with_words(tree, [conclusion(ll, khat, checks), *checks, *seen, *inactive_units(active)])
     store_findings(tree, said)
-    return Diagnosis(tree, _summarise(tree), ll, khat, ll.ess, kl, active, said, table)
+    summary = summarized(tree, kind="stats")  # ESS and R-hat mean nothing for a guide's independent draws
+    return Diagnosis(tree, summary, ll, khat, ll.ess, kl, active, said, table)
 
 
 def _has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
@@ -208,11 +211,6 @@ def _drawn(tree: DataTree, latents: Sequence[str]) -> tuple[dict[str, np.ndarray
     group, stats = cast(Any, tree["posterior"]), cast(Any, tree["sample_stats"])
     log_w = (stats["log_p"].values - stats["log_q"].values)[0]
     return {n: group[name_in(tree, n)].values[0] for n in latents}, log_w.reshape(len(log_w), -1)
-
-
-def _summarise(tree: DataTree) -> pd.DataFrame:
-    """ArviZ's summary without ESS and R-hat, which mean nothing for a guide's independent draws."""
-    return summarized(tree, kind="stats")
 
 
 def _kl(q: dict, p: dict, structure: Structure) -> np.ndarray | None:

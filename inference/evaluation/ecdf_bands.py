@@ -27,7 +27,7 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def points(n: int) -> np.ndarray:
+def _points(n: int) -> np.ndarray:
     """z_1, ..., z_{K-1}."""
     k = min(n, POINTS)
     return np.arange(1, k) / k
@@ -42,13 +42,13 @@ def band(n: int, tests: int = 1, level: float = 0.05) -> Band:
     """
     each = 1 - (1 - level) ** (1 / tests)
     gamma = float(np.quantile(_null(n, _repeats(each)), each))
-    z = points(n)
+    z = _points(n)
     return Band(z, _binomial().ppf(gamma / 2, n, z) / n, _binomial().ppf(1 - gamma / 2, n, z) / n)
 
 
 def ecdf(u: np.ndarray) -> np.ndarray:
     """F at the points, of numbers (n,)."""
-    return np.searchsorted(np.sort(u), points(len(u)), side="right") / len(u)
+    return np.searchsorted(np.sort(u), _points(len(u)), side="right") / len(u)
 
 
 def p_value(u: np.ndarray, tests: int = 1) -> float:
@@ -72,7 +72,7 @@ def _repeats(each: float) -> int:
 
 def _pointwise(counts: np.ndarray, n: int) -> np.ndarray:
     """The smallest two-sided binomial p-value over the points, (samples, points) -> (samples,)."""
-    z = points(n)
+    z = _points(n)
     table = np.arange(n + 1)
     below = _binomial().cdf(table[:, None], n, z)
     above = _binomial().sf(table[:, None] - 1, n, z)
@@ -83,6 +83,6 @@ def _pointwise(counts: np.ndarray, n: int) -> np.ndarray:
 @cache
 def _null(n: int, repeats: int) -> np.ndarray:
     """The statistic of uniform samples of size n."""
-    k = len(points(n)) + 1
+    k = len(_points(n)) + 1
     counts = np.random.default_rng(0).multinomial(n, np.full(k, 1 / k), size=repeats).cumsum(1)[:, :-1]
     return _pointwise(counts, n)

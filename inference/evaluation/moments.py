@@ -252,7 +252,8 @@ def _finding(kind: str, deviations: Deviations, i: int, weights: _Weights) -> Fi
         reason = "its draws have no weights" if not len(weights.log_w) else (
             "no latent varies" if weights.good.any() else "its weights are too uneven to correct them"
         )  # fmt: skip
-        return Finding(measure, "", np.nan, good, LOOK, {"beside": kind, "reason": reason, "rows": 0})
+        uneven = bool(len(weights.log_w)) and not weights.good.any()
+        return Finding(measure, "", np.nan, good, LOOK, {"beside": kind, "reason": reason, "rows": 0, "uneven": uneven})
     sure = _sure(len(many))
     graded = [(_grade(d, look, wrong, sure), d) for d in many]
     grade, worst = min(graded, key=lambda g: (VERDICTS.index(g[0]), -g[1].off))

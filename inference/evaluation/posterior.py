@@ -34,7 +34,6 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.sampling.weighted import guide_tails
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.run.shown import shown_record
 from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import (
@@ -356,7 +355,8 @@ def tree_of(
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         of_columns,
         row_dim=structure.row_plate,
-        **shown_record([*program.unreported, *_whole_columns(program)], structure),
+        censored=json.dumps([n for n in observed if structure[n].distribution == "WithStatus"]),
+        **_shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
         **_drawn_cells(program, data),
     )
@@ -491,3 +491,9 @@ def name_in(tree: DataTree, name: str) -> str:
     """What a tree calls a site."""
     changed: dict[str, str] = json.loads(tree.attrs.get("original_names", "{}"))
     return next((own for own, original in changed.items() if original == name), name)
+
+
+def _shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
+    """The attributes that the functions below read."""
+    groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
+    return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}

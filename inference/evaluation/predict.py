@@ -10,6 +10,7 @@ the same draw.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
+from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
+from ppgen.data.ranges import Beyond, far_outside
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
@@ -48,7 +50,10 @@ from ppgen.terms import holding, latents_of, value_of
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
 
+log = logging.getLogger("ppgen")
+
 NEW_GROUPS = ("error", "draw")
+SHOWN = 3  # columns in a sentence
 INTERVAL = (0.05, 0.95)  # quantiles of the intervals that are shown
 
 
@@ -77,7 +82,8 @@ def predict(
 
     Returns:
         The groups predictions, of the dimensions chain, draw, those of the site; and predictions_constant_data, text in
-        words.
+        words. Where rows are farther from the range of a fitted column than that is wide, a warning says so, and the
+        attribute extrapolated, JSON of each such column: rows, farthest, low, high, widths (`ppgen.data.ranges`).
 
         Global latents are drawn from the guide, local ones too where the new rows have what the guide reads (else from
         the model, given the global ones); discrete global latents that were summed out from p(d | x, z) at the rows
@@ -114,10 +120,7 @@ def predict(
 
 
 def _require_groups(fitted: Fitted, rows: Table) -> None:
-    """
-    Raises:
-        PpgenError: a word that the fit did not see, in a column that is no index of groups: its code is no group.
-    """
+    """Refuses a word that the fit did not see, in a column that is no index of groups: its code is no group."""
     types = fitted.program.types or {}
     new = {n: own.levels[len(types[n].levels) :] for n, own in rows.types.items() if n in types and types[n].levels}
     new = {n: words for n, words in new.items() if words}
@@ -138,7 +141,8 @@ def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
         structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
-        return Fitted(made, structure, example, None, dtype_of_program(made))
+        recorded = run.config["data"].get("ranges") if isinstance(run, Run) else None
+        return Fitted(made, structure, example, None, dtype_of_program(made), recorded or {})
     if not hasattr(run, "children"):
         raise PpgenError(f"{type(run).__name__} cannot be predicted from; pass a run, a program, or a tree of mcmc")
     return opened(run, program, given)
@@ -160,10 +164,7 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
 
 
 def _known_here(fitted: Fitted, rows: Table) -> None:
-    """
-    Raises:
-        PpgenError: other rows than the fitted ones, of a model with a latent of their length outside of their plate.
-    """
+    """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate."""
     unknown = fitted.structure.lengthening if fitted.structure is not None else ()
     if not unknown or _same(rows, fitted.example):
         return
@@ -244,7 +245,23 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
     given = {n: v for n, v in tensors(rows).items() if n not in hidden and n not in found}  # a site may have its name
     kept = Table({n: v for n, v in given.items() if not is_observed(v, sites)}, rows.types)
-    return _tree(fitted, found, dims, kept)
+    tree = _tree(fitted, found, dims, kept)
+    if beyond := _extrapolated(fitted, kept):
+        tree.attrs["extrapolated"] = json.dumps([b._asdict() for b in beyond])
+        log.warning(
+            "%s%s: predictions that far out rest on the form of the model alone, which no fitted row has tried",
+            "; ".join(map(str, beyond[:SHOWN])), f"; and {len(beyond) - SHOWN} more" * (len(beyond) > SHOWN),
+        )  # fmt: skip
+    return tree
+
+
+def _extrapolated(fitted: Fitted, kept: Table) -> list[Beyond]:
+    """The columns of numbers, not of groups, with rows far outside of what was fitted."""
+    made, own = fitted.program, _row_names(fitted)
+    codes = {*kept.words, *(made.codes or {}), *made.categories, *made.exposure}
+    found = far_outside({n: v for n, v in kept.items() if n not in codes}, fitted.ranges)
+    groups = {b.column for b in found if is_index(made, kept, b.column, own)}
+    return sorted((b for b in found if b.column not in groups), key=lambda b: -b.widths)
 
 
 def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
@@ -398,10 +415,7 @@ def _cut(
 
 
 def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -> None:
-    """
-    Raises:
-        PpgenError: a group beyond values that stand in no plate.
-    """
+    """Refuses a group beyond values that stand in no plate."""
     tensors = [*held.values(), *model.fitted.program.parameters()]
     for g in sorted({size for v in tensors for size in v.shape if size > 1}):
         if (cut := _cut(model, held, which, [g])) is None:
@@ -410,8 +424,7 @@ def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -
             if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
                 raise PpgenError(
                     f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
-                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of "
-                    "latents"
+                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of latents"
                 )
 
 

@@ -162,10 +162,7 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
 
 
 def _require_no_point(drawn: Arrays, latents: Sequence[str]) -> None:
-    """
-    Raises:
-        PpgenError: all draws of a latent are the same.
-    """
+    """Refuses a latent all draws of which are the same."""
     for name in latents:
         value = drawn.get(name)
         if value is not None and value.dtype.kind == "f" and value.size and (value == value[:, :1]).all():

@@ -28,7 +28,7 @@ from ppgen.nested import asked_rows
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
-from ppgen.structure import Structure
+from ppgen.structure import Structure, longer_run
 from ppgen.terms import run as run_once
 from ppgen.terms import whole_value
 
@@ -175,7 +175,7 @@ def constants_of(example: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in example.items() if not isinstance(v, Tensor | Nested)}
 
 
-class StandIns(NamedTuple):
+class _StandIns(NamedTuple):
     """Columns that a model cannot do without, though it only observes them: rows that were fitted give the shape.
 
     Attributes:
@@ -189,7 +189,7 @@ class StandIns(NamedTuple):
     whole: bool = True
 
 
-def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> StandIns:
+def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> _StandIns:
     """What stands in for the columns that are missing.
 
     Raises:
@@ -200,16 +200,16 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
     others = [argument_of(k, example) for k in example] if takes.any or takes.many else []
     missing = [name for name in dict.fromkeys([*takes.needed, *others]) if name not in had]
     if not missing:
-        return StandIns({}, set())
+        return _StandIns({}, set())
     if example:
         sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
         if all(name in observed for name in missing):
-            return StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
+            return _StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
         parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
         seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
         if seen and not _reads_values(program, example, parts, seen):
-            return StandIns(parts, seen, whole=False)
+            return _StandIns(parts, seen, whole=False)
         missing = [name for name in missing if name not in observed]
     raise PpgenError(
         f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "
@@ -427,13 +427,21 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
     few = take(data, slice(0, 2), rows)
     try:
         found = check(program, few, rows=rows, enumerated=enumerated, learn=False)
-        if n <= 2 or found.row_plates:
+        if n <= 2 or found.row_plates and not _longer_has_more(program, few, rows):
             return found
     except PpgenError:  # a guide of one number of rows
         if n <= 2:
             raise
     # without a plate over the rows, two of them may show fewer sites than all do: steps of a chain
     return check(program, data, rows=rows, enumerated=enumerated, learn=False)
+
+
+def _longer_has_more(program: Program, few: Mapping[str, Tensor], rows: tuple[str, ...]) -> bool:
+    """Whether the model has other sites on a row more: a loop over the rows, in a sequential plate or beside one."""
+    with torch.random.fork_rng(devices=[]), program.in_brief():
+        both = run_once(program, few, guide=False), longer_run(program, few, rows, guide=False)
+    here, longer = (t and sample_sites(t.p, factors=True).keys() for t in both)
+    return longer is not None and here != longer
 
 
 class seeded:

@@ -36,7 +36,7 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     return {
         "samples": samples_figure(run, data, drawn={"x": drawn}, given=held),
         "chain": _chain_figure(run, given, seed=seed) if gaussian else None,
-        "ledger": elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
+        "ledger": _elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
     }
 
 
@@ -84,7 +84,7 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
     return figure
 
 
-def elbo_figure(found: ElboDecomposition, run: Run | None = None) -> Figure:
+def _elbo_figure(found: ElboDecomposition, run: Run | None = None) -> Figure:
     """What each interval of time costs, the ends beside it: bits/dim where x is discrete, else nats a row."""
     unit = "nats a row" if found.dims is None else "bits/dim"
 

@@ -20,8 +20,6 @@ from ppgen.style import BLUE, DENSITY, GREY
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["corner_figure", "plane_figure"]
-
 MOST = 8  # dimensions
 SHARES = (0.5, 0.9)  # of all points, within a contour
 CELLS = 40  # of a histogram's side

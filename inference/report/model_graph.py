@@ -15,14 +15,14 @@ from torch import Tensor
 from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import is_deterministic
-from ppgen.structure import Structure
+from ppgen.structure import Site, Structure
 
 MOST = 40  # sites: a chain of a thousand steps is no picture
 SHOWN = ("latent", "observed", "deterministic")
 WIDTH, HEIGHT, GAP, PAD = 96, 36, 28, 14
 
 
-class Node(NamedTuple):
+class _Node(NamedTuple):
     """A site in the picture."""
 
     name: str
@@ -63,7 +63,7 @@ def _edges_of(program: Program, data: Mapping[str, Tensor], structure: Structure
     return [(a, b) for b, parents in follow.parents.items() for a in sorted(parents) if a in names and b in names]
 
 
-def layout(structure: Structure, edges: list[tuple[str, str]]) -> list[Node]:
+def _layout(structure: Structure, edges: list[tuple[str, str]]) -> list[_Node]:
     """Places: what depends on nothing on top; sites of the same plates side by side."""
     sites = [s for s in structure.sites if s.role in SHOWN]
     parents: dict[str, list[str]] = {s.name: [a for a, b in edges if b == s.name] for s in sites}
@@ -82,7 +82,7 @@ def layout(structure: Structure, edges: list[tuple[str, str]]) -> list[Node]:
             indent = (wide - len(row)) / 2
             for i, s in enumerate(row):
                 x = left + (indent + i) * (WIDTH + GAP)
-                nodes.append(Node(s.name, s.role, s.distribution, s.plates, level, x, level * (HEIGHT + 2.2 * GAP)))
+                nodes.append(_Node(s.name, s.role, s.distribution, s.plates, level, x, level * (HEIGHT + 2.2 * GAP)))
         left += wide * (WIDTH + GAP) + 2 * PAD * max(len(stack), 1)
     return nodes
 
@@ -102,7 +102,7 @@ def svg(
     sizes = {p: n for s in sites for p, n in zip(s.plates, _plate_sizes(s), strict=False)}
     if rows is not None:
         sizes |= {p: rows for p in structure.row_plates}
-    nodes = layout(structure, edges)
+    nodes = _layout(structure, edges)
     place = {n.name: n for n in nodes}
     parts = []
     boxes = sorted({n.plates[: i + 1] for n in nodes for i in range(len(n.plates))}, key=len)
@@ -129,7 +129,7 @@ def svg(
     low_x, low_y = min(n.x for n in nodes) - margin, min(n.y for n in nodes) - margin
     wide = max(n.x for n in nodes) + WIDTH + margin - low_x
     high = max(n.y for n in nodes) + HEIGHT + margin + 18 - low_y
-    words = describe(nodes, edges)
+    words = _describe(nodes, edges)
     picture = (
         f'<svg role="img" aria-label="{escape(words, quote=True)}" '
         f'viewBox="{low_x:.0f} {low_y:.0f} {wide:.0f} {high:.0f}" style="max-width:{wide:.0f}px" xmlns="http://www.w3.org/2000/svg">'
@@ -139,7 +139,7 @@ def svg(
     return picture, words
 
 
-def describe(nodes: list[Node], edges: list[tuple[str, str]]) -> str:
+def _describe(nodes: list[_Node], edges: list[tuple[str, str]]) -> str:
     """The graph in a sentence for each site."""
     said = []
     for n in nodes:
@@ -150,13 +150,12 @@ def describe(nodes: list[Node], edges: list[tuple[str, str]]) -> str:
     return "Graph of the model: " + "; ".join(said) + "."
 
 
-def _plate_sizes(site: object) -> tuple[int, ...]:
-    shape: tuple[int, ...] = site.batch_shape  # type: ignore[attr-defined]
-    plates: tuple[str, ...] = site.plates  # type: ignore[attr-defined]
-    return tuple(n for n in shape if n > 1)[-len(plates) :] if len([n for n in shape if n > 1]) == len(plates) else ()
+def _plate_sizes(site: Site) -> tuple[int, ...]:
+    sizes = tuple(n for n in site.batch_shape if n > 1)
+    return sizes if len(sizes) == len(site.plates) else ()
 
 
-def _arrow(a: Node, b: Node) -> str:
+def _arrow(a: _Node, b: _Node) -> str:
     x1, x2 = a.x + WIDTH / 2, b.x + WIDTH / 2
     y1, y2 = (a.y + HEIGHT, b.y - 2) if b.y > a.y else (a.y, b.y + HEIGHT + 2)
     if a.y == b.y:

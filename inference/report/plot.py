@@ -29,6 +29,7 @@ from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
+from ppgen.inference.report import sample_plots
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
     entry_names,
@@ -39,16 +40,6 @@ from ppgen.inference.report.figures import (
     predictive_intervals,
     require_format,
     write_figures,
-)
-from ppgen.inference.report.sample_plots import (
-    ROWS,
-    density_figures,
-    first_rows,
-    flat,
-    image_shape,
-    observed_values,
-    pixel_values,
-    samples_figure,
 )
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import shown, variable
@@ -91,10 +82,11 @@ def plot(
     d = None
     with suppress(NoWeights):
         d = diagnose(run, columns, draws=200, rows=30, particles=500, seed=seed)
+    first = sample_plots.first_rows(run, columns, sample_plots.ROWS)
     figures = {
         "elbo": elbo_figure(run),
-        "samples": samples_figure(run, first_rows(run, columns, ROWS), seed=seed),
-        **density_figures(run, columns, seed=seed),
+        "samples": sample_plots.samples_figure(run, first, seed=seed),
+        **sample_plots.density_figures(run, columns, seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
         **(groups_figures(d.tree) if d is not None else {}),
@@ -143,23 +135,23 @@ def reconstructions_figure(run: Run, data: Mapping[str, Tensor], *, seed: int | 
     """x beside E[x | z], z ~ q(z | x); with a global latent, x beside its posterior predictive."""
     if not run.structure.latents:
         return None
-    few = first_rows(run, data, ROWS)
-    seen = observed_values(run, few)[0]
+    few = sample_plots.first_rows(run, data, sample_plots.ROWS)
+    seen = sample_plots.observed_values(run, few)[0]
     name = next(iter(seen), None)
     if name is None:
         return None
     if run.structure.globals:
         return _predictive(run, data, name, seen[name], seed)
-    again, shape = reconstruct(run, few, seed=seed)[name], image_shape(run, name)
+    again, shape = reconstruct(run, few, seed=seed)[name], sample_plots.image_shape(run, name)
     if shape:
         n = min(20, len(again))
         figure, axes = figure_of(8.2, 4.9)
         pairs = torch.cat([torch.cat([seen[name][i : i + 10], again[i : i + 10]]) for i in range(0, n, 10)])
         image_grid(axes[0], pairs, shape, f"{name}, and below each E[{name} | z], z ~ q(z | {name})", min(n, 10),
-                   values=pixel_values(run, name))  # fmt: skip
+                   values=sample_plots.pixel_values(run, name))  # fmt: skip
         figure.set_size_inches(8.2, 0.35 + 8.2 * math.ceil(len(pairs) / 10) / min(n, 10))
         return figure
-    x, y = flat(seen[name]), flat(again)
+    x, y = sample_plots.flat(seen[name]), sample_plots.flat(again)
     figure, (axis,) = figure_of(4.4, 4.4)
     if x.shape[1] == 2:
         x, y = x[:300], y[:300]
@@ -209,7 +201,7 @@ def latent_figure(
     name = next((n for n in run.structure.locals if not run.structure[n].discrete), None)
     if name is None:
         return None
-    few = first_rows(run, data, ROWS)
+    few = sample_plots.first_rows(run, data, sample_plots.ROWS)
     tree: Any = posterior(run, few, draws=20, seed=seed, predictive=False, prior=False)
     drawn = tree["posterior"][name_in(tree, name)].values[0]
     means = drawn.mean(0).reshape(drawn.shape[1], -1)

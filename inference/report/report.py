@@ -111,7 +111,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
         *([_calibrated(calibration, calibrated)] if calibration is not None else []),
         _details(run),
     ]
-    findings = report_checks(run, d, checks, calibrated if calibration is not None else None)
+    findings = report_checks(run, d, calibrated if calibration is not None else None)
     return _render(run, [s for s in sections if s], findings), findings
 
 

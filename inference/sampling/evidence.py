@@ -42,7 +42,7 @@ from ppgen.inference.sampling.hamiltonian import root_of
 from ppgen.inference.sampling.kernels import DENSE_DIM
 from ppgen.inference.sampling.kernels.smc import BLOCK
 from ppgen.inference.sampling.mcmc import mcmc
-from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere, vectors_of
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.findings import FINE, WRONG, Finding, load_findings
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
@@ -167,10 +167,7 @@ def _observed(made: Prepared) -> np.ndarray:
 
 
 def _require_same(observed: np.ndarray, tree: DataTree) -> None:
-    """
-    Raises:
-        PpgenError: the draws are of other data.
-    """
+    """Refuses draws that are of other data."""
     if "observed_data" not in tree.children:
         return
     group = tree["observed_data"].dataset.data_vars.values()
@@ -215,17 +212,7 @@ def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
         raise PpgenError(
             f"the draws have no latent {missing[0]!r}, and {joint.program.name} has; take draws of this program"
         )
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    values = {}
-    for n in joint.latents:
-        v = group[name_in(tree, n)].values
-        if v[0, 0].size != shapes[n].numel():
-            raise PpgenError(
-                f"the draws of {n!r} have shape {v.shape[2:]}, and {joint.program.name} on these data has "
-                f"{tuple(shapes[n])}; take draws for the same data"
-            )
-        values[n] = torch.as_tensor(v).reshape(*v.shape[:2], *shapes[n]).to(torch.get_default_dtype())
-    u = joint.flatten(values)
+    u = vectors_of(joint, tree)
     if len(u) == 1:  # one chain of independent draws: halves of it
         u = u[0][: u.shape[1] // 2 * 2].reshape(2, -1, joint.dim)
     return u

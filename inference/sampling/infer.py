@@ -13,9 +13,10 @@
 Where chains take long, as of more than 300 latents, or one vector at a time, `laplace` comes before `noncentred`, and
 `flow` before `chees`.
 
-A rung is a function of a `Problem` that gives an `Outcome`. The first outcome that is settled is the answer: every
+A rung is a function of a `_Problem` that gives an `_Outcome`. The first outcome that is settled is the answer: every
 check is fine, or what is not is a fact of the posterior (a latent without an sd), which no other method would change.
-Where none is, the one of the best verdict is returned, and says so.
+Where none is, the one of the best verdict is returned, and says so. Whether the model gives data like the observed is
+asked at the end, of the answer: it is no question of the method (`ppgen/inference/verdicts/report_checks.py`).
 
 Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/`.
 """
@@ -46,7 +47,7 @@ from ppgen.inference.evaluation.sample import as_program, program_of
 from ppgen.inference.sampling.kernels import Draws
 from ppgen.inference.sampling.mcmc import derived, mcmc, tree_of_draws
 from ppgen.inference.sampling.mcmc_init import starts
-from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
+from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere, vectors_of
 from ppgen.inference.sampling.weighted import (
     ALIKE,
     Drawn,
@@ -69,6 +70,8 @@ from ppgen.inference.verdicts.findings import (
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import with_derived
 from ppgen.inference.verdicts.moved import moved
+from ppgen.inference.verdicts.report_checks import predictive as model_checks
+from ppgen.inference.verdicts.report_checks import predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.structure import Structure
@@ -90,7 +93,7 @@ FEW = 50  # latents that remain where the others are integrated out
 STEPS, RATE, PARTICLES = 600, 0.01, 16  # of the flow's fit
 
 
-class Problem(NamedTuple):
+class _Problem(NamedTuple):
     """What a rung is given.
 
     Attributes:
@@ -116,10 +119,10 @@ class Problem(NamedTuple):
             OutOfTime: the budget is spent.
         """
         if self.ends is not None and time.monotonic() > self.ends:
-            raise OutOfTime
+            raise _OutOfTime
 
 
-class Outcome(NamedTuple):
+class _Outcome(NamedTuple):
     """The draws of a rung as a tree, when they are asked for, and its findings."""
 
     tree: Callable[[], DataTree]
@@ -136,11 +139,11 @@ class Outcome(NamedTuple):
         return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
 
 
-class OutOfTime(PpgenError):
+class _OutOfTime(PpgenError):
     """The budget is spent: no fault of the program that it ends."""
 
 
-Rung = Callable[[Problem], Outcome]
+Rung = Callable[[_Problem], _Outcome]
 
 
 def infer(
@@ -165,8 +168,8 @@ def infer(
 
     Returns:
         What `posterior` and `mcmc` give, and in its attributes: method; verdict, the worst of its findings ("fine": to
-        be believed; "look"; "wrong"); seconds; tried, JSON of each method with its verdict, its seconds, and what was
-        not fine; findings.
+        be believed; "look": a check of the draws, or of the model beside the data, is not fine; "wrong"); seconds;
+        tried, JSON of each method with its verdict, its seconds, and what was not fine; findings.
 
     Raises:
         PpgenError: parameters that were not learned yet; no latent; a discrete latent that cannot be summed out; a
@@ -192,32 +195,36 @@ def infer(
         ends = None if budget is None else began + budget
         groups = {"predictive": predictive, "prior": prior}
         target = joint.value_and_grad if joint.engine == "eager" else in_blocks(joint.value_and_grad)
-        problem = Problem((program, data), made, structure, joint, target, seed, ends, groups)
+        problem = _Problem((program, data), made, structure, joint, target, seed, ends, groups)
         name, outcome, tried = _climb(problem, report)
         tree = outcome.tree()
         said = with_derived(outcome.findings, derived(tree, structure, outcome.joint))
         outcome = outcome._replace(findings=with_words(tree, said))
+        seen = with_words(tree, model_checks(predictive_checks(tree)))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began
     tree.attrs |= {
-        "method": name, "verdict": outcome.verdict, "seconds": round(seconds, 3), "seed": seed,
+        "method": name, "verdict": verdict([*outcome.findings, *seen]), "seconds": round(seconds, 3), "seed": seed,
         "tried": json.dumps(tried, ensure_ascii=False),
     }  # fmt: skip
-    store_findings(tree, outcome.findings)
+    store_findings(tree, [*outcome.findings, *seen])
+    for finding in seen:
+        if finding.verdict != FINE:
+            log.warning("%s %s", finding, finding.remedy)
     if not outcome.settled:
         log.warning("no method gave draws that can be believed; these are of %s: %s", name, _worst(outcome))
     return tree
 
 
-def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str, Outcome, list[dict[str, Any]]]:
+def _climb(problem: _Problem, report: Callable[[str], None] | None) -> tuple[str, _Outcome, list[dict[str, Any]]]:
     """The name and outcome of the first rung that is settled, or the best; and what was tried, with the findings why.
 
     Raises:
         PpgenError: no rung came to an end.
     """
     tried: list[dict[str, Any]] = []
-    best: tuple[str, Outcome] | None = None
+    best: tuple[str, _Outcome] | None = None
     ladder = LADDER if problem.joint.dim <= MOST and problem.joint.engine != "eager" else SLOW
     for rung in ladder:
         name = rung.__name__
@@ -229,7 +236,7 @@ def _climb(problem: Problem, report: Callable[[str], None] | None) -> tuple[str,
             outcome = rung(problem)
             why = [] if outcome.settled else [f for f in outcome.findings if f.verdict != FINE]
             tried.append({"method": name, "verdict": outcome.verdict, "why": why})
-        except OutOfTime:
+        except _OutOfTime:
             tried.append({"method": name, "verdict": "none", "why": ["the budget was spent"]})
             outcome = None
         except (PpgenError, torch.linalg.LinAlgError) as e:  # type: ignore[attr-defined]
@@ -257,7 +264,7 @@ def _said(tried: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{t['method']}: {str(t['why'][0]).split(';')[0] if t['why'] else t['verdict']}" for t in tried)
 
 
-def _worst(outcome: Outcome) -> str:
+def _worst(outcome: _Outcome) -> str:
     return "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
 
 
@@ -296,14 +303,14 @@ def _joint(made: Prepared) -> LogJoint:
 
 
 @torch.no_grad()
-def gaussian(problem: Problem) -> Outcome:
+def gaussian(problem: _Problem) -> _Outcome:
     """Weighted draws of a normal that batch and match finds, and of further ones where it has missed places."""
     if problem.joint.dim > MOST:
         raise PpgenError(f"{problem.joint.dim} latents are too many for a normal with all covariances, at most {MOST}")
     return _outcome(problem, _with_tails(problem, *_by_normals(problem)))
 
 
-def noncentred(problem: Problem) -> Outcome:
+def noncentred(problem: _Problem) -> _Outcome:
     """`gaussian`, where hierarchical latents are independent of their scale before the data are seen; else chains."""
     made = problem.made
     joint = somewhere(lambda: log_joint(made.program, made.data, noncentred="all"))
@@ -317,7 +324,7 @@ def noncentred(problem: Problem) -> Outcome:
 
 
 @torch.no_grad()
-def laplace(problem: Problem) -> Outcome:
+def laplace(problem: _Problem) -> _Outcome:
     """Weighted draws of the few latents that others depend on, by normals, and of the others given them."""
     joint = problem.joint
     many = [n for n, b in joint.blocks.items() if b.stop - b.start > 1 and is_unbounded(b)]
@@ -339,7 +346,7 @@ def laplace(problem: Problem) -> Outcome:
     return _outcome(problem, done)
 
 
-def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]:
+def _by_normals(problem: _Problem, adapt: bool = False) -> tuple[Weighted, Drawn]:
     joint, target, seed = problem.joint, problem.target, problem.seed
     generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
@@ -359,7 +366,7 @@ def _by_normals(problem: Problem, adapt: bool = False) -> tuple[Weighted, Drawn]
     return found, drawn
 
 
-def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adapt: bool) -> tuple[Weighted, Drawn]:
+def _enough(problem: _Problem, mixture: Mixture, generator: torch.Generator, adapt: bool) -> tuple[Weighted, Drawn]:
     """Draws of the mixture, weighed; more of them where that would do; to adapt, else of one that is nearer."""
     drawn = Drawn.of(mixture, problem.target, DRAWS, generator)
     for _ in range(ROUNDS - 1):
@@ -372,7 +379,7 @@ def _enough(problem: Problem, mixture: Mixture, generator: torch.Generator, adap
     return _weigh(problem, drawn, further=True), drawn
 
 
-def _with_tails(problem: Problem, found: Weighted, drawn: Drawn) -> Weighted:
+def _with_tails(problem: _Problem, found: Weighted, drawn: Drawn) -> Weighted:
     """More draws of the same normals, where nothing is amiss but that too few of them are in a latent's tails."""
     generator = torch.Generator().manual_seed(problem.seed + 1)
     for _ in range(DOUBLED):
@@ -384,7 +391,7 @@ def _with_tails(problem: Problem, found: Weighted, drawn: Drawn) -> Weighted:
     return found
 
 
-def _weigh(problem: Problem, drawn: Drawn, further: bool) -> Weighted:
+def _weigh(problem: _Problem, drawn: Drawn, further: bool) -> Weighted:
     prior = prior_of(problem.joint, problem.structure.sites)
     log_q = drawn.mixture.log_prob(drawn.u)
     return importance_weights(
@@ -398,7 +405,7 @@ def _matched(target: Density, m: Tensor, L: Tensor, generator: torch.Generator) 
     return q.loc, q.scale_tril
 
 
-def _outcome(problem: Problem, found: Weighted) -> Outcome:
+def _outcome(problem: _Problem, found: Weighted) -> _Outcome:
     """The draws resampled by their weights: one chain of independent ones."""
 
     def tree() -> DataTree:
@@ -408,10 +415,10 @@ def _outcome(problem: Problem, found: Weighted) -> Outcome:
         draws = Draws(u, {"lp": lp}, 0, torch.zeros(problem.joint.dim), "dense")
         return tree_of_draws(problem.made, problem.structure, problem.joint, draws, **problem.groups)
 
-    return Outcome(tree, found.findings, problem.joint)
+    return _Outcome(tree, found.findings, problem.joint)
 
 
-def flow(problem: Problem) -> Outcome:
+def flow(problem: _Problem) -> _Outcome:
     """Weighted draws of a flow guide."""
     run = copy.deepcopy(problem.given[0])
     fitted = fit(
@@ -423,11 +430,8 @@ def flow(problem: Problem) -> Outcome:
     if "sample_stats" not in drawn:
         raise PpgenError("the flow's draws have no weights")
     joint: Any = problem.joint
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    group: Any = drawn["posterior"]
     stats: Any = drawn["sample_stats"]
-    values = {n: torch.as_tensor(group[n].values[0]).reshape(-1, *shapes[n]) for n in joint.latents}
-    u = joint.flatten({n: v.to(torch.get_default_dtype()) for n, v in values.items()})
+    u = vectors_of(joint, drawn)[0]
     log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values[0])
     if log_w.dim() > 1:
         log_w = log_w.sum(-1)
@@ -442,17 +446,17 @@ def flow(problem: Problem) -> Outcome:
     return _outcome(problem, found)
 
 
-def chees(problem: Problem) -> Outcome:
+def chees(problem: _Problem) -> _Outcome:
     """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
     return _sampled(problem, "chees", problem.joint)
 
 
-def smc(problem: Problem) -> Outcome:
+def smc(problem: _Problem) -> _Outcome:
     """Islands of particles, by tempering: every mode in its proportion."""
     return _sampled(problem, "smc", problem.joint)
 
 
-def _sampled(problem: Problem, kernel: str, joint: LogJoint) -> Outcome:
+def _sampled(problem: _Problem, kernel: str, joint: LogJoint) -> _Outcome:
     given, data = problem.given
     level, quiet = log.level, logging.ERROR
     log.setLevel(quiet)  # what is not fine is said of the answer
@@ -463,7 +467,8 @@ def _sampled(problem: Problem, kernel: str, joint: LogJoint) -> Outcome:
         )  # fmt: skip
     finally:
         log.setLevel(level)
-    return Outcome(lambda: made, load_findings(made), joint)
+    own = [f for f in load_findings(made) if f.measure != "predictive"]  # of the model, which no method changes
+    return _Outcome(lambda: made, own, joint)
 
 
 LADDER: tuple[Rung, ...] = (gaussian, noncentred, chees, laplace, flow, smc)

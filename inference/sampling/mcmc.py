@@ -35,13 +35,15 @@ from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.hamiltonian import density_of
 from ppgen.inference.sampling.kernels import DENSE_DIM, Draws
 from ppgen.inference.sampling.kernels.smc import systematic
-from ppgen.inference.sampling.mcmc_init import FALL, REACH, name_direction, runaway, starts
+from ppgen.inference.sampling.mcmc_init import FALL, REACH, runaway, starts
 from ppgen.inference.sampling.prepared import Prepared, prepared, prior_of, somewhere
 from ppgen.inference.sampling.through import base_starts, brought_back, guide_weights, through_guide
 from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
 from ppgen.inference.verdicts.mcmc_diagnostics import began_anew, findings, with_derived
 from ppgen.inference.verdicts.mode_search import unseen_modes
+from ppgen.inference.verdicts.report_checks import predictive as model_checks
+from ppgen.inference.verdicts.report_checks import predictive_checks
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.run.trees import tree_record
@@ -139,7 +141,7 @@ def mcmc(
         "kernel": kernel, "marginal": ", ".join(inner), "through": int(through),
         "noncentred": ", ".join(joint.noncentred), "seed": seed, "warmup": W, **_attributes(found),
     }  # fmt: skip
-    _say(tree, said)
+    _say(tree, said + model_checks(predictive_checks(tree)))
     return tree
 
 
@@ -156,7 +158,7 @@ def _say(tree: DataTree, said: Sequence[Finding]) -> None:
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:
-            log.warning("%s. %s", finding, finding.remedy)
+            log.warning("%s. %s", str(finding).removesuffix("."), finding.remedy)
         elif finding.measure == "negligible_modes":
             log.info("%s", finding)
 
@@ -268,7 +270,7 @@ def _runs_away(
     if (one := runaway(lambda u: target(u)[0], flat.mean(0), sd, where)) is None:
         return []
     v, rise = one
-    direction = name_direction(joint.labels, v)
+    direction = _name_direction(joint.labels, v)
     if not improper:
         return [Finding("runs_away", direction, rise, -FALL, LOOK, {"sds": REACH[1]})]
     binary = [s.name for s in sites if s.role == "observed" and s.distribution in ("Bernoulli", "Binomial")]
@@ -326,14 +328,14 @@ def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws)
         return tail_khat
     u = found.u.flatten(0, 1)
     every = -(-len(u) // max(LEAST_OF_TAILS, VALUES_OF_TAILS // u.shape[1]))
-    u = u[::every]
+    u, chains = u[::every], torch.arange(found.u.shape[1]).repeat(len(found.u))[::every]
     try:
         known = (found.stats["lp"].flatten()[::every], found.g.flatten(0, 1)[::every]) if found.g is not None else None
         w = torch.full((len(u),), 1 / len(u)).to(u)
         lp, g = known or target(u)
         if score(u, w, g, joint.labels).verdict != FINE:  # steps or edges, which no slope tells
             return tail_khat
-        by_slope = tails(joint, u, w, lp, g, target, at_edges=-math.inf)
+        by_slope = tails(joint, u, w, lp, g, target, at_edges=-math.inf, chains=chains)
     except PpgenError:  # it cannot be traced
         return tail_khat
     return by_slope if by_slope.verdict != FINE else tail_khat
@@ -451,3 +453,17 @@ def tree_of_draws(
                 tree[name] = DataTree(tree[name].to_dataset().assign_coords(draw=np.arange(0, S, every)))
     tree.attrs |= tree_record(run, program, structure, data, observed_columns(here, data))
     return tree
+
+
+def _name_direction(labels: Sequence[str], v: Tensor) -> str:
+    """`b[2] to +inf`, or `a up and b down`: which entries of which latents a direction moves.
+
+    Args:
+        labels: of the entries of the unconstrained vector.
+    """
+    big = (v.abs() > 0.2 * v.abs().max()).nonzero()[:, 0].tolist()
+    if len(big) == 1:
+        return f"{labels[big[0]]} to {'+' if v[big[0]] > 0 else '-'}inf on its unconstrained scale"
+    named = [f"{labels[i]} {'up' if v[i] > 0 else 'down'}" for i in big[:4]]
+    more = f" and {len(big) - 4} more" if len(big) > 4 else ""
+    return f"{', '.join(named)}{more}, together"

@@ -11,7 +11,7 @@ that separate a binary outcome, two sums of which only one is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -85,17 +85,3 @@ def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> tup
     bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
     first = int(bad.nonzero()[0, 0]) if bad.any() else None
     return None if first is None else (tried[first], float(change[first]))
-
-
-def name_direction(labels: Sequence[str], v: Tensor) -> str:
-    """`b[2] to +inf`, or `a up and b down`: which entries of which latents a direction moves.
-
-    Args:
-        labels: of the entries of the unconstrained vector.
-    """
-    big = (v.abs() > 0.2 * v.abs().max()).nonzero()[:, 0].tolist()
-    if len(big) == 1:
-        return f"{labels[big[0]]} to {'+' if v[big[0]] > 0 else '-'}inf on its unconstrained scale"
-    named = [f"{labels[i]} {'up' if v[i] > 0 else 'down'}" for i in big[:4]]
-    more = f" and {len(big) - 4} more" if len(big) > 4 else ""
-    return f"{', '.join(named)}{more}, together"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from ppgen.engine.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
+from ppgen.inference.evaluation.posterior import name_in
 from ppgen.inference.evaluation.sample import as_program, dtype_of_program, program_of, ready
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
@@ -33,6 +34,9 @@ from ppgen.sites import sample_sites
 from ppgen.structure import Site, Structure, inspect
 from ppgen.supports import moving
 from ppgen.terms import run as run_once
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from xarray import DataTree
 
 log = logging.getLogger("ppgen")
 
@@ -140,6 +144,25 @@ def _require_observed(program: Program, data: Mapping[str, Any], n: int, new: bo
     for name, site in observed.items():
         if name not in by_latents:
             observed_in_support(name, site, unvalidated(program, data))
+
+
+def vectors_of(joint: LogJoint, tree: DataTree) -> Tensor:
+    """A tree's draws as vectors of a log joint, (chains, draws, dim).
+
+    Raises:
+        PpgenError: a latent of another shape.
+    """
+    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
+    values: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        v = tree["posterior"].dataset[name_in(tree, name)].values
+        if v[0, 0].size != shape.numel():
+            raise PpgenError(
+                f"the draws of {name!r} have shape {v.shape[2:]}, and {joint.program.name} on these data has "
+                f"{tuple(shape)}; take draws for the same data"
+            )
+        values[name] = torch.as_tensor(v).reshape(*v.shape[:2], *shape).to(torch.get_default_dtype())
+    return joint.flatten(values)
 
 
 def somewhere(fn: Callable[[], Any]) -> Any:

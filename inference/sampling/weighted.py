@@ -52,6 +52,7 @@ TAILS, FAR = (0.005, 0.01, 0.02), 0.05  # mass of a tail, the first with draws i
 BEYOND = 8.0  # sds
 ENDS = 30  # draws of a tail, from each of which a step out of the support is asked
 LEAST_TAIL = 10  # effective draws in a tail
+SURE = 3.0  # standard errors by which a slope is that of a heavy tail
 ALIKE = 50  # effective draws below which weights say nothing
 TAIL_ROWS = 3  # of an amortised guide, whose tails are looked at
 LOST = 0.01  # of the draws, where there is no marginal
@@ -248,7 +249,7 @@ def completed(
         raise PpgenError(f"no draw of {', '.join(outer.latents)} has a marginal by Laplace's method")
     w, khat, ess, evidence = _smoothed(log_w)
     w, (lp, g) = w.to(u), target(u)
-    indices = tail_indices(outer.whole, u, w, lp, g, target)
+    indices = _tail_indices(outer.whole, u, w, lp, g, target)
     heavy = {name for name, index in indices.items() if index > HEAVY}  # no number of draws would do for their sds
     importance = _importance(u, w, khat, ess, outer.whole.labels, ADAPTED, heavy)
     said = {f.measure: f for f in (importance, *found.findings[1:], heaviest(indices))}
@@ -309,15 +310,17 @@ def _importance(
 
 
 def tails(
-    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
-) -> Finding:
-    """The latent with the heaviest tail; see `tail_indices`."""
-    return heaviest(tail_indices(joint, u, w, lp, g, target, at_edges=at_edges))
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
+    at_edges: float = math.nan, chains: Tensor | None = None,
+) -> Finding:  # fmt: skip
+    """The latent with the heaviest tail; see `_tail_indices`."""
+    return heaviest(_tail_indices(joint, u, w, lp, g, target, at_edges=at_edges, chains=chains))
 
 
-def tail_indices(
-    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *, at_edges: float = math.nan
-) -> dict[str, float]:
+def _tail_indices(
+    joint: LogJoint, u: Tensor, w: Tensor, lp: Tensor, g: Tensor, target: Density, *,
+    at_edges: float = math.nan, chains: Tensor | None = None,
+) -> dict[str, float]:  # fmt: skip
     """The index k of each latent's heavier tail, P(|z| > t) ~ t^(-1/k), from the slope of its log density far out.
 
     That is E[∂ log p / ∂u_i | u_i], a mean of scores of all latents: −1/k of u = log z, and −(1 + 1/k) / u of u = z.
@@ -329,7 +332,9 @@ def tail_indices(
         target: the log joint, of other vectors.
         at_edges: k of a tail along whose draws the density ends, so that slopes do not tell it: NaN, it is not known;
             or minus infinity, where draws of the posterior are asked as well.
+        chains: (S,), the number of each draw's chain; None: draws are independent.
     """
+    chains = torch.arange(len(u)) if chains is None else chains
     off, g = u - w @ u, torch.where(w[:, None] > 0, g, 0.0)
     looked: list[tuple[int, bool]] = []  # entries, and whether they are logarithms
     for block in joint.blocks.values():
@@ -343,7 +348,7 @@ def tail_indices(
     cov = (w[:, None] * off).mT @ some
     along = g @ (cov / (w @ some.square()).clamp_min(1e-300))
     found = [
-        (i, log_scale, _tail(i, side, off, w, g, direction, log_scale))
+        (i, log_scale, _tail(i, side, off, w, g, direction, log_scale, chains))
         for (i, log_scale), direction in zip(looked, along.mT, strict=True)
         for side in ((1.0,) if log_scale else (1.0, -1.0))
     ]
@@ -404,31 +409,48 @@ def _edges(tail: _Tail, i: int, u: Tensor, off: Tensor, sd: Tensor, target: Dens
     return bool(zero[0].all()), any(bool(z.any()) for z in zero)
 
 
-def _tail(i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool) -> _Tail:
+def _tail(
+    i: int, side: float, off: Tensor, w: Tensor, g: Tensor, along: Tensor, log_scale: bool, chains: Tensor
+) -> _Tail:
     """A tail of entry i; its k is NaN where too few draws are in it.
 
     E[∂ log p / ∂u_j | u_i] = 0 for j other than i: the derivative along any direction of which entry i is 1 has the
     same mean. Along the regression of u on u_i, of all draws (`along`) or of those far out, it is close to a function
     of u_i alone, and not as noisy as the scores of latents that are strongly correlated.
+
+    A tail is heavy where it is surely, by `SURE` standard errors, which are those of means by chain: a visit to a tail
+    is many draws of one. Where the farthest is not, those that begin nearer, of more draws, may be.
     """
     order = (side * off[:, i]).argsort(descending=True)
     mass = w[order].cumsum(0)
     tails, far = [order[mass <= share] for share in TAILS], order[mass <= FAR]
-    enough = (t for t in tails if float(w[t].sum() ** 2) >= LEAST_TAIL * float(w[t].square().sum()) > 0)
-    inside = next(enough, None)
-    if inside is None:
+    tails = [t for t in tails if float(w[t].sum() ** 2) >= LEAST_TAIL * float(w[t].square().sum()) > 0]
+    if not tails:
         return _Tail(math.nan, far, off[0])
-    part, near = w[inside] / w[inside].sum(), w[far] / w[far].sum()
+    near = w[far] / w[far].sum()
     spread = off[far] - near @ off[far]
     regression = (near * spread[:, i]) @ spread
     direction = regression / regression[i].clamp_min(1e-300)
-    slopes = side * torch.stack([g[inside, i], along[inside], g[inside] @ direction])
-    falls = -slopes if log_scale else -slopes * side * off[inside, i] - 1.0
-    means = falls @ part
-    se = (falls - means[:, None]).square().matmul(part.square()).sqrt()
+    estimates = []
+    for inside in tails:
+        slopes = side * torch.stack([g[inside, i], along[inside], g[inside] @ direction])
+        falls = -slopes if log_scale else -slopes * side * off[inside, i] - 1.0
+        fall, se = _least_noisy(falls, w[inside] / w[inside].sum(), chains[inside])
+        estimates.append((fall, fall + SURE * se))
+    sure = [fall for fall, most in estimates if most < 1 / HEAVY]
+    fall = estimates[0][0] if estimates[0][0] >= 1 / HEAVY else sure[0] if sure else estimates[0][1]
+    return _Tail(1 / fall if fall > 0 else math.inf, tails[0], direction)
+
+
+def _least_noisy(values: Tensor, w: Tensor, chains: Tensor) -> tuple[float, float]:
+    """Of (estimates, S) with weights that sum to one, the mean whose standard error is least, and that."""
+    means = values @ w
+    off = (values - means[:, None]) * w
+    _, which = chains.unique(return_inverse=True)
+    by_chain = off.new_zeros(len(values), int(which.max()) + 1).index_add_(1, which, off)
+    se = by_chain.square().sum(1).sqrt()
     best = int(se.argmin())
-    fall = float(means[best])
-    return _Tail(1 / fall if fall > 0 else math.inf, inside, direction)
+    return float(means[best]), float(se[best])
 
 
 def guide_tails(

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ppgen.data import n_rows, take
 from ppgen.draws import Many, one_draw, parameters_as
+from ppgen.inference.training.optimise import move_average
 from ppgen.program import Program
 from ppgen.structure import Structure
 
@@ -117,16 +118,9 @@ class Convergence:
 
     def _average(self, state: Mapping[str, Tensor]) -> None:
         self.count += 1
-        if self.average is None:
-            self.average = {k: v.detach().clone() for k, v in state.items()}
-            return
-        for name, value in state.items():
-            if name not in self.average:  # a parameter that appears late
-                self.average[name] = value.detach().clone()
-            elif value.is_floating_point():
-                self.average[name].lerp_(value.detach().to(self.average[name]), 1 / self.count)
-            else:
-                self.average[name].copy_(value)
+        average = self.average = {} if self.average is None else self.average
+        here = {k: v.to(average[k]) if k in average else v for k, v in state.items()}  # of a checkpoint on the CPU
+        move_average(average, here, 1 / self.count)
 
     def saved(self) -> dict[str, Any]:
         """For a checkpoint; `Convergence(**saved)` is this again."""

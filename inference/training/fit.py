@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation
@@ -30,13 +28,15 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
+from ppgen.data.ranges import ranges
 from ppgen.draws import one_draw, parameters_as
-from ppgen.errors import PpgenError, lenient, nearest, of_dtypes
+from ppgen.engine.noise import python_randomness
+from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse
 from ppgen.handlers import without_validation
 from ppgen.inference import gradients, objectives
-from ppgen.inference.objective import Objective, default_objective, make_objective
+from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
@@ -205,14 +205,15 @@ CHANGEABLE = (
 
 
 def resume(
-    path: str | Path, data: Any = None, *, valid: Any = None, program: Program | None = None,
-    report: Report | None = None, **changes: Any,
+    path: str | Path, data: Any = None, *, valid: Any = None, source: str | Path | None = None,
+    program: Program | None = None, report: Report | None = None, **changes: Any,
 ) -> Run:  # fmt: skip
     """Goes on where a stopped or killed run was, to the result that an unbroken run would have given.
 
     Args:
         path: the run folder.
         data, valid: needed only where the fit was given data in memory.
+        source: where the data that the run was fitted to lie now, if their file was moved; the run keeps it.
         program: needed only where the run cannot build it by itself.
         changes: options of `fit` that are others from here on, out of `CHANGEABLE`: a new total of `steps`, a smaller
             `lr`. config.json keeps the old ones in `history`, with the step of the change.
@@ -231,6 +232,10 @@ def resume(
             )
     with same_folder(path):
         config = read_config(path)  # another fit may have ended since
+        if source is not None:
+            if config["data"].get("source") is None:
+                raise PpgenError(f"{path} was fitted to data in memory, which have no file; pass the rows as data")
+            config["data"]["source"] = str(source)
         return _resume(path, config, data, valid, program, report, changes)
 
 
@@ -347,10 +352,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     # Each of these says what there is; here, before a folder is made.
     learning_rate(o["schedule"] or "constant", 1.0, 0, 1)
     check_optimizer(o["optimizer"], o["lr"] or LEAST)
-    if o["engine"] not in ENGINES:
-        raise PpgenError(
-            f"there is no engine {o['engine']!r}{nearest(o['engine'], ENGINES)}; they are {', '.join(ENGINES)}"
-        )
+    require_known("engine", o["engine"], ENGINES)
     gradients.named(o["gradient"])
     if loss is None and o["objective"] is not None:
         objectives.formula(o["objective"])
@@ -399,7 +401,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
     plain = o["objective"] is None
-    o["objective"] = o["objective"] or ("enumerate" if enumerated else default_objective(program))
+    o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
@@ -602,9 +604,11 @@ def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide:
 
 
 def _record(data: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fingerprint of the data; `columns` is the source's choice of columns, and so is not used for it."""
+    """Fingerprint and ranges of the data; `columns` is the source's choice of columns, and so is not used for it."""
     found = data_module.fingerprint(data)
-    return {"contents": found["columns"], "sha256": found["sha256"]}
+    return {
+        "contents": found["columns"], "sha256": found["sha256"], "ranges": ranges(data, data_module.row_columns(data)),
+    }  # fmt: skip
 
 
 @contextmanager
@@ -612,11 +616,12 @@ def _one_seed(seed: int) -> Iterator[None]:
     """Seeds torch, numpy and random, and gives the caller's random state back."""
     if not 0 <= seed < 2**32:
         raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), python_randomness():
         pyro.set_rng_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+        yield
+
+
+def _default_objective(program: Program) -> str:
+    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
+    infer={"enumerate": ...}, which is objective "enumerate")."""
+    return "subsampled" if program.subsamples else "analytic"

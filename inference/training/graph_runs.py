@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,15 +12,11 @@ from torch import Tensor
 from ppgen.engine.compile import code_key, compiled
 from ppgen.engine.fused import FusedStep
 from ppgen.engine.gradient import Gradient
-from ppgen.engine.interpreter.interpreted import interpreted
-from ppgen.engine.noise import Noise, hoist
 from ppgen.engine.optimisers import functional
-from ppgen.engine.tiers import pays, seconds_of
 from ppgen.engine.without_dynamo import take_step
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult
 from ppgen.inference.training.optimise import averaged, ema_decay
 
-MANY = 1000  # operations, below which no step is interpreted: what a clock says of so few is not the same twice
 CALL_SECONDS = 0.1  # a call of several steps lasts no longer, so that a signal is heard
 
 
@@ -50,34 +45,6 @@ class TraceRun:
                     buffer.detach().copy_(new)
             step.average(row)
         return result
-
-
-def interpreted_run(
-    step: EagerStep, gradient: Gradient, batch: Mapping[str, Tensor], calls: int | None = None
-) -> TraceRun | None:
-    """The gradient's graph by the interpreter of small operations, its draws made beforehand by torch, in their order.
-
-    Args:
-        calls: how many steps there will be; None: it need not pay.
-
-    Returns:
-        None where torch runs the graph as well or better.
-    """
-    traced, inputs = gradient.traced, gradient.inputs(batch)
-    with torch.random.fork_rng(devices=[]):
-        by_torch = seconds_of(traced, inputs) if calls is not None else math.inf
-        if calls is not None and not pays(len(traced), by_torch, calls, inputs[0].dtype, MANY):
-            return None
-        graph, draws, _ = hoist(traced.graph)
-        noise = Noise(draws, 1)
-        ours = interpreted(graph, [*inputs, *traced.constants, *noise.split(noise.take(1)[0])])
-        if ours is None:
-            return None
-
-        def run(*inputs: Tensor) -> Any:
-            return ours(*inputs, *traced.constants, *noise.split(noise.take(1)[0]))
-
-        return TraceRun(step, gradient, run) if seconds_of(run, inputs) < by_torch else None
 
 
 class FusedRun:

@@ -25,18 +25,20 @@ from ppgen.engine import background, native
 from ppgen.engine import compile as compilation
 from ppgen.engine.gradient import Gradient, shapes
 from ppgen.engine.noise import python_randomness
+from ppgen.engine.tiers import by_interpreter
 from ppgen.engine.trace import Untraceable
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import require_known
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult, flushed
-from ppgen.inference.training.graph_runs import Code, FusedRun, TraceRun, interpreted_run
+from ppgen.inference.training.graph_runs import Code, FusedRun, TraceRun
 from ppgen.terms import run
 
 ENGINES = ("eager", "trace", "compile", "auto")
 MAX_BAD_STEPS = 10  # so many losses in a row that are not finite end the fit
 MAX_TRACES = 4  # shapes of a batch that are traced; further ones run eagerly
 WORTH_TRACING = 100  # steps: tracing takes about as long as 60 eager ones, and saves the better half of each
+MANY = 1000  # operations, below which no step is interpreted: what a clock says of so few is not the same twice
 PROBES = 3  # traced steps that `auto` times
 LOOK_SECONDS, BACKGROUND_SECONDS = 0.1, 1.5  # to be gained by compiled code: to look for it, to have it made
 POLL_SECONDS = 0.25  # between two looks at whether the code is there
@@ -93,8 +95,7 @@ class Step(EagerStep):
         Raises:
             PpgenError: no such engine; `compile` without a C++ compiler.
         """
-        if engine not in ENGINES:
-            raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+        require_known("engine", engine, ENGINES)
         if engine == "compile":
             compilation.require_compiler()
         super().__init__(objective, optimizer, fabric, **options)
@@ -355,12 +356,12 @@ class Step(EagerStep):
     def _interpret(self, key: tuple, gradient: Gradient, batch: Mapping[str, Tensor], left: int | None = None) -> bool:
         """Goes on with the interpreter where that pays, or was recorded (`left` is None); whether it does."""
         started = time.thread_time()
-        run = interpreted_run(self, gradient, batch, left)
+        run, _ = by_interpreter(gradient.traced, gradient.inputs(batch), left, MANY)
         if run is None:
             if left is None:
                 log.warning("the checkpoint's steps were interpreted, which cannot be here: they go on by trace")
             return False
-        self._use(key, "interpret", run)
+        self._use(key, "interpret", TraceRun(self, gradient, run))
         log.info("engine auto: %d operations are interpreted from now on, written in %.1f s", len(gradient.traced),
                  time.thread_time() - started)  # fmt: skip
         return True

@@ -162,9 +162,10 @@ def _report(f: Finding) -> str:
 
 
 def _not_compared(f: Finding) -> Words:
+    richer = "Take more steps or a richer guide (--guide flow), or hold" if f.details.get("uneven") else "Hold"
     return (
         f"The guide's moments could not be checked: {f.details['reason']}.",
-        "Hold it against draws of the posterior (ppgen mcmc, then ppgen diagnose --reference).",
+        f"{richer} it against draws of the posterior (ppgen mcmc, then ppgen diagnose --reference).",
     )
 
 
@@ -419,10 +420,23 @@ def _predictive(f: Finding) -> Words:
         f"the {c['statistic']} of {f.where} is {c['observed']:.3g}, the model's {c['low']:.3g} to {c['high']:.3g}"
         for c in f.details["off"]
     )
-    return (
-        f"The fitted model does not give data like the observed: {off}.",
-        "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on.",
-    )
+    return f"The fitted model does not give data like the observed: {off}.", _other_likelihood(f.details["off"])
+
+
+def _other_likelihood(off: list[dict[str, Any]]) -> str:
+    """What to do about statistics that the model does not give."""
+    names = {c["statistic"] for c in off}
+    above = {c["statistic"] for c in off if c["p"] < 0.5}
+    if "spread of the residuals" in above:
+        return (
+            "What spreads more than its model: of counts or successes a negative binomial, a part of zeros of its own, "
+            "or an effect for each row; else a scale that is learned, or heavier tails."
+        )
+    if "share of zeros" in above:
+        return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
+    if names <= {"least", "largest", "largest residual"}:
+        return "Look at the rows with the largest residuals; where they are right, take heavier tails (student)."
+    return "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on."
 
 
 def _calibration(f: Finding) -> Words:
@@ -430,6 +444,8 @@ def _calibration(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "Whether the posteriors are calibrated was not checked.", "Run ppgen calibrate RUN."
     remedy = f"{RICHER} If a pair that should be exact fails, look for an error in model or guide."
+    if "steps" in d:
+        remedy = f"Take more steps (--steps {4 * d['steps']}), as fits that end too early look the same. {remedy}"
     if f.where:
         return f"{f.where}: {SHAPES[d['shape']]} (p = {f.figure:.2g}).", remedy
     if f.verdict == "fine":

@@ -75,7 +75,7 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
     """
     u = found.u.movedim(1, 0).numpy()  # (chains, draws, entries)
     lp = found.stats["lp"].T.numpy()
-    worst = suspects(u)
+    worst = _suspects(u)
     labels = [joint.labels[i] for i in worst]
     few = u[..., worst] if len(worst) < u.shape[-1] else u
     if found.evidence is None:
@@ -92,7 +92,7 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
         _enough("ess_bulk", _each(few, "ess"), labels),
         _enough("ess_tail", _each(few, "ess", method="tail", prob=TAILS), labels),
         *moves,
-        heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
     ]
 
 
@@ -132,7 +132,7 @@ def _apart(lp: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.flatnonzero((off > 4 + 6 * np.median(off, 0)).any(1))
 
 
-def suspects(u: np.ndarray) -> np.ndarray:
+def _suspects(u: np.ndarray) -> np.ndarray:
     """The entries of (chains, draws, entries) of which R-hat and ESS are made: all where they are `MANY`; else those
     that are among the `WORST` by a quick figure: R-hat of groups of chains and ESS, without ranks, of the draws and of
     their distances from the mean, and ESS of either tail."""
@@ -222,7 +222,7 @@ def _energy(energy: np.ndarray) -> Finding:
     return Finding("e_bfmi", "", bfmi, GOOD_BFMI, FINE if bfmi >= GOOD_BFMI else LOOK)
 
 
-def heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
+def _heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     """The latent with the heaviest tail, and whether that is too heavy for an sd.
 
     Args:

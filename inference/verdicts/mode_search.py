@@ -94,7 +94,7 @@ class _Region(NamedTuple):
     core: _Core | None = None
 
 
-class Search(NamedTuple):
+class _Search(NamedTuple):
     """What a search found: the record, and (m, L) of the places that were not seen, the heaviest first."""
 
     finding: Finding
@@ -119,7 +119,7 @@ def search_modes(
     name: Callable[[Tensor], str] = str,
     seed: int = 0,
     size: int = 0,
-) -> Search | None:
+) -> _Search | None:
     """Climbs, weighs the places where they end, and compares them with the draws.
 
     Args:
@@ -166,17 +166,17 @@ def search_modes(
     unseen = _different([r for r, gone in zip(regions, missing, strict=True) if gone])
     searched = {"starts": len(start), "places": len(ends), "of": "guide" if of_guide else "chains"}
     if not unseen:
-        return Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
+        return _Search(Finding("unseen_modes", "", 0.0, MISSING[0], FINE, searched), [])
     where = name(unseen[0].q.m)
     if evidence.se > 1.0 or not math.isfinite(evidence.log_z):
-        return Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
+        return _Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
     seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + _all_weighed(target, full, generator)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
     said = searched | {"unseen": len(unseen), "copies": copies}
-    return Search(Finding("unseen_modes", where, share, MISSING[0], graded, said), _places_of(unseen))
+    return _Search(Finding("unseen_modes", where, share, MISSING[0], graded, said), _places_of(unseen))
 
 
 def _places_of(regions: list[_Region]) -> list[tuple[Tensor, Tensor]]:
@@ -212,7 +212,7 @@ def _scouted(target: Density, draws: Tensor, generator: torch.Generator) -> Tens
     dim = draws.shape[1]
     if dim > SCOUTED:
         return draws[:0]
-    frame = whitening(draws)
+    frame = _whitening(draws)
     z = torch.randn(len(SPHERES) * ON_SPHERE, dim, generator=generator, dtype=draws.dtype)
     radius = (torch.tensor(SPHERES).to(draws) * dim**0.5).repeat_interleave(ON_SPHERE)[:, None]
     u = frame.out(z / z.norm(dim=-1, keepdim=True) * radius)
@@ -221,7 +221,7 @@ def _scouted(target: Density, draws: Tensor, generator: torch.Generator) -> Tens
     return u[height.argmax(-1) + ON_SPHERE * torch.arange(len(SPHERES))]
 
 
-def whitening(draws: Tensor) -> Preconditioner:
+def _whitening(draws: Tensor) -> Preconditioner:
     """Coordinates in which the draws have mean 0 and covariance I."""
     dim = draws.shape[1]
     m, cov = draws.mean(0), torch.cov(draws.mT).reshape(dim, dim)
@@ -233,7 +233,7 @@ def whitening(draws: Tensor) -> Preconditioner:
 
 def climbs(target: Density, start: Tensor, draws: Tensor, generator: torch.Generator) -> Climbs:
     """Paths from the starts, in coordinates in which the draws have mean 0 and covariance I: few steps are needed."""
-    frame = whitening(draws)
+    frame = _whitening(draws)
     L = frame.root
 
     def whitened(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,6 @@ from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.terms import Term
 
-__all__ = ["Chain", "flat_rows", "require_few_states"]
-
 SHORT = 2  # steps of the chain that checks are run on
 LONG = 8  # steps above which they are
 

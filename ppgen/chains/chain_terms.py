@@ -30,8 +30,6 @@ Chain = Any  # a `ppgen.chains.chain.Chain`, whose file imports this one
 MEMORY = 0.9  # of the running mean of squared costs
 UNIFORM = 0.05  # share of the times that is drawn uniformly, whatever the costs
 
-__all__ = ["reconstruction", "subsampled_terms", "terms"]
-
 
 def subsampled_terms(program: Chain, data: Mapping[str, Tensor], times: int = 1) -> list[Term]:
     """Unbiased draws of the terms of each row's ELBO: both ends, and `times` of the T steps between them.

@@ -17,8 +17,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["optimal_pairs"]
-
 
 @cache
 def _operator() -> Callable[[Tensor], Tensor]:

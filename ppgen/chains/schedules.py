@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, require_known
 
 __all__ = ["SCHEDULES", "Schedule", "make_schedule"]
 
@@ -216,8 +216,7 @@ def make_schedule(name: str, low: float, high: float) -> Schedule:
     Raises:
         PpgenError: there is none; ends that do not increase, or that no float can tell from 0 or 1.
     """
-    if name not in SCHEDULES:
-        raise PpgenError(f"there is no schedule {name!r}{nearest(name, SCHEDULES)}; they are {', '.join(SCHEDULES)}")
+    require_known("schedule", name, SCHEDULES)
     if not -60 <= low < high <= 60:
         raise PpgenError(
             f"the ends of the log-SNR are low={low}, high={high}; expected -60 <= low < high <= 60, as in -13.3 and 5"

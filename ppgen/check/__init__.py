@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,6 +25,7 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
 from ppgen.check.missing import validate
+from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
 from ppgen.frames import owner
 from ppgen.handlers import user_validates, without_validation
@@ -125,7 +127,10 @@ def checked(
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
         _log_probs(t, enumerated)
-        if learn and not enumerated:
+        if enumerated:
+            with running_of(program, batch):
+                require_summable(program, batch, structure.nesting, enumerated)
+        elif learn:
             _gradients(program, t)
     return Checked(structure, t, longer, differ)
 
@@ -230,12 +235,8 @@ def _first_line(e: BaseException) -> str:
 
 def _user_line(e: BaseException) -> str:
     """The innermost frame that is neither torch's, Pyro's nor ppgen's own."""
-    found, tb = "", e.__traceback__
-    while tb is not None:
-        if owner(tb.tb_frame) == "own":
-            found = f" at {Path(tb.tb_frame.f_code.co_filename).name}:{tb.tb_lineno}"
-        tb = tb.tb_next
-    return found
+    own = [(frame.f_code.co_filename, n) for frame, n in walk_tb(e.__traceback__) if owner(frame) == "own"]
+    return f" at {Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
 # -- numbers -------------------------------------------------------------------------------------
@@ -398,8 +399,7 @@ def _minibatch(
             if fixed:
                 raise PpgenError(
                     f"the plate {fixed[0][0]!r} has {fixed[0][1]} rows whatever the batch; take its size from the "
-                    "column that is "
-                    f"passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
+                    f"column that is passed, as in pyro.plate({fixed[0][0]!r}, len(x))"
                 )
             sequential = [f.name for f in sample_sites(t.p)[name]["cond_indep_stack"] if not f.vectorized]
             if sequential:
@@ -409,9 +409,8 @@ def _minibatch(
                     f"subsample_size={batch_size}, or write all rows as one site within `with ppgen.rows(x):`"
                 )
             raise PpgenError(
-                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of "
-                f"{n} rows cannot be "
-                "weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
+                f"the observed site {name!r} stands in no plate over the rows, so that a batch of {batch_size} of {n} "
+                "rows cannot be weighed; write it within `with ppgen.rows(x):`, or leave out batch_size"
             )
     for name in structure.names("factor"):
         if not structure.is_local(name) and _reads_rows(program, structure, t, name, batch, rows):
@@ -427,19 +426,14 @@ def _minibatch(
     auxiliary_local = [s.name for s in structure.sites if s.role == "auxiliary" and structure.is_local(s.name)]
     if program.fixed_rows and (structure.locals or auxiliary_local):
         raise PpgenError(
-            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns "
-            "one posterior for each "
-            f"of the rows that it was made with; local latents need an amortised guide under minibatches: write "
-            "guide(x), or leave out "
-            f"batch_size so that all {n} rows are passed"
+            f"the latent {(structure.locals or auxiliary_local)[0]!r} has one value a row, and an autoguide learns one "
+            "posterior for each of the rows that it was made with; local latents need an amortised guide under "
+            f"minibatches: write guide(x), or leave out batch_size so that all {n} rows are passed"
         )
 
 
 def _weighed_once(structure: Structure, t: Traces, longer: Traces | None, n: int, size: int) -> None:
-    """
-    Raises:
-        PpgenError: a program that weighs its batch by N/B itself, by its number of rows or by a constant.
-    """
+    """Refuses a program that weighs its batch by N/B itself, by its number of rows or by a constant."""
     more = sample_sites(longer.p) if longer is not None else {}
     for name in filter(structure.is_local, structure.names("observed")):
         site = sample_sites(t.p)[name]

@@ -51,8 +51,7 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             )
         raise PpgenError(
             f"the guide has no site {name!r}, which is a latent of the model{nearest(name, guide)}; sample it in the "
-            "guide, "
-            "observe it in the model, or ask for an autoguide with guide='AutoNormal' (--guide AutoNormal)"
+            "guide, observe it in the model, or ask for an autoguide with guide='AutoNormal' (--guide AutoNormal)"
         )
     for name, site in guide.items():
         if site["is_observed"]:
@@ -90,14 +89,12 @@ def observed_fit(p: poutine.Trace, n: int, rows: int, counted_once: bool = True)
             fixed = [f for f in site["cond_indep_stack"] if f.size == n != rows]
             if fixed:
                 raise PpgenError(
-                    f"the plate {fixed[0].name!r} has {n} rows whatever the batch, and the batch has {rows}; take "
-                    "its size from the "
-                    f"column that is passed, as in pyro.plate({fixed[0].name!r}, len(x))"
+                    f"the plate {fixed[0].name!r} has {n} rows whatever the batch, and the batch has {rows}; take its "
+                    f"size from the column that is passed, as in pyro.plate({fixed[0].name!r}, len(x))"
                 )
             raise PpgenError(
                 f"the observed site {name!r} is given values of shape {found}, and its distribution has the shape "
-                f"{expected} "
-                f"(batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
+                f"{expected} (batch {tuple(fn.batch_shape)}, event {tuple(fn.event_shape)}); make the two "
                 f"agree{_sizes_hint(site, found)}"
             )
         _not_repeated(name, site, found, expected)
@@ -172,9 +169,8 @@ def plates_fit(t: Traces) -> None:
                 )
             if sizes_q[plate] not in (size, UNSIZED) and not subsampled(q, plate):
                 raise PpgenError(
-                    f"the plate {plate!r} around the latent {name!r} has size {size} in the model and "
-                    f"{sizes_q[plate]} in the guide; "
-                    "give both the same size"
+                    f"the plate {plate!r} around the latent {name!r} has size {size} in the model and {sizes_q[plate]} "
+                    "in the guide; give both the same size"
                 )
         p_shape = tuple(p["fn"].batch_shape) + tuple(p["fn"].event_shape)
         q_shape = tuple(q["value"].shape)
@@ -183,10 +179,8 @@ def plates_fit(t: Traces) -> None:
         if _broadcast(p_shape, q_shape) != p_shape or len(q["fn"].event_shape) != len(p["fn"].event_shape):
             raise PpgenError(
                 f"the latent {name!r} has batch shape {tuple(p['fn'].batch_shape)} and event shape "
-                f"{tuple(p['fn'].event_shape)} in the "
-                f"model, and {tuple(q['fn'].batch_shape)} and {tuple(q['fn'].event_shape)} in the guide; make them "
-                "equal, "
-                "for example with .to_event(1)"
+                f"{tuple(p['fn'].event_shape)} in the model, and {tuple(q['fn'].batch_shape)} and "
+                f"{tuple(q['fn'].event_shape)} in the guide; make them equal, for example with .to_event(1)"
             )
 
 
@@ -207,9 +201,8 @@ def _site_in_plates(name: str, site: dict, part: str) -> None:
     for dim, frame in dims.items():
         if -dim <= len(batch) and frame.size >= 0 and batch[dim] not in (1, frame.size):
             raise PpgenError(
-                f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it "
-                f"has size {frame.size} "
-                f"at dimension {dim}; make the two agree"
+                f"the site {name!r} of the {part} has batch shape {batch}, and the plate {frame.name!r} around it has "
+                f"size {frame.size} at dimension {dim}; make the two agree"
             )
 
 
@@ -345,9 +338,8 @@ def _covers(name: str, p: Any, site: dict) -> None:
     eps = 1e-6
     if bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any()):
         raise PpgenError(
-            f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that "
-            "covers it, "
-            "for example by transforming a Normal"
+            f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that covers "
+            "it, for example by transforming a Normal"
         )
     if (bool((b[0] < a[0] - eps).any()) or bool((b[1] > a[1] + eps).any())) and not _maps_into(site, p):
         log.warning(

@@ -19,8 +19,6 @@ log = logging.getLogger("ppgen")
 FEW = 8  # rows that the program is run on
 MORE = 50  # where what is indexed has a size
 
-__all__ = ["indexed_sizes", "warn_of_negative_indices"]
-
 
 def warn_of_negative_indices(program: Program, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> None:
     """Warns of each column of whole numbers, some negative, that the model indexes a tensor with.
@@ -61,6 +59,13 @@ def indexed_sizes(program: Program, data: Mapping[str, Any], rows: tuple[str, ..
     few = data_module.take(data, slice(0, MORE), rows)
     found = {name: _sizes(program, few, name) for name in names}
     return {name: sizes for name, sizes in found.items() if sizes}
+
+
+def is_index(program: Program, data: Mapping[str, Any], name: str, rows: tuple[str, ...] = ()) -> bool:
+    """Whether the model indexes a tensor with this column of whole numbers, as with a row's group: it is run once."""
+    if data[name].is_floating_point():
+        return False
+    return bool(_sizes(program, data_module.take(data, slice(0, MORE), rows or data_module.row_columns(data)), name))
 
 
 def _indexes(program: Program, data: Mapping[str, Any], name: str, rows: tuple[str, ...]) -> bool:

@@ -13,8 +13,6 @@ from ppgen.sites import innermost, observed_columns
 
 log = logging.getLogger("ppgen")
 
-__all__ = ["warn_of_word_order"]
-
 
 def warn_of_word_order(sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> None:
     """Warns where words in alphabetical order are observed as numbers, by a distribution in which order matters.

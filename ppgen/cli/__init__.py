@@ -15,7 +15,7 @@ from ppgen.cli.options import app
 
 # The order of import is the order in `ppgen --help`.
 from ppgen.cli import (  # isort: skip
-    fit, draw, predict, judge, infer, mcmc, evidence, calibrate, compare, report, gradients, programs, trust, demo,  # noqa: F401
+    fit, draw, predict, judge, posteriors, calibrate, compare, gradients, programs, demo,  # noqa: F401
 )  # fmt: skip
 
 __all__ = ["app", "main"]

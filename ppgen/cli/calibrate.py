@@ -7,28 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import (
-    PROGRAM,
-    Columns,
-    Data,
-    DataDir,
-    Json,
-    Seed,
-    Set,
-    Split,
-    Types,
-    app,
-    out_option,
-    program_or_run,
-)
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, out_option, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="Whether posteriors are right on average over simulated data.")
 def calibrate(
-    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{PROGRAM} Or a run folder.")],
-    data: Data = None,
-    settings: Set = None,
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{opt.PROGRAM} Or a run folder.")],
+    data: opt.Data = None,
+    settings: opt.Set = None,
     simulator: Annotated[str | None, typer.Option(metavar="PROGRAM", help="Simulates in place of the model.")] = None,
     simulations: Annotated[int, typer.Option(help="Data sets, or rows where latents are local.")] = 200,
     draws: Annotated[int, typer.Option(help="Draws of each posterior.")] = 99,
@@ -37,13 +25,13 @@ def calibrate(
     steps: Annotated[int, typer.Option(help="Gradient steps of each fit.")] = 1000,
     lr: Annotated[float, typer.Option(help="Learning rate of each fit.")] = 0.05,
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 4,
-    columns: Columns = None,
-    types: Types = None,
-    split: Split = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
+    columns: opt.Columns = None,
+    types: opt.Types = None,
+    split: opt.Split = None,
+    data_dir: opt.DataDir = None,
+    seed: opt.Seed = 0,
     out: Annotated[Path | None, out_option("JSON file. [default: RUN/calibration.json]")] = None,
-    json: Json = False,
+    json: opt.Json = False,
 ) -> None:
     """Simulation-based calibration: ranks of the truth among posterior draws, over data that the model simulates.
 

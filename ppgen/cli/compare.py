@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Columns, Data, Json, Seed, app
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, run_and_rows
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError
 
@@ -15,27 +16,25 @@ from ppgen.errors import PpgenError
 @app.command(short_help="Which of several runs predicts better.")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, or posterior.nc files.")],
-    data: Data = None,
+    data: opt.Data = None,
     split: Annotated[str | None, typer.Option(help="Score held-out rows of that split. [default: LOO, else test]")]
     = None,
     draws: Annotated[int, typer.Option(help="Posterior draws, where latents are global.")] = 4000,
     particles: Annotated[int, typer.Option(help="Importance weights a row, where latents are local.")] = 1000,
     evidence: Annotated[bool, typer.Option("--evidence", help="Bayes factors: log p(x) of all rows, latents out.")]
     = False,
-    columns: Columns = None,
-    seed: Seed = 0,
-    json: Json = False,
+    columns: opt.Columns = None,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:  # fmt: skip
     """One table over models and families: log predictive density, its kind, and paired differences with their s.e.
 
     Leave-one-out where what rows share was inferred; else log p(x) of held-out rows. Or Bayes factors (--evidence).
     """
     from ppgen.cli import output
-    from ppgen.cli.options import amortised
     from ppgen.inference import posterior
     from ppgen.inference.evaluation.compare import Score, compare, held_out, loo
     from ppgen.inference.verdicts.findings import figures
-    from ppgen.run import Run, sources
     from ppgen.run.files import read_netcdf
 
     if evidence:
@@ -48,8 +47,7 @@ def compare(
         if path.suffix == ".nc":
             found[name] = loo(read_netcdf(path))
             continue
-        run = Run.load(path)
-        _, rows = sources.of_run(run, data, split, columns=columns, held_out=amortised(run))
+        run, _, rows = run_and_rows(path, data, split, columns)
         if data is None and split is None and run.structure.globals:
             found[name] = loo(posterior(run, rows, draws=draws, seed=seed, predictive=False, prior=False))
         else:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Json, RunPath, Seed, app, out_option
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, check_suffix, out_option
 from ppgen.console import print_json, say
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ppgen.data import Table
     from ppgen.run import Run
 
 
 @app.command(short_help="Draw from a fitted model.")
 def sample(
-    run: RunPath,
+    run: opt.RunPath,
     n: Annotated[
         int | None, typer.Option("-n", help="Number of draws; of each row that is filled in. [default: 64; 1 a row]")
     ] = None,
@@ -44,8 +48,8 @@ def sample(
         int | None, typer.Option(help="To fill in by, each a network call a step. [default: 64]")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 none, 1 that of the chain.")] = None,
-    seed: Seed = 0,
-    json: Json = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Draw from the fitted model, p(x) at the learned parameters, or with rows of x given p(what is missing | rest).
 
@@ -53,11 +57,10 @@ def sample(
     """
     from ppgen import inference
     from ppgen.run import Run
-    from ppgen.run.export import check_suffix
 
     fitted = Run.load(run)
     path = out or run / "samples.png"
-    check_suffix(path)
+    check_suffix(path, (".png", ".npz", ".csv"))
     held = _held(given or [], fitted)
     how = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta, "particles": particles}
     drawn = _filled(fitted, n, held, seed, how, json)
@@ -83,10 +86,8 @@ def sample(
 
 
 def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | None) -> None:
-    from ppgen.run.export import write_draws
-
     if path.suffix.lower() != ".png":
-        write_draws(path, drawn, run.structure.names("observed"))
+        _write_draws(path, drawn, run.structure.names("observed"))
         return
     from ppgen.inference.report.figures import save
     from ppgen.inference.report.sample_plots import samples_figure
@@ -95,6 +96,35 @@ def _write(path: Path, run: Run, drawn: dict[str, Any], held: dict[str, Any] | N
     if figure is None:
         raise PpgenError(f"{run.program.name} has nothing that could be drawn; write the sites with --out x.npz")
     save(figure, path)
+
+
+def _write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str]) -> None:
+    """Writes draws of `ppgen.inference.sample`, n leading, atomically.
+
+    Args:
+        path: .npz (arrays by site, their shapes kept), or .csv (columns x_0, x_1, ... of the observed sites).
+    """
+    import csv
+    import io
+
+    import numpy as np
+
+    from ppgen.run.files import write_atomic
+
+    arrays = {name: value.detach().cpu().numpy() for name, value in drawn.items()}
+    out = io.BytesIO()
+    if path.suffix.lower() == ".npz":
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        write_atomic(path, out.getvalue())
+        return
+    # as text in numpy, which writes a float32 in as few digits as it has
+    flat = {name: arrays[name].reshape(len(arrays[name]), -1).astype(str) for name in observed if name in arrays}
+    head = [name if v.shape[1] == 1 else f"{name}_{i}" for name, v in flat.items() for i in range(v.shape[1])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(zip(*(column for v in flat.values() for column in v.T.tolist()), strict=True))
+    write_atomic(path, text.getvalue())
 
 
 def _by_sampler(

@@ -9,23 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppgen.cli import options as opt
 from ppgen.cli import output
-from ppgen.cli.options import (
-    PROGRAM,
-    Columns,
-    Data,
-    DataDir,
-    Family,
-    Json,
-    Missing,
-    Quiet,
-    Seed,
-    Set,
-    Types,
-    app,
-    out_option,
-    with_family,
-)
+from ppgen.cli.options import app, out_option, with_family
 from ppgen.console import say
 from ppgen.errors import PpgenError
 
@@ -43,11 +29,11 @@ OPTIONS = (  # that `ppgen.inference.fit` takes under the same name
 @app.command(short_help="Fit a program to data; leaves a run folder.")
 def fit(
     ctx: typer.Context,
-    program: Annotated[str | None, typer.Argument(metavar="PROGRAM", help=PROGRAM, show_default=False)] = None,
-    data: Data = None,
+    program: Annotated[str | None, typer.Argument(metavar="PROGRAM", help=opt.PROGRAM, show_default=False)] = None,
+    data: opt.Data = None,
     out: Annotated[Path | None, out_option("[default: runs/<model>-<n>]", "RUN")] = None,
-    settings: Set = None,
-    family: Family = None,
+    settings: opt.Set = None,
+    family: opt.Family = None,
     steps: Annotated[
         int | None, typer.Option(help="Gradient steps. [default: 2000; 50000 at most with --until]")
     ] = None,
@@ -74,10 +60,10 @@ def fit(
         str | None, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed. [default: by data]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
-    seed: Seed = 0,
-    columns: Columns = None,
-    types: Types = None,
-    missing: Missing = None,
+    seed: opt.Seed = 0,
+    columns: opt.Columns = None,
+    types: opt.Types = None,
+    missing: opt.Missing = None,
     context: Annotated[
         str | None, typer.Option(metavar="COL+COL", help="Columns that p(x | context) is conditioned on.")
     ] = None,
@@ -85,13 +71,13 @@ def fit(
     valid_split: Annotated[
         str | None, typer.Option(help="Held-out rows to follow, or none. [default: valid beside train]")
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: opt.DataDir = None,
     log_every: Annotated[int | None, typer.Option(help="Steps a row of metrics. [default: steps / 100]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps a checkpoint. [default: each 30 s]")] = None,
     strict: Annotated[bool, typer.Option("--strict/--lenient", help="Refuse doubtful data, or warn of them.")] = True,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on where a stopped run was.")] = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fit a program to data by maximising a bound on log p(x); leaves a run folder.
 
@@ -163,14 +149,15 @@ def _resume(path: Path, changes: dict[str, Any], stream: Any, quiet: bool) -> Ru
     from ppgen.cli.progress import progress
     from ppgen.run import Run, sources
 
+    source = changes.pop("data", None)
     run = Run.load(path)
     total = changes.get("steps", run.config["fit"]["steps"])
     done = int(run.rows[-1]["step"]) if run.rows else 0
-    data = None if run.config["data"].get("source") else sources.of_run(run)[1]
+    data = None if run.config["data"].get("source") or source else sources.of_run(run)[1]
     if not quiet:
         say(f"{run.program.name} goes on: {total} steps, the last row of metrics at {done}", stream)
     with progress(total, stream, quiet) as report:
-        return inference.resume(path, data, report=report, **changes)
+        return inference.resume(path, data, source=source, report=report, **changes)
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -188,13 +175,13 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
 
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
     for name in given:
-        if name not in CHANGEABLE:
+        if name not in (*CHANGEABLE, "data"):
             others = {"program": "PROGRAM", "settings": "--set", "strict": "--lenient"}
             option = others.get(name, f"--{name.replace('_', '-')}")
             changeable = ", ".join(f"--{n.replace('_', '-')}" for n in CHANGEABLE)
             raise PpgenError(
                 f"--resume goes on with the run's own program, data and seed, and {option} was given; what can be "
-                f"changed is {changeable}"
+                f"changed is {changeable}, and where the file lies (--data)"
             )
     return given
 

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ppgen.cli.options import PROGRAM, Columns, Data, DataDir, Json, Seed, Set, Split, app
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
 @app.command(short_help="How noisy each gradient estimator is on a program.")
 def gradients(
-    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{PROGRAM} Or a run.", show_default=False)],
-    data: Data = None,
-    settings: Set = None,
+    program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{opt.PROGRAM} Or a run.", show_default=False)],
+    data: opt.Data = None,
+    settings: opt.Set = None,
     objective: Annotated[
         list[str] | None, typer.Option(help="One to try, as in 'sampled sticking' or 'renyi(alpha=0.3)'; repeatable.")
     ] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a gradient.")] = 8,
     rows: Annotated[int, typer.Option(help="Rows of the data, the first ones.")] = 1000,
     repeats: Annotated[int, typer.Option(help="Gradients of each.")] = 100,
-    columns: Columns = None,
-    split: Split = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    json: Json = False,
+    columns: opt.Columns = None,
+    split: opt.Split = None,
+    data_dir: opt.DataDir = None,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Signal-to-noise ratio of the gradient by objective, estimator and group of parameters.
 
@@ -36,17 +36,12 @@ def gradients(
 
     from ppgen import inference
     from ppgen.data import take
-    from ppgen.run import Run, sources
+    from ppgen.run import Run
 
-    if (Path(program) / "config.json").is_file():
-        run = Run.load(program)
-        _, table = sources.of_run(run, data, split, columns=columns)
-    else:
-        torch.manual_seed(seed)
-        made, _, table = sources.program_and_rows(
-            program, settings, data, split=split, columns=columns, data_dir=data_dir
-        )
-        run = inference.fit(made, table, steps=0, seed=seed)
+    torch.manual_seed(seed)
+    where = {"split": split, "columns": columns, "data_dir": data_dir}
+    made, _, table = program_or_run(program, settings, data, where)
+    run = made if isinstance(made, Run) else inference.fit(made, table, steps=0, seed=seed)
     table = take(table, slice(0, rows))
     how = {"choices": objective} if objective else {}
     found, refused = inference.gradient_noise(run, table, particles=particles, repeats=repeats, seed=seed, **how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE
 Family = Annotated[
     str | None, typer.Option(help="Of a formula: gaussian, student, bernoulli, poisson, negbinomial, ordered, ...")
 ]
+ProgramOrRun = Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=PROGRAM + " Or a run, its parameters held.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 RunOrPosterior = Annotated[
     Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a posterior.nc.", show_default=False)
@@ -97,9 +99,16 @@ def refuse(path: Path, options: dict[str, object]) -> None:
             raise PpgenError(f"--{name} is for a run, and {path} is a posterior on its own; leave it out")
 
 
-def amortised(run: Run) -> bool:
-    """Whether rows that were not fitted can be asked about: the guide reads rows, or nothing is latent."""
-    return not run.program.fixed_rows and not run.structure.globals
+def run_and_rows(
+    path: Path, data: str | None, split: str | None, columns: str | None, *, label: bool = False
+) -> tuple[Run, str, Any]:
+    """A run, its data in words, and their rows: held-out ones by default where these can be asked about, as the guide
+    reads rows, or nothing is latent."""
+    from ppgen.run import Run, sources
+
+    run = Run.load(path)
+    amortised = not run.program.fixed_rows and not run.structure.globals
+    return run, *sources.of_run(run, data, split, columns=columns, held_out=amortised, label=label)
 
 
 def program_or_run(
@@ -115,6 +124,29 @@ def program_or_run(
         return run, *sources.of_run(run, data, where["split"], columns=where["columns"])
     program, source, rows = sources.program_and_rows(spec, settings, data, **where)
     return program, source.name, rows
+
+
+def check_suffix(path: Path, suffixes: Iterable[str]) -> None:
+    """Refuses a file name before any work is done for it."""
+    from ppgen.errors import PpgenError
+
+    if path.suffix.lower() not in suffixes:
+        raise PpgenError(f"{path} names no format that can be written; let it end in {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise PpgenError(f"there is no folder {path.parent} to write {path.name} into; make it first")
+
+
+def posterior_path(spec: str, out: Path | None, name: str) -> Path:
+    """Where a posterior is written: --out, the file `name` in a run, or else PROGRAM.nc.
+
+    Raises:
+        PpgenError: a file that is no .nc.
+    """
+    from ppgen import catalog
+
+    path = out or (Path(spec) / name if is_run(spec) else Path(f"{catalog.stem(spec)}.nc"))
+    check_suffix(path, (".nc",))
+    return path
 
 
 def is_run(spec: str) -> bool:

@@ -245,8 +245,8 @@ BOUND = re.compile(r"\w+=-?[\d.e+-]+(, \w+=-?[\d.e+-]+)?")
 SUPPORTS = {
     "Real": "real", "Boolean": "0 or 1", "Simplex": "simplex", "OneHot": "one-hot", "LowerCholesky": "lower triangular",
     "CorrCholesky": "Cholesky factor of correlations", "PositiveDefinite": "positive definite",
-    "GreaterThan": "> {low}", "GreaterThanEq": ">= {low}", "LessThan": "< {high}", "Interval": "{low} to {high}",
-    "HalfOpenInterval": "{low} to {high}", "IntegerInterval": "whole, {low} to {high}",
+    "GreaterThan": "> {low}", "GreaterThanEq": ">= {low}", "LessThan": "< {high}", "LessThanEq": "<= {high}",
+    "Interval": "{low} to {high}", "HalfOpenInterval": "{low} to {high}", "IntegerInterval": "whole, {low} to {high}",
     "IntegerGreaterThan": "whole, >= {low}", "IntegerLessThan": "whole, <= {high}",
 }  # fmt: skip
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppgen.cli.options import Columns, Data, DataDir, Json, Seed, Split, app, is_run, out_option
+from ppgen.cli import options as opt
+from ppgen.cli.options import app, check_suffix, is_run, out_option
 from ppgen.console import print_json, print_table, say
 from ppgen.errors import PpgenError
 
@@ -21,7 +22,7 @@ ROWS = 20  # of the table on a screen; all are in the JSON and the netCDF
 @app.command(short_help="Predict new rows from the posterior of a run, or of mcmc.")
 def predict(
     source: Annotated[Path, typer.Argument(metavar="RUN|NC", help="A run folder, or a file of ppgen mcmc.")],
-    data: Data = None,
+    data: opt.Data = None,
     group_by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Predict the mean over the rows of each of its values.")
     ] = None,
@@ -34,11 +35,11 @@ def predict(
     program: Annotated[
         str | None, typer.Option(metavar="FILE|RUN", help="Of an NC whose program is not where it was.")
     ] = None,
-    columns: Columns = None,
-    split: Split = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    json: Json = False,
+    columns: opt.Columns = None,
+    split: opt.Split = None,
+    data_dir: opt.DataDir = None,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:  # fmt: skip
     """Draw the observed columns at new rows from p(new | fitted data): latents from the posterior, not the prior.
 
@@ -46,7 +47,6 @@ def predict(
     """
     from ppgen import inference
     from ppgen.inference.evaluation.predict import summaries
-    from ppgen.run.export import check_suffix
     from ppgen.run.files import write_netcdf
 
     default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")
@@ -64,7 +64,8 @@ def predict(
     write_netcdf(path, tree)
     found = summaries(tree, group_by)
     if json:
-        print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", "predictions": found})
+        said = {"extrapolated": parse(tree.attrs.get("extrapolated", "[]")), "predictions": found}
+        print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", **said})
         return
     _print(found, f"{tree.predictions.sizes['chain'] * tree.predictions.sizes['draw']} draws given the fitted data")
     say(f"predictions {path}")

@@ -1,30 +1,18 @@
-"""`ppgen check`, `new` and `list`: programs before they are fitted."""
+"""`ppgen check`, `new`, `list` and `trust`: programs, and whether one may run."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppgen.cli import options as opt
 from ppgen.cli import output
-from ppgen.cli.options import (
-    PROGRAM,
-    Columns,
-    Data,
-    DataDir,
-    Family,
-    Json,
-    Missing,
-    Seed,
-    Set,
-    Split,
-    Types,
-    app,
-    with_family,
-)
-from ppgen.console import print_json, print_table, say
-from ppgen.errors import PpgenError, nearest
+from ppgen.cli.options import app, with_family
+from ppgen.console import is_terminal, print_json, print_table, say
+from ppgen.errors import PpgenError, nearest, require_known
 
 if TYPE_CHECKING:
     from ppgen.run import Run
@@ -34,22 +22,22 @@ if TYPE_CHECKING:
 def check(
     program: Annotated[
         str | None,
-        typer.Argument(metavar="PROGRAM", help=PROGRAM + " Or none: the data alone.", show_default=False),
+        typer.Argument(metavar="PROGRAM", help=opt.PROGRAM + " Or none: the data alone.", show_default=False),
     ] = None,
-    data: Data = None,
-    settings: Set = None,
-    family: Family = None,
+    data: opt.Data = None,
+    settings: opt.Set = None,
+    family: opt.Family = None,
     batch_size: Annotated[int | None, typer.Option(help="Check with batches of so many rows.")] = None,
     objective: Annotated[str | None, typer.Option(help="The bound: ppgen list objectives. [default: analytic]")] = None,
     guide: Annotated[str | None, typer.Option(help="A Pyro autoguide in place of the program's guide.")] = None,
     engine: Annotated[str, typer.Option(help="trace also shows the traced graph.")] = "eager",
-    columns: Columns = None,
-    types: Types = None,
-    missing: Missing = None,
-    split: Split = None,
-    data_dir: DataDir = None,
-    seed: Seed = 0,
-    json: Json = False,
+    columns: opt.Columns = None,
+    types: opt.Types = None,
+    missing: opt.Missing = None,
+    split: opt.Split = None,
+    data_dir: opt.DataDir = None,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Run the contract's checks on a program and its data, and print its sites, plates, shapes, supports.
 
@@ -110,8 +98,7 @@ def _graph(run: Run, table: Any, batch_size: int | None, engine: str) -> dict[st
     from ppgen.inference.training.step import ENGINES
     from ppgen.run import prepare_columns
 
-    if engine not in ENGINES:
-        raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+    require_known("engine", engine, ENGINES)
     n = n_rows(table)
     batch = prepare_columns(take(table, slice(0, batch_size or n)), run.program, run.dtype)
     bound = make_objective(run.program.train(), run.structure, n, run.config["fit"], run.loss)
@@ -124,11 +111,11 @@ def new(
         Path | None, typer.Argument(metavar="FILE", help="The Python file to write.", show_default=False)
     ] = None,
     formula: Annotated[str | None, typer.Option(help="Of a regression: the program that it stands for.")] = None,
-    family: Family = None,
-    data: Data = None,
-    settings: Set = None,
-    columns: Columns = None,
-    missing: Missing = None,
+    family: opt.Family = None,
+    data: opt.Data = None,
+    settings: opt.Set = None,
+    columns: opt.Columns = None,
+    missing: opt.Missing = None,
 ) -> None:
     """Write a small commented program of your own, which `ppgen fit FILE` runs at once.
 
@@ -164,7 +151,7 @@ def list_(
             help="models, data, guides, objectives, gradients, kernels, optimizers, schedules, engines; or a model."
         ),
     ] = None,
-    json: Json = False,
+    json: opt.Json = False,
 ) -> None:
     """List models, data sets, guides, objectives, ...; `ppgen list vae` shows a model's arguments."""
     from ppgen import catalog
@@ -194,6 +181,32 @@ def list_(
         [[a["name"], a["default"], a["help"]] for a in arguments],
         title=models.get(what, what),
     )
+
+
+@app.command(short_help="Show a run's own program, and let it run.")
+def trust(run: opt.RunPath) -> None:
+    """Show the program.py of a run folder, which opening the run would run, and put it on the list of trusted programs.
+
+    Fits made in this account are on it; a program that is changed in any way is no longer.
+    """
+    from ppgen import catalog
+    from ppgen.run import trust as trusted
+    from ppgen.run.config import read_config
+
+    spec = read_config(run)["program"]
+    if spec.get("file") is None:
+        if spec.get("model"):
+            catalog.model(spec["model"])  # says so where it is no name of the catalogue
+        kind = f"is of the catalogue ({spec['model']})" if spec.get("model") else "was made in memory"
+        raise PpgenError(f"the program of {run} {kind}, and the folder has no code to trust; open it as it is")
+    text = trusted.program_text(run, spec)
+    say(text.decode(errors="backslashreplace"))
+    chosen = ", ".join(f"{k}={v!r}" for k, v in spec["arguments"].items())
+    say(f"# run as {spec.get('name') or 'model and guide'}({chosen})")
+    if is_terminal(sys.stdout) and is_terminal(sys.stdin):
+        typer.confirm("Let this code run as you, whenever the run is opened?", abort=True)
+    trusted.trust(text, spec)
+    say(f"trusted: {run / 'program.py'}")
 
 
 ROWS = 10_000  # of a large file that `check` looks at

@@ -61,7 +61,7 @@ def _bar(total: int, stream: TextIO) -> Iterator[Report]:
 
         def report(row: dict[str, float]) -> None:
             clock.total = int(row.get("steps", total))
-            bar.update(task, completed=row["step"], total=clock.total, figures=figures(row, clock))
+            bar.update(task, completed=row["step"], total=clock.total, figures=_figures(row, clock))
 
         yield report
 
@@ -71,7 +71,7 @@ def _lines(total: int, stream: TextIO) -> Report:
 
     def report(row: dict[str, float]) -> None:
         total = clock.total = int(row.get("steps", clock.total))
-        text, now, step = figures(row, clock), time.monotonic(), row["step"]
+        text, now, step = _figures(row, clock), time.monotonic(), row["step"]
         if step < total and step - last[1] < total / LINES and now - last[0] < SECONDS:
             return
         last[:] = now, step
@@ -80,7 +80,7 @@ def _lines(total: int, stream: TextIO) -> Report:
     return report
 
 
-def figures(row: dict[str, float], clock: _Clock) -> str:
+def _figures(row: dict[str, float], clock: _Clock) -> str:
     """One row of metrics in words: the ELBO in nats a row, or of the whole data set where a latent is global."""
     rows = row.get("per", 1)
     unit = "nats a row" if rows > 1 else "nats"

@@ -116,9 +116,8 @@ def _in_codes(name: str, value: Tensor, own: ColumnType, kept: ColumnType, new: 
 def _unseen(name: str, unseen: list[str], words: tuple[str, ...]) -> PpgenError:
     shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
     return PpgenError(
-        f"the column {name!r} has {shown}, which the fit did not see{nearest(unseen[0], words)}; leave "
-        "these rows out, or, to predict, draw new groups from their distribution with new_groups='draw' "
-        "(--new-groups draw)"
+        f"the column {name!r} has {shown}, which the fit did not see{nearest(unseen[0], words)}; leave these rows out, "
+        "or, to predict, draw new groups from their distribution with new_groups='draw' (--new-groups draw)"
     )
 
 

@@ -18,9 +18,6 @@ from ppgen.data.types import ASKED, KINDS, ColumnType
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
-__all__ = ["CellReader", "decimal_mark_of", "is_cells", "to_tensor"]
-
-
 LIKELY_POINT = "a point, as commas separate the cells"
 
 
@@ -82,10 +79,7 @@ class CellReader:
         return _whole_as_long(_from_numpy(name, values, self.where), name, self.where), own
 
     def _require(self, own: ColumnType, asked: ColumnType, values: np.ndarray) -> None:
-        """
-        Raises:
-            PpgenError: a column is not what it is said to be.
-        """
+        """Refuses a column that is not what it is said to be."""
         if self.closed and asked.levels and own.levels[: len(asked.levels)] != asked.levels:
             raise PpgenError(f"{self.where}: the column {own.name!r} is numbers, and none of its levels is a number")
         if self.closed and asked.levels and len(own.levels) > len(asked.levels):

@@ -83,10 +83,7 @@ def as_tensors(data: Any, types: Asked = None) -> Table:
 
 
 def _require_aligned(raw: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: two pandas series of the same rows in another order, which rows one by one would mix.
-    """
+    """Refuses two pandas series of the same rows in another order, which rows one by one would mix."""
     indices = {name: v.index for name, v in raw.items() if hasattr(v, "index") and hasattr(v, "reindex")}
     first = next(iter(indices), "")
     for name, index in indices.items():
@@ -212,10 +209,7 @@ def _chosen_columns(raw: dict[str, Any], columns: Columns, reader: CellReader) -
 def _require_used(
     asked: Mapping[str, ColumnType], made: Table, raw: Mapping[str, Any], columns: Columns | None, where: str
 ) -> None:
-    """
-    Raises:
-        PpgenError: a type was asked for a column that there is not.
-    """
+    """Refuses a type that was asked for a column that there is not."""
     for name, own in asked.items():
         if own.why == ASKED and name not in raw and name not in made:
             raise PpgenError(f"{where} has no column {name!r} to give a type{nearest(name, [*raw, *made])}")

@@ -11,7 +11,7 @@ import gzip
 import io
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ppgen.data.cells import LIKELY_POINT
 from ppgen.data.frames import unpack
-from ppgen.data.typed import default_float, fits_float32, joined_moments, moments_of
+from ppgen.data.typed import default_float, fits_float32
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
@@ -137,10 +137,7 @@ def _require_text(path: Path) -> None:
 
 
 def _require_cut(text: str, found: dict[str, list[int]]) -> None:
-    """
-    Raises:
-        PpgenError: lines of several cells under a single name; lines that something else cuts, as fixed widths do.
-    """
+    """Refuses lines of several cells under a single name, and lines that something else cuts, as fixed widths do."""
     lines = [line for line in text.splitlines()[:200] if line.strip()]
     for separator, n in found.items():
         if n[0] == 1 and len(n) > 1 and len(set(n[1:])) == 1 and n[1] > 1 and separator != ",":
@@ -350,7 +347,7 @@ class _Source:
         with _open(self.path) as text, pd.read_csv(text, chunksize=size, **self.how) as reader:
             for part in reader:
                 floats = part.select_dtypes("float")
-                moments.append({name: moments_of(floats[name].to_numpy()) for name in floats})
+                moments.append({name: _moments_of(floats[name].to_numpy()) for name in floats})
                 parts.append(_narrowed(part))
         odd = [name for name in self.names if not _one_kind({part[name].dtype.kind for part in parts})]
         odd += [name for name in self.names if name not in odd and _is_rounded(name, parts, moments)]
@@ -411,10 +408,25 @@ def _is_whole(column: pd.Series) -> bool:
 def _is_rounded(name: str, parts: list[pd.DataFrame], moments: list[dict[str, Any]]) -> bool:
     """Whether pieces of a column were rounded, that float32 does not hold as a whole."""
     own = [m[name] for m in moments if name in m]
-    return bool(own) and any(part[name].dtype != float for part in parts) and not fits_float32(*joined_moments(own))
+    return bool(own) and any(part[name].dtype != float for part in parts) and not fits_float32(*_joined_moments(own))
 
 
 def _narrowed(frame: pd.DataFrame) -> pd.DataFrame:
     """Floats in torch's default dtype, where that holds how they vary."""
     floats = frame.select_dtypes("float").columns
     return frame.assign(**{name: default_float(frame[name].to_numpy()) for name in floats}) if len(floats) else frame
+
+
+def _moments_of(values: np.ndarray) -> tuple[int, float, float]:
+    """How many are finite, their mean and variance."""
+    finite = values[np.isfinite(values)]
+    return (len(finite), float(finite.mean()), float(finite.var())) if len(finite) else (0, 0.0, 0.0)
+
+
+def _joined_moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
+    """Mean and standard deviation of the whole, of those of its parts."""
+    n = sum(k for k, _, _ in parts)
+    if not n:
+        return 0.0, 0.0
+    mean = sum(k * m for k, m, _ in parts) / n
+    return mean, float(np.sqrt(sum(k * (v + (m - mean) ** 2) for k, m, v in parts) / n))

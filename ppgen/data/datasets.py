@@ -96,9 +96,8 @@ def _images(name: str, data_dir: str | Path | None) -> tuple[Path, dict[str, Any
     contents = "train, valid, test" if name == "binarized_mnist" else ", ".join(_IDX)
     idx = f", or the folder {name}/ with {', '.join(_IDX.values())} (.gz or not),"
     raise PpgenError(
-        f"data set {name!r} {looked}; put {name}.npz (arrays {contents})"
-        f"{'' if name == 'binarized_mnist' else idx} into a folder, and name that folder with "
-        "data_dir (--data-dir) or the variable PPGEN_DATA"
+        f"data set {name!r} {looked}; put {name}.npz (arrays {contents}){'' if name == 'binarized_mnist' else idx} "
+        "into a folder, and name that folder with data_dir (--data-dir) or the variable PPGEN_DATA"
     )
 
 

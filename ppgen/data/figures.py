@@ -117,7 +117,7 @@ def are_thousands(texts: pd.Series) -> bool:
     return bool(point.any()) and bool(bare.str.fullmatch(r"[1-9]\d{0,2}(\.\d{3})+|\d{1,3}").all())
 
 
-class Numbers(NamedTuple):
+class _Numbers(NamedTuple):
     """Numbers read from texts, nan where a text is none; the unit that stood beside them ("%", "$", "cm").
 
     mixed: whether there are several units, or only some of them have one that is no currency.
@@ -130,7 +130,7 @@ class Numbers(NamedTuple):
     factor: str = ""
 
 
-def read_numbers(texts: pd.Series, mark: str = ".") -> Numbers:
+def read_numbers(texts: pd.Series, mark: str = ".") -> _Numbers:
     """The numbers that texts spell, with this decimal mark.
 
     >>> read_numbers(pd.Series(["$1,234.5", "($7)", "\u22122"])).values.tolist()
@@ -152,7 +152,7 @@ def read_numbers(texts: pd.Series, mark: str = ".") -> Numbers:
     bare = bare.str.replace(mark, ".", regex=False) if mark != "." else bare
     values = np.asarray(pd.to_numeric(bare, errors="coerce"), dtype=float) * factors
     with_factor = texts[factors != 1.0]
-    return Numbers(
+    return _Numbers(
         np.where(wrong, np.nan, values), "; ".join(units), mixed, with_factor.iloc[0] if len(with_factor) else ""
     )
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from ppgen.data.arguments import is_literal
 from ppgen.data.large import blocks
 
-__all__ = ["fingerprint"]
-
 
 def fingerprint(data: Mapping[str, Any]) -> dict[str, Any]:
     """What the data are, so that a later run can tell whether they are the same; of constants, numbers and words.

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ppgen.data.figures import MISSING, SAMPLE, are_thousands, decimal_mark, kind_of_text
 from ppgen.data.text import WORDS, TextColumn, unclear
-from ppgen.data.typed import Typed, blank, coded, of_dates, of_numbers
+from ppgen.data.typed import Typed, blank, coded, days_of, of_days, of_numbers
 from ppgen.data.types import ASKED, NUMERIC, ColumnType, word_of
 
 
@@ -35,7 +35,7 @@ def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") 
     if isinstance(kind, pd.CategoricalDtype):
         found = _of_categories(name, series, asked)
     elif isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype) or kind.kind == "M":
-        found = of_dates(name, _plain_dates(series), asked, "ISO8601")
+        found = of_days(name, days_of(_plain_dates(series)), asked, "ISO8601", [])
     elif kind.kind == "m":
         seconds = pd.to_timedelta(series).dt.total_seconds().to_numpy(float)
         found = of_numbers(name, seconds, replace(blank(name, asked), kind="duration", unit="seconds"))
@@ -166,7 +166,7 @@ def _of_objects(name: str, series: pd.Series, asked: ColumnType | None, mark: st
     if inferred == "empty":
         return Typed(replace(blank(name, asked), why="no cell has a value"), np.full(len(series), np.nan, "f4"))
     if inferred in ("datetime", "datetime64", "date"):
-        return of_dates(name, _plain_dates(pd.to_datetime(series, utc=True)), asked, "ISO8601")
+        return of_days(name, days_of(_plain_dates(pd.to_datetime(series, utc=True))), asked, "ISO8601", [])
     if inferred in ("timedelta", "timedelta64"):
         return typed(name, pd.to_timedelta(series), asked)
     if inferred == "time":

@@ -21,8 +21,6 @@ from torch import Tensor
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
-__all__ = ["Deferred", "blocks", "mapped_array", "moments", "read_column", "taken"]
-
 MAP_FROM = 2**26  # bytes: smaller files are read, and may be written anew meanwhile
 BLOCK = 2**26  # bytes of a pass at once
 

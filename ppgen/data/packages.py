@@ -68,10 +68,7 @@ def _sheet(book: Any, name: Any) -> Any:
 
 
 def _require_computed(path: Path, name: str, sheet: Any) -> None:
-    """
-    Raises:
-        PpgenError: a column of formulas that no spreadsheet has computed: their cells are empty.
-    """
+    """Refuses a column of formulas that no spreadsheet has computed: their cells are empty."""
     import openpyxl
 
     empty = [i for i in sheet if sheet[i].iloc[0] == sheet[i].iloc[0] and sheet[i].iloc[1:].isna().all()]

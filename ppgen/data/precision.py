@@ -14,8 +14,6 @@ from ppgen.data.columns import as_tensors
 from ppgen.data.large import blocks, moments
 from ppgen.data.typed import fits_float32
 
-__all__ = ["precision_for"]
-
 log = logging.getLogger("ppgen")
 
 LARGE_COUNT = 50_000  # n, from which on the terms of a log-pmf, of size n log n, are rounded by 0.03 nats in float32

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["matching_rows"]
-
 Columns = Mapping[str, np.ndarray]  # (rows, ...) each
 
 

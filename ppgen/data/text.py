@@ -9,18 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ppgen.data.figures import (
-    AMBIGUOUS,
-    SAMPLE,
-    are_thousands,
-    date_formats,
-    decimal_mark,
-    kind_of_text,
-    read_dates,
-    read_numbers,
-    read_spans,
-    usual_form,
-)
+from ppgen.data import figures
 from ppgen.data.scales import known_order
 from ppgen.data.typed import Typed, blank, coded, days_of, default_float, of_days, of_numbers
 from ppgen.data.types import ASKED, MARKS, NUMERIC, ColumnType
@@ -60,7 +49,7 @@ class TextColumn:
             return self._words(asked)
         if not len(self._left()):
             return Typed(replace(blank(self.name, asked), why="no cell has a value"), self._spread(np.array([])))
-        none = self._left().isin(AMBIGUOUS).to_numpy(bool)
+        none = self._left().isin(figures.AMBIGUOUS).to_numpy(bool)
         if none.any() and (asked is not None or "word" not in self._kinds(self._left()[~none])):
             self._lose(none)
         if asked is not None:
@@ -68,7 +57,7 @@ class TextColumn:
         numbers = self._plain_numbers()
         wrong = np.isnan(numbers)
         zeros = self._left().str.fullmatch(r"[+\-]?0\d+").to_numpy(bool)
-        if not wrong.any() and are_thousands(self._left()) and self.mark != ".":
+        if not wrong.any() and figures.are_thousands(self._left()) and self.mark != ".":
             return self._figures(None)
         if not wrong.any() and not zeros.any():
             return self._numbers(numbers, ColumnType(self.name, "real"), plain=True)
@@ -99,7 +88,7 @@ class TextColumn:
 
     def _plain_numbers(self) -> np.ndarray:
         left = self._left()
-        some = pd.to_numeric(left.iloc[:: max(1, len(left) // SAMPLE)], errors="coerce")
+        some = pd.to_numeric(left.iloc[:: max(1, len(left) // figures.SAMPLE)], errors="coerce")
         if bool(some.isna().all()):
             return np.full(len(left), np.nan)
         numbers = pd.to_numeric(left, errors="coerce").to_numpy(float)
@@ -112,8 +101,8 @@ class TextColumn:
         left = self._left()
         kinds = self._kinds(left)
         most, some = kinds.most_common(1)[0][0], kinds.total()
-        figures = some - kinds["word"]
-        if figures == some or figures > some / 2 and most != "word":
+        in_figures = some - kinds["word"]
+        if in_figures == some or in_figures > some / 2 and most != "word":
             read = {"number": self._figures, "date": self._dates, "duration": self._spans}[most]
             return read(None)
         if wrong.all() or (~wrong).mean() <= STRAY:
@@ -126,7 +115,8 @@ class TextColumn:
 
     def _kinds(self, texts: pd.Series) -> Counter[str]:
         """Of some of these texts, what each plainly is."""
-        return Counter(map(kind_of_text, texts.iloc[:: max(1, len(texts) // SAMPLE)])) or Counter(["word"])
+        some = texts.iloc[:: max(1, len(texts) // figures.SAMPLE)]
+        return Counter(map(figures.kind_of_text, some)) or Counter(["word"])
 
     def _asked(self, asked: ColumnType) -> Typed:
         if asked.kind == "date":
@@ -136,11 +126,11 @@ class TextColumn:
     def _figures(self, asked: ColumnType | None) -> Typed:
         left = self._left()
         mark: str | Typed = MARKS.get(asked.form, "") if asked is not None else ""
-        if not mark or self.mark and asked is not None and asked.why != ASKED and are_thousands(left):
+        if not mark or self.mark and asked is not None and asked.why != ASKED and figures.are_thousands(left):
             mark = self._own_mark(left)
         if isinstance(mark, Typed):
             return mark
-        found = read_numbers(left, mark)
+        found = figures.read_numbers(left, mark)
         wrong = np.isnan(found.values)
         if wrong.any():
             row, cell = self._row(wrong), left[wrong].iloc[0]
@@ -155,30 +145,30 @@ class TextColumn:
         if asked is not None and asked.unit and found.unit not in ("", asked.unit):
             self.notes.append(f"is in {found.unit}, and was in {asked.unit}")
         if found.factor:
-            value = read_numbers(pd.Series([found.factor]), mark).values[0]
+            value = figures.read_numbers(pd.Series([found.factor]), mark).values[0]
             self.notes.append(f"{found.factor!r} is read as {value:.12g} ({self.name}=categorical: words)")
         marked = bool(left.str.contains("[.,]").any())
-        marked = marked and not (asked is None and mark == "." and are_thousands(left))  # a later file may tell
+        marked = marked and not (asked is None and mark == "." and figures.are_thousands(left))  # a later file may tell
         return self._numbers(found.values, replace(made, unit=made.unit or found.unit, form=form if marked else ""))
 
     def _own_mark(self, left: pd.Series) -> str | Typed:
         """The decimal mark of these texts, by the table's where they admit both; or what is unclear about it."""
-        own = decimal_mark(left)
+        own = figures.decimal_mark(left)
         if own == "?":
             return self._unclear("has cells with a comma as the decimal mark, and others with a point", "correct them")
-        thousands = own == "." and are_thousands(left)
+        thousands = own == "." and figures.are_thousands(left)
         if own and not (thousands and self.mark != "."):
             return own
         if not own and not self.mark:
             cell = left[left.str.contains(",", regex=False)].iloc[0]
             return self._unclear(
-                f"has {cell!r}, which may be {read_numbers(pd.Series([cell]), '.').values[0]:g} or "
-                f"{read_numbers(pd.Series([cell]), ',').values[0]:g}",
+                f"has {cell!r}, which may be {figures.read_numbers(pd.Series([cell]), '.').values[0]:g} or "
+                f"{figures.read_numbers(pd.Series([cell]), ',').values[0]:g}",
                 f"say which with types={self.name}=real:point (a point is the decimal mark) or real:comma (--types)",
             )
         mark = self.mark or "."
         cell = left[left.str.contains("[.,]")].iloc[0]
-        value = read_numbers(pd.Series([cell]), mark).values[0]
+        value = figures.read_numbers(pd.Series([cell]), mark).values[0]
         other = next(word for word, m in MARKS.items() if m != mark)
         by = "by the decimal mark of the table" if self.mark else "with a point as the decimal mark"
         self.notes.append(f"{cell!r} is read as {value:g}, {by} ({self.name}=real:{other} otherwise)")
@@ -186,7 +176,7 @@ class TextColumn:
 
     def _dates(self, asked: ColumnType | None) -> Typed:
         left = self._left()
-        forms = [asked.form] if asked is not None and asked.form else date_formats(left)
+        forms = [asked.form] if asked is not None and asked.form else figures.date_formats(left)
         if not forms and asked is not None and asked.why == ASKED:
             forms = [form for digits, form in DIGITS.items() if bool(left.str.fullmatch(rf"\d{{{digits}}}").all())]
         if len(forms) > 1:
@@ -194,7 +184,7 @@ class TextColumn:
                 f"has {left.iloc[0]!r}, a date in more than one way ({', '.join(forms)})",
                 f"say which with types={self.name}=date:{forms[0]} (--types)",
             )
-        found = read_dates(left, forms[0] if forms else usual_form(left))
+        found = figures.read_dates(left, forms[0] if forms else figures.usual_form(left))
         if not forms or found.isna().any():
             example = (
                 pd.Timestamp("2024-01-31").strftime(forms[0] if forms[0] != "ISO8601" else "%Y-%m-%d") if forms else ""
@@ -214,9 +204,9 @@ class TextColumn:
 
     def _spans(self, asked: ColumnType | None) -> Typed:
         left = self._left()
-        if (forms := date_formats(left)) and "%I" in forms[0]:
+        if (forms := figures.date_formats(left)) and "%I" in forms[0]:
             return self._dates(asked)
-        seconds = read_spans(left)
+        seconds = figures.read_spans(left)
         wrong = np.isnan(seconds)
         if wrong.any():
             cell = left[wrong].iloc[0]
@@ -264,8 +254,8 @@ def _of_words(text: TextColumn, asked: ColumnType | None) -> Typed:
     levels, kind, why = _levels(left, text, asked)
     rows = text._spread(pd.Index(levels, dtype="str").get_indexer(left).astype(float))
     notes = text._notes()
-    others = set(levels) - AMBIGUOUS
-    if (none := AMBIGUOUS & set(levels)) and not others <= CENSORED and " < " not in why:
+    others = set(levels) - figures.AMBIGUOUS
+    if (none := figures.AMBIGUOUS & set(levels)) and not others <= CENSORED and " < " not in why:
         notes.append(f"{min(none)!r} is taken as a word; write NA where it means that there is no value")
     notes += word_notes(levels, rows) if len(levels) <= MOST_COMPARED and not notes else []
     made = ColumnType(text.name, kind, levels, why=why, notes=tuple(notes))
@@ -281,7 +271,7 @@ def _levels(left: pd.Series, text: TextColumn, asked: ColumnType | None) -> tupl
         if rest and asked.levels and (near := nearest(rest[0], asked.levels)):
             text.notes.append(f"{rest[0]!r} is a word of no level{near}")
         return (*asked.levels, *rest), kind, asked.why or "as the run keeps it"
-    if len(words) <= SAMPLE and (known := known_order(words)) is not None:
+    if len(words) <= figures.SAMPLE and (known := known_order(words)) is not None:
         ordered, calendar = known
         kind = "binary" if len(words) == 2 else "categorical" if calendar else "ordered"
         return ordered, kind, f"its words are of the scale {' < '.join(ordered)}"
@@ -298,10 +288,10 @@ def _levels(left: pd.Series, text: TextColumn, asked: ColumnType | None) -> tupl
 
 def _sorted(words: np.ndarray) -> tuple[str, ...]:
     """In the order of their characters; numbers, where all are or begin with numbers, in theirs ("9-17" < "18-25")."""
-    begin = {w: m for w in words[:SAMPLE] if (m := BEGINS.match(w))}
+    begin = {w: m for w in words[: figures.SAMPLE] if (m := BEGINS.match(w))}
     if 0 < len(words) == len(begin):
         return tuple(sorted(words.tolist(), key=lambda w: (float(begin[w][1]), w)))
-    some = pd.to_numeric(pd.Series(words[:SAMPLE], dtype="str"), errors="coerce")
+    some = pd.to_numeric(pd.Series(words[: figures.SAMPLE], dtype="str"), errors="coerce")
     if not len(words) or some.isna().any():
         return tuple(sorted(words.tolist()))
     numbers = pd.to_numeric(pd.Series(words, dtype="str"), errors="coerce")

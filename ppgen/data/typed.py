@@ -35,21 +35,6 @@ def fits_float32(mean: float, sd: float) -> bool:
     return not sd > 0 or (abs(mean) + 3 * sd) * 2**-24 <= ROUNDING * sd
 
 
-def moments_of(values: np.ndarray) -> tuple[int, float, float]:
-    """How many are finite, their mean and variance."""
-    finite = values[np.isfinite(values)]
-    return (len(finite), float(finite.mean()), float(finite.var())) if len(finite) else (0, 0.0, 0.0)
-
-
-def joined_moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
-    """Mean and standard deviation of the whole, of those of its parts."""
-    n = sum(k for k, _, _ in parts)
-    if not n:
-        return 0.0, 0.0
-    mean = sum(k * m for k, m, _ in parts) / n
-    return mean, float(np.sqrt(sum(k * (v + (m - mean) ** 2) for k, m, v in parts) / n))
-
-
 def default_float(values: np.ndarray) -> np.ndarray:
     """In torch's default dtype, unless that rounds what varies away."""
     finite = values[np.isfinite(values)]
@@ -61,10 +46,6 @@ def default_float(values: np.ndarray) -> np.ndarray:
 def coded(codes: np.ndarray) -> np.ndarray:
     """Codes; as floats with nan where a cell is missing."""
     return default_float(np.where(codes < 0, np.nan, codes)) if (codes < 0).any() else codes
-
-
-def of_dates(name: str, dates: pd.Series, asked: ColumnType | None, form: str) -> Typed:
-    return of_days(name, days_of(dates), asked, form, [])
 
 
 def days_of(dates: pd.Series) -> np.ndarray:

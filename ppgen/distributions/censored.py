@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal, constraints
+from torch.distributions import Normal, biject_to, constraints, transform_to
 
 from ppgen.distributions.tails import contains, ends, inner_point, is_discrete, log_between, quantile, tails
 from ppgen.errors import PpgenError
-
-__all__ = ["Censored", "Truncated"]
 
 ROUNDS = 1000  # of draws of counts, until all lie between the bounds
 
@@ -33,6 +31,17 @@ class _CountsOrBounds(type(constraints.integer_interval(0, 1))):  # type: ignore
 
     def check(self, value: Tensor) -> Tensor:
         return super().check(value) | (value == self.lower_bound) | (value == self.upper_bound)
+
+
+class _LessThanEq(type(constraints.less_than(0.0))):  # type: ignore[misc]
+    """Up to a bound, which is reached: torch has `greater_than_eq` alone."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value <= self.upper_bound
+
+
+for _to in (biject_to, transform_to):
+    _to.register(_LessThanEq, lambda c: biject_to(constraints.less_than(c.upper_bound)))
 
 
 class _Bounded(TorchDistribution):
@@ -89,7 +98,7 @@ class _Bounded(TorchDistribution):
             return constraints.interval(low, high)
         if some[0]:
             return constraints.greater_than_eq(low)
-        return constraints.less_than(high) if some[1] else constraints.real
+        return _LessThanEq(high) if some[1] else constraints.real
 
     def _within(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Where the value lies within both bounds and d's support, and the value, another one standing elsewhere."""

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ppgen.distributions import _LocScaleOnGrid
 
-__all__ = ["GridNormal", "levels_numbers", "posterior_mean"]
-
 
 class GridNormal(_LocScaleOnGrid):
     """p(v_k) ∝ exp(−(v_k − loc)² / 2 scale²) over the levels v_k of a grid.

@@ -10,8 +10,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, constraints, kl_divergence, register_kl
 
-__all__ = ["MarkovNormal"]
-
 Step = Callable[[Tensor, int | slice], tuple[Tensor, Tensor]]
 
 

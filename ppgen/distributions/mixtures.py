@@ -11,8 +11,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["NormalMixture"]
-
 
 class NormalMixture(TorchDistribution):
     r"""A mixture of K diagonal normals, for log_prob at very many points:

@@ -16,8 +16,6 @@ from torch.distributions import constraints
 
 from ppgen.distributions.tails import tails
 
-__all__ = ["WithStatus"]
-
 
 class WithStatus(TorchDistribution):
     """A distribution d of values that are seen (0), or censored from the right (1) or from the left (-1), by row.

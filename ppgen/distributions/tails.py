@@ -2,7 +2,7 @@ r"""log F(x) and log(1 - F(x)) of one-dimensional distributions, each precise in
 
     log P(a <= X <= b) = log(F(b) - F(a)) = log(S(a) - S(b)),  S = 1 - F,
 
-by whichever of the two is the difference of small numbers. Normal, LogNormal (by `log_ndtr`), Exponential, Weibull,
+by whichever of the two is the difference of small numbers. Normal, LogNormal (`ppgen.normal`), Exponential, Weibull,
 Pareto, Gumbel, Logistic, Laplace, Uniform, Cauchy, HalfNormal, HalfCauchy and Geometric have both in closed form, to
 a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, until
 it underflows (1e-38 in float32, 1e-308 in float64). Other counts are summed mass by mass. Whatever else has a `cdf` has
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -21,14 +22,13 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, softplus
-from torch.special import log_ndtr
 
+from ppgen import normal
 from ppgen.errors import PpgenError
 
 LN2 = math.log(2.0)
 COUNTS = 100_000  # masses that are summed at most
 BISECTIONS = 60
-NEWTON = 8  # steps of the inverse of log_ndtr: quadratic from the first on
 
 
 def _log1mexp(x: Tensor) -> Tensor:
@@ -161,34 +161,28 @@ def _counted(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return c, _log1mexp(-c)
 
 
-@_tails.register
-def _(d: td.Normal, x: Tensor) -> tuple[Tensor, Tensor]:
-    z = (x - d.loc) / d.scale
-    return log_ndtr(z), log_ndtr(-z)
+def _of_log_survival(s: Tensor) -> tuple[Tensor, Tensor]:
+    """log F and log(1 - F) from the latter."""
+    return _log1mexp(-s), s
 
 
-@_tails.register
-def _(d: td.Exponential, x: Tensor) -> tuple[Tensor, Tensor]:
-    h = d.rate * x
-    return _log1mexp(h), -h
+def _symmetric(log_cdf: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    return log_cdf(z), log_cdf(-z)
 
 
-@_tails.register
-def _(d: td.Weibull, x: Tensor) -> tuple[Tensor, Tensor]:
-    h = (x / d.scale) ** d.concentration
-    return _log1mexp(h), -h
-
-
-@_tails.register
-def _(d: td.Gumbel, x: Tensor) -> tuple[Tensor, Tensor]:
-    h = torch.exp(-(x - d.loc) / d.scale)
-    return -h, _log1mexp(h)
-
-
-@_tails.register
-def _(d: dist.Logistic, x: Tensor) -> tuple[Tensor, Tensor]:
-    z = (x - d.loc) / d.scale
-    return logsigmoid(z), logsigmoid(-z)
+_IN_A_LINE: dict[type, Callable[[Any, Tensor], tuple[Tensor, Tensor]]] = {
+    td.Normal: lambda d, x: _symmetric(normal.log_cdf, (x - d.loc) / d.scale),
+    dist.Logistic: lambda d, x: _symmetric(logsigmoid, (x - d.loc) / d.scale),
+    td.Exponential: lambda d, x: _of_log_survival(-d.rate * x),
+    td.Weibull: lambda d, x: _of_log_survival(-((x / d.scale) ** d.concentration)),
+    td.Geometric: lambda d, x: _of_log_survival(-(x + 1) * softplus(d.logits)),
+    td.Gumbel: lambda d, x: _of_log_survival(-torch.exp(-(x - d.loc) / d.scale))[::-1],
+    td.Gamma: lambda d, x: _gamma_tails(d.concentration, d.rate * x),
+    td.InverseGamma: lambda d, x: _gamma_tails(d.concentration, d.rate / x)[::-1],
+    dist.ExpandedDistribution: lambda d, x: tails(d.base_dist, x),
+}
+for _kind, _both in _IN_A_LINE.items():
+    _tails.register(_kind, _both)
 
 
 @_tails.register
@@ -221,19 +215,8 @@ def _(d: td.HalfCauchy, x: Tensor) -> tuple[Tensor, Tensor]:
 @_tails.register
 def _(d: td.HalfNormal, x: Tensor) -> tuple[Tensor, Tensor]:
     z = x / d.scale
-    c, s = torch.erf(z / math.sqrt(2.0)), LN2 + log_ndtr(-z)
+    c, s = torch.erf(z / math.sqrt(2.0)), LN2 + normal.log_cdf(-z)
     return torch.where(c < 0.5, torch.log(c), _log1mexp(-s)), s
-
-
-@_tails.register
-def _(d: td.Gamma, x: Tensor) -> tuple[Tensor, Tensor]:
-    return _gamma_tails(d.concentration, d.rate * x)
-
-
-@_tails.register
-def _(d: td.InverseGamma, x: Tensor) -> tuple[Tensor, Tensor]:
-    c, s = _gamma_tails(d.concentration, d.rate / x)
-    return s, c
 
 
 def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,17 +241,6 @@ def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
     k, rate = torch.broadcast_tensors(x + 1, d.rate)
     return _logs(torch.special.gammaincc(k, rate), torch.special.gammainc(k, rate))
-
-
-@_tails.register
-def _(d: td.Geometric, x: Tensor) -> tuple[Tensor, Tensor]:
-    s = -(x + 1) * softplus(d.logits)
-    return _log1mexp(-s), s
-
-
-@_tails.register
-def _(d: dist.ExpandedDistribution, x: Tensor) -> tuple[Tensor, Tensor]:
-    return tails(d.base_dist, x)
 
 
 @_tails.register
@@ -328,43 +300,21 @@ def _scale(d: Any, like: Tensor) -> tuple[Any, Tensor, Tensor]:
 @quantile.register
 def _(d: td.Normal, c: Tensor, s: Tensor) -> Tensor:
     left = c < s
-    z = _ndtri_exp(torch.where(left, c, s))
+    z = normal.quantile(torch.where(left, c, s))
     return d.loc + d.scale * torch.where(left, z, -z)
 
 
-def _ndtri_exp(t: Tensor) -> Tensor:
-    """z <= 0 with log Φ(z) = t, by Newton's method on the concave log Φ; the last step carries the gradient."""
-    with torch.no_grad():
-        far = -torch.sqrt(-2 * t.clamp_max(-1.0))  # left of the root: every step stays there
-        z = torch.where(t > -10, torch.special.ndtri(torch.exp(t.clamp_min(-10.0))), far)
-        for _ in range(NEWTON):
-            z = z - (log_ndtr(z) - t) / _hazard(z)
-    return z - (log_ndtr(z) - t) / _hazard(z)
-
-
-def _hazard(z: Tensor) -> Tensor:
-    """d log Φ(z) / dz = φ(z) / Φ(z)."""
-    return torch.exp(-(z**2) / 2 - math.log(2 * math.pi) / 2 - log_ndtr(z))
-
-
-@quantile.register
-def _(d: td.Exponential, c: Tensor, s: Tensor) -> Tensor:
-    return -s / d.rate
-
-
-@quantile.register
-def _(d: td.Weibull, c: Tensor, s: Tensor) -> Tensor:
-    return d.scale * (-s) ** (1 / d.concentration)
-
-
-@quantile.register
-def _(d: td.Gumbel, c: Tensor, s: Tensor) -> Tensor:
-    return d.loc - d.scale * torch.log(-c)
-
-
-@quantile.register
-def _(d: dist.Logistic, c: Tensor, s: Tensor) -> Tensor:
-    return d.loc + d.scale * (c - s)
+_INVERSES: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    td.Exponential: lambda d, c, s: -s / d.rate,
+    td.Weibull: lambda d, c, s: d.scale * (-s) ** (1 / d.concentration),
+    td.Gumbel: lambda d, c, s: d.loc - d.scale * torch.log(-c),
+    dist.Logistic: lambda d, c, s: d.loc + d.scale * (c - s),
+    td.HalfCauchy: lambda d, c, s: d.scale / torch.tan(torch.exp(s) * (math.pi / 2)),
+    td.HalfNormal: lambda d, c, s: -d.scale * normal.quantile(s - LN2),
+    dist.ExpandedDistribution: lambda d, c, s: quantile(d.base_dist, c, s),
+}
+for _kind, _inverse in _INVERSES.items():
+    quantile.register(_kind, _inverse)
 
 
 @quantile.register
@@ -379,21 +329,6 @@ def _(d: td.Cauchy, c: Tensor, s: Tensor) -> Tensor:
     left = c < s
     far = 1 / torch.tan(math.pi * torch.exp(torch.where(left, c, s)))
     return d.loc + d.scale * torch.where(left, -far, far)
-
-
-@quantile.register
-def _(d: td.HalfCauchy, c: Tensor, s: Tensor) -> Tensor:
-    return d.scale / torch.tan(torch.exp(s) * (math.pi / 2))
-
-
-@quantile.register
-def _(d: td.HalfNormal, c: Tensor, s: Tensor) -> Tensor:
-    return -d.scale * _ndtri_exp(s - LN2)
-
-
-@quantile.register
-def _(d: dist.ExpandedDistribution, c: Tensor, s: Tensor) -> Tensor:
-    return quantile(d.base_dist, c, s)
 
 
 @quantile.register

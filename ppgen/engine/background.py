@@ -39,7 +39,7 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
         try:
             tensors = io.BytesIO()
             torch.save([t.detach().clone() for t in inputs], tensors)
-            pickle.dump((packed(graph), tensors.getvalue(), key, torch.get_num_threads()), held)
+            pickle.dump((_packed(graph), tensors.getvalue(), key, torch.get_num_threads()), held)
         except Exception as e:  # what a graph may hold is not for us to list
             log.info("not compiled in the background: %s", str(e).splitlines()[:1])
             return None
@@ -67,7 +67,7 @@ class _Op(NamedTuple):
     overload: str
 
 
-def packed(graph: fx.GraphModule) -> list[tuple]:
+def _packed(graph: fx.GraphModule) -> list[tuple]:
     """The nodes of a graph that holds no tensors, to be pickled.
 
     (A pickled GraphModule is traced anew where it is read: what it draws or makes there is a constant from then on.)
@@ -82,8 +82,8 @@ def packed(graph: fx.GraphModule) -> list[tuple]:
     return nodes
 
 
-def unpacked(nodes: Sequence[tuple]) -> fx.GraphModule:
-    """The graph of `packed`, name by name."""
+def _unpacked(nodes: Sequence[tuple]) -> fx.GraphModule:
+    """The graph of `_packed`, name by name."""
     known: dict[str, fx.Node] = {}
     graph = fx.Graph()
 
@@ -115,4 +115,4 @@ def main() -> None:
         graph, tensors, key, threads = pickle.load(sys.stdin.buffer)
         torch.set_num_threads(threads)
         if not native.is_known(key):
-            compiled(unpacked(graph), torch.load(io.BytesIO(tensors)), key)
+            compiled(_unpacked(graph), torch.load(io.BytesIO(tensors)), key)

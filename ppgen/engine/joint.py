@@ -28,11 +28,12 @@ from ppgen.engine.leapfrog import large_step, leapfrog_step
 from ppgen.engine.pathfinder import Density
 from ppgen.engine.tiers import fastest
 from ppgen.engine.trace import Traced, Untraceable, executable, trace
-from ppgen.enumerated import summed_terms
+from ppgen.enumerated import require_summable, summed_terms
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import support_of
+from ppgen.sites import sample_sites, support_of
+from ppgen.structure import nesting_of
 from ppgen.supports import Placing, Transforms, located, moving, scaled, transform_of
 from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
@@ -126,8 +127,7 @@ class LogJoint:
         self.summed = tuple(summed)
         self.improper = tuple(n for n in self.blocks if not _is_density(sites.nodes[n]))
         self.proper = not self.improper and not summed
-        frames = [f for s in sites.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
-        self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
+        self._nesting = nesting_of(sample_sites(sites, factors=True).values())
         if summed and not start:
             raise PpgenError(
                 f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous, so there is "
@@ -135,6 +135,9 @@ class LogJoint:
             )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
+        if summed:
+            with without_validation():
+                require_summable(program, self.data, self._nesting, summed)
         self.dim, self.latents = start, tuple(self.blocks)
         self.moving = self._moving(sites)
         self.labels = tuple(label for name, b in self.blocks.items() for label in _labels(name, b.shape))
@@ -142,10 +145,7 @@ class LogJoint:
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
     def _named(self, noncentred: str | Sequence[str], sites: Any) -> tuple[str, ...]:
-        """
-        Raises:
-            PpgenError: no latent of that name, or one without a location and a scale.
-        """
+        """Refuses what is no latent, or has no location and no scale."""
         if noncentred == "all":
             return tuple(scaled(self._model, sites.nodes, sites.stochastic_nodes))
         names = (noncentred,) if isinstance(noncentred, str) else tuple(noncentred)
@@ -163,10 +163,7 @@ class LogJoint:
         return names
 
     def _moving(self, sites: Any) -> tuple[str, ...]:
-        """
-        Raises:
-            PpgenError: a support that depends on a latent that is summed out.
-        """
+        """Those whose support depends on other latents; refused where these are summed out."""
         self._held = {n: sites.nodes[n]["value"] for n in self.summed}
         found = moving(self._model, sites.nodes, [n for n in self.blocks if n not in self.noncentred])
         if found and self.summed:
@@ -179,10 +176,7 @@ class LogJoint:
         return (*found, *self.noncentred)
 
     def _require_one_value(self, latents: Mapping[str, Tensor]) -> None:
-        """
-        Raises:
-            PpgenError: the program draws something that is no site, so that its density is another one at each call.
-        """
+        """Refuses a program that draws something that is no site, so that its density is another one at each call."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.suppress(LinAlgError, RuntimeError):
             u = self.flatten(latents).to(torch.get_default_dtype())
             one, two = self.one(u), self.one(u)

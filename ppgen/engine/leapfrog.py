@@ -16,7 +16,7 @@ def leapfrog_step(both, y, p, g, step, centre, root):  # traced: no annotations
     p = p + 0.5 * step * g
     y = y + step * p
     grad, value = both(centre + outward(y, root))
-    g = back(grad, root)
+    g = _back(grad, root)
     return [y, p + 0.5 * step * g, g, value]
 
 
@@ -28,7 +28,7 @@ def large_step(
     p = torch.add(p, g, alpha=0.5 * h)
     y = torch.add(y, p, alpha=h)
     value, slope = both(torch.addcmul(centre, y, root) if root.dim() == 1 else centre + outward(y, root))
-    slope = back(slope, root)
+    slope = _back(slope, root)
     return [y, p.add_(slope, alpha=0.5 * h), slope, value]
 
 
@@ -46,7 +46,7 @@ def outward(y, root):
     return (y + (y @ B) @ B.mT) * root[:, 0]
 
 
-def back(g, root):
+def _back(g, root):
     """rootᵀ g of each row of g; arguments as for `outward`."""
     if root.dim() == 1:
         return g * root

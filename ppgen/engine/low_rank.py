@@ -32,7 +32,7 @@ PATCHES = 10  # steps of EM
 SHRINK = 20  # halvings of the first normal's sd, until its draws can be evaluated
 
 
-class LowRank(NamedTuple):
+class _LowRank(NamedTuple):
     """N(loc, diag(diagonal) + factor factorᵀ), and its ELBO in nats: (dim,), (dim, rank), (dim,)."""
 
     loc: Tensor
@@ -50,7 +50,7 @@ class LowRank(NamedTuple):
 
 
 @torch.no_grad()
-def low_rank_gaussian(score: Density, dim: int, rank: int, *, starts: int = 4, seed: int = 0) -> LowRank | None:
+def low_rank_gaussian(score: Density, dim: int, rank: int, *, starts: int = 4, seed: int = 0) -> _LowRank | None:
     """The normal of the highest ELBO on the way; None where the log joint is finite near no start.
 
     Args:
@@ -78,11 +78,11 @@ def low_rank_gaussian(score: Density, dim: int, rank: int, *, starts: int = 4, s
     return best if math.isfinite(best.elbo) else None
 
 
-def _first(score: Density, dim: int, rank: int, starts: int, generator: torch.Generator) -> LowRank | None:
+def _first(score: Density, dim: int, rank: int, starts: int, generator: torch.Generator) -> _LowRank | None:
     """The best normal of the paths; where they found none, one about zero that is narrow enough to be evaluated."""
     dtype = torch.get_default_dtype()
     small = 1e-3 * torch.randn(dim, rank, generator=generator, dtype=dtype)
-    now = LowRank(torch.zeros(dim, dtype=dtype), small, torch.ones(dim, dtype=dtype))
+    now = _LowRank(torch.zeros(dim, dtype=dtype), small, torch.ones(dim, dtype=dtype))
     at = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=dtype) - 1)
     paths = climb_low_rank(score, at, generator=generator, enough=ENOUGH)
     if torch.isfinite(top := paths.elbo.max()):
@@ -97,7 +97,7 @@ def _first(score: Density, dim: int, rank: int, starts: int, generator: torch.Ge
     return None
 
 
-def _patched(q: LowRank, root: Root) -> LowRank:
+def _patched(q: _LowRank, root: Root) -> _LowRank:
     """The nearest normal of this form to the one of covariance `root`."""
     sd, basis, variance = root.sd[0], root.basis[0], root.stretch[0].square() - 1
 
@@ -114,7 +114,7 @@ def _patched(q: LowRank, root: Root) -> LowRank:
     return found if _usable(found) else q
 
 
-def _drawn(score: Density, q: LowRank, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+def _drawn(score: Density, q: _LowRank, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
     """Draws and scores, those that are numbers; None where fewer than half are."""
     u = q.draw(DRAWS, generator)
     value, g = score(u)
@@ -122,17 +122,17 @@ def _drawn(score: Density, q: LowRank, generator: torch.Generator) -> tuple[Tens
     return (u[good], g[good]) if good.sum() >= DRAWS // 2 else None
 
 
-def _usable(q: LowRank) -> bool:
+def _usable(q: _LowRank) -> bool:
     return all(bool(torch.isfinite(v).all()) for v in q[:3]) and bool((q.diagonal > 0).all())
 
 
-def _elbo(score: Density, q: LowRank, generator: torch.Generator) -> float:
+def _elbo(score: Density, q: _LowRank, generator: torch.Generator) -> float:
     u = q.draw(4 * DRAWS, generator)
     total = (score(u)[0] - q.log_prob(u)).double().mean()
     return float(total) if torch.isfinite(total) else -math.inf
 
 
-def _round(q: LowRank, u: Tensor, g: Tensor, t: int) -> LowRank:
+def _round(q: _LowRank, u: Tensor, g: Tensor, t: int) -> _LowRank:
     n = len(u)
     weight = n * len(q.loc) / (t + 1)
     share = weight / (1 + weight)
@@ -148,10 +148,10 @@ def _round(q: LowRank, u: Tensor, g: Tensor, t: int) -> LowRank:
 
     loc = (q.loc + weight * (product(gb[:, None])[:, 0] + ub)) / (1 + weight)
     whole = q.diagonal + R.square().sum(1) - P.square().sum(1)
-    return _patch(LowRank(loc, q.factor, q.diagonal), product, whole)
+    return _patch(_LowRank(loc, q.factor, q.diagonal), product, whole)
 
 
-def _patch(q: LowRank, product: Callable[[Tensor], Tensor], whole: Tensor) -> LowRank:
+def _patch(q: _LowRank, product: Callable[[Tensor], Tensor], whole: Tensor) -> _LowRank:
     """The nearest normal of this form to one of covariance Σ', whose products and diagonal are given."""
     factor, diagonal = q.factor, q.diagonal
     eye = torch.eye(factor.shape[1]).to(factor)
@@ -163,4 +163,4 @@ def _patch(q: LowRank, product: Callable[[Tensor], Tensor], whole: Tensor) -> Lo
         second = eye - beta @ factor + beta @ moved
         factor = torch.linalg.solve(second, moved.mT).mT
         diagonal = torch.maximum(whole - (factor * moved).sum(1), least)
-    return LowRank(q.loc, factor, diagonal)
+    return _LowRank(q.loc, factor, diagonal)

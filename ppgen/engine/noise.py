@@ -40,7 +40,7 @@ _FILL = {
 
 
 @dataclass(frozen=True)
-class Draw:
+class _Draw:
     """One draw: `fill(empty(shape), *args)`."""
 
     fill: Any
@@ -57,14 +57,14 @@ class Draw:
         return self.fill(torch.empty(n, *self.shape, dtype=self.dtype, device=device), *self.args)
 
 
-def hoist(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[Draw], bool]:
+def hoist(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[_Draw], bool]:
     """A copy of a traced graph that takes its draws as inputs, after all others; the draws; and whether these are all.
 
     A draw that depends on a value (a Gamma's, a Bernoulli's of a tensor) stays in the graph, and with it
     those that follow, so that the order is kept.
     """
     graph = copy.deepcopy(traced)
-    draws: list[Draw] = []
+    draws: list[_Draw] = []
     complete = True
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     for node in list(graph.graph.nodes):
@@ -93,14 +93,14 @@ def hoist(traced: fx.GraphModule) -> tuple[fx.GraphModule, list[Draw], bool]:
     return graph, draws, complete
 
 
-def _draw(node: fx.Node) -> Draw | None:
+def _draw(node: fx.Node) -> _Draw | None:
     if "like" not in node.meta or node.kwargs.get("generator") is not None:
         return None
     shape, dtype, contiguous = node.meta["like"]
     if not contiguous or not dtype.is_floating_point:
         return None
     if node.target in _NORMAL or node.target in _UNIFORM:
-        return Draw(Tensor.normal_ if node.target in _NORMAL else Tensor.uniform_, (), tuple(shape), dtype)
+        return _Draw(Tensor.normal_ if node.target in _NORMAL else Tensor.uniform_, (), tuple(shape), dtype)
     if node.target not in _FILL or any(isinstance(a, fx.Node) for a in node.args[1:]):
         return None
     source = node.args[0]
@@ -110,13 +110,13 @@ def _draw(node: fx.Node) -> Draw | None:
     if any(user is not node and (user < node or is_in_place(user)) for user in source.users):
         return None
     arguments: Any = node.args[1:]
-    return Draw(_FILL[node.target], tuple(arguments), tuple(shape), dtype)
+    return _Draw(_FILL[node.target], tuple(arguments), tuple(shape), dtype)
 
 
 class Noise:
     """Draws for up to K steps at once, in the order in which K runs of the program would take them."""
 
-    def __init__(self, draws: list[Draw], steps: int):
+    def __init__(self, draws: list[_Draw], steps: int):
         self.draws, self.steps = draws, steps
         # Fewer than 16 normals are drawn one by one by torch, and so is any number into memory with gaps:
         # one call then gives what many small ones would have given.
@@ -150,7 +150,7 @@ class Noise:
         return [part.view(d.shape) for part, d in zip(parts, self.draws, strict=True)]
 
     @staticmethod
-    def bytes_a_step(draws: list[Draw]) -> int:
+    def bytes_a_step(draws: list[_Draw]) -> int:
         return sum(d.size * d.dtype.itemsize for d in draws)
 
 

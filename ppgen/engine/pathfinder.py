@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,34 +56,23 @@ class Paths(NamedTuple):
     kept: int
 
 
-class Climbs(NamedTuple):
+Root = TypeVar("Root", Tensor, LowRank)
+
+
+class Climbs(NamedTuple, Generic[Root]):
     """The best normal of each path, and where it ended.
 
     Attributes:
         elbo: (chains,) in nats; minus infinity where a path found none.
-        mean, root: (chains, dim), and (chains, dim, dim), lower-triangular: N(mean, root rootᵀ).
+        mean, root: (chains, dim), and (chains, dim, dim), lower-triangular: N(mean, root rootᵀ); in many dimensions
+            the covariances.
         draw: (chains, dim), one draw of each.
         top: (chains, dim), where it ended.
     """
 
     elbo: Tensor
     mean: Tensor
-    root: Tensor
-    draw: Tensor
-    top: Tensor
-
-
-class LowRankClimbs(NamedTuple):
-    """The best normal of each path, in many dimensions.
-
-    Attributes:
-        elbo, mean, draw, top: as of `Climbs`.
-        root: the covariances.
-    """
-
-    elbo: Tensor
-    mean: Tensor
-    root: LowRank
+    root: Root
     draw: Tensor
     top: Tensor
 
@@ -116,13 +105,15 @@ def pathfinder_low_rank(
     new = path[FEW:]
     noise = torch.randn(len(new), start.shape[1], generator=generator, dtype=mean.dtype)
     draw[FEW:] = found.mean[new] + found.root.taken(new).spread(noise)
-    paths = LowRankClimbs(elbo, mean, found.root.taken(path), draw, top)
+    paths = Climbs(elbo, mean, found.root.taken(path), draw, top)
     draws, best, kept = _chosen(target, paths, paths.root, generator)
     return Paths(draws, elbo, mean[best], LowRank(*(v[best] for v in paths.root)), kept)
 
 
 @torch.no_grad()
-def climb(target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9) -> Climbs:
+def climb(
+    target: Density, start: Tensor, *, generator: torch.Generator | None = None, enough: float = 0.9
+) -> Climbs[Tensor]:
     """Follows one path from each start; arguments as for `pathfinder`."""
     paths = _climbed(target, start, Dense, generator, enough)
     assert isinstance(paths.root, Triangular)
@@ -137,7 +128,7 @@ def climb_low_rank(
     generator: torch.Generator | None = None,
     enough: float = 0.9,
     hasty: bool = False,
-) -> LowRankClimbs:
+) -> Climbs[LowRank]:
     """The same by L-BFGS, where there are too many dimensions for matrices.
 
     Args:
@@ -145,7 +136,7 @@ def climb_low_rank(
     """
     paths = _climbed(target, start, LimitedMemory, generator, enough, hasty)
     assert isinstance(paths.root, LowRank)
-    return LowRankClimbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
+    return Climbs(paths.elbo, paths.mean, paths.root, paths.draw, paths.u)
 
 
 def _climbed(
@@ -297,7 +288,7 @@ class _Paths:
 
 @torch.no_grad()
 def _chosen(
-    target: Density, paths: Climbs | LowRankClimbs, roots: Triangular | LowRank, generator: torch.Generator | None
+    target: Density, paths: Climbs[Any], roots: Triangular | LowRank, generator: torch.Generator | None
 ) -> tuple[Tensor, int, int]:
     """The draws of good paths, and in place of a hopeless one's a draw of theirs; the best path; how many are good."""
     elbo, means, _, draws, tops = paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estima
 from ppgen.engine.interpreter.instructions import SECONDS, SECONDS_A_NODE, is_built
 from ppgen.engine.interpreter.interpreted import interpreted
 from ppgen.engine.native import is_known
+from ppgen.engine.noise import Noise, hoist
 from ppgen.engine.trace import Traced
 
 log = logging.getLogger("ppgen")
@@ -35,14 +37,14 @@ def fastest(traced: Traced, example: Sequence[Tensor], engine: str, calls: int, 
     inputs = [*(x.clone() for x in example), *traced.constants]
     key = code_key(traced.graph, inputs)
     if engine == "auto" and not is_known(key):
-        run, a_call = _interpreted(traced, example, calls)
+        run, a_call = (None, 0.0) if compiler() is None else by_interpreter(traced, example, calls)
         saved, taken = _saved(len(traced), a_call, calls), estimated_seconds(len(traced))
         said = "%s: compiled, %d calls of %d operations would save %.1f s, and compiling takes %.0f s"
         log.debug(said, name, calls, len(traced), saved, taken)
         if saved <= taken:
             if saved > WORTH_KEEPING:  # for the next run: a change midway would be another trajectory
                 background.start(traced.graph, inputs, key)
-            return run
+            return run or traced
     started, before = time.perf_counter(), is_known(key)
     try:
         run = compiled(traced.graph, inputs, key)
@@ -55,31 +57,45 @@ def fastest(traced: Traced, example: Sequence[Tensor], engine: str, calls: int, 
     return lambda *u: run([*u, *traced.constants])
 
 
-def _interpreted(traced: Traced, example: Sequence[Tensor], calls: int) -> tuple[Callable[..., Any], float]:
-    """The graph by our interpreter, where that pays, else as it is; and the seconds of a call, where they count."""
-    if compiler() is None:
-        return traced, 0.0
-    by_torch = seconds_of(traced, example)
-    if not pays(len(traced), by_torch, calls, example[0].dtype):
-        return traced, by_torch
-    ours = interpreted(traced.graph, [*example, *traced.constants])
-    if ours is None:
-        return traced, by_torch
+def by_interpreter(
+    traced: Traced, example: Sequence[Tensor], calls: int | None, least: int = SMALLEST
+) -> tuple[Callable[..., Any] | None, float]:
+    """The graph by the interpreter of small operations, its draws made beforehand by torch, in their order.
 
-    def run(*u: Tensor) -> Any:
-        return ours(*u, *traced.constants)
+    Args:
+        calls: how many there will be; None: it need not pay.
+        least: operations, below which nothing is asked.
 
-    took = seconds_of(run, example)
-    return (traced, by_torch) if by_torch < took else (run, took)
+    Returns:
+        None where torch runs the graph as well or better; and the seconds of a call by the better one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        by_torch = math.inf if calls is None else _seconds_of(traced, example)
+        if calls is not None and not _pays(len(traced), by_torch, calls, example[0].dtype, least):
+            return None, by_torch
+        graph, draws, _ = hoist(traced.graph)
+        noise = Noise(draws, 1)
+
+        def drawn() -> Sequence[Tensor]:
+            return noise.split(noise.take(1)[0]) if draws else ()
+
+        ours = interpreted(graph, [*example, *traced.constants, *drawn()])
+        if ours is None:
+            return None, by_torch
+
+        def run(*inputs: Tensor) -> Any:
+            return ours(*inputs, *traced.constants, *drawn())
+
+        took = _seconds_of(run, example)
+    return (run, took) if took < by_torch else (None, by_torch)
 
 
-def pays(operations: int, a_call: float, calls: int, dtype: torch.dtype, least: int = SMALLEST) -> bool:
+def _pays(operations: int, a_call: float, calls: int, dtype: torch.dtype, least: int) -> bool:
     """Whether so many calls, interpreted, earn back what it takes to write the instructions of a graph.
 
     Args:
         a_call: seconds of one by torch.
         dtype: of the library, which is built once a machine.
-        least: operations, below which nothing is asked.
     """
     cost = SECONDS_A_NODE * operations + (0.0 if is_built(dtype) else SECONDS)
     return operations >= least and compiler() is not None and FASTER * calls * a_call >= cost
@@ -90,7 +106,7 @@ def _saved(operations: int, a_call: float, calls: int) -> float:
     return 0.0 if compiler() is None or operations > TOO_LARGE else FASTER * calls * a_call
 
 
-def seconds_of(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
+def _seconds_of(run: Callable[..., Any], example: Sequence[Tensor]) -> float:
     """Of a call, the second one, in this thread: what else the machine does is left out."""
     run(*example)
     start = time.thread_time()

@@ -47,11 +47,11 @@ class _CrossEntropy(torch.autograd.Function):
         return aten.binary_cross_entropy_with_logits.default(*both, None, None, 0), 0
 
 
-def addmm(b: Tensor, x: Tensor, w: Tensor) -> Tensor:
+def _addmm(b: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return _Addmm.apply(b, x, w)
 
 
-def cross_entropy(x: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
     return _CrossEntropy.apply(x, target)
 
 
@@ -62,7 +62,7 @@ def kept_whole(graph: fx.GraphModule) -> fx.GraphModule:
     graph = copy.deepcopy(graph)
     for node in graph.graph.nodes:
         if one := _whole(node):
-            node.target, node.args = one, node.args[: 3 if one is addmm else 2]
+            node.target, node.args = one, node.args[: 3 if one is _addmm else 2]
     graph.recompile()
     return graph
 
@@ -71,6 +71,6 @@ def _whole(node: fx.Node) -> Callable[..., Tensor] | None:
     if node.kwargs:
         return None
     if node.target is aten.addmm.default and len(node.args) == 3:
-        return addmm
+        return _addmm
     plain = node.args[2:] == (None, None, 0)  # no weights, and no sum
-    return cross_entropy if node.target is aten.binary_cross_entropy_with_logits.default and plain else None
+    return _cross_entropy if node.target is aten.binary_cross_entropy_with_logits.default and plain else None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, TracebackType
 from typing import Any
 from unittest import mock
@@ -291,10 +292,7 @@ _unseen = torch._C._dispatch_tls_is_dispatch_key_excluded
 
 
 def _require_shapes(graph: fx.GraphModule) -> None:
-    """
-    Raises:
-        Untraceable: the shape of something depends on the content of an input.
-    """
+    """Raises Untraceable where the shape of something depends on the content of an input."""
     tainted: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(n in tainted for n in node.all_input_nodes):
@@ -378,10 +376,7 @@ def _kind(frame: FrameType) -> str:
 
 
 def _own_frame(tb: TracebackType | None) -> tuple[str, int] | None:
-    found: dict[str, tuple[str, int]] = {}
-    while tb is not None:
-        found[_kind(tb.tb_frame)] = (tb.tb_frame.f_code.co_filename, tb.tb_lineno)
-        tb = tb.tb_next
+    found = {_kind(frame): (frame.f_code.co_filename, n) for frame, n in walk_tb(tb)}
     return found.get("own") or found.get("library")
 
 

@@ -9,8 +9,6 @@ from typing import NamedTuple
 from ppgen.errors import PpgenError
 from ppgen.formula.elsewhere import require_own_calls
 
-__all__ = ["Block", "Formula", "parse"]
-
 _CENSORED = ("censored",)
 _PROPORTION = ("p", "prop", "proportion")
 

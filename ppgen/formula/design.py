@@ -11,9 +11,7 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from ppgen.formula.expressions import compute, piecewise
-
-__all__ = ["Design", "Gap", "Group", "Matrix", "Part", "Response", "dimensions", "matrix", "row_product"]
+from ppgen.formula.expressions import compute, names, piecewise
 
 
 class Part(TypedDict):
@@ -124,6 +122,16 @@ def _part(part: Part, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
     if "breaks" in part:
         return piecewise(x, like.new_tensor(part["breaks"]), like.new_tensor(part["coefs"]))
     return x[:, None]
+
+
+def exposure(design: Design) -> tuple[str, ...]:
+    """The columns of trials and offsets that are of no term that has an effect."""
+    matrices = [design["matrix"], *(g["matrix"] for g in design["groups"])]
+    parts = [part for own in matrices for term in own["terms"] for part in term]
+    effects = set().union(*({p["codes"]} if "codes" in p else names(p["x"]) for p in parts))
+    trials = design["response"]["trials"]
+    plain = set().union(*map(names, design["offsets"])) | ({trials} if isinstance(trials, str) else set())
+    return tuple(sorted(plain - effects))
 
 
 def dimensions(design: Design, family: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

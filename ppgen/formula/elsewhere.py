@@ -6,8 +6,6 @@ import re
 
 from ppgen.errors import PpgenError
 
-__all__ = ["require_own_calls"]
-
 _CURVE = "write bs(x, df=5) or poly(x, 3), whose coefficients have the priors of the others"
 _SURFACE = "write bs(x, df=5) + bs(z, df=5) + x:z, or compute the columns of a surface in the table"
 _COLUMN = "compute it as a column of the table, and name that"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError
 
-__all__ = ["FUNCTIONS", "compute", "piecewise", "translated"]
+__all__ = ["FUNCTIONS", "compute", "names", "piecewise", "translated"]
 
 # of numpy as of torch
 FUNCTIONS = ("abs", "arctan", "cos", "exp", "expm1", "log", "log10", "log1p", "log2", "sin", "sqrt", "square", "tan",
@@ -35,6 +35,15 @@ def compute(text: str, columns: Mapping[str, Tensor]) -> Tensor:
     tensor([-1.0000, -0.5195])
     """
     return _value(ast.parse(text, mode="eval").body, columns)
+
+
+def names(text: str) -> set[str]:
+    """The columns that an expression names.
+
+    >>> sorted(names("torch.log(x) * y + 1.0"))
+    ['x', 'y']
+    """
+    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)} - {"torch"}
 
 
 def _value(node: ast.expr, columns: Mapping[str, Tensor]) -> Any:

@@ -26,8 +26,6 @@ from ppgen.formula.design import Design, Gap, Matrix, matrix
 from ppgen.formula.priors import GapPriors
 from ppgen.gaps import COVARIATE
 
-__all__ = ["filled", "gaps_of", "missing_cells", "plain_names"]
-
 
 def plain_names(tree: ast.expr) -> list[str]:
     """The columns that are terms by themselves.

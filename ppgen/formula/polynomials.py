@@ -12,8 +12,6 @@ from torch import Tensor
 from ppgen.errors import PpgenError
 from ppgen.formula.design import Part
 
-__all__ = ["polynomials"]
-
 
 def polynomials(component: Any, columns: Mapping[str, Tensor]) -> Part:
     """The columns of a call of `bs` or `poly`, by their values at as many points between two knots as there are powers.

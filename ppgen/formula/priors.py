@@ -34,8 +34,6 @@ from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.spreads import spans_constant, spreads
 
-__all__ = ["GapPriors", "Priors", "described", "priors_of"]
-
 _WIDE = 2.5
 
 

@@ -16,7 +16,7 @@ import torch
 from ppgen.data import Table
 from ppgen.data.levels import text_of
 from ppgen.data.types import ASKED
-from ppgen.errors import PpgenError, install, nearest
+from ppgen.errors import PpgenError, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, translated
@@ -25,8 +25,6 @@ from ppgen.formula.gaps import gaps_of, plain_names
 from ppgen.formula.polynomials import polynomials
 from ppgen.formula.response import response_of
 from ppgen.formula.table import CodedTable
-
-__all__ = ["design_of", "names_in"]
 
 _AS_PYTHON = str.maketrans({"{": "(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
 _TOLERANCE = 1e-8  # of a design matrix, against formulae's
@@ -60,10 +58,7 @@ def _used(formula: Formula) -> tuple[list[str], list[str]]:
 
 
 def _tree(terms: str) -> ast.expr:
-    """
-    Raises:
-        PpgenError: terms that are no Python expression.
-    """
+    """Terms as Python reads them; those that are no expression are refused."""
     try:
         return ast.parse(terms.translate(_AS_PYTHON).strip(), mode="eval").body
     except SyntaxError as e:
@@ -88,11 +83,7 @@ def _fillable(formula: Formula) -> list[str]:
 
 
 def _require_terms(node: ast.expr, terms: str) -> None:
-    """
-    Raises:
-        PpgenError: a power of one column outside of I() and {}, which a formula takes as the column itself; what is no
-            operation of a formula.
-    """
+    """Refuses a power of a column outside of I() and {}, which a formula takes as the column, and other operations."""
     if "{" in terms:
         return
     if isinstance(node, ast.BinOp):
@@ -121,8 +112,7 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
     Raises:
         PpgenError: a family that is not known; a formula that cannot be read, or has no place in this family.
     """
-    if family not in FAMILIES:
-        raise PpgenError(f"there is no family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}")
+    require_known("family", family, FAMILIES)
     formula = parse(text)
     table = CodedTable(data, _columns(formula, text), _fillable(formula), missing)
     response = response_of(formula, family, table)
@@ -158,10 +148,7 @@ def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) 
 
 
 def _require_names(design: Design, family: str) -> None:
-    """
-    Raises:
-        PpgenError: a response or group that is called like a latent, or by a name that no argument can have.
-    """
+    """Refuses a response or group called like a latent, or by a name that no argument can have."""
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
     own = {*_OWN, *FAMILIES[family].beside}
@@ -283,10 +270,7 @@ def _first_line(e: Exception) -> str:
 
 
 def _require_same(made: Matrix, read: Any, terms: str, table: CodedTable) -> None:
-    """
-    Raises:
-        PpgenError: other columns than formulae's, as a call that means something else there may make.
-    """
+    """Refuses other columns than formulae's, as a call that means something else there may make."""
     own = [t.name for t in read.terms.values() if t.kind != "offset"]
     if not own:
         return

@@ -13,8 +13,6 @@ from ppgen.formula.design import Response
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.table import CodedTable
 
-__all__ = ["response_of"]
-
 _STATUS = {
     "none": 0.0, "event": 0.0, "right": 1.0, "left": -1.0, "0": 0.0, "1": 1.0, "-1": -1.0, "False": 0.0, "True": 1.0,
 }  # fmt: skip

@@ -15,8 +15,6 @@ from ppgen.formula.design import Design, Group, Matrix, Part, dimensions
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors
 
-__all__ = ["program_text"]
-
 _OWN = ("alpha", "below", "beta", "cutpoints", "design", "eta", "means", "shares", "zero")
 _OF_GROUP = ("chol", "design", "r", "sd", "z")
 

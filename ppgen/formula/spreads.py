@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ppgen.formula.design import Matrix, Part, matrix
 
-__all__ = ["far_from_zero", "spans_constant", "spreads"]
-
 _NOTHING = 1e-9  # of a column, which the others tell all of
 _FAR = 20  # sds from a column's mean to 0
 

@@ -16,8 +16,6 @@ from ppgen.gaps import dropped
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CodedTable"]
-
 
 class CodedTable:
     """
@@ -130,10 +128,7 @@ def _with_quantiles(name: str, column: Any, gone: Tensor | None, words: bool) ->
 
 
 def _frame(table: Table, response: str, fillable: Collection[str], missing_cells: str) -> pd.DataFrame:
-    """
-    Raises:
-        PpgenError: no rows; a matrix; missing cells of another column than the response.
-    """
+    """As a data frame; refused are no rows, matrices, and missing cells of another column than the response."""
     frame = table.frame()
     for name in table:
         if name not in frame:

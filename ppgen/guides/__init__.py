@@ -37,7 +37,6 @@ __all__ = [
     "make_autoguide",
     "parse",
     "require_guide_options",
-    "summaries",
 ]
 
 _FOLDER = Folder(__name__, "guide")
@@ -62,12 +61,6 @@ def guide_names() -> tuple[str, ...]:
     True
     """
     return (*_autoguide_names(), *_FOLDER.names())
-
-
-def summaries() -> dict[str, str]:
-    """What each guide is, by name."""
-    own = {n: _FOLDER.named(n).SUMMARY for n in _FOLDER.names()}
-    return {n: own.get(n, "Pyro's autoguide") for n in guide_names()}
 
 
 def file_of(spec: str) -> ModuleType | None:
@@ -120,4 +113,4 @@ def require_guide_options(name: str, made: Callable, options: Collection[str]) -
     Raises:
         PpgenError: a keyword that the guide does not take.
     """
-    require_options(f"guide {name}", made, options, but=("model", "sites", "over_rows", "data", "rows"))
+    require_options(f"guide {name}", made, options, but=("model", "sites", "over_rows", "data", "rows", "rest"))

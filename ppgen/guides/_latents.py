@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from ppgen.errors import PpgenError
 
 
-class Latent(NamedTuple):
+class _Latent(NamedTuple):
     """A latent's place in its vector, and how it is written."""
 
     name: str
@@ -50,7 +50,7 @@ def row_frame(name: str, site: Mapping[str, Any], over_rows: Mapping[str, int]) 
     return dims[0] if dims else None
 
 
-def places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[Latent]:
+def places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) -> list[_Latent]:
     found, start = [], 0
     for name, site in sites.items():
         event_dim = site["fn"].event_dim
@@ -66,12 +66,12 @@ def places(sites: Mapping[str, dict[str, Any]], over_rows: Mapping[str, int]) ->
             if f.vectorized
         )
         size = math.prod(shape)
-        found.append(Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
+        found.append(_Latent(name, start, start + size, tuple(shape), batch_dim, event_dim, frames, transform, row_dim))
         start += size
     return found
 
 
-def emit(latent: Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
+def emit(latent: _Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
     """Writes one latent's site out of its vector: (D,), or (rows, 1, ..., D) of a latent of the rows."""
     u = vector[..., latent.start : latent.stop]
     if latent.row_dim is None:

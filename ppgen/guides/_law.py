@@ -13,16 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributions as td
 from pyro.infer import autoguide as autoguides
 from torch import Tensor, nn
-from torch.distributions import (
-    Distribution,
-    Independent,
-    LowRankMultivariateNormal,
-    MultivariateNormal,
-    Normal,
-    TransformedDistribution,
-)
 from torch.distributions.transforms import ComposeTransform
 
 from ppgen.errors import PpgenError
@@ -65,15 +58,15 @@ def coordinates(guide: nn.Module | None, name: str) -> Coordinates:
     raise PpgenError(f"the guide of {name} is no normal or flow of all latents as one vector: {why}")
 
 
-def _push_of(law: Distribution) -> Push | None:
+def _push_of(law: td.Distribution) -> Push | None:
     """Of a law of vectors, (D,)."""
-    if isinstance(law, Independent) and isinstance(law.base_dist, Normal):
+    if isinstance(law, td.Independent) and isinstance(law.base_dist, td.Normal):
         return _diagonal(law.base_dist.loc, law.base_dist.scale)
-    if isinstance(law, LowRankMultivariateNormal):
+    if isinstance(law, td.LowRankMultivariateNormal):
         return _affine(law.loc, torch.linalg.cholesky(law.covariance_matrix))
-    if isinstance(law, MultivariateNormal):
+    if isinstance(law, td.MultivariateNormal):
         return _affine(law.loc, law.scale_tril)
-    if isinstance(law, TransformedDistribution):
+    if isinstance(law, td.TransformedDistribution):
         transform = ComposeTransform(law.transforms)
 
         def push(e: Tensor) -> tuple[Tensor, Tensor]:

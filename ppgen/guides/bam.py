@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pyro.distributions import MultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import nn
 
 from ppgen.engine.batch_and_match import MOST, best_gaussian
 from ppgen.engine.pathfinder import Density
@@ -32,15 +32,7 @@ BATCHES = {"batches": True}
 class Guide(Started, VectorGuide):
     """The guide; see above, and `flow.Guide` for the arguments."""
 
-    def __init__(
-        self,
-        sites: Mapping[str, dict[str, Any]],
-        over_rows: Mapping[str, int],
-        data: Mapping[str, Tensor],
-        rows: tuple[str, ...] = (),
-        *,
-        batches: bool = False,
-    ):
+    def __init__(self, sites: Mapping[str, dict[str, Any]], *rest: Any, batches: bool = False):
         super().__init__("bam", sites, batches)
         self.require_few(MOST)
         self.loc = nn.Parameter(torch.zeros(self.dim))

@@ -43,16 +43,7 @@ class Guide(VectorGuide):
     start_factor: Tensor
     start_sd: Tensor
 
-    def __init__(
-        self,
-        sites: Mapping[str, dict[str, Any]],
-        over_rows: Mapping[str, int],
-        data: Mapping[str, Tensor],
-        rows: tuple[str, ...] = (),
-        *,
-        rank: int = 32,
-        batches: bool = False,
-    ):
+    def __init__(self, sites: Mapping[str, dict[str, Any]], *rest: Any, rank: int = 32, batches: bool = False):
         super().__init__("bam_low_rank", sites, batches)
         if rank < 1:
             raise PpgenError(f"the rank of the guide bam_low_rank is {rank}; take a whole number of at least 1")

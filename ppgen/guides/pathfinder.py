@@ -90,15 +90,7 @@ class Guide(VectorGuide):
     means: Tensor
     log_weights: nn.Parameter
 
-    def __init__(
-        self,
-        sites: Mapping[str, dict[str, Any]],
-        over_rows: Mapping[str, int],
-        data: Mapping[str, Tensor],
-        rows: tuple[str, ...] = (),
-        *,
-        batches: bool = False,
-    ):
+    def __init__(self, sites: Mapping[str, dict[str, Any]], *rest: Any, batches: bool = False):
         super().__init__("pathfinder", sites, batches)
         self.few = self.dim <= MOST
         none = torch.zeros(1, self.dim)

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import MLP, initialise
 
-__all__ = ["CausalTransformer"]
-
 
 class CausalTransformer(nn.Module):
     """A sequence to what is said of each of its elements, and of the next: (..., n, inputs) -> (..., n + 1, outputs).

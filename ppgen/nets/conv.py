@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import activation_module, gain_of, initialise
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
-
 
 class ConvEncoder(nn.Module):
     """Strided convolutions, then a dense layer: (..., channels · side² + context) -> (..., outputs).

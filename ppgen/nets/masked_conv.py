@@ -19,8 +19,6 @@ from torch.nn.functional import conv2d, pad, silu
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import initialise
 
-__all__ = ["MaskedConvNet"]
-
 
 class MaskedConvNet(nn.Module):
     """Images, and features of as many places, to what is said of each place: (..., C, H, W) -> (..., outputs, H, W).

@@ -2,8 +2,8 @@
 
 Sources: U-Net (Ronneberger et al., 2015, arXiv:1505.04597); as a denoiser, Denoising Diffusion Probabilistic Models (Ho
 et al., 2020, arXiv:2006.11239); Fourier features of the input, Variational Diffusion Models (Kingma et al., 2021,
-arXiv:2107.00630); squares of pixels read as one, Improving Diffusion Model Efficiency Through Patching (Luhman & Luhman,
-2022, arXiv:2207.04316).
+arXiv:2107.00630); squares of pixels read as one, Improving Diffusion Model Efficiency Through Patching (Luhman and
+Luhman, 2022, arXiv:2207.04316).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, sca
 from ppgen.errors import PpgenError
 from ppgen.nets.mlp import initialise
 from ppgen.nets.time import TimeEmbedding, waves
-
-__all__ = ["UNet"]
 
 
 class UNet(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.engine import compile as compilation
 from ppgen.engine.trace import Untraceable
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import require_known
 from ppgen.pyro_compat.arguments import Arguments
 from ppgen.pyro_compat.calls import ENGINES, Calls
 from ppgen.pyro_compat.recorded import Evaluated, Recorded
@@ -39,8 +39,7 @@ class SVI(infer.SVI):
             PpgenError: no such engine, or `compile` without a C++ compiler.
         """
         super().__init__(model, guide, optim, loss, *args, **kwargs)
-        if engine not in ENGINES:
-            raise PpgenError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}; they are {', '.join(ENGINES)}")
+        require_known("engine", engine, ENGINES)
         if engine == "compile":
             compilation.require_compiler()
         if type(loss).__name__.startswith("Jit"):

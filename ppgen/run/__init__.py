@@ -228,15 +228,13 @@ def load_parameters(program: Program, values: Mapping[str, Tensor], path: Path |
     except RuntimeError as e:
         raise PpgenError(
             f"the parameters{f' in {path}' if path else ''} do not fit {program.name}: "
-            f"{str(e).splitlines()[-1].strip()}; "
-            "was the program changed since?"
+            f"{str(e).splitlines()[-1].strip()}; was the program changed since?"
         ) from e
     wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise PpgenError(
             f"the parameters{f' in {path}' if path else ''} are not those of {program.name}: {wrong[0]!r} is on one "
-            "side only; "
-            "was the program changed since?"
+            "side only; was the program changed since?"
         )
 
 

@@ -66,13 +66,14 @@ class _Fit:
 
 @dataclass
 class _Data:
-    """What was fitted: where it came from, its fingerprint, the types of its columns."""
+    """What was fitted: where it came from, its fingerprint, the types of its columns, their ranges."""
 
     rows: Count
     row_columns: list[str]
     types: dict[str, dict[str, Any]] | None
     contents: dict[str, Any]
     sha256: str
+    ranges: dict[str, list[list[float]]] | None = None
     valid_rows: Count | None = None
     source: str | None = None
     split: str | None = None
@@ -91,7 +92,7 @@ class _Change:
 
 
 @dataclass
-class Config:
+class _Config:
     """All of config.json."""
 
     version: int
@@ -107,7 +108,7 @@ class Config:
 def config_schema() -> dict[str, Any]:
     """The JSON schema of config.json: docs/_static/config.schema.json."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.json of a run folder of ppgen"}
-    return head | json_schema(Config)
+    return head | json_schema(_Config)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(file)
     if isinstance(config, dict):
         config = _migrated(config, file)
-    validate(config, Config, str(file))
+    validate(config, _Config, str(file))
     return config
 
 

@@ -12,23 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppgen.console import number
-from ppgen.structure import Structure
 
 if TYPE_CHECKING:  # they take half a second to import
     import pandas as pd
     from xarray import DataArray, DataTree
-
-__all__ = ["by_group", "group_effects", "group_rows", "in_words", "shown", "shown_record", "summarized", "variable"]
-
-
-def shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
-    """The attributes that the functions below read."""
-    groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
-    return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}
 
 
 def shown(tree: DataTree) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppgen import catalog
 from ppgen.data import ColumnType, Table, argument_of, as_tensors, is_literal, type_of_record
+from ppgen.data.ranges import ranges
 from ppgen.errors import PpgenError
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, describe_program
@@ -38,6 +39,7 @@ class Fitted(NamedTuple):
     Attributes:
         example: the rows that were fitted, or some of them; empty where none are known.
         draws: of each latent, (chains, draws, ...); None where the guide draws.
+        ranges: of the columns that were fitted (`ppgen.data.ranges`).
     """
 
     program: Program
@@ -45,6 +47,7 @@ class Fitted(NamedTuple):
     example: Mapping[str, Tensor]
     draws: dict[str, Tensor] | None
     dtype: torch.dtype
+    ranges: Mapping[str, list[list[float]]] = {}
 
 
 def tree_record(
@@ -118,7 +121,7 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
                 f"the draws have no {name!r}, a latent of {made.name}; name the program that they were made with"
             )
         draws[name] = torch.as_tensor(tree["posterior"][own].values)
-    return Fitted(made, structure, example, draws, dtype)
+    return Fitted(made, structure, example, draws, dtype, ranges(example, kept["row_columns"]))
 
 
 def _types_of(tree: DataTree) -> dict[str, ColumnType]:

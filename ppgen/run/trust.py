@@ -27,7 +27,7 @@ log = logging.getLogger("ppgen")
 _here: set[str] = set()  # what was trusted in this process
 
 
-def digest(text: bytes, spec: Mapping[str, Any]) -> str:
+def _digest(text: bytes, spec: Mapping[str, Any]) -> str:
     """What the list holds of a program: its text, and `file`, `name` and `arguments` of its entry in config.json."""
     chosen = json.dumps([spec["file"], spec.get("name") or "", spec.get("arguments") or {}], sort_keys=True)
     return hashlib.sha256(b"\0".join((hashlib.sha256(text).digest(), chosen.encode()))).hexdigest()
@@ -39,7 +39,7 @@ def trust(text: bytes, spec: Mapping[str, Any], *, keep: bool = True) -> None:
     Args:
         keep: on the user's list; else in this process alone. A list that cannot be written to is a warning.
     """
-    name = digest(text, spec)
+    name = _digest(text, spec)
     _here.add(name)
     if not keep:
         return
@@ -55,7 +55,7 @@ def trust(text: bytes, spec: Mapping[str, Any], *, keep: bool = True) -> None:
 
 
 def _is_trusted(text: bytes, spec: Mapping[str, Any]) -> bool:
-    name = digest(text, spec)
+    name = _digest(text, spec)
     if os.environ.get("PPGEN_TRUST") == "all" or name in _here:
         return True
     try:

@@ -25,8 +25,6 @@ from ppgen.transforms.conditioner import START, entries
 from ppgen.transforms.univariate.networks import Integrands, Networks, OfFeatures
 from ppgen.transforms.univariate.splines import Circular, Spline
 
-__all__ = ["Autoregressive", "bernstein", "circular_spline", "iaf", "maf", "naf", "sos", "spline", "unaf"]
-
 Order = Sequence[int] | Tensor | None
 
 

@@ -29,8 +29,6 @@ from torch.distributions import Transform, constraints
 
 from ppgen.errors import PpgenError
 
-__all__ = ["Conditional", "FlowTransform", "Inverse", "full_precision", "gather"]
-
 Pair = tuple[Tensor, Tensor]
 
 

@@ -21,8 +21,6 @@ from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pai
 from ppgen.transforms.conditioner import HIDDEN, START, entries
 from ppgen.transforms.univariate.splines import Spline
 
-__all__ = ["Coupling", "nice", "realnvp", "spline_coupling"]
-
 
 class Coupling(FlowTransform):
     """A coupling of (..., D) vectors, D >= 2.

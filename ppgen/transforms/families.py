@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, require_known
 from ppgen.transforms import autoregressive as ar
 from ppgen.transforms.change_of_variables import Conditional, FlowTransform
 from ppgen.transforms.continuous import cnf, ffjord
@@ -128,10 +128,7 @@ def stack(
     >>> len(stack("nsf_coupling", features=3, transforms=4, mix="lu", bins=4))
     7
     """
-    if family not in FAMILIES:
-        raise PpgenError(
-            f"there is no flow family {family!r}{nearest(family, FAMILIES)}; they are {', '.join(FAMILIES)}"
-        )
+    require_known("flow family", family, FAMILIES)
     if mix is not None and mix not in MIXES:
         raise PpgenError(f"there is no mix {mix!r}{nearest(str(mix), MIXES)}; they are {', '.join(MIXES)}, and None")
     if features < 1 or transforms < 1 or context < 0:

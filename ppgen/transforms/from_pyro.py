@@ -19,8 +19,6 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.transforms.change_of_variables import FlowTransform, Pair, full_precision
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 
-__all__ = ["Kept", "keep"]
-
 # increasing in each entry given those before it in some order, with no inverse in Pyro
 _TRIANGULAR = (
     pyro_transforms.NeuralAutoregressive,

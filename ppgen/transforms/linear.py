@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from ppgen.errors import PpgenError
 from ppgen.transforms.change_of_variables import FlowTransform, Pair, full_precision
 
-__all__ = ["LULinear", "Orthogonal", "Permutation", "Whitening", "conv1x1"]
-
 
 class LULinear(FlowTransform):
     """z = P L U x with L unit lower and U upper triangular: log |det| is the sum of log |diag U|.

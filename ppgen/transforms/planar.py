@@ -21,8 +21,6 @@ from torch.nn.functional import softplus
 from ppgen.transforms.change_of_variables import FlowTransform, Pair, full_precision
 from ppgen.transforms.univariate.roots import solve_increasing
 
-__all__ = ["Planar", "Radial", "Sylvester"]
-
 
 class Planar(FlowTransform):
     """x = z + û tanh(wᵀz + b), with û such that wᵀû > -1, where the map is invertible.

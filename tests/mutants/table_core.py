@@ -148,8 +148,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "minibatch_weight",
-        "n_over_b = self.rows / n_rows(batch, self.structure.row_columns)",
-        "n_over_b = self.rows / n_rows(batch)",
+        "n := n_rows(batch, self.structure.row_columns)",
+        "n := n_rows(batch)",
         "tests/test_elbo.py::test_a_constant_longer_than_the_batch_does_not_upset_the_weights",
     ),
     Mutant(
@@ -395,8 +395,8 @@ with holding({}):
     ),
     Mutant(
         "score_klweight",
-        "_aligned(other, part(other, s, target=True).detach(), plates)",
-        "_aligned(other, part(other, s, target=False).detach(), plates)",
+        "_aligned(other, _part(other, s, target=True).detach(), plates)",
+        "_aligned(other, _part(other, s, target=False).detach(), plates)",
         "tests/test_elbo.py::test_kl_weight_reaches_the_score_function",
     ),
     Mutant(

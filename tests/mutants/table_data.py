@@ -68,8 +68,8 @@ MUTANTS = [
     ),
     Mutant(
         "figures_become_categories",
-        'if figures == some or figures > some / 2 and most != "word":',
-        "if figures > some:",
+        'if in_figures == some or in_figures > some / 2 and most != "word":',
+        "if in_figures > some:",
         "tests/test_data_faults.py::test_text_that_is_plainly_a_number_is_that_number_or_a_sentence_and_no_category",
     ),
     Mutant(

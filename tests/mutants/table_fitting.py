@@ -25,8 +25,8 @@ MUTANTS = [
     ),
     Mutant(
         "ema_the_other_way",
-        "ema[name].lerp_(value, 1 - d)",
-        "ema[name].lerp_(value, d)",
+        "move_average(ema, values, 1 - ema_decay(decay, step))",
+        "move_average(ema, values, ema_decay(decay, step))",
         "tests/test_fit.py::test_ema_begins_with_the_mean_of_few",
     ),
     Mutant(

@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         "gradient_of_the_wrong_coordinates",
-        "g = back(grad, root)",
+        "g = _back(grad, root)",
         "g = grad",
         "tests/test_mcmc.py::test_a_leapfrog_step_by_hand",
     ),
@@ -349,7 +349,7 @@ MUTANTS = [
     ),
     Mutant(
         "noncentred_where_the_location_moves",
-        "return [base.scale_tril if isinstance(base, MultivariateNormal) else base.scale]",
+        "return [base.scale_tril if isinstance(base, td.MultivariateNormal) else base.scale]",
         "return [base.loc]",
         "tests/test_noncentred.py::test_a_named_latent_is_and_no_other",
     ),

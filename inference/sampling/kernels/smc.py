@@ -62,7 +62,7 @@ LARGEST = 1000  # entries of u
 BLOCK = 512  # vectors a call of the log joint
 
 
-class Start(NamedTuple):
+class _Start(NamedTuple):
     """Where the particles begin: the log joint at any number of vectors, q, and the number of islands."""
 
     target: Density
@@ -122,7 +122,7 @@ class _Tempered:
         return leapfrog_step(self.both, y, p, g, step, centre, root)
 
 
-def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator) -> Start:
+def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, generator: torch.Generator) -> _Start:
     """q, from the prior and from climbs.
 
     Args:
@@ -142,12 +142,12 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, 
     local = _matched(found, target, generator) if found else None
     if prior is not None and joint.proper:
         q = _Reference(prior, in_blocks(joint.prior_value_and_grad, BLOCK), local)
-        return Start(target, q, islands)
+        return _Start(target, q, islands)
     if prior is None and local is None:
         raise PpgenError("a prior is flat, and no place was found where the density has a maximum; take kernel='chees'")
     mean, root = _around(found) if prior is None else _scale(prior(FROM_PRIOR))
     wide = Mixture(torch.zeros(1).to(mean), mean[None], root[None])
-    return Start(target, _Reference(lambda n: wide.draw(n, generator), wide.value_and_grad, local), islands)
+    return _Start(target, _Reference(lambda n: wide.draw(n, generator), wide.value_and_grad, local), islands)
 
 
 def _matched(parts: list[tuple[Tensor, Tensor]], target: Density, generator: torch.Generator) -> Mixture:
@@ -178,7 +178,7 @@ def _around(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def sample(
-    joint: LogJoint, start: Start, *, draws: int, warmup: int, metric: str = "auto",
+    joint: LogJoint, start: _Start, *, draws: int, warmup: int, metric: str = "auto",
     generator: torch.Generator, report: Callable[[int], None] | None = None,
 ) -> Draws:  # fmt: skip
     """Tempers islands of `draws` particles, by `warmup` temperatures at most; see `kernels`.

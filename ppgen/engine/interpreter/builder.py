@@ -37,17 +37,10 @@ class _Value:
         self.base, self.view = base, view
 
 
-def _meta(size: int, shape: Sequence[int], strides: Sequence[int] | None = None, offset: int = 0) -> Tensor:
+def _meta(size: int, shape: Sequence[int], offset: int = 0) -> Tensor:
     """A view of so many values without content."""
     base = torch.empty(max(size, 1), device="meta")
-    return base.as_strided(shape, _contiguous(shape) if strides is None else strides, offset)
-
-
-def _contiguous(shape: Sequence[int]) -> list[int]:
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
-    return strides
+    return base.as_strided(shape, torch.empty(shape, device="meta").stride(), offset)
 
 
 class Builder:
@@ -146,7 +139,7 @@ class Builder:
             at = slots.pop()
         else:
             at, self.size = self.size, self.size + size
-        return _Value(ARENA, _meta(at + size, shape, None, at))
+        return _Value(ARENA, _meta(at + size, shape, at))
 
     def _release(self, root: fx.Node) -> None:
         value = self.values.get(root)
@@ -159,7 +152,7 @@ class Builder:
             self.places[number] = len(self.pool)
             self.pool.append(number)
         at = self.places[number]
-        return _Value(POOL, _meta(at + 1, (), (), at))
+        return _Value(POOL, _meta(at + 1, (), at))
 
     def value(self, node: Any) -> _Value:
         """Where a node's values lie, or a number's."""

@@ -77,7 +77,7 @@ extern "C" void run(const Instruction* code, int64_t count, T** base) {
 """
 
 
-def source(dtype: torch.dtype) -> str:
+def _source(dtype: torch.dtype) -> str:
     """The whole library."""
     tables = {"UNARY": UNARY, "BINARY": BINARY, "TERNARY": TERNARY, "INTO": INTO}
     cases = [f"case {CODES[name]}: {kind}({e})" for kind, table in tables.items() for name, e in table.items()]
@@ -102,7 +102,7 @@ _RUN: dict[torch.dtype, Callable[..., Any] | None] = {}
 def _made(dtype: torch.dtype) -> Callable[..., Any] | None:
     """From the library that is built now, and kept for other processes where the folder takes it."""
     with tempfile.TemporaryDirectory() as folder:
-        built = _built(source(dtype), Path(folder))
+        built = _built(_source(dtype), Path(folder))
         if built is not None:
             native.put(_key(dtype), built.read_bytes())
         return _loaded(built)
@@ -119,7 +119,7 @@ def _loaded(file: Path | None) -> Callable[..., Any] | None:
 
 
 def _key(dtype: torch.dtype) -> str:
-    parts = [source(dtype), _FLAGS, *native.machine(compiler() or "")]
+    parts = [_source(dtype), _FLAGS, *native.machine(compiler() or "")]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 

@@ -23,8 +23,6 @@ from ppgen.nets import CausalTransformer
 from ppgen.transforms.change_of_variables import FlowTransform, Pair
 from ppgen.transforms.images.multiscale import Multiscale
 
-__all__ = ["PatchAutoregressive", "tarflow"]
-
 
 class PatchAutoregressive(FlowTransform):
     """One block; the identity to begin with.

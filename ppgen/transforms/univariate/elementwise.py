@@ -18,8 +18,6 @@ from zuko.utils import unpack
 from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pair, gather
 from ppgen.transforms.univariate.mixture import Gaussianize
 
-__all__ = ["ActNorm", "Mixtures", "gaussianization"]
-
 
 class ActNorm(FlowTransform):
     """z = (x - loc) exp(-log_scale) for each feature, or each channel of images.

@@ -8,11 +8,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ppgen import normal
 from ppgen.transforms.change_of_variables import Pair
 from ppgen.transforms.univariate import Univariate
 from ppgen.transforms.univariate.roots import implicit, root
-
-__all__ = ["Gaussianize"]
 
 
 class Gaussianize(Univariate):
@@ -84,11 +83,11 @@ class _Tail:
     def __init__(self, y: Tensor, b: Tensor, scale: Tensor):
         self.y, self.parts = y, list(zip(b.unbind(), scale.unbind(), strict=True))
         self.side = torch.where(y < 0, 1.0, -1.0).to(y)
-        self.score, end = -y.abs(), _end(y)
+        self.score, end = -y.abs(), normal.erfc_end(y)
         self.far = self.score < -end
         self.cut = torch.where(self.far, -end, math.inf)
-        log_cdf = _log_cdf(self.score)
-        self.hazard = _hazard(self.score, log_cdf)
+        log_cdf = normal.log_cdf(self.score)
+        self.hazard = normal.hazard(self.score, log_cdf)
         self.inverse = torch.where(self.far, 0.0, -log_cdf).exp() / 2
 
     def start(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,63 +116,9 @@ def _mixture_score(u: Tensor) -> Tensor:
     """Φ⁻¹(1/K Σ_k Φ(u_k)), u (K, ...), by the smaller of the two tails, and by Mills' ratio where erfc underflows."""
     lower, upper = (torch.special.erfc(u * c).mean(0) for c in (-(0.5**0.5), 0.5**0.5))
     side = torch.where(lower < upper, 1.0, -1.0).to(u)
-    v, end = side * u, _end(u)
+    v, end = side * u, normal.erfc_end(u)
     t = -v.clamp_max(-end)
     least = t.amin(0)
-    far = (_mills(t) * ((least - t) * (least + t) / 2).exp()).mean(0).log() + _log_density(least)
+    far = (normal.mills(t) * ((least - t) * (least + t) / 2).exp()).mean(0).log() + normal.log_density(least)
     near = (torch.minimum(lower, upper) / 2).log()
-    return side * _normal_quantile(torch.where(least > end, far, near))
-
-
-def _log_density(x: Tensor) -> Tensor:
-    """log φ(x)."""
-    return -x.square() / 2 - 0.5 * math.log(2 * math.pi)
-
-
-def _log_cdf(x: Tensor) -> Tensor:
-    """log Φ(x), by operations that run on many numbers at once, as those of torch's log_ndtr do not.
-
-    By erfc as far as that does not underflow, and beyond by Mills' ratio.
-    """
-    end = _end(x)
-    tail = torch.special.erfc(x.abs().clamp_max(end) * 0.5**0.5) / 2
-    near = torch.where(x < 0, tail.log(), torch.log1p(-tail))
-    t = -x.clamp_max(-end)
-    return torch.where(x < -end, _log_density(t) + _mills(t).log(), near)
-
-
-def _mills(t: Tensor) -> Tensor:
-    """Φ(-t) / φ(t) for t of 12 or more, = 1/t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...)."""
-    w = 1 / t.square()
-    return (1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w * (1 - 9 * w))))) / t
-
-
-def _end(x: Tensor) -> float:
-    """How far below 0 erfc does not underflow."""
-    return 35.0 if x.dtype == torch.float64 else 12.0
-
-
-def _hazard(x: Tensor, log_cdf: Tensor) -> Tensor:
-    """φ(x) / Φ(x), from log Φ(x); beyond -20 by its expansion -x + 1/-x - 2/-x³."""
-    far = x < -20
-    t = torch.where(far, -x, 20.0)
-    near = torch.where(far, 0.0, _log_density(x) - log_cdf).exp()
-    return torch.where(far, t + 1 / t - 2 / t**3, near)
-
-
-def _normal_quantile(log_p: Tensor) -> Tensor:
-    """The y <= 0 with log Φ(y) = log_p, for log_p <= log 1/2: Newton's steps on log Φ, which is concave.
-
-    They begin at the rational approximation 26.2.23 of Abramowitz and Stegun's Handbook of Mathematical Functions
-    (1964), whose error is below 4.5e-4.
-    """
-    t = (-2 * log_p).sqrt()
-    y = (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))) - t
-    for _ in range(3):
-        y = _quantile_step(y, log_p)
-    return y
-
-
-def _quantile_step(y: Tensor, log_p: Tensor) -> Tensor:
-    log_cdf = _log_cdf(y)
-    return y + (log_p - log_cdf) / _hazard(y, log_cdf)
+    return side * normal.quantile(torch.where(least > end, far, near))

@@ -13,8 +13,6 @@ from torch.distributions import Transform
 from ppgen.transforms.change_of_variables import Pair, full_precision
 from ppgen.transforms.univariate import PositiveIntegral, Univariate
 
-__all__ = ["Integrands", "Networks", "OfFeatures"]
-
 
 class OfFeatures(nn.Module):
     """Functions with networks of their own, one for each feature, that a signal from the masked network modulates."""

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ppgen.transforms.change_of_variables import Pair
 
-__all__ = ["implicit", "root", "solve_increasing"]
-
 
 def solve_increasing(f: Callable[[Tensor], Pair], y: Tensor, reach: float = 1e6) -> Tensor:
     """The x with f(x) = y, for f increasing in each entry of x by itself, and |x| < reach.

@@ -23,8 +23,6 @@ from torch.distributions import constraints
 from ppgen.transforms.change_of_variables import Pair
 from ppgen.transforms.univariate import Univariate
 
-__all__ = ["Circular", "Spline"]
-
 
 class _Bin(NamedTuple):
     """What of the spline holds where the argument lies; each of the argument's shape."""
