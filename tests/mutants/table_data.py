@@ -111,8 +111,8 @@ MUTANTS = [
     ),
     Mutant(
         "predictive_p_of_the_other_tail",
-        "p = float((r > t).mean() + 0.5 * (r == t).mean())",
-        "p = float((r < t).mean() + 0.5 * (r == t).mean())",
+        "p = float(((r > t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))",
+        "p = float(((r < t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))",
         "tests/test_report.py::test_predictive_checks_against_a_law_that_is_known",
     ),
     Mutant(
