@@ -20,7 +20,7 @@ from ppgen.inference.bounds import Setting
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.program import Program
 from ppgen.structure import Structure
-from ppgen.terms import Term, stacked_terms
+from ppgen.terms import Term, Traces, drawn_density, stacked_terms
 
 
 class Objective(nn.Module):
@@ -114,6 +114,20 @@ class Objective(nn.Module):
             raise PpgenError(
                 f"objective={self.name!r} needs all rows in each step, as they share latents: of a part of them it is "
                 f"no bound on log p(x); leave {what} out, or take objective='analytic' (--objective analytic)"
+            )
+
+    def require_densities(self, once: Traces) -> None:
+        """
+        Args:
+            once: a run of the pair.
+
+        Raises:
+            PpgenError: a log-density is itself drawn, as that of a long chain is, and the bound is a function of
+                weights: the mean of exp(log w + noise) is too large by any number of nats.
+        """
+        if not getattr(self.bound, "MEAN", False) and (drawn := drawn_density(once)):
+            raise PpgenError(
+                f"{drawn}: objective={self.name!r} would be no bound on log p(x); leave objective (--objective) out"
             )
 
     def terms(self, batch: Mapping[str, Any]) -> list[Term]:

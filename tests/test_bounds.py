@@ -7,6 +7,7 @@ import math
 import torch
 
 from ppgen.inference.bounds import Setting, _part, log_mean_exp, log_weights, over_rows, score_function
+from ppgen.inference.objectives import analytic
 from ppgen.terms import Term, sum_to
 
 DATA = frozenset(["data"])
@@ -72,3 +73,10 @@ def test_a_dimension_that_is_no_plate_belongs_to_one_draw():
 def test_a_term_without_rows_is_the_same_for_each():
     one = term("prior", [1.0, 2.0], ())
     assert sum_to(one, one.log_prob, DATA, lead=1).shape == (2, 1)
+
+
+def test_free_bits_count_rows_and_no_elements_of_plates_within():
+    kl = term("kl", -torch.full((1, 2, 3), 0.5), ("data", "g"))
+    target, bound = analytic.objective([kl], Setting(DATA, by_row=True), free_bits=1.0)
+    assert (float(target), float(bound)) == (-3.0, -3.0)  # 1.5 nats a row: more than the one that is free
+    assert float(analytic.objective([kl], Setting(DATA, by_row=True), free_bits=2.0)[0]) == -4.0

@@ -288,6 +288,19 @@ def test_a_long_chain_within_has_an_elbo_and_no_importance_weighted_bound(caplog
     assert list(posterior(run_, {"x": torch.randn(5, 4)}, draws=4)["posterior"]) == ["z"]
     with pytest.raises(PpgenError, match="no log joint that can be climbed or sampled"):
         mcmc(run_.program, {"x": torch.randn(5, 4)}, draws=4)
+    with pytest.raises(PpgenError, match="objective='iwae' would be no bound"):
+        fit(run_.program, {"x": torch.randn(5, 4)}, steps=1, objective="iwae", particles=4)
+
+
+def test_an_observed_long_chain_gives_a_lower_bound_and_no_estimate_of_log_p():
+    inner = chain(20)
+
+    def model(x):
+        with ppgen.rows(x):
+            ppgen.sample("x", inner, obs=x)
+
+    bound = loglik(ppgen.Program.from_pair(model), {"x": torch.randn(3, 2)}, particles=4).best
+    assert (bound.name, bound.kind) == ("elbo", "lower")
 
 
 def test_a_program_of_a_run_folder_is_a_part_of_another(tmp_path):

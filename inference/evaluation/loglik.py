@@ -44,7 +44,7 @@ from ppgen.inference.evaluation.estimates import Bound, LogLik
 from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import is_delta, observed_columns
+from ppgen.sites import is_delta, observed_columns, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
@@ -224,7 +224,7 @@ class _Blocks:
 
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
-    """log p(x) as the model gives it; a mean of draws where its log-density is itself drawn (a Hutchinson trace)."""
+    """log p(x) as the model gives it; a mean of draws where its log-density, or a bound on it, is itself drawn."""
     many = _Blocks(program, structure)
 
     def evaluate() -> Tensor:
@@ -236,7 +236,10 @@ def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structu
     if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
         return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
     draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
-    return Bound("estimate", "estimate", draws.mean(0).numpy(), (draws.std(0) / len(draws) ** 0.5).numpy())
+    with torch.random.fork_rng(devices=[]):  # a chain draws terms of a bound, and a trace of Hutchinson's is unbiased
+        chain = any(s["infer"].get("drawn") for s in sample_sites(run_once(program, few).p).values())
+    name, kind = ("elbo", "lower") if chain else ("estimate", "estimate")
+    return Bound(name, kind, draws.mean(0).numpy(), (draws.std(0) / len(draws) ** 0.5).numpy())
 
 
 def _blocks(

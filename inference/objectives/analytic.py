@@ -8,6 +8,7 @@ bits Improved Variational Inference with Inverse Autoregressive Flow (Kingma et 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -37,7 +38,7 @@ def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits
         found.append(times(weight, t.log_prob.sum()))
         own = found[-1] if t.target is None else times(weight, t.target.sum())
         if free_bits and t.role == "kl":
-            rows = t.log_prob.numel() // k if t.rows & s.row_plates else 1
+            rows = math.prod(n for d, n in zip(t.dims, t.log_prob.shape[1:], strict=True) if d in s.row_plates)
             own = own.clamp(max=-free_bits * k * rows * weight)
         trained.append(times(s.kl_weight, own) if t.latent else own)
     return times(1 / k, added(trained + score_function(terms, s))), times(1 / k, added(found))

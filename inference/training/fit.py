@@ -416,6 +416,8 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
         if hasattr(bound.estimator, "require"):
             with running_of(program, first), without_validation():
                 bound.estimator.require(program, first, found.structure)
+        with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            bound.require_densities(found.run)
         bound.require_all_rows(size)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None

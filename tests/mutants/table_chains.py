@@ -56,6 +56,12 @@ MUTANTS = [
         """,
         "tests/test_impute.py::test_particles_are_resampled_by_their_weights",
     ),
+    Mutant(
+        "impute_draws_without_weights",
+        "chosen = _systematic(log_w.softmax(0), draws)",
+        "chosen = _systematic(0 * log_w + 1 / len(log_w), draws)",
+        "tests/test_impute.py::test_as_many_draws_as_particles_are_draws_by_their_weights",
+    ),
     # -- the terms of the bound --------------------------------------------------------------------------------
     Mutant(
         "ledger_kl_scale",

@@ -7,6 +7,19 @@ UNBIASED = "tests/test_elbo.py::test_elbo_and_its_gradient_are_unbiased"
 TABLE = "tests/test_distributions_table.py::test_many_draws_are_the_program_run_k_times_with_its_gradient[{}]"
 
 MUTANTS: list[Mutant] = [
+    # -- objectives that need all rows ----------------------------------------------------------------------------
+    Mutant(
+        "weights_of_a_part_of_the_rows",
+        "part = self.structure.subsampled or rows != self.rows and not self.structure.by_row",
+        "part = self.structure.subsampled",
+        "tests/test_objectives.py::test_a_function_of_weights_needs_all_rows_that_share_latents[iwae]",
+    ),
+    Mutant(
+        "a_drawn_chain_is_an_estimate_of_log_p",
+        """chain = any(s["infer"].get("drawn")""",
+        """chain = any(s["infer"].get("drown")""",
+        "tests/test_nested.py::test_an_observed_long_chain_gives_a_lower_bound_and_no_estimate_of_log_p",
+    ),
     # -- objectives ----------------------------------------------------------------------------------------------
     Mutant(
         "all_entries_weigh_the_same",
