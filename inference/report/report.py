@@ -31,7 +31,7 @@ from ppgen.inference.report.figures import rendered
 from ppgen.inference.report.model_graph import svg
 from ppgen.inference.report.plot import elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, verdict
+from ppgen.inference.verdicts.findings import FINE, LOOK, VERDICTS, WRONG, Finding, model_verdict, verdict
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
 from ppgen.run import Run, prepare_columns
 from ppgen.run.files import read_json, write_atomic
@@ -142,12 +142,12 @@ def _glance(run: Run, findings: list[Finding]) -> dict[str, str]:
     written = run.config["program"].get("arguments") or {}
     name = f"{written['formula']} ({written['family']})" if {"formula", "family"} <= set(written) else run.program.name
     what = f"{name} to {rows} of {recorded.get('source') or 'data in memory'}"
-    found = verdict(findings)
+    about = model_verdict(findings)
+    found = min((v for v in (verdict(findings), about) if v), key=VERDICTS.index)
     said = f" {findings[0].sentence}" if findings and findings[0].verdict == found != FINE else ""
     otherwise = "Read the findings: not every check that applies was made."
     if found == FINE:
-        compared = any(f.measure == "predictive" for f in findings)
-        otherwise = "Nothing: use it." if compared else "Look at the draws beside the data: no check compares them."
+        otherwise = "Nothing: use it." if about else "Look at the draws beside the data: no check compares them."
     return {
         "what": what + (f", with {guide}." if guide else "."),
         "verdict": found,

@@ -61,9 +61,11 @@ from ppgen.inference.sampling.weighted import (
 from ppgen.inference.training.fit import fit
 from ppgen.inference.verdicts.findings import (
     FINE,
+    OF_MODEL,
     VERDICTS,
     Finding,
     load_findings,
+    model_verdict,
     store_findings,
     verdict,
     with_words,
@@ -205,8 +207,8 @@ def infer(
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began
     tree.attrs |= {
-        "method": name, "verdict": verdict([*outcome.findings, *seen]), "seconds": round(seconds, 3), "seed": seed,
-        "tried": json.dumps(tried, ensure_ascii=False),
+        "method": name, "verdict": outcome.verdict, "model": model_verdict(seen), "seconds": round(seconds, 3),
+        "seed": seed, "tried": json.dumps(tried, ensure_ascii=False),
     }  # fmt: skip
     store_findings(tree, [*outcome.findings, *seen])
     for finding in seen:
@@ -467,7 +469,7 @@ def _sampled(problem: _Problem, kernel: str, joint: LogJoint) -> _Outcome:
         )  # fmt: skip
     finally:
         log.setLevel(level)
-    own = [f for f in load_findings(made) if f.measure != "predictive"]  # of the model, which no method changes
+    own = [f for f in load_findings(made) if f.measure != OF_MODEL]  # which no method changes
     return _Outcome(lambda: made, own, joint)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 WRONG, LOOK, FINE = VERDICTS = ("wrong", "look", "fine")  # the worst first
+OF_MODEL = "predictive"  # what the data say of the model; all other findings are of draws and bounds
 
 # Checks that stand for one question: where some were made, "fine" needs all of a set.
 _CHAINS = frozenset(("rhat", "ess_bulk", "ess_tail"))
@@ -101,7 +102,9 @@ class Finding:
 
 
 def verdict(findings: Iterable[Finding]) -> str:
-    """What is worst among them; "look" where nothing was checked, or only part of what makes a posterior fine.
+    """What is worst among those on draws; "look" where nothing was checked, or not all that makes a posterior fine.
+
+    A posterior may be right whose model the data contradict: of that see `model_verdict`.
 
     >>> close = Finding("khat", "", 0.1, 0.7, "fine", {"rows": 1})
     >>> verdict([close])  # ESS and moments were not looked at
@@ -109,17 +112,22 @@ def verdict(findings: Iterable[Finding]) -> str:
     >>> verdict([close, Finding("bad_steps", "", 3.0, 0.0, "wrong")])
     'wrong'
     """
-    found = list(findings)
+    found = [f for f in findings if f.measure != OF_MODEL]
     worst = min((f.verdict for f in found), key=VERDICTS.index, default=LOOK)
     measured = {f.measure for f in found}
     part = any(measured & sets[0] and not any(s <= measured for s in sets) for sets in TOGETHER)
     return LOOK if worst == FINE and part else worst
 
 
+def model_verdict(findings: Iterable[Finding]) -> str:
+    """What the data say of the model, the worst of the findings `predictive`; "" where they were not compared."""
+    return min((f.verdict for f in findings if f.measure == OF_MODEL), key=VERDICTS.index, default="")
+
+
 def figures(findings: Iterable[Finding]) -> dict[str, Any]:
-    """What JSON holds of them: the verdict of all, and each."""
+    """What JSON holds of them: the verdicts on the draws and on the model, and each."""
     found = list(findings)
-    return {"verdict": verdict(found), "findings": [f.as_dict() for f in found]}
+    return {"verdict": verdict(found), "model": model_verdict(found), "findings": [f.as_dict() for f in found]}
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from ppgen.inference.trend import rise
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, worst_first
+from ppgen.inference.verdicts.findings import FINE, LOOK, OF_MODEL, WRONG, Finding, worst_first
 from ppgen.run import Run
 
 if TYPE_CHECKING:
@@ -179,5 +179,5 @@ def predictive(checks: Sequence[Check]) -> list[Finding]:
             if c.off
         ]
         said = {"off": off, "statistics": [c.statistic for c in here]}
-        found.append(Finding("predictive", site, p, RARE, LOOK if off else FINE, said))
+        found.append(Finding(OF_MODEL, site, p, RARE, LOOK if off else FINE, said))
     return found

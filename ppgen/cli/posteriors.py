@@ -19,7 +19,7 @@ ANSWERS = {
     "look": "use these draws with care",
     "wrong": "do not use these draws",
 }
-MODEL = "these draws are the posterior's, of a model that the data contradict"
+CONTRADICTED = "these draws are the posterior's, of a model that the data contradict"
 
 
 @app.command(short_help="A posterior, and whether to believe it; writes posterior.nc.")
@@ -46,7 +46,7 @@ def infer(
     import torch
 
     from ppgen import inference
-    from ppgen.inference.verdicts.findings import FINE, figures, load_findings
+    from ppgen.inference.verdicts.findings import FINE, LOOK, figures, load_findings
     from ppgen.run.files import write_netcdf
     from ppgen.run.shown import summarized
 
@@ -68,8 +68,8 @@ def infer(
     output.groups(tree)
     for t in tried:
         say(f"{t['method']}: {t['verdict']}, {t['seconds']:.1f} s" + "".join(f"\n  - {why}" for why in t["why"]))
-    model_only = all(f.verdict == FINE or f.measure == "predictive" for f in said) and tree.attrs["verdict"] != FINE
-    answer = MODEL if model_only else ANSWERS[tree.attrs["verdict"]]
+    contradicted = tree.attrs["verdict"] == FINE and tree.attrs["model"] == LOOK
+    answer = CONTRADICTED if contradicted else ANSWERS[tree.attrs["verdict"]]
     say(f"{answer}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
     for finding in said:
         sentence = str(finding).removesuffix(".")
