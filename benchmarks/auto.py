@@ -144,7 +144,7 @@ def _one(name: str, engine: str, steps: int, until: int) -> tuple[float, ...]:
     sys.path.insert(0, str(Path(__file__).parent))
     from programs import ENTRIES
 
-    from ppgen.engine import background
+    from ppgen.engine.compiling import background
     from ppgen.inference import fit
     from ppgen.inference.training.step import Step
 

@@ -134,7 +134,7 @@ def _objective(entry):
 def _graph(entry) -> Callable[[int], None]:
     import torch
 
-    from ppgen.engine.gradient import Gradient
+    from ppgen.engine.graphs.gradient import Gradient
 
     gradient = Gradient(_objective(entry), entry.data)
     optimizer, inputs = torch.optim.Adam(gradient.trained, lr=1e-3), gradient.inputs(entry.data)

@@ -187,7 +187,7 @@ def of_posteriordb(folder: str, part: str) -> Target:
 
 def fitted(t: Target, kind: str, steps: int, seed: int) -> tuple[Any, float]:
     """The flow, and CPU seconds of its steps."""
-    from ppgen.engine.batch_and_match import best_gaussian
+    from ppgen.engine.density.batch_and_match import best_gaussian
     from ppgen.guides.flow import _Stack
 
     def score(u: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def measured(p: posteriordb.Posterior, seed: int, rungs: list[str] | None) -> di
 def _clock_of_traces() -> list[float]:
     """CPU seconds from now on of tracing and compiling the log joint and the draws of the tree, in a list of one."""
     from ppgen import draws
-    from ppgen.engine import joint
+    from ppgen.engine.density import joint
 
     spent = [0.0]
     for owner, name in ((joint.LogJoint, "build"), (draws.Many, "_record")):

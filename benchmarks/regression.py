@@ -26,7 +26,7 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from ppgen.engine.joint import log_joint
+from ppgen.engine.density.joint import log_joint
 from ppgen.inference.sampling.mcmc import run_chains
 from ppgen.inference.sampling.prepared import prepared
 from ppgen.models import Regression, regression

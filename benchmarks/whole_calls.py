@@ -40,7 +40,7 @@ from torch import Tensor
 from ppgen import Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.laplace import LaplaceMarginal
+from ppgen.engine.density.laplace import LaplaceMarginal
 from ppgen.inference.sampling.mcmc import run_chains
 
 Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppgen.data import n_rows
 from ppgen.draws import ManyTerms
-from ppgen.engine.gradient import shapes
+from ppgen.engine.graphs.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference import gradients, objectives
 from ppgen.inference.bounds import Setting

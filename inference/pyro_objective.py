@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppgen.check import running_of
 from ppgen.data import put_together
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.graphs.trace import Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import objectives
 from ppgen.program import Program

@@ -32,7 +32,7 @@ from ppgen.chains.chain import flat_rows
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
 from ppgen.data import moments
-from ppgen.data.images import channels_first
+from ppgen.data.files.images import channels_first
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
 from ppgen.errors import PpgenError, nearest

@@ -30,7 +30,7 @@ from torch.distributions import AffineTransform, ComposeTransform, ReshapeTransf
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import ppgen
-from ppgen.data.images import channels_first
+from ppgen.data.files.images import channels_first
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
 from ppgen.errors import PpgenError, nearest

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import ppgen
-from ppgen.data.levels import Levels
+from ppgen.data.cells.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError
 from ppgen.formula.design import Design, Group, dimensions, exposure, matrix

@@ -1,10 +1,11 @@
 r"""Many draws of a program, each by itself: one run as a function of its noise, batched.
 
 A program is only ever run for one draw. `Many` records such a run as a graph of tensor operations, takes the random
-numbers out of it (`ppgen.engine.noise`), and maps it over S sets of them with `torch.func.vmap`: the program sees one
-draw, and never a dimension that it does not know. A draw that depends on a value (Gamma, Poisson, Categorical) stays in
-the graph, and is made anew for each. What is recorded is compared with a run of the program itself. Where a program
-cannot be recorded, or an operation cannot be batched, the draws are made one after the other, and the log says so.
+numbers out of it (`ppgen.engine.graphs.noise`), and maps it over S sets of them with `torch.func.vmap`: the program
+sees one draw, and never a dimension that it does not know. A draw that depends on a value (Gamma, Poisson, Categorical)
+stays in the graph, and is made anew for each. What is recorded is compared with a run of the program itself. Where a
+program cannot be recorded, or an operation cannot be batched, the draws are made one after the other, and the log says
+so.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pyro.poutine import Trace
 from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ppgen.engine.graph import in_own_memory, is_in_place
-from ppgen.engine.noise import hoist
-from ppgen.engine.together import kept_whole
-from ppgen.engine.trace import Traced, Untraceable, executable, trace
+from ppgen.engine.graphs.graph import in_own_memory, is_in_place
+from ppgen.engine.graphs.noise import hoist
+from ppgen.engine.graphs.together import kept_whole
+from ppgen.engine.graphs.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory

@@ -372,7 +372,7 @@ def test_list_reads_what_the_modules_have():
     """It reads their sources, for the sake of speed."""
     from ppgen import guides
     from ppgen.cli.programs import SECTIONS, _section
-    from ppgen.data import datasets
+    from ppgen.data.files import datasets
     from ppgen.inference.sampling import kernels
     from ppgen.inference.training import optimise, step
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppgen.engine.cost import A_CALL, A_VALUE, AN_OPERATION, step_seconds
+from ppgen.engine.compiling.cost import A_CALL, A_VALUE, AN_OPERATION, step_seconds
 
 
 class Loss(nn.Module):

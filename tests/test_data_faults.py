@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import ppgen
 from ppgen import cli, data
 from ppgen.data import ColumnType, as_tensors
-from ppgen.data.categories import recoded
-from ppgen.data.figures import kind_of_text
+from ppgen.data.cells.categories import recoded
+from ppgen.data.cells.figures import kind_of_text
 from ppgen.errors import PpgenError
 from ppgen.frames import owner
 from ppgen.inference import fit, loglik, mcmc, posterior, predict, sample

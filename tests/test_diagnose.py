@@ -14,7 +14,7 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.engine.joint import LogJoint
+from ppgen.engine.density.joint import LogJoint
 from ppgen.inference import diagnose, fit
 from ppgen.inference.evaluation.diagnose import ACTIVE
 from ppgen.inference.evaluation.psis import pareto_k

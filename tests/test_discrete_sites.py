@@ -26,7 +26,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.engine.joint import log_joint
+from ppgen.engine.density.joint import log_joint
 from ppgen.enumerated import drawn_discrete
 from ppgen.inference import compare, diagnose, fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import held_out, loo

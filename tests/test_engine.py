@@ -19,15 +19,16 @@ from pyro.poutine.messenger import Messenger
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.data import n_rows
-from ppgen.engine import background, compiled, describe, log_joint, native, small, trace, traced
-from ppgen.engine import compile as compilation
-from ppgen.engine.compile import code_key
-from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Gradient, shapes
-from ppgen.engine.noise import Noise, _Draw
-from ppgen.engine.optimisers import bias_corrections, functional
-from ppgen.engine.small import _decompositions
-from ppgen.engine.trace import Traced, Untraceable
+from ppgen.engine import compiled, describe, log_joint, trace, traced
+from ppgen.engine.compiling import background, native, small
+from ppgen.engine.compiling import compile as compilation
+from ppgen.engine.compiling.compile import code_key
+from ppgen.engine.compiling.fused import FusedStep
+from ppgen.engine.compiling.optimisers import bias_corrections, functional
+from ppgen.engine.compiling.small import _decompositions
+from ppgen.engine.graphs.gradient import Gradient, shapes
+from ppgen.engine.graphs.noise import Noise, _Draw
+from ppgen.engine.graphs.trace import Traced, Untraceable
 from ppgen.errors import PpgenError
 from ppgen.inference import Objective, fit
 from ppgen.inference.training import graph_runs
@@ -523,7 +524,7 @@ def _auto(engine: str = "auto", steps: int = 200) -> Run:
 
 def test_auto_without_a_compiler_stays_with_the_trace_and_says_so_once(every_gain_counts, monkeypatch, caplog):
     monkeypatch.setattr(step_module, "_SAID", set())
-    monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
+    monkeypatch.setattr("ppgen.engine.compiling.compile.shutil.which", lambda name: None)
     with caplog.at_level(logging.WARNING, "ppgen"):
         run = _auto()
         _auto(steps=120)
@@ -612,7 +613,7 @@ def test_how_long_compiling_takes_is_told_by_the_last_time(monkeypatch, tmp_path
 
 
 def test_compile_without_a_compiler_is_an_error(monkeypatch):
-    monkeypatch.setattr("ppgen.engine.compile.shutil.which", lambda name: None)
+    monkeypatch.setattr("ppgen.engine.compiling.compile.shutil.which", lambda name: None)
     with pytest.raises(PpgenError, match="install g\\+\\+"):
         fit(Program.from_pair(_line), {"x": Y}, steps=5, engine="compile")
 
@@ -767,8 +768,8 @@ def test_what_chains_would_gain_from_compiled_code_is_made_for_the_next_run(monk
     """They do not change over midway, where rounding would be another trajectory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     begun: list = []
-    monkeypatch.setattr("ppgen.engine.tiers.background.start", lambda *a: begun.append(a))
-    monkeypatch.setattr("ppgen.engine.tiers._saved", lambda *_: 2.0)
+    monkeypatch.setattr("ppgen.engine.compiling.tiers.background.start", lambda *a: begun.append(a))
+    monkeypatch.setattr("ppgen.engine.compiling.tiers._saved", lambda *_: 2.0)
     joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="auto", calls=100)
     expected = log_joint(Program.from_pair(_two), {"x": Y}).value_and_grad(torch.zeros(3, 1))
     assert all(torch.allclose(a, b) for a, b in zip(joint.value_and_grad(torch.zeros(3, 1)), expected, strict=True))
@@ -782,7 +783,7 @@ def test_a_log_joint_that_cannot_be_compiled_is_traced(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("aten.nonzero.default\nand more")
 
-    monkeypatch.setattr("ppgen.engine.tiers.compiled", fails)
+    monkeypatch.setattr("ppgen.engine.compiling.tiers.compiled", fails)
     joint = log_joint(Program.from_pair(_two), {"x": Y}, engine="compile")
     value, grad = joint.value_and_grad(torch.zeros(3, 1))
     assert value.shape == (3,) and grad.shape == (3, 1)

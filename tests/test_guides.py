@@ -17,9 +17,9 @@ import ppgen
 from ppgen import PpgenError, Program, Run
 from ppgen.check import check
 from ppgen.draws import ManyTerms
-from ppgen.engine import low_rank
-from ppgen.engine.batch_and_match import best_gaussian
-from ppgen.engine.inverse_hessian import HISTORY, Dense, LimitedMemory
+from ppgen.engine.density import low_rank
+from ppgen.engine.density.batch_and_match import best_gaussian
+from ppgen.engine.density.inverse_hessian import HISTORY, Dense, LimitedMemory
 from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
 from ppgen.guides.pathfinder import _LowRankNormal

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ppgen import cli, data
-from ppgen.data.images import channels_first, describe_images
+from ppgen.data.files.images import channels_first, describe_images
 from ppgen.errors import PpgenError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 7, 9), dtype=np.uint8)  # odd, and no square

@@ -34,7 +34,7 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.engine import log_joint
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.density.joint import in_blocks
 from ppgen.inference import diagnose, fit, infer, load_findings, mcmc
 from ppgen.inference.sampling import infer as ladder
 from ppgen.inference.sampling import weighted

@@ -10,10 +10,10 @@ from torch.func import grad
 
 from ppgen import Program
 from ppgen.engine import log_joint
-from ppgen.engine.compile import compiler
+from ppgen.engine.compiling.compile import compiler
+from ppgen.engine.graphs.trace import trace
 from ppgen.engine.interpreter import instructions
 from ppgen.engine.interpreter.interpreted import interpreted as of_graph
-from ppgen.engine.trace import trace
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 

@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, HalfCauchy, MultivariateNormal, Normal
 
 from ppgen import PpgenError, Program
 from ppgen.engine import log_joint
-from ppgen.engine.laplace import LaplaceMarginal, _positive, _root
+from ppgen.engine.density.laplace import LaplaceMarginal, _positive, _root
 from ppgen.inference import load_findings, mcmc
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.kernels import Draws

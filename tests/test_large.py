@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 import ppgen
 from ppgen import data, memory
-from ppgen.data import csv, large, readers
-from ppgen.data.large import Deferred, _mapping
+from ppgen.data.files import csv, large, readers
+from ppgen.data.files.large import Deferred, _mapping
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, posterior
 from ppgen.models import VAE

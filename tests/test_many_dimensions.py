@@ -9,11 +9,11 @@ import torch
 
 import ppgen.distributions as ours
 from ppgen import Program
-from ppgen.engine import joint as joint_module
 from ppgen.engine import log_joint
-from ppgen.engine.inverse_hessian import LowRank
-from ppgen.engine.leapfrog import _back, leapfrog_step, outward
-from ppgen.engine.pathfinder import FEW, pathfinder_low_rank
+from ppgen.engine.density import joint as joint_module
+from ppgen.engine.density.inverse_hessian import LowRank
+from ppgen.engine.density.leapfrog import _back, leapfrog_step, outward
+from ppgen.engine.density.pathfinder import FEW, pathfinder_low_rank
 from ppgen.inference.sampling.hamiltonian import Preconditioner, low_rank_root, strongest
 from ppgen.inference.sampling.kernels import chees
 from ppgen.inference.verdicts import mcmc_diagnostics

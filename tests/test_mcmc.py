@@ -19,8 +19,8 @@ from scipy import special, stats
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
 from ppgen.engine import log_joint
-from ppgen.engine.leapfrog import _back, leapfrog_step
-from ppgen.engine.pathfinder import Paths, pathfinder
+from ppgen.engine.density.leapfrog import _back, leapfrog_step
+from ppgen.engine.density.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition

@@ -38,8 +38,8 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, row_columns, take
 from ppgen.draws import one_draw
 from ppgen.engine import log_joint
-from ppgen.engine.cost import step_seconds
-from ppgen.engine.pathfinder import pathfinder
+from ppgen.engine.compiling.cost import step_seconds
+from ppgen.engine.density.pathfinder import pathfinder
 from ppgen.inference import (
     Guided,
     calibrate,

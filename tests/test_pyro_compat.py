@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from ppgen import pyro_compat
-from ppgen.engine.trace import executable
+from ppgen.engine.graphs.trace import executable
 from ppgen.errors import PpgenError
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -407,7 +407,7 @@ def uncompiled(monkeypatch):
         run = executable(copy.deepcopy(graph))
         return lambda arguments: run(*arguments)
 
-    monkeypatch.setattr("ppgen.engine.fused.compiled", interpreted)
+    monkeypatch.setattr("ppgen.engine.compiling.fused.compiled", interpreted)
     monkeypatch.setattr("ppgen.pyro_compat.updates.compiled", interpreted)
 
 
@@ -441,7 +441,7 @@ def test_losses_are_evaluated_as_pyro_does(uncompiled):
 
 def test_auto_begins_as_pyro_and_goes_on_recorded(monkeypatch, replays, uncompiled):
     monkeypatch.setattr("ppgen.pyro_compat.calls.STAKE", 3)
-    monkeypatch.setattr("ppgen.engine.compile.estimated_seconds", lambda operations: 0.0)
+    monkeypatch.setattr("ppgen.engine.compiling.compile.estimated_seconds", lambda operations: 0.0)
     ours = fitted(own_guide, pyro_compat.SVI)
     assert_same(ours, fitted(own_guide, infer.SVI), 2e-5)
     assert "recorded" in replays()[0] and "compiled" in replays()[1]

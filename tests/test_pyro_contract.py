@@ -381,7 +381,7 @@ def torch_func_takes_gradients_by_this_function__ppgen_engine_without_dynamo():
 
 
 def optimisers_ask_for_dynamo_by_a_mark__ppgen_engine_without_dynamo():
-    from ppgen.engine import without_dynamo
+    from ppgen.engine.graphs import without_dynamo
 
     without_dynamo.leave_out()
     marked = [getattr(torch.optim.Optimizer, name).__wrapped__ for name in without_dynamo._MARKED]
@@ -521,7 +521,7 @@ def inductor_keeps_its_code_in_a_folder__ppgen_engine_compile():
 def inductors_wrapper_with_arrays_has_a_header_of_few__ppgen_engine_compile():
     from torch._inductor.codegen.cpp_wrapper_cpu_array_ref import CppWrapperCpuArrayRef
 
-    from ppgen.engine.compile import _few_headers
+    from ppgen.engine.compiling.compile import _few_headers
 
     whole = CppWrapperCpuArrayRef.get_device_include_path_jit("cpu")
     with _few_headers():

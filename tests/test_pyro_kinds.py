@@ -33,7 +33,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 import ppgen
 from ppgen import Program, catalog, rows
 from ppgen.distributions import Flat
-from ppgen.engine.joint import log_joint as joint_of
+from ppgen.engine.density.joint import log_joint as joint_of
 from ppgen.errors import PpgenError
 from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict, sample
 from ppgen.run import Run
@@ -794,7 +794,7 @@ STAGES: dict[str, Callable] = {
     "a value that is needed": lambda vae, _: setattr(vae, "trouble", need_a_value("model")),
     "the gradient": lambda vae, _: setattr(vae, "trouble", lambda where, v: _Breaks.apply(v)),
     "interrupted": lambda vae, _: setattr(vae, "trouble", raise_while_traced("guide", Stop)),
-    "recording": lambda _, m: [broken(m, name, "ppgen.engine.trace") for name in ("record", "_made")],
+    "recording": lambda _, m: [broken(m, name, "ppgen.engine.graphs.trace") for name in ("record", "_made")],
     "the graph": lambda _, m: m.setattr(torch.fx.GraphModule, "__init__", _fail),
     "vmap": lambda _, m: (m.setattr(torch.func, "vmap", _fail), m.setattr(torch, "vmap", _fail)),
     "hoisting the noise": lambda _, m: broken(m, "hoist", "ppgen."),

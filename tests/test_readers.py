@@ -315,7 +315,7 @@ def test_empty_npz(tmp_path):
 
 def test_a_csv_in_pieces_is_that_read_at_once(tmp_path, monkeypatch):
     """A piece is constant, which float32 would do for by itself, in a column that it rounds away; and others."""
-    from ppgen.data import csv as module
+    from ppgen.data.files import csv as module
 
     n = 4000
     near = np.where(np.arange(n) < 2000, 0.001 * np.arange(n), 5_712_000 + 0.01 * np.arange(n))

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.engine import Untraceable, trace
-from ppgen.engine.background import _packed, _unpacked
-from ppgen.engine.graph import simplify
-from ppgen.engine.record import BYTES, Unrecordable, record
-from ppgen.engine.without_dynamo import _gradients, leave_out, take_step
+from ppgen.engine.compiling.background import _packed, _unpacked
+from ppgen.engine.graphs.graph import simplify
+from ppgen.engine.graphs.record import BYTES, Unrecordable, record
+from ppgen.engine.graphs.without_dynamo import _gradients, leave_out, take_step
 
 HELD = torch.ones(3)
 MASK = torch.tensor([True, False, True])

@@ -12,7 +12,7 @@ from pyro.distributions import Dirichlet, HalfCauchy, Normal, StudentT
 
 from ppgen import PpgenError
 from ppgen.distributions import Flat
-from ppgen.engine.pathfinder import climb
+from ppgen.engine.density.pathfinder import climb
 from ppgen.inference import load_findings, mcmc, verdict
 from ppgen.inference.sampling.kernels.smc import KEEP, _matched, _next, _Reference, _Start, sample, systematic
 from ppgen.inference.sampling.weighted import Mixture, mixture_of

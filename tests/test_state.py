@@ -101,10 +101,10 @@ def walk(y):
 @pytest.mark.parametrize("rows", [4, 16])  # fewer than 16 normals are drawn one by one
 def test_a_loop_is_interpreted_where_that_pays_and_resumed_so(tmp_path, monkeypatch, caplog, rows):
     """The same numbers as its trace's, but for rounding; the resumed fit has the bytes of the unbroken one."""
-    monkeypatch.setattr("ppgen.engine.tiers._pays", lambda *_: True)
+    monkeypatch.setattr("ppgen.engine.compiling.tiers._pays", lambda *_: True)
     monkeypatch.setattr("ppgen.inference.training.step.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("ppgen.inference.training.step.WORTH_TRACING", 1)
-    monkeypatch.setattr("ppgen.engine.compile.TOO_LARGE", 0)
+    monkeypatch.setattr("ppgen.engine.compiling.compile.TOO_LARGE", 0)
     caplog.set_level("INFO", "ppgen")
     options = {"steps": 25, "lr": 0.02, "log_every": 5, "checkpoint_every": 8}
     data, program = {"y": X[:rows, 0]}, partial(Program.from_pair, walk)

@@ -11,7 +11,7 @@ from pyro.distributions import Gamma, Normal
 
 from ppgen import PpgenError, Program
 from ppgen.engine import log_joint
-from ppgen.engine.pullback import Pullback
+from ppgen.engine.density.pullback import Pullback
 from ppgen.guides import coordinates
 from ppgen.guides.flow import _Pushed
 from ppgen.inference import fit, load_findings, mcmc

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli
 
-from ppgen.engine.together import _addmm, _cross_entropy, kept_whole
-from ppgen.engine.trace import executable, trace
+from ppgen.engine.graphs.together import _addmm, _cross_entropy, kept_whole
+from ppgen.engine.graphs.trace import executable, trace
 
 ROWS, DRAWS = 5, 9
 

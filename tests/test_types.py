@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from ppgen import cli, data
 from ppgen.data import ColumnType, as_tensors, parse_types
-from ppgen.data.scales import CALENDARS, SCALES, known_order
-from ppgen.data.types import type_of_record
+from ppgen.data.cells.scales import CALENDARS, SCALES, known_order
+from ppgen.data.cells.types import type_of_record
 from ppgen.errors import PpgenError
 
 DRAWN = np.random.default_rng(0)

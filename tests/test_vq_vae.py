@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppgen import PpgenError
 from ppgen.check import check
-from ppgen.engine.gradient import Gradient
+from ppgen.engine.graphs.gradient import Gradient
 from ppgen.inference import Objective, diagnose, fit, loglik, sample
 from ppgen.models import VQVAE
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen.data import tensors
 from ppgen.engine import Traced, Untraceable, compiled, trace
-from ppgen.engine.compile import require_compiler
+from ppgen.engine.compiling.compile import require_compiler
 from ppgen.errors import PpgenError, require_known
 from ppgen.inference.evaluation.sample import (
     constants_of,

@@ -25,7 +25,7 @@ from ppgen.chains.chain import require_few_states
 from ppgen.data import take
 from ppgen.draws import Many
 from ppgen.engine import log_joint
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.density.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence, LogLik
 from ppgen.inference.evaluation.loglik import loglik, require_no_point

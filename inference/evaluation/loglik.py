@@ -34,7 +34,7 @@ from ppgen.check.missing import validate
 from ppgen.data import n_rows, take
 from ppgen.data.precision import precision_for
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw
-from ppgen.engine.gradient import shapes
+from ppgen.engine.graphs.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.joint import in_blocks
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.joint import in_blocks
+from ppgen.engine.density.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound, Evidence
 from ppgen.inference.evaluation.loglik import loglik

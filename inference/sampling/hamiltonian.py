@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ppgen.engine.leapfrog import outward
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.leapfrog import outward
+from ppgen.engine.density.pathfinder import Density
 
 DIVERGENT = 1000.0  # an error of the energy in nats, as in Stan
 NOISE = 1.5  # times the largest eigenvalue of noise, as draws are not quite independent

@@ -18,7 +18,7 @@ check is fine, or what is not is a fact of the posterior (a latent without an sd
 Where none is, the one of the best verdict is returned, and says so. Whether the model gives data like the observed is
 asked at the end, of the answer: it is no question of the method (`ppgen/inference/verdicts/report_checks.py`).
 
-Sources: `ppgen/engine/batch_and_match.py`, `ppgen/engine/pathfinder.py`, `weighted.py`, `kernels/`.
+Sources: `ppgen/engine/density/batch_and_match.py`, `ppgen/engine/density/pathfinder.py`, `weighted.py`, `kernels/`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian, gaussian_of_draws
-from ppgen.engine.joint import BLOCK, in_blocks
-from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.batch_and_match import MOST, Gaussian, batch_and_match, best_gaussian, gaussian_of_draws
+from ppgen.engine.density.joint import BLOCK, in_blocks
+from ppgen.engine.density.laplace import LaplaceMarginal
+from ppgen.engine.density.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.posterior import posterior
 from ppgen.inference.evaluation.psis import resampled

@@ -6,7 +6,7 @@ The kernel is a file of `ppgen.inference.sampling.kernels`; every one starts fro
 fails at a point rejects that proposal, never the run. What is wrong is logged; every check stands in the tree's
 attribute "findings", which `load_findings` reads.
 
-Sources: see kernels/, mcmc_diagnostics.py and ppgen/engine/pathfinder.py.
+Sources: see kernels/, mcmc_diagnostics.py and ppgen/engine/density/pathfinder.py.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.joint import FUSED_DIM, in_blocks
-from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.engine.pathfinder import Density, Paths, pathfinder, pathfinder_low_rank
-from ppgen.engine.pullback import Pullback
+from ppgen.engine.density.joint import FUSED_DIM, in_blocks
+from ppgen.engine.density.laplace import LaplaceMarginal
+from ppgen.engine.density.pathfinder import Density, Paths, pathfinder, pathfinder_low_rank
+from ppgen.engine.density.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, name_in, tree_of
@@ -85,10 +85,10 @@ def mcmc(
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
         precision: 64-true or 32-true; None: that of the program's parameters, else 64-true, or 32-true where the
             program holds float32 tensors that do not go together with it.
-        marginal: latents in a plate, near normal given the rest, that Laplace's method (`ppgen/engine/laplace.py`)
-            integrates out: chains are of the others, these are drawn afterwards, and all resampled by their weights.
+        marginal: latents in a plate, near normal given the rest, that Laplace's method integrates out: chains are of
+            the others, these are drawn afterwards, and all resampled by their weights (`ppgen.engine.density.laplace`).
         through: whether chains move in the coordinates of the run's guide, a normal or a flow of all latents, and begin
-            at its draws (`ppgen/engine/pullback.py`): for posteriors whose shape a metric does not mend, as a funnel's.
+            at its draws: for posteriors whose shape a metric does not mend, as a funnel's (`engine.density.pullback`).
         noncentred: latents z ~ Normal(loc, scale), or of that kind, that chains move by u = (z - loc) / scale: there is
             no funnel where the data say little of z. "all": those whose scale depends on other latents.
         seed: of starts, draws and predictions.

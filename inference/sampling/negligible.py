@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.pathfinder import Density
 from ppgen.inference.sampling.kernels import NEGLIGIBLE, Begun, distances
 from ppgen.inference.sampling.weighted import Mixture, mixture_of
 from ppgen.inference.verdicts.mode_search import climbs, places

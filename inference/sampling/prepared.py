@@ -22,7 +22,7 @@ from ppgen.check.missing import validate
 from ppgen.data import Table, n_rows, row_columns
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
-from ppgen.engine.laplace import LaplaceMarginal
+from ppgen.engine.density.laplace import LaplaceMarginal
 from ppgen.errors import PpgenError, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation

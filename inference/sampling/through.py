@@ -1,5 +1,5 @@
 """Chains in the coordinates of a program's trained guide: where they begin, how their draws are brought back, and what
-the guide's own weights say of it (`ppgen/engine/pullback.py`).
+the guide's own weights say of it (`ppgen/engine/density/pullback.py`).
 
 Chains begin at draws of the guide. They agree with each other about what they have all come to: of a place that the
 guide has no mass at, and no chain goes to, R-hat does not tell. The guide's weights p̃ / q tell of tails that it has
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint
-from ppgen.engine.pathfinder import Density, Paths
-from ppgen.engine.pullback import Pullback
+from ppgen.engine.density.pathfinder import Density, Paths
+from ppgen.engine.density.pullback import Pullback
 from ppgen.errors import PpgenError
 from ppgen.guides import coordinates
 from ppgen.inference.evaluation.psis import of_draws, threshold

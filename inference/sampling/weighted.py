@@ -31,9 +31,9 @@ from torch.distributions.transforms import ExpTransform, identity_transform
 
 from ppgen.data import take
 from ppgen.engine import LogJoint, log_joint
-from ppgen.engine.joint import BLOCK, in_blocks
-from ppgen.engine.laplace import LaplaceMarginal
-from ppgen.engine.pathfinder import Density, mixture_weights
+from ppgen.engine.density.joint import BLOCK, in_blocks
+from ppgen.engine.density.laplace import LaplaceMarginal
+from ppgen.engine.density.pathfinder import Density, mixture_weights
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
@@ -235,7 +235,7 @@ def completed(
     target: Density,
     generator: torch.Generator,
 ) -> Weighted:
-    """Draws of φ with draws of θ given them, weighed (`ppgen/engine/laplace.py`).
+    """Draws of φ with draws of θ given them, weighed (`ppgen/engine/density/laplace.py`).
 
     Args:
         found: what was found of φ, by the marginal.

@@ -6,7 +6,7 @@
 Adam moves every parameter by about lr a step, so that what a network of P of them gives moves by about lr √P; of wide
 and deep ones it moves by less, and up to some millions 0.002 is no more than suits them. Locations and scales of an
 autoguide's normals are apart from each other, and are not counted. The seconds are counted and not timed
-(`ppgen.engine.cost`), so that the same fit takes the same steps everywhere.
+(`ppgen.engine.compiling.cost`), so that the same fit takes the same steps everywhere.
 
 The parameters of a chain of latents, of which a step sees a few random times alone, are averaged; so are networks of
 more parameters than there are rows, where held-out rows are followed. Unless their ELBO is drawn, as a chain's is, the
@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from ppgen.engine.cost import step_seconds
+from ppgen.engine.compiling.cost import step_seconds
 from ppgen.program import Program
 
 MOST, WIDE, LEAST = 0.02, 0.002, 0.001  # learning rates

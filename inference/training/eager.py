@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.engine.gradient import Evaluation
-from ppgen.engine.without_dynamo import take_step
+from ppgen.engine.graphs.gradient import Evaluation
+from ppgen.engine.graphs.without_dynamo import take_step
 from ppgen.inference.objective import Objective
 from ppgen.inference.training.optimise import averaged
 

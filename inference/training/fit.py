@@ -30,7 +30,7 @@ from ppgen.check.word_order import warn_of_word_order
 from ppgen.data.precision import precision_for
 from ppgen.data.ranges import ranges
 from ppgen.draws import one_draw, parameters_as
-from ppgen.engine.noise import python_randomness
+from ppgen.engine.graphs.noise import python_randomness
 from ppgen.errors import PpgenError, lenient, nearest, of_dtypes, require_known
 from ppgen.gaps import find_gaps
 from ppgen.guides import file_of, guide_spec, parse

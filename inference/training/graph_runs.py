@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.engine.compile import code_key, compiled
-from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Gradient
-from ppgen.engine.optimisers import functional
-from ppgen.engine.without_dynamo import take_step
+from ppgen.engine.compiling.compile import code_key, compiled
+from ppgen.engine.compiling.fused import FusedStep
+from ppgen.engine.compiling.optimisers import functional
+from ppgen.engine.graphs.gradient import Gradient
+from ppgen.engine.graphs.without_dynamo import take_step
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult
 from ppgen.inference.training.optimise import averaged, ema_decay
 

@@ -1,7 +1,8 @@
 """Where a guide begins: a Gaussian in the latents' unconstrained space, the best of several starts.
 
-Pathfinder climbs the log joint from each start (`ppgen.engine.pathfinder`), and the best Gaussian on the way is matched
-to the scores (`ppgen.engine.batch_and_match`). A guide that is nothing but what a search finds searches by itself.
+Pathfinder climbs the log joint from each start (`ppgen.engine.density.pathfinder`), and the best Gaussian on the way is
+matched to the scores (`ppgen.engine.density.batch_and_match`). A guide that is nothing but what a search finds searches
+by itself.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import log_joint
-from ppgen.engine.batch_and_match import MOST, best_gaussian
-from ppgen.engine.joint import in_blocks
+from ppgen.engine.density.batch_and_match import MOST, best_gaussian
+from ppgen.engine.density.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ppgen.engine.without_dynamo import leave_out
+from ppgen.engine.graphs.without_dynamo import leave_out
 from ppgen.errors import PpgenError, nearest, require_known
 from ppgen.folder import call_of, require_options
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ppgen.data import n_rows
-from ppgen.engine.gradient import Gradient
-from ppgen.engine.noise import hoist
-from ppgen.engine.optimisers import adam, bias_corrections
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.compiling.optimisers import adam, bias_corrections
+from ppgen.engine.graphs.gradient import Gradient
+from ppgen.engine.graphs.noise import hoist
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 from ppgen.errors import PpgenError
 from ppgen.inference.objective import Objective
 from ppgen.inference.training.optimise import learning_rate

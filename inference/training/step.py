@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from ppgen.check import bad_number
-from ppgen.engine import background, native
-from ppgen.engine import compile as compilation
-from ppgen.engine.gradient import Gradient, shapes
-from ppgen.engine.noise import python_randomness
-from ppgen.engine.tiers import by_interpreter
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.compiling import background, native
+from ppgen.engine.compiling import compile as compilation
+from ppgen.engine.compiling.tiers import by_interpreter
+from ppgen.engine.graphs.gradient import Gradient, shapes
+from ppgen.engine.graphs.noise import python_randomness
+from ppgen.engine.graphs.trace import Untraceable
 from ppgen.errors import require_known
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Climbs, Density, climb
+from ppgen.engine.density.pathfinder import Climbs, Density, climb
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.bridge import bridge_sampling
 from ppgen.inference.sampling.hamiltonian import Preconditioner

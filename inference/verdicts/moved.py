@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.engine.leapfrog import leapfrog_step
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.leapfrog import leapfrog_step
+from ppgen.engine.density.pathfinder import Density
 from ppgen.inference.evaluation.psis import resampled
 from ppgen.inference.sampling.hamiltonian import Chains, Preconditioner, first_step, root_of, transition
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding

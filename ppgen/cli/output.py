@@ -165,7 +165,7 @@ def _first(shown: Any, table: Any, what: str) -> str:
 def types(table: Table, title: str) -> None:
     """What each column is, and what may be wrong with it."""
     from ppgen.data import n_rows, tensors
-    from ppgen.data.images import describe_images
+    from ppgen.data.files.images import describe_images
 
     rows = [
         [own.name if own.name == name else f"{name} ({own.name})", own.kind, _values_of(own), own.missing_share or None,

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.data import csv, datasets, readers
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
-from ppgen.data.categories import recoded, require_labels
+from ppgen.data.cells.categories import recoded, require_labels
+from ppgen.data.cells.levels import Levels, encoded
+from ppgen.data.cells.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
+from ppgen.data.cells.typed import fits_float32
+from ppgen.data.cells.types import ASKED, ColumnType, parse_types, type_of_record
 from ppgen.data.columns import Asked, as_tensors, asked_types, in_shapes, parse_columns, select
+from ppgen.data.files import csv, datasets, readers
+from ppgen.data.files.large import Deferred, blocks, moments, taken
 from ppgen.data.hashes import fingerprint
-from ppgen.data.large import Deferred, blocks, moments, taken
-from ppgen.data.levels import Levels, encoded
-from ppgen.data.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
 from ppgen.data.table import Table, words_of
-from ppgen.data.typed import fits_float32
-from ppgen.data.types import ASKED, ColumnType, parse_types, type_of_record
 from ppgen.errors import PpgenError, nearest, object_to
 
 __all__ = [
@@ -89,7 +89,7 @@ def load(
         source: a name out of :func:`names`, or the path of a file: .npz, .npy, .csv, .parquet,
             .json (an object of columns; .gz too), .nc (a data set, or the groups observed_data and
             constant_data), .safetensors, IDX (MNIST's format, .gz or not), .tsv, .jsonl, .feather, .xlsx, .h5, .h5ad
-            or .mat; or a folder of .png and .jpg pictures (:mod:`ppgen.data.images`).
+            or .mat; or a folder of .png and .jpg pictures (:mod:`ppgen.data.files.images`).
         split: ``"train"``, ``"valid"``, ``"test"``, or ``"all"``: every row, in the order of the
             source. Arrays called train, valid, test (column ``x``) or y_train, y_test, … are the
             source's own splits; where it has no valid, that is the last tenth of train in an order

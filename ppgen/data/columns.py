@@ -23,13 +23,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ppgen.data.cells import CellReader, decimal_mark_of, is_cells, to_tensor
-from ppgen.data.frames import is_frame, unpack
-from ppgen.data.images import channels_first
-from ppgen.data.large import read_column
+from ppgen.data.cells.cells import CellReader, decimal_mark_of, is_cells, to_tensor
+from ppgen.data.cells.types import ASKED, ColumnType, parse_types
+from ppgen.data.files.frames import is_frame, unpack
+from ppgen.data.files.images import channels_first
+from ppgen.data.files.large import read_column
 from ppgen.data.relations import with_relations
 from ppgen.data.table import Table
-from ppgen.data.types import ASKED, ColumnType, parse_types
 from ppgen.errors import PpgenError, nearest
 
 __all__ = ["Asked", "as_tensors", "asked_types", "in_shapes", "parse_columns", "select"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.arguments import is_literal
-from ppgen.data.large import blocks
+from ppgen.data.files.large import blocks
 
 
 def fingerprint(data: Mapping[str, Any]) -> dict[str, Any]:

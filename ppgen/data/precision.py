@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ppgen.data.arguments import tensors
+from ppgen.data.cells.typed import fits_float32
 from ppgen.data.columns import as_tensors
-from ppgen.data.large import blocks, moments
-from ppgen.data.typed import fits_float32
+from ppgen.data.files.large import blocks, moments
 
 log = logging.getLogger("ppgen")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.data.types import ColumnType
+from ppgen.data.cells.types import ColumnType
 
 ENOUGH_ROWS = 20  # fewer may agree by chance
 TOTALS = ("total", "totals", "sum", "subtotal", "mean", "average", "all", "overall", "gesamt", "summe", "somme")

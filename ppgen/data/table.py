@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.data.types import ColumnType
+from ppgen.data.cells.types import ColumnType
 from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:

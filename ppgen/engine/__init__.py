@@ -9,10 +9,10 @@
 `ppgen.inference.training.step` runs the steps of a fit through it.
 """
 
-from ppgen.engine.compile import compiled, compiler
-from ppgen.engine.describe import describe
-from ppgen.engine.joint import LogJoint, log_joint
-from ppgen.engine.repeated import traced
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.compiling.compile import compiled, compiler
+from ppgen.engine.compiling.describe import describe
+from ppgen.engine.density.joint import LogJoint, log_joint
+from ppgen.engine.graphs.repeated import traced
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 
 __all__ = ["LogJoint", "Traced", "Untraceable", "compiled", "compiler", "describe", "log_joint", "trace", "traced"]

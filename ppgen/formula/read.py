@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ppgen.data import Table
-from ppgen.data.levels import text_of
-from ppgen.data.types import ASKED
+from ppgen.data.cells.levels import text_of
+from ppgen.data.cells.types import ASKED
 from ppgen.errors import PpgenError, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix

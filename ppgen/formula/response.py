@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from ppgen.data.levels import Levels
+from ppgen.data.cells.levels import Levels
 from ppgen.errors import PpgenError, nearest
 from ppgen.formula.blocks import Formula
 from ppgen.formula.design import Response

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data import Table, as_tensors
-from ppgen.data.levels import Levels, encoded, text_of
+from ppgen.data.cells.levels import Levels, encoded, text_of
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import dropped
 

@@ -1,6 +1,6 @@
 """Batch and match: a normal with all covariances, found with no step of a gradient.
 
-    u ~ N(μ, Σ),   z_i = biject_to(support_i)(u_i),   (μ, Σ): see `ppgen.engine.batch_and_match`
+    u ~ N(μ, Σ),   z_i = biject_to(support_i)(u_i),   (μ, Σ): see `ppgen.engine.density.batch_and_match`
 
 `fit(..., guide="bam", steps=0)` gives it as it was found; steps go on from there by the ELBO, in units of the found.
 
@@ -18,8 +18,8 @@ from pyro.distributions import MultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
-from ppgen.engine.batch_and_match import MOST, best_gaussian
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.batch_and_match import MOST, best_gaussian
+from ppgen.engine.density.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.guides._started import Started
 from ppgen.guides._vector import VectorGuide

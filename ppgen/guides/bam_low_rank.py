@@ -1,6 +1,6 @@
 r"""Batch and match in hundreds of dimensions: a normal whose covariance is a diagonal and a few factors.
 
-    u ~ N(μ, Ψ + Λ Λᵀ),   z_i = biject_to(support_i)(u_i),   (μ, Ψ, Λ): see `ppgen.engine.low_rank`
+    u ~ N(μ, Ψ + Λ Λᵀ),   z_i = biject_to(support_i)(u_i),   (μ, Ψ, Λ): see `ppgen.engine.density.low_rank`
 
 `fit(..., guide="bam_low_rank", steps=0)` gives it as it was found; steps go on from there by the ELBO, in units of the
 found standard deviations.
@@ -19,8 +19,8 @@ from pyro.distributions import LowRankMultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from ppgen.engine.low_rank import low_rank_gaussian
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.low_rank import low_rank_gaussian
+from ppgen.engine.density.pathfinder import Density
 from ppgen.errors import PpgenError
 from ppgen.guides._vector import VectorGuide
 

@@ -2,14 +2,14 @@ r"""Pathfinder: a mixture of normals, one a path up the log joint, with no step 
 
     u ~ Σ_i α_i N(μ_i, H_i),   z_i = biject_to(support_i)(u_i)
 
-N(μ_i, H_i) is the normal of the highest ELBO on path i (`ppgen.engine.pathfinder`). The weights α are those of the
-mixture nearest to the posterior, by draws of all paths and their importance weights w = p / Σ_j α_j N_j,
+N(μ_i, H_i) is the normal of the highest ELBO on path i (`ppgen.engine.density.pathfinder`). The weights α are those of
+the mixture nearest to the posterior, by draws of all paths and their importance weights w = p / Σ_j α_j N_j,
 
     α_i ← Σ_s w_s α_i N_i(u_s) / Σ_j α_j N_j(u_s),    Σ_s w_s = 1
 
 so that a path that ended where there is no mass has none. Paths of different modes keep both. With one start it is
 single-path Pathfinder. Importance resampling over all paths is `posterior(run, data, corrected=True)`. Of more than 300
-entries H is kept as a diagonal and a few columns, by L-BFGS (`ppgen.engine.inverse_hessian`).
+entries H is kept as a diagonal and a few columns, by L-BFGS (`ppgen.engine.density.inverse_hessian`).
 
 Sources: Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari 2022,
 arXiv:2108.03782); the weights: Adaptive importance sampling in general mixture classes (Cappé et al. 2008,
@@ -28,9 +28,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppgen.engine.batch_and_match import MOST, REACH
-from ppgen.engine.inverse_hessian import LowRank
-from ppgen.engine.pathfinder import (
+from ppgen.engine.density.batch_and_match import MOST, REACH
+from ppgen.engine.density.inverse_hessian import LowRank
+from ppgen.engine.density.pathfinder import (
     HOPELESS,
     WEIGHED,
     Density,

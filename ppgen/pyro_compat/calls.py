@@ -15,8 +15,8 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from ppgen.engine import compile as compilation
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.compiling import compile as compilation
+from ppgen.engine.graphs.trace import Untraceable
 from ppgen.pyro_compat.arguments import Arguments, taken_apart
 from ppgen.pyro_compat.recorded import Evaluated, Recorded, Unready
 from ppgen.pyro_compat.updates import Run, finite, put_back

@@ -14,9 +14,9 @@ import torch
 from pyro import infer
 from torch import Tensor
 
-from ppgen.engine.compile import compiled
-from ppgen.engine.noise import python_randomness
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.compiling.compile import compiled
+from ppgen.engine.graphs.noise import python_randomness
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 from ppgen.pyro_compat.watched import Watched
 
 log = logging.getLogger("ppgen")

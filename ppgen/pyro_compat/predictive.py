@@ -10,7 +10,7 @@ from pyro import infer, poutine
 from pyro.infer import predictive
 from torch import Tensor
 
-from ppgen.engine.repeated import traced
+from ppgen.engine.graphs.repeated import traced
 from ppgen.pyro_compat.watched import Watched
 
 FEW = 32  # runs that cost as much as a record

@@ -17,9 +17,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.engine.graph import aliases, is_in_place
-from ppgen.engine.noise import python_randomness
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.graphs.graph import aliases, is_in_place
+from ppgen.engine.graphs.noise import python_randomness
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 from ppgen.pyro_compat.arguments import Arguments
 from ppgen.pyro_compat.watched import Watched
 

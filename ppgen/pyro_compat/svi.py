@@ -11,8 +11,8 @@ from pyro import infer
 from pyro.infer.util import torch_item
 from torch import Tensor
 
-from ppgen.engine import compile as compilation
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.compiling import compile as compilation
+from ppgen.engine.graphs.trace import Untraceable
 from ppgen.errors import require_known
 from ppgen.pyro_compat.arguments import Arguments
 from ppgen.pyro_compat.calls import ENGINES, Calls

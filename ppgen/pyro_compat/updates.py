@@ -15,10 +15,10 @@ from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 
-from ppgen.engine.compile import compiled
-from ppgen.engine.fused import FusedStep
-from ppgen.engine.gradient import Evaluation
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.compiling.compile import compiled
+from ppgen.engine.compiling.fused import FusedStep
+from ppgen.engine.graphs.gradient import Evaluation
+from ppgen.engine.graphs.trace import Untraceable
 from ppgen.pyro_compat.recorded import Evaluated, Recorded
 
 # From the arguments' tensors to the loss; None where it is not finite, and nothing was changed.

@@ -29,9 +29,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppgen.engine.inverse_hessian import LowRank
-from ppgen.engine.optimisers import adam, bias_corrections
-from ppgen.engine.pathfinder import Paths
+from ppgen.engine.compiling.optimisers import adam, bias_corrections
+from ppgen.engine.density.inverse_hessian import LowRank
+from ppgen.engine.density.pathfinder import Paths
 from ppgen.inference.sampling.hamiltonian import (
     Chains,
     Outcome,

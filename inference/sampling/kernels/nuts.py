@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ppgen.engine import LogJoint
-from ppgen.engine.pathfinder import Paths
+from ppgen.engine.density.pathfinder import Paths
 from ppgen.errors import PpgenError, install
 from ppgen.inference.sampling.kernels import SMALL_DIM, Draws, Numbers
 

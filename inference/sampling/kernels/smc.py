@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from ppgen.engine import LogJoint
-from ppgen.engine.batch_and_match import Gaussian, batch_and_match, elbo_of
-from ppgen.engine.joint import in_blocks
-from ppgen.engine.leapfrog import leapfrog_step
-from ppgen.engine.pathfinder import Density, climb
+from ppgen.engine.density.batch_and_match import Gaussian, batch_and_match, elbo_of
+from ppgen.engine.density.joint import in_blocks
+from ppgen.engine.density.leapfrog import leapfrog_step
+from ppgen.engine.density.pathfinder import Density, climb
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.sampling.hamiltonian import Outcome, Preconditioner, first_step, root_of, transition

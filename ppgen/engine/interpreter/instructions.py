@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ppgen.engine import native
-from ppgen.engine.compile import compiler
+from ppgen.engine.compiling import native
+from ppgen.engine.compiling.compile import compiler
 
 C_TYPES = {torch.float64: "double", torch.float32: "float"}
 SECONDS, SECONDS_A_NODE = 2.0, 1.5e-4  # of the compiler, once a machine and dtype; to write a graph's instructions

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.graph import aliases, is_in_place, is_view
+from ppgen.engine.graphs.graph import aliases, is_in_place, is_view
 from ppgen.engine.interpreter.builder import ARENA, POOL, Builder, Unsupported
 from ppgen.engine.interpreter.instructions import C_TYPES, INTEGERS, SLOW, library
 from ppgen.engine.interpreter.operations import ELEMENTWISE, JOINED, PADDED, REDUCED, SAME_VALUES, full_value

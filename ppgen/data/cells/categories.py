@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.data.cells.types import ColumnType, word_of
 from ppgen.data.table import Table, Types
-from ppgen.data.types import ColumnType, word_of
 from ppgen.errors import PpgenError, nearest
 
 log = logging.getLogger("ppgen")

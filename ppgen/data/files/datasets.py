@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data.readers import by_split, read
+from ppgen.data.files.readers import by_split, read
 from ppgen.errors import PpgenError
 
 __all__ = ["NAMES", "WITH_SPLITS", "finish", "load_raw"]

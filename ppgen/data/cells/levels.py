@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.data.cells.types import ColumnType
 from ppgen.data.table import Table
-from ppgen.data.types import ColumnType
 from ppgen.errors import PpgenError, nearest
 
 __all__ = ["Levels", "encoded"]

@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine import native
-from ppgen.engine.small import written_out
+from ppgen.engine.compiling import native
+from ppgen.engine.compiling.small import written_out
 from ppgen.errors import PpgenError
 
 log = logging.getLogger("ppgen")

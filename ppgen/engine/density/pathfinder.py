@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ppgen.engine.inverse_hessian import Dense, LimitedMemory, LowRank, Triangular
+from ppgen.engine.density.inverse_hessian import Dense, LimitedMemory, LowRank, Triangular
 
 FEW = 16  # paths in many dimensions
 DRAWS = 3  # of each normal approximation, for its ELBO

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ppgen.data.arguments import holds_tensors, is_container, is_literal, taken_apart
-from ppgen.data.frames import is_frame, unpack
-from ppgen.data.large import read_column
-from ppgen.data.types import ASKED, KINDS, ColumnType
+from ppgen.data.cells.types import ASKED, KINDS, ColumnType
+from ppgen.data.files.frames import is_frame, unpack
+from ppgen.data.files.large import read_column
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 
@@ -69,7 +69,7 @@ class CellReader:
         return tensor
 
     def _cells(self, name: str, value: Any, asked: ColumnType | None) -> tuple[Tensor, ColumnType]:
-        from ppgen.data.kinds import typed
+        from ppgen.data.cells.kinds import typed
 
         own, values = typed(name, value, asked, self.mark)
         if values is None:
@@ -118,7 +118,7 @@ def decimal_mark_of(raw: Mapping[str, Any], mark: str = "") -> str:
     texts = [v for v in raw.values() if is_cells(v) and getattr(v, "dtype", np.dtype("O")).kind in "OSUT"]
     if not texts:
         return "." if mark == LIKELY_POINT else mark
-    from ppgen.data.kinds import evidence_of_mark
+    from ppgen.data.cells.kinds import evidence_of_mark
 
     found = {mark, *(evidence_of_mark(text) for text in texts)} - {"", LIKELY_POINT}
     if not found and mark == LIKELY_POINT:

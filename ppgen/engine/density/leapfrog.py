@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Density
+from ppgen.engine.density.pathfinder import Density
 
 
 def leapfrog_step(both, y, p, g, step, centre, root):  # traced: no annotations

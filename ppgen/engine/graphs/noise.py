@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ppgen.engine.graph import aliases, is_in_place
+from ppgen.engine.graphs.graph import aliases, is_in_place
 
 aten = torch.ops.aten
 

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.engine.joint import BLOCK, LogJoint, in_blocks
-from ppgen.engine.leapfrog import leapfrog_step
+from ppgen.engine.density.joint import BLOCK, LogJoint, in_blocks
+from ppgen.engine.density.leapfrog import leapfrog_step
 from ppgen.errors import PpgenError
 
 ROUNDS = 30  # of Newton, at most

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.engine.trace import Untraceable, trace
+from ppgen.engine.graphs.trace import Untraceable, trace
 
 log = logging.getLogger("ppgen")
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ppgen.engine.compile import compiled
-from ppgen.engine.gradient import Gradient
-from ppgen.engine.noise import Noise, hoist
-from ppgen.engine.optimisers import bias_corrections, functional
-from ppgen.engine.trace import Traced, Untraceable, trace
+from ppgen.engine.compiling.compile import compiled
+from ppgen.engine.compiling.optimisers import bias_corrections, functional
+from ppgen.engine.graphs.gradient import Gradient
+from ppgen.engine.graphs.noise import Noise, hoist
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 
 SMALL = 8192  # elements of a parameter that joins the flat vector
 CHUNK = 64  # steps a call, at most

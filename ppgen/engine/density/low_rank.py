@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.engine.batch_and_match import ENOUGH, REACH, SAME
-from ppgen.engine.inverse_hessian import LowRank as Root
-from ppgen.engine.pathfinder import Density, climb_low_rank
+from ppgen.engine.density.batch_and_match import ENOUGH, REACH, SAME
+from ppgen.engine.density.inverse_hessian import LowRank as Root
+from ppgen.engine.density.pathfinder import Density, climb_low_rank
 
 DRAWS = 64  # of a round, and four times as many for an ELBO
 ROUNDS, EVERY = 200, 10  # rounds, and those between two ELBOs

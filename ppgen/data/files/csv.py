@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppgen.data.cells import LIKELY_POINT
-from ppgen.data.frames import unpack
-from ppgen.data.typed import default_float, fits_float32
+from ppgen.data.cells.cells import LIKELY_POINT
+from ppgen.data.cells.typed import default_float, fits_float32
+from ppgen.data.files.frames import unpack
 from ppgen.errors import PpgenError
 from ppgen.memory import require_memory
 
@@ -201,7 +201,7 @@ def named_columns(first: list[str]) -> list[str]:
 
 
 def _is_figure(cell: str) -> bool:
-    from ppgen.data.figures import kind_of_text
+    from ppgen.data.cells.figures import kind_of_text
 
     try:
         float(cell)
@@ -325,7 +325,7 @@ class _Source:
         self, path: Path, separator: str, names: list[str], headless: bool, rows: int | None, keep: Collection[str],
         texts: Collection[str],
     ):  # fmt: skip
-        from ppgen.data.figures import MISSING
+        from ppgen.data.cells.figures import MISSING
 
         self.path, self.separator, self.names = path, separator, names
         plain = sorted(w for w in MISSING - set(keep) if re.search(r"[a-zA-Z]", w) or not w)  # "?" is said
@@ -372,7 +372,7 @@ class _Source:
 
     def with_thousands(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Numbers that are all written as 1.234 stay text: another column may say that points separate thousands."""
-        from ppgen.data.figures import are_thousands
+        from ppgen.data.cells.figures import are_thousands
 
         floats = [name for name in self.names if name in frame and frame[name].dtype.kind == "f"]
         if not floats:

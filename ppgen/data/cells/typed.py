@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from ppgen.data.number_notes import describe_numbers
-from ppgen.data.types import ColumnType
+from ppgen.data.cells.number_notes import describe_numbers
+from ppgen.data.cells.types import ColumnType
 
 if TYPE_CHECKING:
     import pandas as pd

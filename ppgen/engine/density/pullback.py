@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.engine.joint import LogJoint
-from ppgen.engine.leapfrog import leapfrog_step
+from ppgen.engine.density.joint import LogJoint
+from ppgen.engine.density.leapfrog import leapfrog_step
 from ppgen.errors import PpgenError
 
 Push = Callable[[Tensor], tuple[Tensor, Tensor]]

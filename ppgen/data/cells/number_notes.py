@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from ppgen.data.types import ColumnType
+from ppgen.data.cells.types import ColumnType
 
 ENOUGH_ROWS = 20  # from which on a row can be told from the others
 SQUEEZED = 10.0  # times a column's spread that one row alone makes of it

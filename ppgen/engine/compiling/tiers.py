@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.engine import background
-from ppgen.engine.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
+from ppgen.engine.compiling import background
+from ppgen.engine.compiling.compile import TOO_LARGE, code_key, compiled, compiler, estimated_seconds
+from ppgen.engine.compiling.native import is_known
+from ppgen.engine.graphs.noise import Noise, hoist
+from ppgen.engine.graphs.trace import Traced
 from ppgen.engine.interpreter.instructions import SECONDS, SECONDS_A_NODE, is_built
 from ppgen.engine.interpreter.interpreted import interpreted
-from ppgen.engine.native import is_known
-from ppgen.engine.noise import Noise, hoist
-from ppgen.engine.trace import Traced
 
 log = logging.getLogger("ppgen")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
-from ppgen.engine.trace import Traced, trace
+from ppgen.engine.graphs.trace import Traced, trace
 
 
 class Evaluation(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.engine.pathfinder import Density, pathfinder
+from ppgen.engine.density.pathfinder import Density, pathfinder
 
 MOST = 300  # entries of the latents: a matrix of so many squared is factorised at every round
 DRAWS = 64  # for an ELBO

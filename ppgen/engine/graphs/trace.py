@@ -1,7 +1,7 @@
 """A function traced once: its tensor operations as a plain ATen graph, with no Pyro and no Python of the program left.
 
-The function runs once and is recorded as it runs (`ppgen.engine.record`), which refuses what reads a value. Where it
-does, or where inputs are large, it runs under `make_fx` on tensors that have a shape and a dtype but no content, so
+The function runs once and is recorded as it runs (`ppgen.engine.graphs.record`), which refuses what reads a value.
+Where it does, or where inputs are large, it runs under `make_fx` on tensors that have a shape and a dtype but no content, so
 that nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
 `.numpy()`) is an error there, and the error names the line.
 """
@@ -30,9 +30,9 @@ from torch.distributions import dirichlet as dirichlets
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from ppgen.engine.graph import simplify
-from ppgen.engine.record import Unseen, let_out, may_be_read, record
-from ppgen.engine.without_dynamo import plain_gradients
+from ppgen.engine.graphs.graph import simplify
+from ppgen.engine.graphs.record import Unseen, let_out, may_be_read, record
+from ppgen.engine.graphs.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ppgen.data import figures
-from ppgen.data.scales import known_order
-from ppgen.data.typed import Typed, blank, coded, days_of, default_float, of_days, of_numbers
-from ppgen.data.types import ASKED, MARKS, NUMERIC, ColumnType
-from ppgen.data.word_notes import word_notes
+from ppgen.data.cells import figures
+from ppgen.data.cells.scales import known_order
+from ppgen.data.cells.typed import Typed, blank, coded, days_of, default_float, of_days, of_numbers
+from ppgen.data.cells.types import ASKED, MARKS, NUMERIC, ColumnType
+from ppgen.data.cells.word_notes import word_notes
 from ppgen.errors import nearest
 
 FEW_ROWS = 20  # from which on words that hardly repeat are the text of single rows

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppgen.engine.compile import TOO_LARGE, compiler, estimated_seconds
-from ppgen.engine.gradient import Gradient
-from ppgen.engine.noise import hoist
-from ppgen.engine.trace import Untraceable
+from ppgen.engine.compiling.compile import TOO_LARGE, compiler, estimated_seconds
+from ppgen.engine.graphs.gradient import Gradient
+from ppgen.engine.graphs.noise import hoist
+from ppgen.engine.graphs.trace import Untraceable
 
 
 def describe(objective: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from ppgen.data.figures import MISSING, SAMPLE, are_thousands, decimal_mark, kind_of_text
-from ppgen.data.text import WORDS, TextColumn, unclear
-from ppgen.data.typed import Typed, blank, coded, days_of, of_days, of_numbers
-from ppgen.data.types import ASKED, NUMERIC, ColumnType, word_of
+from ppgen.data.cells.figures import MISSING, SAMPLE, are_thousands, decimal_mark, kind_of_text
+from ppgen.data.cells.text import WORDS, TextColumn, unclear
+from ppgen.data.cells.typed import Typed, blank, coded, days_of, of_days, of_numbers
+from ppgen.data.cells.types import ASKED, NUMERIC, ColumnType, word_of
 
 
 def typed(name: str, raw: Any, asked: ColumnType | None = None, mark: str = "") -> Typed:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data.frames import dense, unpack
+from ppgen.data.files.frames import dense, unpack
 from ppgen.errors import PpgenError
 
 log = logging.getLogger("ppgen")
@@ -34,7 +34,7 @@ def excel(path: Path) -> dict[str, Any]:
     """The first sheet with rows; its first row gives the names."""
     import pandas as pd
 
-    from ppgen.data.csv import named_columns
+    from ppgen.data.files.csv import named_columns
 
     with pd.ExcelFile(path) as book:
         sheets = {name: _sheet(book, name) for name in book.sheet_names[:1]}

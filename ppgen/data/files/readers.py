@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data import packages
-from ppgen.data.csv import read_csv
-from ppgen.data.frames import unpack
-from ppgen.data.images import read_images
-from ppgen.data.large import Deferred, mapped_array
+from ppgen.data.files import packages
+from ppgen.data.files.csv import read_csv
+from ppgen.data.files.frames import unpack
+from ppgen.data.files.images import read_images
+from ppgen.data.files.large import Deferred, mapped_array
 from ppgen.errors import PpgenError, nearest, reason
 from ppgen.memory import require_memory
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ppgen.engine import native
-from ppgen.engine.compile import compiled
+from ppgen.engine.compiling import native
+from ppgen.engine.compiling.compile import compiled
 
 log = logging.getLogger("ppgen")
 
@@ -46,7 +46,7 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
         held.seek(0)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         child = subprocess.Popen(
-            [sys.executable, "-c", "from ppgen.engine.background import main; main()"],  # its classes are as pickled
+            [sys.executable, "-c", f"from {__name__} import main; main()"],  # its classes are as pickled
             stdin=held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, start_new_session=True,
         )  # fmt: skip
     CHILDREN[:] = [*(c for c in CHILDREN if c.poll() is None), child]

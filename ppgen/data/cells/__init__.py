@@ -1,0 +1,1 @@
+"""The cells of a column -> its type and its numbers."""

@@ -1,0 +1,1 @@
+"""Files, folders, frames and data sets known by name -> raw columns."""
