@@ -1,8 +1,8 @@
 """A function traced once: its tensor operations as a plain ATen graph, with no Pyro and no Python of the program left.
 
 The function runs once and is recorded as it runs (`ppgen.engine.graphs.record`), which refuses what reads a value.
-Where it does, or where inputs are large, it runs under `make_fx` on tensors that have a shape and a dtype but no content, so
-that nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
+Where it does, or where inputs are large, it runs under `make_fx` on tensors that have a shape and a dtype but no
+content, so that nothing of the data can be baked into the graph: a line that needs the content (`if z > 0:`, `.item()`,
 `.numpy()`) is an error there, and the error names the line.
 """
 
