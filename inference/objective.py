@@ -109,7 +109,7 @@ class Objective(nn.Module):
                 of all: the N/B-th power of a weight is drawn then, and its mean too large, so that there is no bound.
         """
         part = self.structure.subsampled or rows != self.rows and not self.structure.by_row
-        if part and not getattr(self.bound, "MEAN", False):
+        if part and self.particles > 1 and not getattr(self.bound, "MEAN", False):
             what = "subsample_size" if self.structure.subsampled else what
             raise PpgenError(
                 f"objective={self.name!r} needs all rows in each step, as they share latents: of a part of them it is "

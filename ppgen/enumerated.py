@@ -36,6 +36,8 @@ from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
 from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, terms, total
 
+RANGE = 300.0  # nats, whose exponential is far from underflow in double precision
+
 
 def summed_terms(
     program: Runnable,
@@ -46,6 +48,7 @@ def summed_terms(
     latents: Mapping[str, Tensor] | None = None,
     q: poutine.Trace | None = None,
     only: Mapping[str, Tensor] | None = None,
+    power: float = 1.0,
 ) -> list[Term]:
     """The terms of one run with the discrete latents that the guide leaves out summed out.
 
@@ -54,11 +57,12 @@ def summed_terms(
     Args:
         nesting: how many batch dimensions the program's plates take.
         guide, latents, q: as for `ppgen.terms.run`.
-        only: values of the discrete latents, of which the sum is to have the term alone.
+        only: values of the discrete latents, of which the sum is to have the term alone, in double precision.
+        power: that what this sum is of is taken to.
     """
     t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
     with mock.patch.object(special, "_SafeLog", _Log):
-        packed = _packed(t, program, nesting, only or {})
+        packed = _packed(t, program, nesting, only, power)
         _, factors, _, dims, scale = _compute_model_factors(*packed)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
@@ -114,7 +118,7 @@ def drawn_discrete(
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
     t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
     with mock.patch.object(special, "_SafeLog", _Log):
-        p, q = _packed(t, program, nesting, {})
+        p, q = _packed(t, program, nesting)
         _, factors, _, dims, _ = _compute_model_factors(p, q)
         drawn: dict[str, Tensor] = {}
         for name in sorted(names, key=list(p.nodes).index):  # each from its conditional given those before
@@ -161,20 +165,25 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             plain = [_others(run(program, data, latents=latents | values), names) for values in both]
         except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
             return
-        for values, expected in zip(both, plain, strict=True):  # what is read at a place is the same value in both
+        for values, (expected, size) in zip(both, plain, strict=True):  # what is read at a place is the same in both
+            if not math.isfinite(size):
+                continue
+            power = min(RANGE / max(size, 1.0), 1.0)  # so that the one term is not lost beside a likelier value's
             try:
-                one = float(total(summed_terms(program, data, nesting, latents=latents, only=values)))
+                found = summed_terms(program, data, nesting, latents=latents, only=values, power=power)
             except (IndexError, RuntimeError, ValueError) as e:
                 if isinstance(e, PpgenError | LinAlgError) or "poutine.scale" in str(e):
                     raise
                 raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
-            if math.isfinite(expected) and not math.isclose(expected, one, rel_tol=1e-5, abs_tol=1e-3):
+            one = sum(float(f.log_prob.sum()) / (power if f.role == "summed" else 1.0) for f in found)
+            if not abs(one - expected) <= 1e-3 + 3e-6 * size:
                 raise _not_summable(program, names, f"its term is off by {abs(one - expected):.2g} nats")
 
 
-def _others(t: Traces, names: Collection[str]) -> float:
-    """The log joint without these latents' own terms."""
-    return float(sum(found.sign * found.log_prob.sum() for found in terms(t) if found.site not in names))
+def _others(t: Traces, names: Collection[str]) -> tuple[float, float]:
+    """The log joint without these latents' own terms, and the sum of what it is made of without signs."""
+    found = [each for each in terms(t) if each.site not in names]
+    return float(total(found)), float(sum(each.log_prob.abs().sum() for each in found))
 
 
 def spread(fn: Any, shift: int) -> Tensor:
@@ -193,7 +202,9 @@ def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenE
     )
 
 
-def _packed(t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tensor]) -> Traces:
+def _packed(
+    t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tensor] | None = None, power: float = 1.0
+) -> Traces:
     """A copy whose log-probabilities have dimensions by name, as Pyro's contraction takes them.
 
     Raises:
@@ -204,8 +215,8 @@ def _packed(t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tenso
         trace.compute_log_prob()
         for site in sample_sites(trace, factors=True).values():
             _sum_batch(site, nesting)
-    for name, value in only.items():
-        _leave(t.p.nodes[name], value)
+    if only is not None:
+        _leave(t.p, only, power)
     try:
         t.p.pack_tensors()
         t.q.pack_tensors(t.p.plate_to_symbol)
@@ -229,12 +240,16 @@ def _sum_batch(site: dict[str, Any], nesting: int) -> None:
         site |= {"log_prob": value.sum(dims, True), "unscaled_log_prob": masked.sum(dims, True), "mask": None}
 
 
-def _leave(site: dict[str, Any], value: Tensor) -> None:
-    """Makes a site's density one at one value, and zero at all others."""
-    other = site["value"] != value
-    other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
-    for k in ("log_prob", "unscaled_log_prob"):
-        site[k] = torch.where(other, -torch.inf, torch.zeros_like(site[k]))
+def _leave(p: poutine.Trace, only: Mapping[str, Tensor], power: float) -> None:
+    """Makes the density of some sites one at a value each, and zero at all others; those of all other sites are taken
+    to a power."""
+    for name, site in sample_sites(p, factors=True).items():
+        if name in only:
+            other = site["value"] != only[name]
+            other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
+        for k in ("log_prob", "unscaled_log_prob"):
+            found = site[k].double()
+            site[k] = torch.where(other, -torch.inf, torch.zeros_like(found)) if name in only else power * found
 
 
 def _in_one_dtype(t: Traces) -> None:

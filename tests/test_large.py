@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_by_its_header(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive, archive.open("x.npy", "w") as f:
         shape = {"descr": "<f4", "fortran_order": False, "shape": (100, 1000, 1000)}
         np.lib.format.write_array_header_1_0(f, shape)  # and nothing after it: it is not read
-    monkeypatch.setattr(memory, "available", lambda: 10**8)
+    monkeypatch.setattr(memory, "_available", lambda: 10**8)
     with pytest.raises(PpgenError, match=r"'x' takes 400 MB of memory \(400000000 bytes\), and 100 MB are free.*\.npy"):
         data.load(tmp_path / "bomb.npz")
 
@@ -159,7 +159,7 @@ def test_a_zip_that_unpacks_beyond_memory_is_refused(tmp_path, monkeypatch):
 
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"x": [' + b"0, " * 2**24 + b"0]}"))
     monkeypatch.setattr(memory, "_SMALL", 0)
-    monkeypatch.setattr(memory, "available", lambda: 10**7)
+    monkeypatch.setattr(memory, "_available", lambda: 10**7)
     with pytest.raises(PpgenError, match="what it unpacks to takes .* of memory"):
         readers.read(tmp_path / "a.json.gz")
 
@@ -174,7 +174,7 @@ def test_a_posterior_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     y = torch.randn(500)
     run = fit(Local(), {"y": y}, steps=1, engine="eager")
     monkeypatch.setattr(memory, "_SMALL", 0)
-    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(memory, "_available", lambda: 10**6)
     with pytest.raises(PpgenError, match=r"1000 draws of Local.*\(\d+ bytes\), and 1 MB are free.*--draws.*--rows"):
         posterior(run, {"y": y}, draws=1000)
     assert posterior(run, {"y": y}, draws=20).posterior.z.shape == (1, 20, 500)
