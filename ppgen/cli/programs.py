@@ -231,7 +231,7 @@ def _section(name: str) -> dict[str, str]:
         case "models":
             return catalog.names()
         case "data":
-            return dict(constant("ppgen.data", "datasets", "NAMES"))
+            return dict(constant("ppgen.data.files", "datasets", "NAMES"))
         case "guides":
             return dict.fromkeys(AUTOGUIDES, "Pyro's autoguide") | summaries("ppgen.guides")
         case "kernels":
