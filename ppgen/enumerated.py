@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -36,6 +37,7 @@ from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
 from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, terms, total
 
+T = TypeVar("T")
 RANGE = 300.0  # nats, whose exponential is far from underflow in double precision
 
 
@@ -161,37 +163,67 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             nodes = sample_sites(run(program, data, guide=False).p, deterministic=False)
             names = [n for n in names if n in nodes]  # a program may have fewer on few rows
             latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
-            both = [{n: spread(nodes[n]["fn"], shift) for n in names} for shift in range(2)]
-            plain = [_others(run(program, data, latents=latents | values), names) for values in both]
+            held = [latents | {n: values(nodes[n]["fn"]) for n in names} for values in (spread, first, last)]
+            plain = [_others(program, data, at, names) for at in held]
         except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
             return
-        for values, (expected, size) in zip(both, plain, strict=True):  # what is read at a place is the same in both
+        for at, ((expected, size), ends) in zip(held, plain, strict=True):
             if not math.isfinite(size):
                 continue
             power = min(RANGE / max(size, 1.0), 1.0)  # so that the one term is not lost beside a likelier value's
+            only = {n: at[n] for n in names}
+            summed = partial(summed_terms, program, data, nesting, latents=latents, only=only, power=power)
             try:
-                found = summed_terms(program, data, nesting, latents=latents, only=values, power=power)
+                found, its_ends = repeatable(summed)
             except (IndexError, RuntimeError, ValueError) as e:
                 if isinstance(e, PpgenError | LinAlgError) or "poutine.scale" in str(e):
                     raise
                 raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
             one = sum(float(f.log_prob.sum()) / (power if f.role == "summed" else 1.0) for f in found)
-            if not abs(one - expected) <= 1e-3 + 3e-6 * size:
-                raise _not_summable(program, names, f"its term is off by {abs(one - expected):.2g} nats")
+            off, most = abs(one - expected), 1e-3 + 3e-6 * size
+            if not off <= most:
+                alike = torch.equal(ends, its_ends)  # or what dropout draws, say, is of another shape
+                if not alike or not abs(_others(program, data, at, names)[0][0] - expected) <= most:
+                    return  # no two runs have the same terms
+                raise _not_summable(program, names, f"its term is off by {off:.2g} nats")
 
 
-def _others(t: Traces, names: Collection[str]) -> tuple[float, float]:
-    """The log joint without these latents' own terms, and the sum of what it is made of without signs."""
+def repeatable(call: Callable[[], T]) -> tuple[T, Tensor]:
+    """What a call gives at the random numbers that come next, which are left to the next call as well, and the state
+    of the generator at its end."""
+    with torch.random.fork_rng(devices=[]):
+        return call(), torch.get_rng_state()
+
+
+def _others(
+    program: Runnable, data: Mapping[str, Any], latents: Mapping[str, Tensor], names: Collection[str]
+) -> tuple[tuple[float, float], Tensor]:
+    """The log joint at these latents without the named ones' own terms, and the sum of what it is made of without
+    signs; and the generator's state after it."""
+    t, ends = repeatable(lambda: run(program, data, latents=latents))
     found = [each for each in terms(t) if each.site not in names]
-    return float(total(found)), float(sum(each.log_prob.abs().sum() for each in found))
+    return (float(total(found)), float(sum(each.log_prob.abs().sum() for each in found))), ends
 
 
-def spread(fn: Any, shift: int) -> Tensor:
+# Values at which reading by place is told: none of its functions of all values has the right one at all three.
+
+
+def spread(fn: Any) -> Tensor:
     """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
     values = _values(fn)
     n = fn.batch_shape.numel()
     order = torch.arange(n, device=values.device) * len(values) // max(n, len(values))  # 0 0 1 1: not as when turned
-    return values[(order + shift) % len(values)].reshape(fn.shape())
+    return values[order].reshape(fn.shape())
+
+
+def first(fn: Any) -> Tensor:
+    """The first value of a discrete distribution in each entry of a plate: its largest is not that of all values."""
+    return _values(fn)[0].expand(fn.shape())
+
+
+def last(fn: Any) -> Tensor:
+    """The last one: what is read at the first place is another."""
+    return _values(fn)[-1].expand(fn.shape())
 
 
 def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenError:

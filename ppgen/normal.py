@@ -18,17 +18,18 @@ def log_density(x: Tensor) -> Tensor:
 def log_cdf(x: Tensor) -> Tensor:
     """log Φ(x), by operations that run on many numbers at once, as those of torch's log_ndtr do not.
 
-    By erfc as far as that does not underflow, and beyond by Mills' ratio.
+    By erfc as far as the square of that does not underflow, by which the second derivative divides, and beyond by
+    Mills' ratio.
     """
-    end = erfc_end(x)
-    tail = torch.special.erfc(x.clamp_min(-end).abs() * 0.5**0.5) / 2
-    near = torch.where(x < 0, tail.log(), torch.log1p(-tail))
+    end, left = 26.0 if x.dtype == torch.float64 else 9.0, x < 0
+    tail = torch.special.erfc(torch.where(left, -x.clamp_min(-end), x) * 0.5**0.5) / 2
+    near = torch.where(left, torch.where(left, tail, 0.5).log(), torch.log1p(-torch.where(left, 0.5, tail)))
     t = -x.clamp_max(-end)
     return torch.where(x < -end, log_density(t) + mills(t).log(), near)
 
 
 def mills(t: Tensor) -> Tensor:
-    """Φ(-t) / φ(t) for t of 12 or more, = 1/t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...)."""
+    """Φ(-t) / φ(t) for t of 9 or more, = 1/t (1 - 1/t² + 3/t⁴ - 15/t⁶ + ...)."""
     w = 1 / t.square()
     return (1 - w * (1 - 3 * w * (1 - 5 * w * (1 - 7 * w * (1 - 9 * w))))) / t
 

@@ -989,10 +989,41 @@ def _sites_of_their_own(y):
         pyro.sample(f"y_{i}", dist.Normal(m + 2.0 * k[j], 1.0), obs=y[i])
 
 
-@pytest.mark.parametrize("model", [_loop_over_groups, _rows_of_groups, _neighbours])
+def _largest(y):
+    with pyro.plate("groups", 4):
+        k = pyro.sample("k", dist.Categorical(torch.full((3,), 1 / 3)))
+    pyro.sample("y", dist.Normal(_m() + k.max(), 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("model", [_loop_over_groups, _rows_of_groups, _neighbours, _largest])
 def test_a_latent_that_is_read_by_place_is_not_summed_out(model):
     with pytest.raises(PpgenError, match="cannot sum 'k' out: .*draw its entries at sites of their own"):
         log_joint(Program.from_pair(model), {"y": t(0.1, 3.0, 2.0, -1.0)})
+
+
+class Drawn(Program):
+    """What draws besides: dropout, of what depends on k and of what does not, and a plate's part of the rows."""
+
+    def __init__(self, by: str, place: int | slice = slice(None)):
+        super().__init__()
+        self.by, self.place, self.shift, self.dropout = by, place, nn.Parameter(t(0.0)[0]), nn.Dropout(0.5)
+
+    def model(self, y):
+        with pyro.plate("rows", len(y), subsample_size=3 if self.by == "rows" else None) as i:
+            k = pyro.sample("k", dist.Categorical(torch.full((3,), 1 / 3)))
+            loc = 2.0 * k[self.place] + 3.0 * self.shift
+            if self.by != "rows":
+                loc = loc + self.dropout(loc if self.by == "k" else y)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y[i])
+
+
+@pytest.mark.parametrize("by", ["rows", "y", "k"])
+def test_programs_that_draw_besides_are_summed_where_they_read_no_place(by):
+    y = {"y": t(0.1, 3.0, 2.0, -1.0, 4.6)}
+    fit(Drawn(by), y, steps=1, **SETTINGS)
+    if by != "k":
+        with pytest.raises(PpgenError, match="cannot sum 'k' out"):
+            fit(Drawn(by, 0), y, steps=1, **SETTINGS)
 
 
 def test_entries_at_sites_of_their_own_are_summed_out():

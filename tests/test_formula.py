@@ -216,6 +216,9 @@ def test_group_effects_at_a_zero_that_is_far_away_are_said(caplog):
     assert len(caplog.messages) == 1 and "write center(year)" in caplog.messages[0]
     with pytest.raises(PpgenError, match=r"where year is 0, far from its 201.*; write center\(year\), for"):
         regression("y ~ year + (year | g)", data=own)
+    with pytest.raises(PpgenError, match=r"write center\(np.log\(year\)\), for"):
+        regression("y ~ (np.log(year) | g)", data=own)
+    regression("y ~ (center(np.log(year)) | g)", data=own)
 
 
 def test_events_that_are_taken_for_censored_rows_are_said(caplog):

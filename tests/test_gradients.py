@@ -217,6 +217,14 @@ def test_what_cannot_be_summed_over_is_said():
         fit(ByPlace(), {"x": X}, steps=1, gradient="enumerated", precision="64-true")
 
 
+def test_a_model_with_dropout_is_summed_over():
+    class Dropped(Discrete):
+        def model(self, x):
+            super().model(nn.functional.dropout(x, 0.5))
+
+    assert fit(Dropped(), {"x": X}, steps=1, gradient="enumerated").config["fit"]["gradient"] == "enumerated"
+
+
 @pytest.mark.parametrize("objective", ["iwae", "renyi", "subsampled"])
 @pytest.mark.parametrize("gradient", ["score", "sticking"])
 def test_what_does_not_go_together_is_said(objective, gradient):

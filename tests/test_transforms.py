@@ -557,6 +557,18 @@ def test_log_of_the_normal_distribution_function_and_its_inverse(dtype, toleranc
     assert torch.allclose(normal.quantile(torch.special.log_ndtr(below.double()).to(dtype)), below, rtol=tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 5e-4)])
+def test_both_derivatives_of_the_log_of_the_normal_distribution_function(dtype, tolerance):
+    """φ / Φ =: h and -h (h + x), also at 0 and where erfc or its square underflows."""
+    x = torch.cat((torch.linspace(-60, 60, 601), torch.tensor([0.0, -0.0]))).to(dtype).requires_grad_()
+    first = torch.autograd.grad(normal.log_cdf(x).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), x)[0]
+    wide = x.detach().double()
+    h = (normal.log_density(wide) - torch.special.log_ndtr(wide)).exp()
+    assert torch.allclose(first.detach().double(), h, rtol=tolerance, atol=1e-30)
+    assert torch.allclose(second.double(), -h * (h + wide), atol=tolerance)
+
+
 @pytest.mark.parametrize("hidden", [(5,), (5, 4), (5, 4, 6)])
 def test_traces_carried_forward_are_those_of_autograds_jacobian(hidden):
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ppgen.errors import PpgenError
 
-__all__ = ["FUNCTIONS", "compute", "names", "piecewise", "translated"]
+__all__ = ["FUNCTIONS", "as_written", "compute", "names", "piecewise", "translated"]
 
 # of numpy as of torch
 FUNCTIONS = ("abs", "arctan", "cos", "exp", "expm1", "log", "log10", "log1p", "log2", "sin", "sqrt", "square", "tan",
@@ -74,6 +75,15 @@ def translated(call: str, columns: Mapping[str, Tensor]) -> str:
     'torch.log(x) + (x - 2.0)'
     """
     return ast.unparse(_translate(ast.parse(call, mode="eval").body, columns))
+
+
+def as_written(text: str) -> str:
+    """An expression as a formula takes it.
+
+    >>> as_written("torch.log(x) + 1.0")
+    'np.log(x) + 1.0'
+    """
+    return re.sub(r"\btorch\.", "np.", text)
 
 
 def _translate(node: ast.expr, columns: Mapping[str, Tensor]) -> ast.expr:

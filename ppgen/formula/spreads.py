@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppgen.formula.design import Matrix, Part, matrix
+from ppgen.formula.expressions import as_written
 
 _NOTHING = 1e-9  # of a column, which the others tell all of
 _FAR = 20  # sds from a column's mean to 0
@@ -55,11 +56,11 @@ def spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor, intercept:
 
 
 def far_from_zero(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[tuple[str, float, float]]:
-    """The columns of numbers beside an intercept that have 0 far outside: name, mean and sd."""
+    """The columns of numbers beside an intercept that have 0 far outside: as a formula names them, mean and sd."""
     numbers = [term for term in own["terms"] if len(term) == 1 and term[0].keys() == {"x"}]
     x = {term[0]["x"]: matrix({"terms": [term], "labels": []}, columns, like) for term in numbers}
     found = [(name, float(v.mean()), float(v.std(correction=0))) for name, v in x.items()] if [] in own["terms"] else []
-    return [(name, mean, sd) for name, mean, sd in found if abs(mean) > _FAR * sd > 0]
+    return [(as_written(name), mean, sd) for name, mean, sd in found if abs(mean) > _FAR * sd > 0]
 
 
 def _residual(y: Tensor, x: Tensor) -> float:
