@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["erfc_end", "hazard", "log_cdf", "log_density", "mills", "quantile"]
-
 
 def log_density(x: Tensor) -> Tensor:
     """log φ(x)."""
