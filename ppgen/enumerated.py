@@ -163,15 +163,14 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             nodes = sample_sites(run(program, data, guide=False).p, deterministic=False)
             names = [n for n in names if n in nodes]  # a program may have fewer on few rows
             latents = {n: s["value"] for n, s in nodes.items() if not s["is_observed"] and n not in names}
-            held = [latents | {n: values(nodes[n]["fn"]) for n in names} for values in (spread, first, last)]
-            plain = [_others(program, data, at, names) for at in held]
+            held = trials({n: nodes[n]["fn"] for n in names})
+            plain = [_others(program, data, latents | only, names) for only in held]
         except (LinAlgError, ValueError):  # a draw from the prior at which the model cannot be run
             return
-        for at, ((expected, size), ends) in zip(held, plain, strict=True):
+        for only, ((expected, size), ends) in zip(held, plain, strict=True):
             if not math.isfinite(size):
                 continue
             power = min(RANGE / max(size, 1.0), 1.0)  # so that the one term is not lost beside a likelier value's
-            only = {n: at[n] for n in names}
             summed = partial(summed_terms, program, data, nesting, latents=latents, only=only, power=power)
             try:
                 found, its_ends = repeatable(summed)
@@ -182,9 +181,9 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             one = sum(float(f.log_prob.sum()) / (power if f.role == "summed" else 1.0) for f in found)
             off, most = abs(one - expected), 1e-3 + 3e-6 * size
             if not off <= most:
-                alike = torch.equal(ends, its_ends)  # or what dropout draws, say, is of another shape
-                if not alike or not abs(_others(program, data, at, names)[0][0] - expected) <= most:
-                    return  # no two runs have the same terms
+                again = _others(program, data, latents | only, names)[0][0]
+                if not (torch.equal(ends, its_ends) and abs(again - expected) <= most):
+                    return  # what dropout draws, say, is of another shape, or no two runs have the same terms
                 raise _not_summable(program, names, f"its term is off by {off:.2g} nats")
 
 
@@ -205,25 +204,33 @@ def _others(
     return (float(total(found)), float(sum(each.log_prob.abs().sum() for each in found))), ends
 
 
-# Values at which reading by place is told: none of its functions of all values has the right one at all three.
+def trials(fns: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """Three values of discrete latents, at which reading by place is told: no function of all values is right at each.
+
+    The entries of a plate differ, as far as there are values; or each has the first value, whose largest is not that of
+    all; or the last, and what is read at the first place is another.
+    """
+    return [{n: of(fn) for n, fn in fns.items()} for of in (_spread, _first, _last)]
 
 
-def spread(fn: Any) -> Tensor:
-    """A value of a discrete distribution in which the entries of a plate differ, as far as there are values."""
-    values = _values(fn)
-    n = fn.batch_shape.numel()
+def _spread(fn: Any) -> Tensor:
+    values, n = _values(fn), fn.batch_shape.numel()
     order = torch.arange(n, device=values.device) * len(values) // max(n, len(values))  # 0 0 1 1: not as when turned
     return values[order].reshape(fn.shape())
 
 
-def first(fn: Any) -> Tensor:
-    """The first value of a discrete distribution in each entry of a plate: its largest is not that of all values."""
+def _first(fn: Any) -> Tensor:
     return _values(fn)[0].expand(fn.shape())
 
 
-def last(fn: Any) -> Tensor:
-    """The last one: what is read at the first place is another."""
+def _last(fn: Any) -> Tensor:
     return _values(fn)[-1].expand(fn.shape())
+
+
+def where_it_is(site: Mapping[str, Any], value: Tensor) -> Tensor:
+    """Where a site that takes all of its values has this one."""
+    same: Tensor = site["value"] == value
+    return same.flatten(-event).all(-1) if (event := site["fn"].event_dim) else same
 
 
 def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenError:
@@ -276,12 +283,10 @@ def _leave(p: poutine.Trace, only: Mapping[str, Tensor], power: float) -> None:
     """Makes the density of some sites one at a value each, and zero at all others; those of all other sites are taken
     to a power."""
     for name, site in sample_sites(p, factors=True).items():
-        if name in only:
-            other = site["value"] != only[name]
-            other = other.flatten(-event).any(-1) if (event := site["fn"].event_dim) else other
+        here = where_it_is(site, only[name]) if name in only else None
         for k in ("log_prob", "unscaled_log_prob"):
             found = site[k].double()
-            site[k] = torch.where(other, -torch.inf, torch.zeros_like(found)) if name in only else power * found
+            site[k] = power * found if here is None else torch.where(here, torch.zeros_like(found), -torch.inf)
 
 
 def _in_one_dtype(t: Traces) -> None:

@@ -39,7 +39,7 @@ from ppgen.inference.verdicts.findings import Finding, store_findings, verdict, 
 from ppgen.inference.verdicts.guide_checks import bound_gap, conclusion, inactive_units, weight_checks
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.moved import moved
-from ppgen.inference.verdicts.report_checks import predictive, predictive_checks
+from ppgen.inference.verdicts.report_checks import of_model
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import summarized
@@ -155,7 +155,7 @@ def diagnose(
     if s.by_row and "sample_stats" in tree and asked.max() < threshold(ll.particles):
         with ready(run, few, seed):
             checks += [f] if (f := guide_tails(program, few, s, *_drawn(tree, s.latents))) is not None else []
-    seen = predictive(predictive_checks(tree))
+    seen = of_model(tree)
     said = with_words(tree, [conclusion(ll, khat, checks), *checks, *seen, *inactive_units(active)])
     store_findings(tree, said)
     summary = summarized(tree, kind="stats")  # ESS and R-hat mean nothing for a guide's independent draws

@@ -131,7 +131,7 @@ def _warn_of_tails(
     drawn = {n: found["posterior"][n][0] for n in structure.latents}
     heavy = guide_tails(program, data, structure, drawn, log_w.reshape(len(log_w), -1))
     if heavy is not None:
-        log.warning("%s. %s", heavy, heavy.remedy)
+        log.warning("%s", heavy.told)
 
 
 class Groups:
@@ -494,6 +494,6 @@ def name_in(tree: DataTree, name: str) -> str:
 
 
 def _shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
-    """The attributes that the functions below read."""
+    """The attributes that `ppgen.run.shown` reads."""
     groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
     return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}

@@ -21,7 +21,7 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppgen.draws import one_draw
-from ppgen.enumerated import first, last, repeatable, spread
+from ppgen.enumerated import repeatable, trials, where_it_is
 from ppgen.errors import PpgenError
 from ppgen.program import Program
 from ppgen.sites import sample_sites
@@ -83,8 +83,7 @@ def require(program: Program, data: Mapping[str, Any], structure: Structure) -> 
         everything = poutine.enum(first_available_dim=-1 - structure.nesting)
         held = holding(latents)(lambda: guide_run(program, data))
         q = everything(config_enumerate(held, default="parallel"))()
-        for trial in (spread, first, last):
-            values = {n: trial(fn) for n, fn in discrete.items()}
+        for values in trials(discrete):
             summed = [_at(q.nodes[n], v) for n, v in values.items() if "_enumerate_dim" in q.nodes[n]["infer"]]
             plain, ends = _by_site(program, data, latents | values)
             drawn, its_ends = repeatable(lambda: one_draw(program, data, structure, q=q))
@@ -98,9 +97,8 @@ def require(program: Program, data: Mapping[str, Any], structure: Structure) -> 
                 if off <= most:
                     continue
                 again, _ = _by_site(program, data, latents | values)
-                alike = torch.equal(ends, its_ends)  # or what dropout draws, say, is of another shape
-                if not alike or not abs(float(again[t.site].sum() - here.sum())) <= most:
-                    return  # no two runs have the same terms
+                if not (torch.equal(ends, its_ends) and abs(float(again[t.site].sum() - here.sum())) <= most):
+                    return  # what dropout draws, say, is of another shape, or no two runs have the same terms
                 raise PpgenError(
                     f"gradient='enumerated' cannot sum over {', '.join(map(repr, values))} of {program.name}: the "
                     f"term of {t.site!r} at one value is off by {off:.2g} nats, as it is where the model reads a "
@@ -118,9 +116,7 @@ def _by_site(
 
 def _at(site: Mapping[str, Any], value: Tensor) -> _Summed:
     """All weight on one value."""
-    same = site["value"] == value
-    same = same.flatten(-event).all(-1) if (event := site["fn"].event_dim) else same
-    return _Summed(site["infer"]["_enumerate_dim"], same.to(torch.get_default_dtype()))
+    return _Summed(site["infer"]["_enumerate_dim"], where_it_is(site, value).to(torch.get_default_dtype()))
 
 
 def _mean(t: Term, summed: Sequence[_Summed], nesting: int) -> Term:

@@ -145,7 +145,7 @@ def evidence(
         bounds[:2] = _of_guide(program, made, seed)
     said = [*load_findings(draws), _room(bounds)]
     if said[-1].verdict != FINE:
-        log.warning("%s. %s", said[-1], said[-1].remedy)
+        log.warning("%s", said[-1].told)
     return EvidenceBounds(tuple(bounds), flat, observed, said)
 
 

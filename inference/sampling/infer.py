@@ -72,8 +72,7 @@ from ppgen.inference.verdicts.findings import (
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import with_derived
 from ppgen.inference.verdicts.moved import moved
-from ppgen.inference.verdicts.report_checks import predictive as model_checks
-from ppgen.inference.verdicts.report_checks import predictive_checks
+from ppgen.inference.verdicts.report_checks import of_model
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.structure import Structure
@@ -169,9 +168,9 @@ def infer(
         report: called with the name of each method as it begins.
 
     Returns:
-        What `posterior` and `mcmc` give, and in its attributes: method; verdict, the worst of its findings ("fine": to
-        be believed; "look": a check of the draws, or of the model beside the data, is not fine; "wrong"); seconds;
-        tried, JSON of each method with its verdict, its seconds, and what was not fine; findings.
+        What `posterior` and `mcmc` give, and in its attributes: method; verdict, the worst of the findings on the draws
+        ("fine": to be believed; "look"; "wrong"); model, what the data say of the model ("look": they contradict it);
+        seconds; tried, JSON of each method with its verdict, its seconds, and what was not fine; findings.
 
     Raises:
         PpgenError: parameters that were not learned yet; no latent; a discrete latent that cannot be summed out; a
@@ -202,7 +201,7 @@ def infer(
         tree = outcome.tree()
         said = with_derived(outcome.findings, derived(tree, structure, outcome.joint))
         outcome = outcome._replace(findings=with_words(tree, said))
-        seen = with_words(tree, model_checks(predictive_checks(tree)))
+        seen = with_words(tree, of_model(tree))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began
@@ -213,7 +212,7 @@ def infer(
     store_findings(tree, [*outcome.findings, *seen])
     for finding in seen:
         if finding.verdict != FINE:
-            log.warning("%s %s", finding, finding.remedy)
+            log.warning("%s", finding.told)
     if not outcome.settled:
         log.warning("no method gave draws that can be believed; these are of %s: %s", name, _worst(outcome))
     return tree

@@ -42,8 +42,7 @@ from ppgen.inference.sampling.weighted import score, tails
 from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, store_findings, with_words
 from ppgen.inference.verdicts.mcmc_diagnostics import began_anew, findings, with_derived
 from ppgen.inference.verdicts.mode_search import unseen_modes
-from ppgen.inference.verdicts.report_checks import predictive as model_checks
-from ppgen.inference.verdicts.report_checks import predictive_checks
+from ppgen.inference.verdicts.report_checks import of_model
 from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.run.trees import tree_record
@@ -141,7 +140,7 @@ def mcmc(
         "kernel": kernel, "marginal": ", ".join(inner), "through": int(through),
         "noncentred": ", ".join(joint.noncentred), "seed": seed, "warmup": W, **_attributes(found),
     }  # fmt: skip
-    _say(tree, said + model_checks(predictive_checks(tree)))
+    _say(tree, said + of_model(tree))
     return tree
 
 
@@ -158,7 +157,7 @@ def _say(tree: DataTree, said: Sequence[Finding]) -> None:
     store_findings(tree, said)
     for finding in said:
         if finding.verdict != FINE:
-            log.warning("%s. %s", str(finding).removesuffix("."), finding.remedy)
+            log.warning("%s", finding.told)
         elif finding.measure == "negligible_modes":
             log.info("%s", finding)
 

@@ -147,22 +147,9 @@ def _require_observed(program: Program, data: Mapping[str, Any], n: int, new: bo
 
 
 def vectors_of(joint: LogJoint, tree: DataTree) -> Tensor:
-    """A tree's draws as vectors of a log joint, (chains, draws, dim).
-
-    Raises:
-        PpgenError: a latent of another shape.
-    """
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    values: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        v = tree["posterior"].dataset[name_in(tree, name)].values
-        if v[0, 0].size != shape.numel():
-            raise PpgenError(
-                f"the draws of {name!r} have shape {v.shape[2:]}, and {joint.program.name} on these data has "
-                f"{tuple(shape)}; take draws for the same data"
-            )
-        values[name] = torch.as_tensor(v).reshape(*v.shape[:2], *shape).to(torch.get_default_dtype())
-    return joint.flatten(values)
+    """A tree's draws as vectors of a log joint, (chains, draws, dim)."""
+    own = tree["posterior"].dataset
+    return joint.vectors({n: own[name_in(tree, n)].values for n in joint.latents}, 2)
 
 
 def somewhere(fn: Callable[[], Any]) -> Any:

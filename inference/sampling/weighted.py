@@ -500,9 +500,7 @@ def _of_row(drawn: Mapping[str, np.ndarray], structure: Structure, i: int | None
 
 def guide_vectors(joint: LogJoint, drawn: Mapping[str, np.ndarray], log_w: np.ndarray) -> tuple[Tensor, Tensor]:
     """Draws (S, plates, event) of each latent as vectors of the log joint, and their smoothed weights (S,)."""
-    shapes = {n: v.shape for n, v in joint.unflatten(torch.zeros(joint.dim)).items()}
-    values = {n: torch.as_tensor(drawn[n]).to(torch.get_default_dtype()) for n in joint.latents}
-    u = joint.flatten({n: v.reshape(len(v), *shapes[n]) for n, v in values.items()})
+    u = joint.vectors(drawn, 1)
     finite = torch.isfinite(u).all(-1)
     u = torch.where(finite[:, None], u, u[finite][:1])
     w = torch.as_tensor(np.exp(smoothed(log_w[:, None])[0][:, 0])).to(u) * finite

@@ -74,6 +74,11 @@ class Finding:
         """What to do about it; "" where there is nothing to do."""
         return "" if self.verdict == FINE else WORDS[self.measure](self)[1]
 
+    @property
+    def told(self) -> str:
+        """The sentence, and the remedy after it."""
+        return f"{self.sentence.removesuffix('.')}. {self.remedy}"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has neither nan (null) nor infinity (the strings "inf" and "-inf")."""
         return {

@@ -181,3 +181,8 @@ def predictive(checks: Sequence[Check]) -> list[Finding]:
         said = {"off": off, "statistics": [c.statistic for c in here]}
         found.append(Finding(OF_MODEL, site, p, RARE, LOOK if off else FINE, said))
     return found
+
+
+def of_model(tree: DataTree) -> list[Finding]:
+    """What the data say of the model that a tree is of."""
+    return predictive(predictive_checks(tree))

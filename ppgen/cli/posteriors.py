@@ -72,8 +72,7 @@ def infer(
     answer = CONTRADICTED if contradicted else ANSWERS[tree.attrs["verdict"]]
     say(f"{answer}: {tree.attrs['method']}, {tree.attrs['seconds']:.1f} s")
     for finding in said:
-        sentence = str(finding).removesuffix(".")
-        say(f"- {sentence}" + (f". {finding.remedy}" if finding.verdict != FINE else ""))
+        say(f"- {str(finding).removesuffix('.') if finding.verdict == FINE else finding.told}")
     say(f"posterior {path}")
 
 

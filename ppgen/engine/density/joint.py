@@ -305,6 +305,23 @@ class LogJoint:
         flat = {n: latents[n].reshape(-1, *latents[n].shape[len(lead) :]) for n in self.blocks}
         return self._joined(self._one_by_one(self._inverse, flat)).reshape(*lead, self.dim)
 
+    def vectors(self, draws: Mapping[str, Any], lead: int) -> Tensor:
+        """Draws of each latent as vectors; after the first `lead` dimensions they are of any shape of its size.
+
+        Raises:
+            PpgenError: a latent of another size.
+        """
+        values: dict[str, Tensor] = {}
+        for name, one in self.unflatten(torch.zeros(self.dim)).items():
+            v = torch.as_tensor(draws[name])
+            if v.shape[lead:].numel() != one.numel():
+                raise PpgenError(
+                    f"the draws of {name!r} have shape {tuple(v.shape[lead:])}, and {self.program.name} on these data "
+                    f"has {tuple(one.shape)}; take draws for the same data"
+                )
+            values[name] = v.reshape(v.shape[:lead] + one.shape).to(torch.get_default_dtype())
+        return self.flatten(values)
+
     def _joined(self, inner: Mapping[str, Tensor]) -> Tensor:
         """One vector of unconstrained values."""
         parts = []
