@@ -1,4 +1,4 @@
-"""Images by a flow: bits/dim of Glow on MNIST (or another data set of images), on uniformly dequantised pixels.
+"""Images by a flow: bits/dim of Glow or TarFlow on MNIST (or another data set of images), on uniformly dequantised pixels.
 
     PPGEN_DATA=<folder with mnist.npz> python benchmarks/image_flow.py --data mnist --steps 6000
 
@@ -31,6 +31,10 @@ def main() -> None:
     parser.add_argument("--scales", type=int)
     parser.add_argument("--glow-steps", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--family", default="glow")
+    parser.add_argument("--patch", type=int, default=2, help="of tarflow, as are --layers and --bins")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--bins", type=int, default=0)
     parser.add_argument("--margin", type=float, default=1e-5)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -66,7 +70,7 @@ def main() -> None:
         run = resume(o.resume, {"x": train}, valid={"x": valid}, steps=o.steps, report=say)
     else:
         program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin,
-                            dequantise=o.dequantise)  # fmt: skip
+                            dequantise=o.dequantise, family=o.family, patch=o.patch, layers=o.layers, bins=o.bins)  # fmt: skip
         print(f"{sum(p.numel() for p in program.parameters())} parameters, {settings}", flush=True)
         run = fit(program, {"x": train}, valid={"x": valid}, steps=o.steps, batch_size=o.batch_size, lr=o.lr,
                   schedule="cosine", clip=50.0, ema=0.999, patience=1000, engine=o.engine, precision=o.precision,

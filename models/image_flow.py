@@ -58,7 +58,8 @@ class ImageFlow(ppgen.Program):
         margin: a of the logit, see `ppgen.distributions.dequantize.logit_cells`. Pixels are mostly at the ends of their
             range, and a small a spreads the cells there over as much of ℝ as those in the middle.
         family: "glow", or "tarflow", of which a draw takes one pass of each transformer for every patch.
-        patch, layers: of tarflow: the side of a patch, and layers of each transformer.
+        patch, layers, bins: of tarflow: the side of a patch, layers of each transformer, and bins of the splines by
+            which each pixel is mapped given those before it, in its patch too; 0: affine maps given the patches before.
 
     Raises:
         PpgenError: a shape that cannot be squeezed so often; data of another size, or on no grid.
@@ -85,6 +86,7 @@ class ImageFlow(ppgen.Program):
         family: str = "glow",
         patch: int = 2,
         layers: int = 2,
+        bins: int = 0,
     ):
         super().__init__()
         self.shape = torch.Size(shape)
@@ -102,7 +104,7 @@ class ImageFlow(ppgen.Program):
         if family == "glow":
             self.transform = glow(shape, scales, steps, hidden)
         else:
-            self.transform = tarflow(shape, steps, patch, hidden, layers)
+            self.transform = tarflow(shape, steps, patch, hidden, layers, bins=bins)
         self.noise = None
         if dequantise == "variational":
             self.noise = small_net(4 * self.shape[0], hidden, 8 * self.shape[0])

@@ -192,6 +192,11 @@ def iaf(
     )
 
 
+def spline_parameters(bins: int, bound: float = 5.0) -> tuple[Callable[..., Transform], Sequence[Sequence[int]]]:
+    """`univariate` and `shapes` of an `Autoregressive` of rational-quadratic splines."""
+    return partial(Spline, bound=bound), ((bins,), (bins,), (bins - 1,))
+
+
 def spline(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     bins: int = 8, bound: float = 5.0,
@@ -200,9 +205,7 @@ def spline(
 
     Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032).
     """
-    functions = partial(Spline, bound=bound)
-    shapes = ((bins,), (bins,), (bins - 1,))
-    return gather(Autoregressive(features, context, functions, shapes, hidden, order, passes))
+    return gather(Autoregressive(features, context, *spline_parameters(bins, bound), hidden, order, passes))
 
 
 def circular_spline(

@@ -1,13 +1,15 @@
-r"""TarFlow: blocks of autoregressive affine maps of patches, each conditioned by a causal transformer.
+r"""TarFlow: blocks of autoregressive maps of patches, each conditioned by a causal transformer.
 
     x_i: the i-th patch of the image, C p² values         z_i = (x_i − μ_i(x_<i)) exp(−α_i(x_<i)),   |α| < 2
     log |det ∂z/∂x| = −Σ_i Σ α_i(x_<i);                    every other block takes the patches in the reverse order
 
-The density takes one pass of each transformer, a draw one for each patch. The first patch's μ and α are plain
-parameters.
+or, pixel j of a patch after the other, z_ij = f(x_ij; θ_ij(x_<i, x_i,<j)), f a monotone rational-quadratic spline.
 
-Source: Normalizing Flows are Capable Generative Models (Zhai et al., 2024, arXiv:2412.06329). Its noise of the data and
-the denoising of its draws are left out: these are draws from p.
+The density takes one pass of each transformer, a draw one for each patch.
+
+Sources: Normalizing Flows are Capable Generative Models (Zhai et al., 2024, arXiv:2412.06329), affine maps. Its noise
+of the data and the denoising of its draws are left out: these are draws from p. Neural Spline Flows (Durkan et al.,
+2019, arXiv:1906.04032).
 """
 
 from __future__ import annotations
@@ -20,26 +22,28 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ppgen.errors import PpgenError
 from ppgen.nets import CausalTransformer
+from ppgen.transforms.autoregressive import Autoregressive, spline_parameters
 from ppgen.transforms.change_of_variables import FlowTransform, Pair
 from ppgen.transforms.images.multiscale import Multiscale
 
 
 class PatchAutoregressive(FlowTransform):
-    """One block; the identity to begin with.
+    """One block; the identity, or with splines near it, to begin with.
 
     Args:
         shape: (C, H, W), height and width divisible by the patch's side.
         patch: p, the side of a patch.
         width, layers, heads: of the transformer, see `ppgen.nets.CausalTransformer`.
         backward: whether the last patch comes first.
+        bins: of the splines; 0: affine maps, whose pixels do not depend on others of their patch.
 
     Raises:
-        PpgenError: a shape that is no whole number of patches.
+        PpgenError: a shape that is no whole number of patches; one bin.
     """
 
     def __init__(
         self, shape: Sequence[int], patch: int = 2, width: int = 64, layers: int = 2, heads: int = 4,
-        backward: bool = False,
+        backward: bool = False, bins: int = 0,
     ):  # fmt: skip
         super().__init__(shape)
         c, h, w = shape
@@ -47,9 +51,17 @@ class PatchAutoregressive(FlowTransform):
             raise PpgenError(
                 f"PatchAutoregressive got images of {h}x{w} and patch={patch}; expected sides divisible by the patch's"
             )
+        if bins < 0 or bins == 1:
+            raise PpgenError(f"PatchAutoregressive got bins={bins}; expected 0 for affine maps, or at least 2")
         self.patch, self.backward, self.rows = patch, backward, h // patch
         size, length = c * patch**2, (h // patch) * (w // patch)
-        self.net = CausalTransformer(size, 2 * size, length, width, layers, heads, output_gain=0.0)
+        said = width if bins else 2 * size
+        self.net = CausalTransformer(size, said, length, width, layers, heads, output_gain=float(bins > 0))
+        self.within: FlowTransform
+        if bins:
+            self.within = Autoregressive(size, said, *spline_parameters(bins), hidden=(2 * width,))
+        else:
+            self.within = _Affine(size)
 
     def patches(self, x: Tensor) -> Tensor:
         """(..., C, H, W) -> (..., patches, C p²), in this block's order."""
@@ -61,35 +73,52 @@ class PatchAutoregressive(FlowTransform):
         parts = patches.flip(-2) if self.backward else patches
         return pixel_shuffle(parts.mT.unflatten(-1, (self.rows, -1)), self.patch)
 
-    def given(self, before: Tensor) -> Pair:
-        """μ and α of the first n + 1 patches, given the first n: (..., n, C p²) -> (..., n + 1, C p²) each."""
-        loc, log_scale = self.net(before).to(before.dtype).chunk(2, -1)
-        return loc, 2 * (log_scale / 2).tanh()
-
     def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
         patches = self.patches(x)
-        loc, log_scale = self.given(patches[..., :-1, :])
-        return self.image((patches - loc) * (-log_scale).exp()), -log_scale.flatten(-2).sum(-1)
+        z, ladj = self.within.pull(patches, self.net(patches[..., :-1, :]).to(x.dtype))
+        return self.image(z), ladj.sum(-1)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         left = self.patches(z)
         x, ladj = left[..., :0, :], left.new_zeros(left.shape[:-2])
         for i in range(left.shape[-2]):
-            loc, log_scale = (v[..., -1, :] for v in self.given(x))
-            x = torch.cat([x, (loc + log_scale.exp() * left[..., i, :])[..., None, :]], -2)
-            ladj = ladj + log_scale.sum(-1)
+            given = self.net(x)[..., -1, :].to(z.dtype)
+            patch, _ = self.within.push(left[..., i, :], given)
+            ladj = ladj - self.within.pull(patch, given)[1]
+            x = torch.cat([x, patch[..., None, :]], -2)
         return self.image(x), ladj
 
 
+class _Affine(FlowTransform):
+    """x = μ + e^α z of vectors, μ and α from a context of twice their size."""
+
+    def __init__(self, features: int):
+        super().__init__((features,), 2 * features)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        loc, log_scale = self._given(context)
+        return (x - loc) * (-log_scale).exp(), -log_scale.sum(-1)
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        loc, log_scale = self._given(context)
+        return loc + log_scale.exp() * z, log_scale.sum(-1)
+
+    def _given(self, context: Tensor | None) -> Pair:
+        assert context is not None
+        loc, log_scale = context.chunk(2, -1)
+        return loc, 2 * (log_scale / 2).tanh()
+
+
 def tarflow(
-    shape: Sequence[int], blocks: int = 4, patch: int = 2, width: int = 64, layers: int = 2, heads: int = 4
-) -> Multiscale:
+    shape: Sequence[int], blocks: int = 4, patch: int = 2, width: int = 64, layers: int = 2, heads: int = 4,
+    bins: int = 0,
+) -> Multiscale:  # fmt: skip
     """The flow of images from a vector of as many standard normals.
 
     Args:
         shape: (C, H, W), height and width divisible by the patch's side.
         blocks: their number; the order of the patches alternates.
-        patch, width, layers, heads: of each, see `PatchAutoregressive`.
+        patch, width, layers, heads, bins: of each, see `PatchAutoregressive`.
 
     >>> from pyro.distributions import Normal, TransformedDistribution
     >>> p = TransformedDistribution(Normal(torch.zeros(64), 1.0).to_event(1), [tarflow((1, 8, 8), blocks=2)])
@@ -98,4 +127,5 @@ def tarflow(
     """
     if blocks < 1:
         raise PpgenError(f"tarflow got blocks={blocks}; expected at least 1")
-    return Multiscale([[PatchAutoregressive(shape, patch, width, layers, heads, i % 2 > 0) for i in range(blocks)]])
+    orders = [i % 2 > 0 for i in range(blocks)]
+    return Multiscale([[PatchAutoregressive(shape, patch, width, layers, heads, back, bins) for back in orders]])
