@@ -349,6 +349,10 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
         lambda: ImageFlow((1, 4, 4), steps=2, hidden=8, levels=17, family="tarflow", layers=1),
         {"x": grey(12, 16)},
     ),
+    "image_flow splines": (
+        lambda: ImageFlow((1, 4, 4), steps=1, hidden=8, levels=17, family="tarflow", layers=1, bins=4),
+        {"x": grey(12, 16)},
+    ),
     "diffusion": (lambda: Diffusion(3, hidden=(8,), steps=3), {"x": normal(12, 3)}),
     "diffusion learned": (
         lambda: Diffusion(3, hidden=(8,), steps=3, schedule="learned", variance="learned", gamma_low=-2.0),
@@ -412,7 +416,7 @@ MODELS: dict[str, tuple[Callable[[], Program], dict[str, Tensor]]] = {
 # Classes with nothing of their own but numbers, and options of a site: what their laws show, others show; slow suite.
 ALIKE = {"flow_matching coupled", "ddpm", "vdm", "edm", "linear_regression horseshoe", "arma autoregression"}
 ALIKE |= {"count_regression negative_binomial", "vq_vae running means", "autoregressive", "diffusion_bridge"}
-ALIKE |= {"image_flow tarflow", "ladder_vae convolutional", "vq_vae convolutional"}
+ALIKE |= {"image_flow tarflow", "image_flow splines", "ladder_vae convolutional", "vq_vae convolutional"}
 
 
 def few(values: Iterable[Any], *fast: str) -> list[Any]:
