@@ -1,4 +1,4 @@
-"""Images by a flow: bits/dim of Glow or TarFlow on MNIST (or another data set of images), on uniformly dequantised pixels.
+"""Images by a flow: bits/dim of Glow or TarFlow on MNIST, or another data set of images, on dequantised pixels.
 
     PPGEN_DATA=<folder with mnist.npz> python benchmarks/image_flow.py --data mnist --steps 6000
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--data-dir")
     parser.add_argument("--scales", type=int)
-    parser.add_argument("--glow-steps", type=int, default=8)
+    parser.add_argument("--glow-steps", type=int, default=8, help="a scale, or blocks of tarflow")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--family", default="glow")
     parser.add_argument("--patch", type=int, default=2, help="of tarflow, as are --layers and --bins")
@@ -69,8 +69,8 @@ def main() -> None:
     elif o.resume:
         run = resume(o.resume, {"x": train}, valid={"x": valid}, steps=o.steps, report=say)
     else:
-        program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin,
-                            dequantise=o.dequantise, family=o.family, patch=o.patch, layers=o.layers, bins=o.bins)  # fmt: skip
+        program = ImageFlow(**settings, steps=o.glow_steps, hidden=o.hidden, margin=o.margin, dequantise=o.dequantise,
+                            family=o.family, patch=o.patch, layers=o.layers, bins=o.bins)  # fmt: skip
         print(f"{sum(p.numel() for p in program.parameters())} parameters, {settings}", flush=True)
         run = fit(program, {"x": train}, valid={"x": valid}, steps=o.steps, batch_size=o.batch_size, lr=o.lr,
                   schedule="cosine", clip=50.0, ema=0.999, patience=1000, engine=o.engine, precision=o.precision,
