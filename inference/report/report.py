@@ -105,7 +105,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
         _model(run, few, rows),
         _data(run, rows),
         _training(run),
-        _bounds(bounds, len(few) and data_module.n_rows(few, run.structure.row_columns), run),
+        _bounds(bounds, len(few) and data_module.n_rows(few, run.structure.row_columns)),
         *([_posterior(run, few, d, seed)] if d is not None else []),
         _chain(run, few, seed) if run.program.repeats else _predictions(run, few, d, checks, seed),
         *([_calibrated(calibration, calibrated)] if calibration is not None else []),
@@ -257,7 +257,7 @@ def _training(run: Run) -> Section:
                     "error."))  # fmt: skip
 
 
-def _bounds(found: LogLik, rows: int, run: Run) -> Section:
+def _bounds(found: LogLik, rows: int) -> Section:
     words = {"elbo": "ELBO", "iw": f"importance-weighted, {found.particles} draws"}
     unit = "nats a row" if found.per == "row" else "nats"
     table = [

@@ -61,7 +61,7 @@ def as_tensors(data: Any, types: Asked = None) -> Table:
             "load a file or a data set by name with ppgen.data.load first"
         )
     if isinstance(data, Table):
-        made = select({k: v for k, v in data.items()}, types=types)
+        made = select(dict(data), types=types)
         return Table(made, {**data.types, **made.types})
     if isinstance(data, Dataset):
         return select(_of_dataset(data), types=types)
@@ -168,7 +168,7 @@ def select(
         made = _all_columns({name: read_column(value) for name, value in raw.items()}, reader, lenient)
     else:
         made = _chosen_columns(raw, columns, reader)
-    _require_used(asked, made, raw, columns, where)
+    _require_used(asked, made, raw, where)
     return made
 
 
@@ -206,9 +206,7 @@ def _chosen_columns(raw: dict[str, Any], columns: Columns, reader: CellReader) -
     return Table(found, types)
 
 
-def _require_used(
-    asked: Mapping[str, ColumnType], made: Table, raw: Mapping[str, Any], columns: Columns | None, where: str
-) -> None:
+def _require_used(asked: Mapping[str, ColumnType], made: Table, raw: Mapping[str, Any], where: str) -> None:
     """Refuses a type that was asked for a column that there is not."""
     for name, own in asked.items():
         if own.why == ASKED and name not in raw and name not in made:

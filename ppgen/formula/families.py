@@ -41,65 +41,65 @@ from torch import Tensor
 __all__ = ["FAMILIES", "Family"]
 
 
-def gaussian(eta: Tensor, sigma: Tensor) -> Any:
+def _gaussian(eta: Tensor, sigma: Tensor) -> Any:
     return Normal(eta, sigma)
 
 
-def student(eta: Tensor, sigma: Tensor, nu: Tensor) -> Any:
+def _student(eta: Tensor, sigma: Tensor, nu: Tensor) -> Any:
     return StudentT(nu, eta, sigma)
 
 
-def bernoulli(eta: Tensor) -> Any:
+def _bernoulli(eta: Tensor) -> Any:
     return Bernoulli(logits=eta)
 
 
-def binomial(eta: Tensor, trials: Tensor) -> Any:
+def _binomial(eta: Tensor, trials: Tensor) -> Any:
     return Binomial(trials, logits=eta)
 
 
-def poisson(eta: Tensor) -> Any:
+def _poisson(eta: Tensor) -> Any:
     return Poisson(eta.clamp_max(30.0).exp())
 
 
-def negbinomial(eta: Tensor, phi: Tensor) -> Any:
+def _negbinomial(eta: Tensor, phi: Tensor) -> Any:
     return GammaPoisson(phi, phi / eta.clamp_max(30.0).exp())
 
 
-def zero_inflated_poisson(eta: Tensor, gate: Tensor) -> Any:
+def _zero_inflated_poisson(eta: Tensor, gate: Tensor) -> Any:
     return ZeroInflatedPoisson(eta.clamp_max(30.0).exp(), gate=gate)
 
 
-def zero_inflated_negbinomial(eta: Tensor, phi: Tensor, gate: Tensor) -> Any:
+def _zero_inflated_negbinomial(eta: Tensor, phi: Tensor, gate: Tensor) -> Any:
     return ZeroInflatedDistribution(GammaPoisson(phi, phi / eta.clamp_max(30.0).exp()), gate=gate)
 
 
-def gamma(eta: Tensor, shape: Tensor) -> Any:
+def _gamma(eta: Tensor, shape: Tensor) -> Any:
     return Gamma(shape, shape * (-eta).exp())
 
 
-def beta(eta: Tensor, kappa: Tensor) -> Any:
+def _beta(eta: Tensor, kappa: Tensor) -> Any:
     return Beta(kappa * eta.sigmoid(), kappa * (-eta).sigmoid())
 
 
-def ordered(eta: Tensor, cutpoints: Tensor) -> Any:
+def _ordered(eta: Tensor, cutpoints: Tensor) -> Any:
     """Pyro's OrderedLogistic; that one writes in place, and is recorded twice before chains are batched."""
     below = torch.sigmoid(cutpoints - eta[..., None])
     return Categorical(torch.cat([below[..., :1], below[..., 1:] - below[..., :-1], 1 - below[..., -1:]], -1))
 
 
-def categorical(eta: Tensor) -> Any:
+def _categorical(eta: Tensor) -> Any:
     return Categorical(logits=torch.cat([torch.zeros_like(eta[..., :1]), eta], -1))
 
 
-def weibull(eta: Tensor, shape: Tensor) -> Any:
+def _weibull(eta: Tensor, shape: Tensor) -> Any:
     return Weibull(eta.exp(), shape)
 
 
-def exponential(eta: Tensor) -> Any:
+def _exponential(eta: Tensor) -> Any:
     return Exponential((-eta).exp())
 
 
-def lognormal(eta: Tensor, sigma: Tensor) -> Any:
+def _lognormal(eta: Tensor, sigma: Tensor) -> Any:
     return LogNormal(eta, sigma)
 
 
@@ -126,19 +126,19 @@ _GATE = {"gate": ("Beta", (2.0, 2.0))}
 _SIGMA = {"sigma": ("Exponential", ("1/sd",))}
 
 FAMILIES: dict[str, Family] = {
-    "gaussian": Family(gaussian, "real", "identity", _SIGMA, censored=True),
-    "student": Family(student, "real", "identity", {**_SIGMA, "nu": ("Gamma", (2.0, 0.1))}),
-    "bernoulli": Family(bernoulli, "binary", "logit"),
-    "binomial": Family(binomial, "trials", "logit"),
-    "poisson": Family(poisson, "counts", "log"),
-    "negbinomial": Family(negbinomial, "counts", "log", _PHI),
-    "zero_inflated_poisson": Family(zero_inflated_poisson, "counts", "log", _GATE),
-    "zero_inflated_negbinomial": Family(zero_inflated_negbinomial, "counts", "log", {**_PHI, **_GATE}),
-    "gamma": Family(gamma, "positive", "log", {"shape": ("Gamma", (2.0, 0.1))}, censored=True),
-    "beta": Family(beta, "unit", "logit", {"kappa": ("Gamma", (2.0, 0.1))}),
-    "ordered": Family(ordered, "categories", "logit"),
-    "categorical": Family(categorical, "categories", "logit"),
-    "weibull": Family(weibull, "positive", "log", {"shape": ("Gamma", (2.0, 1.0))}, censored=True),
-    "exponential": Family(exponential, "positive", "log", {}, censored=True),
-    "lognormal": Family(lognormal, "positive", "log", _SIGMA, censored=True),
+    "gaussian": Family(_gaussian, "real", "identity", _SIGMA, censored=True),
+    "student": Family(_student, "real", "identity", {**_SIGMA, "nu": ("Gamma", (2.0, 0.1))}),
+    "bernoulli": Family(_bernoulli, "binary", "logit"),
+    "binomial": Family(_binomial, "trials", "logit"),
+    "poisson": Family(_poisson, "counts", "log"),
+    "negbinomial": Family(_negbinomial, "counts", "log", _PHI),
+    "zero_inflated_poisson": Family(_zero_inflated_poisson, "counts", "log", _GATE),
+    "zero_inflated_negbinomial": Family(_zero_inflated_negbinomial, "counts", "log", {**_PHI, **_GATE}),
+    "gamma": Family(_gamma, "positive", "log", {"shape": ("Gamma", (2.0, 0.1))}, censored=True),
+    "beta": Family(_beta, "unit", "logit", {"kappa": ("Gamma", (2.0, 0.1))}),
+    "ordered": Family(_ordered, "categories", "logit"),
+    "categorical": Family(_categorical, "categories", "logit"),
+    "weibull": Family(_weibull, "positive", "log", {"shape": ("Gamma", (2.0, 1.0))}, censored=True),
+    "exponential": Family(_exponential, "positive", "log", {}, censored=True),
+    "lognormal": Family(_lognormal, "positive", "log", _SIGMA, censored=True),
 }
