@@ -301,14 +301,13 @@ def one_draw(
     structure: Structure,
     *,
     closed_form: bool = False,
-    guide: bool = True,
     latents: Mapping[str, Tensor] | None = None,
     q: Trace | None = None,
 ) -> list[Term]:
     """The terms of one run, its discrete latents summed out where the structure says so."""
     if structure.summed:
-        return summed_terms(program, data, structure.nesting, guide=guide, latents=latents, q=q)
-    return terms(run(program, data, guide=guide, latents=latents, q=q), closed_form=closed_form)
+        return summed_terms(program, data, structure.nesting, latents=latents, q=q)
+    return terms(run(program, data, latents=latents, q=q), closed_form=closed_form)
 
 
 class ManyTerms:

@@ -28,13 +28,13 @@ def require_memory(size: int, what: str, remedy: str) -> None:
     free = _available()
     if free is not None and size > free:
         raise PpgenError(
-            f"{what} takes {in_words(size)} of memory ({size} bytes), and {in_words(free)} are free; {remedy}"
+            f"{what} takes {_in_words(size)} of memory ({size} bytes), and {_in_words(free)} are free; {remedy}"
         )
 
 
-def in_words(size: int) -> str:
+def _in_words(size: int) -> str:
     """
-    >>> in_words(1_500_000_000), in_words(20_000)
+    >>> _in_words(1_500_000_000), _in_words(20_000)
     ('1.5 GB', '20 kB')
     """
     for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

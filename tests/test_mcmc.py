@@ -302,7 +302,7 @@ def test_a_proposal_by_hand():
     """Its acceptance is exp(−ΔH) at most 1, and the energy H of the state that is kept: where the chain was, or is."""
     target, frame = Evaluations(), Preconditioner(torch.zeros(3).double(), torch.ones(3).double())
     old = frame.chains(target, 1.5 * normal(400, 3, seed=1).double())
-    _, new, p, outcome, moved = transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
+    new, p, outcome, moved = transition(target, old, frame, 1.25, 2, torch.Generator().manual_seed(4))
     generator = torch.Generator().manual_seed(4)
     y, start = old.y, torch.randn(400, 3, generator=generator, dtype=torch.float64)
     momentum = start

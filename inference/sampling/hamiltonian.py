@@ -108,8 +108,8 @@ class Outcome(NamedTuple):
 
 def transition(
     target: Target, old: Chains, frame: Preconditioner, step: float, n: int, generator: torch.Generator | None
-) -> tuple[Chains, Chains, Tensor, Outcome, Chains]:
-    """n leapfrog steps and the Metropolis decision: old, new, the proposal's momentum, outcome, proposal."""
+) -> tuple[Chains, Tensor, Outcome, Chains]:
+    """n leapfrog steps and the Metropolis decision: new chains, the proposal's momentum, outcome, proposal."""
     start = torch.randn(old.y.shape, generator=generator, dtype=old.y.dtype)
     y, p, g, lp = old.y, start, old.g, old.lp
     size = torch.tensor(step).to(y)
@@ -132,7 +132,7 @@ def transition(
     )
     bad = bad | (error > DIVERGENT)
     outcome = Outcome(alpha, bad & ~outside, torch.where(accept, after, before), bad & outside)
-    return old, new, p, outcome, Chains(y, g, lp)
+    return new, p, outcome, Chains(y, g, lp)
 
 
 def first_step(target: Target, chains: Chains, frame: Preconditioner, generator: torch.Generator | None) -> float:

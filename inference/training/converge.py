@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ R_HAT, SMALL, ERROR, MOVED = 1.1, 0.02, 0.08, 0.15
 
 @dataclass
 class Convergence:
-    """Where a fit stands on its way to convergence: all of it is in a checkpoint.
+    """Where a fit stands on its way to convergence: all of it is in a checkpoint, as `vars`.
 
     Attributes:
         phase: how often the learning rate has fallen.
@@ -121,10 +120,6 @@ class Convergence:
         average = self.average = {} if self.average is None else self.average
         here = {k: v.to(average[k]) if k in average else v for k, v in state.items()}  # of a checkpoint on the CPU
         move_average(average, here, 1 / self.count)
-
-    def saved(self) -> dict[str, Any]:
-        """For a checkpoint; `Convergence(**saved)` is this again."""
-        return dict(vars(self))
 
 
 class Probe:

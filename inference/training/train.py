@@ -244,7 +244,7 @@ def _checkpoint(loop: _Loop) -> None:
         "best_parameters": loop.best,
         "optimizer": loop.optimizer.state_dict(),
         "progress": vars(loop.now),
-        "convergence": loop.until and loop.until.saved(),
+        "convergence": loop.until and vars(loop.until),
         "random": random_state(loop.fabric),
         "engines": vars(loop.step.engines),
     }

@@ -97,7 +97,7 @@ def _moved(target: _Target, start: Chains, frame: Preconditioner, generator: tor
         steps = min(max(math.ceil(LENGTH / size), 1), MAX_STEPS, left)
         if not steps:
             break
-        _, chains, _, outcome, _ = transition(target, chains, frame, size, steps, generator)
+        chains, _, outcome, _ = transition(target, chains, frame, size, steps, generator)
         step = min(step * math.exp(float(outcome.acceptance.mean()) - ACCEPTANCE), 1.0)
         left -= steps
     return chains

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppgen.console import Commands
+from ppgen.errors import PpgenError
 
 if TYPE_CHECKING:
     from ppgen.run import Run
@@ -75,16 +76,12 @@ def with_family(settings: list[str] | None, family: str | None) -> list[str] | N
 
 def _refuse_settings(settings: list[str] | None) -> None:
     """--set, given with a run."""
-    from ppgen.errors import PpgenError
-
     if settings:
         raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
 
 
 def _refuse_of_a_fit(where: dict[str, Any]) -> None:
     """What is said of the data at the fit, given with a run that keeps it."""
-    from ppgen.errors import PpgenError
-
     for name in ("types", "missing"):
         if where.get(name) is not None:
             raise PpgenError(f"--{name} is said at the fit, and a run keeps it; leave it out, or name a program")
@@ -92,8 +89,6 @@ def _refuse_of_a_fit(where: dict[str, Any]) -> None:
 
 def refuse(path: Path, options: dict[str, object]) -> None:
     """Options that ask for a program, given with a posterior that has none."""
-    from ppgen.errors import PpgenError
-
     for name, value in options.items():
         if value not in (None, False):
             raise PpgenError(f"--{name} is for a run, and {path} is a posterior on its own; leave it out")
@@ -128,8 +123,6 @@ def program_or_run(
 
 def check_suffix(path: Path, suffixes: Iterable[str]) -> None:
     """Refuses a file name before any work is done for it."""
-    from ppgen.errors import PpgenError
-
     if path.suffix.lower() not in suffixes:
         raise PpgenError(f"{path} names no format that can be written; let it end in {', '.join(suffixes)}")
     if not path.parent.is_dir():

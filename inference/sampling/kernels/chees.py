@@ -107,7 +107,8 @@ def _run(
         warm = i < learned.iterations
         size = learned.step.current if warm else learned.step.average
         n = learned.steps(i, size)
-        old, chains, p, alpha, moved = transition(target, chains, learned.frame, size, n, generator)
+        old = chains
+        chains, p, alpha, moved = transition(target, old, learned.frame, size, n, generator)
         steps, i = steps + n, i + 1
         if warm:
             chains = learned.update(i, old, chains, moved, p, alpha, n * size, size)

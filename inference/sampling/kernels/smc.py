@@ -290,7 +290,7 @@ class _Walk:
             a, b = torch.rand(2, generator=self.generator).tolist()
             size = self.step * (0.6 + 0.4 * a)
             steps = min(max(math.ceil(LENGTH * (0.5 + 0.5 * b) / size), 1), MAX_STEPS)
-            _, chains, _, outcome, _ = transition(self.tempered, chains, frame, size, steps, self.generator)
+            chains, _, outcome, _ = transition(self.tempered, chains, frame, size, steps, self.generator)
             self.acceptance = float(outcome.acceptance.mean())
             self.step *= math.exp(self.acceptance - ACCEPTANCE)
             self.steps, self.moves = self.steps + steps, self.moves + 1
