@@ -327,18 +327,21 @@ class Unobserve(Messenger):
 
     Args:
         only: the names of the sites that are meant; None for all.
+        keep: names of sites that stay observed.
         undrawn: takes the names of those whose distribution has no draws, which stay observed. None: they are refused.
 
     Raises:
         PpgenError: a site whose distribution has no draws.
     """
 
-    def __init__(self, only: Collection[str] | None = None, undrawn: set[str] | None = None):
+    def __init__(
+        self, only: Collection[str] | None = None, undrawn: set[str] | None = None, keep: Collection[str] = ()
+    ):
         super().__init__()
-        self.only, self.undrawn = only, undrawn
+        self.only, self.undrawn, self.keep = only, undrawn, keep
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        meant = self.only is None or msg["name"] in self.only
+        meant = (self.only is None or msg["name"] in self.only) and msg["name"] not in self.keep
         fn, value = msg["fn"], msg["value"]
         if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
             if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed

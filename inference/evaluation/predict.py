@@ -30,6 +30,7 @@ from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.gaps import without_gaps
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
+from ppgen.inference.evaluation.given_columns import conditioned
 from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
     constants_of,
@@ -71,8 +72,9 @@ def predict(
 
     Args:
         run: a run, a fitted program, or a tree of `ppgen.inference.mcmc` (or of `ppgen mcmc`, from its file).
-        data: the columns of the new rows; those that the model observes may be left out, or None. They are never used,
-            but by an amortised guide, which reads them. Text has the codes that it had at the fit.
+        data: the columns of the new rows; those that the model observes may be left out, or None. Where some are given
+            and others are not, predictions are of the others, given these; a warning says where that cannot be. All
+            given, they are used by an amortised guide alone, which reads them. Text has the codes of the fit.
         program: of a tree that does not name its own, or whose program lies elsewhere now.
         draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
         seed: of the draws.
@@ -185,6 +187,7 @@ class _Model(NamedTuple):
         hidden: columns that are there for their shape only.
         same: whether its rows are the fitted ones.
         sizes: of plates that are larger than at the fit.
+        kept: observed sites that stay at the columns of the new rows.
     """
 
     fitted: Fitted
@@ -193,14 +196,18 @@ class _Model(NamedTuple):
     same: bool
     sizes: Mapping[str, int]
     grow: bool
+    kept: frozenset[str] = frozenset()
 
-    def trace(self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None) -> tuple[Any, HoldGroups]:
-        """One run, every observed site drawn."""
+    def trace(
+        self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None, *, observed: bool = False
+    ) -> tuple[Any, HoldGroups]:
+        """One run, every observed site drawn but those kept, or none (`observed`)."""
         structure, program = self.fitted.structure, self.fitted.program
         fixed = structure.row_plates if structure is not None else frozenset({"data"})
         holding = HoldGroups(held, self.sizes, fixed, grow=self.grow)
         with holding:
-            call = Unobserve()(lambda: program.call("model", self.rows if rows is None else rows))
+            unobserve = Unobserve(only=() if observed else None, keep=self.kept)
+            call = unobserve(lambda: program.call("model", self.rows if rows is None else rows))
             return poutine.trace(call).get_trace(), holding
 
     def drawn(self) -> dict[str, Tensor]:
@@ -218,7 +225,12 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         if not sizes:
             require_labels(rows, program.categories, program.name)
         model = model._replace(sizes=sizes)
-        sites = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace()) if not sizes else {}
+        sites = sample_sites(model.trace(sample, observed=True)[0])
+        free = any(_free(s, sample, structure) and not s["is_observed"] for s in sites.values())
+        kept = conditioned(
+            lambda held: model._replace(kept=frozenset(held)).trace(sample)[0], sites, rows, hidden, free
+        )
+        model = model._replace(kept=kept)
     dims: dict[str, tuple[str, ...]] = {}
     counts: dict[str, Any] = {}
     names: list[str] = []
@@ -226,7 +238,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     def one(*given: Tensor) -> list[Tensor]:
         q = dict(zip(each, given, strict=True)) if fitted.draws is not None else model.drawn()
         p, _ = model.trace(q)
-        out = {n: s for n, s in sample_sites(p).items() if s["infer"].get("was_observed") or _free(s, q, structure)}
+        drawn = {n: s for n, s in sample_sites(p).items() if n not in model.kept}
+        out = {n: s for n, s in drawn.items() if s["infer"].get("was_observed") or _free(s, q, structure)}
         settle(names, list(out))
         counts.update({n: s["fn"] for n, s in out.items()})
         values = {n: value_of(s) for n, s in out.items()}
@@ -244,9 +257,10 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         counts_in_range(name, value, counts[name])
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
     given = {n: v for n, v in tensors(rows).items() if n not in hidden and n not in found}  # a site may have its name
-    kept = Table({n: v for n, v in given.items() if not is_observed(v, sites)}, rows.types)
-    tree = _tree(fitted, found, dims, kept)
-    if beyond := _extrapolated(fitted, kept):
+    left = {n: s for n, s in sites.items() if n not in model.kept}
+    constant = Table({n: v for n, v in given.items() if not is_observed(v, left)}, rows.types)
+    tree = _tree(fitted, found, dims, constant)
+    if beyond := _extrapolated(fitted, constant):
         tree.attrs["extrapolated"] = json.dumps([b._asdict() for b in beyond])
         log.warning(
             "%s%s: predictions that far out rest on the form of the model alone, which no fitted row has tried",
