@@ -150,10 +150,11 @@ def test_private_parts_of_torch_and_pyro_are_there():
     """What the core reaches for behind their public interfaces, each in one file."""
     from pyro.infer.traceenum_elbo import _compute_model_factors  # ppgen.enumerated
     from pyro.ops import special
-    from torch.distributions import dirichlet  # ppgen.engine.graphs.trace
+    from torch.distributions import dirichlet, von_mises  # ppgen.engine.graphs.trace, .von_mises
     from torch.nn.utils.stateless import _reparametrize_module  # ppgen.draws, ppgen.engine.graphs.gradient
 
     assert callable(_compute_model_factors) and callable(_reparametrize_module)
+    assert callable(von_mises._rejection_sample)
     assert hasattr(special, "_SafeLog") and hasattr(dirichlet, "_Dirichlet") and hasattr(torch, "_dirichlet_grad")
 
 
