@@ -277,7 +277,7 @@ DISTRIBUTIONS: dict[str, Known] = {
     "RelaxedBernoulli": Known(_relaxed(dist.RelaxedBernoulli), (0.4,), (0.1,), {"temperature": 0.7}),
     "TransformedDistribution": Known(_transformed, *_LOC_SCALE),
     "Uniform": Known(dist.Uniform, (-1.0, 2.0), (-1.0, 2.0)),  # a narrower guide would be no bound
-    "VonMises": Known(dist.VonMises, (0.3, 2.0), (0.1, 2.5), way=LOOP),
+    "VonMises": Known(dist.VonMises, (0.3, 2.0), (0.1, 2.5)),
     # vectors and matrices
     "Dirichlet": Known(dist.Dirichlet, ([2.0, 1.5, 3.0],), ([2.5, 2.0, 2.5],)),
     "Independent": Known(_independent, ([0.3, -1.0], [1.4, 0.6]), ([-0.2, -0.8], [1.1, 0.5])),

@@ -14,6 +14,7 @@ import inspect
 import logging
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -24,11 +25,13 @@ from known_distributions import DISTRIBUTIONS, LOOP, NO_ROW, RECORDED, REFUSED, 
 from pyro import poutine
 from scipy.stats import ks_2samp, rankdata
 from torch import Tensor, nn
+from torch.distributions import von_mises
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check, running_of
 from ppgen.draws import FEW, ManyTerms, one_draw
+from ppgen.engine.graphs.von_mises import drawn_von_mises
 from ppgen.structure import Structure
 from ppgen.terms import Term, guide_run
 
@@ -143,11 +146,20 @@ class Recorder(TorchDispatchMode):
 
 
 class Player(TorchDispatchMode):
-    """In place of what is drawn, what was drawn for the k-th of K."""
+    """In place of what is drawn, what was drawn for the k-th of K; a von Mises is one operation."""
 
     def __init__(self, drawn: list[Tensor], k: int):
         super().__init__()
         self.left, self.k = list(drawn), k
+
+    def __enter__(self) -> Any:
+        self.patch = mock.patch.object(von_mises, "_rejection_sample", drawn_von_mises)
+        self.patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self.patch.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

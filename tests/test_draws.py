@@ -54,6 +54,24 @@ def test_batched_draws_leave_torch_nothing_to_warn_of(capfd, fn):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("gives", ["constants", "latents"])
+def test_von_mises_draws_are_batched_each_its_own_and_of_the_right_law(gives, caplog):
+    """E cos(y - loc) = I1(k) / I0(k), of constants as of values that differ from draw to draw."""
+
+    def one() -> list[torch.Tensor]:
+        drawn = gives == "latents"
+        loc, k = (torch.randn(()), 1.0 + torch.rand(())) if drawn else (torch.tensor(0.3), torch.tensor(1.5))
+        return [loc.clone(), k.clone(), dist.VonMises(loc, k).sample((30,))]
+
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO, logger="ppgen"):
+        loc, k, y = Many(one, name="angles")(4000)
+    assert not caplog.records and y.shape == (4000, 30)
+    assert len(y.unique()) > 0.95 * y.numel()  # float32 has equal ones among so many
+    expected = torch.special.i1e(k) / torch.special.i0e(k)
+    assert abs(((y - loc[:, None]).cos().mean(1) - expected).mean()) < 4 * 0.75 / 120_000**0.5
+
+
 def test_what_cannot_be_recorded_is_run_one_by_one_and_said(caplog):
     def one():
         z = torch.randn(())
@@ -132,10 +150,11 @@ def test_private_parts_of_torch_and_pyro_are_there():
     """What the core reaches for behind their public interfaces, each in one file."""
     from pyro.infer.traceenum_elbo import _compute_model_factors  # ppgen.enumerated
     from pyro.ops import special
-    from torch.distributions import dirichlet  # ppgen.engine.graphs.trace
+    from torch.distributions import dirichlet, von_mises  # ppgen.engine.graphs.trace, .von_mises
     from torch.nn.utils.stateless import _reparametrize_module  # ppgen.draws, ppgen.engine.graphs.gradient
 
     assert callable(_compute_model_factors) and callable(_reparametrize_module)
+    assert callable(von_mises._rejection_sample)
     assert hasattr(special, "_SafeLog") and hasattr(dirichlet, "_Dirichlet") and hasattr(torch, "_dirichlet_grad")
 
 

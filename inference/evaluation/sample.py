@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.check import check, running_of
+from ppgen.check import Checked, check, check_with_runs, running_of
 from ppgen.check.agreement import observed_fit
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
@@ -28,7 +28,7 @@ from ppgen.nested import asked_rows
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
-from ppgen.structure import Structure, longer_run
+from ppgen.structure import Structure
 from ppgen.terms import run as run_once
 from ppgen.terms import whole_value
 
@@ -426,9 +426,9 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
             )
     few = take(data, slice(0, 2), rows)
     try:
-        found = check(program, few, rows=rows, enumerated=enumerated, learn=False)
-        if n <= 2 or found.row_plates and not _longer_has_more(program, few, rows):
-            return found
+        found = check_with_runs(program, few, rows=rows, enumerated=enumerated, learn=False)
+        if n <= 2 or found.structure.row_plates and not _longer_has_more(found):
+            return found.structure
     except PpgenError:  # a guide of one number of rows
         if n <= 2:
             raise
@@ -436,12 +436,12 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
     return check(program, data, rows=rows, enumerated=enumerated, learn=False)
 
 
-def _longer_has_more(program: Program, few: Mapping[str, Tensor], rows: tuple[str, ...]) -> bool:
+def _longer_has_more(found: Checked) -> bool:
     """Whether the model has other sites on a row more: a loop over the rows, in a sequential plate or beside one."""
-    with torch.random.fork_rng(devices=[]), program.in_brief():
-        both = run_once(program, few, guide=False), longer_run(program, few, rows, guide=False)
-    here, longer = (t and sample_sites(t.p, factors=True).keys() for t in both)
-    return longer is not None and here != longer
+    if found.longer is None:
+        return False
+    here, longer = (sample_sites(t.p, factors=True).keys() for t in (found.run, found.longer))
+    return here != longer
 
 
 class seeded:

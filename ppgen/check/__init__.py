@@ -60,6 +60,21 @@ def check(
     Raises:
         PpgenError: one sentence on the first thing that is wrong.
     """
+    return check_with_runs(
+        program, data, batch_size=batch_size, enumerated=enumerated, rows=rows, learn=learn
+    ).structure
+
+
+def check_with_runs(
+    program: Program,
+    data: Mapping[str, Any],
+    *,
+    batch_size: int | None = None,
+    enumerated: tuple[str, ...] = (),
+    rows: tuple[str, ...] = (),
+    learn: bool = True,
+) -> Checked:
+    """`check`, with the runs that it looked at."""
     columns(program, data)
     validate(program, data, fits=True)
     rows = rows or data_module.row_columns(data)
@@ -70,7 +85,7 @@ def check(
         with running_of(program, batch), torch.enable_grad():
             traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
             apart = Traces(*(t.get_trace() for t in traces))
-        return checked(program, batch, apart, n=n, enumerated=enumerated, rows=rows, learn=learn).structure
+        return checked(program, batch, apart, n=n, enumerated=enumerated, rows=rows, learn=learn)
 
 
 class Checked(NamedTuple):

@@ -27,11 +27,13 @@ import torch
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, fx, nn
 from torch.distributions import dirichlet as dirichlets
+from torch.distributions import von_mises
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graphs.graph import simplify
 from ppgen.engine.graphs.record import Unseen, let_out, may_be_read, record
+from ppgen.engine.graphs.von_mises import drawn_von_mises
 from ppgen.engine.graphs.without_dynamo import plain_gradients
 from ppgen.frames import owner
 from ppgen.handlers import without_validation
@@ -88,6 +90,7 @@ def trace(
         with (
             _quiet(),
             mock.patch.object(torch, "binomial", _binomial),
+            mock.patch.object(von_mises, "_rejection_sample", drawn_von_mises),
             mock.patch.object(dirichlets, "_Dirichlet", _Dirichlet if differentiable else _PlainDirichlet),
             torch.random.fork_rng(devices=[]),
             torch.enable_grad(),
