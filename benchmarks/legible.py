@@ -76,11 +76,12 @@ def main() -> None:
     parser.add_argument("--sampler-steps", type=int)
     parser.add_argument("--labels", action="store_true", help="of a diffusion with classes: 0, 1, ..., 9, 0, 1, ...")
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--data", help="whose classifier, for a run that does not name its data")
     parser.add_argument("--data-dir")
     o = parser.parse_args()
     torch.set_num_threads(1)
     run = Run.load(o.run)
-    source = run.config["data"]["source"]
+    source = o.data or run.config["data"]["source"]
     rows = {s: data.load(source, s, data_dir=o.data_dir) for s in ("train", "test")}
     net = train(rows["train"]["x"], rows["train"]["y"].long(), o.epochs)
     p, label = sureness(net, rows["test"]["x"])
