@@ -88,3 +88,58 @@ def test_a_column_that_cannot_be_held_is_said(program, given, caplog):
     predictions = predict(run, NEW | given, draws=50)["predictions"]
     assert len(predictions.data_vars) == 2
     assert f"not conditioned on the given column '{next(iter(given))}'" in caplog.text
+
+
+class Rare(Program):
+    """An effect of a cause that hardly any draw has: a switch, or a count."""
+
+    def __init__(self, cause: str):
+        super().__init__()
+        self.cause = cause
+
+    def model(self, x, a=None, b=None):
+        with ppgen.rows(x):
+            rate = torch.full((len(x),), 0.001)
+            k = pyro.sample("b", dist.Bernoulli(rate) if self.cause == "switch" else dist.Poisson(rate), obs=b)
+            pyro.sample("a", dist.Normal(10 * k + x, SD), obs=a)
+
+
+@pytest.mark.parametrize("cause", ["switch", "count"])
+def test_a_rare_cause_of_a_given_column_is_seen(cause, caplog):
+    run = fit(Rare(cause), DATA | {"b": tensor([0.0, 1.0, 0.0, 0.0])}, steps=1, engine="eager")
+    predictions = predict(run, {"x": torch.zeros(1), "a": tensor([10.0])}, draws=20)["predictions"]
+    assert set(predictions.data_vars) == {"a", "b"}
+    assert "not conditioned on the given column 'a'" in caplog.text
+
+
+class Loop(Program):
+    def model(self, x, a=None, b=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(x)):
+            y = pyro.sample(f"a_{i}", dist.Normal(mu + x[i], 1.0), obs=None if a is None else a[i])
+            pyro.sample(f"b_{i}", dist.Normal(y, SD), obs=None if b is None else b[i])
+
+
+def test_rows_of_a_loop_are_predicted_given_another_column():
+    given = tensor([30.0, -20.0, 10.0, 0.0])
+    found = predict(fit(Loop(), DATA, steps=1, engine="eager"), {"x": torch.zeros(4), "a": given}, draws=400)
+    for i, value in enumerate(given.tolist()):
+        assert abs(float(found["predictions"][f"b_{i}"].mean()) - value) < 5 * SD / 400**0.5
+        assert f"a_{i}" not in found["predictions"]
+
+
+class Chain(Program):
+    """A latent of the row, and `a`, `b` and `c`, each around the one before."""
+
+    def model(self, x, a=None, b=None, c=None):
+        with ppgen.rows(x):
+            y = pyro.sample("u", dist.Normal(0.0, 1.0))
+            for name, column in (("a", a), ("b", b), ("c", c)):
+                y = pyro.sample(name, dist.Normal(y + x, SD), obs=column)
+
+
+def test_a_column_that_depends_on_one_that_cannot_be_held_is_said_too(caplog):
+    run = fit(Chain(), DATA | {"c": DATA["b"]}, steps=1, engine="eager")
+    predictions = predict(run, NEW | {"a": tensor([30.0, 30.0]), "b": tensor([30.0, 30.0])}, draws=20)["predictions"]
+    assert set(predictions.data_vars) == {"a", "b", "c"}
+    assert "not conditioned on the given columns 'a', 'b'" in caplog.text

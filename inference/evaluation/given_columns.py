@@ -13,13 +13,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
-from ppgen.sites import observed_columns, sample_sites
+from ppgen.sites import given_value, innermost, is_deterministic, observed_columns, sample_sites
 
 log = logging.getLogger("ppgen")
 
 RUNS = 8  # draws that are compared: a binary draw is the same in all of them with a probability below 1%
+STEPS = 3  # by which counts without an upper end are spread
 
 
 def conditioned(
@@ -28,6 +31,7 @@ def conditioned(
     rows: Mapping[str, Tensor],
     left_out: Collection[str],
     free: bool,
+    latents: Collection[str],
 ) -> frozenset[str]:
     """The observed sites that stay at the columns of the new rows.
 
@@ -36,18 +40,20 @@ def conditioned(
         sites: of the model at the new rows, by name.
         left_out: the columns that stand for their shape only.
         free: whether the model draws sites that the fit observed, as their columns are None here.
+        latents: those that `run` holds.
 
     Returns:
         None where all observed columns are given, whose predictions are of them all, or all are left out. A warning
         names a column that cannot be held.
     """
-    columns = observed_columns(sites, rows)
+    columns = _read_row_by_row(sites, rows) | observed_columns(sites, rows)
     given = {name: column for name, column in columns.items() if column not in left_out}
     if not given or not (free or set(columns.values()) & set(left_out)):
         return frozenset()
     whole = {n: c for n, c in given.items() if not rows[c].is_floating_point() or not bool(rows[c].isnan().any())}
-    varying = _varying(run, whole)
-    held = frozenset(whole) - varying
+    held = frozenset(whole)
+    while varying := _varying(run, held, latents):  # what is let go is drawn, and others may depend on it
+        held -= varying
     if lost := sorted({given[name] for name in given if name not in held}):
         log.warning(
             "predictions are not conditioned on the given column%s %s, whose distribution depends on what is drawn at "
@@ -58,11 +64,67 @@ def conditioned(
     return held
 
 
-def _varying(run: Callable[[Collection[str]], Any], names: Collection[str]) -> set[str]:
+def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:
+    """The column of each site that observes one row of it, as in a loop over the rows."""
+    at = {row.data_ptr(): n for n, v in rows.items() if isinstance(v, Tensor) and v.dim() for row in v if v.numel()}
+    seen = {n: given_value(s) for n, s in sites.items() if s["is_observed"] and not is_deterministic(s)}
+    found = {n: at.get(v.data_ptr()) for n, v in seen.items() if isinstance(v, Tensor)}
+    return {n: c for n, c in found.items() if c is not None and seen[n].shape == rows[c].shape[1:]}
+
+
+class _Spread(Messenger):
+    """Draws discrete values evenly from those that are possible, so that a rare one is seen in few draws."""
+
+    def __init__(self, held: Collection[str]):
+        super().__init__()
+        self.held = held
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["name"] in self.held or not _is_discrete(fn):
+            return
+        drawn = fn() if msg["value"] is None else msg["value"]
+        spread = _spread(fn, drawn)
+        possible = fn.log_prob(spread).isfinite()
+        msg["value"] = torch.where(possible.reshape(possible.shape + (1,) * fn.event_dim), spread, drawn)
+        msg["done"] = True
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except (AttributeError, NotImplementedError):  # rows of a plate that are picked, or a distribution without one
+        return False
+
+
+def _spread(fn: Any, drawn: Tensor) -> Tensor:
+    """As `drawn`, of any value of the support: of counts without an upper end, a few more than were drawn."""
+    own = innermost(fn)
+    if getattr(own, "has_enumerate_support", False):
+        try:
+            values = own.enumerate_support(expand=False).reshape(-1, *own.event_shape)
+        except NotImplementedError:  # of batches whose supports differ: binomials of several totals
+            return torch.floor(torch.rand_like(drawn) * (own.total_count + 1)) if hasattr(own, "total_count") else drawn
+        batch = drawn.shape[: drawn.dim() - len(own.event_shape)]
+        return values[torch.randint(len(values), batch, device=drawn.device)]
+    if isinstance(_entry_support(fn), type(constraints.nonnegative_integer)):
+        return drawn + torch.randint_like(drawn, STEPS)
+    return drawn
+
+
+def _entry_support(fn: Any) -> Any:
+    """The support of one entry."""
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _varying(run: Callable[[Collection[str]], Any], names: Collection[str], latents: Collection[str]) -> set[str]:
     """The sites whose density at their columns differs between draws of everything else."""
     if not names:
         return set()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _Spread(latents):
         runs = [_densities(run(names), names) for _ in range(RUNS)]
     return {name for name in names if any(not torch.equal(runs[0][name], other[name]) for other in runs[1:])}
 

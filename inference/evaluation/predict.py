@@ -228,7 +228,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         sites = sample_sites(model.trace(sample, observed=True)[0])
         free = any(_free(s, sample, structure) and not s["is_observed"] for s in sites.values())
         kept = conditioned(
-            lambda held: model._replace(kept=frozenset(held)).trace(sample)[0], sites, rows, hidden, free
+            lambda held: model._replace(kept=frozenset(held)).trace(sample)[0], sites, rows, hidden, free, sample.keys()
         )
         model = model._replace(kept=kept)
     dims: dict[str, tuple[str, ...]] = {}
