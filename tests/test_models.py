@@ -693,7 +693,7 @@ def of_hamiltonian(folder):
     scale = EXACT.scale.reshape(1)
     frame = Preconditioner(EXACT.loc.reshape(1), scale)
     start = frame.chains(joint, EXACT.sample((4000,))[:, None])
-    _, new, _, outcome, _ = transition(joint, start, frame, 0.5, 3, torch.Generator().manual_seed(9))
+    new, _, outcome, _ = transition(joint, start, frame, 0.5, 3, torch.Generator().manual_seed(9))
     draws_agree(frame.out(new.y)[:, 0], EXACT.loc, EXACT.variance)
     assert 0.95 < float(outcome.acceptance.mean()) < 1.0 and not outcome.diverging.any()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
+from ppgen.check.given_columns import conditioned
 from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
@@ -30,7 +31,6 @@ from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
 from ppgen.gaps import without_gaps
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
-from ppgen.inference.evaluation.given_columns import conditioned
 from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
     constants_of,
