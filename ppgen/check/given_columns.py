@@ -66,10 +66,18 @@ def conditioned(
 
 def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:
     """The column of each site that observes one row of it, as in a loop over the rows."""
-    at = {row.data_ptr(): n for n, v in rows.items() if isinstance(v, Tensor) and v.dim() for row in v if v.numel()}
+    columns = {n: v for n, v in rows.items() if isinstance(v, Tensor) and v.dim()}
     seen = {n: given_value(s) for n, s in sites.items() if s["is_observed"] and not is_deterministic(s)}
-    found = {n: at.get(v.data_ptr()) for n, v in seen.items() if isinstance(v, Tensor)}
-    return {n: c for n, c in found.items() if c is not None and seen[n].shape == rows[c].shape[1:]}
+    pairs = ((n, c) for n, v in seen.items() if isinstance(v, Tensor) for c in columns if _is_row_of(v, columns[c]))
+    return dict(pairs)
+
+
+def _is_row_of(value: Tensor, column: Tensor) -> bool:
+    """Whether a value is in the memory of one of a column's rows."""
+    if value.dtype != column.dtype or value.shape != column.shape[1:]:
+        return False
+    offset, step = value.data_ptr() - column.data_ptr(), column.stride(0) * column.element_size()
+    return 0 <= offset < step * len(column) and offset % step == 0
 
 
 class _Spread(Messenger):
