@@ -66,15 +66,9 @@ def check(
 
 
 def check_with_runs(
-    program: Program,
-    data: Mapping[str, Any],
-    *,
-    batch_size: int | None = None,
-    enumerated: tuple[str, ...] = (),
-    rows: tuple[str, ...] = (),
-    learn: bool = True,
+    program: Program, data: Mapping[str, Any], *, batch_size: int | None = None, rows: tuple[str, ...] = (), **how: Any
 ) -> Checked:
-    """`check`, with the runs that it looked at."""
+    """`check`, with the runs that it looked at; its arguments, those that `checked` takes too by name."""
     columns(program, data)
     validate(program, data, fits=True)
     rows = rows or data_module.row_columns(data)
@@ -85,7 +79,7 @@ def check_with_runs(
         with running_of(program, batch), torch.enable_grad():
             traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
             apart = Traces(*(t.get_trace() for t in traces))
-        return checked(program, batch, apart, n=n, enumerated=enumerated, rows=rows, learn=learn)
+        return checked(program, batch, apart, n=n, rows=rows, **how)
 
 
 class Checked(NamedTuple):

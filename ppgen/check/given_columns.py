@@ -65,7 +65,10 @@ def conditioned(
 
 
 def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:
-    """The column of each site that observes one row of it, as in a loop over the rows."""
+    """The column of each site that observes one row of it, as in a loop over the rows.
+
+    By where it lies in memory: `ppgen.sites.seen_in` takes equal values for it too, which other columns may have.
+    """
     columns = {n: v for n, v in rows.items() if isinstance(v, Tensor) and v.dim()}
     seen = {n: given_value(s) for n, s in sites.items() if s["is_observed"] and not is_deterministic(s)}
     pairs = ((n, c) for n, v in seen.items() if isinstance(v, Tensor) for c in columns if _is_row_of(v, columns[c]))

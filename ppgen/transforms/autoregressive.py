@@ -23,7 +23,7 @@ from ppgen.transforms import univariate as u
 from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Inverse, Pair, gather
 from ppgen.transforms.conditioner import START, entries
 from ppgen.transforms.univariate.networks import Integrands, Networks, OfFeatures
-from ppgen.transforms.univariate.splines import Circular, Spline
+from ppgen.transforms.univariate.splines import Circular, Spline, spline_shapes
 
 Order = Sequence[int] | Tensor | None
 
@@ -192,11 +192,6 @@ def iaf(
     )
 
 
-def spline_parameters(bins: int, bound: float = 5.0) -> tuple[Callable[..., Transform], Sequence[Sequence[int]]]:
-    """`univariate` and `shapes` of an `Autoregressive` of rational-quadratic splines."""
-    return partial(Spline, bound=bound), ((bins,), (bins,), (bins - 1,))
-
-
 def spline(
     features: int, context: int = 0, hidden: Sequence[int] = (64, 64), order: Order = None, passes: int | None = None,
     bins: int = 8, bound: float = 5.0,
@@ -205,7 +200,8 @@ def spline(
 
     Source: Neural Spline Flows (Durkan et al., 2019, arXiv:1906.04032).
     """
-    return gather(Autoregressive(features, context, *spline_parameters(bins, bound), hidden, order, passes))
+    functions = partial(Spline, bound=bound)
+    return gather(Autoregressive(features, context, functions, spline_shapes(bins), hidden, order, passes))
 
 
 def circular_spline(
@@ -216,8 +212,7 @@ def circular_spline(
 
     Source: Normalizing Flows on Tori and Spheres (Rezende et al., 2020, arXiv:2002.02428).
     """
-    shapes = ((bins,), (bins,), (bins - 1,))
-    return gather(_Circular(features, context, Circular, shapes, hidden, order, passes))
+    return gather(_Circular(features, context, Circular, spline_shapes(bins), hidden, order, passes))
 
 
 def naf(

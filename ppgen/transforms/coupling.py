@@ -19,7 +19,7 @@ from ppgen.nets import MLP
 from ppgen.transforms import univariate as u
 from ppgen.transforms.change_of_variables import Conditional, FlowTransform, Pair, gather
 from ppgen.transforms.conditioner import HIDDEN, START, entries
-from ppgen.transforms.univariate.splines import Spline
+from ppgen.transforms.univariate.splines import Spline, spline_shapes
 
 
 class Coupling(FlowTransform):
@@ -110,4 +110,4 @@ def spline_coupling(
 ) -> FlowTransform | Conditional:  # fmt: skip
     """Rational-quadratic coupling on [-bound, bound], the identity outside."""
     functions = partial(Spline, bound=bound)
-    return gather(Coupling(features, context, functions, ((bins,), (bins,), (bins - 1,)), hidden, mask, **net))
+    return gather(Coupling(features, context, functions, spline_shapes(bins), hidden, mask, **net))

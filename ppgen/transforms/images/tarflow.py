@@ -22,9 +22,10 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ppgen.errors import PpgenError
 from ppgen.nets import CausalTransformer
-from ppgen.transforms.autoregressive import Autoregressive, spline_parameters
+from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.change_of_variables import FlowTransform, Pair
 from ppgen.transforms.images.multiscale import Multiscale
+from ppgen.transforms.univariate.splines import Spline, spline_shapes
 
 
 class PatchAutoregressive(FlowTransform):
@@ -59,7 +60,7 @@ class PatchAutoregressive(FlowTransform):
         self.net = CausalTransformer(size, said, length, width, layers, heads, output_gain=float(bins > 0))
         self.within: FlowTransform
         if bins:
-            self.within = Autoregressive(size, said, *spline_parameters(bins), hidden=(2 * width,))
+            self.within = Autoregressive(size, said, Spline, spline_shapes(bins), hidden=(2 * width,))
         else:
             self.within = _Affine(size)
 
@@ -80,13 +81,12 @@ class PatchAutoregressive(FlowTransform):
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
         left = self.patches(z)
-        x, ladj = left[..., :0, :], left.new_zeros(left.shape[:-2])
+        patches = left[..., :0, :]
         for i in range(left.shape[-2]):
-            given = self.net(x)[..., -1, :].to(z.dtype)
-            patch, _ = self.within.push(left[..., i, :], given)
-            ladj = ladj - self.within.pull(patch, given)[1]
-            x = torch.cat([x, patch[..., None, :]], -2)
-        return self.image(x), ladj
+            patch, _ = self.within.push(left[..., i, :], self.net(patches)[..., -1, :].to(z.dtype))
+            patches = torch.cat([patches, patch[..., None, :]], -2)
+        x = self.image(patches)
+        return x, -self.pull(x)[1]
 
 
 class _Affine(FlowTransform):
@@ -99,9 +99,9 @@ class _Affine(FlowTransform):
         loc, log_scale = self._given(context)
         return (x - loc) * (-log_scale).exp(), -log_scale.sum(-1)
 
-    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+    def push(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
         loc, log_scale = self._given(context)
-        return loc + log_scale.exp() * z, log_scale.sum(-1)
+        return loc + log_scale.exp() * z, None
 
     def _given(self, context: Tensor | None) -> Pair:
         assert context is not None

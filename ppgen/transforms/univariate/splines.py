@@ -92,6 +92,11 @@ class Spline(Univariate):
         return torch.where(inside, b.x + share * b.width, y)
 
 
+def spline_shapes(bins: int) -> tuple[tuple[int], ...]:
+    """Of the parameters of one spline: widths, heights and inner derivatives."""
+    return (bins,), (bins,), (bins - 1,)
+
+
 def _shares(logits: Tensor, bound: float) -> list[Tensor]:
     """softmax times 2 B, as a list over the last dimension."""
     parts = [torch.exp(w) for w in logits.unbind(-1)]
