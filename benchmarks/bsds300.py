@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128, 128])
     parser.add_argument("--bins", type=int, default=8)
     parser.add_argument("--bound", type=float, default=8.0)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--components", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--base", default="normal")
     parser.add_argument("--mix", default="lu")
@@ -118,6 +120,8 @@ def main() -> None:
         settings: dict = {}
         if o.family.startswith("nsf"):
             settings |= {"bins": o.bins, "bound": o.bound}
+        if o.family == "transformer":
+            settings |= {"heads": o.heads, "components": o.components}
         if o.family in ("nsf_coupling", "realnvp"):
             settings |= {"residual": True, "dropout": o.dropout}
         flow = Flow(63, family=o.family, transforms=o.transforms, hidden=o.hidden, base=o.base,

@@ -26,12 +26,14 @@ from ppgen.transforms.images.tarflow import PatchAutoregressive, tarflow
 from ppgen.transforms.linear import LULinear, Orthogonal, Permutation, Whitening, conv1x1
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import Residual, residual
+from ppgen.transforms.transformer import TransformerAutoregressive, transformer
 from ppgen.transforms.univariate.elementwise import ActNorm, Mixtures, gaussianization
 
 __all__ = [
     "FAMILIES", "MIXES", "ActNorm", "Autoregressive", "Conditional", "Continuous", "ConvCoupling", "Coupling",
     "FlowTransform", "Inverse", "Kept", "LULinear", "Mixtures", "Multiscale", "Orthogonal", "PatchAutoregressive",
-    "Permutation", "Planar", "Radial", "Residual", "Split", "Squeeze", "Sylvester", "Whitening", "bernstein",
-    "circular_spline", "cnf", "conv1x1", "ffjord", "gather", "gaussianization", "glow", "glow_step", "iaf", "keep",
-    "maf", "naf", "nice", "realnvp", "residual", "sos", "spline", "spline_coupling", "stack", "tarflow", "unaf",
+    "Permutation", "Planar", "Radial", "Residual", "Split", "Squeeze", "Sylvester", "TransformerAutoregressive",
+    "Whitening", "bernstein", "circular_spline", "cnf", "conv1x1", "ffjord", "gather", "gaussianization", "glow",
+    "glow_step", "iaf", "keep", "maf", "naf", "nice", "realnvp", "residual", "sos", "spline", "spline_coupling",
+    "stack", "tarflow", "transformer", "unaf",
 ]  # fmt: skip

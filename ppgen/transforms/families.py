@@ -15,6 +15,7 @@ from ppgen.transforms.coupling import nice, realnvp, spline_coupling
 from ppgen.transforms.linear import LULinear, Orthogonal, Permutation
 from ppgen.transforms.planar import Planar, Radial, Sylvester
 from ppgen.transforms.residual import residual
+from ppgen.transforms.transformer import transformer
 from ppgen.transforms.univariate.elementwise import ActNorm, gaussianization
 
 __all__ = ["FAMILIES", "MIXES", "stack"]
@@ -82,6 +83,7 @@ FAMILIES: dict[str, Callable[..., list[Part]]] = {
     "unaf": _ordered(ar.unaf),
     "sospf": _ordered(ar.sos),
     "bpf": _ordered(ar.bernstein),
+    "transformer": _ordered(transformer),
     "gf": _between(gaussianization, Orthogonal),
     "residual": _between(residual, ActNorm),
     "cnf": _between(cnf, ActNorm),
