@@ -45,7 +45,7 @@ class Flow(ppgen.Program):
     Args:
         features: D.
         family: see `ppgen.transforms.FAMILIES`: nsf, maf, iaf, realnvp, nice, nsf_coupling, naf, unaf, sospf, bpf,
-            gf, residual, cnf, ffjord, ...; "ncsf" is for angles in [-π, π), which are left as they are.
+            transformer, gf, residual, cnf, ffjord, ...; "ncsf" is for angles in [-π, π), which are left as they are.
         transforms: how many are stacked.
         hidden: widths of each transform's network.
         context: C, 0 for none.

@@ -202,6 +202,31 @@ def test_density_integrates_to_one(family):
     assert abs(mass - 1) < 2e-3, float(mass)
 
 
+def test_a_transformers_features_follow_those_before_them_in_its_order():
+    torch.manual_seed(0)
+    order = [2, 0, 3, 1]
+    t = T.transformer(4, hidden=HIDDEN, heads=2, order=order)
+    jacobian = torch.autograd.functional.jacobian(t.inv, torch.randn(4))
+    before = torch.tensor(order)[:, None] >= torch.tensor(order)
+    assert torch.equal(jacobian != 0, before)
+    with pytest.raises(PpgenError, match="order has to hold each of 0, ..., 3 once"):
+        T.transformer(4, order=[0, 0, 1, 2])
+    with pytest.raises(PpgenError, match="of one width"):
+        T.transformer(4, hidden=(8, 16))
+
+
+def test_a_transformers_density_is_the_product_of_its_mixtures():
+    torch.manual_seed(0)
+    t, x = T.transformer(3, hidden=HIDDEN, heads=2, components=2).double(), torch.randn(5, 3, dtype=torch.float64)
+    log_p = dist.TransformedDistribution(dist.Normal(torch.zeros(3).double(), 1.0).to_event(1), [t]).log_prob(x)
+    h = t.net(x[:, :-1].asinh()[..., None])
+    shift, log_scale = (
+        t.within.network(h).unflatten(-1, (2, 2)) + torch.stack([t.within.shift, t.within.scale], 1)
+    ).unbind(-2)
+    parts = dist.Normal(-shift * (-log_scale).exp(), (-log_scale).exp()).log_prob(x[..., None])
+    assert torch.allclose(log_p, (parts.logsumexp(-1) - math.log(2)).sum(-1), atol=1e-10)
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "ffjord"])
 def test_mixed_precision_is_the_networks_alone(family):
     chain = Chain(family, 3).float()

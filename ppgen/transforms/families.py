@@ -119,7 +119,7 @@ def stack(
         mix: what stands between two transforms: "lu", a matrix in its LU factors, at first a permutation; "rotation",
             of Householder reflections; "shuffle", a random order of the features; None leaves it to the family.
         how: further keywords of each transform, as bins=16, bound=8.0 for splines, residual=True, dropout=0.1 for the
-            networks of couplings.
+            networks of couplings, heads=8, components=16 for transformers.
 
     Raises:
         PpgenError: no such family, mix or keyword; one without context where a context is asked for; fewer than one
