@@ -107,7 +107,7 @@ class Chain(Program):
         """The columns as training on x sees them, a label left out here and there."""
         return columns
 
-    def coupled(self, x: Tensor, t: Tensor) -> Tensor | None:
+    def coupled(self, x: Tensor, t: Tensor, **columns: Tensor) -> Tensor | None:
         """States z_t to train at that are not draws of q(z_t | x), as their noise depends on x; None: such draws."""
         return None
 
