@@ -70,6 +70,7 @@ def reconstruction(program: Chain, x: Tensor, columns: Mapping[str, Tensor]) -> 
 
 def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
+    program.require_density()
     if program.limit:
         s = t
     else:

@@ -361,6 +361,6 @@ MUTANTS = [
         "guidance_without_its_scale",
         "return (x + sigma**2 / alpha * slope).detach(), raw",
         "return (x + sigma**2 * slope).detach(), raw",
-        "tests/test_guidance.py::test_a_linear_observation_of_unit_normals_is_exact",
+        "tests/test_guidance.py::test_a_linear_observation_of_independent_normals_is_exact",
     ),
 ]
