@@ -250,6 +250,10 @@ class Diffusion(GaussianChain):
                     "and label_dropout= (--set classes=10)"
                 )
             y = columns["y"].expand(z.shape[:-1])
+            if bool((y == self.classes).all()):
+                raise PpgenError(
+                    "guidance pushes draws towards a label, and got none; pass given={'y': ...} (--given y=3)"
+                )
             both = torch.stack([y, torch.full_like(y, self.classes)])
             guess, raw = self.predict(z.expand(2, *z.shape), t, y=both)
             return guess[1] + guidance * (guess[0] - guess[1]), None if raw is None else raw[0]

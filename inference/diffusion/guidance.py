@@ -4,8 +4,8 @@ r"""Guidance: draws from a diffusion model times a weight, by the gradient of th
 
 If w(z_t, t) = E[w(x) | z_t], as p(y | z_t) of a classifier of noisy states is, the draws are those of p(x) w(x). A loss
 of x̂(z_t) in its place (`weight` as a function of x̂ alone) is an approximation that is good where the noise is small.
-`linear_weight` has p(y | z_t) of y = A x + noise under x | z_t ~ N(x̂, r² I), 1 / r² = 1 / s² + e^−γ, in the units of the
-chain: exact where the data are a normal of variance s² I in these (s = 1, and 0.5 of an `EDM`), an approximation
+`linear_weight` has p(y | z_t) of y = A x + noise under x | z_t ~ N(x̂, r² I), 1 / r² = 1 / s² + e^−γ, in the units of
+the chain: exact where the data are a normal of variance s² I in these (s = 1, and 0.5 of an `EDM`), an approximation
 elsewhere.
 
 Sources: Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021, arXiv:2105.05233), classifiers;
@@ -16,6 +16,7 @@ for Inverse Problems (Song et al., 2023, OpenReview 9_gsMA8MRKQ), the linear wei
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -46,8 +47,8 @@ class Guided(GaussianChain):
         super().__init__()
         if program.samplers and "ancestral" not in program.samplers:
             raise PpgenError(
-                f"guidance needs a chain whose x̂ is E[x | z_t], and that of {program.name} as set is not; take one that "
-                "is neither distilled nor trained on coupled noise"
+                f"guidance needs a chain whose x̂ is E[x | z_t], and that of {program.name} as set is not; take one "
+                "that is neither distilled nor trained on coupled noise"
             )
         self.program, self.weight_of = program, weight
         self.schedule, self.process, self.variance = program.schedule, program.process, program.variance
