@@ -294,7 +294,8 @@ def prior_program(prior: str, latent: int) -> ppgen.Program | None:
     if prior == "flow":
         from ppgen.models.flow import Flow
 
-        return Flow(latent, family="nsf_coupling", transforms=4, hidden=(64, 64))
+        family = "nsf_coupling" if latent > 1 else "nsf"  # a coupling has two parts
+        return Flow(latent, family=family, transforms=4, hidden=(64, 64))
     if prior == "diffusion":
         from ppgen.models.diffusion import Diffusion
 
