@@ -31,7 +31,7 @@ import ppgen
 from ppgen.chains.chain import flat_rows
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
-from ppgen.data import moments
+from ppgen.data import moments, warn_of_unseen_labels
 from ppgen.data.files.images import channels_first
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
@@ -301,6 +301,7 @@ class Diffusion(GaussianChain):
         self.require_increasing()
         with pyro.validation_enabled(True):
             self.context(data)
+        warn_of_unseen_labels(data, self.categories, self.name)
         if not self.prepared:
             loc, scale = units(self.measured(data))
             self.loc.copy_(loc)

@@ -14,7 +14,7 @@ from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, elbo_decomposition
 from ppgen.inference.diffusion.samplers import SAMPLERS, sample_diffusion
-from ppgen.models import Diffusion, FlowMatching
+from ppgen.models import VAE, Diffusion, FlowMatching
 
 
 def trained(x, updates=400, **options):
@@ -294,3 +294,15 @@ def test_fit_sample_and_evaluate(tmp_path, monkeypatch):
     assert said["sites"] == {"x": [5, 2]} and np.load("x.npz")["x"].shape == (5, 2)
     bounds = json.loads(say("evaluate", "run", "--particles", "4", "--ode", "--json"))["bounds"]
     assert [(b["name"], b["kind"]) for b in bounds] == [("elbo", "lower"), ("ode", "exact")]
+
+
+@pytest.mark.parametrize("family", [Diffusion, VAE])
+def test_labels_that_no_row_has_are_said(family, caplog):
+    """Draws given one were by an embedding that nothing had trained."""
+    x, y = normal(4, 2), torch.tensor([0, 2, 0, 2])
+    family(2, classes=3, hidden=(4,)).prepare({"x": x, "y": y})
+    assert "no row has the label 1 of the column 'y'" in caplog.text
+    caplog.clear()
+    family(2, classes=3, hidden=(4,)).prepare({"x": x[:3], "y": torch.arange(3)})
+    family(2, hidden=(4,)).prepare({"x": x, "y": y})
+    assert not caplog.text

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 import ppgen
 from ppgen import PpgenError
-from ppgen.inference import fit, impute, sample, sample_diffusion
+from ppgen.inference import fit, impute, loglik, sample, sample_diffusion
 from ppgen.models import FlowMatching
 
 
@@ -132,8 +132,14 @@ def test_draws_of_its_explicit_chain_are_warned_of(caplog):
     sample(model, 2, seed=0)
     assert "draw by sample_diffusion(run)" in caplog.text
     caplog.clear()
-    sample(FlowMatching(2, hidden=(4,), steps=9), 2, seed=0)
+    plain = FlowMatching(2, hidden=(4,), steps=9)
+    sample(plain, 2, seed=0)
+    x = {"x": normal(3, 2)}
+    loglik(plain, x, particles=4)
+    loglik(model, x, particles=4, ode=True)
     assert not caplog.text
+    loglik(model, x, particles=4)
+    assert "log p(x) of its draws is that of the ODE" in caplog.text
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class Guided(GaussianChain):
 
     def __init__(self, program: GaussianChain, weight: Weight):
         super().__init__()
-        if program.samplers and "ancestral" not in program.samplers:
+        if not program.draws_by_steps:
             raise PpgenError(
                 f"guidance needs a chain whose x̂ is E[x | z_t], and that of {program.name} as set is not; take one "
                 "that is neither distilled nor trained on coupled noise"

@@ -126,6 +126,11 @@ class Chain(Program):
 
     is_chain = True
 
+    @property
+    def draws_by_steps(self) -> bool:
+        """Whether the steps of its explicit chain draw what it was trained to draw."""
+        return True
+
     def call(self, part: str, data: Mapping[str, Any]) -> Any:
         self.require_density()
         return super().call(part, data)

@@ -72,6 +72,11 @@ class GaussianChain(Chain):
     variance: str
     zero: Tensor
 
+    @property
+    def draws_by_steps(self) -> bool:
+        """As for `Chain`: not where x̂ is E[x | z_t] for other noise than they add."""
+        return not self.samplers or "ancestral" in self.samplers
+
     def predict(self, z: Tensor, t: Tensor | float, **columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """x̂(z_t, t), (..., D), and where the variance is learned where it lies: a number, through a sigmoid."""
         raise NotImplementedError

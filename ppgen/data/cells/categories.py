@@ -186,3 +186,17 @@ def require_labels(
             )
         found[column] = y if bool(missing.any()) else y.long()
     return found
+
+
+def warn_of_unseen_labels(data: Mapping[str, Any], categories: Mapping[str, int], name: str) -> None:
+    """Says which labels no row has: what a network gives for one has then been learned from nothing."""
+    for column, n in categories.items():
+        y = data.get(column)
+        if not isinstance(y, Tensor) or not y.numel():
+            continue
+        unseen = (torch.bincount(y.long().flatten(), minlength=n) == 0).nonzero().flatten().tolist()
+        if unseen:
+            log.warning(
+                "no row has the label %s of the column %r, of which %s has %d: what it draws given such a label is not "
+                "learned; number the labels that there are", ", ".join(map(str, unseen[:5])), column, name, n,
+            )  # fmt: skip
