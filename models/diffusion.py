@@ -31,7 +31,7 @@ import ppgen
 from ppgen.chains.chain import flat_rows
 from ppgen.chains.gaussian_chain import PROCESSES, VARIANCES, WEIGHTINGS, GaussianChain, shares
 from ppgen.chains.schedules import make_schedule
-from ppgen.data import moments
+from ppgen.data import moments, warn_of_unseen_labels
 from ppgen.data.files.images import channels_first
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
@@ -250,6 +250,10 @@ class Diffusion(GaussianChain):
                     "and label_dropout= (--set classes=10)"
                 )
             y = columns["y"].expand(z.shape[:-1])
+            if bool((y == self.classes).all()):
+                raise PpgenError(
+                    "guidance pushes draws towards a label, and got none; pass given={'y': ...} (--given y=3)"
+                )
             both = torch.stack([y, torch.full_like(y, self.classes)])
             guess, raw = self.predict(z.expand(2, *z.shape), t, y=both)
             return guess[1] + guidance * (guess[0] - guess[1]), None if raw is None else raw[0]
@@ -297,6 +301,7 @@ class Diffusion(GaussianChain):
         self.require_increasing()
         with pyro.validation_enabled(True):
             self.context(data)
+        warn_of_unseen_labels(data, self.categories, self.name)
         if not self.prepared:
             loc, scale = units(self.measured(data))
             self.loc.copy_(loc)

@@ -133,6 +133,11 @@ class DiffusionBridge(Diffusion):
         """1, about: x0 and x are of unit variance."""
         return torch.ones_like(self.share(t))
 
+    def left(self, t: Tensor | float) -> Tensor:
+        """The variance of x given z_t, where x0 and x are independent normals."""
+        share = self.share(t)
+        return 1 / (1 + (1 - share) ** 2 / (share**2 + self.noise**2 * share * (1 - share)))
+
     def base(self, **columns: Tensor) -> TorchDistribution:
         """z_1 is x0."""
         return Delta(columns["x0"]).to_event(1)

@@ -8,13 +8,16 @@ no bound on log p(x); the ELBO that a fit shows is.
 
 With coupling="ot" each row of a batch is paired with the noise that lies closest, such that the sum of squared
 distances is least (`ppgen.chains.pairs`). x and ε keep their distributions, so that the ODE still ends in the data; its
-paths are straighter, and take fewer steps. z_t is then no draw of q(z_t | x): x̂ = z − t v is no E[x | z_t] under fresh
-noise, and samplers that add noise, which need that, are refused. log p(x) of the draws is that of the ODE
-(`loglik(ode=True)`); the ELBO is one of the explicit chain, on independent noise, and may be far below.
+paths are straighter, and take fewer steps. Rows with labels are paired within their label (a hidden one counts as one
+more): draws given y start from all of the noise, and pairs across labels would leave each label a part of it. z_t is
+then no draw of q(z_t | x): x̂ = z − t v is no E[x | z_t] under fresh noise, and samplers that add noise, which need
+that, are refused. log p(x) of the draws is that of the ODE (`loglik(ode=True)`); the ELBO is one of the explicit chain,
+on independent noise, and may be far below.
 
 Sources: Flow Matching for Generative Modeling (Lipman et al., 2023, arXiv:2210.02747), the conditional-OT path, with
 time running from data to noise; Improving and generalizing flow-based generative models with minibatch optimal
-transport (Tong et al., 2023, arXiv:2302.00482).
+transport (Tong et al., 2023, arXiv:2302.00482); The Curse of Conditions (Cheng & Schwing, 2025, arXiv:2503.10636),
+labels.
 """
 
 from __future__ import annotations
@@ -86,13 +89,14 @@ class FlowMatching(Diffusion):
             self.sampler = ("heun", 20)
             self.samplers = ("ddim", "heun", "dpmpp", "unipc", "deis", "ode")
 
-    def coupled(self, x: Tensor, t: Tensor) -> Tensor | None:
-        """z_t whose noise is paired with x in each batch."""
+    def coupled(self, x: Tensor, t: Tensor, **columns: Tensor) -> Tensor | None:
+        """z_t whose noise is paired with x in each batch, or in each batch's rows of a label."""
         if self.coupling == "independent":
             return None
-        rows = self.encode(x)
+        rows, label = self.encode(x), columns.get("y")
+        label = None if label is None else label.expand(len(rows))
         noise = torch.randn(*t.shape, rows.shape[-1], dtype=rows.dtype, device=rows.device)
-        noise = torch.stack([e[optimal_pairs(rows, e)] for e in noise])
+        noise = torch.stack([e[optimal_pairs(rows, e, label)] for e in noise])
         _, alpha, sigma = self.coefficients(t)
         return alpha * rows + sigma * noise
 

@@ -59,7 +59,7 @@ class SemiSupervisedVAE(ppgen.Program):
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         self.classifier = MLP(self.vae.size, classes, widths, dropout=dropout)
         self.label_logits = nn.Parameter(torch.zeros(classes))
-        self.alpha, self.shapes = alpha, self.vae.shapes
+        self.alpha, self.shapes, self.categories = alpha, self.vae.shapes, {"y": classes}
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 import ppgen
-from ppgen.data import blocks, moments
+from ppgen.data import blocks, moments, warn_of_unseen_labels
 from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.counts import COUNTS, counts
 from ppgen.distributions.dequantize import find_grid
@@ -190,7 +190,8 @@ class VAE(ppgen.Program):
         return arguments | {"likelihood": "logistic", "levels": levels, "low": low, "high": high}
 
     def prepare(self, data: dict[str, Tensor]) -> VAE:
-        """The level of each feature, of counts, where none is known yet."""
+        """The level of each feature, of counts, where none is known yet; labels that no row has are said."""
+        warn_of_unseen_labels(data, self.categories, self.name)
         if self.likelihood in COUNTS and "x" in data and not self.log_mean.any():
             with torch.no_grad():
                 exposure = data["exposure"].mean() if "exposure" in data else 1.0
@@ -294,7 +295,8 @@ def prior_program(prior: str, latent: int) -> ppgen.Program | None:
     if prior == "flow":
         from ppgen.models.flow import Flow
 
-        return Flow(latent, family="nsf_coupling", transforms=4, hidden=(64, 64))
+        family = "nsf_coupling" if latent > 1 else "nsf"  # a coupling has two parts
+        return Flow(latent, family=family, transforms=4, hidden=(64, 64))
     if prior == "diffusion":
         from ppgen.models.diffusion import Diffusion
 

@@ -13,8 +13,9 @@ from ppgen import PpgenError, Run, cli
 from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference import diagnose, fit, loglik, posterior, predict, sample
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, elbo_decomposition
+from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.inference.diffusion.samplers import SAMPLERS, sample_diffusion
-from ppgen.models import Diffusion, FlowMatching
+from ppgen.models import VAE, Diffusion, FlowMatching, MaskedDiffusion
 
 
 def trained(x, updates=400, **options):
@@ -294,3 +295,34 @@ def test_fit_sample_and_evaluate(tmp_path, monkeypatch):
     assert said["sites"] == {"x": [5, 2]} and np.load("x.npz")["x"].shape == (5, 2)
     bounds = json.loads(say("evaluate", "run", "--particles", "4", "--ode", "--json"))["bounds"]
     assert [(b["name"], b["kind"]) for b in bounds] == [("elbo", "lower"), ("ode", "exact")]
+
+
+@pytest.mark.parametrize("family", [Diffusion, VAE])
+def test_labels_that_no_row_has_are_said(family, caplog):
+    """Draws given one were by an embedding that nothing had trained."""
+    x, y = normal(4, 2), torch.tensor([0, 2, 0, 2])
+    family(2, classes=3, hidden=(4,)).prepare({"x": x, "y": y})
+    assert "no row has the label 1 of the column 'y'" in caplog.text
+    caplog.clear()
+    family(2, classes=3, hidden=(4,)).prepare({"x": x[:3], "y": torch.arange(3)})
+    family(2, hidden=(4,)).prepare({"x": x, "y": y})
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("bad", [0.5, 3.0, -1.0])
+@pytest.mark.parametrize(
+    "program",
+    [
+        Diffusion(2, hidden=(4,), likelihood="discrete", levels=3, high=2.0, prediction="levels"),
+        Diffusion(2, hidden=(4,), likelihood="bernoulli"),
+        MaskedDiffusion(2, hidden=(4,), levels=3, high=2.0),
+    ],
+    ids=["discrete", "bernoulli", "masked"],
+)
+def test_values_that_x_cannot_have_have_no_log_probability(program, bad):
+    """Of 3 on the grid 0, 1, 2 log P was 13.4, above 0; one half on it had a figure as well."""
+    x = {"x": torch.tensor([[0.0, 1.0], [1.0, bad]])}
+    for ask in (loglik, chain_elbo, elbo_decomposition, chain_weights):
+        with pytest.raises(PpgenError, match=f"the observed site 'x' .* the data have {bad:g} "):
+            ask(program, x)
+    assert loglik(program, {"x": torch.tensor([[0.0, 1.0]])}, particles=3).dims == 2

@@ -8,10 +8,10 @@ from known import KnownChain, normal
 from test_samplers import gaussian_flow, moments_agree
 
 from ppgen import PpgenError
-from ppgen.inference import distil, sample_diffusion
-from ppgen.inference.diffusion.distil import _consistency_loss
+from ppgen.inference import distil, loglik, sample, sample_diffusion
+from ppgen.inference.diffusion.distil import _consistency_loss, _warn_if_far
 from ppgen.inference.diffusion.samplers import ddim, heun_step, jump
-from ppgen.models import Diffusion, DiffusionBridge
+from ppgen.models import VDM, Diffusion, DiffusionBridge
 
 
 class KnownConsistency(KnownChain):
@@ -80,6 +80,86 @@ def test_the_teacher_stays_and_its_copy_learns():
         sample_diffusion(teacher, 3, "consistency")
     with pytest.raises(PpgenError, match="DiffusionBridge has none"):
         distil(DiffusionBridge(2, hidden=(4,)), data)
+
+
+def labelled(**options):
+    torch.manual_seed(0)
+    teacher = Diffusion(2, hidden=(4,), classes=2, loc=[0.0], scale=[1.0], **options)
+    torch.nn.init.normal_(teacher.net.last.weight)
+    return teacher, {"x": normal(40, 2), "y": torch.arange(40) % 2}
+
+
+def test_a_distilled_chain_has_no_density_and_is_not_mistaken_for_one():
+    """Its x̂ is no E[x | z_t]: what the explicit chain or another sampler would draw by it is of no model."""
+    teacher, data = labelled()
+    made = distil(teacher, data, steps=2, batch_size=8)
+    for ask in (lambda: sample(made, 2, given=data), lambda: loglik(made, data), lambda: loglik(made, data, ode=True)):
+        with pytest.raises(PpgenError, match="by sample_diffusion alone"):
+            ask()
+    with pytest.raises(PpgenError, match="leave guidance out"):
+        sample_diffusion(made, 2, given={"y": 1}, guidance=2.0)
+    with pytest.raises(RuntimeError, match="distilled"):
+        labelled()[0].load_state_dict(made.state_dict())
+    again = distil(teacher, data, steps=0)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(*(sample_diffusion(p, 3, given={"y": 1}, seed=0) for p in (made, again)))
+
+
+def test_a_share_of_the_labels_is_hidden_from_it_too():
+    """Draws without a label are of it."""
+    teacher, data = labelled(label_dropout=0.5)
+    made = distil(teacher, data, steps=2, batch_size=8)
+    assert (made.net.time.label.weight != teacher.net.time.label.weight).any(1).all()
+
+
+def test_a_learned_schedule_is_held():
+    """The states that it learns from are of the chain's schedule."""
+    torch.manual_seed(0)
+    teacher = VDM(2, hidden=(4,), loc=[0.0], scale=[1.0])
+    torch.nn.init.normal_(teacher.net.last.weight)
+    made = distil(teacher, {"x": normal(20, 2)}, steps=3, batch_size=8)
+    assert all(map(torch.equal, made.schedule.parameters(), teacher.schedule.parameters()))
+    assert not torch.equal(made.net.last.weight, teacher.net.last.weight)
+
+
+@torch.no_grad()
+def test_states_of_coupled_noise_are_on_its_paths():
+    known, z = KnownChain(low=-3.0, high=3.0), normal(1, 40, 2).double()
+    known.coupled = lambda x, t, **columns: z + 0 * t[..., None]
+    losses = []
+    for x in (torch.zeros(40, 2), torch.ones(40, 2)):
+        torch.manual_seed(0)
+        losses.append(_consistency_loss(known, known, {"x": x.double()}, 10))
+    assert losses[0] == losses[1] > 0
+
+
+def test_a_step_that_does_not_end_where_the_ode_does_is_said(caplog):
+    """How far is known of the exact function's own jump, and of that function after a push by 0.5 sd."""
+
+    class Pushed(KnownConsistency):
+        push = 0.0
+
+        def predict(self, z, t, **columns):
+            x, raw = super().predict(z, t, **columns)
+            return x + self.push * self.eigenvalues.mean().sqrt(), raw
+
+    data = {"x": torch.zeros(300, 2).double()}
+    for push, said in ((0.0, False), (0.1, False), (0.5, True)):
+        student = Pushed(low=-6.0, high=6.0)
+        student.push = push
+        caplog.clear()
+        torch.manual_seed(0)
+        _warn_if_far(KnownChain(low=-6.0, high=6.0), student, data, 60)
+        assert (f"ends {push:.2g}" in caplog.text) == said and bool(caplog.text) == said
+
+
+@pytest.mark.parametrize("other", [{"process": "ve"}, {"schedule": "cosine"}, {"gamma_low": -5.0}, {"scale": [2.0]}])
+def test_what_is_trained_has_the_states_and_units_of_the_chain(other):
+    teacher, data = labelled()
+    same = {"hidden": (4,), "classes": 2, "loc": [0.0], "scale": [1.0]}
+    distil(teacher, data, steps=1, program=Diffusion(2, **same))
+    with pytest.raises(PpgenError, match="another process, schedule, location or scale"):
+        distil(teacher, data, steps=1, program=Diffusion(2, **same | other))
 
 
 @pytest.mark.slow

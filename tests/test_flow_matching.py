@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 import ppgen
 from ppgen import PpgenError
-from ppgen.inference import fit, impute, sample, sample_diffusion
+from ppgen.inference import fit, impute, loglik, sample, sample_diffusion
 from ppgen.models import FlowMatching
 
 
@@ -68,6 +68,35 @@ def test_coupled_noise_is_a_permutation_of_least_distance():
     assert FlowMatching(2, hidden=(8,)).coupled(x, t) is None
 
 
+@torch.no_grad()
+def test_noise_is_coupled_within_each_label():
+    """Across labels, two clusters at -3 and 3 would take the noise below 0 and above it, where draws take all."""
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 1, 0, 1])
+    x, t = 3.0 * (y[:, None] - 1) + 0.1 * normal(12, 1), torch.full((2, 12), 0.5)
+    model = FlowMatching(1, hidden=(8,), coupling="ot", classes=2, loc=[0.0], scale=[1.0])
+    _, alpha, sigma = model.coefficients(t)
+    torch.manual_seed(1)
+    used = (model.coupled(x, t, y=y) - alpha * x) / sigma
+    torch.manual_seed(1)
+    for own, drawn in zip(used, torch.randn(2, 12, 1), strict=True):
+        for label in range(3):  # the last is a hidden one
+            rows = (y == label).nonzero()[:, 0]
+            order = x[rows].argsort(0)[:, 0]  # of least distance on a line: both in order
+            assert torch.allclose(own[rows][order], drawn[rows].sort(0).values, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_draws_of_a_label_after_coupled_training():
+    y = torch.arange(2000) % 2
+    x = (4.0 * y - 2.0 + 0.3 * normal(2000))[:, None]
+    torch.manual_seed(0)
+    model = FlowMatching(1, hidden=(32, 32), coupling="ot", classes=2)
+    run = fit(model, {"x": x, "y": y}, steps=500, batch_size=128, lr=5e-3, schedule="cosine", engine="trace", seed=0)
+    for label, mean in ((0, -2.0), (1, 2.0)):
+        drawn = sample_diffusion(run, 2000, given={"y": label}, seed=0)
+        assert abs(float(drawn.mean()) - mean) < 0.1 and abs(float(drawn.std()) - 0.3) < 0.06
+
+
 def test_coupled_noise_is_trained_on_and_the_bound_is_of_fresh_noise():
     """The target is linear in the cost: its gradient flows through the coupled states only, and its value differs."""
     torch.manual_seed(0)
@@ -103,8 +132,14 @@ def test_draws_of_its_explicit_chain_are_warned_of(caplog):
     sample(model, 2, seed=0)
     assert "draw by sample_diffusion(run)" in caplog.text
     caplog.clear()
-    sample(FlowMatching(2, hidden=(4,), steps=9), 2, seed=0)
+    plain = FlowMatching(2, hidden=(4,), steps=9)
+    sample(plain, 2, seed=0)
+    x = {"x": normal(3, 2)}
+    loglik(plain, x, particles=4)
+    loglik(model, x, particles=4, ode=True)
     assert not caplog.text
+    loglik(model, x, particles=4)
+    assert "log p(x) of its draws is that of the ODE" in caplog.text
 
 
 @pytest.mark.slow

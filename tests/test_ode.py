@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from known import KnownChain, normal
+from known import KnownChain, draws_agree, normal
 
 from ppgen.chains.gaussian_chain import PROCESSES
 from ppgen.inference.diffusion import ode
 from ppgen.inference.diffusion.ode import _log_density, flow, ode_loglik
+from ppgen.inference.diffusion.samplers import sample_diffusion
 from ppgen.models import Diffusion
 
 
@@ -26,6 +27,20 @@ def test_exact_on_a_gaussian(process):
     exact = known.base().log_prob(end) + ratio.log().sum() + 2 * a1.log()
     assert torch.allclose(torch.as_tensor(found.values), exact, atol=1e-6)
     assert torch.allclose(exact, known.data.log_prob(x), atol=0.02)  # the ends are not at infinity
+
+
+@pytest.mark.parametrize("low", [-3.0, -8.0])
+def test_its_density_is_of_draws_without_the_noise_of_the_likelihood(low, caplog):
+    """Of N(0, 1): z_0 / α_0 has a variance of 1 + e^γ, and a draw of x one of 1 + 2 e^γ."""
+    known = KnownChain(mean=(0.0,), factor=((1.0,),), low=low, high=10.0)
+    x = torch.linspace(-2, 2, 5).double()[:, None]
+    found = torch.as_tensor(ode_loglik(known, {"x": x}, tolerance=1e-7).values)
+    once, twice = (torch.distributions.Normal(0.0, (1 + k * math.exp(low)) ** 0.5) for k in (1, 2))
+    torch.testing.assert_close(found, once.log_prob(x[:, 0]), atol=1e-4, rtol=0)
+    drawn = [sample_diffusion(known, 40_000, "heun", 60, mean=mean, seed=0) for mean in (True, False)]
+    draws_agree(drawn[0], 0.0, once.variance)
+    draws_agree(drawn[1], 0.0, twice.variance)
+    assert ("draws by mean=True" in caplog.text) == (low == -3.0)
 
 
 def test_an_unbiased_estimate_where_the_trace_is_drawn(monkeypatch):

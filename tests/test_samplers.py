@@ -241,6 +241,8 @@ def test_guidance():
     assert x.shape == (4, 2) and not torch.allclose(x, sample_diffusion(model, 4, "dpmpp", 3, given={"y": y}, seed=0))
     with pytest.raises(PpgenError, match="with and without their label"):
         sample_diffusion(Diffusion(2, hidden=(8,)), 4, "ddim", 3, guidance=2.0)
+    with pytest.raises(PpgenError, match="towards a label, and got none"):
+        sample_diffusion(model, 4, "ddim", 3, guidance=2.0)
 
 
 def test_the_usual_sampler():

@@ -116,6 +116,16 @@ def test_it_learns_two_patterns_from_a_few_labels():
     assert (run.program.classify(x).argmax(-1) == kind).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("label", [3.0, -1.0, 0.5])
+def test_a_label_that_is_none_beside_unknown_ones(made, label):
+    program, data = made
+    wrong = data | {"y": torch.tensor([0.0, NAN, label, NAN, NAN, 1.0]).double()}
+    fresh = SemiSupervisedVAE(5, 3, latent=1, hidden=(4,))
+    for ask in (lambda: loglik(program, wrong), lambda: fit(fresh, wrong, steps=1)):
+        with pytest.raises(PpgenError, match=f"has {label:g} in row 2 .*expected one whole number a row from 0 to 2"):
+            ask()
+
+
 def test_errors():
     with pytest.raises(PpgenError, match="at least 2 classes"):
         SemiSupervisedVAE(3, 1)

@@ -339,6 +339,23 @@ def test_a_learned_prior_is_trained_saved_and_drawn_from(prior, bounds, tmp_path
     assert sample(again, 4, seed=0)["z"].shape == (4, 3)
 
 
+@torch.no_grad()
+def test_one_latent_whose_prior_is_a_flow():
+    """It was refused: a coupling has two parts. Importance weights average to log p(x) by quadrature."""
+    torch.manual_seed(0)
+    vae = VAE(3, latent=1, hidden=(4,), prior="flow").double().eval()
+    for p in vae.latents.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    last = [m for m in vae.encoder.modules() if isinstance(m, torch.nn.Linear)][-1]
+    last.weight.data.zero_()
+    last.bias.data.copy_(torch.tensor([1.0, 2.0]))  # wider than the prior: bounded weights
+    x, z = torch.tensor([[1.0, 0, 1], [0.0, 0, 1]]).double(), torch.linspace(-12, 12, 4001).double()[:, None]
+    prior = torch.as_tensor(loglik(vae.latents, {"x": z}).best.values)
+    log_p = [torch.logsumexp(prior + vae.decode(z).log_prob(one), 0) + math.log(24 / 4000) for one in x]
+    found = loglik(vae, {"x": x}, particles=50_000).best
+    assert found.se.max() < 0.05 and (abs(found.values - torch.stack(log_p).numpy()) < 4 * found.se).all()
+
+
 @pytest.mark.parametrize("wrong", [{"prior": "flow", "components": 3}, {"prior": "mixture"}, {"prior": "vamp"}])
 def test_priors_that_there_are_not(wrong):
     with pytest.raises(PpgenError, match="prior="):

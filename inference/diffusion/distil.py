@@ -8,7 +8,8 @@ a grid that follow each other: z_t ~ q(z_t | x), z_s by one step of the chain's 
     loss  E |f_θ(z_t, t) − f_θ⁻(z_s, s)|²,   no gradient through θ⁻ = θ
 
 f_θ is one step of `ddim` of a program of the chain's kind, and starts as the chain itself. The sampler `consistency`
-draws by it: of one step it is f; of more, noise is added back between. There is no log p(x) of these draws.
+draws by it: of one step it is f; of more, noise is added back between. There is no log p(x) of these draws. Where a
+step ends far from the ODE's end after training, that is said.
 
 Sources: Consistency Models (Song et al., 2023, arXiv:2303.01469), algorithm 2 and the sampler, algorithm 1; Improved
 Techniques for Training Consistency Models (Song & Dhariwal, 2023, arXiv:2310.14189), θ⁻ = θ and grids that grow.
@@ -17,6 +18,7 @@ Techniques for Training Consistency Models (Song & Dhariwal, 2023, arXiv:2310.14
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -26,12 +28,16 @@ from torch import Tensor
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.data import n_rows, take
 from ppgen.errors import PpgenError
-from ppgen.inference.diffusion.samplers import chain_of, heun_step, jump
+from ppgen.inference.diffusion.samplers import chain_of, heun, heun_step, jump
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
 FIRST = 4  # intervals
+COMPARED = 256  # rows at which a step is compared with the ODE
+FAR = 0.25  # standard deviations of the draws: that is then up to 3% too large
+
+log = logging.getLogger("ppgen")
 
 
 def distil(
@@ -54,19 +60,23 @@ def distil(
         steps: of Adam, its learning rate falling from lr to 0 along a cosine.
         intervals: of the grid of times, in each of which the ODE takes one step: from 4 they double to that many.
         batch_size: rows a step.
-        program: what is trained, with the chain's process and schedule; None: a copy of the chain.
+        program: what is trained, with the chain's process, schedule and units; None: a copy of the chain.
         report: called with (steps done, of how many).
 
     Raises:
-        PpgenError: a program that is no Gaussian chain, or whose draws follow no ODE.
+        PpgenError: a program that is no Gaussian chain, or whose draws follow no ODE; one to train that is not alike.
     """
     teacher = chain_of(run, "distil")
     if teacher.samplers and "heun" not in teacher.samplers:
         raise PpgenError(f"distil follows the ODE of a chain, and {teacher.name} has none; fit model diffusion")
     columns = prepare_columns(data, teacher, dtype_of_program(teacher))
     student = copy.deepcopy(teacher) if program is None else program
-    student.sampler, student.samplers = ("consistency", 1), ("consistency",)
-    trained = [p for p in student.parameters() if p.requires_grad]
+    _require_alike(teacher, student)
+    student.sampler, student.samplers, student.sampled_only = ("consistency", 1), ("consistency",), True
+    # in its state, which a chain of the plain kind then refuses to load: its samplers would draw what is of no model
+    student.register_buffer("distilled", torch.ones(()))
+    held = {id(p) for p in student.schedule.parameters()}  # states are of the teacher's
+    trained = [p for p in student.parameters() if p.requires_grad and id(p) not in held]
     optimizer = torch.optim.Adam(trained, lr)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     with ready(run, columns, seed, guide=False), teacher.running(), student.running():
@@ -81,7 +91,45 @@ def distil(
             cosine.step()
             if report is not None:
                 report(i + 1, steps)
+        if steps:
+            _warn_if_far(teacher, student, columns, 2 * intervals)
     return student
+
+
+def _require_alike(teacher: GaussianChain, student: GaussianChain) -> None:
+    """
+    Raises:
+        PpgenError: the states, or the units, of one are not those of the other.
+    """
+    x, t = torch.stack([torch.zeros_like(teacher.zero), torch.ones_like(teacher.zero)]), torch.linspace(0, 1, 5)
+    with torch.no_grad():
+        one, other = ([*p.coefficients(t), p.decode(x)] for p in (teacher, student))
+        alike = student.zero.shape == teacher.zero.shape and all(
+            torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5) for a, b in zip(one, other, strict=True)
+        )
+    if not alike:
+        raise PpgenError(
+            f"the program to train, {student.name}, has another process, schedule, location or scale than "
+            f"{teacher.name}, which is distilled; make it with the same (loc and scale are those of the fitted chain, "
+            "loc=run.program.loc.tolist())"
+        )
+
+
+@torch.no_grad()
+def _warn_if_far(teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int) -> None:
+    """Says where one step of the student does not end where the teacher's ODE does."""
+    rows = min(n_rows(data), COMPARED)
+    columns = teacher.context(dict(take(data, torch.randperm(n_rows(data))[:rows])))
+    z = teacher.base().expand([2, rows]).sample()
+    ends = heun(teacher, intervals, z, **columns) / teacher.coefficients(0.0)[1]
+    spread = (ends[0] - ends[1]).square().mean().div(2).sqrt()  # of one row's columns
+    off = float((jump(student, z, 1.0, **columns) - ends).square().mean().sqrt() / spread)
+    if not off < FAR:
+        log.warning(
+            "one step of the distilled %s ends %.2g standard deviations of its draws (root mean square) from where the "
+            "ODE does, so that its draws are of another distribution; train it longer (steps=), or draw from the chain",
+            student.name, off,
+        )  # fmt: skip
 
 
 def _intervals(done: float, most: int) -> int:
@@ -98,11 +146,13 @@ def _consistency_loss(
     teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int
 ) -> Tensor:
     """The mean squared distance over rows, each at one interval of the grid drawn at random."""
-    x, columns = data["x"], teacher.context(dict(data))
+    x = data["x"]
+    columns = teacher.hide(teacher.context(dict(data)), x)
     i = torch.randint(intervals, (len(x),))
     s, t = (teacher.time(k / intervals) for k in (i, i + 1))
     with torch.no_grad():
-        z = teacher.forward(x, t, **columns).sample()
+        coupled = teacher.coupled(x, t[None], **columns)
+        z = teacher.forward(x, t, **columns).sample() if coupled is None else coupled[0]
         (_, alpha_s, _), (_, alpha, _) = teacher.coefficients(s), teacher.coefficients(t)
         below = alpha_s * heun_step(teacher, z / alpha, s, t, **columns)
         end = jump(student, below, s, **columns)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import Chain
 from ppgen.chains.chain_terms import reconstruction, terms
+from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, take
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Bound, LogLik
@@ -132,11 +133,22 @@ def _of_rows(program: Chain, batch: Mapping[str, Tensor], k: int, ends: int) -> 
     with program.running():
         x, columns = batch["x"], program.context(dict(batch))
         n = len(x)
+        require_in_support(program, batch)
         start = -program.prior(x, **columns).expand(ends, n)
         u = torch.rand(k, n, dtype=start.dtype, device=start.device)
         t = (torch.arange(k, dtype=u.dtype, device=u.device)[:, None] + u) / k
         cost = terms(program, x, t.clamp(max=1 - 1e-6), columns)[0]
         return cost, start, torch.stack([reconstruction(program, x, columns) for _ in range(ends)])
+
+
+def require_in_support(program: Chain, columns: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        PpgenError: values of x that p(x | z_0) cannot give, whose log-probability would be that of others.
+    """
+    values, first = program.values(columns["x"]), take(columns, slice(0, 1))
+    fn = program.likelihood(torch.zeros_like(values[:1]), **program.context(dict(first)))
+    observed_in_support("x", {"fn": fn, "value": values, "mask": None})
 
 
 def _blocks(program: Chain, columns: Mapping[str, Tensor], k: int) -> Iterator[dict[str, Tensor]]:
@@ -151,9 +163,9 @@ def _dims(program: Chain, columns: Mapping[str, Tensor]) -> int | None:
     few = take(columns, slice(0, 1))
     with program.running():
         context = program.context(dict(few))
-        z = program.forward(few["x"], 0.0, **context).sample()
-        discrete = program.likelihood(z, **context).support.is_discrete
-    return z.shape[-1] if discrete else None
+        values = program.values(few["x"])
+        discrete = program.likelihood(torch.zeros_like(values), **context).support.is_discrete
+    return values.shape[-1] if discrete else None
 
 
 def require_chain(run: Run | Program) -> Chain:

@@ -4,8 +4,9 @@ r"""Guidance: draws from a diffusion model times a weight, by the gradient of th
 
 If w(z_t, t) = E[w(x) | z_t], as p(y | z_t) of a classifier of noisy states is, the draws are those of p(x) w(x). A loss
 of x̂(z_t) in its place (`weight` as a function of x̂ alone) is an approximation that is good where the noise is small.
-`linear_weight` has p(y | z_t) of y = A x + noise under x | z_t ~ N(x̂, r² I), r² = e^γ / (1 + e^γ), in the units of the
-chain: exact where the data are a normal of variance I in these, an approximation elsewhere.
+`linear_weight` has p(y | z_t) of y = A x + noise under x | z_t ~ N(x̂, r² I), 1 / r² = 1 / s² + e^−γ, in the units of
+the chain: exact where the data are a normal of variance s² I in these (s = 1, and 0.5 of an `EDM`), an approximation
+elsewhere.
 
 Sources: Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021, arXiv:2105.05233), classifiers;
 Diffusion Posterior Sampling (Chung et al., 2023, arXiv:2209.14687), losses of x̂; Pseudoinverse-Guided Diffusion Models
@@ -15,7 +16,6 @@ for Inverse Problems (Song et al., 2023, OpenReview 9_gsMA8MRKQ), the linear wei
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -37,14 +37,24 @@ class Guided(GaussianChain):
             z, and the time.
 
     Raises:
-        PpgenError: a weight that is not one number a row, or depends on neither x̂ nor z.
+        PpgenError: a weight that is not one number a row, or depends on neither x̂ nor z; a chain whose x̂ is no
+            E[x | z_t].
     """
+
+    sampled_only = True
 
     def __init__(self, program: GaussianChain, weight: Weight):
         super().__init__()
+        if not program.draws_by_steps:
+            raise PpgenError(
+                f"guidance needs a chain whose x̂ is E[x | z_t], and that of {program.name} as set is not; take one "
+                "that is neither distilled nor trained on coupled noise"
+            )
         self.program, self.weight_of = program, weight
         self.schedule, self.process, self.variance = program.schedule, program.process, program.variance
-        self.steps, self.sampler, self.zero = program.steps, program.sampler, program.zero
+        self.steps, self.zero, self.data_scale = program.steps, program.zero, program.data_scale
+        self.sampler, self.samplers, self.categories = program.sampler, program.samplers, program.categories
+        self.shapes, self.__dict__["model"] = program.shapes, program.model  # whose arguments are the columns
         self.train(program.training)
 
     def predict(self, z: Tensor, t: Tensor | float, **columns: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -62,6 +72,15 @@ class Guided(GaussianChain):
         _, alpha, sigma = self.coefficients(t)
         return (x + sigma**2 / alpha * slope).detach(), raw
 
+    def base(self, **columns: Tensor) -> TorchDistribution:
+        return self.program.base(**columns)
+
+    def forward(self, x: Tensor, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
+        return self.program.forward(x, t, **columns)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.program.values(x)
+
     def encode(self, x: Tensor) -> Tensor:
         return self.program.encode(x)
 
@@ -75,9 +94,8 @@ class Guided(GaussianChain):
         """p(x | z_0) of the chain: at its noise the weight makes no difference."""
         return self.program.likelihood(z, **columns)
 
-    def model(self, x: Any = None, **columns: Any) -> Any:
-        """The chain's own, without the weight."""
-        return self.program.model(x, **columns)
+    def left(self, t: Tensor | float) -> Tensor:
+        return self.program.left(t)
 
 
 def linear_weight(program: GaussianChain, matrix: Tensor, y: Tensor, noise: float) -> Weight:
@@ -102,7 +120,7 @@ def linear_weight(program: GaussianChain, matrix: Tensor, y: Tensor, noise: floa
     unit = program.decode(torch.ones_like(program.zero)) - program.decode(torch.zeros_like(program.zero))
 
     def weight(x: Tensor, z: Tensor, t: float) -> Tensor:
-        scaled = matrix * unit * torch.sigmoid(program.gamma(t)).sqrt()
+        scaled = matrix * unit * program.left(t).sqrt()
         covariance = scaled @ scaled.T + noise**2 * torch.eye(len(y)).to(matrix)
         return MultivariateNormal(x @ matrix.T, covariance).log_prob(y)
 

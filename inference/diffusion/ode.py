@@ -5,7 +5,9 @@ In states of unit variance, h = z / √(α² + σ²) = a x + s ε with a² + s²
     dh/dγ = ½ a (a h − x̂(h, γ)),     log p_0(h_0) = log p_1(h_1) + ∫ tr ∂(dh/dγ)/∂h dγ      from γ(0) to γ(1)
 
 has at every t the marginals of the reverse SDE, if x̂ is the conditional mean; in any case it is an invertible map, and
-its density is that of its own draws. The trace is exact (D backward passes), or Hutchinson's unbiased estimate εᵀ J ε.
+its density is that of its own draws: of continuous x of z_0 / α_0, as `sample_diffusion(mean=True)` gives them, without
+the noise of p(x | z_0); where that is no small one it is said. The trace is exact (D backward passes), or Hutchinson's
+unbiased estimate εᵀ J ε.
 
     continuous x   log p(x) = log p_0(a_0 x) + D log a_0                 exact, but for the solver's tolerance
     discrete x     E_q(z_0 | x)[log p_0(z_0) + log p(x | z_0) − log q(z_0 | x)] ≤ log P(x)
@@ -16,6 +18,7 @@ Sources: Score-Based Generative Modeling through SDEs (Song et al., 2021, arXiv:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +35,9 @@ from ppgen.transforms.continuous import solve
 
 EXACT = 16  # values a row up to which the trace is exact
 BLOCK = 2**19  # values at once
+SMALL_NOISE = 0.05  # standard deviations: of a variance 0.25% larger
+
+log = logging.getLogger("ppgen")
 
 
 def flow(
@@ -94,6 +100,12 @@ def ode_loglik(program: GaussianChain, data: Mapping[str, Tensor], *, draws: int
     exact = d <= EXACT
     if exact and not discrete:
         draws = 1
+    noise = float((program.gamma(0.0) / 2).exp())
+    if not discrete and noise > SMALL_NOISE:
+        log.warning(
+            "log p(x) by the ODE is the density of z_0, without the noise of p(x | z_0), which is of %.2g standard "
+            "deviations of the data here: it is that of draws by mean=True; fit with a lower gamma_low", noise,
+        )  # fmt: skip
     rows, parts = max(1, BLOCK // (d * draws)), []
     for i in range(0, n, rows):
         batch = take(data, slice(i, i + rows))

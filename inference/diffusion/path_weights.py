@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference.diffusion.elbo_decomposition import require_chain
+from ppgen.inference.diffusion.elbo_decomposition import require_chain, require_in_support
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
@@ -63,6 +63,7 @@ def chain_weights(
     columns = prepare_columns(data, program, dtype_of_program(program))
     with ready(run, columns, seed, guide=False), program.running():
         x, context = columns["x"], program.context(columns)
+        require_in_support(program, columns)
         q = program.forward(x, 1.0, **context)
         z = q.sample((particles,))
         log_w = program.base(**context).log_prob(z) - q.log_prob(z)

@@ -297,6 +297,11 @@ def sample_diffusion(
         with pyro.validation_enabled(True):
             context: dict[str, Any] = program.context(columns)
         if guidance is not None and guidance != 1.0:
+            if sampler == "consistency":
+                raise PpgenError(
+                    "guidance bends the paths of a chain, and a distilled one knows where those without guidance end; "
+                    "leave guidance out, or draw from the chain itself"
+                )
             context["guidance"] = guidance
         most = max(1, BLOCK // len(program.zero))
         blocks, parts = math.ceil(n / most), []

@@ -37,7 +37,7 @@ from ppgen.draws import ManyTerms, SitesDiffer, one_draw
 from ppgen.engine.graphs.gradient import shapes
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
-from ppgen.inference.diffusion.elbo_decomposition import chain_elbo
+from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, require_chain
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
 from ppgen.inference.evaluation.estimates import Bound, LogLik
@@ -186,6 +186,12 @@ def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: 
     """The ELBO by times drawn at random, and the ODE's figure after it."""
     found = chain_elbo(run, data, times=times, seed=seed)
     if not ode:
+        program = require_chain(run)
+        if not program.draws_by_steps:
+            log.warning(
+                "the ELBO is of the explicit chain of %s, by which it is not drawn from: log p(x) of its draws is that "
+                "of the ODE, ode=True (--ode)", program.name,
+            )  # fmt: skip
         return found
     program = chain_of(run, "the ODE")
     with ready(run, data, seed, guide=False):

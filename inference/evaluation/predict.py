@@ -223,7 +223,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
         sizes = _grown(model, sample)
         if not sizes:
-            require_labels(rows, program.categories, program.name)
+            require_labels(rows, program.categories, program.name, gaps=program.missing == "mask")
         model = model._replace(sizes=sizes)
         sites = sample_sites(model.trace(sample, observed=True)[0])
         free = any(_free(s, sample, structure) and not s["is_observed"] for s in sites.values())

@@ -16,7 +16,7 @@ trains by (`ppgen.chains.chain_terms`). Sources: Deep Unsupervised Learning usin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -47,12 +47,14 @@ class Chain(Program):
         limit: whether training takes T → ∞; the subclass then has a `rate`.
         history: a buffer of running means of squared costs, by time, where times are to be drawn by it (optional).
         weighting: "elbo", or the name of a reweighting: what is trained on is then **not** a bound.
+        sampled_only: whether samplers draw from it otherwise than its explicit chain does, by no known density.
     """
 
     support: constraints.Constraint | None = None
     steps: int = 1000
     limit: bool = False
     weighting: str = "elbo"
+    sampled_only: bool = False
 
     # -- the conditionals ----------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class Chain(Program):
         """The columns as training on x sees them, a label left out here and there."""
         return columns
 
-    def coupled(self, x: Tensor, t: Tensor) -> Tensor | None:
+    def coupled(self, x: Tensor, t: Tensor, **columns: Tensor) -> Tensor | None:
         """States z_t to train at that are not draws of q(z_t | x), as their noise depends on x; None: such draws."""
         return None
 
@@ -123,6 +125,26 @@ class Chain(Program):
     # -- as a program -------------------------------------------------------------------------------------
 
     is_chain = True
+
+    @property
+    def draws_by_steps(self) -> bool:
+        """Whether the steps of its explicit chain draw what it was trained to draw."""
+        return True
+
+    def call(self, part: str, data: Mapping[str, Any]) -> Any:
+        self.require_density()
+        return super().call(part, data)
+
+    def require_density(self) -> None:
+        """
+        Raises:
+            PpgenError: its draws are not those of its explicit chain, whose density would be that of other draws.
+        """
+        if self.sampled_only:
+            raise PpgenError(
+                f"{self.name} as made here is drawn from by sample_diffusion alone, and there is no log p(x) of its "
+                "draws; take the chain that it was made of"
+            )
 
     def subsampled_terms(self, data: dict[str, Tensor], draws: int) -> list[Term]:
         return subsampled_terms(self, data, draws)

@@ -70,12 +70,13 @@ def reconstruction(program: Chain, x: Tensor, columns: Mapping[str, Tensor]) -> 
 
 def terms(program: Chain, x: Tensor, t: Tensor, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """T KL of the step that holds time t, (times, rows): as it is, and reweighted."""
+    program.require_density()
     if program.limit:
         s = t
     else:
         i = (t * program.steps).floor().clamp(0, program.steps - 1)
         s, t = i / program.steps, (i + 1) / program.steps
-    coupled = program.coupled(x, t) if program.training else None
+    coupled = program.coupled(x, t, **columns) if program.training else None
     with program.variance_only() as shape, nullcontext() if coupled is None else torch.no_grad():
         cost = _cost(program, x, _draw(program.forward(x, t, **columns)), s, t, columns)
     # The shape of the schedule between the ends changes the variance of the estimate, not its mean: its gradient

@@ -58,17 +58,24 @@ class GaussianChain(Chain):
         process: one of `PROCESSES`.
         variance: of p_θ(z_s | z_t): "posterior" c σ_s², "forward" c σ_t², or "learned" between the two.
         zero: a buffer of zeros, (D,).
+        data_scale: the standard deviation of the data in the units of the chain.
         sampler: and its steps, where none is asked for; None: chosen by D.
         samplers: those that are right for it; none: all.
     """
 
     gaussian_steps = True
+    data_scale: float = 1.0
     sampler: tuple[str, int] | None = None
     samplers: tuple[str, ...] = ()
     schedule: Schedule
     process: str
     variance: str
     zero: Tensor
+
+    @property
+    def draws_by_steps(self) -> bool:
+        """As for `Chain`: not where x̂ is E[x | z_t] for other noise than they add."""
+        return not self.samplers or "ancestral" in self.samplers
 
     def predict(self, z: Tensor, t: Tensor | float, **columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """x̂(z_t, t), (..., D), and where the variance is learned where it lies: a number, through a sigmoid."""
@@ -160,6 +167,10 @@ class GaussianChain(Chain):
         """The standard deviation of z_t where the data have unit variance, (..., 1)."""
         _, alpha, sigma = self.coefficients(t)
         return (alpha**2 + sigma**2).sqrt()
+
+    def left(self, t: Tensor | float) -> Tensor:
+        """The variance of x given z_t where the data are independent normals of `data_scale`, (..., 1)."""
+        return 1 / (self.data_scale**-2 + (-self.gamma(t)).exp())
 
     def _between(
         self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float

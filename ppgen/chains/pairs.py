@@ -33,14 +33,18 @@ def _operator() -> Callable[[Tensor], Tensor]:
     return assigned
 
 
-def optimal_pairs(a: Tensor, b: Tensor) -> Tensor:
+def optimal_pairs(a: Tensor, b: Tensor, label: Tensor | None = None) -> Tensor:
     """Which row of b each row of a is paired with: b[optimal_pairs(a, b)], of least total squared distance.
 
     Args:
         a, b: (n, D). The time goes with n³: 10 ms for 256 rows, 0.2 s for 1 000.
+        label: (n,), within which pairs are made: of each label a and b then keep their rows.
 
     >>> optimal_pairs(torch.tensor([[0.0], [5.0]]), torch.tensor([[6.0], [1.0]]))
     tensor([1, 0])
     """
     a, b = a.detach(), b.detach()
-    return _operator()((a**2).sum(-1)[:, None] + (b**2).sum(-1) - 2 * a @ b.T)
+    cost = (a**2).sum(-1)[:, None] + (b**2).sum(-1) - 2 * a @ b.T
+    if label is not None:
+        cost = torch.where(label[:, None] == label, cost, torch.inf)
+    return _operator()(cost)

@@ -302,7 +302,7 @@ def _describe(c: Any) -> str:
     if bounds is not None and str(c) != "Boolean()" and torch.isfinite(bounds[0]).all():
         first, last = float(bounds[0].min()), float(bounds[1].max())
         return f"{{{first:g}, {first + 1:g}, ...}}" if last == math.inf else f"{{{first:g}, ..., {last:g}}}"
-    return str(c).rstrip("()").split(".")[-1].lstrip("_").lower().replace("boolean", "{0, 1}")
+    return str(c).removesuffix("()").split(".")[-1].lstrip("_").lower().replace("boolean", "{0, 1}")
 
 
 def _bounds(c: Any) -> tuple[Tensor, Tensor] | None:

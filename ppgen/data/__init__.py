@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data.arguments import Nested, argument_of, is_literal, put_together, tensors
-from ppgen.data.cells.categories import recoded, require_labels
+from ppgen.data.cells.categories import recoded, require_labels, warn_of_unseen_labels
 from ppgen.data.cells.levels import Levels, encoded
 from ppgen.data.cells.number_notes import ENOUGH_ROWS, SOME_ROWS, SQUEEZED
 from ppgen.data.cells.typed import fits_float32
@@ -63,6 +63,7 @@ __all__ = [
     "tensors",
     "type_of_record",
     "validate",
+    "warn_of_unseen_labels",
     "words_of",
 ]
 

@@ -367,7 +367,8 @@ def prepare_columns(
     columns = _taken(columns, program)
     if program.types is not None:
         columns = data_module.recoded(columns, program.types, new=new_words, beyond=beyond, only=program.columns)
-    columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond)
+    gaps = program.missing == "mask"
+    columns = data_module.require_labels(columns, program.categories, program.name, beyond=beyond, gaps=gaps)
     if program.missing == "drop" and not beyond:  # new rows are predicted one by one
         columns = note_dropped(program, columns, dropped(columns, columns))
     if isinstance(program.shapes, Mapping):  # and not an attribute of the user's own

@@ -329,9 +329,15 @@ MUTANTS = [
     ),
     Mutant(
         "coupled_noise_for_all_rows_but_theirs",
-        "noise = torch.stack([e[optimal_pairs(rows, e)] for e in noise])",
-        "noise = torch.stack([e[optimal_pairs(e, rows)] for e in noise])",
+        "noise = torch.stack([e[optimal_pairs(rows, e, label)] for e in noise])",
+        "noise = torch.stack([e[optimal_pairs(e, rows, label)] for e in noise])",
         "tests/test_flow_matching.py::test_coupled_noise_is_a_permutation_of_least_distance",
+    ),
+    Mutant(
+        "coupled_noise_across_labels",
+        "noise = torch.stack([e[optimal_pairs(rows, e, label)] for e in noise])",
+        "noise = torch.stack([e[optimal_pairs(rows, e)] for e in noise])",
+        "tests/test_flow_matching.py::test_noise_is_coupled_within_each_label",
     ),
     Mutant(
         "jump_beyond_the_end",
@@ -355,6 +361,6 @@ MUTANTS = [
         "guidance_without_its_scale",
         "return (x + sigma**2 / alpha * slope).detach(), raw",
         "return (x + sigma**2 * slope).detach(), raw",
-        "tests/test_guidance.py::test_a_linear_observation_of_unit_normals_is_exact",
+        "tests/test_guidance.py::test_a_linear_observation_of_independent_normals_is_exact",
     ),
 ]

@@ -150,13 +150,16 @@ def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool, leve
     return value
 
 
-def require_labels(data: Mapping[str, Any], categories: Mapping[str, int], name: str, *, beyond: bool = False) -> Table:
+def require_labels(
+    data: Mapping[str, Any], categories: Mapping[str, int], name: str, *, beyond: bool = False, gaps: bool = False
+) -> Table:
     """The columns, those of labels and groups as int64.
 
     Args:
         categories: how many there are, by column: 0 .. n - 1.
         name: of the program.
         beyond: whether numbers from n on are let pass: groups that were not fitted, which the caller looks at.
+        gaps: whether nan is let pass: labels that are not known, in floats.
 
     Raises:
         PpgenError: a label that is negative, beyond the last, or fractional; one-hot rows.
@@ -173,11 +176,27 @@ def require_labels(data: Mapping[str, Any], categories: Mapping[str, int], name:
             raise PpgenError(f"column {column!r} of {name} has the shape {tuple(y.shape)}, {expected}; {remedy}")
         wrong = torch.zeros_like(y, dtype=torch.bool) if y.dtype == torch.bool else (y < 0) | (y != y.round())
         wrong |= (y.long() >= n) if not beyond else False
+        missing = y.isnan() if gaps else torch.zeros_like(wrong)
+        wrong &= ~missing
         if bool(wrong.any()):
             row = int(wrong.reshape(-1).nonzero()[0])
             raise PpgenError(
                 f"column {column!r} of {name} has {y.reshape(-1)[row].item():g} in row {row} (counting from 0), "
                 f"{expected}; recode it, or make the program with as many as there are"
             )
-        found[column] = y.long()
+        found[column] = y if bool(missing.any()) else y.long()
     return found
+
+
+def warn_of_unseen_labels(data: Mapping[str, Any], categories: Mapping[str, int], name: str) -> None:
+    """Says which labels no row has: what a network gives for one has then been learned from nothing."""
+    for column, n in categories.items():
+        y = data.get(column)
+        if not isinstance(y, Tensor) or not y.numel():
+            continue
+        unseen = (torch.bincount(y.long().flatten(), minlength=n) == 0).nonzero().flatten().tolist()
+        if unseen:
+            log.warning(
+                "no row has the label %s of the column %r, of which %s has %d: what it draws given such a label is not "
+                "learned; number the labels that there are", ", ".join(map(str, unseen[:5])), column, name, n,
+            )  # fmt: skip
