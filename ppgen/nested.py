@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
+from ppgen.gaps import without_gaps
 from ppgen.handlers import Holder, free_name
 from ppgen.sites import is_deterministic
 
@@ -166,7 +167,7 @@ def sample(
         return value
     by_times = _by_times(program)
     if value is None or not by_times:
-        with _PlatesOnly(scope.plates) if by_times else nullcontext(), scope, scope.rows(), _registering(program):
+        with _PlatesOnly(scope.plates) if by_times else nullcontext(), scope, scope.as_part(), _registering(program):
             program.call("model", columns if value is None else columns | {column: value})
         value = _generated(scope, running)
         if first:
@@ -322,7 +323,7 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any]) -> Non
     """
 
     def site(given: Mapping[str, Any]) -> dict[str, Any]:
-        with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.rows():
+        with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.as_part():
             scope.program.call("model", given)
         return dict(seen.trace.nodes[scope.column])
 
@@ -353,7 +354,7 @@ def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
             "in place of summing it out"
         )
     scope.guide = True
-    with scope, scope.rows(), _registering(program):
+    with scope, scope.as_part(), _registering(program):
         program.call("guide", columns)
 
 
@@ -423,9 +424,11 @@ class _Scope(Holder):
         self.others: list[str] = []  # its latents beside the value
 
     @contextmanager
-    def rows(self) -> Iterator[None]:
-        """How `rows` is read within: as a plate of n rows, or as the plates around."""
+    def as_part(self) -> Iterator[None]:
+        """Within it, the program runs as a part of another: `rows` is a plate of n rows, or the plates around; missing
+        cells are the outer program's to fill, and those of a fit of its own are no matter."""
         with (
+            without_gaps(self.program),
             _set(_INNER, "" if self.n is None else self.table),
             nullcontext() if self.n is None else asked_rows(self.n),
         ):
