@@ -382,6 +382,34 @@ def test_a_program_that_was_fitted_to_missing_cells_is_a_prior_and_a_likelihood(
     assert torch.allclose(ours, by_hand, rtol=1e-10)
 
 
+class SharedMean(ppgen.Program):
+    """x ~ N(m, 1), m ~ N(0, 5) for all rows."""
+
+    def model(self, x=None):
+        m = pyro.sample("m", Normal(0.0, 5.0))
+        with ppgen.rows(x):
+            return pyro.sample("x", Normal(m, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_what_a_fit_learned_of_latents_that_rows_share_is_said_to_be_left_behind(freeze, caplog):
+    """The prior of a fitted Bayesian program stood in for its posterior without a word; of its guide it was said that
+    it gets no gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(20) + 3
+    shared, local = (fit(p(), {"x": x}, steps=3, guide="AutoNormal", seed=0).program for p in (SharedMean, OneLevel))
+
+    def outer(w):
+        with ppgen.rows(w):
+            pyro.sample("w", Normal(ppgen.sample("z", part, freeze=freeze), 0.3), obs=w)
+
+    for part, said in ((shared, 1), (local, 0), (SharedMean(), 0)):
+        caplog.clear()
+        fit(ppgen.Program.from_pair(outer), {"w": x[:5]}, steps=3, seed=0)
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warned) == said and all("'m' has its prior" in m for m in warned), warned
+
+
 class OneLevel(ppgen.Program):
     """x ~ N(a u, 0.5), u ~ N(0, 1)."""
 
