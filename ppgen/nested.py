@@ -302,8 +302,8 @@ def _warn_of_priors(scope: _Scope) -> None:
     if scope.program.fixed_rows and scope.shared and scope.name not in told:
         told.add(scope.name)
         log.warning(
-            "ppgen.sample(%r) takes the model of %s, in which %r has its prior; what the fit of that learned of it is a "
-            "guide given its own rows, and is not used here: make it a parameter (torch.nn.Parameter, pyro.param) to "
+            "ppgen.sample(%r) takes the model of %s, in which %r has its prior; what the fit of that learned of it is "
+            "a guide given its own rows, and is not used here: make it a parameter (torch.nn.Parameter, pyro.param) to "
             "keep it", scope.name, scope.program.name, scope.shared[0].removeprefix(f"{scope.name}/"),
         )  # fmt: skip
 

@@ -399,13 +399,16 @@ def test_what_a_fit_learned_of_latents_that_rows_share_is_said_to_be_left_behind
     x = torch.randn(20) + 3
     shared, local = (fit(p(), {"x": x}, steps=3, guide="AutoNormal", seed=0).program for p in (SharedMean, OneLevel))
 
-    def outer(w):
-        with ppgen.rows(w):
-            pyro.sample("w", Normal(ppgen.sample("z", part, freeze=freeze), 0.3), obs=w)
+    def outer(part):
+        def model(w):
+            with ppgen.rows(w):
+                pyro.sample("w", Normal(ppgen.sample("z", part, freeze=freeze), 0.3), obs=w)
+
+        return ppgen.Program.from_pair(model)
 
     for part, said in ((shared, 1), (local, 0), (SharedMean(), 0)):
         caplog.clear()
-        fit(ppgen.Program.from_pair(outer), {"w": x[:5]}, steps=3, seed=0)
+        fit(outer(part), {"w": x[:5]}, steps=3, seed=0)
         warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert len(warned) == said and all("'m' has its prior" in m for m in warned), warned
 
