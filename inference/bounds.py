@@ -75,11 +75,28 @@ def of_weights(formula: Callable[[Tensor], Tensor], terms: Sequence[Term], s: Se
     return target, bound
 
 
-def target_p_and_q(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
-    """log p(x, z_k) and log q(z_k | x) as they are trained on: their difference is that of `log_weights`."""
+class Scored(NamedTuple):
+    """What objectives by score functions are made of, each as `log_weights`.
+
+    Attributes:
+        log_p: log p(x, z_k) as it is trained on.
+        log_w: log p(x, z_k) − log q(z_k | x) as it is trained on.
+        log_q: log q(z_k | x) as it is drawn from, whose gradient is the score: a KL weight is no part of it.
+    """
+
+    log_p: Tensor
+    log_w: Tensor
+    log_q: Tensor
+
+
+def scored(terms: Sequence[Term], s: Setting) -> Scored:
+    """The sums of such terms."""
     guide = [t for t in terms if t.role == "guide"]
     log_p = log_weights([t for t in terms if t.role != "guide"], s, target=True)
-    return log_p, -log_weights(guide, s, target=True) if guide else torch.zeros_like(log_p)
+    if not guide:
+        return Scored(log_p, log_p, torch.zeros_like(log_p))
+    log_q = -log_weights(guide, s._replace(kl_weight=1.0), target=True)
+    return Scored(log_p, log_p - times(s.kl_weight, log_q), log_q)
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import HalfCauchy, Normal, TorchDistribution, constraints
+from pyro.distributions import HalfCauchy, MultivariateNormal, Normal, TorchDistribution, constraints
 from torch import Tensor
 
 import ppgen
@@ -132,3 +132,53 @@ class ARMA(ppgen.Program):
         series = _ARMASeries(mu, phi, theta, sigma, self.duration)
         with ppgen.rows(y if y is None or y.dim() > 1 else y[None]):
             return pyro.sample("y", series, obs=y if y is None or y.dim() > 1 else y[None])
+
+    @torch.no_grad()
+    def forecast(
+        self, y: Tensor, steps: int, mu: Tensor, sigma: Tensor, phi: Tensor | None = None, theta: Tensor | None = None
+    ) -> MultivariateNormal:
+        """p(y_{T+1} ... y_{T+H} | y_1 ... y_T), H = steps, at draws of the parameters: their joint normal.
+
+        Args:
+            y: one series, (T,).
+            mu, sigma: draws, (S,).
+            phi, theta: draws, (S, p) and (S, q); None where the order is 0.
+
+        Returns:
+            A normal of batch (S,) and event (H,): a draw of it continues the series by each draw of the parameters.
+
+        Raises:
+            PpgenError: parameters that are not those of the orders; no step.
+
+        >>> draws = {"mu": torch.zeros(3), "sigma": torch.ones(3), "phi": torch.full((3, 1), 0.5)}
+        >>> ARMA(1, 0).forecast(torch.tensor([0.0, 1.0]), 2, **draws).mean[0]
+        tensor([0.5000, 0.2500])
+        """
+        orders = tuple(0 if v is None else v.shape[-1] for v in (phi, theta))
+        if orders != (self.p, self.q) or steps < 1 or y.dim() != 1:
+            raise PpgenError(
+                f"ARMA(p={self.p}, q={self.q}).forecast got phi and theta of orders {orders}, y of shape "
+                f"{tuple(y.shape)} and steps={steps}; expected draws of (S, p) and (S, q), one series (T,), and a step"
+            )
+        noise = list(_apply(phi, y - mu[:, None], -1.0).unbind(-1))
+        for t in range(len(noise) if theta is not None else 0):
+            noise[t] = noise[t] - _lagged(theta, noise[:t])
+        values = list((y - mu[:, None]).unbind(-1))
+        for _ in range(steps):
+            noise.append(torch.zeros_like(mu))  # the mean of what is to come
+            values.append(_lagged(phi, values) + _lagged(theta, noise[:-1]))
+        first = torch.eye(steps).to(mu)[0].expand(len(mu), steps)
+        impulse = _apply(theta, first, 1.0)
+        impulse = impulse if phi is None else _solve(-phi, impulse)  # ψ, of a unit of noise in the first step
+        lag = torch.arange(steps)[:, None] - torch.arange(steps)
+        scale_tril = (sigma[:, None, None] * impulse[:, lag.clamp_min(0)]).tril()
+        return MultivariateNormal(mu[:, None] + torch.stack(values[-steps:], -1), scale_tril=scale_tril)
+
+
+def _lagged(weights: Tensor | None, series: list[Tensor]) -> Tensor:
+    """Σ_i w_i x_{t-i}, with nothing before the series: (S,)."""
+    found = torch.zeros(())
+    for i, x in zip(range(0 if weights is None else weights.shape[-1]), reversed(series), strict=False):
+        assert weights is not None
+        found = found + weights[..., i] * x
+    return found

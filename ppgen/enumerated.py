@@ -23,11 +23,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import Categorical
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import config_enumerate
+from pyro.infer import config_enumerate, traceenum_elbo
 from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import special
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
-from pyro.ops.packed import gather, pack, unpack
+from pyro.ops.packed import broadcast_all, gather, pack, unpack
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -65,24 +65,28 @@ def summed_terms(
     t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
     with mock.patch.object(special, "_SafeLog", _Log):
         packed = _packed(t, program, nesting, only, power)
-        _, factors, _, dims, scale = _compute_model_factors(*packed)
+        factors, dims = _factors(packed)
         contracted = {f for fs in factors.values() for f in map(id, fs)}
         summed = contract_tensor_tree(factors, dims)
     guides = sample_sites(t.q, factors=True, deterministic=False)
     order = {n: i for i, n in enumerate(guides)}
     found: list[Term] = []
     observed: list[str] = []
+    touched: dict[str, Any] = {}
     inside: frozenset[str] = frozenset()
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
         if contracted & {id(packed.p.nodes[name]["packed"].get(k)) for k in ("unscaled_log_prob", "masked_log_prob")}:
+            touched[name] = packed.p.nodes[name]
             inside |= full_plates(site)
             observed += [name] if site["is_observed"] else []
         else:
             found.append(term(site, order=order.get(name, -1)))
     plates = {symbol: name for name, symbol in packed.p.plate_to_symbol.items()}
-    for value in (v for values in summed.values() for v in values):
+    scale = _common_scale(program, touched)
+    for each in (v for values in summed.values() for v in values):
+        value, scaled = (each, each * scale) if isinstance(scale, float) else _scaled(each, scale)
         names = tuple(plates[d] for d in value._pyro_dims)
-        found.append(Term("+".join(observed), "summed", value, value * scale, value, names, frozenset(names) & inside))
+        found.append(Term("+".join(observed), "summed", value, scaled, value, names, frozenset(names) & inside))
     return found + [term(s, "guide", order[n]) for n, s in guides.items()]
 
 
@@ -120,8 +124,9 @@ def drawn_discrete(
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
     t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
     with mock.patch.object(special, "_SafeLog", _Log):
-        p, q = _packed(t, program, nesting)
-        _, factors, _, dims, _ = _compute_model_factors(p, q)
+        packed = _packed(t, program, nesting)
+        p = packed.p
+        factors, dims = _factors(packed)
         drawn: dict[str, Tensor] = {}
         for name in sorted(names, key=list(p.nodes).index):  # each from its conditional given those before
             site = p.nodes[name]
@@ -135,6 +140,54 @@ def drawn_discrete(
                 own[:] = [gather(f, at, symbol) if symbol in f._pyro_dims else f for f in own]
             dims = dims - {symbol}
     return drawn
+
+
+def _factors(packed: Traces) -> tuple[Any, Any]:
+    """What is multiplied in the sum, by plates, and the dimensions that are summed over. Scales are left out."""
+    with mock.patch.object(traceenum_elbo, "_get_common_scale", lambda scales: 1.0):
+        _, factors, _, dims, _ = _compute_model_factors(*packed)
+    return factors, dims
+
+
+def _common_scale(program: Runnable, sites: Mapping[str, Any]) -> Any:
+    """That of all sites of a sum, s log Σ_d p(x, d): a number, or weights of the elements of plates by their names.
+
+    Raises:
+        PpgenError: they differ, or weigh elements of plates that the latents do not stand in.
+    """
+    scales = {n: s["scale"] for n, s in sites.items()}
+    if not any(isinstance(v, Tensor) for v in scales.values()) and len(set(scales.values())) < 2:
+        return float(next(iter(scales.values()), 1.0))
+    first, own = "", None
+    for name, scale in scales.items():
+        try:
+            here = pack(torch.as_tensor(scale), sites[name]["infer"]["_dim_to_symbol"])
+        except ValueError:  # weights along a dimension in which the site does not stand
+            here = None
+        first, own = (name, here) if own is None else (first, own)
+        if here is None or own is None or not _is_same(own, here):
+            raise PpgenError(
+                f"{program.name} weighs the sites {first!r} and {name!r} by different scales, and what is summed over "
+                "discrete latents takes one; put one poutine.scale around the latents and all that depends on them, or "
+                "give the program a guide that draws them"
+            )
+    return own
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two tensors with named dimensions are equal; while they are recorded, whether they may be."""
+    if one._pyro_dims != other._pyro_dims or one.shape != other.shape:
+        return False
+    try:
+        return one is other or bool((one == other).all())
+    except RuntimeError:  # has no value now; the check has seen one
+        return True
+
+
+def _scaled(value: Any, scale: Any) -> tuple[Any, Tensor]:
+    """A term with the dimensions of both, and their product."""
+    value, weights = broadcast_all(value, scale)
+    return value, value * weights
 
 
 def _by_plates(logits: Tensor, symbol: str, sizes: Mapping[int, int], p: poutine.Trace) -> Tensor:
@@ -175,7 +228,7 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             try:
                 found, its_ends = repeatable(summed)
             except (IndexError, RuntimeError, ValueError) as e:
-                if isinstance(e, PpgenError | LinAlgError) or "poutine.scale" in str(e):
+                if isinstance(e, PpgenError | LinAlgError):
                     raise
                 raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
             one = sum(float(f.log_prob.sum()) / (power if f.role == "summed" else 1.0) for f in found)

@@ -15,6 +15,7 @@ importance-weighted bound.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -35,8 +36,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
+from ppgen.gaps import without_gaps
 from ppgen.handlers import Holder, free_name
 from ppgen.sites import is_deterministic
+
+log = logging.getLogger("ppgen")
 
 _ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
@@ -50,6 +54,7 @@ class _Running(NamedTuple):
 
 _RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
 _INNER: ContextVar[str | None] = ContextVar("inner", default=None)  # the plate of an inner program's rows; "": none
+_IN_ROWS: ContextVar[bool] = ContextVar("in rows", default=False)  # whether the plates around stand for its rows
 _BY_TIMES: ContextVar[bool] = ContextVar("by times", default=False)
 
 
@@ -72,10 +77,11 @@ class _EnclosingPlate:
         self.size = int(plates[-1].size) if plates else 1
 
     def __enter__(self) -> Tensor:
+        self._entered = _IN_ROWS.set(True)
         return torch.arange(self.size)
 
     def __exit__(self, *_: object) -> None:
-        pass
+        _IN_ROWS.reset(self._entered)
 
 
 def rows(*columns: Tensor | None) -> Any:
@@ -166,10 +172,11 @@ def sample(
         return value
     by_times = _by_times(program)
     if value is None or not by_times:
-        with _PlatesOnly(scope.plates) if by_times else nullcontext(), scope, scope.rows(), _registering(program):
+        with _PlatesOnly(scope.plates) if by_times else nullcontext(), scope, scope.as_part(), _registering(program):
             program.call("model", columns if value is None else columns | {column: value})
         value = _generated(scope, running)
         if first:
+            _warn_of_priors(scope)
             _require_rows(scope)
             _require_observed_as_it_is(scope, columns)
     assert value is not None
@@ -289,6 +296,18 @@ def _registering(program: Any) -> Iterator[None]:
         program.__dict__.update(before)
 
 
+def _warn_of_priors(scope: _Scope) -> None:
+    """Says that latents which the rows of a fitted program share have their prior, not what its fit learned."""
+    told = scope.program.__dict__.setdefault("told_of_priors", set())
+    if scope.program.fixed_rows and scope.shared and scope.name not in told:
+        told.add(scope.name)
+        log.warning(
+            "ppgen.sample(%r) takes the model of %s, in which %r has its prior; what the fit of that learned of it is "
+            "a guide given its own rows, and is not used here: make it a parameter (torch.nn.Parameter, pyro.param) to "
+            "keep it", scope.name, scope.program.name, scope.shared[0].removeprefix(f"{scope.name}/"),
+        )  # fmt: skip
+
+
 def _require_rows(scope: _Scope) -> None:
     """
     Raises:
@@ -322,7 +341,7 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any]) -> Non
     """
 
     def site(given: Mapping[str, Any]) -> dict[str, Any]:
-        with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.rows():
+        with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.as_part():
             scope.program.call("model", given)
         return dict(seen.trace.nodes[scope.column])
 
@@ -353,7 +372,7 @@ def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
             "in place of summing it out"
         )
     scope.guide = True
-    with scope, scope.rows(), _registering(program):
+    with scope, scope.as_part(), _registering(program):
         program.call("guide", columns)
 
 
@@ -421,11 +440,15 @@ class _Scope(Holder):
         self.value: Tensor | None = None
         self.output: dict[str, Any] | None = None  # the site whose value it is
         self.others: list[str] = []  # its latents beside the value
+        self.shared: list[str] = []  # those of them that stand outside of its rows
 
     @contextmanager
-    def rows(self) -> Iterator[None]:
-        """How `rows` is read within: as a plate of n rows, or as the plates around."""
+    def as_part(self) -> Iterator[None]:
+        """Within it, the program runs as a part of another: `rows` is a plate of n rows, or the plates around; missing
+        cells are the outer program's to fill, and those of a fit of its own are no matter."""
         with (
+            without_gaps(self.program),
+            _set(_IN_ROWS, False),
             _set(_INNER, "" if self.n is None else self.table),
             nullcontext() if self.n is None else asked_rows(self.n),
         ):
@@ -449,6 +472,8 @@ class _Scope(Holder):
         msg["inner"], msg["inner_guide"] = msg.get("inner") or self.own_guide, msg.get("inner_guide") or self.guide
         if not msg["is_observed"] and not sized and "asked" not in msg:
             self.others.append(msg["name"])
+            if not (_IN_ROWS.get() or any(f.name == f"{prefix}data" for f in msg["cond_indep_stack"])):
+                self.shared.append(msg["name"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         msg["name"] = msg["inner_names"].pop()  # the handlers within know it by the name that it has there

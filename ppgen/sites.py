@@ -100,6 +100,16 @@ def _masks(fn: Any) -> list[Tensor]:
     return found
 
 
+def scaled_site(sites: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first site whose log-probability a `poutine.scale` multiplies; "" where none does. Of a run with whole
+    plates: those that subsample weigh their sites as well."""
+    for name, site in sites.items():
+        scale = site["scale"]
+        if not is_deterministic(site) and bool((scale != 1).any() if isinstance(scale, Tensor) else scale != 1):
+            return name
+    return ""
+
+
 def support_of(fn: Any) -> Any:
     """The support of a distribution, None where it does not tell (a Rejector, a GaussianScaleMixture)."""
     try:

@@ -38,6 +38,29 @@ def test_draws_undo_the_filter():
     assert np.abs(noise.mean(0)).max() < 4.5 * 2 / 20_000**0.5
 
 
+@pytest.mark.parametrize("p, q", [(1, 1), (2, 0), (0, 2), (3, 2)])
+@pytest.mark.parametrize("T", [1, 30])
+def test_forecasts_are_the_joint_normal_given_the_series(p, q, T):
+    """Of y = μ + L ε, with L by scipy's filter: the conditional of a multivariate normal."""
+    H, S = 4, 3
+    phi, theta = 0.3 * normal(S, p, seed=3).double(), 0.4 * normal(S, q, seed=4).double()
+    mu, sigma, y = normal(S, seed=5).double(), 0.5 + normal(S, seed=6).double().abs(), normal(T).double()
+    found = ARMA(p, q, T).forecast(y, H, mu, sigma, phi if p else None, theta if q else None)
+    for s in range(S):
+        L = signal.lfilter(np.r_[1, theta[s]], np.r_[1, -phi[s]], np.eye(T + H), axis=0)
+        cov = float(sigma[s]) ** 2 * L @ L.T
+        gain = np.linalg.solve(cov[:T, :T], cov[:T, T:]).T
+        mean = float(mu[s]) + gain @ (y.numpy() - float(mu[s]))
+        np.testing.assert_allclose(found.mean[s], mean, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(found.covariance_matrix[s], cov[T:, T:] - gain @ cov[:T, T:], rtol=1e-6, atol=1e-9)
+
+
+def test_forecasts_of_other_orders_are_refused():
+    one = torch.ones(2)
+    with pytest.raises(PpgenError, match=r"orders \(0, 1\), y of shape \(5,\)"):
+        ARMA(1, 1).forecast(torch.zeros(5), 2, one, one, theta=torch.ones(2, 1))
+
+
 def test_the_posterior_of_an_autoregression_against_quadrature():
     """Of φ, with μ and σ on grids."""
     e = normal(40, seed=2).numpy()

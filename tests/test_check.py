@@ -237,7 +237,7 @@ BROKEN = {
     "a batch of a sequential plate": (
         model_sequential, None, {"x": X}, {"batch_size": 10}, ["'x_0'", "sequential plate 'data'", "subsample_size=10"],
     ),
-    "two scales in one sum": (model_two_scales, lambda x: None, {"x": X}, {}, ["common poutine.scale"]),
+    "two scales in one sum": (model_two_scales, lambda x: None, {"x": X}, {}, ["'z' and 'x'", "different scales"]),
     "detached": (model_detached, None, {"x": X}, {}, ["detached"]),
     "model raises": (model_crashes, None, {"x": X}, {}, ["RuntimeError", "test_check.py"]),
     "discrete latent, no guide": (model_discrete, None, {"x": X}, {}, ["'z'", "enumerate"]),

@@ -167,7 +167,7 @@ def test_draws_of_another_prior_contradict_the_bounds(chains):
     assert found.findings[-1].measure == "bounds" and found.findings[-1].verdict == "wrong"
 
 
-def test_a_mask_or_a_scale_of_the_data_is_another_data_set(found):
+def test_a_mask_or_a_scale_of_the_data_is_another_data_set(found, caplog):
     def masked(x):
         m = pyro.sample("m", Normal(0.0, 2.0))
         with pyro.plate("data", len(x)), pyro.poutine.mask(mask=torch.tensor([True, True, False, True])):
@@ -181,6 +181,7 @@ def test_a_mask_or_a_scale_of_the_data_is_another_data_set(found):
     for other in (masked, scaled):
         with pytest.raises(PpgenError, match="explain other values"):
             bayes_factors({"a": found, "b": evidence(other, {"x": X}, draws=mcmc(other, {"x": X}, **few))})
+        assert ("integral of densities to powers" in caplog.text) == (other is scaled)
 
 
 def test_models_of_other_data_are_refused(found):

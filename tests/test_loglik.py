@@ -492,3 +492,19 @@ def test_large_counts_are_exact_without_parameters_of_their_own_precision():
     for program in (Program.from_pair(model), learned, fit(Program.from_pair(model), {"y": y}, steps=0)):
         assert loglik(program, {"y": y}).best.values == pytest.approx(exact, abs=1e-6)
     assert learned.rate.dtype == torch.float32 and torch.get_default_dtype() == torch.float32
+
+
+def test_a_scale_of_the_program_is_said(caplog):
+    """A power likelihood had a "lower bound on log p(x)" that no density has; plates that subsample are no scale."""
+    x = torch.randn(6, generator=torch.Generator().manual_seed(0))
+
+    def model(x, scale=1.0, subsample=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=subsample) as i, pyro.poutine.scale(scale=scale):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x[i])
+
+    for how, said in (({"scale": 0.5}, 1), ({"scale": torch.arange(6.0)}, 1), ({}, 0), ({"subsample": 3}, 0)):
+        caplog.clear()
+        loglik(fit(Program.from_pair(model), {"x": x, **how}, steps=2, seed=0), {"x": x, **how}, particles=5)
+        found = [r.getMessage() for r in caplog.records if "integral of densities to powers" in r.getMessage()]
+        assert len(found) == said and all("'x'" in m for m in found)

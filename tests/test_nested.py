@@ -341,6 +341,91 @@ def test_a_fit_of_a_nested_program_resumes_to_the_bit(tmp_path):
         assert torch.equal(p, q), k
 
 
+@pytest.mark.parametrize("how", ["mask", "impute"])
+def test_a_program_that_was_fitted_to_missing_cells_is_a_prior_and_a_likelihood(how):
+    """Of "impute" it was said that it had no site of its column's name; log p(x) is exact for it."""
+    torch.manual_seed(0)
+    x = torch.randn(30)
+    x[2] = torch.nan
+    inner = OneLevel()
+    inner.missing = how
+    part = fit(inner, {"x": x}, steps=3, guide="AutoNormal", precision="64-true", seed=0).program
+    assert part.gaps
+
+    class Outer(ppgen.Program):
+        missing = how
+
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def model(self, y, w):
+            with ppgen.rows(y):
+                ppgen.sample("y", self.part, obs=y)
+                pyro.sample("w", Normal(ppgen.sample("z", self.part), 0.3), obs=w)
+
+    data = {"y": torch.randn(4).double(), "w": torch.randn(4).double()}
+    data["y"][1] = torch.nan
+    outer = fit(Outer(), data, steps=3, precision="64-true", seed=0).program
+    assert outer.gaps == {"y": 1}
+    z, u, v, gap = torch.randn(4, 4).double()
+    y = torch.where(data["y"].isnan(), gap, data["y"])
+    held = {"z": z, "z/u": u, "y/u": v, "y/y_unobserved": gap}
+    ours = sum(t.log_prob.sum() for t in terms(run(outer, data, latents=held)))
+    of_y = Normal(part.a * v, 0.5).log_prob(y)
+    if how == "mask":
+        of_y = of_y[~data["y"].isnan()]
+    else:  # where a value was seen, nothing depends on the latent in its place, which has its prior
+        ours = ours - (Normal(part.a * v, 0.5).log_prob(gap) * ~data["y"].isnan()).sum()
+    by_hand = of_y.sum() + Normal(0.0, 1.0).log_prob(torch.cat([u, v])).sum()
+    by_hand = by_hand + (Normal(part.a * u, 0.5).log_prob(z) + Normal(z, 0.3).log_prob(data["w"])).sum()
+    assert torch.allclose(ours, by_hand, rtol=1e-10)
+
+
+class SharedMean(ppgen.Program):
+    """x ~ N(m, 1), m ~ N(0, 5) for all rows."""
+
+    def model(self, x=None):
+        m = pyro.sample("m", Normal(0.0, 5.0))
+        with ppgen.rows(x):
+            return pyro.sample("x", Normal(m, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_what_a_fit_learned_of_latents_that_rows_share_is_said_to_be_left_behind(freeze, caplog):
+    """The prior of a fitted Bayesian program stood in for its posterior without a word; of its guide it was said that
+    it gets no gradient."""
+    torch.manual_seed(0)
+    x = torch.randn(20) + 3
+    shared, local = (fit(p(), {"x": x}, steps=3, guide="AutoNormal", seed=0).program for p in (SharedMean, OneLevel))
+
+    def outer(part):
+        def model(w):
+            with ppgen.rows(w):
+                pyro.sample("w", Normal(ppgen.sample("z", part, freeze=freeze), 0.3), obs=w)
+
+        return ppgen.Program.from_pair(model)
+
+    for part, said in ((shared, 1), (local, 0), (SharedMean(), 0)):
+        caplog.clear()
+        fit(outer(part), {"w": x[:5]}, steps=3, seed=0)
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert len(warned) == said and all("'m' has its prior" in m for m in warned), warned
+
+
+class OneLevel(ppgen.Program):
+    """x ~ N(a u, 0.5), u ~ N(0, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.7))
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            u = pyro.sample("u", Normal(0.0 * self.a, 1.0))
+            return pyro.sample("x", Normal(self.a * u, 0.5), obs=x)
+
+
 def test_a_frozen_program_stays_as_it_is():
     inner = flow()
     before = copy.deepcopy(inner.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
@@ -332,6 +333,57 @@ def test_wake_sleep_needs_a_guide_of_the_models_latents():
     program = Program.from_pair(Local().model).double()
     with pytest.raises(PpgenError, match="in a way of its own"):
         fit(program, {"x": X}, steps=1, objective="wake_sleep", precision="64-true")
+
+
+class Coin(Program):
+    """k ~ Bernoulli(0.6), x | k ~ N(2 k, 1); q(k | x) = Bernoulli(σ(b x − 0.2))."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = torch.nn.Parameter(torch.tensor(0.4).double())
+
+    def model(self, x=None):
+        with rows(x):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.6).double()))
+            pyro.sample("x", dist.Normal(2 * k, 1.0), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            pyro.sample("k", dist.Bernoulli(logits=self.b * x - 0.2))
+
+
+def _of_coins(name: str, particles: int, weight: float, x: torch.Tensor) -> torch.Tensor:
+    """∂/∂b of the mean over x of what is trained on, over all coins that K draws can show, or of K -> ∞."""
+    b = torch.tensor(0.4, requires_grad=True).double()
+    k = torch.tensor(list(itertools.product([0.0, 1.0], repeat=particles)) if name == "vimco" else [[0.0, 1.0]])
+    x, k = x[:, None, None], k.double()
+    log_q = dist.Bernoulli(logits=b * x - 0.2).log_prob(k)
+    log_p = weight * dist.Bernoulli(torch.tensor(0.6).double()).log_prob(k) + dist.Normal(2 * k, 1.0).log_prob(x)
+    log_w = log_p - weight * log_q
+    if name == "vimco":  # the bound itself
+        value = (log_q.sum(-1).exp() * (log_w.logsumexp(-1) - math.log(particles))).sum(-1)
+    elif name == "tvo":  # Σ (β' − β) E_π[log w], π ∝ q w^β
+        betas = [0.0, *(0.03 ** (1 - j / 4) for j in range(5))]
+        each = [(hi - lo) * (log_q + lo * log_w).softmax(-1) * log_w for lo, hi in itertools.pairwise(betas)]
+        value = torch.stack(each).sum((0, -1))
+    else:  # the mean score where weights are in proportion to a power of w
+        power = 2.0 if name == "cubo" else 1.0
+        value = (log_q + power * log_w).softmax(-1).detach() * log_q * (0.5 if name == "cubo" else 1.0)
+    return torch.autograd.grad(value.sum() / len(x), b)[0]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize(("name", "particles"), [("vimco", 3), ("tvo", 300), ("rws", 300), ("cubo", 300)])
+def test_a_kl_weight_is_no_part_of_the_score_of_the_guide(name, particles, weight):
+    """With kl_warmup the score of what is drawn was weighted as well: at first no guide learned anything."""
+    torch.manual_seed(0)
+    x = torch.tensor([0.7, -1.2, 2.0]).double()
+    many = x.repeat(60_000 // particles)
+    o = made(Coin(), many, name, particles)
+    each = torch.stack([-torch.autograd.grad(o({"x": many}, weight)[0], o.program.b)[0] for _ in range(20)])
+    exact, error = _of_coins(name, particles, weight, x), each.std() / 20**0.5
+    assert 4.5 * error < 0.06 * abs(exact)
+    assert abs(each.mean() - exact) < 4.5 * error + 0.01 * abs(exact)  # the bias of 300 weights
 
 
 def test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl():

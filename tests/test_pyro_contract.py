@@ -179,6 +179,12 @@ def enumeration_is_read_from_compute_model_factors__ppgen_enumerated():
     return names(_compute_model_factors) == ["model_trace", "guide_trace"]
 
 
+def enumeration_asks_one_function_for_the_scale_of_a_sum__ppgen_enumerated():
+    from pyro.infer import traceenum_elbo
+
+    return names(traceenum_elbo._get_common_scale) == ["scales"]
+
+
 def a_packed_log_prob_has_pyro_dims__ppgen_enumerated():
     elbo = infer.TraceEnum_ELBO(max_plate_nesting=1)
     p, _ = next(elbo._get_traces(mixture, lambda x: None, (torch.zeros(3),), {}))

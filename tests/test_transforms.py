@@ -444,6 +444,35 @@ def test_nothing_is_remembered_beyond_a_step(family):
         assert torch.equal(t.inv(x), t.inv(x.clone())) and not torch.allclose(t.inv(x), z, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["maf", "realnvp", "nsf"])
+def test_draws_that_were_written_into_have_the_density_of_what_they_are(family):
+    """x = p.rsample(); x.clamp_(...); p.log_prob(x) had the density of the draw before it was clamped."""
+    chain = Chain(family)
+    p = chain.distribution()
+    torch.manual_seed(0)
+    for draw in (p.sample, p.rsample):
+        x = draw((5,))
+        p.log_prob(x)
+        x.mul_(1.5)
+        assert torch.equal(p.log_prob(x), chain.distribution().log_prob(x.clone()))
+    t, z = chain.transform().parts[0], chain.values(4)
+    with torch.no_grad():
+        x = t(z)
+        x.add_(0.5)
+        assert torch.equal(t.log_abs_det_jacobian(z, x), t.log_abs_det_jacobian(t.inv(x.clone()), x.clone()))
+    with torch.inference_mode():
+        assert torch.isfinite(p.log_prob(p.sample((3,)))).all()
+
+
+def test_the_inverse_of_gaussianization_has_its_own_dtype():
+    """It took torch's default one, and a float32 flow failed where that is float64."""
+    parts = nn.ModuleList(stack("gf", 2, 2, HIDDEN))
+    with default_double():
+        x = torch.randn(4, 2, dtype=torch.float32)
+        z = ComposeTransform(list(parts)).inv(x)
+        assert ComposeTransform(list(copy.deepcopy(parts)))(z.detach().clone()).dtype == torch.float32
+
+
 # -- single transforms ----------------------------------------------------------------------------
 
 

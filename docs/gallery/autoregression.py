@@ -28,19 +28,16 @@ print("phi:", *(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, sd, strict=True)), "
 # %% alt="The end of a series, its forecast as a widening band about a damped wave, and what came next, mostly in it"
 draws = tree.posterior.to_dataset().stack(s=("chain", "draw"))
 mu, sigma, phi = (torch.tensor(draws[name].values, dtype=torch.float32) for name in ("mu", "sigma", "phi"))
-paths = [past[-2].expand(len(mu)), past[-1].expand(len(mu))]
-for _ in future:
-    centre = mu + phi[0] * (paths[-1] - mu) + phi[1] * (paths[-2] - mu)
-    paths.append(centre + sigma * torch.randn(len(mu)))
-low, middle, high = torch.stack(paths[2:]).quantile(torch.tensor([0.05, 0.5, 0.95]), 1)
+ahead = ARMA(p=2, q=0).forecast(past, len(future), mu, sigma, phi.T)
+low, middle, high = ahead.sample().quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
 print(f"{((low < future) & (future < high)).sum()} of {len(future)} later values are in their 90% interval")
 
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
-ahead = torch.arange(120, 120 + len(future))
+steps = torch.arange(120, 120 + len(future))
 axis.plot(range(70, 120), past[70:], color="#767676", label="seen")
-axis.fill_between(ahead, low, high, color="#0072B2", alpha=0.25, label="90% forecast")
-axis.plot(ahead, middle, color="#0072B2")
-axis.plot(ahead, future, ".", color="#D55E00", label="what came next")
+axis.fill_between(steps, low, high, color="#0072B2", alpha=0.25, label="90% forecast")
+axis.plot(steps, middle, color="#0072B2")
+axis.plot(steps, future, ".", color="#D55E00", label="what came next")
 axis.set(xlabel="step", ylabel="y")
 axis.legend(fontsize=8, loc="upper left", ncols=3)
 plt.show()

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ppgen.sites import scaled_site
+
+log = logging.getLogger("ppgen")
+
+
+def warn_of_scales(sites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says where figures for log p(x) are of no density of x: a site's is taken to a power."""
+    if name := scaled_site(sites):
+        log.warning(
+            "poutine.scale multiplies the log-probability of %r: what is called log p(x) is the logarithm of an "
+            "integral of densities to powers, and is not to be compared with that of other scales, or of none", name,
+        )  # fmt: skip
 
 
 class Bound(NamedTuple):

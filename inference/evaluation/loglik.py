@@ -40,7 +40,7 @@ from ppgen.inference.bounds import Setting, log_weights
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, require_chain
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.samplers import chain_of
-from ppgen.inference.evaluation.estimates import Bound, LogLik
+from ppgen.inference.evaluation.estimates import Bound, LogLik, warn_of_scales
 from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, program_of, ready, structure_of
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
@@ -109,6 +109,9 @@ def _evaluated(
         warn_of_negative_indices(program, data, structure.row_columns)
         require_no_point(program, data, structure)
         dims = _discrete_dims(program, data, structure)
+        with torch.random.fork_rng():
+            once = run_once(program, _few(program, data, structure, COMPARED_ROWS))
+        warn_of_scales(sample_sites(once.p, factors=True))
         n = n_rows(data, structure.row_columns)
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):

@@ -21,7 +21,7 @@ from ppgen.inference.bounds import (
     of_weights,
     over_rows,
     require_between,
-    target_p_and_q,
+    scored,
     with_gradient_of,
 )
 from ppgen.terms import Term
@@ -39,8 +39,8 @@ def objective(terms: Sequence[Term], s: Setting, *, n: float = 2.0) -> tuple[Ten
         PpgenError: a power that gives no upper bound.
     """
     require_between("cubo", "n", n, 1.0 + 1e-6, 100.0)
-    log_p, log_q = target_p_and_q(terms, s)
-    log_w = (log_p - log_q).detach()
+    log_p, log_w, log_q = scored(terms, s)
+    log_w = log_w.detach()
     _, bound = of_weights(log_mean_exp, terms, s)
     surrogate = (log_w.softmax(0) * log_p + (n - 1) / n * (n * log_w).softmax(0) * log_q).sum(0)
     return with_gradient_of(bound, over_rows(surrogate, s)), bound

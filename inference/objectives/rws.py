@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, target_p_and_q, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, scored, with_gradient_of
 from ppgen.terms import Term
 
 SUMMARY = "reweighted wake-sleep: KL(p || q) for the guide, importance weights for the model"
@@ -26,7 +26,7 @@ GRADIENT = "score"
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The importance-weighted bound, with the gradient above."""
-    log_p, log_q = target_p_and_q(terms, s)
-    weights = (log_p - log_q).detach().softmax(0)
+    log_p, log_w, log_q = scored(terms, s)
+    weights = log_w.detach().softmax(0)
     _, bound = of_weights(log_mean_exp, terms, s)
     return with_gradient_of(bound, over_rows((weights * (log_p + log_q)).sum(0), s)), bound

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from ppgen.errors import PpgenError
-from ppgen.inference.bounds import Setting, of_weights, over_rows, require_between, target_p_and_q, with_gradient_of
+from ppgen.inference.bounds import Setting, of_weights, over_rows, require_between, scored, with_gradient_of
 from ppgen.terms import Term, added
 
 SUMMARY = "thermodynamic bound, of a few temperatures: tvo(intervals=5, first=0.03)"
@@ -39,12 +39,11 @@ def objective(terms: Sequence[Term], s: Setting, *, intervals: int = 5, first: f
     if intervals < 1:
         raise PpgenError(f"tvo(intervals={intervals}): expected one at least")
     betas = [0.0, *(first ** (1 - j / (intervals - 1)) for j in range(intervals))] if intervals > 1 else [0.0, 1.0]
-    log_p, log_q = target_p_and_q(terms, s)
-    log_w = log_p - log_q
+    _, log_w, log_q = scored(terms, s)
     surrogate = []
     for beta, width, weights in _temperatures(betas, log_w):
         away = (weights * (log_w - (weights * log_w).sum(0))).detach()
-        surrogate.append(width * (weights * log_w + away * ((1 - beta) * log_q + beta * log_p)).sum(0))
+        surrogate.append(width * (weights * log_w + away * (log_q + beta * log_w)).sum(0))
     target, bound = of_weights(lambda log_w: _bound(betas, log_w), terms, s)
     return with_gradient_of(target, over_rows(added(surrogate), s)), bound
 

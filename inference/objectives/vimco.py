@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, target_p_and_q, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, of_weights, over_rows, scored, with_gradient_of
 from ppgen.terms import Term
 
 SUMMARY = "importance-weighted bound by score functions with a baseline a draw"
@@ -26,8 +26,7 @@ GRADIENT = "score"
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The bound, with the gradient above of the same with KL-weighted terms."""
-    log_p, log_q = target_p_and_q(terms, s)
-    log_w = log_p - log_q
+    _, log_w, log_q = scored(terms, s)
     value = log_mean_exp(log_w)
     k = len(log_w)
     mean_of_others = (log_w.sum(0) - log_w) / (k - 1)

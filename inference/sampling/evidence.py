@@ -33,7 +33,7 @@ from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.density.joint import in_blocks
 from ppgen.engine.density.pathfinder import Density
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.estimates import Bound, Evidence
+from ppgen.inference.evaluation.estimates import Bound, Evidence, warn_of_scales
 from ppgen.inference.evaluation.loglik import loglik
 from ppgen.inference.evaluation.posterior import name_in
 from ppgen.inference.evaluation.sample import as_program
@@ -135,7 +135,9 @@ def evidence(
         q = _proposal(target, normal, half, prior_of(joint, structure.sites), generator)
         bounds = [_elbo(target, normal, generator), *_bounds(target, q, u[1::2], generator)]
         flat = joint.improper
-        observed = _observed(made)
+        once = somewhere(lambda: run_once(made.program, made.data, guide=False))
+        sites = sample_sites(once.p, factors=True, deterministic=False)
+        observed = _observed(sites)
         if not smc:
             _require_same(observed, draws)
     if smc:
@@ -143,15 +145,16 @@ def evidence(
         bounds = [*bounds[:-1], _bound("smc", "estimate", own), bounds[-1]]
     if isinstance(program, Run) and program.program.has_guide:
         bounds[:2] = _of_guide(program, made, seed)
+    else:
+        warn_of_scales(sites)
     said = [*load_findings(draws), _room(bounds)]
     if said[-1].verdict != FINE:
         log.warning("%s", said[-1].told)
     return EvidenceBounds(tuple(bounds), flat, observed, said)
 
 
-def _observed(made: Prepared) -> np.ndarray:
+def _observed(sites: Mapping[str, Any]) -> np.ndarray:
     """Sorted by value: the programs may name and order them otherwise."""
-    sites = sample_sites(somewhere(lambda: run_once(made.program, made.data, guide=False)).p, deterministic=False)
     values, weights = [np.zeros(0)], [np.zeros(0)]
     for site in sites.values():
         if not site["is_observed"] or is_factor(site):

@@ -54,12 +54,17 @@ def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _version(t: Tensor) -> int:
+    """How often a tensor was written into."""
+    return 0 if t.is_inference() else t._version
+
+
 class _Paired(Transform):
     """Remembers the last pair (z, x) and its log-determinant, by identity and without keeping z or x alive.
 
-    torch's own cache (`with_cache`) answers for any tensor it has seen, also after an optimiser's step: the stale
-    value is silent. Here an answer is given only for what this transform itself made: z from x under the present
-    call, or x from z with parameters and gradient mode unchanged.
+    torch's own cache (`with_cache`) answers for any tensor it has seen, also after an optimiser's step or a write into
+    it: the stale value is silent. Here an answer is given only for what this transform itself made, as it made it: z
+    from x under the present call, or x from z with parameters and gradient mode unchanged.
     """
 
     def _push(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -84,7 +89,7 @@ class _Paired(Transform):
         memo = self.__dict__.get("_memo")
         if memo is not None and memo["x"]() is x and memo["state"] is not None and memo["state"] == self._state():
             z = memo["z"]()
-            if z is not None:
+            if z is not None and memo["versions"] == (_version(z), _version(x)):
                 return z
         z, ladj = self._pull(x)
         self._remember(z, x, -ladj, made="z")
@@ -93,7 +98,10 @@ class _Paired(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log |det ∂y/∂x| in nats, with Pyro's names: here y = T(x)."""
         memo = self.__dict__.get("_memo")
-        if memo is not None and memo["x"]() is y and memo["z"]() is x and memo["grad"] == torch.is_grad_enabled():
+        if (
+            memo is not None and memo["x"]() is y and memo["z"]() is x
+            and memo["grad"] == torch.is_grad_enabled() and memo["versions"] == (_version(x), _version(y))
+        ):  # fmt: skip
             if memo["ladj"] is None:
                 memo["ladj"] = -self._pull(y)[1]
             return memo["ladj"]
@@ -107,7 +115,8 @@ class _Paired(Transform):
         state = self._state() if made == "x" else None
         # through __dict__: nn.Module would register a tensor or slow the assignment down
         self.__dict__["_memo"] = {
-            "z": weakref.ref(z), "x": weakref.ref(x), "ladj": ladj, "grad": torch.is_grad_enabled(), "state": state,
+            "z": weakref.ref(z), "x": weakref.ref(x), "versions": (_version(z), _version(x)), "ladj": ladj,
+            "grad": torch.is_grad_enabled(), "state": state,
         }  # fmt: skip
 
     def _state(self) -> tuple:

@@ -36,9 +36,15 @@ MUTANTS = [
     ),
     Mutant(
         "unseen_cells_keep_their_density",
-        ".log_prob(value) - unseen",
-        ".log_prob(value)",
+        ".log_prob(away) - unseen)",
+        ".log_prob(away))",
         "tests/test_state_space.py::test_the_density_with_and_without_gaps",
+    ),
+    Mutant(
+        "state_space_in_float32",
+        'return value if value.device.type == "mps" else value.double()',
+        "return value",
+        "tests/test_state_space.py::test_float32_is_as_exact_as_its_numbers",
     ),
     Mutant(
         "smoother_spread_of_the_filter",

@@ -49,8 +49,14 @@ MUTANTS = [
         "tests/test_objectives.py::test_vimco_has_the_gradient_of_the_importance_weighted_bound",
     ),
     Mutant(
+        "score_with_the_weight_of_a_warm_up",
+        "log_q = -log_weights(guide, s._replace(kl_weight=1.0), target=True)",
+        "log_q = -log_weights(guide, s, target=True)",
+        "tests/test_objectives.py::test_a_kl_weight_is_no_part_of_the_score_of_the_guide[rws-300-0.3]",
+    ),
+    Mutant(
         "rws_with_even_weights",
-        "weights = (log_p - log_q).detach().softmax(0)",
+        "weights = log_w.detach().softmax(0)",
         "weights = (0 * log_p).detach().softmax(0)",
         "tests/test_objectives.py::test_rws_moves_the_guide_by_the_gradient_of_the_forward_kl",
     ),

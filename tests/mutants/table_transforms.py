@@ -157,6 +157,12 @@ MUTANTS = [
         "tests/test_transforms.py::test_nothing_is_remembered_beyond_a_step[maf]",
     ),
     Mutant(
+        "memory_of_what_was_written_into",
+        'if z is not None and memo["versions"] == (_version(z), _version(x)):',
+        "if z is not None:",
+        "tests/test_transforms.py::test_draws_that_were_written_into_have_the_density_of_what_they_are[maf]",
+    ),
+    Mutant(
         "umnn_quadrature_2pct",
         "area = within * (values[:-1] * weights.reshape(column)).sum(0)",
         "area = 1.02 * within * (values[:-1] * weights.reshape(column)).sum(0)",

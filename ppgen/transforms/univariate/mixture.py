@@ -85,7 +85,7 @@ class _Tail:
         self.side = torch.where(y < 0, 1.0, -1.0).to(y)
         self.score, end = -y.abs(), normal.erfc_end(y)
         self.far = self.score < -end
-        self.cut = torch.where(self.far, -end, math.inf)
+        self.cut = torch.where(self.far, -end, math.inf).to(y)
         log_cdf = normal.log_cdf(self.score)
         self.hazard = normal.hazard(self.score, log_cdf)
         self.inverse = torch.where(self.far, 0.0, -log_cdf).exp() / 2
