@@ -77,6 +77,10 @@ MESSY: dict[str, tuple[str | bytes, Known]] = {
     "days without end": ("d,x\n2024-01-01,1\n9999-12-31,2\n", {"d": Note([0, 2913173], "in the year 9999")}),
     "the year 1": ("d,x\n0001-01-01,1\n0001-02-01,2\n", {"d": [0, 31]}),
     "times of zones": ("d,x\n2024-01-01T10:00:00Z,1\n2024-01-02T10:00:00+02:00,2\n", {"d": [10 / 24, 32 / 24]}),
+    "times with and without a zone": (
+        "d,x\n2024-01-01T10:00:00+02:00,1\n2024-01-02T10:00:00,2\n2024-01-02,3\n",
+        {"d": Note([8 / 24, 34 / 24, 1], "'2024-01-02T10:00:00' has no time zone, as '2024-01-01T10:00:00+02:00' has")},
+    ),
     "months of other languages": ("m,x\nMärz,1\nJanuar,2\nFebruar,3\n", {"m": ["März", "Januar", "Februar"]}),
     "answers of seven steps": (
         "q,x\nSomewhat agree,1\nAgree,2\nSomewhat disagree,3\n",

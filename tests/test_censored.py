@@ -33,6 +33,13 @@ CONTINUOUS = {
     "Gamma": (dist.Gamma, lambda a, b: ss.gamma(a, scale=1 / b), (2.3, 1.4), [0.01, 0.5, 2.0, 60.0]),
     "InverseGamma": (dist.InverseGamma, lambda a, b: ss.invgamma(a, scale=b), (2.3, 1.4), [0.02, 0.5, 2.0, 1e3]),
     "Pareto": (dist.Pareto, lambda a, b: ss.pareto(b, scale=a), (0.5, 2.0), [0.51, 0.9, 20.0, 1e9]),
+    "StudentT": (
+        lambda a, b: dist.StudentT(b, a, 0.7),
+        lambda a, b: ss.t(b, a, 0.7),
+        (0.3, 2.5),
+        [-1e6, 0.2, 0.3, 3.0, 1e4],
+    ),
+    "Beta": (dist.Beta, lambda a, b: ss.beta(a, b), (2.3, 1.4), [1e-8, 0.2, 0.85, 0.99999]),
     "Uniform": (dist.Uniform, lambda a, b: ss.uniform(a, b - a), (-0.3, 2.0), [-0.28, 0.9, 1.99]),
 }
 COUNTS = {
@@ -200,6 +207,30 @@ def test_a_truncated_normal_is_scipys_far_out():
     assert (single.expand([3, 2]).sample().dtype, single.event_shape) == (torch.float64, ())
 
 
+FAR_COUNTS = [
+    (dist.NegativeBinomial(4.0, 0.3), ss.nbinom(4.0, 0.7), [0.0, 30.0, 90.0, 150_000.0]),
+    (dist.GammaPoisson(2.5, 0.5), ss.nbinom(2.5, 1 / 3), [0.0, 60.0, 200.0]),
+    (dist.Binomial(40, 0.1), ss.binom(40, 0.1), [0.0, 25.0, 39.0]),
+    (dist.BetaBinomial(2.0, 9.0, 60), ss.betabinom(60, 2.0, 9.0), [0.0, 50.0, 59.0]),
+    (dist.ZeroInflatedPoisson(tensor(2.0), gate=tensor(0.3)), None, [0.0, 25.0]),
+]
+
+
+@pytest.mark.parametrize("d, theirs, xs", FAR_COUNTS, ids=lambda d: type(d).__name__)
+def test_in_float32_few_counts_lie_far_out(d, theirs, xs):
+    """Survival was one less the masses up to there: 6e-8 at the least in float32, and no sum of 150 000 masses."""
+    torch.set_default_dtype(torch.float32)
+    c, s = tails(d, torch.tensor(xs))
+    if theirs is None:
+        expected = np.log(0.3 + 0.7 * ss.poisson(2).cdf(xs)), np.log(0.7) + ss.poisson(2).logsf(xs)
+    else:
+        expected = theirs.logcdf(xs), theirs.logsf(xs)
+    seen = np.isfinite(expected[1])  # scipy's underflows
+    np.testing.assert_allclose(c, expected[0], rtol=2e-5, atol=1e-9)
+    np.testing.assert_allclose(s[seen], expected[1][seen], rtol=2e-5)
+    assert (s[~seen] < -700).all()
+
+
 def test_in_float32_the_tail_is_kept():
     torch.set_default_dtype(torch.float32)
     d = Truncated(dist.Normal(0.0, 1.0), torch.tensor([8.0, 30.0, -30.0]), torch.tensor([math.inf, math.inf, -29.0]))
@@ -249,8 +280,8 @@ def test_bounds_a_row_infinite_or_beyond_the_support_leave_no_nan():
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(PpgenError, match="StudentT has no cdf"):
-        Censored(dist.StudentT(3.0), 0.0).log_prob(tensor(1.0))
+    with pytest.raises(PpgenError, match="VonMises has no cdf"):
+        Censored(dist.VonMises(0.0, 1.0), 0.0).log_prob(tensor(1.0))
     with pytest.raises(PpgenError, match=r"values of shape \(2,\)"):
         Truncated(dist.Normal(torch.zeros(2), 1.0).to_event(1), 0.0)
     with pytest.raises(PpgenError, match="lower bound that is not below"):

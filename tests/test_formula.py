@@ -121,6 +121,12 @@ REFUSED = {
     "one group": ("y ~ (1 | n)", "gaussian", "'n' has one group"),
     "a computed response": ("log(t) ~ x", "gaussian", "the response of .* is 'log\\(t\\)'"),
     "words as numbers": ("g ~ x", "gaussian", "'g' is words \\('a', ...\\), and gaussian takes finite numbers"),
+    "one level": ("y ~ x + one", "gaussian", "'one' has the one level 'k' in these data"),
+    "one level in a product": ("y ~ x + g + one:g", "gaussian", "'one' has the one level 'k' in these data"),
+    "one level of numbers": ("y ~ x + C(n)", "gaussian", "'n' has the one level"),
+    "a logarithm of what has none": ("y ~ u + log(x)", "gaussian", "np.log\\(x\\) is no finite number in .* has x = -"),
+    "the scale of such": ("y ~ scale(sqrt(x))", "gaussian", "np.sqrt\\(x\\) is no finite number"),
+    "an offset of such": ("c ~ u + offset(log(x))", "poisson", "np.log\\(x\\) is no finite number"),
     "numbers below zero": ("y ~ x", "gamma", "'y' is -.* in row .*and gamma takes numbers above 0"),
     "fractions as counts": ("t ~ x", "poisson", "and poisson takes counts"),
     "more than two": ("g ~ x", "bernoulli", "'g' has 4 values \\(a, b, c, d\\), and bernoulli takes two"),
@@ -136,6 +142,11 @@ REFUSED = {
 }
 
 
+def test_a_column_of_one_level_may_stand_for_the_intercept():
+    own = TABLE.assign(one="k")
+    assert regression("y ~ 0 + one + x", "gaussian", own).design["matrix"]["labels"] == ["one[k]", "x"]
+
+
 def test_what_is_proposed_for_others_calls_is_read():
     for terms in ("bs(x, df=5)", "poly(x, 3)", "bs(x, df=5) + bs(u, df=5) + x:u", "C(k)", "C(g, Treatment('b'))",
                   "(1 | g) + (0 + x | g)", "(x || g)"):  # fmt: skip
@@ -145,7 +156,7 @@ def test_what_is_proposed_for_others_calls_is_read():
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_cannot_be_is_one_sentence(case):
     formula, family, message = REFUSED[case]
-    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"])
+    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"], one="k")
     with pytest.raises(PpgenError, match=message) as error:
         regression(formula, family, own)
     assert "\n" not in str(error.value)

@@ -625,6 +625,27 @@ def test_a_tail_that_few_visits_of_chains_saw_is_heavy_where_it_surely_is(nu: fl
         assert found.verdict == verdict
 
 
+def test_one_chain_that_stays_far_out_makes_no_heavy_tail():
+    """Two independent normals, and one chain that was stuck where a is far out and b pulls it on: means by chain have
+    no spread where there is one chain, which was an error of 0, and the tail of a normal was surely infinite."""
+
+    def model(one):
+        a, b = (pyro.sample(n, Normal(0.0, 1.0)) for n in "ab")
+        pyro.factor("shared", -0.5 * (b - 3 * a) ** 2 + 0.5 * b**2)
+
+    torch.set_default_dtype(torch.float64)
+    joint = log_joint(Program.from_pair(model), {"one": torch.ones(1)})
+    a = np.random.default_rng(0).normal(size=(64, 250))
+    b = 3 * a + np.random.default_rng(1).normal(size=a.shape)
+    a[5], b[5] = 4.5, 20.0
+    u = torch.from_numpy(np.stack([a, b], -1).reshape(-1, 2))
+    lp, g = joint.value_and_grad(u)
+    chains = torch.arange(64).repeat_interleave(250)
+    found = tails(joint, u, torch.full((16_000,), 1 / 16_000), lp, g, joint.value_and_grad,
+        at_edges=-math.inf, chains=chains)  # fmt: skip
+    assert found.verdict == "fine", found
+
+
 def test_what_the_data_cut_off_is_no_tail():
     """y_i ~ U(th, th + 1): th is nearly uniform between max y - 1 and min y, where its density does not fall."""
 

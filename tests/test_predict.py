@@ -606,6 +606,20 @@ def test_rows_far_outside_of_the_fitted_range_are_said_and_groups_are_not(caplog
         assert "x[1] is -1, and was 0 to 0.011 in the rows that were fitted (90.9 times" in caplog.text
 
 
+def test_predictions_that_are_no_numbers_are_said(caplog):
+    """log(x) of a new x below 0 was an empty row of the table, without a word."""
+
+    def model(x, y=None):
+        with rows(x):
+            pyro.sample("y", dist.Normal(pyro.sample("b", dist.Normal(0.0, 1.0)) * x.log(), 1.0), obs=y)
+
+    run = fit(Program.from_pair(model), {"x": torch.ones(4), "y": torch.zeros(4)}, steps=1, guide="AutoNormal")
+    predict(run, {"x": torch.tensor([1.0, 2.0])}, draws=2)
+    assert "finite" not in caplog.text
+    predict(run, {"x": torch.tensor([1.0, 2.0, -1.0])}, draws=2)
+    assert "predictions of y are no finite numbers in 1 of 3 rows, the first of which is 2" in caplog.text
+
+
 @every
 def test_a_tree_knows_the_range_of_what_was_fitted_as_a_run_does(source):
     run, how = SOURCES[source]()

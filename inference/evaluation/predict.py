@@ -255,6 +255,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         )
     for name, value in zip(names, drawn, strict=True):
         counts_in_range(name, value, counts[name])
+        _say_infinite(name, value)
     found = {n: v.reshape(*chains, *v.shape[1:]).numpy() for n, v in zip(names, drawn, strict=True)}
     given = {n: v for n, v in tensors(rows).items() if n not in hidden and n not in found}  # a site may have its name
     left = {n: s for n, s in sites.items() if n not in model.kept}
@@ -267,6 +268,19 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
             "; ".join(map(str, beyond[:SHOWN])), f"; and {len(beyond) - SHOWN} more" * (len(beyond) > SHOWN),
         )  # fmt: skip
     return tree
+
+
+def _say_infinite(name: str, value: Tensor) -> None:
+    """Of predictions (draws, rows, ...) those that are no numbers, as of log(x) where a new x is negative."""
+    if value.is_floating_point() and value.dim() > 1 and len(value):
+        rows = (~value.isfinite()).flatten(2).any(-1) if value.dim() > 2 else ~value.isfinite()
+        bad = rows.any(0).nonzero()[:, 0]
+        if len(bad):
+            log.warning(
+                "predictions of %s are no finite numbers in %d of %d rows, the first of which is %d (counting from 0): "
+                "see whether its columns have values at which the model is defined",
+                name, len(bad), rows.shape[1], int(bad[0]),
+            )  # fmt: skip
 
 
 def _extrapolated(fitted: Fitted, kept: Table) -> list[Beyond]:

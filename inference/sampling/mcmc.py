@@ -306,7 +306,7 @@ def _checks(
     made: Prepared, joint: LogJoint, found: Draws, structure: Structure, kernel: str, metric: str, seed: int
 ) -> list[Finding]:
     """What is asked of the draws of every kernel, and a search for what they have not seen."""
-    said, chains = findings(found, joint), found.u.shape[1]
+    said, chains = [_remedied(f, made, joint) for f in findings(found, joint)], found.u.shape[1]
     if found.evidence is not None:
         target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
         said = [_heavier(f, joint, target, found) if f.measure == "tail_khat" else f for f in said]
@@ -319,6 +319,14 @@ def _checks(
     target = _density(traced, "chees", chains if wide else WIDE, metric)
     said = [_heavier(f, traced, target, found) if f.measure == "tail_khat" else f for f in said]
     return said + _unseen(traced, target, found, said, structure.sites, seed)
+
+
+def _remedied(f: Finding, made: Prepared, joint: LogJoint) -> Finding:
+    """Of divergences with the latents that could be moved non-centred, and are not."""
+    if f.measure != "divergences" or f.verdict == FINE:
+        return f
+    could = somewhere(lambda: log_joint(made.program, made.data, engine=joint.engine, noncentred="all")).noncentred
+    return replace(f, details={**f.details, "centred": ", ".join(n for n in could if n not in joint.noncentred)})
 
 
 def _heavier(tail_khat: Finding, joint: LogJoint, target: Density, found: Draws) -> Finding:

@@ -450,7 +450,17 @@ def _least_noisy(values: Tensor, w: Tensor, chains: Tensor) -> tuple[float, floa
     by_chain = off.new_zeros(len(values), int(which.max()) + 1).index_add_(1, which, off)
     se = by_chain.square().sum(1).sqrt()
     best = int(se.argmin())
-    return float(means[best]), float(se[best])
+    mass = w.new_zeros(by_chain.shape[1]).index_add_(0, which, w)
+    return float(means[best]), max(float(se[best]), 1e-300) * _few_visits(mass)
+
+
+def _few_visits(mass: Tensor) -> float:
+    """What a standard error by chain is multiplied by, of the mass that each chain has there: the quantile of Student's
+    t at `SURE` normal errors over these. One chain alone says nothing of how chains differ."""
+    from scipy.special import ndtr, stdtrit  # scipy.stats takes half a second to import
+
+    freedom = float(mass.square().sum().reciprocal()) - 1
+    return float(stdtrit(max(freedom, 0.1), ndtr(SURE))) / SURE if mass.count_nonzero() > 1 else math.inf
 
 
 def guide_tails(

@@ -242,10 +242,13 @@ def _divergences(f: Finding) -> Words:
     count = f"{f.details['count']} of {f.details['draws']} draws diverged"
     if f.verdict == "fine":
         return count, ""
+    through = "Tighten a prior, or let chains move in the coordinates of a guide (through=True, --through-guide)."
     return (
         f"{count}: the posterior has a place too narrow for the step size, such as the neck of a funnel, and draws "
         "miss it",
-        "Move hierarchical latents non-centred (noncentred='all', --noncentred all), or tighten a prior.",
+        "Move hierarchical latents non-centred (noncentred='all', --noncentred all), or tighten a prior."
+        if f.details.get("centred", "?")
+        else through,
     )
 
 

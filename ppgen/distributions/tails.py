@@ -5,8 +5,10 @@ r"""log F(x) and log(1 - F(x)) of one-dimensional distributions, each precise in
 by whichever of the two is the difference of small numbers. Normal, LogNormal (`ppgen.normal`), Exponential, Weibull,
 Pareto, Gumbel, Logistic, Laplace, Uniform, Cauchy, HalfNormal, HalfCauchy and Geometric have both in closed form, to
 a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, until
-it underflows (1e-38 in float32, 1e-308 in float64). Other counts are summed mass by mass. Whatever else has a `cdf` has
-S = 1 - F: a tail lighter than 6e-8 in float32, 1e-16 in float64, is then -inf.
+it underflows (1e-38 in float32, 1e-308 in float64). StudentT, Beta, Binomial, NegativeBinomial and GammaPoisson have
+both from the incomplete beta function (`incomplete_beta`). Zero-inflated ones have those of their base. Other counts
+are summed mass by mass in float64, where a support without an end has S = 1 - F, nothing below 1e-16. Whatever else has
+a `cdf` has S = 1 - F: a tail lighter than 6e-8 in float32, 1e-16 in float64, is then -inf.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, softplus
 
 from ppgen import normal
+from ppgen.distributions.incomplete_beta import log_incomplete_beta
 from ppgen.errors import PpgenError
 
 LN2 = math.log(2.0)
@@ -151,14 +154,23 @@ def _tails(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _counted(d: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of a distribution of counts, mass by mass up to the largest finite x."""
-    low = int(ends(d)[0])
+    low, high = int(ends(d)[0]), ends(d)[1]
     most = int(x.max())
-    if most - low > COUNTS:
-        raise PpgenError(f"a bound of {type(d).__name__} is {most}, with as many masses to sum; pass a smaller one")
-    k = torch.arange(low, most + 1, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
-    masses = d.log_prob(k.expand(-1, *x.shape))
-    c = torch.logsumexp(torch.where(k <= x, masses, -math.inf), 0).clamp_max(-torch.finfo(x.dtype).tiny)
-    return c, _log1mexp(-c)
+    last = most if math.isinf(top := float(torch.as_tensor(high).max())) else int(top)
+    if last - low > COUNTS:
+        raise PpgenError(f"a bound of {type(d).__name__} is {last}, with as many masses to sum; pass a smaller one")
+    k = torch.arange(low, last + 1, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim()).expand(-1, *x.shape)
+    within = k <= high
+    masses = torch.where(within, d.log_prob(torch.where(within, k, low)), -math.inf).double()
+    c = torch.logsumexp(torch.where(k <= x, masses, -math.inf), 0).clamp_max(-torch.finfo(torch.float64).tiny)
+    if math.isinf(top):
+        return c.to(x), _log1mexp(-c).to(x)
+    s = torch.logsumexp(torch.where(k > x, masses, -math.inf), 0).clamp_max(-torch.finfo(torch.float64).tiny)
+    return torch.where(c < s, c, _log1mexp(-s)).to(x), torch.where(c < s, _log1mexp(-c), s).to(x)
+
+
+def _negative_binomial(total: Tensor, logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return log_incomplete_beta(total, x + 1, logsigmoid(-logits), logsigmoid(logits))
 
 
 def _of_log_survival(s: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +191,9 @@ _IN_A_LINE: dict[type, Callable[[Any, Tensor], tuple[Tensor, Tensor]]] = {
     td.Gumbel: lambda d, x: _of_log_survival(-torch.exp(-(x - d.loc) / d.scale))[::-1],
     td.Gamma: lambda d, x: _gamma_tails(d.concentration, d.rate * x),
     td.InverseGamma: lambda d, x: _gamma_tails(d.concentration, d.rate / x)[::-1],
+    td.Beta: lambda d, x: log_incomplete_beta(d.concentration1, d.concentration0, x.log(), torch.log1p(-x)),
+    td.NegativeBinomial: lambda d, x: _negative_binomial(d.total_count, d.logits, x),
+    dist.GammaPoisson: lambda d, x: _negative_binomial(d.concentration, -d.rate.log(), x),
     dist.ExpandedDistribution: lambda d, x: tails(d.base_dist, x),
 }
 for _kind, _both in _IN_A_LINE.items():
@@ -241,6 +256,31 @@ def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
     k, rate = torch.broadcast_tensors(x + 1, d.rate)
     return _logs(torch.special.gammaincc(k, rate), torch.special.gammainc(k, rate))
+
+
+@_tails.register
+def _(d: td.StudentT, x: Tensor) -> tuple[Tensor, Tensor]:
+    """F(z) = I_u(ν/2, ν/2), u = (r + z) / 2r, r² = z² + ν, which is smooth at 0."""
+    z, half = (x - d.loc) / d.scale, d.df / 2
+    r = torch.sqrt(z.square() + d.df)
+    right = z > 0
+    outer = r + torch.where(right, z, -z)
+    near, far = torch.log(outer / (2 * r)), torch.log(half) - torch.log(r * outer)
+    return log_incomplete_beta(half, half, torch.where(right, near, far), torch.where(right, far, near))
+
+
+@_tails.register
+def _(d: td.Binomial, x: Tensor) -> tuple[Tensor, Tensor]:
+    left = (d.total_count - x).clamp_min(0.5)  # none are left at the last count only, which is not asked here
+    return log_incomplete_beta(left, x + 1, logsigmoid(-d.logits), logsigmoid(d.logits))
+
+
+@_tails.register
+def _(d: dist.ZeroInflatedDistribution, x: Tensor) -> tuple[Tensor, Tensor]:
+    c, s = tails(d.base_dist, x)
+    gate, s = logsigmoid(d.gate_logits), logsigmoid(-d.gate_logits) + s
+    c = torch.logaddexp(gate, logsigmoid(-d.gate_logits) + c)
+    return torch.where(c < s, c, _log1mexp(-s)), s
 
 
 @_tails.register

@@ -69,12 +69,31 @@ def translated(call: str, columns: Mapping[str, Tensor]) -> str:
         columns: of the table that is fitted, for means and spreads.
 
     Raises:
-        PpgenError: a function that is not known here.
+        PpgenError: a function that is not known here, or has no finite value in some row.
 
     >>> translated("np.log(x) + center(x)", {"x": torch.tensor([1.0, 3.0])})
     'torch.log(x) + (x - 2.0)'
     """
-    return ast.unparse(_translate(ast.parse(call, mode="eval").body, columns))
+    text = ast.unparse(_translate(ast.parse(call, mode="eval").body, columns))
+    _finite(text, columns)
+    return text
+
+
+def _finite(text: str, columns: Mapping[str, Tensor]) -> Tensor:
+    """
+    Raises:
+        PpgenError: a logarithm or a root of what has none, a quotient by zero.
+    """
+    value = torch.as_tensor(compute(text, columns))
+    bad = (~value.isfinite()).nonzero()
+    if len(bad):
+        first = tuple(bad[0].tolist())
+        where = " and ".join(f"{n} = {columns[n][first].item():.6g}" for n in sorted(names(text)))
+        raise PpgenError(
+            f"{as_written(text)} is no finite number in {len(bad)} of {value.numel()} rows, the first of which has "
+            f"{where or 'no column'}; leave these rows out, or write a function that is defined there"
+        )
+    return value
 
 
 def as_written(text: str) -> str:
@@ -111,7 +130,7 @@ def _translate(node: ast.expr, columns: Mapping[str, Tensor]) -> ast.expr:
 
 def _standard(inner: ast.expr, columns: Mapping[str, Tensor], spread: bool) -> ast.expr:
     text = ast.unparse(inner)
-    value = compute(text, columns)
+    value = _finite(text, columns)
     text = f"({text} - {value.mean().item()!r})"
     return ast.parse(f"{text} / {value.std(correction=0).item()!r}" if spread else text, mode="eval").body
 

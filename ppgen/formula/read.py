@@ -183,6 +183,13 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
     return made, offsets
 
 
+def _one_level(name: str, values: list[str]) -> PpgenError:
+    return PpgenError(
+        f"the column {name!r} has the one level {values[0]!r} in these data, which tell nothing of its effect beside "
+        "an intercept's; leave it out of the formula"
+    )
+
+
 def _part(component: Any, table: CodedTable) -> Part:
     if component.kind == "categoric":
         column, *others = [n for n in component.var_names if n in table.frame]
@@ -193,6 +200,8 @@ def _part(component: Any, table: CodedTable) -> Part:
         order = [values.index(v) for v in table.levels[name].values]
         contrasts = np.asarray(component.contrast_matrix.matrix, dtype=float)[order]
         n = len(order)
+        if not contrasts.size:
+            raise _one_level(column, values)
         for first in (0, 1):
             if np.array_equal(contrasts, np.eye(n)[:, first:]):
                 return {"codes": name, "indicators": [n, first]}
@@ -256,9 +265,12 @@ def _formulae(terms: str, table: CodedTable) -> Any:
         ) from e
     functions = {name: getattr(np, name) for name in FUNCTIONS} | {"np": np, "numpy": np}
     try:
-        with redirect_stdout(StringIO()):  # where it prints that an error comes
+        with redirect_stdout(StringIO()), np.errstate(all="ignore"):  # where it prints that an error comes
             read = design_matrices(terms, table.frame, na_action="error", extra_namespace=functions).common
     except Exception as e:  # of many kinds
+        for name in _names(_tree(terms)):
+            if name in table.raw.words and len(values := table.values(name)) == 1:
+                raise _one_level(name, values) from e
         raise PpgenError(f"the terms {terms!r} cannot be read: {_first_line(e)}; mend the formula") from e
     if read is None:
         raise PpgenError(f"the terms {terms!r} are none; write 1 for an intercept alone")

@@ -7,8 +7,10 @@ r"""ChEES-HMC: Hamiltonian Monte Carlo on many chains at once, whose trajectory 
 All chains take the same number of leapfrog steps, so that one batched call is one step of all of them. h in (0, 1] is
 a Halton sequence; T rises by Adam on log T along the gradient of the criterion; the step size is set by dual averaging
 to a harmonic mean acceptance of 0.651; metric and centre are those of the last, doubling window of the warm-up, which
-ends early where a window has changed neither them nor T. In the coordinates y the metric is the identity. Chains in a
-mode of next to no mass begin anew, before the last window, from where others are (`sampling/negligible.py`).
+ends early where a window has changed neither them nor T. Where chains still diverge in a metric that was learned, as
+where the posterior is ever narrower far out, the acceptance is 0.9 from then on. In the coordinates y the metric is the
+identity. Chains in a mode of next to no mass begin anew, before the last window, from where others are
+(`sampling/negligible.py`).
 
 Beyond 200 dimensions the covariance is a diagonal and the few directions in which the draws of a window are correlated
 more strongly than noise makes them (`hamiltonian.strongest`).
@@ -54,6 +56,8 @@ LEAST = Numbers(chains=4, draws=4, warmup=20)
 TOGETHER = True
 
 ACCEPTANCE = 0.651  # the harmonic mean that is optimal for ChEES (section 4 of the paper)
+CAREFUL, DIVERGED = 0.9, 0.001  # that where more of a window's proposals diverged, as a share
+TRYING = 20  # iterations in which dual averaging still tries steps that are far too large
 MAX_STEPS = 1000  # leapfrog steps a draw
 CONDITION = 10.0  # of the correlations, above which a matrix pays between the two, and a low-rank one beyond them
 RANK, ROWS, OF_EACH = 16, 512, 16  # of a low-rank metric: directions; draws they are told by, those of an iteration
@@ -170,6 +174,7 @@ class _Warmup:
         self.begun: Begun | None = None
         self.judged = self.ends[-3:-1] if len(self.ends) > 2 else [0, self.ends[-1]]  # chains, by this window
         self.window: list[tuple[Tensor, Tensor]] = []  # u and lp in it
+        self.acceptance, self.diverged = ACCEPTANCE, list[float]()  # wanted; shares of the window's proposals
         self._begin(chains)
 
     def _moments(self, chains: Chains) -> _Moments:
@@ -197,7 +202,9 @@ class _Warmup:
         size: float,
     ) -> Chains:
         """Takes in iteration i; the chains, in new coordinates where a window ends."""
-        self.step.update(_harmonic(alpha.acceptance, alpha.diverging | alpha.outside))
+        self.step.update(_harmonic(alpha.acceptance, alpha.diverging | alpha.outside), self.acceptance)
+        if self.step.count > TRYING:
+            self.diverged.append(float(alpha.diverging.double().mean()))
         self.length.update(old.y, moved.y, p, alpha.acceptance, time, size)
         u = self.frame.out(chains.y)
         self.seen.add(u)
@@ -210,13 +217,22 @@ class _Warmup:
         auto = self.auto and i > self.ends[0]  # the draws of the first window are still on their way
         self.frame, chains, self.growth, change = reframe(self.target, self.frame, chains, self.seen, auto)
         self.seen = self._moments(chains)
-        if max(change, self.length.drift) < SETTLED and i in self.ends[2:] and self.begun is None:
+        careful = self._more_careful(i)
+        if max(change, self.length.drift) < SETTLED and i in self.ends[2:] and self.begun is None and not careful:
             self.ends, self.iterations = self.ends[: self.ends.index(i) + 1], i + self.rest
         elif i < self.ends[-1]:
             self._begin(chains)
         else:
             self.step = _Averaged(self.step.current)
         return chains
+
+    def _more_careful(self, i: int) -> bool:
+        """Whether chains diverged in a window whose metric was learned in two before it: steps are smaller from now."""
+        share = sum(self.diverged) / max(len(self.diverged), 1)
+        self.diverged.clear()
+        before, late = self.acceptance, i in self.ends[2:]
+        self.acceptance = CAREFUL if late and share > DIVERGED else before
+        return self.acceptance != before
 
     def _anew(self, chains: Chains) -> Chains:
         """The chains, those in a mode of next to no mass where others are; what the window has seen without them."""
@@ -247,10 +263,10 @@ class _Averaged:
         self.mu, self.count, self.error = math.log(10 * first), 0, 0.0
         self.log, self.log_average = math.log(first), math.log(first)
 
-    def update(self, acceptance: float) -> None:
+    def update(self, acceptance: float, wanted: float = ACCEPTANCE) -> None:
         self.count += 1
         w = 1 / (self.count + 10)
-        self.error += w * (ACCEPTANCE - acceptance - self.error)
+        self.error += w * (wanted - acceptance - self.error)
         self.log = self.mu - self.count**0.5 / 0.05 * self.error
         w = self.count**-0.75
         self.log_average += w * (self.log - self.log_average)

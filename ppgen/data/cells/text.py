@@ -199,6 +199,12 @@ class TextColumn:
             seconds = (found - found.dt.normalize()).dt.total_seconds().to_numpy(float)
             made = replace(blank(self.name, asked), kind="duration", unit="seconds", form=forms[0])
             return self._numbers(seconds, made)
+        clocks = left[left.str.contains(":")]
+        zoned = clocks.str.contains(r":\d{2}\S*\s?(?:Z|[+\-]\d{2}:?\d{2})$")
+        if bool(zoned.any()) and not bool(zoned.all()):
+            self.notes.append(
+                f"{clocks[~zoned].iloc[0]!r} has no time zone, as {clocks[zoned].iloc[0]!r} has, and is taken as UTC"
+            )
         rows = self._spread(days_of(found))
         return of_days(self.name, rows, asked, forms[0], self._notes())
 
