@@ -17,7 +17,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn.module import PyroModule, _Context
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -45,6 +47,11 @@ if not hasattr(_Context, "param_state"):
     # A PyroModule made before `module_local_params` was switched on has no such state, and fails at its first
     # call within `Program.running`. It stays empty: local parameters live in their module.
     _Context.param_state = {"params": {}, "constraints": {}}
+
+
+def open_handlers() -> list[Any]:
+    """Pyro's stack of handlers, the outermost first."""
+    return _PYRO_STACK
 
 
 class Holder(Messenger):
@@ -171,6 +178,8 @@ class ParamSites(LatentSupports):
         (`ppgen.terms.run`).
         """
         super()._pyro_sample(msg)
+        if msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+            msg["fixed"] = self._is_fixed(msg)
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
@@ -184,6 +193,15 @@ class ParamSites(LatentSupports):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if "given" in msg:  # the program gets what it gave
             msg["value"] = msg["given"]
+
+    def _is_fixed(self, msg: Mapping[str, Any]) -> bool:
+        """Whether a site is no data, but a latent that `poutine.condition` gives a value: it was conditioned, and other
+        sites are observed by `obs=`, or, where all are conditioned, within a plate. Known after the first run."""
+        inner = open_handlers()[open_handlers().index(self) + 1 :]
+        conditioned = any(isinstance(m, ConditionMessenger) and msg["name"] in m.data for m in inner)
+        rank = conditioned * (1 if msg["cond_indep_stack"] else 2)
+        least = self.program.__dict__["data_rank"] = min(rank, self.program.__dict__.get("data_rank", 2))
+        return rank > least
 
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not (getattr(self.program, "_collecting", False) or getattr(self.program, "_growing", False)):
@@ -321,9 +339,10 @@ def _key(name: str) -> str:
 class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 
-    `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
-    infer["was_observed"], keep what was given as "observed", and are sampled at the tempo of the likelihood, not of the
-    data. A Poisson count of a rate above 2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
+    `pyro.factor` and `pyro.deterministic` sites stay as they are, and so do latents that `poutine.condition` holds
+    (`ParamSites`). The others are marked infer["was_observed"], keep what was given as "observed", and are sampled at
+    the tempo of the likelihood, not of the data. A Poisson count of a rate above 2^62, which torch cannot draw, is its
+    rate: they differ by 5e-10 of it.
 
     Args:
         only: the names of the sites that are meant; None for all.
@@ -343,7 +362,7 @@ class Unobserve(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         meant = (self.only is None or msg["name"] in self.only) and msg["name"] not in self.keep
         fn, value = msg["fn"], msg["value"]
-        if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+        if meant and msg["is_observed"] and "fixed" in msg and not msg["fixed"]:
             if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed
                 batch = value.shape[: value.dim() - fn.event_dim]
                 fn = fn.expand(np.broadcast_shapes(batch, fn.batch_shape))

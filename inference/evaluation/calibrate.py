@@ -185,7 +185,7 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
             raise PpgenError(
                 f"the prior of {name!r} is flat, and no data can be drawn from it; give it a proper prior to calibrate"
             )
-        if site["is_observed"]:
+        if site["is_observed"] and not site["fixed"]:
             given = given_value(site)
             if given.data_ptr() not in places or given.shape != data[places[given.data_ptr()]].shape:
                 raise PpgenError(

@@ -216,8 +216,9 @@ class Groups:
         if self.prior:
             sites = sample_sites(poutine.trace(model).get_trace(), deterministic=False)
             for name, site in sites.items():
-                group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
-                yield group, name, value_of(site)[0]
+                if not site.get("fixed"):
+                    group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
+                    yield group, name, value_of(site)[0]
 
     def _densities(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
         for name in self.structure.latents:

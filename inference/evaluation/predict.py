@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ def predict(
     run: Run | Program | DataTree,
     data: Any,
     *,
-    program: Run | Program | None = None,
+    program: Run | Program | Callable | None = None,
     draws: int | None = None,
     seed: int | None = 0,
     new_groups: str = "error",
@@ -238,7 +238,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     def one(*given: Tensor) -> list[Tensor]:
         q = dict(zip(each, given, strict=True)) if fitted.draws is not None else model.drawn()
         p, _ = model.trace(q)
-        drawn = {n: s for n, s in sample_sites(p).items() if n not in model.kept}
+        drawn = {n: s for n, s in sample_sites(p).items() if n not in model.kept and not s.get("fixed")}
         out = {n: s for n, s in drawn.items() if s["infer"].get("was_observed") or _free(s, q, structure)}
         settle(names, list(out))
         counts.update({n: s["fn"] for n, s in out.items()})

@@ -13,7 +13,7 @@ dtype              that of the computation
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +85,7 @@ def _described(run: Run | Program, program: Program, structure: Structure) -> di
     return spec
 
 
-def opened(tree: DataTree, program: Run | Program | None = None, given: Any = None) -> Fitted:
+def opened(tree: DataTree, program: Run | Program | Callable | None = None, given: Any = None) -> Fitted:
     """A tree of draws with its program.
 
     Args:
@@ -103,6 +103,7 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
     kept = {k: json.loads(tree.attrs[k]) for k in ("program", "columns", "row_columns", "summed", "constants")}
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
+    made = made if isinstance(made, Program) else Program.from_pair(made)
     made.types = _types_of(tree)
     dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
