@@ -9,6 +9,7 @@ the same draw.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.check.given_columns import conditioned
+from ppgen.check.given_columns import columns_of, conditioned, other_values
 from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
@@ -46,7 +47,7 @@ from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import holding, latents_of, value_of
+from ppgen.terms import guide_run, holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -188,6 +189,7 @@ class _Model(NamedTuple):
         same: whether its rows are the fitted ones.
         sizes: of plates that are larger than at the fit.
         kept: observed sites that stay at the columns of the new rows.
+        reads: whether the guide draws latents of the new rows.
     """
 
     fitted: Fitted
@@ -197,6 +199,7 @@ class _Model(NamedTuple):
     sizes: Mapping[str, int]
     grow: bool
     kept: frozenset[str] = frozenset()
+    reads: bool = False
 
     def trace(
         self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None, *, observed: bool = False
@@ -210,26 +213,37 @@ class _Model(NamedTuple):
             call = unobserve(lambda: program.call("model", self.rows if rows is None else rows))
             return poutine.trace(call).get_trace(), holding
 
+    def holding(self, held: Mapping[str, Tensor], kept: Collection[str]) -> Any:
+        """One run, these observed sites at the columns of the new rows."""
+        return self._replace(kept=frozenset(kept)).trace(held)[0]
+
+    def observed(self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """The sites of one run at these rows, none that is observed drawn."""
+        return sample_sites(self.trace(held, rows, observed=True)[0])
+
     def drawn(self) -> dict[str, Tensor]:
         """One draw of the latents by the guide."""
-        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same)
+        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same, self.reads)
 
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
     model = _Model(fitted, rows, hidden, _same(_seen(rows, hidden), fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
+    unread: dict[str, set[str]] = {}
+    if fitted.draws is None and not model.same:
+        reads, unread = _reads(fitted, _seen(rows, hidden))
+        model = model._replace(reads=reads)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
         sizes = _grown(model, sample)
         if not sizes:
             require_labels(rows, program.categories, program.name)
         model = model._replace(sizes=sizes)
-        sites = sample_sites(model.trace(sample, observed=True)[0])
+        observe = functools.partial(model.observed, sample)
+        sites = observe(rows)
         free = any(_free(s, sample, structure) and not s["is_observed"] for s in sites.values())
-        kept = conditioned(
-            lambda held: model._replace(kept=frozenset(held)).trace(sample)[0], sites, rows, hidden, free, sample.keys()
-        )
+        kept = conditioned(model.holding, observe, rows, hidden, free, sample, unread)
         model = model._replace(kept=kept)
     dims: dict[str, tuple[str, ...]] = {}
     counts: dict[str, Any] = {}
@@ -342,32 +356,58 @@ def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tens
     return {k: v for k, v in rows.items() if k not in hidden}
 
 
-def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[str, Tensor]:
+def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, set[str]]]:
+    """Whether the guide draws latents of new rows, and by column those of them that it draws without regard to it.
+
+    It does where the rows have all that it read at the fit; and a guide that was written for the program where it runs
+    without what is missing, if it reads a column that the model observes.
+    """
+    program, s = fitted.program, fitted.structure
+    taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
+    complete = bool(taken) and all(n in data for n in taken)
+    nothing_left_out = all(n in data for n in fitted.example)
+    if s is None or not s.locals or nothing_left_out or not complete and not program._draws_itself:
+        return complete, {}
+    told = latents_of(guide_run(program, fitted.example))
+
+    def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.random.fork_rng():  # the same noise each time
+            found = _held_draw(program, rows, {n: v for n, v in told.items() if n not in s.locals})
+        return {n: found[n] for n in s.locals}
+
+    try:
+        first = drawn(data)
+        changed = {c: drawn({**data, c: other_values(v)}) for c, v in tensors(data).items()}
+    except Exception:
+        return complete, {}
+    unread = {c: {n for n, v in first.items() if torch.equal(v, other[n])} for c, other in changed.items()}
+    sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
+    observed = set().union(*columns_of(sites, fitted.example).values())
+    return complete or any(len(unread[c]) < len(s.locals) for c in observed & unread.keys()), unread
+
+
+def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One draw of the guide's latents, those that are known held."""
+    return latents_of(poutine.trace(holding(known)(lambda: program.call("guide", data))).get_trace())
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool, reads: bool) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
     Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
     latents of the fitted rows only, as does a guide whose column the new rows lack.
     """
     program, s = fitted.program, fitted.structure
-
-    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        guide = holding(known)(lambda: program.call("guide", source))
-        return latents_of(poutine.trace(guide).get_trace())
-
-    if s is None:
-        return drawn(data, {})
-    needed = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
-    reads = bool(needed) and all(n in data for n in needed)
-    if reads and not s.globals and not s.summed:
-        return drawn(data, {})
-    told = drawn(fitted.example, {})
+    if s is None or reads and not s.globals and not s.summed:
+        return _held_draw(program, data, {})
+    told = _held_draw(program, fitted.example, {})
     summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
     if summed:
         told |= drawn_discrete(program, fitted.example, s.nesting, told, summed)
     if same:
         return told
     told = {n: v for n, v in told.items() if n not in s.locals}
-    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
+    return _held_draw(program, data, told) | {n: told[n] for n in summed} if reads else told
 
 
 def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
