@@ -443,6 +443,40 @@ def test_a_right_model_is_rarely_off_and_one_of_too_little_spread_is():
     )
 
 
+def _apart(tree):
+    """The values of `x` as sites of a loop."""
+    drawn, x = (tree[g]["x"].values for g in ("posterior_predictive", "observed_data"))
+    return from_dict({
+        "posterior_predictive": {f"x_{i}": drawn[..., i] for i in range(len(x))},
+        "observed_data": {f"x_{i}": x[i] for i in range(len(x))},
+    })  # fmt: skip
+
+
+def test_the_sites_of_a_loop_are_checked_together():
+    together, apart = ([predictive(predictive_checks(own)) for own in (t, _apart(t))] for t in
+                       (_counts(0, spread=1.0), _counts(1)))  # fmt: skip
+    for (one,), (loop,) in (together, apart):
+        assert loop.where == "x_0 ... x_59"
+        assert (loop.figure, loop.verdict) == (pytest.approx(one.figure), one.verdict)
+        assert loop.details["statistics"] == one.details["statistics"]
+    assert together[1][0].verdict == "look" and apart[1][0].verdict == "fine"
+
+
+def test_the_last_of_many_sites_is_checked_and_right_ones_are_rarely_off():
+    rng, off = np.random.default_rng(0), 0
+    for _ in range(40):
+        drawn = {f"{name}": rng.normal(size=(1, 1000, 30)) for name in "abcdefghij"}
+        right = {n: rng.normal(size=30) for n in drawn}
+        off += any(f.verdict != "fine" for f in predictive(predictive_checks(_both(drawn, right))))
+        wrong = predictive(predictive_checks(_both(drawn, right | {"j": 3 + right["j"]})))
+        assert wrong[-1].where == "j" and wrong[-1].verdict == "look"
+    assert off <= 3
+
+
+def _both(drawn, observed):
+    return from_dict({"posterior_predictive": drawn, "observed_data": observed})
+
+
 def test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_and_no_alarm():
     """a_i ~ N(0, 1), y_i ~ N(a_i, 1): y - E y is half of y, and of what is drawn given y an N(0, 1.5)."""
     rng = np.random.default_rng(0)
