@@ -197,6 +197,33 @@ def test_a_guide_that_is_not_is_noticed_whatever_the_seed(width, shift, measure)
     assert all(measure in failing(f) and verdict(f) == "look" for f in found)
 
 
+class Correlated(Program):
+    """Two of six latents correlated, and a guide of the right margins, with the correlation or without."""
+
+    def __init__(self, rho, known):
+        super().__init__()
+        self.cov, self.known = torch.eye(6), known
+        self.cov[1, 4] = self.cov[4, 1] = rho
+
+    def model(self, x):
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(6), self.cov))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(6), self.cov if self.known else torch.eye(6)))
+
+
+@pytest.mark.parametrize("rho", [0.5, -0.5])
+def test_a_guide_without_the_correlation_of_the_posterior_is_noticed(rho):
+    """sd(z_1 - z_4) is (2 (1 - rho))^½, and of the guide 2^½; the s.e. of the ratio is some 4%."""
+    data = {"x": torch.zeros(())}
+    missed, known = (diagnose(fit(Correlated(rho, k), data, steps=0), data).findings for k in (False, True))
+    (said,) = (f for f in missed if f.measure == "sd_ratio")
+    assert said.where == f"z[1] {'-' if rho > 0 else '+'} z[4], in units of their sds"
+    assert said.figure == pytest.approx(2**0.5, rel=0.15) and failing(missed) == {"sd_ratio"}
+    assert verdict(missed) == "look" and verdict(known) == "fine"
+
+
 @pytest.mark.parametrize("rows", [0, 10])
 def test_standard_errors_are_those_over_seeds(rows):
     """Of both figures, over many seeds: what is said to be the Monte Carlo error is the spread of the figures."""
