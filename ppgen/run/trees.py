@@ -140,7 +140,8 @@ def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[
     """
     table = as_tensors(given) if isinstance(given, Mapping) else {}
     parts = {argument_of(c, table) for c in table if c not in example and argument_of(c, table) != c}
-    found = {k: v for k, v in table.items() if not isinstance(v, Tensor) and k not in example and k not in parts}
+    objects = {k: v for k, v in table.items() if not isinstance(v, Tensor) and not is_literal(v)}
+    found = {k: v for k, v in objects.items() if k not in example and k not in parts}
     for name in arguments(program.model).needed:
         if name not in example and name not in found:
             raise PpgenError(
