@@ -8,7 +8,7 @@ import math
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -441,7 +441,7 @@ class HoldGroups(Holder):
         self.groups |= {f.name: value.shape[dim] for dim, f in places.items()}
         larger = {dim: f for dim, f in places.items() if f.size > value.shape[dim]}
         if not larger:
-            return value
+            return _of_shape(msg, value)
         if not self.grow:
             raise NewGroup(next(iter(larger.values())).name)
         drawn = msg["fn"].sample()
@@ -452,6 +452,23 @@ class HoldGroups(Holder):
                 new = new.narrow(other, 0, value.shape[other]) if other != dim else new
             value = torch.cat([value, new.expand(*_with(value.shape, dim, size - old))], dim)
         return value
+
+
+def _of_shape(msg: Mapping[str, Any], value: Tensor) -> Tensor:
+    """
+    Raises:
+        PpgenError: a value of another shape, as of a vector of all times where there are more of them now.
+    """
+    shape, event = tuple(msg["fn"].shape()), msg["fn"].event_dim
+    with suppress(ValueError):
+        np.broadcast_shapes(value.shape, shape)
+        if value.shape[value.dim() - event :] == shape[len(shape) - event :]:
+            return value
+    raise PpgenError(
+        f"the latent {msg['name']!r} has the shape {tuple(value.shape)} in the posterior and {shape} here, and stands "
+        "in no plate, so that its further values are not known; write it in a loop (for t in range(n)) to go on from "
+        "the fitted ones, within a plate for new rows, or leave its shape as it was fitted"
+    )
 
 
 def _with(shape: torch.Size, dim: int, size: int) -> list[int]:

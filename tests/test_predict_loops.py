@@ -1,4 +1,5 @@
-"""Predictions of programs that loop: rows of a sequential plate, and times beyond the fitted ones (Kalman filter)."""
+"""Predictions where values have to be put back in their places: rows of a sequential plate, times beyond the fitted
+ones (Kalman filter), plates with dims."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from torch import tensor
 
 from ppgen import Program
+from ppgen.errors import PpgenError
 from ppgen.inference import fit, mcmc, predict
 
 WIDE, SD = 30.0, 0.1
@@ -84,3 +86,46 @@ def test_times_beyond_the_fitted_ones_are_forecast(given):
         sd = (var + (t - 5) * STEP**2 + NOISE**2) ** 0.5
         assert abs(float(found[f"y_{t}"].mean()) - mean) < 5 * sd / 1500**0.5  # effective draws of the chains, at least
         assert abs(float(found[f"y_{t}"].std()) / sd - 1) < 5 / (2 * 1500) ** 0.5
+
+
+def items(y):
+    people, tests = pyro.plate("people", y.shape[0], dim=-2), pyro.plate("tests", y.shape[1], dim=-1)
+    with people:
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    with tests:
+        b = pyro.sample("b", dist.Normal(0.0, 10.0))
+    with people, tests:
+        pyro.sample("y", dist.Normal(a + b, SD), obs=y)
+
+
+@pytest.mark.parametrize("tests", [3, 4], ids=["as many as people", "more than people"])
+def test_chains_of_a_plate_with_a_dim_are_those_of_its_rows(tests):
+    y = tensor([[5.0], [0.0], [-5.0]]) + torch.arange(float(tests))
+    tree = mcmc(items, {"y": y}, chains=16, draws=50, warmup=200, predictive=False, prior=False)
+    found = predict(tree, {"y": y}, program=items)["predictions"]["y"]
+    assert found.shape == (16, 50, 3, tests)
+    assert (
+        abs(found.mean(("chain", "draw")).values - y.numpy()).max() < 1.5 * SD
+    )  # y_ij ~ a_i + b_j: s.e. of SD at most
+
+
+@pytest.mark.parametrize("by", ["chains", "guide"])
+def test_no_columns_are_one_new_row(by):
+    y = tensor([[50.0], [50.0], [50.0]]) + torch.arange(4.0)
+    if by == "guide":
+        fitted, named = fit(Program.from_pair(items), {"y": y}, steps=1, engine="eager"), None
+    else:
+        fitted, named = mcmc(items, {"y": y}, chains=4, draws=50, warmup=20, predictive=False, prior=False), items
+    assert predict(fitted, {}, program=named, draws=50)["predictions"]["y"].shape[2:] == (1, 4)
+
+
+def test_a_vector_of_all_times_is_not_known_at_more_of_them():
+    def walk(times, y=None):
+        steps = pyro.sample("steps", dist.Normal(torch.zeros(times), STEP).to_event(1))
+        n = times if y is None else len(y)
+        pyro.sample("y", dist.Normal(steps.cumsum(0)[:n], NOISE).to_event(1), obs=y)
+
+    run = fit(Program.from_pair(walk), {"times": 6, "y": Y}, steps=1, engine="eager")
+    assert predict(run, {"times": 6}, draws=5)["predictions"]["y"].shape[2:] == (6,)
+    with pytest.raises(PpgenError, match=r"'steps' has the shape \(6,\) in the posterior and \(8,\) here"):
+        predict(run, {"times": 8}, draws=5)

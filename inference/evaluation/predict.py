@@ -238,7 +238,7 @@ class _Model(NamedTuple):
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, _same(_seen(rows, hidden), fitted.example), {}, grow)
+    model = _Model(fitted, rows, hidden, _same(rows, fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     unread: dict[str, set[str]] = {}
     if fitted.draws is None and not model.same:

@@ -13,6 +13,7 @@ dtype              that of the computation
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ from ppgen.errors import PpgenError
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, describe_program
 from ppgen.run.trust import find_file, trust
-from ppgen.structure import Structure, inspect
+from ppgen.structure import Site, Structure, inspect
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -121,8 +122,14 @@ def opened(tree: DataTree, program: Run | Program | Callable | None = None, give
             raise PpgenError(
                 f"the draws have no {name!r}, a latent of {made.name}; name the program that they were made with"
             )
-        draws[name] = torch.as_tensor(tree["posterior"][own].values)
+        draws[name] = _as_in_a_run(torch.as_tensor(tree["posterior"][own].values), structure[name])
     return Fitted(made, structure, example, draws, dtype, ranges(example, kept["row_columns"]))
+
+
+def _as_in_a_run(values: Tensor, site: Site) -> Tensor:
+    """With the dimensions of 1 that keep a plate in its place, as `dim=-2`, which a tree leaves out."""
+    shape = torch.broadcast_shapes(site.value_shape, site.batch_shape + site.event_shape)
+    return values.reshape(*values.shape[:2], *shape) if values[0, 0].numel() == math.prod(shape) else values
 
 
 def _types_of(tree: DataTree) -> dict[str, ColumnType]:
