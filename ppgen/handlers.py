@@ -194,14 +194,15 @@ class ParamSites(LatentSupports):
         if "given" in msg:  # the program gets what it gave
             msg["value"] = msg["given"]
 
-    def _is_fixed(self, msg: Mapping[str, Any]) -> bool:
+    def _is_fixed(self, msg: dict[str, Any]) -> bool:
         """Whether a site is no data, but a latent that `poutine.condition` gives a value: it was conditioned, and other
-        sites are observed by `obs=`, or, where all are conditioned, within a plate. Known after the first run."""
+        sites are observed by `obs=`, or, where all are conditioned, within a plate. Known after the first run; the
+        mark `rank` of all sites of a run tells as well (`ppgen.structure`)."""
         inner = open_handlers()[open_handlers().index(self) + 1 :]
         conditioned = any(isinstance(m, ConditionMessenger) and msg["name"] in m.data for m in inner)
-        rank = conditioned * (1 if msg["cond_indep_stack"] else 2)
-        least = self.program.__dict__["data_rank"] = min(rank, self.program.__dict__.get("data_rank", 2))
-        return rank > least
+        msg["rank"] = conditioned * (1 if msg["cond_indep_stack"] else 2)
+        least = self.program.__dict__["data_rank"] = min(msg["rank"], self.program.__dict__.get("data_rank", 2))
+        return bool(msg["rank"] > least)
 
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not (getattr(self.program, "_collecting", False) or getattr(self.program, "_growing", False)):

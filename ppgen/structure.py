@@ -19,7 +19,7 @@ class Site:
     """A sample site as it stood in the first trace.
 
     Attributes:
-        role: latent, observed, auxiliary, factor, deterministic.
+        role: latent, observed, fixed (a latent that was conditioned), auxiliary, factor, deterministic.
         dims: names of the value's dimensions outside of its event: plates, and the site's name and a number.
         plates: names of the plates around it, from the outermost in.
         subsampled: whether one of them holds a part of what it stands for.
@@ -121,7 +121,7 @@ class Structure:
     @property
     def by_row(self) -> bool:
         """Whether log p(x, z) − log q(z | x) is a sum over rows: nothing global is drawn, summed, observed or added."""
-        roles = self.names("latent", "observed", "factor", "auxiliary")
+        roles = self.names("latent", "observed", "fixed", "factor", "auxiliary")
         return all(self.is_local(n) for n in roles)
 
 
@@ -157,7 +157,10 @@ def structure_of(
 ) -> Structure:
     """The structure that a run shows, beside one on a row more."""
     model, drawn = sample_sites(t.p, factors=True), sample_sites(t.q, factors=True)
-    sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
+    least = min((s["rank"] for s in model.values() if "rank" in s), default=0)
+    sites = tuple(
+        _site(s, drawn.get(n), enumerated, "fixed" if s.get("rank", 0) > least else "") for n, s in model.items()
+    )
     sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
     plates = row_plates(t, longer, data, rows)
     grown = {} if longer is None else sample_sites(longer.p, factors=True)

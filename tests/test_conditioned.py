@@ -13,7 +13,8 @@ from pyro import poutine
 from torch import tensor
 
 from ppgen import Program
-from ppgen.inference import calibrate, fit, mcmc, posterior, predict
+from ppgen.inference import calibrate, fit, loglik, mcmc, posterior, predict
+from ppgen.inference.evaluation.compare import loo
 
 SD = 0.3
 Y = tensor([1.0, 1.2, 0.7, 1.3, 0.9])
@@ -68,6 +69,19 @@ def test_chains_hold_it_and_their_tree_takes_the_function():
     for found in (tree.posterior_predictive, predict(tree, {"x": torch.zeros(2)}, program=program)["predictions"]):
         assert list(found) == ["y"]
         assert abs(found["y"].std(("chain", "draw")).values / PREDICTIVE - 1).max() < 5 / (2 * 800) ** 0.5
+
+
+def test_a_conditioned_latent_is_no_row_of_leave_one_out_and_none_of_a_minibatch():
+    program, column = HELD["by a decorator"]
+    data = {"x": torch.zeros(5)} | column
+    tree = mcmc(program, data, chains=16, draws=100, warmup=100, prior=False)
+    assert list(tree.log_likelihood) == list(tree.observed_data) == ["y"]
+    sums = [(Y.sum() - y) / SD**2 for y in Y]
+    v = 1 / (1 + (len(Y) - 1) / SD**2)
+    exact = [float(dist.Normal(v * s, (v + SD**2) ** 0.5).log_prob(y)) for s, y in zip(sums, Y, strict=True)]
+    assert loo(tree).values == pytest.approx(exact, abs=0.1)  # by PSIS, of 1600 draws
+    run = fit(Program.from_pair(program), data, batch_size=2, steps=3, engine="eager")
+    assert run.structure["s"].role == "fixed" and loglik(run, data, particles=10).per == "data set"
 
 
 def test_conditioned_data_are_drawn_where_no_other_site_is_observed():
