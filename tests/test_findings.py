@@ -19,7 +19,8 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.evaluation.calibrate import _Calibration
+from ppgen.inference.evaluation.calibrate import _Calibration, _findings
+from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
 from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
@@ -541,6 +542,27 @@ def test_calibration(width, expected):
     assert "--steps" not in found.findings[0].remedy, "nothing was fitted here"
     again = json.loads(json.dumps(found.figures(), default=str))["findings"]
     assert [Finding.from_dict(d) for d in again] == found.findings
+
+
+def test_ranks_that_chance_alone_may_have_made_are_no_fault():
+    """Of 400 calibrated pairs 20 are below 0.05, of binomial sd 4.4, and 2 below 0.005."""
+    p = np.array([p_value(np.random.default_rng(seed).random(100)) for seed in range(400)])
+    said = [_ranks_say(value)[0].verdict for value in p]
+    assert 8 <= said.count("look") <= 33 and said.count("wrong") <= 7
+    assert [_ranks_say(value)[0].verdict for value in (0.051, 0.049, 0.0051, 0.0049)] == [
+        "fine",
+        "look",
+        "look",
+        "wrong",
+    ]
+    assert "--simulations 400" in _ranks_say(0.02)[0].remedy and "Perhaps not" in str(_ranks_say(0.02)[0])
+    assert p_value(np.linspace(0.0, 0.5, 100), tests=900) < 0.005, "many quantities hide no fault"
+
+
+def _ranks_say(p):
+    u = np.random.default_rng(0).random((100, 1))
+    none = np.zeros(1)
+    return _findings(_Calibration(["m"], u, u, 99, np.array([p]), none, none, none, band(100), []), None)
 
 
 def test_what_was_not_checked_is_not_fine():
