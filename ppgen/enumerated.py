@@ -46,7 +46,6 @@ def summed_terms(
     data: Mapping[str, Any],
     nesting: int,
     *,
-    guide: bool = True,
     latents: Mapping[str, Tensor] | None = None,
     q: poutine.Trace | None = None,
     only: Mapping[str, Tensor] | None = None,
@@ -58,11 +57,11 @@ def summed_terms(
 
     Args:
         nesting: how many batch dimensions the program's plates take.
-        guide, latents, q: as for `ppgen.terms.run`.
+        latents, q: as for `ppgen.terms.run`.
         only: values of the discrete latents, of which the sum is to have the term alone, in double precision.
         power: that what this sum is of is taken to.
     """
-    t = _enumerated_run(program, data, nesting, guide=guide, latents=latents, q=q)
+    t = _enumerated_run(program, data, nesting, latents=latents, q=q)
     with mock.patch.object(special, "_SafeLog", _Log):
         packed = _packed(t, program, nesting, only, power)
         factors, dims = _factors(packed)
@@ -95,20 +94,19 @@ def _enumerated_run(
     data: Mapping[str, Any],
     nesting: int,
     *,
-    guide: bool,
     latents: Mapping[str, Tensor] | None,
-    q: poutine.Trace | None,
+    q: poutine.Trace | None = None,
 ) -> Traces:
     """One run in which every discrete latent that is not drawn takes all of its values, in dimensions of its own."""
     # Within replay, so that values that are held are seen to depend on what is enumerated, as in Pyro's TraceEnum_ELBO.
     enumerate_all = poutine.enum(first_available_dim=-1 - nesting)
     model = enumerate_all(config_enumerate(Unmask()(lambda: program.call("model", data)), default="parallel"))
-    if latents is None and guide:
+    if latents is None:
         q = guide_run(program, data) if q is None else q
         model = poutine.replay(model, trace=q)
     else:
         q = poutine.Trace()
-        model = holding(latents or {})(model)
+        model = holding(latents)(model)
     with poutine.block():
         p = poutine.trace(model).get_trace()
     return partly_masked(Traces(prune_subsample_sites(p), prune_subsample_sites(q)))
@@ -122,7 +120,7 @@ def drawn_discrete(
     names: Collection[str],
 ) -> dict[str, Tensor]:
     """One draw of the summed-out sites from p(d | x, z) at the continuous latents z."""
-    t = _enumerated_run(program, data, nesting, guide=False, latents=latents, q=None)
+    t = _enumerated_run(program, data, nesting, latents=latents)
     with mock.patch.object(special, "_SafeLog", _Log):
         packed = _packed(t, program, nesting)
         p = packed.p

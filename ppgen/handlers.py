@@ -8,7 +8,7 @@ import math
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -17,7 +17,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn.module import PyroModule, _Context
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -45,6 +47,11 @@ if not hasattr(_Context, "param_state"):
     # A PyroModule made before `module_local_params` was switched on has no such state, and fails at its first
     # call within `Program.running`. It stays empty: local parameters live in their module.
     _Context.param_state = {"params": {}, "constraints": {}}
+
+
+def open_handlers() -> list[Any]:
+    """Pyro's stack of handlers, the outermost first."""
+    return _PYRO_STACK
 
 
 class Holder(Messenger):
@@ -171,6 +178,8 @@ class ParamSites(LatentSupports):
         (`ppgen.terms.run`).
         """
         super()._pyro_sample(msg)
+        if msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+            msg["fixed"] = self._is_fixed(msg)
         if msg["is_observed"] and isinstance(msg["value"], bool | int | float):
             msg["value"] = torch.as_tensor(msg["value"])
         value = msg["value"]
@@ -184,6 +193,16 @@ class ParamSites(LatentSupports):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if "given" in msg:  # the program gets what it gave
             msg["value"] = msg["given"]
+
+    def _is_fixed(self, msg: dict[str, Any]) -> bool:
+        """Whether a site is no data, but a latent that `poutine.condition` gives a value: it was conditioned, and other
+        sites are observed by `obs=`, or, where all are conditioned, within a plate. Known after the first run; the
+        mark `rank` of all sites of a run tells as well (`ppgen.structure`)."""
+        inner = open_handlers()[open_handlers().index(self) + 1 :]
+        conditioned = any(isinstance(m, ConditionMessenger) and msg["name"] in m.data for m in inner)
+        msg["rank"] = conditioned * (1 if msg["cond_indep_stack"] else 2)
+        least = self.program.__dict__["data_rank"] = min(msg["rank"], self.program.__dict__.get("data_rank", 2))
+        return bool(msg["rank"] > least)
 
     def _register(self, name: str, key: str, args: tuple, constraint: Any) -> None:
         if not (getattr(self.program, "_collecting", False) or getattr(self.program, "_growing", False)):
@@ -321,9 +340,10 @@ def _key(name: str) -> str:
 class Unobserve(Messenger):
     """Samples the observed sites afresh, the data columns still telling the plates their sizes.
 
-    `pyro.factor` and `pyro.deterministic` sites stay as they are. The sites are marked
-    infer["was_observed"], keep what was given as "observed", and are sampled at the tempo of the likelihood, not of the
-    data. A Poisson count of a rate above 2^62, which torch cannot draw, is its rate: they differ by 5e-10 of it.
+    `pyro.factor` and `pyro.deterministic` sites stay as they are, and so do latents that `poutine.condition` holds
+    (`ParamSites`). The others are marked infer["was_observed"], keep what was given as "observed", and are sampled at
+    the tempo of the likelihood, not of the data. A Poisson count of a rate above 2^62, which torch cannot draw, is its
+    rate: they differ by 5e-10 of it.
 
     Args:
         only: the names of the sites that are meant; None for all.
@@ -343,7 +363,7 @@ class Unobserve(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         meant = (self.only is None or msg["name"] in self.only) and msg["name"] not in self.keep
         fn, value = msg["fn"], msg["value"]
-        if meant and msg["is_observed"] and not is_factor(msg) and not is_deterministic(msg):
+        if meant and msg["is_observed"] and "fixed" in msg and not msg["fixed"]:
             if value.dim() - fn.event_dim > len(fn.batch_shape):  # no plate, or one without a size: as many as observed
                 batch = value.shape[: value.dim() - fn.event_dim]
                 fn = fn.expand(np.broadcast_shapes(batch, fn.batch_shape))
@@ -422,7 +442,7 @@ class HoldGroups(Holder):
         self.groups |= {f.name: value.shape[dim] for dim, f in places.items()}
         larger = {dim: f for dim, f in places.items() if f.size > value.shape[dim]}
         if not larger:
-            return value
+            return _of_shape(msg, value)
         if not self.grow:
             raise NewGroup(next(iter(larger.values())).name)
         drawn = msg["fn"].sample()
@@ -433,6 +453,23 @@ class HoldGroups(Holder):
                 new = new.narrow(other, 0, value.shape[other]) if other != dim else new
             value = torch.cat([value, new.expand(*_with(value.shape, dim, size - old))], dim)
         return value
+
+
+def _of_shape(msg: Mapping[str, Any], value: Tensor) -> Tensor:
+    """
+    Raises:
+        PpgenError: a value of another shape, as of a vector of all times where there are more of them now.
+    """
+    shape, event = tuple(msg["fn"].shape()), msg["fn"].event_dim
+    with suppress(ValueError):
+        np.broadcast_shapes(value.shape, shape)
+        if value.shape[value.dim() - event :] == shape[len(shape) - event :]:
+            return value
+    raise PpgenError(
+        f"the latent {msg['name']!r} has the shape {tuple(value.shape)} in the posterior and {shape} here, and stands "
+        "in no plate, so that its further values are not known; write it in a loop (for t in range(n)) to go on from "
+        "the fitted ones, within a plate for new rows, or leave its shape as it was fitted"
+    )
 
 
 def _with(shape: torch.Size, dim: int, size: int) -> list[int]:

@@ -31,13 +31,12 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import without_gaps
-from ppgen.handlers import Holder, free_name
+from ppgen.handlers import Holder, free_name, open_handlers
 from ppgen.sites import is_deterministic
 
 log = logging.getLogger("ppgen")
@@ -361,7 +360,7 @@ def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
         PpgenError: a column may depend on a latent that is summed out, of which the guide would have one value.
     """
     program = scope.program
-    around = next(m for m in reversed(_PYRO_STACK) if isinstance(m, _InnerGuidesOnly))
+    around = next(m for m in reversed(open_handlers()) if isinstance(m, _InnerGuidesOnly))
     if not scope.own_guide or _by_times(program) or any(n.startswith(f"{scope.name}/") for n in around.own.nodes):
         return
     read = [k for k, v in columns.items() if k != scope.column and isinstance(v, Tensor)]
@@ -528,7 +527,7 @@ def _held(name: str) -> Any:
         "done": False, "stop": False, "infer": {}, "cond_indep_stack": (), "mask": None, "scale": 1.0, "args": (),
         "kwargs": {}, "continuation": None, "asked": True,
     }  # fmt: skip
-    for frame in reversed(_PYRO_STACK):
+    for frame in reversed(open_handlers()):
         if isinstance(frame, _HOLDERS):
             frame._process_message(msg)
             if msg["stop"]:
@@ -538,4 +537,4 @@ def _held(name: str) -> Any:
 
 def _open_plates() -> list[Any]:
     """The plates that are open."""
-    return [m for m in _PYRO_STACK if isinstance(m, IndepMessenger) and m._vectorized and m.dim is not None]
+    return [m for m in open_handlers() if isinstance(m, IndepMessenger) and m._vectorized and m.dim is not None]

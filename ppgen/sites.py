@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,15 @@ def support_of(fn: Any) -> Any:
         return fn.support
     except NotImplementedError:
         return None
+
+
+def stem(name: str) -> str:
+    """What the sites of a loop have in common, as `pyro.sample(f"y_{t}", ...)` names them.
+
+    >>> stem("y_12")
+    'y_#'
+    """
+    return re.sub(r"\d+", "#", name)
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:

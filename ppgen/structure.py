@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppgen.data import n_rows, row_columns, take
-from ppgen.sites import is_deterministic, is_factor, sample_sites, support_of
+from ppgen.sites import is_deterministic, is_factor, sample_sites, stem, support_of
 from ppgen.terms import Runnable, Traces, run, value_of, whole_value
 
 
@@ -19,12 +19,14 @@ class Site:
     """A sample site as it stood in the first trace.
 
     Attributes:
-        role: latent, observed, auxiliary, factor, deterministic.
+        role: latent, observed, fixed (a latent that was conditioned), auxiliary, factor, deterministic.
         dims: names of the value's dimensions outside of its event: plates, and the site's name and a number.
         plates: names of the plates around it, from the outermost in.
         subsampled: whether one of them holds a part of what it stands for.
         lengthens: whether its own shape follows the number of rows, and no row plate says so; False where the program
             does not run on a row more.
+        loops: names of the sequential plates around it.
+        repeated: whether a row more has another site like it: it stands in a loop over the rows.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Site:
     enumerated: bool = False
     subsampled: bool = False
     lengthens: bool = False
+    loops: tuple[str, ...] = ()
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,17 @@ class Structure:
         return tuple(s.name for s in self.sites if s.role == "latent" and s.lengthens)
 
     @property
+    def of_rows(self) -> frozenset[str]:
+        """The latents of which each row has its own: local ones, and those of a sequential plate over the rows."""
+        rows = self.row_plates
+        return frozenset(s.name for s in self.sites if s.role == "latent" and rows & {*s.plates, *s.loops})
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """The latents of a loop over the rows that is no plate, as over times: each is of the row of its number."""
+        return tuple(s.name for s in self.sites if s.role == "latent" and s.repeated and s.name not in self.of_rows)
+
+    @property
     def subsampled(self) -> bool:
         """Whether a plate holds a part of what it stands for, drawn anew in each run."""
         return any(s.subsampled for s in self.sites)
@@ -106,7 +121,7 @@ class Structure:
     @property
     def by_row(self) -> bool:
         """Whether log p(x, z) − log q(z | x) is a sum over rows: nothing global is drawn, summed, observed or added."""
-        roles = self.names("latent", "observed", "factor", "auxiliary")
+        roles = self.names("latent", "observed", "fixed", "factor", "auxiliary")
         return all(self.is_local(n) for n in roles)
 
 
@@ -142,11 +157,17 @@ def structure_of(
 ) -> Structure:
     """The structure that a run shows, beside one on a row more."""
     model, drawn = sample_sites(t.p, factors=True), sample_sites(t.q, factors=True)
-    sites = tuple(_site(s, drawn.get(n), enumerated) for n, s in model.items())
+    least = min((s["rank"] for s in model.values() if "rank" in s), default=0)
+    sites = tuple(
+        _site(s, drawn.get(n), enumerated, "fixed" if s.get("rank", 0) > least else "") for n, s in model.items()
+    )
     sites += tuple(_site(s, s, (), "auxiliary") for n, s in drawn.items() if n not in model)
     plates = row_plates(t, longer, data, rows)
     grown = {} if longer is None else sample_sites(longer.p, factors=True)
-    sites = tuple(replace(s, lengthens=_lengthens(s, grown.get(s.name), plates)) for s in sites)
+    more = {stem(n) for n in grown if n not in model}
+    sites = tuple(
+        replace(s, lengthens=_lengthens(s, grown.get(s.name), plates), repeated=stem(s.name) in more) for s in sites
+    )
     return Structure(
         sites=sites,
         row_plates=plates,
@@ -249,5 +270,6 @@ def _site(node: dict[str, Any], guide: dict[str, Any] | None, enumerated: tuple[
         reparametrised=bool((guide or node)["fn"].has_rsample),  # it is the guide that draws
         value_shape=tuple(node["value"].shape),
         enumerated=node["name"] in enumerated,
+        loops=tuple(f.name for f in node["cond_indep_stack"] if not f.vectorized),
         subsampled=any(f.full_size not in (None, f.size) for f in node["cond_indep_stack"]),
     )

@@ -19,7 +19,8 @@ from torch import nn
 
 from ppgen import PpgenError, Program, rows
 from ppgen.inference import calibrate, diagnose, fit, report
-from ppgen.inference.evaluation.calibrate import _Calibration
+from ppgen.inference.evaluation.calibrate import _Calibration, _findings
+from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
 from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
@@ -195,6 +196,33 @@ def test_a_guide_that_is_right_is_fine_whatever_the_seed(name):
 def test_a_guide_that_is_not_is_noticed_whatever_the_seed(width, shift, measure):
     found = [weighted(width, shift, 1, seed) for seed in range(SEEDS)]
     assert all(measure in failing(f) and verdict(f) == "look" for f in found)
+
+
+class Correlated(Program):
+    """Two of six latents correlated, and a guide of the right margins, with the correlation or without."""
+
+    def __init__(self, rho, known):
+        super().__init__()
+        self.cov, self.known = torch.eye(6), known
+        self.cov[1, 4] = self.cov[4, 1] = rho
+
+    def model(self, x):
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(6), self.cov))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(6), self.cov if self.known else torch.eye(6)))
+
+
+@pytest.mark.parametrize("rho", [0.5, -0.5])
+def test_a_guide_without_the_correlation_of_the_posterior_is_noticed(rho):
+    """sd(z_1 - z_4) is (2 (1 - rho))^½, and of the guide 2^½; the s.e. of the ratio is some 4%."""
+    data = {"x": torch.zeros(())}
+    missed, known = (diagnose(fit(Correlated(rho, k), data, steps=0), data).findings for k in (False, True))
+    (said,) = (f for f in missed if f.measure == "sd_ratio")
+    assert said.where == f"z[1] {'-' if rho > 0 else '+'} z[4], in units of their sds"
+    assert said.figure == pytest.approx(2**0.5, rel=0.15) and failing(missed) == {"sd_ratio"}
+    assert verdict(missed) == "look" and verdict(known) == "fine"
 
 
 @pytest.mark.parametrize("rows", [0, 10])
@@ -443,6 +471,40 @@ def test_a_right_model_is_rarely_off_and_one_of_too_little_spread_is():
     )
 
 
+def _apart(tree):
+    """The values of `x` as sites of a loop."""
+    drawn, x = (tree[g]["x"].values for g in ("posterior_predictive", "observed_data"))
+    return from_dict({
+        "posterior_predictive": {f"x_{i}": drawn[..., i] for i in range(len(x))},
+        "observed_data": {f"x_{i}": x[i] for i in range(len(x))},
+    })  # fmt: skip
+
+
+def test_the_sites_of_a_loop_are_checked_together():
+    together, apart = ([predictive(predictive_checks(own)) for own in (t, _apart(t))] for t in
+                       (_counts(0, spread=1.0), _counts(1)))  # fmt: skip
+    for (one,), (loop,) in (together, apart):
+        assert loop.where == "x_0 ... x_59"
+        assert (loop.figure, loop.verdict) == (pytest.approx(one.figure), one.verdict)
+        assert loop.details["statistics"] == one.details["statistics"]
+    assert together[1][0].verdict == "look" and apart[1][0].verdict == "fine"
+
+
+def test_the_last_of_many_sites_is_checked_and_right_ones_are_rarely_off():
+    rng, off = np.random.default_rng(0), 0
+    for _ in range(40):
+        drawn = {f"{name}": rng.normal(size=(1, 1000, 30)) for name in "abcdefghij"}
+        right = {n: rng.normal(size=30) for n in drawn}
+        off += any(f.verdict != "fine" for f in predictive(predictive_checks(_both(drawn, right))))
+        wrong = predictive(predictive_checks(_both(drawn, right | {"j": 3 + right["j"]})))
+        assert wrong[-1].where == "j" and wrong[-1].verdict == "look"
+    assert off <= 3
+
+
+def _both(drawn, observed):
+    return from_dict({"posterior_predictive": drawn, "observed_data": observed})
+
+
 def test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_and_no_alarm():
     """a_i ~ N(0, 1), y_i ~ N(a_i, 1): y - E y is half of y, and of what is drawn given y an N(0, 1.5)."""
     rng = np.random.default_rng(0)
@@ -480,6 +542,27 @@ def test_calibration(width, expected):
     assert "--steps" not in found.findings[0].remedy, "nothing was fitted here"
     again = json.loads(json.dumps(found.figures(), default=str))["findings"]
     assert [Finding.from_dict(d) for d in again] == found.findings
+
+
+def test_ranks_that_chance_alone_may_have_made_are_no_fault():
+    """Of 400 calibrated pairs 20 are below 0.05, of binomial sd 4.4, and 2 below 0.005."""
+    p = np.array([p_value(np.random.default_rng(seed).random(100)) for seed in range(400)])
+    said = [_ranks_say(value)[0].verdict for value in p]
+    assert 8 <= said.count("look") <= 33 and said.count("wrong") <= 7
+    assert [_ranks_say(value)[0].verdict for value in (0.051, 0.049, 0.0051, 0.0049)] == [
+        "fine",
+        "look",
+        "look",
+        "wrong",
+    ]
+    assert "--simulations 400" in _ranks_say(0.02)[0].remedy and "Perhaps not" in str(_ranks_say(0.02)[0])
+    assert p_value(np.linspace(0.0, 0.5, 100), tests=900) < 0.005, "many quantities hide no fault"
+
+
+def _ranks_say(p):
+    u = np.random.default_rng(0).random((100, 1))
+    none = np.zeros(1)
+    return _findings(_Calibration(["m"], u, u, 99, np.array([p]), none, none, none, band(100), []), None)
 
 
 def test_what_was_not_checked_is_not_fine():

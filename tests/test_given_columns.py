@@ -143,3 +143,89 @@ def test_a_column_that_depends_on_one_that_cannot_be_held_is_said_too(caplog):
     predictions = predict(run, NEW | {"a": tensor([30.0, 30.0]), "b": tensor([30.0, 30.0])}, draws=20)["predictions"]
     assert set(predictions.data_vars) == {"a", "b", "c"}
     assert "not conditioned on the given columns 'a', 'b'" in caplog.text
+
+
+class Through(Program):
+    """`a` of positive numbers, observed by its logarithm, and `b` around that; `c` in two sites, both around `b`."""
+
+    def __init__(self, cause: bool = True):
+        super().__init__()
+        self.cause = cause
+
+    def model(self, x, a=None, b=None, c=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with ppgen.rows(x):
+            own = pyro.sample("u", dist.Normal(mu, 1.0)) if not self.cause else mu
+            y = pyro.sample("y", dist.Normal(own + x, SD), obs=None if a is None else a.log())
+            y = pyro.sample("b", dist.Normal(y, SD), obs=b)
+            for i in range(2):
+                pyro.sample(f"c_{i}", dist.Normal(y, SD), obs=None if c is None else c[:, i])
+
+
+FITTED = {"x": torch.zeros(4), "a": DATA["a"].exp(), "b": DATA["b"], "c": torch.stack([DATA["b"], DATA["b"]], 1)}
+
+
+def test_a_column_that_is_observed_by_its_logarithm_is_held():
+    run = fit(Through(), FITTED, steps=1, engine="eager")
+    found = predict(run, NEW | {"a": tensor([30.0, 0.2])}, draws=2000)["predictions"]
+    assert set(found.data_vars) == {"b", "c_0", "c_1"}
+    error = found["b"].mean(("chain", "draw")).values - tensor([30.0, 0.2]).log().numpy()
+    assert abs(error).max() < 5 * SD / 2000**0.5
+
+
+@pytest.mark.parametrize("column", ["a", "c"])
+def test_a_column_that_is_observed_in_part_or_by_its_logarithm_and_cannot_be_held_is_said(column, caplog):
+    run = fit(Through(cause=False), FITTED, steps=1, engine="eager")
+    found = predict(run, NEW | {column: FITTED[column][:2]}, draws=20)["predictions"]
+    assert set(found.data_vars) == {"y", "b", "c_0", "c_1"}
+    assert f"not conditioned on the given column '{column}'" in caplog.text
+
+
+class Encoded(Shared):
+    """With a guide that reads the columns of `reads`: u | a, b is a normal of the sum over those that are there."""
+
+    def __init__(self, reads: str = "ab"):
+        super().__init__()
+        self.reads = reads
+
+    def guide(self, x, a=None, b=None):
+        seen = [v for name, v in (("a", a), ("b", b)) if v is not None and name in self.reads]
+        precision = 1 + len(seen) / SD**2
+        with ppgen.rows(x):
+            pyro.sample("u", dist.Normal(sum(seen, torch.zeros(len(x))) / SD**2 / precision, precision**-0.5))
+
+
+class Needing(Encoded):
+    """Whose guide cannot do without either."""
+
+    def guide(self, x, a=None, b=None):
+        with ppgen.rows(x):
+            pyro.sample("u", dist.Normal((a + b) / 2, SD))
+
+
+def test_a_guide_that_takes_a_given_column_alone_conditions_on_it(caplog):
+    run = fit(Encoded(), DATA, steps=0, engine="eager")
+    given = tensor([3.0, -2.0])
+    found = predict(run, NEW | {"b": given}, draws=4000)["predictions"]
+    assert list(found.data_vars) == ["a"] and "not conditioned" not in caplog.text
+    shrunk, sd = given.numpy() / (1 + SD**2), (SD**2 + SD**2 / (1 + SD**2)) ** 0.5  # of a given b, in closed form
+    assert abs(found["a"].mean(("chain", "draw")).values - shrunk).max() < 5 * sd / 4000**0.5
+    assert abs(found["a"].std(("chain", "draw")).values / sd - 1).max() < 5 / (2 * 4000) ** 0.5
+
+
+@pytest.mark.parametrize("program", [Encoded("a"), Encoded(""), Needing()], ids=["reads a", "reads none", "needs both"])
+def test_a_given_column_that_the_guide_does_not_read_is_said(program, caplog):
+    run = fit(program, DATA, steps=0, engine="eager")
+    found = predict(run, NEW | {"b": tensor([30.0, -20.0])}, draws=20)["predictions"]
+    assert set(found.data_vars) == {"a", "b"}
+    assert "not conditioned on the given column 'b'" in caplog.text
+
+
+def test_a_guide_of_covariates_alone_does_not_stand_for_a_given_column(caplog):
+    class Blind(Shared):
+        def guide(self, x):
+            with ppgen.rows(x):
+                pyro.sample("u", dist.Normal(x, 1.0))
+
+    predict(fit(Blind(), DATA, steps=0, engine="eager"), NEW | {"b": tensor([30.0, -20.0])}, draws=20)
+    assert "not conditioned on the given column 'b'" in caplog.text

@@ -633,3 +633,19 @@ def test_trials_and_offsets_may_be_far_outside_of_the_fitted_ones():
     made = ppgen.models.regression("p(k, n) ~ x + offset(np.log(e))", "binomial", few)
     assert made.exposure == ("e", "n")
     assert ppgen.models.regression("p(k, n) ~ x + e + offset(np.log(e))", "binomial", few).exposure == ("n",)
+
+
+def test_an_argument_that_the_fit_left_at_its_default_does_not_stand_for_the_fitted_rows():
+    """Draws of a mixture at n new rows: those of the fitted rows have labels of their own. E y = 2 E w - 1."""
+
+    def mixture(x=None, n=5):
+        w = pyro.sample("w", dist.Beta(2.0, 2.0))
+        with pyro.plate("rows", n if x is None else len(x)):
+            k = pyro.sample("k", dist.Bernoulli(w), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(2 * k - 1, 0.1), obs=x)
+
+    tree = mcmc(mixture, {"x": torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])}, chains=16, draws=50, predictive=False)
+    for n in (3, 5):
+        found = predict(tree, {"n": n}, program=mixture)["predictions"]["x"]
+        assert found.shape == (16, 50, n)  # w ~ Beta(6, 3); the sd of a mean over 800 draws is 0.034
+        assert abs(found.mean(("chain", "draw")).values - (2 * 6 / 9 - 1)).max() < 5 * 0.034

@@ -81,9 +81,10 @@ def scale_and_mask_of_a_site_are_not_applied__ppgen_terms():
     return site()["scale"] == 2.0 and site()["mask"].tolist() == [True, True, False]
 
 
-def handlers_stand_on_a_stack_and_are_asked_one_by_one__ppgen_nested():
-    """Replay and condition give a value in `_process_message`, by its name alone; plates are told by a dimension,
-    and what a message's handlers undo afterwards goes from the outermost inwards."""
+def handlers_stand_on_a_stack_and_are_asked_one_by_one__ppgen_handlers():
+    """Replay and condition give a value in `_process_message`, by its name alone, and condition has its names in
+    `data`; plates are told by a dimension, and what a message's handlers undo afterwards goes from the outermost
+    inwards."""
     from pyro.poutine.indep_messenger import IndepMessenger
     from pyro.poutine.runtime import _PYRO_STACK
 
@@ -105,7 +106,12 @@ def handlers_stand_on_a_stack_and_are_asked_one_by_one__ppgen_nested():
                 frame._process_message(msg)
         open_plates = [m.dim for m in _PYRO_STACK if isinstance(m, IndepMessenger) and m._vectorized]
         pyro.sample("mu", dist.Normal(0.0, 1.0))
-    return msg["value"] is held.nodes["mu"]["value"] and open_plates == [-1] and seen == ["outer", "inner"]
+    with poutine.condition(data={"nu": torch.zeros(())}):
+        held_names = list(_PYRO_STACK[-1].data)
+    return (
+        msg["value"] is held.nodes["mu"]["value"]
+        and (open_plates, seen, held_names) == ([-1], ["outer", "inner"], ["nu"])
+    )  # fmt: skip
 
 
 def a_handler_around_a_function_is_a_bound_partial_of_it__ppgen_handlers():

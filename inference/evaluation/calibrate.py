@@ -39,7 +39,7 @@ from ppgen.inference.evaluation import ecdf_bands
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
 from ppgen.inference.training.fit import fit
 from ppgen.inference.training.refit import refit as fit_each
-from ppgen.inference.verdicts.findings import FINE, WRONG, Finding
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
 from ppgen.memory import require_memory
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
@@ -47,7 +47,7 @@ from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sam
 from ppgen.structure import Structure
 from ppgen.terms import Traces, guide_run, run, terms, total, value_of
 
-LEVEL = 0.05
+LEVEL, SURE = 0.05, 0.005  # of all quantities together: below the former chance is suspected, below the latter not
 LIKELIHOOD = "log p(x | z)"
 BATCH, TRAINING = 256, 40  # rows a step, and how many such batches one network sees
 
@@ -185,7 +185,7 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
             raise PpgenError(
                 f"the prior of {name!r} is flat, and no data can be drawn from it; give it a proper prior to calibrate"
             )
-        if site["is_observed"]:
+        if site["is_observed"] and not site["fixed"]:
             given = given_value(site)
             if given.data_ptr() not in places or given.shape != data[places[given.data_ptr()]].shape:
                 raise PpgenError(
@@ -375,12 +375,13 @@ def _calibration(
 def _findings(c: _Calibration, steps: int | None) -> list[Finding]:
     """All quantities together, then those that fail, the least probable first: four at most."""
     bad = np.flatnonzero(c.p <= LEVEL)
+    grades = np.select([c.p <= SURE, c.p <= LEVEL], [WRONG, LOOK], FINE)
     said = {"simulations": len(c.u), "quantities": len(c.names), "failed": [c.names[i] for i in bad]}
     fitted = {} if steps is None else {"steps": steps}
-    found = [Finding("calibration", "", float(c.p.min()), LEVEL, WRONG if len(bad) else FINE, said | fitted)]
+    found = [Finding("calibration", "", float(c.p.min()), LEVEL, str(grades[c.p.argmin()]), said | fitted)]
     for i in bad[np.argsort(c.p[bad])][:4]:
-        shape = {"shape": _shape(c.u[:, i])}
-        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, WRONG, shape | fitted))
+        shape = {"shape": _shape(c.u[:, i]), "simulations": len(c.u)}
+        found.append(Finding("calibration", c.names[i], float(c.p[i]), LEVEL, str(grades[i]), shape | fitted))
     return found
 
 

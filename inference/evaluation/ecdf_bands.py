@@ -67,7 +67,7 @@ def _binomial() -> Any:
 
 
 def _repeats(each: float) -> int:
-    return int(min(max(REPEATS, 20 / each), 40_000))
+    return int(min(max(REPEATS, 20 / each), 400_000))
 
 
 def _pointwise(counts: np.ndarray, n: int) -> np.ndarray:

@@ -4,7 +4,8 @@ r"""The guide's moments beside better ones: its own draws corrected by their wei
 
 of each entry of each latent; where latents are local, of each of their dimensions over the rows: the root mean square
 of the first, less what Monte Carlo error adds to it, and the geometric mean of the second. So a fault that all rows
-share is seen where one row has too few draws for it, and hundreds of rows raise no false alarm.
+share is seen where one row has too few draws for it, and hundreds of rows raise no false alarm. A correlation that the
+guide has not is a wrong sd of z_i + z_j or z_i - z_j, each in units of its sd: so are global latents compared in pairs.
 
 Thresholds, by what they do to a nominal 90% interval of a normal posterior: a mean that is 0.2 sd off leaves it a
 coverage of 89%, an sd ratio of 1.1 one of 93%, its inverse 86%: as good as right. A mean 1 sd off leaves 74%, half the
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:  # they take a second to import
 
 MEAN_OFF, WRONG_MEAN = 0.2, 1.0  # sd
 SD_RATIO, WRONG_SD = 1.1, 2.0
+PAIRS, MOST_PAIRED = 20, 1000  # of latents, those whose correlations differ most; and of how many entries
+CONSTANT = 1e-3  # sd of a sum of two standardized latents that are bound to each other, as entries of a simplex
 SURE, BEYOND = 4.0, 2.0  # standard errors: from nothing, and beyond the threshold
 FALSE_ALARMS = 0.001  # among all entries together
 ROUNDING = 2e-7  # of a value in float32: an sd below it is that of a constant
@@ -122,6 +125,8 @@ def compare_moments(
                 known += new
         parts.append(pd.DataFrame(table, index=_labels(value)))
     found = pd.concat(parts)
+    if weights.rows is None and weights.good.any():
+        deviations["corrected"][1].extend(_pairs(group, weights.log_w[:, 0]))
     if others is not None and "reference_mean" not in found:
         raise PpgenError(
             f"the reference has none of the latents {', '.join(map(str, group.data_vars))}; pass draws of the same "
@@ -211,6 +216,31 @@ def _batch_se(y: np.ndarray) -> np.ndarray:
     length = int(T**0.5)
     batches = y[:, : T // length * length].reshape(-1, length, n).mean(1)
     return batches.std(0, ddof=1) / len(batches) ** 0.5
+
+
+def _pairs(group: Any, log_w: np.ndarray) -> list[_Deviation]:
+    """The sums and differences of two entries, each in units of its sd, whose sd is off."""
+    x = np.concatenate([v.values[0].reshape(v.shape[1], -1).astype(np.float64) for v in group.data_vars.values()], 1)
+    labels = [label for v in group.data_vars.values() for label in _labels(v)]
+    (mean, sd), (better, better_sd) = moments(x[None]), moments(x[None], log_w)
+    vary = np.flatnonzero((better_sd > ROUNDING * np.abs(better)) & (sd > ROUNDING * np.abs(mean)))[:MOST_PAIRED]
+    if len(vary) < 2:
+        return []
+    t, z = ((x - m)[:, vary] / s[vary] for m, s in ((mean, sd), (better, better_sd)))
+    apart = np.abs((t.T @ t) / len(x) - (z.T * np.exp(log_w)) @ z)
+    first, second = np.triu_indices(len(vary), 1)
+    most = np.argsort(-apart[first, second])[:PAIRS]
+    found, sure = [], _sure(len(vary) ** 2)
+    for i, j in zip(first[most], second[most], strict=True):
+        both = np.stack([z[:, i] + z[:, j], z[:, i] - z[:, j]], 1)
+        b = _weighted(both, log_w)
+        for place, sign in enumerate("+-"):
+            ratio, se = float(b.log_ratio[place]), float(b.log_ratio_se[place])
+            label = f"{labels[vary[i]]} {sign} {labels[vary[j]]}, in units of their sds"
+            one = _Deviation(label, float(np.exp(ratio)), abs(ratio), se, 0)
+            if b.sd[place] > CONSTANT and _grade(one, np.log(SD_RATIO), np.log(WRONG_SD), sure) != FINE:
+                found.append(one)
+    return found
 
 
 # -- what they say -------------------------------------------------------------------------------------

@@ -216,8 +216,9 @@ class Groups:
         if self.prior:
             sites = sample_sites(poutine.trace(model).get_trace(), deterministic=False)
             for name, site in sites.items():
-                group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
-                yield group, name, value_of(site)[0]
+                if not site.get("fixed"):
+                    group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
+                    yield group, name, value_of(site)[0]
 
     def _densities(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
         for name in self.structure.latents:
@@ -257,7 +258,7 @@ def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterat
     for name, site in sample_sites(t.p, factors=True, deterministic=False).items():
         if is_factor(site) and (not structure.is_local(name) or site["infer"].get(COVARIATE)):
             continue  # a sum over rows, a part of the prior, or a term of a row's covariate
-        if site["is_observed"] and name not in inside:
+        if site["is_observed"] and name not in inside and not site.get("fixed"):
             one = term(site)
             yield name, laid_out(site, one.log_density, 0)[0]
 

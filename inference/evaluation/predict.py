@@ -9,9 +9,10 @@ the same draw.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
-from ppgen.check.given_columns import conditioned
+from ppgen.check.given_columns import columns_of, conditioned, other_values
 from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, tensors
+from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, take, tensors
 from ppgen.data.ranges import Beyond, far_outside
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
@@ -44,9 +45,9 @@ from ppgen.inference.evaluation.sample import (
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
-from ppgen.sites import observed_columns, sample_sites
+from ppgen.sites import is_deterministic, observed_columns, sample_sites, stem
 from ppgen.structure import Structure
-from ppgen.terms import holding, latents_of, value_of
+from ppgen.terms import guide_run, holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -63,7 +64,7 @@ def predict(
     run: Run | Program | DataTree,
     data: Any,
     *,
-    program: Run | Program | None = None,
+    program: Run | Program | Callable | None = None,
     draws: int | None = None,
     seed: int | None = 0,
     new_groups: str = "error",
@@ -166,18 +167,28 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
 
 
 def _known_here(fitted: Fitted, rows: Table) -> None:
-    """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate."""
-    unknown = fitted.structure.lengthening if fitted.structure is not None else ()
-    if not unknown or _same(rows, fitted.example):
+    """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate; says
+    that the latents of a loop over the rows, which is no plate, are those of fitted rows."""
+    structure = fitted.structure
+    if structure is None or not (structure.lengthening or structure.numbered) or _same(rows, fitted.example):
         return
     sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
     seen = set(observed_columns(sites, fitted.example).values())
-    if not _same({k: v for k, v in rows.items() if k not in seen}, fitted.example):
+    other = {k: v for k, v in rows.items() if k not in seen}
+    if structure.lengthening and not _same(other, fitted.example):
         raise PpgenError(
-            f"the latent {unknown[0]!r} of {fitted.program.name} has the length of the fitted rows and stands in no "
-            "plate, so that its values at other rows are not known; write it within the plate of the rows, or "
-            "condition on the fitted rows in the model"
+            f"the latent {structure.lengthening[0]!r} of {fitted.program.name} has the length of the fitted rows and "
+            "stands in no plate, so that its values at other rows are not known; write it within the plate of the "
+            "rows, or condition on the fitted rows in the model"
         )
+    n = min(n_rows(t, structure.row_columns) for t in (rows, fitted.example))
+    first, old = (take(t, slice(0, n), structure.row_columns) for t in (other, fitted.example))
+    if structure.numbered and not _same(first, old):
+        log.warning(
+            "the latents of %s in its loop over the rows, as %r, are those of the fitted rows, the first new row's of "
+            "the first fitted one and so on; for rows of their own write the loop as pyro.plate, and to go on from "
+            "the fitted rows pass those first", fitted.program.name, structure.numbered[0],
+        )  # fmt: skip
 
 
 class _Model(NamedTuple):
@@ -188,6 +199,7 @@ class _Model(NamedTuple):
         same: whether its rows are the fitted ones.
         sizes: of plates that are larger than at the fit.
         kept: observed sites that stay at the columns of the new rows.
+        reads: whether the guide draws latents of the new rows.
     """
 
     fitted: Fitted
@@ -197,6 +209,7 @@ class _Model(NamedTuple):
     sizes: Mapping[str, int]
     grow: bool
     kept: frozenset[str] = frozenset()
+    reads: bool = False
 
     def trace(
         self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None, *, observed: bool = False
@@ -210,26 +223,38 @@ class _Model(NamedTuple):
             call = unobserve(lambda: program.call("model", self.rows if rows is None else rows))
             return poutine.trace(call).get_trace(), holding
 
+    def holding(self, held: Mapping[str, Tensor], kept: Collection[str]) -> Any:
+        """One run, these observed sites at the columns of the new rows."""
+        return self._replace(kept=frozenset(kept)).trace(held)[0]
+
+    def observed(self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """The sites of one run at these rows, none that is observed drawn."""
+        return sample_sites(self.trace(held, rows, observed=True)[0])
+
     def drawn(self) -> dict[str, Tensor]:
         """One draw of the latents by the guide."""
-        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same)
+        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same, self.reads)
 
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, _same(_seen(rows, hidden), fitted.example), {}, grow)
+    model = _Model(fitted, rows, hidden, _same(rows, fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
+    unread: dict[str, set[str]] = {}
+    if fitted.draws is None and not model.same:
+        reads, unread = _reads(fitted, _seen(rows, hidden))
+        model = model._replace(reads=reads)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
         sizes = _grown(model, sample)
         if not sizes:
             require_labels(rows, program.categories, program.name, gaps=program.missing == "mask")
         model = model._replace(sizes=sizes)
-        sites = sample_sites(model.trace(sample, observed=True)[0])
-        free = any(_free(s, sample, structure) and not s["is_observed"] for s in sites.values())
-        kept = conditioned(
-            lambda held: model._replace(kept=frozenset(held)).trace(sample)[0], sites, rows, hidden, free, sample.keys()
-        )
+        observe = functools.partial(model.observed, sample)
+        sites = observe(rows)
+        roles = _roles(structure)
+        free = any(_free(s, sample, roles) and not s["is_observed"] for s in sites.values())
+        kept = conditioned(model.holding, observe, rows, hidden, free, sample, unread)
         model = model._replace(kept=kept)
     dims: dict[str, tuple[str, ...]] = {}
     counts: dict[str, Any] = {}
@@ -238,8 +263,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
     def one(*given: Tensor) -> list[Tensor]:
         q = dict(zip(each, given, strict=True)) if fitted.draws is not None else model.drawn()
         p, _ = model.trace(q)
-        drawn = {n: s for n, s in sample_sites(p).items() if n not in model.kept}
-        out = {n: s for n, s in drawn.items() if s["infer"].get("was_observed") or _free(s, q, structure)}
+        drawn = {n: s for n, s in sample_sites(p).items() if n not in model.kept and not s.get("fixed")}
+        out = {n: s for n, s in drawn.items() if s["infer"].get("was_observed") or _free(s, q, roles)}
         settle(names, list(out))
         counts.update({n: s["fn"] for n, s in out.items()})
         values = {n: value_of(s) for n, s in out.items()}
@@ -301,7 +326,8 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
     n = min(length, max(1, draws // chains))
     index = torch.linspace(0, length - 1, n).round().long()
     same = _same(rows, fitted.example)
-    held = {k: v for k, v in fitted.draws.items() if same or not fitted.structure.is_local(k)}
+    own = frozenset() if same else fitted.structure.of_rows
+    held = {k: v for k, v in fitted.draws.items() if k not in own}
     return (chains, n), {k: v[:, index].flatten(0, 1).to(_dtype_of(v, fitted.dtype)) for k, v in held.items()}
 
 
@@ -356,39 +382,76 @@ def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tens
     return {k: v for k, v in rows.items() if k not in hidden}
 
 
-def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool) -> dict[str, Tensor]:
+def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, set[str]]]:
+    """Whether the guide draws latents of new rows, and by column those of them that it draws without regard to it.
+
+    It does where the rows have all that it read at the fit; and a guide that was written for the program where it runs
+    without what is missing, if it reads a column that the model observes.
+    """
+    program, s = fitted.program, fitted.structure
+    taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
+    complete = bool(taken) and all(n in data for n in taken)
+    nothing_left_out = all(n in data for n in fitted.example)
+    own = frozenset() if s is None else s.of_rows - {*s.summed}
+    if not own or nothing_left_out or not complete and not program._draws_itself:
+        return complete, {}
+    told = latents_of(guide_run(program, fitted.example))
+
+    def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.random.fork_rng():  # the same noise each time
+            found = _held_draw(program, rows, {n: v for n, v in told.items() if n not in own})
+        return {n: v for n, v in found.items() if n not in told or n in own}
+
+    try:
+        first = drawn(data)
+        changed = {c: drawn({**data, c: other_values(v)}) for c, v in tensors(data).items()}
+    except Exception:
+        return complete, {}
+    unread = {c: {n for n, v in first.items() if torch.equal(v, new[n])} for c, new in changed.items()}
+    sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
+    observed = set().union(*columns_of(sites, fitted.example).values())
+    return complete or any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
+
+
+def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One draw of the guide's latents, those that are known held."""
+    return latents_of(poutine.trace(holding(known)(lambda: program.call("guide", data))).get_trace())
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool, reads: bool) -> dict[str, Tensor]:
     """Values for the latents that the guide can tell at these rows; the model draws the others.
 
     Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
     latents of the fitted rows only, as does a guide whose column the new rows lack.
     """
     program, s = fitted.program, fitted.structure
-
-    def drawn(source: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        guide = holding(known)(lambda: program.call("guide", source))
-        return latents_of(poutine.trace(guide).get_trace())
-
-    if s is None:
-        return drawn(data, {})
-    needed = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
-    reads = bool(needed) and all(n in data for n in needed)
-    if reads and not s.globals and not s.summed:
-        return drawn(data, {})
-    told = drawn(fitted.example, {})
-    summed = tuple(s.summed if same else (n for n in s.summed if not s.is_local(n)))
+    if s is None or reads and not s.globals and not s.summed:
+        return _held_draw(program, data, {})
+    told = _held_draw(program, fitted.example, {})
+    summed = tuple(s.summed if same else (n for n in s.summed if n not in s.of_rows))
     if summed:
         told |= drawn_discrete(program, fitted.example, s.nesting, told, summed)
     if same:
         return told
-    told = {n: v for n, v in told.items() if n not in s.locals}
-    return drawn(data, told) | {n: told[n] for n in summed} if reads else told
+    told = {n: v for n, v in told.items() if n not in s.of_rows}
+    return _held_draw(program, data, told) | {n: told[n] for n in summed} if reads else told
 
 
-def _free(site: dict, drawn: Mapping[str, Tensor], structure: Structure | None) -> bool:
-    """An observed site whose column was left out: the model sampled it."""
-    observed = structure.names("observed") if structure is not None else ()
+def _roles(structure: Structure | None) -> dict[str, str]:
+    """The role of each site at the fit, and of what may follow on it in a loop."""
+    sites = structure.sites if structure is not None else ()
+    return {stem(s.name): s.role for s in sites} | {s.name: s.role for s in sites}
+
+
+def _free(site: dict, drawn: Mapping[str, Tensor], roles: Mapping[str, str]) -> bool:
+    """An observed site whose column was left out, or that the fit did not have, as of later times: the model sampled
+    it."""
     name = site["name"]
-    return (name in observed or f"{name}_observed" in observed) and name not in drawn  # the latter of imputed cells
+    if not roles or name in drawn or is_deterministic(site):
+        return False
+    if name in roles:
+        return "observed" in (roles[name], roles.get(f"{name}_observed"))  # the latter of imputed cells
+    return roles.get(stem(name), "observed") == "observed"
 
 
 # -- groups that were not fitted -------------------------------------------------------------------

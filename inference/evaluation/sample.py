@@ -18,6 +18,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.check import Checked, check, check_with_runs, running_of
 from ppgen.check.agreement import observed_fit
+from ppgen.check.given_columns import other_values
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
 from ppgen.distributions import Flat
@@ -225,23 +226,13 @@ def _reads_values(program: Program, example: Mapping[str, Any], parts: Mapping[s
             sites = forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
         return {k: s["value"] for k, s in sites.items()}
 
-    others = {k: _other(v) if isinstance(v, Tensor) else v for k, v in parts.items()}
+    others = {k: other_values(v) if isinstance(v, Tensor) else v for k, v in parts.items()}
     with suppress(Exception):  # other values may be none that the model can index by
         found = [draws(columns) for columns in (parts, others)]
         return found[0].keys() != found[1].keys() or any(
             not torch.equal(v, found[1][k]) for k, v in found[0].items() if not v.isnan().any()
         )
     return True
-
-
-def _other(column: Tensor) -> Tensor:
-    """Other values, at random; within the range where they are whole numbers."""
-    if column.is_floating_point():
-        return column + torch.rand_like(column)
-    if column.dtype == torch.bool:
-        return ~column
-    low, high = int(column.min()), int(column.max())
-    return torch.randint_like(column, low, high + 1) if high > low else column + 1
 
 
 def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:

@@ -64,6 +64,7 @@ from ppgen.inference.verdicts.findings import (
     OF_MODEL,
     VERDICTS,
     Finding,
+    is_settled,
     load_findings,
     model_verdict,
     store_findings,
@@ -136,8 +137,7 @@ class _Outcome(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing but the posterior itself is not fine: another method would say the same."""
-        return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
+        return is_settled(self.findings)
 
 
 class _OutOfTime(PpgenError):

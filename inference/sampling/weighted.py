@@ -37,7 +37,7 @@ from ppgen.engine.density.pathfinder import Density, mixture_weights
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.psis import effective, khat_se, smoothed, tail, threshold
-from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, is_settled
 from ppgen.inference.verdicts.mcmc_diagnostics import HEAVY, MOST_TAILS, heaviest, longest_tails
 from ppgen.inference.verdicts.mode_search import search_modes
 from ppgen.program import Program
@@ -171,8 +171,7 @@ class Weighted(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing but the posterior itself is wrong: another sampler would say the same."""
-        return all(f.verdict == FINE or f.measure == "tail_khat" for f in self.findings)
+        return is_settled(self.findings)
 
     def renewed(self, more: Weighted, joint: LogJoint, target: Density, g: Tensor) -> Weighted:
         """The draws and weights of `more`, a longer set of the same density, and its checks but that of unseen modes.

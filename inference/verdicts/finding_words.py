@@ -449,6 +449,11 @@ def _calibration(f: Finding) -> Words:
     remedy = f"{RICHER} If a pair that should be exact fails, look for an error in model or guide."
     if "steps" in d:
         remedy = f"Take more steps (--steps {4 * d['steps']}), as fits that end too early look the same. {remedy}"
+    if f.verdict == "look":
+        remedy = (
+            f"Take more simulations (--simulations {4 * d['simulations']}) before looking for a fault: ranks of one "
+            "calibrated pair in twenty are as uneven by chance."
+        )
     if f.where:
         return f"{f.where}: {SHAPES[d['shape']]} (p = {f.figure:.2g}).", remedy
     if f.verdict == "fine":
@@ -458,9 +463,10 @@ def _calibration(f: Finding) -> Words:
             "",
         )
     names = ", ".join(d["failed"][:8]) + (", ..." if len(d["failed"]) > 8 else "")
+    said = "Perhaps not" if f.verdict == "look" else "Not"
     return (
-        f"Not calibrated: the ranks of {len(d['failed'])} of {d['quantities']} quantities are not uniform over "
-        f"{d['simulations']} simulations: {names}.",
+        f"{said} calibrated: the ranks of {len(d['failed'])} of {d['quantities']} quantities are not uniform over "
+        f"{d['simulations']} simulations: {names} (p = {f.figure:.2g}).",
         remedy,
     )
 

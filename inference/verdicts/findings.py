@@ -124,6 +124,11 @@ def verdict(findings: Iterable[Finding]) -> str:
     return LOOK if worst == FINE and part else worst
 
 
+def is_settled(findings: Iterable[Finding]) -> bool:
+    """Whether nothing but the posterior itself is not fine, as its tails: another method would say the same."""
+    return all(f.verdict == FINE or f.measure == "tail_khat" for f in findings)
+
+
 def model_verdict(findings: Iterable[Finding]) -> str:
     """What the data say of the model, the worst of the findings `predictive`; "" where they were not compared."""
     return min((f.verdict for f in findings if f.measure == OF_MODEL), key=VERDICTS.index, default="")

@@ -2,7 +2,8 @@
 
 A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.002 to 0.998, x_rep drawn from the posterior
 predictive: of a model that is right these probabilities crowd about 1/2 (they use the data twice), so that at 0.2% a
-side the seven statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is.
+side the seven statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is. Of
+more than four sites the 0.2% is that of four, and the sites of a loop are one, y_0 ... y_29.
 Residuals are z = (x - E x_rep) / sd x_rep, value by value: their spread tells dispersion that the values' own sd, which
 is that of the covariates as well, does not. Whether the ELBO was still rising is told by `ppgen.inference.trend`.
 
@@ -12,6 +13,7 @@ Source: Posterior Predictive Assessment of Model Fitness via Realized Discrepanc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,11 +22,13 @@ import numpy as np
 from ppgen.inference.trend import rise
 from ppgen.inference.verdicts.findings import FINE, LOOK, OF_MODEL, WRONG, Finding, worst_first
 from ppgen.run import Run
+from ppgen.sites import stem
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-RARE = 0.002  # probability of a statistic, on either side
+RARE, SITES = 0.002, 4  # probability of a statistic, on either side, of so many sites
+MOST_SITES = 16
 RESIDUALS = ("spread of the residuals", "largest residual")
 MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
 
@@ -44,15 +48,16 @@ class Check(NamedTuple):
     observed: float
     predicted: tuple[float, float]  # the central 90%
     p: float
+    rare: float = RARE
 
     @property
     def off(self) -> bool:
         """Residuals are smaller than the model's where it has adapted to the values that it is held against, so that
         only larger ones count."""
-        return self.p < RARE or (self.p > 1 - RARE and self.statistic not in RESIDUALS)
+        return self.p < self.rare or (self.p > 1 - self.rare and self.statistic not in RESIDUALS)
 
 
-def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
+def predictive_checks(tree: DataTree) -> list[Check]:
     """Statistics of each observed site beside those of data sets drawn from the posterior: mean, sd, least and largest
     value, of counts the share of zeros; the spread of the residuals, and the largest.
 
@@ -63,9 +68,27 @@ def predictive_checks(tree: DataTree, sites: int = 4) -> list[Check]:
     if not {"posterior_predictive", "observed_data"} <= set(tree.children):
         return found
     censored = json.loads(tree.attrs.get("censored", "[]"))
-    for name in [str(n) for n in tree["observed_data"].data_vars][:sites]:
-        if name in tree["posterior_predictive"].data_vars and name not in censored:
-            found += _checks(name, *_compared(tree, name))
+    drawn = tree["posterior_predictive"].data_vars
+    sites = [str(n) for n in tree["observed_data"].data_vars if n in drawn and n not in censored]
+    groups = _loops(tree, sites)
+    rare = RARE * min(1.0, SITES / max(min(len(groups), MOST_SITES), 1))
+    for where, names in list(groups.items())[:MOST_SITES]:
+        x, draws = zip(*(_compared(tree, n) for n in names), strict=True)
+        found += [c._replace(rare=rare) for c in _checks(where, np.concatenate(x), np.concatenate(draws, 1))]
+    return found
+
+
+def _loops(tree: DataTree, sites: Sequence[str]) -> dict[str, list[str]]:
+    """The sites by what they are called together: those of a loop that have a value each, or are many."""
+    alike: dict[tuple, list[str]] = {}
+    for name in sites:
+        alike.setdefault((stem(name), tree["observed_data"].dataset[name].shape), []).append(name)
+    found = {}
+    for (_, shape), names in alike.items():
+        if len(names) > 1 and (math.prod(shape) == 1 or len(names) > SITES):
+            found[f"{names[0]} ... {names[-1]}"] = names
+        else:
+            found |= {n: [n] for n in names}
     return found
 
 
@@ -179,7 +202,7 @@ def predictive(checks: Sequence[Check]) -> list[Finding]:
             if c.off
         ]
         said = {"off": off, "statistics": [c.statistic for c in here]}
-        found.append(Finding(OF_MODEL, site, p, RARE, LOOK if off else FINE, said))
+        found.append(Finding(OF_MODEL, site, p, here[0].rare, LOOK if off else FINE, said))
     return found
 
 

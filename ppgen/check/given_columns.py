@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.data import tensors
 from ppgen.sites import given_value, innermost, is_deterministic, observed_columns, sample_sites
 
 log = logging.getLogger("ppgen")
@@ -26,35 +28,38 @@ STEPS = 3  # by which counts without an upper end are spread
 
 
 def conditioned(
-    run: Callable[[Collection[str]], Any],
-    sites: Mapping[str, Mapping[str, Any]],
+    trace: Callable[[Mapping[str, Tensor], Collection[str]], Any],
+    observe: Callable[[Mapping[str, Tensor]], Mapping[str, Mapping[str, Any]]],
     rows: Mapping[str, Tensor],
     left_out: Collection[str],
     free: bool,
-    latents: Collection[str],
+    latents: Mapping[str, Tensor],
+    unread: Mapping[str, Collection[str]],
 ) -> frozenset[str]:
     """The observed sites that stay at the columns of the new rows.
 
     Args:
-        run: a trace of the model at the new rows with these sites held, everything else drawn.
-        sites: of the model at the new rows, by name.
+        trace: of the model at the new rows with these latents and observed sites held, everything else drawn.
+        observe: the sites of the model at given rows, nothing that is observed drawn.
         left_out: the columns that stand for their shape only.
         free: whether the model draws sites that the fit observed, as their columns are None here.
-        latents: those that `run` holds.
+        latents: one draw of those that are not the model's.
+        unread: by column, the latents among them that were drawn without regard to it.
 
     Returns:
         None where all observed columns are given, whose predictions are of them all, or all are left out. A warning
         names a column that cannot be held.
     """
-    columns = _read_row_by_row(sites, rows) | observed_columns(sites, rows)
-    given = {name: column for name, column in columns.items() if column not in left_out}
-    if not given or not (free or set(columns.values()) & set(left_out)):
+    columns = columns_of(observe, rows)
+    given = {name: own for name, own in columns.items() if not own & set(left_out)}
+    if not given or not (free or len(given) < len(columns)):
         return frozenset()
-    whole = {n: c for n, c in given.items() if not rows[c].is_floating_point() or not bool(rows[c].isnan().any())}
-    held = frozenset(whole)
-    while varying := _varying(run, held, latents):  # what is let go is drawn, and others may depend on it
-        held -= varying
-    if lost := sorted({given[name] for name in given if name not in held}):
+    held = frozenset(n for n, own in given.items() if not any(_has_gaps(rows[c]) for c in own))
+
+    free_of = {n: set().union(*(unread.get(c, ()) for c in own)) for n, own in given.items()}
+    while varying := _varying(trace, held, latents, free_of):
+        held -= varying  # what is let go is drawn, and others may depend on it
+    if lost := sorted(set().union(*(given[name] for name in given if name not in held))):
         log.warning(
             "predictions are not conditioned on the given column%s %s, whose distribution depends on what is drawn at "
             "these rows, or which has missing cells; to predict given such a column, let the program take it before "
@@ -62,6 +67,43 @@ def conditioned(
             "s" * (len(lost) > 1), ", ".join(map(repr, lost)),
         )  # fmt: skip
     return held
+
+
+def _has_gaps(column: Tensor) -> bool:
+    return column.is_floating_point() and bool(column.isnan().any())
+
+
+def columns_of(
+    observe: Callable[[Mapping[str, Tensor]], Mapping[str, Mapping[str, Any]]], rows: Mapping[str, Tensor]
+) -> dict[str, set[str]]:
+    """The columns that each observed site reads: one as it stands, or those that its value, as `obs=a.log()`, changes
+    with."""
+
+    def observed(columns: Mapping[str, Tensor]) -> dict[str, Mapping[str, Any]]:
+        with torch.random.fork_rng():  # what is drawn is the same each time
+            return {n: s for n, s in observe(columns).items() if "fixed" in s and s["is_observed"] and not s["fixed"]}
+
+    sites = observed(rows)
+    found = {n: {c} for n, c in (_read_row_by_row(sites, rows) | observed_columns(sites, rows)).items()}
+    rest = {n: s for n, s in sites.items() if n not in found}
+    for name, column in tensors(rows).items() if rest else ():
+        with suppress(Exception):  # other values may be none that the model takes
+            others = observed({**rows, name: other_values(column)})
+            for site in rest:
+                if site not in others or not torch.equal(given_value(others[site]), given_value(rest[site])):
+                    found.setdefault(site, set()).add(name)
+    return found
+
+
+def other_values(column: Tensor) -> Tensor:
+    """Other values, at random, of which the random state knows nothing; in the range where they are whole numbers."""
+    if column.dtype == torch.bool:
+        return ~column
+    with torch.random.fork_rng():
+        if column.is_floating_point():
+            return column + torch.rand_like(column)
+        low, high = int(column.min()), int(column.max())
+        return torch.randint_like(column, low, high + 1) if high > low else column + 1
 
 
 def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:
@@ -131,13 +173,25 @@ def _entry_support(fn: Any) -> Any:
     return support
 
 
-def _varying(run: Callable[[Collection[str]], Any], names: Collection[str], latents: Collection[str]) -> set[str]:
-    """The sites whose density at their columns differs between draws of everything else."""
-    if not names:
-        return set()
-    with torch.random.fork_rng(), _Spread(latents):
-        runs = [_densities(run(names), names) for _ in range(RUNS)]
-    return {name for name in names if any(not torch.equal(runs[0][name], other[name]) for other in runs[1:])}
+def _varying(
+    trace: Callable[[Mapping[str, Tensor], Collection[str]], Any],
+    names: Collection[str],
+    latents: Mapping[str, Tensor],
+    free: Mapping[str, Collection[str]],
+) -> set[str]:
+    """The sites whose density at their columns differs between draws of everything else.
+
+    Args:
+        free: by site, the latents that are drawn too.
+    """
+    found: set[str] = set()
+    for drawn in {frozenset(free[n]) for n in names}:
+        own = [n for n in names if free[n] == drawn]
+        known = {n: v for n, v in latents.items() if n not in drawn}
+        with torch.random.fork_rng(), _Spread(known):
+            first, *others = (_densities(trace(known, names), own) for _ in range(RUNS))
+        found |= {n for n in own if any(not torch.equal(first[n], other[n]) for other in others)}
+    return found
 
 
 def _densities(trace: Any, names: Collection[str]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ dtype              that of the computation
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ from ppgen.errors import PpgenError
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, describe_program
 from ppgen.run.trust import find_file, trust
-from ppgen.structure import Structure, inspect
+from ppgen.structure import Site, Structure, inspect
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -85,7 +86,7 @@ def _described(run: Run | Program, program: Program, structure: Structure) -> di
     return spec
 
 
-def opened(tree: DataTree, program: Run | Program | None = None, given: Any = None) -> Fitted:
+def opened(tree: DataTree, program: Run | Program | Callable | None = None, given: Any = None) -> Fitted:
     """A tree of draws with its program.
 
     Args:
@@ -103,6 +104,7 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
     kept = {k: json.loads(tree.attrs[k]) for k in ("program", "columns", "row_columns", "summed", "constants")}
     made = _found(kept["program"]) if program is None else program
     made = made.program if isinstance(made, Run) else made
+    made = made if isinstance(made, Program) else Program.from_pair(made)
     made.types = _types_of(tree)
     dtype = torch.float64 if tree.attrs["dtype"] == "float64" else torch.float32
     originals = json.loads(tree.attrs.get("original_names", "{}"))
@@ -120,8 +122,14 @@ def opened(tree: DataTree, program: Run | Program | None = None, given: Any = No
             raise PpgenError(
                 f"the draws have no {name!r}, a latent of {made.name}; name the program that they were made with"
             )
-        draws[name] = torch.as_tensor(tree["posterior"][own].values)
+        draws[name] = _as_in_a_run(torch.as_tensor(tree["posterior"][own].values), structure[name])
     return Fitted(made, structure, example, draws, dtype, ranges(example, kept["row_columns"]))
+
+
+def _as_in_a_run(values: Tensor, site: Site) -> Tensor:
+    """With the dimensions of 1 that keep a plate in its place, as `dim=-2`, which a tree leaves out."""
+    shape = torch.broadcast_shapes(site.value_shape, site.batch_shape + site.event_shape)
+    return values.reshape(*values.shape[:2], *shape) if values[0, 0].numel() == math.prod(shape) else values
 
 
 def _types_of(tree: DataTree) -> dict[str, ColumnType]:
@@ -139,7 +147,8 @@ def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[
     """
     table = as_tensors(given) if isinstance(given, Mapping) else {}
     parts = {argument_of(c, table) for c in table if c not in example and argument_of(c, table) != c}
-    found = {k: v for k, v in table.items() if not isinstance(v, Tensor) and k not in example and k not in parts}
+    objects = {k: v for k, v in table.items() if not isinstance(v, Tensor) and not is_literal(v)}
+    found = {k: v for k, v in objects.items() if k not in example and k not in parts}
     for name in arguments(program.model).needed:
         if name not in example and name not in found:
             raise PpgenError(

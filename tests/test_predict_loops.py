@@ -1,0 +1,131 @@
+"""Predictions where values have to be put back in their places: rows of a sequential plate, times beyond the fitted
+ones (Kalman filter), plates with dims."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import tensor
+
+from ppgen import Program
+from ppgen.errors import PpgenError
+from ppgen.inference import fit, mcmc, predict
+
+WIDE, SD = 30.0, 0.1
+ROWS = {"x": torch.zeros(4), "a": tensor([10.0, -10.0, 20.0, -20.0])}
+NEW = {"x": tensor([1.0, 2.0])}
+
+
+def plate(x, a=None):
+    for i in pyro.plate("data", len(x)):
+        row(i, x, a)
+
+
+def loop(x, a=None):
+    for i in range(len(x)):
+        row(i, x, a)
+
+
+def row(i, x, a):
+    u = pyro.sample(f"u_{i}", dist.Normal(0.0, WIDE))
+    pyro.sample(f"a_{i}", dist.Normal(u + x[i], SD), obs=None if a is None else a[i])
+
+
+@pytest.mark.parametrize("by", ["chains", "guide"])
+def test_new_rows_of_a_sequential_plate_have_latents_of_their_own(by, caplog):
+    if by == "guide":
+        fitted, n = fit(Program.from_pair(plate), ROWS, steps=20, lr=0.1, engine="eager"), 1000
+        found = predict(fitted, NEW, draws=n)["predictions"]
+    else:
+        fitted, n = mcmc(plate, ROWS, chains=16, draws=50, warmup=50, predictive=False, prior=False), 800
+        found = predict(fitted, NEW, program=plate)["predictions"]
+    for i, x in enumerate(NEW["x"].tolist()):
+        assert abs(float(found[f"a_{i}"].mean()) - x) < 5 * WIDE / n**0.5
+        assert abs(float(found[f"a_{i}"].std()) / WIDE - 1) < 5 / (2 * n) ** 0.5
+    assert "loop" not in caplog.text
+    again = predict(fitted, {"x": ROWS["x"]}, program=None if by == "guide" else plate)["predictions"]
+    assert abs(float(again["a_0"].mean()) - 10) < (1.0 if by == "chains" else 10.0)  # the fitted rows keep theirs
+
+
+def test_rows_of_a_loop_that_is_no_plate_are_said_to_be_the_fitted_ones(caplog):
+    run = fit(Program.from_pair(loop), ROWS, steps=1, engine="eager")
+    predict(run, {"x": torch.zeros(6)}, draws=10)  # the fitted rows, and two more
+    assert "loop" not in caplog.text
+    predict(run, NEW, draws=10)
+    assert "are those of the fitted rows" in caplog.text and "'u_0'" in caplog.text
+
+
+STEP, NOISE, Y = 0.5, 0.3, tensor([0.0, 0.5, 1.2, 1.0, 1.8, 2.3])
+
+
+def level(times, y=None):
+    now = pyro.sample("level_0", dist.Normal(0.0, 1.0))
+    for t in range(times):
+        now = pyro.sample(f"level_{t}", dist.Normal(now, STEP)) if t else now
+        pyro.sample(f"y_{t}", dist.Normal(now, NOISE), obs=y[t] if y is not None and t < len(y) else None)
+
+
+def filtered():
+    """Mean and variance of the last level: a Kalman filter."""
+    mean, var = 0.0, 1.0
+    for t, y in enumerate(Y.tolist()):
+        var += STEP**2 * (t > 0)
+        gain = var / (var + NOISE**2)
+        mean, var = mean + gain * (y - mean), var * (1 - gain)
+    return mean, var
+
+
+@pytest.mark.parametrize("given", [{}, {"y": Y}], ids=["times alone", "with the series"])
+def test_times_beyond_the_fitted_ones_are_forecast(given):
+    tree = mcmc(level, {"times": 6, "y": Y}, chains=32, draws=100, warmup=200, predictive=False, prior=False)
+    found, (mean, var) = predict(tree, {"times": 8} | given, program=level)["predictions"], filtered()
+    assert set(found) == {f"y_{t}" for t in range(0 if not given else 6, 8)}
+    for t in (6, 7):
+        sd = (var + (t - 5) * STEP**2 + NOISE**2) ** 0.5
+        assert abs(float(found[f"y_{t}"].mean()) - mean) < 5 * sd / 1500**0.5  # effective draws of the chains, at least
+        assert abs(float(found[f"y_{t}"].std()) / sd - 1) < 5 / (2 * 1500) ** 0.5
+
+
+def items(y):
+    people, tests = pyro.plate("people", y.shape[0], dim=-2), pyro.plate("tests", y.shape[1], dim=-1)
+    with people:
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    with tests:
+        b = pyro.sample("b", dist.Normal(0.0, 10.0))
+    with people, tests:
+        pyro.sample("y", dist.Normal(a + b, SD), obs=y)
+
+
+@pytest.mark.parametrize("tests", [3, 4], ids=["as many as people", "more than people"])
+def test_chains_of_a_plate_with_a_dim_are_those_of_its_rows(tests):
+    y = tensor([[5.0], [0.0], [-5.0]]) + torch.arange(float(tests))
+    tree = mcmc(items, {"y": y}, chains=16, draws=50, warmup=200, predictive=False, prior=False)
+    found = predict(tree, {"y": y}, program=items)["predictions"]["y"]
+    assert found.shape == (16, 50, 3, tests)
+    assert (
+        abs(found.mean(("chain", "draw")).values - y.numpy()).max() < 1.5 * SD
+    )  # y_ij ~ a_i + b_j: s.e. of SD at most
+
+
+@pytest.mark.parametrize("by", ["chains", "guide"])
+def test_no_columns_are_one_new_row(by):
+    y = tensor([[50.0], [50.0], [50.0]]) + torch.arange(4.0)
+    if by == "guide":
+        fitted, named = fit(Program.from_pair(items), {"y": y}, steps=1, engine="eager"), None
+    else:
+        fitted, named = mcmc(items, {"y": y}, chains=4, draws=50, warmup=20, predictive=False, prior=False), items
+    assert predict(fitted, {}, program=named, draws=50)["predictions"]["y"].shape[2:] == (1, 4)
+
+
+def test_a_vector_of_all_times_is_not_known_at_more_of_them():
+    def walk(times, y=None):
+        steps = pyro.sample("steps", dist.Normal(torch.zeros(times), STEP).to_event(1))
+        n = times if y is None else len(y)
+        pyro.sample("y", dist.Normal(steps.cumsum(0)[:n], NOISE).to_event(1), obs=y)
+
+    run = fit(Program.from_pair(walk), {"times": 6, "y": Y}, steps=1, engine="eager")
+    assert predict(run, {"times": 6}, draws=5)["predictions"]["y"].shape[2:] == (6,)
+    with pytest.raises(PpgenError, match=r"'steps' has the shape \(6,\) in the posterior and \(8,\) here"):
+        predict(run, {"times": 8}, draws=5)
