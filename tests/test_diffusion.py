@@ -309,6 +309,11 @@ def test_labels_that_no_row_has_are_said(family, caplog):
     assert not caplog.text
 
 
+def test_classes_without_labels_are_said(caplog):
+    Diffusion(2, classes=3, hidden=(4,)).prepare({"x": normal(4, 2)})
+    assert "the data no column y: it learns x alone" in caplog.text
+
+
 @pytest.mark.parametrize("bad", [0.5, 3.0, -1.0])
 @pytest.mark.parametrize(
     "program",
