@@ -337,7 +337,7 @@ def _usual(program: GaussianChain, sampler: str | None = None, steps: int | None
 
     A deterministic sampler adds up the network's errors; a stochastic one forgets them, with enough steps. Of a few
     values a row these are cheap: `ancestral` at 200 steps below `FEW` values, else `dpmpp` at 50. A model whose paper
-    names a sampler takes that one.
+    names a sampler takes that one. With an exact network 200 steps of `ancestral` leave a variance about 5% too small.
     """
     if sampler is None and program.sampler is not None:
         return program.sampler[0], program.sampler[1] if steps is None else steps
