@@ -21,6 +21,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ def _require_alike(teacher: GaussianChain, student: GaussianChain) -> None:
 def _warn_if_far(teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int) -> None:
     """Says where one step of the student does not end where the teacher's ODE does."""
     rows = min(n_rows(data), COMPARED)
-    columns = teacher.context(dict(take(data, torch.randperm(n_rows(data))[:rows])))
+    columns: dict[str, Any] = teacher.context(dict(take(data, torch.randperm(n_rows(data))[:rows])))
     z = teacher.base().expand([2, rows]).sample()
     ends = heun(teacher, intervals, z, **columns) / teacher.coefficients(0.0)[1]
     spread = (ends[0] - ends[1]).square().mean().div(2).sqrt()  # of one row's columns
