@@ -70,6 +70,10 @@ def distil(
     teacher = chain_of(run, "distil")
     if teacher.samplers and "heun" not in teacher.samplers:
         raise PpgenError(f"distil follows the ODE of a chain, and {teacher.name} has none; fit model diffusion")
+    if teacher.sampled_only:
+        raise PpgenError(
+            f"distil learns at many times at once, and {teacher.name} knows one; pass the chain of its own"
+        )
     columns = prepare_columns(data, teacher, dtype_of_program(teacher))
     student = copy.deepcopy(teacher) if program is None else program
     _require_alike(teacher, student)
