@@ -152,6 +152,11 @@ class Diffusion(GaussianChain):
         _one_of("variance", self.variance, VARIANCES)
         _one_of("likelihood", self.likelihood_name, LIKELIHOODS)
         _one_of("weighting", self.weighting, WEIGHTINGS)
+        if not 0 <= self.label_dropout < 1 or not self.data_scale > 0:
+            raise PpgenError(
+                f"Diffusion got label_dropout={self.label_dropout} and data_scale={self.data_scale}; expected a share "
+                "of the labels from 0 to below 1, and a positive scale"
+            )
         sizes = self.shape and min(self.shape) >= 1 and self.classes >= 0 and steps >= 0
         if not sizes or levels < 2 or not self.low < self.high:
             raise PpgenError(

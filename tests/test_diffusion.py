@@ -247,6 +247,8 @@ def test_its_figure_is_the_bound_whatever_is_trained_on():
         ({"prediction": "levels"}, "continuous data"),
         ({"atoms": [0, 256]}, "different levels from 0 to 255"),
         ({"steps": -1}, "steps=-1"),
+        ({"label_dropout": 1.0}, "label_dropout=1.0"),
+        ({"data_scale": 0.0}, "data_scale=0.0"),
         ({"features": 6, "net": "unet"}, "UNet got shape"),
         ({"loc": [0.0, 1.0, 2.0], "scale": [1.0, 1.0]}, "loc of 3 numbers"),
     ],

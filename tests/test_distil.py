@@ -80,6 +80,8 @@ def test_the_teacher_stays_and_its_copy_learns():
         sample_diffusion(teacher, 3, "consistency")
     with pytest.raises(PpgenError, match="many times at once, and Guided knows one"):
         distil(Guided(teacher, lambda x, z, t: -(x**2).sum(-1)), data)
+    with pytest.raises(PpgenError, match="intervals 0"):
+        distil(teacher, data, intervals=0)
     with pytest.raises(PpgenError, match="DiffusionBridge has none"):
         distil(DiffusionBridge(2, hidden=(4,)), data)
 

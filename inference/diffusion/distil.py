@@ -74,6 +74,11 @@ def distil(
         raise PpgenError(
             f"distil learns at many times at once, and {teacher.name} knows one; pass the chain of its own"
         )
+    if steps < 0 or intervals < 1 or batch_size < 1:
+        raise PpgenError(
+            f"steps is {steps}, intervals {intervals}, batch_size {batch_size}; expected steps of at least 0, and at "
+            "least 1 of the others"
+        )
     columns = prepare_columns(data, teacher, dtype_of_program(teacher))
     student = copy.deepcopy(teacher) if program is None else program
     _require_alike(teacher, student)
