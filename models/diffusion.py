@@ -17,6 +17,7 @@ Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = ["Diffusion"]
 
 PREDICTIONS = ("data", "noise", "velocity", "edm", "flow", "levels")
 LIKELIHOODS = ("normal", "discrete", "bernoulli")
+log = logging.getLogger("ppgen")
 ATOMS = 8  # at most, beside the ends
 
 
@@ -130,6 +132,8 @@ class Diffusion(GaussianChain):
         if gamma_low is None:
             gamma_low = -10.0 if likelihood == "normal" else 2 * math.log(2 / (self.levels - 1) / 6)
         self.schedule, self.range = make_schedule(schedule, gamma_low, gamma_high), (gamma_low, gamma_high)
+        nearest = max(2, math.ceil(3 * (self.levels - 1) * math.exp(gamma_low / 2)))
+        self.window = None if schedule == "learned" else nearest  # levels that have mass at t = 0, if that noise stays
         size = math.prod(self.shape)
         numbers = levels_numbers(self.levels, self.atoms) if prediction == "levels" else 1
         numbers += variance == "learned"
@@ -148,6 +152,11 @@ class Diffusion(GaussianChain):
         _one_of("variance", self.variance, VARIANCES)
         _one_of("likelihood", self.likelihood_name, LIKELIHOODS)
         _one_of("weighting", self.weighting, WEIGHTINGS)
+        if not 0 <= self.label_dropout < 1 or not self.data_scale > 0:
+            raise PpgenError(
+                f"Diffusion got label_dropout={self.label_dropout} and data_scale={self.data_scale}; expected a share "
+                "of the labels from 0 to below 1, and a positive scale"
+            )
         sizes = self.shape and min(self.shape) >= 1 and self.classes >= 0 and steps >= 0
         if not sizes or levels < 2 or not self.low < self.high:
             raise PpgenError(
@@ -289,10 +298,8 @@ class Diffusion(GaussianChain):
             return Normal(self.loc + self.scale * mean, self.scale * scale).to_event(1)
         if self.likelihood_name == "bernoulli":
             return Bernoulli(logits=2 * mean / scale**2).to_event(1)
-        fixed = not self.schedule.low.requires_grad
-        window = max(2, math.ceil(3 * (self.levels - 1) * math.exp(self.range[0] / 2))) if fixed else None
         mean, scale = self.loc + self.scale * mean, (self.scale * scale).expand_as(mean)
-        return GridNormal(mean, scale, self.low, self.high, self.levels, window=window).to_event(1)
+        return GridNormal(mean, scale, self.low, self.high, self.levels, window=self.window).to_event(1)
 
     # -- data --------------------------------------------------------------------------------------------
 
@@ -301,6 +308,12 @@ class Diffusion(GaussianChain):
         self.require_increasing()
         with pyro.validation_enabled(True):
             self.context(data)
+        if self.classes and "y" not in data:
+            log.warning(
+                "%s has %d classes, and the data no column y: it learns x alone, and draws given a label are not "
+                "learned; name the labels with columns= (--columns y=...), or leave classes out",
+                self.name, self.classes,
+            )  # fmt: skip
         warn_of_unseen_labels(data, self.categories, self.name)
         if not self.prepared:
             loc, scale = units(self.measured(data))

@@ -45,7 +45,9 @@ class MaskedDiffusion(Chain):
         features: D, or the shape of one datum. Draws are flat.
         levels, low, high: K, the first and the last level.
         hidden: widths of the residual layers of the network, which sees which value is which, and no time.
-        steps: T of the explicit chain; 0 trains its limit T → ∞, the chain then having 64 steps.
+        steps: T of the explicit chain; 0 trains its limit T → ∞, the chain then having 64 steps. The ELBO that is shown
+            is then the limit's, whose draws reveal one value at a time; a step of 64 reveals D / 64 in the mean, each
+            without a look at the others, so that draws are of a somewhat lower log p(x).
 
     Raises:
         PpgenError: an argument out of range; a column of another size.

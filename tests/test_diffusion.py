@@ -247,6 +247,8 @@ def test_its_figure_is_the_bound_whatever_is_trained_on():
         ({"prediction": "levels"}, "continuous data"),
         ({"atoms": [0, 256]}, "different levels from 0 to 255"),
         ({"steps": -1}, "steps=-1"),
+        ({"label_dropout": 1.0}, "label_dropout=1.0"),
+        ({"data_scale": 0.0}, "data_scale=0.0"),
         ({"features": 6, "net": "unet"}, "UNet got shape"),
         ({"loc": [0.0, 1.0, 2.0], "scale": [1.0, 1.0]}, "loc of 3 numbers"),
     ],
@@ -307,6 +309,11 @@ def test_labels_that_no_row_has_are_said(family, caplog):
     family(2, classes=3, hidden=(4,)).prepare({"x": x[:3], "y": torch.arange(3)})
     family(2, hidden=(4,)).prepare({"x": x, "y": y})
     assert not caplog.text
+
+
+def test_classes_without_labels_are_said(caplog):
+    Diffusion(2, classes=3, hidden=(4,)).prepare({"x": normal(4, 2)})
+    assert "the data no column y: it learns x alone" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [0.5, 3.0, -1.0])

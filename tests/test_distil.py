@@ -8,7 +8,7 @@ from known import KnownChain, normal
 from test_samplers import gaussian_flow, moments_agree
 
 from ppgen import PpgenError
-from ppgen.inference import distil, loglik, sample, sample_diffusion
+from ppgen.inference import Guided, distil, loglik, sample, sample_diffusion
 from ppgen.inference.diffusion.distil import _consistency_loss, _warn_if_far
 from ppgen.inference.diffusion.samplers import ddim, heun_step, jump
 from ppgen.models import VDM, Diffusion, DiffusionBridge
@@ -78,6 +78,10 @@ def test_the_teacher_stays_and_its_copy_learns():
         sample_diffusion(made, 3, "ddim")
     with pytest.raises(PpgenError, match="'consistency' is for what distil makes"):
         sample_diffusion(teacher, 3, "consistency")
+    with pytest.raises(PpgenError, match="many times at once, and Guided knows one"):
+        distil(Guided(teacher, lambda x, z, t: -(x**2).sum(-1)), data)
+    with pytest.raises(PpgenError, match="intervals 0"):
+        distil(teacher, data, intervals=0)
     with pytest.raises(PpgenError, match="DiffusionBridge has none"):
         distil(DiffusionBridge(2, hidden=(4,)), data)
 

@@ -106,5 +106,7 @@ def test_a_guided_chain_has_no_density():
     for ask in (lambda: sample(guided, 2), lambda: loglik(guided, x, ode=True), lambda: elbo_decomposition(guided, x)):
         with pytest.raises(PpgenError, match="by sample_diffusion alone"):
             ask()
+    with pytest.raises(PpgenError, match="by the sum of both log w"):  # the inner x̂ has no gradient
+        Guided(guided, lambda x, z, t: x.sum(-1) + z.sum(-1))
     with pytest.raises(PpgenError, match="that of FlowMatching as set is not"):
         Guided(FlowMatching(2, hidden=(4,), coupling="ot"), lambda x, z, t: z.sum(-1))

@@ -126,3 +126,35 @@ def test_levels_of_any_grid():
     assert torch.equal(model.likelihood(z).sample(), x)
     with pytest.raises(PpgenError, match="take the model diffusion"):
         MaskedDiffusion.from_data({"x": normal(12, 3)})
+
+
+class Copies(MaskedDiffusion):
+    """Of x whose values are all one bit: what is masked is what is seen, and a coin where nothing is."""
+
+    def predict(self, z):
+        one, zero = ((z == k).any(-1, keepdim=True) for k in (1, 0))
+        p = torch.where(one == zero, 0.5, torch.where(one, 1 - 1e-9, 1e-9)).to(self.zero.dtype).expand(z.shape)
+        return torch.stack([torch.log1p(-p), p.log()], -1)
+
+
+@torch.no_grad()
+def test_the_bound_of_the_limit_is_of_draws_that_reveal_one_value_at_a_time():
+    """Of D = 8 and T = 16: the first k values that come at once agree with a probability of 2^(1 - k)."""
+    steps, d = 16, 8
+    model = Copies(d, hidden=(2,)).double()
+    model.steps = steps
+    drawn = sample(model, 20_000, seed=0)["x"]
+    agree = (drawn == drawn[:, :1]).all(1).double()
+    exact = 0.0
+    for i in range(steps):  # the first i steps reveal nothing, the next k of d
+        hidden, rest = (1 - i / steps) ** d, 1 / (steps - i)
+        exact += hidden * sum(math.comb(d, k) * rest**k * (1 - rest) ** (d - k) * 2 ** (1 - k) for k in range(1, d + 1))
+    assert abs(float(agree.mean()) - exact) < 4 * float(agree.std()) / 20_000**0.5 and exact < 0.9
+    x = {"x": torch.zeros(1000, d).double()}
+    means, errors = [], []
+    for model.limit in (False, True):
+        found = loglik(model, x, particles=16).best
+        means.append(found.mean)
+        errors.append(found.rows_se)
+    assert max(errors) < 0.02 and means[0] + 3 * errors[0] < math.log(exact / 2) < means[1] - 3 * errors[1]
+    assert abs(means[1] - math.log(0.5)) < 4 * errors[1]

@@ -259,6 +259,13 @@ def test_the_usual_sampler():
         ({"sampler": "dpm++"}, "no sampler 'dpm\\+\\+'.*dpmpp"),
         ({"steps": 0}, "steps is 0"),
         ({"given": {"y": torch.zeros(3)}}, "3 rows for n=2"),
+        ({"sampler": "ddim", "etta": 1.0}, "'ddim' has no option 'etta' .did you mean 'eta'"),
+        ({"sampler": "ode", "churn": 3.0}, "'ode' has no option 'churn'; its options are tolerance"),
+        ({"sampler": "ancestral", "y": 1}, "'ancestral' has no option 'y'; its options are none"),
+        ({"sampler": "ddim", "eta": -1.0}, "eta is -1.0; expected at least 0"),
+        ({"sampler": "ddim", "eta": 2.0, "steps": 3}, "cannot have the noise of eta=2.0"),
+        ({"sampler": "heun", "churn": -5.0}, "churn is -5.0"),
+        ({"sampler": "ode", "tolerance": 0.0}, "tolerance is 0.0; expected above 0"),
     ],
 )
 def test_errors(how, message):

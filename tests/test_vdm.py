@@ -1,5 +1,7 @@
 """VDM: the objective is the ELBO, ½ E γ'(t) |ε − ε̂|² between its ends."""
 
+import math
+
 import torch
 from known import grey, normal
 
@@ -26,3 +28,17 @@ def test_the_papers_waves_are_of_two_levels_and_one():
     images = {"x": torch.arange(256).repeat(2, 1) / 255}
     assert VDM.from_data(images)["fourier"] == [7, 8] and "fourier" not in VDM.from_data({"x": grey(12, 3)})
     assert VDM(**VDM.from_data({"x": grey(12, 3)}), hidden=(8,)).prediction == "noise"
+
+
+@torch.no_grad()
+def test_probabilities_of_a_held_schedule_are_those_of_a_learned_one():
+    """Held (`freeze=True`) it was taken for one that had never moved, and the levels for the few with mass there."""
+    program = VDM(2, hidden=(4,), likelihood="discrete", levels=256).double()
+    program.schedule.low.fill_(-6.0)
+    z = torch.tensor([[0.1, -0.7]]).double()
+    every = torch.arange(256).double()[:, None].expand(-1, 2) / 255
+    sd, mean = math.exp(-3.0) / 2, 0.5 + 0.5 * z / program.coefficients(0.0)[1]
+    exact = torch.distributions.Normal(mean, sd).log_prob(every).log_softmax(0).sum(-1)
+    for held in (False, True):
+        program.requires_grad_(not held)
+        torch.testing.assert_close(program.likelihood(z).log_prob(every), exact, atol=1e-6, rtol=1e-6)

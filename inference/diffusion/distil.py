@@ -21,6 +21,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,15 @@ def distil(
     teacher = chain_of(run, "distil")
     if teacher.samplers and "heun" not in teacher.samplers:
         raise PpgenError(f"distil follows the ODE of a chain, and {teacher.name} has none; fit model diffusion")
+    if teacher.sampled_only:
+        raise PpgenError(
+            f"distil learns at many times at once, and {teacher.name} knows one; pass the chain of its own"
+        )
+    if steps < 0 or intervals < 1 or batch_size < 1:
+        raise PpgenError(
+            f"steps is {steps}, intervals {intervals}, batch_size {batch_size}; expected steps of at least 0, and at "
+            "least 1 of the others"
+        )
     columns = prepare_columns(data, teacher, dtype_of_program(teacher))
     student = copy.deepcopy(teacher) if program is None else program
     _require_alike(teacher, student)
@@ -119,7 +129,7 @@ def _require_alike(teacher: GaussianChain, student: GaussianChain) -> None:
 def _warn_if_far(teacher: GaussianChain, student: GaussianChain, data: Mapping[str, Tensor], intervals: int) -> None:
     """Says where one step of the student does not end where the teacher's ODE does."""
     rows = min(n_rows(data), COMPARED)
-    columns = teacher.context(dict(take(data, torch.randperm(n_rows(data))[:rows])))
+    columns: dict[str, Any] = teacher.context(dict(take(data, torch.randperm(n_rows(data))[:rows])))
     z = teacher.base().expand([2, rows]).sample()
     ends = heun(teacher, intervals, z, **columns) / teacher.coefficients(0.0)[1]
     spread = (ends[0] - ends[1]).square().mean().div(2).sqrt()  # of one row's columns

@@ -50,6 +50,10 @@ class Guided(GaussianChain):
                 f"guidance needs a chain whose x̂ is E[x | z_t], and that of {program.name} as set is not; take one "
                 "that is neither distilled nor trained on coupled noise"
             )
+        if isinstance(program, Guided):  # whose x̂ has no gradient
+            raise PpgenError(
+                "the chain is guided already; guide the chain that it was made of by the sum of both log w"
+            )
         self.program, self.weight_of = program, weight
         self.schedule, self.process, self.variance = program.schedule, program.process, program.variance
         self.steps, self.zero, self.data_scale = program.steps, program.zero, program.data_scale

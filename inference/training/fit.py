@@ -404,7 +404,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
-    found = checked(program, first, apart, n=n, enumerated=enumerated, rows=rows)
+    found = checked(program, first, apart, data=data, enumerated=enumerated, rows=rows)
     warn_of_word_order(sample_sites(found.run.p), first)
     if plain and (name := _of_pyro(found, apart, o, size == n)):
         o["objective"], loss = name, loss_of(name)

@@ -23,8 +23,17 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppgen import data as data_module
-from ppgen.check.agreement import observed_fit, plates_fit, plates_of, shape_table, sites_match, supports_match
+from ppgen.check.agreement import (
+    observed_fit,
+    observed_in_support,
+    plates_fit,
+    plates_of,
+    shape_table,
+    sites_match,
+    supports_match,
+)
 from ppgen.check.missing import validate
+from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
 from ppgen.frames import owner
@@ -79,7 +88,7 @@ def check_with_runs(
         with running_of(program, batch), torch.enable_grad():
             traces = (poutine.trace(lambda part=part: program.call(part, batch)) for part in ("model", "guide"))
             apart = Traces(*(t.get_trace() for t in traces))
-        return checked(program, batch, apart, n=n, rows=rows, **how)
+        return checked(program, batch, apart, data=data, rows=rows, **how)
 
 
 class Checked(NamedTuple):
@@ -103,7 +112,7 @@ def checked(
     batch: Mapping[str, Any],
     apart: Traces,
     *,
-    n: int,
+    data: Mapping[str, Any],
     enumerated: tuple[str, ...] = (),
     rows: tuple[str, ...] = (),
     learn: bool = True,
@@ -113,16 +122,18 @@ def checked(
     Args:
         batch: the first batch, or all rows.
         apart: traces of both parts on it, the model's at latents of its own: a guide's shapes cannot upset it.
-        n: the number of all rows.
+        data: all rows.
         enumerated, rows, learn: as of `check`.
     """
-    size = data_module.n_rows(batch, rows)
+    size, n = data_module.n_rows(batch, rows), data_module.n_rows(data, rows)
     with torch.random.fork_rng(), without_validation(), program.in_brief():
         apart = Traces(*map(prune_subsample_sites, apart))
         differ = _sites(program, batch, apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
         supports_match(apart, unvalidated(program, batch))
+        if size < n:
+            _later_rows(program, apart.p, data, batch, rows)
         if program._autoguide is not None:
             _fixed_supports(program, batch, apart)
         # From one random state: what differs between the two runs is the rows.
@@ -142,6 +153,20 @@ def checked(
         elif learn:
             _gradients(program, t)
     return Checked(structure, t, longer, differ)
+
+
+def _later_rows(
+    program: Program, model: poutine.Trace, data: Mapping[str, Any], batch: Mapping[str, Any], rows: tuple[str, ...]
+) -> None:
+    """Runs on rows beyond the first batch whose observed values seem to be outside of a support."""
+    for name, row in rows_outside(model, data, batch):
+        index = torch.arange(data_module.n_rows(batch, rows))
+        index[0] = row
+        with_it = data_module.take(data, index, rows or data_module.row_columns(data))
+        with running_of(program, with_it):
+            site = poutine.trace(lambda some=with_it: program.call("model", some)).get_trace().nodes.get(name)
+        if site is not None:
+            observed_in_support(name, site, unvalidated(program, with_it))
 
 
 def _fixed_supports(program: Program, batch: Mapping[str, Any], apart: Traces) -> None:

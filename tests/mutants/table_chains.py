@@ -292,9 +292,21 @@ MUTANTS = [
         "tests/test_diffusion.py::test_few_labels_are_hidden_where_few_are_asked_for",
     ),
     Mutant(
+        "window_of_a_held_schedule",
+        'self.window = None if schedule == "learned" else nearest',
+        "self.window = nearest",
+        "tests/test_vdm.py::test_probabilities_of_a_held_schedule_are_those_of_a_learned_one",
+    ),
+    Mutant(
+        "impute_at_steps_even_in_time",
+        "ends = np.interp(np.linspace(gamma[0], gamma[-1], steps + 1), gamma, times).tolist()[::-1]",
+        "ends = np.linspace(0.0, 1.0, steps + 1).tolist()[::-1]",
+        "tests/test_impute.py::test_the_conditional_whatever_the_schedule",
+    ),
+    Mutant(
         "gridnormal_window",
-        "max(2, math.ceil(3 * (self.levels - 1) * math.exp(self.range[0] / 2)))",
-        "max(2, math.ceil((self.levels - 1) * math.exp(self.range[0] / 2)))",
+        "max(2, math.ceil(3 * (self.levels - 1) * math.exp(gamma_low / 2)))",
+        "max(2, math.ceil((self.levels - 1) * math.exp(gamma_low / 2)))",
         "tests/test_diffusion.py::test_no_level_is_left_out_of_the_likelihood[-2.0]",
     ),
     Mutant(
