@@ -3,12 +3,16 @@
     ρ ~ LogNormal(log s, 1),  α ~ HalfNormal(2),  σ ~ HalfNormal(1)         s: the spread of the inputs, by default 1
     k(x, x') = α² exp(-|x - x'|² / 2ρ²),   y ~ N(0, K + σ² I)               y: (n,) at inputs x: (n,) or (n, D)
 
+The covariance is computed and factorized in float64: in float32, n points are rounded by some n 1e-7 α², and log p by
+nats where σ² is not far above that.
+
 Source: Gaussian Processes for Machine Learning (Rasmussen & Williams 2006), chapters 2 and 5.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import torch
@@ -16,7 +20,26 @@ from pyro.distributions import HalfNormal, LogNormal, MultivariateNormal, Normal
 from torch import Tensor
 
 import ppgen
+from ppgen.data.precision import wide
 from ppgen.errors import PpgenError
+
+
+class _Curve(MultivariateNormal):
+    """A normal in float64, whose values and log-densities have the dtype of the inputs x."""
+
+    dtype: torch.dtype
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Curve:
+        new: _Curve = super().expand(batch_shape, self._get_checked_instance(_Curve, _instance))
+        new.dtype = self.dtype
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(..., n) -> (...)."""
+        return super().log_prob(wide(value)).to(self.dtype)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return super().rsample(torch.Size(sample_shape)).to(self.dtype)
 
 
 class GaussianProcess(ppgen.Program):
@@ -42,10 +65,9 @@ class GaussianProcess(ppgen.Program):
         rho = pyro.sample("rho", LogNormal(zero + math.log(self.scale), 1.0))
         alpha = pyro.sample("alpha", HalfNormal(zero + 2.0))
         sigma = pyro.sample("sigma", HalfNormal(zero + 1.0))
-        K = self.kernel(x, x, rho, alpha)
-        eye = torch.eye(len(x)).to(x)
-        noise = (sigma**2 + self.jitter * alpha**2)[..., None, None] * eye
-        function = MultivariateNormal(x.new_zeros(len(x)), covariance_matrix=K + noise)
+        K = self._covariance(wide(x), wide(rho), wide(alpha), wide(sigma))
+        function = _Curve(K.new_zeros(len(x)), covariance_matrix=K)
+        function.dtype = x.dtype
         if y is not None and y.dim() == 1:
             return pyro.sample("y", function, obs=y)
         with ppgen.rows(y):
@@ -61,10 +83,16 @@ class GaussianProcess(ppgen.Program):
     @torch.no_grad()
     def function(self, x: Tensor, y: Tensor, new: Tensor, rho: Tensor, alpha: Tensor, sigma: Tensor) -> Normal:
         """p(f(new) | y) at draws of the hyperparameters of shape (S,): a normal of shape (S, m), marginally."""
-        K = self.kernel(x, x, rho, alpha) + sigma[..., None, None] ** 2 * torch.eye(len(x)).to(x)
+        dtype = y.dtype
+        x, y, new, rho, alpha, sigma = map(wide, (x, y, new, rho, alpha, sigma))
         cross = self.kernel(x, new, rho, alpha)
-        root = torch.linalg.cholesky(K)
+        root = torch.linalg.cholesky(self._covariance(x, rho, alpha, sigma))
         half = torch.linalg.solve_triangular(root, cross, upper=False)
         white = torch.linalg.solve_triangular(root, y.expand(*rho.shape, len(x))[..., None], upper=False)
         variance = alpha[..., None] ** 2 - (half**2).sum(-2)
-        return Normal((half * white).sum(-2), variance.clamp_min(0.0).sqrt())
+        return Normal((half * white).sum(-2).to(dtype), variance.clamp_min(0.0).sqrt().to(dtype))
+
+    def _covariance(self, x: Tensor, rho: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Of y: (..., n, n), with the leading dimensions of the hyperparameters."""
+        noise = (sigma**2 + self.jitter * alpha**2)[..., None, None] * torch.eye(len(x)).to(x)
+        return self.kernel(x, x, rho, alpha) + noise

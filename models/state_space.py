@@ -22,6 +22,7 @@ from pyro.distributions import GaussianHMM, Normal, TorchDistribution, constrain
 from torch import Tensor, nn
 
 import ppgen
+from ppgen.data.precision import wide
 from ppgen.errors import PpgenError
 
 
@@ -32,12 +33,8 @@ class _States(NamedTuple):
     cov: Tensor
 
     def to(self, like: Tensor) -> _States:
+        """In another dtype."""
         return _States(self.mean.to(like), self.cov.to(like))
-
-
-def _wide(value: Tensor) -> Tensor:
-    """In float64, where the device has it."""
-    return value if value.device.type == "mps" else value.double()
 
 
 class _Parts(NamedTuple):
@@ -81,12 +78,12 @@ class _Series(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., T, D) -> (...)."""
         p = self.program.parts()
-        noise, away = Normal(0.0, p.r), _wide(value) - p.d
+        noise, away = Normal(0.0, p.r), wide(value) - p.d
         if self.seen is None:
-            return p.hmm(p.C.expand(*value.shape, -1)).log_prob(away).to(value)
+            return p.hmm(p.C.expand(*value.shape, -1)).log_prob(away).to(self.program.d)
         away = torch.where(self.seen > 0, away, 0.0)
         unseen = torch.where(self.seen > 0, 0.0, noise.log_prob(torch.zeros_like(away))).sum((-1, -2))
-        return (p.hmm(p.C * self.seen[..., None]).log_prob(away) - unseen).to(value)
+        return (p.hmm(p.C * self.seen[..., None]).log_prob(away) - unseen).to(self.program.d)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Step by step."""
@@ -153,15 +150,15 @@ class StateSpace(ppgen.Program):
 
     def parts(self) -> _Parts:
         """The parameters in float64."""
-        return _Parts(*map(_wide, (self.A, self.C, self.d, self.m, self.s, self.q, self.r)))
+        return _Parts(*map(wide, (self.A, self.C, self.d, self.m, self.s, self.q, self.r)))
 
     @torch.no_grad()
     def filter(self, x: Tensor, seen: Tensor | None = None) -> _States:
         """The states given what was seen so far, p(z_t | x_{1:t}): (..., T, D) -> (..., T, k) and (..., T, k, k)."""
-        return self._filter(x, seen).to(x)
+        return self._filter(x, seen).to(self.d)
 
     def _filter(self, x: Tensor, seen: Tensor | None) -> _States:
-        p, x = self.parts(), _wide(x)
+        p, x = self.parts(), wide(x)
         eye, mean = torch.eye(len(p.m)).to(p.m), p.m.expand(*x.shape[:-2], -1)
         cov = (p.s**2).diag().expand(*mean.shape, -1)
         means: list[Tensor] = []
@@ -188,7 +185,7 @@ class StateSpace(ppgen.Program):
             mean = before + (gain @ (mean - ahead)[..., None])[..., 0]
             cov = own + gain @ (cov - spread) @ gain.mT
             means, covs = [mean, *means], [cov, *covs]
-        return _States(torch.stack(means, -2), torch.stack(covs, -3)).to(x)
+        return _States(torch.stack(means, -2), torch.stack(covs, -3)).to(self.d)
 
     @torch.no_grad()
     def forecast(self, x: Tensor, steps: int, seen: Tensor | None = None) -> _States:
@@ -201,4 +198,4 @@ class StateSpace(ppgen.Program):
             mean, cov = p.ahead(mean, cov)
             means.append(mean @ p.C.mT + p.d)
             covs.append(p.C @ cov @ p.C.mT + (p.r**2).diag())
-        return _States(torch.stack(means, -2), torch.stack(covs, -3)).to(x)
+        return _States(torch.stack(means, -2), torch.stack(covs, -3)).to(self.d)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import math
 import random
 
@@ -816,3 +817,23 @@ def test_a_mask_that_an_operation_in_place_only_reads_is_known():
     places = [n for node in graph.graph.nodes if "index" in str(node.target) for n in node.args[1]]
     assert len(places) == 4
     assert torch.equal(trace(lower, [torch.ones(3)])(torch.arange(3.0)), lower(torch.arange(3.0)))
+
+
+@pytest.mark.parametrize("how", ["trace", "compile"])
+def test_what_torch_says_of_fake_tensors_is_not_for_who_fits_a_model(how):
+    """Its traceback stood on stderr above our sentence."""
+    seen, theirs = logging.handlers.BufferingHandler(100), logging.getLogger("torch._subclasses.fake_tensor")
+    inputs = [torch.ones(2, 3), torch.ones(2, 3)]
+    theirs.addHandler(seen)
+    try:
+        with pytest.raises(Exception, match=r"2x3 and 2x3|\[2, 3\]"):
+            if how == "trace":
+                trace(lambda a, b: a @ b, inputs)
+            else:
+                graph = torch.fx.Graph()
+                nodes = graph.placeholder("a"), graph.placeholder("b")
+                graph.output((graph.call_function(torch.ops.aten.mm.default, nodes),))
+                compiled(torch.fx.GraphModule({}, graph), inputs)
+    finally:
+        theirs.removeHandler(seen)
+    assert not seen.buffer

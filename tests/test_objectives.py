@@ -176,12 +176,12 @@ class Local(Program):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5 * self.log_width.exp()))
 
 
-def _gradient(name: str, particles: int, n: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+def _gradient(name: str, particles: int, n: int = 50, weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the loss a row with respect to the guide's width, and its standard error."""
     torch.manual_seed(0)
     program, x = Local(), 2**0.5 * torch.randn(4000).double()
     o = made(program, x, name, particles)
-    each = torch.stack([torch.autograd.grad(o({"x": x})[0], program.log_width)[0] for _ in range(n)])
+    each = torch.stack([torch.autograd.grad(o({"x": x}, weight)[0], program.log_width)[0] for _ in range(n)])
     return each.mean(), each.std() / n**0.5
 
 
@@ -192,9 +192,10 @@ def test_vimco_has_the_gradient_of_the_importance_weighted_bound():
     assert 4.5 * both < 0.04 * abs(exact)
 
 
-def test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound():
-    """Of the guide's width; and none is left where the guide is the posterior."""
-    (ours, se), (exact, exact_se) = _gradient("dreg", 3, 100), _gradient("iwae", 3, 200)
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound(weight):
+    """Of the guide's width, with a KL weight (a warm-up) as well; and none is left where the guide is the posterior."""
+    (ours, se), (exact, exact_se) = _gradient("dreg", 3, 100, weight), _gradient("iwae", 3, 200, weight)
     both = (se**2 + exact_se**2) ** 0.5
     assert abs(ours - exact) < 4.5 * both < 0.04 * abs(exact)
     assert se < exact_se  # of twice as many
@@ -239,7 +240,8 @@ class Wider(Scaled):
             pyro.sample("x", dist.Normal(self.slope * z, 1.0), obs=x)
 
 
-def test_generalized_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound():
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_generalized_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound(weight):
     """Of the prior's, the likelihood's and the guide's parameters, over copies of a few rows; the prior's has less
     noise, and the likelihood's is the very same."""
     x, found = (X[:3] + 3).repeat(4000), {}
@@ -247,7 +249,7 @@ def test_generalized_doubly_reparametrized_gradients_are_those_of_the_importance
         torch.manual_seed(0)
         o = made(Wider(), x, name, 4)
         parameters = {k: getattr(o.program, k) for k in ("m", "log_s", "slope", "log_width")}
-        each = [torch.autograd.grad(o({"x": x})[0], list(parameters.values())) for _ in range(20)]
+        each = [torch.autograd.grad(o({"x": x}, weight)[0], list(parameters.values())) for _ in range(20)]
         found[name] = torch.stack([torch.stack(g) for g in each])
     ours, exact = found["gdreg"], found["iwae"]
     error = ((ours.var(0) + exact.var(0)) / 20) ** 0.5

@@ -3,7 +3,7 @@ r"""The importance-weighted bound, the guide by doubly reparametrized gradients:
     ∇_φ = Σ_k w̃_k² ∂ log w_k/∂z_k ∂z_k/∂φ,   ∇_θ = Σ_k w̃_k ∇_θ log w_k at fixed z_k,   w̃_k = w_k / Σ_j w_j
 
 Unbiased for the gradient of `iwae`, whose signal for the guide falls as K grows. At q = p(z | x) every draw's gradient
-of φ is zero.
+of φ is zero. With a weight c of log p(z) − log q(z), w̃_k (1 − c + c w̃_k) stands for w̃_k²: its share c has the score.
 
 Source: Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker, Lawson, Gu, Maddison 2019,
 arXiv:1810.04152).
@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.draws import one_draw, parameters_held
-from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, with_gradient_of
+from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weights, over_rows, times, with_gradient_of
 from ppgen.inference.gradients.sticking import at_fixed_parameters
 from ppgen.program import Program
 from ppgen.structure import Structure
@@ -65,6 +65,7 @@ def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:
     """The importance-weighted bound, with the gradients above of the same with KL-weighted terms."""
     along = log_weights(terms, s, target=True)
     weights = along.detach().softmax(0)
-    surrogate = (weights * model_weights(terms, s) + weights**2 * along).sum(0)
+    twice = weights * (1 - times(s.kl_weight, 1 - weights))
+    surrogate = (weights * model_weights(terms, s) + twice * along).sum(0)
     target, bound = of_weights(log_mean_exp, terms, s)
     return with_gradient_of(target, over_rows(surrogate, s)), bound

@@ -370,7 +370,8 @@ def _extent(value: Tensor) -> str:
 
 def _gradients(program: Program, t: Traces) -> None:
     loss = sum(s["fn"].log_prob(s["value"]).sum() for trace in t for s in sample_sites(trace, factors=True).values())
-    unused = {p for part in program.inner_programs if part.fixed_rows for p in part._modules["autoguide"].parameters()}
+    guides = (part._autoguide for part in program.inner_programs if part.fixed_rows)
+    unused = {p for guide in guides if guide is not None for p in guide.parameters()}
     parameters = {n: p for n, p in program.named_parameters() if p.requires_grad and p not in unused}
     if not parameters:
         log.warning(

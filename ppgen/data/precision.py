@@ -45,3 +45,8 @@ def _lost_in_float32(column: Tensor) -> str:
         if not fits_float32(m, s):
             return f"varies by {s:.3g} around {m:.6g}, which float32 rounds away"
     return ""
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float64, where the device has it: for what is a small difference of large numbers."""
+    return value if value.device.type == "mps" else value.double()

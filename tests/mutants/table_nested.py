@@ -62,7 +62,7 @@ MUTANTS = [
     ),
     Mutant(
         "doubly_reparametrized_with_single_weights",
-        "surrogate = (weights * model_weights(terms, s) + weights**2 * along).sum(0)",
+        "surrogate = (weights * model_weights(terms, s) + twice * along).sum(0)",
         "surrogate = (weights * model_weights(terms, s) + weights * along).sum(0)",
         "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
     ),

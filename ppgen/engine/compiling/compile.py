@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from ppgen.engine.compiling import native
 from ppgen.engine.compiling.small import written_out
+from ppgen.engine.graphs.trace import fakes_told_in_debug
 from ppgen.errors import PpgenError
 
 log = logging.getLogger("ppgen")
@@ -254,7 +255,7 @@ def _silent() -> Iterator[None]:
     for n in noisy:
         n.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fakes_told_in_debug():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:

@@ -105,7 +105,7 @@ def trace(
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)
     try:
-        with _no_way_out(_has_content):
+        with _no_way_out(_has_content), fakes_told_in_debug():
             graph = run(_made, tracing_mode="fake", _allow_non_fake_inputs=True)
     except Exception:  # some constants must have their content (the places of a mask): then all tensors may have theirs
         try:
@@ -115,6 +115,23 @@ def trace(
         except Exception as e:
             raise e if isinstance(e, Untraceable) else Untraceable(_blame(e)) from e
     return Traced(*simplify(graph, differentiable=differentiable))
+
+
+@contextmanager
+def fakes_told_in_debug() -> Iterator[None]:
+    """What torch tells on stderr, with a traceback, of an operation that fails on tensors without content is a record
+    of ours at the level of debugging: another way is taken then, or the failure is said in a sentence."""
+
+    def told(theirs: logging.LogRecord) -> bool:
+        log.debug("%s", theirs.getMessage(), exc_info=theirs.exc_info)
+        return False
+
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(told)
 
 
 def _made(fn: Callable[..., Any], inputs: Sequence[Tensor], **mode: Any) -> fx.GraphModule:
