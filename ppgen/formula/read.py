@@ -137,7 +137,24 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
         real = [n for n, own in table.raw.types.items() if own.kind == "real" and own.why == ASKED]
         design["gaps"] = gaps_of(slopes, table.coded, table.gone, real)
     _require_names(design, family)
+    _require_spread(design, family, table)
     return design, table.coded
+
+
+def _require_spread(design: Design, family: str, table: CodedTable) -> None:
+    """Refuses a response of one value with a sigma: at σ -> 0 the posterior is σ^(effects - rows), which has no end."""
+    effects = (
+        len(design["matrix"]["labels"]) + 1 + sum(g["size"] * len(g["matrix"]["labels"]) for g in design["groups"])
+    )
+    y = table.raw[design["response"]["y"]]
+    seen = y[~y.isnan()]
+    if "sigma" not in FAMILIES[family].beside or design["response"]["status"] or design["offsets"]:
+        return
+    if len(seen) > effects and bool((seen == seen[0]).all()):
+        raise PpgenError(
+            f"the response {design['response']['y']!r} is {float(seen[0]):g} in every row that has a value, so that "
+            f"the posterior of a {family}'s sigma has no end at 0 and cannot be normalised; name a response that varies"
+        )
 
 
 def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) -> list[str]:
