@@ -6,6 +6,7 @@ What is made here is held against formulae's own matrix of the same rows before 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -195,9 +196,17 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
         else:
             components = [] if term.kind == "intercept" else term.components
             made["terms"].append([_part(component, table) for component in components])
-            made["labels"] += [str(label) for label in (term.labels if components else ["Intercept"])]
+            made["labels"] += [_label(str(v), components) for v in (term.labels if components else ["Intercept"])]
     _require_same(made, read, terms, table)
     return made, offsets
+
+
+def _label(label: str, components: Sequence[Any]) -> str:
+    """formulae's, with fractions as they are written: in float32 it has 0.10000000149011612."""
+    levels = [v for c in components if c.kind == "categoric" for v in c.levels if isinstance(v, float)]
+    for v in levels:
+        label = label if v.is_integer() else label.replace(f"[{v}]", f"[{text_of(v)}]")
+    return label
 
 
 def _one_level(name: str, values: list[str]) -> PpgenError:
