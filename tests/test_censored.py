@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -229,6 +230,27 @@ def test_in_float32_few_counts_lie_far_out(d, theirs, xs):
     np.testing.assert_allclose(c, expected[0], rtol=2e-5, atol=1e-9)
     np.testing.assert_allclose(s[seen], expected[1][seen], rtol=2e-5)
     assert (s[~seen] < -700).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("a, x", [(2.5, 1e-30), (2.5, 120.0), (2.5, 3000.0), (700.0, 120.0), (400.0, 2500.0)])
+def test_tails_of_a_gamma_go_on_where_its_functions_underflow(a, x, dtype):
+    """To 1e-38 in float32, 1e-308 in float64; beyond they were -inf, and NaN with a gradient, which ends a fit."""
+    with mpmath.workdps(50):
+        both = [mpmath.gammainc(a, 0, x, regularized=True), mpmath.gammainc(a, x, mpmath.inf, regularized=True)]
+        up, down = (mpmath.gammainc(mpmath.mpf(a) + h, x, mpmath.inf, regularized=True) for h in (1e-12, -1e-12))
+        expected, slope = [float(mpmath.log(p)) for p in both], float(mpmath.log(up / down) / 2e-12)
+    shape, value = (torch.tensor(v, dtype=dtype, requires_grad=True) for v in (a, x))
+    rtol = 2e-7 if dtype == torch.float64 else 2e-6
+    gamma = tails(dist.Gamma(shape, torch.ones((), dtype=dtype)), value)
+    inverse = tails(dist.InverseGamma(shape, torch.ones((), dtype=dtype)), 1 / value)[::-1]
+    poisson = tails(dist.Poisson(value), shape.detach() - 1)[::-1] if a == 700.0 or a == 400.0 else gamma
+    for found in (gamma, inverse, poisson):
+        np.testing.assert_allclose([float(v.detach()) for v in found], expected, rtol=rtol, atol=1e-37)
+    gradients = torch.autograd.grad(gamma[1], (shape, value))
+    assert float(gradients[0]) == pytest.approx(slope, rel=1e-5, abs=1e-30)
+    density = float(ss.gamma(a).logpdf(x)) - expected[1]
+    assert float(gradients[1]) == pytest.approx(-math.exp(density), rel=1e-4, abs=1e-30)
 
 
 def test_in_float32_the_tail_is_kept():

@@ -121,6 +121,7 @@ REFUSED = {
     "one group": ("y ~ (1 | n)", "gaussian", "'n' has one group"),
     "a computed response": ("log(t) ~ x", "gaussian", "the response of .* is 'log\\(t\\)'"),
     "words as numbers": ("g ~ x", "gaussian", "'g' is words \\('a', ...\\), and gaussian takes finite numbers"),
+    "a response of one value": ("n ~ x", "student", "'n' is 5 in every row.*; name a response that varies"),
     "one level": ("y ~ x + one", "gaussian", "'one' has the one level 'k' in these data"),
     "one level in a product": ("y ~ x + g + one:g", "gaussian", "'one' has the one level 'k' in these data"),
     "one level of numbers": ("y ~ x + C(n)", "gaussian", "'n' has the one level"),

@@ -4,11 +4,11 @@ r"""log F(x) and log(1 - F(x)) of one-dimensional distributions, each precise in
 
 by whichever of the two is the difference of small numbers. Normal, LogNormal (`ppgen.normal`), Exponential, Weibull,
 Pareto, Gumbel, Logistic, Laplace, Uniform, Cauchy, HalfNormal, HalfCauchy and Geometric have both in closed form, to
-a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, until
-it underflows (1e-38 in float32, 1e-308 in float64). StudentT, Beta, Binomial, NegativeBinomial and GammaPoisson have
-both from the incomplete beta function (`incomplete_beta`). Zero-inflated ones have those of their base. Other counts
-are summed mass by mass in float64, where a support without an end has S = 1 - F, nothing below 1e-16. Whatever else has
-a `cdf` has S = 1 - F: a tail lighter than 6e-8 in float32, 1e-16 in float64, is then -inf.
+a few units of the last digit. Gamma, Chi2, InverseGamma and Poisson have both from the incomplete gamma function, and
+from its series and continued fraction where it underflows. StudentT, Beta, Binomial, NegativeBinomial and GammaPoisson
+have both from the incomplete beta function (`incomplete_beta`). Zero-inflated ones have those of their base. Other
+counts are summed mass by mass in float64, where a support without an end has S = 1 - F, nothing below 1e-16. Whatever
+else has a `cdf` has S = 1 - F: a tail lighter than 6e-8 in float32, 1e-16 in float64, is then -inf.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ppgen.errors import PpgenError
 LN2 = math.log(2.0)
 COUNTS = 100_000  # masses that are summed at most
 BISECTIONS = 60
+UNDERFLOW, TERMS = 1e-290, 20  # of an incomplete gamma function, and terms of what stands for it then
 
 
 def _log1mexp(x: Tensor) -> Tensor:
@@ -235,27 +236,50 @@ def _(d: td.HalfNormal, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gamma_tails(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """log P(a, x) and log Q(a, x), with the gradient in both.
+    """log P(a, x) and log Q(a, x), with the gradient in both, computed in float64.
 
-    torch has none in a; it is taken by differences of fourth order, to 1e-11.
+    torch has none in a; it is taken by differences of fourth order, to 1e-11. Where one of the two underflows it is the
+    first terms of a series, or of a continued fraction, with its own gradient.
     """
-    a, x = torch.broadcast_tensors(a, x)
-    fixed, wide = a.detach(), a.detach().double()
-    c, s = _logs(torch.special.gammainc(fixed, x), torch.special.gammaincc(fixed, x))
-    if not torch.is_grad_enabled():
-        return c, s
-    with torch.no_grad():
-        h = 1e-3 * wide
-        p = [_logs(*(f(wide + k * h, x.double()) for f in (torch.special.gammainc, torch.special.gammaincc)))
-             for k in (-2, -1, 1, 2)]  # fmt: skip
-        slopes = [((m - n) + 8 * (v - u)) / (12 * h) for m, u, v, n in zip(*p, strict=True)]
-    return c + slopes[0].to(c) * (a - fixed), s + slopes[1].to(s) * (a - fixed)
+    dtype = torch.result_type(a, x)
+    a, x = torch.broadcast_tensors(a.double(), x.double())
+    fixed = a.detach()
+    p, q = torch.special.gammainc(fixed, x), torch.special.gammaincc(fixed, x)
+    low, high = p < UNDERFLOW, q < UNDERFLOW
+    inside = torch.where(low | high, a, x)
+    c, s = _logs(torch.special.gammainc(fixed, inside), torch.special.gammaincc(fixed, inside))
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            h = 1e-3 * fixed
+            p = [_logs(*(f(fixed + k * h, inside) for f in (torch.special.gammainc, torch.special.gammaincc)))
+                 for k in (-2, -1, 1, 2)]  # fmt: skip
+            slopes = [((m - n) + 8 * (v - u)) / (12 * h) for m, u, v, n in zip(*p, strict=True)]
+        c, s = c + slopes[0] * (a - fixed), s + slopes[1] * (a - fixed)
+    left, right = _far_left(a, torch.where(low, x, a / 2)), _far_right(a, torch.where(high, x, 2 * a + 1))
+    c = torch.where(low, left, torch.where(high, -torch.exp(right), c))
+    return c.to(dtype), torch.where(high, right, torch.where(low, -torch.exp(left), s)).to(dtype)
+
+
+def _far_left(a: Tensor, x: Tensor) -> Tensor:
+    """log P(a, x) of x far below a: x^a exp(-x) / Γ(a + 1) (1 + x / (a + 1) + x² / (a + 1) (a + 2) + ...)."""
+    term = total = torch.ones_like(x)
+    for k in range(1, TERMS + 1):
+        term = term * x / (a + k)
+        total = total + term
+    return a * x.log() - x - torch.lgamma(a + 1) + total.log()
+
+
+def _far_right(a: Tensor, x: Tensor) -> Tensor:
+    """log Q(a, x) of x far above a: x^a exp(-x) / Γ(a) 1 / (x + 1 - a - (1 - a) / (x + 3 - a - ...))."""
+    fraction = x + 2 * TERMS + 1 - a
+    for k in range(TERMS, 0, -1):
+        fraction = x + 2 * k - 1 - a - k * (k - a) / fraction
+    return a * x.log() - x - torch.lgamma(a) - fraction.log()
 
 
 @_tails.register
 def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
-    k, rate = torch.broadcast_tensors(x + 1, d.rate)
-    return _logs(torch.special.gammaincc(k, rate), torch.special.gammainc(k, rate))
+    return _gamma_tails(x + 1, d.rate)[::-1]
 
 
 @_tails.register

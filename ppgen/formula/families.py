@@ -134,7 +134,7 @@ _SIGMA = {"sigma": ("Exponential", ("1/sd",))}
 
 FAMILIES: dict[str, Family] = {
     "gaussian": Family(_gaussian, "real", "identity", _SIGMA, censored=True),
-    "student": Family(_student, "real", "identity", {**_SIGMA, "nu": ("Gamma", (2.0, 0.1))}),
+    "student": Family(_student, "real", "identity", {**_SIGMA, "nu": ("Gamma", (2.0, 0.1))}, censored=True),
     "bernoulli": Family(_bernoulli, "binary", "logit"),
     "binomial": Family(_binomial, "trials", "logit"),
     "poisson": Family(_poisson, "counts", "log"),

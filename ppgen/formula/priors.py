@@ -103,7 +103,7 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
     offset = torch.zeros(len(table[design["response"]["y"]]), dtype=torch.float64)
     offset = sum((compute(text, numbers).double() for text in design["offsets"]), offset)
     if kind in ("categories", "binary", "trials") or link == "logit":
-        return -float(offset.mean()), 1.0
+        return 0.0 - float(offset.mean()), 1.0
     y = table[design["response"]["y"]].double()
     y, offset = y[~y.isnan()], offset[~y.isnan()]
     if family == "lognormal" or link == "identity":

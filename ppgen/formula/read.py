@@ -6,6 +6,7 @@ What is made here is held against formulae's own matrix of the same rows before 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -137,7 +138,24 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
         real = [n for n, own in table.raw.types.items() if own.kind == "real" and own.why == ASKED]
         design["gaps"] = gaps_of(slopes, table.coded, table.gone, real)
     _require_names(design, family)
+    _require_spread(design, family, table)
     return design, table.coded
+
+
+def _require_spread(design: Design, family: str, table: CodedTable) -> None:
+    """Refuses a response of one value with a sigma: at σ -> 0 the posterior is σ^(effects - rows), which has no end."""
+    effects = (
+        len(design["matrix"]["labels"]) + 1 + sum(g["size"] * len(g["matrix"]["labels"]) for g in design["groups"])
+    )
+    y = table.raw[design["response"]["y"]]
+    seen = y[~y.isnan()]
+    if "sigma" not in FAMILIES[family].beside or design["response"]["status"] or design["offsets"]:
+        return
+    if len(seen) > effects and bool((seen == seen[0]).all()):
+        raise PpgenError(
+            f"the response {design['response']['y']!r} is {float(seen[0]):g} in every row that has a value, so that "
+            f"the posterior of a {family}'s sigma has no end at 0 and cannot be normalised; name a response that varies"
+        )
 
 
 def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) -> list[str]:
@@ -178,9 +196,17 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
         else:
             components = [] if term.kind == "intercept" else term.components
             made["terms"].append([_part(component, table) for component in components])
-            made["labels"] += [str(label) for label in (term.labels if components else ["Intercept"])]
+            made["labels"] += [_label(str(v), components) for v in (term.labels if components else ["Intercept"])]
     _require_same(made, read, terms, table)
     return made, offsets
+
+
+def _label(label: str, components: Sequence[Any]) -> str:
+    """formulae's, with fractions as they are written: in float32 it has 0.10000000149011612."""
+    levels = [v for c in components if c.kind == "categoric" for v in c.levels if isinstance(v, float)]
+    for v in levels:
+        label = label if v.is_integer() else label.replace(f"[{v}]", f"[{text_of(v)}]")
+    return label
 
 
 def _one_level(name: str, values: list[str]) -> PpgenError:

@@ -6,6 +6,7 @@ numbers that are names (`site` 3, 17, 99), or several columns joined (`school:cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -57,13 +58,19 @@ def encoded(data: Table, levels: Mapping[str, Levels], *, new: bool = False) -> 
 
 
 def text_of(value: Any) -> str:
-    """A number as the word that names its group: 3 and 3.0 are "3".
+    """A number as the word that names its group: 3 and 3.0 are "3", and 0.1 in either precision is "0.1".
 
-    >>> text_of(3.0), text_of(0.5), text_of(True), text_of("a")
-    ('3', '0.5', 'True', 'a')
+    >>> text_of(3.0), text_of(0.1), text_of(np.float32(0.1)), text_of(True), text_of("a")
+    ('3', '0.1', '0.1', 'True', 'a')
     """
     value = value.item() if isinstance(value, np.generic) else value
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    if value.is_integer():
+        return str(int(value))
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.float32(value)
+    return str(single) if float(single) == value else str(value)
 
 
 def _labels(column: Tensor, words: Sequence[str] | None) -> np.ndarray:
