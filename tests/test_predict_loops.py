@@ -3,6 +3,8 @@ ones (Kalman filter), plates with dims."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import tensor
 
 from ppgen import Program
+from ppgen.cli.output import _minibatches
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, mcmc, predict
 
@@ -21,6 +24,12 @@ NEW = {"x": tensor([1.0, 2.0])}
 def plate(x, a=None):
     for i in pyro.plate("data", len(x)):
         row(i, x, a)
+
+
+def vectorized(x, a=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, WIDE))
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Normal(mean + x, SD), obs=a)
 
 
 def loop(x, a=None):
@@ -129,3 +138,12 @@ def test_a_vector_of_all_times_is_not_known_at_more_of_them():
     assert predict(run, {"times": 6}, draws=5)["predictions"]["y"].shape[2:] == (6,)
     with pytest.raises(PpgenError, match=r"'steps' has the shape \(6,\) in the posterior and \(8,\) here"):
         predict(run, {"times": 8}, draws=5)
+
+
+@pytest.mark.parametrize("program, takes", [(plate, False), (loop, False), (vectorized, True)])
+def test_check_says_whether_a_batch_of_rows_can_be_weighed(program, takes):
+    """As a fit takes it, or refuses it in its first steps."""
+    run = fit(Program.from_pair(program), ROWS, steps=1, engine="eager")
+    assert _minibatches(run).startswith("yes") == takes
+    with nullcontext() if takes else pytest.raises(PpgenError):
+        fit(Program.from_pair(program), ROWS, steps=1, batch_size=2, engine="eager")

@@ -140,7 +140,7 @@ def _row_names(fitted: Fitted) -> tuple[str, ...]:
     return fitted.structure.row_columns if fitted.structure is not None else ()
 
 
-def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
+def _fitted(run: Any, program: Run | Program | Callable | None, given: Any) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
         structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
