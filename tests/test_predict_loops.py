@@ -66,6 +66,19 @@ def test_rows_of_a_loop_that_is_no_plate_are_said_to_be_the_fitted_ones(caplog):
     assert "are those of the fitted rows" in caplog.text and "'u_0'" in caplog.text
 
 
+def test_another_series_is_not_said_to_be_the_fitted_one(caplog):
+    def series(y):
+        for t in range(len(y)):
+            u = pyro.sample(f"u_{t}", dist.Normal(0.0, WIDE))
+            pyro.sample(f"y_{t}", dist.Normal(u, SD), obs=y[t])
+
+    run = fit(Program.from_pair(series), {"y": ROWS["a"]}, steps=1, engine="eager")
+    predict(run, {"y": ROWS["a"]}, draws=5)
+    assert "loop" not in caplog.text
+    predict(run, {"y": ROWS["a"] + 1}, draws=5)
+    assert "are those of the fitted rows" in caplog.text
+
+
 STEP, NOISE, Y = 0.5, 0.3, tensor([0.0, 0.5, 1.2, 1.0, 1.8, 2.3])
 
 

@@ -174,15 +174,14 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
         return
     sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
     seen = set(observed_columns(sites, fitted.example).values())
-    other = {k: v for k, v in rows.items() if k not in seen}
-    if structure.lengthening and not _same(other, fitted.example):
+    if structure.lengthening and not _same({k: v for k, v in rows.items() if k not in seen}, fitted.example):
         raise PpgenError(
             f"the latent {structure.lengthening[0]!r} of {fitted.program.name} has the length of the fitted rows and "
             "stands in no plate, so that its values at other rows are not known; write it within the plate of the "
             "rows, or condition on the fitted rows in the model"
         )
     n = min(n_rows(t, structure.row_columns) for t in (rows, fitted.example))
-    first, old = (take(t, slice(0, n), structure.row_columns) for t in (other, fitted.example))
+    first, old = (take(t, slice(0, n), structure.row_columns) for t in (rows, fitted.example))
     if structure.numbered and not _same(first, old):
         log.warning(
             "the latents of %s in its loop over the rows, as %r, are those of the fitted rows, the first new row's of "
