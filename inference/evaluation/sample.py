@@ -30,8 +30,8 @@ from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
 from ppgen.structure import Structure
+from ppgen.terms import holding, whole_value
 from ppgen.terms import run as run_once
-from ppgen.terms import whole_value
 
 log = logging.getLogger("ppgen")
 
@@ -206,29 +206,42 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
         sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
         if all(name in observed for name in missing):
-            return _StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
+            alike, seen = {k: example[k] for k in missing}, {observed[k] for k in missing}
+            if not _reads_values(program, example, alike, sites, held=True):
+                return _StandIns(alike, seen)
         parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
         seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
-        if seen and not _reads_values(program, example, parts, seen):
+        if seen and not _reads_values(program, example, parts, sites):
             return _StandIns(parts, seen, whole=False)
-        missing = [name for name in missing if name not in observed]
+        missing = [name for name in missing if name not in observed] or missing
     raise PpgenError(
         f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "
         f"given={{{missing[0]!r}: ...}} (--given file)"
     )
 
 
-def _reads_values(program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], unobserved: set[str]) -> bool:
-    """Whether draws change with the values of columns that are no longer observed: then they are no mere shape."""
+def _reads_values(
+    program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], sites: Mapping[str, Any], held: bool = False
+) -> bool:
+    """Whether draws change with the values of columns that are no longer observed: then they are no mere shape.
+
+    Args:
+        sites: of the model at the example.
+        held: whether only draws given the latents count, not those of latents whose prior is made of the data.
+    """
+    own = {k for k, s in sites.items() if not (held and is_deterministic(s))}
+    latents: dict[str, Tensor] = {}
 
     def draws(columns: Mapping[str, Any]) -> dict[str, Tensor]:
-        with Unobserve(unobserved):
-            sites = forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
-        return {k: s["value"] for k, s in sites.items()}
+        with Unobserve(undrawn=set(sites)), holding(latents):
+            found = forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
+        return {k: s["value"] for k, s in found.items() if k in own}
 
     others = {k: other_values(v) if isinstance(v, Tensor) else v for k, v in parts.items()}
     with suppress(Exception):  # other values may be none that the model can index by
-        found = [draws(columns) for columns in (parts, others)]
+        if held:
+            latents |= {k: v for k, v in draws(parts).items() if not sites[k]["is_observed"]}
+        found = [draws(parts), draws(others)]
         return found[0].keys() != found[1].keys() or any(
             not torch.equal(v, found[1][k]) for k, v in found[0].items() if not v.isnan().any()
         )
