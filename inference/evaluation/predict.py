@@ -157,7 +157,7 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     if not fitted.example:
         return rows, frozenset()
     try:
-        found = stand_ins(fitted.program, fitted.example, rows)
+        found = stand_ins(fitted.program, fitted.example, rows, held=True)
     except PpgenError:  # a column that is missing and not observed, which the check of columns says
         return rows, frozenset()
     own = fitted.structure.row_columns if fitted.structure is not None else ()
@@ -389,10 +389,10 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
 
     try:
         first = drawn(data)
-        changed = {c: drawn({**data, c: other_values(v)}) for c, v in tensors(data).items()}
+        changed = {c: [drawn({**data, c: o}) for o in other_values(v)] for c, v in tensors(data).items()}
     except Exception:
         return complete, {}
-    unread = {c: {n for n, v in first.items() if torch.equal(v, new[n])} for c, new in changed.items()}
+    unread = {c: {n for n, v in first.items() if all(torch.equal(v, o[n]) for o in new)} for c, new in changed.items()}
     sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
     observed = set().union(*columns_of(sites, fitted.example).values())
     return complete or any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread

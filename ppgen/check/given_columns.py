@@ -105,24 +105,27 @@ def _changing(
     found: dict[str, set[str]] = {n: set() for n in sites}
     for name, column in tensors(rows).items():
         with suppress(Exception):  # other values may be none that the model takes
-            others = observed({**rows, name: other_values(column)})
-            for site in sites:
-                if site not in others or not torch.equal(given_value(others[site]), given_value(sites[site])):
-                    found[site].add(name)
+            for values in other_values(column):
+                others = observed({**rows, name: values})
+                for site in sites:
+                    if site not in others or not torch.equal(given_value(others[site]), given_value(sites[site])):
+                        found[site].add(name)
     return found
 
 
-def other_values(column: Tensor) -> Tensor:
+def other_values(column: Tensor) -> list[Tensor]:
     """Other values, at random, of which the random state knows nothing: rows in another order, and a little more; in
-    the range where they are whole numbers."""
+    the range where they are whole numbers, and at its ends."""
     if column.dtype == torch.bool:
-        return ~column
+        return [~column]
     with torch.random.fork_rng():
         if column.is_floating_point():
             rows = column[torch.randperm(len(column))] if column.dim() else column
-            return rows + torch.rand_like(column)
+            return [rows + torch.rand_like(column)]
         low, high = int(column.min()), int(column.max())
-        return torch.randint_like(column, low, high + 1) if high > low else column + 1
+        if high == low:
+            return [column + 1]
+        return [torch.randint_like(column, low, high + 1), *(torch.full_like(column, v) for v in (low, high))]
 
 
 def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:
