@@ -66,6 +66,21 @@ def test_rows_of_a_loop_that_is_no_plate_are_said_to_be_the_fitted_ones(caplog):
     assert "are those of the fitted rows" in caplog.text and "'u_0'" in caplog.text
 
 
+def test_a_number_of_classes_that_the_data_tell_is_that_of_the_fit():
+    """p ~ Dirichlet(1, 1, 1) and counts of 2, 3 and 1: the mean of p is (3, 4, 2) / 9."""
+
+    def classes(x, y):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(int(y.max()) + 1)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(p), obs=y)
+
+    data = {"x": torch.zeros(6), "y": tensor([0, 1, 2, 1, 1, 0])}
+    tree = mcmc(classes, data, chains=16, draws=100, warmup=100, predictive=False, prior=False)
+    found = predict(tree, {"x": torch.zeros(2)}, program=classes)["predictions"]["y"].values
+    for value, share in enumerate((3 / 9, 4 / 9, 2 / 9)):
+        assert abs((found == value).mean() - share) < 5 * (share * (1 - share) / 1600) ** 0.5
+
+
 def test_another_series_is_not_said_to_be_the_fitted_one(caplog):
     def series(y):
         for t in range(len(y)):
