@@ -8,7 +8,7 @@ import math
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
@@ -458,18 +458,17 @@ class HoldGroups(Holder):
 def _of_shape(msg: Mapping[str, Any], value: Tensor) -> Tensor:
     """
     Raises:
-        PpgenError: a value of another shape, as of a vector of all times where there are more of them now.
+        PpgenError: a value that is shorter than the site, as of a vector of all times where there are more of them now.
     """
     shape, event = tuple(msg["fn"].shape()), msg["fn"].event_dim
-    with suppress(ValueError):
-        np.broadcast_shapes(value.shape, shape)
-        if value.shape[value.dim() - event :] == shape[len(shape) - event :]:
-            return value
-    raise PpgenError(
-        f"the latent {msg['name']!r} has the shape {tuple(value.shape)} in the posterior and {shape} here, and stands "
-        "in no plate, so that its further values are not known; write it in a loop (for t in range(n)) to go on from "
-        "the fitted ones, within a plate for new rows, or leave its shape as it was fitted"
-    )
+    pairs = list(zip(reversed(value.shape), reversed(shape), strict=False))
+    if any(have < need and (have > 1 or i < event) for i, (have, need) in enumerate(pairs)):
+        raise PpgenError(
+            f"the latent {msg['name']!r} has the shape {tuple(value.shape)} in the posterior and {shape} here, and "
+            "stands in no plate, so that its further values are not known; write it in a loop (for t in range(n)) to "
+            "go on from the fitted ones, within a plate for new rows, or leave its shape as it was fitted"
+        )
+    return value
 
 
 def _with(shape: torch.Size, dim: int, size: int) -> list[int]:

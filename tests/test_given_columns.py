@@ -5,6 +5,8 @@ y_1 ~ N(mu, 1),  y_2 | y_1 ~ N(y_1, SD)
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,7 +15,8 @@ from torch import tensor
 
 import ppgen
 from ppgen import Program
-from ppgen.inference import fit, mcmc, predict
+from ppgen.errors import PpgenError
+from ppgen.inference import fit, mcmc, predict, sample
 
 SD = 0.1
 DATA = {"x": torch.zeros(4), "a": tensor([0.0, 1.0, -1.0, 0.5]), "b": tensor([0.1, 1.1, -0.9, 0.4])}
@@ -229,3 +232,36 @@ def test_a_guide_of_covariates_alone_does_not_stand_for_a_given_column(caplog):
 
     predict(fit(Blind(), DATA, steps=0, engine="eager"), NEW | {"b": tensor([30.0, -20.0])}, draws=20)
     assert "not conditioned on the given column 'b'" in caplog.text
+
+
+class Threshold(Program):
+    def model(self, x, a=None, b=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with ppgen.rows(x):
+            y = pyro.sample("y", dist.Bernoulli(logits=mu + x), obs=None if a is None else (a > 2).float())
+            pyro.sample("b", dist.Normal(5 * y, SD), obs=b)
+
+
+def test_a_column_that_is_observed_by_a_threshold_is_held():
+    data = {"x": torch.zeros(4), "a": tensor([1.0, 3.0, 1.0, 4.0]), "b": tensor([0.0, 5.0, 0.0, 5.0])}
+    found = predict(fit(Threshold(), data, steps=1, engine="eager"), NEW | {"a": tensor([3.5, 0.0])}, draws=50)
+    assert list(found["predictions"]) == ["b"]
+    assert abs(found["predictions"]["b"].mean(("chain", "draw")).values - [5.0, 0.0]).max() < 5 * SD / 50**0.5
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["the site's value", "the column"])
+def test_a_column_that_is_read_beside_its_site_is_not_stood_in_for(reads):
+    """`b` around the column, not around the site's value: without the column, its fitted rows are no new ones."""
+
+    def model(x, a, b=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, a.std()))  # a prior of the data, which the posterior's draws replace
+        with ppgen.rows(x):
+            y = pyro.sample("a", dist.Normal(mu + x, 1.0), obs=a)
+            pyro.deterministic("residual", a - mu)
+            pyro.sample("b", dist.Normal(a if reads else y, SD), obs=b)
+
+    run = fit(Program.from_pair(model), DATA, steps=1, engine="eager")
+    with pytest.raises(PpgenError, match="needs the column 'a'") if reads else nullcontext():
+        assert set(predict(run, NEW, draws=5)["predictions"]) == {"a", "b"}
+    with pytest.raises(PpgenError, match="cannot be run without the column 'a'") if reads else nullcontext():
+        sample(run, 2, given={"x": torch.zeros(4)})

@@ -3,6 +3,8 @@ ones (Kalman filter), plates with dims."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import tensor
 
 from ppgen import Program
+from ppgen.cli.output import _minibatches
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, mcmc, predict
 
@@ -21,6 +24,12 @@ NEW = {"x": tensor([1.0, 2.0])}
 def plate(x, a=None):
     for i in pyro.plate("data", len(x)):
         row(i, x, a)
+
+
+def vectorized(x, a=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, WIDE))
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Normal(mean + x, SD), obs=a)
 
 
 def loop(x, a=None):
@@ -55,6 +64,34 @@ def test_rows_of_a_loop_that_is_no_plate_are_said_to_be_the_fitted_ones(caplog):
     assert "loop" not in caplog.text
     predict(run, NEW, draws=10)
     assert "are those of the fitted rows" in caplog.text and "'u_0'" in caplog.text
+
+
+def test_a_number_of_classes_that_the_data_tell_is_that_of_the_fit():
+    """p ~ Dirichlet(1, 1, 1) and counts of 2, 3 and 1: the mean of p is (3, 4, 2) / 9."""
+
+    def classes(x, y):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(int(y.max()) + 1)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(p), obs=y)
+
+    data = {"x": torch.zeros(6), "y": tensor([0, 1, 2, 1, 1, 0])}
+    tree = mcmc(classes, data, chains=16, draws=100, warmup=100, predictive=False, prior=False)
+    found = predict(tree, {"x": torch.zeros(2)}, program=classes)["predictions"]["y"].values
+    for value, share in enumerate((3 / 9, 4 / 9, 2 / 9)):
+        assert abs((found == value).mean() - share) < 5 * (share * (1 - share) / 1600) ** 0.5
+
+
+def test_another_series_is_not_said_to_be_the_fitted_one(caplog):
+    def series(y):
+        for t in range(len(y)):
+            u = pyro.sample(f"u_{t}", dist.Normal(0.0, WIDE))
+            pyro.sample(f"y_{t}", dist.Normal(u, SD), obs=y[t])
+
+    run = fit(Program.from_pair(series), {"y": ROWS["a"]}, steps=1, engine="eager")
+    predict(run, {"y": ROWS["a"]}, draws=5)
+    assert "loop" not in caplog.text
+    predict(run, {"y": ROWS["a"] + 1}, draws=5)
+    assert "are those of the fitted rows" in caplog.text
 
 
 STEP, NOISE, Y = 0.5, 0.3, tensor([0.0, 0.5, 1.2, 1.0, 1.8, 2.3])
@@ -129,3 +166,12 @@ def test_a_vector_of_all_times_is_not_known_at_more_of_them():
     assert predict(run, {"times": 6}, draws=5)["predictions"]["y"].shape[2:] == (6,)
     with pytest.raises(PpgenError, match=r"'steps' has the shape \(6,\) in the posterior and \(8,\) here"):
         predict(run, {"times": 8}, draws=5)
+
+
+@pytest.mark.parametrize("program, takes", [(plate, False), (loop, False), (vectorized, True)])
+def test_check_says_whether_a_batch_of_rows_can_be_weighed(program, takes):
+    """As a fit takes it, or refuses it in its first steps."""
+    run = fit(Program.from_pair(program), ROWS, steps=1, engine="eager")
+    assert _minibatches(run).startswith("yes") == takes
+    with nullcontext() if takes else pytest.raises(PpgenError):
+        fit(Program.from_pair(program), ROWS, steps=1, batch_size=2, engine="eager")

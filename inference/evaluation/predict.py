@@ -140,7 +140,7 @@ def _row_names(fitted: Fitted) -> tuple[str, ...]:
     return fitted.structure.row_columns if fitted.structure is not None else ()
 
 
-def _fitted(run: Any, program: Run | Program | None, given: Any) -> Fitted:
+def _fitted(run: Any, program: Run | Program | Callable | None, given: Any) -> Fitted:
     if isinstance(run, Run | Program):
         made = program_of(run)
         structure, example = (run.structure, run.example) if isinstance(run, Run) else (None, {})
@@ -157,7 +157,7 @@ def _complete(fitted: Fitted, rows: Table) -> tuple[Table, frozenset[str]]:
     if not fitted.example:
         return rows, frozenset()
     try:
-        found = stand_ins(fitted.program, fitted.example, rows)
+        found = stand_ins(fitted.program, fitted.example, rows, held=True)
     except PpgenError:  # a column that is missing and not observed, which the check of columns says
         return rows, frozenset()
     own = fitted.structure.row_columns if fitted.structure is not None else ()
@@ -174,15 +174,14 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
         return
     sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
     seen = set(observed_columns(sites, fitted.example).values())
-    other = {k: v for k, v in rows.items() if k not in seen}
-    if structure.lengthening and not _same(other, fitted.example):
+    if structure.lengthening and not _same({k: v for k, v in rows.items() if k not in seen}, fitted.example):
         raise PpgenError(
             f"the latent {structure.lengthening[0]!r} of {fitted.program.name} has the length of the fitted rows and "
             "stands in no plate, so that its values at other rows are not known; write it within the plate of the "
             "rows, or condition on the fitted rows in the model"
         )
     n = min(n_rows(t, structure.row_columns) for t in (rows, fitted.example))
-    first, old = (take(t, slice(0, n), structure.row_columns) for t in (other, fitted.example))
+    first, old = (take(t, slice(0, n), structure.row_columns) for t in (rows, fitted.example))
     if structure.numbered and not _same(first, old):
         log.warning(
             "the latents of %s in its loop over the rows, as %r, are those of the fitted rows, the first new row's of "
@@ -404,10 +403,10 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
 
     try:
         first = drawn(data)
-        changed = {c: drawn({**data, c: other_values(v)}) for c, v in tensors(data).items()}
+        changed = {c: [drawn({**data, c: o}) for o in other_values(v)] for c, v in tensors(data).items()}
     except Exception:
         return complete, {}
-    unread = {c: {n for n, v in first.items() if torch.equal(v, new[n])} for c, new in changed.items()}
+    unread = {c: {n for n, v in first.items() if all(torch.equal(v, o[n]) for o in new)} for c, new in changed.items()}
     sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
     observed = set().union(*columns_of(sites, fitted.example).values())
     return complete or any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread

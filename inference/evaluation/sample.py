@@ -30,8 +30,8 @@ from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
 from ppgen.structure import Structure
+from ppgen.terms import holding, whole_value
 from ppgen.terms import run as run_once
-from ppgen.terms import whole_value
 
 log = logging.getLogger("ppgen")
 
@@ -190,8 +190,13 @@ class _StandIns(NamedTuple):
     whole: bool = True
 
 
-def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, Any]) -> _StandIns:
+def stand_ins(
+    program: Program, example: Mapping[str, Any], given: Mapping[str, Any], *, held: bool = False
+) -> _StandIns:
     """What stands in for the columns that are missing.
+
+    Args:
+        held: whether the latents have values already, so that priors that are made of the data do not count.
 
     Raises:
         PpgenError: a column that the model does not only observe.
@@ -206,33 +211,58 @@ def stand_ins(program: Program, example: Mapping[str, Any], given: Mapping[str, 
         sites = forward_sites(lambda rows: program.call("model", rows), example, 1)
         observed = {column: site for site, column in observed_columns(sites, example).items()}
         if all(name in observed for name in missing):
-            return _StandIns({k: example[k] for k in missing}, {observed[k] for k in missing})
+            alike, seen = {k: example[k] for k in missing}, {observed[k] for k in missing}
+            if not _reads_values(program, example, alike, sites, held=True):
+                return _StandIns(alike, seen)
         parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
         seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
-        if seen and not _reads_values(program, example, parts, seen):
+        if seen and not _reads_values(program, example, parts, sites, held):
             return _StandIns(parts, seen, whole=False)
-        missing = [name for name in missing if name not in observed]
+        missing = [name for name in missing if name not in observed] or missing
     raise PpgenError(
         f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "
         f"given={{{missing[0]!r}: ...}} (--given file)"
     )
 
 
-def _reads_values(program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], unobserved: set[str]) -> bool:
-    """Whether draws change with the values of columns that are no longer observed: then they are no mere shape."""
+def _reads_values(
+    program: Program, example: Mapping[str, Any], parts: Mapping[str, Any], sites: Mapping[str, Any], held: bool
+) -> bool:
+    """Whether distributions change with the values of columns that are no longer observed: then they are no mere shape.
 
-    def draws(columns: Mapping[str, Any]) -> dict[str, Tensor]:
-        with Unobserve(unobserved):
-            sites = forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
-        return {k: s["value"] for k, s in sites.items()}
+    Args:
+        sites: of the model at the example.
+        held: whether only what is observed counts, given the latents, whose prior may be made of the data.
+    """
+    own = [k for k, s in sites.items() if not held or s["is_observed"] and not is_deterministic(s)]
+    latents: dict[str, Tensor] = {}
 
-    others = {k: other_values(v) if isinstance(v, Tensor) else v for k, v in parts.items()}
+    def drawn(columns: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        with Unobserve(undrawn=set(sites)), holding(latents):
+            return forward_sites(lambda rows: program.call("model", rows), {**example, **columns}, 1)
+
+    values = {k: other_values(v) if isinstance(v, Tensor) else [v] for k, v in parts.items()}
     with suppress(Exception):  # other values may be none that the model can index by
-        found = [draws(columns) for columns in (parts, others)]
-        return found[0].keys() != found[1].keys() or any(
-            not torch.equal(v, found[1][k]) for k, v in found[0].items() if not v.isnan().any()
-        )
+        first = drawn(parts)
+        if held:
+            latents |= {k: s["value"] for k, s in first.items() if not sites[k]["is_observed"]}
+            first = drawn(parts)
+        for i in range(max(map(len, values.values()))):
+            other = drawn({k: v[min(i, len(v) - 1)] for k, v in values.items()})
+            if first.keys() != other.keys() or any(_differ(first[k], other[k]) for k in own):
+                return True
+        return False
     return True
+
+
+def _differ(site: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs from one random state draw otherwise at a site: by the draws, or by the distribution where draws
+    of two may be the same, or there are none."""
+    one, two = site["value"], other["value"]
+    support = support_of(site["fn"])
+    if not is_deterministic(site) and (site["is_observed"] or support is not None and support.is_discrete):
+        one, two = site["fn"].log_prob(one), other["fn"].log_prob(one)
+    return not torch.equal(one, two) and not bool(one.isnan().any())
 
 
 def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:

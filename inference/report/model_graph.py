@@ -1,5 +1,5 @@
 """A program's graph as SVG: a node for each site, an arrow to each from those that its distribution depends on, a box
-for each plate. White is latent, grey is observed; dashed is computed from others."""
+for each plate. White is latent, grey is observed, or a latent that was conditioned; dashed is computed from others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppgen.sites import is_deterministic
 from ppgen.structure import Site, Structure
 
 MOST = 40  # sites: a chain of a thousand steps is no picture
-SHOWN = ("latent", "observed", "deterministic")
+SHOWN = ("latent", "observed", "fixed", "deterministic")
 WIDTH, HEIGHT, GAP, PAD = 96, 36, 28, 14
 
 

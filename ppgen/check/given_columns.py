@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -76,8 +77,8 @@ def _has_gaps(column: Tensor) -> bool:
 def columns_of(
     observe: Callable[[Mapping[str, Tensor]], Mapping[str, Mapping[str, Any]]], rows: Mapping[str, Tensor]
 ) -> dict[str, set[str]]:
-    """The columns that each observed site reads: one as it stands, or those that its value, as `obs=a.log()`, changes
-    with."""
+    """The columns that each observed site reads: one as it stands, or those that its value is a function of, as
+    `obs=a.log()` is."""
 
     def observed(columns: Mapping[str, Tensor]) -> dict[str, Mapping[str, Any]]:
         with torch.random.fork_rng():  # what is drawn is the same each time
@@ -85,25 +86,46 @@ def columns_of(
 
     sites = observed(rows)
     found = {n: {c} for n, c in (_read_row_by_row(sites, rows) | observed_columns(sites, rows)).items()}
-    rest = {n: s for n, s in sites.items() if n not in found}
-    for name, column in tensors(rows).items() if rest else ():
+    if found.keys() == sites.keys():
+        return found
+    try:
+        followed = observed({**rows, **{n: track_provenance(v, frozenset({n})) for n, v in tensors(rows).items()}})
+        read = {n: set(get_provenance(given_value(s))) for n, s in followed.items()}
+    except Exception:  # an operation that does not take a tensor that is followed
+        read = _changing(observed, sites, rows)
+    return {n: own for n, own in read.items() if own and n in sites} | found
+
+
+def _changing(
+    observed: Callable[[Mapping[str, Tensor]], Mapping[str, Mapping[str, Any]]],
+    sites: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Tensor],
+) -> dict[str, set[str]]:
+    """The columns that each observed value changes with."""
+    found: dict[str, set[str]] = {n: set() for n in sites}
+    for name, column in tensors(rows).items():
         with suppress(Exception):  # other values may be none that the model takes
-            others = observed({**rows, name: other_values(column)})
-            for site in rest:
-                if site not in others or not torch.equal(given_value(others[site]), given_value(rest[site])):
-                    found.setdefault(site, set()).add(name)
+            for values in other_values(column):
+                others = observed({**rows, name: values})
+                for site in sites:
+                    if site not in others or not torch.equal(given_value(others[site]), given_value(sites[site])):
+                        found[site].add(name)
     return found
 
 
-def other_values(column: Tensor) -> Tensor:
-    """Other values, at random, of which the random state knows nothing; in the range where they are whole numbers."""
+def other_values(column: Tensor) -> list[Tensor]:
+    """Other values, at random, of which the random state knows nothing: rows in another order, and a little more; in
+    the range where they are whole numbers, and at its ends."""
     if column.dtype == torch.bool:
-        return ~column
+        return [~column]
     with torch.random.fork_rng():
         if column.is_floating_point():
-            return column + torch.rand_like(column)
+            rows = column[torch.randperm(len(column))] if column.dim() else column
+            return [rows + torch.rand_like(column)]
         low, high = int(column.min()), int(column.max())
-        return torch.randint_like(column, low, high + 1) if high > low else column + 1
+        if high == low:
+            return [column + 1]
+        return [torch.randint_like(column, low, high + 1), *(torch.full_like(column, v) for v in (low, high))]
 
 
 def _read_row_by_row(sites: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Tensor]) -> dict[str, str]:

@@ -276,6 +276,8 @@ def _minibatches(run: Run) -> str:
     plates = sorted(run.structure.row_plates)
     if not plates:
         return "no: no plate follows the rows"
+    if looped := {p for s in run.structure.sites if s.role == "observed" for p in s.loops}.intersection(plates):
+        return f"no: {min(looped)} is a sequential plate, whose steps are not weighed"
     if run.config["program"]["guide"] and run.structure.locals:
         return "no: an autoguide has one posterior for each of the rows"
     return f"yes: sites in {', '.join(plates)} are weighed by N/B"
