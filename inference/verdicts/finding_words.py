@@ -242,7 +242,10 @@ def _divergences(f: Finding) -> Words:
     count = f"{f.details['count']} of {f.details['draws']} draws diverged"
     if f.verdict == "fine":
         return count, ""
-    through = "Tighten a prior, or let chains move in the coordinates of a guide (through=True, --through-guide)."
+    through = (
+        "Tighten a prior, or fit a flow (guide='flow', --guide flow), and take the chains through it "
+        "(mcmc(run, data, through=True), ppgen mcmc RUN --through-guide)."
+    )
     return (
         f"{count}: the posterior has a place too narrow for the step size, such as the neck of a funnel, and draws "
         "miss it",
