@@ -180,7 +180,7 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "enumerated_without_n_over_b",
         'Term("+".join(observed), "summed", value, scaled, value, names, frozenset(names) & inside)',
-        'Term("+".join(observed), "summed", value, value * scale, value, names, frozenset())',
+        'Term("+".join(observed), "summed", value, scaled, value, names, frozenset())',
         "tests/test_elbo.py::test_enumeration_sums_the_discrete_latents_out",
     ),
     Mutant(
