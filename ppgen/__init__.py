@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ppgen import data, inference, models
+    from ppgen.differential_equations import ode
     from ppgen.errors import PpgenError
     from ppgen.nested import rows, sample
     from ppgen.program import Program
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Program": "ppgen.program",
+    "ode": "ppgen.differential_equations",
     "rows": "ppgen.nested",
     "sample": "ppgen.nested",
     "Run": "ppgen.run",
@@ -39,6 +41,7 @@ __all__ = [
     "inference",
     "load_program",
     "models",
+    "ode",
     "rows",
     "sample",
 ]

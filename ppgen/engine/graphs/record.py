@@ -72,6 +72,11 @@ def may_be_read(tensor: Tensor) -> bool:
     return _running[-1].held and not _running[-1].follows(tensor)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has values that are its own, with nothing recorded or batched: they may be looked at."""
+    return not _running and type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def let_out(tensor: Tensor) -> None:
     """Another library has the tensor's memory from now on, as `.numpy()` gives it: nothing is written there."""
     if _running:
