@@ -134,11 +134,16 @@ class ParamSites(LatentSupports):
     Pyro's global store is neither read nor written. The value of a plain `pyro.param(name, init,
     constraint)` is kept unconstrained in the program, registered at its first run (`Program.setup`).
     `pyro.module` statements give the module's own parameters, and register the module.
+
+    Args:
+        given: what the program is called with, of which the longest tensors are columns of the rows.
     """
 
-    def __init__(self, program: nn.Module):
+    def __init__(self, program: nn.Module, given: Collection[Any] = ()):
         super().__init__()
         self.program = program
+        columns = [v for v in given if isinstance(v, Tensor) and v.dim()]
+        self.columns = [v for v in columns if len(v) == max(map(len, columns))]
         self.partly: set[str] = set()  # sites with an obs_mask
         self.own: set[int] = set()  # the program's modules, by address
         # as it is outside of PyroModules, each of which puts a store of its own in its place for the while of its run
@@ -195,11 +200,12 @@ class ParamSites(LatentSupports):
             msg["value"] = msg["given"]
 
     def _is_fixed(self, msg: dict[str, Any]) -> bool:
-        """Whether a site is no data, but a latent that `poutine.condition` gives a value: it was conditioned, and other
-        sites are observed by `obs=`, or, where all are conditioned, within a plate. Known after the first run; the
-        mark `rank` of all sites of a run tells as well (`ppgen.structure`)."""
+        """Whether a site is no data, but a latent that `poutine.condition` gives a value: it was conditioned, not to a
+        column of the rows, and other sites are observed by `obs=` or so, or, where all are conditioned, within a plate.
+        Known after the first run; the mark `rank` of all sites of a run tells as well (`ppgen.structure`)."""
         inner = open_handlers()[open_handlers().index(self) + 1 :]
         conditioned = any(isinstance(m, ConditionMessenger) and msg["name"] in m.data for m in inner)
+        conditioned = conditioned and not any(_is_view(msg["value"], column) for column in self.columns)
         msg["rank"] = conditioned * (1 if msg["cond_indep_stack"] else 2)
         least = self.program.__dict__["data_rank"] = min(msg["rank"], self.program.__dict__.get("data_rank", 2))
         return bool(msg["rank"] > least)
@@ -475,3 +481,10 @@ def _with(shape: torch.Size, dim: int, size: int) -> list[int]:
     sizes = list(shape)
     sizes[dim] = size
     return sizes
+
+
+def _is_view(value: Any, column: Tensor) -> bool:
+    """Whether a value is a column or a part of it, told without its content, which it may not have."""
+    if value is column:
+        return True
+    return isinstance(value, Tensor) and value._base is not None and value._base is column._base

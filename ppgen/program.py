@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -246,7 +246,7 @@ class Program(nn.Module):
             part = "model"
         gaps = filling_gaps(self) if part == "model" else nullcontext()
         points = PointMasses(self) if part == "model" and not self._draws_itself else nullcontext()
-        with self.running(), running_part(self, part), gaps, points:
+        with self.running([*first, *many, *kwargs.values()]), running_part(self, part), gaps, points:
             if part != "guide" or not self.__dict__.get("_composed"):
                 with nullcontext() if part in self.__dict__.get("looked", ()) else self._looking_for_writes(part, data):
                     return fn(*first, *many, **kwargs)
@@ -278,9 +278,9 @@ class Program(nn.Module):
         return type(self).__name__
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Parameters come from this program alone, not from Pyro's global store."""
-        with pyro.settings.context(module_local_params=True), ParamSites(self):
+    def running(self, given: Collection[Any] = ()) -> Iterator[None]:
+        """Parameters come from this program alone, not from Pyro's global store; `given` is what it is called with."""
+        with pyro.settings.context(module_local_params=True), ParamSites(self, given):
             yield
 
     def setup(
@@ -444,7 +444,8 @@ def _owner(fn: Any) -> nn.Module | None:
 
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with Unrolled(), ParamSites(program), running_part(program, "model"), PointMasses(program):
+        given = [*args, *kwargs.values()]
+        with Unrolled(), ParamSites(program, given), running_part(program, "model"), PointMasses(program):
             return model(*args, **kwargs)
 
     return run

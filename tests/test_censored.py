@@ -253,6 +253,14 @@ def test_tails_of_a_gamma_go_on_where_its_functions_underflow(a, x, dtype):
     assert float(gradients[1]) == pytest.approx(-math.exp(density), rel=1e-4, abs=1e-30)
 
 
+@pytest.mark.parametrize("x", [1e20, 1e30])
+def test_in_float32_the_square_of_a_student_t_may_overflow(x):
+    found = tails(dist.StudentT(torch.tensor(3.0)), torch.tensor([-x, x]))
+    exact = ss.t(3.0).logsf(x)
+    assert [float(found[0][0]), float(found[1][1])] == pytest.approx([exact] * 2, rel=1e-6)
+    assert float(found[0][1]) == float(found[1][0]) == 0.0
+
+
 def test_in_float32_the_tail_is_kept():
     torch.set_default_dtype(torch.float32)
     d = Truncated(dist.Normal(0.0, 1.0), torch.tensor([8.0, 30.0, -30.0]), torch.tensor([math.inf, math.inf, -29.0]))

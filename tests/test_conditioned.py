@@ -103,3 +103,35 @@ def test_data_are_simulated_with_the_conditioned_value():
 
     found = calibrate(Pair(), {"x": torch.zeros(5), "y": Y}, simulations=200, refit=False)
     assert found.names == ["mu", "log p(x | z)"] and found.passes
+
+
+def covariates_observed(x, y):
+    """y[i] ~ N(mu + 0 x[i], s), the covariate observed as well; the data, and no plate around them, conditioned."""
+
+    def joint():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        s = pyro.sample("s", dist.HalfNormal(5.0))
+        seen = pyro.sample("x", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1), obs=x)
+        pyro.sample("y", dist.Normal(mu + 0 * seen, s).to_event(1))
+
+    poutine.condition(joint, {"y": y, "s": tensor(SD)})()
+
+
+def no_plate(y):
+    def joint():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        s = pyro.sample("s", dist.HalfNormal(5.0))
+        pyro.sample("y", dist.Normal(mu, s).expand([len(y)]).to_event(1))
+
+    poutine.condition(joint, {"y": y, "s": tensor(SD)})()
+
+
+@pytest.mark.parametrize("program", [covariates_observed, no_plate])
+def test_a_column_that_is_conditioned_is_data_and_the_latent_beside_it_is_not(program):
+    x = {"x": torch.zeros(5)} if program is covariates_observed else {}
+    data = x | {"y": Y}
+    run = fit(Program.from_pair(program, lambda y, x=None: guide(x, y)), data, steps=0, engine="eager")
+    tree = posterior(run, data, draws=4000)
+    assert {*tree.posterior_predictive} == {*tree.log_likelihood} == {*data}
+    error = 4 / (2 * 4000) ** 0.5  # of a relative sd, s.e. times 4
+    assert abs(tree.posterior_predictive["y"].std(("chain", "draw")).values / PREDICTIVE - 1).max() < error

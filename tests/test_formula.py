@@ -122,6 +122,8 @@ REFUSED = {
     "a computed response": ("log(t) ~ x", "gaussian", "the response of .* is 'log\\(t\\)'"),
     "words as numbers": ("g ~ x", "gaussian", "'g' is words \\('a', ...\\), and gaussian takes finite numbers"),
     "a response of one value": ("n ~ x", "student", "'n' is 5 in every row.*; name a response that varies"),
+    "one value by levels": ("n ~ 0 + g", "gaussian", "'n' is 5 in every row"),
+    "one value by groups": ("n ~ 0 + (1 | g)", "gaussian", "'n' is 5 in every row"),
     "one level": ("y ~ x + one", "gaussian", "'one' has the one level 'k' in these data"),
     "one level in a product": ("y ~ x + g + one:g", "gaussian", "'one' has the one level 'k' in these data"),
     "one level of numbers": ("y ~ x + C(n)", "gaussian", "'n' has the one level"),
@@ -152,6 +154,11 @@ def test_what_is_proposed_for_others_calls_is_read():
     for terms in ("bs(x, df=5)", "poly(x, 3)", "bs(x, df=5) + bs(u, df=5) + x:u", "C(k)", "C(g, Treatment('b'))",
                   "(1 | g) + (0 + x | g)", "(x || g)"):  # fmt: skip
         regression(f"y ~ {terms}", "gaussian", TABLE)
+
+
+def test_a_response_of_one_value_that_the_effects_cannot_give_has_a_sigma():
+    """The least squares of 5 on x are far from 0."""
+    assert regression("n ~ 0 + x", "gaussian", data=TABLE).formula == "n ~ 0 + x"
 
 
 @pytest.mark.parametrize("case", list(REFUSED))

@@ -286,10 +286,10 @@ def _(d: td.Poisson, x: Tensor) -> tuple[Tensor, Tensor]:
 def _(d: td.StudentT, x: Tensor) -> tuple[Tensor, Tensor]:
     """F(z) = I_u(ν/2, ν/2), u = (r + z) / 2r, r² = z² + ν, which is smooth at 0."""
     z, half = (x - d.loc) / d.scale, d.df / 2
-    r = torch.sqrt(z.square() + d.df)
+    r = torch.hypot(z, d.df.sqrt())
     right = z > 0
     outer = r + torch.where(right, z, -z)
-    near, far = torch.log(outer / (2 * r)), torch.log(half) - torch.log(r * outer)
+    near, far = torch.log(outer / (2 * r)), torch.log(half) - torch.log(r) - torch.log(outer)
     return log_incomplete_beta(half, half, torch.where(right, near, far), torch.where(right, far, near))
 
 

@@ -143,7 +143,8 @@ def design_of(text: str, family: str, data: Any, missing: str = "error") -> tupl
 
 
 def _require_spread(design: Design, family: str, table: CodedTable) -> None:
-    """Refuses a response of one value with a sigma: at σ -> 0 the posterior is σ^(effects - rows), which has no end."""
+    """Refuses a response of one value that the effects can give, with a sigma: at σ -> 0 the posterior is
+    σ^(effects - rows), which has no end."""
     effects = (
         len(design["matrix"]["labels"]) + 1 + sum(g["size"] * len(g["matrix"]["labels"]) for g in design["groups"])
     )
@@ -151,11 +152,21 @@ def _require_spread(design: Design, family: str, table: CodedTable) -> None:
     seen = y[~y.isnan()]
     if "sigma" not in FAMILIES[family].beside or design["response"]["status"] or design["offsets"]:
         return
-    if len(seen) > effects and bool((seen == seen[0]).all()):
+    if len(seen) > effects and bool((seen == seen[0]).all()) and (seen[0] == 0 or _has_constant(design, table)):
         raise PpgenError(
             f"the response {design['response']['y']!r} is {float(seen[0]):g} in every row that has a value, so that "
             f"the posterior of a {family}'s sigma has no end at 0 and cannot be normalised; name a response that varies"
         )
+
+
+def _has_constant(design: Design, table: CodedTable) -> bool:
+    """Whether some sum of the effects is 1 in every row: an intercept, or a coefficient for every level."""
+    own = design["matrix"]
+    if design["intercept"] or any([] in g["matrix"]["terms"] for g in design["groups"]) or not own["terms"]:
+        return True
+    x = matrix(own, table.coded, torch.zeros((), dtype=torch.float64)).nan_to_num()
+    one = torch.ones(len(x), dtype=x.dtype)
+    return bool((x @ (torch.linalg.pinv(x) @ one) - one).abs().max() < _TOLERANCE)
 
 
 def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) -> list[str]:
