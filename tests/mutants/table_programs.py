@@ -65,4 +65,22 @@ MUTANTS: list[Mutant] = [
         "if False:",
         "tests/test_pyro_programs.py::test_what_follows_a_fit",
     ),
+    Mutant(
+        "a_weight_of_dormand_and_prince",
+        "64448 / 6561, -212 / 729),",
+        "64448 / 6561, 212 / 729),",
+        "tests/test_differential_equations.py::test_the_error_falls_with_the_fifth_power_of_the_step",
+    ),
+    Mutant(
+        "stages_at_the_time_of_the_first",
+        "k.append(f(t + c * h, at))",
+        "k.append(f(t, at))",
+        "tests/test_differential_equations.py::test_an_equation_that_depends_on_time",
+    ),
+    Mutant(
+        "errors_of_steps_that_nobody_reads",
+        "if error <= tolerance or key in _said:",
+        "if error <= 1e9 or key in _said:",
+        "tests/test_differential_equations.py::test_a_solution_by_too_few_steps_is_said",
+    ),
 ]

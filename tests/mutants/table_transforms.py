@@ -217,4 +217,16 @@ MUTANTS = [
         "        elif kind in ():",
         "tests/test_mcmc.py::test_an_angle_stays_on_its_circle",
     ),
+    Mutant(
+        "a_transformers_order_and_its_inverse",
+        "        return z[..., 0][..., self.order], ladj.sum(-1)",
+        "        return z[..., 0][..., self.order.argsort()], ladj.sum(-1)",
+        "tests/test_transforms.py::test_a_transformers_features_follow_those_before_them_in_its_order",
+    ),
+    Mutant(
+        "a_transformer_that_is_told_of_other_numbers",
+        "tokens = x.asinh()[..., None]",
+        "tokens = x.sinh()[..., None]",
+        "tests/test_transforms.py::test_a_transformers_density_is_the_product_of_its_mixtures",
+    ),
 ]
