@@ -123,7 +123,7 @@ REFUSED = {
     "words as numbers": ("g ~ x", "gaussian", "'g' is words \\('a', ...\\), and gaussian takes finite numbers"),
     "a response of one value": ("n ~ x", "student", "'n' is 5 in every row.*; name a response that varies"),
     "one value by levels": ("n ~ 0 + g", "gaussian", "'n' is 5 in every row"),
-    "one value by groups": ("n ~ 0 + (1 | g)", "gaussian", "'n' is 5 in every row"),
+    "one value by groups": ("n ~ 0 + x + (1 | g)", "gaussian", "'n' is 5 in every row"),
     "one level": ("y ~ x + one", "gaussian", "'one' has the one level 'k' in these data"),
     "one level in a product": ("y ~ x + g + one:g", "gaussian", "'one' has the one level 'k' in these data"),
     "one level of numbers": ("y ~ x + C(n)", "gaussian", "'n' has the one level"),
