@@ -46,7 +46,7 @@ _said: set[object] = set()
 def ode(
     f: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, *, steps: int = 4, tolerance: float = 1e-3
 ) -> Tensor:
-    """The solution at the times t, of which the first is that of y0: (T, *y0.shape).
+    """The solution at the times t, of which the first is that of y0, as (T, ...) with y0 of (...).
 
     Args:
         f: (time, y) -> dy/dt, of y's shape; the time has no dimensions. It may close over latents and parameters.
