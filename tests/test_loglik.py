@@ -18,7 +18,7 @@ from ppgen import PpgenError, Program, rows
 from ppgen.data import take
 from ppgen.inference import diagnose, fit, loglik, mcmc, posterior
 from ppgen.inference.evaluation.loglik import Bound
-from ppgen.models import VAE, EightSchools
+from ppgen.models import VAE, EightSchools, Flow
 
 X = normal(40, 4, seed=1) * 1.5
 
@@ -105,6 +105,22 @@ def test_blocks_and_chunks_of_particles_change_nothing_but_the_noise(monkeypatch
         assert not np.array_equal(a.values, b.values)
         assert np.all(np.abs(a.values - b.values) < 4.5 * np.hypot(a.se, b.se))
         assert np.allclose(a.se, b.se, rtol=0.3)
+
+
+def test_rows_of_which_a_network_makes_much_are_few_at_once(monkeypatch):
+    module = import_module("ppgen.inference.evaluation.loglik")
+    torch.manual_seed(0)
+    x = torch.randn(3000, 2)
+    flow = Flow(2, transforms=1, hidden=(64, 64)).prepare({"x": x}).eval()
+    whole, sizes = loglik(flow, {"x": x}).best, []
+    own = module._Blocks.log_weights
+    monkeypatch.setattr(module, "MOST_ENTRIES", 64 * 700)  # 700 rows of 64 units
+    monkeypatch.setattr(
+        module._Blocks, "log_weights", lambda self, data, draws: sizes.append(len(data["x"])) or own(self, data, draws)
+    )
+    parts = loglik(flow, {"x": x}).best
+    assert 512 <= max(sizes) <= 700 and parts.kind == whole.kind == "exact"
+    assert np.allclose(parts.values, whole.values, atol=1e-5)
 
 
 def test_kept_weights_are_those_of_the_bounds():

@@ -35,6 +35,7 @@ from ppgen.data import n_rows, take
 from ppgen.data.precision import precision_for
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw
 from ppgen.engine.graphs.gradient import shapes
+from ppgen.engine.graphs.record import Largest
 from ppgen.errors import PpgenError
 from ppgen.inference.bounds import Setting, log_weights
 from ppgen.inference.diffusion.elbo_decomposition import chain_elbo, require_chain
@@ -52,6 +53,7 @@ from ppgen.terms import run as run_once
 log = logging.getLogger("ppgen")
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
+LARGE, MOST_ENTRIES = 512, 2**25  # rows that always go together; entries of the largest tensor of more
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
 COMPARED, COMPARED_ROWS = 256, 64  # log-densities of a site, of so many rows, evaluated anew to see if they differ,
@@ -258,6 +260,8 @@ def _blocks(
     rows = structure.row_columns
     n, width = n_rows(data, rows), max(1, sum(data[c][0].numel() for c in rows if c in data))
     size = min(n, max(1, BLOCK // (width * min(particles, MOST_PARTICLES))))
+    if size > LARGE and structure.by_row:
+        size = min(size, _rows_within(program, data, structure))
     with torch.random.fork_rng(devices=[]):
         whole = size < n and structure.by_row and _few(program, data, structure, size) is data
     if not structure.by_row or program.fixed_rows or whole:
@@ -266,6 +270,18 @@ def _blocks(
     for i in range(0, n, size):
         first = min(i, n - size)  # the last block reaches back, so that all have one shape
         yield take(data, slice(first, first + size), rows), slice(i - first, None)
+
+
+def _rows_within(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int:
+    """How many rows make no tensor of more than `MOST_ENTRIES`, by a run of a few: a network may make much of a row."""
+    with torch.random.fork_rng(devices=[]):
+        few = _few(program, data, structure, COMPARED_ROWS)
+        if few is data:
+            return n_rows(data, structure.row_columns)
+        with Largest() as made:
+            for trace in run_once(program, few):
+                trace.compute_log_prob()
+    return max(LARGE, MOST_ENTRIES * COMPARED_ROWS // max(made.entries, 1))
 
 
 def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:

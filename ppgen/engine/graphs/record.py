@@ -238,6 +238,22 @@ class _Recorder(TorchDispatchMode):
             raise Unrecordable(f"{node.target} gives a {type(out).__name__}")
 
 
+class Largest(TorchDispatchMode):
+    """The entries of the largest tensor that is made within."""
+
+    entries = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As for `_Recorder`."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.entries = max([self.entries, *(t.numel() for t in _tensors(out))])
+        return out
+
+
 @cache
 def _is_made_of_others(func: Any) -> bool:
     """Whether autograd takes an operation apart, and the CPU has none of its own for it."""
