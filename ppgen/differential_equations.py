@@ -76,28 +76,32 @@ def ode(
         raise PpgenError(
             f"ppgen.ode got an f that gives {tuple(slope.shape)} for y of {tuple(y0.shape)}; give dy/dt of y's shape"
         )
+    looked = is_plain(slope)  # a recording has no operations for what is said of one run
     y, found, errors = y0, [y0], []
     for start, end in zip(t, t[1:], strict=False):
         h = (end - start) / steps
         for i in range(steps):
-            y, slope, error = _step(f, start + i * h, h, y, slope)
-            errors.append(error)
+            y, k = _step(f, start + i * h, h, y, slope)
+            slope = k[-1]
+            if looked:
+                with torch.no_grad():
+                    errors.append(h * _weighted(E, k))
         found.append(y)
     out = torch.stack(found)
     if errors and is_plain(out):
-        _look_at(f, out.detach(), torch.stack(errors).detach(), steps, tolerance)
+        _look_at(f, out.detach(), torch.stack(errors), steps, tolerance)
     return out
 
 
 def _step(
     f: Callable[[Tensor, Tensor], Tensor], t: Tensor, h: Tensor, y: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y after a step, the slope there, and the error of the step."""
+) -> tuple[Tensor, list[Tensor]]:
+    """y after a step, and the slopes k of its stages, the last of which is that at its end."""
     k, at = [slope], y
     for a, c in zip(A[1:], C[1:], strict=True):
         at = y + h * _weighted(a, k)
         k.append(f(t + c * h, at))
-    return at, k[-1], h * _weighted(E, k)
+    return at, k
 
 
 def _weighted(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:

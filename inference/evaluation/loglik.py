@@ -236,10 +236,9 @@ class _Blocks:
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
     """log p(x) as the model gives it; a mean of draws where its log-density, or a bound on it, is itself drawn."""
-    many = _Blocks(program, structure)
+    many, blocks = _Blocks(program, structure), list(_blocks(program, data, structure, 1))
 
     def evaluate() -> Tensor:
-        blocks = _blocks(program, data, structure, 1)
         return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
 
     values = evaluate()

@@ -394,7 +394,7 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
     own = frozenset() if s is None else s.of_rows - {*s.summed}
     if not own or nothing_left_out or not complete and not program._draws_itself:
         return complete, {}
-    told = latents_of(guide_run(program, fitted.example))
+    told = _held_draw(program, fitted.example, {})
 
     def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.random.fork_rng():  # the same noise each time
@@ -414,7 +414,8 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
 
 def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One draw of the guide's latents, those that are known held."""
-    return latents_of(poutine.trace(holding(known)(lambda: program.call("guide", data))).get_trace())
+    with holding(known):
+        return latents_of(guide_run(program, data))
 
 
 def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool, reads: bool) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.data import blocks
-from ppgen.sites import observed_columns, sample_sites
+from ppgen.sites import observed_columns, sample_sites, support_of
 
 
 def rows_outside(model: poutine.Trace, data: Mapping[str, Any], batch: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -58,12 +58,11 @@ def _is_reshaped(value: Any, column: Any) -> bool:
 
 def _one_for_all_rows(fn: Any) -> Any:
     """The support of a distribution, of one value of it, if it has no bounds of the rows' own; else None."""
-    try:
-        support = fn.support
-    except NotImplementedError:
-        return None
+    support = support_of(fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
+    if support is None:
+        return None
     support = copy.copy(support)
     for name, bound in list(vars(support).items()):
         if isinstance(bound, Tensor) and bound.numel():

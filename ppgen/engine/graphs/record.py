@@ -72,9 +72,14 @@ def may_be_read(tensor: Tensor) -> bool:
     return _running[-1].held and not _running[-1].follows(tensor)
 
 
+def has_content(tensor: Tensor) -> bool:
+    """Whether it has values of its own, beside fake tensors and what stands for a batch of them."""
+    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has values that are its own, with nothing recorded or batched: they may be looked at."""
-    return not _running and type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    """Whether a tensor has values of its own, and nothing is recorded: they may be looked at."""
+    return not _running and has_content(tensor)
 
 
 def let_out(tensor: Tensor) -> None:

@@ -25,14 +25,14 @@ from unittest import mock
 import pyro
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.distributions import dirichlet as dirichlets
 from torch.distributions import von_mises
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ppgen.engine.graphs.graph import simplify
-from ppgen.engine.graphs.record import Unseen, let_out, may_be_read, record
+from ppgen.engine.graphs.record import Unseen, has_content, let_out, may_be_read, record
 from ppgen.engine.graphs.von_mises import drawn_von_mises
 from ppgen.engine.graphs.without_dynamo import plain_gradients
 from ppgen.frames import owner
@@ -105,7 +105,7 @@ def trace(
     except Exception as e:  # tensors without content then, in their own time
         log.debug("not recorded: %s", e)
     try:
-        with _no_way_out(_has_content), fakes_told_in_debug():
+        with _no_way_out(has_content), fakes_told_in_debug():  # `tolist` of others would end the process
             graph = run(_made, tracing_mode="fake", _allow_non_fake_inputs=True)
     except Exception:  # some constants must have their content (the places of a mask): then all tensors may have theirs
         try:
@@ -274,11 +274,6 @@ class _PlainDirichlet:
     def apply(concentration: Tensor) -> Tensor:
         draw = _Dirichlet.apply if concentration.requires_grad else torch._sample_dirichlet
         return draw(concentration)
-
-
-def _has_content(tensor: Tensor) -> bool:
-    """Whether it is one that a function closes over, beside fake ones; `tolist` of others would end the process."""
-    return type(tensor) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 @contextmanager
