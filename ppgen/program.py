@@ -29,7 +29,7 @@ from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
 from ppgen.handlers import LatentSupports, ParamSites, PointMasses, Unrolled, free_name, within
 from ppgen.nested import drawn_times, run_inner_guides, running_part
-from ppgen.sites import innermost, sample_sites, support_of
+from ppgen.sites import innermost, require_bijection, sample_sites, support_of
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces, run, stacked_terms, terms
 
@@ -472,7 +472,7 @@ def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]
     """The latents of a run of the model that a named guide draws.
 
     Raises:
-        PpgenError: a discrete one.
+        PpgenError: a discrete one, or one whose support has no bijection from the reals.
     """
     sites = sample_sites(prune_subsample_sites(p.copy()), deterministic=False)
     found = {n: s for n, s in sites.items() if not s["is_observed"] and not hide(s)}
@@ -488,6 +488,7 @@ def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]
                 f"{type(innermost(site['fn'])).__name__} has too many values to sum it out; write a guide that samples "
                 "it, or give it a distribution of few values"
             )
+        require_bijection(name, site["fn"])
     return found
 
 

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro import poutine
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, Unit, constraints
 from torch import Tensor
+from torch.distributions import biject_to
+
+import ppgen.distributions.corrected  # noqa: F401 (for every program)
+from ppgen.errors import PpgenError
 
 
 def sample_sites(
@@ -117,6 +121,28 @@ def support_of(fn: Any) -> Any:
         return fn.support
     except NotImplementedError:
         return None
+
+
+def require_bijection(name: str, fn: Any) -> None:
+    """
+    Raises:
+        PpgenError: a continuous latent whose support has no bijection from the reals, or one that does not tell it.
+    """
+    support = support_of(fn)
+    what = f"does not tell its support (it is a {type(fn).__name__})" if support is None else ""
+    try:
+        biject_to(support or constraints.real)
+    except NotImplementedError as e:
+        why = "" if "Cannot transform" in str(e) else f": {e}"
+        what = f"has the support {support}, to which no bijection from the reals is known{why}"
+    if what:
+        sphere = (
+            "poutine.reparam with ProjectedNormalReparam" if support is constraints.sphere else "another distribution"
+        )
+        raise PpgenError(
+            f"the latent {name!r} {what}, and so no place in an unconstrained vector, as chains and guides by name "
+            f"need; give it {sphere}, or fit the program with a guide that draws it"
+        )
 
 
 def stem(name: str) -> str:

@@ -22,6 +22,8 @@ from pyro.infer import autoguide
 from torch import nn
 from torch.distributions import constraints
 
+from ppgen.distributions import corrected
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -556,6 +558,13 @@ def a_tensor_within_a_transform_of_torch_func_is_told_apart__ppgen_engine_record
     within = []
     torch.func.vmap(lambda x: [within.append(wrapped(x)), x][1])(torch.ones(2))
     return within == [True] and not wrapped(torch.ones(2))
+
+
+def an_lkj_draws_by_its_beta_which_is_still_wrong_in_torch__ppgen_distributions_corrected():
+    d = dist.LKJCholesky(3, 1.0)
+    right, torchs = d._beta.concentration1.tolist(), copy.copy(d)
+    corrected._made(torchs, 3, 1.0)
+    return right == [0.5, 0.5, 1.0] and torchs._beta.concentration1.tolist() == [0.5, 0.5, 1.5]
 
 
 def a_mode_that_is_left_out_is_an_excluded_key__ppgen_engine_trace():

@@ -32,7 +32,7 @@ from ppgen.enumerated import require_summable, summed_terms
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import sample_sites, support_of
+from ppgen.sites import require_bijection, sample_sites, support_of
 from ppgen.structure import nesting_of
 from ppgen.supports import Placing, Transforms, located, moving, scaled, transform_of
 from ppgen.terms import Traces, drawn_density, run, terms
@@ -106,12 +106,8 @@ class LogJoint:
         summed: list[str] = []
         for name in sites.stochastic_nodes:
             site = sites.nodes[name]
-            if (support := support_of(site["fn"])) is None:
-                raise PpgenError(
-                    f"the latent {name!r} ({type(site['fn']).__name__}) does not tell its support, and so has no place "
-                    "in an unconstrained vector; give it another distribution, or fit the program with a guide for it"
-                )
-            if support.is_discrete:
+            support = support_of(site["fn"])
+            if support is not None and support.is_discrete:
                 if not site["fn"].has_enumerate_support:
                     raise PpgenError(
                         f"the latent {name!r} is discrete and has no place in an unconstrained vector, and "
@@ -120,6 +116,7 @@ class LogJoint:
                     )
                 summed.append(name)
                 continue
+            require_bijection(name, site["fn"])
             transform = transform_of(site["fn"], name in self.noncentred)
             shape = transform.inv(site["value"]).shape
             self.blocks[name] = _Block(start, start + shape.numel(), shape, transform)

@@ -1,0 +1,164 @@
+r"""What torch and Pyro have wrong, or lack, of their own distributions: set right in them, for every program.
+
+    LKJCholesky.sample       row k of L has |w|² ~ Beta(k/2, η + (d - 1 - k)/2); torch draws Beta(k - 1/2, ...),
+                             which is another law than its log_prob from three dimensions on
+    CoalescentTimes.sample   times at `rate`; Pyro draws those of rate 1
+    GeneralizedPareto        its support without an upper end, which torch calls an interval up to infinity
+    supports of mixtures     a bijection from the reals, where all components have one support
+    positive definite        X = L Lᵀ, of L's entries below the diagonal and the logarithms of those on it
+
+tests/test_corrected.py holds draws of every distribution of Pyro against its density.
+
+Source: Lewandowski, Kurowicka and Joe, Generating random correlation matrices based on vines and extended onion method,
+2009. Pyro's LKJ and LKJCorrCholesky are made of torch's.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+import torch
+from pyro.distributions import CoalescentTimes
+from torch import Tensor
+from torch.distributions import (
+    Beta,
+    GeneralizedPareto,
+    LKJCholesky,
+    Transform,
+    biject_to,
+    constraints,
+    transform_to,
+)
+from torch.distributions.constraints import MixtureSameFamilyConstraint
+
+# -- draws ---------------------------------------------------------------------------------------------------
+
+_made, _drawn = LKJCholesky.__init__, CoalescentTimes.sample
+
+
+@wraps(_made)
+def _lkj(self: Any, *args: Any, **kwargs: Any) -> None:
+    _made(self, *args, **kwargs)
+    k = torch.arange(1, self.dim, dtype=self.concentration.dtype, device=self.concentration.device)
+    below = torch.cat([k.new_ones(1), k])  # the first row has none, and its draw is not used
+    self._beta = Beta(below / 2, (self.concentration + (self.dim - 1) / 2).unsqueeze(-1) - below / 2)
+
+
+@wraps(_drawn)
+def _coalescent(self: Any, sample_shape: Any = ()) -> Tensor:
+    rate = self.rate.detach().expand(self.batch_shape).unsqueeze(-1)
+    return _drawn(type(self)(self.leaf_times * rate, validate_args=False), torch.Size(sample_shape)) / rate
+
+
+LKJCholesky.__init__ = _lkj  # type: ignore[method-assign]
+CoalescentTimes.sample = _coalescent
+
+
+# -- supports ------------------------------------------------------------------------------------------------
+
+
+class _UpToInfinity(constraints.interval):  # type: ignore[misc, valid-type]
+    """An interval of tensors, whose upper ends may be infinite."""
+
+
+class _IntoIntervals(Transform):
+    """u -> lower + (upper - lower) σ(u), or lower + eᵘ where the upper end is infinite."""
+
+    domain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, lower: Tensor, upper: Tensor):
+        super().__init__()
+        self.lower, self.open = lower, torch.isinf(upper)
+        self.width = torch.where(self.open, 1.0, upper - lower)
+        self.codomain = _UpToInfinity(lower, upper)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.lower + self.width * torch.where(self.open, x, torch.nn.functional.logsigmoid(x)).exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        share = (y - self.lower) / self.width
+        return share.log() - torch.where(self.open, 0.0, (-share).log1p())
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        inside = torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)
+        return self.width.log() + torch.where(self.open, x, inside)
+
+
+@constraints.dependent_property(is_discrete=False, event_dim=0)
+def _pareto_support(self: Any) -> Any:
+    upper = torch.where(self.concentration < 0, self.loc - self.scale / self.concentration, torch.inf)
+    return _UpToInfinity(self.loc, upper)
+
+
+GeneralizedPareto.support = _pareto_support
+
+
+class _OfEntries(Transform):
+    """(..., d (d + 1) / 2) -> (..., d, d): X = L Lᵀ; the entries of L by rows, those on its diagonal as logarithms."""
+
+    domain = constraints.real_vector
+    codomain = constraints.positive_definite
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        lower = self._root(x)
+        return lower @ lower.mT
+
+    def _root(self, x: Tensor) -> Tensor:
+        d = self.inverse_shape_of(x.shape[-1])
+        rows, columns = torch.tril_indices(d, d)
+        full = x.new_zeros((*x.shape[:-1], d, d))
+        full[..., rows, columns] = x
+        return full.tril(-1) + torch.diag_embed(full.diagonal(dim1=-2, dim2=-1).exp())
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        lower = torch.linalg.cholesky(y)
+        d = lower.shape[-1]
+        logs = lower.tril(-1) + torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).log())
+        rows, columns = torch.tril_indices(d, d)
+        return logs[..., rows, columns]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """dX has the factor 2ᵈ Π l_iiᵈ⁻ⁱ⁺¹, i from 1, and dl_ii that of l_ii."""
+        d = y.shape[-1]
+        logs = x[..., torch.arange(1, d + 1).cumsum(0) - 1]
+        return d * torch.log(torch.tensor(2.0)).to(x) + (logs * torch.arange(d + 1, 1, -1).to(x)).sum(-1)
+
+    @staticmethod
+    def inverse_shape_of(entries: int) -> int:
+        return int(((8 * entries + 1) ** 0.5 - 1) / 2)
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        d = self.inverse_shape_of(shape[-1])
+        return torch.Size((*shape[:-1], d, d))
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+
+def _shared(support: Any, events: int = 0) -> Any:
+    """The support of all components, whose bounds have a dimension of components before `events` others.
+
+    Raises:
+        NotImplementedError: components of different supports.
+    """
+    own = dict(vars(support))
+    for name, value in own.items():
+        if isinstance(value, constraints.Constraint):
+            own[name] = _shared(value, events + own.get("reinterpreted_batch_ndims", 0))
+        elif isinstance(value, Tensor) and value.dim() > events:
+            own[name] = value.select(-1 - events, 0)
+            if not torch.equal(value, own[name].unsqueeze(-1 - events).expand_as(value)):
+                raise NotImplementedError("components of different supports")
+    found = type(support).__new__(type(support))
+    found.__dict__.update(own)
+    return found
+
+
+for _to in (biject_to, transform_to):
+    _to.register(_UpToInfinity, lambda c: _IntoIntervals(c.lower_bound, c.upper_bound))
+    _to.register(MixtureSameFamilyConstraint, lambda c: biject_to(_shared(c.base_constraint)))
+biject_to.register(type(constraints.positive_definite), lambda _: _OfEntries())
