@@ -6,6 +6,7 @@ A file has
     DRAWS       the least number of draws a step that it takes
     SUMS        (optional) whether no latent is left to the score function, which needs the mean of other draws
     PATHWISE    whether derivatives along the paths of all draws are complete, which some objectives need
+    PATHS       (optional) whether derivatives along paths are taken at all; True where it is left out
     draw        (program, data, structure, *, closed_form) -> the terms of one draw
 
 The derivative of an objective of these terms is unbiased for that of its bound. A term whose `pathwise` is False has

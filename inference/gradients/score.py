@@ -25,6 +25,7 @@ from ppgen.terms import Term
 SUMMARY = "the score function for every latent"
 DRAWS = 2
 PATHWISE = False
+PATHS = False
 
 
 def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, closed_form: bool = False) -> list[Term]:

@@ -32,6 +32,7 @@ from ppgen.terms import Term, guide_run, term
 SUMMARY = "wake-sleep: the guide on draws of the model (KL(p || q)), the model on draws of the guide"
 TERMS = "drawn"
 PATHWISE = False
+PATHS = False
 DRAWS = 1
 
 

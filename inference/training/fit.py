@@ -404,7 +404,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
-    found = checked(program, first, apart, data=data, enumerated=enumerated, rows=rows)
+    found = checked(
+        program, first, apart, data=data, enumerated=enumerated, rows=rows, along_paths=_along_paths(o)
+    )  # fmt: skip
     warn_of_word_order(sample_sites(found.run.p), first)
     if plain and (name := _of_pyro(found, apart, o, size == n)):
         o["objective"], loss = name, loss_of(name)
@@ -426,6 +428,13 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     if guide and size == n and (searches or starts and not enumerated):
         start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
     return _Ready(guide, found, _example(program, data, first, found), loss)
+
+
+def _along_paths(o: Mapping[str, Any]) -> bool:
+    """Whether the gradient takes derivatives of the model in its latents."""
+    own = objectives.named(o["objective"]) if o["objective"] and is_ours(o["objective"]) else None
+    estimator = gradients.named(getattr(own, "GRADIENT", o["gradient"]))
+    return getattr(estimator, "PATHS", True) and getattr(own, "PATHS", True)
 
 
 def rows_a_step(program: Program, rows: int, guide: str | None = None, objective: Any = None) -> int | None:

@@ -32,6 +32,7 @@ from ppgen.check.agreement import (
     sites_match,
     supports_match,
 )
+from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
@@ -116,6 +117,7 @@ def checked(
     enumerated: tuple[str, ...] = (),
     rows: tuple[str, ...] = (),
     learn: bool = True,
+    along_paths: bool = True,
 ) -> Checked:
     """The checks, on a run of both parts by themselves, one of the pair, and one of the pair on a row more.
 
@@ -124,6 +126,7 @@ def checked(
         apart: traces of both parts on it, the model's at latents of its own: a guide's shapes cannot upset it.
         data: all rows.
         enumerated, rows, learn: as of `check`.
+        along_paths: whether the gradient takes derivatives in latents.
     """
     size, n = data_module.n_rows(batch, rows), data_module.n_rows(data, rows)
     with torch.random.fork_rng(), without_validation(), program.in_brief():
@@ -152,6 +155,9 @@ def checked(
                 require_summable(program, batch, structure.nesting, enumerated)
         elif learn:
             _gradients(program, t)
+            if along_paths:
+                with running_of(program, batch):
+                    warn_of_cut_gradients(program, batch, t)
     return Checked(structure, t, longer, differ)
 
 
@@ -385,7 +391,7 @@ def _gradients(program: Program, t: Traces) -> None:
             f"no parameter of {program.name} reaches a site's log_prob; is the model run under no_grad, or detached?"
         )
     try:
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
     except RuntimeError as e:
         raise PpgenError(
             f"{program.name} has no gradient: {_first_line(e)}; look for what is written in place, and for a "
