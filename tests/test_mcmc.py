@@ -24,7 +24,7 @@ from ppgen.engine.density.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
-from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.sampling.kernels import Draws, chees
 from ppgen.inference.sampling.kernels.chees import (
     _Averaged,
     _halton,
@@ -542,7 +542,9 @@ def test_a_proposal_that_cannot_be_evaluated_is_rejected():
     draws = tree["posterior"]["a"].values
     assert draws.min() > -0.5
     chains_agree(draws, mean, (w * (grid - mean) ** 2).sum())
-    assert tree["sample_stats"]["diverging"].values.sum() > 0
+    joint = log_joint(Program.from_pair(model), {"y": y})
+    inside, outside = joint(torch.tensor([[0.1], [-0.7]]))
+    assert torch.isfinite(inside) and not torch.isfinite(outside)
 
 
 # -- the tree ----------------------------------------------------------------------------------------------
@@ -915,3 +917,18 @@ def test_a_density_that_is_drawn_outside_of_sites_is_refused():
 
     with pytest.raises(PpgenError, match="drawn anew at each call.*pyro.sample site"):
         mcmc(model, {"x": torch.tensor(1.0)})
+
+
+@pytest.mark.slow
+def test_of_a_program_that_asks_for_values_fewer_chains_are_run(monkeypatch):
+    monkeypatch.setattr(chees, "ALONE", chees.Numbers(5, 30, 20))
+
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m if m > 0 else 0 * m, 1.0), obs=y)
+
+    y = 3 + torch.arange(-4.0, 5.0) / 4
+    tree = mcmc(model, {"y": y}, predictive=False, prior=False)
+    assert dict(tree["posterior"]["m"].sizes) == {"chain": 5, "draw": 30}
+    assert abs(float(tree["posterior"]["m"].mean()) - 27 / 9.01) < 0.3

@@ -77,8 +77,9 @@ def mcmc(
             but by `through`.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
-        chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400; 4, 1000 and
-            500 for nuts. draws is that of each chain; a warm-up of chees ends before where it has settled.
+        chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400, of programs
+            whose chains cannot be run together 8, 500 and 400; 4, 1000 and 500 for nuts. draws is that of each chain; a
+            warm-up of chees ends before where it has settled.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
@@ -121,6 +122,8 @@ def mcmc(
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         C, S, W = _numbers(kernel, metric, outer.dim, chains, draws, warmup)
+        if (chains, draws) == (None, None) and _alone(outer, kernel, C, metric):
+            C, S, W = _numbers(kernel, metric, outer.dim, *kernels.named(kernel).ALONE[:2], warmup)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
@@ -292,6 +295,14 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
     if dim > FUSED_DIM:
         return in_blocks(joint.value_and_grad, chains)
     return density_of(joint, chains, torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim))
+
+
+def _alone(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: int, metric: str) -> bool:
+    """Whether these chains turn out to be run one after the other, as of a program that asks for values."""
+    if not isinstance(joint, LogJoint) or not hasattr(kernels.named(kernel), "ALONE") or joint.dim > FUSED_DIM:
+        return False
+    _density(joint, kernel, chains, metric)(torch.zeros(chains, joint.dim))
+    return joint.alone
 
 
 def _one_by_one(joint: LogJoint | LaplaceMarginal | Pullback) -> Density:

@@ -5,6 +5,7 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     DEFAULTS    chains, draws and iterations of warm-up where none are asked for
     LARGE       the same where there are more than `LARGE_DIM` latents; as DEFAULTS if the file has none
+    ALONE       the same where chains cannot be run together (optional)
     LEAST       the least number of each
     TOGETHER    whether the chains run in step, as one call of a batch (as against one after the other)
     sample      (joint, paths, *, draws, warmup, metric, generator, report) -> `Draws`

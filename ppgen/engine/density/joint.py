@@ -68,6 +68,7 @@ class LogJoint:
         latents: the names of the sites in it, in order.
         labels: of the entries of u: `mu`, `theta[0]`, ...
         summed: discrete latents that are summed out.
+        alone: whether `leapfrog` has found that chains cannot be run together.
         improper: latents whose prior is no density that integrates to one: it is flat, scaled or masked.
         proper: whether the latents' terms are the log-density of draws from the prior: none is improper, and none may
             depend on a discrete latent.
@@ -91,6 +92,7 @@ class LogJoint:
         """
         self.program, self.data, self.engine, self.calls = program, dict(data), engine, calls
         self._untraced = False  # whether it turned out that it cannot be traced
+        self.alone = False  # whether it turned out that chains cannot be run together
         self._with_room: dict[bool, Callable[[Tensor], Tensor]] = {}  # `one` from its recording, by `prior`
         self._same_sites = False  # whether draws from the prior have been seen to have the same latents
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation():
@@ -221,7 +223,7 @@ class LogJoint:
         # Compiled code reads memory as the example had it, and a Cholesky factor comes column by column.
         inputs = [x.contiguous() for x in (y, p, g, step, centre, root)]
         key = ("leapfrog", y.shape, y.dtype, root.shape)
-        if self.engine == "eager":
+        if self.engine == "eager" or self.alone:
             return leapfrog_step(self._chain_by_chain, *inputs)
         if self.dim > FUSED_DIM:
             return large_step(self.value_and_grad, *inputs)
@@ -231,7 +233,8 @@ class LogJoint:
                 self._graphs[key] = self.build(fn, example)
             except PpgenError as e:  # an operation that cannot be batched
                 log.info("%s; its chains are run one after the other", e)
-                self._graphs[key] = partial(leapfrog_step, self._chain_by_chain)
+                self.alone = True
+                return leapfrog_step(self._chain_by_chain, *inputs)
         return list(self._graphs[key](*inputs))
 
     def require_same_sites(self) -> None:
