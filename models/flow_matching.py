@@ -86,7 +86,6 @@ class FlowMatching(Diffusion):
         )  # fmt: skip
         self.coupling = coupling
         if coupling == "ot":
-            self.sampler = ("heun", 20)
             self.samplers = ("ddim", "heun", "dpmpp", "unipc", "deis", "ode")
 
     def coupled(self, x: Tensor, t: Tensor, **columns: Tensor) -> Tensor | None:

@@ -56,7 +56,8 @@ class Guided(GaussianChain):
             )
         self.program, self.weight_of = program, weight
         self.schedule, self.process, self.variance = program.schedule, program.process, program.variance
-        self.steps, self.zero, self.data_scale = program.steps, program.zero, program.data_scale
+        self.steps, self.limit, self.zero = program.steps, program.limit, program.zero
+        self.data_scale = program.data_scale
         self.sampler, self.samplers, self.categories = program.sampler, program.samplers, program.categories
         self.shapes, self.__dict__["model"] = program.shapes, program.model  # whose arguments are the columns
         self.train(program.training)

@@ -21,14 +21,14 @@ MUTANTS = [
     ),
     Mutant(
         "dpmpp_last_order",
-        "if self.before is not None and not (s == 0.0 and self.steps < 15):",
-        "if self.before is not None:",
+        "if len(self.length) and not (s == 0.0 and self.steps < 15):",
+        "if len(self.length):",
         "tests/test_samplers.py::test_dpmpp_is_its_published_update",
     ),
     Mutant(
         "dpmpp_ratio",
-        "* step / (2 * self.before[1])",
-        "* self.before[1] / (2 * step)",
+        "* step / (2 * self.length)",
+        "* self.length / (2 * step)",
         "tests/test_samplers.py::test_dpmpp_is_its_published_update",
     ),
     Mutant(
@@ -299,8 +299,8 @@ MUTANTS = [
     ),
     Mutant(
         "impute_at_steps_even_in_time",
-        "ends = np.interp(np.linspace(gamma[0], gamma[-1], steps + 1), gamma, times).tolist()[::-1]",
-        "ends = np.linspace(0.0, 1.0, steps + 1).tolist()[::-1]",
+        "times = [1.0, *inner.tolist(), 0.0]",
+        "times = [1 - i / steps for i in range(steps + 1)]",
         "tests/test_impute.py::test_the_conditional_whatever_the_schedule",
     ),
     Mutant(
