@@ -104,13 +104,13 @@ class MaskedDiffusion(Chain):
                 z = pyro.sample(f"z_{i}", self.posterior(z, x, s, t))
 
     def draws_apart(self) -> str | None:
-        """That the steps of draws reveal many values at once, where the bound that was trained on reveals each alone."""
+        """That the steps of draws reveal many values at once, where the bound is of draws that reveal each alone."""
         size, at_once = len(self.zero), len(self.zero) / self.steps
         if not self.limit or at_once <= AT_ONCE:
             return None
         return (
-            f"draws of {self.name} reveal {at_once:.2g} value(s) a step ({size} in {self.steps}), none with a look at the "
-            "others; its bound is of draws that reveal one at a time. For draws closer to these set the program's "
+            f"draws of {self.name} reveal {at_once:.2g} value(s) a step ({size} in {self.steps}), none with a look at "
+            "the others; its bound is of draws that reveal one at a time. For draws closer to these set the program's "
             f"steps, run.program.steps = {math.ceil(size / AT_ONCE)}"
         )
 
