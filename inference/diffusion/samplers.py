@@ -360,7 +360,7 @@ def _usual(program: GaussianChain, sampler: str | None = None, steps: int | None
         sampler = "ancestral"
     if sampler is None:
         few = len(program.zero) < FEW and program.draws_by_steps and (steps is None or steps >= 50)
-        sampler = "dpmpp_sde" if few else "dpmpp"
+        sampler = "dpmpp_sde" if few or program.samplers and "dpmpp" not in program.samplers else "dpmpp"
     usual = program.steps if sampler == "ancestral" else STEPS.get(sampler, 50)
     return sampler, usual if steps is None else steps
 
@@ -368,11 +368,11 @@ def _usual(program: GaussianChain, sampler: str | None = None, steps: int | None
 def _say_off(program: GaussianChain, sampler: str, steps: int, how: Mapping[str, Any]) -> None:
     """Says where so many steps draw another variance than the network has, and how many would do.
 
-    Not of the explicit chain, whose steps are the model, nor of a program that has a sampler or noise of its own.
+    Not of the explicit chain, whose steps are the model, nor of a program that only some samplers draw from.
     """
     if sampler == "ancestral" and steps == program.steps and not program.limit:
         return
-    if sampler == "ode" or program.sampler is not None or not program.draws_by_steps or steps > SHORT:
+    if sampler == "ode" or program.samplers or steps > SHORT:
         return
     off = variance_error(program, SAMPLERS[sampler], steps, **how)
     if abs(off) <= OFF:
