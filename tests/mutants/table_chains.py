@@ -371,8 +371,8 @@ MUTANTS = [
     ),
     Mutant(
         "guidance_without_its_scale",
-        "return (x + sigma**2 / alpha * slope).detach(), raw",
-        "return (x + sigma**2 * slope).detach(), raw",
+        "by = sigma**2 / alpha * slope",
+        "by = sigma**2 * slope",
         "tests/test_guidance.py::test_a_linear_observation_of_independent_normals_is_exact",
     ),
 ]
