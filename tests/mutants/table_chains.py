@@ -298,10 +298,10 @@ MUTANTS = [
         "tests/test_vdm.py::test_probabilities_of_a_held_schedule_are_those_of_a_learned_one",
     ),
     Mutant(
-        "impute_at_steps_even_in_time",
+        "samplers_at_steps_even_in_time",
         "times = [1.0, *inner.tolist(), 0.0]",
         "times = [1 - i / steps for i in range(steps + 1)]",
-        "tests/test_impute.py::test_the_conditional_whatever_the_schedule",
+        "tests/test_samplers.py::test_steps_are_even_in_log_snr_whatever_the_schedule[linear]",
     ),
     Mutant(
         "gridnormal_window",
