@@ -82,7 +82,7 @@ def toys(names: list[str], steps: int, schedule: str, batch: int) -> None:
         how = {"batch_size": batch, "lr": 2e-3, "schedule": "cosine", "ema": 0.998, "engine": "trace"}
         run = fit(Diffusion(2, hidden=(128,) * 3, steps=0, schedule=schedule), {"x": x}, steps=steps, **how)
         seconds = time.process_time() - began
-        drawn = sample_diffusion(run, 10_000, seed=0)
+        drawn = sample_diffusion(run, 10_000, "ancestral", 200, seed=0)
         bound = loglik(run, {"x": test[:1000]}, particles=50).best
         print(
             f"{name:16s}{accuracy(test, drawn):10.3f}{accuracy(test, more):9.3f}{bound.mean:13.3f}{bound.rows_se:8.3f}"

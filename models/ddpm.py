@@ -5,8 +5,8 @@ r"""DDPM: the diffusion model that predicts the noise, on a linear schedule of �
     x_{t−1} = (x_t − β_t / √(1 − ᾱ_t) ε_θ) / √(1 − β_t) + √β̃_t z,   β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)
 
 In the words of `ppgen.models.diffusion`: schedule "linear", prediction "noise", weighting "simple" (half of L_simple),
-variance "posterior", process "vp"; sampler `ancestral`, of 200 steps where none are asked for, and of all with
-`steps=999`. The paper's x_1, ..., x_T are our z_0, ..., z_{T−1}: T latents make T − 1 steps.
+variance "posterior", process "vp". The paper's x_1, ..., x_T are our z_0, ..., z_{T−1}: T latents make T − 1 steps. It
+draws by all of them, sampler="ancestral"; unless that is asked for, draws are made as of every `Diffusion`.
 
 What differs: the likelihood p(x | z_0) has no network, and the loss none of its term; ᾱ_t is the exponential of an
 integral, its log-odds within 0.05 of the product's.
@@ -34,8 +34,6 @@ class DDPM(Diffusion):
         features: as for `Diffusion`, and so are net, hidden, likelihood, classes, label_dropout, levels, low, high,
             loc, scale, blocks and attention.
     """
-
-    sampler = ("ancestral", 200)
 
     def __init__(
         self, features: int | Sequence[int], latents: int = 1000, net: str = "mlp", hidden: Sequence[int] | None = None,

@@ -80,7 +80,7 @@ class DiffusionBridge(Diffusion):
         self.steps = steps or 200
         self.shapes = {"x": self.shape, "x0": self.shape}
         self.noise, self.pairs = float(noise), pairs
-        self.sampler, self.samplers = ("ancestral", 200), ("ancestral",)
+        self.samplers = ("dpmpp_sde", "ancestral")
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ labels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +33,6 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.models.diffusion import Diffusion
 
 COUPLINGS = ("independent", "ot")
-log = logging.getLogger("ppgen")
 
 
 class FlowMatching(Diffusion):
@@ -86,7 +84,6 @@ class FlowMatching(Diffusion):
         )  # fmt: skip
         self.coupling = coupling
         if coupling == "ot":
-            self.sampler = ("heun", 20)
             self.samplers = ("ddim", "heun", "dpmpp", "unipc", "deis", "ode")
 
     def coupled(self, x: Tensor, t: Tensor, **columns: Tensor) -> Tensor | None:
@@ -100,12 +97,14 @@ class FlowMatching(Diffusion):
         _, alpha, sigma = self.coefficients(t)
         return alpha * rows + sigma * noise
 
-    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """The explicit chain; see `Diffusion`."""
-        if x is None and self.repeats and self.samplers:
-            log.warning("the explicit chain of FlowMatching(coupling='ot') draws otherwise than its ODE, which it was "
-                        "trained for; draw by sample_diffusion(run) (ppgen sample)")  # fmt: skip
-        return super().model(x, y)
+    def draws_apart(self) -> str | None:
+        """That coupled noise is of the ODE."""
+        if self.coupling == "independent":
+            return None
+        return (
+            "the explicit chain of FlowMatching(coupling='ot') draws otherwise than its ODE, which it was trained for; "
+            "draw by sample_diffusion(run) (ppgen sample)"
+        )
 
     @classmethod
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from ppgen.distributions.dequantize import grid_arguments
 from ppgen.errors import PpgenError
 from ppgen.nets import MLP
 
+AT_ONCE = 0.5  # values a step, up to which draws are taken to reveal one at a time
 SMALLEST = 1e-6  # time: the cost of a unit of time has 1/t in it
 
 
@@ -47,7 +48,7 @@ class MaskedDiffusion(Chain):
         hidden: widths of the residual layers of the network, which sees which value is which, and no time.
         steps: T of the explicit chain; 0 trains its limit T → ∞, the chain then having 64 steps. The ELBO that is shown
             is then the limit's, whose draws reveal one value at a time; a step of 64 reveals D / 64 in the mean, each
-            without a look at the others, so that draws are of a somewhat lower log p(x).
+            without a look at the others, so that draws are of a somewhat lower log p(x): `sample` says so.
 
     Raises:
         PpgenError: an argument out of range; a column of another size.
@@ -101,6 +102,17 @@ class MaskedDiffusion(Chain):
             z = pyro.sample(f"z_{self.steps}", self.forward(x, 1.0))
             for i, (s, t) in zip(reversed(range(self.steps)), self.grid(), strict=True):
                 z = pyro.sample(f"z_{i}", self.posterior(z, x, s, t))
+
+    def draws_apart(self) -> str | None:
+        """That the steps of draws reveal many values at once, where the bound is of draws that reveal each alone."""
+        size, at_once = len(self.zero), len(self.zero) / self.steps
+        if not self.limit or at_once <= AT_ONCE:
+            return None
+        return (
+            f"draws of {self.name} reveal {at_once:.2g} value(s) a step ({size} in {self.steps}), none with a look at "
+            "the others; its bound is of draws that reveal one at a time. For draws closer to these set the program's "
+            f"steps, run.program.steps = {math.ceil(size / AT_ONCE)}"
+        )
 
     def predict(self, z: Tensor) -> Tensor:
         """log p_θ(x_d = k | z_t), (..., D) of 0, ..., K -> (..., D, K)."""

@@ -173,6 +173,10 @@ class Program(nn.Module):
         """Whether its sites repeat too often to be run one by one: a chain of a thousand steps."""
         return False
 
+    def draws_apart(self) -> str | None:
+        """A sentence on how draws of `model` differ from what it was trained to draw; None: they do not."""
+        return next((said for p in self.inner_programs if (said := p.draws_apart())), None)
+
     @contextmanager
     def in_brief(self) -> Iterator[None]:
         """Within it, the program has the same contract and parameters and few sites: what is checked."""

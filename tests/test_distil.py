@@ -157,6 +157,26 @@ def test_a_step_that_does_not_end_where_the_ode_does_is_said(caplog):
         assert (f"ends {push:.2g}" in caplog.text) == said and bool(caplog.text) == said
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.97, False), (0.85, True), (1.15, True)])
+def test_draws_of_another_width_along_a_narrow_direction_are_said(caplog, share, said):
+    """Of x whose narrow direction has 2% of the variance, so that the distance to the ODE's ends is 0.02 sd."""
+
+    class Stretched(KnownConsistency):
+        def predict(self, z, t, **columns):
+            _, alpha, sigma = self.coefficients(t)
+            x, first = super().predict(z, t, **columns)[0], (self.gamma(0.0) / 2).exp()
+            end = z / alpha - (sigma / alpha - first) / (sigma / alpha) * (z / alpha - x)  # of the jump
+            narrow = torch.linalg.eigh(self.data.covariance_matrix)[1][:, 0]
+            off = (share - 1) * ((end - self.mean) @ narrow)[..., None] * narrow
+            return x + off * (sigma / alpha) / (sigma / alpha - first), None
+
+    how = {"factor": ((1.0, 0.0), (0.9, 0.2)), "low": -6.0, "high": 6.0}
+    torch.manual_seed(0)
+    _warn_if_far(KnownChain(**how), Stretched(**how), {"x": torch.zeros(300, 2).double()}, 60)
+    assert ("along a direction of x" in caplog.text) == said == bool(caplog.text), caplog.text
+    assert not said or f"15% too {'small' if share < 1 else 'large'}" in caplog.text
+
+
 @pytest.mark.parametrize("other", [{"process": "ve"}, {"schedule": "cosine"}, {"gamma_low": -5.0}, {"scale": [2.0]}])
 def test_what_is_trained_has_the_states_and_units_of_the_chain(other):
     teacher, data = labelled()

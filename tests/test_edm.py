@@ -6,13 +6,11 @@ import torch
 from known import normal
 from torch.distributions import Normal
 
-from ppgen.inference.diffusion.samplers import _usual
 from ppgen.models import EDM
 
 
-def test_the_levels_of_its_sampler():
+def test_the_levels_of_its_schedule():
     model, n = EDM(2, hidden=(4,)).double(), 18
-    assert _usual(model) == ("heun", 18) and _usual(model, steps=7) == ("heun", 7)
     times = [1.0] + [s for s, _ in model.grid(n)]
     sigma = torch.stack([(model.gamma(t) / 2).exp()[0] for t in times])
     i = torch.arange(n + 1).double() / n

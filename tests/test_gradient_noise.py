@@ -8,6 +8,7 @@ from known import GuidedNormalMean, normal
 
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, gradient_noise
+from ppgen.models import Diffusion
 
 X = normal(12).double() + 1.0
 
@@ -51,3 +52,12 @@ def test_the_random_state_is_left_alone(run):
     before = torch.get_rng_state()
     gradient_noise(run, {"x": X}, choices=["sampled"], repeats=3)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_of_a_long_chain_what_it_is_trained_by():
+    """All objectives over its 1 000 steps took a minute a gradient; a short chain has them beside."""
+    x = {"x": normal(8, 2)}
+    rows, refused = gradient_noise(fit(Diffusion(2, hidden=(4,), steps=0), x, steps=0), x, repeats=2)
+    assert {row.choice for row in rows} == {"subsampled"} and not refused
+    rows, _ = gradient_noise(fit(Diffusion(2, hidden=(4,), steps=2), x, steps=0), x, particles=2, repeats=2)
+    assert {row.choice for row in rows} >= {"subsampled", "analytic", "iwae"}

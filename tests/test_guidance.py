@@ -110,3 +110,17 @@ def test_a_guided_chain_has_no_density():
         Guided(guided, lambda x, z, t: x.sum(-1) + z.sum(-1))
     with pytest.raises(PpgenError, match="that of FlowMatching as set is not"):
         Guided(FlowMatching(2, hidden=(4,), coupling="ot"), lambda x, z, t: z.sum(-1))
+
+
+def test_a_weight_that_is_too_steep_is_said(caplog):
+    """A loss of x̂ alone: draws of x ~ N(0, 1) seen at 2 with a noise of 0.1 were near 0, or at 10^6."""
+    known = KnownChain(mean=(0.0, 0.0), factor=((1.0, 0.0), (0.0, 1.0)))
+    for precision, said in ((50.0, True), (0.5, False)):
+        guided = Guided(known, lambda x, z, t, k=precision: -k * (x[:, 0] - 2) ** 2)
+        sample_diffusion(guided, 20, seed=0)
+        assert ("moved x̂ by up to" in caplog.text) == said, caplog.text
+        assert len(caplog.records) == said
+        caplog.clear()
+    weight = linear_weight(known, torch.tensor([[1.0, 0.0]]).double(), torch.tensor([3.0]).double(), 0.01)
+    sample_diffusion(Guided(known, weight), 20, seed=0)
+    assert not caplog.records

@@ -128,6 +128,21 @@ def test_levels_of_any_grid():
         MaskedDiffusion.from_data({"x": normal(12, 3)})
 
 
+def test_draws_that_reveal_many_values_at_once_are_said(caplog):
+    """Once; the remedy works, and explicit chains and few values go without a word."""
+    model = MaskedDiffusion(64, hidden=(4,))
+    sample(model, 2500, seed=0)
+    (said,) = caplog.messages
+    assert "1 value(s) a step (64 in 64)" in said and "run.program.steps = 128" in said
+    caplog.clear()
+    model.steps = 128
+    assert sample(model, 3, seed=0)["x"].shape == (3, 64)
+    for silent in (MaskedDiffusion(32, hidden=(4,)), MaskedDiffusion(64, hidden=(4,), steps=9)):
+        sample(silent, 2, seed=0)
+        loglik(silent, {"x": torch.zeros(2, silent.shape[0])}, particles=4)
+    assert not caplog.messages
+
+
 class Copies(MaskedDiffusion):
     """Of x whose values are all one bit: what is masked is what is seen, and a coin where nothing is."""
 

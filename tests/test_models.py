@@ -62,6 +62,7 @@ from ppgen.inference.diffusion.impute import impute
 from ppgen.inference.diffusion.ode import ode_loglik
 from ppgen.inference.diffusion.path_weights import chain_weights
 from ppgen.inference.diffusion.samplers import SAMPLERS, sample_diffusion
+from ppgen.inference.diffusion.variance_error import variance_error
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.evaluation.compiled_sampler import compiled_sampler
 from ppgen.inference.evaluation.ecdf_bands import p_value
@@ -535,6 +536,16 @@ def of_impute(folder):
 def of_samplers(folder):
     known = KnownChain()
     draws_agree(sample_diffusion(known, 4000, "dpmpp", 60, seed=0), known.mean, known.data.variance)
+
+
+@torch.no_grad()
+def of_variance_error(folder):
+    """Of one step of `ancestral`, whose mean and variance are those of its conditional."""
+    known = KnownChain(mean=(0.0, 0.0), factor=((1.0, 0.0), (0.0, 1.0)))
+    p = known.reverse(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), 0.0, 1.0).base_dist
+    _, alpha, sigma = known.coefficients(0.0)
+    variance = float((p.loc[1, 0] ** 2 * known.base().base_dist.variance[0] + p.variance[0, 0]) / (alpha**2 + sigma**2))
+    assert variance_error(known, SAMPLERS["ancestral"], 1) == pytest.approx(variance - 1)
 
 
 def of_guidance(folder):

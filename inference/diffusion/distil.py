@@ -9,7 +9,7 @@ a grid that follow each other: z_t ~ q(z_t | x), z_s by one step of the chain's 
 
 f_θ is one step of `ddim` of a program of the chain's kind, and starts as the chain itself. The sampler `consistency`
 draws by it: of one step it is f; of more, noise is added back between. There is no log p(x) of these draws. Where a
-step ends far from the ODE's end after training, that is said.
+step ends far from the ODE's end after training, or its draws are narrower or wider along some direction, that is said.
 
 Sources: Consistency Models (Song et al., 2023, arXiv:2303.01469), algorithm 2 and the sampler, algorithm 1; Improved
 Techniques for Training Consistency Models (Song & Dhariwal, 2023, arXiv:2310.14189), θ⁻ = θ and grids that grow.
@@ -36,7 +36,10 @@ from ppgen.run import Run, prepare_columns
 
 FIRST = 4  # intervals
 COMPARED = 256  # rows at which a step is compared with the ODE
-FAR = 0.25  # standard deviations of the draws: that is then up to 3% too large
+FAR = 0.25  # standard deviations of the draws
+NARROWER = 0.1  # share of a standard deviation, along one of the first `DIRECTIONS` principal directions of the draws
+DIRECTIONS = 16
+LEAST = 1e-3  # of the widest: below it a direction is none
 
 log = logging.getLogger("ppgen")
 
@@ -133,7 +136,19 @@ def _warn_if_far(teacher: GaussianChain, student: GaussianChain, data: Mapping[s
     z = teacher.base().expand([2, rows]).sample()
     ends = heun(teacher, intervals, z, **columns) / teacher.coefficients(0.0)[1]
     spread = (ends[0] - ends[1]).square().mean().div(2).sqrt()  # of one row's columns
-    off = float((jump(student, z, 1.0, **columns) - ends).square().mean().sqrt() / spread)
+    jumps = jump(student, z, 1.0, **columns)
+    off = float((jumps - ends).square().mean().sqrt() / spread)
+    flat = ends.flatten(0, -2)
+    _, size, rows_along = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    along = rows_along[size > LEAST * size[0]][:DIRECTIONS].T
+    share = (jumps.flatten(0, -2) @ along).std(0) / (flat @ along).std(0) - 1
+    worst = float(share[share.abs().argmax()])
+    if off < FAR and not abs(worst) < NARROWER:
+        log.warning(
+            "one step of the distilled %s draws a standard deviation that is %.2g%% too %s along a direction of x, "
+            "beside the ODE; train it longer (steps=), or draw from the chain",
+            student.name, 100 * abs(worst), "large" if worst > 0 else "small",
+        )  # fmt: skip
     if not off < FAR:
         log.warning(
             "one step of the distilled %s ends %.2g standard deviations of its draws (root mean square) from where the "

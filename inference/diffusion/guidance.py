@@ -8,6 +8,9 @@ of x̂(z_t) in its place (`weight` as a function of x̂ alone) is an approximati
 the chain: exact where the data are a normal of variance s² I in these (s = 1, and 0.5 of an `EDM`), an approximation
 elsewhere.
 
+A loss of x̂ alone that is steep is no approximation where the noise is large: its slope there moves x̂ by many standard
+deviations of the data, and draws end anywhere, or diverge. Where that was so, it is said.
+
 Sources: Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021, arXiv:2105.05233), classifiers;
 Diffusion Posterior Sampling (Chung et al., 2023, arXiv:2209.14687), losses of x̂; Pseudoinverse-Guided Diffusion Models
 for Inverse Problems (Song et al., 2023, OpenReview 9_gsMA8MRKQ), the linear weight.
@@ -15,6 +18,8 @@ for Inverse Problems (Song et al., 2023, OpenReview 9_gsMA8MRKQ), the linear wei
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -25,6 +30,8 @@ from torch.distributions import MultivariateNormal
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.errors import PpgenError
 
+log = logging.getLogger("ppgen")
+FAR = 10.0  # standard deviations of the data, by which no weight should move the mean of x
 Weight = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -42,6 +49,7 @@ class Guided(GaussianChain):
     """
 
     sampled_only = True
+    moved = 0.0  # the furthest that x̂ was moved since the last draws ended, in standard deviations of the data
 
     def __init__(self, program: GaussianChain, weight: Weight):
         super().__init__()
@@ -56,7 +64,8 @@ class Guided(GaussianChain):
             )
         self.program, self.weight_of = program, weight
         self.schedule, self.process, self.variance = program.schedule, program.process, program.variance
-        self.steps, self.zero, self.data_scale = program.steps, program.zero, program.data_scale
+        self.steps, self.limit, self.zero = program.steps, program.limit, program.zero
+        self.data_scale = program.data_scale
         self.sampler, self.samplers, self.categories = program.sampler, program.samplers, program.categories
         self.shapes, self.__dict__["model"] = program.shapes, program.model  # whose arguments are the columns
         self.train(program.training)
@@ -74,7 +83,10 @@ class Guided(GaussianChain):
                 )
             (slope,) = torch.autograd.grad(log_w.sum(), z)
         _, alpha, sigma = self.coefficients(t)
-        return (x + sigma**2 / alpha * slope).detach(), raw
+        by = sigma**2 / alpha * slope
+        furthest = float(by.abs().max()) / self.data_scale
+        self.moved = max(self.moved, math.inf if math.isnan(furthest) else furthest)
+        return (x + by).detach(), raw
 
     def base(self, **columns: Tensor) -> TorchDistribution:
         return self.program.base(**columns)
@@ -96,6 +108,13 @@ class Guided(GaussianChain):
 
     def likelihood(self, z: Tensor, **columns: Tensor) -> TorchDistribution:
         """p(x | z_0) of the chain: at its noise the weight makes no difference."""
+        if self.moved > FAR:
+            log.warning(
+                "the weight of guidance moved x̂ by up to %.2g standard deviations of the data, so that it is too steep "
+                "for an approximation, and draws may be anywhere; take a weaker one, or one that knows the noise, as "
+                "linear_weight does", self.moved,
+            )  # fmt: skip
+        self.moved = 0.0
         return self.program.likelihood(z, **columns)
 
     def left(self, t: Tensor | float) -> Tensor:

@@ -8,9 +8,8 @@ it foresees the known ones',
 
 so that, with K and the number of steps, the particles become draws of the conditional of the model whose reverse chain
 undoes its forward process. (Setting the known values without weights, as is often done, has no such limit.) The steps
-are even in log-SNR, whatever the schedule: where one step changes much, the chain's own variance is too narrow for what
-the true step may be, and the weights would follow the noise of the known values' path. What is left at 100 steps is a
-variance a few percent too small.
+are those of `dpmpp_sde`: even in log-SNR, with x̂ extrapolated to their middle. Where one step changes much, the chain's
+own variance is too narrow for what the true step may be, and the weights follow the noise of the known values' path.
 
 Source: Diffusion Probabilistic Modeling of Protein Backbones in 3D for the Motif-Scaffolding Problem (Trippe et al.,
 2023, arXiv:2206.04119), SMCDiff; systematic resampling: Kitagawa (1996).
@@ -21,14 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppgen.chains.gaussian_chain import GaussianChain
 from ppgen.data import Table
 from ppgen.errors import PpgenError
-from ppgen.inference.diffusion.samplers import chain_of
+from ppgen.inference.diffusion.samplers import Middle, chain_of
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
@@ -57,7 +55,7 @@ def impute(
             values and some of their own, and tell less than as many independent ones; a row that is repeated in x has
             independent draws.
         particles: K, each a network call a step.
-        steps: even in log-SNR, whatever the chain's own.
+        steps: even in log-SNR, unless as many as an explicit chain has.
         given: other columns of the model, one value a row or for all.
         seed: of the draws.
         report: called with (steps done, of how many).
@@ -100,7 +98,7 @@ def _up(program: GaussianChain, values: Tensor, mask: Tensor, steps: int, contex
     filled = torch.where(mask, values, program.decode(torch.zeros_like(values)))
     path = [program.forward(filled, 1.0).sample()]
     _require_possible(program.likelihood(path[0], **context), values, mask)
-    for s, t in _even_steps(program, steps):
+    for s, t in program.sampling_grid(steps):
         path.append(program.posterior(path[-1], filled, s, t).sample())
     return path
 
@@ -112,22 +110,17 @@ def _down(
     """Particles (K, rows, D) and their log-weights (K, rows) at time 0, the known values on their path."""
     steps = len(path)
     log_w = z.new_zeros(z.shape[:-1])
-    for i, ((s, t), target) in enumerate(zip(_even_steps(program, steps), path, strict=True), 1):
-        p: Any = program.reverse(z, s, t, **context).base_dist
+    middle = Middle(program, steps, context)
+    for i, ((s, t), target) in enumerate(zip(program.sampling_grid(steps), path, strict=True), 1):
+        _, x = middle(z, s, t)
+        p: Any = program.posterior_at(z, x, s, t).base_dist
         log_w = log_w + (p.log_prob(target) * mask).sum(-1)
         z = torch.where(mask, target, p.sample())
-        z, log_w = _resampled(z, log_w)
+        both, log_w = _resampled(torch.cat([z, middle.latest], -1), log_w)  # a particle keeps the x̂ it came from
+        z, middle.latest = both.chunk(2, -1)
         if report is not None:
             report(i, steps)
     return z, log_w
-
-
-def _even_steps(program: GaussianChain, steps: int) -> list[tuple[float, float]]:
-    """So many steps (s, t) from t = 1 down to s = 0, of about one length in γ."""
-    times = np.linspace(0.0, 1.0, 1001)
-    gamma = program.gamma(torch.as_tensor(times)).flatten().double().cpu().numpy()
-    ends = np.interp(np.linspace(gamma[0], gamma[-1], steps + 1), gamma, times).tolist()[::-1]
-    return list(zip(ends[1:], ends, strict=False))
 
 
 def _resampled(z: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor]:

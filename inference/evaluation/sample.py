@@ -96,6 +96,8 @@ def sample(
     program = program_of(run)
     if not isinstance(n, int) or n < 1:
         raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
+    if apart := program.draws_apart():
+        log.warning("%s", apart)
     structure = run.structure if isinstance(run, Run) else None
     constant = () if structure is None else set(program.columns) - set(structure.row_columns)
     rows = [k for k in given or {} if k not in constant]  # a row's values, or those of a site

@@ -51,7 +51,7 @@ class GradientNoise(NamedTuple):
 
 
 def gradient_noise(
-    run: Run, data: Any, *, choices: Sequence[str] = CHOICES, particles: int = 8, repeats: int = 100,
+    run: Run, data: Any, *, choices: Sequence[str] | None = None, particles: int = 8, repeats: int = 100,
     seed: int = 0,
 ) -> tuple[list[GradientNoise], dict[str, str]]:  # fmt: skip
     """The ratio for each choice, at the run's parameters, on all rows at once.
@@ -59,7 +59,8 @@ def gradient_noise(
     Args:
         run: fitted, or of no steps.
         data: columns. A guide that has learnt its rows by heart takes all that it was fitted to.
-        choices: an objective each, with an estimator behind it where it is not the default ("sampled sticking").
+        choices: an objective each, with an estimator behind it where it is not the default ("sampled sticking"). None:
+            all; of a long chain "subsampled" alone, as others take a network call for each of its steps.
         particles: draws of the latents a gradient.
         repeats: R, at least 2.
 
@@ -73,6 +74,9 @@ def gradient_noise(
         raise PpgenError(f"repeats is {repeats}; a variance needs 2 at least")
     program, structure = run.program, run.structure
     table = prepare_columns(data, program, run.dtype)
+    if choices is None:
+        own = ("subsampled",) if program.subsamples else ()
+        choices = own if program.repeats else (*own, *CHOICES)
     found: list[GradientNoise] = []
     refused: dict[str, str] = {}
     for choice in choices:

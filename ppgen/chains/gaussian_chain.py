@@ -59,7 +59,7 @@ class GaussianChain(Chain):
         variance: of p_θ(z_s | z_t): "posterior" c σ_s², "forward" c σ_t², or "learned" between the two.
         zero: a buffer of zeros, (D,).
         data_scale: the standard deviation of the data in the units of the chain.
-        sampler: and its steps, where none is asked for; None: chosen by D.
+        sampler: and its steps, where none is asked for; None: chosen by D and T.
         samplers: those that are right for it; none: all.
     """
 
@@ -109,7 +109,11 @@ class GaussianChain(Chain):
 
     def posterior(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
         """q(z_s | z_t, x)."""
-        mean, (variance, _) = self._between(z, self.encode(x), s, t)
+        return self.posterior_at(z, self.encode(x), s, t)
+
+    def posterior_at(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
+        """q(z_s | z_t, x), x in the units of the chain."""
+        mean, (variance, _) = self._between(z, x, s, t)
         return Normal(mean, variance.sqrt().expand(mean.shape)).to_event(1)
 
     def reverse(self, z: Tensor, s: Tensor | float, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
@@ -157,6 +161,27 @@ class GaussianChain(Chain):
     def gamma(self, t: Tensor | float) -> Tensor:
         """γ(t) = −log SNR, (..., 1)."""
         return self.schedule(self.time(t))[..., None]
+
+    def times_of(self, gamma: Tensor) -> Tensor:
+        """The times t with γ(t) = gamma, by bisection; 0 or 1 beyond the ends. (...) -> (...)."""
+        low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = self.gamma(middle)[..., 0] < gamma
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def sampling_grid(self, steps: int) -> list[tuple[float, float]]:
+        """Steps (s, t) from t = 1 down to s = 0, even in log-SNR; of as many as the explicit chain has, its own.
+
+        A schedule says where training looks. To a sampler x of every scale is alike, and each has its own γ.
+        """
+        if steps == self.steps and not self.limit:
+            return self.grid()
+        first, last = (self.gamma(t).double() for t in (0.0, 1.0))
+        inner = self.times_of(last + (first - last) * torch.arange(1, steps).to(first) / steps)
+        times = [1.0, *inner.tolist(), 0.0]
+        return list(zip(times[1:], times, strict=False))
 
     def coefficients(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """γ, α and σ at t, each (..., 1)."""

@@ -17,7 +17,11 @@ def gradients(
     data: opt.Data = None,
     settings: opt.Set = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="One to try, as in 'sampled sticking' or 'renyi(alpha=0.3)'; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="One to try, as in 'sampled sticking' or 'renyi(alpha=0.3)'; repeatable. "
+            "[default: all; of a long chain subsampled]"
+        ),
     ] = None,
     particles: Annotated[int, typer.Option(help="Draws of the latents a gradient.")] = 8,
     rows: Annotated[int, typer.Option(help="Rows of the data, the first ones.")] = 1000,

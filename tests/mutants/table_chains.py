@@ -21,14 +21,14 @@ MUTANTS = [
     ),
     Mutant(
         "dpmpp_last_order",
-        "if self.before is not None and not (s == 0.0 and self.steps < 15):",
-        "if self.before is not None:",
+        "if len(self.length) and not (s == 0.0 and self.steps < 15):",
+        "if len(self.length):",
         "tests/test_samplers.py::test_dpmpp_is_its_published_update",
     ),
     Mutant(
         "dpmpp_ratio",
-        "* step / (2 * self.before[1])",
-        "* self.before[1] / (2 * step)",
+        "* step / (2 * self.length)",
+        "* self.length / (2 * step)",
         "tests/test_samplers.py::test_dpmpp_is_its_published_update",
     ),
     Mutant(
@@ -298,10 +298,10 @@ MUTANTS = [
         "tests/test_vdm.py::test_probabilities_of_a_held_schedule_are_those_of_a_learned_one",
     ),
     Mutant(
-        "impute_at_steps_even_in_time",
-        "ends = np.interp(np.linspace(gamma[0], gamma[-1], steps + 1), gamma, times).tolist()[::-1]",
-        "ends = np.linspace(0.0, 1.0, steps + 1).tolist()[::-1]",
-        "tests/test_impute.py::test_the_conditional_whatever_the_schedule",
+        "samplers_at_steps_even_in_time",
+        "times = [1.0, *inner.tolist(), 0.0]",
+        "times = [1 - i / steps for i in range(steps + 1)]",
+        "tests/test_samplers.py::test_steps_are_even_in_log_snr_whatever_the_schedule[linear]",
     ),
     Mutant(
         "gridnormal_window",
@@ -371,8 +371,8 @@ MUTANTS = [
     ),
     Mutant(
         "guidance_without_its_scale",
-        "return (x + sigma**2 / alpha * slope).detach(), raw",
-        "return (x + sigma**2 * slope).detach(), raw",
+        "by = sigma**2 / alpha * slope",
+        "by = sigma**2 * slope",
         "tests/test_guidance.py::test_a_linear_observation_of_independent_normals_is_exact",
     ),
 ]
