@@ -515,6 +515,40 @@ def test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_a
     assert predictive(checks)[0].verdict == "fine"
 
 
+def _walk(rng, rows, carried):
+    """Errors of variance 1 and of an autocorrelation."""
+    e = rng.normal(size=rows)
+    for i in range(1, rows):
+        e[i] = carried * e[i - 1] + (1 - carried**2) ** 0.5 * e[i]
+    return e
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["rows", "loop"])
+@pytest.mark.parametrize("kind", ["autocorrelation", "trend", "independent", "sorted"])
+def test_a_trend_or_an_autocorrelation_that_the_model_leaves_out_is_told(kind, loop):
+    """y ~ N(m, sd) under Jeffreys' prior, whose posterior predictive is a closed form."""
+    told, n = 0, 60
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        y = _walk(rng, n, 0.6 if kind == "autocorrelation" else 0.0) + (kind == "trend") * np.linspace(-2.5, 2.5, n)
+        y = np.sort(y) if kind == "sorted" else y
+        sd = np.sqrt(np.square(y - y.mean()).sum() / rng.chisquare(n - 1, 1000))[:, None]
+        drawn = y.mean() + sd * (rng.normal(size=(1000, 1)) / n**0.5 + rng.normal(size=(1000, n)))
+        tree = _both({"x": drawn[None]}, {"x": y})
+        (found,) = predictive(predictive_checks(_apart(tree) if loop else tree))
+        told += any(c["statistic"] == "correlation of neighboring residuals" for c in found.details["off"])
+    assert told >= 20 if kind in ("autocorrelation", "trend") else told <= 1
+
+
+def test_neighbors_are_of_values_in_a_row_alone():
+    """Of a table of values the neighbors in memory are columns, which a model may take for the same."""
+    rng = np.random.default_rng(0)
+    drawn, y = (rng.normal(size=shape) + np.repeat(rng.normal(size=(*shape[:-1], 1)), 2, -1)
+                for shape in ((1, 500, 40, 2), (40, 2)))  # fmt: skip
+    checks = predictive_checks(_both({"x": drawn}, {"x": y}))
+    assert "correlation of neighboring residuals" not in {c.statistic for c in checks}
+
+
 @pytest.mark.parametrize("kind", ["missing", "masked", "censored", "few draws"])
 def test_what_cannot_be_compared_with_draws_is_left_out(kind):
     x, drawn = np.r_[np.zeros(20), 99.0], np.random.default_rng(0).normal(size=(1, 500, 21))

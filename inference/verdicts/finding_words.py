@@ -438,6 +438,11 @@ def _other_likelihood(off: list[dict[str, Any]]) -> str:
             "What spreads more than its model: of counts or successes a negative binomial, a part of zeros of its own, "
             "or an effect for each row; else a scale that is learned, or heavier tails."
         )
+    if names == {"correlation of neighboring residuals"}:
+        return (
+            "Write what goes along the rows into the model: a trend, an autocorrelation, groups. Rows whose order "
+            "means nothing and which were sorted, as by kind, need nothing."
+        )
     if "share of zeros" in above:
         return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
     if names <= {"least", "largest", "largest residual"}:

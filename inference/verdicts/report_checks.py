@@ -2,7 +2,7 @@
 
 A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.002 to 0.998, x_rep drawn from the posterior
 predictive: of a model that is right these probabilities crowd about 1/2 (they use the data twice), so that at 0.2% a
-side the seven statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is. Of
+side the eight statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is. Of
 more than four sites the 0.2% is that of four, and the sites of a loop are one, y_0 ... y_29.
 Residuals are z = (x - E x_rep) / sd x_rep, value by value: their spread tells dispersion that the values' own sd, which
 is that of the covariates as well, does not. Whether the ELBO was still rising is told by `ppgen.inference.trend`.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RARE, SITES = 0.002, 4  # probability of a statistic, on either side, of so many sites
 MOST_SITES = 16
-RESIDUALS = ("spread of the residuals", "largest residual")
+RESIDUALS = ("spread of the residuals", "largest residual", "correlation of neighboring residuals")
 MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
 
 
@@ -74,7 +74,9 @@ def predictive_checks(tree: DataTree) -> list[Check]:
     rare = RARE * min(1.0, SITES / max(min(len(groups), MOST_SITES), 1))
     for where, names in list(groups.items())[:MOST_SITES]:
         x, draws = zip(*(_compared(tree, n) for n in names), strict=True)
-        found += [c._replace(rare=rare) for c in _checks(where, np.concatenate(x), np.concatenate(draws, 1))]
+        one = tree["observed_data"].dataset[names[0]]
+        ordered = one.size == max(one.shape if len(names) == 1 else (1,), default=1)
+        found += [c._replace(rare=rare) for c in _checks(where, np.concatenate(x), np.concatenate(draws, 1), ordered)]
     return found
 
 
@@ -124,13 +126,13 @@ def _values(tree: DataTree, group: str, name: str) -> np.ndarray:
     return tree[group].dataset[name].values
 
 
-def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
+def _checks(name: str, x: np.ndarray, drawn: np.ndarray, ordered: bool) -> list[Check]:
+    """Of a site's values, (n,), and those of S data sets, (S, n); ordered: one a row, or a step of a loop."""
     if not len(x) or not len(drawn):
         return []
     values = np.concatenate([x[None], drawn])
     found = []
-    for words, fn in _statistics(values).items():
-        t, *rest = fn(values)
+    for words, (t, *rest) in _statistics(values, ordered).items():
         r = np.array(rest)
         p = float(((r > t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))
         low, high = np.quantile(r, [0.05, 0.95])
@@ -138,26 +140,28 @@ def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
     return found
 
 
-def _statistics(values: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Functions of data sets, (S, n) -> (S,), that say something of the first of these, which is one among equals: the
+def _statistics(values: np.ndarray, ordered: bool) -> dict[str, np.ndarray]:
+    """Statistics of data sets, (S, n) -> (S,), that say something of the first of these, which is one among equals: the
     means and sds of the residuals are over all."""
     x = values[0]
-    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mean": lambda v: v.mean(1)}
+    found = {"mean": values.mean(1)}
     if len(x) == 1:
         return found
-    found |= {"sd": lambda v: v.std(1), "least": lambda v: v.min(1), "largest": lambda v: v.max(1)}
+    found |= {"sd": values.std(1), "least": values.min(1), "largest": values.max(1)}
     if x.min() == 0 and x.max() > 1 and (x == x.round()).all():
-        found["share of zeros"] = lambda v: (v == 0).mean(1)
+        found["share of zeros"] = (values == 0).mean(1)
     loc, scale = values.mean(0), values.std(0)
     sure = scale > 0
-
-    def residuals(v: np.ndarray) -> np.ndarray:
-        return (v[:, sure] - loc[sure]) / scale[sure]
-
-    if sure.any():
-        spread, largest = RESIDUALS
-        found[spread] = lambda v: np.square(residuals(v)).mean(1) ** 0.5
-        found[largest] = lambda v: np.abs(residuals(v)).max(1)
+    if not sure.any():
+        return found
+    residuals = (values[:, sure] - loc[sure]) / scale[sure]
+    squared = np.square(residuals)
+    spread, largest, neighbours = RESIDUALS
+    found |= {spread: squared.mean(1) ** 0.5, largest: squared.max(1) ** 0.5}
+    steps = np.diff(x[sure])
+    if ordered and (steps > 0).any() and (steps < 0).any():  # rows that were sorted by x are alike beside each other
+        alike = np.einsum("si,si->s", residuals[:, 1:], residuals[:, :-1])
+        found[neighbours] = alike / np.maximum(squared.sum(1), np.finfo(float).tiny)
     return found
 
 
