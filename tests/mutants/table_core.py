@@ -322,8 +322,8 @@ with holding({}):
     # -- comparison ----------------------------------------------------------------------------------------------
     Mutant(
         "paired_difference_as_if_unpaired",
-        "_sum_se(s.values - best.values)",
-        "math.hypot(_sum_se(s.values), _sum_se(best.values))",
+        "_sum_se(one.values - other.values)",
+        "math.hypot(_sum_se(one.values), _sum_se(other.values))",
         "tests/test_compare.py::test_a_paired_difference_is_that_of_the_rows",
     ),
     Mutant(
