@@ -471,6 +471,14 @@ def test_a_right_model_is_rarely_off_and_one_of_too_little_spread_is():
     )
 
 
+def test_no_share_of_zeros_is_asked_of_a_continuous_model_of_whole_numbers():
+    """Numbers that were rounded, one of them to 0: a normal has no zeros, and is no model of counts."""
+    rng = np.random.default_rng(0)
+    y = np.r_[0.0, rng.normal(5, 2, 59).round().clip(1)]
+    (found,) = predictive(predictive_checks(_both({"x": rng.normal(5, 2, (1, 1000, 60))}, {"x": y})))
+    assert found.verdict == "fine" and "share of zeros" not in found.details["statistics"]
+
+
 def _apart(tree):
     """The values of `x` as sites of a loop."""
     drawn, x = (tree[g]["x"].values for g in ("posterior_predictive", "observed_data"))

@@ -148,7 +148,7 @@ def _statistics(values: np.ndarray, ordered: bool) -> dict[str, np.ndarray]:
     if len(x) == 1:
         return found
     found |= {"sd": values.std(1), "least": values.min(1), "largest": values.max(1)}
-    if x.min() == 0 and x.max() > 1 and (x == x.round()).all():
+    if x.min() == 0 and x.max() > 1 and (values == values.round()).all():
         found["share of zeros"] = (values == 0).mean(1)
     loc, scale = values.mean(0), values.std(0)
     sure = scale > 0
