@@ -16,7 +16,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import ppgen
-from ppgen import PpgenError
+from ppgen import PpgenError, Program
 from ppgen.cli import app
 from ppgen.inference import fit, posterior
 from ppgen.inference.evaluation.compare import Score, _loo_se, _score, compare, held_out, loo
@@ -110,6 +110,26 @@ def test_draws_of_a_likelihood_to_a_power_have_no_loo():
             continue
         with pytest.raises(PpgenError, match="the log-probability of 'x'.*score a program without the scale"):
             loo(tree)
+
+
+def test_loo_of_a_discrete_latent():
+    """z ~ Bernoulli(1/2), x_i ~ N(2 z, 2), a guide that says 1/2: sums over both values. Its weights are two."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with ppgen.rows(x):
+            pyro.sample("x", dist.Normal(2 * z, 2.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(pyro.param("q", torch.tensor(0.5))))
+
+    x = X[:8]
+    found = loo(posterior(fit(Program.from_pair(model, guide), {"x": x}, steps=0), {"x": x}, draws=20_000))
+    each = stats.norm(np.array([0.0, 2.0]), 2.0).logpdf(x.double().numpy()[:, None])
+    whole = each.sum(0)
+    exact = np.logaddexp.reduce(whole) - np.logaddexp.reduce(whole - each, axis=1)
+    assert abs(found.total - exact.sum()) < 4.5 * found.se < 0.1 and found.bad == 0
+    assert found.values == pytest.approx(exact, abs=0.02)
 
 
 class Raters(NormalMean):

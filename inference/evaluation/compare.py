@@ -33,7 +33,7 @@ from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import warn_of_scales
 from ppgen.inference.evaluation.loglik import loglik, require_observed
 from ppgen.inference.evaluation.posterior import posterior
-from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.evaluation.psis import GOOD_K, smoothed
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
 from ppgen.run import Run, prepare_columns
@@ -200,9 +200,7 @@ def loo(tree: DataTree) -> Score:
     Raises:
         PpgenError: no log-likelihood by row; one that the program multiplies.
     """
-    from arviz_stats import loo as psis_loo  # type: ignore[attr-defined]
-    from arviz_stats import loo_approximate_posterior  # type: ignore[attr-defined]
-    from xarray import Dataset, DataTree
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     if "log_likelihood" not in tree.children:
         raise PpgenError("these draws have no group log_likelihood, from which LOO is computed; score held-out rows")
@@ -216,26 +214,22 @@ def loo(tree: DataTree) -> Score:
             "weighted by its density: no LOO here; score a program without the scale"
         )
     total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
-    latents = tree["posterior"].dataset
-    if total.sizes["draw"] < latents.sizes["draw"]:  # of many rows fewer draws have a likelihood
-        latents = latents.sel(draw=total["draw"])
-    small = DataTree.from_dict({"posterior": latents, "log_likelihood": Dataset({"x": total})})
+    log_lik = total.transpose("chain", "draw", ...).values.astype(np.float64)
+    S, n = log_lik.shape[0] * log_lik.shape[1], log_lik.shape[2]
+    log_w, r_eff = np.zeros(log_lik.shape[:2]), 1.0
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
-    log_w = np.zeros((total.sizes["chain"], total.sizes["draw"]))
     if stats is not None and "log_q" in stats:
-        log_w = (stats["log_p"] - stats["log_q"]).values
+        log_w = (stats["log_p"] - stats["log_q"]).values.astype(np.float64)
         if log_w.ndim != 2:
             raise PpgenError("the latents are one a row, so that leaving a row out leaves its latents out: no LOO here")
-        found = loo_approximate_posterior(
-            small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"
-        )
     else:
-        found = psis_loo(small, pointwise=True, var_name="x")
-    bad = int((np.asarray(found.pareto_k) > GOOD_K).sum())
-    observed = _observed_values(tree, total)
-    values = np.asarray(found.elpd_i, dtype=float).ravel()
-    se = _loo_se(total.transpose("chain", "draw", ...).values, log_w)
-    return Score("loo", values, se, bad, observed.astype(float), _rows_of(tree, total))
+        share = float(array_stats.ess(log_lik.sum(-1), method="mean")) / S  # nan of draws that are all the same
+        r_eff = share if 0 < share < 1 else 1.0
+    weights, khat = smoothed((log_w[..., None] - log_lik).reshape(S, n), r_eff)
+    values = np.logaddexp.reduce(weights + log_lik.reshape(S, n), 0)
+    observed = _observed_values(tree, total).astype(float)
+    bad = int((khat > GOOD_K).sum())
+    return Score("loo", values, _loo_se(log_lik, log_w), bad, observed, _rows_of(tree, total))
 
 
 def _loo_se(log_lik: np.ndarray, log_w: np.ndarray) -> float:
@@ -247,7 +241,6 @@ def _loo_se(log_lik: np.ndarray, log_w: np.ndarray) -> float:
         weight = np.exp(log - log.max((0, 1)))
         return weight / weight.mean((0, 1))
 
-    log_w = log_w.astype(np.float64)
     added = shares(log_w[..., None] - log_lik).sum(-1) - log_lik.shape[-1] * shares(log_w)
     spread = float(added.std())
     return 0.0 if spread == 0 else spread / math.sqrt(float(array_stats.ess(added, method="mean")))

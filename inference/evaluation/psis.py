@@ -39,8 +39,8 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
     return smoothed(log_w)[1]
 
 
-def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed log weights that sum to one, (K, n), and k-hat, (n,).
+def smoothed(log_w: np.ndarray, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed log weights that sum to one, (K, n), and k-hat, (n,); r_eff: the effective share of dependent draws.
 
     k-hat is 0 of weights that are few values, of which raw ones are given: ESS says how uneven these are. It is nan of
     fewer than 25 weights, to whose tail no law can be fitted, and infinite where the tail spans more than float64 can
@@ -50,7 +50,7 @@ def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
-    length = _tail_length(len(log_w))
+    length = _tail_length(len(log_w), r_eff)
     for i, column in enumerate(log_w.T.astype(np.float64)):
         if column.max() - column.min() < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
@@ -59,8 +59,8 @@ def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         elif (few := _above_ties(column, length)) < LEAST_TAIL:
             out[:, i], k[i] = column - np.logaddexp.reduce(column), 0.0
         else:
-            r_eff = 1.0 if few == length else 9 * len(column) / (few + 0.5) ** 2  # of which the tail is so many
-            out[:, i], k[i] = array_stats.psislw(-column, r_eff=r_eff)
+            share = r_eff if few == length else 9 * len(column) / (few + 0.5) ** 2  # of which the tail is so many
+            out[:, i], k[i] = array_stats.psislw(-column, r_eff=share)
     return out, k
 
 
@@ -101,9 +101,9 @@ def khat_se(khat: float, draws: int) -> float:
     return (1 + max(khat, 0.0)) / _tail_length(draws) ** 0.5
 
 
-def _tail_length(draws: int) -> int:
+def _tail_length(draws: int, r_eff: float = 1.0) -> int:
     """M, how many weights the law is fitted to."""
-    return draws // 5 if draws <= 225 else int(3 * draws**0.5)
+    return draws // 5 if draws * r_eff <= 225 else int(3 * (draws / r_eff) ** 0.5)
 
 
 def threshold(draws: int) -> float:
