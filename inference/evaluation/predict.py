@@ -384,22 +384,24 @@ def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tens
 def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, set[str]]]:
     """Whether the guide draws latents of new rows, and by column those of them that it draws without regard to it.
 
-    It does where the rows have all that it read at the fit; and a guide that was written for the program where it runs
-    without what is missing, if it reads a column that the model observes.
+    It does where the rows have all that it read at the fit, unless what it draws is the same at other values of all of
+    them: then it knows the fitted rows alone, by parameters of their own. So does a guide that was written for the
+    program where it runs without what is missing, if it reads a column that the model observes.
     """
     program, s = fitted.program, fitted.structure
     taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
     complete = bool(taken) and all(n in data for n in taken)
-    nothing_left_out = all(n in data for n in fitted.example)
     own = frozenset() if s is None else s.of_rows - {*s.summed}
-    if not own or nothing_left_out or not complete and not program._draws_itself:
+    if not own or not complete and not program._draws_itself:
         return complete, {}
     told = _held_draw(program, fitted.example, {})
 
     def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.random.fork_rng():  # the same noise each time
-            found = _held_draw(program, rows, {n: v for n, v in told.items() if n not in own})
-        return {n: v for n, v in found.items() if n not in told or n in own}
+        with torch.random.fork_rng(), holding({n: v for n, v in told.items() if n not in own}):  # the same noise
+            q = guide_run(program, rows)
+        found = {n: v for n, v in latents_of(q).items() if n not in told or n in own}
+        return {n: v if v.is_floating_point() and q.nodes[n]["fn"].has_rsample else q.nodes[n]["fn"].log_prob(v)
+                for n, v in found.items()}  # fmt: skip
 
     try:
         first = drawn(data)
@@ -407,9 +409,13 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
     except Exception:
         return complete, {}
     unread = {c: {n for n, v in first.items() if all(torch.equal(v, o[n]) for o in new)} for c, new in changed.items()}
+    if complete:
+        blind = all(own & first.keys() <= unread[c] for c in unread.keys() & {*taken})
+        left_out = any(n not in data for n in fitted.example)
+        return not blind, unread if left_out and not blind else {}
     sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
     observed = set().union(*columns_of(sites, fitted.example).values())
-    return complete or any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
+    return any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
 
 
 def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
