@@ -441,6 +441,8 @@ def _other_likelihood(off: list[dict[str, Any]]) -> str:
     """What to do about statistics that the model does not give."""
     names = {c["statistic"] for c in off}
     above = {c["statistic"] for c in off if c["p"] < 0.5}
+    if by := next((n.partition("residuals by ")[2] for n in names if "residuals by " in n), ""):
+        return f"The mean goes along {by} otherwise than the model says: add a curve, an interaction, or its groups."
     if "spread of the residuals" in above:
         return (
             "What spreads more than its model: of counts or successes a negative binomial, a part of zeros of its own, "
