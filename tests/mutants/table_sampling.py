@@ -170,14 +170,14 @@ MUTANTS = [
     # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
     Mutant(
         "khat_of_inverse_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(column)",
+        "array_stats.psislw(-column, r_eff=share)",
+        "array_stats.psislw(column, r_eff=share)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
         "khat_of_half_the_log_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(-column / 2)",
+        "array_stats.psislw(-column, r_eff=share)",
+        "array_stats.psislw(-column / 2, r_eff=share)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
