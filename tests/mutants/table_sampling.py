@@ -275,7 +275,7 @@ MUTANTS = [
     ),
     Mutant(
         "few_effective_draws_are_only_looked_at",
-        "LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG",
+        "LOOK if ess >= min(LEAST_ESS, K / 2) or ll.noise else WRONG",
         "LOOK",
         "tests/test_findings.py::test_one_effective_draw_is_wrong_whatever_khat",
     ),
