@@ -88,9 +88,14 @@ def guide(width: float, off: float, seed: int) -> list[str]:
 # -- models: rows -> data, (n,), and draws of the posterior predictive, (S, n) ---------------------------
 
 
-def normal_regression(rng: np.random.Generator, n: int, degrees: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+def normal_regression(
+    rng: np.random.Generator, n: int, degrees: float = math.inf, carried: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of errors of t's `degrees` and of an autocorrelation."""
     x = np.stack([np.ones(n), rng.normal(size=n)], 1)
     noise = rng.normal(size=n) if degrees == math.inf else rng.standard_t(degrees, n)
+    for i in range(1, n):
+        noise[i] = carried * noise[i - 1] + math.sqrt(1 - carried**2) * noise[i]
     y = x @ rng.normal(size=2) + rng.gamma(2.0, 0.5) * noise
     cov = np.linalg.inv(x.T @ x)
     best = cov @ x.T @ y
@@ -118,17 +123,26 @@ def exponential(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarra
 
 
 def groups(rng: np.random.Generator, n: int, of: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    member = np.eye(of)[rng.integers(0, of, n)]
+    member = np.eye(of)[np.sort(rng.integers(0, of, n))]
     y = member @ rng.normal(size=of) + rng.normal(size=n)
     cov = np.linalg.inv(member.T @ member + np.eye(of))
     level = cov @ member.T @ y + rng.normal(size=(PREDICTED, of)) @ np.linalg.cholesky(cov).T
     return y, level @ member.T + rng.normal(size=(PREDICTED, n))
 
 
+def random_walk(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Its levels are latent: what is drawn given them is near the observed, and as smooth."""
+    prior = np.minimum.outer(np.arange(1.0, n + 1), np.arange(1.0, n + 1))
+    y = rng.multivariate_normal(np.zeros(n), prior) + rng.normal(size=n)
+    gain = prior @ np.linalg.inv(prior + np.eye(n))
+    return y, rng.multivariate_normal(gain @ y, prior - gain @ prior, PREDICTED) + rng.normal(size=(PREDICTED, n))
+
+
 RIGHT = {"normal regression": normal_regression, "Poisson": poisson, "binomial": binomial, "exponential": exponential,
-         "groups": groups}  # fmt: skip
+         "groups in order": groups, "random walk": random_walk}  # fmt: skip
 OFF = {
     "t of 2.5 degrees as normal": partial(normal_regression, degrees=2.5),
+    "errors of correlation 0.6 as independent": partial(normal_regression, carried=0.6),
     "negative binomial (1.5) as Poisson": partial(poisson, spread=1.5),
     "beta-binomial (4) as binomial": partial(binomial, spread=4.0),
 }

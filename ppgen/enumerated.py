@@ -32,7 +32,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, reason
 from ppgen.handlers import Unmask
 from ppgen.sites import sample_sites
 from ppgen.terms import Runnable, Term, Traces, full_plates, guide_run, holding, partly_masked, run, term, terms, total
@@ -228,7 +228,9 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             except (IndexError, RuntimeError, ValueError) as e:
                 if isinstance(e, PpgenError | LinAlgError):
                     raise
-                raise _not_summable(program, names, f"it cannot be run at all of its values at once ({e})") from e
+                raise _not_summable(
+                    program, names, f"it cannot be run at all of its values at once ({reason(e)})"
+                ) from e
             one = sum(float(f.log_prob.sum()) / (power if f.role == "summed" else 1.0) for f in found)
             off, most = abs(one - expected), 1e-3 + 3e-6 * size
             if not off <= most:

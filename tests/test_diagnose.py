@@ -212,6 +212,33 @@ def test_laplace_is_diagnosed_as_a_normal():
     assert "close to" in (said := str(diagnose(run, {"x": x}, draws=100).findings[0])) or "is the posterior" in said
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.0], ids=["drawn at no site", "none"])
+def test_a_guide_is_not_said_to_miss_what_noise_at_no_site_does_to_its_weights(noise):
+    """z ~ N(0, 1), y_i ~ N(z + e_i, 0.1), e_i ~ N(0, noise) drawn by torch; the guide is the posterior."""
+    y = normal(20, seed=1) * 0.3 + 1.0
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        e = noise * torch.randn(20)
+        with pyro.plate("rows", 20):
+            pyro.sample("y", dist.Normal(z + e, 0.1), obs=y)
+
+    def guide(y):
+        variance = noise**2 + 0.1**2
+        sd = pyro.param("sd", torch.tensor((1 + 20 / variance) ** -0.5))
+        pyro.sample("z", dist.Normal(y.sum() / variance * sd**2, sd))
+
+    found = diagnose(fit(Program.from_pair(model, guide), {"y": y}, steps=0), {"y": y}, particles=500)
+    said = str(found.findings[0])
+    if noise:
+        assert (
+            found.verdict == "look" and "cannot be told: its weights are of what the program draws at no site" in said
+        )
+        assert not any("narrow" in str(f) or "is the guide's" in str(f) for f in found.findings)
+    else:
+        assert found.verdict == "fine" and "The guide is the posterior" in said
+
+
 def test_what_cannot_be_diagnosed_is_said():
     with pytest.raises(PpgenError, match="Gaussian has no latents"):
         diagnosed(Gaussian(), {"x": normal(5)})

@@ -1027,6 +1027,17 @@ def test_programs_that_draw_besides_are_summed_where_they_read_no_place(by):
             fit(Drawn(by, 0), y, steps=1, **SETTINGS)
 
 
+def test_a_program_that_asks_for_one_value_says_so_with_a_remedy():
+    """Pyro adds a table of shapes to torch's message, at which the sentence ended."""
+
+    def model(y):
+        z = pyro.sample("z", dist.Bernoulli(pyro.sample("p", dist.Beta(2.0, 2.0))))
+        pyro.sample("y", dist.Normal(1.0 if z.item() == 1 else 0.0, 0.5), obs=y)
+
+    with pytest.raises(PpgenError, match=r"all of its values at once \(.*Scalar\); .* draw its entries at sites"):
+        mcmc(model, {"y": torch.tensor(2.3)}, chains=4, draws=10)
+
+
 def test_entries_at_sites_of_their_own_are_summed_out():
     y, m = t(0.1, 3.0, 2.0, -1.0), t(0.4)
     found = log_joint(Program.from_pair(_sites_of_their_own), {"y": y})(m)

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.inference import calibrate, diagnose, fit, report
+from ppgen.inference import calibrate, diagnose, fit, posterior, report
 from ppgen.inference.evaluation.calibrate import _Calibration, _findings
 from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
@@ -471,6 +471,14 @@ def test_a_right_model_is_rarely_off_and_one_of_too_little_spread_is():
     )
 
 
+def test_no_share_of_zeros_is_asked_of_a_continuous_model_of_whole_numbers():
+    """Numbers that were rounded, one of them to 0: a normal has no zeros, and is no model of counts."""
+    rng = np.random.default_rng(0)
+    y = np.r_[0.0, rng.normal(5, 2, 59).round().clip(1)]
+    (found,) = predictive(predictive_checks(_both({"x": rng.normal(5, 2, (1, 1000, 60))}, {"x": y})))
+    assert found.verdict == "fine" and "share of zeros" not in found.details["statistics"]
+
+
 def _apart(tree):
     """The values of `x` as sites of a loop."""
     drawn, x = (tree[g]["x"].values for g in ("posterior_predictive", "observed_data"))
@@ -513,6 +521,89 @@ def test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_a
     checks = predictive_checks(from_dict({"posterior_predictive": {"y": drawn[None]}, "observed_data": {"y": y}}))
     assert next(c.p for c in checks if c.statistic == "spread of the residuals") > 0.998
     assert predictive(checks)[0].verdict == "fine"
+
+
+def _walk(rng, rows, carried):
+    """Errors of variance 1 and of an autocorrelation."""
+    e = rng.normal(size=rows)
+    for i in range(1, rows):
+        e[i] = carried * e[i - 1] + (1 - carried**2) ** 0.5 * e[i]
+    return e
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["rows", "loop"])
+@pytest.mark.parametrize("kind", ["autocorrelation", "trend", "independent", "sorted"])
+def test_a_trend_or_an_autocorrelation_that_the_model_leaves_out_is_told(kind, loop):
+    """y ~ N(m, sd) under Jeffreys' prior, whose posterior predictive is a closed form."""
+    told, n = 0, 60
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        y = _walk(rng, n, 0.6 if kind == "autocorrelation" else 0.0) + (kind == "trend") * np.linspace(-2.5, 2.5, n)
+        y = np.sort(y) if kind == "sorted" else y
+        sd = np.sqrt(np.square(y - y.mean()).sum() / rng.chisquare(n - 1, 1000))[:, None]
+        drawn = y.mean() + sd * (rng.normal(size=(1000, 1)) / n**0.5 + rng.normal(size=(1000, n)))
+        tree = _both({"x": drawn[None]}, {"x": y})
+        (found,) = predictive(predictive_checks(_apart(tree) if loop else tree))
+        told += any(c["statistic"] == "correlation of neighboring residuals" for c in found.details["off"])
+    assert told >= 20 if kind in ("autocorrelation", "trend") else told <= 1
+
+
+def _line(seed, curve, columns=2, n=100):
+    """y = a + b x + curve x_0² + e as linear in x, with draws from the closed form of a flat prior."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, columns))
+    design = np.c_[np.ones(n), x]
+    y = design @ rng.normal(size=columns + 1) + curve * x[:, 0] ** 2 + rng.normal(size=n)
+    cov = np.linalg.inv(design.T @ design)
+    mean = cov @ design.T @ y
+    sd = np.sqrt(np.square(y - design @ mean).sum() / rng.chisquare(n - columns - 1, 1000))[:, None]
+    beta = mean + sd * (rng.normal(size=(1000, columns + 1)) @ np.linalg.cholesky(cov).T)
+    drawn = beta @ design.T + sd * rng.normal(size=(1000, n))
+    return x, y, drawn
+
+
+def _told_along(x, y, drawn, direct=True):
+    tree = from_dict({"posterior_predictive": {"y": drawn[None]}, "observed_data": {"y": y}, "constant_data": {"x": x}})
+    tree.attrs["direct"] = '["y"]' if direct else "[]"
+    (found,) = predictive(predictive_checks(tree))
+    return found if any("residuals by x[" in c["statistic"] for c in found.details["off"]) else None
+
+
+def test_a_line_through_a_curve_is_told_by_the_column_and_right_ones_are_not():
+    told = [_told_along(*_line(seed, 1.0)) for seed in range(20)]
+    assert sum(f is not None for f in told) >= 15
+    assert all("neighboring residuals by x[0]" in str(f) for f in told if f is not None)
+    assert all("goes along x[0] otherwise" in f.remedy for f in told if f is not None)
+    assert sum(_told_along(*_line(seed, 0.0, n=30)) is not None for seed in range(60)) <= 1
+
+
+def test_a_column_that_the_observed_value_is_a_function_of_is_no_covariate():
+    """Of y = f(x) residuals go with x under any model: where it is monotone, or known to be a function."""
+    _, y, drawn = _line(0, 0.0)
+    assert _told_along(np.exp(y)[:, None], y, drawn) is None
+    assert _told_along((y - drawn.mean(0) + 0.2 * normal(100).numpy())[:, None], y, drawn) is not None
+    assert _told_along((y - drawn.mean(0) + 0.2 * normal(100).numpy())[:, None], y, drawn, direct=False) is None
+
+
+@pytest.mark.parametrize("scale", ["direct", "of a function"])
+def test_trees_know_what_is_observed_as_it_stands(scale):
+    def model(x, y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("seen", dist.Normal(m * x, 1.0), obs=y if scale == "direct" else y / x)
+
+    data = {"x": normal(8) + 5.0, "y": normal(8, seed=1)}
+    tree = posterior(fit(model, data, steps=0), data, draws=4)
+    assert json.loads(tree.attrs["direct"]) == (["seen"] if scale == "direct" else [])
+
+
+def test_neighbors_are_of_values_in_a_row_alone():
+    """Of a table of values the neighbors in memory are columns, which a model may take for the same."""
+    rng = np.random.default_rng(0)
+    drawn, y = (rng.normal(size=shape) + np.repeat(rng.normal(size=(*shape[:-1], 1)), 2, -1)
+                for shape in ((1, 500, 40, 2), (40, 2)))  # fmt: skip
+    checks = predictive_checks(_both({"x": drawn}, {"x": y}))
+    assert "correlation of neighboring residuals" not in {c.statistic for c in checks}
 
 
 @pytest.mark.parametrize("kind", ["missing", "masked", "censored", "few draws"])

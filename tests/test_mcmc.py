@@ -883,6 +883,18 @@ def test_a_density_that_does_not_fall_is_refused_for_an_improper_prior_only():
         _runs_away(joint, ("m",), found, (), flat_on_the_left)
 
 
+def test_rounding_errors_far_out_are_no_density_that_rises():
+    """A normal, beyond 20 what a Kalman filter of noise 1e-10 gives: rounding, which may be above the mode."""
+    joint = log_joint(NormalMean(), {"x": X})
+    found = Draws(normal(50, 4, 1), {}, 0, torch.zeros(1), "diag")
+
+    def rounded(u):
+        value = torch.where(u.abs() < 20, -0.5 * u**2, 1e4 * torch.sin(1e9 * u.double()).abs().to(u))
+        return value.squeeze(-1), torch.zeros_like(u)
+
+    assert _runs_away(joint, (), found, (), rounded) == []
+
+
 def test_a_short_warm_up_does_not_make_a_proper_prior_improper():
     def model(x):
         m = pyro.sample("m", dist.Normal(torch.zeros(3), 1e4).to_event(1))

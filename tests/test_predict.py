@@ -649,3 +649,49 @@ def test_an_argument_that_the_fit_left_at_its_default_does_not_stand_for_the_fit
         found = predict(tree, {"n": n}, program=mixture)["predictions"]["x"]
         assert found.shape == (16, 50, n)  # w ~ Beta(6, 3); the sd of a mean over 800 draws is 0.034
         assert abs(found.mean(("chain", "draw")).values - (2 * 6 / 9 - 1)).max() < 5 * 0.034
+
+
+@pytest.mark.parametrize("kind", ["normal", "discrete"])
+@pytest.mark.parametrize("n", [30, 5])
+def test_a_guide_that_knows_the_fitted_rows_alone_draws_no_latents_of_new_ones(kind, n):
+    """y_i ~ N(x_i + z_i, 0.1) with a guide of parameters by row: of z at new rows the prior is known, of sd 2."""
+    N = 30
+    z = torch.where(normal(N, seed=2) > 0, 4.0, 0.0)
+
+    def model(x, y=None):
+        with ppgen.rows(x):
+            z = (
+                4 * pyro.sample("z", dist.Bernoulli(0.5))
+                if kind == "discrete"
+                else pyro.sample("z", dist.Normal(2.0, 2.0))
+            )
+            pyro.sample("y", dist.Normal(z + x, 0.1), obs=y)
+
+    def guide(x, y=None):
+        loc = pyro.param("loc", z.clone())
+        with pyro.plate("data", N):
+            of = dist.Bernoulli(0.02 + 0.24 * loc) if kind == "discrete" else dist.Normal(loc, 0.1)
+            pyro.sample("z", of)
+
+    run = fit(Program.from_pair(model, guide), {"x": normal(N), "y": z}, steps=0, objective="Trace_ELBO")
+    found = predict(run, {"x": torch.zeros(n), "y": torch.zeros(n)}, draws=2000)["predictions"]["y"].values[0]
+    assert found.mean(0) == pytest.approx(2.0, abs=4.5 * 2 / 2000**0.5)
+    assert found.std(0) == pytest.approx((2**2 + 0.1**2) ** 0.5, rel=0.08)
+
+
+def test_a_guide_of_discrete_latents_that_reads_rows_draws_those_of_one_new_row():
+    """z_i ~ Bernoulli(1/2), y_i ~ N(4 z_i, 1), and its posterior, Bernoulli(sigmoid(4 y_i - 8)): at y = 2.5."""
+
+    def model(y=None):
+        with ppgen.rows(y):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(4 * z, 1.0), obs=y)
+
+    def guide(y):
+        with ppgen.rows(y):
+            pyro.sample("z", dist.Bernoulli(logits=4 * y - 8 + 0 * pyro.param("one", torch.zeros(()))))
+
+    run = fit(Program.from_pair(model, guide), {"y": normal(20)}, steps=0, objective="Trace_ELBO")
+    found = predict(run, {"y": torch.tensor([2.5])}, draws=4000)["predictions"]["y"].values[0, :, 0]
+    p = 1 / (1 + np.exp(-2.0))
+    assert found.mean() == pytest.approx(4 * p, abs=4.5 * (1 + 16 * p * (1 - p)) ** 0.5 / 4000**0.5)

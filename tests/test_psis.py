@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -44,6 +45,52 @@ def test_weights_sum_to_one_and_keep_their_order():
     assert np.allclose(np.logaddexp.reduce(out), 0) and np.all(k < 0.5)
     assert all(np.corrcoef(a, b)[0, 1] > 0.999 for a, b in zip(out.T, log_w.T, strict=True))
     assert threshold(10) == 0 and threshold(10_000) == 0.7
+
+
+def _of_values(kind):
+    """Log weights of few values, as of discrete latents, and k-hat above which and below which is false."""
+    rng = np.random.default_rng(0)
+    few = {"two": (0.5, 1.0), "a rare one": (0.01, 3.0), "one of all": (1e-3, 20.0), "a tenth": (0.1, 1.0)}
+    if kind in few:
+        share, above = few[kind]
+        return np.where(np.arange(1000) < 1000 * share, above, 0.0)
+    if kind == "many":
+        return 0.3 * rng.poisson(1.0, 1000)
+    return np.r_[rng.exponential(2.0, 60), np.zeros(940)]  # k-hat of exp(Exponential) of mean 2 is 2
+
+
+@pytest.mark.parametrize("kind", ["two", "a rare one", "one of all", "a tenth", "many", "heavy above a plateau"])
+def test_weights_of_few_values_have_no_tail_and_are_not_nan(kind):
+    log_w = _of_values(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out, k = smoothed(log_w[:, None])
+    assert np.logaddexp.reduce(out[:, 0]) == pytest.approx(0.0, abs=1e-9)
+    if kind.startswith("heavy"):
+        assert k[0] > 1.2
+        return
+    assert k[0] < 0.1
+    if kind != "many":
+        np.testing.assert_allclose(np.exp(out[:, 0]), np.exp(log_w) / np.exp(log_w).sum())
+
+
+def test_the_guide_of_a_discrete_latent_is_diagnosed():
+    """z ~ Bernoulli(0.3), x ~ N(2 z, 1), and a guide that says 0.5: by Bayes' rule."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Bernoulli(pyro.param("q", torch.tensor(0.5))))
+
+    x = torch.tensor(0.6)
+    odds = 0.3 / 0.7 * np.exp(-0.5 * 1.4**2 + 0.5 * 0.6**2)
+    found = diagnose(fit(Program.from_pair(model, guide), {"x": x}, steps=0), {"x": x}, draws=4000, particles=4000)
+    p = odds / (1 + odds)
+    mean = float(found.moments.loc["z", "corrected_mean"])
+    assert mean == pytest.approx(p, abs=4.5 * (p * (1 - p) / 2000) ** 0.5)
+    assert not any("narrow" in str(f) for f in found.findings)
 
 
 def test_resampling_is_in_proportion():

@@ -320,6 +320,18 @@ def test_reconstruction_of_other_rows_than_an_autoguide_knows():
         reconstruct(run, few)
 
 
+@pytest.mark.parametrize("ask", [posterior, loglik])
+def test_an_autoguide_at_other_values_of_as_many_rows_is_said(ask, caplog):
+    """Latents of the fitted rows were given for those of others, without a word."""
+    run = fit(EightSchools(), SCHOOLS, steps=1)
+    ask(run, {k: v.double() for k, v in SCHOOLS.items()})
+    assert "has one posterior for each of the rows" not in caplog.text
+    for other in ({k: v.flip(0) for k, v in SCHOOLS.items()}, SCHOOLS | {"y": SCHOOLS["y"] + 1}):
+        caplog.clear()
+        ask(run, other)
+        assert "AutoNormal has one posterior for each of the rows" in caplog.text
+
+
 def test_grey_images_under_bernoulli_are_refused():
     run = fit(VAE(6, 2, (8,)), {"x": binary()}, steps=1)
     with pytest.raises(PpgenError, match="'x'.*Bernoulli"):

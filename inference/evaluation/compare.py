@@ -30,9 +30,10 @@ from ppgen.data.same_rows import matching_rows
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError
+from ppgen.inference.evaluation.estimates import warn_of_scales
 from ppgen.inference.evaluation.loglik import loglik, require_observed
 from ppgen.inference.evaluation.posterior import posterior
-from ppgen.inference.evaluation.psis import GOOD_K
+from ppgen.inference.evaluation.psis import GOOD_K, smoothed
 from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
 from ppgen.run import Run, prepare_columns
@@ -49,7 +50,7 @@ class Score(NamedTuple):
     Attributes:
         kind: loo, exact, estimate or lower.
         values: nats, one a row.
-        se: Monte Carlo standard error of their sum; nan where it is not known (loo).
+        se: Monte Carlo standard error of their sum.
         bad: rows whose k-hat is above 0.7, for loo.
         observed: what was predicted, flat: scores are compared on the same values only.
         rows: columns with a value a row, by which rows in another order are told.
@@ -80,7 +81,8 @@ class _Comparison(NamedTuple):
 
     Attributes:
         scores: by name, the best first.
-        differences: by name, (difference from the best, its standard error), in nats over all rows.
+        differences: by name, (difference from the best, its standard error), in nats over all rows: of the rows, in
+            pairs, and of the draws.
         findings: what the table says, and what to beware of; printed, each is a sentence.
     """
 
@@ -111,7 +113,7 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
     """
     if not isinstance(scores, Mapping) or len(scores) < 2:
         got = f"{len(scores)}" if isinstance(scores, Mapping) else f"a {type(scores).__name__}"
-        raise PpgenError(f"compare got {got}; name two runs or more, {{name: loo(run, data), ...}}")
+        raise PpgenError(f"compare got {got}; name two runs or more, {{name: posterior(run, data), ...}}")
     found = {name: _as_score(name, s) for name, s in scores.items()}
     first_name, first = next(iter(found.items()))
     known = {name: _in_order_of(first, s) for name, s in found.items()}
@@ -134,8 +136,14 @@ def compare(scores: Mapping[str, Score | DataTree | Run]) -> _Comparison:
             )
     order = dict(sorted(known.items(), key=lambda item: -item[1].total))
     best = next(iter(order.values()))
-    differences = {n: ((s.total - best.total), _sum_se(s.values - best.values)) for n, s in order.items()}
+    differences = {n: (s.total - best.total, _difference_se(s, best)) for n, s in order.items()}
     return _Comparison(order, differences, _findings(order, differences))
+
+
+def _difference_se(one: Score, other: Score) -> float:
+    """Of the rows, in pairs, and of what other draws of each model would change; 0 of a score and itself."""
+    own = 0.0 if one is other else math.hypot(one.se, other.se)
+    return math.hypot(_sum_se(one.values - other.values), own)
 
 
 def _as_score(name: str, of: Score | DataTree | Run) -> Score:
@@ -143,11 +151,16 @@ def _as_score(name: str, of: Score | DataTree | Run) -> Score:
     if isinstance(of, Score):
         return of
     if isinstance(of, Run):
+        if of.config["data"].get("source") is None:
+            raise PpgenError(
+                f"{name!r} is a run of data in memory, which it does not keep; name posterior(run, data), or "
+                "held_out(run, data) of ppgen.inference.evaluation.compare, in its place"
+            )
         return _score(of)
     if not hasattr(of, "children"):
         raise PpgenError(
-            f"compare got {type(of).__name__} for {name!r}; expected a score (ppgen.inference.loo), draws of a "
-            "posterior, or a run"
+            f"compare got {type(of).__name__} for {name!r}; expected a score (loo or held_out of "
+            "ppgen.inference.evaluation.compare), draws of a posterior, or a run"
         )
     return loo(of)
 
@@ -185,11 +198,9 @@ def loo(tree: DataTree) -> Score:
     """Leave-one-out by PSIS, of a guide's draws (whose log_p and log_q it takes) or of a sampler's.
 
     Raises:
-        PpgenError: no log-likelihood by row.
+        PpgenError: no log-likelihood by row; one that the program multiplies.
     """
-    from arviz_stats import loo as psis_loo  # type: ignore[attr-defined]
-    from arviz_stats import loo_approximate_posterior  # type: ignore[attr-defined]
-    from xarray import Dataset, DataTree
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     if "log_likelihood" not in tree.children:
         raise PpgenError("these draws have no group log_likelihood, from which LOO is computed; score held-out rows")
@@ -197,24 +208,42 @@ def loo(tree: DataTree) -> Score:
     ndims = {v.ndim for v in sites.values()}
     if not sites or ndims == {2}:
         raise PpgenError("no observed site has a likelihood for each row, so that leave-one-out is not defined")
+    if name := tree.attrs.get("scaled"):
+        raise PpgenError(
+            f"poutine.scale multiplies the log-probability of {name!r}, so that draws without a row are not these, "
+            "weighted by its density: no LOO here; score a program without the scale"
+        )
     total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
-    latents = tree["posterior"].dataset
-    if total.sizes["draw"] < latents.sizes["draw"]:  # of many rows fewer draws have a likelihood
-        latents = latents.sel(draw=total["draw"])
-    small = DataTree.from_dict({"posterior": latents, "log_likelihood": Dataset({"x": total})})
+    log_lik = total.transpose("chain", "draw", ...).values.astype(np.float64)
+    S, n = log_lik.shape[0] * log_lik.shape[1], log_lik.shape[2]
+    log_w, r_eff = np.zeros(log_lik.shape[:2]), 1.0
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None
     if stats is not None and "log_q" in stats:
-        if stats["log_q"].ndim != 2:
+        log_w = (stats["log_p"] - stats["log_q"]).values.astype(np.float64)
+        if log_w.ndim != 2:
             raise PpgenError("the latents are one a row, so that leaving a row out leaves its latents out: no LOO here")
-        found = loo_approximate_posterior(
-            small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"
-        )
     else:
-        found = psis_loo(small, pointwise=True, var_name="x")
-    bad = int((np.asarray(found.pareto_k) > GOOD_K).sum())
-    observed = _observed_values(tree, total)
-    values = np.asarray(found.elpd_i, dtype=float).ravel()
-    return Score("loo", values, math.nan, bad, observed.astype(float), _rows_of(tree, total))
+        share = float(array_stats.ess(log_lik.sum(-1), method="mean")) / S  # nan of draws that are all the same
+        r_eff = share if 0 < share < 1 else 1.0
+    weights, khat = smoothed((log_w[..., None] - log_lik).reshape(S, n), r_eff)
+    values = np.logaddexp.reduce(weights + log_lik.reshape(S, n), 0)
+    observed = _observed_values(tree, total).astype(float)
+    bad = int((khat > GOOD_K).sum())
+    return Score("loo", values, _loo_se(log_lik, log_w), bad, observed, _rows_of(tree, total))
+
+
+def _loo_se(log_lik: np.ndarray, log_w: np.ndarray) -> float:
+    """Monte Carlo standard error of Σ_i −log(Σ_s w_s / p(x_i | z_s) / Σ_s w_s), by what each draw adds to it: the rows
+    share their draws. Of log-likelihoods, (chain, draw, rows), and log weights, (chain, draw)."""
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    def shares(log: np.ndarray) -> np.ndarray:
+        weight = np.exp(log - log.max((0, 1)))
+        return weight / weight.mean((0, 1))
+
+    added = shares(log_w[..., None] - log_lik).sum(-1) - log_lik.shape[-1] * shares(log_w)
+    spread = float(added.std())
+    return 0.0 if spread == 0 else spread / math.sqrt(float(array_stats.ess(added, method="mean")))
 
 
 def _observed_values(tree: DataTree, total: Any) -> np.ndarray:
@@ -287,6 +316,9 @@ def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tup
     for name in s.names("observed"):
         if not s.is_local(name):
             raise PpgenError(f"the observed site {name!r} stands in no plate over the rows; there are no rows")
+
+    with ready(run, data, seed, guide=False), torch.random.fork_rng():
+        warn_of_scales(sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace()))
 
     def one() -> list[Tensor]:
         q = guide_run(program, run.example)

@@ -73,6 +73,7 @@ class LogLik(NamedTuple):
         ess: effective number of the K weights, by value; None where exact.
         dims: D, observed values a row, where they are discrete: bits/dim is then defined. Else None.
         log_w: the log weights, (K, values), where they were asked for.
+        noise: a site whose log-density differs at the same latents, as the program draws what is no site; "" for none.
     """
 
     bounds: tuple[Bound, ...]
@@ -82,6 +83,7 @@ class LogLik(NamedTuple):
     ess: np.ndarray | None
     dims: int | None
     log_w: np.ndarray | None = None
+    noise: str = ""
 
     @property
     def best(self) -> Bound:

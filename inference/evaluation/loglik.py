@@ -118,7 +118,7 @@ def _evaluated(
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        drawn = _drawn(program, data, structure)
+        drawn, noise = _drawn(program, data, structure)
         if drawn and keep_weights:
             raise PpgenError(
                 f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
@@ -140,7 +140,7 @@ def _evaluated(
             log.warning("%s: no importance-weighted bound can be formed, and the ELBO is one if their mean is", drawn)
             return LogLik(bounds[:1], per, n, particles, None, dims)
         kept = torch.cat([p[5] for p in parts], 1).numpy() if keep_weights else None
-        return LogLik(bounds, per, n, particles, ess, dims, kept)
+        return LogLik(bounds, per, n, particles, ess, dims, kept, noise)
 
 
 @contextmanager
@@ -166,25 +166,25 @@ def _precise(run: Run | Program, data: Any) -> Iterator[None]:
             program.to(torch.float32)
 
 
-def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> str:
-    """Which log-density is drawn, in words; noise that is integrated out is said."""
+def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> tuple[str, str]:
+    """Which log-density is drawn, in words; and the site of noise that is integrated out, which is said."""
     few = _few(program, data, structure, COMPARED_ROWS)
     with torch.random.fork_rng():
         once = run_once(program, few)
         sites = terms(once)
         if (drawn := drawn_density(once, min(COMPARED, MOST_COMPARED // len(sites)))) or program.is_chain:
-            return drawn
+            return drawn, ""
         calls = min(max(COMPARED // max(sum(t.log_prob.numel() for t in sites), 1), 1), MOST_RUNS)
         name, factor = unnamed_noise(program, few, once.p, calls)
     if factor:
-        return f"the factor {name!r} is drawn anew at each call"
+        return f"the factor {name!r} is drawn anew at each call", ""
     if name:
         log.warning(
             "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of "
             "each %s is with that integrated out; draw it at a pyro.sample site to infer it",
             name, program.name, "row" if structure.by_row else "data set",
         )  # fmt: skip
-    return ""
+    return "", name
 
 
 def _of_chain(run: Run | Program, data: Mapping[str, Tensor], times: int, seed: int | None, ode: bool) -> LogLik:

@@ -34,7 +34,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.sampling.weighted import guide_tails
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.sites import given_value, is_deterministic, is_factor, rows_seen, sample_sites
+from ppgen.sites import given_value, is_deterministic, is_factor, observed_columns, rows_seen, sample_sites, scaled_site
 from ppgen.structure import Structure
 from ppgen.terms import (
     Term,
@@ -357,6 +357,8 @@ def tree_of(
         of_columns,
         row_dim=structure.row_plate,
         censored=json.dumps([n for n in observed if structure[n].distribution == "WithStatus"]),
+        scaled=scaled_site({n: here[n] for n in observed}),
+        direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
         **_shown_record([*program.unreported, *_whole_columns(program)], structure),
         **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
         **_drawn_cells(program, data),

@@ -40,6 +40,7 @@ from ppgen.inference.evaluation.sample import (
     forward_sites,
     program_of,
     ready,
+    same_rows,
     stand_ins,
 )
 from ppgen.program import Program
@@ -170,11 +171,11 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
     """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate; says
     that the latents of a loop over the rows, which is no plate, are those of fitted rows."""
     structure = fitted.structure
-    if structure is None or not (structure.lengthening or structure.numbered) or _same(rows, fitted.example):
+    if structure is None or not (structure.lengthening or structure.numbered) or same_rows(rows, fitted.example):
         return
     sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
     seen = set(observed_columns(sites, fitted.example).values())
-    if structure.lengthening and not _same({k: v for k, v in rows.items() if k not in seen}, fitted.example):
+    if structure.lengthening and not same_rows({k: v for k, v in rows.items() if k not in seen}, fitted.example):
         raise PpgenError(
             f"the latent {structure.lengthening[0]!r} of {fitted.program.name} has the length of the fitted rows and "
             "stands in no plate, so that its values at other rows are not known; write it within the plate of the "
@@ -182,7 +183,7 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
         )
     n = min(n_rows(t, structure.row_columns) for t in (rows, fitted.example))
     first, old = (take(t, slice(0, n), structure.row_columns) for t in (rows, fitted.example))
-    if structure.numbered and not _same(first, old):
+    if structure.numbered and not same_rows(first, old):
         log.warning(
             "the latents of %s in its loop over the rows, as %r, are those of the fitted rows, the first new row's of "
             "the first fitted one and so on; for rows of their own write the loop as pyro.plate, and to go on from "
@@ -237,7 +238,7 @@ class _Model(NamedTuple):
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, _same(rows, fitted.example), {}, grow)
+    model = _Model(fitted, rows, hidden, same_rows(rows, fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     unread: dict[str, set[str]] = {}
     if fitted.draws is None and not model.same:
@@ -324,7 +325,7 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
     chains, length = next(iter(fitted.draws.values())).shape[:2] if fitted.draws else (1, draws)
     n = min(length, max(1, draws // chains))
     index = torch.linspace(0, length - 1, n).round().long()
-    same = _same(rows, fitted.example)
+    same = same_rows(rows, fitted.example)
     own = frozenset() if same else fitted.structure.of_rows
     held = {k: v for k, v in fitted.draws.items() if k not in own}
     return (chains, n), {k: v[:, index].flatten(0, 1).to(_dtype_of(v, fitted.dtype)) for k, v in held.items()}
@@ -332,18 +333,6 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
 
 def _dtype_of(value: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if value.is_floating_point() else value.dtype
-
-
-def _same(rows: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> bool:
-    """Whether these are the rows that were fitted."""
-    return all(n in fitted and _equal(v, fitted[n]) for n, v in rows.items())
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return a is b or bool(a == b)
-    b = b.to(a.dtype)
-    return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())  # a missing cell is nan
 
 
 def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], kept: Table) -> DataTree:
@@ -384,22 +373,24 @@ def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tens
 def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, set[str]]]:
     """Whether the guide draws latents of new rows, and by column those of them that it draws without regard to it.
 
-    It does where the rows have all that it read at the fit; and a guide that was written for the program where it runs
-    without what is missing, if it reads a column that the model observes.
+    It does where the rows have all that it read at the fit, unless what it draws is the same at other values of all of
+    them: then it knows the fitted rows alone, by parameters of their own. So does a guide that was written for the
+    program where it runs without what is missing, if it reads a column that the model observes.
     """
     program, s = fitted.program, fitted.structure
     taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
     complete = bool(taken) and all(n in data for n in taken)
-    nothing_left_out = all(n in data for n in fitted.example)
     own = frozenset() if s is None else s.of_rows - {*s.summed}
-    if not own or nothing_left_out or not complete and not program._draws_itself:
+    if not own or not complete and not program._draws_itself:
         return complete, {}
     told = _held_draw(program, fitted.example, {})
 
     def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.random.fork_rng():  # the same noise each time
-            found = _held_draw(program, rows, {n: v for n, v in told.items() if n not in own})
-        return {n: v for n, v in found.items() if n not in told or n in own}
+        with torch.random.fork_rng(), holding({n: v for n, v in told.items() if n not in own}):  # the same noise
+            q = guide_run(program, rows)
+        found = {n: v for n, v in latents_of(q).items() if n not in told or n in own}
+        return {n: v if v.is_floating_point() and q.nodes[n]["fn"].has_rsample else q.nodes[n]["fn"].log_prob(v)
+                for n, v in found.items()}  # fmt: skip
 
     try:
         first = drawn(data)
@@ -407,9 +398,13 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
     except Exception:
         return complete, {}
     unread = {c: {n for n, v in first.items() if all(torch.equal(v, o[n]) for o in new)} for c, new in changed.items()}
+    if complete:
+        blind = all(own & first.keys() <= unread[c] for c in unread.keys() & {*taken})
+        left_out = any(n not in data for n in fitted.example)
+        return not blind, unread if left_out and not blind else {}
     sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
     observed = set().union(*columns_of(sites, fitted.example).values())
-    return complete or any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
+    return any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
 
 
 def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:

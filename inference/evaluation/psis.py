@@ -24,6 +24,7 @@ from ppgen.structure import Structure
 
 GOOD_K = 0.7
 SAME = 1e-3  # nats between the log weights of a row, which is what float32 leaves of equal ones
+LEAST_TAIL = 5  # weights, as many as ArviZ fits a law to
 LEAST_DRAWS = 25  # for a tail of five, which a Pareto law is fitted to
 FARTHEST = 700.0  # nats from the largest weight to the tail's smallest, beyond which it is 0 in float64
 PROPOSALS = 4  # draws of the guide for each corrected one
@@ -38,25 +39,39 @@ def pareto_k(log_w: np.ndarray) -> np.ndarray:
     return smoothed(log_w)[1]
 
 
-def smoothed(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed log weights that sum to one, (K, n), and k-hat, (n,).
+def smoothed(log_w: np.ndarray, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed log weights that sum to one, (K, n), and k-hat, (n,); r_eff: the effective share of dependent draws.
 
-    k-hat is nan of fewer than 25 weights, to whose tail no law can be fitted, and infinite where the tail spans more
-    than float64 can hold, so that one weight has all the mass. ArviZ's `psislw` is made for leave-one-out and takes
-    negative log weights; it takes a tail of which nothing is left for a light one.
+    k-hat is 0 of weights that are few values, of which raw ones are given: ESS says how uneven these are. It is nan of
+    fewer than 25 weights, to whose tail no law can be fitted, and infinite where the tail spans more than float64 can
+    hold, so that one weight has all the mass. ArviZ's `psislw` is made for leave-one-out and takes negative log
+    weights; it takes a tail of which nothing is left for a light one.
     """
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
-    length = _tail_length(len(log_w))
+    length = _tail_length(len(log_w), r_eff)
     for i, column in enumerate(log_w.T.astype(np.float64)):
         if column.max() - column.min() < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
         elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-length] > FARTHEST:
             out[:, i], k[i] = column - np.logaddexp.reduce(column), math.nan if len(column) < LEAST_DRAWS else math.inf
+        elif (few := _above_ties(column, length)) < LEAST_TAIL:
+            out[:, i], k[i] = column - np.logaddexp.reduce(column), 0.0
         else:
-            out[:, i], k[i] = array_stats.psislw(-column)
+            share = r_eff if few == length else 9 * len(column) / (few + 0.5) ** 2  # of which the tail is so many
+            out[:, i], k[i] = array_stats.psislw(-column, r_eff=share)
     return out, k
+
+
+def _above_ties(log_w: np.ndarray, length: int) -> int:
+    """How many of the tail's weights a law can be fitted to: less than five where they are few values, as of discrete
+    latents, whose weights have no tail. A Pareto law counts from the largest weight below, where a quarter may not lie.
+    """
+    ordered = np.sort(np.exp(log_w - log_w.max()))
+    while length >= LEAST_TAIL and ordered[-length - 1 + int(length / 4 + 0.5)] <= ordered[-length - 1]:
+        length = int((ordered > ordered[-length - 1]).sum())
+    return 0 if ordered[-1] == ordered[-max(length, 1)] else length
 
 
 def effective(log_w: np.ndarray) -> np.ndarray:
@@ -86,9 +101,9 @@ def khat_se(khat: float, draws: int) -> float:
     return (1 + max(khat, 0.0)) / _tail_length(draws) ** 0.5
 
 
-def _tail_length(draws: int) -> int:
+def _tail_length(draws: int, r_eff: float = 1.0) -> int:
     """M, how many weights the law is fitted to."""
-    return draws // 5 if draws <= 225 else int(3 * draws**0.5)
+    return draws // 5 if draws * r_eff <= 225 else int(3 * (draws / r_eff) ** 0.5)
 
 
 def threshold(draws: int) -> float:

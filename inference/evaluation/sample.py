@@ -433,6 +433,18 @@ def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool 
     return any(f.full_size not in (None, f.size) for f in frames)
 
 
+def same_rows(rows: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
+    """Whether these are the rows that were fitted."""
+    return all(n in fitted and (_equal(v, fitted[n]) or _equal(fitted[n], v)) for n, v in rows.items())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return a is b or bool(a == b)
+    b = b.to(a.dtype)
+    return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())  # a missing cell is nan
+
+
 def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
     """The structure of a fitted program on data, which are checked: told by two rows where the guide runs on two."""
     program = program_of(run)
@@ -447,6 +459,12 @@ def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
                 f"it was fitted to, and these data have {n}; pass the fitted rows, or fit with a guide(x) that reads "
                 "them"
             )
+        if not same_rows({c: data[c] for c in rows}, run.example):
+            log.warning(
+                "the guide %s has one posterior for each of the rows that it was fitted to, and these data have other "
+                "values, or the rows in another order: latents are those of the fitted rows, and bounds as loose as "
+                "that; fit these rows, or with a guide(x) that reads them", type(program._autoguide).__name__,
+            )  # fmt: skip
     few = take(data, slice(0, 2), rows)
     try:
         found = check_with_runs(program, few, rows=rows, enumerated=enumerated, learn=False)

@@ -6,7 +6,8 @@ log joint is finite at none of them, as where data bound a support from beyond t
 
 Impropriety: along a ray u₀ + t v a density that can be normalised falls faster than 1/t. Where log p + log t does not
 fall far out, that direction runs away: a flat prior that the likelihood does not close, coefficients
-that separate a binary outcome, two sums of which only one is seen.
+that separate a binary outcome, two sums of which only one is seen. What is there beyond the range of its floats, as a
+Kalman filter of noise 1e-10 is, is no density: it is another number at the next place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ppgen.errors import PpgenError
 CANDIDATES = 8  # a chain
 SPREAD = (3.0, 10.0, 30.0)  # of the starts' distances from their middle, in half of the entries, where none is finite
 FALL = 1.0  # nats of log p + log t between the two; a Cauchy tail falls by 3.5, a flat one rises by 3.5
+NUDGES = (1e-6, -1e-6, 2e-6, -2e-6)  # of t, by which a density that is computed changes little, and rounding errors do
 REACH = (3.0, 100.0)  # t, in standard deviations: no farther, since a direction is only known as well as the draws tell
 
 Value = Callable[[Tensor], Tensor]
@@ -83,5 +85,10 @@ def runaway(value: Value, centre: Tensor, sd: Tensor, directions: Tensor) -> tup
     near, far = (value(centre + t * tried) for t in REACH)
     change = far - near + torch.log(torch.tensor(REACH[1] / REACH[0]))
     bad = torch.isfinite(near) & torch.isfinite(far) & (change > -FALL)
+    for nudge in NUDGES:
+        if not bad.any():
+            break
+        off = (value(centre + REACH[1] * (1 + nudge) * tried[bad]) - far[bad]).abs()
+        bad[bad.clone()] = off <= FALL + 0.1 * change[bad].abs()  # nan is none
     first = int(bad.nonzero()[0, 0]) if bad.any() else None
     return None if first is None else (tried[first], float(change[first]))

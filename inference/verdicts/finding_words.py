@@ -65,6 +65,12 @@ def _guide(f: Finding) -> Words:
         return "The guide is the posterior: all importance weights are equal; draws and bounds can be believed.", ""
     if f.verdict == "fine":
         return "The guide is close to the posterior by every check; draws and bounds can be believed.", ""
+    if {"khat", "ess", "bound_gap"} & set(failed) and (noise := d.get("noise")):
+        return (
+            f"Whether the guide is close to the posterior cannot be told: its weights are of what the program draws at "
+            f"no site as well, by which the log_prob of {noise!r} differs.",
+            "Draw it at a pyro.sample site, so that the guide has it.",
+        )
     if "khat" in failed and d["per"] == "row":
         return (
             f"k-hat is above {d['khat_threshold']:.2g} for {d['bad_share']:.0%} of the rows: single draws are fine for "
@@ -92,9 +98,10 @@ def _guide(f: Finding) -> Words:
 
 def _bound_gap(f: Finding) -> Words:
     what = "a row" if f.details["per"] == "row" else "for the data set"
+    whose = "is of the guide and of what the program draws at no site" if f.details.get("noise") else "is the guide's"
     return (
         f"The importance-weighted bound lies {f.figure:.3g} nats {what} above the ELBO: that much of the bound's gap "
-        "is the guide's.",
+        f"{whose}.",
         "Report the importance-weighted bound, not the ELBO, as log p(x).",
     )
 
@@ -112,8 +119,9 @@ def _khat(f: Finding) -> Words:
     if f.verdict == "fine":
         return f"{most}: the {d['particles']} importance weights{rows} can be relied on.", ""
     above = f" and above for {d['bad_share']:.0%}{rows}" if rows else ""
+    narrow = "" if d.get("noise") else ", and the guide is too narrow somewhere"
     return (
-        f"{most}{above}: the importance weights are too uneven to be relied on, and the guide is too narrow somewhere.",
+        f"{most}{above}: the importance weights are too uneven to be relied on{narrow}.",
         RICHER_ROWS if rows else RICHER,
     )
 
@@ -433,10 +441,17 @@ def _other_likelihood(off: list[dict[str, Any]]) -> str:
     """What to do about statistics that the model does not give."""
     names = {c["statistic"] for c in off}
     above = {c["statistic"] for c in off if c["p"] < 0.5}
+    if by := next((n.partition("residuals by ")[2] for n in names if "residuals by " in n), ""):
+        return f"The mean goes along {by} otherwise than the model says: add a curve, an interaction, or its groups."
     if "spread of the residuals" in above:
         return (
             "What spreads more than its model: of counts or successes a negative binomial, a part of zeros of its own, "
             "or an effect for each row; else a scale that is learned, or heavier tails."
+        )
+    if names == {"correlation of neighboring residuals"}:
+        return (
+            "Write what goes along the rows into the model: a trend, an autocorrelation, groups. Rows whose order "
+            "means nothing and which were sorted, as by kind, need nothing."
         )
     if "share of zeros" in above:
         return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."

@@ -11,6 +11,8 @@ ESS: K / ESS is 1 + χ²(p, q) (Agapiou et al. 2017), and a mean over the guide'
 guide (Hammersley, Chapman and Robbins). Fine is half of the draws, where χ² = 1. Below 10, whatever k-hat says, weights
 are too few to say anything: the guide can be anywhere.
 
+Weights of a program that draws what is no site are of that noise as well: where they are uneven, that is a "look".
+
 Bound: the gap of importance-weighted bound and ELBO is KL(q, p), as far as K draws see it. Fine is up to log 2 nats:
 the Rényi divergence log K / ESS at the threshold of ESS.
 
@@ -44,7 +46,7 @@ def conclusion(ll: LogLik, khat: np.ndarray, checks: list[Finding]) -> Finding:
         "per": ll.per, "exact": bool((khat == -np.inf).all()), "failed": sorted({f.measure for f in measured}),
         "khat_threshold": threshold(ll.particles), "bad_share": float(bad.mean()),
         "blind": any(f.measure == "ess" and f.verdict == WRONG for f in failed),
-        "reference_off": any(f.details.get("beside") == "reference" for f in measured),
+        "reference_off": any(f.details.get("beside") == "reference" for f in measured), "noise": ll.noise,
     }  # fmt: skip
     return Finding("guide", "", float(len(failed)), 0.0, verdict(checks), details)
 
@@ -53,22 +55,29 @@ def bound_gap(ll: LogLik) -> Finding:
     """Importance-weighted bound less ELBO, in nats a row or for the data set."""
     gap = max(ll.best.mean - ll.bounds[0].mean, 0.0)
     se = math.hypot(ll.best.mean_se, ll.bounds[0].mean_se)
-    return Finding("bound_gap", "", gap, LOOSE, LOOK if gap > LOOSE + 4 * se else FINE, {"per": ll.per, "se": se})
+    return Finding(
+        "bound_gap",
+        "",
+        gap,
+        LOOSE,
+        LOOK if gap > LOOSE + 4 * se else FINE,
+        {"per": ll.per, "se": se, "noise": ll.noise},
+    )
 
 
 def weight_checks(ll: LogLik, khat: np.ndarray) -> list[Finding]:
     """k-hat and ESS of the importance weights."""
     assert ll.ess is not None
     most, K = threshold(ll.particles), ll.particles
-    said = {"per": ll.per, "rows": len(khat), "particles": K}
+    said = {"per": ll.per, "rows": len(khat), "particles": K, "noise": ll.noise}
     asked = tail(khat, ll.ess, K)
     largest = float(np.nan if np.isnan(asked).all() else np.nanmax(asked))
     se = khat_se(largest, K)
-    graded = grade(largest, most, math.inf if ll.per == "row" else GOOD_K + se)
+    graded = grade(largest, most, math.inf if ll.per == "row" or ll.noise else GOOD_K + se)
     share = float((asked > most).mean())
     k = Finding("khat", "", largest, most, graded, said | {"bad_share": share, "se": se, "raw": float(np.max(khat))})
     ess = float(np.median(ll.ess))
-    graded = FINE if ess >= K / 2 else LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG
+    graded = FINE if ess >= K / 2 else LOOK if ess >= min(LEAST_ESS, K / 2) or ll.noise else WRONG
     return [k, Finding("ess", "", ess, K / 2, graded, said)]
 
 

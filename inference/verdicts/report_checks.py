@@ -2,7 +2,7 @@
 
 A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.002 to 0.998, x_rep drawn from the posterior
 predictive: of a model that is right these probabilities crowd about 1/2 (they use the data twice), so that at 0.2% a
-side the seven statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is. Of
+side the nine statistics together are off for less than one right model in fifty. Of fewer than 250 draws none is. Of
 more than four sites the 0.2% is that of four, and the sites of a loop are one, y_0 ... y_29.
 Residuals are z = (x - E x_rep) / sd x_rep, value by value: their spread tells dispersion that the values' own sd, which
 is that of the covariates as well, does not. Whether the ELBO was still rising is told by `ppgen.inference.trend`.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 RARE, SITES = 0.002, 4  # probability of a statistic, on either side, of so many sites
 MOST_SITES = 16
-RESIDUALS = ("spread of the residuals", "largest residual")
+RESIDUALS = ("spread of the residuals", "largest residual", "correlation of neighboring residuals")
+ALONG = f"{RESIDUALS[-1]} by "  # and the column by which the rows are sorted
+MOST_COLUMNS = 16
 MOST_DRAWS, MOST_VALUES = 1000, 2**23  # data sets that statistics are taken of, and their values
+FEW_DRAWS = 300  # of these, where they are sorted by many columns; enough for a probability of 0.2%
 
 
 class _Diagnosed(Protocol):
@@ -54,7 +57,12 @@ class Check(NamedTuple):
     def off(self) -> bool:
         """Residuals are smaller than the model's where it has adapted to the values that it is held against, so that
         only larger ones count."""
-        return self.p < self.rare or (self.p > 1 - self.rare and self.statistic not in RESIDUALS)
+        return self.p < self.rare or (self.p > 1 - self.rare and not self.upper)
+
+    @property
+    def upper(self) -> bool:
+        """Whether it is of residuals."""
+        return self.statistic in RESIDUALS or self.statistic.startswith(ALONG)
 
 
 def predictive_checks(tree: DataTree) -> list[Check]:
@@ -73,8 +81,12 @@ def predictive_checks(tree: DataTree) -> list[Check]:
     groups = _loops(tree, sites)
     rare = RARE * min(1.0, SITES / max(min(len(groups), MOST_SITES), 1))
     for where, names in list(groups.items())[:MOST_SITES]:
-        x, draws = zip(*(_compared(tree, n) for n in names), strict=True)
-        found += [c._replace(rare=rare) for c in _checks(where, np.concatenate(x), np.concatenate(draws, 1))]
+        x, draws, kept = zip(*(_compared(tree, n) for n in names), strict=True)
+        one = tree["observed_data"].dataset[names[0]]
+        ordered = one.size == max(one.shape if len(names) == 1 else (1,), default=1)
+        by = _sorted(tree, where, kept[0]) if ordered else {}
+        checks = _checks(where, np.concatenate(x), np.concatenate(draws, 1), ordered, by)
+        found += [c._replace(rare=rare) for c in checks]
     return found
 
 
@@ -92,19 +104,40 @@ def _loops(tree: DataTree, sites: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a site that count, (n,), and those of S data sets, (S, n): of many, evenly spaced ones."""
+def _sorted(tree: DataTree, name: str, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """The orders of a site's rows that are kept by each number that is given with them, ties in any order.
+
+    Of a column as it stands: where the observed value is a function of several, residuals go with these.
+    """
+    if name not in json.loads(tree.attrs.get("direct", "[]")) or "constant_data" not in tree.children:
+        return {}
+    n, rng = tree["observed_data"].dataset[name].size, np.random.default_rng(0)
+    found: dict[str, np.ndarray] = {}
+    for column, v in tree["constant_data"].dataset.data_vars.items():
+        if v.dtype.kind not in "biuf" or v.ndim not in (1, 2) or len(v) != n:
+            continue
+        values = v.values.reshape(n, -1)[kept].astype(float)
+        for i, one in enumerate(values.T[:MOST_COLUMNS]):
+            if np.isfinite(one).all() and np.ptp(one) > 0 and len(found) < MOST_COLUMNS:
+                found[f"{column}[{i}]" if v.ndim > 1 else str(column)] = np.lexsort((rng.permutation(len(one)), one))
+    return found
+
+
+def _compared(tree: DataTree, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values of a site that count, (n,), those of S data sets, (S, n), and their places: of many, evenly spaced
+    ones."""
     x = _values(tree, "observed_data", name)
     drawn = _values(tree, "posterior_predictive", name)
     drawn = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
     if drawn.shape[1] != x.size:  # what is drawn is not what was observed
-        return x.ravel()[:0], drawn[:, :0]
+        return x.ravel()[:0], drawn[:, :0], np.arange(0)
     drawn = drawn[:: max(len(drawn) // MOST_DRAWS, 1)]
-    some = slice(None, None, -(-drawn.size // MOST_VALUES))
+    step = -(-drawn.size // MOST_VALUES)
+    some = slice(None, None, step)
     counted = _counted(tree, name, x.shape).ravel()[some]
     x, drawn = x.ravel()[some].astype(float), drawn[:, some].astype(float)
     known = counted & np.isfinite(x) & np.isfinite(drawn).all(0)
-    return x[known], drawn[:, known]
+    return x[known], drawn[:, known], np.arange(counted.size)[known] * step
 
 
 def _counted(tree: DataTree, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,13 +157,14 @@ def _values(tree: DataTree, group: str, name: str) -> np.ndarray:
     return tree[group].dataset[name].values
 
 
-def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
+def _checks(name: str, x: np.ndarray, drawn: np.ndarray, ordered: bool, by: Mapping[str, np.ndarray]) -> list[Check]:
+    """Of a site's values, (n,), and those of S data sets, (S, n); ordered: one a row, or a step of a loop; by: other
+    orders of the rows, by name."""
     if not len(x) or not len(drawn):
         return []
     values = np.concatenate([x[None], drawn])
     found = []
-    for words, fn in _statistics(values).items():
-        t, *rest = fn(values)
+    for words, (t, *rest) in _statistics(values, ordered, by).items():
         r = np.array(rest)
         p = float(((r > t).sum() + 0.5 * (r == t).sum() + 0.5) / (len(r) + 1))
         low, high = np.quantile(r, [0.05, 0.95])
@@ -138,27 +172,47 @@ def _checks(name: str, x: np.ndarray, drawn: np.ndarray) -> list[Check]:
     return found
 
 
-def _statistics(values: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Functions of data sets, (S, n) -> (S,), that say something of the first of these, which is one among equals: the
-    means and sds of the residuals are over all."""
+def _statistics(values: np.ndarray, ordered: bool, by: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics of data sets, (S, n) -> (S,), that say something of the first of these, which is one among equals: the
+    means and sds of the residuals are over all. Of other orders of the rows the one by which neighbors are most alike
+    in each data set."""
     x = values[0]
-    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mean": lambda v: v.mean(1)}
+    found = {"mean": values.mean(1)}
     if len(x) == 1:
         return found
-    found |= {"sd": lambda v: v.std(1), "least": lambda v: v.min(1), "largest": lambda v: v.max(1)}
-    if x.min() == 0 and x.max() > 1 and (x == x.round()).all():
-        found["share of zeros"] = lambda v: (v == 0).mean(1)
+    found |= {"sd": values.std(1), "least": values.min(1), "largest": values.max(1)}
+    if x.min() == 0 and x.max() > 1 and (values == values.round()).all():
+        found["share of zeros"] = (values == 0).mean(1)
     loc, scale = values.mean(0), values.std(0)
     sure = scale > 0
-
-    def residuals(v: np.ndarray) -> np.ndarray:
-        return (v[:, sure] - loc[sure]) / scale[sure]
-
-    if sure.any():
-        spread, largest = RESIDUALS
-        found[spread] = lambda v: np.square(residuals(v)).mean(1) ** 0.5
-        found[largest] = lambda v: np.abs(residuals(v)).max(1)
+    if not sure.any():
+        return found
+    residuals = (values[:, sure] - loc[sure]) / scale[sure]
+    squared = np.square(residuals)
+    spread, largest, neighbors = RESIDUALS
+    found |= {spread: squared.mean(1) ** 0.5, largest: squared.max(1) ** 0.5}
+    if ordered and _mixed(x[sure]):
+        found[neighbors] = _alike(residuals)
+    places = np.cumsum(sure) - 1
+    orders = {n: places[o[sure[o]]] for n, o in by.items() if _mixed(x[o[sure[o]]])}
+    if orders:
+        every = min(residuals.size * len(orders) // MOST_VALUES, len(residuals) // FEW_DRAWS)
+        few = residuals[:: max(every, 1)]
+        each = np.stack([_alike(few[:, o]) for o in orders.values()])
+        found[ALONG + list(orders)[int(each[:, 0].argmax())]] = each.max(0)
     return found
+
+
+def _mixed(x: np.ndarray) -> bool:
+    """Whether values go up and down: of rows that are sorted by these, neighbors are alike under any model."""
+    steps = np.diff(x)
+    return bool((steps > 0).any() and (steps < 0).any())
+
+
+def _alike(residuals: np.ndarray) -> np.ndarray:
+    """Σ z_i z_{i+1} / Σ z_i², (S, n) -> (S,)."""
+    squared = np.square(residuals).sum(1)
+    return np.einsum("si,si->s", residuals[:, 1:], residuals[:, :-1]) / np.maximum(squared, np.finfo(float).tiny)
 
 
 def report_checks(
@@ -195,7 +249,7 @@ def predictive(checks: Sequence[Check]) -> list[Finding]:
     found = []
     for site in dict.fromkeys(c.site for c in checks):
         here = [c for c in checks if c.site == site]
-        p = min(c.p if c.statistic in RESIDUALS else min(c.p, 1 - c.p) for c in here)
+        p = min(c.p if c.upper else min(c.p, 1 - c.p) for c in here)
         off = [
             {"statistic": c.statistic, "observed": c.observed, "low": c.predicted[0], "high": c.predicted[1], "p": c.p}
             for c in here

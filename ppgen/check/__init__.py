@@ -269,7 +269,9 @@ def _with_priors(program: Program, name: str) -> list[str]:
 def _first_line(e: BaseException) -> str:
     """Of a message; and what its next lines say beneath it, as Pyro's do ("Expected [], actual [5]")."""
     first, *rest = (str(e).strip() or "no message").splitlines()
-    beneath = itertools.takewhile(lambda line: line.startswith("  ") and not line.strip().startswith("Try"), rest)
+    beneath = itertools.takewhile(
+        lambda line: line.startswith("  ") and not line.strip().startswith(("Try", "Trace Shapes")), rest
+    )
     return " ".join([first, *(line.strip() for line in beneath)])
 
 

@@ -322,8 +322,8 @@ with holding({}):
     # -- comparison ----------------------------------------------------------------------------------------------
     Mutant(
         "paired_difference_as_if_unpaired",
-        "_sum_se(s.values - best.values)",
-        "math.hypot(_sum_se(s.values), _sum_se(best.values))",
+        "_sum_se(one.values - other.values)",
+        "math.hypot(_sum_se(one.values), _sum_se(other.values))",
         "tests/test_compare.py::test_a_paired_difference_is_that_of_the_rows",
     ),
     Mutant(
@@ -354,9 +354,33 @@ with holding({}):
     # -- found unseen in the first count: secondary standard errors, and options that meet ----------------------
     Mutant(
         "loo_swap_pq",
-        'small, stats["log_p"].values.ravel(), stats["log_q"].values.ravel(), pointwise=True, var_name="x"',
-        'small, stats["log_q"].values.ravel(), stats["log_p"].values.ravel(), pointwise=True, var_name="x"',
+        'log_w = (stats["log_p"] - stats["log_q"]).values.astype(np.float64)',
+        'log_w = (stats["log_q"] - stats["log_p"]).values.astype(np.float64)',
         "tests/test_compare.py::test_loo_of_a_guide_that_is_not_the_posterior",
+    ),
+    Mutant(
+        "loo_error_of_weights_that_are_equal",
+        "shares(log_w[..., None] - log_lik).sum(-1) - log_lik.shape[-1] * shares(log_w)",
+        "shares(log_w[..., None] - log_lik).sum(-1)",
+        "tests/test_compare.py::test_the_monte_carlo_error_of_loo_is_the_spread_over_other_draws",
+    ),
+    Mutant(
+        "a_law_of_weights_that_are_two_values",
+        "elif (few := _above_ties(column, length)) < LEAST_TAIL:",
+        "elif (few := _above_ties(column, length)) < 0:",
+        "tests/test_psis.py::test_weights_of_few_values_have_no_tail_and_are_not_nan",
+    ),
+    Mutant(
+        "neighbors_of_themselves",
+        "residuals[:, 1:], residuals[:, :-1])",
+        "residuals[:, 1:], residuals[:, 1:])",
+        "tests/test_findings.py::test_a_trend_or_an_autocorrelation_that_the_model_leaves_out_is_told",
+    ),
+    Mutant(
+        "a_guide_of_fitted_rows_draws_new_ones",
+        "return not blind, unread if left_out and not blind else {}",
+        "return True, unread if left_out else {}",
+        "tests/test_predict.py::test_a_guide_that_knows_the_fitted_rows_alone_draws_no_latents_of_new_ones",
     ),
     Mutant(
         "loo_wrong_dim",

@@ -117,7 +117,7 @@ MUTANTS = [
     ),
     Mutant(
         "predictive_residuals_that_are_small",
-        "(self.p > 1 - self.rare and self.statistic not in RESIDUALS)",
+        "(self.p > 1 - self.rare and not self.upper)",
         "self.p > 1 - self.rare",
         "tests/test_findings.py::test_residuals_of_a_model_that_adapts_to_its_rows_are_smaller_than_its_own_and_no_alarm",
     ),

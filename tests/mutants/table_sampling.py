@@ -170,14 +170,14 @@ MUTANTS = [
     # -- Pareto-smoothed importance sampling ---------------------------------------------------------------------
     Mutant(
         "khat_of_inverse_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(column)",
+        "array_stats.psislw(-column, r_eff=share)",
+        "array_stats.psislw(column, r_eff=share)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
         "khat_of_half_the_log_weights",
-        "array_stats.psislw(-column)",
-        "array_stats.psislw(-column / 2)",
+        "array_stats.psislw(-column, r_eff=share)",
+        "array_stats.psislw(-column / 2, r_eff=share)",
         "tests/test_diagnose.py::test_pareto_k_of_a_tail_that_is_known",
     ),
     Mutant(
@@ -275,7 +275,7 @@ MUTANTS = [
     ),
     Mutant(
         "few_effective_draws_are_only_looked_at",
-        "LOOK if ess >= min(LEAST_ESS, K / 2) else WRONG",
+        "LOOK if ess >= min(LEAST_ESS, K / 2) or ll.noise else WRONG",
         "LOOK",
         "tests/test_findings.py::test_one_effective_draw_is_wrong_whatever_khat",
     ),
