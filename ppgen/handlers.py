@@ -75,7 +75,8 @@ class LatentSupports(Messenger):
 
 class PointMasses(Messenger):
     """Sites of a model that are a `Delta` at a value of its own, as `pyro.infer.reparam` makes them as well, are what
-    they are given: recorded as `pyro.deterministic` does, not inferred and not observed.
+    they are given: recorded as `pyro.deterministic` does, not inferred and not observed. Those whose density is drawn
+    are the values of chains (`ppgen.nested`), which are.
 
     Args:
         program: remembers by name, from its first run, which is not traced, whose point has a density of its own: that
@@ -88,7 +89,7 @@ class PointMasses(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name, point = msg["fn"], msg["name"], innermost(msg["fn"])
-        if not isinstance(point, dist.Delta) or is_deterministic(msg):
+        if not isinstance(point, dist.Delta) or is_deterministic(msg) or msg["infer"].get("drawn"):
             return
         if msg["is_observed"] and msg["value"] is not point.v:
             return

@@ -131,7 +131,8 @@ def sample(
             first argument of its model that is not among `columns`.
         rows: None: within plates the program is run for one row in each of their elements, its `ppgen.rows` being
             these plates; outside of plates for one. A number: for a table of so many rows, with a plate of its own.
-        freeze: whether the program's parameters are held: those of a model that was fitted elsewhere.
+        freeze: whether the program is held as it is, a model that was fitted elsewhere: its parameters are not
+            trained, and it runs in eval mode (batch norm, dropout). One program is held wherever it is used.
         **columns: the program's other columns, with the dimensions of the plates around the statement.
 
     Returns:
@@ -277,9 +278,27 @@ def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
         return False
     if all(m is not program for m in outer.modules()):
         outer.add_module(free_name(outer, name.replace("/", "_").replace(".", "_")), program)
+        let_go(program)
+    uses = outer.__dict__.setdefault("_uses", {})
+    others = [n for n, (p, held) in uses.items() if p is program and held != freeze and n != name]
+    if others and name not in uses:
+        log.warning(
+            "ppgen.sample(%r) and ppgen.sample(%r) have the same %s, and only one of them says freeze=True: its "
+            "parameters are held in both; give one of them a copy (copy.deepcopy)", others[0], name, program.name,
+        )  # fmt: skip
+    uses[name] = program, freeze
     if freeze:
-        program.requires_grad_(False)
+        trained = [p for p in program.parameters() if p.requires_grad]
+        program.__dict__["held"] = [*program.__dict__.get("held", ()), *trained]
+        program.requires_grad_(False).eval()
     return True
+
+
+def let_go(program: Any) -> None:
+    """Undoes what `freeze=True` has held for another outer program."""
+    for part in (program, *program.inner_programs):
+        for p in part.__dict__.pop("held", ()):
+            p.requires_grad_(True)
 
 
 @contextmanager

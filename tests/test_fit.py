@@ -597,3 +597,23 @@ def test_a_parameter_that_appears_late_is_trained_and_resumed(tmp_path):
     went_on = resume(tmp_path / "run", data, program=program(), steps=12).program.state_dict()
     for name, p in whole.program.state_dict().items():
         assert torch.equal(p, went_on[name]), name
+
+
+@pytest.mark.parametrize(
+    ("latent", "guide"), [(True, None), (True, "AutoDiagonalNormal"), (True, "flow"), (False, None)]
+)
+def test_a_column_may_be_called_context(latent, guide):
+    """Pyro's handlers take keywords of their own: a model(context, fn) without a guide ended in a TypeError."""
+
+    def model(context, fn, x=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0)) if latent else pyro.param("b", torch.zeros(()))
+        with rows(context):
+            pyro.sample("x", dist.Normal(b * context + fn, 1.0), obs=x)
+
+    c = torch.tensor([1.0, 2.0, 3.0])
+    data = {"context": c, "x": 2 * c + 1, "fn": torch.ones(3)}
+    how = {"steps": 400, "lr": 0.05, "schedule": "cosine", "engine": "trace", "seed": 0}
+    bound = loglik(fit(Program.from_pair(model), data, guide=guide, **how), data, particles=1000).best
+    mean, covariance = (0 * c, np.eye(3) + np.outer(c, c)) if latent else (2 * c, np.eye(3))
+    exact = stats.multivariate_normal.logpdf(2 * c, mean, covariance)
+    assert float(np.sum(bound.values)) == pytest.approx(exact, abs=0.02)  # the guide is the posterior: weights are even

@@ -397,6 +397,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     with running_of(program, data), without_validation():
         program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
+    program.to(dtype).train()  # with the programs within that the first run has added
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
