@@ -235,6 +235,48 @@ def test_resume_checks_the_data_and_takes_more_steps(tmp_path):
     assert Run.load(tmp_path / "run", Small()).config["fit"]["steps"] == 80
 
 
+def test_resume_holds_the_held_out_rows_against_those_it_follows(tmp_path):
+    """Others of the same number were taken, and their ELBO compared with the best of the former."""
+    fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(PpgenError, match="held-out rows are not those"):
+        resume(tmp_path / "run", {"x": X}, valid={"x": X[20:40]}, program=Small(), steps=80)
+    with pytest.raises(PpgenError, match="follows 20 held-out rows"):
+        resume(tmp_path / "run", {"x": X}, valid={"x": X[:19]}, program=Small(), steps=80)
+    double = {"x": X.double()}, {"x": X[:20].double()}
+    for steps, precision in ((80, "64-true"), (90, "64-true"), (100, "32-true")):
+        run = resume(tmp_path / "run", double[0], valid=double[1], program=Small(), steps=steps, precision=precision)
+        assert run.rows[-1]["step"] == steps
+
+
+def test_resume_says_that_a_fit_was_ended_by_its_patience(tmp_path, caplog):
+    """More steps were asked for, and none was made, without a word."""
+    options = OPTIONS | {"steps": 500, "patience": 1, "lr": 0.5}
+    first = fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", **options)
+    ended = first.rows[-1]["step"]
+    assert ended < 500
+    same = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small(), steps=600)
+    assert same.rows[-1]["step"] == ended and "resume with a larger patience" in caplog.text
+    caplog.clear()
+    more = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small(), patience=3)
+    assert more.rows[-1]["step"] > ended and "patience" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lr", "schedule", "particles", "precision", "log_every", "engine"])
+def test_none_keeps_an_option_of_a_run(tmp_path, name):
+    """`resume(lr=None)` ended in a message of torch's."""
+    fit(Small(), {"x": X}, out=tmp_path / "run", **OPTIONS | {"patience": None})
+    run = resume(tmp_path / "run", {"x": X}, program=Small(), steps=61, **{name: None})
+    assert run.config["fit"][name] == Run.load(tmp_path / "run", Small()).config["fit"][name] is not None
+
+
+@pytest.mark.parametrize("option", [{"precision": "64"}, {"lr": "fast"}])
+def test_options_that_no_folder_can_hold_are_refused_before_it_is_made(tmp_path, option):
+    """precision='64' made a run folder that could not be read back; lr='fast' was a TypeError."""
+    with pytest.raises(PpgenError, match=next(iter(option))):
+        fit(Small(), {"x": X}, out=tmp_path / "run", **OPTIONS | {"patience": None} | option)
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupt_waits_for_the_step_and_leaves_a_checkpoint(tmp_path):
     sent = []
 
