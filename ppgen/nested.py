@@ -37,7 +37,7 @@ from torch.distributions import constraints
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import without_gaps
 from ppgen.handlers import Holder, free_name, open_handlers
-from ppgen.sites import is_deterministic
+from ppgen.sites import is_deterministic, sample_sites
 
 log = logging.getLogger("ppgen")
 
@@ -380,7 +380,8 @@ def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
     """
     program = scope.program
     around = next(m for m in reversed(open_handlers()) if isinstance(m, _InnerGuidesOnly))
-    if not scope.own_guide or _by_times(program) or any(n.startswith(f"{scope.name}/") for n in around.own.nodes):
+    by_outer = any(n.startswith(f"{scope.name}/") for n in sample_sites(around.own))
+    if not scope.own_guide or _by_times(program) or by_outer:
         return
     read = [k for k, v in columns.items() if k != scope.column and isinstance(v, Tensor)]
     if read and around.summed:

@@ -64,6 +64,14 @@ def test_a_conjugate_pair_passes():
     assert np.isnan(found.contraction[1])
 
 
+def test_a_guide_with_parameters_that_are_held_is_fitted_anew():
+    """Of a guide with a parameter that is held, as with `freeze=True`, this was torch's RuntimeError that a tensor
+    requires no gradient."""
+    program = GuidedNormalMean()
+    program.held = nn.Parameter(torch.zeros(()), requires_grad=False)
+    assert calibrate(program, X, simulations=100, steps=300, refit=True).passes
+
+
 def test_a_guide_that_is_fitted_anew_passes():
     found = calibrate(NormalMean(), X, simulations=100, steps=400, lr=0.1, guide="AutoNormal")
     assert found.passes, found.findings

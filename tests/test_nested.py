@@ -734,6 +734,34 @@ def test_a_table_of_rows_has_a_plate_of_its_own():
     assert torch.allclose(own[0].log_prob, terms(t)[0].log_prob)
 
 
+class Amortised(OneLevel):
+    """With the exact posterior as guide."""
+
+    def guide(self, x):
+        v = self.a**2 + 0.25
+        with ppgen.rows(x):
+            pyro.sample("u", Normal(self.a * x / v, (0.25 / v) ** 0.5))
+
+
+def test_a_table_within_a_plate_has_its_own_guide_beside_one_made_by_name():
+    """The plate of the table was taken for a latent that the outer guide draws, and the inner guide did not run: "the
+    guide has no site 'z/u'"."""
+    inner, y = Amortised(), torch.tensor([0.5, 1.0])
+
+    def model(y):
+        with pyro.plate("g", 2):
+            z = ppgen.sample("z", inner, rows=3, freeze=True)
+        with ppgen.rows(y):
+            pyro.sample("y", Normal(z.sum(), 0.6), obs=y)
+
+    how = {"steps": 600, "lr": 0.05, "schedule": "cosine", "particles": 4, "engine": "trace", "seed": 0}
+    found = fit(ppgen.Program.from_pair(model), {"y": y}, guide="AutoMultivariateNormal", **how)
+    covariance = 0.36 * torch.eye(2) + 6 * (0.7**2 + 0.25)
+    exact = float(torch.distributions.MultivariateNormal(torch.zeros(2), covariance).log_prob(y))
+    bound = loglik(found, {"y": y}, particles=2000, seed=0).best
+    assert float(bound.values.sum()) == pytest.approx(exact, abs=0.05)
+
+
 def test_what_is_no_program_is_refused():
     def outer(x):
         m = ppgen.sample("m", 3.0)

@@ -263,11 +263,11 @@ def _trained(
 
 
 def _of_guide(program: Program, data: Mapping[str, Tensor]) -> set[str]:
-    """The parameters that the guide depends on."""
+    """The parameters that the guide depends on, but for those that are held."""
     with torch.enable_grad(), torch.random.fork_rng():
         q = guide_run(program, data)
         value = sum(s["fn"].log_prob(s["value"]).sum() + s["value"].sum() for s in sample_sites(q).values())
-    parameters = dict(program.named_parameters())
+    parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not isinstance(value, Tensor) or not value.requires_grad:
         return set()
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
