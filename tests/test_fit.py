@@ -365,6 +365,15 @@ def test_patience_keeps_the_parameters_that_were_best():
     assert run.metrics["valid_elbo"][-1] < kept - 0.1
 
 
+def test_held_out_rows_without_a_density_are_said_and_end_no_fit(caplog):
+    """Their ELBO is -inf at each look, which patience took for no better: the fit ended at its third."""
+    x = torch.randn(50)
+    beyond = torch.tensor([0.0, float("inf")])
+    run = fit(NormalMean(), {"x": x}, valid={"x": beyond}, steps=60, patience=2, log_every=5, strict=False, seed=0)
+    assert run.rows[-1]["step"] == 60
+    assert caplog.text.count("one of them, at least, has no density") == 1
+
+
 def test_validation_figure_is_for_the_held_out_rows():
     x = torch.randn(500, generator=torch.Generator().manual_seed(1))
 

@@ -445,11 +445,11 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
     if isinstance(bound, Objective):
         if hasattr(bound.estimator, "require"):
-            with running_of(program, first), without_validation():
+            with running_of(program, first), without_validation(), torch.random.fork_rng(devices=[]):
                 bound.estimator.require(program, first, found.structure)
         with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             bound.require_densities(found.run)
-        bound.require_all_rows(size)
+        bound.require_all_rows(size, trained=True)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
