@@ -37,7 +37,7 @@ from torch.distributions import constraints
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import without_gaps
 from ppgen.handlers import Holder, free_name, open_handlers
-from ppgen.sites import is_deterministic, sample_sites
+from ppgen.sites import is_deterministic, is_same, sample_sites
 
 log = logging.getLogger("ppgen")
 
@@ -45,10 +45,12 @@ _ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
 
 class _Running(NamedTuple):
-    """A program that runs, and which part of it: "model", "guide", or its model for the sake of the inner guides."""
+    """A program that runs, which part of it ("model", "guide", or its model for the sake of the inner guides), and on
+    which columns."""
 
     program: Any
     part: str
+    data: Mapping[str, Any]
 
 
 _RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
@@ -166,6 +168,8 @@ def sample(
     column = _column_of(name, program, column, columns)
     value = obs if obs is not None else _held(name)
     scope = _Scope(name, program, column, obs, rows)
+    if running is not None:
+        _require_same_words(name, running, program, {**columns, column: obs}, freeze=freeze)
     first = running is not None and _adopt(running.program, program, name, freeze)
     if running is not None and running.part == "inner guides" and value is not None:
         _run_inner_guide(scope, columns | {column: value})
@@ -197,9 +201,9 @@ def run_inner_guides(program: Any, data: Mapping[str, Any], own: poutine.Trace) 
         program.call("inner guides", data)
 
 
-def running_part(program: Any, part: str) -> AbstractContextManager[None]:
-    """Marks which part of which program runs."""
-    return _set(_RUNNING, _Running(program, part))
+def running_part(program: Any, part: str, data: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Marks which part of which program runs, and on which columns."""
+    return _set(_RUNNING, _Running(program, part, data))
 
 
 def drawn_times() -> AbstractContextManager[None]:
@@ -269,6 +273,37 @@ def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str
             "and none is left for the value; leave the one out that is to be drawn or observed (obs=)"
         )
     return column or free[0]
+
+
+def _require_same_words(
+    name: str, running: _Running, program: Any, columns: Mapping[str, Any], *, freeze: bool
+) -> None:
+    """
+    Raises:
+        PpgenError: a column of the outer program, passed on as it is, has codes of other words than those that the
+            inner one, which is held, was fitted to. One that is trained may learn them anew: a warning.
+    """
+    types, known_types = running.program.types or {}, program.types or {}
+    if not types or not known_types or not getattr(running.program, "_collecting", False):
+        return
+    given = {k: v for k, v in columns.items() if isinstance(v, Tensor) and k in known_types}
+    for own, c in running.data.items():
+        for k in (k for k, v in given.items() if own in types and isinstance(c, Tensor) and is_same(v, c)):
+            words, known = types[own].levels, known_types[k].levels
+            if not words or not known or words == known[: len(words)]:
+                continue
+            strange = [w for w in words if w not in known]
+            remedy = (
+                f"which has no {strange[0]!r}; leave its rows out, or fit {program.name} with it" if strange else
+                f"where they are torch.tensor({[known.index(w) for w in words]})[{own}]; pass these"
+            )  # fmt: skip
+            said = (
+                f"ppgen.sample({name!r}): the column {own!r} has the codes of {', '.join(map(str, words))}, and {k!r} "
+                f"of {program.name} was fitted to those of {', '.join(map(str, known))}, {remedy}"
+            )
+            if freeze:
+                raise PpgenError(said)
+            log.warning(said)
 
 
 def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:

@@ -248,7 +248,7 @@ class Program(nn.Module):
             part = "model"
         gaps = filling_gaps(self) if part == "model" else nullcontext()
         points = PointMasses(self) if part == "model" and not self._draws_itself else nullcontext()
-        with self.running([*first, *many, *kwargs.values()]), running_part(self, part), gaps, points:
+        with self.running([*first, *many, *kwargs.values()]), running_part(self, part, data), gaps, points:
             if part != "guide" or not self.__dict__.get("_composed"):
                 with nullcontext() if part in self.__dict__.get("looked", ()) else self._looking_for_writes(part, data):
                     return fn(*first, *many, **kwargs)
@@ -453,7 +453,7 @@ def _owner(fn: Any) -> nn.Module | None:
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
-        with Unrolled(), ParamSites(program, given), running_part(program, "model"), PointMasses(program):
+        with Unrolled(), ParamSites(program, given), running_part(program, "model", {}), PointMasses(program):
             return model(*args, **kwargs)
 
     return run

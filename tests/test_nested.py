@@ -545,6 +545,47 @@ def test_a_program_of_another_precision_has_that_of_the_fit(precision):
     assert inner.m.dtype == (torch.float64 if precision == "64-true" else torch.float32)
 
 
+class ByWord(ppgen.Program):
+    """x | g ~ N(m_g, 0.1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = nn.Parameter(torch.zeros(3))
+
+    def model(self, g, x=None):
+        with ppgen.rows(g):
+            return pyro.sample("x", Normal(self.m[g], 0.1), obs=x)
+
+
+@pytest.mark.parametrize("words", [["dog", "eel"], ["dog", "fox"], ["cat", "dog"]])
+def test_words_have_the_codes_that_the_program_within_was_fitted_to(words):
+    """Of 'dog' and 'eel' the codes are 0 and 1, and those were 'cat' and 'dog' to it: figures were of other groups."""
+    inner = ByWord()
+    fit(inner, {"g": ["cat", "dog", "eel"], "x": [0.0, 5.0, 9.0]}, steps=0)
+    with torch.no_grad():
+        inner.m.copy_(torch.tensor([0.0, 5.0, 9.0]))
+    own = {"cat": 0.0, "dog": 5.0, "eel": 9.0, "fox": 0.0}
+    data = {"g": words * 2, "y": [own[w] for w in words] * 2}
+
+    def outer(codes):
+        def model(g, y):
+            with ppgen.rows(g):
+                ppgen.sample("y", inner, obs=y, g=codes(g), freeze=True)
+
+        return ppgen.Program.from_pair(model)
+
+    exact = float(Normal(0.0, 0.1).log_prob(torch.zeros(())))
+    if words == ["cat", "dog"]:
+        assert loglik(fit(outer(lambda g: g), data, steps=0), data).best.mean == pytest.approx(exact, abs=1e-4)
+        return
+    said = "pass these" if "eel" in words else "which has no 'fox'"
+    with pytest.raises(PpgenError, match=f"the codes of {words[0]}, {words[1]}, and .* cat, dog, eel, .*{said}"):
+        fit(outer(lambda g: g), data, steps=0)
+    if "eel" in words:
+        found = fit(outer(lambda g: torch.tensor([1, 2])[g]), data, steps=0)
+        assert loglik(found, data).best.mean == pytest.approx(exact, abs=1e-4)
+
+
 def test_a_guide_of_ours_or_pyros_infers_the_value_of_a_long_chain():
     """The value of a chain of drawn terms is a `Delta`, which was taken for a point mass where the guide is made by
     name: z was drawn from the prior at each step, and nothing learned where the data say that it is."""
