@@ -110,7 +110,7 @@ class Objective(nn.Module):
                 of all: the N/B-th power of a weight is drawn then, and its mean too large, so that there is no bound.
         """
         part = self.structure.subsampled or rows != self.rows and not self.structure.by_row
-        learned = trained and getattr(self.bound, "OF_A_PART", "")
+        learned = getattr(self.bound, "OF_A_PART", "") if trained else ""
         if part and (learned or self.particles > 1 and not getattr(self.bound, "MEAN", False)):
             what = "subsample_size" if self.structure.subsampled else what
             raise PpgenError(

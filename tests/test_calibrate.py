@@ -20,6 +20,7 @@ from ppgen.check import check
 from ppgen.cli import app
 from ppgen.distributions import Flat
 from ppgen.inference import calibrate, fit
+from ppgen.inference.evaluation.calibrate import _of_guide
 from ppgen.inference.evaluation.ecdf_bands import band, ecdf, p_value
 from ppgen.inference.training.optimise import learning_rate
 from ppgen.inference.training.refit import refit
@@ -95,6 +96,7 @@ def test_a_parameter_of_the_model_that_the_guide_reads_stays(again):
     """It was trained on what it had simulated, and the program left with it; a guide of rows that was fitted anew ended
     in an error of torch's."""
     program = SharedScale()
+    assert _of_guide(program, X) == {"k"}
     found = calibrate(program, X, simulations=200, steps=600, refit=again, seed=1)
     assert found.passes and program.a.item() == pytest.approx(0.7, abs=1e-7)
     assert program.k.item() == pytest.approx(0.3, abs=1e-7)  # fitted for the while: calibrate changes nothing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributions as td
@@ -33,13 +33,13 @@ def with_image(d: Any) -> Any:
         return d
     if not all(isinstance(t, _MONOTONE) for t in _parts(d.transforms)) or (support := _image(d)) is None:
         return d
-    new: Any = copy.copy(d)
-    new.__class__, new.image = _kind(type(d)), support
+    new, kind = cast(tuple[Any, Any], (copy.copy(d), type(d)))
+    new.__class__, new.image = _kind(kind), support
     return new
 
 
 @functools.cache
-def _kind(kind: type) -> type:
+def _kind(kind: Any) -> Any:
     """A type of the same name whose support is said."""
 
     def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
@@ -57,7 +57,7 @@ def _image(d: Any) -> Any:
     if ends in (None, (None, None), _ends(d.support)):
         return None
     low, high = ends
-    made = constraints.less_than(high) if low is None else constraints.interval(low, high)
+    made: Any = constraints.less_than(high) if low is None else constraints.interval(low, high)
     made = constraints.greater_than(low) if high is None else made
     return constraints.independent(made, d.event_dim) if d.event_dim else made
 
