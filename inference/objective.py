@@ -98,22 +98,25 @@ class Objective(nn.Module):
         target, bound = self.formula(self.terms(batch), setting)
         return -target / self.rows, bound.detach()
 
-    def require_all_rows(self, rows: int, what: str = "batch_size (--batch-size)") -> None:
+    def require_all_rows(self, rows: int, what: str = "batch_size (--batch-size)", *, trained: bool = False) -> None:
         """
         Args:
             rows: how many a step passes.
             what: passes them, in words.
+            trained: whether the gradient matters, not the bound alone.
 
         Raises:
             PpgenError: these are a part of the N rows, which share latents, and the bound is a function of the weights
                 of all: the N/B-th power of a weight is drawn then, and its mean too large, so that there is no bound.
         """
         part = self.structure.subsampled or rows != self.rows and not self.structure.by_row
-        if part and self.particles > 1 and not getattr(self.bound, "MEAN", False):
+        learned = getattr(self.bound, "OF_A_PART", "") if trained else ""
+        if part and (learned or self.particles > 1 and not getattr(self.bound, "MEAN", False)):
             what = "subsample_size" if self.structure.subsampled else what
             raise PpgenError(
-                f"objective={self.name!r} needs all rows in each step, as they share latents: of a part of them it is "
-                f"no bound on log p(x); leave {what} out, or take objective='analytic' (--objective analytic)"
+                f"objective={self.name!r} needs all rows in each step, as they share latents: of a part of them "
+                f"{learned or 'it is no bound on log p(x)'}; leave {what} out, or take objective='analytic' "
+                "(--objective analytic)"
             )
 
     def require_densities(self, once: Traces) -> None:

@@ -37,7 +37,7 @@ from torch.distributions import constraints
 from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import without_gaps
 from ppgen.handlers import Holder, free_name, open_handlers
-from ppgen.sites import is_deterministic
+from ppgen.sites import is_deterministic, is_same, sample_sites
 
 log = logging.getLogger("ppgen")
 
@@ -45,10 +45,12 @@ _ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
 
 class _Running(NamedTuple):
-    """A program that runs, and which part of it: "model", "guide", or its model for the sake of the inner guides."""
+    """A program that runs, which part of it ("model", "guide", or its model for the sake of the inner guides), and on
+    which columns."""
 
     program: Any
     part: str
+    data: Mapping[str, Any]
 
 
 _RUNNING: ContextVar[_Running | None] = ContextVar("running", default=None)
@@ -131,7 +133,8 @@ def sample(
             first argument of its model that is not among `columns`.
         rows: None: within plates the program is run for one row in each of their elements, its `ppgen.rows` being
             these plates; outside of plates for one. A number: for a table of so many rows, with a plate of its own.
-        freeze: whether the program's parameters are held: those of a model that was fitted elsewhere.
+        freeze: whether the program is held as it is, a model that was fitted elsewhere: its parameters are not
+            trained, and it runs in eval mode (batch norm, dropout). One program is held wherever it is used.
         **columns: the program's other columns, with the dimensions of the plates around the statement.
 
     Returns:
@@ -165,6 +168,8 @@ def sample(
     column = _column_of(name, program, column, columns)
     value = obs if obs is not None else _held(name)
     scope = _Scope(name, program, column, obs, rows)
+    if running is not None:
+        _require_same_words(name, running, program, {**columns, column: obs}, freeze=freeze)
     first = running is not None and _adopt(running.program, program, name, freeze)
     if running is not None and running.part == "inner guides" and value is not None:
         _run_inner_guide(scope, columns | {column: value})
@@ -196,9 +201,9 @@ def run_inner_guides(program: Any, data: Mapping[str, Any], own: poutine.Trace) 
         program.call("inner guides", data)
 
 
-def running_part(program: Any, part: str) -> AbstractContextManager[None]:
-    """Marks which part of which program runs."""
-    return _set(_RUNNING, _Running(program, part))
+def running_part(program: Any, part: str, data: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Marks which part of which program runs, and on which columns."""
+    return _set(_RUNNING, _Running(program, part, data))
 
 
 def drawn_times() -> AbstractContextManager[None]:
@@ -270,6 +275,37 @@ def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str
     return column or free[0]
 
 
+def _require_same_words(
+    name: str, running: _Running, program: Any, columns: Mapping[str, Any], *, freeze: bool
+) -> None:
+    """
+    Raises:
+        PpgenError: a column of the outer program, passed on as it is, has codes of other words than those that the
+            inner one, which is held, was fitted to. One that is trained may learn them anew: a warning.
+    """
+    types, known_types = running.program.types or {}, program.types or {}
+    if not types or not known_types or not getattr(running.program, "_collecting", False):
+        return
+    given = {k: v for k, v in columns.items() if isinstance(v, Tensor) and k in known_types}
+    for own, c in running.data.items():
+        for k in (k for k, v in given.items() if own in types and isinstance(c, Tensor) and is_same(v, c)):
+            words, known = types[own].levels, known_types[k].levels
+            if not words or not known or words == known[: len(words)]:
+                continue
+            strange = [w for w in words if w not in known]
+            remedy = (
+                f"which has no {strange[0]!r}; leave its rows out, or fit {program.name} with it" if strange else
+                f"where they are torch.tensor({[known.index(w) for w in words]})[{own}]; pass these"
+            )  # fmt: skip
+            said = (
+                f"ppgen.sample({name!r}): the column {own!r} has the codes of {', '.join(map(str, words))}, and {k!r} "
+                f"of {program.name} was fitted to those of {', '.join(map(str, known))}, {remedy}"
+            )
+            if freeze:
+                raise PpgenError(said)
+            log.warning(said)
+
+
 def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
     """Whether this is an outer program's first run: then the inner one's parameters become its own, trained or held."""
     outer.__dict__["_composed"] = True
@@ -277,9 +313,27 @@ def _adopt(outer: Any, program: Any, name: str, freeze: bool) -> bool:
         return False
     if all(m is not program for m in outer.modules()):
         outer.add_module(free_name(outer, name.replace("/", "_").replace(".", "_")), program)
+        let_go(program)
+    uses = outer.__dict__.setdefault("_uses", {})
+    others = [n for n, (p, held) in uses.items() if p is program and held != freeze and n != name]
+    if others and name not in uses:
+        log.warning(
+            "ppgen.sample(%r) and ppgen.sample(%r) have the same %s, and only one of them says freeze=True: its "
+            "parameters are held in both; give one of them a copy (copy.deepcopy)", others[0], name, program.name,
+        )  # fmt: skip
+    uses[name] = program, freeze
     if freeze:
-        program.requires_grad_(False)
+        trained = [p for p in program.parameters() if p.requires_grad]
+        program.__dict__["held"] = [*program.__dict__.get("held", ()), *trained]
+        program.requires_grad_(False).eval()
     return True
+
+
+def let_go(program: Any) -> None:
+    """Undoes what `freeze=True` has held for another outer program."""
+    for part in (program, *program.inner_programs):
+        for p in part.__dict__.pop("held", ()):
+            p.requires_grad_(True)
 
 
 @contextmanager
@@ -361,7 +415,8 @@ def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
     """
     program = scope.program
     around = next(m for m in reversed(open_handlers()) if isinstance(m, _InnerGuidesOnly))
-    if not scope.own_guide or _by_times(program) or any(n.startswith(f"{scope.name}/") for n in around.own.nodes):
+    by_outer = any(n.startswith(f"{scope.name}/") for n in sample_sites(around.own))
+    if not scope.own_guide or _by_times(program) or by_outer:
         return
     read = [k for k, v in columns.items() if k != scope.column and isinstance(v, Tensor)]
     if read and around.summed:

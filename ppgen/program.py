@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import takewhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,7 @@ from ppgen.errors import PpgenError, nearest
 from ppgen.gaps import filling_gaps
 from ppgen.guides import file_of, guide_names, make_autoguide, parse, require_guide_options
 from ppgen.handlers import LatentSupports, ParamSites, PointMasses, Unrolled, free_name, within
-from ppgen.nested import drawn_times, run_inner_guides, running_part
+from ppgen.nested import drawn_times, let_go, run_inner_guides, running_part
 from ppgen.sites import innermost, require_bijection, sample_sites, support_of
 from ppgen.structure import longer_run, row_plates
 from ppgen.terms import Term, Traces, run, stacked_terms, terms
@@ -243,14 +244,15 @@ class Program(nn.Module):
             k: (v.clone() if k in own else v.view_as(v)) if isinstance(v, Tensor) else v for k, v in data.items()
         })  # fmt: skip
         many = given.pop(takes.many, ()) if takes.many else ()
-        first = [given.pop(name) for name in takes.names if name in given] if len(many) else []
+        by_place = len(many) or isinstance(fn, _AUTOGUIDES) and _OF_HANDLERS & given.keys()
+        first = [given.pop(name) for name in takewhile(given.__contains__, takes.names)] if by_place else []
         kwargs = given if takes.any else {name: given[name] for name in takes.names if name in given}
         if isinstance(fn, AutoMessenger):  # it runs the model itself, whose observed sites are no sites of the guide
             fn = poutine.block(fn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
             part = "model"
         gaps = filling_gaps(self) if part == "model" else nullcontext()
         points = PointMasses(self) if part == "model" and not self._draws_itself else nullcontext()
-        with self.running([*first, *many, *kwargs.values()]), running_part(self, part), gaps, points:
+        with self.running([*first, *many, *kwargs.values()]), running_part(self, part, data), gaps, points:
             if part != "guide" or not self.__dict__.get("_composed"):
                 with nullcontext() if part in self.__dict__.get("looked", ()) else self._looking_for_writes(part, data):
                     return fn(*first, *many, **kwargs)
@@ -317,6 +319,7 @@ class Program(nn.Module):
             PpgenError: a discrete latent that the named guide has no place for.
         """
         shown, hide = hide, lambda site: shown(site) or bool(site.get("inner"))
+        let_go(self)
         with self.collecting(), self.in_brief():
             if guide is None:
                 known = self.__dict__.get("_composed")
@@ -384,6 +387,10 @@ class Program(nn.Module):
         finally:
             self.__dict__["_growing"] = False
 
+    def train(self, mode: bool = True) -> Program:
+        """Training or eval mode, of all modules but programs that are held (`ppgen.sample(..., freeze=True)`)."""
+        return super().train(mode and "held" not in self.__dict__)
+
     def set_autoguide(self, guide: nn.Module) -> None:
         """Replaces the guide by an autoguide."""
         for part in guide.modules():
@@ -399,6 +406,7 @@ class Program(nn.Module):
 
 
 _AUTOGUIDES = (autoguides.AutoGuide, AutoMessenger)
+_OF_HANDLERS = {"context", "fn"}  # keywords that Pyro's handlers take for their own where they wrap a function
 
 
 class Pair(Program):
@@ -449,7 +457,7 @@ def _owner(fn: Any) -> nn.Module | None:
 def _with_parameters(program: Program, model: Callable) -> Callable:
     def run(*args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
-        with Unrolled(), ParamSites(program, given), running_part(program, "model"), PointMasses(program):
+        with Unrolled(), ParamSites(program, given), running_part(program, "model", {}), PointMasses(program):
             return model(*args, **kwargs)
 
     return run

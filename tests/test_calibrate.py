@@ -20,6 +20,7 @@ from ppgen.check import check
 from ppgen.cli import app
 from ppgen.distributions import Flat
 from ppgen.inference import calibrate, fit
+from ppgen.inference.evaluation.calibrate import _of_guide
 from ppgen.inference.evaluation.ecdf_bands import band, ecdf, p_value
 from ppgen.inference.training.optimise import learning_rate
 from ppgen.inference.training.refit import refit
@@ -62,6 +63,43 @@ def test_a_conjugate_pair_passes():
     assert found.contraction[0] == pytest.approx(exact, abs=0.05)
     assert found.z_mean[0] == pytest.approx(0, abs=4.5 / 300**0.5) and found.z_sd[0] == pytest.approx(1, abs=0.2)
     assert np.isnan(found.contraction[1])
+
+
+def test_a_guide_with_parameters_that_are_held_is_fitted_anew():
+    """Of a guide with a parameter that is held, as with `freeze=True`, this was torch's RuntimeError that a tensor
+    requires no gradient."""
+    program = GuidedNormalMean()
+    program.held = nn.Parameter(torch.zeros(()), requires_grad=False)
+    assert calibrate(program, X, simulations=100, steps=300, refit=True).passes
+
+
+class SharedScale(Program):
+    """x | u ~ N(a u, 0.5), u ~ N(0, 1); the guide is the posterior where k = 0, and reads the model's a."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.k = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x=None):
+        with rows(x):
+            u = pyro.sample("u", dist.Normal(0.0 * self.a, 1.0))
+            return pyro.sample("x", dist.Normal(self.a * u, 0.5), obs=x)
+
+    def guide(self, x):
+        v = self.a**2 + 0.25
+        with rows(x):
+            pyro.sample("u", dist.Normal(self.k + self.a * x / v, (0.25 / v) ** 0.5))
+
+
+@pytest.mark.parametrize("again", [None, True])
+def test_a_parameter_of_the_model_that_the_guide_reads_stays(again):
+    """It was trained on what it had simulated, and the program left with it; a guide of rows that was fitted anew ended
+    in an error of torch's."""
+    program = SharedScale()
+    assert _of_guide(program, X) == {"k"}
+    found = calibrate(program, X, simulations=200, steps=600, refit=again, seed=1)
+    assert found.passes and program.a.item() == pytest.approx(0.7, abs=1e-7)
+    assert program.k.item() == pytest.approx(0.3, abs=1e-7)  # fitted for the while: calibrate changes nothing
 
 
 def test_a_guide_that_is_fitted_anew_passes():

@@ -235,6 +235,48 @@ def test_resume_checks_the_data_and_takes_more_steps(tmp_path):
     assert Run.load(tmp_path / "run", Small()).config["fit"]["steps"] == 80
 
 
+def test_resume_holds_the_held_out_rows_against_those_it_follows(tmp_path):
+    """Others of the same number were taken, and their ELBO compared with the best of the former."""
+    fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", **OPTIONS)
+    with pytest.raises(PpgenError, match="held-out rows are not those"):
+        resume(tmp_path / "run", {"x": X}, valid={"x": X[20:40]}, program=Small(), steps=80)
+    with pytest.raises(PpgenError, match="follows 20 held-out rows"):
+        resume(tmp_path / "run", {"x": X}, valid={"x": X[:19]}, program=Small(), steps=80)
+    double = {"x": X.double()}, {"x": X[:20].double()}
+    for steps, precision in ((80, "64-true"), (90, "64-true"), (100, "32-true")):
+        run = resume(tmp_path / "run", double[0], valid=double[1], program=Small(), steps=steps, precision=precision)
+        assert run.rows[-1]["step"] == steps
+
+
+def test_resume_says_that_a_fit_was_ended_by_its_patience(tmp_path, caplog):
+    """More steps were asked for, and none was made, without a word."""
+    options = OPTIONS | {"steps": 500, "patience": 1, "lr": 0.5}
+    first = fit(Small(), {"x": X}, valid={"x": X[:20]}, out=tmp_path / "run", **options)
+    ended = first.rows[-1]["step"]
+    assert ended < 500
+    same = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small(), steps=600)
+    assert same.rows[-1]["step"] == ended and "resume with a larger patience" in caplog.text
+    caplog.clear()
+    more = resume(tmp_path / "run", {"x": X}, valid={"x": X[:20]}, program=Small(), patience=3)
+    assert more.rows[-1]["step"] > ended and "patience" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lr", "schedule", "particles", "precision", "log_every", "engine"])
+def test_none_keeps_an_option_of_a_run(tmp_path, name):
+    """`resume(lr=None)` ended in a message of torch's."""
+    fit(Small(), {"x": X}, out=tmp_path / "run", **OPTIONS | {"patience": None})
+    run = resume(tmp_path / "run", {"x": X}, program=Small(), steps=61, **{name: None})
+    assert run.config["fit"][name] == Run.load(tmp_path / "run", Small()).config["fit"][name] is not None
+
+
+@pytest.mark.parametrize("option", [{"precision": "64"}, {"lr": "fast"}])
+def test_options_that_no_folder_can_hold_are_refused_before_it_is_made(tmp_path, option):
+    """precision='64' made a run folder that could not be read back; lr='fast' was a TypeError."""
+    with pytest.raises(PpgenError, match=next(iter(option))):
+        fit(Small(), {"x": X}, out=tmp_path / "run", **OPTIONS | {"patience": None} | option)
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupt_waits_for_the_step_and_leaves_a_checkpoint(tmp_path):
     sent = []
 
@@ -321,6 +363,15 @@ def test_patience_keeps_the_parameters_that_were_best():
     kept = dist.Normal(run.program.t.detach(), 1.0).log_prob(1 + x).sum().item()
     assert kept == pytest.approx(run.metrics["valid_elbo"].max(), abs=1e-4) and abs(run.program.t.item() - 1) < 0.1
     assert run.metrics["valid_elbo"][-1] < kept - 0.1
+
+
+def test_held_out_rows_without_a_density_are_said_and_end_no_fit(caplog):
+    """Their ELBO is -inf at each look, which patience took for no better: the fit ended at its third."""
+    x = torch.randn(50)
+    beyond = torch.tensor([0.0, float("inf")])
+    run = fit(NormalMean(), {"x": x}, valid={"x": beyond}, steps=60, patience=2, log_every=5, strict=False, seed=0)
+    assert run.rows[-1]["step"] == 60
+    assert caplog.text.count("one of them, at least, has no density") == 1
 
 
 def test_validation_figure_is_for_the_held_out_rows():
@@ -597,3 +648,23 @@ def test_a_parameter_that_appears_late_is_trained_and_resumed(tmp_path):
     went_on = resume(tmp_path / "run", data, program=program(), steps=12).program.state_dict()
     for name, p in whole.program.state_dict().items():
         assert torch.equal(p, went_on[name]), name
+
+
+@pytest.mark.parametrize(
+    ("latent", "guide"), [(True, None), (True, "AutoDiagonalNormal"), (True, "flow"), (False, None)]
+)
+def test_a_column_may_be_called_context(latent, guide):
+    """Pyro's handlers take keywords of their own: a model(context, fn) without a guide ended in a TypeError."""
+
+    def model(context, fn, x=None):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0)) if latent else pyro.param("b", torch.zeros(()))
+        with rows(context):
+            pyro.sample("x", dist.Normal(b * context + fn, 1.0), obs=x)
+
+    c = torch.tensor([1.0, 2.0, 3.0])
+    data = {"context": c, "x": 2 * c + 1, "fn": torch.ones(3)}
+    how = {"steps": 400, "lr": 0.05, "schedule": "cosine", "engine": "trace", "seed": 0}
+    bound = loglik(fit(Program.from_pair(model), data, guide=guide, **how), data, particles=1000).best
+    mean, covariance = (0 * c, np.eye(3) + np.outer(c, c)) if latent else (2 * c, np.eye(3))
+    exact = stats.multivariate_normal.logpdf(2 * c, mean, covariance)
+    assert float(np.sum(bound.values)) == pytest.approx(exact, abs=0.02)  # the guide is the posterior: weights are even

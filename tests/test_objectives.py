@@ -337,6 +337,48 @@ def test_wake_sleep_needs_a_guide_of_the_models_latents():
         fit(program, {"x": X}, steps=1, objective="wake_sleep", precision="64-true")
 
 
+class ByMean(Program):
+    """m ~ N(0, 1), x_i ~ N(m, 1); q(m | x) = N(a + b x̄, s)."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.log_scale = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(()))
+
+    def model(self, x=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("m", dist.Normal(self.line[0] + self.line[1] * x.mean(), self.log_scale.exp()))
+
+
+def test_wake_sleep_takes_all_rows_of_a_shared_latent():
+    """Of batches of 10 of 40 rows the guide learned the posterior of 10: an sd of 0.30 for 0.16, without a word."""
+    x = {"x": torch.randn(40) + 1}
+    with pytest.raises(
+        PpgenError, match="the guide learns the posterior of as many rows as a step has; leave batch_size"
+    ):
+        fit(ByMean(), x, steps=1, batch_size=10, objective="wake_sleep")
+    how = {"steps": 1500, "lr": 0.03, "schedule": "cosine", "particles": 16, "engine": "trace", "seed": 0}
+    q = fit(ByMean(), x, valid=None, objective="wake_sleep", **how).program
+    assert q.line[1].item() == pytest.approx(40 / 41, rel=0.03)  # 24 000 draws
+    assert float(q.log_scale.exp()) == pytest.approx(41**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_wake_sleep_says_where_the_guide_reads_nothing_of_the_data(reads, caplog):
+    """It becomes the prior. A guide whose network begins at zero does read them."""
+
+    class Other(ByMean):
+        def guide(self, x):
+            loc = self.line[0] + self.line[1] * x.mean() if reads else self.line[0]
+            pyro.sample("m", dist.Normal(loc, self.log_scale.exp()))
+
+    fit(Other(), {"x": torch.randn(40) + 1}, steps=1, objective="wake_sleep")
+    assert ("it becomes the prior" in caplog.text) == (not reads)
+
+
 class Coin(Program):
     """k ~ Bernoulli(0.6), x | k ~ N(2 k, 1); q(k | x) = Bernoulli(σ(b x − 0.2))."""
 

@@ -45,7 +45,7 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Traces, guide_run, run, terms, total, value_of
+from ppgen.terms import Traces, guide_run, latents_of, run, terms, total, value_of
 
 LEVEL, SURE = 0.05, 0.005  # of all quantities together: below the former chance is suspected, below the latter not
 LIKELIHOOD = "log p(x | z)"
@@ -145,19 +145,20 @@ def calibrate(
         if refit is None:
             refit = not by_row
         rng = np.random.default_rng(seed)
+        own = {k: v.detach().clone() for k, v in program.state_dict().items()}
         if by_row and not refit:
             if not isinstance(run, Run):
                 _, rows_ = _simulated_rows(made, data, structure, observed, TRAINING * BATCH, rng)
                 _trained(program, data, rows_, steps, lr, particles, seed)
             true, sets = _simulated_rows(made, data, structure, observed, simulations, rng)
             names, truth, many = _rank_rows(program, true, sets, structure, draws)
+            program.load_state_dict(own)
             return _calibration(names, truth, many, draws, rng, None if isinstance(run, Run) else steps)
         drawn = [_simulated(made, data, structure, observed) for _ in range(simulations)]
         parameters: list[dict[str, Tensor]] = [{}] * simulations
         if refit:
             changed = {c: torch.stack([x[c] for _, x in drawn]) for c in observed.values()}
             parameters = _fitted(program, structure, data, changed, steps, lr, particles)
-        own = {k: v.detach().clone() for k, v in program.state_dict().items()}
         rows, posterior = [], _Posterior(program, structure, data)
         for (true, x), values in zip(drawn, parameters, strict=True):
             program.load_state_dict(own | values)
@@ -263,11 +264,18 @@ def _trained(
 
 
 def _of_guide(program: Program, data: Mapping[str, Tensor]) -> set[str]:
-    """The parameters that the guide depends on."""
+    """The parameters that the guide depends on and the model does not, but for those that are held."""
     with torch.enable_grad(), torch.random.fork_rng():
         q = guide_run(program, data)
         value = sum(s["fn"].log_prob(s["value"]).sum() + s["value"].sum() for s in sample_sites(q).values())
-    parameters = dict(program.named_parameters())
+        p = run(program, data, latents={n: v.detach() for n, v in latents_of(q).items()}).p
+        joint = sum(s["fn"].log_prob(s["value"]).sum() for s in sample_sites(p, factors=True).values())
+    return _read(program, value) - _read(program, joint)
+
+
+def _read(program: Program, value: Any) -> set[str]:
+    """The parameters that a figure depends on, but for those that are held."""
+    parameters = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not isinstance(value, Tensor) or not value.requires_grad:
         return set()
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
@@ -320,8 +328,8 @@ def _of_one(
         z.append(values[n].reshape(len(values[n]), -1).double())
     return (
         [*names, LIKELIHOOD],
-        torch.cat([*x, _at(program, structure, true, data).double()[None]]).numpy(),
-        torch.cat([*z, logs.double()[:, None]], 1).numpy(),
+        torch.cat([*x, _at(program, structure, true, data).double().sum()[None]]).numpy(),
+        torch.cat([*z, logs.double().reshape(len(logs), -1).sum(1, keepdim=True)], 1).numpy(),
     )
 
 

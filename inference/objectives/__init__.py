@@ -7,6 +7,8 @@ A file has
     PATHWISE    whether its gradient is right only along the paths of all draws: it is no mean over draws
     MEAN        whether it is a sum of means of terms, which a part of the rows gives without bias (optional: it is
                 not)
+    OF_A_PART   what else is wrong, even of one draw, where the rows of a step are a part of those that share latents
+                (optional)
     GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
     draw        (optional) its own terms of one draw, in place of an estimator's; with DRAWS, see
                 `ppgen.inference.gradients`

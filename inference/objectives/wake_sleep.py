@@ -13,6 +13,7 @@ estimation by the same loss: Fast ε-free Inference of Simulation Models (Papama
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,31 @@ SUMMARY = "wake-sleep: the guide on draws of the model (KL(p || q)), the model o
 TERMS = "drawn"
 PATHWISE = False
 PATHS = False
+OF_A_PART = "the guide learns the posterior of as many rows as a step has"
 DRAWS = 1
+
+log = logging.getLogger("ppgen")
+
+
+def require(program: Program, data: Mapping[str, Any], structure: Structure) -> None:
+    """Says where the guide reads nothing of what the model draws: the best one is then the prior, whatever the data."""
+    with torch.no_grad():
+        _, columns = _dream(program, data)
+    drawn = {k: v for k, v in columns.items() if v is not data[k]}
+    if not structure.latents or not drawn or any(not v.is_floating_point() for v in drawn.values()):
+        return
+    drawn = {k: v.detach().requires_grad_() for k, v in drawn.items()}
+    with torch.enable_grad():
+        sites = sample_sites(guide_run(program, columns | drawn), deterministic=False).values()
+        log_q = sum(s["fn"].log_prob(s["value"].detach()).sum() for s in sites)
+        read = isinstance(log_q, Tensor) and log_q.requires_grad
+        slopes = torch.autograd.grad(log_q, list(drawn.values()), allow_unused=True) if read else ()
+    if all(slope is None for slope in slopes):
+        log.warning(
+            "objective='wake_sleep' fits the guide to draws of the model, and that of %s reads nothing of %s, so that "
+            "it becomes the prior, whatever the data are; write one that reads it, or leave objective out",
+            program.name, ", ".join(map(repr, drawn)),
+        )  # fmt: skip
 
 
 def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, closed_form: bool = False) -> list[Term]:

@@ -13,8 +13,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyro
 import torch
@@ -58,7 +59,7 @@ from ppgen.run import (
     require_finite,
     versions,
 )
-from ppgen.run.config import VERSION, read_config
+from ppgen.run.config import PRECISIONS, VERSION, read_config
 from ppgen.run.example import read_example
 from ppgen.run.folder import free_folder, new_folder, same_folder
 from ppgen.sites import sample_sites
@@ -202,6 +203,7 @@ CHANGEABLE = (
     "steps", "batch_size", "lr", "schedule", "clip", "patience", "particles", "engine", "precision", "device",
     "log_every", "checkpoint_every",
 )  # fmt: skip
+_NONE_IS_MEANT = ("batch_size", "clip", "patience", "checkpoint_every")  # of the others None keeps what there is
 
 
 def resume(
@@ -223,13 +225,12 @@ def resume(
     """
     path = Path(path)
     read_config(path)
-    if changes.get("steps", 0) is None:
-        del changes["steps"]
     for name in changes:
         if name not in CHANGEABLE:
             raise PpgenError(
                 f"a run keeps its {name}{nearest(name, CHANGEABLE)}; what resume can change is {', '.join(CHANGEABLE)}"
             )
+    changes = {name: v for name, v in changes.items() if v is not None or name in _NONE_IS_MEANT}
     with same_folder(path):
         config = read_config(path)  # another fit may have ended since
         if source is not None:
@@ -265,11 +266,9 @@ def _resume(
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
         _require_same(run, data, train_data, before["precision"])
         if valid is None and recorded.get("valid_split"):
-            valid = run.data(recorded["valid_split"])
+            valid = run.data(recorded["valid_split"], dtype=torch.float64)
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
-        followed = recorded.get("valid_rows") or 0
-        if followed != (0 if valid_data is None else data_module.n_rows(valid_data)):
-            raise PpgenError(f"{path} follows {followed} held-out rows; pass the same as valid=")
+        _require_same_valid(run, valid, valid_data, before["precision"])
         first = data_module.take(
             train_data, torch.arange(min(options["batch_size"] or recorded["rows"], recorded["rows"]))
         )
@@ -283,6 +282,12 @@ def _resume(
         changed = {k: v for k, v in changes.items() if before[k] != v}
         if changed.keys() & {"engine", "precision", "device"} or "steps" in changed and _was_eager(state):
             state["engines"] = None  # they are chosen anew
+        waited = state["progress"]["waited"]
+        if options["patience"] and waited >= options["patience"] and taken < options["steps"]:
+            log.warning(
+                "%s stopped at step %d by its patience, %d evaluations of the held-out rows without a better ELBO, and "
+                "goes no further; resume with a larger patience", path, taken, waited,
+            )  # fmt: skip
         if changed:
             old = {k: before[k] for k in changed}
             config["history"].append({"step": state["progress"]["step"], "before": old, "after": changed})
@@ -315,6 +320,28 @@ def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: s
     recorded |= _record(table)
 
 
+def _require_same_valid(run: Run, valid: Any, table: Mapping[str, Tensor] | None, precision: str) -> None:
+    """Holds the held-out rows against those that were followed, in the precision that they had.
+
+    Raises:
+        PpgenError: others, to whose ELBO the best so far says nothing.
+    """
+    recorded, dtype = run.config["data"], dtype_of(precision)
+    followed = recorded.get("valid_rows") or 0
+    if followed != (0 if table is None else data_module.n_rows(table)):
+        raise PpgenError(f"{run.path} follows {followed} held-out rows; pass the same as valid=")
+    if table is None:
+        return
+    with default_dtype(dtype):
+        same = table if dtype == run.dtype else prepare_columns(valid, run.program, dtype)
+    if recorded.get("valid_sha256", own := data_module.fingerprint(same)["sha256"]) != own:
+        raise PpgenError(
+            f"the held-out rows are not those that {run.path} follows (their fingerprints differ); pass the same as "
+            "valid="
+        )
+    recorded["valid_sha256"] = data_module.fingerprint(table)["sha256"]
+
+
 # -- before the first step ------------------------------------------------------------------------
 
 
@@ -333,7 +360,9 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         if o[name] is not None and (not isinstance(o[name], int) or not low <= o[name] < 2**53):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}, below 2**53")
     for name in ("lr", "clip"):
-        if o[name] is not None and not 0 < o[name] < 1e30:  # beyond which a step of it is no float32
+        if o[name] is not None and not (
+            isinstance(o[name], Real) and 0 < o[name] < 1e30
+        ):  # beyond which a step of it is no float32
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
@@ -353,6 +382,7 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
     learning_rate(o["schedule"] or "constant", 1.0, 0, 1)
     check_optimizer(o["optimizer"], o["lr"] or LEAST)
     require_known("engine", o["engine"], ENGINES)
+    require_known("precision", o["precision"], get_args(PRECISIONS))
     gradients.named(o["gradient"])
     if loss is None and o["objective"] is not None:
         objectives.formula(o["objective"])
@@ -397,6 +427,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     with running_of(program, data), without_validation():
         program.prepare(dict(data))
         apart = program.first_run(first, guide, hide=summed, rows=rows)
+    program.to(dtype).train()  # with the programs within that the first run has added
     made = program._autoguide if guide is not None else None
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
@@ -416,11 +447,11 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     bound = make_objective(program, found.structure, n, o, loss)  # says what does not go together
     if isinstance(bound, Objective):
         if hasattr(bound.estimator, "require"):
-            with running_of(program, first), without_validation():
+            with running_of(program, first), without_validation(), torch.random.fork_rng(devices=[]):
                 bound.estimator.require(program, first, found.structure)
         with running_of(program, first), without_validation(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             bound.require_densities(found.run)
-        bound.require_all_rows(size)
+        bound.require_all_rows(size, trained=True)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
@@ -520,7 +551,9 @@ def _config(
         "data": {**(source or {}), **_record(data), **record}, "history": [],
     }  # fmt: skip
     if valid is not None:
-        config["data"]["valid_rows"] = data_module.n_rows(valid)
+        config["data"] |= {
+            "valid_rows": data_module.n_rows(valid), "valid_sha256": data_module.fingerprint(valid)["sha256"],
+        }  # fmt: skip
     return config
 
 

@@ -206,11 +206,17 @@ def _note_row(loop: _Loop, lr: float, report: Report | None) -> None:
     if loop.valid is not None:
         with _parameters_of(loop.run.program, loop.ema):
             row |= _validate(loop.objective, loop.valid, loop.options["seed"], now.step, loop.batch_size)
+        before = [r["valid_elbo"] for r in now.rows if "valid_elbo" in r]
+        if not np.isfinite(row["valid_elbo"]) and np.isfinite(before).all():
+            log.warning(
+                "the ELBO of the held-out rows is %s at step %d: one of them, at least, has no density; look for it by "
+                "loglik (ppgen evaluate), row by row", row["valid_elbo"], now.step,
+            )  # fmt: skip
         if row["valid_elbo"] > now.best:
             now.best, now.waited = row["valid_elbo"], 0
             if loop.options["patience"]:
                 loop.best = {k: v.detach().clone() for k, v in loop.averaged.items()}
-        else:
+        elif np.isfinite(now.best):  # else there is nothing to compare with, and patience would end the fit anywhere
             now.waited += 1
     now.rows.append(row)
     now.window.clear()

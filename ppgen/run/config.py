@@ -75,6 +75,7 @@ class _Data:
     sha256: str
     ranges: dict[str, list[list[float]]] | None = None
     valid_rows: Count | None = None
+    valid_sha256: str | None = None
     source: str | None = None
     split: str | None = None
     columns: dict[str, str | list[str]] | None = None

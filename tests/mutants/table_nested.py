@@ -31,6 +31,30 @@ MUTANTS = [
         "tests/test_nested.py::test_a_frozen_program_stays_as_it_is",
     ),
     Mutant(
+        "a_frozen_program_in_training_mode",
+        'return super().train(mode and "held" not in self.__dict__)',
+        "return super().train(mode)",
+        "tests/test_nested.py::test_a_frozen_program_is_in_eval_mode",
+    ),
+    Mutant(
+        "a_chains_value_taken_for_a_point_mass",
+        'or is_deterministic(msg) or msg["infer"].get("drawn"):',
+        "or is_deterministic(msg):",
+        "tests/test_nested.py::test_a_guide_of_ours_or_pyros_infers_the_value_of_a_long_chain",
+    ),
+    Mutant(
+        "wake_sleep_by_parts_of_the_rows",
+        'learned = getattr(self.bound, "OF_A_PART", "") if trained else ""',
+        'learned = ""',
+        "tests/test_objectives.py::test_wake_sleep_takes_all_rows_of_a_shared_latent",
+    ),
+    Mutant(
+        "a_calibration_that_trains_the_model",
+        "return _read(program, value) - _read(program, joint)",
+        "return _read(program, value)",
+        "tests/test_calibrate.py::test_a_parameter_of_the_model_that_the_guide_reads_stays[True]",
+    ),
+    Mutant(
         "another_thing_than_the_column_is_observed",
         'torch.equal(own["value"].to(drawn.dtype), drawn)',
         "True",

@@ -213,9 +213,15 @@ MUTANTS = [
     ),
     Mutant(
         "angles_on_the_line",
-        "        elif kind in ON_CIRCLE:",
-        "        elif kind in ():",
+        "    if type(fn) not in ON_CIRCLE:",
+        "    if True:",
         "tests/test_mcmc.py::test_an_angle_stays_on_its_circle",
+    ),
+    Mutant(
+        "transformed_latents_with_the_codomain_for_support",
+        "return with_image(fn)",
+        "return fn",
+        "tests/test_supports.py::test_chains_stay_within_the_support",
     ),
     Mutant(
         "a_transformers_order_and_its_inverse",
