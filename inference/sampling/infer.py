@@ -316,7 +316,10 @@ def noncentred(problem: _Problem) -> _Outcome:
     made = problem.made
     joint = somewhere(lambda: log_joint(made.program, made.data, noncentred="all"))
     if not joint.noncentred:
-        raise PpgenError(f"{made.program.name} has no latent whose scale depends on other latents")
+        raise PpgenError(
+            f"{made.program.name} has no latent whose scale depends on other latents, but for those of which the data "
+            "say so much that they are better centred"
+        )
     if joint.dim <= MOST:
         found = gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
         if found.settled:
