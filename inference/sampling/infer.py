@@ -471,7 +471,7 @@ def _sampled(problem: _Problem, kernel: str, joint: LogJoint) -> _Outcome:
         )  # fmt: skip
     finally:
         log.setLevel(level)
-    own = [f for f in load_findings(made) if f.measure != OF_MODEL]  # which no method changes
+    own = [f for f in load_findings(made) if f.measure not in OF_MODEL]  # which no method changes
     return _Outcome(lambda: made, own, joint)
 
 
