@@ -154,7 +154,7 @@ def _varying(group: Group, given: Mapping[str, Tensor], scale: Tensor) -> Tensor
     if group["correlated"]:
         chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(len(scale), scale.new_ones(())))
         pyro.deterministic(f"corr_{name}", chol @ chol.mT)
-    prior, root = of_latents(sd, chol, group.get("centred", ()))
+    prior, root = of_latents(sd, chol, group.get("centred", ()), scale)
     with pyro.plate(name, group["size"]):
         z = pyro.sample(f"z_{name}", prior)
         r = pyro.deterministic(f"r_{name}", z * root if chol is None else z @ root.mT, event_dim=1)

@@ -1,10 +1,11 @@
 r"""Which effects that vary over groups are latents themselves (centred), and which are multiples of their sd.
 
-    r_j = sd z_j,  z_j ~ N(0, 1)      where the rows of a group say little: r_j and sd would be in a funnel
-    r_j = z_j,     z_j ~ N(0, sd²)    where they say much: r_j is known then, and r_j / sd and sd would be on a curve
+    r_j = sd z_j,  z_j ~ N(0, 1)          where the rows of a group say little: r_j and sd would be in a funnel
+    r_j = s z_j,   z_j ~ N(0, (sd/s)²)    where they say much: r_j is known, and r_j / sd and sd would be on a curve
 
-How much they say is asked at the mode of what remains when all effects of groups are 0: there the rows of group j have
-the score S_j and the information I_j on its effect, and as S_j² / I_j is about (1 + I_j sd²) χ²_1,
+s is the scale of sd's prior, so that z_j is about 1 in all units. How much the rows say is asked at the mode of what
+remains when all effects of groups are 0: there the rows of group j have the score S_j and the information I_j on its
+effect, and as S_j² / I_j is about (1 + I_j sd²) χ²_1,
 
     Σ_j S_j² / I_j  /  (the upper quantile of χ²_{J-1})  -  1
 
@@ -38,11 +39,11 @@ _STEPS = 100  # of L-BFGS
 LogJoint = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def of_latents(sd: Tensor, chol: Tensor | None, centred: Sequence[bool]) -> tuple[Any, Tensor]:
+def of_latents(sd: Tensor, chol: Tensor | None, centred: Sequence[bool], scale: Tensor) -> tuple[Any, Tensor]:
     """The prior of a group's z, and the factor of its effects: r = factor z, (K,); r = z factorᵀ, (K, K), with `chol`.
 
     Args:
-        centred: by column, whether its effect is its latent; empty where none is.
+        centred: by column, whether its effect is its latent, in units of `scale`; empty where none is.
     """
     zero, one = torch.zeros_like(sd), torch.ones_like(sd)
     root = sd if chol is None else sd[:, None] * chol
@@ -50,8 +51,8 @@ def of_latents(sd: Tensor, chol: Tensor | None, centred: Sequence[bool]) -> tupl
         return dist.Normal(zero, 1.0).to_event(1), root
     own = torch.tensor(centred, device=sd.device)
     if chol is None:
-        return dist.Normal(zero, torch.where(own, sd, one)).to_event(1), torch.where(own, one, sd)
-    inner = torch.where(own[:, None], root, one.diag())
+        return dist.Normal(zero, torch.where(own, sd / scale, one)).to_event(1), torch.where(own, scale, sd)
+    inner = torch.where(own[:, None], root / scale[:, None], one.diag())
     factor = torch.linalg.solve_triangular(inner, root, upper=False, left=False)
     return dist.MultivariateNormal(zero, scale_tril=inner), factor
 

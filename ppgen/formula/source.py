@@ -16,7 +16,7 @@ from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors
 
 _OWN = ("alpha", "below", "beta", "cutpoints", "design", "eta", "means", "shares", "zero")
-_OF_GROUP = ("chol", "design", "factor", "prior", "r", "sd", "z")
+_OF_GROUP = ("chol", "design", "factor", "prior", "r", "sd", "unit", "z")
 
 
 def program_text(formula: str, family: str, design: Design, priors: Priors, name: str, file: str) -> str:
@@ -160,7 +160,7 @@ def _varying(group: Group, scales: list[float]) -> list[str]:
     if group["correlated"]:
         lines.append(f'chol_{name} = pyro.sample("chol_{name}", LKJCholesky({n}, zero + 1.0))')
         lines.append(f'pyro.deterministic("corr_{name}", chol_{name} @ chol_{name}.mT)')
-    before, prior, effects = _effects(group, n)
+    before, prior, effects = _effects(group, scales)
     lines += [*before, f'with pyro.plate("{name}", {group["size"]}):']
     lines.append(f'    z_{name} = pyro.sample("z_{name}", {prior})')
     lines.append(f'    r_{name} = pyro.deterministic("r_{name}", {effects}, event_dim=1)')
@@ -168,19 +168,24 @@ def _varying(group: Group, scales: list[float]) -> list[str]:
     return [*lines, f"eta = eta + (r_{name}[{group['codes']}] * design_{name}).sum(-1)"]
 
 
-def _effects(group: Group, n: int) -> tuple[list[str], str, str]:
+def _effects(group: Group, scales: list[float]) -> tuple[list[str], str, str]:
     """What stands before the plate, the prior of the latents, and the effects of them."""
-    name, own, correlated = group["name"], group.get("centred", []), group["correlated"]
+    name, own, correlated, n = group["name"], group.get("centred", []), group["correlated"], len(scales)
     if not any(own):
         z = f"(z_{name} @ chol_{name}.mT)" if correlated else f"z_{name}"
         return [], f"Normal(zero.new_zeros({n}), 1.0).to_event(1)", f"sd_{name} * {z}"
+    unit = f"unit_{name} = {_vector(scales)}"
     if all(own):
-        scale = f"scale_tril=sd_{name}[:, None] * chol_{name})" if correlated else f"sd_{name}).to_event(1)"
-        return [], f"{'MultivariateNormal' if correlated else 'Normal'}(zero.new_zeros({n}), {scale}", f"z_{name}"
-    chol, times = (
-        (f"chol_{name}", f"z_{name} @ factor_{name}.mT") if correlated else ("None", f"z_{name} * factor_{name}")
-    )
-    return [f"prior_{name}, factor_{name} = of_latents(sd_{name}, {chol}, {own})"], f"prior_{name}", times
+        sd = f"sd_{name} / unit_{name}"
+        prior = f"MultivariateNormal(zero.new_zeros({n}), scale_tril=({sd})[:, None] * chol_{name})"
+        if not correlated:
+            prior = f"Normal(zero.new_zeros({n}), {sd}).to_event(1)"
+        return [unit], prior, f"unit_{name} * z_{name}"
+    chol, effects = ("None", f"z_{name} * factor_{name}")
+    if correlated:
+        chol, effects = (f"chol_{name}", f"z_{name} @ factor_{name}.mT")
+    made = f"prior_{name}, factor_{name} = of_latents(sd_{name}, {chol}, {own}, unit_{name})"
+    return [unit, made], f"prior_{name}", effects
 
 
 def _columns(name: str, own: Matrix, rows: str = "") -> list[str]:
