@@ -9,7 +9,8 @@ effect, and as S_j² / I_j is about (1 + I_j sd²) χ²_1,
 
     Σ_j S_j² / I_j  /  (the upper quantile of χ²_{J-1})  -  1
 
-is a lower bound of I sd², the data's information in units of the prior's.
+is a lower bound of I sd², the data's information in units of the prior's. Of groups within groups, (1 | a/b), the
+larger ones are centred where the smaller ones are: chains of one that is centred and one that is not come to no end.
 
 Sources: A general framework for the parametrization of hierarchical models (Papaspiliopoulos, Roberts, Sköld 2007);
 Hamiltonian Monte Carlo for hierarchical models (Betancourt, Girolami 2013); Meta-analysis in clinical trials
@@ -76,11 +77,18 @@ def centre(design: Design, model: Callable[..., Any], columns: Mapping[str, Tens
         for group in design["groups"]:
             held |= _without_effects(group)
         held |= _mode(lambda: poutine.trace(poutine.condition(model, held)).get_trace(**columns), log_joint, held)
-        for group in design["groups"]:
-            told = [bound > ENOUGH for bound in _bounds(log_joint, held, f"z_{group['name']}")]
-            if any(told):
-                group["centred"] = told
+        told = {g["name"]: [b > ENOUGH for b in _bounds(log_joint, held, f"z_{g['name']}")] for g in design["groups"]}
+    for group in design["groups"]:
+        inner = [g for g in design["groups"] if _is_within(columns[g["codes"]], columns[group["codes"]])]
+        if any(told[group["name"]]) and all(all(told[g["name"]]) for g in inner):
+            group["centred"] = told[group["name"]]
     return any("centred" in group for group in design["groups"])
+
+
+def _is_within(inner: Tensor, outer: Tensor) -> bool:
+    """Whether groups are parts of larger ones, of which each has several."""
+    pairs = torch.stack([inner, outer]).unique(dim=1).shape[1]
+    return outer.unique().numel() < inner.unique().numel() == pairs
 
 
 def _without_effects(group: Group) -> dict[str, Tensor]:
