@@ -66,7 +66,7 @@ class Regression(ppgen.Program):
         self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
         self.unreported = tuple(f"{s}_{g['name']}" for g in design["groups"] for s in ("z", "chol"))
         self.unreported += tuple(f"z_{name}" for name in self.drawn_columns)
-        self.centred = tuple(f"z_{g['name']}" for g in design["groups"] if any(g.get("centred", [])))
+        self.centred_latents = tuple(f"z_{g['name']}" for g in design["groups"] if any(g.get("centred", [])))
         self.exposure = exposure(design)
         self.__dict__["model"] = _named(self._joint, design)
 
@@ -240,7 +240,7 @@ def _with_response(program: Regression, table: Mapping[str, Any]) -> dict[str, T
     """The arguments, of the rows that have a response; numbers in float64."""
     y = table[program.design["response"]["y"]]
     own = {k: table[k] for k in inspect.signature(program.model).parameters if table.get(k) is not None}
-    whole = {*program.codes, *(program.categories or ())}
+    whole = {*(program.codes or ()), *program.categories}
     return {k: (v if k in whole else v.double())[~y.isnan()] for k, v in own.items()}
 
 

@@ -179,7 +179,7 @@ def test_effects_are_centred_where_the_rows_of_a_group_say_much(sizes, sd, formu
     pytest.importorskip("formulae")
     program = regression(formula, data=grouped(sizes, sd))
     assert program.design["groups"][0].get("centred") == centred
-    assert program.centred == (("z_g",) if centred else ())
+    assert program.centred_latents == (("z_g",) if centred else ())
 
 
 @pytest.mark.parametrize(("rows", "centred"), [(4, [None, None]), (60, [[True], [True]])])

@@ -216,7 +216,8 @@ def _first_of(shown: int, all: int) -> str:
 
 
 def _data(run: Run, data: Mapping[str, Any]) -> Section:
-    rows, types, codes = [], run.program.types or {}, run.program.codes or {}
+    types, codes = run.program.types or {}, run.program.codes or {}
+    rows: list[list[Any]] = []
     for name, v in data_module.tensors(data).items():
         x = v.double()
         x = x[~x.isnan()]

@@ -125,7 +125,7 @@ def _bounds(log_joint: LogJoint, held: Mapping[str, Tensor], name: str) -> list[
     """By column, a lower bound of the information on a group's effect in units of its prior's; nan if there is none."""
     z = held[name].clone().requires_grad_()
     (score,) = torch.autograd.grad(log_joint({**held, name: z}), z, create_graph=True)
-    found = []
+    found: list[float] = []
     for own in score.unbind(1):
         (slope,) = torch.autograd.grad(own.sum(), z, retain_graph=True)  # a row is of one group: this is the diagonal
         information = -slope[:, len(found)] - 1  # less the prior's

@@ -84,7 +84,7 @@ class LogJoint:
             engine: eager, trace, compile, or auto: compile where `calls` calls earn the compilation back.
             calls: how many calls are expected.
             noncentred: latents that are to be, or "all": those whose scale depends on other latents, but for those that
-                the program knows to be better `centred`.
+                the program knows to be better as they are (`centred_latents`).
 
         Raises:
             PpgenError: a discrete latent that cannot be summed out, no latent, a log-density that is itself drawn, or a
@@ -148,7 +148,7 @@ class LogJoint:
     def _named(self, noncentred: str | Sequence[str], sites: Any) -> tuple[str, ...]:
         """Refuses what is no latent, or has no location and no scale."""
         if noncentred == "all":
-            left = [n for n in sites.stochastic_nodes if n not in self.program.centred]
+            left = [n for n in sites.stochastic_nodes if n not in self.program.centred_latents]
             return tuple(scaled(self._model, sites.nodes, left))
         names = (noncentred,) if isinstance(noncentred, str) else tuple(noncentred)
         for name in names:
