@@ -1,11 +1,12 @@
 r"""Regression by a formula: common effects, effects that vary over groups, and a family for the response.
 
     η = α + (X - means) β + Σ_g Z_g r_g[group]            α: the intercept at the means of the columns
-    r_g[j] = diag(sd_g) L_g z_gj,  z_gj ~ N(0, I)         non-centred; L_g L_gᵀ ~ LKJ(1) where they are correlated
+    r_g[j] ~ N(0, diag(sd_g) L_g L_gᵀ diag(sd_g))         L_g L_gᵀ ~ LKJ(1) where they are correlated, else I
     y_i ~ family(η_i, ...)
 
 Families and links stand in `ppgen.formula.families`, the scales of the priors in `ppgen.formula.priors`, the models of
-columns with missing cells in `ppgen.formula.gaps`.
+columns with missing cells in `ppgen.formula.gaps`; r_g[j] is a factor times a latent z_gj, of which one or the other
+has the scale of the effect (`ppgen.formula.centring`).
 
 Sources: Data Analysis Using Regression and Multilevel/Hierarchical Models (Gelman & Hill 2007); Fitting Linear
 Mixed-Effects Models Using lme4 (Bates et al. 2015), for the formulas; Generating random correlation matrices based on
@@ -28,6 +29,7 @@ import ppgen
 from ppgen.data.cells.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError
+from ppgen.formula.centring import centre, of_latents
 from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
@@ -64,6 +66,7 @@ class Regression(ppgen.Program):
         self.drawn_columns = tuple(gap["name"] for gap in design.get("gaps", []))
         self.unreported = tuple(f"{s}_{g['name']}" for g in design["groups"] for s in ("z", "chol"))
         self.unreported += tuple(f"z_{name}" for name in self.drawn_columns)
+        self.centred_latents = tuple(f"z_{g['name']}" for g in design["groups"] if any(g.get("centred", [])))
         self.exposure = exposure(design)
         self.__dict__["model"] = _named(self._joint, design)
 
@@ -151,9 +154,10 @@ def _varying(group: Group, given: Mapping[str, Tensor], scale: Tensor) -> Tensor
     if group["correlated"]:
         chol = pyro.sample(f"chol_{name}", dist.LKJCholesky(len(scale), scale.new_ones(())))
         pyro.deterministic(f"corr_{name}", chol @ chol.mT)
+    prior, root = of_latents(sd, chol, group.get("centred", ()), scale)
     with pyro.plate(name, group["size"]):
-        z = pyro.sample(f"z_{name}", dist.Normal(torch.zeros_like(scale), 1.0).to_event(1))
-        r = pyro.deterministic(f"r_{name}", sd * (z if chol is None else z @ chol.mT), event_dim=1)
+        z = pyro.sample(f"z_{name}", prior)
+        r = pyro.deterministic(f"r_{name}", z * root if chol is None else z @ root.mT, event_dim=1)
     return (r[given[group["codes"]]] * matrix(group["matrix"], given, scale)).sum(-1)
 
 
@@ -218,7 +222,10 @@ def regression(
     if data is None:
         raise PpgenError("regression() needs the table that is to be fitted, for levels and scales; pass data=")
     design, table = design_of(formula, family, data, require_how(missing))
-    made = Regression(formula, family, design, priors_of(design, family, table, priors))
+    stated = priors_of(design, family, table, priors)
+    made = Regression(formula, family, design, stated)
+    if centre(design, made.model, _with_response(made, table)):
+        made = Regression(formula, family, design, stated)
     made.missing = missing
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
     log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
@@ -227,6 +234,14 @@ def regression(
             _far(f"the effects over {group['codes']} are those where {name} is 0, far from its {mean:.6g} ± {sd:.3g}",
                 abs(mean) > _TOO_FAR * sd, f"write center({name})")  # fmt: skip
     return made
+
+
+def _with_response(program: Regression, table: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arguments, of the rows that have a response; numbers in float64."""
+    y = table[program.design["response"]["y"]]
+    own = {k: table[k] for k in inspect.signature(program.model).parameters if table.get(k) is not None}
+    whole = {*(program.codes or ()), *program.categories}
+    return {k: (v if k in whole else v.double())[~y.isnan()] for k, v in own.items()}
 
 
 def _far(found: str, too_far: bool, remedy: str) -> None:

@@ -60,7 +60,9 @@ class Program(nn.Module):
             are no observed ones: under "impute" the program draws their cells itself; dropped: how many rows were left
             out, and how many were left.
         unreported: sites that tables and pictures of a posterior leave out, as others say the same in the data's terms:
-            the standardized effects behind those of the groups (optional).
+            the latents behind the effects of the groups (optional).
+        centred_latents: latents of which the data say so much that chains move them as they are: `noncentred="all"`
+            leaves them out (optional).
         exposure: columns in proportion to which a row is expected to count, as trials are, or that are added as they
             are, as an offset is: no effect of them is fitted (optional).
         types: the types of its columns, where they came from a table, by column, as at its fit; None before.
@@ -96,6 +98,7 @@ class Program(nn.Module):
     gaps: Mapping[str, int] = {}
     drawn_columns: tuple[str, ...] = ()
     unreported: tuple[str, ...] = ()
+    centred_latents: tuple[str, ...] = ()
     exposure: tuple[str, ...] = ()
     dropped: tuple[int, int] = (0, 0)
     arguments: dict[str, Any]  # the constructor's, as they were given

@@ -31,13 +31,14 @@ from ppgen.inference.verdicts.findings import (
     VERDICTS,
     Finding,
     load_findings,
+    model_verdict,
     store_findings,
     verdict,
     worst_first,
 )
 from ppgen.inference.verdicts.guide_checks import conclusion, weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings as chain_findings
-from ppgen.inference.verdicts.report_checks import _training, predictive, predictive_checks, report_checks
+from ppgen.inference.verdicts.report_checks import _training, predictive, predictive_checks, report_checks, resolution
 from ppgen.run.files import read_netcdf, write_netcdf
 
 X = normal(20) + 1.0
@@ -451,6 +452,23 @@ def test_predictions(scale, expected):
     (found,) = predictive(predictive_checks(tree))
     assert found.verdict == expected and found.where == "x" and ("the sd of x" in str(found)) == (scale == 2.0)
     survives_json([found])
+
+
+@pytest.mark.parametrize(
+    ("noise", "dtype", "said"),
+    [(1e-7, np.float32, "float32"), (1e-5, np.float32, None), (1e-7, float, None), (1e-16, float, "float64")],
+)
+def test_values_that_are_fitted_to_their_last_digits(noise, dtype, said):
+    """Numbers about 3 are 2.4e-7 apart in float32, 4.4e-16 in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(2.1, 3.9, 50).astype(dtype).astype(float)
+    drawn = x + noise * rng.normal(size=(1, 500, 50))
+    found = resolution(from_dict({"posterior_predictive": {"x": drawn}, "observed_data": {"x": x}}))
+    assert [f.details["dtype"] for f in found] == [said] * (said is not None)
+    certain = from_dict({"posterior_predictive": {"x": 0 * drawn + 1}, "observed_data": {"x": np.ones(50)}})
+    assert not resolution(certain), "a count that is certain is no matter of digits"
+    assert model_verdict(found) == ("look" if said else "")
+    survives_json(found)
 
 
 def _counts(seed, rows=60, spread=None):

@@ -93,6 +93,25 @@ def test_the_printed_program_has_the_same_log_joint(tmp_path, formula, family):
         torch.set_default_dtype(before)
 
 
+@pytest.mark.parametrize("formula", ["y ~ (1 | g)", "y ~ (x | g)", "y ~ (u | g)", "y ~ (u || g)"])
+def test_the_printed_program_of_centred_effects_has_the_same_log_joint(tmp_path, formula):
+    g = RNG.integers(0, 6, 600)
+    x, level, slope = RNG.normal(size=600), RNG.normal(size=6), RNG.normal(size=6)
+    own = pd.DataFrame({"g": np.array(list("abcdef"))[g], "x": x, "u": RNG.normal(size=600)})
+    own["y"] = level[g] + slope[g] * x + RNG.normal(size=600)
+    made = regression(formula, data=own)
+    assert made.design["groups"][0]["centred"] == [True, "x" in formula][: 1 + ("1" not in formula)]
+    file = tmp_path / "printed.py"
+    file.write_text(program_text(made.formula, made.family, made.design, made.priors, "Printed", file.name))
+    printed = ppgen.catalog.build(ppgen.catalog.find(str(file)), {})
+    data, again = (prepare_columns(own, p, torch.float32) for p in (made, printed))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        trace = pyro.poutine.trace(made.model).get_trace(**data)
+    z = {n: trace.nodes[n]["value"] for n in trace.stochastic_nodes}
+    assert log_joint_at(printed, z, again) == pytest.approx(log_joint_at(made, z, data), rel=1e-5)
+
+
 REFUSED = {
     "no formula": ("y", "gaussian", "'y' is no formula"),
     "a family": ("y ~ x", "poison", "no family 'poison' \\(did you mean 'poisson'\\?\\)"),

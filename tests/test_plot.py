@@ -254,6 +254,24 @@ def test_save_is_atomic(points, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["old.png"]
 
 
+@pytest.mark.parametrize("most", [-17_500.0, 1.06e6, 12.345678])
+def test_labels_of_an_axis_do_not_run_into_each_other(most):
+    from ppgen.inference.report.figures import intervals_figure
+
+    figure = intervals_figure(
+        np.linspace(0, most, 60).reshape(20, 3),
+        [f"r_clinic[Clinic number {i}, x]" for i in range(3)],
+        "value",
+        "Latents",
+    )
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    low, high = sorted(axis.get_xlim())
+    shown = [t for t, x in zip(axis.get_xticklabels(), axis.get_xticks(), strict=True) if low <= x <= high]
+    ends = sorted((t.get_window_extent().x0, t.get_window_extent().x1) for t in shown if t.get_text())
+    assert len(ends) > 1 and all(b[0] > a[1] + 8 for a, b in zip(ends[:-1], ends[1:], strict=True))
+
+
 def test_a_picture_of_the_first_entries_says_so():
     from ppgen.inference.report.figures import intervals_figure
 

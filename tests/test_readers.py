@@ -227,6 +227,7 @@ JSON = {
     "list": ("[1, 2]", "top level is a list"),
     "empty": ("{}", "no columns"),
     "zero rows": ('{"x": [], "y": []}', "all-zero-length"),
+    "a name twice": ('{"x": [1, 2], "x": [3, 4]}', "two values called 'x'; give each"),
     "two documents": ('{"x": 1} {"x": 2}', "cannot be read as json"),
 }
 
@@ -237,6 +238,17 @@ def test_json_refused(tmp_path, case):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(PpgenError, match=message):
         data.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_row_of_json_lines_with_a_name_twice_is_refused(tmp_path, pack):
+    """pandas takes the last value, without a word."""
+    file = tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.gz")
+    file.write_bytes(pack(b'{"x": 1, "y": 2}\n\n{"x": 3, "y": 4, "x": 5}\n'))
+    with pytest.raises(PpgenError, match="line 3: an object has two values called 'x'"):
+        data.load(file)
+    file.write_bytes(pack(b'{"x": 1, "y": 2}\n\n{"x": 3, "y": 4}\n'))
+    assert data.load(file)["x"].tolist() == [1, 3]
 
 
 def test_json_as_stan_writes_it(tmp_path):

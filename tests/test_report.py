@@ -11,6 +11,7 @@ from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -23,10 +24,11 @@ from ppgen import PpgenError, Program, rows
 from ppgen.console import number
 from ppgen.inference import calibrate, diagnose, fit, report
 from ppgen.inference.report.model_graph import _describe, _edges_of, _layout, svg
-from ppgen.inference.report.report import _glance
+from ppgen.inference.report.report import _data, _glance
 from ppgen.inference.verdicts.findings import VERDICTS, WRONG, Finding
 from ppgen.inference.verdicts.report_checks import predictive_checks, report_checks
-from ppgen.models import VAE, Diffusion, DiffusionBridge, EightSchools
+from ppgen.models import VAE, Diffusion, DiffusionBridge, EightSchools, regression
+from ppgen.run import prepare_columns
 
 X = {"x": normal(20) + 1.0}
 
@@ -151,6 +153,15 @@ def test_the_figures_are_those_of_the_functions_that_make_them(name, page):
         low, high = (number(v) for v in c.predicted)
         assert row["observed"] == number(c.observed) and row["90% of predicted"] == f"{low} to {high}"
         assert row["P(predicted ≥ observed)"] == number(c.p) and row[""] == ("off" if c.off else "fine")
+
+
+def test_codes_of_words_have_no_mean():
+    pytest.importorskip("formulae")
+    own = pd.DataFrame({"g": ["b", "a", "c"] * 5, "x": np.arange(15.0), "y": np.arange(15.0) ** 0.5})
+    run = fit(regression("y ~ x + (1 | g)", data=own), own, steps=1)
+    (table,) = _data(run, prepare_columns(own, run.program, torch.float32))["tables"]
+    rows = {row[0]: row[4:] for row in table["rows"]}
+    assert rows["g"] == [""] * 4 and rows["x"][0] == number(7.0)
 
 
 def test_the_top_says_what_was_fitted_the_verdict_and_what_to_do(page):

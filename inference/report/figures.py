@@ -187,6 +187,7 @@ def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
         axis.hlines(at, a, b, color=BLUE, lw=width, label=label)
     axis.scatter(np.median(draws, 0), at, s=18, color="white", edgecolor=BLUE, zorder=3, label="median")
     axis.set_yticks(at, names, fontsize=8)
+    axis.locator_params(axis="x", nbins=4)  # whose labels have room, as -17500 next to -15000 has not
     axis.set_ylim(at[-1] - 0.7, 0.7)
 
 

@@ -216,12 +216,15 @@ def _first_of(shown: int, all: int) -> str:
 
 
 def _data(run: Run, data: Mapping[str, Any]) -> Section:
-    rows = []
+    types, codes = run.program.types or {}, run.program.codes or {}
+    rows: list[list[Any]] = []
     for name, v in data_module.tensors(data).items():
         x = v.double()
         x = x[~x.isnan()]
         kind = "a row each" if name in run.structure.row_columns else "constant"
-        rows.append([name, "×".join(map(str, v.shape)), str(v.dtype).removeprefix("torch."), kind, *_figures(x)])
+        rows.append([name, "×".join(map(str, v.shape)), str(v.dtype).removeprefix("torch."), kind])
+        words = name in codes or (name in types and types[name].levels)
+        rows[-1] += [""] * 4 if words else _figures(x)  # no mean of codes
     recorded = run.config["data"]
     gaps = in_words(run.program, recorded["rows"])
     split = f", split {recorded['split']}" if recorded.get("split") else ""

@@ -316,7 +316,10 @@ def noncentred(problem: _Problem) -> _Outcome:
     made = problem.made
     joint = somewhere(lambda: log_joint(made.program, made.data, noncentred="all"))
     if not joint.noncentred:
-        raise PpgenError(f"{made.program.name} has no latent whose scale depends on other latents")
+        raise PpgenError(
+            f"{made.program.name} has no latent whose scale depends on other latents, but for those of which the data "
+            "say so much that they are better centred"
+        )
     if joint.dim <= MOST:
         found = gaussian(problem._replace(joint=joint, target=in_blocks(joint.value_and_grad)))
         if found.settled:
@@ -468,7 +471,7 @@ def _sampled(problem: _Problem, kernel: str, joint: LogJoint) -> _Outcome:
         )  # fmt: skip
     finally:
         log.setLevel(level)
-    own = [f for f in load_findings(made) if f.measure != OF_MODEL]  # which no method changes
+    own = [f for f in load_findings(made) if f.measure not in OF_MODEL]  # which no method changes
     return _Outcome(lambda: made, own, joint)
 
 

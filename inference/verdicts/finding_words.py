@@ -437,6 +437,15 @@ def _predictive(f: Finding) -> Words:
     return f"The fitted model does not give data like the observed: {off}.", _other_likelihood(f.details["off"])
 
 
+def _resolution(f: Finding) -> Words:
+    return (
+        f"{f.where} is fitted to its last digits: draws of it spread by {f.figure:.2g}, and numbers of "
+        f"{f.details['dtype']} are {f.threshold:.2g} apart there, so that its scale and all standard errors are of "
+        "rounding.",
+        f"Look whether {f.where} is a function of what it is conditioned on: it is one, to the last digit.",
+    )
+
+
 def _other_likelihood(off: list[dict[str, Any]]) -> str:
     """What to do about statistics that the model does not give."""
     names = {c["statistic"] for c in off}
@@ -536,6 +545,6 @@ WORDS: dict[str, Callable[[Finding], Words]] = {
         _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
         _stuck_chains, _chains_apart, _negligible_modes, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support,
         _e_bfmi, _evidence_se, _runs_away, _laplace, _through, _tail_khat, _importance, _score, _moved, _bounds,
-        _unseen_modes, _predictive, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _unseen_modes, _predictive, _resolution, _calibration, _score_difference, _loo_khat, _bound_kinds,
     )
 }  # fmt: skip

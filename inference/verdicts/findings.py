@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 WRONG, LOOK, FINE = VERDICTS = ("wrong", "look", "fine")  # the worst first
-OF_MODEL = "predictive"  # what the data say of the model; all other findings are of draws and bounds
+OF_MODEL = ("predictive", "resolution")  # what the data say of the model; all other findings are of draws and bounds
 
 # Checks that stand for one question: where some were made, "fine" needs all of a set.
 _CHAINS = frozenset(("rhat", "ess_bulk", "ess_tail"))
@@ -117,7 +117,7 @@ def verdict(findings: Iterable[Finding]) -> str:
     >>> verdict([close, Finding("bad_steps", "", 3.0, 0.0, "wrong")])
     'wrong'
     """
-    found = [f for f in findings if f.measure != OF_MODEL]
+    found = [f for f in findings if f.measure not in OF_MODEL]
     worst = min((f.verdict for f in found), key=VERDICTS.index, default=LOOK)
     measured = {f.measure for f in found}
     part = any(measured & sets[0] and not any(s <= measured for s in sets) for sets in TOGETHER)
@@ -130,8 +130,8 @@ def is_settled(findings: Iterable[Finding]) -> bool:
 
 
 def model_verdict(findings: Iterable[Finding]) -> str:
-    """What the data say of the model, the worst of the findings `predictive`; "" where they were not compared."""
-    return min((f.verdict for f in findings if f.measure == OF_MODEL), key=VERDICTS.index, default="")
+    """What the data say of the model, the worst of these findings; "" where they were not compared."""
+    return min((f.verdict for f in findings if f.measure in OF_MODEL), key=VERDICTS.index, default="")
 
 
 def figures(findings: Iterable[Finding]) -> dict[str, Any]:

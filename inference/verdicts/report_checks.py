@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from ppgen.inference.trend import rise
-from ppgen.inference.verdicts.findings import FINE, LOOK, OF_MODEL, WRONG, Finding, worst_first
+from ppgen.inference.verdicts.findings import FINE, LOOK, WRONG, Finding, worst_first
 from ppgen.run import Run
 from ppgen.sites import stem
 
@@ -73,11 +73,8 @@ def predictive_checks(tree: DataTree) -> list[Check]:
     recorded time.
     """
     found: list[Check] = []
-    if not {"posterior_predictive", "observed_data"} <= set(tree.children):
-        return found
     censored = json.loads(tree.attrs.get("censored", "[]"))
-    drawn = tree["posterior_predictive"].data_vars
-    sites = [str(n) for n in tree["observed_data"].data_vars if n in drawn and n not in censored]
+    sites = [n for n in _observed_and_drawn(tree) if n not in censored]
     groups = _loops(tree, sites)
     rare = RARE * min(1.0, SITES / max(min(len(groups), MOST_SITES), 1))
     for where, names in list(groups.items())[:MOST_SITES]:
@@ -88,6 +85,13 @@ def predictive_checks(tree: DataTree) -> list[Check]:
         checks = _checks(where, np.concatenate(x), np.concatenate(draws, 1), ordered, by)
         found += [c._replace(rare=rare) for c in checks]
     return found
+
+
+def _observed_and_drawn(tree: DataTree) -> list[str]:
+    if not {"posterior_predictive", "observed_data"} <= set(tree.children):
+        return []
+    drawn = tree["posterior_predictive"].data_vars
+    return [str(n) for n in tree["observed_data"].data_vars if n in drawn]
 
 
 def _loops(tree: DataTree, sites: Sequence[str]) -> dict[str, list[str]]:
@@ -256,10 +260,25 @@ def predictive(checks: Sequence[Check]) -> list[Finding]:
             if c.off
         ]
         said = {"off": off, "statistics": [c.statistic for c in here]}
-        found.append(Finding(OF_MODEL, site, p, here[0].rare, LOOK if off else FINE, said))
+        found.append(Finding("predictive", site, p, here[0].rare, LOOK if off else FINE, said))
     return found
 
 
 def of_model(tree: DataTree) -> list[Finding]:
     """What the data say of the model that a tree is of."""
-    return predictive(predictive_checks(tree))
+    return predictive(predictive_checks(tree)) + resolution(tree)
+
+
+def resolution(tree: DataTree) -> list[Finding]:
+    """Observed sites whose draws spread by less than two neighbouring numbers are apart, of float32 where all values
+    are of it: what is learned of their scale, and the standard errors, are then of rounding."""
+    found = []
+    for name in _observed_and_drawn(tree):
+        x, drawn = _compared(tree, name)
+        if not x.size or (drawn == drawn.round()).all():  # counts, which may be certain
+            continue
+        dtype = "float32" if (x.astype(np.float32) == x).all() else "float64"
+        sd, apart = float(np.median((drawn - drawn[0]).std(0))), float(np.median(np.spacing(np.abs(x).astype(dtype))))
+        if sd < apart:
+            found.append(Finding("resolution", name, sd, apart, LOOK, {"dtype": dtype}))
+    return found

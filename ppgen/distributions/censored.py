@@ -107,6 +107,10 @@ class _Bounded(TorchDistribution):
 
     def log_between(self) -> Tensor:
         """log P(lower <= X <= upper)."""
+        if not all(self.bounded):
+            if self.bounded[1]:
+                return tails(self.base, self.upper)[0]
+            return tails(self.base, torch.ceil(self.lower) - 1 if is_discrete(self.base) else self.lower)[1]
         return log_between(self.base, self.lower, self.upper)
 
 
@@ -148,11 +152,12 @@ class Censored(_Bounded):
         if self._validate_args:
             self._validate_sample(value)
         inside, x = self._within(value)
-        below, _ = tails(self.base, self.lower)
-        _, above = tails(self.base, torch.ceil(self.upper) - 1 if is_discrete(self.base) else self.upper)
         found = torch.where(inside, self.base.log_prob(x), -math.inf)
         low, high = (torch.isfinite(b) & (value == b) for b in (self.lower, self.upper))
-        return torch.where(low, below, torch.where(high, above, found))
+        if self.bounded[1]:
+            above = tails(self.base, torch.ceil(self.upper) - 1 if is_discrete(self.base) else self.upper)[1]
+            found = torch.where(high, above, found)
+        return torch.where(low, tails(self.base, self.lower)[0], found) if self.bounded[0] else found
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -37,6 +37,7 @@ class Group(TypedDict):
     """Effects that vary over groups.
 
     name: of their plate and sites.  codes: the argument.  correlated: whether the columns' effects are.
+    centred: by column, whether its effects are latents themselves (`ppgen.formula.centring`); else none is.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Group(TypedDict):
     size: int
     matrix: Matrix
     correlated: bool
+    centred: NotRequired[list[bool]]
 
 
 class Response(TypedDict):

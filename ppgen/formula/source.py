@@ -16,7 +16,7 @@ from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors
 
 _OWN = ("alpha", "below", "beta", "cutpoints", "design", "eta", "means", "shares", "zero")
-_OF_GROUP = ("chol", "design", "r", "sd", "z")
+_OF_GROUP = ("chol", "design", "factor", "prior", "r", "sd", "unit", "z")
 
 
 def program_text(formula: str, family: str, design: Design, priors: Priors, name: str, file: str) -> str:
@@ -72,6 +72,7 @@ def _imports(text: str) -> str:
     lines = ["import pyro", "import torch", f"from pyro.distributions import {', '.join(names)}", "", "import ppgen",
              "from ppgen.data import Levels"]  # fmt: skip
     lines += ["from ppgen.distributions.status import WithStatus"] * ("WithStatus(" in text)
+    lines += ["from ppgen.formula.centring import of_latents"] * ("of_latents(" in text)
     lines += ["from ppgen.formula.design import row_product"] * ("row_product(" in text)
     lines += ["from ppgen.formula.expressions import piecewise"] * ("piecewise(" in text)
     return "\n".join(lines)
@@ -156,16 +157,35 @@ def _predictor(design: Design, priors: Priors, family: str) -> list[str]:
 def _varying(group: Group, scales: list[float]) -> list[str]:
     name, n = group["name"], len(scales)
     lines = ["", f'sd_{name} = pyro.sample("sd_{name}", HalfNormal({_vector(scales)}).to_event(1))']
-    mixed = f"z_{name}"
     if group["correlated"]:
         lines.append(f'chol_{name} = pyro.sample("chol_{name}", LKJCholesky({n}, zero + 1.0))')
         lines.append(f'pyro.deterministic("corr_{name}", chol_{name} @ chol_{name}.mT)')
-        mixed = f"(z_{name} @ chol_{name}.mT)"
-    lines.append(f'with pyro.plate("{name}", {group["size"]}):')
-    lines.append(f'    z_{name} = pyro.sample("z_{name}", Normal(zero.new_zeros({n}), 1.0).to_event(1))')
-    lines.append(f'    r_{name} = pyro.deterministic("r_{name}", sd_{name} * {mixed}, event_dim=1)')
+    before, prior, effects = _effects(group, scales)
+    lines += [*before, f'with pyro.plate("{name}", {group["size"]}):']
+    lines.append(f'    z_{name} = pyro.sample("z_{name}", {prior})')
+    lines.append(f'    r_{name} = pyro.deterministic("r_{name}", {effects}, event_dim=1)')
     lines += _columns(f"design_{name}", group["matrix"], rows=group["codes"])
     return [*lines, f"eta = eta + (r_{name}[{group['codes']}] * design_{name}).sum(-1)"]
+
+
+def _effects(group: Group, scales: list[float]) -> tuple[list[str], str, str]:
+    """What stands before the plate, the prior of the latents, and the effects of them."""
+    name, own, correlated, n = group["name"], group.get("centred", []), group["correlated"], len(scales)
+    if not any(own):
+        z = f"(z_{name} @ chol_{name}.mT)" if correlated else f"z_{name}"
+        return [], f"Normal(zero.new_zeros({n}), 1.0).to_event(1)", f"sd_{name} * {z}"
+    unit = f"unit_{name} = {_vector(scales)}"
+    if all(own):
+        sd = f"sd_{name} / unit_{name}"
+        prior = f"MultivariateNormal(zero.new_zeros({n}), scale_tril=({sd})[:, None] * chol_{name})"
+        if not correlated:
+            prior = f"Normal(zero.new_zeros({n}), {sd}).to_event(1)"
+        return [unit], prior, f"unit_{name} * z_{name}"
+    chol, effects = ("None", f"z_{name} * factor_{name}")
+    if correlated:
+        chol, effects = (f"chol_{name}", f"z_{name} @ factor_{name}.mT")
+    made = f"prior_{name}, factor_{name} = of_latents(sd_{name}, {chol}, {own}, unit_{name})"
+    return [unit, made], f"prior_{name}", effects
 
 
 def _columns(name: str, own: Matrix, rows: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that a package reads -> raw columns: JSON lines, feather, Excel, HDF5, AnnData, Matlab."""
+"""Files that a package reads -> raw columns: feather, Excel, HDF5, AnnData, Matlab."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ log = logging.getLogger("ppgen")
 
 NEEDS = {"feather": "pyarrow", "arrow": "pyarrow", "xlsx": "openpyxl", "h5": "h5py", "hdf5": "h5py", "h5ad": "anndata",
          "mat": "scipy"}  # fmt: skip
-
-
-def json_lines(path: Path) -> dict[str, Any]:
-    """An object a line, whose keys are columns."""
-    import pandas as pd
-
-    return unpack(pd.read_json(path, lines=True, dtype=False, convert_dates=False))
 
 
 def feather(path: Path) -> dict[str, Any]:

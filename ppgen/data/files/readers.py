@@ -250,7 +250,7 @@ def _no_pickle(error: ValueError) -> Exception:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(_bytes(path))
+    found = json.loads(_bytes(path), object_pairs_hook=_each_once)
     rows = list(found.values()) if isinstance(found, dict) else found
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         return _json_table(found)
@@ -260,6 +260,30 @@ def _json(path: Path) -> dict[str, Any]:
             'write {"x": [...], "y": [...]}'
         )
     return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a name that stands twice, readers take one value and drop the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PpgenError(f"an object has two values called {twice!r}; give each a name of its own")
+    return found
+
+
+def _json_lines(path: Path) -> dict[str, Any]:
+    """An object a line, whose keys are columns."""
+    import pandas as pd
+
+    for i, line in enumerate(_bytes(path).splitlines()):
+        try:
+            json.loads(line.strip() or b"{}", object_pairs_hook=_each_once)
+        except PpgenError as e:
+            raise PpgenError(f"line {i + 1}: {e}") from None
+        except ValueError:  # which pandas names
+            break
+    return unpack(pd.read_json(path, lines=True, dtype=False, convert_dates=False))
 
 
 def _json_table(found: Any) -> dict[str, Any]:
@@ -363,8 +387,8 @@ FORMATS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".safetensors": _safetensors,
     ".tsv": read_csv,
     ".txt": read_csv,
-    ".jsonl": packages.json_lines,
-    ".ndjson": packages.json_lines,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
     ".feather": packages.feather,
     ".arrow": packages.feather,
     ".xlsx": packages.excel,

@@ -84,7 +84,8 @@ class LogJoint:
             data: the columns.
             engine: eager, trace, compile, or auto: compile where `calls` calls earn the compilation back.
             calls: how many calls are expected.
-            noncentred: latents that are to be, or "all": those whose scale depends on other latents.
+            noncentred: latents that are to be, or "all": those whose scale depends on other latents, but for those that
+                the program knows to be better as they are (`centred_latents`).
 
         Raises:
             PpgenError: a discrete latent that cannot be summed out, no latent, a log-density that is itself drawn, or a
@@ -146,7 +147,8 @@ class LogJoint:
     def _named(self, noncentred: str | Sequence[str], sites: Any) -> tuple[str, ...]:
         """Refuses what is no latent, or has no location and no scale."""
         if noncentred == "all":
-            return tuple(scaled(self._model, sites.nodes, sites.stochastic_nodes))
+            left = [n for n in sites.stochastic_nodes if n not in self.program.centred_latents]
+            return tuple(scaled(self._model, sites.nodes, left))
         names = (noncentred,) if isinstance(noncentred, str) else tuple(noncentred)
         for name in names:
             if name not in sites.stochastic_nodes:
