@@ -137,6 +137,12 @@ MUTANTS = [
         "tests/test_regression.py::test_the_log_joint_of_correlated_effects_that_vary",
     ),
     Mutant(
+        "centred_effects_2pct",
+        "torch.where(own, sd / scale, one)).to_event(1)",
+        "torch.where(own, 1.02 * sd / scale, one)).to_event(1)",
+        "tests/test_regression.py::test_centred_effects_have_the_distribution_of_the_others",
+    ),
+    Mutant(
         "effects_of_the_intercept_alone",
         '(r[given[group["codes"]]] * matrix(group["matrix"], given, scale)).sum(-1)',
         '(r[given[group["codes"]]] * matrix(group["matrix"], given, scale))[..., 0]',
