@@ -201,7 +201,7 @@ def infer(
         tree = outcome.tree()
         said = with_derived(outcome.findings, derived(tree, structure, outcome.joint))
         outcome = outcome._replace(findings=with_words(tree, said))
-        seen = [f for f in load_findings(tree) if f.measure == OF_MODEL] or with_words(tree, of_model(tree))
+        seen = [f for f in load_findings(tree) if f.measure in OF_MODEL] or with_words(tree, of_model(tree))
         tried = [t | {"why": [_in_words(tree, why) for why in t["why"]]} for t in tried]
         tried = [t | {"verdict": outcome.verdict} if t["method"] == name else t for t in tried]
     seconds = time.monotonic() - began

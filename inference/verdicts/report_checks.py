@@ -274,7 +274,7 @@ def resolution(tree: DataTree) -> list[Finding]:
     are of it: what is learned of their scale, and the standard errors, are then of rounding."""
     found = []
     for name in _observed_and_drawn(tree):
-        x, drawn = _compared(tree, name)
+        x, drawn, _ = _compared(tree, name)
         if not x.size or (drawn == drawn.round()).all():  # counts, which may be certain
             continue
         dtype = "float32" if (x.astype(np.float32) == x).all() else "float64"

@@ -58,7 +58,7 @@ CoalescentTimes.sample = _coalescent
 # -- supports ------------------------------------------------------------------------------------------------
 
 
-class _UpToInfinity(constraints.interval):  # type: ignore[misc, valid-type]
+class _UpToInfinity(constraints.interval):
     """An interval of tensors, whose upper ends may be infinite."""
 
 
@@ -93,7 +93,7 @@ def _pareto_support(self: Any) -> Any:
     return _UpToInfinity(self.loc, upper)
 
 
-GeneralizedPareto.support = _pareto_support
+GeneralizedPareto.support = _pareto_support  # type: ignore[method-assign]
 
 
 class _OfEntries(Transform):
@@ -153,7 +153,8 @@ def _shared(support: Any, events: int = 0) -> Any:
             own[name] = value.select(-1 - events, 0)
             if not torch.equal(value, own[name].unsqueeze(-1 - events).expand_as(value)):
                 raise NotImplementedError("components of different supports")
-    found = type(support).__new__(type(support))
+    kind: Any = type(support)
+    found = kind.__new__(kind)
     found.__dict__.update(own)
     return found
 
