@@ -121,9 +121,7 @@ def mcmc(
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, noncentred=noncentred))
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
-        C, S, W = _numbers(kernel, metric, outer.dim, chains, draws, warmup)
-        if (chains, draws) == (None, None) and _alone(outer, kernel, C, metric):
-            C, S, W = _numbers(kernel, metric, outer.dim, *kernels.named(kernel).ALONE[:2], warmup)
+        C, S, W = _numbers_of(outer, kernel, metric, chains, draws, warmup)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
@@ -297,12 +295,16 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
     return density_of(joint, chains, torch.eye(dim) if metric != "diag" and dim <= DENSE_DIM else torch.ones(dim))
 
 
-def _alone(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: int, metric: str) -> bool:
-    """Whether these chains turn out to be run one after the other, as of a program that asks for values."""
-    if not isinstance(joint, LogJoint) or not hasattr(kernels.named(kernel), "ALONE") or joint.dim > FUSED_DIM:
-        return False
-    _density(joint, kernel, chains, metric)(torch.zeros(chains, joint.dim))
-    return joint.alone
+def _numbers_of(
+    joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, metric: str, *given: int | None
+) -> list[int]:
+    """As `_numbers`; fewer where such chains turn out to be run one after the other, as of a program that asks for
+    values."""
+    found, file = _numbers(kernel, metric, joint.dim, *given), kernels.named(kernel)
+    if given[:2] == (None, None) and isinstance(joint, LogJoint) and hasattr(file, "ALONE") and joint.dim <= FUSED_DIM:
+        _density(joint, kernel, found[0], metric)(torch.zeros(found[0], joint.dim))
+        return [*file.ALONE[:2], found[2]] if joint.alone else found
+    return found
 
 
 def _one_by_one(joint: LogJoint | LaplaceMarginal | Pullback) -> Density:
