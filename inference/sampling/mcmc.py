@@ -90,7 +90,8 @@ def mcmc(
         through: whether chains move in the coordinates of the run's guide, a normal or a flow of all latents, and begin
             at its draws: for posteriors whose shape a metric does not mend, as a funnel's (`engine.density.pullback`).
         noncentred: latents z ~ Normal(loc, scale), or of that kind, that chains move by u = (z - loc) / scale: there is
-            no funnel where the data say little of z. "all": those whose scale depends on other latents.
+            no funnel where the data say little of z. "all": those whose scale depends on other latents,
+            but for the program's `centred_latents`, as a formula has where the rows of a group say much.
         seed: of starts, draws and predictions.
         predictive, prior: with the groups posterior_predictive, and prior and prior_predictive.
         report: called with the number of iterations done (chees).
