@@ -22,11 +22,9 @@ from pyro.poutine.messenger import Messenger, _bound_partial
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
-from torch import distributions as td
 from torch.distributions import constraints, transform_to
 
 from ppgen.distributions import Flat
-from ppgen.distributions.images import with_image
 from ppgen.errors import PpgenError, reason
 from ppgen.sites import innermost, is_deterministic, is_factor
 
@@ -62,9 +60,8 @@ class Holder(Messenger):
 
 
 class LatentSupports(Messenger):
-    """Latents of Pyro's `ImproperUniform`, which has no draws, as `Flat`, which has places where a fit can begin;
-    angles with the support [-π, π], not the real line, over which their density repeats and has no integral; and those
-    whose distribution is transformed with the image of its base's support."""
+    """Latents of Pyro's `ImproperUniform`, which has no draws, as `Flat`, which has places where a fit can begin; and
+    angles with the support [-π, π], not the real line, over which their density repeats and has no integral."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"]:
@@ -72,8 +69,8 @@ class LatentSupports(Messenger):
         kind = type(innermost(msg["fn"]))
         if issubclass(kind, dist.ImproperUniform):
             msg["fn"] = _with_starts(msg["fn"])
-        elif kind in ON_CIRCLE or isinstance(_within_events(msg["fn"]), td.TransformedDistribution):
-            msg["fn"] = _with_support(msg["fn"])
+        elif kind in ON_CIRCLE:
+            msg["fn"] = _on_circle(msg["fn"])
 
 
 class PointMasses(Messenger):
@@ -119,20 +116,14 @@ def _with_starts(fn: Any) -> Any:
     return Flat(fn.support, fn.event_shape).expand(fn.batch_shape)
 
 
-def _within_events(fn: Any) -> Any:
-    while isinstance(fn, dist.MaskedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def _with_support(fn: Any) -> Any:
-    """A distribution with its own support. A user's guide may still draw angles beyond it: the density repeats."""
+def _on_circle(fn: Any) -> Any:
+    """A distribution of angles with their own support. A user's guide may still draw beyond it: the density repeats."""
     if isinstance(fn, dist.MaskedDistribution):
-        return _with_support(fn.base_dist).mask(fn._mask)
+        return _on_circle(fn.base_dist).mask(fn._mask)
     if isinstance(fn, dist.Independent):
-        return _with_support(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+        return _on_circle(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     if type(fn) not in ON_CIRCLE:
-        return with_image(fn)
+        return fn
     new = copy.copy(fn)
     new.__class__, new._validate_args = ON_CIRCLE[type(fn)], False
     return new

@@ -4,6 +4,8 @@ r"""What torch and Pyro have wrong, or lack, of their own distributions: set rig
                              which is another law than its log_prob from three dimensions on
     CoalescentTimes.sample   times at `rate`; Pyro draws those of rate 1
     GeneralizedPareto        its support without an upper end, which torch calls an interval up to infinity
+    transformed supports     x = T(u) with u in (a, b) in (T(a), T(b)): torch says the codomain of the last transform,
+                             ℝ for 10 x of x ~ Beta(2, 2)
     supports of mixtures     a bijection from the reals, where all components have one support
     positive definite        X = L Lᵀ, of L's entries below the diagonal and the logarithms of those on it
 
@@ -26,9 +28,11 @@ from torch.distributions import (
     GeneralizedPareto,
     LKJCholesky,
     Transform,
+    TransformedDistribution,
     biject_to,
     constraints,
     transform_to,
+    transforms,
 )
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
@@ -94,6 +98,68 @@ def _pareto_support(self: Any) -> Any:
 
 
 GeneralizedPareto.support = _pareto_support  # type: ignore[method-assign]
+
+
+_Ends = tuple[Any, Any]  # the lowest and the highest value; None: there is none
+_MONOTONE = (
+    transforms.AffineTransform, transforms.ExpTransform, transforms.PowerTransform, transforms.SigmoidTransform,
+    transforms.SoftplusTransform, transforms.TanhTransform,
+)  # fmt: skip
+_codomain: Any = TransformedDistribution.support.fget
+
+
+@constraints.dependent_property(is_discrete=False)
+def _transformed_support(self: Any) -> Any:
+    found = _image(self)
+    return _codomain(self) if found is None else found
+
+
+TransformedDistribution.support = _transformed_support  # type: ignore[method-assign]
+
+
+def _image(d: Any) -> Any:
+    """None: torch's is right, or the image is not known. No value is looked at where it may be traced or batched."""
+    if not all(isinstance(t, _MONOTONE) for t in _parts(d.transforms)):
+        return None
+    ends = _ends(d.base_dist.support)
+    for t in _parts(d.transforms):
+        ends = ends and (_ends(t.codomain) if ends == _ends(t.domain) else _moved(t, ends))
+    if ends in (None, (None, None), _ends(_codomain(d))):
+        return None
+    low, high = ends
+    made: Any = constraints.less_than(high) if low is None else constraints.interval(low, high)
+    made = constraints.greater_than(low) if high is None else made
+    return constraints.independent(made, d.event_dim) if d.event_dim else made
+
+
+def _moved(t: Any, ends: _Ends) -> _Ends | None:
+    """The ends of the image of a part of a transform's domain."""
+    a, b = (None if e is None else t(torch.as_tensor(e)) for e in ends)
+    if isinstance(t, transforms.ExpTransform):
+        return 0.0 if a is None else a, b
+    if a is not None and b is not None:
+        return torch.minimum(a, b), torch.maximum(a, b)
+    if not isinstance(t, transforms.AffineTransform):
+        return None
+    try:
+        signs = {bool(s) for s in (torch.as_tensor(t.scale) > 0).flatten()}
+    except Exception:  # a scale that is traced or batched
+        return None
+    return None if len(signs) > 1 else (a, b) if signs.pop() else (b, a)
+
+
+def _parts(found: Any) -> list[Any]:
+    """The transforms, one by one."""
+    return [p for t in found for p in (_parts(t.parts) if isinstance(t, transforms.ComposeTransform) else [t])]
+
+
+def _ends(constraint: Any) -> _Ends | None:
+    """None of what is no interval."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    found = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    known = found != (None, None) or isinstance(constraint, type(constraints.real))
+    return found if known and not constraint.is_discrete and not constraint.event_dim else None
 
 
 class _OfEntries(Transform):

@@ -219,9 +219,33 @@ MUTANTS = [
     ),
     Mutant(
         "transformed_latents_with_the_codomain_for_support",
-        "return with_image(fn)",
-        "return fn",
+        "    return _codomain(self) if found is None else found",
+        "    return _codomain(self)",
         "tests/test_supports.py::test_chains_stay_within_the_support",
+    ),
+    Mutant(
+        "lkj_as_torch_draws_it",
+        "    self._beta = Beta(below / 2, ",
+        "    self._beta = Beta(below - 0.5, ",
+        "tests/test_corrected.py::test_correlations_of_lkj_are_those_of_its_beta",
+    ),
+    Mutant(
+        "coalescent_times_of_rate_one",
+        "validate_args=False), torch.Size(sample_shape)) / rate",
+        "validate_args=False), torch.Size(sample_shape))",
+        "tests/test_corrected.py::test_coalescent_times_are_drawn_at_their_rate",
+    ),
+    Mutant(
+        "the_jacobian_of_a_covariance_without_its_twos",
+        "        return d * torch.log(torch.tensor(2.0)).to(x) + (logs",
+        "        return (logs",
+        "tests/test_corrected.py::test_a_support_has_its_bijection",
+    ),
+    Mutant(
+        "a_zero_derivative_is_one",
+        "if g is None or not bool(g.any())]",
+        "if g is None]",
+        "tests/test_cut_gradients.py::test_a_cut_latent_is_named",
     ),
     Mutant(
         "a_transformers_order_and_its_inverse",
