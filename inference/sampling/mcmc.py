@@ -78,8 +78,7 @@ def mcmc(
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400, of programs
-            whose chains cannot be run together 8, 500 and 400; 4, 1000 and 500 for nuts. draws is that of each chain; a
-            warm-up of chees ends before where it has settled.
+            whose chains cannot be run together 8, 500, 400; 4, 1000, 500 for nuts. A warm-up of chees that has settled ends.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
@@ -123,8 +122,8 @@ def mcmc(
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         C, S, W = _numbers_of(outer, kernel, metric, chains, draws, warmup)
-        steps = LEAPFROGS_THROUGH if through else LEAPFROGS
-        joint.calls = steps * (S + W) * (1 if kernels.named(kernel).TOGETHER else C)
+        together = kernels.named(kernel).TOGETHER
+        joint.calls = (LEAPFROGS_THROUGH if through else LEAPFROGS) * (S + W) * (1 if together else C)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
