@@ -78,7 +78,7 @@ def mcmc(
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
         chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400, of programs
-            whose chains cannot be run together 8, 500, 400; 4, 1000, 500 for nuts. A warm-up of chees that has settled ends.
+            whose chains cannot be run together 8, 500, 400; 4, 1000, 500 for nuts. A settled warm-up ends.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
