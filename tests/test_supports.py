@@ -5,7 +5,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from torch.distributions.transforms import AffineTransform, ExpTransform, PowerTransform, SigmoidTransform, TanhTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    PowerTransform,
+    SigmoidTransform,
+    TanhTransform,
+)
 
 from ppgen import Program, rows
 from ppgen.distributions.images import with_image
