@@ -62,6 +62,8 @@ def case(**refused: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
 
 NEEDS = "cannot be run without the column"
 POINT = "at a point is no bound"
+ONLY = "has none that is continuous"
+SUMS = "cannot be run at all of its values at once"
 DIFFER = "other sites or shapes from draw to draw"
 
 
@@ -474,7 +476,7 @@ def config_enumerate_of_the_model():
     return Case(model, AutoDelta(poutine.block(model, expose=["w", "loc"])))
 
 
-@case()
+@case(mcmc=ONLY)
 def enumeration_in_the_guide():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -669,7 +671,7 @@ def an_obs_mask():
     return Case(model, None, {"x": X, "seen": B.bool()}, pyro="")
 
 
-@case(posterior=DIFFER, sample=DIFFER, mcmc="x")
+@case(posterior=DIFFER, sample=DIFFER, mcmc=SUMS)
 def a_random_number_of_sites():
     def model(x):
         t, n = 0.0, 0
@@ -964,7 +966,7 @@ def a_gamma_guide():
     return Case(model, guide, {"y": X.abs()})
 
 
-@case()
+@case(mcmc=ONLY)
 def a_discrete_latent_drawn_by_its_guide():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -979,7 +981,7 @@ def a_discrete_latent_drawn_by_its_guide():
     return Case(model, guide, {"x": X})
 
 
-@case()
+@case(mcmc=ONLY)
 def a_baseline_for_a_discrete_latent():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -1019,7 +1021,7 @@ def semi_supervised_labels():
     return Case(ss.model, ss.guide, {"xs": torch.randn(5, 2), "ys": torch.eye(2)[[0, 1, 1, 0, 1]]})
 
 
-@case()
+@case(mcmc=SUMS)
 def semi_supervised_without_labels():
     base = semi_supervised_labels()
     return base._replace(data={"xs": base.data["xs"]})
@@ -1267,7 +1269,7 @@ def a_parameter_of_the_guide_that_the_model_reads():
     return Case(model, guide)
 
 
-@case()
+@case(mcmc="cannot be normalised")
 def masks_within_events_and_a_packed_sequence():
     lengths = torch.tensor([3, 2, 1])
     encoder, emitter = nn.RNN(2, 2, batch_first=True), nn.Linear(2, 2)

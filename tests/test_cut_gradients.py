@@ -57,6 +57,24 @@ def test_a_latent_with_a_derivative_or_without_use_is_not(model, caplog):
     assert "no derivative" not in caplog.text
 
 
+KINKS = {  # and a value beyond the kink, where the derivative is 0
+    "relu": (torch.relu, -3.0),
+    "clamp": (lambda m: m.clamp(0, 5), 9.0),
+    "minimum": (lambda m: m.clamp(max=1), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_a_derivative_that_is_zero_beyond_a_kink_is_one(name, caplog):
+    cut, beyond = KINKS[name]
+
+    def guide(y):
+        pyro.sample("m", Normal(pyro.param("loc", torch.tensor(beyond)), 0.1))
+
+    fit(pair(cut, guide), Y, steps=1)
+    assert "no derivative" not in caplog.text
+
+
 def test_the_noise_of_a_dequantised_value_is_not(caplog):
     """p(x | v) is 1 in the cell of x, whose derivative is 0, and 0 elsewhere: a support."""
     x = torch.arange(40.0).reshape(20, 2) % 5 / 4

@@ -5,7 +5,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform, TanhTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    PowerTransform,
+    SigmoidTransform,
+    TanhTransform,
+)
 
 from ppgen import Program, rows
 from ppgen.inference import fit, loglik, mcmc, posterior
@@ -21,6 +27,7 @@ CASES = {
     "exp of a gamma": (dist.Gamma(2.0, 1.0), [ExpTransform()], 1.0, INFINITY),
     "scaled exp": (dist.Normal(0.0, 1.0), [ExpTransform(), AffineTransform(0.0, 3.0)], 0.0, INFINITY),
     "tanh of a uniform": (dist.Uniform(0.0, 1.0), [TanhTransform()], 0.0, 0.7615942),
+    "inverse of a beta": (dist.Beta(2.0, 2.0), [PowerTransform(torch.tensor(-1.0))], 1.0, INFINITY),
     "affine normal": (dist.Normal(0.0, 1.0), [AffineTransform(1.0, 3.0)], -INFINITY, INFINITY),
     "logit of a beta": (dist.Beta(2.0, 2.0), [SigmoidTransform().inv], -INFINITY, INFINITY),
 }

@@ -1,7 +1,8 @@
 """Latents whose gradient is cut: the model depends on their values, and no derivative says so.
 
 An estimator along paths differentiates log p(x, z) in z. Where z is detached, rounded, made a number (`.item()`, NumPy)
-or used under no_grad, that derivative is that of the prior alone, and the guide is fitted to the prior.
+compared or used under no_grad, that derivative is that of the prior alone, and the guide is fitted to the prior. At one
+value alone it may be absent by chance, as on one side of the kink of relu, clamp or minimum: the value is then moved.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ppgen.terms import Traces, latents_of, run
 log = logging.getLogger("ppgen")
 
 OTHERS = 4  # values of a latent that has no derivative, to see whether it is used
+BETWEEN = 32  # places on the way to one of these, to see whether there is a derivative
 
 
 def warn_of_cut_gradients(program: Program, batch: Mapping[str, Any], t: Traces) -> None:
@@ -33,8 +35,8 @@ def warn_of_cut_gradients(program: Program, batch: Mapping[str, Any], t: Traces)
         if depending:
             log.warning(
                 "%r of %s depends on the latent %r, and has no derivative in it: %r is detached, rounded, made a "
-                "number (.item(), NumPy) or used under no_grad, so that a fit by derivatives leaves its guide at "
-                "the prior; keep it a tensor with a gradient, or fit with gradient='score' (--gradient score)",
+                "number (.item(), NumPy), compared or used under no_grad, so that a fit by derivatives leaves its guide "
+                "at the prior; keep it a tensor with a gradient, or fit with gradient='score' (--gradient score)",
                 depending[0], program.name, name, name,
             )  # fmt: skip
 
@@ -42,18 +44,32 @@ def warn_of_cut_gradients(program: Program, batch: Mapping[str, Any], t: Traces)
 def _depending(
     program: Program, batch: Mapping[str, Any], at: Mapping[str, Tensor], name: str, prior: Any
 ) -> list[str]:
-    """The sites that have another finite log-probability at other values of a latent (not those of a support)."""
+    """The sites that have another finite log-probability at other values of a latent (not those of a support), if there
+    is no derivative on the way to these."""
     try:
         with torch.no_grad(), without_validation():
             before = _log_probs(program, batch, at, name)
             for _ in range(OTHERS):
-                after = _log_probs(program, batch, {**at, name: prior.sample()}, name)
+                other = prior.sample()
+                after = _log_probs(program, batch, {**at, name: other}, name)
                 changed = {n: after[n] - v for n, v in before.items() if n in after}
                 if found := [n for n, by in changed.items() if by != 0 and bool(torch.isfinite(by))]:
-                    return found
+                    return [] if _has_slope(program, batch, at, name, other) else found
     except Exception:  # a prior that cannot be drawn from, or a model that does not run at its draws
         pass
     return []
+
+
+@torch.enable_grad()
+def _has_slope(program: Program, batch: Mapping[str, Any], at: Mapping[str, Tensor], name: str, other: Tensor) -> bool:
+    """Whether the other sites have a derivative in a latent anywhere between its value and another."""
+    for share in (torch.arange(BETWEEN) + 1) / BETWEEN:
+        z = (at[name] + share.to(other) * (other - at[name])).requires_grad_()
+        total: Any = sum(_log_probs(program, batch, {**at, name: z}, name).values())
+        (slope,) = torch.autograd.grad(total, z, allow_unused=True) if total.requires_grad else (None,)
+        if slope is not None and bool(slope.any()):
+            return True
+    return False
 
 
 def _without_gradient(t: Traces, drawn: Mapping[str, Tensor]) -> list[str]:

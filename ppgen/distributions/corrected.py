@@ -138,7 +138,7 @@ def _moved(t: Any, ends: _Ends) -> _Ends | None:
     if isinstance(t, transforms.ExpTransform):
         return 0.0 if a is None else a, b
     if a is not None and b is not None:
-        return torch.minimum(a, b), torch.maximum(a, b)
+        return _finite(torch.minimum(a, b)), _finite(torch.maximum(a, b))
     if not isinstance(t, transforms.AffineTransform):
         return None
     try:
@@ -146,6 +146,14 @@ def _moved(t: Any, ends: _Ends) -> _Ends | None:
     except Exception:  # a scale that is traced or batched
         return None
     return None if len(signs) > 1 else (a, b) if signs.pop() else (b, a)
+
+
+def _finite(end: Any) -> Any:
+    """None of an end at infinity, as of 1 / u at 0."""
+    try:
+        return None if bool(torch.isinf(end).all()) else end
+    except Exception:  # one that is traced or batched
+        return end
 
 
 def _parts(found: Any) -> list[Any]:
