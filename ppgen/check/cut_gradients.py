@@ -35,8 +35,8 @@ def warn_of_cut_gradients(program: Program, batch: Mapping[str, Any], t: Traces)
         if depending:
             log.warning(
                 "%r of %s depends on the latent %r, and has no derivative in it: %r is detached, rounded, made a "
-                "number (.item(), NumPy), compared or used under no_grad, so that a fit by derivatives leaves its guide "
-                "at the prior; keep it a tensor with a gradient, or fit with gradient='score' (--gradient score)",
+                "number (.item(), NumPy), compared or used under no_grad, so that a fit by derivatives leaves its "
+                "guide at the prior; keep it a tensor with a gradient, or fit with gradient='score' (--gradient score)",
                 depending[0], program.name, name, name,
             )  # fmt: skip
 
