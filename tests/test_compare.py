@@ -57,6 +57,25 @@ def test_loo_of_a_guide_that_is_not_the_posterior():
     assert found.kind == "loo" and found.bad == 0
 
 
+def test_a_row_without_density_at_a_draw_has_no_loo():
+    """Its weight without the row is 0 / 0: the score was nan, and the comparison failed on it."""
+
+    def model(y):
+        a = pyro.sample("a", dist.Pareto(0.3, 1.0))
+        with ppgen.rows(y):
+            pyro.sample("y", dist.Uniform(0.0, a, validate_args=False), obs=y)
+
+    def guide(y):
+        pyro.sample("a", dist.Pareto(pyro.param("least", torch.tensor(0.3)), 5.0))
+
+    y = {"y": torch.tensor([0.1, 0.2, 0.32, 0.25])}
+    run = fit(Program.from_pair(model, guide), y, steps=0)
+    with pytest.raises(PpgenError, match="row 2 is 0 or infinite at some of the draws"):
+        loo(posterior(run, y, draws=500, predictive=False, prior=False))
+    found = held_out(run, {"y": 0.9 * y["y"]}, draws=500)
+    assert np.isfinite(found.values).all()
+
+
 def test_draws_are_scored():
     draws = tree_of()
     found = compare({"draws": draws, "score": loo(draws)})

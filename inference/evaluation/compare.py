@@ -198,7 +198,7 @@ def loo(tree: DataTree) -> Score:
     """Leave-one-out by PSIS, of a guide's draws (whose log_p and log_q it takes) or of a sampler's.
 
     Raises:
-        PpgenError: no log-likelihood by row; one that the program multiplies.
+        PpgenError: no log-likelihood by row; one that the program multiplies, or that is 0 at a draw.
     """
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
@@ -215,6 +215,11 @@ def loo(tree: DataTree) -> Score:
         )
     total = _by_row(sites, str(tree.attrs.get("row_dim", "data")))
     log_lik = total.transpose("chain", "draw", ...).values.astype(np.float64)
+    if (none := np.isinf(log_lik).any((0, 1))).any():
+        raise PpgenError(
+            f"the likelihood of row {none.argmax()} is 0 or infinite at some of the draws, whose weight without that "
+            "row cannot be told: no LOO here; score held-out rows (held_out of ppgen.inference.evaluation.compare)"
+        )
     S, n = log_lik.shape[0] * log_lik.shape[1], log_lik.shape[2]
     log_w, r_eff = np.zeros(log_lik.shape[:2]), 1.0
     stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else None

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from ppgen.check.agreement import (
 )
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
+from ppgen.check.narrower import is_impossible_beyond
 from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
@@ -134,7 +136,7 @@ def checked(
         differ = _sites(program, batch, apart, enumerated)
         observed_fit(apart.p, n, size)
         plates_fit(apart)
-        supports_match(apart, unvalidated(program, batch))
+        supports_match(apart, unvalidated(program, batch), partial(is_impossible_beyond, program, batch, apart))
         if size < n:
             _later_rows(program, apart.p, data, batch, rows)
         if program._autoguide is not None:

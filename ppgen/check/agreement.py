@@ -214,10 +214,11 @@ def shape_table(trace: poutine.Trace) -> str:
     )
 
 
-def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
+def supports_match(t: Traces, unvalidated: Callable[[str], bool], impossible: Callable[..., bool]) -> None:
     """
     Args:
         unvalidated: whether values of the observed site of that name are not to be validated.
+        impossible: whether the model has no density at values of a latent beyond two ends.
     """
     guide = _sites(t.q)
     for name, site in guide.items():
@@ -237,7 +238,7 @@ def supports_match(t: Traces, unvalidated: Callable[[str], bool]) -> None:
                 "is False and the ELBO grows without limit; mask it in both, or in neither", name,
             )  # fmt: skip
         elif name in guide and not is_delta(guide[name]):
-            _covers(name, support_of(site["fn"]), guide[name])
+            _covers(name, support_of(site["fn"]), guide[name], impossible)
 
 
 def _maps_into(q: dict, support: Any) -> bool:
@@ -297,7 +298,7 @@ def _describe(c: Any) -> str:
     c = _unwrap(c)
     bounds = _bounds(c)
     if bounds is not None and not c.is_discrete:
-        lower, upper = (float(b.min() if i == 0 else b.max()) for i, b in enumerate(bounds))
+        lower, upper = (float((b.min() if i == 0 else b.max()).detach()) for i, b in enumerate(bounds))
         return f"({lower:g}, {upper:g})"
     if bounds is not None and str(c) != "Boolean()" and torch.isfinite(bounds[0]).all():
         first, last = float(bounds[0].min()), float(bounds[1].max())
@@ -320,11 +321,11 @@ def _bounds(c: Any) -> tuple[Tensor, Tensor] | None:
     )
 
 
-def _covers(name: str, p: Any, site: dict) -> None:
+def _covers(name: str, p: Any, site: dict, impossible: Callable[..., bool]) -> None:
     """The guide's support must be the model's.
 
-    Narrower, the ELBO and the importance-weighted bounds stay below log ∫ p(x, z) over the guide's support, and so
-    never reach log p(x); wider, the ELBO is minus infinity.
+    Narrower, unless the likelihood is 0 beyond, the ELBO and the importance-weighted bounds stay below
+    log ∫ p(x, z) over the guide's support, and so never reach log p(x); wider, the ELBO is minus infinity.
     """
     q = support_of(site["fn"])
     if p is None or q is None:
@@ -336,7 +337,8 @@ def _covers(name: str, p: Any, site: dict) -> None:
     if a is None or b is None:
         return
     eps = 1e-6
-    if bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any()):
+    narrower = bool((b[0] > a[0] + eps).any()) or bool((b[1] < a[1] - eps).any())
+    if narrower and not impossible(name, *b):
         raise PpgenError(
             f"{said}, which is narrower, so that no bound could reach log p(x); take a guide distribution that covers "
             "it, for example by transforming a Normal"
