@@ -200,8 +200,6 @@ def loo(tree: DataTree) -> Score:
     Raises:
         PpgenError: no log-likelihood by row; one that the program multiplies, or that is 0 at a draw.
     """
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
-
     if "log_likelihood" not in tree.children:
         raise PpgenError("these draws have no group log_likelihood, from which LOO is computed; score held-out rows")
     sites = tree["log_likelihood"].dataset.data_vars
@@ -228,13 +226,25 @@ def loo(tree: DataTree) -> Score:
         if log_w.ndim != 2:
             raise PpgenError("the latents are one a row, so that leaving a row out leaves its latents out: no LOO here")
     else:
-        share = float(array_stats.ess(log_lik.sum(-1), method="mean")) / S  # nan of draws that are all the same
-        r_eff = share if 0 < share < 1 else 1.0
+        r_eff = _efficiency(tree["posterior"].dataset, total)
     weights, khat = smoothed((log_w[..., None] - log_lik).reshape(S, n), r_eff)
     values = np.logaddexp.reduce(weights + log_lik.reshape(S, n), 0)
     observed = _observed_values(tree, total).astype(float)
     bad = int((khat > GOOD_K).sum())
     return Score("loo", values, _loo_se(log_lik, log_w), bad, observed, _rows_of(tree, total))
+
+
+def _efficiency(latents: Any, total: Any) -> float:
+    """The effective share of a sampler's draws, a mean over latents, as ArviZ's LOO takes it."""
+    from arviz_stats import ess  # type: ignore[attr-defined]
+
+    if total.sizes["chain"] == 1:
+        return 1.0
+    if total.sizes["draw"] < latents.sizes["draw"]:  # of many rows fewer draws have a likelihood
+        latents = latents.sel(draw=total["draw"])
+    each = ess(latents, method="mean").data_vars.values()
+    share = float(np.hstack([v.values.ravel() for v in each]).mean()) / (total.sizes["chain"] * total.sizes["draw"])
+    return share if share > 0 else 1.0  # nan of draws that are all the same
 
 
 def _loo_se(log_lik: np.ndarray, log_w: np.ndarray) -> float:
