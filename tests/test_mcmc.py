@@ -18,7 +18,7 @@ from scipy import special, stats
 
 from ppgen import PpgenError, Program, rows
 from ppgen.distributions import Flat
-from ppgen.engine import log_joint
+from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.density.leapfrog import _back, leapfrog_step
 from ppgen.engine.density.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
@@ -944,3 +944,12 @@ def test_of_a_program_that_asks_for_values_fewer_chains_are_run(monkeypatch):
     tree = mcmc(model, {"y": y}, predictive=False, prior=False)
     assert dict(tree["posterior"]["m"].sizes) == {"chain": 5, "draw": 30}
     assert abs(float(tree["posterior"]["m"].mean()) - 27 / 9.01) < 0.3
+
+
+def test_what_chains_use_is_built_for_as_many_calls_as_they_take(monkeypatch):
+    """Before it knows of them it is traced, not compiled."""
+    monkeypatch.setattr(chees, "DEFAULTS", chees.Numbers(4, 4, 20))
+    calls, build = [], LogJoint.build
+    monkeypatch.setattr(LogJoint, "build", lambda self, *how: calls.append(self.calls) or build(self, *how))
+    mcmc(NormalMean(), {"x": X}, predictive=False, prior=False)
+    assert calls[0] >= 24  # the first that is built, which the chains use

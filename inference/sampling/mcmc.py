@@ -121,9 +121,8 @@ def mcmc(
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, noncentred=noncentred))
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
-        C, S, W = _numbers_of(outer, kernel, metric, chains, draws, warmup)
-        together = kernels.named(kernel).TOGETHER
-        joint.calls = (LEAPFROGS_THROUGH if through else LEAPFROGS) * (S + W) * (1 if together else C)
+        steps = LEAPFROGS_THROUGH if through else LEAPFROGS
+        C, S, W = _numbers_of(joint, outer, steps, kernel, metric, chains, draws, warmup)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
@@ -296,12 +295,14 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
 
 
 def _numbers_of(
-    joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, metric: str, *given: int | None
-) -> list[int]:
+    joint: LogJoint, outer: LogJoint | LaplaceMarginal | Pullback, steps: int, kernel: str, metric: str,
+    *given: int | None,
+) -> list[int]:  # fmt: skip
     """As `_numbers`; fewer where such chains turn out to be run one after the other, as of a program that asks for
-    values."""
-    found, file = _numbers(kernel, metric, joint.dim, *given), kernels.named(kernel)
-    if given[:2] == (None, None) and isinstance(joint, LogJoint) and hasattr(file, "ALONE") and joint.dim <= FUSED_DIM:
+    values. The log joint is told of how many calls, at these steps a draw, it has to be fast."""
+    found, file = _numbers(kernel, metric, outer.dim, *given), kernels.named(kernel)
+    joint.calls = steps * (found[1] + found[2]) * (1 if file.TOGETHER else found[0])
+    if given[:2] == (None, None) and outer is joint and hasattr(file, "ALONE") and joint.dim <= FUSED_DIM:
         _density(joint, kernel, found[0], metric)(torch.zeros(found[0], joint.dim))
         return [*file.ALONE[:2], found[2]] if joint.alone else found
     return found
