@@ -144,7 +144,8 @@ class ParamSites(LatentSupports):
         super().__init__()
         self.program = program
         columns = [v for v in given if isinstance(v, Tensor) and v.dim()]
-        self.columns = [v for v in columns if len(v) == max(map(len, columns))]
+        longest = max(map(len, columns), default=0)
+        self.columns = [v for v in columns if len(v) == longest]
         self.partly: set[str] = set()  # sites with an obs_mask
         self.own: set[int] = set()  # the program's modules, by address
         # as it is outside of PyroModules, each of which puts a store of its own in its place for the while of its run

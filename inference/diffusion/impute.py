@@ -31,6 +31,8 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 
+Grid = list[tuple[float, float]]  # steps (s, t) from t = 1 down to s = 0
+
 
 @torch.no_grad()
 def impute(
@@ -83,35 +85,36 @@ def impute(
     with ready(run, columns, seed, guide=False), program.running():
         rows = len(values)
         context = {k: v.expand(particles, rows) for k, v in program.context(columns).items()}
-        path = _up(program, values, mask, steps, {k: v[0] for k, v in context.items()})
+        grid = program.sampling_grid(steps)
+        path = _up(program, values, mask, grid, {k: v[0] for k, v in context.items()})
         z = torch.where(mask, path[0], program.base().expand([particles, rows]).sample())
-        z, log_w = _down(program, z, path[1:], mask, context, report)
+        z, log_w = _down(program, z, path[1:], mask, grid, context, report)
         chosen = _systematic(log_w.softmax(0), draws)
         z = z.gather(0, chosen[..., None].expand(-1, -1, z.shape[-1]))
         some = {k: v[:draws] for k, v in context.items()}
         return torch.where(mask, values.nan_to_num(), program.likelihood(z, **some).sample())
 
 
-def _up(program: GaussianChain, values: Tensor, mask: Tensor, steps: int, context: dict[str, Tensor]) -> list[Tensor]:
+def _up(program: GaussianChain, values: Tensor, mask: Tensor, grid: Grid, context: dict[str, Tensor]) -> list[Tensor]:
     """A draw of q(z | x) of the known values, from time 1 down to 0: each (rows, D)."""
     # What stands in a missing place reaches nothing: each value has its own noise.
     filled = torch.where(mask, values, program.decode(torch.zeros_like(values)))
     path = [program.forward(filled, 1.0).sample()]
     _require_possible(program.likelihood(path[0], **context), values, mask)
-    for s, t in program.sampling_grid(steps):
+    for s, t in grid:
         path.append(program.posterior(path[-1], filled, s, t).sample())
     return path
 
 
 def _down(
-    program: GaussianChain, z: Tensor, path: list[Tensor], mask: Tensor, context: dict[str, Tensor],
+    program: GaussianChain, z: Tensor, path: list[Tensor], mask: Tensor, grid: Grid, context: dict[str, Tensor],
     report: Callable[[int, int], object] | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Particles (K, rows, D) and their log-weights (K, rows) at time 0, the known values on their path."""
-    steps = len(path)
+    steps = len(grid)
     log_w = z.new_zeros(z.shape[:-1])
     middle = Middle(program, steps, context)
-    for i, ((s, t), target) in enumerate(zip(program.sampling_grid(steps), path, strict=True), 1):
+    for i, ((s, t), target) in enumerate(zip(grid, path, strict=True), 1):
         _, x = middle(z, s, t)
         p: Any = program.posterior_at(z, x, s, t).base_dist
         log_w = log_w + (p.log_prob(target) * mask).sum(-1)

@@ -52,11 +52,12 @@ def smoothed(log_w: np.ndarray, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndar
     out, k = np.empty(log_w.shape), np.empty(log_w.shape[1])
     length = _tail_length(len(log_w), r_eff)
     for i, column in enumerate(log_w.T.astype(np.float64)):
-        if column.max() - column.min() < SAME:
+        ordered = np.sort(column)
+        if ordered[-1] - ordered[0] < SAME:
             out[:, i], k[i] = -math.log(len(column)), -np.inf
-        elif len(column) < LEAST_DRAWS or column.max() - np.sort(column)[-length] > FARTHEST:
+        elif len(column) < LEAST_DRAWS or ordered[-1] - ordered[-length] > FARTHEST:
             out[:, i], k[i] = column - np.logaddexp.reduce(column), math.nan if len(column) < LEAST_DRAWS else math.inf
-        elif (few := _above_ties(column, length)) < LEAST_TAIL:
+        elif (few := _above_ties(np.exp(ordered - ordered[-1]), length)) < LEAST_TAIL:
             out[:, i], k[i] = column - np.logaddexp.reduce(column), 0.0
         else:
             share = r_eff if few == length else 9 * len(column) / (few + 0.5) ** 2  # of which the tail is so many
@@ -64,11 +65,10 @@ def smoothed(log_w: np.ndarray, r_eff: float = 1.0) -> tuple[np.ndarray, np.ndar
     return out, k
 
 
-def _above_ties(log_w: np.ndarray, length: int) -> int:
-    """How many of the tail's weights a law can be fitted to: less than five where they are few values, as of discrete
-    latents, whose weights have no tail. A Pareto law counts from the largest weight below, where a quarter may not lie.
-    """
-    ordered = np.sort(np.exp(log_w - log_w.max()))
+def _above_ties(ordered: np.ndarray, length: int) -> int:
+    """How many of the largest weights, which are sorted, a law can be fitted to: `length`, or less than five where they
+    are few values, as of discrete latents, whose weights have no tail. A Pareto law counts from the largest weight
+    below, where a quarter may not lie."""
     while length >= LEAST_TAIL and ordered[-length - 1 + int(length / 4 + 0.5)] <= ordered[-length - 1]:
         length = int((ordered > ordered[-length - 1]).sum())
     return 0 if ordered[-1] == ordered[-max(length, 1)] else length

@@ -332,14 +332,16 @@ def _require_same_valid(run: Run, valid: Any, table: Mapping[str, Tensor] | None
         raise PpgenError(f"{run.path} follows {followed} held-out rows; pass the same as valid=")
     if table is None:
         return
-    with default_dtype(dtype):
-        same = table if dtype == run.dtype else prepare_columns(valid, run.program, dtype)
-    if recorded.get("valid_sha256", own := data_module.fingerprint(same)["sha256"]) != own:
+    own = before = data_module.fingerprint(table)["sha256"]
+    if dtype != run.dtype:
+        with default_dtype(dtype):
+            before = data_module.fingerprint(prepare_columns(valid, run.program, dtype))["sha256"]
+    if recorded.get("valid_sha256", before) != before:
         raise PpgenError(
             f"the held-out rows are not those that {run.path} follows (their fingerprints differ); pass the same as "
             "valid="
         )
-    recorded["valid_sha256"] = data_module.fingerprint(table)["sha256"]
+    recorded["valid_sha256"] = own
 
 
 # -- before the first step ------------------------------------------------------------------------
@@ -360,9 +362,8 @@ def _check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         if o[name] is not None and (not isinstance(o[name], int) or not low <= o[name] < 2**53):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}, below 2**53")
     for name in ("lr", "clip"):
-        if o[name] is not None and not (
-            isinstance(o[name], Real) and 0 < o[name] < 1e30
-        ):  # beyond which a step of it is no float32
+        known = o[name] is None or isinstance(o[name], Real) and 0 < o[name] < 1e30  # beyond which it is no float32
+        if not known:
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")

@@ -206,8 +206,7 @@ def _note_row(loop: _Loop, lr: float, report: Report | None) -> None:
     if loop.valid is not None:
         with _parameters_of(loop.run.program, loop.ema):
             row |= _validate(loop.objective, loop.valid, loop.options["seed"], now.step, loop.batch_size)
-        before = [r["valid_elbo"] for r in now.rows if "valid_elbo" in r]
-        if not np.isfinite(row["valid_elbo"]) and np.isfinite(before).all():
+        if not np.isfinite(row["valid_elbo"]) and all(np.isfinite(r.get("valid_elbo", 0.0)) for r in now.rows):
             log.warning(
                 "the ELBO of the held-out rows is %s at step %d: one of them, at least, has no density; look for it by "
                 "loglik (ppgen evaluate), row by row", row["valid_elbo"], now.step,

@@ -28,8 +28,9 @@ BETWEEN = 32  # places on the way to one of these, to see whether there is a der
 def warn_of_cut_gradients(program: Program, batch: Mapping[str, Any], t: Traces) -> None:
     """Names a latent on whose value other sites depend, without a derivative; the program runs again only for those
     that have none."""
-    drawn = {n: v for n, v in latents_of(t.q).items() if n in t.p.nodes and v.requires_grad}
-    at = {n: v.detach() for n, v in latents_of(t.q).items()}
+    latents = latents_of(t.q)
+    drawn = {n: v for n, v in latents.items() if n in t.p.nodes and v.requires_grad}
+    at = {n: v.detach() for n, v in latents.items()}
     for name in _without_gradient(t, drawn):
         depending = _depending(program, batch, at, name, t.p.nodes[name]["fn"])
         if depending:
@@ -80,7 +81,7 @@ def _without_gradient(t: Traces, drawn: Mapping[str, Tensor]) -> list[str]:
     if not drawn or not isinstance(total, Tensor) or not total.requires_grad:
         return list(drawn)
     try:
-        found = torch.autograd.grad(total, list(drawn.values()), allow_unused=True, retain_graph=True)
+        found = torch.autograd.grad(total, list(drawn.values()), allow_unused=True)
     except RuntimeError:  # no derivative at all, which another check says
         return []
     return [n for n, g in zip(drawn, found, strict=True) if g is None or not bool(g.any())]

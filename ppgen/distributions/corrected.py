@@ -119,10 +119,11 @@ TransformedDistribution.support = _transformed_support  # type: ignore[method-as
 
 def _image(d: Any) -> Any:
     """None: torch's is right, or the image is not known. No value is looked at where it may be traced or batched."""
-    if not all(isinstance(t, _MONOTONE) for t in _parts(d.transforms)):
+    parts = _parts(d.transforms)
+    if not all(isinstance(t, _MONOTONE) for t in parts):
         return None
     ends = _ends(d.base_dist.support)
-    for t in _parts(d.transforms):
+    for t in parts:
         ends = ends and (_ends(t.codomain) if ends == _ends(t.domain) else _moved(t, ends))
     if ends in (None, (None, None), _ends(_codomain(d))):
         return None

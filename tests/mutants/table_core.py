@@ -366,8 +366,8 @@ with holding({}):
     ),
     Mutant(
         "a_law_of_weights_that_are_two_values",
-        "elif (few := _above_ties(column, length)) < LEAST_TAIL:",
-        "elif (few := _above_ties(column, length)) < 0:",
+        "elif (few := _above_ties(np.exp(ordered - ordered[-1]), length)) < LEAST_TAIL:",
+        "elif (few := _above_ties(np.exp(ordered - ordered[-1]), length)) < 0:",
         "tests/test_psis.py::test_weights_of_few_values_have_no_tail_and_are_not_nan",
     ),
     Mutant(
