@@ -24,6 +24,7 @@ from ppgen.engine.density.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
 from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
+from ppgen.inference.sampling import kernels
 from ppgen.inference.sampling.kernels import Draws, chees
 from ppgen.inference.sampling.kernels.chees import (
     _Averaged,
@@ -953,3 +954,12 @@ def test_what_chains_use_is_built_for_as_many_calls_as_they_take(monkeypatch):
     monkeypatch.setattr(LogJoint, "build", lambda self, *how: calls.append(self.calls) or build(self, *how))
     mcmc(NormalMean(), {"x": X}, predictive=False, prior=False)
     assert calls[0] >= 24  # the first that is built, which the chains use
+
+
+def test_of_many_values_fewer_chains_are_run(monkeypatch):
+    monkeypatch.setattr(kernels, "LONG_VALUES", X.numel() - 1)
+    monkeypatch.setattr(chees, "LONG", chees.Numbers(4, 6, 20))
+    few = mcmc(NormalMean(), {"x": X}, predictive=False, prior=False)
+    asked = mcmc(NormalMean(), {"x": X}, chains=5, draws=7, warmup=20, predictive=False, prior=False)
+    sizes = [tuple(t["posterior"].sizes[d] for d in ("chain", "draw")) for t in (few, asked)]
+    assert sizes == [(4, 6), (5, 7)]

@@ -3,8 +3,8 @@
     gaussian   batch and match from Pathfinder's paths, no gradient step; importance weights; places that were not
                seen become further normals of the proposal
     noncentred the same in the coordinates u = (z - loc) / scale of latents whose scale depends on other latents, and
-               64 chains of ChEES-HMC in these where the normals do not do
-    chees      ChEES-HMC, 64 chains
+               chains of ChEES-HMC in these where the normals do not do
+    chees      ChEES-HMC, 64 chains, or 16 of long data
     laplace    the normals for the few latents that others depend on, which are integrated out by Laplace's method,
                drawn given the few, and weighed again
     flow       a flow guide, fitted, its draws weighted
@@ -451,7 +451,7 @@ def flow(problem: _Problem) -> _Outcome:
 
 
 def chees(problem: _Problem) -> _Outcome:
-    """64 chains, from starts of their own: those of a guide that was not believed would be where it was."""
+    """Chains, from starts of their own: those of a guide that was not believed would be where it was."""
     return _sampled(problem, "chees", problem.joint)
 
 

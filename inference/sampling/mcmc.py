@@ -77,8 +77,9 @@ def mcmc(
             but by `through`.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
-        chains, draws, warmup: 64, 250 and 400 for chees, in more than 1000 dimensions 16, 1000 and 400, of programs
-            whose chains cannot be run together 8, 500, 400; 4, 1000, 500 for nuts. A settled warm-up ends.
+        chains, draws, warmup: 64, 250 and 400 for chees; in more than 1000 dimensions 16, 1000, 400, of data of more
+            than 50 000 values 16, 400, 400, of programs whose chains cannot be run together 8, 500, 400; 4, 1000, 500
+            for nuts. A settled warm-up ends.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
@@ -114,7 +115,7 @@ def mcmc(
     >>> dict(tree["posterior"]["m"].sizes)
     {'chain': 16, 'draw': 100}
     """
-    _numbers(kernel, metric, 0, chains, draws, warmup)
+    _numbers(kernel, metric, 0, 0, chains, draws, warmup)
     inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
     _require_one_way(kernel, inner, through, noncentred)
     with prepared(program, data, seed, precision, guide=through) as made:
@@ -122,7 +123,8 @@ def mcmc(
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
-        C, S, W = _numbers_of(joint, outer, steps, kernel, metric, chains, draws, warmup)
+        values = sum(v.numel() for v in made.data.values())
+        C, S, W = _numbers_of(joint, outer, steps, values, kernel, metric, chains, draws, warmup)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
@@ -162,11 +164,13 @@ def _say(tree: DataTree, said: Sequence[Finding]) -> None:
             log.info("%s", finding)
 
 
-def _numbers(kernel: str, metric: str, dim: int, *given: int | None) -> list[int]:
-    """Of chains, draws and warm-up: those that are given, else the kernel's for so many latents."""
+def _numbers(kernel: str, metric: str, dim: int, values: int, *given: int | None) -> list[int]:
+    """Of chains, draws and warm-up: those that are given, else the kernel's for so many latents and values of data."""
     file = kernels.named(kernel)
-    large = dim > kernels.LARGE_DIM and given[:2] == (None, None)
-    usual = getattr(file, "LARGE", file.DEFAULTS) if large else file.DEFAULTS
+    usual = file.DEFAULTS
+    if given[:2] == (None, None):
+        kind = "LARGE" if dim > kernels.LARGE_DIM else "LONG" if values > kernels.LONG_VALUES else "DEFAULTS"
+        usual = getattr(file, kind, usual)
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
     numbers = [d if g is None else g for g, d in zip(given, usual, strict=True)]
@@ -295,12 +299,12 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
 
 
 def _numbers_of(
-    joint: LogJoint, outer: LogJoint | LaplaceMarginal | Pullback, steps: int, kernel: str, metric: str,
+    joint: LogJoint, outer: LogJoint | LaplaceMarginal | Pullback, steps: int, values: int, kernel: str, metric: str,
     *given: int | None,
 ) -> list[int]:  # fmt: skip
     """As `_numbers`; fewer where such chains turn out to be run one after the other, as of a program that asks for
     values. The log joint is told of how many calls, at these steps a draw, it has to be fast."""
-    found, file = _numbers(kernel, metric, outer.dim, *given), kernels.named(kernel)
+    found, file = _numbers(kernel, metric, outer.dim, values, *given), kernels.named(kernel)
     joint.calls = steps * (found[1] + found[2]) * (1 if file.TOGETHER else found[0])
     if given[:2] == (None, None) and outer is joint and hasattr(file, "ALONE") and joint.dim <= FUSED_DIM:
         _density(joint, kernel, found[0], metric)(torch.zeros(found[0], joint.dim))
@@ -327,7 +331,7 @@ def _checks(
         one = score(u, torch.full((len(u),), 1 / len(u)), target(u)[1], joint.labels)
         said.append(replace(one, details={**one.details, "of": "particles"}))
         return said + _unseen(joint, target, found, said, structure.sites, seed)
-    enough = chains >= WIDE // 2 or joint.dim > FUSED_DIM
+    enough = chains >= WIDE // 4 or joint.dim > FUSED_DIM
     wide = kernels.named(kernel).TOGETHER and enough and joint.engine != "eager"
     traced = joint if wide else log_joint(made.program, made.data, engine="trace", noncentred=joint.noncentred)
     target = _density(traced, "chees", chains if wide else WIDE, metric)

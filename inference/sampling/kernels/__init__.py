@@ -5,6 +5,7 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     DEFAULTS    chains, draws and iterations of warm-up where none are asked for
     LARGE       the same where there are more than `LARGE_DIM` latents; as DEFAULTS if the file has none
+    LONG        the same where the data have more than `LONG_VALUES` values (optional)
     ALONE       the same where chains cannot be run together (optional)
     LEAST       the least number of each
     TOGETHER    whether the chains run in step, as one call of a batch (as against one after the other)
@@ -28,11 +29,13 @@ from ppgen.folder import Folder
 from ppgen.inference.evaluation.estimates import Evidence
 
 __all__ = [
-    "DENSE_DIM", "LARGE_DIM", "NEGLIGIBLE", "SMALL_DIM", "Begun", "Draws", "Numbers", "distances", "named", "names",
+    "DENSE_DIM", "LARGE_DIM", "LONG_VALUES", "NEGLIGIBLE", "SMALL_DIM", "Begun", "Draws", "Numbers", "distances",
+    "named", "names",
 ]  # fmt: skip
 
 SMALL_DIM, DENSE_DIM = 32, 200  # dense metric: always up to the first, never beyond the second
 LARGE_DIM = 1000  # beyond it many chains leave the cache
+LONG_VALUES = 50_000  # of all columns, beyond which a step of many chains takes long, and few have draws enough
 NEGLIGIBLE = 1e-4  # a share of the posterior's mass: of the 16 000 draws of a run it has one or two
 
 _FOLDER = Folder(__name__, "kernel")

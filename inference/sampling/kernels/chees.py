@@ -52,6 +52,7 @@ from ppgen.inference.sampling.negligible import negligible_modes
 SUMMARY = "ChEES-HMC: tens to hundreds of chains in step, which learn together"
 DEFAULTS = Numbers(chains=64, draws=250, warmup=400)
 LARGE = Numbers(chains=16, draws=1000, warmup=400)
+LONG = Numbers(chains=16, draws=400, warmup=400)
 ALONE = Numbers(chains=8, draws=500, warmup=400)
 LEAST = Numbers(chains=4, draws=4, warmup=20)
 TOGETHER = True
