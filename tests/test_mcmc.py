@@ -23,8 +23,8 @@ from ppgen.engine.density.leapfrog import _back, leapfrog_step
 from ppgen.engine.density.pathfinder import Paths, pathfinder
 from ppgen.inference import evidence, fit, infer, loglik, posterior
 from ppgen.inference.evaluation.compare import loo
-from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling import kernels
+from ppgen.inference.sampling.hamiltonian import Preconditioner, transition
 from ppgen.inference.sampling.kernels import Draws, chees
 from ppgen.inference.sampling.kernels.chees import (
     _Averaged,

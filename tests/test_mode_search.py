@@ -114,6 +114,17 @@ def test_a_narrow_mode_within_the_shell_of_a_wide_one_does_not_stand_for_it(effe
     assert exact is not None and exact.verdict == "fine", exact
 
 
+def test_one_of_two_modes_is_missed_in_many_dimensions():
+    """What climbs know of so many scales is too little to weigh places by; the normal at a top is enough."""
+    torch.manual_seed(0)
+    dim = 150
+    locs = torch.zeros(2, dim).double()
+    locs[1, 0] = 12.0
+    u = mixture([1.0], locs[:1], scales := torch.logspace(-1, 1, dim).double()).sample((1000,))
+    found = search(mixture([0.5, 0.5], locs, scales), u, prior=lambda n: 30 * torch.randn(n, dim).double())
+    assert found.verdict != "fine" and found.figure == pytest.approx(0.5, abs=0.1), found
+
+
 ALONE = {
     "correlated, 20-D": lambda: MultivariateNormal(
         torch.zeros(20).double(), torch.eye(20).double() + 9 * torch.ones(20, 20).double()
@@ -150,7 +161,7 @@ def test_what_cannot_be_weighed_is_said():
     u = TWO.sample((2000,))
     found = search(TWO, u[u[:, 0] < 20], evidence=Evidence(LOG_Z, math.inf))
     assert found.verdict == "look" and math.isnan(found.figure) and "could not be told" in str(found)
-    assert unseen_modes(density(TWO), torch.randn(1000, 201).double(), 1000.0) is None, "too many dimensions to search"
+    assert unseen_modes(density(TWO), torch.randn(1000, 301).double(), 1000.0) is None, "too many dimensions to search"
 
 
 def test_chains_in_one_of_two_modes_are_not_believed():

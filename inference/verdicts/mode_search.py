@@ -46,7 +46,7 @@ LEAST_ESS = 20  # of a region's weights, for its mass to be known
 MISSING = (0.01, 0.05)  # the share of the mass from which on it is told, and is "wrong"
 REST = 0.01  # of the draws, outside of their core
 SURE = 3.0  # standard errors
-LARGEST = 200  # entries of u: a climb keeps a matrix of so many squared
+LARGEST = 300  # entries of u, as many as `batch_and_match` takes: a climb keeps a matrix of so many squared
 
 
 class _Normal(NamedTuple):
@@ -152,7 +152,8 @@ def search_modes(
     reached = [q for q, share in zip(ends, shares, strict=True) if share > 0]
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
     if evidence is None:
-        evidence = _bridge(target, half, reached, generator)
+        parts = [r.q for r in _all_weighed(target, reached, generator)]
+        evidence = _bridge(target, half, parts or reached, generator)
     full = [q for q, share in zip(ends, shares, strict=True) if share > 0.5]  # most draws: it cannot lack as many
     regions = _all_weighed(target, [q for q, share in zip(ends, shares, strict=True) if not share > 0.5], generator)
     if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
@@ -270,27 +271,31 @@ def places(target: Density, paths: Climbs, seen: Callable[[_Normal], bool] = lam
     return kept + [new for new in tops if all(_apart(new, old) for old in kept)]
 
 
-def _at(target: Density, top: Tensor) -> _Normal | None:
-    """The normal of minus the inverse Hessian there, by differences of gradients; None where it is not one.
+def _at(target: Density, u: Tensor) -> _Normal | None:
+    """The normal of minus the inverse Hessian there, by differences of gradients, and its top; None where it is not
+    one.
 
     What a climb knows of the curvature is that of its way: one step through a wide quadratic ends in a narrow mode.
     """
-    h = torch.finfo(top.dtype).eps ** (1 / 3) * (1 + top.abs())
-    g = target(torch.cat([top + h.diag(), top - h.diag()]))[1]
-    hessian = (g[: len(top)] - g[len(top) :]) / (2 * h)[:, None]
+    h = torch.finfo(u.dtype).eps ** (1 / 3) * (1 + u.abs())
+    g = target(torch.cat([u[None], u + h.diag(), u - h.diag()]))[1]
+    hessian = (g[1 : 1 + len(u)] - g[1 + len(u) :]) / (2 * h)[:, None]
     factor, info = torch.linalg.cholesky_ex(-(hessian + hessian.mT) / 2)
     if info or not torch.isfinite(factor).all():
         return None
     root, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor))  # of a Hessian that is nearly singular
-    return None if info or not torch.isfinite(root).all() else _Normal(top, root)
+    return None if info or not torch.isfinite(root).all() else _Normal(u + root @ (root.mT @ g[0]), root)
 
 
 def _apart(a: _Normal, b: _Normal) -> bool:
     """Whether they are not two estimates of one normal: centers a standard deviation apart, or volumes tenfold."""
-    dim = len(a.m)
-    near = min(float(b.radius(a.m[None])), float(a.radius(b.m[None]))) < 1 + 0.25 * dim
     volume = abs(float(a.L.diagonal().log().sum() - b.L.diagonal().log().sum()))
-    return not near or volume > max(math.log(10), 0.5 * dim)
+    return not (_near(a, b) or _near(b, a)) or volume > max(math.log(10), 0.5 * len(a.m))
+
+
+def _near(a: _Normal, b: _Normal) -> bool:
+    """Whether the center of a is within a standard deviation of b's, or little more in many dimensions."""
+    return float(b.radius(a.m[None])) < 1 + 0.25 * len(a.m)
 
 
 def _copy(a: _Region, b: _Region) -> bool:
@@ -324,7 +329,15 @@ def _share(q: _Normal, draws: Tensor, weights: Tensor, core: _Core | None = None
 
 
 def _weighed(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
-    """The mass of a normal's shell, outside of the core; None where its weights are too uneven to tell."""
+    """The mass of a normal's shell, outside of the core, or of that at its top, which in many dimensions is nearer to
+    the posterior than what a climb knows; None where the weights of both are too uneven to tell."""
+    found = _mass_of(target, q, generator, core)
+    if found is None and core is None and (top := _at(target, q.m)) is not None and _near(q, top):
+        found = _mass_of(target, top, generator)
+    return found
+
+
+def _mass_of(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
     u = q.draw(DRAWS, generator)
     within = _within(q, u, core)
     if int(within.sum()) < LEAST_ESS:
