@@ -245,3 +245,17 @@ def test_what_cannot_be_diagnosed_is_said():
     run = fit(NormalMean(), {"x": normal(20)}, steps=1, guide="AutoDelta")
     with pytest.raises(PpgenError, match="'m' as a point"):
         diagnose(run, {"x": normal(20)})
+
+
+def test_a_program_whose_own_tensors_are_of_another_dtype():
+    """Without parameters torch's default holds, and the constants are float64."""
+    y = normal(6).double()
+
+    def model(y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(6).double(), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(w, 0.5).to_event(1), obs=y)
+
+    def guide(y):
+        pyro.sample("w", dist.Normal(0.8 * y.double(), torch.full((6,), 0.2**0.5).double()).to_event(1))
+
+    assert diagnosed(Program.from_pair(model, guide), {"y": y}).verdict == "fine"

@@ -292,6 +292,12 @@ MUTANTS = [
         "tests/test_mode_search.py::test_the_mass_that_draws_have_not_seen",
     ),
     Mutant(
+        "top_of_a_rough_place_left_out",
+        "if found is None and core is None and (top",
+        "if False and (top",
+        "tests/test_mode_search.py::test_one_of_two_modes_is_missed_in_many_dimensions",
+    ),
+    Mutant(
         "bridge_of_shares_exchanged",
         "s1, s2 = n_p / (n_p + n_q), n_q / (n_p + n_q)",
         "s1, s2 = 1.0, 0.0",

@@ -195,9 +195,9 @@ class LogJoint:
         return value
 
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., dim) -> (...) in nats and (..., dim)."""
+        """(..., dim) -> (...) in nats and (..., dim), of the dtype of u, whatever the program computes in."""
         value, grad = self._run("grad", u)
-        return value, grad
+        return value.to(u), grad.to(u)
 
     def prior_value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density of `prior`'s draws, where the prior is `proper`, and its gradient; see `value_and_grad`."""
