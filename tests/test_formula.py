@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 from known import log_joint_at
+from scipy.special import expit
 
 import ppgen
 from ppgen import PpgenError
@@ -118,6 +119,16 @@ def test_the_printed_program_has_the_same_log_joint(tmp_path, formula, family):
         assert log_joint_at(printed, z, again) == pytest.approx(log_joint_at(made, z, data), abs=1e-6)
     finally:
         torch.set_default_dtype(before)
+
+
+def test_cutpoints_are_told_where_all_columns_are_0():
+    """P(y <= k) = σ(cutpoint_k - x β), by scipy, of what is in the tree."""
+    program = regression("grade ~ x + u", "ordered", data=TABLE)
+    columns = prepare_columns(TABLE, program, torch.float64)
+    sites = pyro.poutine.trace(program.model).get_trace(**{k: columns[k] for k in ("x", "u", "grade")}).nodes
+    eta = TABLE[["x", "u"]].to_numpy() @ sites["beta"]["value"].numpy()
+    below = expit(sites["cutpoints"]["value"].numpy() - eta[:, None])
+    np.testing.assert_allclose(sites["grade"]["fn"].probs.cumsum(-1)[:, :2], below, atol=1e-9)
 
 
 @pytest.mark.parametrize("formula", ["y ~ (1 | g)", "y ~ (x | g)", "y ~ (u | g)", "y ~ (u || g)"])
