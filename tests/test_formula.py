@@ -196,6 +196,8 @@ REFUSED = {
     "fractions as counts": ("t ~ x", "poisson", "and poisson takes counts"),
     "more than two": ("g ~ x", "bernoulli", "'g' has 4 values \\(a, b, c, d\\), and bernoulli takes two"),
     "categories by other numbers": ("k ~ x", "ordered", "'k' is the numbers 1, 3, 5"),
+    "half a trial": ("p(c, u) ~ x", "binomial", "the trials 'u' of 'c' are no whole number in row 0"),
+    "half a trial of all": ("p(c, 8.5) ~ x", "binomial", "the trials 8.5 of 'c' are no whole number;"),
     "no trials": ("c ~ x", "binomial", "has no trials"),
     "trials of another": ("p(c, n) ~ x", "poisson", "'c' has trials"),
     "censored counts": ("censored(c, flag) ~ x", "poisson", "poisson has no censored"),
