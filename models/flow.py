@@ -323,7 +323,7 @@ def _warn_of_atoms(x: Tensor) -> None:
         log.warning(
             "%d of the %d columns of x have one value in many rows, as column %d %g in %.0f%% of them: a flow can "
             "raise its density there without bound, so that log p(x) tells little; name such columns as context= "
-            "(p(x | context), Flow(context=%d)), or write a program with a distribution for each and the flow for the others",
+            "(p(x | context), Flow(context=%d)), or write a program in which they have distributions of their own",
             len(found), x.shape[1], j, values[j].item(), 100 * float(share[j]), len(found),
         )  # fmt: skip
 
