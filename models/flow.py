@@ -12,6 +12,7 @@ those of the families in `ppgen.transforms`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,9 @@ from ppgen.transforms import Conditional, FlowTransform, Whitening, stack
 
 BASES = ("normal", "student", "uniform")
 DEQUANTISE = ("uniform", "variational")
+ATOM, MOST_ROWS = 0.1, 10_000  # share of the rows with one value from which on it is said, and of how many rows
+
+log = logging.getLogger("ppgen")
 
 
 class Flow(ppgen.Program):
@@ -275,6 +279,7 @@ class Flow(ppgen.Program):
             _check_angles(x)
         elif not self.levels:
             _check_density(x)
+            _warn_of_atoms(x)
         if not self.prepared:
             self._standardise_by(x, data)
         if self.whitening is not None and not self.whitening.measured and len(x) > self.features:
@@ -303,6 +308,24 @@ class Flow(ppgen.Program):
         self.loc.copy_(mean)
         self.scale.copy_(sd)
         self.prepared.fill_(1)
+
+
+def _warn_of_atoms(x: Tensor) -> None:
+    """Says that a column has one value in many rows, as codes, small counts and incomes of 0 have."""
+    if len(x) <= 20:
+        return
+    some = x[:MOST_ROWS]
+    values = some.mode(0).values
+    share = (some == values).double().mean(0)
+    found = (share >= ATOM).nonzero()[:, 0].tolist()
+    if found:
+        j = int(share.argmax())
+        log.warning(
+            "%d of the %d columns of x have one value in many rows, as column %d %g in %.0f%% of them: a flow can "
+            "raise its density there without bound, so that log p(x) tells little; name such columns as context= "
+            "(p(x | context), Flow(context=%d)), or write a program in which they have distributions of their own",
+            len(found), x.shape[1], j, values[j].item(), 100 * float(share[j]), len(found),
+        )  # fmt: skip
 
 
 def _check_density(x: Tensor) -> None:

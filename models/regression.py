@@ -98,6 +98,8 @@ class Regression(ppgen.Program):
         beside: dict[str, Any] = {}
         if self.family == "ordered":
             beside["cutpoints"] = self._cutpoints(zero)
+            at_means = zero.new_tensor(design["means"]) @ beta if design["means"] else zero
+            pyro.deterministic("cutpoints", beside["cutpoints"] + at_means, event_dim=1)  # where all columns are 0
         for site, (name, arguments) in self.priors["beside"].items():
             prior = getattr(dist, name)(*(zero + a for a in arguments))
             beside[site] = pyro.sample(site, prior)

@@ -1,8 +1,9 @@
 """Missing cells of observed columns: nan in the column, which a program leaves out of its likelihood or draws.
 
-`program.missing` says how: "mask" leaves the cells out (a row, where a value is a vector); "impute" makes each a latent
-`NAME_unobserved`, drawn from the site's own distribution with the other latents, as Pyro's `obs_mask` does; "drop"
-leaves out their rows, and "error" refuses them. Other columns have no distribution, but in a program that says in
+`program.missing` says how: "mask" leaves the cells out (a row, where a value is a vector whose parts are neither
+independent nor normal); "impute" makes each a latent `NAME_unobserved`, drawn from the site's own distribution (of a
+vector, given what is seen of it) with the other latents, as Pyro's `obs_mask` does; "drop" leaves out their rows, and
+"error" refuses them. Other columns have no distribution, but in a program that says in
 `drawn_columns` that it draws their cells itself under "impute", as a regression by a formula does.
 """
 
@@ -24,7 +25,8 @@ from torch.distributions import transform_to
 from ppgen.data import Table, row_columns, take, tensors
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation
-from ppgen.sites import given_value
+from ppgen.parted import Parted, parted
+from ppgen.sites import given_value, innermost
 
 log = logging.getLogger("ppgen")
 
@@ -109,6 +111,13 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
         log.debug("%s cannot be run on these columns: %s", program.name, e)
     program.gaps = looking.found
     if program.missing == "impute":
+        if looking.whole:
+            name, law = next(iter(looking.whole.items()))
+            raise PpgenError(
+                f"values of {name!r} have some missing and some seen entries, and of a {law} those that are missing "
+                "cannot be drawn given the others (of independent entries, to_event, and of normals they can); leave "
+                "these values out (--missing mask), or their rows (--missing drop)"
+            )
         drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
         program.gaps |= {name: int(value.isnan().sum()) for name, value in drawn.items()}
     for name, n in program.gaps.items():
@@ -129,16 +138,22 @@ def _has_nan(value: Tensor) -> bool:
 
 
 class _Looking(Messenger):
-    """Which observed sites have missing cells."""
+    """Which observed sites have missing cells, and the distributions of those that have parts of a vector missing which
+    cannot be told from the rest."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: dict[str, int] = {}
+        self.whole: dict[str, str] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
         if msg["is_observed"] and isinstance(value, Tensor) and _has_nan(value):
             self.found[msg["name"]] = int(value.isnan().sum())
+            fn = msg["fn"]
+            some = bool((~_seen(fn, value) & ~_none_seen(fn, value)).any())
+            if some and parted(fn, value, value) is None:
+                self.whole[msg["name"]] = type(innermost(fn)).__name__
 
 
 @contextmanager
@@ -173,8 +188,11 @@ class _Mask(Messenger):
         value = msg["value"]
         if msg["name"] not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
-        seen = _seen(msg["fn"], value)
-        msg["given"], msg["value"] = value, _filled(msg["fn"], value)  # the program gets what it gave (`ParamSites`)
+        fn, filled = msg["fn"], _filled(msg["fn"], value)
+        seen = _seen(fn, value)
+        if (parts := parted(fn, value, filled) if fn.event_dim else None) is not None:
+            msg["fn"], filled, seen = parts.seen, parts.filled, ~_none_seen(fn, value)
+        msg["given"], msg["value"] = value, filled  # the program gets what it gave (`ParamSites`)
         msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]
 
 
@@ -195,12 +213,15 @@ class _Impute(Messenger):
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if name not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
-        seen = _seen(fn, value)
-        with poutine.mask(mask=seen):
-            observed = pyro.sample(f"{name}_observed", fn, obs=_filled(fn, value))
-        with poutine.mask(mask=~seen):
-            unobserved = pyro.sample(f"{name}_unobserved", fn)
-        whole = torch.where(seen.reshape(seen.shape + (1,) * fn.event_dim), observed, unobserved)
+        rows = _seen(fn, value)
+        parts = parted(fn, value, _filled(fn, value)) if fn.event_dim else None
+        if parts is None:
+            parts = Parted(fn, fn, _filled(fn, value), rows.reshape(rows.shape + (1,) * fn.event_dim))
+        with poutine.mask(mask=~_none_seen(fn, value)):
+            observed = pyro.sample(f"{name}_observed", parts.seen, obs=parts.filled)
+        with poutine.mask(mask=~rows):
+            unobserved = pyro.sample(f"{name}_unobserved", parts.missing)
+        whole = torch.where(parts.entries, observed, unobserved)
         msg["fn"] = pyro.distributions.Delta(whole, event_dim=fn.event_dim).mask(False)
         msg["value"], msg["infer"] = whole, {**msg["infer"], "_deterministic": True}
 
@@ -209,6 +230,12 @@ def _seen(fn: Any, value: Tensor) -> Tensor:
     """Of each value of a site, whether no part of it is missing."""
     missing = value.isnan()
     return ~(missing.flatten(missing.dim() - fn.event_dim).any(-1) if fn.event_dim else missing)
+
+
+def _none_seen(fn: Any, value: Tensor) -> Tensor:
+    """Of each value of a site, whether every part of it is missing."""
+    missing = value.isnan()
+    return missing.flatten(missing.dim() - fn.event_dim).all(-1) if fn.event_dim else missing
 
 
 def _filled(fn: Any, value: Tensor) -> Tensor:

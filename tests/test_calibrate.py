@@ -65,6 +65,33 @@ def test_a_conjugate_pair_passes():
     assert np.isnan(found.contraction[1])
 
 
+class Counts(Program):
+    """y ~ Poisson(rate), rate ~ Gamma(2, 1), with its posterior; counts of a table are whole numbers."""
+
+    def __init__(self, observe):
+        super().__init__()
+        self.observe = observe
+
+    def model(self, y):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with rows(y):
+            pyro.sample("y", dist.Poisson(rate), obs=self.observe(y))
+
+    def guide(self, y):
+        pyro.sample("rate", dist.Gamma(2.0 + y.sum(), 1.0 + len(y)))
+
+
+def test_whole_numbers_that_are_observed_as_floats_are_simulated():
+    """A regression by a formula observes counts so; they were refused."""
+    data = {"y": torch.tensor([0, 3, 1, 2, 2])}
+    found = calibrate(Counts(lambda y: y.float()), data, simulations=200, refit=False)
+    assert found.passes and found.names == ["rate", "log p(x | z)"]
+    assert found.z_mean[0] == pytest.approx(0, abs=4.5 / 200**0.5)
+    for other in (lambda y: y.float().clamp(max=3), lambda y: y.sort().values.float()):
+        with pytest.raises(PpgenError, match="'y' is no column as it stands"):
+            calibrate(Counts(other), {"y": data["y"].sort().values}, simulations=20, refit=False)
+
+
 def test_a_guide_with_parameters_that_are_held_is_fitted_anew():
     """Of a guide with a parameter that is held, as with `freeze=True`, this was torch's RuntimeError that a tensor
     requires no gradient."""

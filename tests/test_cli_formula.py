@@ -113,6 +113,21 @@ def test_infer_writes_a_file_that_is_no_formula(folder):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("calibrate", "--simulations", "20", "--steps", "50"),
+        ("gradients", "--objective", "sampled", "--repeats", "4"),
+        ("evidence", "-q"),
+    ],
+    ids=lambda c: c[0],
+)
+def test_every_command_that_takes_a_formula_takes_its_family(folder, command):
+    name, *options = command
+    done = ppgen(name, "accidents ~ 1", "--family", "poisson", "--data", "t.csv", *options, "--json", cwd=folder)
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["check", "y ~ x", "--data", "t.csv"], "has no column 'y'"),

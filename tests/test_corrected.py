@@ -56,6 +56,16 @@ def test_draws_are_those_of_the_density(name, double):
     assert max(map(abs, found.values())) < 4.5, found
 
 
+@pytest.mark.parametrize(
+    "make", [lambda n: dist.Binomial(n, torch.tensor(0.3)), lambda n: dist.BetaBinomial(1.0, 1.0, n)]
+)
+def test_missing_trials_are_drawn_as_missing(make):
+    """The draw of torch's had no end."""
+    with pyro.validation_enabled(False):
+        drawn = make(torch.tensor([5.0, torch.nan])).sample((100,))
+    assert bool(drawn[:, 1].isnan().all()) and bool(((drawn[:, 0] >= 0) & (drawn[:, 0] <= 5)).all())
+
+
 @pytest.mark.parametrize("dim, eta", [(2, 1.5), (3, 1.0), (5, 0.7), (5, 4.0)])
 def test_correlations_of_lkj_are_those_of_its_beta(dim, eta, double):
     """Each entry of the matrix is 2 Beta(a, a) - 1, a = η + d/2 - 1, of variance 1 / (2a + 1)."""

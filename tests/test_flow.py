@@ -327,6 +327,24 @@ def test_grids_are_found(values, found):
 # -- bad input ------------------------------------------------------------------------------------------
 
 
+def test_a_column_with_one_value_in_many_rows_is_said(caplog):
+    """A normal beside a coin, and an income that is 0 for a third; not numbers that are rounded as people do."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(300, 2, generator=draw)
+    coin = torch.cat((z[:, :1], (z[:, 1:] > 0).float()), 1)
+    income = torch.cat((z[:, :1], z[:, 1:].exp() * (z[:, 1:] > -0.43)), 1)
+    for x in (coin, income):
+        caplog.clear()
+        fit(Flow(2, **SMALL), {"x": x}, steps=1)
+        values, counts = x[:, 1].unique(return_counts=True)
+        said = f"as column 1 {values[counts.argmax()]:g} in {100 * counts.max() / 300:.0f}% of them"
+        assert f"1 of the 2 columns of x have one value in many rows, {said}" in caplog.text
+    caplog.clear()
+    fit(Flow(1, context=1, **SMALL), {"x": coin[:, :1], "context": coin[:, 1]}, steps=1)
+    fit(Flow(2, **SMALL), {"x": torch.cat((170 + 8 * z[:, :1], (50 + 80 * z[:, 1:]).round() / 10), 1)}, steps=1)
+    assert "one value in many rows" not in caplog.text
+
+
 def test_data_without_a_density_have_their_sentence():
     x = torch.randn(100, 3)
     cases = [

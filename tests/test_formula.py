@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 from known import log_joint_at
+from scipy.special import expit
 
 import ppgen
 from ppgen import PpgenError
@@ -37,6 +38,7 @@ TERMS = [
     "S(g)*u", "T(h, 'q')", "C(h, Sum)", "np.log(u) + exp(x)", "{x**2} + I(x + u)", "center(x) + scale(u)",
     "standardize(x):g",
     "np.log(u):center(x)", "bs(x, df=5)", "bs(x, df=4, degree=2, center=False) + g", "poly(u, 3)",
+    "bs(x, df=6, intercept=True) - 1",
     "poly(x, 2, raw=True)", "(x + u + g)**2", "x/g", "sqrt(u) + abs(x)",
 ]  # fmt: skip
 
@@ -56,6 +58,32 @@ def test_new_rows_have_the_columns_that_formulae_gives_them(terms):
     columns = prepare_columns(new, program, torch.float64)
     found = matrix(own, columns, torch.zeros((), dtype=torch.float64))
     np.testing.assert_allclose(found, np.asarray(expected)[:, keep], atol=1e-9)
+
+
+CALLS = {
+    "I((x - 5)**2)": lambda x, u: (x - 5) ** 2,
+    "{(x - u) * u}": lambda x, u: (x - u) * u,
+    "np.log((u + 1) / (2 * u))": lambda x, u: np.log((u + 1) / (2 * u)),
+    "center(x / (u + 1))": lambda x, u: x / (u + 1) - (TABLE["x"] / (TABLE["u"] + 1)).mean(),
+    "offset(log((u + 3) / 2))": lambda x, u: np.log((u + 3) / 2),
+    "offset(x - (u - 1))": lambda x, u: x - (u - 1),
+    "offset(log(u) / (u + 1))": lambda x, u: np.log(u) / (u + 1),
+    "offset(2)": lambda x, u: 2.0 + 0 * x,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_parentheses_within_a_call_are_kept(call):
+    """formulae's names of calls are without them; of offsets nothing else had been asked."""
+    own, new = regression(f"y ~ {call}", data=TABLE).design, table(15)
+    columns = {k: torch.tensor(new[k].to_numpy()) for k in ("x", "u")}
+    like = torch.zeros((), dtype=torch.float64)
+    if own["offsets"]:
+        found = torch.as_tensor(compute(own["offsets"][0], columns))
+    else:
+        found = matrix(own["matrix"], columns, like)[:, 0]
+    np.testing.assert_allclose(found.expand(15), CALLS[call](new["x"], new["u"]), atol=1e-9)
+    assert own["matrix"]["labels"] in ([], [call.replace("{", "I(").replace("}", ")").replace("**", " ** ")])
 
 
 FORMULAS = [
@@ -93,6 +121,16 @@ def test_the_printed_program_has_the_same_log_joint(tmp_path, formula, family):
         torch.set_default_dtype(before)
 
 
+def test_cutpoints_are_told_where_all_columns_are_0():
+    """P(y <= k) = σ(cutpoint_k - x β), by scipy, of what is in the tree."""
+    program = regression("grade ~ x + u", "ordered", data=TABLE)
+    columns = prepare_columns(TABLE, program, torch.float64)
+    sites = pyro.poutine.trace(program.model).get_trace(**{k: columns[k] for k in ("x", "u", "grade")}).nodes
+    eta = TABLE[["x", "u"]].to_numpy() @ sites["beta"]["value"].numpy()
+    below = expit(sites["cutpoints"]["value"].numpy() - eta[:, None])
+    np.testing.assert_allclose(sites["grade"]["fn"].probs.cumsum(-1)[:, :2], below, atol=1e-9)
+
+
 @pytest.mark.parametrize("formula", ["y ~ (1 | g)", "y ~ (x | g)", "y ~ (u | g)", "y ~ (u || g)"])
 def test_the_printed_program_of_centred_effects_has_the_same_log_joint(tmp_path, formula):
     g = RNG.integers(0, 6, 600)
@@ -117,6 +155,11 @@ REFUSED = {
     "a family": ("y ~ x", "poison", "no family 'poison' \\(did you mean 'poisson'\\?\\)"),
     "a column": ("y ~ z", "gaussian", "the formula names 'z', and the data have"),
     "missing cells": ("y ~ gap", "gaussian", "'gap' has 1 missing cells"),
+    "parentheses alone": (
+        "y ~ log(u / (k + 1)) + log(u / k + 1)",
+        "gaussian",
+        "differ by their parenth",
+    ),
     "an unknown call": ("y ~ lagged(x)", "gaussian", "the terms 'lagged\\(x\\)' cannot be read"),
     "an earlier row": ("y ~ lag(x)", "gaussian", "'lag\\(x\\)' is an earlier row's value.*; compute it as a column"),
     "a smooth of mgcv": ("y ~ u + s(x, k=5)", "gaussian", "'s\\(x, k=5\\)' is a penalized spline.*; write bs\\(x, df"),
@@ -153,6 +196,8 @@ REFUSED = {
     "fractions as counts": ("t ~ x", "poisson", "and poisson takes counts"),
     "more than two": ("g ~ x", "bernoulli", "'g' has 4 values \\(a, b, c, d\\), and bernoulli takes two"),
     "categories by other numbers": ("k ~ x", "ordered", "'k' is the numbers 1, 3, 5"),
+    "half a trial": ("p(c, u) ~ x", "binomial", "the trials 'u' of 'c' are no whole number in row 0"),
+    "half a trial of all": ("p(c, 8.5) ~ x", "binomial", "the trials 8.5 of 'c' are no whole number;"),
     "no trials": ("c ~ x", "binomial", "has no trials"),
     "trials of another": ("p(c, n) ~ x", "poisson", "'c' has trials"),
     "censored counts": ("censored(c, flag) ~ x", "poisson", "poisson has no censored"),

@@ -9,14 +9,24 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Categorical, Gamma, MultivariateNormal, Normal, Poisson
+from pyro.distributions import (
+    Bernoulli,
+    Categorical,
+    Dirichlet,
+    Gamma,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+)
+from scipy import stats
 from typer.testing import CliRunner
 
 import ppgen
 from ppgen import cli, data
 from ppgen.errors import PpgenError
 from ppgen.gaps import find_gaps, in_words
-from ppgen.inference import diagnose, fit, loglik, mcmc, posterior, predict
+from ppgen.inference import diagnose, fit, infer, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.inference.report.report import _data
 from ppgen.run import Run
@@ -85,6 +95,81 @@ def test_an_imputed_cell_is_a_latent_of_its_own_distribution(name):
     whole, drawn = trace.nodes["y"]["value"], trace.nodes["y_unobserved"]["value"]
     torch.testing.assert_close(whole[~GONE], table(name)["y"][~GONE])
     torch.testing.assert_close(whole[GONE], drawn[GONE])
+
+
+SIGMA = torch.tensor([[1.0, 0.9, 0.5], [0.9, 2.0, 0.6], [0.5, 0.6, 1.5]], dtype=torch.float64)
+PARTS = torch.tensor(
+    [[1.5, torch.nan, torch.nan], [2.0, 1.0, torch.nan], [0.3, 0.2, 0.1], [torch.nan] * 3, [torch.nan, 1.0, 3.0]],
+    dtype=torch.float64,
+)
+_FACTOR, _REST = torch.linalg.cholesky(SIGMA - 0.2 * torch.eye(3)), torch.full((3,), 0.2, dtype=torch.float64)
+VECTORS = {
+    "normal": lambda m: MultivariateNormal(m, SIGMA),
+    "low_rank": lambda m: LowRankMultivariateNormal(m, _FACTOR, _REST),
+    "independent": lambda m: Normal(m, SIGMA.diag().sqrt()).to_event(1),
+}
+
+
+class Vectors(ppgen.Program):
+    def __init__(self, law, missing: str):
+        super().__init__()
+        self.law, self.missing = law, missing
+
+    def model(self, y=None):
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with ppgen.rows(y):
+            return pyro.sample("y", self.law(m.double() * torch.ones(3, dtype=torch.float64)), obs=y)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_what_is_seen_of_a_vector_is_kept_and_the_rest_is_drawn_given_it(name):
+    """scipy: log p(seen) of masked vectors, and p(seen) p(missing | seen) = p(whole) of drawn ones."""
+    sigma = np.diag(SIGMA.diag()) if name == "independent" else SIGMA.numpy()
+    loc, entries = np.full(3, 0.4), ~PARTS.isnan().numpy()
+    laws = [stats.multivariate_normal(loc[s], sigma[np.ix_(s, s)]) if s.any() else None for s in entries]
+    of_seen = sum(d.logpdf(y[s]) for d, y, s in zip(laws, PARTS.numpy(), entries, strict=True) if d is not None)
+    traces = {}
+    for how in ("mask", "impute"):
+        program = Vectors(VECTORS[name], how)
+        find_gaps(program, {"y": PARTS})
+        assert program.gaps == {"y": int((~entries).sum())}
+        traces[how] = run_once(program, {"y": PARTS}, latents={"m": torch.tensor(0.4)}, guide=False).p
+        traces[how].compute_log_prob()
+    assert float(traces["mask"].nodes["y"]["log_prob_sum"]) == pytest.approx(of_seen, abs=1e-5)
+    drawn = traces["impute"].nodes
+    assert float(drawn["y_observed"]["log_prob_sum"]) == pytest.approx(of_seen, abs=1e-5)
+    whole, missing = drawn["y"]["value"], drawn["y_unobserved"]
+    assert torch.equal(whole[torch.tensor(entries)], PARTS[torch.tensor(entries)])
+    joint = stats.multivariate_normal(loc, sigma).logpdf(whole.numpy()).sum()
+    unused = stats.norm(loc, np.diag(sigma) ** 0.5 if name == "independent" else 1).logpdf(missing["value"].numpy())
+    both = float(drawn["y_observed"]["log_prob_sum"] + missing["fn"].log_prob(missing["value"]).sum())
+    assert both == pytest.approx(joint + unused[entries].sum(), abs=1e-4)
+
+
+def test_a_table_of_drawn_vectors_has_their_missing_entries_alone():
+    """Their means and sds are those of the joint normal of m and all entries."""
+    tree = infer(Vectors(VECTORS["normal"], "impute"), {"y": PARTS}, seed=0)
+    table = summarized(tree, kind="stats")
+    cells = ["0, 1", "0, 2", "1, 2", "3, 0", "3, 1", "3, 2", "4, 0"]
+    assert table.index.tolist() == ["m", *(f"y_unobserved[{c}]" for c in cells)]
+    gone, y = PARTS.isnan().numpy().ravel(), PARTS.numpy().ravel()
+    cov = np.kron(np.eye(5), SIGMA.numpy()) + 1.0
+    weights = np.linalg.solve(cov[np.ix_(~gone, ~gone)], cov[np.ix_(~gone, gone)]).T
+    sd = np.sqrt(np.diag(cov[np.ix_(gone, gone)] - weights @ cov[np.ix_(~gone, gone)]))
+    np.testing.assert_allclose(table["mean"][1:] / sd, weights @ y[~gone] / sd, atol=5 / 3000**0.5)
+    np.testing.assert_allclose(table["sd"][1:] / sd, 1, atol=5 / 6000**0.5)
+
+
+def test_parts_of_vectors_that_cannot_be_told_from_the_rest_are_refused():
+    program = Vectors(lambda m: Dirichlet(m.exp()), "impute")
+    shares = torch.tensor([[0.2, 0.3, 0.5], [0.4, torch.nan, torch.nan]], dtype=torch.float64)
+    with pytest.raises(PpgenError, match="of a Dirichlet those that are missing cannot be drawn .*--missing mask"):
+        find_gaps(program, {"y": shares})
+    program.missing = "mask"
+    find_gaps(program, {"y": shares})
+    shares[1] = torch.nan
+    program.missing = "impute"
+    find_gaps(program, {"y": shares})
 
 
 @pytest.mark.parametrize("engine", ["eager", "trace"])

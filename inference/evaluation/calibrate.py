@@ -29,6 +29,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.check import check, columns, running_of
+from ppgen.check.given_columns import other_values
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
@@ -188,13 +189,33 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
             )
         if site["is_observed"] and not site["fixed"]:
             given = given_value(site)
-            if given.data_ptr() not in places or given.shape != data[places[given.data_ptr()]].shape:
+            column = places.get(given.data_ptr()) or _as_numbers(program, data, name, given)
+            if column is None or given.shape != data[column].shape:
                 raise PpgenError(
                     f"the observed site {name!r} is no column as it stands, so that data cannot be simulated; observe "
                     "the column itself, and transform within the model's distribution"
                 )
-            found[name] = places[given.data_ptr()]
+            found[name] = column
     return found
+
+
+def _as_numbers(program: Program, data: Mapping[str, Tensor], site: str, given: Tensor) -> str | None:
+    """The column that a site observes in another dtype, counts as floats; other values tell that nothing else is done
+    to it."""
+
+    def is_cast(values: Tensor, value: Tensor) -> bool:
+        return values.shape == value.shape and values.dtype != value.dtype and torch.equal(values.to(value), value)
+
+    for name, own in tensors(data).items():
+        if not is_cast(own, given):
+            continue
+        for other in (*other_values(own), 2 * own + 1):
+            with torch.random.fork_rng(), torch.no_grad():
+                sites = poutine.trace(lambda: program.call("model", {**data, name: other})).get_trace().nodes  # noqa: B023
+            if not is_cast(other, given_value(sites[site])):
+                return None
+        return name
+    return None
 
 
 @torch.no_grad()

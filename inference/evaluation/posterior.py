@@ -378,10 +378,12 @@ def _whole_columns(program: Program) -> list[str]:
 
 
 def _drawn_cells(program: Program, data: Mapping[str, Any]) -> dict[str, str]:
-    """The rows of observed columns of one number a row whose cells are drawn, by the site of the cells."""
+    """The rows, or pairs of row and entry, of observed columns whose cells are drawn, by the site of the cells."""
     names = [n for n in program.gaps if program.missing == "impute" and n not in program.drawn_columns]
-    columns = {n: v for n in names if isinstance(v := data.get(n), Tensor) and v.is_floating_point() and v.dim() == 1}
-    rows = {f"{n}_unobserved": v.isnan().nonzero()[:, 0].tolist() for n, v in columns.items()}
+    columns = {n: v for n in names if isinstance(v := data.get(n), Tensor) and v.is_floating_point()}
+    rows = {
+        f"{n}_unobserved": v.isnan().nonzero().squeeze(-1).tolist() for n, v in columns.items() if v.dim() in (1, 2)
+    }
     return {"drawn_cells": json.dumps(rows)} if rows else {}
 
 

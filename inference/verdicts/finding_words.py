@@ -465,7 +465,10 @@ def _other_likelihood(off: list[dict[str, Any]]) -> str:
     if "share of zeros" in above:
         return "Counts with more zeros: a negative binomial, or a part of zeros of its own (zero_inflated_poisson)."
     if names <= {"least", "largest", "largest residual"}:
-        return "Look at the rows with the largest residuals; where they are right, take heavier tails (student)."
+        return (
+            "Look at the rows with the largest residuals; where they are right, take heavier tails (student; of counts "
+            "negbinomial)."
+        )
     return "Change the likelihood (tails, dispersion, bounds), or what it is conditioned on."
 
 

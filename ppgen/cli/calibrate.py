@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli import options as opt
-from ppgen.cli.options import app, out_option, program_or_run
+from ppgen.cli.options import app, out_option, program_or_run, with_family
 from ppgen.console import print_json, print_table, say
 
 
@@ -17,6 +17,7 @@ def calibrate(
     program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{opt.PROGRAM} Or a run folder.")],
     data: opt.Data = None,
     settings: opt.Set = None,
+    family: opt.Family = None,
     simulator: Annotated[str | None, typer.Option(metavar="PROGRAM", help="Simulates in place of the model.")] = None,
     simulations: Annotated[int, typer.Option(help="Data sets, or rows where latents are local.")] = 200,
     draws: Annotated[int, typer.Option(help="Draws of each posterior.")] = 99,
@@ -43,7 +44,7 @@ def calibrate(
     from ppgen.run.files import write_json
 
     where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
-    target, _, rows = program_or_run(program, settings, data, where)
+    target, _, rows = program_or_run(program, with_family(settings, family), data, where)
     if isinstance(target, Run) and guide is None and refit is None and target.program.fixed_rows:
         guide = target.config["program"]["guide"] or None
     other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None

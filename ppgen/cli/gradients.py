@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ppgen.cli import options as opt
-from ppgen.cli.options import app, program_or_run
+from ppgen.cli.options import app, program_or_run, with_family
 from ppgen.console import print_json, print_table, say
 
 
@@ -16,6 +16,7 @@ def gradients(
     program: Annotated[str, typer.Argument(metavar="PROGRAM|RUN", help=f"{opt.PROGRAM} Or a run.", show_default=False)],
     data: opt.Data = None,
     settings: opt.Set = None,
+    family: opt.Family = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,7 +45,7 @@ def gradients(
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir}
-    made, _, table = program_or_run(program, settings, data, where)
+    made, _, table = program_or_run(program, with_family(settings, family), data, where)
     run = made if isinstance(made, Run) else inference.fit(made, table, steps=0, seed=seed)
     table = take(table, slice(0, rows))
     how = {"choices": objective} if objective else {}

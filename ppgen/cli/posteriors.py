@@ -179,6 +179,7 @@ def evidence(
         Path | None, typer.Option(help="posterior.nc of ppgen mcmc or ppgen infer. [default: tempered SMC draws them]")
     ] = None,
     settings: opt.Set = None,
+    family: opt.Family = None,
     seed: opt.Seed = 0,
     columns: opt.Columns = None,
     types: opt.Types = None,
@@ -200,7 +201,7 @@ def evidence(
 
     torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
-    model, name, table = program_or_run(program, settings, data, where)
+    model, name, table = program_or_run(program, with_family(settings, family), data, where)
     tree = None if draws is None else read_netcdf(draws)
     with counter("smc", sys.stderr, quiet or json) as report:
         found = inference.evidence(

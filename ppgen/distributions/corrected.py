@@ -3,6 +3,7 @@ r"""What torch and Pyro have wrong, or lack, of their own distributions: set rig
     LKJCholesky.sample       row k of L has |w|² ~ Beta(k/2, η + (d - 1 - k)/2); torch draws Beta(k - 1/2, ...),
                              which is another law than its log_prob from three dimensions on
     CoalescentTimes.sample   times at `rate`; Pyro draws those of rate 1
+    Binomial.sample          nan of trials that are nan; torch's loop has no end
     GeneralizedPareto        its support without an upper end, which torch calls an interval up to infinity
     transformed supports     x = T(u) with u in (a, b) in (T(a), T(b)): torch says the codomain of the last transform,
                              ℝ for 10 x of x ~ Beta(2, 2)
@@ -25,6 +26,7 @@ from pyro.distributions import CoalescentTimes
 from torch import Tensor
 from torch.distributions import (
     Beta,
+    Binomial,
     GeneralizedPareto,
     LKJCholesky,
     Transform,
@@ -55,6 +57,14 @@ def _coalescent(self: Any, sample_shape: Any = ()) -> Tensor:
     return _drawn(type(self)(self.leaf_times * rate, validate_args=False), torch.Size(sample_shape)) / rate
 
 
+def _binomial(self: Any, sample_shape: Any = ()) -> Tensor:
+    shape = self._extended_shape(torch.Size(sample_shape))
+    n = self.total_count.expand(shape)
+    with torch.no_grad():
+        return torch.where(n.isnan(), n, torch.binomial(torch.where(n.isnan(), 0.0, n), self.probs.expand(shape)))
+
+
+Binomial.sample = _binomial  # type: ignore[method-assign]
 LKJCholesky.__init__ = _lkj  # type: ignore[method-assign]
 CoalescentTimes.sample = _coalescent
 

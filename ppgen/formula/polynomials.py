@@ -26,7 +26,7 @@ def polynomials(component: Any, columns: Mapping[str, Tensor]) -> Part:
     if column not in columns:
         raise PpgenError(f"{component.name!r} is of an expression; compute {column!r} as a column of the table")
     x, spline = columns[column].numpy(), call.func.id == "bs"
-    names = ["df", "knots", "degree"] if spline else ["degree", "raw"]
+    names = ["df", "knots", "degree", "intercept"] if spline else ["degree", "raw"]
     options = dict(zip(names, map(ast.literal_eval, call.args[1:]), strict=False))
     options |= {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     degree = options.get("degree", 3 if spline else 1)
@@ -39,7 +39,8 @@ def polynomials(component: Any, columns: Mapping[str, Tensor]) -> Part:
 def _inner_knots(x: np.ndarray, options: Mapping[str, Any], degree: int) -> list[float]:
     if options.get("knots") is not None:
         return [float(k) for k in options["knots"]]
-    n = int(options["df"]) - degree - (0 if options.get("center", True) else 1)
+    center = not options["intercept"] if options.get("intercept") is not None else options.get("center", True)
+    n = int(options["df"]) - degree - (0 if center else 1)
     return [float(q) for q in np.percentile(x, 100 * np.linspace(0, 1, n + 2)[1:-1])]
 
 

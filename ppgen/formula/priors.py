@@ -101,7 +101,7 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
     """The location of the intercept, and s."""
     numbers = {k: v.double() for k, v in table.items() if isinstance(v, Tensor) and v.dim()}
     offset = torch.zeros(len(table[design["response"]["y"]]), dtype=torch.float64)
-    offset = sum((compute(text, numbers).double() for text in design["offsets"]), offset)
+    offset = sum((torch.as_tensor(compute(text, numbers)).double() for text in design["offsets"]), offset)
     if kind in ("categories", "binary", "trials") or link == "logit":
         return 0.0 - float(offset.mean()), 1.0
     y = table[design["response"]["y"]].double()

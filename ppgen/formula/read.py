@@ -6,7 +6,8 @@ What is made here is held against formulae's own matrix of the same rows before 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -20,14 +21,14 @@ from ppgen.data.cells.types import ASKED
 from ppgen.errors import PpgenError, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
-from ppgen.formula.expressions import FUNCTIONS, translated
+from ppgen.formula.expressions import FUNCTIONS, compute, translated
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import gaps_of, plain_names
 from ppgen.formula.polynomials import polynomials
 from ppgen.formula.response import response_of
 from ppgen.formula.table import CodedTable
 
-_AS_PYTHON = str.maketrans({"{": "(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
+_AS_PYTHON = str.maketrans({"{": "I(", "}": ")", ":": "@", "\n": " "})  # a formula is Python's grammar but for these
 _TOLERANCE = 1e-8  # of a design matrix, against formulae's
 _OWN = ("Intercept", "alpha", "beta", "category", "chol", "corr", "cutpoints", "data", "sd", "shares", "term")
 
@@ -196,24 +197,55 @@ def _without_intercept(own: Matrix) -> Matrix:
     return {"terms": [t for t in own["terms"] if t], "labels": labels}
 
 
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\s()]", "", text)
+
+
+def _written(terms: str) -> dict[str, str]:
+    """The calls of some terms, by their text without parentheses.
+
+    Raises:
+        PpgenError: two that differ by parentheses alone, of which formulae would take one for the other.
+    """
+    calls = [ast.unparse(n) for n in ast.walk(_tree(terms)) if isinstance(n, ast.Call)]
+    written = {_squeezed(call): call for call in calls}
+    if both := [(call, written[_squeezed(call)]) for call in calls if call != written[_squeezed(call)]]:
+        raise PpgenError(
+            f"{both[0][0]!r} and {both[0][1]!r} differ by their parentheses alone, and cannot be told apart in one "
+            "formula; compute one of them as a column of the table"
+        )
+    return written
+
+
 def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
-    """The design of some terms, and their offsets."""
+    """The design of some terms, and their offsets.
+
+    Calls are computed as they are written: the names that formulae gives them have lost the parentheses within, log(a +
+    b / 2) of log((a + b) / 2).
+    """
     read = _formulae(terms, table)
+    written = _written(terms)
     made: Matrix = {"terms": [], "labels": []}
     offsets: list[str] = []
     for term in read.terms.values():
         if term.kind == "offset":
-            offsets.append(translated(term.name.removeprefix("offset(").removesuffix(")"), table.numbers))
+            call = written.get(_squeezed(term.name), term.name)
+            offsets.append(translated(call.removeprefix("offset(").removesuffix(")"), table.numbers))
         else:
             components = [] if term.kind == "intercept" else term.components
-            made["terms"].append([_part(component, table) for component in components])
-            made["labels"] += [_label(str(v), components) for v in (term.labels if components else ["Intercept"])]
-    _require_same(made, read, terms, table)
+            made["terms"].append([_part(component, table, written) for component in components])
+            made["labels"] += [
+                _label(str(v), components, written) for v in (term.labels if components else ["Intercept"])
+            ]
+    _require_same(made, offsets, read, terms, table)
     return made, offsets
 
 
-def _label(label: str, components: Sequence[Any]) -> str:
-    """formulae's, with fractions as they are written: in float32 it has 0.10000000149011612."""
+def _label(label: str, components: Sequence[Any], written: Mapping[str, str]) -> str:
+    """formulae's, with calls and fractions as they are written: in float32 it has 0.10000000149011612."""
+    for name in [c.name for c in components if c.kind == "numeric"]:
+        own = written.get(_squeezed(name), name)
+        label = label.replace(name, own) if own.count("(") > name.count("(") else label
     levels = [v for c in components if c.kind == "categoric" for v in c.levels if isinstance(v, float)]
     for v in levels:
         label = label if v.is_integer() else label.replace(f"[{v}]", f"[{text_of(v)}]")
@@ -227,7 +259,7 @@ def _one_level(name: str, values: list[str]) -> PpgenError:
     )
 
 
-def _part(component: Any, table: CodedTable) -> Part:
+def _part(component: Any, table: CodedTable, written: Mapping[str, str]) -> Part:
     if component.kind == "categoric":
         column, *others = [n for n in component.var_names if n in table.frame]
         if others:
@@ -245,7 +277,7 @@ def _part(component: Any, table: CodedTable) -> Part:
         return {"codes": name, "contrasts": contrasts.tolist()}
     if component.name.partition("(")[0] in ("bs", "poly"):
         return polynomials(component, table.numbers)
-    return {"x": translated(component.name, table.numbers)}
+    return {"x": translated(written.get(_squeezed(component.name), component.name), table.numbers)}
 
 
 def _groups(block: Block, own: Matrix, offsets: list[str], table: CodedTable) -> list[Group]:
@@ -318,15 +350,17 @@ def _first_line(e: Exception) -> str:
     return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
 
 
-def _require_same(made: Matrix, read: Any, terms: str, table: CodedTable) -> None:
+def _require_same(made: Matrix, offsets: Sequence[str], read: Any, terms: str, table: CodedTable) -> None:
     """Refuses other columns than formulae's, as a call that means something else there may make."""
-    own = [t.name for t in read.terms.values() if t.kind != "offset"]
-    if not own:
-        return
-    theirs = np.column_stack([read[name] for name in own]).astype(float)
-    ours = matrix(made, table.coded, torch.zeros((), dtype=torch.float64)).numpy()
-    scale = np.abs(theirs).max(0) + 1.0
-    if ours.shape != theirs.shape or (np.abs(ours - theirs) / scale).max() > _TOLERANCE:
+    of_offsets = {t.name: t.kind == "offset" for t in read.terms.values()}
+    like = torch.zeros((), dtype=torch.float64)
+    ours = [torch.as_tensor(compute(text, table.numbers)).expand(len(table.frame))[:, None] for text in offsets]
+    ours += [matrix(made, table.coded, like)] if made["terms"] else []
+    names = [n for is_offset in (True, False) for n, own in of_offsets.items() if own == is_offset]
+    theirs = [np.broadcast_to(np.ravel(read[n]), len(table.frame)) if of_offsets[n] else read[n] for n in names]
+    own, other = torch.cat(ours, -1).numpy(), np.column_stack(theirs).astype(float)
+    scale = np.abs(other).max(0) + 1.0
+    if own.shape != other.shape or (np.abs(own - other) / scale).max() > _TOLERANCE:
         raise PpgenError(
             f"the columns of {terms!r} are not those that formulae makes of it; compute what is special in it as "
             "columns of the table, and name these"

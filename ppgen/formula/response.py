@@ -111,6 +111,12 @@ def _require_values(formula: Formula, family: str, table: CodedTable, kind: str)
         )
     y = table.numbers[formula.y]
     most = table.numbers[formula.trials] if isinstance(formula.trials, str) else formula.trials
+    if kind == "trials" and bool((parts := torch.as_tensor(most) % 1 > 0).any()):
+        where = "" if parts.dim() == 0 else f" in row {int(parts.nonzero()[0])} (counting from 0)"
+        raise PpgenError(
+            f"the trials {formula.trials!r} of {formula.y!r} are no whole number{where}; for shares of what was not "
+            "counted take the family beta, else mend the table"
+        )
     fraction = (y != y.round()) & ~y.isnan()  # a missing cell is no number, and not looked at
     wrong = {
         "real": torch.isinf(y),

@@ -231,6 +231,8 @@ def _response(design: Design, priors: Priors, family: str) -> list[str]:
         lines.append(f'shares = pyro.sample("shares", Dirichlet(zero.new_ones({response["categories"]})))')
         lines.append("below = shares.cumsum(-1)[..., :-1].clamp(1e-7, 1 - 1e-7)")
         lines.append("cutpoints = below.log() - (-below).log1p()")
+        at_zero = "cutpoints + means @ beta" if design["matrix"]["terms"] else "cutpoints + zero"
+        lines.append(f'pyro.deterministic("cutpoints", {at_zero}, event_dim=1)')
         beside.append("cutpoints=cutpoints")
     for site, (prior, arguments) in priors["beside"].items():
         lines.append(f'{site} = pyro.sample("{site}", {prior}({", ".join(f"zero + {a!r}" for a in arguments)}))')

@@ -5,7 +5,8 @@ In the attributes of a tree that `ppgen.inference` made:
 
 unreported     JSON: variables that tables and pictures leave out (`ppgen.Program.unreported`)
 group_plates   JSON: dimensions that are plates of groups, not of rows
-drawn_cells    JSON: of variables with a value a row (`NAME_unobserved`), the rows whose cell was missing
+drawn_cells    JSON: of variables with a value or a vector a row (`NAME_unobserved`), the rows whose cell was missing,
+               or pairs of row and entry
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ def variable(tree: DataTree, name: str) -> DataArray:
     found: DataArray = own[name]
     if rows is None:
         return found
-    (dim,) = [d for d in found.dims if d not in ("chain", "draw")]
-    return found.isel({dim: rows}).rename({dim: f"{name}_row"})
+    dims, cells = [d for d in found.dims if d not in ("chain", "draw")], f"{name}_row"
+    if len(dims) == 1:
+        return found.isel({dims[0]: rows}).rename({dims[0]: cells})
+    labels = [", ".join(str(found[d].values[i]) for d, i in zip(dims, pair, strict=True)) for pair in rows]
+    flat = found.stack({cells: dims}, create_index=False).drop_vars(dims, errors="ignore")
+    return flat.isel({cells: [i * own.sizes[dims[1]] + j for i, j in rows]}).assign_coords({cells: labels})
 
 
 def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
