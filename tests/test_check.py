@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
-from ppgen.inference import fit
+from ppgen.inference import fit, loglik
 
 X = torch.linspace(-2.0, 2.0, 40)
 
@@ -336,6 +336,26 @@ def test_what_can_be_run_is_warned_of(case, caplog):
     model, guide, words = WARNED[case]
     fit(Program.from_pair(model, guide), {"x": X}, steps=1)
     assert all(word in caplog.text for word in words)
+
+
+def test_a_value_that_a_summed_latent_excludes_is_no_fault(caplog):
+    """Zeros of their own, by masks of a latent that is summed out: Σ_s p(s) p(y | s), of which one s is impossible."""
+    y = torch.tensor([0.0, 2.0, 0.0, 1.0, 3.0])
+
+    def model(y):
+        with rows(y):
+            s = pyro.sample("s", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            with pyro.poutine.mask(mask=s == 0):
+                pyro.sample("y", dist.Poisson(2.0), obs=y)
+            with pyro.poutine.mask(mask=s == 1):
+                pyro.sample("zero", dist.Delta(torch.tensor(0.0)), obs=y)
+
+    run = fit(Program.from_pair(model), {"y": y}, steps=1)
+    exact = torch.log(0.7 * dist.Poisson(2.0).log_prob(y).exp() + 0.3 * (y == 0)).sum()
+    assert (
+        float(loglik(run, {"y": y}).best.values.sum()) == pytest.approx(float(exact), abs=1e-4)
+        and "-inf" not in caplog.text
+    )
 
 
 def test_the_global_store_is_not_written_and_is_where_a_pair_begins():

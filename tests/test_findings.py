@@ -268,6 +268,14 @@ def test_one_effective_draw_is_wrong_whatever_khat():
         assert told.verdict == expected and ("do not trust its spread" in str(told)) == (expected == "wrong")
 
 
+def test_a_guide_whose_draws_move_away_is_not_one_that_could_not_be_told():
+    bound = Bound("elbo", "lower", np.zeros(1), np.zeros(1))
+    ll = LogLik((bound, bound), "data set", 9, 1000, np.array([600.0]), None)
+    moved = Finding("moved", "g", 0.34, 0.1, "wrong", {"of": "sd", "se": 0.08})
+    told = conclusion(ll, np.full(1, 0.05), [*weight_checks(ll, np.full(1, 0.05)), moved])
+    assert told.verdict == "wrong" and "do not trust its spread" in str(told)
+
+
 @pytest.mark.parametrize("nats", [20.0, 800.0, 1e5])
 def test_weights_of_a_guide_that_is_far_away(nats):
     """Log weights that spread over so many nats: one weight has everything, and no tail is light."""

@@ -354,6 +354,10 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
                     f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
+            if (
+                bad == "-inf" and enumerated
+            ):  # a value of a latent that is summed out, which may have no share in the sum
+                continue
             if bad == "-inf":
                 log.warning(
                     "log_prob at the site %r of the %s is -inf on the first batch, with values from %s: such steps are "
