@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +13,7 @@ from torch.distributions import constraints
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
-from ppgen.inference import fit, loglik
+from ppgen.inference import fit, loglik, mcmc
 
 X = torch.linspace(-2.0, 2.0, 40)
 
@@ -336,6 +338,40 @@ def test_what_can_be_run_is_warned_of(case, caplog):
     model, guide, words = WARNED[case]
     fit(Program.from_pair(model, guide), {"x": X}, steps=1)
     assert all(word in caplog.text for word in words)
+
+
+def rows_summed(y):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.factor("f", dist.Normal(m, 1.0).log_prob(y).sum())
+
+
+def rows_within_events(y):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.sample("f", dist.Normal(m, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+def rows_one_by_one(y):
+    """What is one number for all rows here is of each row: a penalty, a normaliser, an event."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    pyro.factor("outside", dist.Normal(m, 1.0).log_prob(y).sum())
+    with rows(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("a row", dist.Normal(m + z, 1.0).log_prob(y))
+        pyro.factor("penalty", -(m**2))
+        pyro.sample("event", dist.Bernoulli(torch.sigmoid(m)), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_one_by_one])
+def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
+    """Its posterior is of N² rows: N(Σ y / (1/N + N), 1 / (1 + N²)) for N(Σ y / (1 + N), 1 / (1 + N))."""
+    y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
+    for run in (partial(fit, steps=1), partial(mcmc, chains=4, warmup=20, draws=5, prior=False, predictive=False)):
+        caplog.clear()
+        run(model, {"y": y})
+        said = [m for m in caplog.messages if "counts once for each row" in m]
+        assert len(said) == (model is not rows_one_by_one) and all("'f' within the plate 'data'" in m for m in said)
 
 
 def test_a_value_that_a_summed_latent_excludes_is_no_fault(caplog):

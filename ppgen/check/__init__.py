@@ -33,6 +33,7 @@ from ppgen.check.agreement import (
     sites_match,
     supports_match,
 )
+from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
@@ -148,6 +149,7 @@ def checked(
             raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")
         longer = longer_run(program, batch, rows)
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
+        warn_of_rows_counted_again(program, batch, structure)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
