@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pyro
@@ -338,6 +339,50 @@ def test_what_can_be_run_is_warned_of(case, caplog):
     model, guide, words = WARNED[case]
     fit(Program.from_pair(model, guide), {"x": X}, steps=1)
     assert all(word in caplog.text for word in words)
+
+
+def two_latents(y):
+    m = pyro.sample("m", dist.Normal(0.0, 2.0))
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    with rows(y):
+        pyro.sample("y", dist.Normal(m, s), obs=y)
+
+
+def auxiliary_guide(kind):
+    """q(m, s) by u ~ N(0, I): m = u_1 + 1, s = exp(u_2 / 2); log |det| = u_2 / 2 - log 2."""
+
+    def guide(y):
+        u = pyro.sample("u", dist.Normal(torch.zeros(2), 1.0).to_event(1), infer={"is_auxiliary": True})
+        det = torch.zeros(()) if kind == "determinant" else u[1] / 2 - torch.tensor(2.0).log()
+        if kind == "component":
+            pyro.sample("m", dist.Normal(u[0] + 1, 0.1))
+        else:
+            pyro.sample("m", dist.Delta(u[0] + 1))
+        pyro.sample("s", dist.Delta((u[1] / 2).exp(), log_density=-det))
+
+    return guide
+
+
+@pytest.mark.parametrize("kind", ["right", "determinant", "component"])
+def test_a_guide_whose_terms_are_not_the_density_of_its_latents_has_no_bound(kind, caplog):
+    """Of the right one weights have the mean p(y), by quadrature; the others' bound was above it."""
+    y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
+    run = fit(Program.from_pair(two_latents, auxiliary_guide(kind)), {"y": y}, steps=0)
+    if kind != "right":
+        said = {"determinant": "leaves out", "component": "draws more at auxiliary sites (2 numbers, of 'u' first)"}[
+            kind
+        ]
+        assert said in caplog.text
+        with pytest.raises(PpgenError, match="there is no bound on log p"):
+            loglik(run, {"y": y})
+        return
+    assert "bound" not in caplog.text
+    m, log_s = torch.meshgrid(torch.linspace(-6, 8, 561).double(), torch.linspace(-4, 4, 321).double(), indexing="ij")
+    log_p = dist.Normal(0.0, 2.0).log_prob(m) + dist.Normal(0.0, 1.0).log_prob(log_s)
+    log_p = log_p + sum(dist.Normal(m, log_s.exp()).log_prob(v) for v in y)
+    exact = float(log_p.flatten().logsumexp(0)) + math.log(0.025 * 0.025)
+    bound = loglik(run, {"y": y}, particles=20_000).best
+    assert abs(bound.mean - exact) < 4 * bound.mean_se + 1e-3
 
 
 def rows_summed(y):

@@ -33,6 +33,7 @@ from ppgen.check.agreement import (
     sites_match,
     supports_match,
 )
+from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
@@ -150,6 +151,8 @@ def checked(
         longer = longer_run(program, batch, rows)
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
         warn_of_rows_counted_again(program, batch, structure)
+        if learn:
+            _auxiliary(program, batch, t)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
@@ -163,6 +166,13 @@ def checked(
                 with running_of(program, batch):
                     warn_of_cut_gradients(program, batch, t)
     return Checked(structure, t, longer, differ)
+
+
+def _auxiliary(program: Program, batch: Mapping[str, Any], t: Traces) -> None:
+    with running_of(program, batch):
+        fault = auxiliary_fault(program, batch, t)
+    if fault:
+        log.warning("the ELBO that is maximised is no bound on log p(x): %s", fault)
 
 
 def _later_rows(
