@@ -56,6 +56,17 @@ def seen_in(sites: Mapping[str, Mapping[str, Any]], column: Tensor) -> list[str]
     ]
 
 
+def is_event(site: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether an observed site stands for an event and not for records: a discrete site of one value everywhere that no
+    column gives, as of the ones trick, a Bernoulli of a survival probability at `obs=torch.ones(n)`."""
+    value, support = given_value(site), support_of(site["fn"])
+    if support is None or not support.is_discrete or not isinstance(value, Tensor) or not value.numel():
+        return False
+    columns = [v for v in data.values() if isinstance(v, Tensor)]
+    known = observed_columns({"": site}, data) or any(_is_part(value, v) for v in columns)
+    return bool((value == value.reshape(-1)[0]).all()) and not known
+
+
 def _is_part(value: Any, column: Tensor) -> bool:
     """Whether a value is a view into a column, or equal to one of its rows."""
     if not isinstance(value, Tensor) or value.numel() > column.numel():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +14,7 @@ from torch.distributions import constraints
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
-from ppgen.inference import fit
+from ppgen.inference import fit, loglik, mcmc
 
 X = torch.linspace(-2.0, 2.0, 40)
 
@@ -336,6 +339,104 @@ def test_what_can_be_run_is_warned_of(case, caplog):
     model, guide, words = WARNED[case]
     fit(Program.from_pair(model, guide), {"x": X}, steps=1)
     assert all(word in caplog.text for word in words)
+
+
+def two_latents(y):
+    m = pyro.sample("m", dist.Normal(0.0, 2.0))
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    with rows(y):
+        pyro.sample("y", dist.Normal(m, s), obs=y)
+
+
+def auxiliary_guide(kind):
+    """q(m, s) by u ~ N(0, I): m = u_1 + 1, s = exp(u_2 / 2); log |det| = u_2 / 2 - log 2."""
+
+    def guide(y):
+        u = pyro.sample("u", dist.Normal(torch.zeros(2), 1.0).to_event(1), infer={"is_auxiliary": True})
+        det = torch.zeros(()) if kind == "determinant" else u[1] / 2 - torch.tensor(2.0).log()
+        if kind == "component":
+            pyro.sample("m", dist.Normal(u[0] + 1, 0.1))
+        else:
+            pyro.sample("m", dist.Delta(u[0] + 1))
+        pyro.sample("s", dist.Delta((u[1] / 2).exp(), log_density=-det))
+
+    return guide
+
+
+@pytest.mark.parametrize("kind", ["right", "determinant", "component"])
+def test_a_guide_whose_terms_are_not_the_density_of_its_latents_has_no_bound(kind, caplog):
+    """Of the right one weights have the mean p(y), by quadrature; the others' bound was above it."""
+    y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
+    run = fit(Program.from_pair(two_latents, auxiliary_guide(kind)), {"y": y}, steps=0)
+    if kind != "right":
+        said = {"determinant": "leaves out", "component": "draws more at auxiliary sites (2 numbers, of 'u' first)"}[
+            kind
+        ]
+        assert said in caplog.text
+        with pytest.raises(PpgenError, match="there is no bound on log p"):
+            loglik(run, {"y": y})
+        return
+    assert "bound" not in caplog.text
+    m, log_s = torch.meshgrid(torch.linspace(-6, 8, 561).double(), torch.linspace(-4, 4, 321).double(), indexing="ij")
+    log_p = dist.Normal(0.0, 2.0).log_prob(m) + dist.Normal(0.0, 1.0).log_prob(log_s)
+    log_p = log_p + sum(dist.Normal(m, log_s.exp()).log_prob(v) for v in y)
+    exact = float(log_p.flatten().logsumexp(0)) + math.log(0.025 * 0.025)
+    bound = loglik(run, {"y": y}, particles=20_000).best
+    assert abs(bound.mean - exact) < 4 * bound.mean_se + 1e-3
+
+
+def rows_summed(y):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.factor("f", dist.Normal(m, 1.0).log_prob(y).sum())
+
+
+def rows_within_events(y):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.sample("f", dist.Normal(m, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+def rows_one_by_one(y):
+    """What is one number for all rows here is of each row: a penalty, a normaliser, an event."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    pyro.factor("outside", dist.Normal(m, 1.0).log_prob(y).sum())
+    with rows(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("a row", dist.Normal(m + z, 1.0).log_prob(y))
+        pyro.factor("penalty", -(m**2))
+        pyro.sample("event", dist.Bernoulli(torch.sigmoid(m)), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_one_by_one])
+def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
+    """Its posterior is of N² rows: N(Σ y / (1/N + N), 1 / (1 + N²)) for N(Σ y / (1 + N), 1 / (1 + N))."""
+    y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
+    for run in (partial(fit, steps=1), partial(mcmc, chains=4, warmup=20, draws=5, prior=False, predictive=False)):
+        caplog.clear()
+        run(model, {"y": y})
+        said = [m for m in caplog.messages if "counts once for each row" in m]
+        assert len(said) == (model is not rows_one_by_one) and all("'f' within the plate 'data'" in m for m in said)
+
+
+def test_a_value_that_a_summed_latent_excludes_is_no_fault(caplog):
+    """Zeros of their own, by masks of a latent that is summed out: Σ_s p(s) p(y | s), of which one s is impossible."""
+    y = torch.tensor([0.0, 2.0, 0.0, 1.0, 3.0])
+
+    def model(y):
+        with rows(y):
+            s = pyro.sample("s", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            with pyro.poutine.mask(mask=s == 0):
+                pyro.sample("y", dist.Poisson(2.0), obs=y)
+            with pyro.poutine.mask(mask=s == 1):
+                pyro.sample("zero", dist.Delta(torch.tensor(0.0)), obs=y)
+
+    run = fit(Program.from_pair(model), {"y": y}, steps=1)
+    exact = torch.log(0.7 * dist.Poisson(2.0).log_prob(y).exp() + 0.3 * (y == 0)).sum()
+    assert (
+        float(loglik(run, {"y": y}).best.values.sum()) == pytest.approx(float(exact), abs=1e-4)
+        and "-inf" not in caplog.text
+    )
 
 
 def test_the_global_store_is_not_written_and_is_where_a_pair_begins():

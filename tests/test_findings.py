@@ -18,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.inference import calibrate, diagnose, fit, posterior, report
+from ppgen.inference import calibrate, diagnose, fit, mcmc, posterior, report
 from ppgen.inference.evaluation.calibrate import _Calibration, _findings
 from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
@@ -266,6 +266,14 @@ def test_one_effective_draw_is_wrong_whatever_khat():
         moments = [Finding(m, "z", 1.0, 1.0, "fine", {"beside": "corrected"}) for m in ("mean_off", "sd_ratio")]
         told = conclusion(ll, np.full(1, 0.05), [khat, count, *moments])
         assert told.verdict == expected and ("do not trust its spread" in str(told)) == (expected == "wrong")
+
+
+def test_a_guide_whose_draws_move_away_is_not_one_that_could_not_be_told():
+    bound = Bound("elbo", "lower", np.zeros(1), np.zeros(1))
+    ll = LogLik((bound, bound), "data set", 9, 1000, np.array([600.0]), None)
+    moved = Finding("moved", "g", 0.34, 0.1, "wrong", {"of": "sd", "se": 0.08})
+    told = conclusion(ll, np.full(1, 0.05), [*weight_checks(ll, np.full(1, 0.05)), moved])
+    assert told.verdict == "wrong" and "do not trust its spread" in str(told)
 
 
 @pytest.mark.parametrize("nats", [20.0, 800.0, 1e5])
@@ -638,8 +646,29 @@ def test_what_cannot_be_compared_with_draws_is_left_out(kind):
     if kind == "few draws":
         tree = from_dict(groups | {"posterior_predictive": {"x": drawn[:, :200]}})
     if kind == "censored":
-        tree.attrs["censored"] = '["x"]'
+        tree.attrs["unrecorded"] = '["x"]'
     assert all(f.verdict == "fine" for f in predictive(predictive_checks(tree)))
+
+
+def test_an_event_that_no_column_records_is_not_held_against_draws():
+    """Censored at c: a Bernoulli of exp(-rate c) at ones, by the ones trick, and counts of a column that are all 0."""
+    t = torch.tensor([0.3, 1.1, 0.2, 0.8, 2.0, 1.7, 0.6, 2.0, 2.0, 0.9])
+
+    def model(t, seen, zeros):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
+        with pyro.plate("rows", len(t)):
+            with pyro.poutine.mask(mask=seen):
+                pyro.sample("t", dist.Exponential(rate), obs=t)
+            with pyro.poutine.mask(mask=~seen):
+                pyro.sample("censored", dist.Bernoulli((-rate * t).exp()), obs=torch.ones(len(t)))
+            pyro.sample("zeros", dist.Poisson(1.0), obs=zeros)
+
+    data = {"t": t, "seen": t < 2, "zeros": torch.zeros(10)}
+    tree = mcmc(model, data, chains=8, draws=100, warmup=100, prior=False)
+    rate = tree.posterior["rate"].values
+    assert abs(rate.mean() - 9 / (2 + float(t.sum()))) < 4 * (9**0.5 / 13.6) / 500**0.5  # Gamma(2 + 7, 2 + sum of t)
+    assert {f.where for f in predictive(predictive_checks(tree)) if f.verdict == "look"} == {"zeros"}
+    assert "censored" not in {c.site for c in predictive_checks(tree)}
 
 
 @pytest.mark.parametrize("width, expected", [(1.0, "fine"), (0.5, "wrong"), (2.0, "wrong")])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
 import pytest
+import torch
+from pyro.distributions import Normal
 
+from ppgen.inference import fit, posterior
 from ppgen.inference.trend import rise, warn_if_rising
 
 STEPS = np.arange(100)
@@ -16,8 +21,10 @@ def run(elbo, schedule="cosine", *, valid=None, path=None):
     m = {"elbo": elbo, "valid_elbo": np.full(len(elbo), np.nan) if valid is None else valid}
     fit = {"schedule": schedule, "patience": None if valid is None else 30, "steps": 2000, "lr": 0.01}
     data = {"rows": 10, "valid_rows": None if valid is None else 5}
+    fit["starts"], program = None, SimpleNamespace(_autoguide=None)
+    structure = SimpleNamespace(by_row=True)
     return SimpleNamespace(
-        metrics=m, config={"fit": fit, "data": data}, structure=SimpleNamespace(by_row=True), path=path
+        metrics=m, config={"fit": fit, "data": data}, structure=structure, path=path, program=program
     )
 
 
@@ -33,7 +40,30 @@ def test_a_rate_that_falls_hides_what_is_left_from_the_last_tenth():
     cosine = (1 + np.cos(np.pi * STEPS / 100)) / 2
     elbo = -1000 + 3.0 * np.cumsum(cosine)  # it rises by the rate, and would for ever
     found = rise(run(elbo))
-    assert found.rising and found.part == 0.25 and not rise(run(elbo - 1e5)).rising
+    assert found.rising and found.part == 0.25
+    elbo[0] -= 1e5
+    assert not rise(run(elbo - 1e5)).rising  # a gain of little beside all that there was to gain
+
+
+def test_a_guide_that_is_far_from_the_posterior_is_told_and_begins_elsewhere(caplog):
+    """Of m ~ N(1000, 1), 980 sds away after 20 of 1000: the last quarter's gain is a 300th of the ELBO."""
+
+    def model(y):
+        m = pyro.sample("m", Normal(1000.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", Normal(m, 1.0), obs=y)
+
+    data = {"y": torch.tensor([1000.5, 1001.0, 999.7, 1002.0])}
+    exact = (1000 + float(data["y"].sum())) / 5
+    with caplog.at_level(logging.WARNING, "ppgen"):
+        run = fit(model, data, guide="AutoNormal", particles=4)
+        (said,) = caplog.messages
+        assert abs(posterior(run, data)["posterior"]["m"].mean() - exact) > 900 and "begin where a search ends" in said
+        caplog.clear()
+        run = fit(model, data, guide="AutoNormal", particles=4, starts=4)
+        assert not caplog.messages
+    m = posterior(run, data, draws=2000)["posterior"]["m"].values
+    assert abs(m.mean() - exact) < 4 * (0.2 / 2000) ** 0.5 + 0.02 and abs(m.std() / 0.2**0.5 - 1) < 0.08
 
 
 def test_held_out_rows_tell_where_they_choose():

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ppgen.check import unvalidated
 from ppgen.check.agreement import observed_in_support
+from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, take
@@ -304,17 +305,21 @@ def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
 def require_no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
     """
     Raises:
-        PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x).
+        PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x); nor is it where
+            the guide's terms are not the density of its latents (`ppgen.check.auxiliary`).
     """
     with torch.random.fork_rng():
         few = _few(program, data, structure, 2)
-        one, two = (run_once(program, few).q.nodes for _ in range(2))
+        t = run_once(program, few)
+        one, two = t.q.nodes, run_once(program, few).q.nodes
     for name in structure.latents:
         if name in one and name in two and is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
             )
+    if fault := auxiliary_fault(program, few, t):
+        raise PpgenError(f"there is no bound on log p(x): {fault}")
 
 
 def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: int) -> Mapping[str, Tensor]:

@@ -34,7 +34,16 @@ from ppgen.inference.evaluation.sample import dtype_of_program, program_of, read
 from ppgen.inference.sampling.weighted import guide_tails
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns, versions
-from ppgen.sites import given_value, is_deterministic, is_factor, observed_columns, rows_seen, sample_sites, scaled_site
+from ppgen.sites import (
+    given_value,
+    is_deterministic,
+    is_event,
+    is_factor,
+    observed_columns,
+    rows_seen,
+    sample_sites,
+    scaled_site,
+)
 from ppgen.structure import Structure
 from ppgen.terms import (
     Term,
@@ -356,7 +365,7 @@ def tree_of(
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         of_columns,
         row_dim=structure.row_plate,
-        censored=json.dumps([n for n in observed if structure[n].distribution == "WithStatus"]),
+        unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here[n], data)]),
         scaled=scaled_site({n: here[n] for n in observed}),
         direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
         **_shown_record([*program.unreported, *_whole_columns(program)], structure),
@@ -364,6 +373,11 @@ def tree_of(
         **_drawn_cells(program, data),
     )
     return _without_masked(tree, structure, here)
+
+
+def _is_unrecorded(structure: Structure, name: str, site: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether what is drawn of an observed site is no record: censored by a column, or an event's."""
+    return structure[name].distribution == "WithStatus" or is_event(site, data)
 
 
 def _gaps(program: Program, rows: int) -> dict[str, str]:

@@ -77,7 +77,7 @@ def _guide(f: Finding) -> Words:
             "reconstructions, while posterior spreads of those rows are not to be trusted.",
             remedy,
         )
-    if "khat" in failed or d["blind"]:
+    if {"khat", "moved"} & set(failed) or d["blind"]:
         return "The guide misses part of the posterior: do not trust its spread, nor what its weights say.", remedy
     if "unseen_modes" in failed:
         return (

@@ -69,12 +69,12 @@ def predictive_checks(tree: DataTree) -> list[Check]:
     """Statistics of each observed site beside those of data sets drawn from the posterior: mean, sd, least and largest
     value, of counts the share of zeros; the spread of the residuals, and the largest.
 
-    Left out are values that are missing or masked, and sites that are censored by a column: what is drawn there is no
-    recorded time.
+    Left out are values that are missing or masked, and sites that are censored by a column or observe an event: what is
+    drawn there is no recorded time, and what is observed there no record.
     """
     found: list[Check] = []
-    censored = json.loads(tree.attrs.get("censored", "[]"))
-    sites = [n for n in _observed_and_drawn(tree) if n not in censored]
+    unrecorded = json.loads(tree.attrs.get("unrecorded", "[]"))
+    sites = [n for n in _observed_and_drawn(tree) if n not in unrecorded]
     groups = _loops(tree, sites)
     rare = RARE * min(1.0, SITES / max(min(len(groups), MOST_SITES), 1))
     for where, names in list(groups.items())[:MOST_SITES]:

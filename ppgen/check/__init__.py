@@ -33,6 +33,8 @@ from ppgen.check.agreement import (
     sites_match,
     supports_match,
 )
+from ppgen.check.auxiliary import auxiliary_fault
+from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
@@ -148,6 +150,9 @@ def checked(
             raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")
         longer = longer_run(program, batch, rows)
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
+        warn_of_rows_counted_again(program, batch, structure)
+        if learn:
+            _auxiliary(program, batch, t)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
@@ -161,6 +166,13 @@ def checked(
                 with running_of(program, batch):
                     warn_of_cut_gradients(program, batch, t)
     return Checked(structure, t, longer, differ)
+
+
+def _auxiliary(program: Program, batch: Mapping[str, Any], t: Traces) -> None:
+    with running_of(program, batch):
+        fault = auxiliary_fault(program, batch, t)
+    if fault:
+        log.warning("the ELBO that is maximised is no bound on log p(x): %s", fault)
 
 
 def _later_rows(
@@ -354,6 +366,10 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
                     f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
+            if (
+                bad == "-inf" and enumerated
+            ):  # a value of a latent that is summed out, which may have no share in the sum
+                continue
             if bad == "-inf":
                 log.warning(
                     "log_prob at the site %r of the %s is -inf on the first batch, with values from %s: such steps are "

@@ -62,7 +62,7 @@ def sites_match(t: Traces, enumerated: tuple[str, ...]) -> None:
             raise PpgenError(
                 f"the guide has the site {name!r}, which the model lacks{nearest(name, model)}; add it to the model, "
                 "remove it, "
-                'or mark it with infer={"is_auxiliary": True}'
+                'or, if latents are a function of it, mark it with infer={"is_auxiliary": True}'
             )
 
 
