@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import drawn_density, stacked_terms, terms, unnamed_noise
+from ppgen.terms import Term, drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -113,7 +113,7 @@ def _evaluated(
         dims = _discrete_dims(program, data, structure)
         with torch.random.fork_rng():
             once = run_once(program, _few(program, data, structure, COMPARED_ROWS))
-        warn_of_scales(sample_sites(once.p, factors=True))
+        warn_of_scales(sample_sites(once.p, factors=True), structure)
         n = n_rows(data, structure.row_columns)
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
@@ -126,7 +126,7 @@ def _evaluated(
             )
         many = _Blocks(program, structure)
         parts = [
-            _reduce(many.log_weights(block, particles)[:, own], keep_weights)
+            _reduce(*many.log_weights(block, particles), own, keep_weights)
             for block, own in _blocks(program, data, structure, particles)
         ]
         elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
@@ -210,8 +210,9 @@ class _Blocks:
         self.program, self.structure = program, structure
         self._many: dict[tuple, ManyTerms] = {}
 
-    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> Tensor:
-        """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
+    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> tuple[Tensor, Tensor]:
+        """log w, (draws, values): one value a row where the weights are a row's own; and what rows count, (values,) or
+        one number for all. Observed values are checked."""
         t = run_once(self.program, data)
         for name in self.structure.names("observed"):
             observed_in_support(name, t.p.nodes[name], unvalidated(self.program, data))
@@ -224,14 +225,15 @@ class _Blocks:
             try:
                 found = self._many[key](draws, data)
             except SitesDiffer:
-                return torch.cat([self._one(data) for _ in range(draws)])
-        log_w = log_weights(found, Setting.of(self.structure))
-        return log_w if log_w.dim() > 1 else log_w[:, None]
+                one = [one_draw(self.program, data, self.structure) for _ in range(draws)]
+                each = [self._weights(stacked_terms([found])) for found in one]
+                return torch.cat([log_w for log_w, _ in each]), each[0][1]
+        return self._weights(found)
 
-    def _one(self, data: Mapping[str, Tensor]) -> Tensor:
-        found = stacked_terms([one_draw(self.program, data, self.structure)])
-        log_w = log_weights(found, Setting.of(self.structure))
-        return log_w if log_w.dim() > 1 else log_w[:, None]
+    def _weights(self, found: Sequence[Term]) -> tuple[Tensor, Tensor]:
+        s = Setting.of(self.structure).weighed(found, self.structure)
+        log_w = log_weights(found, s)
+        return log_w if log_w.dim() > 1 else log_w[:, None], torch.as_tensor(s.weights)
 
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
@@ -239,11 +241,11 @@ def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structu
     many, blocks = _Blocks(program, structure), list(_blocks(program, data, structure, 1))
 
     def evaluate() -> Tensor:
-        return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
+        return torch.cat([many.log_weights(b, 1)[0][0, own] for b, own in blocks]).double()
 
     values = evaluate()
     few = _few(program, data, structure, 4) if structure.by_row else data
-    if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
+    if torch.equal(many.log_weights(few, 1)[0], many.log_weights(few, 1)[0]):
         return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
     draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
     with torch.random.fork_rng(devices=[]):  # a chain draws terms of a bound, and a trace of Hutchinson's is unbiased
@@ -330,19 +332,19 @@ def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: 
         return data
 
 
-def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), and ESS = (Σ w)² / Σ w²."""
-    log_w = log_w.double()
+def _reduce(log_w: Tensor, counts: Tensor, own: slice, keep: bool) -> tuple[Tensor, ...]:
+    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), each times what a row counts, and
+    ESS = (Σ w)² / Σ w²."""
+    log_w = log_w[:, own].double()
+    counts = counts.expand(log_w.shape[1:]) if counts.numel() == 1 else counts[own]
     k = len(log_w)
     elbo = log_w.mean(0)
     total, squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * total - squares).exp()
-    if k == 1:
-        nan = torch.full_like(elbo, math.nan)
-        return elbo, nan, total, nan, ess, log_w if keep else log_w[:0]
-    elbo_se = log_w.std(0) / math.sqrt(k)
-    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()  # sd of w over its mean and sqrt(K)
-    return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]
+    elbo_se = log_w.std(0) / math.sqrt(k) if k > 1 else torch.full_like(elbo, math.nan)
+    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt() if k > 1 else elbo_se  # sd of w over its mean, √K
+    bounds = (counts * v for v in (elbo, elbo_se, total - math.log(k), iw_se))
+    return *bounds, ess, log_w if keep else log_w[:0]
 
 
 def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
