@@ -1,6 +1,7 @@
 """Missing cells of observed columns: nan in the column, which a program leaves out of its likelihood or draws.
 
-`program.missing` says how: "mask" leaves the cells out (a row, where a value is a vector); "impute" makes each a latent
+`program.missing` says how: "mask" leaves the cells out (all of a value that is a vector whose entries are not
+independent); "impute" makes each a latent
 `NAME_unobserved`, drawn from the site's own distribution with the other latents, as Pyro's `obs_mask` does; "drop"
 leaves out their rows, and "error" refuses them. Other columns have no distribution, but in a program that says in
 `drawn_columns` that it draws their cells itself under "impute", as a regression by a formula does.
@@ -17,6 +18,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Independent
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
@@ -101,7 +103,7 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     program.gaps = {}
     if program.missing not in ("mask", "impute") or not any(_has_nan(v) for v in tensors(data).values()):
         return
-    looking = _Looking()
+    looking = _Looking(program.missing)
     try:
         with program.collecting(), without_validation(), looking:
             program.call("model", data)
@@ -112,6 +114,14 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
         drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
         program.gaps |= {name: int(value.isnan().sum()) for name, value in drawn.items()}
     for name, n in program.gaps.items():
+        if whole := looking.whole.get(name):
+            log.warning(
+                "%d cells of %r are missing: %d of its values, which are vectors%s (missing=%s)", n, name, whole,
+                " whose entries are not independent, are left out of the likelihood, with all that is seen in them"
+                if program.missing == "mask" else f", are drawn, as {name}_unobserved, whatever is seen in them",
+                program.missing,
+            )  # fmt: skip
+            continue
         done = "left out of the likelihood" if program.missing == "mask" else f"drawn, as {name}_unobserved"
         log.info("%d cells of %r are missing and %s (missing=%s)", n, name, done, program.missing)
 
@@ -129,16 +139,21 @@ def _has_nan(value: Tensor) -> bool:
 
 
 class _Looking(Messenger):
-    """Which observed sites have missing cells."""
+    """Which observed sites have missing cells; and of those that are masked or drawn as a whole, how many values."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str) -> None:
         super().__init__()
+        self.how = how
         self.found: dict[str, int] = {}
+        self.whole: dict[str, int] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
         if msg["is_observed"] and isinstance(value, Tensor) and _has_nan(value):
             self.found[msg["name"]] = int(value.isnan().sum())
+            gone = ~_seen(msg["fn"], value)
+            if bool((gone.reshape(gone.shape + (1,) * msg["fn"].event_dim) & ~value.isnan()).any()):
+                self.whole |= {} if self.how == "mask" and _entries(msg["fn"]) else {msg["name"]: int(gone.sum())}
 
 
 @contextmanager
@@ -173,8 +188,12 @@ class _Mask(Messenger):
         value = msg["value"]
         if msg["name"] not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
-        seen = _seen(msg["fn"], value)
-        msg["given"], msg["value"] = value, _filled(msg["fn"], value)  # the program gets what it gave (`ParamSites`)
+        fn, entries = msg["fn"], _entries(msg["fn"])
+        msg["given"], msg["value"] = value, _filled(fn, value)  # the program gets what it gave (`ParamSites`)
+        if entries is not None:
+            msg["fn"] = entries.mask(~value.isnan()).to_event(fn.event_dim)
+            return
+        seen = _seen(fn, value)
         msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]
 
 
@@ -203,6 +222,20 @@ class _Impute(Messenger):
         whole = torch.where(seen.reshape(seen.shape + (1,) * fn.event_dim), observed, unobserved)
         msg["fn"] = pyro.distributions.Delta(whole, event_dim=fn.event_dim).mask(False)
         msg["value"], msg["infer"] = whole, {**msg["infer"], "_deterministic": True}
+
+
+def counted(fn: Any, value: Tensor) -> Tensor:
+    """The values of a vector's independent entries, with one of the support where an entry is masked."""
+    mask = getattr(_entries(fn), "_mask", None)
+    return torch.where(mask, value, _possible(fn, value)) if isinstance(mask, Tensor) else value
+
+
+def _entries(fn: Any) -> Any:
+    """The distribution of the single entries of a vector that are independent; None where they are not."""
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    return base if fn.event_dim and not base.event_dim else None
 
 
 def _seen(fn: Any, value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.distributions import TransformedDistribution, constraints
 
 from ppgen.distributions import Flat
 from ppgen.errors import PpgenError, nearest, object_to
+from ppgen.gaps import counted
 from ppgen.sites import innermost, is_delta, is_deterministic, is_factor, sample_sites, support_of
 from ppgen.terms import Traces
 
@@ -254,7 +255,7 @@ def _flat_where_masked(p: dict, q: dict) -> bool:
 
 
 def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool] = lambda name: False) -> None:
-    fn, value = site["fn"], site["value"]
+    fn, value = site["fn"], counted(site["fn"], site["value"])
     if type(innermost(fn)).__name__.startswith("NanMasked"):  # NaN is how these write what is missing
         return
     try:
