@@ -105,10 +105,8 @@ def sample(
     given = prepare_columns(given, program, dtype_of_program(program), rows) if given else {}
     example = run.example if isinstance(run, Run) else {}
     columns = constants_of(example) | {k: v for k, v in given.items() if argument_of(k, given) in program.columns}
-    constants = {
-        k: v for k, v in columns.items()
-        if not isinstance(v, Tensor) or structure is not None and k not in structure.row_columns
-    }  # fmt: skip
+    of_rows = columns if structure is None else structure.row_columns
+    constants = {k: v for k, v in columns.items() if not isinstance(v, Tensor) or k not in of_rows}
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, {**example, **given}, seed, guide=False):
@@ -148,8 +146,8 @@ def sample(
                 _warn_of_causes(lambda: model(few), observed_columns(sites, {k: few[k] for k in columns}))
         else:
             drawn = _by_draws(program, model, n, held, columns)
-            run_held = poutine.condition(lambda: model(columns), {k: v[0] for k, v in held.items()})
-            _warn_of_causes(run_held, observed_columns(sites, columns))
+            one = poutine.condition(lambda: model(columns), {k: v[0] for k, v in held.items()})
+            _warn_of_causes(one, observed_columns(sites, columns))
         for name in names & set(drawn):
             counts_in_range(name, drawn[name], sites[name]["fn"])
         _say_flat({k: s for k, s in sites.items() if k in names and k not in held})
