@@ -47,7 +47,7 @@ from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Term, drawn_density, stacked_terms, terms, unnamed_noise
+from ppgen.terms import Term, Traces, drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -109,16 +109,17 @@ def _evaluated(
     with ready(run, data, seed):
         structure = structure_of(run, data)
         warn_of_negative_indices(program, data, structure.row_columns)
-        require_no_point(program, data, structure)
-        dims = _discrete_dims(program, data, structure)
         with torch.random.fork_rng():
-            once = run_once(program, _few(program, data, structure, COMPARED_ROWS))
+            few = _few(program, data, structure, COMPARED_ROWS)
+            once, again = (run_once(program, few) for _ in range(2))
+        require_no_point(once, again, structure)
+        dims = _discrete_dims(once, n_rows(few, structure.row_columns), structure)
         warn_of_scales(sample_sites(once.p, factors=True), structure)
         n = n_rows(data, structure.row_columns)
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        drawn, noise = _drawn(program, data, structure)
+        drawn, noise = _drawn(program, few, once, per)
         if drawn and keep_weights:
             raise PpgenError(
                 f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
@@ -166,11 +167,14 @@ def _precise(run: Run | Program, data: Any) -> Iterator[None]:
             program.to(torch.float32)
 
 
-def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> tuple[str, str]:
-    """Which log-density is drawn, in words; and the site of noise that is integrated out, which is said."""
-    few = _few(program, data, structure, COMPARED_ROWS)
+def _drawn(program: Program, few: Mapping[str, Tensor], once: Traces, per: str) -> tuple[str, str]:
+    """Which log-density of a run is drawn, in words; and the site of noise that is integrated out, which is said.
+
+    Args:
+        few, once: rows, and a run on them.
+        per: what the figures are for.
+    """
     with torch.random.fork_rng():
-        once = run_once(program, few)
         sites = terms(once)
         if (drawn := drawn_density(once, min(COMPARED, MOST_COMPARED // len(sites)))) or program.is_chain:
             return drawn, ""
@@ -182,7 +186,7 @@ def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -
         log.warning(
             "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of "
             "each %s is with that integrated out; draw it at a pyro.sample site to infer it",
-            name, program.name, "row" if structure.by_row else "data set",
+            name, program.name, per,
         )  # fmt: skip
     return "", name
 
@@ -303,14 +307,15 @@ def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
         )
 
 
-def require_no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+def require_no_point(once: Traces, again: Traces, structure: Structure) -> None:
     """
+    Args:
+        once, again: two runs.
+
     Raises:
         PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x).
     """
-    with torch.random.fork_rng():
-        few = _few(program, data, structure, 2)
-        one, two = (run_once(program, few).q.nodes for _ in range(2))
+    one, two = once.q.nodes, again.q.nodes
     for name in structure.latents:
         if name in one and name in two and is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
@@ -347,12 +352,8 @@ def _reduce(log_w: Tensor, counts: Tensor, own: slice, keep: bool) -> tuple[Tens
     return *bounds, ess, log_w if keep else log_w[:0]
 
 
-def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
-    """Observed values a row, if all are discrete."""
+def _discrete_dims(once: Traces, rows: int, structure: Structure) -> int | None:
+    """Observed values a row, if all are discrete, by a run on so many rows."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    with torch.random.fork_rng():
-        few = _few(program, data, structure, 1) if structure.by_row else data
-        p, _ = run_once(program, few)
-    values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
-    return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None
+    return sum(once.p.nodes[n]["value"].numel() for n in structure.names("observed")) // rows or None
