@@ -33,16 +33,24 @@ class Setting(NamedTuple):
         by_row: whether log p(x, z) − log q(z | x) is a sum over rows.
         n_over_b: N/B, where the terms are of a batch of B out of N rows.
         kl_weight: of the latent terms in the target (KL warm-up); the bound does not have it.
+        weights: of the rows, by which all of their terms are multiplied (`poutine.scale`): w_i times the bound of a
+            row is no function of its log weights times w_i.
     """
 
     row_plates: frozenset[str]
     by_row: bool
     n_over_b: float = 1.0
     kl_weight: float | Tensor = 1.0
+    weights: float | Tensor = 1.0
 
     @classmethod
     def of(cls, structure: Structure, n_over_b: float = 1.0, kl_weight: float | Tensor = 1.0) -> Setting:
         return cls(structure.row_plates, structure.by_row, n_over_b, kl_weight)
+
+    def weighed(self, terms: Sequence[Term], structure: Structure) -> Setting:
+        """With the weights that these terms, of many draws, were multiplied by."""
+        scale = next((t.scale for t in terms if t.site == structure.weighed), 1.0)
+        return self._replace(weights=scale[0].flatten() if isinstance(scale, Tensor) else scale)
 
 
 def _part(t: Term, s: Setting, *, target: bool) -> Tensor:
@@ -58,10 +66,12 @@ def times(weight: float | Tensor, value: Tensor) -> Tensor:
 
 
 def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> Tensor:
-    """log w_k = log p(x, z_k) − log q(z_k | x): (K, rows) without N/B where it is a sum over rows, else (K,)."""
+    """log w_k = log p(x, z_k) − log q(z_k | x): (K, rows) without N/B where it is a sum over rows, else (K,); without
+    the weights of the rows."""
     keep = s.row_plates if s.by_row else frozenset()
     s = s._replace(n_over_b=1.0) if s.by_row else s
-    return added([sum_to(t, _part(t, s, target=target), keep, lead=1) for t in terms])
+    log_w = added([sum_to(t, _part(t, s, target=target), keep, lead=1) for t in terms])
+    return log_w if isinstance(s.weights, float) and s.weights == 1.0 else log_w / s.weights
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
@@ -114,8 +124,8 @@ def require_between(objective: str, option: str, value: float, low: float, high:
 
 
 def over_rows(values: Tensor, s: Setting) -> Tensor:
-    """The sum over all N rows of one value a row, or the one value for all."""
-    return values.sum() * (s.n_over_b if s.by_row else 1.0)
+    """The sum over all N rows of one value a row, times its weight; or the one value for all."""
+    return times(s.weights, values).sum() * (s.n_over_b if s.by_row else 1.0)
 
 
 def score_function(terms: Sequence[Term], s: Setting) -> list[Tensor]:

@@ -6,6 +6,7 @@ The terms of K draws come from a producer (`ppgen.draws`, or the program's own) 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.program import Program
 from ppgen.structure import Structure
 from ppgen.terms import Term, Traces, drawn_density, stacked_terms
+
+log = logging.getLogger("ppgen")
 
 
 class Objective(nn.Module):
@@ -95,7 +98,8 @@ class Objective(nn.Module):
         self.require_all_rows(n := n_rows(batch, self.structure.row_columns))
         n_over_b = self.rows / n
         setting = Setting.of(self.structure, n_over_b, kl_weight)
-        target, bound = self.formula(self.terms(batch), setting)
+        terms = self.terms(batch)
+        target, bound = self.formula(terms, setting.weighed(terms, self.structure))
         return -target / self.rows, bound.detach()
 
     def require_all_rows(self, rows: int, what: str = "batch_size (--batch-size)", *, trained: bool = False) -> None:
@@ -128,7 +132,15 @@ class Objective(nn.Module):
             PpgenError: a log-density is itself drawn, as that of a long chain is, and the bound is a function of
                 weights: the mean of exp(log w + noise) is too large by any number of nats.
         """
-        if not getattr(self.bound, "MEAN", False) and (drawn := drawn_density(once)):
+        if getattr(self.bound, "MEAN", False):
+            return
+        if name := self.structure.off_scale:
+            log.warning(
+                "poutine.scale multiplies log q of %r by another number than other sites have, and objective=%r is a "
+                "function of weights p / q: it is no bound on log p(x); scale all sites of model and guide alike, or "
+                "the model's alone, or take objective='analytic'", name, self.name,
+            )  # fmt: skip
+        if drawn := drawn_density(once):
             raise PpgenError(
                 f"{drawn}: objective={self.name!r} would be no bound on log p(x); leave objective (--objective) out"
             )

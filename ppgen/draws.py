@@ -361,8 +361,8 @@ class ManyTerms:
 
 def _tensors(t: Term) -> dict[str, Any]:
     """What a term has of each draw."""
-    fields = {"value": t.value, "log_prob": t.log_prob, "log_density": t.log_density, "target": t.target}
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = {n: getattr(t, n) for n in ("value", "log_prob", "log_density", "target", "scale")}
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 
 _NOTHING: Any = torch.empty(0)

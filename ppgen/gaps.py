@@ -110,14 +110,20 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     except Exception as e:  # of a gap in another column, which the check of the data names
         log.debug("%s cannot be run on these columns: %s", program.name, e)
     program.gaps = looking.found
-    if program.missing == "impute":
-        if looking.whole:
-            name, law = next(iter(looking.whole.items()))
+    if looking.whole:
+        name, law = next(iter(looking.whole.items()))
+        if program.missing == "mask":
+            log.warning(
+                "values of %r have some missing and some seen entries, and those that are seen cannot be told from the "
+                "rest of a %s: these values are left out as a whole (missing=mask)", name, law,
+            )  # fmt: skip
+        else:
             raise PpgenError(
                 f"values of {name!r} have some missing and some seen entries, and of a {law} those that are missing "
                 "cannot be drawn given the others (of independent entries, to_event, and of normals they can); leave "
                 "these values out (--missing mask), or their rows (--missing drop)"
             )
+    if program.missing == "impute":
         drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
         program.gaps |= {name: int(value.isnan().sum()) for name, value in drawn.items()}
     for name, n in program.gaps.items():

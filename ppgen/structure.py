@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppgen.data import n_rows, row_columns, take
-from ppgen.sites import is_deterministic, is_factor, sample_sites, stem, support_of
+from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites, scaled_site, stem, support_of
 from ppgen.terms import Runnable, Traces, run, value_of, whole_value
 
 
@@ -56,12 +57,17 @@ class Structure:
         row_plates: names of the plates whose size follows the number of rows.
         row_columns: names of the data columns that are rows, as against constants.
         nesting: how many batch dimensions the program's sites take, in plates or not.
+        weighed: the guide's site whose log-density a `poutine.scale` multiplies, as all others of a row: by the row's
+            weight; "" where there is none.
+        off_scale: one that it multiplies by another number than other sites: q^w is no density to weigh draws by.
     """
 
     sites: tuple[Site, ...]
     row_plates: frozenset[str]
     row_columns: tuple[str, ...]
     nesting: int
+    weighed: str = ""
+    off_scale: str = ""
 
     def names(self, *roles: str) -> tuple[str, ...]:
         """The names of the sites of those roles."""
@@ -168,12 +174,29 @@ def structure_of(
     sites = tuple(
         replace(s, lengthens=_lengthens(s, grown.get(s.name), plates), repeated=stem(s.name) in more) for s in sites
     )
-    return Structure(
+    found = Structure(
         sites=sites,
         row_plates=plates,
         row_columns=rows or row_columns(data),
         nesting=nesting_of(model.values(), drawn.values()),
     )
+    scaled = "" if found.subsampled else scaled_site({n: s for n, s in drawn.items() if not is_delta(s)})
+    alike = scaled and _alike([s for s in (*model.values(), *drawn.values()) if not is_deterministic(s)], plates)
+    return replace(found, weighed=scaled if alike else "", off_scale="" if alike else scaled)
+
+
+def _alike(sites: Sequence[Mapping[str, Any]], plates: frozenset[str]) -> bool:
+    """Whether a `poutine.scale` multiplies all sites by one number, or by one number a row."""
+    first: Tensor | None = None
+    for site in sites:
+        scale = torch.as_tensor(site["scale"])
+        row = {f.dim for f in site["cond_indep_stack"] if f.name in plates}
+        if scale.numel() > 1 and [i - scale.dim() for i, n in enumerate(scale.shape) if n > 1] != list(row):
+            return False
+        first = scale.flatten() if first is None else first
+        if not torch.equal(first, scale.flatten()):
+            return False
+    return True
 
 
 def nesting_of(*sites: Iterable[Mapping[str, Any]]) -> int:

@@ -57,6 +57,7 @@ class Term(NamedTuple):
         order: the place of a latent among those that the guide draws, -1 for other sites.
         pathwise: whether gradients go through the value.
         target: what is trained on in place of log_prob, where that is another thing (a reweighted bound).
+        scale: what `poutine.scale` multiplies log_density by.
     """
 
     site: str
@@ -69,6 +70,7 @@ class Term(NamedTuple):
     order: int = -1
     pathwise: bool = True
     target: Tensor | None = None
+    scale: float | Tensor = 1.0
 
     @property
     def sign(self) -> float:
@@ -193,7 +195,8 @@ def _labelled(
     if log_prob.shape != density.shape:
         log_prob, density = torch.broadcast_tensors(log_prob, density)
     dims = _dim_names(site, log_prob.dim())
-    return Term(site["name"], role, site["value"], log_prob, density, dims, full_plates(site), order, pathwise)
+    rows, scale = full_plates(site), site["scale"]
+    return Term(site["name"], role, site["value"], log_prob, density, dims, rows, order, pathwise, scale=scale)
 
 
 def _dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
@@ -292,9 +295,11 @@ def stacked_terms(runs: Sequence[Sequence[Term]]) -> list[Term]:
         t = one[0]
         log_prob = lead([u.log_prob for u in one])
         density = log_prob if t.log_density is t.log_prob else lead([u.log_density for u in one])
-        target = None if t.target is None else lead([u.target for u in one if u.target is not None])
+        target, scale = (
+            lead(v) if isinstance(v[0], Tensor) else v[0] for v in ([u.target for u in one], [u.scale for u in one])
+        )
         value = lead([u.value for u in one])
-        found.append(t._replace(value=value, log_prob=log_prob, log_density=density, target=target))
+        found.append(t._replace(value=value, log_prob=log_prob, log_density=density, target=target, scale=scale))
     return found
 
 

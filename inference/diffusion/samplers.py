@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Mapping
 from inspect import signature
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -301,8 +302,8 @@ def sample_diffusion(
     sampler, steps = _usual(program, sampler, steps)
     require_known("sampler", sampler, SAMPLERS)
     _require_right(program, sampler, how)
-    if steps < 1 or n < 1:
-        raise PpgenError(f"steps is {steps} and n is {n}; expected at least 1 of each")
+    if not all(isinstance(v, Integral) and v >= 1 for v in (steps, n)):
+        raise PpgenError(f"steps is {steps} and n is {n}; expected whole numbers, at least 1 of each")
     columns = prepare_columns(given, program, dtype_of_program(program), program.columns) if given else {}
     if columns and n_rows(columns) not in (1, n):
         raise PpgenError(f"given has {n_rows(columns)} rows for n={n} draws; pass one row, or one a draw")

@@ -131,7 +131,7 @@ def diagnose(
     few = take(data, slice(0, rows), s.row_columns) if local and not program.fixed_rows else data
     if not _has_spread(run, few):
         with ready(run, few, seed):
-            require_no_point(program, few, s)
+            require_no_point(program, few, run_once(program, few), run_once(program, few), s)
         raise NoWeights(
             f"the guide of {program.name} has no spread: it gives one value of {s.latents[0]!r}, whose weights cannot "
             "tell how far the posterior is; its bound holds all the same (ppgen evaluate)"

@@ -10,13 +10,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppgen.sites import scaled_site
+from ppgen.structure import Structure
 
 log = logging.getLogger("ppgen")
 
 
-def warn_of_scales(sites: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says where figures for log p(x) are of no density of x: a site's is taken to a power."""
-    if name := scaled_site(sites):
+def warn_of_scales(sites: Mapping[str, Mapping[str, Any]], structure: Structure | None = None) -> None:
+    """Says where figures for log p(x) are of no density of x: a site's is taken to a power.
+
+    Args:
+        structure: of a pair whose guide weighs its draws.
+    """
+    if structure is not None and structure.weighed:
+        log.warning(
+            "poutine.scale weighs rows: log p(x) of each, and its bounds, are multiplied by the row's weight, so that "
+            "they are not to be compared with those of other weights, or of none"
+        )
+    elif structure is not None and structure.off_scale:
+        log.warning(
+            "poutine.scale multiplies log q of %r by another number than other sites have: no figure is a bound on "
+            "log p(x); scale all sites of model and guide alike, or the model's alone", structure.off_scale,
+        )  # fmt: skip
+    elif name := scaled_site(sites):
         log.warning(
             "poutine.scale multiplies the log-probability of %r: what is called log p(x) is the logarithm of an "
             "integral of densities to powers, and is not to be compared with that of other scales, or of none", name,

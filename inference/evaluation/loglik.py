@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import drawn_density, stacked_terms, terms, unnamed_noise
+from ppgen.terms import Term, Traces, drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
 
 log = logging.getLogger("ppgen")
@@ -110,16 +110,17 @@ def _evaluated(
     with ready(run, data, seed):
         structure = structure_of(run, data)
         warn_of_negative_indices(program, data, structure.row_columns)
-        require_no_point(program, data, structure)
-        dims = _discrete_dims(program, data, structure)
         with torch.random.fork_rng():
-            once = run_once(program, _few(program, data, structure, COMPARED_ROWS))
-        warn_of_scales(sample_sites(once.p, factors=True))
+            few = _few(program, data, structure, COMPARED_ROWS)
+            once, again = (run_once(program, few) for _ in range(2))
+            require_no_point(program, few, once, again, structure)
+        dims = _discrete_dims(once, n_rows(few, structure.row_columns), structure)
+        warn_of_scales(sample_sites(once.p, factors=True), structure)
         n = n_rows(data, structure.row_columns)
         per = "row" if structure.by_row else "data set"
         if not structure.latents and not structure.names("auxiliary"):
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
-        drawn, noise = _drawn(program, data, structure)
+        drawn, noise = _drawn(program, few, once, per)
         if drawn and keep_weights:
             raise PpgenError(
                 f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
@@ -127,7 +128,7 @@ def _evaluated(
             )
         many = _Blocks(program, structure)
         parts = [
-            _reduce(many.log_weights(block, particles)[:, own], keep_weights)
+            _reduce(*many.log_weights(block, particles), own, keep_weights)
             for block, own in _blocks(program, data, structure, particles)
         ]
         elbo, elbo_se, iw, iw_se, ess = (torch.cat([p[i] for p in parts]).numpy() for i in range(5))
@@ -167,11 +168,14 @@ def _precise(run: Run | Program, data: Any) -> Iterator[None]:
             program.to(torch.float32)
 
 
-def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -> tuple[str, str]:
-    """Which log-density is drawn, in words; and the site of noise that is integrated out, which is said."""
-    few = _few(program, data, structure, COMPARED_ROWS)
+def _drawn(program: Program, few: Mapping[str, Tensor], once: Traces, per: str) -> tuple[str, str]:
+    """Which log-density of a run is drawn, in words; and the site of noise that is integrated out, which is said.
+
+    Args:
+        few, once: rows, and a run on them.
+        per: what the figures are for.
+    """
     with torch.random.fork_rng():
-        once = run_once(program, few)
         sites = terms(once)
         if (drawn := drawn_density(once, min(COMPARED, MOST_COMPARED // len(sites)))) or program.is_chain:
             return drawn, ""
@@ -183,7 +187,7 @@ def _drawn(program: Program, data: Mapping[str, Tensor], structure: Structure) -
         log.warning(
             "the log_prob of %r differs between runs at the same latents, as %s draws what is no site: log p(x) of "
             "each %s is with that integrated out; draw it at a pyro.sample site to infer it",
-            name, program.name, "row" if structure.by_row else "data set",
+            name, program.name, per,
         )  # fmt: skip
     return "", name
 
@@ -211,8 +215,9 @@ class _Blocks:
         self.program, self.structure = program, structure
         self._many: dict[tuple, ManyTerms] = {}
 
-    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> Tensor:
-        """log w, (draws, values): one value a row where the weights are a row's own. Observed values are checked."""
+    def log_weights(self, data: Mapping[str, Tensor], draws: int) -> tuple[Tensor, Tensor]:
+        """log w, (draws, values): one value a row where the weights are a row's own; and what rows count, (values,) or
+        one number for all. Observed values are checked."""
         t = run_once(self.program, data)
         for name in self.structure.names("observed"):
             observed_in_support(name, t.p.nodes[name], unvalidated(self.program, data))
@@ -225,14 +230,15 @@ class _Blocks:
             try:
                 found = self._many[key](draws, data)
             except SitesDiffer:
-                return torch.cat([self._one(data) for _ in range(draws)])
-        log_w = log_weights(found, Setting.of(self.structure))
-        return log_w if log_w.dim() > 1 else log_w[:, None]
+                one = [one_draw(self.program, data, self.structure) for _ in range(draws)]
+                each = [self._weights(stacked_terms([found])) for found in one]
+                return torch.cat([log_w for log_w, _ in each]), each[0][1]
+        return self._weights(found)
 
-    def _one(self, data: Mapping[str, Tensor]) -> Tensor:
-        found = stacked_terms([one_draw(self.program, data, self.structure)])
-        log_w = log_weights(found, Setting.of(self.structure))
-        return log_w if log_w.dim() > 1 else log_w[:, None]
+    def _weights(self, found: Sequence[Term]) -> tuple[Tensor, Tensor]:
+        s = Setting.of(self.structure).weighed(found, self.structure)
+        log_w = log_weights(found, s)
+        return log_w if log_w.dim() > 1 else log_w[:, None], torch.as_tensor(s.weights)
 
 
 def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structure, particles: int) -> Bound:
@@ -240,11 +246,11 @@ def _no_latents(program: Program, data: Mapping[str, Tensor], structure: Structu
     many, blocks = _Blocks(program, structure), list(_blocks(program, data, structure, 1))
 
     def evaluate() -> Tensor:
-        return torch.cat([many.log_weights(b, 1)[0, own] for b, own in blocks]).double()
+        return torch.cat([many.log_weights(b, 1)[0][0, own] for b, own in blocks]).double()
 
     values = evaluate()
     few = _few(program, data, structure, 4) if structure.by_row else data
-    if torch.equal(many.log_weights(few, 1), many.log_weights(few, 1)):
+    if torch.equal(many.log_weights(few, 1)[0], many.log_weights(few, 1)[0]):
         return Bound("exact", "exact", values.numpy(), np.zeros(len(values)))
     draws = torch.stack([values, *(evaluate() for _ in range(max(1, min(particles, MOST_ESTIMATES) - 1)))])
     with torch.random.fork_rng(devices=[]):  # a chain draws terms of a bound, and a trace of Hutchinson's is unbiased
@@ -302,23 +308,26 @@ def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
         )
 
 
-def require_no_point(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
+def require_no_point(
+    program: Program, few: Mapping[str, Tensor], once: Traces, again: Traces, structure: Structure
+) -> None:
     """
+    Args:
+        few: rows.
+        once, again: two runs on them.
+
     Raises:
         PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x); nor is it where
             the guide's terms are not the density of its latents (`ppgen.check.auxiliary`).
     """
-    with torch.random.fork_rng():
-        few = _few(program, data, structure, 2)
-        t = run_once(program, few)
-        one, two = t.q.nodes, run_once(program, few).q.nodes
+    one, two = once.q.nodes, again.q.nodes
     for name in structure.latents:
         if name in one and name in two and is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
             raise PpgenError(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
             )
-    if fault := auxiliary_fault(program, few, t):
+    if fault := auxiliary_fault(program, few, once):
         raise PpgenError(f"there is no bound on log p(x): {fault}")
 
 
@@ -335,27 +344,23 @@ def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: 
         return data
 
 
-def _reduce(log_w: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), and ESS = (Σ w)² / Σ w²."""
-    log_w = log_w.double()
+def _reduce(log_w: Tensor, counts: Tensor, own: slice, keep: bool) -> tuple[Tensor, ...]:
+    """ELBO, its s.e., the importance-weighted bound, its s.e. (delta method), each times what a row counts, and
+    ESS = (Σ w)² / Σ w²."""
+    log_w = log_w[:, own].double()
+    counts = counts.expand(log_w.shape[1:]) if counts.numel() == 1 else counts[own]
     k = len(log_w)
     elbo = log_w.mean(0)
     total, squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * total - squares).exp()
-    if k == 1:
-        nan = torch.full_like(elbo, math.nan)
-        return elbo, nan, total, nan, ess, log_w if keep else log_w[:0]
-    elbo_se = log_w.std(0) / math.sqrt(k)
-    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt()  # sd of w over its mean and sqrt(K)
-    return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]
+    elbo_se = log_w.std(0) / math.sqrt(k) if k > 1 else torch.full_like(elbo, math.nan)
+    iw_se = ((1 / ess - 1 / k).clamp(min=0) * k / (k - 1)).sqrt() if k > 1 else elbo_se  # sd of w over its mean, √K
+    bounds = (counts * v for v in (elbo, elbo_se, total - math.log(k), iw_se))
+    return *bounds, ess, log_w if keep else log_w[:0]
 
 
-def _discrete_dims(program: Program, data: Mapping[str, Tensor], structure: Structure) -> int | None:
-    """Observed values a row, if all are discrete."""
+def _discrete_dims(once: Traces, rows: int, structure: Structure) -> int | None:
+    """Observed values a row, if all are discrete, by a run on so many rows."""
     if any(not structure[name].discrete for name in structure.names("observed")):
         return None
-    with torch.random.fork_rng():
-        few = _few(program, data, structure, 1) if structure.by_row else data
-        p, _ = run_once(program, few)
-    values = sum(p.nodes[n]["value"].numel() for n in structure.names("observed"))
-    return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None
+    return sum(once.p.nodes[n]["value"].numel() for n in structure.names("observed")) // rows or None

@@ -273,7 +273,9 @@ def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterat
 
 
 def _log_p_q(found: Sequence[Term], structure: Structure) -> dict[str, Tensor]:
-    """log p(x, z) and log q(z | x) of one draw: by row where every latent is local."""
+    """log p(x, z) and log q(z | x) of one draw: by row where every latent is local; without the weights of rows."""
+    if structure.weighed:
+        found = [f._replace(log_prob=f.log_density) for f in found]
     keep = structure.row_plates if structure.by_row else frozenset()
     parts = {"log_p": [f for f in found if f.sign > 0], "log_q": [f for f in found if f.sign < 0]}
     p = total(parts["log_p"], keep=keep)

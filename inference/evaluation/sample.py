@@ -80,7 +80,8 @@ def sample(
         run: a run, a program, or a Pyro model as a function.
         n: number of draws.
         given: holds something fixed: columns that the model takes (a label, covariates, an observed column), or sites
-            by name, with a value for all draws or one a draw (n leading). Anything else is an error.
+            by name, with a value for all draws or one a draw (n leading). Anything else is an error. That is an
+            intervention: what is drawn before is not conditioned on it, as in `posterior` and `predict`.
         seed: the seed of the draws; None goes on with torch's random state.
 
     Returns:
@@ -104,10 +105,8 @@ def sample(
     given = prepare_columns(given, program, dtype_of_program(program), rows) if given else {}
     example = run.example if isinstance(run, Run) else {}
     columns = constants_of(example) | {k: v for k, v in given.items() if argument_of(k, given) in program.columns}
-    constants = {
-        k: v for k, v in columns.items()
-        if not isinstance(v, Tensor) or structure is not None and k not in structure.row_columns
-    }  # fmt: skip
+    of_rows = columns if structure is None else structure.row_columns
+    constants = {k: v for k, v in columns.items() if not isinstance(v, Tensor) or k not in of_rows}
     columns = {k: v for k, v in columns.items() if k not in constants}
     plates = {"data"} if structure is None else {"data", *structure.row_plates}
     with ready(run, {**example, **given}, seed, guide=False):
@@ -134,22 +133,49 @@ def sample(
             sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
         held = {k: v for k, v in given.items() if k not in {**columns, **constants}}
-        for name in held:
-            if name not in names:
-                raise PpgenError(
-                    f"{name!r} is neither a column nor a site of "
-                    f"{program.name}{nearest(name, names | set(program.columns))}; "
-                    f"its sites are {', '.join(sorted(names))}"
-                )
+        for name in held.keys() - names:
+            raise PpgenError(
+                f"{name!r} is neither a column nor a site of {program.name}"
+                f"{nearest(name, names | set(program.columns))}; its sites are {', '.join(sorted(names))}"
+            )
         held = {k: _one_a_draw(k, v, sites[k], n, plates if by_row else set()) for k, v in held.items()}
         if by_row:
             drawn = _by_rows(model, n, held, each, constants, plates)
+            few = {k: v[:2] for k, v in each.items()} | constants
+            with asked_rows(min(n, 2)), _Hold({k: v[:2] for k, v in held.items()}, plates):
+                _warn_of_causes(lambda: model(few), observed_columns(sites, {k: few[k] for k in columns}))
         else:
             drawn = _by_draws(program, model, n, held, columns)
+            one = poutine.condition(lambda: model(columns), {k: v[0] for k, v in held.items()})
+            _warn_of_causes(one, observed_columns(sites, columns))
         for name in names & set(drawn):
             counts_in_range(name, drawn[name], sites[name]["fn"])
         _say_flat({k: s for k, s in sites.items() if k in names and k not in held})
         return drawn
+
+
+def _warn_of_causes(run: Callable[[], Any], observed: Mapping[str, str]) -> None:
+    """Names the given columns whose distributions depend on what is drawn, which is not conditioned on them, by two
+    runs of the model. Of a site that is held by its name nothing is said: that is an intervention.
+
+    Args:
+        observed: the columns, by the sites that observe them.
+    """
+    if not observed:
+        return
+    with torch.random.fork_rng(devices=[]):
+        one, other = (sample_sites(poutine.trace(run).get_trace(), deterministic=False) for _ in range(2))
+    pairs = {
+        k: [s[n]["fn"].log_prob(s[n]["value"]) for s in (one, other)]
+        for n, k in observed.items()
+        if n in one and n in other
+    }
+    if caused := [k for k, (a, b) in pairs.items() if not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)]:
+        log.warning(
+            "sample does not condition on the given column%s %s, whose distribution depends on what is drawn: that is "
+            "of its prior; draws given an observation are those of `posterior` and `predict`", "s" * (len(caused) > 1),
+            ", ".join(map(repr, caused)),
+        )  # fmt: skip
 
 
 def _say_flat(sites: Mapping[str, Any]) -> None:

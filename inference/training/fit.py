@@ -41,7 +41,7 @@ from ppgen.inference.objective import Objective, make_objective
 from ppgen.inference.pyro_objective import is_ours, loss_of, name_of
 from ppgen.inference.training.defaults import LEAST, choose_rates, plain_rates
 from ppgen.inference.training.guide_init import start_at
-from ppgen.inference.training.optimise import check_optimizer, learning_rate, make_fabric
+from ppgen.inference.training.optimise import check_optimizer, learning_rate, make_fabric, weight_decay
 from ppgen.inference.training.state import read_state
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Report, train
@@ -157,6 +157,12 @@ def _fitted(
         _choose(program, tables, ready, o)
     o["log_every"] = o["log_every"] or max(1, o["steps"] // 100)
     _warn_of_rows(program, train_data, ready.checked.structure)
+    if program.fixed_rows and o["steps"] and (decay := weight_decay(o["optimizer"], o["lr"])):
+        log.warning(
+            "optimizer=%r has weight_decay=%g, which pulls the guide's means and scales to 0 as well, so that it is no "
+            "approximation of the posterior; take %s(weight_decay=0)", o["optimizer"], decay,
+            o["optimizer"].partition("(")[0],
+        )  # fmt: skip
     config = _config(o, train_data, valid_data, source)
     config["program"], file = describe_program(program, ready.checked.structure, ready.guide)
     run = Run(program, config, ready.checked.structure, ready.example, path)

@@ -77,6 +77,17 @@ def check_optimizer(spec: str, lr: float) -> None:
         make_optimizer(spec, [torch.nn.Parameter(torch.zeros(1, 1))], lr)
 
 
+def weight_decay(spec: str, lr: float) -> float:
+    """What an optimiser pulls parameters to 0 by: AdamW does so unless told otherwise.
+
+    >>> weight_decay("Adam", 1.0), weight_decay("AdamW", 1.0), weight_decay("AdamW(weight_decay=0)", 1.0)
+    (0, 0.01, 0)
+    """
+    if spec == "Adam":
+        return 0
+    return make_optimizer(spec, [torch.nn.Parameter(torch.zeros(1, 1))], lr).param_groups[0].get("weight_decay", 0)
+
+
 def _optimizer_call(spec: str) -> tuple[Any, dict[str, Any]]:
     """The class, and its keywords."""
     name, names = spec.partition("(")[0], optimizer_names()

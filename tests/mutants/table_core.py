@@ -419,8 +419,14 @@ with holding({}):
         "tests/test_compare.py::test_the_same_rows_in_another_order_are_the_same_data",
     ),
     Mutant(
+        "weights_of_rows_are_powers",
+        "return self._replace(weights=scale[0].flatten() if isinstance(scale, Tensor) else scale)",
+        "return self",
+        "tests/test_objectives.py::test_the_gradient_is_linear_in_the_weights_of_rows[iwae]",
+    ),
+    Mutant(
         "NB_iwae",
-        "return values.sum() * (s.n_over_b if s.by_row else 1.0)",
+        "return times(s.weights, values).sum() * (s.n_over_b if s.by_row else 1.0)",
         "return values.sum()",
         "tests/test_elbo.py::test_iwae_on_minibatches_is_unbiased_where_latents_are_local",
     ),
@@ -465,8 +471,8 @@ training = self.program.training
     ),
     Mutant(
         "iw_without_log_k",
-        "return elbo, elbo_se, total - math.log(k), iw_se, ess, log_w if keep else log_w[:0]",
-        "return elbo, elbo_se, total, iw_se, ess, log_w if keep else log_w[:0]",
+        "bounds = (counts * v for v in (elbo, elbo_se, total - math.log(k), iw_se))",
+        "bounds = (counts * v for v in (elbo, elbo_se, total, iw_se))",
         "tests/test_models.py::test_bounds_on_its_log_likelihood[vae]",
     ),
     Mutant(

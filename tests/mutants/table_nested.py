@@ -98,8 +98,8 @@ MUTANTS = [
     ),
     Mutant(
         "targets_lost_over_many_draws",
-        '"log_density": t.log_density, "target": t.target}',
-        '"log_density": t.log_density, "target": None}',
+        'for n in ("value", "log_prob", "log_density", "target", "scale")}',
+        'for n in ("value", "log_prob", "log_density", "scale")}',
         "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
     ),
     Mutant(
