@@ -600,3 +600,47 @@ def test_the_last_line_of_a_fit_is_of_what_is_kept(monkeypatch, tmp_path, capsys
         run.config["fit"]["patience"] = patience
         fit(run, 1.0, False)
         assert said in capsys.readouterr().out
+
+
+def test_output_that_cannot_be_encoded_or_written(tmp_path):
+    """A pipe in ASCII takes every figure; a full disk is one sentence, and no fault of ppgen's."""
+    command = [sys.executable, "-m", "ppgen", "list", "objectives"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=ascii_only)
+    assert done.returncode == 0 and b"?" in done.stdout and not done.stderr, done.stderr
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+
+
+def test_a_pipe_that_is_closed_early(tmp_path):
+    command = [sys.executable, "-m", "ppgen", "list"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(60) == 1 and not process.stderr.read()
+
+
+def test_ctrl_c_in_any_command_is_said(monkeypatch, call):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "mcmc", stopped)
+    said = call("mcmc", "eight_schools", "--data", "eight_schools", "--quiet", code=130)[1]
+    assert said == "ppgen: stopped\n"
+
+
+def test_diagnose_of_what_is_no_run(call):
+    assert "is no run folder" in call("diagnose", "nowhere", code=2)[1]
+    Path("x.nc").write_bytes(b"")
+    assert "is a posterior, and a run folder is expected" in call("diagnose", "x.nc", code=2)[1]
+
+
+def test_notes_are_of_what_was_passed(call, tmp_path):
+    """A column of words that nobody passes as numbers, and held-out rows that are float32 already."""
+    text = "x,y,g\n" + "".join(f"{i / 10},{i % 7},{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text(text)
+    call("fit", "y ~ x + (1 | g)", "--data", "t.csv", "--steps", 5, "--out", "r")
+    assert "passed as numbers" not in call("plot", "r")[1]
+    call("fit", "ppca", "--data", "moons", "--steps", 2, "--batch-size", 10, "--set", "latent=1", "--out", "p")
+    assert "is computed in" not in call("fit", "--resume", "p", "--steps", 3)[1]

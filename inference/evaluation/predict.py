@@ -78,7 +78,8 @@ def predict(
             and others are not, predictions are of the others, given these; a warning says where that cannot be. All
             given, they are used by an amortised guide alone, which reads them. Text has the codes of the fit.
         program: of a tree that does not name its own, or whose program lies elsewhere now.
-        draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
+        draws: S, or None: 1000. Of a tree the same number of draws of each chain, evenly spaced: the largest that gives
+            no more than S in all, but at least one and at most all.
         seed: of the draws.
         new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the
             latents of a plate have no value): an "error", or "draw" its latents from their distribution given the

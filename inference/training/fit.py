@@ -266,7 +266,8 @@ def _resume(
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
         _require_same(run, data, train_data, before["precision"])
         if valid is None and recorded.get("valid_split"):
-            valid = run.data(recorded["valid_split"], dtype=torch.float64)
+            finest = torch.promote_types(run.dtype, dtype_of(before["precision"]))
+            valid = run.data(recorded["valid_split"], dtype=finest)
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
         _require_same_valid(run, valid, valid_data, before["precision"])
         first = data_module.take(
