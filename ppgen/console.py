@@ -17,7 +17,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TextIO
 
 from typer import Exit
@@ -46,7 +47,8 @@ class Commands(TyperGroup):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # where the encoding has no ±, a ? stands for it
         try:
-            code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
+            with _only_json() if "--json" in words else nullcontext():
+                code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
             sys.stdout.flush()
         except BrokenPipeError:  # `ppgen list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -166,9 +168,23 @@ def number(value: float, error: float | None = None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+_asked: list[TextIO] = []  # stdout, while JSON alone is to go there
+
+
+@contextmanager
+def _only_json() -> Iterator[None]:
+    """What a user's program prints goes to stderr."""
+    _asked.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _asked.pop()
+
+
 def print_json(value: Any) -> None:
     """JSON that any reader takes: nan and infinity become null."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+    print(json.dumps(_plain(value), indent=2, allow_nan=False), file=_asked[-1] if _asked else None)
 
 
 def _plain(value: Any) -> Any:

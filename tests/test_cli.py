@@ -644,3 +644,79 @@ def test_notes_are_of_what_was_passed(call, tmp_path):
     assert "passed as numbers" not in call("plot", "r")[1]
     call("fit", "ppca", "--data", "moons", "--steps", 2, "--batch-size", 10, "--set", "latent=1", "--out", "p")
     assert "is computed in" not in call("fit", "--resume", "p", "--steps", 3)[1]
+
+
+NOISY = """import functools, pyro, torch
+from pyro.distributions import Normal
+import ppgen
+
+print("imported")
+
+def plain(x, y=None):
+    print("run")
+    a = pyro.sample("a", Normal(0.0, 1.0))
+    with ppgen.rows(x):
+        pyro.sample("y", Normal(a * x, 1.0), obs=y)
+
+def halved(f):
+    @functools.wraps(f)
+    def g(x, y=None):
+        with pyro.poutine.scale(scale=0.5):
+            return f(x, y)
+    return g
+
+tempered = halved(plain)
+short = lambda x, y=None: plain(x, y)
+"""
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    np.savez(tmp_path / "d.npz", x=np.arange(3.0), y=np.array([0.1, 0.9, 2.2]))
+    return tmp_path
+
+
+def test_json_stands_alone_beside_a_program_that_prints(call, noisy):
+    out, err = call("fit", "noisy.py:plain", "--data", "d.npz", "--steps", 1, "--out", "r", "--json")
+    assert json.loads(out)["steps"] == 1 and "imported" in err
+    assert "imported" in call("fit", "noisy.py:plain", "--data", "d.npz", "--steps", 1, "--out", "r2")[0]
+
+
+@pytest.mark.parametrize("name", ["tempered", "short"])
+def test_a_run_is_reopened_as_what_was_named(call, noisy, name):
+    """A function that wraps another of the file has its name, and a lambda has none. a ~ N(0, 1), y = a x + e: closed
+    form of log p(y); of the tempered one of its square root, over a."""
+    call(
+        "fit",
+        f"noisy.py:{name}",
+        "--data",
+        "d.npz",
+        "--steps",
+        0,
+        "--guide",
+        "bam",
+        "--precision",
+        "64-true",
+        "--out",
+        "r",
+    )
+    x, y, power = np.arange(3.0), np.array([0.1, 0.9, 2.2]), 0.5 if name == "tempered" else 1.0
+    a = np.linspace(-12, 12, 200_001)
+    log_joint = -((y - a[:, None] * x) ** 2).sum(1) / 2 - a**2 / 2 - 4 * np.log(2 * np.pi) / 2
+    exact = np.log(np.exp(power * log_joint).sum() * (a[1] - a[0]))
+    out = call("evaluate", "r", "--json")[0]
+    assert abs(json.loads(out)["bounds"][1]["nats"] - exact) < 1e-6
+
+
+def test_a_check_shows_the_columns_that_are_taken(call, noisy, tmp_path):
+    (tmp_path / "t.csv").write_text("x,y,left\n1,2,a\n2,3,b\n")
+    assert json.loads(call("check", "noisy.py:plain", "--data", "t.csv", "--json")[0])["columns"].keys() == {"x", "y"}
+
+
+def test_a_number_beside_the_columns_is_taken(call, noisy, tmp_path):
+    np.savez(tmp_path / "k.npz", x=np.arange(3.0), y=np.ones(3), k=3.0)
+    (tmp_path / "k.py").write_text(
+        NOISY.replace("plain(x, y=None)", "plain(x, k, y=None)").replace("a * x", "a * k * x")
+    )
+    call("fit", "k.py:plain", "--data", "k.npz", "--steps", 1, "--out", "r")
