@@ -152,8 +152,8 @@ def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[
     for name in arguments(program.model).needed:
         if name not in example and name not in found:
             raise PpgenError(
-                f"the tree has no data for the argument {name!r} of {program.name}: it keeps tensors, numbers and "
-                "words of the program that it was drawn from; pass that program, and what else it was given, or a run"
+                f"a tree keeps tensors, numbers and words, and not what the argument {name!r} of {program.name} was; "
+                "pass it as it was sampled with, or predict from a run; where the tree is of another program, pass that"
             )
     return found
 
