@@ -668,3 +668,23 @@ def test_a_column_may_be_called_context(latent, guide):
     mean, covariance = (0 * c, np.eye(3) + np.outer(c, c)) if latent else (2 * c, np.eye(3))
     exact = stats.multivariate_normal.logpdf(2 * c, mean, covariance)
     assert float(np.sum(bound.values)) == pytest.approx(exact, abs=0.02)  # the guide is the posterior: weights are even
+
+
+def test_starts_that_do_nothing_are_said(caplog):
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    data, two = {"x": torch.ones(4)}, {"starts": 2, "steps": 1}
+    used = [(model, {"guide": "AutoNormal"}), (model, {}), (model, {"guide": "bam"})]
+    unused = [((model, guide), {}), (model, {"guide": "AutoDelta"}), (model, {"guide": "AutoNormal", "batch_size": 2})]
+    for cases, said in ((used, False), (unused, True)):
+        for program, how in cases:
+            caplog.clear()
+            pair = program if isinstance(program, tuple) else (program,)
+            fit(Program.from_pair(*pair), data, **two, **how)
+            assert ("starts=2 did nothing" in caplog.text) == said, how

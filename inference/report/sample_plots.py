@@ -32,7 +32,7 @@ PAIRS = 5000  # rows, at most, of a picture of densities
 
 def samples_figure(
     run: Run,
-    data: Table | None = None,
+    data: Mapping[str, Tensor] | None = None,
     *,
     drawn: Mapping[str, Tensor] | None = None,
     given: Mapping[str, Tensor] | None = None,
@@ -48,7 +48,7 @@ def samples_figure(
         return None
     seen, covariates = observed_values(run, data) if data else ({}, Table())
     if drawn is None:
-        drawn, given = _draw(run, data or Table(), covariates, seed)
+        drawn, given = _draw(run, data or {}, covariates, seed)
     name = next((n for n in run.structure.names("observed") if n in drawn), None)
     if name is None:
         return None
@@ -63,7 +63,9 @@ def samples_figure(
     return _planes(sets, name) if event == 1 and x.shape[1:].numel() == 2 else _histograms(sets, name)
 
 
-def _draw(run: Run, data: Table, covariates: Table, seed: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _draw(
+    run: Run, data: Mapping[str, Tensor], covariates: Table, seed: int | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws for a picture, and what they were given: one a row of the covariates, where the data have some."""
     name = run.structure.names("observed")[0]
     n = 100 if run.structure.globals else 64 if image_shape(run, name) else ROWS
@@ -224,10 +226,10 @@ def _edges(x: np.ndarray) -> list[float]:
     return np.linspace(low, high if high > low else low + 1, 41).tolist()
 
 
-def first_rows(run: Run, data: Table, n: int) -> Table:
+def first_rows(run: Run, data: Mapping[str, Tensor], n: int) -> Table:
     """The first rows, where the guide reads rows; all, where it knows the fitted ones only."""
     if run.program.fixed_rows or run.structure.globals:
-        return data
+        n = data_module.n_rows(data)
     return data_module.take(data, slice(0, n))
 
 
