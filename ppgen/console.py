@@ -1,11 +1,14 @@
 """What every command shares: errors in one sentence, exit codes, JSON, tables.
 
-Exit codes: 0; 2 the user's error (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of ppgen's own.
+Exit codes: 0; 2 the user's error (one sentence on stderr); 130 stopped with Ctrl-C; 1 a fault of ppgen's own, or
+nobody reads the output any more (`ppgen list | head -1`).
 `--debug`, anywhere on the line, shows the traceback of any of them; `-v`, likewise, what is logged at level DEBUG.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import math
@@ -14,9 +17,11 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TextIO
 
+from typer import Exit
 from typer.core import TyperGroup
 
 from ppgen.errors import PpgenError, reason, visible
@@ -39,20 +44,28 @@ class Commands(TyperGroup):
         verbose = bool(_VERBOSE & set(words))
         words = [w for w in words if w not in {"--debug", *_VERBOSE}]
         _quiet_libraries(debug, logging.DEBUG if verbose else logging.INFO)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where the encoding has no ±, a ? stands for it
         try:
-            code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
+            with _only_json() if "--json" in words else nullcontext():
+                code = super().main(words, "ppgen", **{**extra, "standalone_mode": False})
             sys.stdout.flush()
         except BrokenPipeError:  # `ppgen list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
-        except KeyboardInterrupt:
-            code = 130
         except Exception as error:
             if debug:
                 traceback.print_exc()
             code, sentence = _explain(error)
             say(f"ppgen: {sentence}", sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("ppgen: stopped", sys.stderr)
+            raise Exit(130) from None
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -65,6 +78,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"{message.rstrip('.')}; {command} --help lists what it takes"
     if isinstance(error, OSError) and error.filename:
         return 2, f"{error.filename}: {error.strerror}; choose another place"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 2, f"{error.strerror}; make room, or write elsewhere"
     first = (str(error).strip() or "no message").splitlines()[0]
     if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _NO_MEMORY.search(first):
         return 2, f"there is not enough memory ({reason(error)}); take fewer draws, particles or rows at a time"
@@ -153,9 +168,23 @@ def number(value: float, error: float | None = None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+_asked: list[TextIO] = []  # stdout, while JSON alone is to go there
+
+
+@contextmanager
+def _only_json() -> Iterator[None]:
+    """What a user's program prints goes to stderr."""
+    _asked.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _asked.pop()
+
+
 def print_json(value: Any) -> None:
     """JSON that any reader takes: nan and infinity become null."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+    print(json.dumps(_plain(value), indent=2, allow_nan=False), file=_asked[-1] if _asked else None)
 
 
 def _plain(value: Any) -> Any:

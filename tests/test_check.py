@@ -500,3 +500,31 @@ def test_pyro_modules_in_a_closure_and_owners_of_methods_are_found():
     names = {n for n, _ in run.program.named_parameters()}
     assert names == {"net.weight", "net.bias", "pyrolinear.weight", "pyrolinear.bias"}
     assert run.metrics["elbo"][-1] > run.metrics["elbo"][0]
+
+
+def test_a_program_that_sets_the_seed_is_said(caplog):
+    """Each run of it begins at one random state; one that puts the state back, or draws from a generator, does not."""
+
+    def own(seeded):
+        def model(x=None):
+            seeded()
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with rows(x):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return model
+
+    def put_back():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+
+    data = {"x": torch.tensor([1.0, 2.0])}
+    for harmless in (put_back, lambda: torch.rand(3), lambda: torch.Generator().manual_seed(0)):
+        fit(Program.from_pair(own(harmless)), data, steps=1)
+    assert "sets the seed" not in caplog.text
+    for seeded in (lambda: torch.manual_seed(0), lambda: pyro.set_rng_seed(3)):
+        caplog.clear()
+        run = fit(Program.from_pair(own(seeded)), data, steps=1)
+        assert "model sets the seed itself" in caplog.text
+    with pytest.raises(PpgenError, match="its draws are all one"):  # and not that its guide is a point
+        loglik(run, data, particles=5, seed=3)

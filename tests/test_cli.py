@@ -600,3 +600,123 @@ def test_the_last_line_of_a_fit_is_of_what_is_kept(monkeypatch, tmp_path, capsys
         run.config["fit"]["patience"] = patience
         fit(run, 1.0, False)
         assert said in capsys.readouterr().out
+
+
+def test_output_that_cannot_be_encoded_or_written(tmp_path):
+    """A pipe in ASCII takes every figure; a full disk is one sentence, and no fault of ppgen's."""
+    command = [sys.executable, "-m", "ppgen", "list", "objectives"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=ascii_only)
+    assert done.returncode == 0 and b"?" in done.stdout and not done.stderr, done.stderr
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+
+
+def test_a_pipe_that_is_closed_early(tmp_path):
+    command = [sys.executable, "-m", "ppgen", "list"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(60) == 1 and not process.stderr.read()
+
+
+def test_ctrl_c_in_any_command_is_said(monkeypatch, call):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "mcmc", stopped)
+    said = call("mcmc", "eight_schools", "--data", "eight_schools", "--quiet", code=130)[1]
+    assert said == "ppgen: stopped\n"
+
+
+def test_diagnose_of_what_is_no_run(call):
+    assert "is no run folder" in call("diagnose", "nowhere", code=2)[1]
+    Path("x.nc").write_bytes(b"")
+    assert "is a posterior, and a run folder is expected" in call("diagnose", "x.nc", code=2)[1]
+
+
+def test_notes_are_of_what_was_passed(call, tmp_path):
+    """A column of words that nobody passes as numbers, and held-out rows that are float32 already."""
+    text = "x,y,g\n" + "".join(f"{i / 10},{i % 7},{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text(text)
+    call("fit", "y ~ x + (1 | g)", "--data", "t.csv", "--steps", 5, "--out", "r")
+    assert "passed as numbers" not in call("plot", "r")[1]
+    call("fit", "ppca", "--data", "moons", "--steps", 2, "--batch-size", 10, "--set", "latent=1", "--out", "p")
+    assert "is computed in" not in call("fit", "--resume", "p", "--steps", 3)[1]
+
+
+NOISY = """import functools, pyro, torch
+from pyro.distributions import Normal
+import ppgen
+
+print("imported")
+
+def plain(x, y=None):
+    print("run")
+    a = pyro.sample("a", Normal(0.0, 1.0))
+    with ppgen.rows(x):
+        pyro.sample("y", Normal(a * x, 1.0), obs=y)
+
+def halved(f):
+    @functools.wraps(f)
+    def g(x, y=None):
+        with pyro.poutine.scale(scale=0.5):
+            return f(x, y)
+    return g
+
+tempered = halved(plain)
+short = lambda x, y=None: plain(x, y)
+"""
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    np.savez(tmp_path / "d.npz", x=np.arange(3.0), y=np.array([0.1, 0.9, 2.2]))
+    return tmp_path
+
+
+def test_json_stands_alone_beside_a_program_that_prints(call, noisy):
+    out, err = call("fit", "noisy.py:plain", "--data", "d.npz", "--steps", 1, "--out", "r", "--json")
+    assert json.loads(out)["steps"] == 1 and "imported" in err
+    assert "imported" in call("fit", "noisy.py:plain", "--data", "d.npz", "--steps", 1, "--out", "r2")[0]
+
+
+@pytest.mark.parametrize("name", ["tempered", "short"])
+def test_a_run_is_reopened_as_what_was_named(call, noisy, name):
+    """A function that wraps another of the file has its name, and a lambda has none. a ~ N(0, 1), y = a x + e: closed
+    form of log p(y); of the tempered one of its square root, over a."""
+    call(
+        "fit",
+        f"noisy.py:{name}",
+        "--data",
+        "d.npz",
+        "--steps",
+        0,
+        "--guide",
+        "bam",
+        "--precision",
+        "64-true",
+        "--out",
+        "r",
+    )
+    x, y, power = np.arange(3.0), np.array([0.1, 0.9, 2.2]), 0.5 if name == "tempered" else 1.0
+    a = np.linspace(-12, 12, 200_001)
+    log_joint = -((y - a[:, None] * x) ** 2).sum(1) / 2 - a**2 / 2 - 4 * np.log(2 * np.pi) / 2
+    exact = np.log(np.exp(power * log_joint).sum() * (a[1] - a[0]))
+    out = call("evaluate", "r", "--json")[0]
+    assert abs(json.loads(out)["bounds"][1]["nats"] - exact) < 1e-6
+
+
+def test_a_check_shows_the_columns_that_are_taken(call, noisy, tmp_path):
+    (tmp_path / "t.csv").write_text("x,y,left\n1,2,a\n2,3,b\n")
+    assert json.loads(call("check", "noisy.py:plain", "--data", "t.csv", "--json")[0])["columns"].keys() == {"x", "y"}
+
+
+def test_a_number_beside_the_columns_is_taken(call, noisy, tmp_path):
+    np.savez(tmp_path / "k.npz", x=np.arange(3.0), y=np.ones(3), k=3.0)
+    (tmp_path / "k.py").write_text(
+        NOISY.replace("plain(x, y=None)", "plain(x, k, y=None)").replace("a * x", "a * k * x")
+    )
+    call("fit", "k.py:plain", "--data", "k.npz", "--steps", 1, "--out", "r")

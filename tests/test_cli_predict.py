@@ -117,3 +117,12 @@ def test_sample_says_what_it_conditions_on(folder):
     found = json.loads(invoke(folder, "sample", "run", "--given", "train.csv", "--out", "s.npz", "-n", 2, "--json"))
     assert found["conditions_on"] == ["county", "floor", "y"] and found["prior"] == ["mu", "a"]
     assert "Latents are drawn from the prior" in " ".join(invoke(folder, "sample", "--help").split())
+
+
+def test_the_draws_that_are_counted_are_those_that_there_are(folder):
+    """8 chains of 50: of each the same number, and no more than there are."""
+    for asked, there in ((3, 8), (20, 16), (10**6, 400)):
+        said = json.loads(invoke(folder, "predict", "program.nc", "--data", "new.csv", "-n", asked, "--json"))
+        tree = xr.open_datatree(folder / "program-predictions.nc")
+        assert said["draws"] == tree.predictions["y"][..., 0].size == there
+        tree.close()

@@ -16,7 +16,7 @@ from torch import nn
 from ppgen import PpgenError, Program, rows
 from ppgen.engine.density.joint import LogJoint
 from ppgen.inference import diagnose, fit
-from ppgen.inference.evaluation.diagnose import ACTIVE
+from ppgen.inference.evaluation.diagnose import ACTIVE, NoWeights
 from ppgen.inference.evaluation.psis import pareto_k
 from ppgen.models import VAE, EightSchools
 
@@ -259,3 +259,44 @@ def test_a_program_whose_own_tensors_are_of_another_dtype():
         pyro.sample("w", dist.Normal(0.8 * y.double(), torch.full((6,), 0.2**0.5).double()).to_event(1))
 
     assert diagnosed(Program.from_pair(model, guide), {"y": y}).verdict == "fine"
+
+
+def _chosen(p):
+    """k in 0, 1, 2 and x ~ N(k, 1), and a guide of probabilities p."""
+
+    def model(x):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3))
+        with rows(x):
+            pyro.sample("x", dist.Normal(k.to(x), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("k", dist.Categorical(logits=pyro.param("logits", torch.tensor(p).log().clamp(-200.0))))
+
+    return Program.from_pair(model, guide)
+
+
+def test_a_guide_of_which_two_draws_are_the_same_has_a_spread():
+    """The posterior by Bayes' rule: its own guide is fine, and k-hat is told; one that is sure is no guide to judge."""
+    x = torch.tensor([0.9, 1.3, 0.2])
+    log_joint = np.array([-((x.double().numpy() - k) ** 2).sum() / 2 for k in range(3)])
+    p = np.exp(log_joint) / np.exp(log_joint).sum()
+    how = {"gradient": "score", "steps": 0}
+    for q in (p.tolist(), [0.02, 0.96, 0.02]):
+        found = diagnose(fit(_chosen(q), {"x": x}, **how), {"x": x}, draws=2000, particles=2000)
+        mean = float(found.tree.posterior["k"].mean())
+        exact = np.array(q) @ [0, 1, 2]
+        assert abs(mean - exact) < 4 * (np.array(q) @ (np.arange(3) - exact) ** 2 / 2000) ** 0.5
+        assert (found.verdict == "fine") == (q[1] < 0.9)
+    sure = fit(_chosen([0.0, 1.0, 0.0]), {"x": x}, **how)
+    with pytest.raises(NoWeights, match="it gives one value of 'k'"):
+        diagnose(sure, {"x": x})
+
+
+def test_a_report_of_a_guide_that_is_a_point_is_not_fine(tmp_path):
+    from ppgen.inference.report.report import write_report
+
+    data = {"x": torch.tensor([0.9, 1.3, 0.2])}
+    run = fit(_chosen([0.0, 1.0, 0.0]), data, gradient="score", steps=0)
+    page, found = write_report(run, data, tmp_path / "r.html")
+    assert [(f.measure, f.verdict) for f in found] == [("guide", "look")]
+    assert "cannot tell how far the posterior is" in page.read_text()

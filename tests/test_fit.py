@@ -690,3 +690,23 @@ def test_weight_decay_of_a_guide_is_said(optimizer, said, caplog):
     caplog.clear()
     fit(VAE(3, latent=1, hidden=(4,)), {"x": (torch.rand(20, 3) > 0.5).float()}, steps=1, lr=0.01, optimizer=optimizer)
     assert "pulls" not in caplog.text
+
+
+def test_starts_that_do_nothing_are_said(caplog):
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    data, two = {"x": torch.ones(4)}, {"starts": 2, "steps": 1}
+    used = [(model, {"guide": "AutoNormal"}), (model, {}), (model, {"guide": "bam"})]
+    unused = [((model, guide), {}), (model, {"guide": "AutoDelta"}), (model, {"guide": "AutoNormal", "batch_size": 2})]
+    for cases, said in ((used, False), (unused, True)):
+        for program, how in cases:
+            caplog.clear()
+            pair = program if isinstance(program, tuple) else (program,)
+            fit(Program.from_pair(*pair), data, **two, **how)
+            assert ("starts=2 did nothing" in caplog.text) == said, how

@@ -695,3 +695,16 @@ def test_a_guide_of_discrete_latents_that_reads_rows_draws_those_of_one_new_row(
     found = predict(run, {"y": torch.tensor([2.5])}, draws=4000)["predictions"]["y"].values[0, :, 0]
     p = 1 / (1 + np.exp(-2.0))
     assert found.mean() == pytest.approx(4 * p, abs=4.5 * (1 + 16 * p * (1 - p)) ** 0.5 / 4000**0.5)
+
+
+def test_predictions_by_a_guide_that_is_a_point_are_said_to_be_narrow(caplog):
+    def model(x, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with rows(x):
+            return pyro.sample("y", dist.Normal(a * x, 1.0), obs=y)
+
+    data = {"x": torch.ones(3), "y": torch.zeros(3)}
+    for guide, said in (("AutoNormal", False), ("AutoDelta", True)):
+        caplog.clear()
+        predict(fit(Program.from_pair(model), data, guide=guide, steps=2), {"x": torch.ones(2)}, draws=5)
+        assert ("narrower than what is known" in caplog.text) == said

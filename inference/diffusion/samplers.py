@@ -384,9 +384,9 @@ def _say_off(program: GaussianChain, sampler: str, steps: int, how: Mapping[str,
         left = variance_error(program, SAMPLERS[sampler], enough, **how)
     more = f"take steps={enough}, or " if abs(left) <= OFF / 2 else ""
     log.warning(
-        "%d steps of %s draw a variance that is %.2g%% too %s where the data are normal and the network is exact; "
+        "%d steps of %s draw a variance that is %g%% too %s where the data are normal and the network is exact; "
         "%sleave sampler and steps (--sampler, --steps) out",
-        steps, sampler, 100 * abs(off), "large" if off > 0 else "small", more,
+        steps, sampler, float(f"{100 * abs(off):.2g}"), "large" if off > 0 else "small", more,
     )  # fmt: skip
 
 

@@ -132,14 +132,13 @@ def diagnose(
     if not _has_spread(run, few):
         with ready(run, few, seed):
             require_no_point(program, few, run_once(program, few), run_once(program, few), s)
-        raise NoWeights(
-            f"the guide of {program.name} has no spread: it gives one value of {s.latents[0]!r}, whose weights cannot "
-            "tell how far the posterior is; its bound holds all the same (ppgen evaluate)"
-        )
+        raise _no_spread(program, s.latents)
     ll = loglik(run, more, particles=particles, seed=seed, keep_weights=True)
     assert ll.log_w is not None and ll.ess is not None
     khat = pareto_k(ll.log_w)
     tree = posterior(run, few, draws=draws, seed=seed)
+    if all(bool((v == v[:, :1]).all()) for v in (tree.posterior[name_in(tree, n)].values for n in s.latents)):
+        raise _no_spread(program, s.latents)
     kl, active = {}, {}
     with ready(run, more, seed):
         if s.locals:
@@ -167,7 +166,22 @@ def _has_spread(run: Run, data: Mapping[str, Tensor]) -> bool:
     with ready(run, data, 0):
         one, two = (run_once(run.program, data).q.nodes for _ in range(2))
     names = run.structure.latents
-    return not all(n in one and n in two and torch.equal(one[n]["value"], two[n]["value"]) for n in names)
+    return not all(
+        n in one and n in two and _is_sure(one[n]) and torch.equal(one[n]["value"], two[n]["value"]) for n in names
+    )
+
+
+def _is_sure(site: Mapping[str, Any]) -> bool:
+    """Whether it could have drawn no other value."""
+    fn = site["fn"]
+    return is_delta(site) or fn.support.is_discrete and bool((fn.log_prob(site["value"]) == 0).all())
+
+
+def _no_spread(program: Program, names: Sequence[str]) -> NoWeights:
+    return NoWeights(
+        f"the guide of {program.name} has no spread: it gives one value of {names[0]!r}, whose weights cannot tell how "
+        "far the posterior is; its bound holds all the same (ppgen evaluate)"
+    )
 
 
 def _unseen(

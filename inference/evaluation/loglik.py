@@ -32,6 +32,7 @@ from ppgen.check.agreement import observed_in_support
 from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
+from ppgen.check.own_seed import seeds_itself
 from ppgen.data import n_rows, take
 from ppgen.data.precision import precision_for
 from ppgen.draws import ManyTerms, SitesDiffer, one_draw
@@ -323,6 +324,11 @@ def require_no_point(
     one, two = once.q.nodes, again.q.nodes
     for name in structure.latents:
         if name in one and name in two and is_delta(one[name]) and torch.equal(one[name]["value"], two[name]["value"]):
+            if seeds_itself(program, few):
+                raise PpgenError(
+                    f"{program.name} sets the seed itself each time it is run, so that its draws are all one, and no "
+                    "mean is one over draws; take that out of it (torch.manual_seed, pyro.set_rng_seed), and fit again"
+                )
             raise PpgenError(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"

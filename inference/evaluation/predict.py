@@ -78,7 +78,8 @@ def predict(
             and others are not, predictions are of the others, given these; a warning says where that cannot be. All
             given, they are used by an amortised guide alone, which reads them. Text has the codes of the fit.
         program: of a tree that does not name its own, or whose program lies elsewhere now.
-        draws: S; 1000 from a guide, and of a tree as many of its draws, evenly spaced.
+        draws: S, or None: 1000. Of a tree the same number of draws of each chain, evenly spaced: the largest that gives
+            no more than S in all, but at least one and at most all.
         seed: of the draws.
         new_groups: what to do with a group that was not fitted (a word or a number that no row had, for which the
             latents of a plate have no value): an "error", or "draw" its latents from their distribution given the
@@ -246,6 +247,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         model = model._replace(reads=reads)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
+        _say_point(fitted, sample, model)
         sizes = _grown(model, sample)
         if not sizes:
             require_labels(rows, program.categories, program.name, gaps=program.missing == "mask")
@@ -293,6 +295,18 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
             "; ".join(map(str, beyond[:SHOWN])), f"; and {len(beyond) - SHOWN} more" * (len(beyond) > SHOWN),
         )  # fmt: skip
     return tree
+
+
+def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: _Model) -> None:
+    """Of a guide that gives one value of the global latents: what is not known of them is not in the predictions."""
+    found = [] if fitted.structure is None or fitted.draws is not None else fitted.structure.globals
+    held = [n for n in found if n in sample and sample[n].is_floating_point()]
+    if held and (again := model.drawn()) and all(torch.equal(sample[n], again[n]) for n in held):
+        log.warning(
+            "the guide of %s gives %r as a point, so that predictions are narrower than what is known of it allows; "
+            "fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)",
+            fitted.program.name, held[0],
+        )  # fmt: skip
 
 
 def _say_infinite(name: str, value: Tensor) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -93,9 +92,11 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
-    d = None
-    with suppress(NoWeights):
+    d, point = None, False
+    try:
         d = None if run.program.repeats else diagnose(run, few, draws=draws, seed=seed)
+    except NoWeights:
+        point = bool(run.structure.latents)
     bounds = d.bounds if d is not None else loglik(run, few, seed=seed)
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"
@@ -111,7 +112,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
         *([_calibrated(calibration, calibrated)] if calibration is not None else []),
         _details(run),
     ]
-    findings = report_checks(run, d, calibrated if calibration is not None else None)
+    findings = report_checks(run, d, calibrated if calibration is not None else None, point=point)
     return _render(run, [s for s in sections if s], findings), findings
 
 

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen import data as data_module
+from ppgen.data import Table
 from ppgen.errors import PpgenError
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.sample import sample
@@ -45,7 +46,7 @@ def samples_figure(
     """
     if not run.structure.names("observed"):  # factors only: nothing can be drawn
         return None
-    seen, covariates = observed_values(run, data) if data else ({}, {})
+    seen, covariates = observed_values(run, data) if data else ({}, Table())
     if drawn is None:
         drawn, given = _draw(run, data or {}, covariates, seed)
     name = next((n for n in run.structure.names("observed") if n in drawn), None)
@@ -63,28 +64,29 @@ def samples_figure(
 
 
 def _draw(
-    run: Run, data: Mapping[str, Tensor], covariates: Mapping[str, Tensor], seed: int | None
+    run: Run, data: Mapping[str, Tensor], covariates: Table, seed: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws for a picture, and what they were given: one a row of the covariates, where the data have some."""
     name = run.structure.names("observed")[0]
     n = 100 if run.structure.globals else 64 if image_shape(run, name) else ROWS
-    given = dict(covariates)
+    given = covariates
     rows = [k for k in given if k in run.structure.row_columns]
     if rows and not run.structure.globals:
         n = min(n, data_module.n_rows(data))
-        given |= {k: given[k][:n] for k in rows}
+        given = data_module.take(given, slice(0, n), rows)
     return sample(run, n, given=given, seed=seed), given
 
 
 @torch.no_grad()
-def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Table]:
     """What each observed site is given out of the data, and the columns that no site observes: the covariates."""
     program = run.program
     with default_dtype(run.dtype), without_validation(), torch.random.fork_rng(), program.in_brief():
         nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
     taken = {given_value(nodes[n]).data_ptr() for n in seen}
-    return seen, {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
+    rest = {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
+    return seen, Table(rest, data.types if isinstance(data, Table) else None)
 
 
 def density_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
@@ -224,10 +226,10 @@ def _edges(x: np.ndarray) -> list[float]:
     return np.linspace(low, high if high > low else low + 1, 41).tolist()
 
 
-def first_rows(run: Run, data: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+def first_rows(run: Run, data: Mapping[str, Tensor], n: int) -> Table:
     """The first rows, where the guide reads rows; all, where it knows the fitted ones only."""
     if run.program.fixed_rows or run.structure.globals:
-        return dict(data)
+        n = data_module.n_rows(data)
     return data_module.take(data, slice(0, n))
 
 

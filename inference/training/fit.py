@@ -106,7 +106,8 @@ def fit(
         gradient, particles: the estimator of its gradient, a name of `ppgen.inference.gradients`, and its draws a step.
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
-            or AutoMultivariateNormal begins; None: 8 for a flow, none for the others, which begin as Pyro made them.
+            or AutoMultivariateNormal begins, and of which bam, bam_low_rank and pathfinder are made; None: 8 for a
+            flow and bam, 4 for bam_low_rank, 20 for pathfinder, none for Pyro's, which begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
         precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: 64-true by torch's default dtype, the
             float64 tensors of the program or the size of counts, as logged; else 32-true.
@@ -272,7 +273,8 @@ def _resume(
         train_data = run.data() if data is None else prepare_columns(data, program, run.dtype)
         _require_same(run, data, train_data, before["precision"])
         if valid is None and recorded.get("valid_split"):
-            valid = run.data(recorded["valid_split"], dtype=torch.float64)
+            finest = torch.promote_types(run.dtype, dtype_of(before["precision"]))
+            valid = run.data(recorded["valid_split"], dtype=finest)
         valid_data = None if valid is None else prepare_columns(valid, program, run.dtype)
         _require_same_valid(run, valid, valid_data, before["precision"])
         first = data_module.take(
@@ -460,12 +462,29 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
             bound.require_densities(found.run)
         bound.require_all_rows(size, trained=True)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
+    _begin(program, first, o, guide if size == n else "", enumerated)
+    return _Ready(guide, found, _example(program, data, first, found), loss)
+
+
+def _begin(program: Program, rows: Mapping[str, Any], o: Mapping[str, Any], guide: str | None, enumerated: Any) -> None:
+    """Where a guide that is made by name begins: at what a search on all rows finds, if it is to.
+
+    Args:
+        guide: its name, if a step has all rows.
+    """
     file = file_of(guide) if guide else None
     starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
     searches = hasattr(program._autoguide, "search")
-    if guide and size == n and (searches or starts and not enumerated):
-        start_at(program, first, max(starts, 1) if searches else starts, o["seed"])
-    return _Ready(guide, found, _example(program, data, first, found), loss)
+    begun = False
+    if guide and (searches or starts and not enumerated):
+        begun = start_at(program, rows, max(starts, 1) if searches else starts, o["seed"])
+    if o["starts"] and not begun:
+        log.warning(
+            "starts=%d did nothing: it is for a guide that is made by name (a flow, AutoNormal, AutoDiagonalNormal, "
+            "AutoMultivariateNormal, bam, bam_low_rank, pathfinder) and begins at a normal of all rows' log joint, "
+            "which this fit has not; leave starts (--starts) out, or take such a guide and all rows a step",
+            o["starts"],
+        )  # fmt: skip
 
 
 def _along_paths(o: Mapping[str, Any]) -> bool:

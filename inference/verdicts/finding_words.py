@@ -59,6 +59,11 @@ FAULTS = {
 
 
 def _guide(f: Finding) -> Words:
+    if math.isnan(f.figure):
+        return (
+            "The guide gives one value of the latents, and its weights cannot tell how far the posterior is.",
+            "Take it for a code or a point of the posterior, and its bound for a bound.",
+        )
     d, failed = f.details, f.details["failed"]
     remedy = RICHER_ROWS if d["per"] == "row" else RICHER
     if f.verdict == "fine" and d["exact"]:

@@ -220,10 +220,20 @@ def _alike(residuals: np.ndarray) -> np.ndarray:
 
 
 def report_checks(
-    run: Run, diagnosis: _Diagnosed | None = None, calibration: Sequence[Finding] | None = None
+    run: Run,
+    diagnosis: _Diagnosed | None = None,
+    calibration: Sequence[Finding] | None = None,
+    *,
+    point: bool = False,
 ) -> list[Finding]:
-    """All findings of a run, the worst first; what was not checked is a "look"."""
+    """All findings of a run, the worst first; what was not checked is a "look".
+
+    Args:
+        point: whether its guide gives one value of the latents, so that there is no diagnosis.
+    """
     found = _training(run)
+    if point:
+        found.append(Finding("guide", "", np.nan, np.nan, LOOK))
     if diagnosis is not None:
         found += diagnosis.findings
     if calibration is not None:

@@ -38,6 +38,7 @@ from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
+from ppgen.check.own_seed import warn_of_own_seed
 from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
@@ -157,6 +158,8 @@ def checked(
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
         _log_probs(t, enumerated)
+        with running_of(program, batch):
+            warn_of_own_seed(program, batch)
         if enumerated:
             with running_of(program, batch):
                 require_summable(program, batch, structure.nesting, enumerated)

@@ -39,10 +39,12 @@ def sample(
         str | None,
         typer.Option(
             help="A diffusion's: ancestral, ddim, heun, dpmpp, dpmpp_sde, unipc, deis, ode. "
-            "[default: dpmpp, or dpmpp_sde]"
+            "[default: dpmpp or dpmpp_sde; of a short chain ancestral]"
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the sampler. [default: 50; of dpmpp_sde 100]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the sampler. [default: 50; dpmpp_sde 100, ddim 200, ancestral the chain's]")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of the label, with --given y=3.")] = None,
     particles: Annotated[
         int | None, typer.Option(help="To fill in by, each a network call a step. [default: 64]")

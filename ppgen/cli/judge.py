@@ -83,8 +83,10 @@ def diagnose(
 ) -> None:  # fmt: skip
     """Whether to believe the guide: summary, k-hat, effective draws, KL. Writes the posterior as netCDF."""
     from ppgen import inference
+    from ppgen.run.config import read_config
     from ppgen.run.files import read_netcdf, write_netcdf
 
+    read_config(run)
     path = out or run / "posterior.nc"
     check_suffix(path, (".nc",))
     fitted, name, cols = run_and_rows(run, data, split, columns)

@@ -201,7 +201,7 @@ def check_figures(run: Run, table: Mapping[str, Tensor]) -> dict[str, Any]:
         "columns": {
             k: {"shape": list(v.shape), "dtype": str(v.dtype), "rows": k in rows}
             for k, v in table.items()
-            if hasattr(v, "shape")
+            if k in run.config["data"]["contents"]
         },
         "parameters": sum(p.numel() for p in run.program.parameters() if p.requires_grad),
         "sites": [vars(site) for site in run.structure.sites],

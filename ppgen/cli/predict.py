@@ -31,7 +31,8 @@ def predict(
     ] = "error",
     out: Annotated[Path | None, out_option("[default: RUN/predictions.nc, NC-predictions.nc]")]
     = None,
-    draws: Annotated[int, typer.Option("-n", "--draws", help="Number of posterior draws.")] = 1000,
+    draws: Annotated[int, typer.Option("-n", "--draws", help="Posterior draws; of an NC as many of each chain.")]
+    = 1000,
     program: Annotated[
         str | None, typer.Option(metavar="FILE|RUN", help="Of an NC whose program is not where it was.")
     ] = None,
@@ -63,11 +64,12 @@ def predict(
         _attach(tree, group_by, label)
     write_netcdf(path, tree)
     found = summaries(tree, group_by)
+    draws = tree.predictions.sizes["chain"] * tree.predictions.sizes["draw"]
     if json:
         said = {"extrapolated": parse(tree.attrs.get("extrapolated", "[]")), "predictions": found}
         print_json({"out": str(path), "draws": draws, "conditions_on": "the fitted data", **said})
         return
-    _print(found, f"{tree.predictions.sizes['chain'] * tree.predictions.sizes['draw']} draws given the fitted data")
+    _print(found, f"{draws} draws given the fitted data")
     say(f"predictions {path}")
 
 

@@ -267,7 +267,8 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
         same = guide is not None or own_guide is None or isinstance(own_guide, str) or _source(own_guide) == file
         names = [getattr(f, "__qualname__", ".") for f in (model, own_guide) if callable(f)]
         usual = names in (["model"], ["model", "guide"])
-        named = usual or catalog.is_of_a_file(model) and not any("." in name for name in names)
+        by_name = all(map(_is_by_its_name, filter(callable, (model, own_guide))))
+        named = by_name and (usual or catalog.is_of_a_file(model))
         if (file is None or not same or not named) and "found_in" in program.__dict__:  # a module, or what wraps one
             file, name = program.__dict__["found_in"]
             return spec | {"file": "program.py", "name": name, "arguments": {}}, file
@@ -285,6 +286,11 @@ def describe_program(program: Program, structure: Structure, guide: str | None) 
     if not file.is_file() or "." in type(program).__qualname__:
         return spec | {"why": "its class stands in no file"}, None
     return spec | {"file": "program.py", "name": type(program).__name__}, file
+
+
+def _is_by_its_name(fn: Any) -> bool:
+    """Whether its module has this function, and no other that it wraps, under its name."""
+    return getattr(inspect.getmodule(fn), getattr(fn, "__qualname__", "."), None) is fn
 
 
 def _source(fn: Any) -> Path | None:

@@ -153,7 +153,7 @@ def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[
         if name not in example and name not in found:
             raise PpgenError(
                 f"a tree keeps tensors, numbers and words, and not what the argument {name!r} of {program.name} was; "
-                "pass it as it was sampled with, or predict from a run"
+                "pass it as it was sampled with, or predict from a run; where the tree is of another program, pass that"
             )
     return found
 

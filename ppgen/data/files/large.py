@@ -173,7 +173,7 @@ def moments(column: Tensor) -> tuple[Tensor, Tensor]:
     size = column.numel() * column.element_size()
     if size <= BLOCK:
         mean = column.double().mean(0)
-        return mean, column.double().std(0) if len(column) > 1 else torch.full_like(mean, math.nan)
+        return mean, column.double().std(0) if column.dim() and len(column) > 1 else torch.full_like(mean, math.nan)
     parts = [(len(b), torch.var_mean(b.double(), 0, correction=0)) for b in blocks(column)]
     n = sum(k for k, _ in parts)
     mean = torch.stack([k * m for k, (_, m) in parts]).sum(0) / n

@@ -1,0 +1,35 @@
+"""Programs that set the random state themselves, so that every draw is the same one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ppgen.handlers import without_validation
+from ppgen.program import Program
+from ppgen.terms import run
+
+log = logging.getLogger("ppgen")
+
+OURS = 0x5EED_0F_99  # a seed that nobody writes into a program
+
+
+def seeds_itself(program: Program, batch: Mapping[str, Any]) -> bool:
+    """Whether a run of the pair leaves torch with another seed than it began with."""
+    with torch.no_grad(), without_validation(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(OURS)
+        run(program, batch)
+        return torch.initial_seed() != OURS
+
+
+def warn_of_own_seed(program: Program, batch: Mapping[str, Any]) -> None:
+    """Says that a program sets the seed: its guide is fitted to one draw, and all predictions are one."""
+    if seeds_itself(program, batch):
+        log.warning(
+            "%s sets the seed itself (torch.manual_seed or pyro.set_rng_seed) each time it is run, so that every draw "
+            "is the same one, to which a guide is fitted; take that out of it, and pass the seed: seed= (--seed)",
+            program.name,
+        )  # fmt: skip
