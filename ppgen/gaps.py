@@ -199,6 +199,7 @@ class _Mask(Messenger):
         if (parts := parted(fn, value, filled) if fn.event_dim else None) is not None:
             msg["fn"], filled, seen = parts.seen, parts.filled, ~_none_seen(fn, value)
         msg["given"], msg["value"] = value, filled  # the program gets what it gave (`ParamSites`)
+        msg["filled"] = filled
         msg["mask"] = seen if msg["mask"] is None else seen & msg["mask"]
 
 

@@ -254,7 +254,7 @@ def _flat_where_masked(p: dict, q: dict) -> bool:
 
 
 def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool] = lambda name: False) -> None:
-    fn, value = site["fn"], site["value"]
+    fn, value = site["fn"], site.get("filled", site["value"])
     if type(innermost(fn)).__name__.startswith("NanMasked"):  # NaN is how these write what is missing
         return
     try:
