@@ -48,6 +48,19 @@ def invoke(path, *args, code=0):
     return result.stdout if not code else result.stderr
 
 
+def test_the_table_of_all_rows_as_csv(folder):
+    many = "county,floor\n" + "oak,0\nash,1\n" * 15
+    (folder / "many.csv").write_text(many)
+    found = json.loads(invoke(folder, "predict", "run", "--data", "many.csv", "--out", "rows.csv", "--json"))
+    lines = (folder / "rows.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    assert len(lines) == 31 and head == list(found["predictions"][0])
+    rows = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
+    assert [r["county"] for r in rows] == ["oak", "ash"] * 15
+    assert [float(r["mean"]) for r in rows] == [f["mean"] for f in found["predictions"]]
+    assert not (folder / "run" / "predictions.nc").exists()
+
+
 @pytest.mark.parametrize("source, draws", [("run", 1000), ("program.nc", 400)])
 def test_new_rows_in_words(folder, source, draws):
     found = json.loads(invoke(folder, "predict", source, "--data", "new.csv", "--group-by", "state", "--json"))
@@ -78,7 +91,7 @@ def test_a_word_that_was_not_seen(folder, source):
         (("run",), "there are no new rows to predict; name them with --data"),
         (("run", "--data", "birch.csv", "--program", "program.py"), "--program is for a file of draws, and run"),
         (("run", "--data", "birch.csv", "--new-groups", "maybe"), "expected 'error', or 'draw'"),
-        (("run", "--data", "birch.csv", "--out", "p.csv"), "let it end in .nc"),
+        (("run", "--data", "birch.csv", "--out", "p.txt"), "let it end in .nc"),
         (("run/posterior.nc", "--data", "birch.csv"), "there is no file run/posterior.nc"),
     ],
 )

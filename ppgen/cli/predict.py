@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from json import loads as parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +18,7 @@ from ppgen.errors import PpgenError
 if TYPE_CHECKING:
     from ppgen.data import Table
 
-ROWS = 20  # of the table on a screen; all are in the JSON and the netCDF
+ROWS = 20  # of the table on a screen; all are in the JSON and the file
 
 
 @app.command(short_help="Predict new rows from the posterior of a run, or of mcmc.")
@@ -29,7 +31,7 @@ def predict(
     new_groups: Annotated[
         str, typer.Option(help="Groups that were not fitted: error, or draw their latents from the model.")
     ] = "error",
-    out: Annotated[Path | None, out_option("[default: RUN/predictions.nc, NC-predictions.nc]")]
+    out: Annotated[Path | None, out_option(".nc, or .csv (the table). [default: RUN/predictions.nc, NC-predictions.nc]")]
     = None,
     draws: Annotated[int, typer.Option("-n", "--draws", help="Posterior draws; of an NC as many of each chain.")]
     = 1000,
@@ -48,11 +50,11 @@ def predict(
     """
     from ppgen import inference
     from ppgen.inference.evaluation.predict import summaries
-    from ppgen.run.files import write_netcdf
+    from ppgen.run.files import write_atomic, write_netcdf
 
     default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")
     path = out or default
-    check_suffix(path, (".nc",))
+    check_suffix(path, (".nc", ".csv"))
     fitted, made, recorded = _opened(source, program)
     where: dict[str, Any] = {"split": split or "all", "data_dir": data_dir}
     where["types"] = made.types
@@ -62,8 +64,11 @@ def predict(
     )
     if group_by is not None and label is not None:
         _attach(tree, group_by, label)
-    write_netcdf(path, tree)
     found = summaries(tree, group_by)
+    if path.suffix.lower() == ".csv":
+        write_atomic(path, _csv(found))
+    else:
+        write_netcdf(path, tree)
     draws = tree.predictions.sizes["chain"] * tree.predictions.sizes["draw"]
     if json:
         said = {"extrapolated": parse(tree.attrs.get("extrapolated", "[]")), "predictions": found}
@@ -125,6 +130,16 @@ def _attach(tree: Any, name: str, label: Any) -> None:
     group = tree.children.get("predictions_constant_data")
     dataset = group.to_dataset() if group is not None else Dataset()
     tree["predictions_constant_data"] = DataTree(dataset.assign({name: (tree.attrs["row_dim"], label)}))
+
+
+def _csv(found: list[dict[str, Any]]) -> str:
+    """All rows of the table, a column for the share of each word."""
+    rows = [{k: v for k, v in f.items() if k != "shares"} | f.get("shares", {}) for f in found]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _print(found: list[dict[str, Any]], title: str) -> None:
