@@ -31,8 +31,9 @@ def predict(
     new_groups: Annotated[
         str, typer.Option(help="Groups that were not fitted: error, or draw their latents from the model.")
     ] = "error",
-    out: Annotated[Path | None, out_option(".nc, or .csv (the table). [default: RUN/predictions.nc, NC-predictions.nc]")]
-    = None,
+    out: Annotated[
+        Path | None, out_option(".nc, or .csv (the table). [default: RUN/predictions.nc, NC-predictions.nc]")
+    ] = None,
     draws: Annotated[int, typer.Option("-n", "--draws", help="Posterior draws; of an NC as many of each chain.")]
     = 1000,
     program: Annotated[
