@@ -422,8 +422,8 @@ def _missing_mass(f: Finding) -> Words:
             "Report what is the same in all copies, or write an order or a sign into the model.",
         )
     return (
-        f"about {f.figure:.0%} of the posterior's mass lies where no draws are, at {f.where}: do not use the draws as "
-        "they are",
+        f"about {f.figure:.0%} of the posterior's mass lies where {'too few' if d.get('few') else 'no'} draws are, at "
+        f"{f.where}: do not use the draws as they are",
         "Write a model that has one mode, or report that the draws are of one part of the posterior.",
     )
 

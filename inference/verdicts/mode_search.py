@@ -43,6 +43,7 @@ ENOUGH = 0.75  # of the climbs, ended
 DRAWS = 300  # of a region
 BRIDGE = 1000  # of either side
 LEAST_ESS = 20  # of a region's weights, for its mass to be known
+ROUGH = 0.05  # standard error of the log of a mass
 MISSING = (0.01, 0.05)  # the share of the mass from which on it is told, and is "wrong"
 REST = 0.01  # of the draws, outside of their core
 SURE = 3.0  # standard errors
@@ -176,7 +177,8 @@ def search_modes(
     seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + _all_weighed(target, full, generator)
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
-    said = searched | {"unseen": len(unseen), "copies": copies}
+    few = _share(unseen[0].q, draws, weights, unseen[0].core) > 0
+    said = searched | {"unseen": len(unseen), "copies": copies, "few": few}
     return _Search(Finding("unseen_modes", where, share, MISSING[0], graded, said), _places_of(unseen))
 
 
@@ -329,11 +331,13 @@ def _share(q: _Normal, draws: Tensor, weights: Tensor, core: _Core | None = None
 
 
 def _weighed(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
-    """The mass of a normal's shell, outside of the core, or of that at its top, which in many dimensions is nearer to
-    the posterior than what a climb knows; None where the weights of both are too uneven to tell."""
+    """The mass of a normal's shell, outside of the core, or where that is roughly known of the one at its top, which in
+    many dimensions is nearer to the posterior than what a climb knows; None where the weights of both are too uneven to
+    tell."""
     found = _mass_of(target, q, generator, core)
-    if found is None and core is None and (top := _at(target, q.m)) is not None and _near(q, top):
-        found = _mass_of(target, top, generator)
+    if core is None and (found is None or found.se > ROUGH) and (top := _at(target, q.m)) is not None and _near(q, top):
+        other = _mass_of(target, top, generator)
+        found = min((r for r in (found, other) if r is not None), key=lambda r: r.se, default=None)
     return found
 
 
