@@ -99,7 +99,7 @@ class _Series(TorchDistribution):
 class StateSpace(ppgen.Program):
     """Real series x: (N, T, D); `seen`, (N, T, D) of 0 and 1, where x is known (none: everywhere).
 
-    What stands in x where it is not seen counts for nothing (0 will do; nan will not).
+    What stands in x where it is not seen counts for nothing: 0 will do, or nan.
 
     Args:
         features: D.
@@ -158,7 +158,7 @@ class StateSpace(ppgen.Program):
         return self._filter(x, seen).to(self.d)
 
     def _filter(self, x: Tensor, seen: Tensor | None) -> _States:
-        p, x = self.parts(), wide(x)
+        p, x = self.parts(), wide(x) if seen is None else torch.where(seen > 0, wide(x), 0.0)
         eye, mean = torch.eye(len(p.m)).to(p.m), p.m.expand(*x.shape[:-2], -1)
         cov = (p.s**2).diag().expand(*mean.shape, -1)
         means: list[Tensor] = []

@@ -352,3 +352,35 @@ def test_missing_on_the_command_line(call, tmp_path):
     assert "did you mean 'mask'" in call("fit line.py -d t.csv --missing masked", 2)
     assert "--missing is said at the fit" in call("mcmc mask --missing drop", 2)
     assert data.load("t.csv").types["y"].missing == 5
+
+
+class _Encoded(ppgen.Program):
+    """z ~ N(0, 1), y | z ~ N(z, 1) of three entries; the guide is the posterior given those that are seen."""
+
+    missing = "mask"
+
+    def __init__(self, fills: bool):
+        super().__init__()
+        self.fills, self.scale = fills, torch.nn.Parameter(torch.ones(()))
+
+    def model(self, y=None):
+        with ppgen.rows(y):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("y", Normal(z[..., None].expand(*z.shape, 3), 1.0).to_event(1), obs=y)
+
+    def guide(self, y):
+        precision, total = 1 + (~y.isnan()).sum(-1), (y.nan_to_num() if self.fills else y).sum(-1)
+        with ppgen.rows(y):
+            pyro.sample("z", Normal(total / precision, precision**-0.5 * self.scale))
+
+
+def test_a_guide_may_read_columns_with_missing_cells():
+    """With the posterior as guide, each row's bound is log p of the entries that are seen, by scipy."""
+    y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    y[:7, 0], y[4:9, 2], y[11] = torch.nan, torch.nan, torch.nan
+    with pytest.raises(PpgenError, match="the guide draws nan for 'z', and 'y', which it may read.*nan_to_num"):
+        fit(_Encoded(fills=False), {"y": y}, steps=1)
+    run = fit(_Encoded(fills=True), {"y": y}, steps=0)
+    seen = [row[~row.isnan()].numpy() for row in y]
+    exact = [multivariate_normal(np.zeros(len(s)), np.eye(len(s)) + 1).logpdf(s) if len(s) else 0.0 for s in seen]
+    assert loglik(run, {"y": y}, particles=3).best.values == pytest.approx(exact, abs=1e-4)

@@ -82,6 +82,17 @@ def test_smoothing_and_forecasts():
             torch.testing.assert_close(ahead.cov[n, h], cov)
 
 
+def test_what_is_not_seen_may_be_nan(caplog):
+    """`filter`, `smooth` and `forecast` were nan, and of log p(x), which was right, it was said that it is none."""
+    program, x = made(), normal(2, T, D).double()
+    gaps = torch.where(SEEN > 0, x, torch.nan)
+    for f in (program.filter, program.smooth, lambda v, seen: program.forecast(v, 2, seen)):
+        for a, b in zip(f(x, SEEN), f(gaps, SEEN), strict=True):
+            torch.testing.assert_close(a, b)
+    one, other = (loglik(program, {"x": v, "seen": SEEN}).best.values for v in (x, gaps))
+    assert one == pytest.approx(other, abs=1e-12) and "none" not in caplog.text
+
+
 @pytest.mark.parametrize("seen", [False, True])
 def test_float32_is_as_exact_as_its_numbers(seen):
     """log p of 50 steps with little noise was off by thirty nats in float32, without a word, and a covariance of the

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -157,7 +157,7 @@ def checked(
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
-        _log_probs(t, enumerated)
+        _log_probs(t, enumerated, program.gaps)
         with running_of(program, batch):
             warn_of_own_seed(program, batch)
         if enumerated:
@@ -356,7 +356,7 @@ def unvalidated(program: Program, batch: Mapping[str, Any]) -> Callable[[str], b
     return off
 
 
-def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
+def _log_probs(t: Traces, enumerated: tuple[str, ...], gaps: Collection[str]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
         for name, site in sample_sites(trace).items():
             if name in enumerated:
@@ -378,6 +378,12 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...]) -> None:
                     "log_prob at the site %r of the %s is -inf on the first batch, with values from %s: such steps are "
                     "left out; look at the support, and at the scale of the data", name, part, _extent(site["value"]),
                 )  # fmt: skip
+            elif bad and gaps and name in t.q.nodes and bool(site["value"].isnan().any()):
+                raise PpgenError(
+                    f"the guide draws nan for {name!r}, and {', '.join(map(repr, gaps))}, which it may read, has "
+                    "missing cells; fill them in in the guide (x.nan_to_num()), or take one that reads no column "
+                    "(--guide AutoNormal)"
+                )
             elif bad:
                 raise PpgenError(
                     f"log_prob at the site {name!r} of the {part} is {bad} on the first batch, with values from "

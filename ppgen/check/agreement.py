@@ -283,6 +283,8 @@ def observed_in_support(name: str, site: dict, unvalidated: Callable[[str], bool
         f"have {example} ({bad.numel()} such values in this batch)"
     )
     if unvalidated(name):
+        if bool(bad.isnan().all()) and bool(fn.log_prob(value).isfinite().all()):
+            return  # missing values, which it leaves out
         log.warning("%s, and its validation is switched off: what is called log p(x) is none", sentence)
     else:
         object_to(f"{sentence}; {remedy}")

@@ -234,8 +234,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "dims_of_all_rows",
-        "return values // (1 if few is not data else n_rows(data, structure.row_columns)) or None",
-        "return values or None",
+        'for n in structure.names("observed")) // rows or None',
+        'for n in structure.names("observed")) or None',
         "tests/test_loglik.py::test_bits_per_dim_where_a_latent_is_global",
     ),
     # -- posteriors ----------------------------------------------------------------------------------------------
