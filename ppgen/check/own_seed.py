@@ -25,9 +25,10 @@ def seeds_itself(program: Program, batch: Mapping[str, Any]) -> bool:
         return torch.initial_seed() != OURS
 
 
-def warn_of_own_seed(program: Program, batch: Mapping[str, Any]) -> None:
-    """Says that a program sets the seed: its guide is fitted to one draw, and all predictions are one."""
-    if seeds_itself(program, batch):
+def warn_of_own_seed(program: Program) -> None:
+    """After a run that began at the seed `OURS`: says that the program set another, so that its guide is fitted to one
+    draw, and all predictions are one."""
+    if torch.initial_seed() != OURS:
         log.warning(
             "%s sets the seed itself (torch.manual_seed or pyro.set_rng_seed) each time it is run, so that every draw "
             "is the same one, to which a guide is fitted; take that out of it, and pass the seed: seed= (--seed)",
