@@ -36,7 +36,7 @@ from ppgen.check.agreement import (
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
-from ppgen.check.own_seed import OURS, warn_of_own_seed
+from ppgen.check.own_seed import own_seed_said
 from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
@@ -143,10 +143,8 @@ def checked(
         if program._autoguide is not None:
             _fixed_supports(program, batch, apart)
         # From one random state: what differs between the two runs is the rows.
-        torch.manual_seed(OURS)
-        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]), own_seed_said(program):
             t = run(program, batch)
-            warn_of_own_seed(program)
         if not sample_sites(t.p, factors=True):
             raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")
         longer = longer_run(program, batch, rows)
