@@ -382,5 +382,5 @@ def test_a_guide_may_read_columns_with_missing_cells():
         fit(_Encoded(fills=False), {"y": y}, steps=1)
     run = fit(_Encoded(fills=True), {"y": y}, steps=0)
     seen = [row[~row.isnan()].numpy() for row in y]
-    exact = [multivariate_normal(np.zeros(len(s)), np.eye(len(s)) + 1).logpdf(s) if len(s) else 0.0 for s in seen]
+    exact = [stats.multivariate_normal(np.zeros(len(s)), np.eye(len(s)) + 1).logpdf(s) if len(s) else 0.0 for s in seen]
     assert loglik(run, {"y": y}, particles=3).best.values == pytest.approx(exact, abs=1e-4)

@@ -38,7 +38,7 @@ from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
-from ppgen.check.own_seed import warn_of_own_seed
+from ppgen.check.own_seed import own_seed_said
 from ppgen.check.whole_columns import rows_outside
 from ppgen.enumerated import require_summable
 from ppgen.errors import PpgenError, nearest
@@ -145,7 +145,7 @@ def checked(
         if program._autoguide is not None:
             _fixed_supports(program, batch, apart)
         # From one random state: what differs between the two runs is the rows.
-        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]), own_seed_said(program):
             t = run(program, batch)
         if not sample_sites(t.p, factors=True):
             raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")
@@ -158,8 +158,6 @@ def checked(
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)
         _log_probs(t, enumerated, program.gaps)
-        with running_of(program, batch):
-            warn_of_own_seed(program, batch)
         if enumerated:
             with running_of(program, batch):
                 require_summable(program, batch, structure.nesting, enumerated)

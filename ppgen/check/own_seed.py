@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,9 +26,19 @@ def seeds_itself(program: Program, batch: Mapping[str, Any]) -> bool:
         return torch.initial_seed() != OURS
 
 
-def warn_of_own_seed(program: Program, batch: Mapping[str, Any]) -> None:
-    """Says that a program sets the seed: its guide is fitted to one draw, and all predictions are one."""
-    if seeds_itself(program, batch):
+@contextmanager
+def own_seed_said(program: Program) -> Iterator[None]:
+    """Says that a program that is run within sets the seed, so that its guide is fitted to one draw.
+
+    The random numbers are what they were: a state of torch's begins with the seed that it was made from, in 8 bytes,
+    from which no number is drawn; there `OURS` is written.
+    """
+    state = torch.get_rng_state()
+    state[:8] = torch.tensor([OURS]).view(torch.uint8)
+    torch.set_rng_state(state)
+    marked = torch.initial_seed() == OURS
+    yield
+    if marked and torch.initial_seed() != OURS:
         log.warning(
             "%s sets the seed itself (torch.manual_seed or pyro.set_rng_seed) each time it is run, so that every draw "
             "is the same one, to which a guide is fitted; take that out of it, and pass the seed: seed= (--seed)",
