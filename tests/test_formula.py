@@ -196,6 +196,7 @@ REFUSED = {
     "fractions as counts": ("t ~ x", "poisson", "and poisson takes counts"),
     "more than two": ("g ~ x", "bernoulli", "'g' has 4 values \\(a, b, c, d\\), and bernoulli takes two"),
     "categories by other numbers": ("k ~ x", "ordered", "'k' is the numbers 1, 3, 5"),
+    "knots": ("y ~ bs(x, knots=[0, 1])", "gaussian", "have knots as a list.*write df="),
     "half a trial": ("p(c, u) ~ x", "binomial", "the trials 'u' of 'c' are no whole number in row 0"),
     "half a trial of all": ("p(c, 8.5) ~ x", "binomial", "the trials 8.5 of 'c' are no whole number;"),
     "no trials": ("c ~ x", "binomial", "has no trials"),

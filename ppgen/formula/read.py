@@ -337,6 +337,11 @@ def _formulae(terms: str, table: CodedTable) -> Any:
         with redirect_stdout(StringIO()), np.errstate(all="ignore"):  # where it prints that an error comes
             read = design_matrices(terms, table.frame, na_action="error", extra_namespace=functions).common
     except Exception as e:  # of many kinds
+        if re.search(r"knots\s*=\s*[\[(]", terms):
+            raise PpgenError(
+                f"the terms {terms!r} have knots as a list, which formulae does not read; write df=, whose knots are "
+                "quantiles of the column, or compute the columns of the spline in the table"
+            ) from e
         for name in _names(_tree(terms)):
             if name in table.raw.words and len(values := table.values(name)) == 1:
                 raise _one_level(name, values) from e
