@@ -135,3 +135,23 @@ def test_a_column_that_is_conditioned_is_data_and_the_latent_beside_it_is_not(pr
     assert {*tree.posterior_predictive} == {*tree.log_likelihood} == {*data}
     error = 4 / (2 * 4000) ** 0.5  # of a relative sd, s.e. times 4
     assert abs(tree.posterior_predictive["y"].std(("chain", "draw")).values / PREDICTIVE - 1).max() < error
+
+
+@pytest.mark.parametrize("value, said", [(torch.log, True), (torch.zeros_like, False)], ids=["data", "held at 0"])
+@pytest.mark.parametrize("run", [fit, mcmc])
+def test_data_that_are_held_as_a_latent_are_told(run, value, said, caplog):
+    """x_i ~ N(a, 1) by obs=, and log y_i ~ N(b + x_i, 1) by a condition on y.log(): right posteriors, no LOO of y."""
+
+    def joint(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+            pyro.sample("log_y", dist.Normal(b + x, 1.0))
+
+    def program(x, y):
+        poutine.condition(joint, {"log_y": value(y)})(x)
+
+    how = {"steps": 1} if run is fit else {"chains": 4, "warmup": 20, "draws": 5}
+    run(program, {"x": Y, "y": Y.exp()}, **how)
+    assert ("'log_y' is conditioned on what the program computes" in caplog.text) == said

@@ -5,6 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.transforms import OrderedTransform
+from torch.distributions import biject_to
 from torch.distributions.transforms import (
     AffineTransform,
     ExpTransform,
@@ -45,6 +47,44 @@ def test_the_support_is_where_the_draws_are(name, shape):
     ends = getattr(support, "lower_bound", -INFINITY), getattr(support, "upper_bound", INFINITY)
     assert [float(e) for e in ends] == pytest.approx([low, high])
     assert d.support.check(d.sample((1000,))).all() and d.batch_shape == (2,)
+
+
+ORDERED = dist.TransformedDistribution(
+    dist.Normal(torch.zeros(2), 1.0).to_event(1), [OrderedTransform(), ExpTransform()]
+)
+TEN_SHARES = dist.TransformedDistribution(dist.Dirichlet(torch.ones(3)), [AffineTransform(0.0, 10.0)])
+
+
+@pytest.mark.parametrize(
+    "d, outside", [(ORDERED, [2.0, 1.0]), (TEN_SHARES, [5.0, 5.0, 5.0])], ids=["ordered", "shares"]
+)
+def test_entries_that_belong_together_do_so_after_a_map_of_each(d, outside):
+    """torch says that eˣ of ordered numbers is any positive ones, and that 10 x of shares is any number."""
+    assert d.support.check(d.sample((1000,))).all() and not d.support.check(torch.tensor(outside))
+    into = biject_to(d.support)
+    u = torch.randn(1000, *into.inv(d.sample()).shape)
+    assert d.support.check(into(u)).all() and torch.allclose(into.inv(into(u)), u, atol=1e-3)
+
+
+def test_a_guide_by_name_of_positive_ordered_numbers():
+    """c_1 = exp(u_1), c_2 = exp(u_1 + exp(u_2)), y_i ~ N(c_1, c_2), by quadrature over u."""
+    y = torch.tensor([0.5, 1.2, 3.0, 2.2, 0.7, 4.1])
+
+    def model(y):
+        c = pyro.sample("c", ORDERED)
+        with rows(y):
+            pyro.sample("y", dist.Normal(c[0], c[1]), obs=y)
+
+    a, b = torch.meshgrid(*[torch.linspace(-5, 4, 900, dtype=torch.float64)] * 2, indexing="ij")
+    first, second = a.exp(), (a + b.exp()).exp().clamp_max(1e300)
+    joint = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(0.0, 1.0).log_prob(b)
+    joint = joint + sum(dist.Normal(first, second).log_prob(v) for v in y)
+    exact = float(joint.flatten().logsumexp(0) + 2 * torch.log(a[1, 0] - a[0, 0]))
+    run = fit(Program.from_pair(model), {"y": y}, guide="AutoMultivariateNormal", steps=600, lr=0.02, schedule="cosine")
+    bound = loglik(run, {"y": y}, particles=10_000).best
+    assert abs(bound.mean - exact) < 4 * bound.mean_se + 0.01
+    drawn = posterior(run, {"y": y}, draws=500, predictive=False, prior=False)["posterior"]["c"].values
+    assert (drawn[..., 0] > 0).all() and (drawn[..., 1] > drawn[..., 0]).all()
 
 
 def ten_sigmoid(x):

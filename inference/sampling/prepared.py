@@ -18,6 +18,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.check import columns, running_of, unvalidated
 from ppgen.check.agreement import NOTHING, observed_fit, observed_in_support
 from ppgen.check.counted import warn_of_rows_counted_again
+from ppgen.check.held import warn_of_held_data
 from ppgen.check.indices import warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import Table, n_rows, row_columns
@@ -61,6 +62,7 @@ class Prepared(NamedTuple):
             lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False)
         )
         warn_of_rows_counted_again(self.program, self.data, found)
+        warn_of_held_data(self.program, self.data, found)
         return found
 
 

@@ -36,6 +36,7 @@ from ppgen.check.agreement import (
 from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.counted import warn_of_rows_counted_again
 from ppgen.check.cut_gradients import warn_of_cut_gradients
+from ppgen.check.held import warn_of_held_data
 from ppgen.check.missing import validate
 from ppgen.check.narrower import is_impossible_beyond
 from ppgen.check.own_seed import own_seed_said
@@ -154,6 +155,7 @@ def checked(
         warn_of_rows_counted_again(program, batch, structure)
         if learn:
             _auxiliary(program, batch, t)
+            warn_of_held_data(program, batch, structure)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)

@@ -90,7 +90,7 @@ def _determinant(program: Program, data: Mapping[str, Any], at: Mapping[str, Ten
         with torch.enable_grad():
             found: Any = torch.autograd.functional.jacobian(values, tuple(v.reshape(-1) for v in at.values()))
         matrix = torch.cat([torch.cat(tuple(row), 1) for row in found]).double()
-        off = float(torch.linalg.slogdet(matrix)[1] + sum(densities).detach())
+        off = float(torch.linalg.slogdet(matrix)[1] + torch.stack(densities).sum().detach())
     except Exception:  # no derivatives
         return float("nan")
     return off if abs(off) < float("inf") else float("nan")

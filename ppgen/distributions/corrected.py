@@ -6,7 +6,7 @@ r"""What torch and Pyro have wrong, or lack, of their own distributions: set rig
     Binomial.sample          nan of trials that are nan; torch's loop has no end
     GeneralizedPareto        its support without an upper end, which torch calls an interval up to infinity
     transformed supports     x = T(u) with u in (a, b) in (T(a), T(b)): torch says the codomain of the last transform,
-                             ℝ for 10 x of x ~ Beta(2, 2)
+                             ℝ for 10 x of x ~ Beta(2, 2), and forgets the order of ordered numbers, as of their eˣ
     supports of mixtures     a bijection from the reals, where all components have one support
     positive definite        X = L Lᵀ, of L's entries below the diagonal and the logarithms of those on it
 
@@ -130,7 +130,11 @@ TransformedDistribution.support = _transformed_support  # type: ignore[method-as
 def _image(d: Any) -> Any:
     """None: torch's is right, or the image is not known. No value is looked at where it may be traced or batched."""
     parts = _parts(d.transforms)
-    if not all(isinstance(t, _MONOTONE) for t in parts):
+    first = max((i + 1 for i, t in enumerate(parts) if not isinstance(t, _MONOTONE)), default=0)
+    inner = parts[first - 1].codomain if first else d.base_dist.support
+    if first < len(parts) and inner.event_dim and not isinstance(inner, constraints.independent):
+        return _Image(inner, parts[first:])
+    if first:
         return None
     ends = _ends(d.base_dist.support)
     for t in parts:
@@ -141,6 +145,34 @@ def _image(d: Any) -> Any:
     made: Any = constraints.less_than(high) if low is None else constraints.interval(low, high)
     made = constraints.greater_than(low) if high is None else made
     return constraints.independent(made, d.event_dim) if d.event_dim else made
+
+
+class _Image(constraints.Constraint):
+    """A support of several entries together, as ordered numbers or a simplex, after a map of each entry."""
+
+    is_discrete = False
+
+    def __init__(self, inner: Any, parts: list[Any]):
+        self.inner, self.map = inner, transforms.ComposeTransform(parts)
+        self.tensors = [v for t in parts for v in vars(t).values() if isinstance(v, Tensor)]
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return f"{self.inner}, mapped by {self.map}"
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return int(self.inner.event_dim)
+
+    def check(self, value: Tensor) -> Tensor:
+        within = constraints.independent(self.map.codomain, self.event_dim - self.map.codomain.event_dim)
+        return within.check(value) & self.inner.check(self.map.inv(value))
+
+
+@biject_to.register(_Image)
+@transform_to.register(_Image)
+def _into_image(constraint: _Image) -> Transform:
+    return transforms.ComposeTransform([biject_to(constraint.inner), *constraint.map.parts])
 
 
 def _moved(t: Any, ends: _Ends) -> _Ends | None:
