@@ -54,6 +54,8 @@ class Regression(ppgen.Program):
         priors: locations and scales, of `ppgen.formula.priors`.
     """
 
+    starts = 4  # its columns are of any units
+
     def __init__(self, formula: str, family: str, design: Design, priors: Priors):
         super().__init__()
         self.formula, self.family, self.design, self.priors = formula, family, design, priors

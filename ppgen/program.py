@@ -150,6 +150,7 @@ class Program(nn.Module):
 
     # -- where a family has something better than its plain run ---------------------------------------
 
+    starts: int = 0  # of the search that a guide by name begins at, where a fit asks for no number
     rows_a_step: int | None = None  # of many, where a fit is given no batch_size and the program's own guide; None: all
     gaussian_steps = False  # whether it is a chain of Gaussian conditionals, which samplers and an ODE can be run on
 

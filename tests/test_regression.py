@@ -424,3 +424,15 @@ def test_an_ordered_row_far_out_has_its_probability():
     np.testing.assert_allclose(log_p.detach(), expected, rtol=1e-5, atol=1e-5)
     (slope,) = torch.autograd.grad(log_p[-1, 0], eta)
     assert float(slope[-1]) == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_a_fit_of_a_formula_ends_at_the_posterior_whatever_its_units():
+    """Least squares. From 0 the default steps ended 23 nats lower, at an intercept of 4.1 ± 3.0 for 9.0 ± 0.2."""
+    x = np.arange(8.0)
+    table = pd.DataFrame({"x": x, "y": 9 + 0.5 * x + 0.2 * np.random.default_rng(3).standard_normal(8)})
+    program = regression("y ~ x", data=table)
+    run = fit(program, table, steps=300, lr=0.02, schedule="cosine", engine="trace", seed=0)
+    drawn = posterior(run, table, draws=2000, predictive=False, prior=False, seed=0)["posterior"]
+    line = stats.linregress(x, table["y"])
+    assert float(drawn["Intercept"].mean()) == pytest.approx(line.intercept, abs=0.3 * line.intercept_stderr)
+    assert float(drawn["beta"].mean()) == pytest.approx(line.slope, abs=0.3 * line.stderr)

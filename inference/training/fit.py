@@ -107,7 +107,8 @@ def fit(
         guide: name of a guide that replaces the program's (`ppgen.guides`): flow, or one of Pyro's autoguides.
         starts: starting points of a search on all rows for a Gaussian at which a flow, AutoNormal, AutoDiagonalNormal
             or AutoMultivariateNormal begins, and of which bam, bam_low_rank and pathfinder are made; None: 8 for a
-            flow and bam, 4 for bam_low_rank, 20 for pathfinder, none for Pyro's, which begin as Pyro made them.
+            flow and bam, 4 for bam_low_rank, 20 for pathfinder, for Pyro's those of the program (`Program.starts`, 4
+            of a formula): of 0 they begin as Pyro made them.
         engine: how a step is run: eager, trace, compile, auto.
         precision: 32-true, 64-true, bf16-mixed, 16-mixed (Fabric's names); None: 64-true by torch's default dtype, the
             float64 tensors of the program or the size of counts, as logged; else 32-true.
@@ -473,7 +474,7 @@ def _begin(program: Program, rows: Mapping[str, Any], o: Mapping[str, Any], guid
         guide: its name, if a step has all rows.
     """
     file = file_of(guide) if guide else None
-    starts = (file.STARTS if file else 0) if o["starts"] is None else o["starts"]
+    starts = (file.STARTS if file else program.starts) if o["starts"] is None else o["starts"]
     searches = hasattr(program._autoguide, "search")
     begun = False
     if guide and (searches or starts and not enumerated):

@@ -53,7 +53,7 @@ def fit(
     particles: Annotated[int, typer.Option(help="Draws of the latents a step.")] = 1,
     guide: Annotated[str | None, typer.Option(help="flow, or a Pyro autoguide, in place of the program's.")] = None,
     starts: Annotated[
-        int | None, typer.Option(help="Starting points tried for the guide. [default: by the guide; none for Pyro's]")
+        int | None, typer.Option(help="Starting points tried for the guide. [default: by guide and program]")
     ] = None,
     engine: Annotated[str, typer.Option(help="eager, trace, compile or auto.")] = "auto",
     precision: Annotated[
