@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
@@ -133,11 +133,7 @@ def sample(
             sites = forward_sites(model, columns, 1)
         names = {k for k, s in sites.items() if not is_deterministic(s)}
         held = {k: v for k, v in given.items() if k not in {**columns, **constants}}
-        for name in held.keys() - names:
-            raise PpgenError(
-                f"{name!r} is neither a column nor a site of {program.name}"
-                f"{nearest(name, names | set(program.columns))}; its sites are {', '.join(sorted(names))}"
-            )
+        _require_known(program, held.keys(), names)
         held = {k: _one_a_draw(k, v, sites[k], n, plates if by_row else set()) for k, v in held.items()}
         if by_row:
             drawn = _by_rows(model, n, held, each, constants, plates)
@@ -152,6 +148,14 @@ def sample(
             counts_in_range(name, drawn[name], sites[name]["fn"])
         _say_flat({k: s for k, s in sites.items() if k in names and k not in held})
         return drawn
+
+
+def _require_known(program: Program, held: Collection[str], sites: Collection[str]) -> None:
+    for name in {*held} - {*sites}:
+        raise PpgenError(
+            f"{name!r} is neither a column nor a site of {program.name}"
+            f"{nearest(name, {*sites, *program.columns})}; its sites are {', '.join(sorted(sites))}"
+        )
 
 
 def _warn_of_causes(run: Callable[[], Any], observed: Mapping[str, str]) -> None:

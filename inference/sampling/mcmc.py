@@ -77,9 +77,8 @@ def mcmc(
             but by `through`.
         data: the columns, all rows.
         kernel: a name of `ppgen.inference.sampling.kernels`.
-        chains, draws, warmup: 64, 250 and 400 for chees; in more than 1000 dimensions 16, 1000, 400, of data of more
-            than 50 000 values 16, 400, 400, of programs whose chains cannot be run together 8, 500, 400; 4, 1000, 500
-            for nuts. A settled warm-up ends.
+        chains, draws, warmup: 64, 250, 400 for chees (in more than 1000 dimensions 16, 1000, 400, of more than 50 000
+            values of data 16, 400, 400, one by one 8, 500, 400); 4, 1000, 500 for nuts. A settled warm-up ends.
         metric: diag, dense (of nuts, and of chees in more than 200 dimensions: low-rank corrections), or auto: dense
             where the posterior is small, or, by chees, found to be correlated.
         engine: eager (one chain at a time), trace, compile, or auto: compile where the run is long enough.
