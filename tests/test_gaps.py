@@ -201,7 +201,7 @@ def test_parts_of_vectors_that_cannot_be_told_from_the_rest_are_refused_or_said(
     caplog.clear()
     shares[1] = torch.nan
     find_gaps(program, {"y": shares})
-    assert not caplog.text
+    assert "whole" not in caplog.text
     program.missing = "impute"
     find_gaps(program, {"y": shares})
 

@@ -161,8 +161,13 @@ def test_the_longest_tails_are_looked_at(monkeypatch):
     assert mcmc_diagnostics.longest_tails(z[:, :6], 6) == list(range(6))
 
 
-def test_fewer_chains_of_more_draws_of_thousands_of_latents():
-    assert mcmc_module._numbers("chees", "auto", 1000, None, None, None) == [64, 250, 400]
-    assert mcmc_module._numbers("chees", "auto", 1001, None, None, None) == [16, 1000, 400]
-    assert mcmc_module._numbers("chees", "auto", 1001, 32, None, None) == [32, 250, 400]
-    assert mcmc_module._numbers("smc", "auto", 1001, None, None, None) == [16, 500, 200]
+def test_fewer_chains_of_thousands_of_latents_and_of_many_values():
+    def numbers(kernel, dim, values, *given):
+        return mcmc_module._numbers(kernel, "auto", dim, values, *given)
+
+    assert numbers("chees", 1000, 50_000, None, None, None) == [64, 250, 400]
+    assert numbers("chees", 1001, 10, None, None, None) == [16, 1000, 400]
+    assert numbers("chees", 1001, 50_001, None, None, None) == [16, 1000, 400]
+    assert numbers("chees", 1000, 50_001, None, None, None) == [16, 400, 400]
+    assert numbers("chees", 1001, 50_001, 32, None, None) == [32, 250, 400]
+    assert numbers("smc", 1001, 50_001, None, None, None) == [16, 500, 200]

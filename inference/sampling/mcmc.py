@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from ppgen.data import tensors
 from ppgen.engine import LogJoint, log_joint
 from ppgen.engine.density.joint import FUSED_DIM, in_blocks
 from ppgen.engine.density.laplace import LaplaceMarginal
@@ -122,7 +123,7 @@ def mcmc(
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
-        values = sum(v.numel() for v in made.data.values())
+        values = sum(v.numel() for v in tensors(made.data).values())
         C, S, W = _numbers_of(joint, outer, steps, values, kernel, metric, chains, draws, warmup)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
