@@ -408,7 +408,26 @@ def rows_one_by_one(y):
         pyro.sample("event", dist.Bernoulli(torch.sigmoid(m)), obs=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_one_by_one])
+def rows_summed_beside_latents_of_rows(y):
+    with rows(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", dist.Normal(z, 1.0).log_prob(y).sum())
+
+
+def rows_averaged(y):
+    """Each of N rows adds an N-th of what all rows do."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.factor("mean", dist.Normal(m, 1.0).log_prob(y).mean())
+        pyro.factor("penalty", -(m**2) / len(y))
+        with pyro.poutine.scale(scale=1 / len(y)):
+            pyro.sample("scaled", dist.Normal(m, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+RIGHT = [rows_one_by_one, rows_averaged]
+
+
+@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_summed_beside_latents_of_rows, *RIGHT])
 def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
     """Its posterior is of N² rows: N(Σ y / (1/N + N), 1 / (1 + N²)) for N(Σ y / (1 + N), 1 / (1 + N))."""
     y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
@@ -416,7 +435,7 @@ def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
         caplog.clear()
         run(model, {"y": y})
         said = [m for m in caplog.messages if "counts once for each row" in m]
-        assert len(said) == (model is not rows_one_by_one) and all("'f' within the plate 'data'" in m for m in said)
+        assert len(said) == (model not in RIGHT) and all("'f' within the plate 'data'" in m for m in said)
 
 
 def test_a_value_that_a_summed_latent_excludes_is_no_fault(caplog):
