@@ -385,6 +385,38 @@ def test_a_guide_whose_terms_are_not_the_density_of_its_latents_has_no_bound(kin
     assert abs(bound.mean - exact) < 4 * bound.mean_se + 1e-3
 
 
+def fractions_of_rows(y):
+    with rows(y):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        pyro.sample("y", dist.Normal(p, 1.0), obs=y)
+
+
+def guide_of_fractions(y, kind):
+    """p = sigmoid(u), u ~ N(13, 0.1): in float32 1 - p has two digits, and with it the derivative p (1 - p)."""
+    with rows(y):
+        u = pyro.sample("u", dist.Normal(13.0, 0.1), infer={"is_auxiliary": True})
+        det = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
+        if kind == "undone":
+            pyro.factor("undo", -dist.Normal(13.0, 0.1).log_prob(u), has_rsample=True)
+            pyro.sample("p", dist.Beta(1.0, 2.0))
+        else:
+            pyro.sample("p", dist.Delta(u.sigmoid(), log_density=-det if kind == "right" else 0.0 * det))
+
+
+@pytest.mark.parametrize("kind", ["right", "undone", "determinant"])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_a_determinant_is_looked_at_whatever_its_precision_and_the_rows(rows, kind, caplog):
+    """-log(p (1 - p)) is 13 nats a row; a guide whose factor takes out what it draws beside is right."""
+    y = torch.linspace(0, 2, rows)
+    run = fit(Program.from_pair(fractions_of_rows, partial(guide_of_fractions, kind=kind)), {"y": y}, steps=0)
+    assert ("no bound" in caplog.text) == (kind == "determinant")
+    if kind == "determinant":
+        with pytest.raises(PpgenError, match="there is no bound on log p"):
+            loglik(run, {"y": y})
+    else:
+        loglik(run, {"y": y}, particles=8)
+
+
 def rows_summed(y):
     m = pyro.sample("m", dist.Normal(0.0, 1.0))
     with rows(y):
