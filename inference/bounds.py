@@ -71,7 +71,10 @@ def log_weights(terms: Sequence[Term], s: Setting, *, target: bool = False) -> T
     keep = s.row_plates if s.by_row else frozenset()
     s = s._replace(n_over_b=1.0) if s.by_row else s
     log_w = added([sum_to(t, _part(t, s, target=target), keep, lead=1) for t in terms])
-    return log_w if isinstance(s.weights, float) and s.weights == 1.0 else log_w / s.weights
+    if isinstance(s.weights, float) and s.weights == 1.0:
+        return log_w
+    w = torch.as_tensor(s.weights)
+    return log_w / torch.where(w == 0, 1.0, w)  # a row that does not count has log w = 0
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

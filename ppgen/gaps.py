@@ -215,15 +215,19 @@ class _Impute(Messenger):
     def __init__(self, sites: Mapping[str, int]):
         super().__init__()
         self.sites = sites
+        self.given: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if msg["is_observed"] and (given := self.given.pop(name, None)) is not None:
+            msg["given"] = given
         if name not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
         rows = _seen(fn, value)
         parts = parted(fn, value, _filled(fn, value)) if fn.event_dim else None
         if parts is None:
             parts = Parted(fn, fn, _filled(fn, value), rows.reshape(rows.shape + (1,) * fn.event_dim))
+        self.given[f"{name}_observed"] = value  # nan in the gaps, whose fillings are no data
         with poutine.mask(mask=~_none_seen(fn, value)):
             observed = pyro.sample(f"{name}_observed", parts.seen, obs=parts.filled)
         with poutine.mask(mask=~rows):

@@ -46,11 +46,12 @@ def parted(fn: Any, value: Tensor, filled: Tensor) -> Parted | None:
 
 
 def _of_normal(fn: Any, value: Tensor, entries: Tensor) -> Parted:
-    loc, s = fn.loc.expand(value.shape), entries.to(fn.loc)
+    loc, covariance, precision = fn.loc.expand(value.shape), fn.covariance_matrix, fn.precision_matrix
+    covariance, precision, s = covariance.to(loc), precision.to(loc), entries.to(loc)
     here, gone = torch.diag_embed(s), torch.diag_embed(1 - s)
     filled = torch.where(entries, value.nan_to_num().to(loc), loc)
-    seen = dist.MultivariateNormal(loc, here @ fn.covariance_matrix @ here + gone / (2 * math.pi))
-    precision = gone @ fn.precision_matrix @ gone + here
-    pull = gone @ fn.precision_matrix @ here @ (filled - loc)[..., None]
+    seen = dist.MultivariateNormal(loc, here @ covariance @ here + gone / (2 * math.pi))
+    pull = gone @ precision @ here @ (filled - loc)[..., None]
+    precision = gone @ precision @ gone + here
     middle = loc - torch.linalg.solve(precision, pull)[..., 0]
     return Parted(seen, dist.MultivariateNormal(middle, precision_matrix=precision), filled, entries)

@@ -385,6 +385,38 @@ def test_a_guide_whose_terms_are_not_the_density_of_its_latents_has_no_bound(kin
     assert abs(bound.mean - exact) < 4 * bound.mean_se + 1e-3
 
 
+def fractions_of_rows(y):
+    with rows(y):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        pyro.sample("y", dist.Normal(p, 1.0), obs=y)
+
+
+def guide_of_fractions(y, kind):
+    """p = sigmoid(u), u ~ N(13, 0.1): in float32 1 - p has two digits, and with it the derivative p (1 - p)."""
+    with rows(y):
+        u = pyro.sample("u", dist.Normal(13.0, 0.1), infer={"is_auxiliary": True})
+        det = torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)
+        if kind == "undone":
+            pyro.factor("undo", -dist.Normal(13.0, 0.1).log_prob(u), has_rsample=True)
+            pyro.sample("p", dist.Beta(1.0, 2.0))
+        else:
+            pyro.sample("p", dist.Delta(u.sigmoid(), log_density=-det if kind == "right" else 0.0 * det))
+
+
+@pytest.mark.parametrize("kind", ["right", "undone", "determinant"])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_a_determinant_is_looked_at_whatever_its_precision_and_the_rows(rows, kind, caplog):
+    """-log(p (1 - p)) is 13 nats a row; a guide whose factor takes out what it draws beside is right."""
+    y = torch.linspace(0, 2, rows)
+    run = fit(Program.from_pair(fractions_of_rows, partial(guide_of_fractions, kind=kind)), {"y": y}, steps=0)
+    assert ("no bound" in caplog.text) == (kind == "determinant")
+    if kind == "determinant":
+        with pytest.raises(PpgenError, match="there is no bound on log p"):
+            loglik(run, {"y": y})
+    else:
+        loglik(run, {"y": y}, particles=8)
+
+
 def rows_summed(y):
     m = pyro.sample("m", dist.Normal(0.0, 1.0))
     with rows(y):
@@ -408,7 +440,26 @@ def rows_one_by_one(y):
         pyro.sample("event", dist.Bernoulli(torch.sigmoid(m)), obs=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_one_by_one])
+def rows_summed_beside_latents_of_rows(y):
+    with rows(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", dist.Normal(z, 1.0).log_prob(y).sum())
+
+
+def rows_averaged(y):
+    """Each of N rows adds an N-th of what all rows do."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with rows(y):
+        pyro.factor("mean", dist.Normal(m, 1.0).log_prob(y).mean())
+        pyro.factor("penalty", -(m**2) / len(y))
+        with pyro.poutine.scale(scale=1 / len(y)):
+            pyro.sample("scaled", dist.Normal(m, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+RIGHT = [rows_one_by_one, rows_averaged]
+
+
+@pytest.mark.parametrize("model", [rows_summed, rows_within_events, rows_summed_beside_latents_of_rows, *RIGHT])
 def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
     """Its posterior is of N² rows: N(Σ y / (1/N + N), 1 / (1 + N²)) for N(Σ y / (1 + N), 1 / (1 + N))."""
     y = torch.tensor([0.3, 1.9, 1.1, 0.4, 2.2])
@@ -416,7 +467,7 @@ def test_a_sum_over_the_rows_within_their_plate_is_told(model, caplog):
         caplog.clear()
         run(model, {"y": y})
         said = [m for m in caplog.messages if "counts once for each row" in m]
-        assert len(said) == (model is not rows_one_by_one) and all("'f' within the plate 'data'" in m for m in said)
+        assert len(said) == (model not in RIGHT) and all("'f' within the plate 'data'" in m for m in said)
 
 
 def test_a_value_that_a_summed_latent_excludes_is_no_fault(caplog):

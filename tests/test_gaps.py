@@ -190,6 +190,16 @@ def test_a_table_of_drawn_vectors_has_their_missing_entries_alone():
     np.testing.assert_allclose(table["sd"][1:] / sd, 1, atol=5 / 6000**0.5)
 
 
+def test_fillings_of_missing_entries_are_held_against_no_model(caplog):
+    """Rows of N(0, Σ), of which entries are missing at random: the model is theirs, and is not called unlike them."""
+    y = MultivariateNormal(torch.zeros(3, dtype=torch.float64), SIGMA).sample((12,))
+    y[0, 0] = y[3, 2] = y[5, 0] = torch.nan
+    y[2], y[1, 1:] = torch.nan, torch.nan
+    tree = mcmc(Vectors(VECTORS["normal"], "impute"), {"y": y}, chains=8, draws=50, warmup=50)
+    assert np.array_equal(tree["observed_data"]["y_observed"].values, y.numpy(), equal_nan=True)
+    assert "does not give data like the observed" not in caplog.text
+
+
 def test_parts_of_vectors_that_cannot_be_told_from_the_rest_are_refused_or_said(caplog):
     program = Vectors(lambda m: Dirichlet(m.exp()), "impute")
     shares = torch.tensor([[0.2, 0.3, 0.5], [0.4, torch.nan, torch.nan]], dtype=torch.float64)

@@ -593,6 +593,19 @@ def test_a_run_is_sampled_at_its_learned_parameters(tmp_path):
     assert tree["posterior"]["m"].dtype == np.float32
 
 
+def test_float32_of_which_only_draws_ask_is_computed_in_float32():
+    """log N(y; m, S) is computed of m in float64 and S in float32, and draws of it are not."""
+    held = torch.tensor([[1.0, 0.5], [0.5, 2.0]])
+
+    def model(y):
+        m = pyro.sample("m", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.MultivariateNormal(m, held), obs=y)
+
+    tree = mcmc(model, {"y": torch.randn(6, 2)}, chains=4, draws=10, warmup=20)
+    assert tree["posterior"]["m"].dtype == np.float32
+
+
 # -- bad input ---------------------------------------------------------------------------------------------
 
 

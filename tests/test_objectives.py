@@ -626,6 +626,19 @@ def test_figures_of_weighed_rows_are_of_unweighed_draws(caplog):
     assert tree["posterior"]["z"].values.std(1).ravel() == pytest.approx(sd, rel=0.1)
 
 
+def test_a_row_of_weight_0_counts_for_nothing():
+    """Its log weight was 0 / 0: the loss of a fit was not finite, and `loglik` said that the program fails there."""
+    w = W.clone()
+    w[1] = 0.0
+    others = torch.arange(len(X)) != 1
+    found = []
+    for data in ({"x": X, "w": w}, {"x": X[others], "w": w[others]}):
+        run = fit(Weighed(), data, objective="iwae", particles=5000, steps=3, lr=0.1, engine="eager")
+        found.append((float(run.program.theta.detach()), loglik(run, data, particles=50).best.values))
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.01)
+    assert found[0][1][1] == 0 and torch.tensor(found[0][1]).isfinite().all()
+
+
 def test_a_guide_of_another_scale_than_the_model_is_said(caplog):
     def model(x):
         with rows(x):

@@ -333,7 +333,7 @@ def require_no_point(
                 f"the guide gives the latent {name!r} as a point, and log p(x, {name}) at a point is no bound on "
                 "log p(x); fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)"
             )
-    if fault := auxiliary_fault(program, few, once):
+    if fault := auxiliary_fault(program, few, once, structure):
         raise PpgenError(f"there is no bound on log p(x): {fault}")
 
 

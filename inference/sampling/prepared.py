@@ -194,10 +194,12 @@ def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
     try:
         with default_dtype(torch.float64), without_validation(), program.collecting():
             columns_ = prepare_columns(data, program, torch.float64)
-            free = sample_sites(run_once(program, columns_, guide=False).p, deterministic=False)
-            values = {n: s["value"] for n, s in free.items() if not s["is_observed"]}
+            sites = sample_sites(run_once(program, columns_, guide=False).p, deterministic=False)
+            values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
             latents = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}
             run_once(program, columns_, latents=latents).p.compute_log_prob()
+            for site in sites.values():  # a density may take what draws do not
+                site["fn"].sample()
     except Exception as e:  # others are said where the model is run for its draws
         if of_dtypes(e):
             log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)

@@ -154,7 +154,7 @@ def checked(
         structure = structure_of(t, longer, batch, enumerated=enumerated, rows=rows)
         warn_of_rows_counted_again(program, batch, structure)
         if learn:
-            _auxiliary(program, batch, t)
+            _auxiliary(program, batch, t, structure)
             warn_of_held_data(program, batch, structure)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
@@ -171,9 +171,9 @@ def checked(
     return Checked(structure, t, longer, differ)
 
 
-def _auxiliary(program: Program, batch: Mapping[str, Any], t: Traces) -> None:
+def _auxiliary(program: Program, batch: Mapping[str, Any], t: Traces, structure: Structure) -> None:
     with running_of(program, batch):
-        fault = auxiliary_fault(program, batch, t)
+        fault = auxiliary_fault(program, batch, t, structure)
     if fault:
         log.warning("the ELBO that is maximised is no bound on log p(x): %s", fault)
 

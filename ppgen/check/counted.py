@@ -3,8 +3,8 @@
     with pyro.plate("rows", len(y)):
         pyro.factor("likelihood", Normal(m, 1).log_prob(y).sum())     # N times the log-likelihood
 
-It is told by a run on one row more: what is the same for every row, and another number then, is of all rows. A number
-a row that does not depend on the others, as the penalty of a latent, is not.
+It is told by the data twice and thrice, at the same latents: what each row counts once grows by as much again, and N
+sums over N rows by N². A mean over the rows, or a number a row that does not depend on the others, is right.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.data import n_rows, take
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import innermost, sample_sites
-from ppgen.structure import Site, Structure, longer_run
+from ppgen.sites import innermost, is_factor, sample_sites
+from ppgen.structure import Site, Structure
 from ppgen.terms import latents_of, run
+
+CURVED = 0.05  # the second difference from which on a total grows by more than rows, a share of it; of N² it is 2/9
 
 log = logging.getLogger("ppgen")
 
@@ -46,38 +49,44 @@ def _is_one_number(site: Site) -> bool:
 
 
 def _of_all_rows(program: Program, data: Mapping[str, Any], structure: Structure, asked: list[Site]) -> list[Site]:
-    """Those that are another number on a row more, at the same latents, or have it in their event."""
+    """Those whose total over their plates grows by more than the rows, where these come again and again."""
+    rows = torch.arange(n_rows(data, structure.row_columns))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief():
-            longer = longer_run(program, data, structure.row_columns, guide=False)
-            one = run(program, data, guide=False)
-    except Exception:  # it draws what it cannot run on: a guide's draws are others
+            once = run(program, data, guide=False)
+            asked = [s for s in asked if _is_alike(sample_sites(once.p, factors=True)[s.name], structure)]
+            totals = [_totals(once.p.nodes, asked)]
+            for times in (2, 3) if asked else ():
+                more = take(data, rows.repeat(times), structure.row_columns)
+                held = {n: _again(once.p.nodes[n], v, times, structure) for n, v in latents_of(once.p).items()}
+                totals.append(_totals(run(program, more, guide=False, latents=held).p.nodes, asked))
+    except Exception:  # written for one number of rows, or it draws what it cannot run on: a guide's draws are others
         return []
-    if longer is None:
-        return []
-    now, then = (sample_sites(t.p, factors=True) for t in (one, longer))
-    (mine, others) = (latents_of(t.p) for t in (one, longer))
-    alike = mine.keys() == others.keys() and all(torch.equal(v, others[n]) for n, v in mine.items())
+    return [
+        s for s, one, two, three in zip(asked, *totals, strict=True) if abs(one - 2 * two + three) > CURVED * abs(three)
+    ]
+
+
+def _again(site: Mapping[str, Any], value: Tensor, times: int, structure: Structure) -> Tensor:
+    """The latents of rows that come so many times."""
+    dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in structure.row_plates]
+    return torch.cat([value] * times, dims[0] - site["fn"].event_dim) if dims else value
+
+
+def _totals(nodes: Mapping[str, Any], asked: list[Site]) -> list[float]:
+    """Log-probabilities over the plates; times N/B of no minibatch, which stands for as many rows however it grows."""
     found = []
-    for s in asked:
-        if s.name in now and s.name in then:
-            both = now[s.name], then[s.name]
-            if s.role == "observed":
-                again = both[0]["fn"].event_shape != both[1]["fn"].event_shape
-            else:
-                again = alike and _differ(*(_one_number(site, structure) for site in both))
-            found += [s] if again else []
+    for site in (nodes[s.name] for s in asked):
+        log_prob, scale = site["fn"].log_prob(site["value"]), site["scale"]
+        whole = all(f.full_size in (None, f.size) for f in site["cond_indep_stack"])
+        found.append(float((log_prob * scale if whole else log_prob).double().sum()))
     return found
 
 
-def _one_number(site: dict[str, Any], structure: Structure) -> Tensor | None:
-    """A factor's value along the rows' plate, which has expanded it; None where it has a value a row."""
+def _is_alike(site: Mapping[str, Any], structure: Structure) -> bool:
+    """Whether a factor has one number along the rows' plate, which has expanded it."""
+    if not is_factor(site):
+        return True
     value: Tensor = innermost(site["fn"]).log_factor
     dim = next(f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in structure.row_plates)
-    if value.dim() < -dim or value.shape[dim] == 1:
-        return value
-    return value.select(dim, 0) if value.stride(dim) == 0 else None
-
-
-def _differ(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.shape == other.shape and not torch.allclose(one, other)
+    return value.dim() < -dim or value.shape[dim] == 1 or value.stride(dim) == 0

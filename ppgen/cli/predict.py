@@ -135,7 +135,7 @@ def _attach(tree: Any, name: str, label: Any) -> None:
 
 def _csv(found: list[dict[str, Any]]) -> str:
     """All rows of the table, a column for the share of each word."""
-    rows = [{k: v for k, v in f.items() if k != "shares"} | f.get("shares", {}) for f in found]
+    rows = [_flat(f) for f in found]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
     writer.writeheader()
@@ -143,10 +143,16 @@ def _csv(found: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def _flat(f: dict[str, Any]) -> dict[str, Any]:
+    """A row with the shares of words beside the rest; of a word that the rest has, as "row", the name says it."""
+    rest = {k: v for k, v in f.items() if k != "shares"}
+    return rest | {f"share of {k}" if k in rest else k: v for k, v in f.get("shares", {}).items()}
+
+
 def _print(found: list[dict[str, Any]], title: str) -> None:
     for name in sorted({f["site"] for f in found}):
-        own = [f | f.get("shares", {}) for f in found if f["site"] == name]
-        head = [k for k in own[0] if k not in ("site", "shares")]
+        own = [_flat(f) for f in found if f["site"] == name]
+        head = [k for k in own[0] if k != "site"]
         rows = [[f[k] for k in head] for f in own]
         print_table([h if h != "row" else "" for h in head], rows[:ROWS], title=f"{name}: {title}")
         if len(rows) > ROWS:
