@@ -223,10 +223,10 @@ class _Impute(Messenger):
             msg["given"] = given
         if name not in self.sites or not msg["is_observed"] or not value.is_floating_point():
             return
-        rows = _seen(fn, value)
-        parts = parted(fn, value, _filled(fn, value)) if fn.event_dim else None
+        rows, filled = _seen(fn, value), _filled(fn, value)
+        parts = parted(fn, value, filled) if fn.event_dim else None
         if parts is None:
-            parts = Parted(fn, fn, _filled(fn, value), rows.reshape(rows.shape + (1,) * fn.event_dim))
+            parts = Parted(fn, fn, filled, rows.reshape(rows.shape + (1,) * fn.event_dim))
         self.given[f"{name}_observed"] = value  # nan in the gaps, whose fillings are no data
         with poutine.mask(mask=~_none_seen(fn, value)):
             observed = pyro.sample(f"{name}_observed", parts.seen, obs=parts.filled)

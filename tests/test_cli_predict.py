@@ -141,9 +141,14 @@ def test_the_draws_that_are_counted_are_those_that_there_are(folder):
         tree.close()
 
 
-def test_the_share_of_a_word_takes_the_place_of_no_other_column():
+def test_the_share_of_a_word_takes_the_place_of_no_other_column(tmp_path):
     """Of a word "row" it stood in for the number of the row."""
-    from ppgen.cli.predict import _csv
+    from ppgen.cli.predict import _write_table
 
     rows = [{"row": i, "site": "g", "shares": {"a": 0.25, "row": 0.75}} for i in range(2)]
-    assert _csv(rows).splitlines() == ["row,site,a,share of row", "0,g,0.25,0.75", "1,g,0.25,0.75"]
+    _write_table(tmp_path / "t.csv", rows)
+    assert (tmp_path / "t.csv").read_text().splitlines() == [
+        "row,site,a,share of row",
+        "0,g,0.25,0.75",
+        "1,g,0.25,0.75",
+    ]

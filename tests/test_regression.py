@@ -432,6 +432,7 @@ def test_a_fit_of_a_formula_ends_at_the_posterior_whatever_its_units():
     table = pd.DataFrame({"x": x, "y": 9 + 0.5 * x + 0.2 * np.random.default_rng(3).standard_normal(8)})
     program = regression("y ~ x", data=table)
     run = fit(program, table, steps=300, lr=0.02, schedule="cosine", engine="trace", seed=0)
+    assert run.config["fit"]["starts"] == 4
     drawn = posterior(run, table, draws=2000, predictive=False, prior=False, seed=0)["posterior"]
     line = stats.linregress(x, table["y"])
     assert float(drawn["Intercept"].mean()) == pytest.approx(line.intercept, abs=0.3 * line.intercept_stderr)

@@ -467,8 +467,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     return _Ready(guide, found, _example(program, data, first, found), loss)
 
 
-def _begin(program: Program, rows: Mapping[str, Any], o: Mapping[str, Any], guide: str | None, enumerated: Any) -> None:
-    """Where a guide that is made by name begins: at what a search on all rows finds, if it is to.
+def _begin(program: Program, rows: Mapping[str, Any], o: dict[str, Any], guide: str | None, enumerated: Any) -> None:
+    """Where a guide that is made by name begins: at what a search on all rows finds, if it is to; `starts` of the
+    options then says of how many.
 
     Args:
         guide: its name, if a step has all rows.
@@ -479,7 +480,9 @@ def _begin(program: Program, rows: Mapping[str, Any], o: Mapping[str, Any], guid
     begun = False
     if guide and (searches or starts and not enumerated):
         begun = start_at(program, rows, max(starts, 1) if searches else starts, o["seed"])
-    if o["starts"] and not begun:
+    if begun:
+        o["starts"] = starts
+    elif o["starts"]:
         log.warning(
             "starts=%d did nothing: it is for a guide that is made by name (a flow, AutoNormal, AutoDiagonalNormal, "
             "AutoMultivariateNormal, bam, bam_low_rank, pathfinder) and begins at a normal of all rows' log joint, "

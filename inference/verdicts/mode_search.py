@@ -152,13 +152,15 @@ def search_modes(
     shares = [_share(q, draws, weights) for q in ends]
     reached = [q for q, share in zip(ends, shares, strict=True) if share > 0]
     half = draws[torch.randperm(len(draws), generator=generator)[: 2 * BRIDGE]]
+    weighed = [_weighed(target, q, generator) for q in ends]
+    known = [(r, share) for r, share in zip(weighed, shares, strict=True) if r is not None]
     if evidence is None:
-        parts = [r.q for r in _all_weighed(target, reached, generator)]
+        parts = [r.q for r, share in known if share > 0]
         evidence = _bridge(target, half, parts or reached, generator)
-    full = [q for q, share in zip(ends, shares, strict=True) if share > 0.5]  # most draws: it cannot lack as many
-    regions = _all_weighed(target, [q for q, share in zip(ends, shares, strict=True) if not share > 0.5], generator)
+    full = [r for r, share in known if share > 0.5]  # most draws: it cannot lack as many
+    regions = [r for r, share in known if not share > 0.5]
     if (core := _Core.of(draws, weights)) is not None:  # a narrow mode lies within the shell of a wide one
-        regions += _all_weighed(target, reached, generator, core)
+        regions += [r for q in reached if (r := _mass_of(target, q, generator, core)) is not None]
     held = [_share(r.q, draws, weights, r.core) for r in regions]
     together = sum(_mass(r, evidence) for r in _different([r for r, s in zip(regions, held, strict=True) if s == 0]))
     lacking = together > max(MISSING[0], 2 * SURE**2 / effective)  # none of them may, by itself
@@ -174,7 +176,7 @@ def search_modes(
         return _Search(Finding("unseen_modes", where, math.nan, MISSING[0], LOOK, searched), _places_of(unseen))
     odds = sum(math.exp(min(r.log_z - evidence.log_z, 500.0)) for r in unseen)
     share = odds / (1 + odds)
-    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + _all_weighed(target, full, generator)
+    seen = [r for r, gone in zip(regions, missing, strict=True) if not gone] + full
     copies = all(any(_copy(r, other) for other in seen) for r in unseen)
     graded = FINE if share < MISSING[0] else LOOK if share < MISSING[1] or copies else WRONG
     few = _share(unseen[0].q, draws, weights, unseen[0].core) > 0
@@ -330,18 +332,18 @@ def _share(q: _Normal, draws: Tensor, weights: Tensor, core: _Core | None = None
     return min(float(weights[_within(q, draws, core)].sum()), 1.0)
 
 
-def _weighed(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
-    """The mass of a normal's shell, outside of the core, or where that is roughly known of the one at its top, which in
-    many dimensions is nearer to the posterior than what a climb knows; None where the weights of both are too uneven to
-    tell."""
-    found = _mass_of(target, q, generator, core)
-    if core is None and (found is None or found.se > ROUGH) and (top := _at(target, q.m)) is not None and _near(q, top):
+def _weighed(target: Density, q: _Normal, generator: torch.Generator) -> _Region | None:
+    """The mass of a normal's shell, or where that is roughly known of the one at its top, which in many dimensions is
+    nearer to the posterior than what a climb knows; None where the weights of both are too uneven to tell."""
+    found = _mass_of(target, q, generator)
+    if (found is None or found.se > ROUGH) and (top := _at(target, q.m)) is not None and _near(q, top):
         other = _mass_of(target, top, generator)
         found = min((r for r in (found, other) if r is not None), key=lambda r: r.se, default=None)
     return found
 
 
 def _mass_of(target: Density, q: _Normal, generator: torch.Generator, core: _Core | None = None) -> _Region | None:
+    """The mass of a normal's shell, outside of the core; None where its weights are too uneven to tell."""
     u = q.draw(DRAWS, generator)
     within = _within(q, u, core)
     if int(within.sum()) < LEAST_ESS:
@@ -355,12 +357,6 @@ def _mass_of(target: Density, q: _Normal, generator: torch.Generator, core: _Cor
         return None
     log_z = float(torch.logsumexp(log_w, 0)) - math.log(DRAWS)
     return _Region(q, log_z, float(w.std() / w.mean()) / DRAWS**0.5, core)
-
-
-def _all_weighed(
-    target: Density, normals: list[_Normal], generator: torch.Generator, core: _Core | None = None
-) -> list[_Region]:
-    return [r for q in normals if (r := _weighed(target, q, generator, core)) is not None]
 
 
 def _mass(r: _Region, evidence: Evidence) -> float:

@@ -369,9 +369,7 @@ def _log_probs(t: Traces, enumerated: tuple[str, ...], gaps: Collection[str]) ->
                     f"look at its shapes ({shape_table(trace)})"
                 ) from e
             bad = bad_number(site["log_prob"])
-            if (
-                bad == "-inf" and enumerated
-            ):  # a value of a latent that is summed out, which may have no share in the sum
+            if bad == "-inf" and enumerated:  # of a value that is summed over, which may have no share in the sum
                 continue
             if bad == "-inf":
                 log.warning(

@@ -106,12 +106,11 @@ def _write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str
     Args:
         path: .npz (arrays by site, their shapes kept), or .csv (columns x_0, x_1, ... of the observed sites).
     """
-    import csv
     import io
 
     import numpy as np
 
-    from ppgen.run.files import write_atomic
+    from ppgen.run.files import write_atomic, write_csv
 
     arrays = {name: value.detach().cpu().numpy() for name, value in drawn.items()}
     out = io.BytesIO()
@@ -122,11 +121,7 @@ def _write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str
     # as text in numpy, which writes a float32 in as few digits as it has
     flat = {name: arrays[name].reshape(len(arrays[name]), -1).astype(str) for name in observed if name in arrays}
     head = [name if v.shape[1] == 1 else f"{name}_{i}" for name, v in flat.items() for i in range(v.shape[1])]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(zip(*(column for v in flat.values() for column in v.T.tolist()), strict=True))
-    write_atomic(path, text.getvalue())
+    write_csv(path, head, zip(*(column for v in flat.values() for column in v.T.tolist()), strict=True))
 
 
 def _by_sampler(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from json import loads as parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +49,7 @@ def predict(
     """
     from ppgen import inference
     from ppgen.inference.evaluation.predict import summaries
-    from ppgen.run.files import write_atomic, write_netcdf
+    from ppgen.run.files import write_netcdf
 
     default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")
     path = out or default
@@ -67,7 +65,7 @@ def predict(
         _attach(tree, group_by, label)
     found = summaries(tree, group_by)
     if path.suffix.lower() == ".csv":
-        write_atomic(path, _csv(found))
+        _write_table(path, found)
     else:
         write_netcdf(path, tree)
     draws = tree.predictions.sizes["chain"] * tree.predictions.sizes["draw"]
@@ -133,14 +131,13 @@ def _attach(tree: Any, name: str, label: Any) -> None:
     tree["predictions_constant_data"] = DataTree(dataset.assign({name: (tree.attrs["row_dim"], label)}))
 
 
-def _csv(found: list[dict[str, Any]]) -> str:
+def _write_table(path: Path, found: list[dict[str, Any]]) -> None:
     """All rows of the table, a column for the share of each word."""
+    from ppgen.run.files import write_csv
+
     rows = [_flat(f) for f in found]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    head = list(dict.fromkeys(k for row in rows for k in row))
+    write_csv(path, head, [[row.get(k, "") for k in head] for row in rows])
 
 
 def _flat(f: dict[str, Any]) -> dict[str, Any]:
