@@ -346,7 +346,8 @@ class Program(nn.Module):
     ) -> nn.Module:
         own = Traces(p, poutine.Trace())
         over = row_plates(own, longer_run(self, data, rows, guide=False), data, rows)
-        dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized and f.name in over}
+        stacks = [f for s in sample_sites(p).values() for f in s["cond_indep_stack"]]
+        dims = {f.name: f.dim for f in stacks if f.vectorized and f.name in over}
         name, options = parse(spec)
         require_guide_options(name, made, options)
         return made(sites, dims, data, rows, **options)

@@ -14,7 +14,7 @@ from known import GuidedNormalMean, KnownChain, NormalMean, normal
 from ppgen import Program, rows
 from ppgen.check import check
 from ppgen.errors import PpgenError
-from ppgen.inference import Objective, fit, loglik, objectives, posterior
+from ppgen.inference import Objective, fit, loglik, mcmc, objectives, posterior
 
 X = normal(12).double() + 1.0
 EVIDENCE = NormalMean().log_evidence(X)
@@ -359,18 +359,42 @@ def _posterior_of_any_row(program, steps, rows, latent, law):
     """Of one row, which says nothing of the units of others; the guide is found too."""
     run = fit(program, rows[0], objective="wake_sleep", steps=steps, lr=5e-3, schedule="cosine", particles=64,
               engine="trace", seed=0)  # fmt: skip
-    assert run.program.autoguide.amortised
     for row in rows:
         exact = law(next(iter(row.values())))
         q = torch.as_tensor(posterior(run, row, draws=8000, prior=False).posterior[latent].values).flatten()
         assert abs(q.mean() - exact.mean) < 0.2 * exact.stddev
         assert q.std() == pytest.approx(float(exact.stddev), rel=0.12)
+    return run
 
 
 def test_a_flow_learns_by_wake_sleep_the_posterior_of_any_row(caplog):
     each = [{"x": 50 + torch.tensor([row])} for row in ([1.0, 2.0], [-3.0, -4.0], [0.0, 1.0])]
     _posterior_of_any_row(Far(), 300, each, "z", lambda x: dist.Normal(50 + 0.9 * (x.mean() - 50), 0.9**0.5))
     assert "one row" not in caplog.text
+
+
+class Shared(Program):
+    """m ~ N(20, 3²), x_i ~ N(m, 3²) of 9 rows: m | x ~ N(20 + 0.9 (x̄ − 20), 0.9)."""
+
+    def model(self, x=None):
+        m = pyro.sample("m", dist.Normal(20.0, 3.0))
+        with rows(x):
+            pyro.sample("x", dist.Normal(m, 3.0), obs=x)
+
+
+def test_a_flow_learns_by_wake_sleep_what_all_rows_say_of_a_shared_latent():
+    """Whatever their order; of another number of rows it has learned nothing."""
+    torch.manual_seed(0)
+    x = 20 + 3 * torch.randn(9)
+    each = [{"x": 20 + (x - x.mean()) + 3 * shift} for shift in (0.0, 1.0, -1.5)]
+    law = lambda x: dist.Normal(20 + 9 * (x.mean() - 20) / 10, 0.9**0.5)  # noqa: E731
+    run = _posterior_of_any_row(Shared(), 400, each, "m", law)
+    of_rows = run.program.autoguide.summary
+    assert torch.allclose(of_rows(x[:, None]), of_rows(x[:, None].flip(0)), atol=1e-5)
+    with pytest.raises(PpgenError, match="made for 9 rows at once, and reads 8"):
+        posterior(run, {"x": x[:8]}, draws=5)
+    with pytest.raises(PpgenError, match="its flow reads the rows' columns"):
+        mcmc(run, {"x": x}, through=True)
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ r"""Wake-sleep: the guide on what the model dreams, the model on what the guide 
 
 The guide is fitted where the model puts data, without a weight and a bias: amortised inference for a simulator. It
 needs no derivative along a draw, so that discrete latents may be drawn, and a guide that reads its columns: a flow
-does, of latents in the plate over the rows, whatever rows the data have. What is reported is the importance-weighted
-bound at the data.
+does. What is reported is the importance-weighted bound at the data.
 
 Source: The wake-sleep algorithm for unsupervised neural networks (Hinton, Dayan, Frey, Neal 1995); neural posterior
 estimation by the same loss: Fast ε-free Inference of Simulation Models (Papamakarios & Murray 2016, arXiv:1605.06376).
@@ -22,7 +21,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data import n_rows
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
@@ -39,7 +37,7 @@ PATHS = False
 OF_A_PART = "the guide learns the posterior of as many rows as a step has"
 DRAWS = 1
 DREAMS = True
-_ROWS = 500  # at least so many are drawn to find the units of the columns that a flow reads
+_DREAMS = 200  # of which a flow begins with the moments
 
 log = logging.getLogger("ppgen")
 
@@ -51,9 +49,8 @@ def require(program: Program, data: Mapping[str, Any], structure: Structure) -> 
     with torch.no_grad():
         _, columns = _dream(program, data)
         if hasattr(program._autoguide, "begin_at"):
-            dreams = [_dream(program, data) for _ in range(-(-_ROWS // n_rows(data)))]
-            read = {k: torch.cat([columns[k] for _, columns in dreams]) for k in program.guide_columns}
-            program._autoguide.begin_at(read, [_latents(dream) for dream, _ in dreams])
+            dreams = [_dream(program, data) for _ in range(_DREAMS)]
+            program._autoguide.begin_at([columns for _, columns in dreams], [_latents(dream) for dream, _ in dreams])
     drawn = {k: v for k, v in columns.items() if v is not data[k]}
     if not structure.latents or not drawn or any(not v.is_floating_point() for v in drawn.values()):
         return

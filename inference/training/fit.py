@@ -463,7 +463,7 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
             bound.require_densities(found.run)
         bound.require_all_rows(size, trained=True)
         bound.require_all_rows(held_out or n, "held-out rows (--valid-split none)")
-    _begin(program, first, o, guide if size == n else "", enumerated)
+    _begin(program, first, o, guide if size == n and not _dreams(o) else "", enumerated)
     return _Ready(guide, found, _example(program, data, first, found), loss)
 
 
@@ -590,13 +590,19 @@ def _config(
 
 def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
     """The named guide that is to be made, if any: the one asked for, or an autoguide where the program has none."""
-    ours = o["objective"] is not None and is_ours(o["objective"])
-    dreams = ours and getattr(objectives.named(o["objective"]), "DREAMS", False)
+    dreams = _dreams(o)
     guide = o["guide"] or (None if program.has_guide else "flow" if dreams else program.default_guide)
     batches = o["batch_size"] is not None and rows > o["batch_size"]  # a batch has other rows at every step
-    if (batches or dreams) and guide is not None and (file := file_of(guide)) is not None:
-        return guide_spec(guide, **{**file.BATCHES, **parse(guide)[1]})
+    if guide is not None and (file := file_of(guide)) is not None:
+        told = getattr(file, "DREAMS", {}) if dreams else file.BATCHES if batches else {}
+        return guide_spec(guide, **{**told, **parse(guide)[1]})
     return guide
+
+
+def _dreams(o: Mapping[str, Any]) -> bool:
+    """Whether the guide is fitted to draws of the model."""
+    ours = o["objective"] is not None and is_ours(o["objective"])
+    return ours and getattr(objectives.named(o["objective"]), "DREAMS", False)
 
 
 def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:

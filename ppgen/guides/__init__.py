@@ -7,6 +7,7 @@ A file has
     SUMMARY     what it is, for `ppgen list`
     STARTS      starting points that are tried for it where a fit asks for no number (`Guide.start_at`)
     BATCHES     options that a fit by minibatches gives it
+    DREAMS      options that a fit to draws of the model gives it (optional)
     Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`;
                 with `start_at` it begins at a Gaussian, with `search` it finds itself on all rows (`bam.Guide`)
 

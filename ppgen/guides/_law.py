@@ -42,10 +42,10 @@ def coordinates(guide: nn.Module | None, name: str) -> Coordinates:
     Raises:
         PpgenError: a guide that has none.
     """
-    if isinstance(guide, FlowGuide) and not guide.of_rows:
+    if isinstance(guide, FlowGuide) and not guide.columns:
         return Coordinates(guide.flow.push, {a.name: slice(a.start, a.stop) for a in guide.of_all})
     if isinstance(guide, FlowGuide):
-        why = "its flow reads each row's columns; fit with guide='flow(amortised=False)'"
+        why = "its flow reads the rows' columns; fit by another objective, with guide='flow(amortised=False)'"
     elif isinstance(guide, autoguides.AutoNormal):
         return _of_sites(guide)
     elif isinstance(guide, VectorGuide) and (push := _push_of(guide.law())) is not None:

@@ -11,7 +11,8 @@ to be bounded.
 Global latents are one vector. Latents in a plate over the rows are, where they are few, part of that vector
 (one posterior for the rows that were fitted); else, and with minibatches, each row has a vector of its own, and one
 flow whose context is the row's columns and the global latents draws them all: rows are independent given the global
-latents in the model, and so they are here.
+latents in the model, and so they are here. Fitted to draws of the model (`wake_sleep`), the flow of the global latents
+reads all rows as well.
 
 Sources: Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016, arXiv:1606.04934); Neural
 Spline Flows (Durkan et al., 2019, arXiv:1906.04032); Automatic structured variational inference (Ambrogioni et al.,
@@ -34,12 +35,14 @@ from ppgen.data import row_columns
 from ppgen.errors import PpgenError
 from ppgen.guides._latents import emit, places, require_whole_plates, row_frame, vector
 from ppgen.guides._started import Started
+from ppgen.nets import MLP
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.change_of_variables import Inverse
 
 SUMMARY = "a flow in the latents' unconstrained space"
 STARTS = 8
 BATCHES = {"amortised": True}
+DREAMS = {"amortised": True, "reads": True}
 JOINT = 100  # entries up to which local latents join the global vector
 DENSE = 500  # entries up to which L is a full triangle
 
@@ -163,6 +166,17 @@ def _vanish(part: FlowTransform) -> None:
             parameter.zero_()
 
 
+class _Means(nn.Module):
+    """Means over rows of features of each: (rows, F) -> (features,), whatever their order."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int]):
+        super().__init__()
+        self.each = MLP(inputs, hidden[-1], hidden, "elu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.each(x).mean(0)
+
+
 class _Pushed(TorchDistribution):
     """The law of push(e), e ~ N(0, I): vectors. What it drew itself it knows the density of without an inverse."""
 
@@ -213,6 +227,9 @@ class Guide(nn.Module):
         rows: the row columns, where the data are too few to tell.
         transforms, hidden: of the flows: pairs of transforms, and widths of their networks.
         amortised: whether local latents are read off their row; None: where they have more than `JOINT` entries.
+        reads: whether the global latents are drawn given the rows, a mean over them of features that a network finds
+            (Deep Sets, Zaheer et al., 2017, arXiv:1703.06114) where the model has a plate over the rows, and else their
+            columns as one vector.
         smooth: without splines, and by networks with ELU: the gradient of its density has no jumps, which would keep
             the steps of chains that go through it short (`mcmc(..., through=True)`).
 
@@ -238,6 +255,7 @@ class Guide(nn.Module):
         transforms: int = 2,
         hidden: Sequence[int] = (32, 32),
         amortised: bool | None = None,
+        reads: bool = False,
         smooth: bool = False,
     ):
         super().__init__()
@@ -245,36 +263,45 @@ class Guide(nn.Module):
         local = {n for n, s in sites.items() if row_frame(n, s, over_rows) is not None}
         if amortised is None:
             amortised = bool(local) and sum(s["value"].numel() for s in sites.values()) > JOINT
-        self.amortised = amortised and bool(local)
-        self.columns = (rows or row_columns(data)) if self.amortised else ()
-        joint = {n: s for n, s in sites.items() if not (self.amortised and n in local)}
+        amortised = amortised and bool(local)
+        joint = {n: s for n, s in sites.items() if not (amortised and n in local)}
         self.of_all = places(joint, {})
         self.of_rows = places({n: s for n, s in sites.items() if n not in joint}, over_rows)
-        if self.of_all:
-            self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden, smooth)
-        if self.of_rows:
+        reads = reads and bool(self.of_all)
+        self.amortised = amortised and not reads
+        self.columns = (rows or row_columns(data)) if amortised or reads else ()
+        self.summary: nn.Module | None = None
+        features = 0
+        if self.columns:
             x = self._table(data)
-            self.register_buffer("mean", torch.zeros(x.shape[-1]))
-            self.register_buffer("sd", torch.ones(x.shape[-1]))
+            self.rows, features = x.shape
+            self.register_buffer("mean", torch.zeros(features))
+            self.register_buffer("sd", torch.ones(features))
             self._standardise(data)
-            context = x.shape[-1] + (self.of_all[-1].stop if self.of_all else 0)
+        if reads:
+            self.summary = _Means(features, hidden) if over_rows else nn.Flatten(0)
+        if self.of_all:
+            context = 0 if self.summary is None else len(self.summary(x))
+            self.flow = _Stack(self.of_all[-1].stop, context, transforms, hidden, smooth)
+        if self.of_rows:
+            context = features + (self.of_all[-1].stop if self.of_all else 0)
             self.row_flow = _Stack(self.of_rows[-1].stop, context, transforms, hidden, smooth)
-        last = ", smooth=True" if smooth else ""
-        self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={self.amortised}{last})"
+        last = "".join(f", {k}=True" for k, v in {"reads": reads, "smooth": smooth}.items() if v)
+        self.spec = f"flow(transforms={transforms}, hidden={tuple(hidden)}, amortised={amortised}{last})"
 
     def forward(self, **columns: Tensor) -> None:
-        table = self._table(columns) if self.of_rows else None
-        rows = 0 if table is None else len(table)
+        x = (self._table(columns) - self.mean) / self.sd if self.columns else None
+        rows = 0 if x is None else len(x)
         frames = {f for latent in (*self.of_all, *self.of_rows) for f in latent.frames}
         plates = {name: pyro.plate(name, rows if size is None else size, dim=dim) for name, dim, size in sorted(frames)}
         u: Tensor | None = None
         if self.of_all:
-            u = pyro.sample("_flow", _Pushed(self.flow), infer={"is_auxiliary": True})
+            context = None if self.summary is None else self.summary(x)
+            u = pyro.sample("_flow", _Pushed(self.flow, context), infer={"is_auxiliary": True})
             for latent in self.of_all:
                 emit(latent, u, plates)
-        if table is None:
+        if not self.of_rows or x is None:
             return
-        x = (table - self.mean) / self.sd
         (name, dim, _) = next(f for f in self.of_rows[0].frames if f[2] is None)
         x = x.reshape(rows, *(1,) * (-dim - 1), -1)
         if u is not None:
@@ -289,21 +316,30 @@ class Guide(nn.Module):
         for name in self.columns:
             if name not in data or data[name] is None:
                 raise PpgenError(f"the flow guide reads the column {name!r}, and the data lack it; pass it")
+        table = self._side_by_side(data)
+        if self.summary is not None and len(table) != self.rows:
+            raise PpgenError(
+                f"the flow guide was made for {self.rows} rows at once, and reads {len(table)}; pass as many, or fit "
+                "again"
+            )
+        return table
+
+    def _side_by_side(self, data: Mapping[str, Tensor]) -> Tensor:
         like = torch.get_default_dtype()
         return torch.cat([data[n].to(like).reshape(len(data[n]), -1) for n in self.columns], -1)
 
     @torch.no_grad()
-    def begin_at(self, data: Mapping[str, Tensor], draws: Sequence[Mapping[str, Tensor]]) -> None:
-        """Begins as independent normals, of the moments of these draws of the latents; its columns are in units of
-        `data`.
-        """
-        if self.of_rows:
-            self._standardise(data)
-            u = torch.cat([vector(self.of_rows, values).flatten(0, -2) for values in draws])
-            self.row_flow.start_at(u.mean(0), torch.diag(_spread(u, u.mean(0))))
+    def begin_at(self, data: Sequence[Mapping[str, Tensor]], draws: Sequence[Mapping[str, Tensor]]) -> None:
+        """Begins as independent normals of the moments of these draws of latents, and takes columns in their units."""
+        if self.columns:
+            self._standardise({n: torch.cat([columns[n] for columns in data]) for n in self.columns})
+        for latents, stack in ((self.of_all, "flow"), (self.of_rows, "row_flow")):
+            if latents:
+                u = torch.stack([vector(latents, values) for values in draws]).flatten(0, -2)
+                getattr(self, stack).start_at(u.mean(0), torch.diag(_spread(u, u.mean(0))))
 
     def _standardise(self, data: Mapping[str, Tensor]) -> None:
-        x = self._table(data)
+        x = self._side_by_side(data)
         self.mean.copy_(x.mean(0))
         self.sd.copy_(_spread(x, self.mean))
 
