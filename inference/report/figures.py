@@ -136,15 +136,10 @@ def image_grid(
     axis.set_axis_off()
 
 
-def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, name: str) -> Figure:
-    """Intervals of the posterior predictive of a site, (draws, entries), and what was observed, (entries,)."""
-    return intervals_figure(draws, names, name, f"Posterior predictive of {name}", seen)
-
-
 def intervals_figure(
     draws: np.ndarray, names: list[str], xlabel: str, title: str, seen: np.ndarray | None = None
 ) -> Figure:
-    """Intervals of the columns, the first 40 of them, and what was observed of each, where it was."""
+    """Intervals of the columns, (draws, entries), the first 40 of them, and what was observed of each, where it was."""
     if len(names) > INTERVALS:
         title += f" (the first {INTERVALS} of {len(names)} entries)"
     figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))

@@ -25,7 +25,6 @@ from ppgen.inference.report.figures import (
     figure_of,
     groups_figures,
     intervals_figure,
-    predictive_intervals,
     require_format,
     write_figures,
 )
@@ -126,4 +125,5 @@ def _predictive_figure(tree: DataTree) -> Figure | None:
     values, seen = predicted[name].values, observed[name].values.ravel()
     if values[0, 0].size != len(seen):
         return None
-    return predictive_intervals(values.reshape(-1, len(seen)), entry_names(predicted[name]), seen, str(name))
+    names, title = entry_names(predicted[name]), f"Posterior predictive of {name}"
+    return intervals_figure(values.reshape(-1, len(seen)), names, str(name), title, seen)

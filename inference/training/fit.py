@@ -64,7 +64,7 @@ from ppgen.run.example import read_example
 from ppgen.run.folder import free_folder, new_folder, same_folder
 from ppgen.sites import sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Traces
+from ppgen.terms import Traces, model_run
 
 log = logging.getLogger("ppgen")
 
@@ -442,7 +442,9 @@ def _ready(program: Program, data: Mapping[str, Tensor], o: dict[str, Any], loss
     guide = None if made is None else getattr(made, "spec", guide)
     enumerated = _enumerated(apart, summed)
     plain = o["objective"] is None
-    o["objective"] = o["objective"] or ("enumerate" if enumerated else _default_objective(program))
+    o["objective"] = o["objective"] or (
+        "enumerate" if enumerated else "subsampled" if program.subsamples else "analytic"
+    )
     if o["objective"] == "enumerate" and o["kl_warmup"]:
         raise PpgenError("kl_warmup has no meaning with objective='enumerate'; leave it out")
     found = checked(
@@ -652,7 +654,7 @@ def _same_shapes(program: Program, few: Mapping[str, Tensor], structure: Structu
     counts = parameters_as(program, {name: b.clone() for name, b in program.named_buffers()})  # of batch norm
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), without_validation(), program.in_brief(), counts:
-            own = pyro.poutine.trace(lambda: program.call("model", few)).get_trace().nodes
+            own = model_run(program, few).nodes
     except Exception:  # written for one number of rows
         return False
     names = [n for n in (*structure.globals, *structure.summed) if not structure.is_local(n)]
@@ -694,9 +696,3 @@ def _one_seed(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(), python_randomness():
         pyro.set_rng_seed(seed)
         yield
-
-
-def _default_objective(program: Program) -> str:
-    """The objective of a fit that was asked for none, whose sites do not ask to be summed out (by
-    infer={"enumerate": ...}, which is objective "enumerate")."""
-    return "subsampled" if program.subsamples else "analytic"
