@@ -84,7 +84,6 @@ class Diffusion(GaussianChain):
 
     rows_a_step = 128
 
-    zero: Tensor
     loc: Tensor
     scale: Tensor
     prepared: Tensor

@@ -34,6 +34,7 @@ from ppgen.check.missing import validate
 from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
 from ppgen.draws import Many
+from ppgen.engine.density.joint import entry_labels
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import ecdf_bands
@@ -342,7 +343,7 @@ def _of_one(
     values, logs = posterior(data, draws)
     names, x, z = [], [], []
     for n in structure.latents:
-        names += _labels(n, true[n].shape)
+        names += entry_labels(n, true[n].shape)
         x.append(true[n].reshape(-1).double())
         z.append(values[n].reshape(len(values[n]), -1).double())
     return (
@@ -361,16 +362,12 @@ def _rank_rows(
     for n in structure.latents:
         row = next(i for i, d in enumerate(structure[n].dims) if d in structure.row_plates)
         one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
-        names += _labels(n, one.shape[1:])
+        names += entry_labels(n, one.shape[1:])
         x.append(one.reshape(len(one), -1).double())
         z.append(many.reshape(len(many), many.shape[1], -1).double())
     x.append(_at(program, structure, true, data).double()[:, None])
     z.append(logs.double().T[..., None])
     return [*names, LIKELIHOOD], torch.cat(x, -1).numpy(), torch.cat(z, -1).numpy()
-
-
-def _labels(name: str, shape: torch.Size) -> list[str]:
-    return [f"{name}[{', '.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
 
 
 # -- what the ranks say ------------------------------------------------------------------------------

@@ -184,13 +184,3 @@ def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     axis.set_yticks(at, names, fontsize=8)
     axis.locator_params(axis="x", nbins=4)  # whose labels have room, as -17500 next to -15000 has not
     axis.set_ylim(at[-1] - 0.7, 0.7)
-
-
-def entry_names(variable: Any) -> list[str]:
-    """theta[A], theta[B], ...: an entry's coordinates."""
-    dims = [d for d in variable.dims if d not in ("chain", "draw")]
-    names = [str(variable.name)]
-    if dims:
-        stacked = variable.isel(chain=0, draw=0).stack(entry=dims)
-        names = [f"{variable.name}[{', '.join(map(str, e))}]" for e in stacked["entry"].values]
-    return names

@@ -32,7 +32,6 @@ from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report import sample_plots
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
-    entry_names,
     figure_of,
     groups_figures,
     image_grid,
@@ -41,7 +40,7 @@ from ppgen.inference.report.figures import (
     write_figures,
 )
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import shown, variable
+from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:

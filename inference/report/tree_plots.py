@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppgen.inference.report.figures import (
-    entry_names,
     figure_of,
     groups_figures,
     intervals_figure,
@@ -29,7 +28,7 @@ from ppgen.inference.report.figures import (
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
-from ppgen.run.shown import shown, variable
+from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from subprocess import Popen
 from typing import Any
 
@@ -407,13 +408,10 @@ def _near(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-3 * max(abs(a), abs(b)) + 1e-6
 
 
-_SAID: set[str] = set()
-
-
+@cache
 def _say_no_compiler() -> None:
-    if "compiler" not in _SAID:
-        _SAID.add("compiler")
-        log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
+    """Once a process."""
+    log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
 
 
 def bad_site(objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
