@@ -90,11 +90,19 @@ def of_dtypes(error: Exception) -> bool:
     return "dtype" in str(error) or "scalar type" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none.
+
+    >>> first_line(ValueError("no such value\\nat all")), first_line(AssertionError())
+    ('no such value', 'AssertionError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def reason(error: Exception) -> str:
     """Return the first line of a library's message, short enough to stand inside a sentence.
 
     >>> reason(OSError("truncated file.\\nCall stack follows"))
     'truncated file'
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".: ")
+    return first_line(error)[:160].rstrip(".: ")

@@ -29,7 +29,7 @@ from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, 
 from ppgen.data.ranges import Beyond, far_outside
 from ppgen.draws import Many, settle
 from ppgen.enumerated import drawn_discrete
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_line
 from ppgen.gaps import without_gaps
 from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
 from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
@@ -497,7 +497,7 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
     if why is not None:
         raise PpgenError(
             f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates "
-            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {str(why).splitlines()[0]}); write the "
+            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {first_line(why)}); write the "
             "priors inside of the plate as those of one group, so that they fix no size, or leave the new groups out"
         )
     return sizes
