@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -70,6 +70,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {str(candidate).lower(): str(candidate) for candidate in names}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
+def first_of(words: Sequence[str], most: int) -> str:
+    """The first words of a list, for a sentence.
+
+    >>> first_of(["a", "b", "c"], 2), first_of(["a", "b"], 2)
+    ('a, b, ...', 'a, b')
+    """
+    return ", ".join(words[:most]) + ", ..." * (len(words) > most)
 
 
 def require_known(kind: str, name: str, known: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_of
 from ppgen.run.files import write_atomic
 from ppgen.run.shown import group_effects
 from ppgen.style import BLUE, FONTS, GREY, IMAGE, ORANGE, settings
@@ -90,7 +90,7 @@ def _tell_missing_letters(caught: list[warnings.WarningMessage]) -> None:
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if letters:
-        shown = ", ".join(sorted(letters)[:LETTERS]) + (", ..." if len(letters) > LETTERS else "")
+        shown = first_of(sorted(letters), LETTERS)
         log.warning(
             "a picture has boxes in place of %s, which no font that matplotlib knows has; install one that does "
             "(Noto Sans CJK has those of Chinese, Japanese and Korean), and delete matplotlib's list of fonts, "
