@@ -199,14 +199,9 @@ def _labelled(
 ) -> Term:
     if log_prob.shape != density.shape:
         log_prob, density = torch.broadcast_tensors(log_prob, density)
-    dims = _dim_names(site, log_prob.dim())
+    dims = _named(site, range(-log_prob.dim(), 0))
     rows, scale = full_plates(site), site["scale"]
     return Term(site["name"], role, site["value"], log_prob, density, dims, rows, order, pathwise, scale=scale)
-
-
-def _dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
-    """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
-    return _named(site, range(-n, 0))
 
 
 def _named(site: Mapping[str, Any], dims: Sequence[int]) -> tuple[str, ...]:

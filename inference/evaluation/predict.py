@@ -342,11 +342,8 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
     same = same_rows(rows, fitted.example)
     own = frozenset() if same else fitted.structure.of_rows
     held = {k: v for k, v in fitted.draws.items() if k not in own}
-    return (chains, n), {k: v[:, index].flatten(0, 1).to(_dtype_of(v, fitted.dtype)) for k, v in held.items()}
-
-
-def _dtype_of(value: Tensor, dtype: torch.dtype) -> torch.dtype:
-    return dtype if value.is_floating_point() else value.dtype
+    each = {k: v[:, index].flatten(0, 1) for k, v in held.items()}
+    return (chains, n), {k: v.to(fitted.dtype) if v.is_floating_point() else v for k, v in each.items()}
 
 
 def _tree(fitted: Fitted, found: dict[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], kept: Table) -> DataTree:
@@ -477,7 +474,8 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
     strict = model._replace(grow=False)
     if not model.fitted.example or _fails(strict, held, model.rows) is None:
         return {}
-    groups = _fitted_groups(strict, held)
+    with torch.random.fork_rng():  # the number of groups of each plate of latents that is not the rows'
+        groups = strict.trace(held, model.fitted.example)[1].groups
     which = _indices(model.rows)
     cut = _cut(strict, held, which, sorted(set(groups.values())))
     if cut is None:
@@ -535,12 +533,6 @@ def _fails(model: _Model, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     except (NewGroup, IndexError, RuntimeError, ValueError) as e:
         return e
     return None
-
-
-def _fitted_groups(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
-    """The number of groups of each plate of latents that is not the rows'."""
-    with torch.random.fork_rng():
-        return model.trace(held, model.fitted.example)[1].groups
 
 
 def _indices(rows: Table) -> list[str]:
