@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--model", default="vae", choices=("vae", "ladder", "pixel_vae"))
     parser.add_argument("--epochs", type=int, default=250)
+    parser.add_argument("--all-rows", action="store_true", help="train on the validation rows too: no epoch is chosen")
     parser.add_argument("--warmup", type=int, default=5, help="epochs over which the KL gets its weight")
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -57,22 +58,26 @@ def main() -> None:
     splits = {s: data.load("binarized_mnist", s, data_dir=o.data_dir) for s in ("train", "valid", "test")}
     columns = {s: {"x": d["x"]} for s, d in splits.items()}
     columns["test"]["x"] = columns["test"]["x"][:: 10_000 // o.test_rows][: o.test_rows]
-    start, cpu, epoch = time.perf_counter(), time.process_time(), len(columns["train"]["x"]) // o.batch_size
+    valid: dict[str, torch.Tensor] | None = columns["valid"]
+    if o.all_rows:
+        columns["train"] = {"x": torch.cat([columns["train"]["x"], columns["valid"]["x"]])}
+        valid = None
+    rows = len(columns["train"]["x"])
+    start, cpu, epoch = time.perf_counter(), time.process_time(), rows // o.batch_size
     if o.evaluate:
         run = Run.load(o.evaluate)
     elif o.out and (o.out / "config.json").exists():
-        report = lambda row: print(_line(row, start), flush=True)  # noqa: E731
-        run = resume(o.out, columns["train"], valid=columns["valid"], report=report, steps=o.epochs * epoch)
+        report = lambda row: print(_line(row, rows, start), flush=True)  # noqa: E731
+        run = resume(o.out, columns["train"], valid=valid, report=report, steps=o.epochs * epoch)
     else:
         torch.manual_seed(0)
         program = _program(o)
         print(f"{sum(p.numel() for p in program.parameters())} parameters", flush=True)
         run = fit(
-            program, columns["train"], valid=columns["valid"], steps=o.epochs * epoch, batch_size=o.batch_size, lr=o.lr,
-            schedule="cosine", ema=0.999, patience=1000, kl_warmup=o.warmup * epoch, objective=o.objective,
-            particles=o.particles,
-            engine=o.engine, precision=o.precision, clip=o.clip, seed=0,
-            out=o.out, log_every=2 * epoch, report=lambda row: print(_line(row, start), flush=True),
+            program, columns["train"], valid=valid, steps=o.epochs * epoch, batch_size=o.batch_size, lr=o.lr,
+            schedule="cosine", ema=0.999, patience=1000 if valid else None, kl_warmup=o.warmup * epoch,
+            objective=o.objective, particles=o.particles, engine=o.engine, precision=o.precision, clip=o.clip, seed=0,
+            out=o.out, log_every=2 * epoch, report=lambda row: print(_line(row, rows, start), flush=True),
         )  # fmt: skip
     trained = time.perf_counter() - start, time.process_time() - cpu
     result = loglik(run, columns["test"], particles=o.test_particles)
@@ -105,11 +110,9 @@ def _program(o: argparse.Namespace) -> Program:
                components=components)  # fmt: skip
 
 
-def _line(row: dict[str, float], start: float) -> str:
-    return (
-        f"step {row['step']}: elbo {row['elbo'] / 50000:.2f}, valid {row['valid_elbo'] / 10000:.2f} nats a row, "
-        f"{time.perf_counter() - start:.0f} s"
-    )
+def _line(row: dict[str, float], rows: int, start: float) -> str:
+    valid = f"valid {row['valid_elbo'] / 10_000:.2f}, " if "valid_elbo" in row else ""
+    return f"step {row['step']}: elbo {row['elbo'] / rows:.2f} nats a row, {valid}{time.perf_counter() - start:.0f} s"
 
 
 if __name__ == "__main__":

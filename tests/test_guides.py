@@ -144,6 +144,18 @@ def test_plates_and_constraints(amortised):
         assert loglik(program, {"x": normal(9)}, particles=3).rows == 9
 
 
+@pytest.mark.parametrize("amortised", [False, True])
+def test_the_vectors_of_given_latents_are_those_that_it_drew(amortised):
+    torch.manual_seed(0)
+    program = Crossed().setup(CROSSED, f"flow(hidden=(4,), amortised={amortised})")
+    q = run_once(program, CROSSED).q
+    values = {n: q.nodes[n]["value"] for n in ("s", "p", "z")}
+    found = program.autoguide.auxiliaries(values)
+    assert set(found) == ({"_flow", "_flow_rows"} if amortised else {"_flow"})
+    for site, vector in found.items():
+        assert torch.allclose(vector, q.nodes[site]["value"], atol=1e-4), site
+
+
 # -- posteriors that are known ---------------------------------------------------------------------
 
 # of each guide of a file of ppgen/guides, options with which a fit takes a second

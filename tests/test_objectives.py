@@ -334,7 +334,49 @@ def test_wake_sleep_moves_the_model_by_the_guides_draws():
 def test_wake_sleep_needs_a_guide_of_the_models_latents():
     program = Program.from_pair(Local().model).double()
     with pytest.raises(PpgenError, match="in a way of its own"):
-        fit(program, {"x": X}, steps=1, objective="wake_sleep", precision="64-true")
+        fit(program, {"x": X}, steps=1, objective="wake_sleep", precision="64-true", guide="AutoNormal")
+
+
+class Far(Program):
+    """z ~ N(50, 3²), two x | z ~ N(z, 2): z | x ~ N(50 + 0.9 (x̄ − 50), 0.9)."""
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(50.0, 3.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 2**0.5).to_event(1), obs=x)
+
+
+class Dose(Program):
+    """λ ~ Gamma(2, 1), six counts | λ ~ Poisson(λ): λ | y ~ Gamma(2 + Σ y, 7)."""
+
+    def model(self, y=None):
+        with rows(y):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+            pyro.sample("y", dist.Poisson(rate[..., None].expand(*rate.shape, 6)).to_event(1), obs=y)
+
+
+def _posterior_of_any_row(program, steps, rows, latent, law):
+    """Of one row, which says nothing of the units of others; the guide is found too."""
+    run = fit(program, rows[0], objective="wake_sleep", steps=steps, lr=5e-3, schedule="cosine", particles=64,
+              engine="trace", seed=0)  # fmt: skip
+    assert run.program.autoguide.amortised
+    for row in rows:
+        exact = law(next(iter(row.values())))
+        q = torch.as_tensor(posterior(run, row, draws=8000, prior=False).posterior[latent].values).flatten()
+        assert abs(q.mean() - exact.mean) < 0.2 * exact.stddev
+        assert q.std() == pytest.approx(float(exact.stddev), rel=0.12)
+
+
+def test_a_flow_learns_by_wake_sleep_the_posterior_of_any_row(caplog):
+    each = [{"x": 50 + torch.tensor([row])} for row in ([1.0, 2.0], [-3.0, -4.0], [0.0, 1.0])]
+    _posterior_of_any_row(Far(), 300, each, "z", lambda x: dist.Normal(50 + 0.9 * (x.mean() - 50), 0.9**0.5))
+    assert "one row" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_flow_learns_by_wake_sleep_a_rate_of_counts():
+    each = [{"y": torch.tensor([row])} for row in ([3.0, 2, 1, 0, 4, 2], [5.0, 4, 3, 2, 6, 4], [0.0] * 6)]
+    _posterior_of_any_row(Dose(), 600, each, "rate", lambda y: dist.Gamma(2 + y.sum(), 7.0))
 
 
 class ByMean(Program):

@@ -78,6 +78,9 @@ class _Calibration(NamedTuple):
     band: ecdf_bands.Band
     findings: list[Finding]
 
+    def __repr__(self) -> str:  # no arrays
+        return "\n".join(map(str, self.findings))
+
     @property
     def passes(self) -> bool:
         return bool((self.p > LEVEL).all())

@@ -10,6 +10,7 @@ A file has
     OF_A_PART   what else is wrong, even of one draw, where the rows of a step are a part of those that share latents
                 (optional)
     GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
+    DREAMS      whether the guide is fitted to draws of the model: a guide by name is one that reads its rows (optional)
     draw        (optional) its own terms of one draw, in place of an estimator's; with DRAWS, see
                 `ppgen.inference.gradients`
     objective   (terms, setting, **options) -> (target, bound): what is maximized, whose gradient is that of the

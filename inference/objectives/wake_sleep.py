@@ -4,8 +4,9 @@ r"""Wake-sleep: the guide on what the model dreams, the model on what the guide 
     sleep, φ:   Σ_k ∇_φ log q_φ(z'_k | x'_k) / K,   (x'_k, z'_k) ~ p_θ: that of −E_p(x) KL(p(z | x) ‖ q(z | x))
 
 The guide is fitted where the model puts data, without a weight and a bias: amortised inference for a simulator. It
-needs no derivative along a draw, so that discrete latents may be drawn, and a guide that reads its columns. What is
-reported is the importance-weighted bound at the data.
+needs no derivative along a draw, so that discrete latents may be drawn, and a guide that reads its columns: a flow
+does, of latents in the plate over the rows, whatever rows the data have. What is reported is the importance-weighted
+bound at the data.
 
 Source: The wake-sleep algorithm for unsupervised neural networks (Hinton, Dayan, Frey, Neal 1995); neural posterior
 estimation by the same loss: Fast ε-free Inference of Simulation Models (Papamakarios & Murray 2016, arXiv:1605.06376).
@@ -21,6 +22,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.data import n_rows
 from ppgen.draws import one_draw
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
@@ -36,14 +38,22 @@ PATHWISE = False
 PATHS = False
 OF_A_PART = "the guide learns the posterior of as many rows as a step has"
 DRAWS = 1
+DREAMS = True
+_ROWS = 500  # at least so many are drawn to find the units of the columns that a flow reads
 
 log = logging.getLogger("ppgen")
 
 
 def require(program: Program, data: Mapping[str, Any], structure: Structure) -> None:
-    """Says where the guide reads nothing of what the model draws: the best one is then the prior, whatever the data."""
+    """Lets a flow begin at the model's draws, and says where the guide reads nothing of what the model draws: the best
+    one is then the prior, whatever the data.
+    """
     with torch.no_grad():
         _, columns = _dream(program, data)
+        if hasattr(program._autoguide, "begin_at"):
+            dreams = [_dream(program, data) for _ in range(-(-_ROWS // n_rows(data)))]
+            read = {k: torch.cat([columns[k] for _, columns in dreams]) for k in program.guide_columns}
+            program._autoguide.begin_at(read, [_latents(dream) for dream, _ in dreams])
     drawn = {k: v for k, v in columns.items() if v is not data[k]}
     if not structure.latents or not drawn or any(not v.is_floating_point() for v in drawn.values()):
         return
@@ -72,13 +82,17 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
         q = guide_run(program, data)
         dream, columns = _dream(program, data)
     terms = one_draw(program, data, structure, q=q)
-    read = poutine.trace(poutine.replay(lambda: program.call("guide", columns), trace=dream)).get_trace()
+    given = _given(program, dream)
+    read = poutine.trace(poutine.replay(lambda: program.call("guide", columns), trace=given)).get_trace()
     sites = sample_sites(read, deterministic=False)
-    strange = [n for n, s in sites.items() if n not in dream.nodes or is_delta(s) or s["value"].requires_grad]
+    strange = [
+        n for n, s in sites.items()
+        if s["value"].requires_grad or given is dream and (n not in dream.nodes or is_delta(s))
+    ]  # fmt: skip
     if strange:
         raise PpgenError(
             f"objective='wake_sleep' asks the guide for log q of the model's draws, and {program.name}'s draws "
-            f"{strange[0]!r} in a way of its own; write a guide whose sites are the model's latents"
+            f"{strange[0]!r} in a way of its own; take guide='flow' (--guide), or write one of the model's latents"
         )
     found = {n: term(s, "guide").log_prob for n, s in sites.items()}
     return [t._replace(target=found[t.site]) if t.role == "guide" else t for t in terms]
@@ -99,6 +113,20 @@ def _dream(program: Program, data: Mapping[str, Any]) -> tuple[poutine.Trace, di
                 )
             columns[own[0]] = site["value"].to(data[own[0]])
     return dream, columns
+
+
+def _given(program: Program, dream: poutine.Trace) -> poutine.Trace:
+    """The model's draws as the guide makes them: a flow has drawn a vector, of which it writes the latents."""
+    if not hasattr(program._autoguide, "auxiliaries"):
+        return dream
+    given = poutine.Trace()
+    for name, value in program._autoguide.auxiliaries(_latents(dream)).items():
+        given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={"is_auxiliary": True})
+    return given
+
+
+def _latents(dream: poutine.Trace) -> dict[str, Tensor]:
+    return {n: s["value"] for n, s in sample_sites(dream, deterministic=False).items() if "observed" not in s}
 
 
 def objective(terms: Sequence[Term], s: Setting) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,11 @@ class EvidenceBounds(NamedTuple):
     observed: np.ndarray
     findings: list[Finding]
 
+    def __repr__(self) -> str:  # no arrays
+        return "\n".join(
+            [*(f"{r['name']}: {r['nats']:.2f} ± {r['se']:.2g}" for r in self.table()), *map(str, self.findings)]
+        )
+
     @property
     def best(self) -> Bound:
         """The estimate with the least error."""

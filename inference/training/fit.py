@@ -552,7 +552,8 @@ def _training_columns(program: Program, data: Any, dtype: torch.dtype) -> data_m
 
 def _warn_of_rows(program: Program, data: Mapping[str, Tensor], structure: Structure) -> None:
     warn_of_negative_indices(program, data)
-    if data_module.n_rows(data) == 1 and structure.by_row:
+    learns = any(not name.startswith("autoguide.") for name, _ in program.named_parameters())
+    if learns and data_module.n_rows(data) == 1 and structure.by_row:
         log.warning("the data have one row, which tells no density: its own is raised without bound; give more")
 
 
@@ -591,9 +592,11 @@ def _config(
 
 def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
     """The named guide that is to be made, if any: the one asked for, or an autoguide where the program has none."""
-    guide = o["guide"] or (None if program.has_guide else program.default_guide)
+    ours = o["objective"] is not None and is_ours(o["objective"])
+    dreams = ours and getattr(objectives.named(o["objective"]), "DREAMS", False)
+    guide = o["guide"] or (None if program.has_guide else "flow" if dreams else program.default_guide)
     batches = o["batch_size"] is not None and rows > o["batch_size"]  # a batch has other rows at every step
-    if batches and guide is not None and (file := file_of(guide)) is not None:
+    if (batches or dreams) and guide is not None and (file := file_of(guide)) is not None:
         return guide_spec(guide, **{**file.BATCHES, **parse(guide)[1]})
     return guide
 

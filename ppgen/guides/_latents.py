@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pyro
+import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
@@ -86,3 +87,17 @@ def emit(latent: _Latent, vector: Tensor, plates: Mapping[str, Any]) -> None:
         for name, *_ in latent.frames:
             stack.enter_context(plates[name])
         pyro.sample(latent.name, delta)
+
+
+def vector(latents: Sequence[_Latent], values: Mapping[str, Tensor]) -> Tensor:
+    """The vector that `emit` writes these values out of."""
+    parts = []
+    for latent in latents:
+        u = latent.transform.inv(values[latent.name])
+        if latent.row_dim is None:
+            parts.append(u.reshape(-1))
+        else:
+            u = u.movedim(latent.batch_dim + latent.row_dim, 0)
+            dim = next(dim for _, dim, size in latent.frames if size is None)
+            parts.append(u.reshape(len(u), *(1,) * (-dim - 1), -1))
+    return torch.cat(parts, -1)

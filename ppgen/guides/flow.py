@@ -32,7 +32,7 @@ from torch.distributions import constraints
 
 from ppgen.data import row_columns
 from ppgen.errors import PpgenError
-from ppgen.guides._latents import emit, places, require_whole_plates, row_frame
+from ppgen.guides._latents import emit, places, require_whole_plates, row_frame, vector
 from ppgen.guides._started import Started
 from ppgen.transforms import Conditional, FlowTransform, iaf, spline
 from ppgen.transforms.change_of_variables import Inverse
@@ -193,6 +193,12 @@ class _Pushed(TorchDistribution):
         return _log_normal(e) + ladj
 
 
+def _spread(x: Tensor, mean: Tensor) -> Tensor:
+    """The standard deviations of columns; 1 of a constant one."""
+    sd = x.std(0, correction=0)
+    return torch.where(sd > 1e-6 * mean.abs(), sd, 1.0)
+
+
 def _log_normal(e: Tensor) -> Tensor:
     return -0.5 * (e * e).sum(-1) - 0.5 * e.shape[-1] * math.log(2 * math.pi)
 
@@ -248,8 +254,9 @@ class Guide(nn.Module):
             self.flow = _Stack(self.of_all[-1].stop, 0, transforms, hidden, smooth)
         if self.of_rows:
             x = self._table(data)
-            self.register_buffer("mean", x.mean(0))
-            self.register_buffer("sd", x.std(0, correction=0).clamp_min(1e-6))
+            self.register_buffer("mean", torch.zeros(x.shape[-1]))
+            self.register_buffer("sd", torch.ones(x.shape[-1]))
+            self._standardise(data)
             context = x.shape[-1] + (self.of_all[-1].stop if self.of_all else 0)
             self.row_flow = _Stack(self.of_rows[-1].stop, context, transforms, hidden, smooth)
         last = ", smooth=True" if smooth else ""
@@ -284,6 +291,26 @@ class Guide(nn.Module):
                 raise PpgenError(f"the flow guide reads the column {name!r}, and the data lack it; pass it")
         like = torch.get_default_dtype()
         return torch.cat([data[n].to(like).reshape(len(data[n]), -1) for n in self.columns], -1)
+
+    @torch.no_grad()
+    def begin_at(self, data: Mapping[str, Tensor], draws: Sequence[Mapping[str, Tensor]]) -> None:
+        """Begins as independent normals, of the moments of these draws of the latents; its columns are in units of
+        `data`.
+        """
+        if self.of_rows:
+            self._standardise(data)
+            u = torch.cat([vector(self.of_rows, values).flatten(0, -2) for values in draws])
+            self.row_flow.start_at(u.mean(0), torch.diag(_spread(u, u.mean(0))))
+
+    def _standardise(self, data: Mapping[str, Tensor]) -> None:
+        x = self._table(data)
+        self.mean.copy_(x.mean(0))
+        self.sd.copy_(_spread(x, self.mean))
+
+    def auxiliaries(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its own draws, by site, of which it would make these values of the latents."""
+        of = {"_flow": self.of_all, "_flow_rows": self.of_rows}
+        return {site: vector(latents, values) for site, latents in of.items() if latents}
 
     @torch.no_grad()
     def start_at(self, values: Mapping[str, slice], loc: Tensor, scale_tril: Tensor) -> None:
