@@ -121,11 +121,7 @@ def mcmc(
     with prepared(program, data, seed, precision, guide=through) as made:
         joint = somewhere(lambda: log_joint(made.program, made.data, engine=engine, noncentred=noncentred))
         structure = made.structure(joint)
-        outer: LogJoint | LaplaceMarginal | Pullback = joint  # what the chains are of
-        if through:
-            outer = through_guide(joint, made.program)
-        elif inner:
-            outer = somewhere(lambda: LaplaceMarginal(joint, inner))
+        outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         values = sum(v.numel() for v in tensors(made.data).values())
         C, S, W = _numbers_of(joint, outer, steps, values, kernel, metric, chains, draws, warmup)
@@ -202,6 +198,15 @@ def _require_one_way(kernel: str, inner: Sequence[str], through: bool, noncentre
             f"kernel {kernel!r} begins at places of its own, and takes no coordinates of a guide; take kernel='chees', "
             "or leave through (--through-guide) out"
         )
+
+
+def _coordinates(
+    joint: LogJoint, program: Program, inner: Sequence[str], through: bool
+) -> LogJoint | LaplaceMarginal | Pullback:
+    """What the chains are to be of."""
+    if through:
+        return through_guide(joint, program)
+    return somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
 
 
 def run_chains(
