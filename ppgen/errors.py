@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -106,6 +107,16 @@ def first_line(error: BaseException) -> str:
     ('no such value', 'AssertionError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def lacking(needed: str, data: Mapping[str, Any], remedy: str) -> PpgenError:
+    """Of data that have no column as a model needs it, or one of another shape.
+
+    >>> print(lacking("Flow needs a column x", {"y": 1.0}, "name it with columns="))
+    Flow needs a column x, and the data have {}; name it with columns=
+    """
+    shapes = {name: tuple(value.shape) for name, value in data.items() if hasattr(value, "shape")}
+    return PpgenError(f"{needed}, and the data have {shapes}; {remedy}")
 
 
 def reason(error: Exception) -> str:
