@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 
 import ppgen
 from ppgen.distributions.markov import MarkovNormal
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, lacking
 from ppgen.nets import MLP
 
 
@@ -102,11 +102,8 @@ class DeepMarkov(ppgen.Program):
             PpgenError: no column x of sequences.
         """
         if "x" not in data or data["x"].dim() != 3:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"DeepMarkov needs a column x of shape (sequences, steps, features), and the data have {shapes}; name "
-                "it with columns= (--columns x=...)"
-            )
+            needed = "DeepMarkov needs a column x of shape (sequences, steps, features)"
+            raise lacking(needed, data, "name it with columns= (--columns x=...)")
         return {"features": data["x"].shape[-1], "duration": data["x"].shape[-2]}
 
     def model(self, x: Tensor | None = None, length: Tensor | None = None, seen: Tensor | None = None) -> Tensor:

@@ -36,7 +36,7 @@ from ppgen.data import moments, warn_of_unseen_labels
 from ppgen.data.files.images import channels_first
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.grid_normal import GridNormal, levels_numbers, posterior_mean
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, lacking, nearest
 from ppgen.nets import TimeMLP, UNet
 
 __all__ = ["Diffusion"]
@@ -84,7 +84,6 @@ class Diffusion(GaussianChain):
 
     rows_a_step = 128
 
-    zero: Tensor
     loc: Tensor
     scale: Tensor
     prepared: Tensor
@@ -192,11 +191,8 @@ class Diffusion(GaussianChain):
         """The arguments that follow from the data: the shape and net, the likelihood, location and scale."""
         x = data.get("x")
         if x is None or x.dim() not in (2, 3, 4) or len(x) == 0:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"Diffusion needs a column x, (rows, features), (rows, height, width) or (rows, channels, height, "
-                f"width), and the data have {shapes}; name or gather it with columns= (--columns x=...)"
-            )
+            needed = "a column x, (rows, features), (rows, height, width) or (rows, channels, height, width)"
+            raise lacking(f"Diffusion needs {needed}", data, "name or gather it with columns= (--columns x=...)")
         x = x[:, None] if x.dim() == 3 else channels_first("x", x)
         arguments: dict[str, Any] = {"features": x.shape[1] if x.dim() == 2 else list(x.shape[1:])}
         found = find_grid(x)

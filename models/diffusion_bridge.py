@@ -31,7 +31,7 @@ from torch import Tensor
 
 import ppgen
 from ppgen.chains.pairs import optimal_pairs
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, lacking, nearest
 from ppgen.models.diffusion import Diffusion, units
 
 PAIRS = ("rows", "ot")
@@ -87,11 +87,9 @@ class DiffusionBridge(Diffusion):
         """The features, and the location and scale of both columns."""
         x0, x = data.get("x0"), data.get("x")
         if x0 is None or x is None or x.shape != x0.shape or x.dim() not in (2, 4) or len(x) == 0:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"DiffusionBridge needs columns x0 and x of one shape, (rows, features) or (rows, channels, height, "
-                f"width), and the data have {shapes}; name or gather them with columns= (--columns x0=... x=...)"
-            )
+            needed = "columns x0 and x of one shape, (rows, features) or (rows, channels, height, width)"
+            remedy = "name or gather them with columns= (--columns x0=... x=...)"
+            raise lacking(f"DiffusionBridge needs {needed}", data, remedy)
         loc, scale = units(torch.cat([x0.flatten(1), x.flatten(1)]))
         return {
             "features": x.shape[1] if x.dim() == 2 else list(x.shape[1:]),

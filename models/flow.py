@@ -28,7 +28,7 @@ import ppgen
 from ppgen.data import blocks, moments
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, lacking, nearest
 from ppgen.transforms import Conditional, FlowTransform, Whitening, stack
 
 BASES = ("normal", "student", "uniform")
@@ -397,11 +397,8 @@ def _spread(x: Tensor) -> Tensor:
 
 def _column(data: dict[str, Tensor]) -> Tensor:
     if "x" not in data or data["x"].dim() < 2:
-        found = {name: tuple(value.shape) for name, value in data.items()}
-        raise PpgenError(
-            f"Flow needs a column x of shape (rows, features), and the data have {found}; name or gather it with "
-            "columns= (--columns x=a+b)"
-        )
+        needed = "Flow needs a column x of shape (rows, features)"
+        raise lacking(needed, data, "name or gather it with columns= (--columns x=a+b)")
     return data["x"].flatten(1)
 
 

@@ -33,7 +33,7 @@ import ppgen
 from ppgen.data.files.images import channels_first
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import Cell, Quantised, find_grid, logit_cells, require_grid
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, lacking, nearest
 from ppgen.transforms import glow, tarflow
 from ppgen.transforms.images.glow import small_net
 from ppgen.transforms.images.multiscale import convolve
@@ -120,11 +120,8 @@ class ImageFlow(ppgen.Program):
         """Shape, scales and grid; flat rows are taken for square grey images."""
         x = data.get("x")
         if x is None or x.dim() not in (2, 3, 4):
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"ImageFlow needs a column x of images, (rows, pixels), (rows, height, width) or (rows, channels, "
-                f"height, width), and the data have {shapes}; name it with columns= (--columns x=...)"
-            )
+            needed = "a column x of images, (rows, pixels), (rows, height, width) or (rows, channels, height, width)"
+            raise lacking(f"ImageFlow needs {needed}", data, "name it with columns= (--columns x=...)")
         x = channels_first("x", x)
         grey = x.shape[1:] if x.dim() == 3 else (math.isqrt(x.shape[1]),) * 2
         shape = tuple(x.shape[1:]) if x.dim() == 4 else (1, *grey)

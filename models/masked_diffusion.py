@@ -56,7 +56,6 @@ class MaskedDiffusion(Chain):
 
     rows_a_step = 256
     guide_is_fixed = True
-    zero: Tensor
 
     def __init__(
         self, features: int | Sequence[int], levels: int = 2, low: float = 0.0, high: float = 1.0,
@@ -127,7 +126,7 @@ class MaskedDiffusion(Chain):
 
     def forward(self, x: Tensor, t: Tensor | float, **columns: Tensor) -> TorchDistribution:
         """q(z_t | x)."""
-        return self._hiding(self._log_one_hot(x), self._time(t))
+        return self._hiding(self._log_one_hot(x), self.time(t))
 
     def posterior(self, z: Tensor, x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
         """q(z_s | z_t, x)."""
@@ -159,7 +158,7 @@ class MaskedDiffusion(Chain):
 
     def _between(self, z: Tensor, log_x: Tensor, s: Tensor | float, t: Tensor | float) -> TorchDistribution:
         """z_s given z_t, where what is hidden is drawn by log_x, (..., D, K)."""
-        hidden = self._hiding(log_x, self._time(s) / self._time(t)).base_dist.logits
+        hidden = self._hiding(log_x, self.time(s) / self.time(t)).base_dist.logits
         seen = one_hot(z.long(), self.levels + 1).to(hidden.dtype).log()
         hidden, seen = torch.broadcast_tensors(hidden, seen)
         return Categorical(logits=torch.where((z == self.levels)[..., None], hidden, seen)).to_event(1)
@@ -172,9 +171,6 @@ class MaskedDiffusion(Chain):
 
     def _known(self, z: Tensor) -> TorchDistribution:
         return Categorical(logits=one_hot(z.long(), self.levels + 1).to(self.zero.dtype).log()).to_event(1)
-
-    def _time(self, t: Tensor | float) -> Tensor:
-        return torch.as_tensor(t, dtype=self.zero.dtype, device=self.zero.device)
 
     # -- data --------------------------------------------------------------------------------------------
 

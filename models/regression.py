@@ -28,7 +28,7 @@ from torch import Tensor
 import ppgen
 from ppgen.data.cells.levels import Levels
 from ppgen.distributions.status import WithStatus
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_of
 from ppgen.formula.centring import centre, of_latents
 from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
@@ -232,7 +232,7 @@ def regression(
         made = Regression(formula, family, design, stated)
     made.missing = missing
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
-    log.info("priors, which priors= states otherwise: %s", ", ".join(told[:_SHOWN]) + ", ..." * (len(told) > _SHOWN))
+    log.info("priors, which priors= states otherwise: %s", first_of(told, _SHOWN))
     for group in design["groups"]:
         for name, mean, sd in far_from_zero(group["matrix"], table, torch.zeros((), dtype=torch.float64)):
             _far(f"the effects over {group['codes']} are those where {name} is 0, far from its {mean:.6g} ± {sd:.3g}",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import ppgen
 from ppgen.data.precision import wide
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, lacking
 
 
 class _States(NamedTuple):
@@ -132,11 +132,8 @@ class StateSpace(ppgen.Program):
     def from_data(cls, data: dict[str, Tensor]) -> dict[str, Any]:
         """The number of features and of steps."""
         if "x" not in data or data["x"].dim() != 3:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"StateSpace needs a column x of shape (series, steps, features), and the data have {shapes}; name it "
-                "with columns= (--columns x=...)"
-            )
+            needed = "StateSpace needs a column x of shape (series, steps, features)"
+            raise lacking(needed, data, "name it with columns= (--columns x=...)")
         return {"features": data["x"].shape[-1], "duration": data["x"].shape[-2]}
 
     s = property(lambda self: self.log_s.exp(), doc="The standard deviations of z_0.")

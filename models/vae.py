@@ -29,7 +29,7 @@ from ppgen.distributions import DiscretizedLogistic, GridCategorical
 from ppgen.distributions.counts import COUNTS, counts
 from ppgen.distributions.dequantize import find_grid
 from ppgen.distributions.mixtures import NormalMixture
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, lacking, nearest
 from ppgen.nets import MLP, ConvDecoder, ConvEncoder
 
 __all__ = ["VAE"]
@@ -169,11 +169,8 @@ class VAE(ppgen.Program):
         with its levels; all others "normal".
         """
         if "x" not in data or data["x"].dim() < 2 or len(data["x"]) == 0:
-            shapes = {name: tuple(value.shape) for name, value in data.items()}
-            raise PpgenError(
-                f"the VAE needs a column x of shape (rows, features), and the data have {shapes}; "
-                "name or gather it with columns= (--columns x=...)"
-            )
+            needed = "the VAE needs a column x of shape (rows, features)"
+            raise lacking(needed, data, "name or gather it with columns= (--columns x=...)")
         x = data["x"]
         shape = list(x.shape[1:])
         arguments: dict[str, Any] = {"features": shape[0] if len(shape) == 1 else shape}

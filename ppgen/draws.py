@@ -25,7 +25,7 @@ from ppgen.engine.graphs.noise import hoist
 from ppgen.engine.graphs.together import kept_whole
 from ppgen.engine.graphs.trace import Traced, Untraceable, executable, trace
 from ppgen.enumerated import summed_terms
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_line
 from ppgen.memory import require_memory
 from ppgen.program import Program
 from ppgen.structure import Structure
@@ -144,7 +144,7 @@ class Many:
                 torch.set_rng_state(state)  # a try that fails has drawn some numbers
                 if recording.widen():
                     continue
-                self._say(str(e).splitlines()[0])
+                self._say(first_line(e))
                 self.batched = False
         return _stacked(
             [one(torch.zeros((), device=self.device), *(v[i] for v in (*each, *noise))) for i in range(draws)]
@@ -262,7 +262,7 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
             try:
                 pairs = list(zip(_gradients(own, inputs), _gradients(ours, inputs), strict=True))
             except RuntimeError as e:
-                return f"no gradient goes through its recorded run: {str(e).splitlines()[0]}"
+                return f"no gradient goes through its recorded run: {first_line(e)}"
             for g, traced in pairs:
                 if (g is None) != (traced is None) or g is not None and traced is not None and not _near(g, traced):
                     return "its recorded run has other gradients (a part without gradient, or a gradient of its own)"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2060-\u2064\ufeff\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -72,6 +73,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
+def first_of(words: Sequence[str], most: int) -> str:
+    """The first words of a list, for a sentence.
+
+    >>> first_of(["a", "b", "c"], 2), first_of(["a", "b"], 2)
+    ('a, b, ...', 'a, b')
+    """
+    return ", ".join(words[:most]) + ", ..." * (len(words) > most)
+
+
 def require_known(kind: str, name: str, known: Collection[str]) -> None:
     """
     Raises:
@@ -90,11 +100,29 @@ def of_dtypes(error: Exception) -> bool:
     return "dtype" in str(error) or "scalar type" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none.
+
+    >>> first_line(ValueError("no such value\\nat all")), first_line(AssertionError())
+    ('no such value', 'AssertionError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def lacking(needed: str, data: Mapping[str, Any], remedy: str) -> PpgenError:
+    """Of data that have no column as a model needs it, or one of another shape.
+
+    >>> print(lacking("Flow needs a column x", {"y": 1.0}, "name it with columns="))
+    Flow needs a column x, and the data have {}; name it with columns=
+    """
+    shapes = {name: tuple(value.shape) for name, value in data.items() if hasattr(value, "shape")}
+    return PpgenError(f"{needed}, and the data have {shapes}; {remedy}")
+
+
 def reason(error: Exception) -> str:
     """Return the first line of a library's message, short enough to stand inside a sentence.
 
     >>> reason(OSError("truncated file.\\nCall stack follows"))
     'truncated file'
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".: ")
+    return first_line(error)[:160].rstrip(".: ")

@@ -49,7 +49,7 @@ def dropped(table: Table, names: Collection[str]) -> Table:
     rows = row_columns(table)
     gone = torch.zeros(len(table[rows[0]]) if rows else 0, dtype=torch.bool)
     for name in rows:
-        if name in names and _has_nan(table[name]):
+        if name in names and has_nan(table[name]):
             gone |= table[name].isnan().reshape(len(gone), -1).any(1)
     if not bool(gone.any()):
         return table
@@ -57,7 +57,7 @@ def dropped(table: Table, names: Collection[str]) -> Table:
         raise PpgenError(f"every one of {len(gone)} rows has a missing cell, and none is left")
     log.info("%d of %d rows have a missing cell and are left out (missing=drop)", int(gone.sum()), len(gone))
     left = take(table, (~gone).nonzero()[:, 0], rows)
-    codes = {n: v.long() for n, v in left.items() if n in table.words and not _has_nan(v)}
+    codes = {n: v.long() for n, v in left.items() if n in table.words and not has_nan(v)}
     return Table({**left, **codes}, left.types)
 
 
@@ -101,7 +101,7 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
     The log says how many. Other missing cells are for the check of the data to refuse.
     """
     program.gaps = {}
-    if program.missing not in ("mask", "impute") or not any(_has_nan(v) for v in tensors(data).values()):
+    if program.missing not in ("mask", "impute") or not any(has_nan(v) for v in tensors(data).values()):
         return
     looking = _Looking()
     try:
@@ -124,7 +124,7 @@ def find_gaps(program: Any, data: Mapping[str, Any]) -> None:
                 "these values out (--missing mask), or their rows (--missing drop)"
             )
     if program.missing == "impute":
-        drawn = {n: data[n] for n in program.drawn_columns if n in data and _has_nan(data[n])}
+        drawn = {n: data[n] for n in program.drawn_columns if n in data and has_nan(data[n])}
         program.gaps |= {name: int(value.isnan().sum()) for name, value in drawn.items()}
     for name, n in program.gaps.items():
         done = "left out of the likelihood" if program.missing == "mask" else f"drawn, as {name}_unobserved"
@@ -139,7 +139,7 @@ def gap_rows(program: Any, data: Mapping[str, Any]) -> dict[str, tuple[str, np.n
     return {f"{n}_unobserved": (f"{n}_row", where.nonzero()[:, 0].numpy()) for n, where in gone.items()}
 
 
-def _has_nan(value: Tensor) -> bool:
+def has_nan(value: Tensor) -> bool:
     return value.is_floating_point() and bool(value.isnan().any())
 
 
@@ -154,7 +154,7 @@ class _Looking(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         value = msg["value"]
-        if msg["is_observed"] and isinstance(value, Tensor) and _has_nan(value):
+        if msg["is_observed"] and isinstance(value, Tensor) and has_nan(value):
             self.found[msg["name"]] = int(value.isnan().sum())
             fn = msg["fn"]
             some = bool((~_seen(fn, value) & ~_none_seen(fn, value)).any())

@@ -8,9 +8,10 @@ import math
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import CodeType, FrameType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -312,19 +313,14 @@ def user_validates() -> bool:
     return _OUTER[0] if _OUTER else dist.is_validation_enabled()
 
 
-@contextmanager
-def whole_plates() -> Iterator[None]:
+def whole_plates() -> AbstractContextManager[Any]:
     """Within it, plates that subsample by themselves hold all that they stand for; a subsample that is passed stays."""
     own = SubsampleMessenger._subsample
 
     def whole(name: str, size: Any = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
         return own(name, size, None if subsample is None else subsample_size, subsample, *rest)
 
-    SubsampleMessenger._subsample = staticmethod(whole)
-    try:
-        yield
-    finally:
-        SubsampleMessenger._subsample = staticmethod(own)
+    return mock.patch.object(SubsampleMessenger, "_subsample", staticmethod(whole))
 
 
 def free_name(module: nn.Module, name: str) -> str:

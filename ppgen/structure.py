@@ -230,6 +230,24 @@ def longer_run(
     return None
 
 
+def shorter_run(
+    program: Runnable, data: Mapping[str, Any], n: int, rows: tuple[str, ...]
+) -> tuple[Mapping[str, Any], Traces] | None:
+    """The first n rows, and a run on them; None where the program runs on these rows only. The random state is left as
+    it was."""
+    if program.fixed_rows:
+        return None
+    few = take(data, slice(0, n), rows)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            t = run(program, few)
+            for trace in t:
+                trace.compute_log_prob()
+        return few, t
+    except Exception:  # parameters of one value a row, or written for one number of rows
+        return None
+
+
 def row_plates(t: Traces, longer: Traces | None, data: Mapping[str, Any], rows: tuple[str, ...] = ()) -> frozenset[str]:
     """The plates that grow when a row is added to the data; told by their size alone where that could not be run."""
     if not row_columns(data):

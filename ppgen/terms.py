@@ -111,7 +111,7 @@ def run(
     """
     if latents is not None or not guide:
         with holding(latents or {}):
-            p = poutine.trace(lambda: program.call("model", data)).get_trace()
+            p = model_run(program, data)
         return Traces(prune_subsample_sites(p), poutine.Trace())
     q = guide_run(program, data) if q is None else q
     p = poutine.trace(poutine.replay(lambda: program.call("model", data), trace=q)).get_trace()
@@ -135,6 +135,11 @@ def partly_masked(t: Traces) -> Traces:
 def guide_run(program: Runnable, data: Mapping[str, Any]) -> poutine.Trace:
     """One run of the guide, its subsamples included."""
     return poutine.trace(lambda: program.call("guide", data)).get_trace()
+
+
+def model_run(program: Runnable, data: Mapping[str, Any]) -> poutine.Trace:
+    """One run of the model by itself, its subsamples included."""
+    return poutine.trace(lambda: program.call("model", data)).get_trace()
 
 
 def latents_of(q: poutine.Trace) -> dict[str, Tensor]:
@@ -194,14 +199,9 @@ def _labelled(
 ) -> Term:
     if log_prob.shape != density.shape:
         log_prob, density = torch.broadcast_tensors(log_prob, density)
-    dims = _dim_names(site, log_prob.dim())
+    dims = _named(site, range(-log_prob.dim(), 0))
     rows, scale = full_plates(site), site["scale"]
     return Term(site["name"], role, site["value"], log_prob, density, dims, rows, order, pathwise, scale=scale)
-
-
-def _dim_names(site: Mapping[str, Any], n: int) -> tuple[str, ...]:
-    """Names of the last n batch dimensions of a site: its plates', or the site's name and a number."""
-    return _named(site, range(-n, 0))
 
 
 def _named(site: Mapping[str, Any], dims: Sequence[int]) -> tuple[str, ...]:

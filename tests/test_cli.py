@@ -394,7 +394,12 @@ def test_list_does_without_torch():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command, also",
-    [("check", {"pandas"}), ("fit --engine trace --steps 200", {"pandas"}), ("mcmc --engine trace", ())],
+    [
+        ("check", {"pandas"}),
+        ("fit --engine trace --steps 200", {"pandas"}),
+        ("fit --engine trace", {"pandas"}),  # by default rates, for which the cost of a step is counted
+        ("mcmc --engine trace", ()),
+    ],
 )
 def test_a_command_imports_nothing_that_takes_a_second(command: str, also: Iterable[str], tmp_path: Path):
     name, *options = command.split()

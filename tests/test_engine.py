@@ -533,7 +533,7 @@ def _auto(engine: str = "auto", steps: int = 200) -> Run:
 
 
 def test_auto_without_a_compiler_stays_with_the_trace_and_says_so_once(every_gain_counts, monkeypatch, caplog):
-    monkeypatch.setattr(step_module, "_SAID", set())
+    step_module._say_no_compiler.cache_clear()
     monkeypatch.setattr("ppgen.engine.compiling.compile.shutil.which", lambda name: None)
     with caplog.at_level(logging.WARNING, "ppgen"):
         run = _auto()

@@ -24,6 +24,7 @@ from ppgen.guides import file_of, guide_names, parse
 from ppgen.guides.flow import _Pushed, _Stack
 from ppgen.guides.pathfinder import _LowRankNormal
 from ppgen.inference import diagnose, fit, loglik, posterior, resume
+from ppgen.inference.training import guide_init
 from ppgen.terms import run as run_once
 
 ALONE = {"predictive": False, "prior": False}  # a tree of the posterior's draws only
@@ -633,3 +634,15 @@ def test_a_latent_of_infinitely_many_values_is_named(guide):
 
     with pytest.raises(PpgenError, match=r"'k' has no place in .* and Poisson has too many values to sum it out"):
         fit(Program.from_pair(model), {"x": torch.ones(3)}, guide=guide, steps=0)
+
+
+def test_a_search_that_fails_without_a_word_ends_no_fit(monkeypatch, caplog):
+    """`raise ValueError` has no first line to quote."""
+
+    def fails(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(guide_init, "log_joint", fails)
+    with caplog.at_level("INFO", "ppgen"):
+        fit(NormalMean(), {"x": torch.randn(9)}, steps=0, guide="AutoNormal", starts=2, **SINGLE)
+    assert "no start was found: ValueError" in caplog.text

@@ -20,12 +20,12 @@ contraction and z-score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen.check import check, columns, running_of
@@ -34,6 +34,7 @@ from ppgen.check.missing import validate
 from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
 from ppgen.draws import Many
+from ppgen.engine.density.joint import entry_labels
 from ppgen.errors import PpgenError
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import ecdf_bands
@@ -46,7 +47,7 @@ from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import given_value, innermost, is_deterministic, is_factor, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Traces, guide_run, latents_of, run, terms, total, value_of
+from ppgen.terms import Traces, guide_run, latents_of, model_run, run, terms, total, value_of
 
 LEVEL, SURE = 0.05, 0.005  # of all quantities together: below the former chance is suspected, below the latter not
 LIKELIHOOD = "log p(x | z)"
@@ -178,7 +179,7 @@ def calibrate(
 def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
     """The column that each observed site observes."""
     with torch.random.fork_rng(), torch.no_grad():
-        trace = poutine.trace(lambda: program.call("model", data)).get_trace()
+        trace = model_run(program, data)
     places = {v.data_ptr(): k for k, v in tensors(data).items()}
     found = {}
     for name, site in sample_sites(trace, factors=True).items():
@@ -214,7 +215,7 @@ def _as_numbers(program: Program, data: Mapping[str, Tensor], site: str, given: 
             continue
         for other in (*other_values(own), 2 * own + 1):
             with torch.random.fork_rng(), torch.no_grad():
-                sites = poutine.trace(lambda: program.call("model", {**data, name: other})).get_trace().nodes  # noqa: B023
+                sites = model_run(program, {**data, name: other}).nodes
             if not is_cast(other, given_value(sites[site])):
                 return None
         return name
@@ -226,8 +227,8 @@ def _simulated(
     program: Program, data: Mapping[str, Tensor], structure: Structure, observed: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Latents and columns, one draw of the joint."""
-    p = poutine.trace(Unobserve()(lambda: program.call("model", data))).get_trace()
-    sites = sample_sites(p)
+    with Unobserve():
+        sites = sample_sites(model_run(program, data))
     x = {c: sites[s]["value"].expand(data[c].shape).to(data[c].dtype) for s, c in observed.items()}
     return {n: value_of(sites[n])[0] for n in structure.latents}, x
 
@@ -252,18 +253,10 @@ def _fitted(
     lr: float, particles: int,
 ) -> list[dict[str, Tensor]]:  # fmt: skip
     """The guide's parameters for each data set; the model's stay as they are."""
-    guides = _of_guide(program, data)
-    if not guides:
-        return [{}] * len(next(iter(changed.values())))
-    asked = {n: p.requires_grad for n, p in program.named_parameters()}
-    try:
-        for name, p in program.named_parameters():
-            p.requires_grad_(name in guides)
-        with torch.enable_grad():
-            return fit_each(program, structure, data, changed, steps=steps, lr=lr, particles=particles)
-    finally:
-        for name, p in program.named_parameters():
-            p.requires_grad_(asked[name])
+    with _guide_alone(program, data) as trained:
+        if not trained:
+            return [{}] * len(next(iter(changed.values())))
+        return fit_each(program, structure, data, changed, steps=steps, lr=lr, particles=particles)
 
 
 def _trained(
@@ -271,20 +264,26 @@ def _trained(
     particles: int, seed: int,
 ) -> None:  # fmt: skip
     """One guide for all simulated rows; the model's parameters stay as they are."""
-    guides = _of_guide(program, data)
-    asked = {n: p.requires_grad for n, p in program.named_parameters()}
+    precision = "64-true" if dtype_of_program(program) == torch.float64 else "32-true"
+    with _guide_alone(program, data) as trained:
+        if trained:
+            fit(program, simulated, steps=steps, lr=lr, schedule="cosine", batch_size=BATCH, particles=particles,
+                precision=precision, seed=seed)  # fmt: skip
+    program.eval()
+
+
+@contextmanager
+def _guide_alone(program: Program, data: Mapping[str, Tensor]) -> Iterator[bool]:
+    """Within it the guide's own parameters alone are trained; whether it has any."""
+    guides, asked = _of_guide(program, data), {n: p.requires_grad for n, p in program.named_parameters()}
     try:
         for name, p in program.named_parameters():
             p.requires_grad_(name in guides)
-        if guides:
-            precision = "64-true" if dtype_of_program(program) == torch.float64 else "32-true"
-            with torch.enable_grad():
-                fit(program, simulated, steps=steps, lr=lr, schedule="cosine", batch_size=BATCH, particles=particles,
-                    precision=precision, seed=seed)  # fmt: skip
+        with torch.enable_grad():
+            yield bool(guides)
     finally:
         for name, p in program.named_parameters():
             p.requires_grad_(asked[name])
-        program.eval()
 
 
 def _of_guide(program: Program, data: Mapping[str, Tensor]) -> set[str]:
@@ -347,7 +346,7 @@ def _of_one(
     values, logs = posterior(data, draws)
     names, x, z = [], [], []
     for n in structure.latents:
-        names += _labels(n, true[n].shape)
+        names += entry_labels(n, true[n].shape)
         x.append(true[n].reshape(-1).double())
         z.append(values[n].reshape(len(values[n]), -1).double())
     return (
@@ -366,16 +365,12 @@ def _rank_rows(
     for n in structure.latents:
         row = next(i for i, d in enumerate(structure[n].dims) if d in structure.row_plates)
         one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
-        names += _labels(n, one.shape[1:])
+        names += entry_labels(n, one.shape[1:])
         x.append(one.reshape(len(one), -1).double())
         z.append(many.reshape(len(many), many.shape[1], -1).double())
     x.append(_at(program, structure, true, data).double()[:, None])
     z.append(logs.double().T[..., None])
     return [*names, LIKELIHOOD], torch.cat(x, -1).numpy(), torch.cat(z, -1).numpy()
-
-
-def _labels(name: str, shape: torch.Size) -> list[str]:
-    return [f"{name}[{', '.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
 
 
 # -- what the ranks say ------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen.check.missing import validate
@@ -38,7 +37,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, ready
 from ppgen.inference.verdicts.findings import FINE, LOOK, Finding
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import given_value, sample_sites
-from ppgen.terms import guide_run, latents_of, total
+from ppgen.terms import guide_run, latents_of, model_run, total
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -333,7 +332,7 @@ def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tup
             raise PpgenError(f"the observed site {name!r} stands in no plate over the rows; there are no rows")
 
     with ready(run, data, seed, guide=False), torch.random.fork_rng():
-        warn_of_scales(sample_sites(poutine.trace(lambda: program.call("model", data)).get_trace()))
+        warn_of_scales(sample_sites(model_run(program, data)))
 
     def one() -> list[Tensor]:
         q = guide_run(program, run.example)
@@ -356,7 +355,7 @@ def _predictive(run: Run, data: Mapping[str, Any], draws: int, seed: int) -> tup
 def _observed(run: Run, data: Mapping[str, Any]) -> np.ndarray:
     few = {k: v.double().numpy().ravel() for k, v in tensors(data).items()}
     with ready(run, data, None, guide=False), torch.random.fork_rng():
-        sites = sample_sites(poutine.trace(lambda: run.program.call("model", data)).get_trace())
+        sites = sample_sites(model_run(run.program, data))
     seen = {given_value(sites[n]).data_ptr() for n in run.structure.names("observed")}
     found = [few[k] for k, v in tensors(data).items() if v.data_ptr() in seen]
     return np.concatenate(found) if found else np.zeros(n_rows(data))

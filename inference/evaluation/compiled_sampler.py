@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen.data import tensors
@@ -31,7 +30,7 @@ from ppgen.nested import asked_rows
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
 from ppgen.sites import sample_sites
-from ppgen.terms import whole_value
+from ppgen.terms import model_run, whole_value
 
 ENGINES = ("trace", "compile")
 
@@ -75,7 +74,7 @@ def compiled_sampler(
     def forward(*values: Tensor) -> list[Tensor]:
         rows = {k: v.expand(n, *v.shape[1:]) for k, v in zip(columns, values, strict=True)} | constants
         with asked_rows(n), program.running():
-            found = sample_sites(poutine.trace(lambda: program.call("model", rows)).get_trace())
+            found = sample_sites(model_run(program, rows))
         names[:] = list(found)
         return [whole_value(s).movedim(row_dim_of(s, plates) or 0, 0) for s in found.values()]
 

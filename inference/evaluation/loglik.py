@@ -48,7 +48,7 @@ from ppgen.inference.evaluation.sample import dtype_of_program, forward_sites, p
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.sites import is_delta, observed_columns, sample_sites
-from ppgen.structure import Structure
+from ppgen.structure import Structure, shorter_run
 from ppgen.terms import Term, Traces, drawn_density, stacked_terms, terms, unnamed_noise
 from ppgen.terms import run as run_once
 
@@ -339,15 +339,8 @@ def require_no_point(
 
 def _few(program: Program, data: Mapping[str, Tensor], structure: Structure, n: int) -> Mapping[str, Tensor]:
     """The first n rows; all where the program runs on these only."""
-    if program.fixed_rows:
-        return data
-    few = take(data, slice(0, n), structure.row_columns)
-    try:
-        for trace in run_once(program, few):
-            trace.compute_log_prob()
-        return few
-    except Exception:  # parameters of one value a row
-        return data
+    found = shorter_run(program, data, n, structure.row_columns)
+    return data if found is None else found[0]
 
 
 def _reduce(log_w: Tensor, counts: Tensor, own: slice, keep: bool) -> tuple[Tensor, ...]:

@@ -29,7 +29,6 @@ Markov Chain Monte Carlo (Flegal and Jones 2010, arXiv:0811.1729).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +36,7 @@ import numpy as np
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.psis import GOOD_K, effective, moments, smoothed, tail, threshold
 from ppgen.inference.verdicts.findings import FINE, LOOK, VERDICTS, WRONG, Finding
+from ppgen.run.shown import entry_names
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -120,10 +120,10 @@ def compare_moments(
         for kind, b in better.items():
             b = b._replace(off=np.where(b.sd <= ROUNDING * np.abs(b.mean), np.nan, b.off))  # what does not vary
             table |= {f"{kind}_mean": b.mean, f"{kind}_sd": b.sd}
-            labels = _labels(value, without=weights.rows if rows else None)
+            labels = entry_names(value, without=weights.rows if rows else None)
             for known, new in zip(deviations[kind], _deviations(b, index, labels, rows), strict=True):
                 known += new
-        parts.append(pd.DataFrame(table, index=_labels(value)))
+        parts.append(pd.DataFrame(table, index=entry_names(value)))
     found = pd.concat(parts)
     if weights.rows is None and weights.good.any():
         deviations["corrected"][1].extend(_pairs(group, weights.log_w[:, 0]))
@@ -155,14 +155,6 @@ def _by_row(value: DataArray, rows: str | None) -> tuple[np.ndarray, int]:
         return index.reshape(1, -1), 0
     index = np.moveaxis(index, value.dims.index(rows) - 2, 0)
     return index.reshape(len(index), -1), len(index)
-
-
-def _labels(value: DataArray, without: str | None = None) -> list[str]:
-    """Of each entry; without a dimension, of each that is left."""
-    dims = [d for d in value.dims[2:] if d != without]
-    if not dims:
-        return [str(value.name)]
-    return [f"{value.name}[{', '.join(map(str, i))}]" for i in product(*(value[d].values.tolist() for d in dims))]
 
 
 def _same(value: DataArray, other: DataArray) -> np.ndarray:
@@ -221,7 +213,7 @@ def _batch_se(y: np.ndarray) -> np.ndarray:
 def _pairs(group: Any, log_w: np.ndarray) -> list[_Deviation]:
     """The sums and differences of two entries, each in units of its sd, whose sd is off."""
     x = np.concatenate([v.values[0].reshape(v.shape[1], -1).astype(np.float64) for v in group.data_vars.values()], 1)
-    labels = [label for v in group.data_vars.values() for label in _labels(v)]
+    labels = [label for v in group.data_vars.values() for label in entry_names(v)]
     (mean, sd), (better, better_sd) = moments(x[None]), moments(x[None], log_w)
     vary = np.flatnonzero((better_sd > ROUNDING * np.abs(better)) & (sd > ROUNDING * np.abs(mean)))[:MOST_PAIRED]
     if len(vary) < 2:

@@ -370,9 +370,7 @@ def tree_of(
         unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here[n], data)]),
         scaled=scaled_site({n: here[n] for n in observed}),
         direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
-        **_shown_record([*program.unreported, *_whole_columns(program)], structure),
-        **_gaps(program, n_rows(data, structure.row_columns) if structure.row_columns else 0),
-        **_drawn_cells(program, data),
+        **_shown_record(program, structure, data),
     )
     return _without_masked(tree, structure, here)
 
@@ -380,17 +378,6 @@ def tree_of(
 def _is_unrecorded(structure: Structure, name: str, site: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
     """Whether what is drawn of an observed site is no record: censored by a column, or an event's."""
     return structure[name].distribution == "WithStatus" or is_event(site, data)
-
-
-def _gaps(program: Program, rows: int) -> dict[str, str]:
-    """What was done with missing cells, and to how many."""
-    found = counts(program, rows)
-    return {"missing": json.dumps(found)} if found else {}
-
-
-def _whole_columns(program: Program) -> list[str]:
-    """Observed columns with their drawn cells in place, of which tables show the cells alone."""
-    return list(program.gaps) if program.missing == "impute" else []
 
 
 def _drawn_cells(program: Program, data: Mapping[str, Any]) -> dict[str, str]:
@@ -514,7 +501,10 @@ def name_in(tree: DataTree, name: str) -> str:
     return next((own for own, original in changed.items() if original == name), name)
 
 
-def _shown_record(unreported: Sequence[str], structure: Structure) -> dict[str, str]:
-    """The attributes that `ppgen.run.shown` reads."""
+def _shown_record(program: Program, structure: Structure, data: Mapping[str, Any]) -> dict[str, str]:
+    """The attributes that `ppgen.run.shown` reads; what was done with missing cells, and to how many."""
     groups = {p for s in structure.sites for p in s.plates if p not in structure.row_plates}
-    return {"unreported": json.dumps(list(unreported)), "group_plates": json.dumps(sorted(groups))}
+    whole = program.gaps if program.missing == "impute" else ()  # of columns with drawn cells tables show these alone
+    gaps = counts(program, n_rows(data, structure.row_columns) if structure.row_columns else 0)
+    found = {"unreported": json.dumps([*program.unreported, *whole]), "group_plates": json.dumps(sorted(groups))}
+    return found | ({"missing": json.dumps(gaps)} if gaps else {}) | _drawn_cells(program, data)

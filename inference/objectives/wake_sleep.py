@@ -28,7 +28,7 @@ from ppgen.inference.bounds import Setting, log_mean_exp, log_weights, of_weight
 from ppgen.program import Program
 from ppgen.sites import is_delta, is_same, sample_sites
 from ppgen.structure import Structure
-from ppgen.terms import Term, guide_run, term
+from ppgen.terms import Term, guide_run, model_run, term
 
 SUMMARY = "wake-sleep: the guide on draws of the model (KL(p || q)), the model on draws of the guide"
 TERMS = "drawn"
@@ -98,7 +98,7 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
 def _dream(program: Program, data: Mapping[str, Any]) -> tuple[poutine.Trace, dict[str, Any]]:
     """A run of the model that draws everything, and the columns that it gives."""
     with Unobserve():
-        dream = poutine.trace(lambda: program.call("model", data)).get_trace()
+        dream = model_run(program, data)
     columns = dict(data)
     for name, site in sample_sites(dream, deterministic=False).items():
         if "observed" in site:

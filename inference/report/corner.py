@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen.handlers import without_validation
 from ppgen.run import Run, default_dtype
 from ppgen.style import BLUE, DENSITY, GREY
+from ppgen.terms import model_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +130,6 @@ def plane_figure(run: Run, data: np.ndarray, draws: np.ndarray, name: str) -> Fi
 @torch.no_grad()
 def _log_density(run: Run, columns: Mapping[str, Tensor], name: str) -> Tensor:
     """log p of the rows, exact where nothing is latent."""
-    program = run.program
     with default_dtype(run.dtype), without_validation():
-        trace = poutine.trace(lambda: program.call("model", columns)).get_trace()
-    node = trace.nodes[name]
+        node = model_run(run.program, columns).nodes[name]
     return node["fn"].log_prob(node["value"])

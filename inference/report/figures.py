@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_of
 from ppgen.run.files import write_atomic
 from ppgen.run.shown import group_effects
 from ppgen.style import BLUE, FONTS, GREY, IMAGE, ORANGE, settings
@@ -90,7 +90,7 @@ def _tell_missing_letters(caught: list[warnings.WarningMessage]) -> None:
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if letters:
-        shown = ", ".join(sorted(letters)[:LETTERS]) + (", ..." if len(letters) > LETTERS else "")
+        shown = first_of(sorted(letters), LETTERS)
         log.warning(
             "a picture has boxes in place of %s, which no font that matplotlib knows has; install one that does "
             "(Noto Sans CJK has those of Chinese, Japanese and Korean), and delete matplotlib's list of fonts, "
@@ -136,15 +136,10 @@ def image_grid(
     axis.set_axis_off()
 
 
-def predictive_intervals(draws: np.ndarray, names: list[str], seen: np.ndarray, name: str) -> Figure:
-    """Intervals of the posterior predictive of a site, (draws, entries), and what was observed, (entries,)."""
-    return intervals_figure(draws, names, name, f"Posterior predictive of {name}", seen)
-
-
 def intervals_figure(
     draws: np.ndarray, names: list[str], xlabel: str, title: str, seen: np.ndarray | None = None
 ) -> Figure:
-    """Intervals of the columns, the first 40 of them, and what was observed of each, where it was."""
+    """Intervals of the columns, (draws, entries), the first 40 of them, and what was observed of each, where it was."""
     if len(names) > INTERVALS:
         title += f" (the first {INTERVALS} of {len(names)} entries)"
     figure, (axis,) = figure_of(7.4, 0.9 + 0.24 * min(len(names), INTERVALS))
@@ -189,13 +184,3 @@ def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
     axis.set_yticks(at, names, fontsize=8)
     axis.locator_params(axis="x", nbins=4)  # whose labels have room, as -17500 next to -15000 has not
     axis.set_ylim(at[-1] - 0.7, 0.7)
-
-
-def entry_names(variable: Any) -> list[str]:
-    """theta[A], theta[B], ...: an entry's coordinates."""
-    dims = [d for d in variable.dims if d not in ("chain", "draw")]
-    names = [str(variable.name)]
-    if dims:
-        stacked = variable.isel(chain=0, draw=0).stack(entry=dims)
-        names = [f"{variable.name}[{', '.join(map(str, e))}]" for e in stacked["entry"].values]
-    return names

@@ -32,17 +32,15 @@ from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report import sample_plots
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import (
-    entry_names,
     figure_of,
     groups_figures,
     image_grid,
     intervals_figure,
-    predictive_intervals,
     require_format,
     write_figures,
 )
 from ppgen.run import Run, prepare_columns
-from ppgen.run.shown import shown, variable
+from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
 
 if TYPE_CHECKING:
@@ -106,7 +104,8 @@ def elbo_figure(run: Run) -> Figure | None:
         return None
     whole = not run.structure.by_row
     recorded = run.config["data"]
-    step, elbo, se = (m[k][seen] / s for k, s in (("step", 1), *((k, _per(run)) for k in ("elbo", "elbo_se"))))
+    per = 1 if whole else recorded["rows"]
+    step, elbo, se = m["step"][seen], m["elbo"][seen] / per, m["elbo_se"][seen] / per
     figure, (axis,) = figure_of(6.4, 3.6)
     axis.fill_between(step, elbo - 2 * se, elbo + 2 * se, color=BLUE, alpha=0.25, lw=0, label="± 2 standard errors")
     axis.plot(step, elbo, color=BLUE, lw=1.4, label="ELBO, rows fitted")
@@ -122,10 +121,6 @@ def elbo_figure(run: Run) -> Figure | None:
     axis.set(xlabel="step", ylabel="nats" if whole else "nats a row", title="A lower bound on log p(x)")
     axis.legend(frameon=False, loc="lower right")
     return figure
-
-
-def _per(run: Run) -> int:
-    return run.config["data"]["rows"] if run.structure.by_row else 1
 
 
 # -- reconstructions -----------------------------------------------------------------------------
@@ -178,7 +173,7 @@ def _predictive(run: Run, data: Mapping[str, Tensor], name: str, observed: Tenso
     draws, seen = variable.values[0].reshape(500, -1), observed.double().numpy().ravel()
     if draws.shape[1] != len(seen):
         return None
-    return predictive_intervals(draws, entry_names(variable), seen, name)
+    return intervals_figure(draws, entry_names(variable), name, f"Posterior predictive of {name}", seen)
 
 
 # -- latents -------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen import data as data_module
@@ -22,6 +21,7 @@ from ppgen.nested import asked_rows
 from ppgen.run import Run, default_dtype
 from ppgen.sites import given_value
 from ppgen.style import BLUE, GREY
+from ppgen.terms import holding, model_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def observed_values(run: Run, data: Mapping[str, Tensor]) -> tuple[dict[str, Ten
     """What each observed site is given out of the data, and the columns that no site observes: the covariates."""
     program = run.program
     with default_dtype(run.dtype), without_validation(), torch.random.fork_rng(), program.in_brief():
-        nodes = poutine.trace(lambda: program.call("model", data)).get_trace().nodes
+        nodes = model_run(program, data).nodes
     seen = {n: nodes[n]["value"] for n in run.structure.names("observed") if n in nodes}
     taken = {given_value(nodes[n]).data_ptr() for n in seen}
     rest = {k: v for k, v in data.items() if not isinstance(v, Tensor) or v.data_ptr() not in taken}
@@ -140,10 +140,9 @@ def _image_draws(
 def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mapping[str, Tensor]) -> Tensor | None:
     """E[x | z] at latents that were drawn; None where the model does not say."""
     program = run.program
-    model = poutine.condition(lambda: program.call("model", given), dict(held))
-    with default_dtype(run.dtype), without_validation(), asked_rows(n), torch.random.fork_rng():
+    with default_dtype(run.dtype), without_validation(), asked_rows(n), torch.random.fork_rng(), holding(held):
         try:
-            fn = poutine.trace(model).get_trace().nodes[name]["fn"]
+            fn = model_run(program, given).nodes[name]["fn"]
             return fn.mean.expand(fn.shape())
         except (NotImplementedError, PpgenError):  # no mean, or a column that the model cannot be run without
             return None

@@ -21,16 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppgen.inference.report.figures import (
-    entry_names,
     figure_of,
     groups_figures,
     intervals_figure,
-    predictive_intervals,
     require_format,
     write_figures,
 )
 from ppgen.inference.verdicts.mcmc_diagnostics import statistic
-from ppgen.run.shown import shown, variable
+from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
@@ -126,4 +124,5 @@ def _predictive_figure(tree: DataTree) -> Figure | None:
     values, seen = predicted[name].values, observed[name].values.ravel()
     if values[0, 0].size != len(seen):
         return None
-    return predictive_intervals(values.reshape(-1, len(seen)), entry_names(predicted[name]), seen, str(name))
+    names, title = entry_names(predicted[name]), f"Posterior predictive of {name}"
+    return intervals_figure(values.reshape(-1, len(seen)), names, str(name), title, seen)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.engine.density.joint import in_blocks
 from ppgen.engine.density.leapfrog import outward
 from ppgen.engine.density.pathfinder import Density
 
@@ -156,16 +157,11 @@ def density_of(target: Target, chains: int, root: Tensor) -> Density:
     step, zero = torch.tensor(0.0).to(root), torch.zeros(len(root)).to(root)
 
     def together(u: Tensor) -> tuple[Tensor, Tensor]:
-        full = torch.cat([u, u[-1:].expand(chains - len(u), -1)]) if len(u) < chains else u
-        still = torch.zeros_like(full)
-        _, _, g, lp = target.leapfrog(full, still, still, step, zero, root)
-        return lp[: len(u)], g[: len(u)]
+        still = torch.zeros_like(u)
+        _, _, g, lp = target.leapfrog(u, still, still, step, zero, root)
+        return lp, g
 
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [together(b) for b in u.split(chains)]
-        return torch.cat([lp for lp, _ in parts]), torch.cat([g for _, g in parts])
-
-    return density
+    return in_blocks(together, chains)
 
 
 def root_of(covariance: Tensor, n: int) -> Tensor:

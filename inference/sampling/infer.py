@@ -214,7 +214,8 @@ def infer(
         if finding.verdict != FINE:
             log.warning("%s", finding.told)
     if not outcome.settled:
-        log.warning("no method gave draws that can be believed; these are of %s: %s", name, _worst(outcome))
+        worst = "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
+        log.warning("no method gave draws that can be believed; these are of %s: %s", name, worst)
     return tree
 
 
@@ -263,10 +264,6 @@ def _in_words(tree: DataTree, why: Finding | str) -> str:
 
 def _said(tried: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(f"{t['method']}: {str(t['why'][0]).split(';')[0] if t['why'] else t['verdict']}" for t in tried)
-
-
-def _worst(outcome: _Outcome) -> str:
-    return "; ".join(str(f) for f in outcome.findings if f.verdict != FINE)
 
 
 def _joint(made: Prepared) -> LogJoint:

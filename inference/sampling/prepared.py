@@ -25,7 +25,7 @@ from ppgen.data import Table, n_rows, row_columns
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.density.laplace import LaplaceMarginal
-from ppgen.errors import PpgenError, of_dtypes
+from ppgen.errors import PpgenError, first_of, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.posterior import name_in
@@ -33,7 +33,7 @@ from ppgen.inference.evaluation.sample import as_program, dtype_of_program, prog
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, dtype_of, prepare_columns
 from ppgen.sites import sample_sites
-from ppgen.structure import Site, Structure, inspect
+from ppgen.structure import Site, Structure, inspect, longer_run
 from ppgen.supports import moving
 from ppgen.terms import run as run_once
 
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
             lambda: inspect(self.program, self.data, enumerated=joint.summed, rows=self.rows, guide=False)
         )
         warn_of_rows_counted_again(self.program, self.data, found)
-        warn_of_held_data(self.program, self.data, found)
+        warn_of_held_data(found, lambda: longer_run(self.program, self.data, found.row_columns, guide=False))
         return found
 
 
@@ -113,7 +113,7 @@ def _look_for_parameters(program: Program, data: Mapping[str, Any], learned: boo
         return
     slopes = torch.autograd.grad(log_p, list(free.values()), allow_unused=True)
     names = [n for n, slope in zip(free, slopes, strict=True) if slope is not None]
-    first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    first = first_of(names, 3)
     if names and learned:
         raise PpgenError(
             f"{program.name} has parameters to learn ({first}), and a posterior is given them; fit it, and pass the run"

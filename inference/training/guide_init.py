@@ -17,7 +17,7 @@ from torch import Tensor
 from ppgen.engine import log_joint
 from ppgen.engine.density.batch_and_match import MOST, best_gaussian
 from ppgen.engine.density.joint import in_blocks
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_line
 from ppgen.program import Program
 
 log = logging.getLogger("ppgen")
@@ -46,7 +46,7 @@ def start_at(program: Program, data: Mapping[str, Tensor], starts: int, seed: in
             return False
         found = best_gaussian(in_blocks(joint.value_and_grad), joint.dim, starts=starts, seed=seed)
     except (PpgenError, RuntimeError, ValueError) as e:
-        log.info("the guide begins where it was made, as no start was found: %s", str(e).splitlines()[0])
+        log.info("the guide begins where it was made, as no start was found: %s", first_line(e))
         return False
     if found is None:
         return False

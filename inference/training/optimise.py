@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.engine.graphs.without_dynamo import leave_out
-from ppgen.errors import PpgenError, nearest, require_known
+from ppgen.errors import PpgenError, first_line, nearest, require_known
 from ppgen.folder import call_of, require_options
 
 Value = TypeVar("Value")
@@ -132,11 +132,11 @@ def make_fabric(device: str, precision: str) -> Any:
             fabric._precision.convert_input = lambda data: data  # type: ignore[method-assign]
     except (RuntimeError, ValueError, TypeError) as e:
         raise PpgenError(
-            f"device {device!r} with precision {precision!r} cannot be used: {str(e).splitlines()[0]}; take device "
+            f"device {device!r} with precision {precision!r} cannot be used: {first_line(e)}; take device "
             "cpu, cuda or auto, and precision 32-true, 64-true or bf16-mixed"
         ) from e
     except Exception as e:  # Fabric's own classes for a device that is not there
-        raise PpgenError(f"device {device!r} is not there: {str(e).splitlines()[0]}; take device cpu or auto") from e
+        raise PpgenError(f"device {device!r} is not there: {first_line(e)}; take device cpu or auto") from e
     if precision == "16-mixed" and fabric.device.type == "cpu":  # Fabric takes bfloat16 for it
         raise PpgenError("precision '16-mixed' needs a GPU, and the device is the CPU; take bf16-mixed or 32-true")
     return fabric

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from subprocess import Popen
 from typing import Any
 
@@ -27,7 +28,7 @@ from ppgen.engine.compiling.tiers import by_interpreter
 from ppgen.engine.graphs.gradient import Gradient, shapes
 from ppgen.engine.graphs.noise import python_randomness
 from ppgen.engine.graphs.trace import Untraceable
-from ppgen.errors import require_known
+from ppgen.errors import first_line, require_known
 from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.training.eager import EagerStep, Row, Run, StepResult, flushed
@@ -288,8 +289,7 @@ class Step(EagerStep):
             self._use(key, "compile", (code or Code(self, gradient, batch)).compile())
             log.info("compiled %s operations in %.1f s", len(gradient.traced), time.perf_counter() - started)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            log.warning("engine compile: %s; steps run as engine trace", reason)
+            log.warning("engine compile: %s; steps run as engine trace", first_line(e))
             self.release()
             self._use(key, "trace", TraceRun(self, gradient))
 
@@ -330,7 +330,7 @@ class Step(EagerStep):
             try:
                 trial.code = Code(self, trial.gradient, batch)
             except Exception as e:
-                log.info("engine auto: steps are not compiled: %s", str(e).splitlines()[:1])
+                log.info("engine auto: steps are not compiled: %s", first_line(e))
         if trial.code is not None and native.is_known(trial.code.key):
             log.debug("engine auto: this step was compiled before")
             self._compile(key, trial.gradient, batch, trial.code)
@@ -407,13 +407,10 @@ def _near(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-3 * max(abs(a), abs(b)) + 1e-6
 
 
-_SAID: set[str] = set()
-
-
+@cache
 def _say_no_compiler() -> None:
-    if "compiler" not in _SAID:
-        _SAID.add("compiler")
-        log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
+    """Once a process."""
+    log.warning("engine auto: there is no C++ compiler to compile with (g++), so that steps run as engine trace")
 
 
 def bad_site(objective: Objective | PyroObjective, batch: Mapping[str, Tensor], random_state: Tensor) -> str:
@@ -426,7 +423,7 @@ def bad_site(objective: Objective | PyroObjective, batch: Mapping[str, Tensor], 
         try:
             t = run(objective.program, batch)
         except Exception as e:
-            return f"{type(e).__name__}: {str(e).splitlines()[0]}"
+            return f"{type(e).__name__}: {first_line(e)}"
         for part_trace, part in ((t.q, "guide"), (t.p, "model")):
             for name, site in part_trace.nodes.items():
                 if site["type"] != "sample":

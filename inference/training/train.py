@@ -110,7 +110,9 @@ def train(
     if loop.folder is not None:
         write_json(loop.folder / "config.json", run.config)
     probe = Probe(run.program, whole, run.structure)
-    with ExitStack() as after, without_validation(), _on(loop.fabric.device):
+    device = loop.fabric.device  # where new tensors of a program's code land; on the CPU they do so at no cost
+    on_device = nullcontext() if device.type == "cpu" else device
+    with ExitStack() as after, without_validation(), on_device:
         stopped = after.enter_context(_stop_signal(loop.fabric.world_size))
         after.callback(loop.step.release)
         while not loop.ended:
@@ -412,11 +414,6 @@ def _share(batch: Mapping[str, Tensor], rows: tuple[str, ...], fabric: Any) -> M
             "batch_size"
         )
     return data_module.take(batch, slice(fabric.global_rank, None, fabric.world_size), rows)
-
-
-def _on(device: torch.device) -> Any:
-    """New tensors of a program's code land on the device. (On the CPU they do so already, at no cost.)"""
-    return nullcontext() if device.type == "cpu" else device
 
 
 def _rank_seed(seed: int, rank: int) -> int:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ppgen.errors import first_of
+
 Finding = Any  # a `ppgen.inference.verdicts.findings.Finding`, whose file imports this one
 Words = tuple[str, str]  # sentence, remedy
 
@@ -497,7 +499,7 @@ def _calibration(f: Finding) -> Words:
             f"quantities are uniform (smallest p-value {f.figure:.2g}, corrected for their number).",
             "",
         )
-    names = ", ".join(d["failed"][:8]) + (", ..." if len(d["failed"]) > 8 else "")
+    names = first_of(d["failed"], 8)
     said = "Perhaps not" if f.verdict == "look" else "Not"
     return (
         f"{said} calibrated: the ranks of {len(d['failed'])} of {d['quantities']} quantities are not uniform over "

@@ -55,6 +55,11 @@ class Chain(Program):
     limit: bool = False
     weighting: str = "elbo"
     sampled_only: bool = False
+    zero: Tensor
+
+    def time(self, t: Tensor | float) -> Tensor:
+        """A time as a tensor, of the dtype and on the device of `zero`, a buffer of 0 in each entry of a state."""
+        return torch.as_tensor(t, dtype=self.zero.dtype, device=self.zero.device)
 
     # -- the conditionals ----------------------------------------------------------------------------
 

@@ -70,7 +70,6 @@ class GaussianChain(Chain):
     schedule: Schedule
     process: str
     variance: str
-    zero: Tensor
 
     @property
     def draws_by_steps(self) -> bool:
@@ -153,10 +152,6 @@ class GaussianChain(Chain):
         return self.schedule.shapes()
 
     # -- coefficients ---------------------------------------------------------------------------------
-
-    def time(self, t: Tensor | float) -> Tensor:
-        """A time as a tensor."""
-        return torch.as_tensor(t, dtype=self.zero.dtype, device=self.zero.device)
 
     def gamma(self, t: Tensor | float) -> Tensor:
         """γ(t) = −log SNR, (..., 1)."""

@@ -155,7 +155,7 @@ def checked(
         warn_of_rows_counted_again(program, batch, structure)
         if learn:
             _auxiliary(program, batch, t, structure)
-            warn_of_held_data(program, batch, structure)
+            warn_of_held_data(structure, lambda: longer)
         if size < n:
             _minibatch(program, structure, t, n, batch, rows)
             _weighed_once(structure, t, longer, n, size)

@@ -15,11 +15,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppgen.data import n_rows, take
+from ppgen.data import n_rows
 from ppgen.program import Program
 from ppgen.sites import is_delta, is_factor, sample_sites, support_of
-from ppgen.structure import Structure
-from ppgen.terms import Traces, run
+from ppgen.structure import Structure, shorter_run
+from ppgen.terms import Traces
 
 MOST = 100  # auxiliary numbers of which a determinant is taken
 FEW = 2  # rows by which it is looked at where each has its own
@@ -54,7 +54,8 @@ def auxiliary_fault(program: Program, data: Mapping[str, Any], t: Traces, struct
     if any(map(_is_discrete, own.values())):
         return ""
     if numbers > MOST:
-        few = _few(program, data, structure)
+        fewer = structure.by_row and n_rows(data, structure.row_columns) > FEW
+        few = shorter_run(program, data, FEW, structure.row_columns) if fewer else None
         return auxiliary_fault(program, *few, structure) if few is not None else ""
     off, error = _determinant(program, data, {n: s["value"].detach() for n, s in own.items()}, held)
     if not abs(off) > CLOSE * (1 + numbers) + error:
@@ -79,18 +80,6 @@ def _counts(site: Mapping[str, Any]) -> bool:
 def _is_discrete(site: Mapping[str, Any]) -> bool:
     support = support_of(site["fn"])
     return support is None or bool(support.is_discrete)
-
-
-def _few(program: Program, data: Mapping[str, Any], structure: Structure) -> tuple[Mapping[str, Any], Traces] | None:
-    """Fewer rows, of auxiliary numbers of their own, and a run on them."""
-    if not structure.by_row or program.fixed_rows or n_rows(data, structure.row_columns) <= FEW:
-        return None
-    few = take(data, slice(0, FEW), structure.row_columns)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return few, run(program, few)
-    except Exception:  # written for one number of rows
-        return None
 
 
 def _determinant(

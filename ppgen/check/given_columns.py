@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.data import tensors
+from ppgen.gaps import has_nan
 from ppgen.sites import given_value, innermost, is_deterministic, observed_columns, sample_sites
 
 log = logging.getLogger("ppgen")
@@ -55,7 +56,7 @@ def conditioned(
     given = {name: own for name, own in columns.items() if not own & set(left_out)}
     if not given or not (free or len(given) < len(columns)):
         return frozenset()
-    held = frozenset(n for n, own in given.items() if not any(_has_gaps(rows[c]) for c in own))
+    held = frozenset(n for n, own in given.items() if not any(has_nan(rows[c]) for c in own))
 
     free_of = {n: set().union(*(unread.get(c, ()) for c in own)) for n, own in given.items()}
     while varying := _varying(trace, held, latents, free_of):
@@ -68,10 +69,6 @@ def conditioned(
             "s" * (len(lost) > 1), ", ".join(map(repr, lost)),
         )  # fmt: skip
     return held
-
-
-def _has_gaps(column: Tensor) -> bool:
-    return column.is_floating_point() and bool(column.isnan().any())
 
 
 def columns_of(

@@ -6,23 +6,26 @@ A conditioned site beside observed ones is a latent that is held, unless its val
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
-from ppgen.program import Program
-from ppgen.structure import Structure, longer_run
+from ppgen.structure import Structure
+from ppgen.terms import Traces
 
 log = logging.getLogger("ppgen")
 
 
-def warn_of_held_data(program: Program, data: Mapping[str, Any], structure: Structure) -> None:
-    """Names the held sites that have a value of its own for a row more: what is computed from the rows has one."""
+def warn_of_held_data(structure: Structure, longer: Callable[[], Traces | None]) -> None:
+    """Names the held sites that have a value of its own for a row more: what is computed from the rows has one.
+
+    Args:
+        longer: a run on a row more, as of `longer_run`.
+    """
     held = [s for s in structure.sites if s.role == "fixed" and structure.row_plates & {*s.plates}]
-    longer = longer_run(program, data, structure.row_columns, guide=False) if held else None
+    more = longer() if held else None
     for site in held:
-        node = None if longer is None else longer.p.nodes.get(site.name)
+        node = None if more is None else more.p.nodes.get(site.name)
         if node is None or node["value"].shape == site.value_shape or _is_constant(node["value"]):
             continue
         log.warning(

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.handlers import without_validation
 from ppgen.program import Program
+from ppgen.terms import model_run
 
 TRIES = 3  # draws from the prior: one of them may have no likelihood
 
@@ -38,7 +38,7 @@ def _leaves_out(program: Program, data: Mapping[str, Any]) -> bool:
     latents = _Latents()
     try:
         with program.collecting(), torch.enable_grad(), without_validation(), latents:
-            total = poutine.trace(lambda: program.call("model", data)).get_trace().log_prob_sum()
+            total = model_run(program, data).log_prob_sum()
             learnt = [p for p in program.parameters() if p.requires_grad]
             grads = torch.autograd.grad(total, [*latents.values, *learnt], allow_unused=True)
     except Exception:  # said where the program is run

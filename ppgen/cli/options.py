@@ -74,19 +74,6 @@ def with_family(settings: list[str] | None, family: str | None) -> list[str] | N
     return settings if family is None else [*(settings or []), f"family={family}"]
 
 
-def _refuse_settings(settings: list[str] | None) -> None:
-    """--set, given with a run."""
-    if settings:
-        raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
-
-
-def _refuse_of_a_fit(where: dict[str, Any]) -> None:
-    """What is said of the data at the fit, given with a run that keeps it."""
-    for name in ("types", "missing"):
-        if where.get(name) is not None:
-            raise PpgenError(f"--{name} is said at the fit, and a run keeps it; leave it out, or name a program")
-
-
 def refuse(path: Path, options: dict[str, object]) -> None:
     """Options that ask for a program, given with a posterior that has none."""
     for name, value in options.items():
@@ -113,8 +100,11 @@ def program_or_run(
     from ppgen.run import Run, sources
 
     if is_run(spec):
-        _refuse_settings(settings)
-        _refuse_of_a_fit(where)
+        if settings:
+            raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")
+        for name in ("types", "missing"):
+            if where.get(name) is not None:
+                raise PpgenError(f"--{name} is said at the fit, and a run keeps it; leave it out, or name a program")
         run = Run.load(spec)
         return run, *sources.of_run(run, data, where["split"], columns=where["columns"])
     program, source, rows = sources.program_and_rows(spec, settings, data, **where)

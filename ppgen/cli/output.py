@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppgen.console import number, print_json, print_table, say
+from ppgen.errors import first_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -288,6 +289,6 @@ def _graph(graph: dict[str, Any]) -> None:
         say(f"graph       none, every step runs eagerly: {graph['reason']}")
         return
     most = [f"{name.removeprefix('aten.')} {count}" for name, count in graph["operations"].items()]
-    say(f"graph       {graph['size']} operations: {', '.join(most[:8])}{', ...' if len(most) > 8 else ''}")
+    say(f"graph       {graph['size']} operations: {first_of(most, 8)}")
     say(f"outside     {', '.join(graph['outside'])}")
     say(f"compiling   {graph['advice'] or 'about {:.0f} s'.format(graph['seconds'])}")

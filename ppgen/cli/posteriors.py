@@ -142,7 +142,7 @@ def mcmc(
             model, table, kernel, chains=chains, draws=draws, warmup=warmup, metric=metric, engine=engine, seed=seed,
             precision=precision, marginal=_names(marginal), through=through_guide,
             noncentred="all" if noncentred == "all" else _names(noncentred),
-            report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
+            report=report,
         )  # fmt: skip
     output.keep_columns(tree, columns)
     write_netcdf(path, tree)
@@ -206,7 +206,7 @@ def evidence(
     with counter("smc", sys.stderr, quiet or json) as report:
         found = inference.evidence(
             model, table, draws=tree, seed=seed,
-            report=None if report is None else lambda done: report(done, None),  # type: ignore[arg-type]
+            report=report,
         )  # fmt: skip
     if json:
         print_json({"data": name, "evidence": found.table(), "flat": list(found.flat)} | figures(found.findings))

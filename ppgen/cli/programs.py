@@ -53,15 +53,10 @@ def check(
     from ppgen.run import sources
 
     torch.manual_seed(seed)
-    where: dict[str, Any] = {
-        "split": split,
-        "columns": columns,
-        "types": types,
-        "missing": missing,
-        "data_dir": data_dir,
-        "rows": ROWS,
-    }
-    made, source, table = sources.program_and_rows(program, with_family(settings, family), data, **where)
+    made, source, table = sources.program_and_rows(
+        program, with_family(settings, family), data, split=split, columns=columns, types=types, missing=missing,
+        data_dir=data_dir, rows=ROWS,
+    )  # fmt: skip
     run = inference.fit(
         made, table, steps=0, batch_size=batch_size, objective=objective, guide=guide, engine="eager", seed=seed
     )
@@ -80,8 +75,7 @@ def _check_data(
 
     if data is None:
         raise PpgenError("there is nothing to check; name a program (ppgen list), or a table with --data")
-    options: dict[str, Any] = {"columns": columns, "data_dir": data_dir, "rows": ROWS, "types": types}
-    table = data_module.load(data, split or "all", **options)
+    table = data_module.load(data, split or "all", columns=columns, data_dir=data_dir, rows=ROWS, types=types)
     if json:
         print_json({"data": data, "columns": {name: own.as_dict() for name, own in table.types.items()}})
         return

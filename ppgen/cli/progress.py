@@ -33,8 +33,8 @@ def progress(total: int, stream: TextIO, quiet: bool = False) -> Iterator[Report
 
 
 @contextmanager
-def counter(what: str, stream: TextIO, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """A report(done, of how many) for work that is counted: a bar on a terminal, nothing elsewhere."""
+def counter(what: str, stream: TextIO, quiet: bool = False) -> Iterator[Callable[..., None] | None]:
+    """A report(done, of how many, if known) for work that is counted: a bar on a terminal, nothing elsewhere."""
     if quiet or not is_terminal(stream):
         yield None
         return
@@ -42,7 +42,7 @@ def counter(what: str, stream: TextIO, quiet: bool = False) -> Iterator[Callable
 
     with Progress(console=console(stream), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.distributions import AffineTransform, SigmoidTransform, Transform, co
 
 from ppgen.data import blocks
 from ppgen.distributions import grid
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, lacking
 
 __all__ = ["Cell", "Quantised", "find_grid", "grid_arguments", "logit_cells"]
 
@@ -175,10 +175,7 @@ def grid_arguments(name: str, data: Mapping[str, Tensor], otherwise: str) -> dic
     """
     found = find_grid(data["x"]) if "x" in data and data["x"].dim() > 1 else None
     if found is None:
-        shapes = {column: tuple(value.shape) for column, value in data.items()}
-        raise PpgenError(
-            f"{name} needs a column x, (rows, features), of values on a grid such as 0, 1, 2, ..., and the data have "
-            f"{shapes}; take the model {otherwise} for continuous values"
-        )
+        needed = f"{name} needs a column x, (rows, features), of values on a grid such as 0, 1, 2, ..."
+        raise lacking(needed, data, f"take the model {otherwise} for continuous values")
     low, high, levels = found
     return {"features": list(data["x"].shape[1:]), "levels": levels, "low": low, "high": high}

@@ -10,7 +10,7 @@ import pyro
 from pyro.distributions import HalfCauchy, Normal
 from torch import Tensor
 
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, lacking
 
 __all__ = ["PRIORS", "coefficients", "linear_predictor", "require_features"]
 
@@ -63,9 +63,6 @@ def features_of(data: dict[str, Tensor], name: str) -> dict[str, int]:
         PpgenError: no matrix x.
     """
     if "x" not in data or data["x"].dim() != 2:
-        found = {k: tuple(v.shape) for k, v in data.items()}
-        raise PpgenError(
-            f"{name} needs a column x of shape (rows, features), and the data have {found}; name or gather it with "
-            "columns= (--columns x=a+b)"
-        )
+        needed = f"{name} needs a column x of shape (rows, features)"
+        raise lacking(needed, data, "name or gather it with columns= (--columns x=a+b)")
     return {"features": data["x"].shape[1]}

@@ -18,7 +18,7 @@ import torch
 from ppgen.data import Table
 from ppgen.data.cells.levels import text_of
 from ppgen.data.cells.types import ASKED
-from ppgen.errors import PpgenError, install, require_known
+from ppgen.errors import PpgenError, first_line, install, require_known
 from ppgen.formula.blocks import Block, Formula, parse
 from ppgen.formula.design import Design, Group, Matrix, Part, matrix
 from ppgen.formula.expressions import FUNCTIONS, compute, translated
@@ -345,14 +345,10 @@ def _formulae(terms: str, table: CodedTable) -> Any:
         for name in _names(_tree(terms)):
             if name in table.raw.words and len(values := table.values(name)) == 1:
                 raise _one_level(name, values) from e
-        raise PpgenError(f"the terms {terms!r} cannot be read: {_first_line(e)}; mend the formula") from e
+        raise PpgenError(f"the terms {terms!r} cannot be read: {first_line(e).rstrip('.')}; mend the formula") from e
     if read is None:
         raise PpgenError(f"the terms {terms!r} are none; write 1 for an intercept alone")
     return read
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
 
 
 def _require_same(made: Matrix, offsets: Sequence[str], read: Any, terms: str, table: CodedTable) -> None:

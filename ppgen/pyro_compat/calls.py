@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppgen.engine.compiling import compile as compilation
 from ppgen.engine.graphs.trace import Untraceable
+from ppgen.errors import first_line
 from ppgen.pyro_compat.arguments import Arguments, taken_apart
 from ppgen.pyro_compat.recorded import Evaluated, Recorded, Unready
 from ppgen.pyro_compat.updates import Run, finite, put_back
@@ -231,7 +232,7 @@ class Calls:
             replay.run = self.job.compiled(recorded, arguments.tensors)
             value = replay.run(arguments.tensors)
         except Exception as e:  # Inductor has many ways to fail, and none is worth a fit
-            log.warning("%s is replayed without compilation: %s", self.job.name, _line(e))
+            log.warning("%s is replayed without compilation: %s", self.job.name, first_line(e))
             replay.run = traced
             return traced(arguments.tensors)
         took = time.perf_counter() - started
@@ -251,7 +252,3 @@ class Calls:
 def _key(arguments: Arguments) -> Hashable:
     """What a record depends on beside the values that the program reads."""
     return arguments.key, torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
-
-
-def _line(e: BaseException) -> str:
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ppgen.console import number
@@ -45,6 +46,17 @@ def variable(tree: DataTree, name: str) -> DataArray:
     labels = [", ".join(str(found[d].values[i]) for d, i in zip(dims, pair, strict=True)) for pair in rows]
     flat = found.stack({cells: dims}, create_index=False).drop_vars(dims, errors="ignore")
     return flat.isel({cells: [i * own.sizes[dims[1]] + j for i, j in rows]}).assign_coords({cells: labels})
+
+
+def entry_names(variable: DataArray, without: str | None = None) -> list[str]:
+    """Of each entry of (chain, draw, ...), with its coordinates: theta[A], theta[B], ...
+
+    Args:
+        without: a dimension that is left out.
+    """
+    dims = [d for d in variable.dims if d not in ("chain", "draw", without)]
+    places = product(*(variable[d].values.tolist() for d in dims))
+    return [f"{variable.name}[{', '.join(map(str, place))}]" if place else str(variable.name) for place in places]
 
 
 def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from ppgen.program import Program, arguments
 from ppgen.run import Run, prepare_columns
 from ppgen.run.trust import find_in_run
 from ppgen.sites import sample_sites
+from ppgen.terms import model_run
 
 HELD_OUT = "test"
 
@@ -208,7 +208,7 @@ def reads_rows(program: Program, columns: dict[str, Tensor], guide: str | None) 
     few = data.take(columns, slice(0, 2))
     try:
         with torch.random.fork_rng(), torch.no_grad(), without_validation():
-            trace = pyro.poutine.trace(lambda: program.call("model", few)).get_trace()
+            trace = model_run(program, few)
     except Exception:  # the checks of the fit say what is wrong with it
         return False
     return all(s["is_observed"] for s in sample_sites(trace).values())

@@ -141,8 +141,8 @@ MUTANTS = [
     ),
     Mutant(
         "plot_elbo_of_the_whole",
-        'return run.config["data"]["rows"] if run.structure.by_row else 1',
-        "return 1",
+        'per = 1 if whole else recorded["rows"]',
+        "per = 1",
         "tests/test_plot.py::test_elbo_is_in_nats_a_row_with_its_error",
     ),
     Mutant(

@@ -46,16 +46,8 @@ MUTANTS = [
     ),
     Mutant(
         "split_log_det_mean",
-        """
-        a, b = x.chunk(2, -3)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).sum(-1)
-        """,
-        """
-        a, b = x.chunk(2, -3)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).mean(-1)
-        """,
+        "return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).sum(-1)",
+        "return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).mean(-1)",
         f"{SINGLE}[split]",
     ),
     Mutant(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.data.cells.levels import not_fitted
 from ppgen.data.cells.types import ColumnType, word_of
 from ppgen.data.table import Table, Types
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, first_of
 
 log = logging.getLogger("ppgen")
 
@@ -103,7 +104,7 @@ def _in_codes(name: str, value: Tensor, own: ColumnType, kept: ColumnType, new: 
         used = [word if code in there else "" for code, word in enumerate(own.levels)]
     unseen = [word for word in used if word and word not in kept.levels]
     if unseen and not new:
-        raise _unseen(name, unseen, kept.levels)
+        raise not_fitted(name, unseen, kept.levels)
     levels = (*kept.levels, *unseen)
     place = {word: code for code, word in enumerate(levels)}
     made = torch.tensor([*(place.get(word, -1) for word in used), -1])[codes]
@@ -111,14 +112,6 @@ def _in_codes(name: str, value: Tensor, own: ColumnType, kept: ColumnType, new: 
     if bool(missing.any()):
         made = torch.where(missing, torch.nan, made)
     return made, replace(kept, levels=levels)
-
-
-def _unseen(name: str, unseen: list[str], words: tuple[str, ...]) -> PpgenError:
-    shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-    return PpgenError(
-        f"the column {name!r} has {shown}, which the fit did not see{nearest(unseen[0], words)}; leave these rows out, "
-        "or, to predict, draw new groups from their distribution with new_groups='draw' (--new-groups draw)"
-    )
 
 
 def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool, level: int = logging.INFO) -> Any:
@@ -129,7 +122,7 @@ def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool, leve
     """
     if isinstance(value, str):
         if value not in words:
-            raise _unseen(name, [value], words)
+            raise not_fitted(name, [value], words)
         return torch.tensor(words.index(value))
     if not isinstance(value, Tensor) or not value.numel():
         return value
@@ -144,8 +137,8 @@ def _by_number(name: str, value: Any, words: tuple[str, ...], beyond: bool, leve
             f"and {value[wrong].flatten()[0].item():g} is the code of none; pass the words"
         )
     log.log(
-        level, "the column %r was words at the fit, and is passed as numbers: %s%s", name,
-        ", ".join(f"{i} is {word!r}" for i, word in enumerate(words[:5])), ", ..." if len(words) > 5 else "",
+        level, "the column %r was words at the fit, and is passed as numbers: %s", name,
+        first_of([f"{i} is {word!r}" for i, word in enumerate(words)], 5),
     )  # fmt: skip
     return value
 

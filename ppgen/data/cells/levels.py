@@ -7,7 +7,7 @@ numbers that are names (`site` 3, 17, 99), or several columns joined (`school:cl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppgen.data.cells.types import ColumnType
 from ppgen.data.table import Table
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, first_of, nearest
 
 __all__ = ["Levels", "encoded"]
 
@@ -87,17 +87,25 @@ def _joined(labels: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
+def not_fitted(name: str, unseen: Sequence[str], known: Iterable[str], groups: bool = True) -> PpgenError:
+    """Of a column's words that the fit did not see.
+
+    Args:
+        groups: whether new ones may be drawn.
+    """
+    draw = ", or, to predict, draw new groups from their distribution with new_groups='draw' (--new-groups draw)"
+    return PpgenError(
+        f"the column {name!r} has {first_of([*map(repr, unseen)], 5)}, which the fit did not see"
+        f"{nearest(unseen[0], known)}; leave these rows out{draw if groups else ''}"
+    )
+
+
 def _codes(labels: np.ndarray, own: Levels, new: bool) -> tuple[Tensor, tuple[str, ...]]:
     words, place = np.unique(labels.astype(str), return_inverse=True)
     known = {word: code for code, word in enumerate(own.values)}
     unseen = [str(w) for w in words if w and w not in known]
     if unseen and not (new and own.new):
-        shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-        draw = ", or, to predict, draw new groups from their distribution with new_groups='draw' (--new-groups draw)"
-        raise PpgenError(
-            f"the column {':'.join(own.columns)!r} has {shown}, which the fit did not see"
-            f"{nearest(unseen[0], known)}; leave these rows out{draw if own.new else ''}"
-        )
+        raise not_fitted(":".join(own.columns), unseen, known, own.new)
     known |= {word: len(known) + i for i, word in enumerate(unseen)}
     codes = torch.tensor([known.get(str(w), torch.nan) for w in words])[torch.as_tensor(place)]  # nan: a missing cell
     return codes, tuple(known)

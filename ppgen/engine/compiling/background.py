@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from ppgen.engine.compiling import native
 from ppgen.engine.compiling.compile import compiled
+from ppgen.errors import first_line
 
 log = logging.getLogger("ppgen")
 
@@ -41,7 +42,7 @@ def start(graph: fx.GraphModule, inputs: Sequence[Tensor], key: str) -> subproce
             torch.save([t.detach().clone() for t in inputs], tensors)
             pickle.dump((_packed(graph), tensors.getvalue(), key, torch.get_num_threads()), held)
         except Exception as e:  # what a graph may hold is not for us to list
-            log.info("not compiled in the background: %s", str(e).splitlines()[:1])
+            log.info("not compiled in the background: %s", first_line(e))
             return None
         held.seek(0)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

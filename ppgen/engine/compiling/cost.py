@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+
+from ppgen.engine.graphs.without_dynamo import Mode
 
 A_CALL, A_VALUE, AN_OPERATION = 1e-5, 2.5e-9, 30e-12  # seconds of a step, by what its forward pass has
 
@@ -33,6 +35,19 @@ class _Calls(TorchFunctionMode):
         return out
 
 
+class _Products(Mode):
+    """Counts operations of products, by torch's formulas."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def step_seconds(objective: nn.Module, batch: Mapping[str, Any]) -> float:
     """Seconds of a step on one thread, as counted in one forward pass; random state and buffers are left as they were.
 
@@ -41,10 +56,10 @@ def step_seconds(objective: nn.Module, batch: Mapping[str, Any]) -> float:
         batch: the rows of a step.
     """
     before = [(b, b.clone()) for b in objective.buffers()]
-    products, counted = FlopCounterMode(display=False), _Calls()
+    products, counted = _Products(), _Calls()
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), counted, products:
         objective(batch)
     with torch.no_grad():
         for buffer, value in before:
             buffer.copy_(value)
-    return A_CALL * counted.calls + A_VALUE * counted.values + AN_OPERATION * products.get_total_flops()
+    return A_CALL * counted.calls + A_VALUE * counted.values + AN_OPERATION * products.operations

@@ -11,12 +11,12 @@ Source: Stan's transforms of constrained variables (Stan reference manual, Const
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
@@ -140,7 +140,7 @@ class LogJoint:
                 require_summable(program, self.data, self._nesting, summed)
         self.dim, self.latents = start, tuple(self.blocks)
         self.moving = self._moving(sites)
-        self.labels = tuple(label for name, b in self.blocks.items() for label in _labels(name, b.shape))
+        self.labels = tuple(label for name, b in self.blocks.items() for label in entry_labels(name, b.shape))
         self._require_one_value({n: sites.nodes[n]["value"] for n in self.blocks})
         self._graphs: dict[tuple, Callable[..., Any]] = {}
 
@@ -507,7 +507,6 @@ def _roomy(run_it: Callable[..., Any], constants: Sequence[Tensor], u: Tensor) -
     return run_it(u, u, *constants)
 
 
-def _labels(name: str, shape: torch.Size) -> list[str]:
-    if not shape:
-        return [name]
-    return [f"{name}[{', '.join(map(str, index))}]" for index in itertools.product(*map(range, shape))]
+def entry_labels(name: str, shape: torch.Size) -> list[str]:
+    """Of each entry of a value: mu, or theta[0, 1]."""
+    return [f"{name}[{', '.join(map(str, index))}]" if index else name for index in np.ndindex(*shape)]

@@ -36,7 +36,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.engine.density.joint import BLOCK, LogJoint, in_blocks
 from ppgen.engine.density.leapfrog import leapfrog_step
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, first_line
 
 ROUNDS = 30  # of Newton, at most
 STILL = 1e-8  # a step, relative to 1 + |θ|, that is none
@@ -96,7 +96,7 @@ class LaplaceMarginal:
         except RuntimeError as e:
             raise PpgenError(
                 f"{', '.join(self.inner)} cannot be integrated out, as the log joint of {self.program.name} cannot be "
-                f"differentiated twice: {str(e).splitlines()[0]}; sample them with the rest"
+                f"differentiated twice: {first_line(e)}; sample them with the rest"
             ) from e
         self._from_blocks = torch.cat([row[..., 0].flatten() for row, _ in self._blocks]).argsort()
         self._target = in_blocks(whole.value_and_grad)

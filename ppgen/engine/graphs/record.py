@@ -17,7 +17,8 @@ from weakref import ref
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppgen.engine.graphs.without_dynamo import Mode
 
 aten = torch.ops.aten
 
@@ -100,7 +101,7 @@ def _copy(t: Tensor) -> Tensor:
     return own.requires_grad_(t.requires_grad)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Mode):
     """Makes a node of each operation.
 
     Attributes:
@@ -120,11 +121,6 @@ class _Recorder(TorchDispatchMode):
         self._outer: set[int] = set()  # where the memory of both lies
         self._following: set[fx.Node] = set()  # whose values follow from those of inputs, or are drawn
         self._written: set[int] = set()  # memory that such values were written to
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """torch imports its compiler to tell it to leave a mode alone; nothing is compiled while this one is on."""
-        return False
 
     def hold(self, tensor: Tensor, node: fx.Node, *, follows: bool = False) -> None:
         """From now on the tensor is the value of the node, which follows from those of inputs, or does not.
@@ -243,15 +239,10 @@ class _Recorder(TorchDispatchMode):
             raise Unrecordable(f"{node.target} gives a {type(out).__name__}")
 
 
-class Largest(TorchDispatchMode):
+class Largest(Mode):
     """The entries of the largest tensor that is made within."""
 
     entries = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As for `_Recorder`."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -1,7 +1,8 @@
-"""torch's optimisers and `torch.func.grad` without Torch Dynamo, the front end of its compiler, which takes a second.
+"""torch's optimisers, `torch.func.grad` and dispatch modes without Torch Dynamo, the front end of its compiler.
 
-torch imports it with the first optimiser, the first step and the first gradient of a function, to tell it what not to
-compile. As long as nothing else has imported it nothing is compiled by it, and the same functions run without.
+torch imports it, which takes a second, with the first optimiser, the first step, the first gradient of a function and
+the first operation within a mode, to tell it what not to compile. As long as nothing else has imported it nothing is
+compiled by it, and the same functions run without.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.optim import Optimizer, optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _DYNAMO = "torch._dynamo"
 _autograd_grad = eager_transforms._autograd_grad
 _MARKED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")  # by torch._disable_dynamo
+
+
+class Mode(TorchDispatchMode):
+    """Sees each operation that is made within; nothing is compiled while it is on."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 @cache

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppgen.errors import PpgenError
-from ppgen.transforms.change_of_variables import FlowTransform, Pair
-from ppgen.transforms.images.multiscale import Multiscale, Split, Squeeze, begin_at_zero, convolve
+from ppgen.transforms.change_of_variables import FlowTransform
+from ppgen.transforms.images.multiscale import HalfCoupling, Multiscale, Split, Squeeze, begin_at_zero
 from ppgen.transforms.linear import conv1x1
 from ppgen.transforms.univariate.elementwise import ActNorm
 
@@ -28,8 +27,8 @@ def small_net(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
-class ConvCoupling(FlowTransform):
-    """z_b = (x_b - m(x_a)) exp(-s(x_a)) on the halves of the channels, |s| < 2; the identity to begin with.
+class ConvCoupling(HalfCoupling):
+    """A `HalfCoupling` with |s| < 2; the identity to begin with.
 
     Args:
         shape: (C, H, W), C >= 2.
@@ -40,25 +39,8 @@ class ConvCoupling(FlowTransform):
         super().__init__(shape)
         if shape[0] < 2:
             raise PpgenError(f"ConvCoupling got {shape[0]} channel; expected two at least: squeeze the images first")
-        self.keep = shape[0] // 2
+        self.keep, self.bound = shape[0] // 2, 2.0
         self.network = small_net(self.keep, hidden, 2 * (shape[0] - self.keep))
-
-    def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = convolve(self.network, a).chunk(2, -3)
-        return loc, 2 * (log_scale / 2).tanh()
-
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[..., : self.keep, :, :], x[..., self.keep :, :, :]
-
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        a, b = self._halves(x)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).sum(-1)
-
-    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        a, b = self._halves(z)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, loc + log_scale.exp() * b), -3), log_scale.flatten(-3).sum(-1)
 
 
 def glow_step(shape: Sequence[int], hidden: int = 64) -> list[FlowTransform]:

@@ -63,8 +63,33 @@ class Squeeze(FlowTransform):
         return nn.functional.pixel_shuffle(z, 2), z.new_zeros(z.shape[:-3])
 
 
-class Split(FlowTransform):
-    """The second half of the channels, standardised given the first: z_b = (x_b - m(x_a)) exp(-s(x_a)).
+class HalfCoupling(FlowTransform):
+    """z_b = (x_b - m(x_a)) exp(-s(x_a)) on the halves of the channels, |s| < `bound`.
+
+    `network` gives m and s of x_a, the first `keep` channels.
+    """
+
+    keep: int
+    bound: float
+    network: nn.Module
+
+    def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = convolve(self.network, a).chunk(2, -3)
+        return loc, self.bound * (log_scale / self.bound).tanh()
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        a, b = x[..., : self.keep, :, :], x[..., self.keep :, :, :]
+        loc, log_scale = self._given(a)
+        return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).sum(-1)
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        a, b = z[..., : self.keep, :, :], z[..., self.keep :, :, :]
+        loc, log_scale = self._given(a)
+        return torch.cat((a, loc + log_scale.exp() * b), -3), log_scale.flatten(-3).sum(-1)
+
+
+class Split(HalfCoupling):
+    """The second half of the channels, standardised given the first.
 
     With a standard normal base, that is N(m(x_a), exp(s(x_a))²) for the half that leaves.
 
@@ -76,23 +101,9 @@ class Split(FlowTransform):
         super().__init__(shape)
         if shape[0] % 2:
             raise PpgenError(f"Split got {shape[0]} channels; expected an even number, as after a Squeeze")
-        half = shape[0] // 2
-        self.network = nn.Conv2d(half, 2 * half, 3, padding=1)
+        self.keep, self.bound = shape[0] // 2, 3.0
+        self.network = nn.Conv2d(self.keep, 2 * self.keep, 3, padding=1)
         begin_at_zero(self.network)
-
-    def _given(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = convolve(self.network, a).chunk(2, -3)
-        return loc, 3 * (log_scale / 3).tanh()
-
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        a, b = x.chunk(2, -3)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, (b - loc) * (-log_scale).exp()), -3), -log_scale.flatten(-3).sum(-1)
-
-    def push(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        a, b = z.chunk(2, -3)
-        loc, log_scale = self._given(a)
-        return torch.cat((a, loc + log_scale.exp() * b), -3), log_scale.flatten(-3).sum(-1)
 
 
 class Multiscale(FlowTransform):
