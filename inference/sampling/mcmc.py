@@ -324,7 +324,7 @@ def _checks(
     made: Prepared, joint: LogJoint, found: Draws, structure: Structure, kernel: str, metric: str, seed: int
 ) -> list[Finding]:
     """What is asked of the draws of every kernel, and a search for what they have not seen."""
-    said, chains = [_remedied(f, made, joint) for f in findings(found, joint)], found.u.shape[1]
+    said, chains = [_remedied(f, made, joint) for f in findings(found, joint, joint.bounded)], found.u.shape[1]
     if found.evidence is not None:
         target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
         said = [_heavier(f, joint, target, found) if f.measure == "tail_khat" else f for f in said]
