@@ -441,7 +441,7 @@ def tree_of_draws(
     run, program, data, _ = made
     S, C, _ = found.u.shape
     latents = {n: v.movedim(1, 0) for n, v in joint.unflatten(found.u).items()}
-    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p)
+    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p, factors=True)
     values = sum(s["value"].numel() for s in here.values() if s["is_observed"] and not is_deterministic(s))
     every = max(1, min(-(-C * S * values // MOST_PREDICTED), C * S // LEAST_PREDICTED, S))
 
