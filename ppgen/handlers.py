@@ -209,6 +209,8 @@ class ParamSites(LatentSupports):
         inner = open_handlers()[open_handlers().index(self) + 1 :]
         conditioned = any(isinstance(m, ConditionMessenger) and msg["name"] in m.data for m in inner)
         conditioned = conditioned and not any(_is_view(msg["value"], column) for column in self.columns)
+        if conditioned:
+            _held_fits(msg)
         msg["rank"] = conditioned * (1 if msg["cond_indep_stack"] else 2)
         least = self.program.__dict__["data_rank"] = min(msg["rank"], self.program.__dict__.get("data_rank", 2))
         return bool(msg["rank"] > least)
@@ -267,6 +269,24 @@ def _of_the_store(
     log.info("pyro.param %r begins at its value in Pyro's store; pyro.clear_param_store() forgets that", name)
     theirs = found[0]["constraints"].get(name, constraint)
     return (name, transform_to(theirs)(found[0]["params"][name]).detach()), theirs
+
+
+def _held_fits(msg: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        PpgenError: a site is conditioned on another number of values than its plate has, as of rows that are fewer.
+    """
+    value, within = msg["value"], len(msg["fn"].event_shape)
+    for f in msg["cond_indep_stack"]:
+        if not f.vectorized or not isinstance(value, Tensor) or value.dim() < within - f.dim:
+            continue
+        n = value.shape[f.dim - within]
+        if n not in (1, f.size):
+            raise PpgenError(
+                f"{msg['name']!r} is conditioned on {n} values, and the plate {f.name!r} around it has {f.size} here; "
+                "condition it on one value for all of them (of size 1 there), or within the model on what it computes "
+                "from the rows that it is given"
+            )
 
 
 class Unmask(Messenger):

@@ -20,10 +20,18 @@ from pyro import poutine
 from pyro.distributions.transforms import LowerCholeskyAffine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions.transforms import AffineTransform, ComposeTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    CorrCholeskyTransform,
+    SigmoidTransform,
+    StickBreakingTransform,
+)
 
 from ppgen.handlers import without_validation
 from ppgen.sites import support_of
+
+_BOUNDED = (SigmoidTransform, StickBreakingTransform, CorrCholeskyTransform)
 
 
 def moving(model: Callable[[], Any], nodes: Mapping[str, Mapping[str, Any]], latents: Collection[str]) -> list[str]:
@@ -112,6 +120,13 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
 def transform_of(fn: Any, noncentred: bool) -> Any:
     """From the real line to the latent of a site, as it is in this run."""
     return located(fn) if noncentred else td.biject_to(support_of(fn))
+
+
+def is_bounded(transform: Any) -> bool:
+    """Whether a transform from the reals has a bounded image, as those to an interval or a simplex do."""
+    transform = getattr(transform, "base_transform", transform)
+    first, *after = getattr(transform, "parts", [transform]) or [transform]
+    return isinstance(first, _BOUNDED) and all(isinstance(t, AffineTransform) for t in after)
 
 
 class Transforms(Messenger):

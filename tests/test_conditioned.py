@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import tensor
 
-from ppgen import Program
+from ppgen import PpgenError, Program
 from ppgen.inference import calibrate, fit, loglik, mcmc, posterior, predict
 from ppgen.inference.evaluation.compare import loo
 
@@ -155,3 +155,26 @@ def test_data_that_are_held_as_a_latent_are_told(run, value, said, caplog):
     how = {"steps": 1} if run is fit else {"chains": 4, "warmup": 20, "draws": 5}
     run(program, {"x": Y, "y": Y.exp()}, **how)
     assert ("'log_y' is conditioned on what the program computes" in caplog.text) == said
+
+
+@pytest.mark.parametrize("n", (3, 1))
+def test_a_latent_that_is_held_at_one_value_a_row_is_named_at_another_number_of_rows(n):
+    """torch's "size of tensor a must match" named neither; one value for all rows is held at any number of them."""
+
+    def local(x, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(a + u + 0 * x, SD), obs=y)
+
+    held = {k: poutine.condition(local, {"u": torch.full((k,), 2.0)}) for k in (1, 5)}
+    data = {"x": torch.zeros(5), "y": Y}
+    few = {"x": torch.zeros(n), "y": Y[:n]}
+    runs = {k: fit(program, data, steps=0, guide="AutoNormal", engine="eager") for k, program in held.items()}
+    with pytest.raises(PpgenError, match=f"'u' is conditioned on 5 values, and the plate 'data' .* {n} here"):
+        loglik(runs[5], few, particles=5)
+    tree = posterior(runs[1], few, draws=4000)
+    a, y = tree.posterior["a"].values[0], tree.posterior_predictive["y"].values[0]
+    off = y - 2.0 - a[:, None]  # is N(0, SD)
+    assert y.shape == (4000, n) and abs(off.mean()) < 4 * SD / off.size**0.5
+    assert abs(off.std() / SD - 1) < 4 / (2 * off.size) ** 0.5

@@ -748,6 +748,22 @@ def test_tails_of_a_deterministic_site_by_its_own_name():
     assert "tails of b/a are heavy" in tree.attrs["findings"]
 
 
+def test_a_latent_between_two_bounds_has_no_heavy_tail():
+    """p(z) ∝ (1 + z)⁻² on (0, 10⁵): draws in the tail are like those of a Cauchy, and every moment is finite."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Uniform(0.0, 1e5))
+        pyro.factor("f", -2.0 * torch.log1p(z))
+
+    tree = mcmc(model, {"x": torch.tensor(0.0)}, **FEW | {"draws": 500})
+    z = tree.posterior["z"].values
+    assert _tail_shape(z) > 0.5, "of the draws alone"
+    assert "heavy (Pareto" not in tree.attrs["findings"]
+    share = np.mean(z > 10.0)  # 1/11
+    se = (share * (1 - share) / float(mcmc_diagnostics.statistic("ess", (z > 10.0) * 1.0))) ** 0.5
+    assert se < 0.01 and abs(share - 1 / 11) < 4 * se
+
+
 def test_tails_are_told_by_their_shape():
     """Student's t with ν degrees of freedom has tails of shape 1/ν: its sd is well defined from three on."""
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Normal
 
 import ppgen
+from ppgen import PpgenError
 from ppgen.inference import fit, mcmc, plot, posterior
 from ppgen.inference.evaluation.compare import compare, loo
 from ppgen.run.files import read_netcdf, write_netcdf
@@ -106,6 +107,45 @@ def test_a_factor_by_row_gives_the_log_likelihood_of_the_site_and_its_loo():
     assert scores["as_site"].total == scores["as_factor"].total == pytest.approx(exact_loo(Y), abs=0.2)
     assert compare(scores).differences["as_factor"][0] == 0
     assert azs.loo(draws[as_factor]).elpd == pytest.approx(scores["as_site"].total)
+
+
+@pytest.mark.parametrize("by_guide", few([False, True], False))
+def test_rows_of_a_factor_under_a_mask_count_beside_those_of_a_site_under_its_opposite(by_guide):
+    """As of censored times: half of the rows were in no LOO, without a word."""
+    late = Y > 3.0
+
+    def model(y, late):
+        m = pyro.sample("m", Normal(0.0, 100.0))
+        with ppgen.rows(y):
+            with poutine.mask(mask=late):
+                pyro.factor("later", 0.0 * y + (1.0 - Normal(m, 1.0).cdf(3.0)).log())
+            with poutine.mask(mask=~late):
+                pyro.sample("y", Normal(m, 1.0), obs=y)
+
+    data = {"y": Y, "late": late}
+    if by_guide:
+        run = fit(model, data, steps=300, lr=0.1, guide="AutoNormal", schedule="cosine", engine="trace")
+        tree = posterior(run, data, draws=1000, prior=False)
+    else:
+        tree = mcmc(model, data, chains=8, draws=100, warmup=100, engine="trace", prior=False)
+    y, grid, seen = Y.double()[:, None], torch.linspace(0.0, 6.0, 2001).double(), late[:, None]
+    each = torch.where(seen, (1 - Normal(grid, 1.0).cdf(torch.tensor(3.0))).log(), Normal(grid, 1.0).log_prob(y))
+    rest = each.sum(0) - each
+    exact = ((rest + each).logsumexp(1) - rest.logsumexp(1)).sum()
+    score = loo(tree)
+    assert len(score.values) == 30 and score.total == pytest.approx(float(exact), abs=0.3)
+
+
+def test_a_factor_by_row_that_is_scaled_has_no_loo():
+    """The draws are of twice the rows, which were left out one at a time by the weight of one."""
+
+    def model(y):
+        m = pyro.sample("m", Normal(0.0, 100.0))
+        with ppgen.rows(y), poutine.scale(scale=2.0):
+            pyro.factor("term", Normal(m, 1.0).log_prob(y))
+
+    with pytest.raises(PpgenError, match="multiplies the log-probability of 'term'"):
+        loo(mcmc(model, {"y": Y}, chains=8, draws=50, warmup=100, engine="trace"))
 
 
 def test_pictures_of_a_model_of_factors(tmp_path):

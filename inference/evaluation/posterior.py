@@ -116,7 +116,7 @@ def posterior(
             )
         with torch.random.fork_rng():
             once = run_once(program, data)
-            here = sample_sites(once.p)
+            here = sample_sites(once.p, factors=True)
             if corrected and (why := drawn_density(once)):
                 raise PpgenError(f"{why}: the guide's draws have no weights to be corrected by; leave it out")
         for name in structure.names("observed"):
@@ -332,7 +332,7 @@ def tree_of(
     """The tree of what was drawn, (chain, draw, ...) by group and site, with observed and constant data.
 
     Args:
-        here: the sites of a run, by name.
+        here: the sites of a run by name, factors too.
     """
     observed = {n: value_of(with_gaps(here[n]))[0].numpy() for n in structure.names("observed")}
     constant = {n: v.numpy() for n, v in tensors(data).items() if n not in observed and not is_observed(v, here)}
@@ -368,7 +368,7 @@ def tree_of(
         of_columns,
         row_dim=structure.row_plate,
         unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here[n], data)]),
-        scaled=scaled_site({n: here[n] for n in observed}),
+        scaled=scaled_site({n: here[n] for n in here if n in observed or n in found.get("log_likelihood", ())}),
         direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
         **_shown_record(program, structure, data),
     )

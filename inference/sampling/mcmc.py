@@ -324,7 +324,7 @@ def _checks(
     made: Prepared, joint: LogJoint, found: Draws, structure: Structure, kernel: str, metric: str, seed: int
 ) -> list[Finding]:
     """What is asked of the draws of every kernel, and a search for what they have not seen."""
-    said, chains = [_remedied(f, made, joint) for f in findings(found, joint)], found.u.shape[1]
+    said, chains = [_remedied(f, made, joint) for f in findings(found, joint, joint.bounded)], found.u.shape[1]
     if found.evidence is not None:
         target, u = in_blocks(joint.value_and_grad), found.u.flatten(0, 1)
         said = [_heavier(f, joint, target, found) if f.measure == "tail_khat" else f for f in said]
@@ -441,7 +441,7 @@ def tree_of_draws(
     run, program, data, _ = made
     S, C, _ = found.u.shape
     latents = {n: v.movedim(1, 0) for n, v in joint.unflatten(found.u).items()}
-    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p)
+    here = sample_sites(somewhere(lambda: run_once(program, data, guide=False)).p, factors=True)
     values = sum(s["value"].numel() for s in here.values() if s["is_observed"] and not is_deterministic(s))
     every = max(1, min(-(-C * S * values // MOST_PREDICTED), C * S // LEAST_PREDICTED, S))
 

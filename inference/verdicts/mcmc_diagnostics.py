@@ -29,7 +29,7 @@ A conceptual introduction to Hamiltonian Monte Carlo's diagnosis of energy (Beta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,7 +64,7 @@ class _Latents(Protocol):
     def unflatten(self, u: Tensor) -> Mapping[str, Tensor]: ...
 
 
-def findings(found: Draws, joint: _Latents) -> list[Finding]:
+def findings(found: Draws, joint: _Latents, bounded: Collection[str] = ()) -> list[Finding]:
     """One for each check, in this order: chains, R-hat, ESS of bulk and tails, divergences, proposals outside of the
     support (where the kernel can tell), E-BFMI, heavy tails. Of islands of particles the error of log p(x) takes the
     place of the three that are about moves.
@@ -72,6 +72,7 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
     Args:
         found: the chains, on the unconstrained scale.
         joint: what they are draws of.
+        bounded: latents that have all moments, whatever their draws look like.
     """
     u = found.u.movedim(1, 0).numpy()  # (chains, draws, entries)
     lp = found.stats["lp"].T.numpy()
@@ -92,7 +93,7 @@ def findings(found: Draws, joint: _Latents) -> list[Finding]:
         _enough("ess_bulk", _each(few, "ess"), labels),
         _enough("ess_tail", _each(few, "ess", method="tail", prob=TAILS), labels),
         *moves,
-        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items()}),
+        _heavy_tails({n: v.movedim(1, 0).numpy() for n, v in joint.unflatten(found.u).items() if n not in bounded}),
     ]
 
 
@@ -228,7 +229,7 @@ def _heavy_tails(latents: Mapping[str, np.ndarray]) -> Finding:
     Args:
         latents: by name (chains, draws, ...), on their own scales.
     """
-    k: dict[str, float] = {}
+    k = {"": -np.inf}
     for name, value in latents.items():
         entries = value.reshape(*value.shape[:2], -1)
         for i in longest_tails(entries.reshape(-1, entries.shape[-1]), MOST_TAILS):

@@ -146,7 +146,8 @@ def checked(
         if program._autoguide is not None:
             _fixed_supports(program, batch, apart)
         # From one random state: what differs between the two runs is the rows.
-        with running_of(program, batch), torch.enable_grad(), torch.random.fork_rng(devices=[]), own_seed_said(program):
+        own = torch.random.fork_rng(devices=[]), own_seed_said(program, batch)
+        with running_of(program, batch), torch.enable_grad(), own[0], own[1]:
             t = run(program, batch)
         if not sample_sites(t.p, factors=True):
             raise PpgenError(f"{program.name} has no sample site, so that there is nothing to fit; give it one")

@@ -27,8 +27,9 @@ def seeds_itself(program: Program, batch: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def own_seed_said(program: Program) -> Iterator[None]:
-    """Says that a program that is run within sets the seed, so that its guide is fitted to one draw.
+def own_seed_said(program: Program, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Says that a program that is run within sets the seed, so that its guide is fitted to one draw; one that does so
+    at a further run as well, and not at its first one alone.
 
     The random numbers are what they were: a state of torch's begins with the seed that it was made from, in 8 bytes,
     from which no number is drawn; there `OURS` is written.
@@ -38,7 +39,7 @@ def own_seed_said(program: Program) -> Iterator[None]:
     torch.set_rng_state(state)
     marked = torch.initial_seed() == OURS
     yield
-    if marked and torch.initial_seed() != OURS:
+    if marked and torch.initial_seed() != OURS and seeds_itself(program, batch):
         log.warning(
             "%s sets the seed itself (torch.manual_seed or pyro.set_rng_seed) each time it is run, so that every draw "
             "is the same one, to which a guide is fitted; take that out of it, and pass the seed: seed= (--seed)",

@@ -34,7 +34,7 @@ from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.sites import require_bijection, sample_sites, support_of
 from ppgen.structure import nesting_of
-from ppgen.supports import Placing, Transforms, located, moving, scaled, transform_of
+from ppgen.supports import Placing, Transforms, is_bounded, located, moving, scaled, transform_of
 from ppgen.terms import Traces, drawn_density, run, terms
 from ppgen.terms import total as log_joint_of
 
@@ -361,6 +361,11 @@ class LogJoint:
                 log.info("%s; latents are placed one draw at a time", e)
                 each = [fn(dict(zip(inputs, row, strict=True))) for row in zip(*inputs.values(), strict=True)]
                 return {n: torch.stack([one[n] for one in each]) for n in each[0]}
+
+    @property
+    def bounded(self) -> set[str]:
+        """The latents whose support ends on both sides, the same in each run."""
+        return {n for n, b in self.blocks.items() if n not in self.moving and is_bounded(b.transform)}
 
     @property
     def places(self) -> dict[str, slice]:
