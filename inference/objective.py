@@ -21,7 +21,7 @@ from ppgen.inference.bounds import Setting
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.program import Program
 from ppgen.structure import Structure
-from ppgen.terms import Term, Traces, drawn_density, stacked_terms
+from ppgen.terms import Term, Traces, drawn_density, stacked_terms, terms
 
 log = logging.getLogger("ppgen")
 
@@ -132,6 +132,12 @@ class Objective(nn.Module):
             PpgenError: a log-density is itself drawn, as that of a long chain is, and the bound is a function of
                 weights: the mean of exp(log w + noise) is too large by any number of nats.
         """
+        free = self.formula.keywords.get("free_bits")
+        if free and all(t.role != "kl" for t in terms(once, closed_form=True, alike=self.structure.alike)):
+            log.warning(
+                "free_bits=%g did nothing: they are of a KL in closed form, and no latent of %s has one (its prior or "
+                "its guide is no plain distribution); take beta or kl_warmup", free, self.program.name,
+            )  # fmt: skip
         if getattr(self.bound, "MEAN", False):
             return
         if name := self.structure.off_scale:

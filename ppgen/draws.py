@@ -307,7 +307,8 @@ def one_draw(
     """The terms of one run, its discrete latents summed out where the structure says so."""
     if structure.summed:
         return summed_terms(program, data, structure.nesting, latents=latents, q=q)
-    return terms(run(program, data, latents=latents, q=q), closed_form=closed_form)
+    once = run(program, data, latents=latents, q=q)
+    return terms(once, closed_form=closed_form, alike=structure.alike)
 
 
 class ManyTerms:
@@ -361,7 +362,7 @@ class ManyTerms:
 
 def _tensors(t: Term) -> dict[str, Any]:
     """What a term has of each draw."""
-    fields = {n: getattr(t, n) for n in ("value", "log_prob", "log_density", "target", "scale")}
+    fields = {n: getattr(t, n) for n in ("value", "log_prob", "log_density", "target", "scale", "counts")}
     return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
 

@@ -60,6 +60,7 @@ class Structure:
         weighed: the guide's site whose log-density a `poutine.scale` multiplies, as all others of a row: by the row's
             weight; "" where there is none.
         off_scale: one that it multiplies by another number than other sites: q^w is no density to weigh draws by.
+        alike: the latents that have one scale and one mask in model and guide.
     """
 
     sites: tuple[Site, ...]
@@ -68,6 +69,7 @@ class Structure:
     nesting: int
     weighed: str = ""
     off_scale: str = ""
+    alike: frozenset[str] = frozenset()
 
     def names(self, *roles: str) -> tuple[str, ...]:
         """The names of the sites of those roles."""
@@ -182,7 +184,15 @@ def structure_of(
     )
     scaled = "" if found.subsampled else scaled_site({n: s for n, s in drawn.items() if not is_delta(s)})
     alike = scaled and _alike([s for s in (*model.values(), *drawn.values()) if not is_deterministic(s)], plates)
-    return replace(found, weighed=scaled if alike else "", off_scale="" if alike else scaled)
+    equal = {n for n, s in drawn.items() if n in model and _same(model[n], s, "scale") and _same(model[n], s, "mask")}
+    return replace(found, weighed=scaled if alike else "", off_scale="" if alike else scaled, alike=frozenset(equal))
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> bool:
+    a, b = one[what], other[what]
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return a is b or not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _alike(sites: Sequence[Mapping[str, Any]], plates: frozenset[str]) -> bool:

@@ -58,6 +58,7 @@ class Term(NamedTuple):
         pathwise: whether gradients go through the value.
         target: what is trained on in place of log_prob, where that is another thing (a reweighted bound).
         scale: what `poutine.scale` multiplies log_density by.
+        counts: of "kl", what scale and mask multiply each entry by, where that is not 1.
     """
 
     site: str
@@ -71,6 +72,7 @@ class Term(NamedTuple):
     pathwise: bool = True
     target: Tensor | None = None
     scale: float | Tensor = 1.0
+    counts: Tensor | None = None
 
     @property
     def sign(self) -> float:
@@ -155,14 +157,15 @@ def holding(latents: Mapping[str, Tensor]) -> Any:
     return poutine.replay(trace=q)
 
 
-def terms(t: Traces, *, closed_form: bool = False) -> list[Term]:
+def terms(t: Traces, *, closed_form: bool = False, alike: frozenset[str] = frozenset()) -> list[Term]:
     """The terms of a run: the model's in order, then the guide's.
 
     Args:
         closed_form: whether KL(q(z_i | ·), p(z_i | ·)) takes the place of both terms wherever it is known.
+        alike: latents that are known to have one scale and mask in model and guide (`Structure.alike`).
     """
     model, guide = (sample_sites(trace, factors=True, deterministic=False) for trace in t)
-    kl = {n: k for n in guide if closed_form and (k := _kl(n, model, guide)) is not None}
+    kl = {n: k for n in guide if closed_form and (k := _kl(n, model, guide, n in alike)) is not None}
     order = {n: i for i, n in enumerate(guide)}
     found = [_kl_term(s, guide[n], kl[n], order[n]) if n in kl else term(s, order=order.get(n, -1))
              for n, s in model.items()]  # fmt: skip
@@ -290,16 +293,17 @@ def stacked_terms(runs: Sequence[Sequence[Term]]) -> list[Term]:
     def lead(tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
+    def of_each(one: Sequence[Term], name: str) -> list[Tensor]:
+        return [v for t in one if isinstance(v := getattr(t, name), Tensor)]
+
     found = []
     for one in zip(*runs, strict=True):
         t = one[0]
         log_prob = lead([u.log_prob for u in one])
         density = log_prob if t.log_density is t.log_prob else lead([u.log_density for u in one])
-        target, scale = (
-            lead(v) if isinstance(v[0], Tensor) else v[0] for v in ([u.target for u in one], [u.scale for u in one])
-        )
+        others = {name: lead(v) for name in ("target", "scale", "counts") if (v := of_each(one, name))}
         value = lead([u.value for u in one])
-        found.append(t._replace(value=value, log_prob=log_prob, log_density=density, target=target, scale=scale))
+        found.append(t._replace(value=value, log_prob=log_prob, log_density=density, **others))
     return found
 
 
@@ -310,10 +314,13 @@ def _kl_term(p: Mapping[str, Any], q: Mapping[str, Any], kl: Tensor, order: int)
     log_prob = scale_and_mask(-kl, p["scale"], p["mask"])
     pathwise = _has_path(q)
     density = log_prob if pathwise else scale_and_mask(q["fn"].log_prob(q["value"]), 1.0, q["mask"])
-    return _labelled(p, "kl", log_prob, density, order, pathwise)
+    found = _labelled(p, "kl", log_prob, density, order, pathwise)
+    if p["mask"] is None and isinstance(p["scale"], float) and p["scale"] == 1.0:
+        return found
+    return found._replace(counts=scale_and_mask(torch.ones_like(found.log_prob), p["scale"], p["mask"]))
 
 
-def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tensor | None:
+def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict], alike: bool) -> Tensor | None:
     """KL(q(z_i | ·), p(z_i | ·)), None where it has no closed form, or where it would be wrong.
 
     With the parents drawn from q, E_q[log q(z_i | ·) − log p(z_i | ·)] = E_q KL holds only if p(z_i | ·) depends
@@ -329,7 +336,7 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tens
             break
         if other not in earlier and other in guide and not node["is_observed"]:
             return None
-    if q["mask"] is not p["mask"] or q["scale"] is not p["scale"] and not _equal(q["scale"], p["scale"]):
+    if not alike and (q["mask"] is not p["mask"] or not _equal(q["scale"], p["scale"])):
         return None
     a, b = q["fn"], p["fn"]
     if a is b:
@@ -344,7 +351,7 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict]) -> Tens
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+    return a is b or not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 # -- formulas on terms ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
-from ppgen.inference import fit, loglik, mcmc
+from ppgen.inference import fit, loglik, mcmc, posterior
 
 X = torch.linspace(-2.0, 2.0, 40)
 
@@ -375,8 +375,11 @@ def test_a_guide_whose_terms_are_not_the_density_of_its_latents_has_no_bound(kin
         assert said in caplog.text
         with pytest.raises(PpgenError, match="there is no bound on log p"):
             loglik(run, {"y": y})
+        with pytest.raises(PpgenError, match=f"no weights to be corrected by.*{said[:9]}"):
+            posterior(run, {"y": y}, corrected=True)
         return
     assert "bound" not in caplog.text
+    posterior(run, {"y": y}, draws=10)
     m, log_s = torch.meshgrid(torch.linspace(-6, 8, 561).double(), torch.linspace(-4, 4, 321).double(), indexing="ij")
     log_p = dist.Normal(0.0, 2.0).log_prob(m) + dist.Normal(0.0, 1.0).log_prob(log_s)
     log_p = log_p + sum(dist.Normal(m, log_s.exp()).log_prob(v) for v in y)

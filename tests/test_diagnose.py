@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -300,3 +301,26 @@ def test_a_report_of_a_guide_that_is_a_point_is_not_fine(tmp_path):
     page, found = write_report(run, data, tmp_path / "r.html")
     assert [(f.measure, f.verdict) for f in found] == [("guide", "look")]
     assert "cannot tell how far the posterior is" in page.read_text()
+
+
+def of_sums(x):
+    """z ~ N(0, I_2) of each row, x = z_1 + z_2 + N(0, 1): the posterior has variances 2/3 and the correlation -1/2."""
+    with rows(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def guide_of_sums(x, correlation):
+    cov = torch.tensor([[2.0, 0.0], [0.0, 2.0]]) / 3 + correlation * torch.tensor([[0.0, 2.0], [2.0, 0.0]]) / 3
+    with rows(x):
+        pyro.sample("z", dist.MultivariateNormal((x / 3)[:, None].expand(-1, 2), cov))
+
+
+@pytest.mark.parametrize(("correlation", "said"), [(0.0, True), (-0.5, False)])
+def test_a_correlation_within_a_row_that_the_guide_has_not_is_seen(correlation, said):
+    """In units of the sds var(z_1 + z_2) is 2 (1 - 1/2) = 1, and 2 by a guide of independent dimensions."""
+    program = Program.from_pair(of_sums, partial(guide_of_sums, correlation=correlation))
+    found = next(f for f in diagnosed(program, {"x": normal(40)}, draws=1000).findings if f.measure == "sd_ratio")
+    assert (found.where == "z[0] + z[1], in units of their sds") == said == (found.verdict == "look")
+    if said:
+        assert found.figure == pytest.approx(2**0.5, rel=0.03) and found.details["rows"] == 40

@@ -177,6 +177,29 @@ def test_draws_of_another_width_along_a_narrow_direction_are_said(caplog, share,
     assert not said or f"15% too {'small' if share < 1 else 'large'}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("push", "steps", "said"), [(0.0, 32, False), (0.02, 3, False), (0.06, 32, True), (0.06, 1, False)]
+)
+def test_errors_of_many_steps_that_add_up_are_said(caplog, push, steps, said):
+    """Of jumps to 1 + push times as far from the mean as those of the function that is known in closed form."""
+
+    class Wider(KnownConsistency):
+        def predict(self, z, t, **columns):
+            (gamma, alpha, _), first = self.coefficients(t), (self.gamma(0.0) / 2).exp()
+            end = jump(KNOWN, z, t)
+            end, level = self.mean + (1 + push) * (end - self.mean), (gamma / 2).exp()
+            share = torch.where(level > first, level / (level - first), 0.0)
+            return z / alpha - share * (z / alpha - end), None
+
+    how = {"low": -6.0, "high": 8.0}
+    KNOWN = KnownConsistency(**how)
+    draws = sample_diffusion(Wider(**how), 4000, "consistency", steps, seed=1)
+    one = sample_diffusion(Wider(**how), 4000, "consistency", 1, seed=1)
+    wider = float((draws.std(0) / one.std(0)).mean()) - 1
+    assert ("farther from their mean than those of one step" in caplog.text) == said, (wider, caplog.text)
+    assert (wider > 0.15) == said, wider
+
+
 @pytest.mark.parametrize("other", [{"process": "ve"}, {"schedule": "cosine"}, {"gamma_low": -5.0}, {"scale": [2.0]}])
 def test_what_is_trained_has_the_states_and_units_of_the_chain(other):
     teacher, data = labelled()

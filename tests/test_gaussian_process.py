@@ -1,6 +1,8 @@
 """Gaussian-process regression: density and predictions against scikit-learn's, the posterior by quadrature."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from known import log_joint_at, normal
@@ -8,8 +10,8 @@ from scipy import special, stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from ppgen import PpgenError
-from ppgen.inference import mcmc
+from ppgen import PpgenError, Program
+from ppgen.inference import fit, mcmc, predict
 from ppgen.models import GaussianProcess
 from ppgen.terms import run, terms
 
@@ -83,3 +85,29 @@ def test_the_posterior_against_quadrature():
 def test_what_makes_no_process_is_said():
     with pytest.raises(PpgenError, match="scale=0"):
         GaussianProcess(scale=0)
+
+
+class Curve(Program):
+    """y ~ N(m, K) for a number m, K of that covariance; the entries are independent where it is "none"."""
+
+    def __init__(self, covariance: str):
+        super().__init__()
+        self.covariance = covariance
+
+    def model(self, x, y=None):
+        m, eye = pyro.sample("m", dist.Normal(x.new_zeros(()), 1.0)), torch.eye(len(x)).to(x)
+        if self.covariance == "none":
+            return pyro.sample("y", dist.Normal(m + 0 * x, 0.3).to_event(1), obs=y)
+        K = eye + (torch.exp(-((x[:, None] - x) ** 2)) if self.covariance == "full" else 0.0)
+        return pyro.sample("y", dist.MultivariateNormal(m + 0 * x, K), obs=y)
+
+
+@pytest.mark.parametrize(("covariance", "said"), [("full", True), ("diagonal", False), ("none", False)])
+def test_predictions_of_a_new_function_were_called_those_of_the_fitted_one(covariance, said, caplog):
+    """Given m and the fitted y the new y at the same x has variance below 1.5; a new vector has that of K, 2."""
+    run = fit(Curve(covariance), {"x": X, "y": Y}, guide="AutoNormal", steps=0, precision="64-true")
+    drawn = predict(run, {"x": X + 0.1}).predictions.y
+    assert ("another such vector" in caplog.text) == said
+    if said:
+        variance = float(drawn.var("draw").mean())
+        assert variance > 1.7, "the prior's"

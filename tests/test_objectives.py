@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -724,3 +725,79 @@ def test_a_guide_of_another_scale_than_the_model_is_said(caplog):
     assert "another number" not in caplog.text
     loglik(program, {"x": X}, particles=5)
     assert "no figure is a bound" in caplog.text
+
+
+class Panel(Program):
+    """z_i ~ N(0, 1), x_i | z_i ~ N(θ z_i, 1), of weighed rows that a mask leaves out; the guide N(c x_i, s²)."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta, self.c, self.log_s = (torch.nn.Parameter(torch.tensor(v).double()) for v in (0.7, 0.4, -0.5))
+
+    def kept(self, x, w, seen):
+        weighed = pyro.poutine.scale(scale=w) if w is not None else contextlib.nullcontext()
+        return rows(x), weighed, pyro.poutine.mask(mask=seen)
+
+    def model(self, x=None, w=None, seen=None):
+        plate, weighed, mask = self.kept(x, w, seen)
+        with plate, weighed, mask:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).to(self.theta), 1.0))
+            pyro.sample("x", dist.Normal(self.theta * z, 1.0), obs=x)
+
+    def guide(self, x, w=None, seen=None):
+        plate, weighed, mask = self.kept(x, w, seen)
+        with plate, weighed, mask:
+            pyro.sample("z", dist.Normal(self.c * x, self.log_s.exp()))
+
+    def costs(self, x):
+        """KL(N(c x, s²), N(0, 1)) of each row."""
+        s = self.log_s.exp()
+        return (s**2 + (self.c * x) ** 2 - 1) / 2 - self.log_s
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_free_bits_of_masked_rows_were_taken_off_the_cost_of_others(weighed, particles):
+    """The floor of the cost is for the rows that count: 4 of 12 seen, whose KL is above it, has all of its gradient."""
+    program, seen = Panel(), torch.arange(12) < 4
+    w = torch.linspace(0.5, 2.0, 12).double() if weighed else None
+    data = {"x": X, "seen": seen} | ({"w": w} if weighed else {})
+    program.double().setup(data, None)
+    structure = check(program, data)
+    each = (1.0 if w is None else w) * program.costs(X) * seen
+    allowed = float((seen if w is None else w * seen).sum())
+    free = 0.9 * float(each.sum()) / allowed  # nats a row: a little less than they cost
+    slopes = []
+    for how in (f"(free_bits={free})", "", f"(free_bits={1.3 * free})", "(beta=0.0)"):
+        torch.manual_seed(0)
+        loss, bound = Objective(program, structure, 12, objective=f"analytic{how}", particles=particles)(data)
+        slopes.append((float(loss), torch.autograd.grad(loss, program.c)[0], float(bound)))
+    assert slopes[0][2] == pytest.approx(slopes[2][2])
+    assert slopes[0] == slopes[1], "they cost more than is free: the gradient of the ELBO"
+    assert torch.equal(slopes[2][1], slopes[3][1]), "they cost less: none of the KL"
+    assert slopes[2][0] - slopes[3][0] == pytest.approx(1.3 * free * allowed / 12)
+
+
+@pytest.mark.parametrize("B", [12, 5])
+def test_the_kl_of_weighed_rows_is_in_closed_form(B):
+    """It was drawn, whose gradient is off by its noise; the oracle is autograd of Σ w_i KL_i."""
+    program, w, seen = Panel(), torch.linspace(0.5, 2.0, 12).double(), torch.arange(12) != 3
+    data = {"x": X, "w": w, "seen": seen}
+    program.double().setup(data, None)
+    o = Objective(program, check(program, data), 12, objective="analytic")
+    batch = {k: v[:B] for k, v in data.items()}
+    kl = next(t for t in o.terms(batch) if t.role == "kl")
+    ours = torch.autograd.grad(kl.log_prob.sum(), (program.c, program.log_s))
+    exact = -(w * program.costs(X) * seen)[:B].sum()
+    torch.testing.assert_close(kl.log_prob.sum(), exact)
+    torch.testing.assert_close(ours, torch.autograd.grad(exact, (program.c, program.log_s)))
+
+
+@pytest.mark.parametrize(("guide", "said"), [(None, False), ("AutoNormal", True)])
+def test_free_bits_without_a_kl_in_closed_form_are_said_to_do_nothing(guide, said, caplog):
+    program = GuidedNormalMean() if guide is None else NormalMean()
+    fit(program, {"x": X}, steps=2, objective="analytic(free_bits=0.5)", guide=guide, precision="64-true")
+    assert ("free_bits=0.5 did nothing" in caplog.text) == said
+    for name in ("sampled(free_bits=0.5)", "enumerate(beta=2.0)"):
+        with pytest.raises(PpgenError, match="has no option"):
+            fit(program, {"x": X}, steps=2, objective=name, guide=guide, precision="64-true")

@@ -54,6 +54,7 @@ SHORT = 200  # steps up to which a chain that was trained at these alone is draw
 # options that have a least value: whether it is above 0
 LEAST = {"eta": False, "churn": False, "churn_noise": True, "tolerance": True}
 BLOCK = 2**18  # values at once: bounds the memory
+WIDER, ROWS = 0.15, 32  # share by which draws of many jumps are farther from their mean than those of one; of rows
 OFF = 0.05  # share of the variance that a sampler's steps may leave or add without a word
 log = logging.getLogger("ppgen")
 Watch = Callable[[float, Tensor], object]  # called with the time and the state after every step
@@ -329,7 +330,9 @@ def sample_diffusion(
             if shown is not None:
                 shown(1.0, z)
             seen = _counted(b * steps, blocks * steps, report, shown)
-            z = SAMPLERS[sampler](program, steps, z, watch=seen if report or watch else None, **how, **held)
+            start, z = z, SAMPLERS[sampler](program, steps, z, watch=seen if report or watch else None, **how, **held)
+            if b == 0 and sampler == "consistency" and steps > 1:
+                _say_wider(program, steps, jump(program, start, 1.0, **held), z / program.coefficients(0.0)[1])
             fn = program.likelihood(z, **held)
             parts.append(fn.mean if mean else fn.sample())
         return torch.cat(parts)
@@ -388,6 +391,25 @@ def _say_off(program: GaussianChain, sampler: str, steps: int, how: Mapping[str,
         "%sleave sampler and steps (--sampler, --steps) out",
         steps, sampler, float(f"{100 * abs(off):.2g}"), "large" if off > 0 else "small", more,
     )  # fmt: skip
+
+
+def _say_wider(program: GaussianChain, steps: int, one: Tensor, many: Tensor) -> None:
+    """Says where the errors of jumps add up.
+
+    Args:
+        one, many: ends of one jump and of so many from the same states, (n, D).
+    """
+    apart = [(y - y.mean(0)).abs().mean(-1).double() for y in (one, many)]
+    first, last = (float(r.mean()) for r in apart)
+    if len(one) < ROWS or not first:
+        return
+    error = math.sqrt(sum(float(r.var()) / len(r) / float(r.mean()) ** 2 for r in apart))
+    if last / first - 1 > max(WIDER, 4 * error):
+        log.warning(
+            "%d steps of the distilled %s draw values that are %.2g%% farther from their mean than those of one step, "
+            "as the errors of its steps add up; take fewer steps, or train it longer (steps= of distil), or draw from "
+            "the chain", steps, program.name, 100 * (last / first - 1),
+        )  # fmt: skip
 
 
 def chain_of(run: Run | Program, what: str) -> GaussianChain:

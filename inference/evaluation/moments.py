@@ -5,7 +5,8 @@ r"""The guide's moments beside better ones: its own draws corrected by their wei
 of each entry of each latent; where latents are local, of each of their dimensions over the rows: the root mean square
 of the first, less what Monte Carlo error adds to it, and the geometric mean of the second. So a fault that all rows
 share is seen where one row has too few draws for it, and hundreds of rows raise no false alarm. A correlation that the
-guide has not is a wrong sd of z_i + z_j or z_i - z_j, each in units of its sd: so are global latents compared in pairs.
+guide has not is a wrong sd of z_i + z_j or z_i - z_j, each in units of its sd: so are global latents compared in pairs,
+and two dimensions of a row's latents on average over the rows.
 
 Thresholds, by what they do to a nominal 90% interval of a normal posterior: a mean that is 0.2 sd off leaves it a
 coverage of 89%, an sd ratio of 1.1 one of 93%, its inverse 86%: as good as right. A mean 1 sd off leaves 74%, half the
@@ -125,8 +126,8 @@ def compare_moments(
                 known += new
         parts.append(pd.DataFrame(table, index=entry_names(value)))
     found = pd.concat(parts)
-    if weights.rows is None and weights.good.any():
-        deviations["corrected"][1].extend(_pairs(group, weights.log_w[:, 0]))
+    if weights.good.any():
+        deviations["corrected"][1].extend(_pairs(group, weights))
     if others is not None and "reference_mean" not in found:
         raise PpgenError(
             f"the reference has none of the latents {', '.join(map(str, group.data_vars))}; pass draws of the same "
@@ -210,27 +211,39 @@ def _batch_se(y: np.ndarray) -> np.ndarray:
     return batches.std(0, ddof=1) / len(batches) ** 0.5
 
 
-def _pairs(group: Any, log_w: np.ndarray) -> list[_Deviation]:
-    """The sums and differences of two entries, each in units of its sd, whose sd is off."""
-    x = np.concatenate([v.values[0].reshape(v.shape[1], -1).astype(np.float64) for v in group.data_vars.values()], 1)
-    labels = [label for v in group.data_vars.values() for label in entry_names(v)]
-    (mean, sd), (better, better_sd) = moments(x[None]), moments(x[None], log_w)
-    vary = np.flatnonzero((better_sd > ROUNDING * np.abs(better)) & (sd > ROUNDING * np.abs(mean)))[:MOST_PAIRED]
+def _pairs(group: Any, weights: _Weights) -> list[_Deviation]:
+    """The sums and differences of two entries, each in units of its sd, whose sd is off: of the global latents, or of
+    two dimensions of a row's on average over the rows."""
+    parts, labels = [], []
+    for v in group.data_vars.values():
+        index, rows = _by_row(v, weights.rows)
+        if weights.rows is not None and not rows:
+            continue
+        parts.append(v.values[0].reshape(v.shape[1], -1)[:, index[weights.good]].astype(np.float64))  # (S, rows, own)
+        labels += entry_names(v, without=weights.rows)
+    x, log_w = np.concatenate(parts, -1).swapaxes(0, 1), weights.log_w[:, weights.good].T  # (rows, S, entries)
+    own, better = ([np.stack(m) for m in zip(*found, strict=True)] for found in (
+        [moments(one[None]) for one in x], [moments(one[None], w) for one, w in zip(x, log_w, strict=True)]
+    ))  # fmt: skip
+    vary = np.flatnonzero(np.all([sd > ROUNDING * np.abs(mean) for mean, sd in (own, better)], (0, 1)))
+    vary = vary[: int(MOST_PAIRED / len(x) ** 0.5)]
     if len(vary) < 2:
         return []
-    t, z = ((x - m)[:, vary] / s[vary] for m, s in ((mean, sd), (better, better_sd)))
-    apart = np.abs((t.T @ t) / len(x) - (z.T * np.exp(log_w)) @ z)
+    t, z = ((x[..., vary] - m[:, None, vary]) / sd[:, None, vary] for m, sd in (own, better))
+    apart = sum(a.T @ a / len(a) - (b.T * np.exp(w)) @ b for a, b, w in zip(t, z, log_w, strict=True))
     first, second = np.triu_indices(len(vary), 1)
-    most = np.argsort(-apart[first, second])[:PAIRS]
-    found, sure = [], _sure(len(vary) ** 2)
+    most = np.argsort(-np.abs(apart)[first, second])[:PAIRS]
+    found, sure, n = [], _sure(len(vary) ** 2), len(x)
     for i, j in zip(first[most], second[most], strict=True):
-        both = np.stack([z[:, i] + z[:, j], z[:, i] - z[:, j]], 1)
-        b = _weighted(both, log_w)
+        both = np.stack([z[..., i] + z[..., j], z[..., i] - z[..., j]], -1)
+        of_rows = _Better(*np.stack([_weighted(one, w) for one, w in zip(both, log_w, strict=True)], 1))
         for place, sign in enumerate("+-"):
-            ratio, se = float(b.log_ratio[place]), float(b.log_ratio_se[place])
+            ratio = float(of_rows.log_ratio[:, place].mean())
+            se = float((of_rows.log_ratio_se[:, place] ** 2).sum() ** 0.5 / n)
             label = f"{labels[vary[i]]} {sign} {labels[vary[j]]}, in units of their sds"
-            one = _Deviation(label, float(np.exp(ratio)), abs(ratio), se, 0)
-            if b.sd[place] > CONSTANT and _grade(one, np.log(SD_RATIO), np.log(WRONG_SD), sure) != FINE:
+            one = _Deviation(label, float(np.exp(ratio)), abs(ratio), se, n if weights.rows is not None else 0)
+            known = (of_rows.sd[:, place] > CONSTANT).all()
+            if known and _grade(one, np.log(SD_RATIO), np.log(WRONG_SD), sure) != FINE:
                 found.append(one)
     return found
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ppgen.chains.chain import require_few_states
 from ppgen.check import running_of, unvalidated
 from ppgen.check.agreement import observed_in_support
+from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, tensors, words_of
@@ -119,6 +120,8 @@ def posterior(
             here = sample_sites(once.p, factors=True)
             if corrected and (why := drawn_density(once)):
                 raise PpgenError(f"{why}: the guide's draws have no weights to be corrected by; leave it out")
+            if corrected and (fault := auxiliary_fault(program, data, once, structure)):
+                raise PpgenError(f"the guide's draws have no weights to be corrected by: {fault}")
         for name in structure.names("observed"):
             observed_in_support(name, here[name], unvalidated(program, data))
         groups = Groups(program, data, structure, predictive=predictive, prior=prior)

@@ -45,7 +45,7 @@ from ppgen.inference.evaluation.sample import (
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
-from ppgen.sites import is_deterministic, observed_columns, sample_sites, stem
+from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, stem
 from ppgen.structure import Structure
 from ppgen.terms import value_of
 
@@ -207,6 +207,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         model = model._replace(sizes=sizes)
         observe = functools.partial(model.observed, sample)
         sites = observe(rows)
+        _say_joint(fitted, sites)
         roles = _roles(structure)
         free = any(_free(s, sample, roles) and not s["is_observed"] for s in sites.values())
         kept = conditioned(model.holding, observe, rows, hidden, free, sample, unread)
@@ -260,6 +261,20 @@ def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: Model) -> No
             "fit with a guide that has a spread (--guide AutoNormal, or AutoLaplaceApproximation)",
             fitted.program.name, held[0],
         )  # fmt: skip
+
+
+def _say_joint(fitted: Fitted, sites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Where the rows are one vector whose entries depend on each other: what is drawn is another such vector."""
+    known = () if fitted.structure is None else fitted.structure.sites
+    for name in [s.name for s in known if s.lengthens and s.role == "observed" and s.name in sites]:
+        cov = getattr(fn := innermost(sites[name]["fn"]), "covariance_matrix", None)
+        if fn.event_dim and (cov is None or bool((cov - cov.diagonal(dim1=-2, dim2=-1).diag_embed()).any())):
+            log.warning(
+                "the rows of %s are the entries of one vector %r, which depend on each other, and predictions are of "
+                "another such vector: what the fitted entries say of the new ones, beyond the latents, is not in "
+                "them; compute the distribution of the new entries given the fitted ones at draws of the latents, as "
+                "GaussianProcess.function and ARMA.forecast do", fitted.program.name, name,
+            )  # fmt: skip
 
 
 def _say_infinite(name: str, value: Tensor) -> None:

@@ -8,12 +8,12 @@ bits Improved Variational Inference with Inverse Autoregressive Flow (Kingma et 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ppgen.inference.bounds import Setting, score_function, times
+from ppgen.inference.bounds import Setting, require_between, score_function, times
 from ppgen.terms import Term, added
 
 SUMMARY = "ELBO, KL in closed form wherever it exists: analytic(beta=1, free_bits=0)"
@@ -28,8 +28,14 @@ def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits
     Args:
         beta: weight of the latent terms in what is trained on; other than 1 that is **no** bound.
         free_bits: nats a row that each KL in closed form may cost for nothing in what is trained on, which is then
-            **no** bound. The bound that is reported is the ELBO, whatever is trained on.
+            **no** bound. The bound that is reported is the ELBO, whatever is trained on. Rows that are masked have
+            none, those with a weight so many times as many.
+
+    Raises:
+        PpgenError: β or the free nats below 0.
     """
+    require_between("analytic", "beta", beta, 0.0, 1e30)
+    require_between("analytic", "free_bits", free_bits, 0.0, 1e30)
     s = s._replace(kl_weight=beta * s.kl_weight) if beta != 1.0 else s
     k = len(terms[0].log_prob)
     found, trained = [], []
@@ -38,7 +44,13 @@ def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits
         found.append(times(weight, t.log_prob.sum()))
         own = found[-1] if t.target is None else times(weight, t.target.sum())
         if free_bits and t.role == "kl":
-            rows = math.prod(n for d, n in zip(t.dims, t.log_prob.shape[1:], strict=True) if d in s.row_plates)
-            own = own.clamp(max=-free_bits * k * rows * weight)
+            own = own.clamp(max=-free_bits * weight * _rows(t, s))
         trained.append(times(s.kl_weight, own) if t.latent else own)
     return times(1 / k, added(trained + score_function(terms, s))), times(1 / k, added(found))
+
+
+def _rows(t: Term, s: Setting) -> Tensor:
+    """How many rows a KL of K draws is of, over all draws: masked ones are none, and others count as they weigh."""
+    counts = torch.ones_like(t.log_prob) if t.counts is None else t.counts
+    within = [1 + i for i, d in enumerate(t.dims) if d not in s.row_plates]
+    return (counts.amax(within) if within else counts).sum()

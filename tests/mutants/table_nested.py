@@ -128,8 +128,8 @@ MUTANTS = [
     ),
     Mutant(
         "free_bits_of_the_bound_that_is_reported",
-        "own = own.clamp(max=-free_bits * k * rows * weight)",
-        "found[-1] = own = own.clamp(max=-free_bits * k * rows * weight)",
+        "own = own.clamp(max=-free_bits * weight * _rows(t, s))",
+        "found[-1] = own = own.clamp(max=-free_bits * weight * _rows(t, s))",
         "tests/test_objectives.py::test_what_is_trained_on_with_weighted_latents_is_not_what_is_reported",
     ),
 ]
