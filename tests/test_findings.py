@@ -25,6 +25,8 @@ from ppgen.inference.evaluation.loglik import Bound, LogLik
 from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
 from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.verdicts import predictive_statistics
+from ppgen.inference.verdicts import report_checks as report_checks_module
 from ppgen.inference.verdicts.finding_words import WORDS
 from ppgen.inference.verdicts.findings import (
     TOGETHER,
@@ -533,6 +535,45 @@ def test_the_last_of_many_sites_is_checked_and_right_ones_are_rarely_off():
         wrong = predictive(predictive_checks(_both(drawn, right | {"j": 3 + right["j"]})))
         assert wrong[-1].where == "j" and wrong[-1].verdict == "look"
     assert off <= 3
+
+
+@pytest.mark.parametrize("rows", [20, 300])
+def test_statistics_are_those_of_all_rows_and_of_numpy(rows, monkeypatch):
+    """Of many values one row in twelve was looked at, and "the largest of y is" said of these."""
+    monkeypatch.setattr(predictive_statistics, "BLOCK", 1000)
+    monkeypatch.setattr(report_checks_module, "MOST_VALUES", 1000)
+    rng = np.random.default_rng(rows)
+    y, drawn = rng.gamma(2.0, size=rows).round(3), rng.gamma(2.0, size=(1000, rows)).astype(np.float32)
+    y[7], x = 40.0, rng.normal(size=rows)
+    tree = from_dict({"posterior_predictive": {"y": drawn[None]}, "observed_data": {"y": y}, "constant_data": {"x": x}})
+    tree.attrs["direct"] = '["y"]'
+    checks = {c.statistic: c for c in predictive_checks(tree)}
+    both = np.concatenate([y[None], drawn])
+    z = (both - both.mean(0)) / both.std(0)
+    expected = {
+        "mean": both.mean(1), "sd": both.std(1), "least": both.min(1), "largest": both.max(1),
+        "spread of the residuals": (z**2).mean(1) ** 0.5, "largest residual": np.abs(z).max(1),
+        "correlation of neighboring residuals": (z[:, 1:] * z[:, :-1]).sum(1) / (z**2).sum(1),
+    }  # fmt: skip
+    for name, t in expected.items():
+        c, p = checks[name], ((t[1:] > t[0]).sum() + 0.5 * (t[1:] == t[0]).sum() + 0.5) / 1001
+        assert (c.observed, c.p) == (pytest.approx(t[0]), pytest.approx(p)), name
+        assert c.predicted == pytest.approx(tuple(np.quantile(t[1:], [0.05, 0.95]))), name
+    by = z[:, np.argsort(x)]
+    along = (by[0, 1:] * by[0, :-1]).sum() / (by[0] ** 2).sum()
+    assert checks["correlation of neighboring residuals by x"].observed == pytest.approx(along)
+    assert checks["largest"].off and checks["largest"].observed == 40.0
+
+
+@pytest.mark.slow
+def test_right_models_of_four_sites_are_rarely_off():
+    """Each of 4 sites had the level of one: 12 of 200 right models were off, where 2 are expected."""
+    off = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        drawn = {n: rng.exponential(size=(1, 4000, 30)) for n in "abcd"}
+        off += any(c.off for c in predictive_checks(_both(drawn, {n: rng.exponential(size=30) for n in drawn})))
+    assert off <= 6  # of 200 at 1% more are once in 200 times
 
 
 def _both(drawn, observed):
