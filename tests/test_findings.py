@@ -18,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.inference import calibrate, diagnose, fit, mcmc, posterior, report
+from ppgen.inference import calibrate, diagnose, fit, infer, mcmc, posterior, report
 from ppgen.inference.evaluation.calibrate import _Calibration, _findings
 from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
@@ -689,6 +689,35 @@ def test_what_cannot_be_compared_with_draws_is_left_out(kind):
     if kind == "censored":
         tree.attrs["unrecorded"] = '["x"]'
     assert all(f.verdict == "fine" for f in predictive(predictive_checks(tree)))
+
+
+@pytest.mark.parametrize("by", ["a column", "a latent"])
+def test_masked_values_beside_a_latent_that_is_summed_out_are_not_held_against_draws(by):
+    """Of y, masked by a column, the values that stand in for the missing ones, 99, were; of two sites that the latent
+    masks, those of the other component."""
+    torch.manual_seed(0)
+    n = 60
+    z, seen = torch.bernoulli(torch.full((n,), 0.4)), torch.bernoulli(torch.full((n,), 0.7)).bool()
+    y, u = torch.where(z == 1, 4.0, -4.0) + torch.randn(n), z + 0.5 * torch.randn(n)
+
+    def model(y, u, seen):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(p), infer={"enumerate": "parallel"})
+            if by == "a column":
+                with pyro.poutine.mask(mask=seen):
+                    pyro.sample("y", dist.Normal(torch.where(z == 1, 4.0, -4.0), 1.0), obs=y)
+            for k in (0, 1) if by == "a latent" else ():
+                with pyro.poutine.mask(mask=z == k):
+                    pyro.sample(f"y{k}", dist.Normal(8.0 * k - 4, 1.0), obs=y)
+            pyro.sample("u", dist.Normal(z, 0.5), obs=u)
+
+    tree = infer(model, {"y": torch.where(seen, y, 99.0) if by == "a column" else y, "u": u, "seen": seen}, prior=False)
+    checks = predictive_checks(tree)
+    assert {c.site for c in checks} == ({"y", "u"} if by == "a column" else {"u"})
+    assert not [c for c in checks if c.off]
+    largest = [c.observed for c in checks if (c.site, c.statistic) == ("y", "largest")]
+    assert largest == ([pytest.approx(float(y[seen].max()))] if by == "a column" else [])
 
 
 def test_an_event_that_no_column_records_is_not_held_against_draws():

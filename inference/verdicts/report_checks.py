@@ -149,6 +149,9 @@ def _finite(drawn: np.ndarray) -> np.ndarray:
 
 def _counted(tree: DataTree, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Which values are not masked: one of those has a term of its log-likelihood, in a row that is there."""
+    if (masked := json.loads(tree.attrs.get("masked", "{}")).get(name)) is not None:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(masked), np.uint8), count=math.prod(shape))
+        return ~bits.astype(bool).reshape(shape)
     if "log_likelihood" not in tree.children or name not in tree["log_likelihood"].dataset:
         return np.ones(shape, bool)
     found, own = tree["log_likelihood"].dataset[name].isel(chain=0), tree["observed_data"].dataset[name]
