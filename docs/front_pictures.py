@@ -85,14 +85,14 @@ def diffusion() -> None:
 
 
 def schools() -> None:
-    """Eight schools: what each measured, and the posterior of its effect, median, 50% and 94%."""
+    """Eight schools: what each measured, and the posterior of its effect, median, 50% and 90%."""
     data = ppgen.data.load("eight_schools")
     tree = mcmc(EightSchools(), data, seed=0)
     theta = tree.posterior["theta"].stack(draws=("chain", "draw")).transpose("draws", ...).values
     order = np.argsort(data["y"].numpy())
     axis, write = square("bayes")
     for at, school in enumerate(order):
-        for low, high, width in ((0.03, 0.97, 2.0), (0.25, 0.75, 6.0)):
+        for low, high, width in ((0.05, 0.95, 2.0), (0.25, 0.75, 6.0)):
             axis.hlines(at, *np.quantile(theta[:, school], [low, high]), color=BLUE, lw=width)
         axis.plot(np.median(theta[:, school]), at, "o", ms=6, color="white", mec=BLUE, zorder=3)
         axis.plot(float(data["y"][school]), at, "D", ms=6, color=ORANGE, zorder=4)

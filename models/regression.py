@@ -35,7 +35,7 @@ from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
 from ppgen.formula.priors import Priors, described, priors_of
-from ppgen.formula.spreads import far_from_zero
+from ppgen.formula.spreads import far_from_zero, untold
 from ppgen.gaps import require_how
 
 log = logging.getLogger("ppgen")
@@ -233,6 +233,14 @@ def regression(
     made.missing = missing
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
     log.info("priors, which priors= states otherwise: %s", first_of(told, _SHOWN))
+    rows = _with_response(made, table)
+    centred = design["intercept"] or family == "ordered"
+    if labels := untold(design["matrix"], rows, torch.zeros((), dtype=torch.float64), centred):
+        log.warning(
+            "%s: %s, so that each coefficient alone is what its prior says; leave one out, or report what is predicted",
+            first_of(labels, _SHOWN),
+            "linear functions of each other in these rows" if len(labels) > 1 else "the same in all of these rows",
+        )  # fmt: skip
     for group in design["groups"]:
         for name, mean, sd in far_from_zero(group["matrix"], table, torch.zeros((), dtype=torch.float64)):
             _far(f"the effects over {group['codes']} are those where {name} is 0, far from its {mean:.6g} ± {sd:.3g}",

@@ -92,16 +92,27 @@ def innermost(fn: Any) -> Any:
 
 def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
-    masks = [site["mask"]] if isinstance(site["mask"], Tensor) else []
-    masks += _masks(site["fn"])
+    masked = masked_values(site)
     dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
-    if not masks or dim is None:
+    if masked is None or dim is None:
         return None
-    shape = site["fn"].batch_shape
-    both = masks[0].bool().expand(shape)
+    return (~masked).movedim(dim, 0).flatten(1).any(1) if masked.dim() > 1 else ~masked
+
+
+def masked_values(site: Mapping[str, Any]) -> Tensor | None:
+    """Which values, of the site's batch shape, count for nothing; None where no mask says of any."""
+    masks = masks_of(site)
+    if not masks:
+        return None
+    seen = masks[0].bool().expand(site["fn"].batch_shape)
     for mask in masks[1:]:
-        both = both & mask.bool()
-    return both.movedim(dim, 0).flatten(1).any(1) if both.dim() > 1 else both
+        seen = seen & mask.bool()
+    return ~seen
+
+
+def masks_of(site: Mapping[str, Any]) -> list[Tensor]:
+    """The masks of a site: that of handlers, and those of its distribution."""
+    return ([site["mask"]] if isinstance(site["mask"], Tensor) else []) + _masks(site["fn"])
 
 
 def _masks(fn: Any) -> list[Tensor]:

@@ -18,13 +18,15 @@ from scipy import stats
 from torch import nn
 
 from ppgen import PpgenError, Program, rows
-from ppgen.inference import calibrate, diagnose, fit, mcmc, posterior, report
+from ppgen.inference import calibrate, diagnose, fit, infer, mcmc, posterior, report
 from ppgen.inference.evaluation.calibrate import _Calibration, _findings
 from ppgen.inference.evaluation.ecdf_bands import band, p_value
 from ppgen.inference.evaluation.loglik import Bound, LogLik
 from ppgen.inference.evaluation.moments import MEAN_OFF, SD_RATIO, WRONG_MEAN, WRONG_SD, _batch_se, compare_moments
 from ppgen.inference.evaluation.psis import pareto_k
 from ppgen.inference.sampling.kernels import Draws
+from ppgen.inference.verdicts import predictive_statistics
+from ppgen.inference.verdicts import report_checks as report_checks_module
 from ppgen.inference.verdicts.finding_words import WORDS
 from ppgen.inference.verdicts.findings import (
     TOGETHER,
@@ -535,6 +537,45 @@ def test_the_last_of_many_sites_is_checked_and_right_ones_are_rarely_off():
     assert off <= 3
 
 
+@pytest.mark.parametrize("rows", [20, 300])
+def test_statistics_are_those_of_all_rows_and_of_numpy(rows, monkeypatch):
+    """Of many values one row in twelve was looked at, and "the largest of y is" said of these."""
+    monkeypatch.setattr(predictive_statistics, "BLOCK", 1000)
+    monkeypatch.setattr(report_checks_module, "MOST_VALUES", 1000)
+    rng = np.random.default_rng(rows)
+    y, drawn = rng.gamma(2.0, size=rows).round(3), rng.gamma(2.0, size=(1000, rows)).astype(np.float32)
+    y[7], x = 40.0, rng.normal(size=rows)
+    tree = from_dict({"posterior_predictive": {"y": drawn[None]}, "observed_data": {"y": y}, "constant_data": {"x": x}})
+    tree.attrs["direct"] = '["y"]'
+    checks = {c.statistic: c for c in predictive_checks(tree)}
+    both = np.concatenate([y[None], drawn])
+    z = (both - both.mean(0)) / both.std(0)
+    expected = {
+        "mean": both.mean(1), "sd": both.std(1), "least": both.min(1), "largest": both.max(1),
+        "spread of the residuals": (z**2).mean(1) ** 0.5, "largest residual": np.abs(z).max(1),
+        "correlation of neighboring residuals": (z[:, 1:] * z[:, :-1]).sum(1) / (z**2).sum(1),
+    }  # fmt: skip
+    for name, t in expected.items():
+        c, p = checks[name], ((t[1:] > t[0]).sum() + 0.5 * (t[1:] == t[0]).sum() + 0.5) / 1001
+        assert (c.observed, c.p) == (pytest.approx(t[0]), pytest.approx(p)), name
+        assert c.predicted == pytest.approx(tuple(np.quantile(t[1:], [0.05, 0.95]))), name
+    by = z[:, np.argsort(x)]
+    along = (by[0, 1:] * by[0, :-1]).sum() / (by[0] ** 2).sum()
+    assert checks["correlation of neighboring residuals by x"].observed == pytest.approx(along)
+    assert checks["largest"].off and checks["largest"].observed == 40.0
+
+
+@pytest.mark.slow
+def test_right_models_of_four_sites_are_rarely_off():
+    """Each of 4 sites had the level of one: 12 of 200 right models were off, where 2 are expected."""
+    off = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        drawn = {n: rng.exponential(size=(1, 4000, 30)) for n in "abcd"}
+        off += any(c.off for c in predictive_checks(_both(drawn, {n: rng.exponential(size=30) for n in drawn})))
+    assert off <= 6  # of 200 at 1% more are once in 200 times
+
+
 def _both(drawn, observed):
     return from_dict({"posterior_predictive": drawn, "observed_data": observed})
 
@@ -648,6 +689,35 @@ def test_what_cannot_be_compared_with_draws_is_left_out(kind):
     if kind == "censored":
         tree.attrs["unrecorded"] = '["x"]'
     assert all(f.verdict == "fine" for f in predictive(predictive_checks(tree)))
+
+
+@pytest.mark.parametrize("by", ["a column", "a latent"])
+def test_masked_values_beside_a_latent_that_is_summed_out_are_not_held_against_draws(by):
+    """Of y, masked by a column, the values that stand in for the missing ones, 99, were; of two sites that the latent
+    masks, those of the other component."""
+    torch.manual_seed(0)
+    n = 60
+    z, seen = torch.bernoulli(torch.full((n,), 0.4)), torch.bernoulli(torch.full((n,), 0.7)).bool()
+    y, u = torch.where(z == 1, 4.0, -4.0) + torch.randn(n), z + 0.5 * torch.randn(n)
+
+    def model(y, u, seen):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(p), infer={"enumerate": "parallel"})
+            if by == "a column":
+                with pyro.poutine.mask(mask=seen):
+                    pyro.sample("y", dist.Normal(torch.where(z == 1, 4.0, -4.0), 1.0), obs=y)
+            for k in (0, 1) if by == "a latent" else ():
+                with pyro.poutine.mask(mask=z == k):
+                    pyro.sample(f"y{k}", dist.Normal(8.0 * k - 4, 1.0), obs=y)
+            pyro.sample("u", dist.Normal(z, 0.5), obs=u)
+
+    tree = infer(model, {"y": torch.where(seen, y, 99.0) if by == "a column" else y, "u": u, "seen": seen}, prior=False)
+    checks = predictive_checks(tree)
+    assert {c.site for c in checks} == ({"y", "u"} if by == "a column" else {"u"})
+    assert not [c for c in checks if c.off]
+    largest = [c.observed for c in checks if (c.site, c.statistic) == ("y", "largest")]
+    assert largest == ([pytest.approx(float(y[seen].max()))] if by == "a column" else [])
 
 
 def test_an_event_that_no_column_records_is_not_held_against_draws():

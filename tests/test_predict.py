@@ -628,6 +628,23 @@ def test_a_tree_knows_the_range_of_what_was_fitted_as_a_run_does(source):
     assert (told["column"], told["high"]) == ("x", high) and told["widths"] == (100 - high) / (high - float(X.min()))
 
 
+@pytest.mark.parametrize("likelihood", [dist.Binomial, dist.BetaBinomial], ids=["binomial", "beta-binomial"])
+def test_numbers_of_trials_that_are_not_whole_are_refused(likelihood):
+    """Of 2.5 trials torch draws 2.4 successes, and predictions had them."""
+
+    def model(n, y=None):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with rows(n, y):
+            fn = dist.Binomial(n, p) if likelihood is dist.Binomial else dist.BetaBinomial(2 * p, 2 - 2 * p, n)
+            pyro.sample("y", fn, obs=y)
+
+    tree = mcmc(model, {"n": tensor([5.0, 6.0]), "y": tensor([2.0, 3.0])}, chains=4, draws=50, warmup=50)
+    drawn = predict(tree, {"n": tensor([2.0, 3.0])}, program=model).predictions["y"].values
+    assert set(np.unique(drawn)) == {0, 1, 2, 3}
+    with pytest.raises(PpgenError, match="of 'y' is no whole number in row 1"):
+        predict(tree, {"n": tensor([2.0, 2.5])}, program=model)
+
+
 def test_trials_and_offsets_may_be_far_outside_of_the_fitted_ones():
     few = pd.DataFrame({"k": [1, 2, 3], "n": [4, 5, 6], "e": [1.0, 2.0, 3.0], "x": [0.1, 0.2, 0.5]})
     made = ppgen.models.regression("p(k, n) ~ x + offset(np.log(e))", "binomial", few)

@@ -17,6 +17,7 @@ import xarray as xr
 from safetensors.numpy import save_file
 
 from ppgen import data
+from ppgen.data.files import readers
 from ppgen.errors import PpgenError
 from ppgen.run import sources
 
@@ -249,6 +250,26 @@ def test_a_row_of_json_lines_with_a_name_twice_is_refused(tmp_path, pack):
         data.load(file)
     file.write_bytes(pack(b'{"x": 1, "y": 2}\n\n{"x": 3, "y": 4}\n'))
     assert data.load(file)["x"].tolist() == [1, 3]
+
+
+def test_numbers_of_json_lines_are_read_to_their_last_digit(tmp_path):
+    """pandas' own reader of them loses it in four of a hundred."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=500).tolist()
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"x": x, "n": None if i == 3 else i}) + "\n" for i, x in enumerate(values)))
+    found = readers._json_lines(file)
+    assert np.asarray(found["x"]).tolist() == values and np.isnan(np.asarray(found["n"], float)[3])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1]", "line 2 is a list; expected an object"), ('{"x":', "line 2, column 6: Expecting value")],
+)
+def test_a_line_that_is_no_object_is_named(tmp_path, text, message):
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n' + text + "\n")
+    with pytest.raises(PpgenError, match=message):
+        data.load(tmp_path / "a.jsonl")
 
 
 def test_json_as_stan_writes_it(tmp_path):

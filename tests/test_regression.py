@@ -437,3 +437,37 @@ def test_a_fit_of_a_formula_ends_at_the_posterior_whatever_its_units():
     line = stats.linregress(x, table["y"])
     assert float(drawn["Intercept"].mean()) == pytest.approx(line.intercept, abs=0.3 * line.intercept_stderr)
     assert float(drawn["beta"].mean()) == pytest.approx(line.slope, abs=0.3 * line.stderr)
+
+
+_RNG = np.random.default_rng(0)
+_X, _A, _B = _RNG.normal(size=40), _RNG.choice(list("abc"), 40), _RNG.choice(list("uv"), 40)
+_RANKS = pd.DataFrame({
+    "y": _RNG.normal(size=40), "x": _X, "z": 2 * _X + 1, "w": _RNG.normal(size=40), "a": _A, "b": _B,
+    "t": _A == "a", "u": _A != "a", "k": 3.0, "year": 1960 + np.arange(40), "float32": 3.3 * _X.astype(np.float32),
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"),
+    [
+        ("y ~ x + w + a", ""), ("y ~ 0 + a + b", ""), ("y ~ x*a*b", ""), ("y ~ bs(x, df=5)", ""),
+        ("y ~ year + I(year**2) + I(year**3)", ""), ("y ~ 0 + t + u", ""), ("y ~ x + (1 + x | a)", ""),
+        ("y ~ x + w + z", "x, z: linear functions"), ("y ~ t + u", "t, u: linear functions"),
+        ("y ~ x + float32", "x, float32: linear functions"), ("y ~ a + t", "a[b], a[c], t: linear functions"),
+        ("y ~ x + k", "k: the same in all"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_linear_functions_of_each_other_are_told(formula, said, caplog):
+    regression(formula, data=_RANKS)
+    found = [r.getMessage() for r in caplog.records if "its prior says" in r.getMessage()]
+    assert (found[0].startswith(said) if said else not found) and len(found) <= 1, found
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e9])
+@pytest.mark.parametrize("offset", ["", " + offset(log(w))"])
+def test_the_intercept_of_a_gamma_is_about_the_log_of_the_mean_at_any_scale(scale, offset):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"y": scale * rng.gamma(2.0, size=30), "x": rng.normal(size=30), "w": rng.uniform(1, 9, 30)})
+    told = regression(f"y ~ x{offset}", "gamma", data=table).describe_priors()["Intercept"]
+    mean = math.log(table.y.sum() / (table.w.sum() if offset else 30))
+    assert float(told.removeprefix("Normal(").split(",")[0]) == pytest.approx(mean, abs=0.02)

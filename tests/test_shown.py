@@ -41,6 +41,17 @@ def test_every_label_of_the_summary_has_its_own_figures(tree):
             assert row["mean"] == pytest.approx(r.mean(), abs=1e-9) and row["sd"] == pytest.approx(r.std(), rel=0.02)
 
 
+def test_intervals_are_of_90_percent_in_tables_and_pictures(tree):
+    """Tables had 89%, pictures 94%, predictions 90%."""
+    own = tree["posterior"]["mu"].values
+    row = summarized(tree, kind="stats").loc["mu"]
+    assert row[["eti90_lb", "eti90_ub"]].tolist() == pytest.approx(np.quantile(own, [0.05, 0.95]).tolist(), abs=1e-3)
+    (axes,) = [f.axes for f in groups_figures(tree).values()]
+    low, high = axes[2].collections[0].get_segments()[1][:, 0]
+    tau = tree["posterior"]["tau"].sel(town="Bonn").values
+    assert [low, high] == pytest.approx(np.quantile(tau, [0.05, 0.95]).tolist())
+
+
 def test_effects_are_tabled_by_group(tree):
     means, sds = by_group(tree)["town"]
     assert list(means.index) == TOWNS and list(means.columns) == ["r[Intercept]", "r[x]", "tau"]

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import running_of, unvalidated
@@ -40,6 +42,8 @@ from ppgen.sites import (
     is_deterministic,
     is_event,
     is_factor,
+    masked_values,
+    masks_of,
     observed_columns,
     rows_seen,
     sample_sites,
@@ -67,6 +71,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 log = logging.getLogger("ppgen")
 
 Arrays = dict[str, np.ndarray]
+LOOKS = 16  # draws of the latents, to see whether they say what is masked
 
 
 @torch.no_grad()
@@ -370,7 +375,10 @@ def tree_of(
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         of_columns,
         row_dim=structure.row_plate,
-        unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here[n], data)]),
+        unrecorded=json.dumps(sorted(_unrecorded(program, structure, observed, here, data))),
+        masked=json.dumps(
+            _masked({n: v for n, v in observed.items() if n not in found.get("log_likelihood", ())}, here)
+        ),
         scaled=scaled_site({n: here[n] for n in here if n in observed or n in found.get("log_likelihood", ())}),
         direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
         **_shown_record(program, structure, data),
@@ -378,9 +386,36 @@ def tree_of(
     return _without_masked(tree, structure, here)
 
 
-def _is_unrecorded(structure: Structure, name: str, site: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    """Whether what is drawn of an observed site is no record: censored by a column, or an event's."""
-    return structure[name].distribution == "WithStatus" or is_event(site, data)
+def _unrecorded(
+    program: Program, structure: Structure, observed: Collection[str], here: Mapping[str, dict], data: Mapping[str, Any]
+) -> set[str]:
+    """Observed sites of which what is drawn is no record: censored by a column, an event's, or masked by latents, so
+    that a draw has another number of values than the data."""
+    censored = {n for n in observed if structure[n].distribution == "WithStatus" or is_event(here[n], data)}
+    masks = {n: masks_of(here[n]) for n in observed if n not in censored and masks_of(here[n])}
+    if not masks:
+        return censored
+    with torch.random.fork_rng(devices=[]), suppress(LinAlgError, ValueError):  # at a draw from the prior
+        for _ in range(LOOKS):
+            others = sample_sites(run_once(program, data, guide=False).p)
+            censored |= {n for n in masks if n in others and not _same(masks[n], masks_of(others[n]))}
+    return censored
+
+
+def _masked(values: Mapping[str, np.ndarray], here: Mapping[str, dict]) -> dict[str, str]:
+    """The bits of which values are masked, of sites that have no log-likelihood of their own to tell: those of rows
+    whose latents were summed out."""
+    found = {}
+    for name, value in values.items():
+        if (masked := masked_values(here[name])) is not None:
+            entries = (1,) * (value.ndim - masked.dim())
+            whole = np.broadcast_to(masked.cpu().numpy().reshape(masked.shape + entries), value.shape)
+            found[name] = np.packbits(whole).tobytes().hex()
+    return found
+
+
+def _same(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(masks) == len(others) and all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
 
 
 def _drawn_cells(program: Program, data: Mapping[str, Any]) -> dict[str, str]:

@@ -41,6 +41,7 @@ from ppgen.inference.evaluation.sample import (
     ready,
     same_rows,
     stand_ins,
+    whole_trials,
 )
 from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
@@ -227,6 +228,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         dims.update({n: d for n, (_, d) in values.items()})
         return [v for v, _ in values.values()]
 
+    for name in sites.keys() - model.kept:
+        whole_trials(name, sites[name]["fn"])
     many = Many(one, each=[v[0] for v in each.values()], name=program.name)
     drawn = many(chains[0] * chains[1], each=list(each.values()))
     if not names:

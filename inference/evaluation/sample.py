@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import BetaBinomial, Binomial
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -529,6 +530,23 @@ class seeded:
     def __exit__(self, *_: object) -> None:
         if self.seed is not None:
             torch.set_rng_state(self.state)
+
+
+def whole_trials(name: str, fn: Any) -> None:
+    """
+    Raises:
+        PpgenError: a number of trials that is not whole, of which torch draws successes that are not whole either.
+    """
+    base = innermost(fn)
+    if not isinstance(base, Binomial | BetaBinomial):
+        return
+    parts = torch.as_tensor(base.total_count) % 1 > 0
+    if parts.any():
+        where = f" in row {int(parts.nonzero()[0, 0])} (counting from 0)" if parts.dim() == 1 and len(parts) > 1 else ""
+        raise PpgenError(
+            f"a number of trials of {name!r} is no whole number{where}, so that no successes can be drawn; mend the "
+            "column, or leave such rows out"
+        )
 
 
 def counts_in_range(name: str, value: Tensor, fn: Any) -> None:

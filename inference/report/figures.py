@@ -174,10 +174,10 @@ def groups_figures(tree: DataTree) -> dict[str, Figure | None]:
 
 
 def _draw_intervals(axis: Any, draws: np.ndarray, names: list[str]) -> None:
-    """Median, 50% and 94% interval of each column, from the top down."""
+    """Median, 50% and 90% interval of each column, from the top down."""
     draws, names = draws[:, :INTERVALS], names[:INTERVALS]
     at = -np.arange(len(names))
-    for low, high, width, label in ((0.03, 0.97, 1.4, "94% interval"), (0.25, 0.75, 4.0, "50% interval")):
+    for low, high, width, label in ((0.05, 0.95, 1.4, "90% interval"), (0.25, 0.75, 4.0, "50% interval")):
         a, b = np.quantile(draws, [low, high], axis=0)
         axis.hlines(at, a, b, color=BLUE, lw=width, label=label)
     axis.scatter(np.median(draws, 0), at, s=18, color="white", edgecolor=BLUE, zorder=3, label="median")

@@ -110,8 +110,8 @@ def _scales(link: str, kind: str, family: str, table: Mapping[str, Tensor], desi
         y = (y.log() if family == "lognormal" else y) - offset
         sd = float(y.std()) if len(y) > 1 else 1.0
         return float(y.mean()), sd if sd > 0 else 1.0
-    rate = float(y.mean()) / float(offset.exp().mean())
-    return math.log(max(rate, 1e-3 / float(offset.exp().mean()))), 1.0
+    total = float(y.sum()) or 0.5  # of counts that are all 0, half a one
+    return math.log(total / float(offset.exp().sum())), 1.0
 
 
 def _of_gap(gap: Gap, own: Matrix, columns: Mapping[str, Tensor]) -> GapPriors:

@@ -20,6 +20,7 @@ from ppgen.formula.design import Matrix, Part, matrix
 from ppgen.formula.expressions import as_written
 
 _NOTHING = 1e-9  # of a column, which the others tell all of
+_SINGULAR = 1e-13  # of a correlation matrix, an eigenvalue that is rounding: 1e-16 from doubles, 1e-14 from float32
 _FAR = 20  # sds from a column's mean to 0
 
 
@@ -53,6 +54,26 @@ def spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor, intercept:
         spread = float(size[i]) * (rest if rest > _NOTHING else 1.0)
         found.append(spread if spread > constant[i] else 1.0)
     return found
+
+
+def untold(own: Matrix, columns: Mapping[str, Tensor], like: Tensor, intercept: bool) -> list[str]:
+    """The labels of columns of whose coefficients the data tell none alone: linear functions of each other, or of the
+    intercept. None where there are as many columns as rows, as then all are."""
+    if not own["terms"]:
+        return []
+    x = matrix(own, columns, like)
+    x = x[x.isfinite().all(1)]
+    if len(x) <= x.shape[1] + intercept:
+        return []
+    most = x.abs().amax(0)
+    x = x - x.mean(0) if intercept else x
+    size = x.square().mean(0).sqrt()
+    alone = size <= 1e-12 * most
+    x = (x / size.where(~alone, 1))[:, ~alone]
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    together = torch.zeros_like(alone)
+    together[~alone] = (vectors[:, values < _SINGULAR].abs() > 1e-3).any(-1)
+    return [label for label, one in zip(own["labels"], (alone | together).tolist(), strict=True) if one]
 
 
 def far_from_zero(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> list[tuple[str, float, float]]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # they take half a second to import
     from xarray import DataArray, DataTree
 
 
+LEVEL = 0.9  # of the intervals of tables
+
+
 def shown(tree: DataTree) -> list[str]:
     """The variables of the posterior that tables and pictures show: all of them, where nothing else would be left."""
     own: Any = tree["posterior"]
@@ -69,7 +72,7 @@ def summarized(tree: DataTree, **options: Any) -> pd.DataFrame:
     from arviz_stats import summary  # type: ignore[attr-defined]
 
     each = [variable(tree, name).to_dataset(name=name) for name in shown(tree)]
-    return pd.concat([summary(one, round_to="none", **options) for one in each])
+    return pd.concat([summary(one, round_to="none", ci_prob=LEVEL, **options) for one in each])
 
 
 def group_effects(tree: DataTree) -> dict[str, dict[str, DataArray]]:

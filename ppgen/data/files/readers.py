@@ -276,14 +276,17 @@ def _json_lines(path: Path) -> dict[str, Any]:
     """An object a line, whose keys are columns."""
     import pandas as pd
 
+    rows: list[Any] = []
     for i, line in enumerate(_bytes(path).splitlines()):
         try:
-            json.loads(line.strip() or b"{}", object_pairs_hook=_each_once)
+            rows += [json.loads(line, object_pairs_hook=_each_once)] if line.strip() else []
         except PpgenError as e:
             raise PpgenError(f"line {i + 1}: {e}") from None
-        except ValueError:  # which pandas names
-            break
-    return unpack(pd.read_json(path, lines=True, dtype=False, convert_dates=False))
+        except ValueError as e:
+            raise ValueError(f"line {i + 1}, column {getattr(e, 'colno', 1)}: {getattr(e, 'msg', e)}") from e
+        if not isinstance(rows[-1] if rows else {}, dict):
+            raise ValueError(f"line {i + 1} is a {type(rows[-1]).__name__}; expected an object of columns")
+    return unpack(pd.DataFrame(rows))
 
 
 def _json_table(found: Any) -> dict[str, Any]:
