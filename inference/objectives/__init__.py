@@ -20,7 +20,6 @@ A name may have keywords: `renyi`, `renyi(alpha=0.3)`. Adding one is adding its 
 (tests/test_objectives.py).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,7 +31,7 @@ _FOLDER = Folder(__name__, "objective")
 names, named = _FOLDER.names, _FOLDER.named
 
 
-def formula(spec: str) -> Callable[..., Any]:
+def formula(spec: str) -> partial[Any]:
     """The function (terms, setting) -> (target, bound) of a name with keywords.
 
     Raises:

@@ -48,9 +48,9 @@ def require(program: Program, data: Mapping[str, Any], structure: Structure) -> 
     """
     with torch.no_grad():
         _, columns = _dream(program, data)
-        if hasattr(program._autoguide, "begin_at"):
+        if (begin_at := getattr(program._autoguide, "begin_at", None)) is not None:
             dreams = [_dream(program, data) for _ in range(_DREAMS)]
-            program._autoguide.begin_at([columns for _, columns in dreams], [_latents(dream) for dream, _ in dreams])
+            begin_at([columns for _, columns in dreams], [_latents(dream) for dream, _ in dreams])
     drawn = {k: v for k, v in columns.items() if v is not data[k]}
     if not structure.latents or not drawn or any(not v.is_floating_point() for v in drawn.values()):
         return
@@ -114,10 +114,10 @@ def _dream(program: Program, data: Mapping[str, Any]) -> tuple[poutine.Trace, di
 
 def _given(program: Program, dream: poutine.Trace) -> poutine.Trace:
     """The model's draws as the guide makes them: a flow has drawn a vector, of which it writes the latents."""
-    if not hasattr(program._autoguide, "auxiliaries"):
+    if (auxiliaries := getattr(program._autoguide, "auxiliaries", None)) is None:
         return dream
     given = poutine.Trace()
-    for name, value in program._autoguide.auxiliaries(_latents(dream)).items():
+    for name, value in auxiliaries(_latents(dream)).items():
         given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={"is_auxiliary": True})
     return given
 
