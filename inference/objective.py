@@ -73,7 +73,7 @@ class Objective(nn.Module):
         if self.bound.PATHWISE and score:
             raise PpgenError(
                 f"the latent {score[0].name!r} has no reparametrisation, which objective={objective!r} needs; take "
-                "objective='analytic'"
+                "objective='vimco', the importance-weighted bound by score functions, or 'analytic'"
             )
         if self.bound.PATHWISE and not self.estimator.PATHWISE:
             raise PpgenError(
@@ -132,7 +132,7 @@ class Objective(nn.Module):
             PpgenError: a log-density is itself drawn, as that of a long chain is, and the bound is a function of
                 weights: the mean of exp(log w + noise) is too large by any number of nats.
         """
-        free = self.formula.keywords.get("free_bits")
+        free = cast(Any, self.formula).keywords.get("free_bits")
         if free and all(t.role != "kl" for t in terms(once, closed_form=True, alike=self.structure.alike)):
             log.warning(
                 "free_bits=%g did nothing: they are of a KL in closed form, and no latent of %s has one (its prior or "

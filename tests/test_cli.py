@@ -725,3 +725,22 @@ def test_a_number_beside_the_columns_is_taken(call, noisy, tmp_path):
         NOISY.replace("plain(x, y=None)", "plain(x, k, y=None)").replace("a * x", "a * k * x")
     )
     call("fit", "k.py:plain", "--data", "k.npz", "--steps", 1, "--out", "r")
+
+
+def test_draws_of_sites_that_are_called_as_arguments_of_numpy_are_written(tmp_path):
+    """They come back equal, with their dtypes and shapes; numpy.savez takes `file` and `allow_pickle` for its own."""
+    from ppgen.cli.draw import _write_draws
+
+    drawn = {
+        "file": torch.arange(6.0).reshape(3, 2),
+        "allow_pickle": torch.tensor([True, False, True]),
+        "a/b": torch.arange(3),
+        "x": torch.linspace(0, 1, 3).double(),
+    }
+    _write_draws(tmp_path / "x.npz", drawn, ["x"])
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as saved:
+        found = dict(saved)
+    assert found.keys() == drawn.keys()
+    for name, value in drawn.items():
+        assert found[name].dtype == value.numpy().dtype
+        np.testing.assert_array_equal(found[name], value.numpy())

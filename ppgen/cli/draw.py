@@ -107,6 +107,7 @@ def _write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str
         path: .npz (arrays by site, their shapes kept), or .csv (columns x_0, x_1, ... of the observed sites).
     """
     import io
+    import zipfile
 
     import numpy as np
 
@@ -115,7 +116,10 @@ def _write_draws(path: Path, drawn: Mapping[str, Tensor], observed: Iterable[str
     arrays = {name: value.detach().cpu().numpy() for name, value in drawn.items()}
     out = io.BytesIO()
     if path.suffix.lower() == ".npz":
-        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy's own savez has names of its own
+            for name, value in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as f:
+                    np.lib.format.write_array(f, value, allow_pickle=False)
         write_atomic(path, out.getvalue())
         return
     # as text in numpy, which writes a float32 in as few digits as it has

@@ -98,8 +98,8 @@ MUTANTS = [
     ),
     Mutant(
         "targets_lost_over_many_draws",
-        'for n in ("value", "log_prob", "log_density", "target", "scale")}',
-        'for n in ("value", "log_prob", "log_density", "scale")}',
+        'for n in ("value", "log_prob", "log_density", "target", "scale", "counts")}',
+        'for n in ("value", "log_prob", "log_density", "scale", "counts")}',
         "tests/test_objectives.py::test_doubly_reparametrized_gradients_are_those_of_the_importance_weighted_bound",
     ),
     Mutant(
@@ -131,5 +131,17 @@ MUTANTS = [
         "own = own.clamp(max=-free_bits * weight * _rows(t, s))",
         "found[-1] = own = own.clamp(max=-free_bits * weight * _rows(t, s))",
         "tests/test_objectives.py::test_what_is_trained_on_with_weighted_latents_is_not_what_is_reported",
+    ),
+    Mutant(
+        "free_bits_of_masked_rows",
+        "counts = torch.ones_like(t.log_prob) if t.counts is None else t.counts",
+        "counts = torch.ones_like(t.log_prob)",
+        "tests/test_objectives.py::test_free_bits_of_masked_rows_were_taken_off_the_cost_of_others[1-False]",
+    ),
+    Mutant(
+        "pairs_of_latents_of_one_row_alone",
+        "ratio = float(of_rows.log_ratio[:, place].mean())",
+        "ratio = float(of_rows.log_ratio[:, place].mean()) * (weights.rows is None)",
+        "tests/test_diagnose.py::test_a_correlation_within_a_row_that_the_guide_has_not_is_seen",
     ),
 ]
