@@ -56,6 +56,7 @@ log = logging.getLogger("ppgen")
 
 BLOCK = 2**21  # particles x rows x observed values at once: bounds the memory
 LARGE, MOST_ENTRIES = 512, 2**25  # rows that always go together; entries of the largest tensor of more
+MOST_TERMS = 2**26  # rows x particles at once, where the latents are shared
 MOST_PARTICLES = 100  # particles at once, by which the rows of a block are counted
 MOST_ESTIMATES = 20  # draws of a log-density that is drawn
 COMPARED, COMPARED_ROWS = 256, 64  # log-densities of a site, of so many rows, evaluated anew to see if they differ,
@@ -229,12 +230,20 @@ class _Blocks:
             if key not in self._many:
                 self._many[key] = ManyTerms(self.program, data, self.structure)
             try:
+                if (most := self._at_once(data)) < draws:
+                    parts = [min(most, draws - done) for done in range(0, draws, most)]
+                    each = [self._weights(self._many[key](part, data)) for part in parts]
+                    return torch.cat([log_w for log_w, _ in each]), each[0][1]
                 found = self._many[key](draws, data)
             except SitesDiffer:
                 one = [one_draw(self.program, data, self.structure) for _ in range(draws)]
                 each = [self._weights(stacked_terms([found])) for found in one]
                 return torch.cat([log_w for log_w, _ in each]), each[0][1]
         return self._weights(found)
+
+    def _at_once(self, data: Mapping[str, Tensor]) -> int:
+        """Draws whose terms, one for each row, are together in memory."""
+        return max(1, MOST_TERMS // max(n_rows(data, self.structure.row_columns), 1))
 
     def _weights(self, found: Sequence[Term]) -> tuple[Tensor, Tensor]:
         s = Setting.of(self.structure).weighed(found, self.structure)
