@@ -253,7 +253,7 @@ def test_a_row_of_json_lines_with_a_name_twice_is_refused(tmp_path, pack):
 
 
 def test_numbers_of_json_lines_are_read_to_their_last_digit(tmp_path):
-    """pandas' own reader of them loses it in four of a hundred."""
+    """pandas' own reader of them loses it in some."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=500).tolist()
     file = tmp_path / "a.jsonl"
