@@ -39,6 +39,7 @@ from ppgen.sites import (
     is_deterministic,
     is_event,
     is_factor,
+    is_selected,
     observed_columns,
     rows_seen,
     sample_sites,
@@ -367,7 +368,7 @@ def tree_of(
         coords_of(program, sizes, data, structure.row_plate) | {d: rows for d, rows in gaps.values() if d in sizes},
         of_columns,
         row_dim=structure.row_plate,
-        unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here[n], data)]),
+        unrecorded=json.dumps([n for n in observed if _is_unrecorded(structure, n, here, data)]),
         scaled=scaled_site({n: here[n] for n in here if n in observed or n in found.get("log_likelihood", ())}),
         direct=json.dumps(sorted(observed_columns({n: here[n] for n in observed}, data))),
         **_shown_record([*program.unreported, *_whole_columns(program)], structure),
@@ -377,9 +378,12 @@ def tree_of(
     return _without_masked(tree, structure, here)
 
 
-def _is_unrecorded(structure: Structure, name: str, site: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    """Whether what is drawn of an observed site is no record: censored by a column, or an event's."""
-    return structure[name].distribution == "WithStatus" or is_event(site, data)
+def _is_unrecorded(structure: Structure, name: str, here: Mapping[str, dict], data: Mapping[str, Any]) -> bool:
+    """Whether what is drawn of an observed site is no record: censored by a column, an event's, or of those values too
+    that another site's or factor's part of the likelihood stands for."""
+    censored = structure[name].distribution == "WithStatus"
+    sites = {n: s for n, s in here.items() if not s.get("fixed") and not s["infer"].get(COVARIATE)}
+    return censored or is_event(here[name], data) or is_selected(name, sites, data)
 
 
 def _gaps(program: Program, rows: int) -> dict[str, str]:
