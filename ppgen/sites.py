@@ -78,6 +78,32 @@ def _is_part(value: Any, column: Tensor) -> bool:
     return bool((column == value).reshape(len(column), -1).all(1).any())
 
 
+def is_selected(name: str, sites: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any]) -> bool:
+    """Whether an observed site has but the values that others leave it, so that its draws are of more than these.
+
+    As of times of which the censored ones are a factor, or an event, under the opposite mask or in a plate of theirs.
+
+    Args:
+        sites: of a run, by name, factors too.
+    """
+    own = _plates(sites[name])
+    of_latents = {p for s in sites.values() if not s["is_observed"] for p in _plates(s)}
+    for other, site in sites.items():
+        if other == name or not site["is_observed"] or not (is_factor(site) or is_event(site, data)):
+            continue
+        shared = own & _plates(site)
+        masks = [(rows_seen(sites[name], p), rows_seen(site, p)) for p in shared]
+        if any(a is not None and b is not None and bool(b.any()) and not bool((a & b).any()) for a, b in masks):
+            return True
+        if own and not shared and _plates(site) - of_latents:
+            return True
+    return False
+
+
+def _plates(site: Mapping[str, Any]) -> set[str]:
+    return {f.name for f in site["cond_indep_stack"] if f.vectorized}
+
+
 def innermost(fn: Any) -> Any:
     """The distribution within Independent, Masked, Transformed and other wrappers.
 

@@ -42,6 +42,7 @@ from ppgen.sites import (
     is_deterministic,
     is_event,
     is_factor,
+    is_selected,
     masked_values,
     masks_of,
     observed_columns,
@@ -389,9 +390,14 @@ def tree_of(
 def _unrecorded(
     program: Program, structure: Structure, observed: Collection[str], here: Mapping[str, dict], data: Mapping[str, Any]
 ) -> set[str]:
-    """Observed sites of which what is drawn is no record: censored by a column, an event's, or masked by latents, so
-    that a draw has another number of values than the data."""
-    censored = {n for n in observed if structure[n].distribution == "WithStatus" or is_event(here[n], data)}
+    """Observed sites of which what is drawn is no record: censored by a column; an event's; beside a site or factor that
+    stands for some of its values; or masked by latents, so that a draw has another number of values than the data."""
+    sites = {n: s for n, s in here.items() if not s.get("fixed") and not s["infer"].get(COVARIATE)}
+    censored = {
+        n
+        for n in observed
+        if structure[n].distribution == "WithStatus" or is_event(here[n], data) or is_selected(n, sites, data)
+    }
     masks = {n: masks_of(here[n]) for n in observed if n not in censored and masks_of(here[n])}
     if not masks:
         return censored

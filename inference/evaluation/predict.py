@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
+from ppgen.check.across_rows import across_rows
 from ppgen.check.given_columns import conditioned
 from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
@@ -210,6 +211,8 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         sites = observe(rows)
         _say_joint(fitted, sites)
         roles = _roles(structure)
+        if not model.same:
+            _say_across_rows(fitted)
         free = any(_free(s, sample, roles) and not s["is_observed"] for s in sites.values())
         kept = conditioned(model.holding, observe, rows, hidden, free, sample, unread)
         model = model._replace(kept=kept)
@@ -252,6 +255,18 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
             "; ".join(map(str, beyond[:SHOWN])), f"; and {len(beyond) - SHOWN} more" * (len(beyond) > SHOWN),
         )  # fmt: skip
     return tree
+
+
+def _say_across_rows(fitted: Fitted) -> None:
+    if not fitted.example or fitted.structure is None:
+        return
+    if found := across_rows(fitted.program, fitted.example, fitted.structure):
+        log.warning(
+            "%r of a row of %s depends on %r of other rows, as in a Gaussian process or a sum along time; new rows "
+            "have latents from the prior, so that these predictions do not go on from the fitted rows: for those that "
+            "do, fit the new rows among the others, with %r missing there (nan, and --missing mask)",
+            found[0], fitted.program.name, found[1], found[0],
+        )  # fmt: skip
 
 
 def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: Model) -> None:
