@@ -27,7 +27,7 @@ from ppgen.check.missing import validate
 from ppgen.data import Table, n_rows, require_labels, row_columns, take, tensors
 from ppgen.data.ranges import Beyond, far_outside
 from ppgen.draws import Many, settle
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, whole_number
 from ppgen.gaps import without_gaps
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.new_rows import Model, grown, reads_of, without
@@ -98,8 +98,7 @@ def predict(
     """
     if new_groups not in NEW_GROUPS:
         raise PpgenError(f"new_groups is {new_groups!r}; expected 'error', or 'draw' to draw their latents")
-    if draws is not None and (not isinstance(draws, int) or draws < 1):
-        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
+    draws = 1000 if draws is None else whole_number("draws", draws, 1)
     fitted = _fitted(run, program, data)
     require_few_states(fitted.program)
     made = fitted.program
@@ -119,7 +118,7 @@ def predict(
             _known_here(fitted, rows)
             warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
             with without_gaps(made):
-                return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+                return _predictions(fitted, rows, hidden, draws, new_groups == "draw")
 
 
 def _require_groups(fitted: Fitted, rows: Table) -> None:

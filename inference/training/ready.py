@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args
 
 import pyro
@@ -57,12 +57,15 @@ def check_options(o: dict[str, Any], valid: Any, loss: Any) -> None:
         "checkpoint_every": 1,
     }
     for name, low in least.items():
-        if o[name] is not None and (not isinstance(o[name], int) or not low <= o[name] < 2**53):
+        if o[name] is not None and (not isinstance(o[name], Integral) or not low <= o[name] < 2**53):
             raise PpgenError(f"{name} is {o[name]!r}; expected a whole number of at least {low}, below 2**53")
     for name in ("lr", "clip"):
         known = o[name] is None or isinstance(o[name], Real) and 0 < o[name] < 1e30  # beyond which it is no float32
         if not known:
             raise PpgenError(f"{name} is {o[name]!r}; expected a positive number, below 1e30")
+    # config.json holds Python's numbers
+    o |= {name: int(v) for name, v in o.items() if isinstance(v, Integral) and not isinstance(v, bool)}
+    o |= {name: float(v) for name, v in o.items() if isinstance(v, Real) and not isinstance(v, Integral)}
     if o["ema"] is not None and not 0 < o["ema"] < 1:
         raise PpgenError(f"ema is {o['ema']!r}; expected a decay between 0 and 1, such as 0.999")
     if o["until"] not in (None, "converged"):
@@ -350,8 +353,8 @@ def _follow_the_rows(structure: Structure, t: Traces, longer: Traces, own_guide:
 @contextmanager
 def one_seed(seed: int) -> Iterator[None]:
     """Seeds torch, numpy and random, and gives the caller's random state back."""
-    if not 0 <= seed < 2**32:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise PpgenError(f"seed is {seed}; expected a whole number from 0 to 4294967295")
     with torch.random.fork_rng(), python_randomness():
-        pyro.set_rng_seed(seed)
+        pyro.set_rng_seed(int(seed))
         yield

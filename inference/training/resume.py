@@ -120,7 +120,7 @@ def _resume(
             program, train_data, batch_size=options["batch_size"], enumerated=tuple(config["program"]["enumerated"])
         )
         run.structure = structure
-        changed = {k: v for k, v in changes.items() if before[k] != v}
+        changed = {k: options[k] for k in changes if before[k] != options[k]}
         if changed.keys() & {"engine", "precision", "device"} or "steps" in changed and _was_eager(state):
             state["engines"] = None  # they are chosen anew
         waited = state["progress"]["waited"]
