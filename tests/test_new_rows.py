@@ -10,7 +10,9 @@ from pyro.distributions import Normal
 from ppgen import PpgenError, Program, rows
 from ppgen.data import Table
 from ppgen.inference import fit
-from ppgen.inference.evaluation.new_rows import Model, grown, without
+from ppgen.inference.evaluation.predict import _grown as grown
+from ppgen.inference.evaluation.predict import _Model as Model
+from ppgen.inference.evaluation.predict import _seen as without
 from ppgen.run.trees import Fitted
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ppgen import PpgenError
-from ppgen.inference.training.ready import one_seed, rows_a_step
+from ppgen.inference.training.fit import _one_seed as one_seed
+from ppgen.inference.training.fit import rows_a_step
 from ppgen.models import VAE
 
 
