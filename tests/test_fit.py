@@ -720,6 +720,5 @@ def test_numpys_numbers_are_numbers(tmp_path):
     resumed = resume(tmp_path / "run", x, program=NormalMean(), steps=np.int64(5))
     assert [r["elbo"] for r in resumed.rows] == [r["elbo"] for r in whole.rows]
     assert sample(whole, np.int64(4), given=x, seed=0)["m"].shape == (4,)
-    few = {"chains": 4, "warmup": 50}
-    draws = [mcmc(NormalMean(), x, draws=n, seed=s, **few) for n, s in ((20, 1), (np.int64(20), np.int64(1)))]
-    assert torch.equal(*(torch.as_tensor(d["posterior"]["m"].values) for d in draws))
+    tree = mcmc(NormalMean(), x, chains=np.int64(4), draws=np.int64(20), warmup=np.int64(50), seed=np.int64(1))
+    assert tree["posterior"]["m"].shape == (4, 20)
