@@ -22,9 +22,8 @@ from ppgen.inference.report.tree_plots import plot_tree
 from ppgen.inference.sampling.evidence import BayesFactors, EvidenceBounds, bayes_factors, evidence
 from ppgen.inference.sampling.infer import infer
 from ppgen.inference.sampling.mcmc import mcmc
-from ppgen.inference.training.fit import fit
+from ppgen.inference.training.fit import fit, resume
 from ppgen.inference.training.gradient_noise import GradientNoise, gradient_noise
-from ppgen.inference.training.resume import resume
 from ppgen.inference.verdicts.findings import Finding, load_findings, verdict
 
 __all__ = [

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 _UNSEEN = re.compile(
@@ -80,6 +81,20 @@ def first_of(words: Sequence[str], most: int) -> str:
     ('a, b, ...', 'a, b')
     """
     return ", ".join(words[:most]) + ", ..." * (len(words) > most)
+
+
+def whole_number(name: str, value: Any, least: int, of: str = "") -> int:
+    """An option that is a whole number, Python's or NumPy's, as one of Python's.
+
+    Args:
+        of: what has this least number, for the sentence.
+
+    Raises:
+        PpgenError: it is none, or below the least.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise PpgenError(f"{name} is {value!r}; expected a whole number of at least {least}{of}")
+    return int(value)
 
 
 def require_known(kind: str, name: str, known: Collection[str]) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from ppgen import PpgenError, Program, Run, rows
 from ppgen.data import batch_index
-from ppgen.inference import fit, loglik, resume
+from ppgen.inference import fit, loglik, mcmc, resume, sample
 from ppgen.inference.training.optimise import SCHEDULES, averaged, ema_decay, learning_rate
 from ppgen.inference.training.step import ENGINES
 from ppgen.inference.training.train import Progress, _row
@@ -710,3 +710,15 @@ def test_starts_that_do_nothing_are_said(caplog):
             pair = program if isinstance(program, tuple) else (program,)
             fit(Program.from_pair(*pair), data, **two, **how)
             assert ("starts=2 did nothing" in caplog.text) == said, how
+
+
+def test_numpys_numbers_are_numbers(tmp_path):
+    """`for seed in np.arange(3)`: they were refused as no whole numbers, or failed by their type."""
+    x, own = {"x": torch.linspace(-1.0, 2.0, 20)}, {"guide": "AutoNormal", "starts": 0, "log_every": 1}
+    whole = fit(NormalMean(), x, steps=5, lr=0.25, seed=2, **own)
+    fit(NormalMean(), x, steps=np.int64(3), lr=np.float32(0.25), seed=np.int64(2), out=tmp_path / "run", **own)
+    resumed = resume(tmp_path / "run", x, program=NormalMean(), steps=np.int64(5))
+    assert [r["elbo"] for r in resumed.rows] == [r["elbo"] for r in whole.rows]
+    assert sample(whole, np.int64(4), given=x, seed=0)["m"].shape == (4,)
+    tree = mcmc(NormalMean(), x, chains=np.int64(4), draws=np.int64(20), warmup=np.int64(50), seed=np.int64(1))
+    assert tree["posterior"]["m"].shape == (4, 20)

@@ -13,7 +13,7 @@ from torch import nn
 import ppgen
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, loglik, mcmc, plot, posterior, sample
-from ppgen.inference.training.resume import resume
+from ppgen.inference.training.fit import resume
 from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow
 from ppgen.terms import run, terms
 

@@ -23,7 +23,7 @@ import ppgen
 from ppgen import Program, rows
 from ppgen.errors import PpgenError
 from ppgen.inference import fit, mcmc, posterior, predict, sample
-from ppgen.inference.evaluation.prediction_tables import summaries
+from ppgen.inference.evaluation.predict import summaries
 from ppgen.models import CountRegression, LinearRegression, LogisticRegression, Radon
 from ppgen.run.files import read_netcdf, write_netcdf
 

@@ -35,7 +35,7 @@ from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
 from ppgen.draws import Many
 from ppgen.engine.density.joint import entry_labels
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, whole_number
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import ecdf_bands
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
@@ -126,9 +126,8 @@ def calibrate(
         PpgenError: a model that cannot simulate: an improper prior, an observed site that is no column; no latents.
     """
     program = program_of(run)
-    for name, value, least in (("simulations", simulations, 20), ("draws", draws, 9), ("steps", steps, 1)):
-        if not isinstance(value, int) or value < least:
-            raise PpgenError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    simulations, draws = whole_number("simulations", simulations, 20), whole_number("draws", draws, 9)
+    steps = whole_number("steps", steps, 1)
     require_memory(8 * simulations * draws, f"the ranks of {simulations} simulations among {draws} draws", "take fewer")
     data = prepare_columns(data, program, dtype_of_program(program))
     columns(program, data)

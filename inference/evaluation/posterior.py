@@ -29,7 +29,7 @@ from ppgen.check.missing import validate
 from ppgen.data import n_rows, tensors, words_of
 from ppgen.draws import Many, one_draw
 from ppgen.enumerated import drawn_discrete
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, whole_number
 from ppgen.gaps import COVARIATE, counts, gap_rows, with_gaps
 from ppgen.handlers import Unobserve
 from ppgen.inference.evaluation import psis
@@ -111,8 +111,7 @@ def posterior(
     program = program_of(run)
     require_few_states(program)
     data = prepare_columns(data, program, dtype_of_program(program))
-    if not isinstance(draws, int) or draws < 2:
-        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 2")
+    draws = whole_number("draws", draws, 2)
     validate(program, data)
     with ready(run, data, seed):
         structure = structure_of(run, data)

@@ -12,27 +12,28 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppgen.chains.chain import require_few_states
 from ppgen.check import columns, running_of
 from ppgen.check.across_rows import across_rows
-from ppgen.check.given_columns import conditioned
+from ppgen.check.given_columns import columns_of, conditioned, other_values
 from ppgen.check.indices import indexed_sizes, is_index, warn_of_negative_indices
 from ppgen.check.missing import validate
-from ppgen.data import Table, n_rows, require_labels, row_columns, take, tensors
+from ppgen.data import Table, argument_of, n_rows, require_labels, row_columns, take, tensors
 from ppgen.data.ranges import Beyond, far_outside
 from ppgen.draws import Many, settle
-from ppgen.errors import PpgenError
+from ppgen.enumerated import drawn_discrete
+from ppgen.errors import PpgenError, first_line, whole_number
 from ppgen.gaps import without_gaps
-from ppgen.handlers import without_validation
-from ppgen.inference.evaluation.new_rows import Model, grown, reads_of, without
-from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, tree_from
+from ppgen.handlers import HoldGroups, NewGroup, Unobserve, without_validation
+from ppgen.inference.evaluation.posterior import column_dims, coords_of, dims_of, is_observed, name_in, tree_from
 from ppgen.inference.evaluation.sample import (
     constants_of,
     counts_in_range,
@@ -49,7 +50,7 @@ from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, stem
 from ppgen.structure import Structure
-from ppgen.terms import value_of
+from ppgen.terms import guide_run, holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
     from xarray import DataTree
@@ -58,6 +59,7 @@ log = logging.getLogger("ppgen")
 
 NEW_GROUPS = ("error", "draw")
 SHOWN = 3  # columns in a sentence
+INTERVAL = (0.05, 0.95)  # quantiles of the intervals that are shown
 
 
 @torch.no_grad()
@@ -100,8 +102,7 @@ def predict(
     """
     if new_groups not in NEW_GROUPS:
         raise PpgenError(f"new_groups is {new_groups!r}; expected 'error', or 'draw' to draw their latents")
-    if draws is not None and (not isinstance(draws, int) or draws < 1):
-        raise PpgenError(f"draws is {draws!r}; expected a whole number of at least 1")
+    draws = 1000 if draws is None else whole_number("draws", draws, 1)
     fitted = _fitted(run, program, data)
     require_few_states(fitted.program)
     made = fitted.program
@@ -121,7 +122,7 @@ def predict(
             _known_here(fitted, rows)
             warn_of_negative_indices(made, rows, fitted.structure.row_columns if fitted.structure else ())
             with without_gaps(made):
-                return _predictions(fitted, rows, hidden, draws or 1000, new_groups == "draw")
+                return _predictions(fitted, rows, hidden, draws, new_groups == "draw")
 
 
 def _require_groups(fitted: Fitted, rows: Table) -> None:
@@ -192,18 +193,63 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
         )  # fmt: skip
 
 
+class _Model(NamedTuple):
+    """The model at new rows, its latents held.
+
+    Attributes:
+        hidden: columns that are there for their shape only.
+        same: whether its rows are the fitted ones.
+        sizes: of plates that are larger than at the fit.
+        kept: observed sites that stay at the columns of the new rows.
+        reads: whether the guide draws latents of the new rows.
+    """
+
+    fitted: Fitted
+    rows: Table
+    hidden: frozenset[str]
+    same: bool
+    sizes: Mapping[str, int]
+    grow: bool
+    kept: frozenset[str] = frozenset()
+    reads: bool = False
+
+    def trace(
+        self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None, *, observed: bool = False
+    ) -> tuple[Any, HoldGroups]:
+        """One run, every observed site drawn but those kept, or none (`observed`)."""
+        structure, program = self.fitted.structure, self.fitted.program
+        fixed = structure.row_plates if structure is not None else frozenset({"data"})
+        holding = HoldGroups(held, self.sizes, fixed, grow=self.grow)
+        with holding:
+            unobserve = Unobserve(only=() if observed else None, keep=self.kept)
+            call = unobserve(lambda: program.call("model", self.rows if rows is None else rows))
+            return poutine.trace(call).get_trace(), holding
+
+    def holding(self, held: Mapping[str, Tensor], kept: Collection[str]) -> Any:
+        """One run, these observed sites at the columns of the new rows."""
+        return self._replace(kept=frozenset(kept)).trace(held)[0]
+
+    def observed(self, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """The sites of one run at these rows, none that is observed drawn."""
+        return sample_sites(self.trace(held, rows, observed=True)[0])
+
+    def drawn(self) -> dict[str, Tensor]:
+        """One draw of the latents by the guide."""
+        return _guide_draw(self.fitted, _seen(self.rows, self.hidden), self.same, self.reads)
+
+
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = Model(fitted, rows, hidden, same_rows(rows, fitted.example), {}, grow)
+    model = _Model(fitted, rows, hidden, same_rows(rows, fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     unread: dict[str, set[str]] = {}
     if fitted.draws is None and not model.same:
-        reads, unread = reads_of(fitted, without(rows, hidden))
+        reads, unread = _reads(fitted, _seen(rows, hidden))
         model = model._replace(reads=reads)
     with torch.random.fork_rng():
         sample = {n: v[0] for n, v in each.items()} if fitted.draws is not None else model.drawn()
         _say_point(fitted, sample, model)
-        sizes = grown(model, sample)
+        sizes = _grown(model, sample)
         if not sizes:
             require_labels(rows, program.categories, program.name, gaps=program.missing == "mask")
         model = model._replace(sizes=sizes)
@@ -269,7 +315,7 @@ def _say_across_rows(fitted: Fitted) -> None:
         )  # fmt: skip
 
 
-def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: Model) -> None:
+def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: _Model) -> None:
     """Of a guide that gives one value of the global latents: what is not known of them is not in the predictions."""
     found = [] if fitted.structure is None or fitted.draws is not None else fitted.structure.globals
     held = [n for n in found if n in sample and sample[n].is_floating_point()]
@@ -363,6 +409,72 @@ def _in_words(codes: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.array(["" if c != c else words[int(c)] if c < len(words) else str(c) for c in codes])
 
 
+def _seen(rows: Mapping[str, Tensor], hidden: Collection[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in rows.items() if k not in hidden}
+
+
+def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, set[str]]]:
+    """Whether the guide draws latents of new rows, and by column those of them that it draws without regard to it.
+
+    It does where the rows have all that it read at the fit, unless what it draws is the same at other values of all of
+    them: then it knows the fitted rows alone, by parameters of their own. So does a guide that was written for the
+    program where it runs without what is missing, if it reads a column that the model observes.
+    """
+    program, s = fitted.program, fitted.structure
+    taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
+    complete = bool(taken) and all(n in data for n in taken)
+    own = frozenset() if s is None else s.of_rows - {*s.summed}
+    if not own or not complete and not program._draws_itself:
+        return complete, {}
+    told = _held_draw(program, fitted.example, {})
+
+    def drawn(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.random.fork_rng(), holding({n: v for n, v in told.items() if n not in own}):  # the same noise
+            q = guide_run(program, rows)
+        found = {n: v for n, v in latents_of(q).items() if n not in told or n in own}
+        return {n: v if v.is_floating_point() and q.nodes[n]["fn"].has_rsample else q.nodes[n]["fn"].log_prob(v)
+                for n, v in found.items()}  # fmt: skip
+
+    try:
+        first = drawn(data)
+        changed = {c: [drawn({**data, c: o}) for o in other_values(v)] for c, v in tensors(data).items()}
+    except Exception:
+        return complete, {}
+    unread = {c: {n for n, v in first.items() if all(torch.equal(v, o[n]) for o in new)} for c, new in changed.items()}
+    if complete:
+        blind = all(own & first.keys() <= unread[c] for c in unread.keys() & {*taken})
+        left_out = any(n not in data for n in fitted.example)
+        return not blind, unread if left_out and not blind else {}
+    sites = functools.partial(forward_sites, functools.partial(program.call, "model"), rows=1)
+    observed = set().union(*columns_of(sites, fitted.example).values())
+    return any(len(unread[c]) < len(first) for c in observed & unread.keys()), unread
+
+
+def _held_draw(program: Program, data: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One draw of the guide's latents, those that are known held."""
+    with holding(known):
+        return latents_of(guide_run(program, data))
+
+
+def _guide_draw(fitted: Fitted, data: Mapping[str, Tensor], same: bool, reads: bool) -> dict[str, Tensor]:
+    """Values for the latents that the guide can tell at these rows; the model draws the others.
+
+    Global latents are those of the fitted rows. An amortised guide reads the new ones; an autoguide knows the local
+    latents of the fitted rows only, as does a guide whose column the new rows lack.
+    """
+    program, s = fitted.program, fitted.structure
+    if s is None or reads and not s.globals and not s.summed:
+        return _held_draw(program, data, {})
+    told = _held_draw(program, fitted.example, {})
+    summed = tuple(s.summed if same else (n for n in s.summed if n not in s.of_rows))
+    if summed:
+        told |= drawn_discrete(program, fitted.example, s.nesting, told, summed)
+    if same:
+        return told
+    told = {n: v for n, v in told.items() if n not in s.of_rows}
+    return _held_draw(program, data, told) | {n: told[n] for n in summed} if reads else told
+
+
 def _roles(structure: Structure | None) -> dict[str, str]:
     """The role of each site at the fit, and of what may follow on it in a loop."""
     sites = structure.sites if structure is not None else ()
@@ -378,3 +490,173 @@ def _free(site: dict, drawn: Mapping[str, Tensor], roles: Mapping[str, str]) -> 
     if name in roles:
         return "observed" in (roles[name], roles.get(f"{name}_observed"))  # the latter of imputed cells
     return roles.get(stem(name), "observed") == "observed"
+
+
+# -- groups that were not fitted -------------------------------------------------------------------
+
+
+def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
+    """The plates that have to be larger than at the fit, and their sizes: told by where the program fails.
+
+    A column has new groups for a plate of G where the program runs with the column cut at G - 1, and not beyond.
+
+    Raises:
+        PpgenError: a new group that is refused, or whose latents cannot be drawn.
+    """
+    strict = model._replace(grow=False)
+    if not model.fitted.example or _fails(strict, held, model.rows) is None:
+        return {}
+    with torch.random.fork_rng():  # the number of groups of each plate of latents that is not the rows'
+        groups = strict.trace(held, model.fitted.example)[1].groups
+    which = _indices(model.rows)
+    cut = _cut(strict, held, which, sorted(set(groups.values())))
+    if cut is None:
+        _no_plate(strict, held, which)
+        return {}  # it is something else, which the run itself says
+    sizes: dict[str, int] = {}
+    for column in which:
+        beyond = _plates_of(strict, held, {**model.rows, **cut}, column, groups)
+        if beyond and not model.grow:
+            raise PpgenError(
+                f"{_beyond(model, column, groups[beyond[0]])}; leave these rows out, or draw new groups from their "
+                "distribution with new_groups='draw' (--new-groups draw)"
+            )
+        size = int(model.rows[column].max()) + 1
+        sizes |= {plate: max(size, sizes.get(plate, 0)) for plate in beyond}
+    why = _fails(model._replace(sizes=sizes), held, model.rows)
+    if why is not None:
+        raise PpgenError(
+            f"{model.fitted.program.name} cannot be run with more groups than it was fitted to (plates "
+            f"{', '.join(map(repr, sizes)) or 'none'}; {type(why).__name__}: {first_line(why)}); write the "
+            "priors inside of the plate as those of one group, so that they fix no size, or leave the new groups out"
+        )
+    return sizes
+
+
+def _cut(
+    model: _Model, held: Mapping[str, Tensor], which: Sequence[str], sizes: Sequence[int]
+) -> dict[str, Tensor] | None:
+    """The columns cut at the first of some numbers of groups at which the program runs; None where it runs at none."""
+    for g in sizes:
+        cut = {c: model.rows[c].clamp(max=g - 1) for c in which}
+        if _fails(model, held, {**model.rows, **cut}) is None:
+            return cut
+    return None
+
+
+def _no_plate(model: _Model, held: Mapping[str, Tensor], which: Sequence[str]) -> None:
+    """Refuses a group beyond values that stand in no plate."""
+    tensors = [*held.values(), *model.fitted.program.parameters()]
+    for g in sorted({size for v in tensors for size in v.shape if size > 1}):
+        if (cut := _cut(model, held, which, [g])) is None:
+            continue
+        for column in which:
+            if _fails(model, held, {**model.rows, **cut, column: model.rows[column]}) is not None:
+                raise PpgenError(
+                    f"{_beyond(model, column, g)}, whose values stand in no plate or are parameters, so that a new one "
+                    "has no distribution to be drawn from; leave these rows out, or write groups as a plate of latents"
+                )
+
+
+def _fails(model: _Model, held: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Exception | None:
+    try:
+        with torch.random.fork_rng():
+            model.trace(held, rows)
+    except (NewGroup, IndexError, RuntimeError, ValueError) as e:
+        return e
+    return None
+
+
+def _indices(rows: Table) -> list[str]:
+    """The columns that may tell a row's group: whole numbers from 0."""
+    whole = {n: v for n, v in tensors(rows).items() if v.dtype == torch.int64 and v.dim() == 1 and len(v)}
+    return [n for n, v in whole.items() if v.min() >= 0]
+
+
+def _plates_of(
+    model: _Model, held: Mapping[str, Tensor], cut: Mapping[str, Tensor], column: str, groups: Mapping[str, int]
+) -> list[str]:
+    """The plates whose latents a column picks beyond their number: those of the largest size that it may be cut at."""
+    whole = model.rows[column]
+    if _fails(model, held, {**cut, column: whole}) is None:
+        return []
+    sizes = sorted({g for g in groups.values() if whole.max() >= g}, reverse=True)
+    for g in sizes:
+        if _fails(model, held, {**cut, column: whole.clamp(max=g - 1)}) is None:
+            return [plate for plate, size in groups.items() if size == g]
+    return []
+
+
+def _beyond(model: _Model, column: str, groups: int) -> str:
+    row = int((model.rows[column] >= groups).nonzero()[0])
+    words, code = model.rows.words.get(column, ()), int(model.rows[column][row])
+    name = repr(words[code]) if code < len(words) else str(code)
+    return (
+        f"the column {column!r} has the group {name} in row {row} (counting from 0), and {model.fitted.program.name} "
+        f"was fitted to {groups} groups (0 to {groups - 1})"
+    )
+
+
+# -- summaries -------------------------------------------------------------------------------------
+
+
+def summaries(tree: DataTree, by: str | None = None) -> list[dict[str, Any]]:
+    """Mean, sd and interval (5% to 95%) of every prediction, or of their mean over the rows of a group; of a prediction
+    that is a word, the share of the draws with each word.
+
+    Args:
+        by: a column of predictions_constant_data; a mean over its rows is taken within each draw.
+    """
+    row_dim, found = str(tree.attrs["row_dim"]), []
+    label = _labels(tree, by) if by is not None else None
+    words, levels = _text(tree, row_dim), json.loads(tree.attrs.get("words", "{}"))
+    for name, values in tree["predictions"].dataset.data_vars.items():
+        if row_dim not in values.dims:
+            rows = [("", values.values.reshape(np.prod(values.shape[:2]), 1, -1))]
+        else:
+            flat = values.transpose("chain", "draw", row_dim, ...).values
+            flat = flat.reshape(flat.shape[0] * flat.shape[1], flat.shape[2], -1).astype(float)
+            index = values[row_dim].values
+            rows = [(index[i], flat[:, [i]]) for i in range(flat.shape[1])]
+            if label is not None:
+                rows = [(w, flat[:, label == w]) for w in np.unique(label)]
+        for place, (key, part) in enumerate(rows):
+            for entry in range(part.shape[-1]):
+                at, own = entry if part.shape[-1] > 1 else None, levels.get(name, ())
+                one = _summary(str(name), key, part[..., entry], at, by, own)
+                found.append(one if by is not None or key == "" else {"row": one["row"], **words[place], **one})
+    return found
+
+
+def _text(tree: DataTree, row_dim: str) -> list[dict[str, str]]:
+    """The words of each new row, by column."""
+    group = tree.children.get("predictions_constant_data")
+    columns = {} if group is None else {str(n): v for n, v in group.dataset.data_vars.items() if v.dims == (row_dim,)}
+    text = {n: v.values for n, v in columns.items() if v.dtype.kind in "UOT"}
+    rows = tree["predictions"].sizes.get(row_dim, 0)
+    return [{n: str(v[i]) for n, v in text.items()} for i in range(rows)]
+
+
+def _summary(
+    name: str, key: Any, values: np.ndarray, entry: int | None, by: str | None, words: Sequence[str]
+) -> dict[str, Any]:
+    mean = values.astype(float).mean(1)
+    low, high = np.quantile(mean, INTERVAL)
+    site = name if entry is None else f"{name}[{entry}]"
+    key = key.item() if isinstance(key, np.generic) else key
+    about = {"row": key} if by is None else {by: key, "rows": values.shape[1]}
+    if words:
+        return {"site": site, **about, "shares": {w: float((values == code).mean()) for code, w in enumerate(words)}}
+    figures = {"mean": float(mean.mean()), "sd": float(mean.std(ddof=1)) if len(mean) > 1 else float("nan")}
+    return {"site": site, **about, **figures, "5%": float(low), "95%": float(high)}
+
+
+def _labels(tree: DataTree, by: str) -> np.ndarray:
+    group = tree.children.get("predictions_constant_data")
+    found = group.dataset.data_vars if group is not None else {}
+    by = name_in(tree, by)
+    if by not in found:
+        raise PpgenError(
+            f"there is no column {by!r} of the new rows to group by; they have {', '.join(map(str, found)) or 'none'}"
+        )
+    return found[by].values

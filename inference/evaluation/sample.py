@@ -24,7 +24,7 @@ from ppgen.check.indices import warn_of_negative_indices
 from ppgen.data import Nested, argument_of, n_rows, put_together, row_columns, take
 from ppgen.distributions import Flat
 from ppgen.draws import Many, settle
-from ppgen.errors import PpgenError, nearest
+from ppgen.errors import PpgenError, nearest, whole_number
 from ppgen.handlers import Holder, Unobserve, whole_plates, without_validation
 from ppgen.nested import asked_rows
 from ppgen.program import Program, arguments
@@ -96,8 +96,7 @@ def sample(
     """
     run = as_program(run)
     program = program_of(run)
-    if not isinstance(n, int) or n < 1:
-        raise PpgenError(f"n is {n!r}; expected a whole number of at least 1")
+    n = whole_number("n", n, 1)
     if apart := program.draws_apart():
         log.warning("%s", apart)
     structure = run.structure if isinstance(run, Run) else None

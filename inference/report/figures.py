@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ppgen.errors import PpgenError, first_of
-from ppgen.run.files import write_atomic
+from ppgen.run.files import make_folder, write_atomic
 from ppgen.run.shown import group_effects
 from ppgen.style import BLUE, FONTS, GREY, IMAGE, ORANGE, settings
 
@@ -47,10 +47,7 @@ def write_figures(folder: Path, figures: Mapping[str, Figure | None], format: st
     Raises:
         PpgenError: a folder that cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PpgenError(f"the folder {folder} could not be made: {e.strerror}; choose another place") from e
+    make_folder(folder)
     return [save(figure, folder / f"{name}.{format}") for name, figure in figures.items() if figure is not None]
 
 

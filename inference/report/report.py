@@ -33,7 +33,7 @@ from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.inference.verdicts.findings import FINE, LOOK, VERDICTS, WRONG, Finding, model_verdict, verdict
 from ppgen.inference.verdicts.report_checks import Check, predictive_checks, report_checks
 from ppgen.run import Run, prepare_columns
-from ppgen.run.files import read_json, write_atomic
+from ppgen.run.files import make_folder, read_json, write_atomic
 from ppgen.run.shown import by_group, group_rows
 from ppgen.structure import Site
 from ppgen.style import BLUE, GREY, ORANGE
@@ -76,10 +76,7 @@ def write_report(
         raise PpgenError("the run has no folder to put the report into; pass out=")
     path = Path(out) if out is not None else run.path / "report.html"  # type: ignore[operator]
     page, findings = _page(run, data, draws, seed)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PpgenError(f"the folder {path.parent} could not be made: {e.strerror}; choose another place") from e
+    make_folder(path.parent)
     write_atomic(path, page)
     return path, findings
 

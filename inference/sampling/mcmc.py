@@ -28,7 +28,7 @@ from ppgen.engine.density.joint import FUSED_DIM, in_blocks
 from ppgen.engine.density.laplace import LaplaceMarginal
 from ppgen.engine.density.pathfinder import Density, Paths, pathfinder, pathfinder_low_rank
 from ppgen.engine.density.pullback import Pullback
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, whole_number
 from ppgen.inference.evaluation.estimates import Evidence
 from ppgen.inference.evaluation.posterior import Groups, name_in, tree_of
 from ppgen.inference.evaluation.psis import of_draws, threshold
@@ -174,10 +174,8 @@ def _numbers(kernel: str, metric: str, dim: int, values: int, *given: int | None
     if metric not in ("diag", "dense", "auto"):
         raise PpgenError(f"metric is {metric!r}; expected diag, dense or auto")
     numbers = [d if g is None else g for g, d in zip(given, usual, strict=True)]
-    for (name, low), n in zip(file.LEAST._asdict().items(), numbers, strict=True):
-        if not isinstance(n, int) or n < low:
-            raise PpgenError(f"{name} is {n!r}; expected a whole number of at least {low} for kernel {kernel!r}")
-    return numbers
+    least = file.LEAST._asdict().items()
+    return [whole_number(k, n, low, f" for kernel {kernel!r}") for (k, low), n in zip(least, numbers, strict=True)]
 
 
 def _require_one_way(kernel: str, inner: Sequence[str], through: bool, noncentred: str | Sequence[str]) -> None:
@@ -227,7 +225,7 @@ def run_chains(
         joint: the log joint; torch's default dtype is that of its data.
         structure: of the program, where it is known; else it is taken to have flat priors.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     sites = structure.sites if structure is not None else ()
     file = kernels.named(kernel)
     target = _density(joint, kernel, chains, metric)
@@ -372,7 +370,7 @@ def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, 
     Each chain is resampled by its weights, in its order, so that what Laplace's method is off by, which hundreds of
     groups add up to a part of an sd of φ, is not in the draws; log Z is that of L(φ) times the mean weight.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     parts = [outer.complete(u, generator) for u in found.u]
     log_w = torch.stack([w for _, w in parts]).double()  # (draws, chains)
     smooth, khat, ess = of_draws(log_w.flatten().numpy())

@@ -118,7 +118,7 @@ def _fit(
     from ppgen.cli.progress import progress
     from ppgen.data import n_rows
     from ppgen.inference.training.defaults import most_steps
-    from ppgen.inference.training.ready import rows_a_step
+    from ppgen.inference.training.fit import rows_a_step
     from ppgen.run import sources
 
     torch.manual_seed(options["seed"])  # the constructor draws the first parameters
@@ -171,7 +171,7 @@ def _changes(ctx: typer.Context) -> dict[str, Any]:
     Raises:
         PpgenError: one that a run keeps.
     """
-    from ppgen.inference.training.resume import CHANGEABLE
+    from ppgen.inference.training.fit import CHANGEABLE
 
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}
     for name in given:

@@ -48,7 +48,7 @@ def predict(
     ppgen predict RUN --data new.csv --group-by county
     """
     from ppgen import inference
-    from ppgen.inference.evaluation.prediction_tables import summaries
+    from ppgen.inference.evaluation.predict import summaries
     from ppgen.run.files import write_netcdf
 
     default = source / "predictions.nc" if is_run(str(source)) else source.with_name(f"{source.stem}-predictions.nc")

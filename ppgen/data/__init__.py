@@ -263,7 +263,7 @@ def _row_shape(column: Tensor) -> tuple[int, ...] | None:
 
 
 def _order(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(seed)))
 
 
 def n_rows(data: Mapping[str, Any], rows: Collection[str] = ()) -> int:

@@ -47,6 +47,17 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
             temporary.unlink()
 
 
+def make_folder(path: Path, what: str = "the folder") -> None:
+    """
+    Raises:
+        PpgenError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PpgenError(f"{what} {path} could not be made: {e.strerror}; choose another place") from e
+
+
 def _sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

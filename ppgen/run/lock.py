@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ppgen.errors import PpgenError
+from ppgen.run.files import make_folder
 
 LOCK = "lock"
 
@@ -38,10 +39,7 @@ def locked(folder: Path) -> Iterator[bool]:
         yield False
         return
     file = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PpgenError(f"the run folder {folder} could not be made: {e.strerror}; choose another place") from e
+    make_folder(folder, "the run folder")
     try:
         descriptor = _take(file)
     except OSError as e:  # no right to write there, or a folder or a link of that name
