@@ -4,8 +4,8 @@ A statistic of the data is off where P(T(x_rep) >= T(x)) is outside 0.002 to 0.9
 predictive, and one of a single value, as the largest, outside 0.001 to 0.999. Of a model that is right these
 probabilities crowd about 1/2 (they use the data twice), but for those of single values and of neighbors in many rows,
 which are uniform: of right models of six families something is off for 0.1% at 30 rows, of four for 0.6% at 1 000 and
-of two for 1.0 ± 0.3% at 100 000. Of fewer than 250 draws none is. Of k sites the bounds are divided by k, as far as the draws can tell it, and
-the sites of a loop are one, y_0 ... y_29.
+of two for 1.0 ± 0.3% at 100 000. Of fewer than 250 draws none is. Of k sites the bounds are divided by k, as far as the
+draws can tell it, and the sites of a loop are one, y_0 ... y_29.
 Whether the ELBO was still rising is told by `ppgen.inference.trend`.
 
 Source: Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng and Stern 1996).
