@@ -122,8 +122,8 @@ class Many:
         size = sum(v.numel() * v.element_size() * draws // max(1, len(v)) for v in some)
         require_memory(
             2 * size, f"a result of {draws} draws of {self.name}, while it is put together,", "take fewer draws "
-            "(draws=, --draws; of chains, fewer of them): the error of a mean of a hundred draws is a tenth of a "
-            "standard deviation",
+            "(draws=, --draws; of chains, fewer of them) or rows: the error of a mean of a hundred draws is a tenth of "
+            "a standard deviation",
         )  # fmt: skip
 
     def _block(self, draws: int, inputs: Sequence[Tensor], each: Sequence[Tensor]) -> list[Tensor]:

@@ -175,7 +175,7 @@ def test_a_posterior_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     run = fit(Local(), {"y": y}, steps=1, engine="eager")
     monkeypatch.setattr(memory, "_SMALL", 0)
     monkeypatch.setattr(memory, "_available", lambda: 10**6)
-    with pytest.raises(PpgenError, match=r"1000 draws of Local.*\(\d+ bytes\), and 1 MB are free.*--draws.*--rows"):
+    with pytest.raises(PpgenError, match=r"1000 draws of Local.*\(\d+ bytes\), and 1 MB are free.*--draws.* or rows"):
         posterior(run, {"y": y}, draws=1000)
     assert posterior(run, {"y": y}, draws=20).posterior.z.shape == (1, 20, 500)
 

@@ -93,6 +93,7 @@ from ppgen.inference.verdicts.guide_checks import weight_checks
 from ppgen.inference.verdicts.mcmc_diagnostics import findings
 from ppgen.inference.verdicts.mode_search import unseen_modes
 from ppgen.inference.verdicts.moved import moved
+from ppgen.inference.verdicts.predictive_statistics import statistics
 from ppgen.inference.verdicts.report_checks import report_checks
 from ppgen.sites import sample_sites
 from ppgen.structure import inspect
@@ -388,6 +389,16 @@ def of_report_checks(folder):
     assert verdict(report_checks(run, diagnose(run, {"x": X}, draws=500))) == "look"  # calibration was not checked
     calibrated = calibrate(run, {"x": X}, simulations=100, refit=False).findings
     assert verdict(report_checks(run, diagnose(run, {"x": X}, draws=500), calibration=calibrated)) == "fine"
+
+
+def of_predictive_statistics(folder):
+    """Of data of the model, beside draws of the exact predictive, each statistic is one among equals."""
+    x, rng = X.numpy(), np.random.default_rng(0)
+    m = rng.normal(float(EXACT.loc), float(EXACT.scale), (2000, 1))
+    drawn = m + rng.normal(size=(2000, len(x)))
+    found = statistics(x, drawn, True, {})
+    assert found["mean"][0] == pytest.approx(x.mean()) and found["sd"][1] == pytest.approx(drawn.std(1))
+    assert all(0.01 < (ours >= theirs).mean() < 0.99 for ours, theirs in found.values())
 
 
 def of_psis(folder):

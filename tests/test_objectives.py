@@ -15,7 +15,7 @@ from known import GuidedNormalMean, KnownChain, NormalMean, normal
 from ppgen import Program, rows
 from ppgen.check import check
 from ppgen.errors import PpgenError
-from ppgen.inference import Objective, fit, loglik, mcmc, objectives, posterior
+from ppgen.inference import Objective, fit, loglik, mcmc, objectives, posterior, predict
 
 X = normal(12).double() + 1.0
 EVIDENCE = NormalMean().log_evidence(X)
@@ -396,6 +396,11 @@ def test_a_flow_learns_by_wake_sleep_what_all_rows_say_of_a_shared_latent():
         posterior(run, {"x": x[:8]}, draws=5)
     with pytest.raises(PpgenError, match="its flow reads the rows' columns"):
         mcmc(run, {"x": x}, through=True)
+    exact = float(law(each[0]["x"]).mean)
+    for new in (x[:4] - 50, x - 50):  # what is predicted is what the fitted rows say: 0.2 sd of the fit, 4 se of draws
+        drawn = predict(run, {"x": new}, draws=4000)["predictions"]["x"].values
+        assert abs(drawn.mean() - exact) < 0.2 * 0.9**0.5 + 4 * (9.9 / drawn[0, :, 0].size) ** 0.5
+        assert drawn.std() == pytest.approx(9.9**0.5, rel=0.05)
 
 
 @pytest.mark.slow

@@ -390,7 +390,7 @@ def _unrecorded(
     program: Program, structure: Structure, observed: Collection[str], here: Mapping[str, dict], data: Mapping[str, Any]
 ) -> set[str]:
     """Observed sites of which what is drawn is no record: censored by a column; an event's; beside a site or factor
-    that stands for some of its values; or masked by latents: a draw has another number of values than the data."""
+    that stands for some of its values; or masked by latents, so that a draw has another number of values."""
     sites = {n: s for n, s in here.items() if not s.get("fixed") and not s["infer"].get(COVARIATE)}
     censored = {
         n

@@ -421,6 +421,8 @@ def _reads(fitted: Fitted, data: Mapping[str, Tensor]) -> tuple[bool, dict[str, 
     program where it runs without what is missing, if it reads a column that the model observes.
     """
     program, s = fitted.program, fitted.structure
+    if program.fixed_rows:
+        return False, {}
     taken = [n for n in fitted.example if argument_of(n, fitted.example) in program.guide_columns]
     complete = bool(taken) and all(n in data for n in taken)
     own = frozenset() if s is None else s.of_rows - {*s.summed}

@@ -641,7 +641,7 @@ def _example(
     rows, where it reads the global latents or their number off them, and for Laplace's approximation.
     """
     structure, longer = found.structure, found.longer
-    if isinstance(program._autoguide, AutoLaplaceApproximation):
+    if isinstance(program._autoguide, AutoLaplaceApproximation) or program.fixed_rows and program.guide_columns:
         return dict(data)
     if any(subsampled(s, f.name) for t in found.run for s in sample_sites(t).values() for f in s["cond_indep_stack"]):
         return dict(data)

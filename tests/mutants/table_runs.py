@@ -83,8 +83,8 @@ MUTANTS = [
     ),
     Mutant(
         "a_summary_of_several_variables_at_once",
-        'summary(one, round_to="none", **options) for one in each',
-        'summary(tree, var_names=shown(tree), round_to="none", **options) for _ in [0]',
+        'summary(one, round_to="none", ci_prob=LEVEL, **options) for one in each',
+        'summary(tree, var_names=shown(tree), round_to="none", ci_prob=LEVEL, **options) for _ in [0]',
         "tests/test_shown.py::test_every_label_of_the_summary_has_its_own_figures",
     ),
 ]

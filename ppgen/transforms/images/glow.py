@@ -57,6 +57,7 @@ def glow(shape: Sequence[int], levels: int = 2, steps: int = 4, hidden: int = 64
         steps: glow steps a level.
         hidden: channels of the networks.
 
+    >>> import torch
     >>> from pyro.distributions import Normal, TransformedDistribution
     >>> p = TransformedDistribution(Normal(torch.zeros(64), 1.0).to_event(1), [glow((1, 8, 8)).eval()])
     >>> p.log_prob(torch.zeros(5, 1, 8, 8)).shape
