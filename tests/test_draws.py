@@ -43,12 +43,13 @@ def test_draws_are_independent_and_of_the_right_law(draws):
     assert abs(normal_.mean() - 1.0) < 4.5 * 2 / draws**0.5
 
 
-@pytest.mark.parametrize("fn", [dist.Gamma(3.0, 2.0), dist.Stable(1.5, 0.1)])
-def test_batched_draws_leave_torch_nothing_to_warn_of(capfd, fn):
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("fn", [dist.Gamma(3.0, 2.0), dist.Stable(1.5, 0.1), dist.Beta(2.0, 2.0)])
+def test_batched_draws_leave_torch_nothing_to_warn_of(capfd, fn, gradient):
     """torch warns, on its own way to stderr and once a process, of what it runs one by one under vmap."""
     torch._C._debug_only_display_vmap_fallback_warnings(True)  # every time
     try:
-        Many(lambda: [fn.sample((2,))], name="test")(2 * FEW)
+        Many(lambda: [fn.sample((2,))], name="test", gradient=gradient)(2 * FEW)
     finally:
         torch._C._debug_only_display_vmap_fallback_warnings(False)
     assert capfd.readouterr().err == ""

@@ -255,11 +255,14 @@ _drawn_binomial = torch.binomial
 class _Dirichlet:
     """A Dirichlet draw whose gradient is written in operations: torch's own has its gradient outside of the graph.
 
-    x + s − x Σ s with s = D (α − sg α) is x, and has the implicit derivative of torch's `_Dirichlet_backward`.
+    x + s − x Σ s with s = D (α − sg α) is x, and has the implicit derivative of torch's `_Dirichlet_backward`. D, which
+    torch has no batched form of, is left out within `torch.no_grad()`.
     """
 
     @staticmethod
     def apply(concentration: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch._sample_dirichlet(concentration)
         fixed = concentration.detach()
         x = torch._sample_dirichlet(fixed)
         slope = torch._dirichlet_grad(x, fixed, fixed.sum(-1, True).expand_as(fixed))
