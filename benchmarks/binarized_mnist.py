@@ -9,7 +9,8 @@ hierarchical one of three layers, `--model pixel_vae` has a flow for its prior a
     ... --model pixel_vae --epochs 19 --batch-size 100 --lr 1.5e-3 --clip 50 --engine eager --precision bf16-mixed
 
 Of the epochs, those of the best ELBO on the validation rows are kept (of `--all-rows`, which trains on them too, the
-last); the test rows are looked at once, at the end. A run that was stopped goes on where it was, where `--out` names its folder.
+last); the test rows are looked at once, at the end. A run that was stopped goes on where it was, where `--out` names
+its folder.
 """
 
 from __future__ import annotations
