@@ -267,9 +267,10 @@ class Guide(nn.Module):
         joint = {n: s for n, s in sites.items() if not (amortised and n in local)}
         self.of_all = places(joint, {})
         self.of_rows = places({n: s for n, s in sites.items() if n not in joint}, over_rows)
-        reads = reads and bool(self.of_all)
+        rows = rows or row_columns(data)
+        reads = reads and bool(self.of_all) and bool(rows)
         self.amortised = amortised and not reads
-        self.columns = (rows or row_columns(data)) if amortised or reads else ()
+        self.columns = rows if amortised or reads else ()
         self.summary: nn.Module | None = None
         features = 0
         if self.columns:
