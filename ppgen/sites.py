@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyro import poutine
@@ -104,6 +104,11 @@ def _plates(site: Mapping[str, Any]) -> set[str]:
     return {f.name for f in site["cond_indep_stack"] if f.vectorized}
 
 
+def plate_dim(site: Mapping[str, Any], plates: Collection[str]) -> int | None:
+    """The dimension of the first of these plates, from the right of a site's batch; None where it stands in none."""
+    return next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in plates), None)
+
+
 def innermost(fn: Any) -> Any:
     """The distribution within Independent, Masked, Transformed and other wrappers.
 
@@ -118,8 +123,7 @@ def innermost(fn: Any) -> Any:
 
 def rows_seen(site: Mapping[str, Any], plate: str) -> Tensor | None:
     """Of each row of a plate, whether some value of the site counts; None where no mask says otherwise."""
-    masked = masked_values(site)
-    dim = next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name == plate), None)
+    masked, dim = masked_values(site), plate_dim(site, (plate,))
     if masked is None or dim is None:
         return None
     return (~masked).movedim(dim, 0).flatten(1).any(1) if masked.dim() > 1 else ~masked

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppgen.data import n_rows, row_columns, take
 from ppgen.sites import is_delta, is_deterministic, is_factor, sample_sites, scaled_site, stem, support_of
-from ppgen.terms import Runnable, Traces, run, value_of, whole_value
+from ppgen.terms import Runnable, Traces, is_equal, run, value_of, whole_value
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,7 @@ def structure_of(
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> bool:
     a, b = one[what], other[what]
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    return a is b or not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else is_equal(a, b)
 
 
 def _alike(sites: Sequence[Mapping[str, Any]], plates: frozenset[str]) -> bool:

@@ -336,7 +336,7 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict], alike: 
             break
         if other not in earlier and other in guide and not node["is_observed"]:
             return None
-    if not alike and (q["mask"] is not p["mask"] or not _equal(q["scale"], p["scale"])):
+    if not alike and (q["mask"] is not p["mask"] or not is_equal(q["scale"], p["scale"])):
         return None
     a, b = q["fn"], p["fn"]
     if a is b:
@@ -350,7 +350,7 @@ def _kl(name: str, model: Mapping[str, dict], guide: Mapping[str, dict], alike: 
         return None
 
 
-def _equal(a: Any, b: Any) -> bool:
+def is_equal(a: Any, b: Any) -> bool:
     return a is b or not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 

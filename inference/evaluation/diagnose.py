@@ -209,13 +209,12 @@ def _unseen(
     drawn, log_w = _drawn(tree, joint.latents)
     u, w = guide_vectors(joint, drawn, log_w[:, 0])
     best = ll.best
-    target = in_blocks(joint.value_and_grad)  # one graph, however many climbs are under way
-    still = moved(target, u, w, joint.labels, seed=seed or 0)
+    target, seed = in_blocks(joint.value_and_grad), int(seed or 0)  # one graph, however many climbs are under way
+    still = moved(target, u, w, joint.labels, seed=seed)
     found = unseen_modes(
         target, u, float(1 / (w**2).sum()),
         evidence=Evidence(best.mean, best.mean_se), weights=w, prior=prior_of(joint, sites),
-        name=joint.place,
-        seed=seed or 0,
+        name=joint.place, seed=seed,
     )  # fmt: skip
     return [f for f in (still, heavy_tail(joint, target, u, w), found) if f is not None]
 

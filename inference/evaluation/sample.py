@@ -29,7 +29,7 @@ from ppgen.handlers import Holder, Unobserve, whole_plates, without_validation
 from ppgen.nested import asked_rows
 from ppgen.program import Program, arguments
 from ppgen.run import Run, default_dtype, prepare_columns
-from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, seen_in, support_of
+from ppgen.sites import innermost, is_deterministic, observed_columns, plate_dim, sample_sites, seen_in, support_of
 from ppgen.structure import Structure
 from ppgen.terms import holding, whole_value
 from ppgen.terms import run as run_once
@@ -299,13 +299,11 @@ def _differ(site: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def row_dim_of(site: Mapping[str, Any], plates: set[str]) -> int | None:
     """Which dimension of a site's value, from the left, runs over the rows; None where none does."""
-    dims = {f.name: f.dim for f in site["cond_indep_stack"] if f.vectorized}
-    row = next((dim for name, dim in dims.items() if name in plates), None)
-    if row is None:
+    if (row := plate_dim(site, plates)) is None:
         return None
     # Pyro calls all dimensions of a deterministic site event ones: its plates are the leading dimensions
-    batch = max(-d for d in dims.values()) if is_deterministic(site) else len(site["fn"].batch_shape)
-    return batch + row
+    plated = (-f.dim for f in site["cond_indep_stack"] if f.vectorized)
+    return row + (max(plated) if is_deterministic(site) else len(site["fn"].batch_shape))
 
 
 def _one_a_draw(name: str, value: Tensor, site: Mapping[str, Any], n: int, plates: set[str]) -> Tensor:

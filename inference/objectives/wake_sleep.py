@@ -37,7 +37,7 @@ PATHS = False
 OF_A_PART = "the guide learns the posterior of as many rows as a step has"
 DRAWS = 1
 DREAMS = True
-_DREAMS = 200  # of which a flow begins with the moments
+_BEGIN = 200  # draws of the model, with whose moments a flow begins
 
 log = logging.getLogger("ppgen")
 
@@ -47,10 +47,11 @@ def require(program: Program, data: Mapping[str, Any], structure: Structure) -> 
     one is then the prior, whatever the data.
     """
     with torch.no_grad():
-        _, columns = _dream(program, data)
-        if (begin_at := getattr(program._autoguide, "begin_at", None)) is not None:
-            dreams = [_dream(program, data) for _ in range(_DREAMS)]
+        begin_at = getattr(program._autoguide, "begin_at", None)
+        dreams = [_dream(program, data) for _ in range(_BEGIN if begin_at else 1)]
+        if begin_at:
             begin_at([columns for _, columns in dreams], [_latents(dream) for dream, _ in dreams])
+    columns = dreams[0][1]
     drawn = {k: v for k, v in columns.items() if v is not data[k]}
     if not structure.latents or not drawn or any(not v.is_floating_point() for v in drawn.values()):
         return

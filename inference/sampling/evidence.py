@@ -125,7 +125,7 @@ def evidence(
     >>> all(abs(float(b.values[0]) - exact) < 0.02 for b in found.bounds)
     True
     """
-    program = as_program(program)
+    program, seed = as_program(program), int(seed)
     smc = draws is None
     if draws is None:
         draws = mcmc(program, data, "smc", seed=seed, predictive=False, prior=False, report=report)
@@ -134,7 +134,7 @@ def evidence(
         target = in_blocks(joint.value_and_grad, BLOCK)
         u = _unconstrained(joint, draws)
         structure = made.structure(joint)
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed)
         half = u[::2].flatten(0, 1)
         normal = half.mean(0), root_of(torch.cov(half.mT).reshape(joint.dim, -1), len(half))
         q = _proposal(target, normal, half, prior_of(joint, structure.sites), generator)

@@ -189,7 +189,7 @@ def infer(
     program = as_program(program)
     if budget is not None and not budget >= 0:
         raise PpgenError(f"budget is {budget!r}; expected seconds, 0 or more (--budget)")
-    began = time.monotonic()
+    seed, began = int(seed), time.monotonic()
     with prepared(program, data, seed, learned=True) as made:
         joint = _joint(made)
         structure = made.structure(joint)
@@ -334,7 +334,7 @@ def laplace(problem: _Problem) -> _Outcome:
         raise PpgenError(f"{problem.made.program.name} has no few latents that many others depend on")
     outer = somewhere(lambda: LaplaceMarginal(joint, many))
     of_few = problem._replace(joint=outer, target=in_blocks(outer.value_and_grad))
-    generator = torch.Generator().manual_seed(int(problem.seed))
+    generator = torch.Generator().manual_seed(problem.seed)
     found, drawn = _by_normals(of_few, adapt=True)
     done = completed(found, drawn, outer, problem.target, generator)
     for _ in range(ROUNDS - 1):  # normals nearer to the marginal as the weights have it
@@ -349,7 +349,7 @@ def laplace(problem: _Problem) -> _Outcome:
 
 def _by_normals(problem: _Problem, adapt: bool = False) -> tuple[Weighted, Drawn]:
     joint, target, seed = problem.joint, problem.target, problem.seed
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     first = best_gaussian(target, joint.dim, starts=STARTS, seed=seed)
     if first is None:  # every normal on the way reaches beyond the support
         prior = prior_of(joint, problem.structure.sites)
@@ -382,7 +382,7 @@ def _enough(problem: _Problem, mixture: Mixture, generator: torch.Generator, ada
 
 def _with_tails(problem: _Problem, found: Weighted, drawn: Drawn) -> Weighted:
     """More draws of the same normals, where nothing is amiss but that too few of them are in a latent's tails."""
-    generator = torch.Generator().manual_seed(int(problem.seed) + 1)
+    generator = torch.Generator().manual_seed(problem.seed + 1)
     for _ in range(DOUBLED):
         if not found.settled or not any(f.measure == "tail_khat" and math.isnan(f.figure) for f in found.findings):
             break

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ def mcmc(
     {'chain': 16, 'draw': 100}
     """
     _numbers(kernel, metric, 0, 0, chains, draws, warmup)
+    seed = int(seed)
     inner = (marginal,) if isinstance(marginal, str) else tuple(marginal)
     _require_one_way(kernel, inner, through, noncentred)
     with prepared(program, data, seed, precision, guide=through) as made:
@@ -123,8 +124,7 @@ def mcmc(
         structure = made.structure(joint)
         outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
-        values = sum(v.numel() for v in tensors(made.data).values())
-        C, S, W = _numbers_of(joint, outer, steps, values, kernel, metric, chains, draws, warmup)
+        C, S, W = _numbers_of(joint, outer, steps, made.data, kernel, metric, chains, draws, warmup)
         found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
@@ -225,7 +225,7 @@ def run_chains(
         joint: the log joint; torch's default dtype is that of its data.
         structure: of the program, where it is known; else it is taken to have flat priors.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     sites = structure.sites if structure is not None else ()
     file = kernels.named(kernel)
     target = _density(joint, kernel, chains, metric)
@@ -297,11 +297,12 @@ def _density(joint: LogJoint | LaplaceMarginal | Pullback, kernel: str, chains: 
 
 
 def _numbers_of(
-    joint: LogJoint, outer: LogJoint | LaplaceMarginal | Pullback, steps: int, values: int, kernel: str, metric: str,
-    *given: int | None,
+    joint: LogJoint, outer: LogJoint | LaplaceMarginal | Pullback, steps: int, data: Mapping[str, Any], kernel: str,
+    metric: str, *given: int | None,
 ) -> list[int]:  # fmt: skip
     """As `_numbers`; fewer where such chains turn out to be run one after the other, as of a program that asks for
     values. The log joint is told of how many calls, at these steps a draw, it has to be fast."""
+    values = sum(v.numel() for v in tensors(data).values())
     found, file = _numbers(kernel, metric, outer.dim, values, *given), kernels.named(kernel)
     joint.calls = steps * (found[1] + found[2]) * (1 if file.TOGETHER else found[0])
     if given[:2] == (None, None) and outer is joint and hasattr(file, "ALONE") and joint.dim <= FUSED_DIM:
@@ -370,7 +371,7 @@ def _completed(outer: LaplaceMarginal, found: Draws, seed: int) -> tuple[Draws, 
     Each chain is resampled by its weights, in its order, so that what Laplace's method is off by, which hundreds of
     groups add up to a part of an sd of φ, is not in the draws; log Z is that of L(φ) times the mean weight.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     parts = [outer.complete(u, generator) for u in found.u]
     log_w = torch.stack([w for _, w in parts]).double()  # (draws, chains)
     smooth, khat, ess = of_draws(log_w.flatten().numpy())

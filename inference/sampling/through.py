@@ -96,7 +96,7 @@ def guide_weights(outer: Pullback, target: Density, seed: int) -> Finding:
     Args:
         target: `outer` of any number of vectors.
     """
-    e = torch.randn(WEIGHED, outer.dim, generator=torch.Generator().manual_seed(int(seed)))
+    e = torch.randn(WEIGHED, outer.dim, generator=torch.Generator().manual_seed(seed))
     log_w = target(e)[0] + 0.5 * e.square().sum(-1)
     log_w = torch.where(torch.isfinite(log_w), log_w, -torch.inf).double()
     _, khat, ess = of_draws(log_w.numpy())

@@ -496,9 +496,14 @@ def _begin(program: Program, rows: Mapping[str, Any], o: dict[str, Any], guide: 
         )  # fmt: skip
 
 
+def _file_of(objective: str | None) -> Any:
+    """The file of one of ppgen's objectives; None for another, or none."""
+    return objectives.named(objective) if objective and is_ours(objective) else None
+
+
 def _along_paths(o: Mapping[str, Any]) -> bool:
     """Whether the gradient takes derivatives of the model in its latents."""
-    own = objectives.named(o["objective"]) if o["objective"] and is_ours(o["objective"]) else None
+    own = _file_of(o["objective"])
     estimator = gradients.named(getattr(own, "GRADIENT", o["gradient"]))
     return getattr(estimator, "PATHS", True) and getattr(own, "PATHS", True)
 
@@ -606,8 +611,7 @@ def _guide_of(program: Program, o: dict[str, Any], rows: int) -> str | None:
 
 def _dreams(o: Mapping[str, Any]) -> bool:
     """Whether the guide is fitted to draws of the model."""
-    ours = o["objective"] is not None and is_ours(o["objective"])
-    return ours and getattr(objectives.named(o["objective"]), "DREAMS", False)
+    return getattr(_file_of(o["objective"]), "DREAMS", False)
 
 
 def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:
@@ -615,8 +619,7 @@ def _summed(objective: str | None) -> Callable[[dict[str, Any]], bool]:
 
     With others those that ask for it by infer={"enumerate": ...}.
     """
-    ours = objective is not None and is_ours(objective)
-    terms = objectives.named(str(objective)).TERMS if ours else ""
+    terms = getattr(_file_of(objective), "TERMS", "")
     sums = terms == "summed"
 
     def hide(site: dict[str, Any]) -> bool:

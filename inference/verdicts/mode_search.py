@@ -139,7 +139,7 @@ def search_modes(
     dim = draws.shape[1]
     if dim > LARGEST or len(draws) < 2 * dim:
         return None
-    generator, of_guide = torch.Generator().manual_seed(int(seed)), evidence is not None
+    generator, of_guide = torch.Generator().manual_seed(seed), evidence is not None
     weights = torch.full((len(draws),), 1 / len(draws), dtype=draws.dtype) if weights is None else weights
     start = starts_around(draws, prior, generator, size)
     start = torch.cat([start, _scouted(target, draws, generator)])

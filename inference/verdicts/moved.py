@@ -61,7 +61,7 @@ def moved(density: Density, u: Tensor, w: Tensor, labels: Sequence[str], *, seed
         u, w: (S, dim), and their weights (S,), which sum to one.
         labels: of the entries.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     mean = w @ u
     off = u - mean
     dim = u.shape[1]

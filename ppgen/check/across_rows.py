@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import is_deterministic, sample_sites
+from ppgen.sites import is_deterministic, plate_dim, sample_sites
 from ppgen.structure import Structure
 from ppgen.terms import run
 
@@ -40,13 +40,13 @@ def _first(
     sites: Mapping[str, dict[str, Any]], moved: Mapping[str, Tensor], plates: frozenset[str]
 ) -> tuple[str, str] | None:
     for name, site in sites.items():
-        dim = _row_dim(site, plates)
+        dim = plate_dim(site, plates)
         if not site["is_observed"] or is_deterministic(site) or dim is None:
             continue
         rows = site["fn"].log_prob(site["value"]).movedim(dim, 0)
         for i in (0, len(rows) - 1):
             for latent, slope in zip(moved, _slopes(rows[i].sum(), list(moved.values())), strict=True):
-                at = _row_dim(sites[latent], plates)
+                at = plate_dim(sites[latent], plates)
                 if slope is None or at is None:
                     continue
                 slope = slope.movedim(at - len(sites[latent]["fn"].event_shape), 0)
@@ -59,7 +59,3 @@ def _slopes(value: Tensor, at: list[Tensor]) -> Sequence[Tensor | None]:
     if not value.requires_grad:
         return [None] * len(at)
     return torch.autograd.grad(value, at, allow_unused=True, retain_graph=True)
-
-
-def _row_dim(site: Mapping[str, Any], plates: frozenset[str]) -> int | None:
-    return next((f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in plates), None)

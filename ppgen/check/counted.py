@@ -19,7 +19,7 @@ from torch import Tensor
 from ppgen.data import n_rows, take
 from ppgen.handlers import without_validation
 from ppgen.program import Program
-from ppgen.sites import innermost, is_factor, sample_sites
+from ppgen.sites import innermost, is_factor, plate_dim, sample_sites
 from ppgen.structure import Site, Structure
 from ppgen.terms import latents_of, run
 
@@ -69,8 +69,8 @@ def _of_all_rows(program: Program, data: Mapping[str, Any], structure: Structure
 
 def _again(site: Mapping[str, Any], value: Tensor, times: int, structure: Structure) -> Tensor:
     """The latents of rows that come so many times."""
-    dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name in structure.row_plates]
-    return torch.cat([value] * times, dims[0] - site["fn"].event_dim) if dims else value
+    dim = plate_dim(site, structure.row_plates)
+    return value if dim is None else torch.cat([value] * times, dim - site["fn"].event_dim)
 
 
 def _totals(nodes: Mapping[str, Any], asked: list[Site]) -> list[float]:

@@ -9,7 +9,8 @@ A file has
     BATCHES     options that a fit by minibatches gives it
     DREAMS      options that a fit to draws of the model gives it (optional)
     Guide       (sites, over_rows, data, rows, **options) -> a module that samples the latents, see `flow.Guide`;
-                with `start_at` it begins at a Gaussian, with `search` it finds itself on all rows (`bam.Guide`)
+                with `start_at` it begins at a Gaussian, with `search` it finds itself on all rows (`bam.Guide`), with
+                `begin_at` and `auxiliaries` it is fitted to draws of the model
 
 Adding one is adding its file, and its row in the table of laws (`OWN` in tests/test_guides.py).
 """

@@ -207,10 +207,10 @@ class _Pushed(TorchDistribution):
         return _log_normal(e) + ladj
 
 
-def _spread(x: Tensor, mean: Tensor) -> Tensor:
+def _spread(x: Tensor) -> Tensor:
     """The standard deviations of columns; 1 of a constant one."""
     sd = x.std(0, correction=0)
-    return torch.where(sd > 1e-6 * mean.abs(), sd, 1.0)
+    return torch.where(sd > 1e-6 * x.mean(0).abs(), sd, 1.0)
 
 
 def _log_normal(e: Tensor) -> Tensor:
@@ -276,9 +276,8 @@ class Guide(nn.Module):
         if self.columns:
             x = self._table(data)
             self.rows, features = x.shape
-            self.register_buffer("mean", torch.zeros(features))
-            self.register_buffer("sd", torch.ones(features))
-            self._standardise(data)
+            self.register_buffer("mean", x.mean(0))
+            self.register_buffer("sd", _spread(x))
         if reads:
             self.summary = _Means(features, hidden) if over_rows else nn.Flatten(0)
         if self.of_all:
@@ -293,6 +292,10 @@ class Guide(nn.Module):
     def forward(self, **columns: Tensor) -> None:
         x = (self._table(columns) - self.mean) / self.sd if self.columns else None
         rows = 0 if x is None else len(x)
+        if self.summary is not None and rows != self.rows:
+            raise PpgenError(
+                f"the flow guide was made for {self.rows} rows at once, and reads {rows}; pass as many, or fit again"
+            )
         frames = {f for latent in (*self.of_all, *self.of_rows) for f in latent.frames}
         plates = {name: pyro.plate(name, rows if size is None else size, dim=dim) for name, dim, size in sorted(frames)}
         u: Tensor | None = None
@@ -317,15 +320,6 @@ class Guide(nn.Module):
         for name in self.columns:
             if name not in data or data[name] is None:
                 raise PpgenError(f"the flow guide reads the column {name!r}, and the data lack it; pass it")
-        table = self._side_by_side(data)
-        if self.summary is not None and len(table) != self.rows:
-            raise PpgenError(
-                f"the flow guide was made for {self.rows} rows at once, and reads {len(table)}; pass as many, or fit "
-                "again"
-            )
-        return table
-
-    def _side_by_side(self, data: Mapping[str, Tensor]) -> Tensor:
         like = torch.get_default_dtype()
         return torch.cat([data[n].to(like).reshape(len(data[n]), -1) for n in self.columns], -1)
 
@@ -333,16 +327,12 @@ class Guide(nn.Module):
     def begin_at(self, data: Sequence[Mapping[str, Tensor]], draws: Sequence[Mapping[str, Tensor]]) -> None:
         """Begins as independent normals of the moments of these draws of latents, and takes columns in their units."""
         if self.columns:
-            self._standardise({n: torch.cat([columns[n] for columns in data]) for n in self.columns})
+            x = torch.cat([self._table(columns) for columns in data])
+            self.mean, self.sd = x.mean(0), _spread(x)
         for latents, stack in ((self.of_all, "flow"), (self.of_rows, "row_flow")):
             if latents:
                 u = torch.stack([vector(latents, values) for values in draws]).flatten(0, -2)
-                getattr(self, stack).start_at(u.mean(0), torch.diag(_spread(u, u.mean(0))))
-
-    def _standardise(self, data: Mapping[str, Tensor]) -> None:
-        x = self._side_by_side(data)
-        self.mean.copy_(x.mean(0))
-        self.sd.copy_(_spread(x, self.mean))
+                getattr(self, stack).start_at(u.mean(0), torch.diag(_spread(u)))
 
     def auxiliaries(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its own draws, by site, of which it would make these values of the latents."""

@@ -125,7 +125,7 @@ class Guide(VectorGuide):
         Raises:
             PpgenError: no path found a normal.
         """
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed)
         first = REACH * (2 * torch.rand(starts, self.dim, generator=generator).to(self.means) - 1)
         paths: Any = (climb if self.few else climb_low_rank)(target, first, generator=generator)
         good = torch.isfinite(paths.elbo) & (paths.elbo > paths.elbo.max() - max(HOPELESS, self.dim))

@@ -51,7 +51,7 @@ def best_gaussian(score: Density, dim: int, *, starts: int = 8, seed: int = 0) -
     Args:
         score: log joint in nats, and gradients, of many points at once.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     first = REACH * (2 * torch.rand(starts, dim, generator=generator, dtype=torch.get_default_dtype()) - 1)
     first[0] = 0
     paths = pathfinder(score, first, generator=generator, enough=ENOUGH)

@@ -57,7 +57,7 @@ def low_rank_gaussian(score: Density, dim: int, rank: int, *, starts: int = 4, s
         score: log joint in nats, and gradients, of many points at once.
         starts: paths of Pathfinder.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     now = _first(score, dim, rank, starts, generator)
     if now is None:
         return None
