@@ -69,7 +69,8 @@ class Objective(nn.Module):
             )
         self.program, self.structure, self.rows = program, structure, max(rows, 1)
         drawn = () if program.guide_is_fixed else structure.sites
-        score = [s for s in drawn if s.name in structure.latents and not s.reparametrised]
+        latents = set(structure.latents)
+        score = [s for s in drawn if s.name in latents and not s.reparametrised]
         if self.bound.PATHWISE and score:
             raise PpgenError(
                 f"the latent {score[0].name!r} has no reparametrisation, which objective={objective!r} needs; take "

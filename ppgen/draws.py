@@ -20,10 +20,11 @@ from pyro.poutine import Trace
 from torch import Tensor, fx, nn
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ppgen.engine.graphs.executable import executable
 from ppgen.engine.graphs.graph import in_own_memory, is_in_place
 from ppgen.engine.graphs.noise import hoist
 from ppgen.engine.graphs.together import kept_whole
-from ppgen.engine.graphs.trace import Traced, Untraceable, executable, trace
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 from ppgen.enumerated import summed_terms
 from ppgen.errors import PpgenError, first_line
 from ppgen.memory import require_memory

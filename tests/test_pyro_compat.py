@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from ppgen import pyro_compat
-from ppgen.engine.graphs.trace import executable
+from ppgen.engine.graphs.executable import executable
 from ppgen.errors import PpgenError
 
 Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])

@@ -417,11 +417,6 @@ def operations_have_tags_and_schemas__ppgen_engine_noise():
     return isinstance(op, torch._ops.OpOverload) and seeded and op._schema.is_mutable and callable(op._op)
 
 
-def a_graph_tells_its_python__ppgen_engine_trace():
-    code = torch.fx.symbolic_trace(lambda x: torch.sin(x)).graph.python_code("self")
-    return "def forward(self" in code.src and isinstance(code.globals, dict)
-
-
 def dirichlet_draws_have_these_parts__ppgen_engine_trace():
     from torch.distributions import dirichlet
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.engine import Untraceable, trace
 from ppgen.engine.compiling.background import _packed, _unpacked
+from ppgen.engine.graphs.executable import executable
 from ppgen.engine.graphs.graph import simplify
 from ppgen.engine.graphs.record import BYTES, Unrecordable, record
 from ppgen.engine.graphs.without_dynamo import _gradients, leave_out, take_step
@@ -309,3 +311,33 @@ def test_hooks_of_a_step_are_called():
     optimizer.register_step_pre_hook(lambda *_: called.append(1))
     take_step(optimizer)
     assert called == [1]
+
+
+def test_the_function_of_a_graph_binds_what_is_no_literal_and_lets_values_go():
+    x = torch.tensor([1.0, -2.0, 3.0])
+
+    def fn(x):
+        parts = torch.where(x > 0, x, -torch.inf).to(torch.float64).split([1, 2])
+        x.sin()  # nobody uses it
+        return [parts[1] * 2, None, torch.full((2,), torch.nan, dtype=torch.float64)]
+
+    recorded = trace(fn, [x])
+    a, none, b = executable(recorded.graph, gradient=True)(x, *recorded.constants)
+    assert a.tolist() == [-torch.inf, 6.0] and none is None and b.isnan().all() and b.dtype == torch.float64
+
+    held = []  # of each large value: whether it is still there when the next one is made
+
+    def noted(x):
+        held.append(sum(ref() is not None for ref in made))
+        out = x + 1.0
+        made.append(weakref.ref(out))
+        return out
+
+    graph = torch.fx.Graph()
+    value = graph.placeholder("x")
+    for _ in range(4):
+        value = graph.call_function(noted, (value,))
+    graph.output(value)
+    made = []
+    executable(torch.fx.GraphModule(torch.nn.Module(), graph))(x)
+    assert held == [0, 1, 1, 1]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli
 
+from ppgen.engine.graphs.executable import executable
 from ppgen.engine.graphs.together import _addmm, _cross_entropy, kept_whole
-from ppgen.engine.graphs.trace import executable, trace
+from ppgen.engine.graphs.trace import trace
 
 ROWS, DRAWS = 5, 9
 

@@ -359,16 +359,16 @@ def unvalidated(program: Program, batch: Mapping[str, Any]) -> Callable[[str], b
 
 def _log_probs(t: Traces, enumerated: tuple[str, ...], gaps: Collection[str]) -> None:
     for trace, part in ((t.p, "model"), (t.q, "guide")):
-        for name, site in sample_sites(trace).items():
-            if name in enumerated:
-                continue
-            try:
-                trace.compute_log_prob(site_filter=lambda n, s, name=name: n == name)
-            except Exception as e:
-                raise PpgenError(
-                    f"log_prob at the site {name!r} of the {part} failed: {_first_line(e.__cause__ or e)}; "
-                    f"look at its shapes ({shape_table(trace)})"
-                ) from e
+        sites = {n: s for n, s in sample_sites(trace).items() if n not in enumerated}
+        try:
+            trace.compute_log_prob(site_filter=lambda n, _, sites=sites: n in sites)
+        except Exception as e:
+            failed = next(n for n, s in sites.items() if "log_prob" not in s)
+            raise PpgenError(
+                f"log_prob at the site {failed!r} of the {part} failed: {_first_line(e.__cause__ or e)}; "
+                f"look at its shapes ({shape_table(trace)})"
+            ) from e
+        for name, site in sites.items():
             bad = bad_number(site["log_prob"])
             if bad == "-inf" and enumerated:  # of a value that is summed over, which may have no share in the sum
                 continue

@@ -26,8 +26,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from ppgen.engine.compiling.tiers import fastest
 from ppgen.engine.density.leapfrog import large_step, leapfrog_step
 from ppgen.engine.density.pathfinder import Density
+from ppgen.engine.graphs.executable import executable
 from ppgen.engine.graphs.graph import forgiving, in_own_memory
-from ppgen.engine.graphs.trace import Traced, Untraceable, executable, trace
+from ppgen.engine.graphs.trace import Traced, Untraceable, trace
 from ppgen.enumerated import require_summable, summed_terms
 from ppgen.errors import PpgenError, nearest
 from ppgen.handlers import without_validation

@@ -42,8 +42,9 @@ def simplify(graph: fx.GraphModule, *, differentiable: bool = False) -> tuple[fx
     for node in g.nodes:  # the rest of what tracing noted is bound to that trace, and would confuse a second one
         value = node.meta.get("val")
         plain = isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape)
-        node.meta = {"like": (value.shape, value.dtype, value.is_contiguous())} if plain else {}
-    g.lint()
+        like = {"like": (value.shape, value.dtype, value.is_contiguous())} if plain else {}
+        node.meta.clear()  # to set `meta` itself costs a look-up of the node in the graph's tables
+        node.meta.update(like)
     graph.recompile()
     return graph, constants
 

@@ -194,7 +194,10 @@ class _Recorder(Mode):
         if torch.Tag.data_dependent_output in func.tags and all(map(may_be_read, _tensors(args))):
             return func(*args, **kwargs)
         own, named = tuple(self.given(a) for a in args), {k: self.given(v) for k, v in kwargs.items()}
-        node = self.graph.create_node("call_function", func, own, named, name=func.overloadpacket.__name__)
+        node = self.graph.create_node("call_function", func, name=func.overloadpacket.__name__)
+        node.args = own  # given with the rest, they would be searched for SymInts, which takes longer
+        if named:
+            node.kwargs = named
         given = _tensors((*args, *kwargs.values()))
         self._require_plain(func, args, given)
         follows = torch.Tag.nondeterministic_seeded in func.tags or any(map(self.follows, given))

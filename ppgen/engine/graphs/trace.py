@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import linecache
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,6 +30,7 @@ from torch.distributions import von_mises
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from ppgen.engine.graphs.executable import executable
 from ppgen.engine.graphs.graph import simplify
 from ppgen.engine.graphs.record import Unseen, has_content, let_out, may_be_read, record
 from ppgen.engine.graphs.von_mises import drawn_von_mises
@@ -327,38 +327,6 @@ def _require_shapes(graph: fx.GraphModule) -> None:
 def _caller() -> str:
     """The module that called the function that asks."""
     return sys._getframe(2).f_globals.get("__name__", "")
-
-
-def executable(graph: fx.GraphModule, *, gradient: bool = False) -> Callable[..., Any]:
-    """The graph as one Python function, each operation bound beforehand; under no_grad unless a gradient is wanted.
-
-    (`GraphModule.forward` looks up `torch.ops.aten.add.Tensor` anew, at every node of every call.)
-    """
-    names: dict[str, Any] = {}
-    by_text: dict[str, str] = {}
-    known = {str(n.target): n.target for n in graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
-
-    def bound(match: re.Match) -> str:
-        text = match.group(0)
-        op = known.get(text.removeprefix("torch.ops."))
-        if op is None:
-            return text
-        if text not in by_text:
-            by_text[text] = f"_op{len(by_text)}"
-            names[by_text[text]] = op._op
-        return by_text[text]
-
-    code = graph.graph.python_code("self")
-    source = re.sub(r"torch\.ops\.\w+\.\w+\.\w+", bound, code.src)
-    space = {**code.globals, **names}
-    exec(compile(source, "<traced program>", "exec"), space)
-    forward = space["forward"]
-
-    def run(*inputs: Any) -> Any:
-        with nullcontext() if gradient else torch.no_grad():
-            return forward(graph, *inputs)
-
-    return run
 
 
 # -- errors ----------------------------------------------------------------------------------------
