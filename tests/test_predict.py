@@ -22,7 +22,7 @@ from torch import tensor
 import ppgen
 from ppgen import Program, rows
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, mcmc, posterior, predict, sample
+from ppgen.inference import fit, infer, mcmc, posterior, predict, sample
 from ppgen.inference.evaluation.predict import summaries
 from ppgen.models import CountRegression, LinearRegression, LogisticRegression, Radon
 from ppgen.run.files import read_netcdf, write_netcdf
@@ -725,3 +725,25 @@ def test_predictions_by_a_guide_that_is_a_point_are_said_to_be_narrow(caplog):
         caplog.clear()
         predict(fit(Program.from_pair(model), data, guide=guide, steps=2), {"x": torch.ones(2)}, draws=5)
         assert ("narrower than what is known" in caplog.text) == said
+
+
+def late(x, y, t):
+    a, b = (pyro.sample(n, dist.Normal(0.0, 1.0)) for n in "ab")
+    with pyro.plate("rows", len(x)):
+        pyro.factor("late", dist.Normal(a, 1.0).log_prob(t))
+        pyro.sample("y", dist.Normal(a + b * x, 1.0), obs=y)
+
+
+def test_a_column_that_a_factor_alone_reads_is_not_asked_for_at_other_rows():
+    x = torch.linspace(-1.0, 1.0, 12)
+    data = {"x": x, "y": 1.0 + 2.0 * x, "t": 1.0 - x}
+    tree = infer(late, data)
+    new = torch.tensor([0.0, 3.0, -1.0, 0.5, 2.0])
+    drawn = predict(tree, {"x": new}, program=late)["predictions"]["y"].values.reshape(-1, 5)
+    design = np.array([[1, 0], [0, 1], *[[1, float(v)] for v in x], *[[1, 0]] * 12], float)
+    cov = np.linalg.inv(design.T @ design)
+    mean = cov @ design.T @ np.concatenate([[0, 0], data["y"].numpy(), data["t"].numpy()])
+    at = np.stack([np.ones(5), new.numpy()], 1)
+    sd = np.sqrt(1 + np.einsum("ij,jk,ik->i", at, cov, at))
+    assert np.abs((drawn.mean(0) - at @ mean) / sd).max() < 4 / np.sqrt(len(drawn))
+    assert np.abs(drawn.std(0) / sd - 1).max() < 4 / np.sqrt(2 * len(drawn))

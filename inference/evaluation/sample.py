@@ -214,7 +214,7 @@ class _StandIns(NamedTuple):
     Attributes:
         columns: those, by name.
         unobserved: the sites that observe them, which are to be drawn all the same.
-        whole: whether each is observed by one site; else by several, row by row.
+        whole: whether each is observed by one site, or by none, as what a factor reads; else by several, row by row.
     """
 
     columns: dict[str, Any]
@@ -247,9 +247,10 @@ def stand_ins(
             if not _reads_values(program, example, alike, sites, held=True):
                 return _StandIns(alike, seen)
         parts = {k: v for k, v in example.items() if argument_of(k, example) in missing}
-        seen = {name for k, v in parts.items() if isinstance(v, Tensor) for name in seen_in(sites, v)}
-        if seen and not _reads_values(program, example, parts, sites, held):
-            return _StandIns(parts, seen, whole=False)
+        by = {k: seen_in(sites, v) if isinstance(v, Tensor) else [] for k, v in parts.items()}
+        if any(by.values()) and not _reads_values(program, example, parts, sites, held):
+            whole = all(argument_of(k, example) in observed or not names for k, names in by.items())
+            return _StandIns(parts, {n for names in by.values() for n in names}, whole)
         missing = [name for name in missing if name not in observed] or missing
     raise PpgenError(
         f"model() of {program.name} cannot be run without the column {missing[0]!r}; pass it: "
