@@ -151,6 +151,25 @@ def test_loo_of_a_discrete_latent():
     assert found.values == pytest.approx(exact, abs=0.02)
 
 
+def test_loo_sums_out_the_classes_of_rows_beside_one_that_rows_share():
+    """z ~ Bernoulli(0.4), k_i ~ Bernoulli(0.3), x_i ~ N(2 z + 4 k_i, 1), both summed out: given k_i that were drawn,
+    rows that lie between two classes are weighed by what the drawn one says of them."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        with ppgen.rows(x):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(2 * z + 4 * k, 1.0), obs=x)
+
+    x = torch.tensor([2.1, 3.9, 1.2, 2.8, 5.0, 0.4])
+    found = loo(posterior(fit(model, {"x": x}, steps=0, objective="enumerate"), {"x": x}, draws=20_000))
+    by_class = stats.norm(np.array([[0.0, 4.0], [2.0, 6.0]])).logpdf(x.double().numpy()[:, None, None])
+    each = np.logaddexp.reduce(by_class + np.log([0.7, 0.3]), axis=2)  # by row and z
+    whole = each.sum(0) + np.log([0.6, 0.4])
+    exact = np.logaddexp.reduce(whole) - np.logaddexp.reduce(whole - each, axis=1)
+    assert found.bad == 0 and found.values == pytest.approx(exact, abs=0.03)
+
+
 class Raters(NormalMean):
     """m ~ N(0, 2), x_ij | m ~ N(m, 1.5): rows i in the plate "people", columns j in another."""
 

@@ -219,8 +219,7 @@ class Groups:
                 if is_deterministic(site) or not site["is_observed"]:
                     yield "posterior", name, value_of(site if q is None else _redrawn(site))[0]
         if self.pointwise:
-            for name, value in _pointwise(found, t, self.structure):
-                yield "log_likelihood", name, value
+            yield from (("log_likelihood", n, v) for n, v in _pointwise(self._by_row(found, held), t, self.structure))
         if self.posterior:
             yield from self._densities(t, found, q is not None)
         model = Unobserve(undrawn=self._undrawn)(lambda: program.call("model", data))
@@ -236,6 +235,15 @@ class Groups:
                 if not site.get("fixed"):
                     group = "prior_predictive" if site["infer"].get("was_observed") else "prior"
                     yield group, name, value_of(site)[0]
+
+    def _by_row(self, found: Sequence[Term], held: Mapping[str, Tensor]) -> Sequence[Term]:
+        """The terms with the discrete latents of a row summed out, and those held that rows share: these would make
+        one sum of all rows."""
+        shared = [n for n in self.structure.summed if not self.structure.is_local(n)]
+        if not shared or len(shared) == len(self.structure.summed):
+            return found
+        given = {n: v for n, v in held.items() if n in shared or n not in self.structure.summed}
+        return one_draw(self.program, self.data, self.structure, latents=given)
 
     def _densities(self, t: Traces, found: Sequence[Term], guide: bool) -> Iterator[tuple[str, str, Tensor]]:
         for name in self.structure.latents:
@@ -265,9 +273,8 @@ def _pointwise(found: Sequence[Term], t: Traces, structure: Structure) -> Iterat
     """The masked log-likelihood of each observed value; of each row, where latents of the row were summed out, and
     where a factor has a term for each.
     """
-    local = bool(structure.summed) and all(map(structure.is_local, structure.summed))
     inside: set[str] = set()
-    if local:
+    if any(map(structure.is_local, structure.summed)):
         summed = [f for f in found if f.role == "summed"]
         inside = {n for f in summed for n in f.site.split("+")}
         if inside - {""}:
