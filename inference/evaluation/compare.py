@@ -182,9 +182,6 @@ def _score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 10
         data: rows that were not fitted; None takes the fitted ones.
         draws: of the posterior, where latents are global.
         particles: importance weights a row, where latents are local.
-
-    Raises:
-        PpgenError: neither is defined: both global and local latents; no row has a likelihood of its own.
     """
     s = run.structure
     if data is None and s.globals:

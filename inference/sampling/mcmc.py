@@ -254,9 +254,6 @@ def _runs_away(
 
     Where every prior is proper, what does not fall is a density that is unbounded somewhere, or draws that are much
     narrower than the posterior: a finding.
-
-    Raises:
-        PpgenError: it does not, and a prior is improper.
     """
     if found.evidence is not None and joint.proper:
         return []  # particles that began at a proper prior cannot run away

@@ -396,9 +396,6 @@ def _taken(columns: data_module.Table, program: Program) -> data_module.Table:
     """Without the columns of a table that no argument of the program takes, which the log names.
 
     Those that look like an argument that has no column stay, for the check of columns to ask about.
-
-    Raises:
-        PpgenError: an argument's column is one that cannot be read.
     """
     takes = arguments(program.model)
     free = [n for n in takes.names if n not in columns]

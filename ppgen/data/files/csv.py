@@ -214,11 +214,7 @@ def _is_figure(cell: str) -> bool:
 
 
 def _checked_lines(path: Path, separator: str, cells: int, rows: int | None) -> int:
-    """The number of lines, all of which have as many cells.
-
-    Raises:
-        PpgenError: a line with more cells, or fewer.
-    """
+    """The number of lines, all of which have as many cells."""
     found = None if rows is not None or separator == " " else _counted(path, separator, cells)
     return found if found is not None else _read_lines(path, separator, cells, rows)
 
