@@ -301,10 +301,7 @@ def _rows_within(program: Program, data: Mapping[str, Tensor], structure: Struct
 
 
 def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: a column that the fitted program observes is not in the data.
-    """
+    """Refuses data without a column that the fitted program observes."""
     absent = [n for n in run.example if n not in data] if isinstance(run, Run) else []
     if not absent or not isinstance(run, Run):
         return
@@ -325,10 +322,6 @@ def require_no_point(
     Args:
         few: rows.
         once, again: two runs on them.
-
-    Raises:
-        PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x); nor is it where
-            the guide's terms are not the density of its latents (`ppgen.check.auxiliary`).
     """
     one, two = once.q.nodes, again.q.nodes
     for name in structure.latents:

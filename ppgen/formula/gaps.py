@@ -51,9 +51,6 @@ def gaps_of(own: Matrix, table: Mapping[str, Tensor], gone: Mapping[str, Tensor]
         table: columns and codes, gaps filled.
         gone: where cells are missing, by column.
         real: columns that are numbers, though they may have but two values.
-
-    Raises:
-        PpgenError: words of more than two levels; two binary columns.
     """
     places = {name: _place(own, name, int(where.sum())) for name, where in gone.items()}
     binary = [n for n in gone if n not in real and bool(((table[n] == 0) | (table[n] == 1)).all())]

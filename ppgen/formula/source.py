@@ -24,9 +24,6 @@ def program_text(formula: str, family: str, design: Design, priors: Priors, name
     Args:
         name: of the class.
         file: that is shown in the usage.
-
-    Raises:
-        PpgenError: a column that is called like a name in the text; columns whose missing cells are drawn.
     """
     if gaps := design.get("gaps"):
         raise PpgenError(

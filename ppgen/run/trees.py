@@ -92,9 +92,6 @@ def opened(tree: DataTree, program: Run | Program | Callable | None = None, give
     Args:
         program: where the tree does not say it, or it lies elsewhere now.
         given: data that have the arguments that a tree does not keep: objects, and containers of columns.
-
-    Raises:
-        PpgenError: a program that cannot be found, or whose arguments are not kept; a tree without its latents.
     """
     if "row_columns" not in tree.attrs:
         raise PpgenError(

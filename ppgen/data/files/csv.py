@@ -169,11 +169,7 @@ def _is_cut_by_blanks(text: str) -> bool:
 
 
 def named_columns(first: list[str]) -> list[str]:
-    """The names that a first line gives.
-
-    Raises:
-        PpgenError: a line of data, or a title, in the place of the names; a name that stands twice.
-    """
+    """The names that a first line gives."""
     if len(first) > 2 and first[0].strip() and not any(cell.strip() for cell in first[1:]):
         raise PpgenError(
             f"its first line names the first of {len(first)} columns alone ({first[0].strip()!r}), as a title does; "
