@@ -230,7 +230,9 @@ class _Blocks:
             if key not in self._many:
                 self._many[key] = ManyTerms(self.program, data, self.structure)
             try:
-                if (most := self._at_once(data)) < draws:
+                # draws whose terms, one for each row, are together in memory
+                most = max(1, MOST_TERMS // max(n_rows(data, self.structure.row_columns), 1))
+                if most < draws:
                     parts = [min(most, draws - done) for done in range(0, draws, most)]
                     each = [self._weights(self._many[key](part, data)) for part in parts]
                     return torch.cat([log_w for log_w, _ in each]), each[0][1]
@@ -240,10 +242,6 @@ class _Blocks:
                 each = [self._weights(stacked_terms([found])) for found in one]
                 return torch.cat([log_w for log_w, _ in each]), each[0][1]
         return self._weights(found)
-
-    def _at_once(self, data: Mapping[str, Tensor]) -> int:
-        """Draws whose terms, one for each row, are together in memory."""
-        return max(1, MOST_TERMS // max(n_rows(data, self.structure.row_columns), 1))
 
     def _weights(self, found: Sequence[Term]) -> tuple[Tensor, Tensor]:
         s = Setting.of(self.structure).weighed(found, self.structure)

@@ -504,20 +504,17 @@ def _longer_has_more(found: Checked) -> bool:
     return here != longer
 
 
-class seeded:
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
     """Draws from this seed, and gives the random state back; None leaves the state as it is."""
-
-    def __init__(self, seed: int | None):
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        if self.seed is not None:
-            self.state = torch.get_rng_state()
-            torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        if self.seed is not None:
-            torch.set_rng_state(self.state)
+    state = torch.get_rng_state()
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if seed is not None:
+            torch.set_rng_state(state)
 
 
 def whole_trials(name: str, fn: Any) -> None:

@@ -19,7 +19,8 @@ import inspect
 import io
 import logging
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -428,15 +429,12 @@ def dtype_of(precision: str) -> torch.dtype:
     return _DTYPES.get(precision, torch.float32)
 
 
-class default_dtype:
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Within it, new tensors have this dtype; after it, the one they had before."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_default_dtype(self.before)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -222,7 +222,7 @@ def _counted(path: Path, separator: str, cells: int) -> int | None:
         quotes = block == 34
         cut, end = block == ord(separator), block == 10
         if quoted or quotes.any():
-            inside = _inside(quotes, quoted)
+            inside = np.logical_xor.accumulate(quotes) != bool(quoted)  # one quote may be open at the beginning
             cut, end = cut & ~inside, end & ~inside
             quoted = int(inside[-1])
         ends = np.flatnonzero(end)
@@ -257,11 +257,6 @@ def _has_zeros(path: Path, separator: str) -> bool:
             return True
         last = whole[-2:]
     return False
-
-
-def _inside(quotes: np.ndarray, quoted: int) -> np.ndarray:
-    """Which bytes stand between quotes, one of which may be open at the beginning."""
-    return (np.logical_xor.accumulate(quotes) != bool(quoted)).astype(bool)
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:
