@@ -1,6 +1,6 @@
 """Statistics of observed values beside those of data sets that were drawn, some data sets at once.
 
-_Residuals are z = (x - E x_rep) / sd x_rep, value by value: their spread tells dispersion that the values' own sd, which
+Residuals are z = (x - E x_rep) / sd x_rep, value by value: their spread tells dispersion that the values' own sd, which
 is that of the covariates as well, does not. E and sd are over the observed values and the drawn ones, so that x is one
 among equals.
 """
