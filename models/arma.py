@@ -33,7 +33,6 @@ class _ARMASeries(Expanding):
         duration: T.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     expanded = {"mu": 0, "sigma": 0, "phi": 1, "theta": 1}
     support = constraints.real_vector
 

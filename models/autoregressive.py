@@ -90,8 +90,6 @@ class _AutoregressiveCategorical(Expanding):
         program: an `Autoregressive`.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
     def __init__(self, program: Autoregressive):
         self.program = program
         super().__init__(torch.Size(), program.zero.shape)

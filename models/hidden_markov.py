@@ -33,7 +33,6 @@ class _NormalHMM(Expanding):
         duration: T.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     expanded = {"transition": 2, "mu": 1, "sigma": 1}
     support = constraints.real_vector
 

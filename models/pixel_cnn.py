@@ -132,8 +132,6 @@ class _PixelCategorical(Expanding):
         h: its features, (..., width, H / p, W / p).
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
     def __init__(self, program: PixelCNN, h: Tensor | None = None):
         self.program, self.h = program, h
         super().__init__(torch.Size() if h is None else h.shape[:-3], program.zero.shape)

@@ -66,7 +66,6 @@ class _Series(Expanding):
     is known, and taken off.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.real, 2)
 
     def __init__(self, program: StateSpace, duration: int, seen: Tensor | None = None):

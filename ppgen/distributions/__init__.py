@@ -47,8 +47,6 @@ class Flat(Expanding):
     tensor([0., 0., 0., 0., 0.])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
     def __init__(
         self,
         support: constraints.Constraint = constraints.real,

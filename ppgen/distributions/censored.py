@@ -47,7 +47,6 @@ for _to in (biject_to, transform_to):
 class _Bounded(Expanding):
     """A distribution and two bounds; each subclass says what happens at them."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     expanded = {"base": 0, "lower": 0, "upper": 0}
     base: Any
     lower: Tensor

@@ -39,7 +39,6 @@ class Quantised(Expanding):
     tensor([[  0., 254., 255.]])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     expanded = {"v": 1}
 
     def __init__(self, v: Tensor, low: float = 0.0, high: float = 1.0, levels: int = 256, validate_args: Any = None):

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 
 class Expanding(TorchDistribution):
@@ -20,6 +21,7 @@ class Expanding(TorchDistribution):
     """
 
     expanded: Mapping[str, int] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         new, shape = copy.copy(self), torch.Size(batch_shape)

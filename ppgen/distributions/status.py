@@ -33,7 +33,6 @@ class WithStatus(Expanding):
     tensor([-1.1931, -1.5000])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     expanded = {"base": 0, "status": 0}
 
     def __init__(self, d: Any, status: Tensor | None = None, validate_args: bool | None = None):
