@@ -11,6 +11,8 @@ from ppgen.console import number, print_json, print_table, say
 from ppgen.errors import first_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from ppgen.data import ColumnType, Table
@@ -55,14 +57,16 @@ def fit(run: Run, seconds: float, json: bool) -> None:
     say(f"run  {run.path}")
 
 
-def keep_columns(tree: Any, columns: str | None) -> None:
-    """In a posterior's tree, which of a file's columns --columns named: `predict` reads another file so."""
+def write_posterior(path: Path, tree: Any, columns: str | None) -> None:
+    """With which of a file's columns --columns named: `predict` reads another file so."""
     from json import dumps
 
     from ppgen.data import parse_columns
+    from ppgen.run.files import write_netcdf
 
     if columns is not None:
         tree.attrs["source_columns"] = dumps(parse_columns(columns))
+    write_netcdf(path, tree)
 
 
 def posterior(shown: Any, title: str, head: Iterable[str]) -> None:
