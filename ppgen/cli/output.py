@@ -125,21 +125,11 @@ def diagnosis(found: Any, title: str) -> None:
             [[f"{site}[{i}]", float(kl[i]), "yes" if active[i] else "no"] for i in order],
             title=f"What each dimension carries, nats a row: {kl.sum():.2f} in all{_first(order, kl, 'dimensions')}",
         )
-    table = found.summary
-    shown = table.head(SUMMARY_ROWS)
-    print_table(
-        ["", *map(str, table.columns)],
-        [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)],
-        title=f"{title}: ArviZ summary of the posterior{_first(shown, table, 'entries')}",
-    )
+    _print_frame(found.summary, f"{title}: ArviZ summary of the posterior")
     groups(found.tree)
-    beside = found.moments.head(SUMMARY_ROWS)
-    if len(beside.columns) > 2:
-        print_table(
-            ["", *(c.replace("_", " ") for c in beside.columns)],
-            [[index, *map(float, row)] for index, row in zip(beside.index, beside.values, strict=True)],
-            title="The guide's moments beside better ones" + _first(beside, found.moments, "entries"),
-        )
+    if len(found.moments.columns) > 2:
+        moments = found.moments.rename(columns=lambda name: name.replace("_", " "))
+        _print_frame(moments, "The guide's moments beside better ones")
     k, ess = found.khat[~np.isnan(found.khat)], found.ess
     if len(k):
         quantiles = [0.05, 0.5, 0.95] if len(k) > 1 else [0.5]
@@ -152,6 +142,12 @@ def diagnosis(found: Any, title: str) -> None:
             title="The guide's importance weights" + (", quantiles over the rows" if len(k) > 1 else ""),
         )
     findings(found.findings)
+
+
+def _print_frame(frame: Any, title: str) -> None:
+    shown = frame.head(SUMMARY_ROWS)
+    rows = [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)]
+    print_table(["", *map(str, frame.columns)], rows, title=title + _first(shown, frame, "entries"))
 
 
 def groups(tree: Any) -> None:
