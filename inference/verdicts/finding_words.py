@@ -38,7 +38,7 @@ class _Text(NamedTuple):
         return self.other.format(f=f, fine=fine, **f.details), self.remedy.format(f=f, **f.details)
 
 
-TEXTS = {
+TEXTS: dict[str, Callable[[Finding], Words]] = {
     # training
     "converged": _Text(
         "The fit ended where its averaged iterates had stopped moving.",
