@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ppgen.errors import first_of
 
@@ -21,7 +22,8 @@ WEIGH = "Use draws weighted by their importance (posterior(run, data, corrected=
 MORE_DRAWS = "Take more draws."
 
 
-class _Text(NamedTuple):
+@dataclass(frozen=True)
+class _Text:
     """Templates of `str.format`, of the record f and its details; {fine} is the first of them."""
 
     fine: str
