@@ -88,7 +88,7 @@ def of_weights(formula: Callable[[Tensor], Tensor], terms: Sequence[Term], s: Se
     return target, bound
 
 
-class Scored(NamedTuple):
+class _Scored(NamedTuple):
     """What objectives by score functions are made of, each as `log_weights`.
 
     Attributes:
@@ -102,14 +102,14 @@ class Scored(NamedTuple):
     log_q: Tensor
 
 
-def scored(terms: Sequence[Term], s: Setting) -> Scored:
+def scored(terms: Sequence[Term], s: Setting) -> _Scored:
     """The sums of such terms."""
     guide = [t for t in terms if t.role == "guide"]
     log_p = log_weights([t for t in terms if t.role != "guide"], s, target=True)
     if not guide:
-        return Scored(log_p, log_p, torch.zeros_like(log_p))
+        return _Scored(log_p, log_p, torch.zeros_like(log_p))
     log_q = -log_weights(guide, s._replace(kl_weight=1.0), target=True)
-    return Scored(log_p, log_p - times(s.kl_weight, log_q), log_q)
+    return _Scored(log_p, log_p - times(s.kl_weight, log_q), log_q)
 
 
 def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:

@@ -28,11 +28,7 @@ def is_ours(objective: str) -> bool:
 
 
 def loss_of(objective: Any) -> Any:
-    """Pyro's loss that a name of `pyro.infer` means, or the loss itself; None for an objective of ppgen's.
-
-    Raises:
-        PpgenError: neither.
-    """
+    """Pyro's loss that a name of `pyro.infer` means, or the loss itself; None for an objective of ppgen's."""
     if objective is None or isinstance(objective, str) and is_ours(objective):
         return None
     _require_loss(objective)

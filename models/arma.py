@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import HalfCauchy, MultivariateNormal, Normal, TorchDistribution, constraints
+from pyro.distributions import HalfCauchy, MultivariateNormal, Normal, constraints
 from torch import Tensor
 
 import ppgen
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError
 
 
-class _ARMASeries(TorchDistribution):
+class _ARMASeries(Expanding):
     """Series of T values.
 
     Args:
@@ -32,7 +33,7 @@ class _ARMASeries(TorchDistribution):
         duration: T.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    expanded = {"mu": 0, "sigma": 0, "phi": 1, "theta": 1}
     support = constraints.real_vector
 
     def __init__(
@@ -48,11 +49,6 @@ class _ARMASeries(TorchDistribution):
         lead = [v.shape[:-1] for v in (phi, theta) if v is not None]
         shape = np.broadcast_shapes(mu.shape, sigma.shape, *lead)
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _ARMASeries:
-        shape = torch.Size(batch_shape)
-        phi, theta = (None if v is None else v.expand(*shape, v.shape[-1]) for v in (self.phi, self.theta))
-        return _ARMASeries(self.mu.expand(shape), phi, theta, self.sigma.expand(shape), *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., T) -> (...)."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import one_hot
@@ -24,6 +23,7 @@ import ppgen
 from ppgen.chains.chain import flat_rows
 from ppgen.distributions import GridCategorical, grid
 from ppgen.distributions.dequantize import grid_arguments
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError
 from ppgen.nets import CausalTransformer
 
@@ -83,25 +83,20 @@ class Autoregressive(ppgen.Program):
         return GridCategorical(self.net(seen), self.grid.low, self.grid.high)
 
 
-class _AutoregressiveCategorical(TorchDistribution):
+class _AutoregressiveCategorical(Expanding):
     """The distribution of a row, one value given those before it: event shape (D,).
 
     Args:
         program: an `Autoregressive`.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(self, program: Autoregressive, batch_shape: Sequence[int] = (), validate_args: Any = None):
+    def __init__(self, program: Autoregressive):
         self.program = program
-        super().__init__(torch.Size(batch_shape), program.zero.shape, validate_args=validate_args)
+        super().__init__(torch.Size(), program.zero.shape)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.program.grid, 1)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _AutoregressiveCategorical:
-        return _AutoregressiveCategorical(self.program, batch_shape, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         grid = self.program.grid

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.distributions import Dirichlet, HalfNormal, Normal, TorchDistribution, constraints
+from pyro.distributions import Dirichlet, HalfNormal, Normal, constraints
 from torch import Tensor
 
 import ppgen
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError
 
 
-class _NormalHMM(TorchDistribution):
+class _NormalHMM(Expanding):
     """Series of T values of a hidden Markov chain, states summed out.
 
     Args:
@@ -32,22 +33,13 @@ class _NormalHMM(TorchDistribution):
         duration: T.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    expanded = {"transition": 2, "mu": 1, "sigma": 1}
     support = constraints.real_vector
 
     def __init__(self, transition: Tensor, mu: Tensor, sigma: Tensor, duration: int, validate_args: Any = None):
         self.transition, self.mu, self.sigma = transition, mu, sigma
         shape = np.broadcast_shapes(transition.shape[:-2], mu.shape[:-1])
         super().__init__(shape, torch.Size([duration]), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _NormalHMM:
-        shape, K = torch.Size(batch_shape), self.mu.shape[-1]
-        return _NormalHMM(
-            self.transition.expand(*shape, K, K),
-            self.mu.expand(*shape, K),
-            self.sigma.expand(*shape, K),
-            *self.event_shape,
-        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., T) -> (...)."""

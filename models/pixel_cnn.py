@@ -20,7 +20,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -29,6 +28,7 @@ import ppgen
 from ppgen.chains.chain import flat_rows
 from ppgen.distributions import grid
 from ppgen.distributions.dequantize import grid_arguments
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError
 from ppgen.nets import MaskedConvNet
 
@@ -124,7 +124,7 @@ class PixelCNN(ppgen.Program):
         return (k / self.powers[:, None, None]).floor() % self.grid.levels
 
 
-class _PixelCategorical(TorchDistribution):
+class _PixelCategorical(Expanding):
     """The distribution of a flat image, one patch given those before it: event shape (D,).
 
     Args:
@@ -132,23 +132,13 @@ class _PixelCategorical(TorchDistribution):
         h: its features, (..., width, H / p, W / p).
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(
-        self, program: PixelCNN, h: Tensor | None = None, batch_shape: Sequence[int] | None = None,
-        validate_args: Any = None,
-    ):  # fmt: skip
+    def __init__(self, program: PixelCNN, h: Tensor | None = None):
         self.program, self.h = program, h
-        own = () if h is None else h.shape[:-3]
-        batch = torch.Size(own if batch_shape is None else batch_shape)
-        super().__init__(batch, program.zero.shape, validate_args=validate_args)
+        super().__init__(torch.Size() if h is None else h.shape[:-3], program.zero.shape)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.program.grid, 1)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> _PixelCategorical:
-        return _PixelCategorical(self.program, self.h, batch_shape, validate_args=False)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -257,10 +257,7 @@ def _with_response(program: Regression, table: Mapping[str, Any]) -> dict[str, T
 
 
 def _far(found: str, too_far: bool, remedy: str) -> None:
-    """
-    Raises:
-        PpgenError: so far that no draws came of it within minutes.
-    """
+    """Refuses what is so far that no draws came of it within minutes."""
     if too_far:
         raise PpgenError(f"{found}: chains do not reach a posterior that narrow; {remedy}, for effects at its mean")
     log.warning("%s: their posterior is so narrow that draws take long; %s", found, remedy)

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import GaussianHMM, Normal, TorchDistribution, constraints
+from pyro.distributions import GaussianHMM, Normal, constraints
 from torch import Tensor, nn
 
 import ppgen
 from ppgen.data.precision import wide
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError, lacking
 
 
@@ -58,22 +59,18 @@ class _Parts(NamedTuple):
         return mean @ self.A.mT, self.A @ cov @ self.A.mT + (self.q**2).diag()
 
 
-class _Series(TorchDistribution):
+class _Series(Expanding):
     """Series of the model, (T, D), states integrated out; of the cells with seen = 0 nothing is said.
 
     A cell that is not seen has a row of zeros in C and the value d: it says nothing of the states, and its own density
     is known, and taken off.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.independent(constraints.real, 2)
 
-    def __init__(self, program: StateSpace, duration: int, seen: Tensor | None = None, batch_shape: Any = ()):
+    def __init__(self, program: StateSpace, duration: int, seen: Tensor | None = None):
         self.program, self.seen = program, seen
-        super().__init__(torch.Size(batch_shape), torch.Size((duration, len(program.d))), validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Series:
-        return _Series(self.program, self.event_shape[0], self.seen, batch_shape)
+        super().__init__(torch.Size(), torch.Size((duration, len(program.d))), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(..., T, D) -> (...)."""

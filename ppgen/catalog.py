@@ -132,9 +132,6 @@ def build(
 
     Args:
         missing: what a formula's program does with missing cells (`ppgen.gaps`).
-
-    Raises:
-        PpgenError: a setting that the constructor does not have, or does not take.
     """
     from ppgen.program import Program
 
@@ -202,11 +199,7 @@ def _regression(formula: str, settings: Mapping[str, Any], data: Mapping[str, An
 
 def arguments(spec: str) -> list[dict[str, str]]:
     """A program's constructor arguments: name, default ("from the data" where `from_data` gives it), and what
-    its docstring says.
-
-    Raises:
-        PpgenError: as `find`; a pair of functions or an instance, which have none.
-    """
+    its docstring says."""
     target = find(spec).target
     if not inspect.isclass(target):
         raise PpgenError(f"{spec} is no Program class, so it takes no arguments; ppgen check shows its sites")

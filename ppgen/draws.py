@@ -116,10 +116,7 @@ class Many:
         return out
 
     def _require_memory(self, some: Sequence[Tensor], draws: int) -> None:
-        """
-        Raises:
-            PpgenError: all draws would not fit, told by some of them.
-        """
+        """Refuses draws that would not fit all together, told by some of them."""
         size = sum(v.numel() * v.element_size() * draws // max(1, len(v)) for v in some)
         require_memory(
             2 * size, f"a result of {draws} draws of {self.name}, while it is put together,", "take fewer draws "

@@ -148,11 +148,7 @@ def _factors(packed: Traces) -> tuple[Any, Any]:
 
 
 def _common_scale(program: Runnable, sites: Mapping[str, Any]) -> Any:
-    """That of all sites of a sum, s log Σ_d p(x, d): a number, or weights of the elements of plates by their names.
-
-    Raises:
-        PpgenError: they differ, or weigh elements of plates that the latents do not stand in.
-    """
+    """That of all sites of a sum, s log Σ_d p(x, d): a number, or weights of the elements of plates by their names."""
     scales = {n: s["scale"] for n, s in sites.items()}
     if not any(isinstance(v, Tensor) for v in scales.values()) and len(set(scales.values())) < 2:
         return float(next(iter(scales.values()), 1.0))
@@ -297,11 +293,7 @@ def _not_summable(program: Runnable, names: Collection[str], why: str) -> PpgenE
 def _packed(
     t: Traces, program: Runnable, nesting: int, only: Mapping[str, Tensor] | None = None, power: float = 1.0
 ) -> Traces:
-    """A copy whose log-probabilities have dimensions by name, as Pyro's contraction takes them.
-
-    Raises:
-        PpgenError: a dimension that is no plate's, no latent's, and no batch dimension of the site itself.
-    """
+    """A copy whose log-probabilities have dimensions by name, as Pyro's contraction takes them."""
     t = Traces(t.p.copy(), t.q.copy())
     for trace in t:
         trace.compute_log_prob()

@@ -88,9 +88,6 @@ def whole_number(name: str, value: Any, least: int, of: str = "") -> int:
 
     Args:
         of: what has this least number, for the sentence.
-
-    Raises:
-        PpgenError: it is none, or below the least.
     """
     if not isinstance(value, Integral) or value < least:
         raise PpgenError(f"{name} is {value!r}; expected a whole number of at least {least}{of}")
@@ -98,10 +95,7 @@ def whole_number(name: str, value: Any, least: int, of: str = "") -> int:
 
 
 def require_known(kind: str, name: str, known: Collection[str]) -> None:
-    """
-    Raises:
-        PpgenError: there is nothing of that name among those of its kind.
-    """
+    """Refuses a name that is none of its kind."""
     if name not in known:
         raise PpgenError(f"there is no {kind} {name!r}{nearest(name, known)}; they are {', '.join(known)}")
 

@@ -67,9 +67,6 @@ def require_options(kind: str, made: Callable, options: Collection[str], but: Co
     """
     Args:
         but: the parameters that are no options.
-
-    Raises:
-        PpgenError: an option that it does not take.
     """
     known = [k for k in inspect.signature(made).parameters if k not in but]
     for key in options:

@@ -35,10 +35,7 @@ COVARIATE = "of_covariate"  # in a factor's infer: a term of columns that are gi
 
 
 def require_how(how: str) -> str:
-    """
-    Raises:
-        PpgenError: no such way with missing cells.
-    """
+    """The way with missing cells, as it was named; others are refused."""
     if how not in HOW:
         raise PpgenError(f"missing is {how!r}{nearest(how, HOW)}; expected one of {', '.join(HOW)}")
     return how

@@ -272,10 +272,7 @@ def _of_the_store(
 
 
 def _held_fits(msg: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: a site is conditioned on another number of values than its plate has, as of rows that are fewer.
-    """
+    """Refuses a site that is conditioned on another number of values than its plate has, as of fewer rows."""
     value, within = msg["value"], len(msg["fn"].event_shape)
     for f in msg["cond_indep_stack"]:
         if not f.vectorized or not isinstance(value, Tensor) or value.dim() < within - f.dim:
@@ -480,10 +477,7 @@ class HoldGroups(Holder):
 
 
 def _of_shape(msg: Mapping[str, Any], value: Tensor) -> Tensor:
-    """
-    Raises:
-        PpgenError: a value that is shorter than the site, as of a vector of all times where there are more of them now.
-    """
+    """Refuses a value that is shorter than the site, as of a vector of all times where there are more of them now."""
     shape, event = tuple(msg["fn"].shape()), msg["fn"].event_dim
     pairs = list(zip(reversed(value.shape), reversed(shape), strict=False))
     if any(have < need and (have > 1 or i < event) for i, (have, need) in enumerate(pairs)):

@@ -19,10 +19,7 @@ def _available() -> int | None:
 
 
 def require_memory(size: int, what: str, remedy: str) -> None:
-    """
-    Raises:
-        PpgenError: so many bytes are not there.
-    """
+    """Refuses work for which so many bytes are not there."""
     if size <= _SMALL:
         return
     free = _available()

@@ -217,11 +217,7 @@ def _by_times(program: Any) -> bool:
 
 
 def _generated(scope: _Scope, running: _Running | None) -> Tensor:
-    """The value of the run within a scope.
-
-    Raises:
-        PpgenError: no site has it; latents beside it, in a guide.
-    """
+    """The value of the run within a scope."""
     name, program = scope.name, scope.program.name
     if scope.value is None:
         raise PpgenError(
@@ -237,11 +233,7 @@ def _generated(scope: _Scope, running: _Running | None) -> Tensor:
 
 
 def _as_program(name: str, program: Any, running: _Running | None) -> Any:
-    """A program as it is, and a Pyro model as the program that it makes, one for each outer program.
-
-    Raises:
-        PpgenError: it is neither, or a Pyro model where no program runs.
-    """
+    """A program as it is, and a Pyro model as the program that it makes, one for each outer program."""
     if hasattr(program, "inner_programs"):
         return program
     if not callable(program):
@@ -278,11 +270,8 @@ def _column_of(name: str, program: Any, column: str | None, columns: Mapping[str
 def _require_same_words(
     name: str, running: _Running, program: Any, columns: Mapping[str, Any], *, freeze: bool
 ) -> None:
-    """
-    Raises:
-        PpgenError: a column of the outer program, passed on as it is, has codes of other words than those that the
-            inner one, which is held, was fitted to. One that is trained may learn them anew: a warning.
-    """
+    """Refuses a column of the outer program, passed on as it is, whose codes are of other words than those that the
+    inner one, which is held, was fitted to. One that is trained may learn them anew: a warning."""
     types, known_types = running.program.types or {}, program.types or {}
     if not types or not known_types or not getattr(running.program, "_collecting", False):
         return
@@ -362,10 +351,7 @@ def _warn_of_priors(scope: _Scope) -> None:
 
 
 def _require_rows(scope: _Scope) -> None:
-    """
-    Raises:
-        PpgenError: rows without a plate.
-    """
+    """Refuses rows without a plate."""
     assert scope.output is not None
     name, inner = scope.program.name, scope.output["cond_indep_stack"]
     if inner and scope.n is None and scope.plates:
@@ -385,13 +371,7 @@ def _require_rows(scope: _Scope) -> None:
 
 
 def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any]) -> None:
-    """
-    Args:
-        columns: all but the value's.
-
-    Raises:
-        PpgenError: what the program observes is another thing than its column, whose density is not that of the value.
-    """
+    """Refuses a program that observes another thing than its column, whose density is not that of the value."""
 
     def site(given: Mapping[str, Any]) -> dict[str, Any]:
         with _PlatesOnly(scope.plates), poutine.trace() as seen, scope.as_part():
@@ -409,10 +389,7 @@ def _require_observed_as_it_is(scope: _Scope, columns: Mapping[str, Any]) -> Non
 
 
 def _run_inner_guide(scope: _Scope, columns: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: a column may depend on a latent that is summed out, of which the guide would have one value.
-    """
+    """Refuses a column that may depend on a latent which is summed out, of which the guide would have one value."""
     program = scope.program
     around = next(m for m in reversed(open_handlers()) if isinstance(m, _InnerGuidesOnly))
     by_outer = any(n.startswith(f"{scope.name}/") for n in sample_sites(around.own))

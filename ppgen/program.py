@@ -486,11 +486,7 @@ class _Recorded:
 
 
 def _latents(p: poutine.Trace, spec: str, hide: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
-    """The latents of a run of the model that a named guide draws.
-
-    Raises:
-        PpgenError: a discrete one, or one whose support has no bijection from the reals.
-    """
+    """The latents of a run of the model that a named guide draws."""
     sites = sample_sites(prune_subsample_sites(p.copy()), deterministic=False)
     found = {n: s for n, s in sites.items() if not s["is_observed"] and not hide(s)}
     for name, site in found.items():

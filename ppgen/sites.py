@@ -176,10 +176,7 @@ def support_of(fn: Any) -> Any:
 
 
 def require_bijection(name: str, fn: Any) -> None:
-    """
-    Raises:
-        PpgenError: a continuous latent whose support has no bijection from the reals, or one that does not tell it.
-    """
+    """Refuses a continuous latent whose support has no bijection from the reals, or does not tell it."""
     support = support_of(fn)
     what = f"does not tell its support (it is a {type(fn).__name__})" if support is None else ""
     try:

@@ -110,10 +110,7 @@ def distil(
 
 
 def _require_alike(teacher: GaussianChain, student: GaussianChain) -> None:
-    """
-    Raises:
-        PpgenError: the states, or the units, of one are not those of the other.
-    """
+    """Refuses two whose states or units are not the same."""
     x, t = torch.stack([torch.zeros_like(teacher.zero), torch.ones_like(teacher.zero)]), torch.linspace(0, 1, 5)
     with torch.no_grad():
         one, other = ([*p.coefficients(t), p.decode(x)] for p in (teacher, student))

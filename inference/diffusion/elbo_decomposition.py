@@ -142,10 +142,7 @@ def _of_rows(program: Chain, batch: Mapping[str, Tensor], k: int, ends: int) -> 
 
 
 def require_in_support(program: Chain, columns: Mapping[str, Tensor]) -> None:
-    """
-    Raises:
-        PpgenError: values of x that p(x | z_0) cannot give, whose log-probability would be that of others.
-    """
+    """Refuses values of x that p(x | z_0) cannot give, whose log-probability would be that of others."""
     values, first = program.values(columns["x"]), take(columns, slice(0, 1))
     fn = program.likelihood(torch.zeros_like(values[:1]), **program.context(dict(first)))
     observed_in_support("x", {"fn": fn, "value": values, "mask": None})

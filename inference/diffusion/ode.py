@@ -88,9 +88,6 @@ def ode_loglik(program: GaussianChain, data: Mapping[str, Tensor], *, draws: int
         data: the columns, prepared.
         draws: of Hutchinson's noise and of z_0 a row; at least two give a standard error.
         tolerance: of the solver, relative and absolute.
-
-    Raises:
-        PpgenError: a chain whose draws follow no ODE.
     """
     if program.samplers and "ode" not in program.samplers:
         raise PpgenError(f"{program.name} has no ODE that its draws follow; leave ode (--ode) out")

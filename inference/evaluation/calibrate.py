@@ -155,7 +155,7 @@ def calibrate(
                 _, rows_ = _simulated_rows(made, data, structure, observed, TRAINING * BATCH, rng)
                 _trained(program, data, rows_, steps, lr, particles, seed)
             true, sets = _simulated_rows(made, data, structure, observed, simulations, rng)
-            names, truth, many = _rank_rows(program, true, sets, structure, draws)
+            names, truth, many = _compared(_Posterior(program, structure, sets), true, sets, draws, rows=True)
             program.load_state_dict(own)
             return _calibration(names, truth, many, draws, rng, None if isinstance(run, Run) else steps)
         drawn = [_simulated(made, data, structure, observed) for _ in range(simulations)]
@@ -166,9 +166,9 @@ def calibrate(
         rows, posterior = [], _Posterior(program, structure, data)
         for (true, x), values in zip(drawn, parameters, strict=True):
             program.load_state_dict(own | values)
-            rows.append(_of_one(posterior, true, dict(data) | x, draws))
+            rows.append(_compared(posterior, true, dict(data) | x, draws, rows=False))
         program.load_state_dict(own)
-        truth, many = np.stack([x for _, x, _ in rows]), np.stack([z for *_, z in rows])
+        truth, many = (np.concatenate([found[i] for found in rows]) for i in (1, 2))
         return _calibration(rows[0][0], truth, many, draws, rng, steps if refit else None)
 
 
@@ -332,43 +332,26 @@ def _likelihood(t: Traces, structure: Structure) -> Tensor:
 
 
 @torch.no_grad()
-def _at(program: Program, structure: Structure, true: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Tensor:
-    """log p(x | z) at the latents that made x: () or, by row, (rows,)."""
-    return _likelihood(run(program, data, latents=true), structure)
-
-
-def _of_one(
-    posterior: _Posterior, true: Mapping[str, Tensor], data: Mapping[str, Tensor], draws: int
+def _compared(
+    posterior: _Posterior, true: Mapping[str, Tensor], data: Mapping[str, Tensor], draws: int, *, rows: bool
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, true values (P,) and posterior draws (L, P) of one data set."""
-    program, structure = posterior.program, posterior.structure
+    """Names, true values (S, P) and posterior draws (S, L, P): of one data set, S = 1, or of each of its rows."""
+    structure = posterior.structure
     values, logs = posterior(data, draws)
     names, x, z = [], [], []
     for n in structure.latents:
-        names += entry_labels(n, true[n].shape)
-        x.append(true[n].reshape(-1).double())
-        z.append(values[n].reshape(len(values[n]), -1).double())
-    return (
-        [*names, LIKELIHOOD],
-        torch.cat([*x, _at(program, structure, true, data).double().sum()[None]]).numpy(),
-        torch.cat([*z, logs.double().reshape(len(logs), -1).sum(1, keepdim=True)], 1).numpy(),
-    )
-
-
-def _rank_rows(
-    program: Program, true: Mapping[str, Tensor], data: Mapping[str, Tensor], structure: Structure, draws: int
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """As `_of_one`, a simulation being a row: (S, P) and (S, L, P)."""
-    values, logs = _Posterior(program, structure, data)(data, draws)
-    names, x, z = [], [], []
-    for n in structure.latents:
-        row = next(i for i, d in enumerate(structure[n].dims) if d in structure.row_plates)
-        one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
+        one, many = true[n][None], values[n][None]
+        if rows:
+            row = next(i for i, d in enumerate(structure[n].dims) if d in structure.row_plates)
+            one, many = true[n].movedim(row, 0), values[n].movedim(row + 1, 0)
         names += entry_labels(n, one.shape[1:])
         x.append(one.reshape(len(one), -1).double())
-        z.append(many.reshape(len(many), many.shape[1], -1).double())
-    x.append(_at(program, structure, true, data).double()[:, None])
-    z.append(logs.double().T[..., None])
+        z.append(many.reshape(len(many), draws, -1).double())
+    at_true, logs = _likelihood(run(posterior.program, data, latents=true), structure).double(), logs.double()
+    if not rows:
+        at_true, logs = at_true.sum()[None], logs.reshape(draws, -1).sum(1, keepdim=True)
+    x.append(at_true[:, None])
+    z.append(logs.T[..., None])
     return [*names, LIKELIHOOD], torch.cat(x, -1).numpy(), torch.cat(z, -1).numpy()
 
 

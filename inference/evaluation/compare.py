@@ -182,9 +182,6 @@ def _score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 10
         data: rows that were not fitted; None takes the fitted ones.
         draws: of the posterior, where latents are global.
         particles: importance weights a row, where latents are local.
-
-    Raises:
-        PpgenError: neither is defined: both global and local latents; no row has a likelihood of its own.
     """
     s = run.structure
     if data is None and s.globals:
@@ -194,11 +191,7 @@ def _score(run: Run, data: Any = None, *, draws: int = 4000, particles: int = 10
 
 
 def loo(tree: DataTree) -> Score:
-    """Leave-one-out by PSIS, of a guide's draws (whose log_p and log_q it takes) or of a sampler's.
-
-    Raises:
-        PpgenError: no log-likelihood by row; one that the program multiplies, or that is 0 at a draw.
-    """
+    """Leave-one-out by PSIS, of a guide's draws (whose log_p and log_q it takes) or of a sampler's."""
     if "log_likelihood" not in tree.children:
         raise PpgenError("these draws have no group log_likelihood, from which LOO is computed; score held-out rows")
     sites = tree["log_likelihood"].dataset.data_vars
@@ -294,11 +287,7 @@ def _by_row(sites: Mapping[Any, Any], row_dim: str) -> Any:
 
 @torch.no_grad()
 def held_out(run: Run, data: Any, *, draws: int = 4000, particles: int = 1000, seed: int = 0) -> Score:
-    """log p(x_i) of each row of data.
-
-    Raises:
-        PpgenError: the guide knows the latents of the fitted rows only; latents that are shared by rows and local ones.
-    """
+    """log p(x_i) of each row of data."""
     program, s = run.program, run.structure
     data = prepare_columns(data, program, dtype_of_program(program))
     require_observed(run, data)

@@ -230,7 +230,9 @@ class _Blocks:
             if key not in self._many:
                 self._many[key] = ManyTerms(self.program, data, self.structure)
             try:
-                if (most := self._at_once(data)) < draws:
+                # draws whose terms, one for each row, are together in memory
+                most = max(1, MOST_TERMS // max(n_rows(data, self.structure.row_columns), 1))
+                if most < draws:
                     parts = [min(most, draws - done) for done in range(0, draws, most)]
                     each = [self._weights(self._many[key](part, data)) for part in parts]
                     return torch.cat([log_w for log_w, _ in each]), each[0][1]
@@ -240,10 +242,6 @@ class _Blocks:
                 each = [self._weights(stacked_terms([found])) for found in one]
                 return torch.cat([log_w for log_w, _ in each]), each[0][1]
         return self._weights(found)
-
-    def _at_once(self, data: Mapping[str, Tensor]) -> int:
-        """Draws whose terms, one for each row, are together in memory."""
-        return max(1, MOST_TERMS // max(n_rows(data, self.structure.row_columns), 1))
 
     def _weights(self, found: Sequence[Term]) -> tuple[Tensor, Tensor]:
         s = Setting.of(self.structure).weighed(found, self.structure)
@@ -301,10 +299,7 @@ def _rows_within(program: Program, data: Mapping[str, Tensor], structure: Struct
 
 
 def require_observed(run: Run | Program, data: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        PpgenError: a column that the fitted program observes is not in the data.
-    """
+    """Refuses data without a column that the fitted program observes."""
     absent = [n for n in run.example if n not in data] if isinstance(run, Run) else []
     if not absent or not isinstance(run, Run):
         return
@@ -325,10 +320,6 @@ def require_no_point(
     Args:
         few: rows.
         once, again: two runs on them.
-
-    Raises:
-        PpgenError: a guide that is a point has no density: log p(x, z) there is no bound on log p(x); nor is it where
-            the guide's terms are not the density of its latents (`ppgen.check.auxiliary`).
     """
     one, two = once.q.nodes, again.q.nodes
     for name in structure.latents:

@@ -97,9 +97,6 @@ def compare_moments(
     Returns:
         A table: mean and sd; corrected_mean and corrected_sd where k-hat allows it (nan in other rows); reference_mean
         and reference_sd where a reference was given. And findings: mean_off and sd_ratio, beside each of these.
-
-    Raises:
-        PpgenError: the reference has none of the latents, or one of another shape.
     """
     import pandas as pd
 

@@ -501,9 +501,6 @@ def _grown(model: _Model, held: Mapping[str, Tensor]) -> dict[str, int]:
     """The plates that have to be larger than at the fit, and their sizes: told by where the program fails.
 
     A column has new groups for a plate of G where the program runs with the column cut at G - 1, and not beyond.
-
-    Raises:
-        PpgenError: a new group that is refused, or whose latents cannot be drawn.
     """
     strict = model._replace(grow=False)
     if not model.fitted.example or _fails(strict, held, model.rows) is None:

@@ -132,9 +132,6 @@ def corrected(found: dict[str, Arrays], structure: Structure, draws: int, seed: 
     Args:
         found: by group and name, (1, K, ...), with sample_stats log_p and log_q.
         draws: how many are wanted.
-
-    Raises:
-        PpgenError: a latent is a point, k-hat is too high, or too few of the draws are effective.
     """
     if "sample_stats" not in found:
         raise PpgenError(

@@ -40,10 +40,7 @@ CHUNK = 1000  # rows at once
 
 
 def program_of(run: Run | Program) -> Program:
-    """
-    Raises:
-        PpgenError: it is neither a run nor a program, as a bare function of Pyro.
-    """
+    """The program of a run, or itself; refused is anything else, as a bare function of Pyro."""
     if not isinstance(run, Run | Program):
         raise PpgenError(
             f"{getattr(run, '__name__', None) or type(run).__name__} is neither a run nor a program: fit it first, "
@@ -58,10 +55,7 @@ def as_program(run: Run | Program | Callable) -> Run | Program:
 
 
 def require_run(run: Any, what: str) -> None:
-    """
-    Raises:
-        PpgenError: it is no run.
-    """
+    """Refuses what is no run, for a function that is called so."""
     if program_of(run) is run:
         raise PpgenError(f"{what} takes a run, and {run.name} is a program: fit it first, run = fit(program, data)")
 
@@ -229,9 +223,6 @@ def stand_ins(
 
     Args:
         held: whether the latents have values already, so that priors that are made of the data do not count.
-
-    Raises:
-        PpgenError: a column that the model does not only observe.
     """
     takes = arguments(program.model)
     had = {**constants_of(example), **given}
@@ -514,27 +505,21 @@ def _longer_has_more(found: Checked) -> bool:
     return here != longer
 
 
-class seeded:
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
     """Draws from this seed, and gives the random state back; None leaves the state as it is."""
-
-    def __init__(self, seed: int | None):
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        if self.seed is not None:
-            self.state = torch.get_rng_state()
-            torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        if self.seed is not None:
-            torch.set_rng_state(self.state)
+    state = torch.get_rng_state()
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if seed is not None:
+            torch.set_rng_state(state)
 
 
 def whole_trials(name: str, fn: Any) -> None:
-    """
-    Raises:
-        PpgenError: a number of trials that is not whole, of which torch draws successes that are not whole either.
-    """
+    """Refuses a number of trials that is not whole, of which torch draws successes that are not whole either."""
     base = innermost(fn)
     if not isinstance(base, Binomial | BetaBinomial):
         return
@@ -548,10 +533,7 @@ def whole_trials(name: str, fn: Any) -> None:
 
 
 def counts_in_range(name: str, value: Tensor, fn: Any) -> None:
-    """
-    Raises:
-        PpgenError: draws of a site of counts that are negative, or NaN: its rate is beyond what can be drawn.
-    """
+    """Refuses draws of counts that are negative, or NaN: their rate is beyond what can be drawn."""
     support = support_of(fn)
     if support is None or not support.is_discrete or not value.is_floating_point():
         return

@@ -32,11 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def require_format(format: str) -> None:
-    """To be called before anything is computed for a picture.
-
-    Raises:
-        PpgenError: a format other than png and svg.
-    """
+    """To be called before anything is computed for a picture."""
     if format not in FORMATS:
         raise PpgenError(f"format {format!r} is none of {', '.join(FORMATS)}; take one of them")
 

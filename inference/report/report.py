@@ -167,6 +167,12 @@ def _table(caption: str, head: list[str], rows: list[list[Any]]) -> dict[str, An
     return {"caption": caption, "head": head, "rows": cells}
 
 
+def _frame_table(caption: str, frame: Any) -> dict[str, Any]:
+    shown = frame.head(ENTRIES)
+    rows = [[str(i), *map(float, row)] for i, row in zip(shown.index, shown.values, strict=True)]
+    return _table(caption + _first_of(len(shown), len(frame)), ["", *map(str, frame.columns)], rows)
+
+
 def _figure(figure: Any, alt: str, caption: str) -> list[dict[str, Any]]:
     """A matplotlib figure as an inline PNG; none where there is nothing to show."""
     if figure is None:
@@ -271,8 +277,6 @@ def _bounds(found: LogLik, rows: int) -> Section:
 
 
 def _posterior(run: Run, data: Mapping[str, Any], d: Diagnosis, seed: int) -> Section:
-    table = d.summary.head(ENTRIES)
-    rows = [[str(i), *map(float, row)] for i, row in zip(table.index, table.values, strict=True)]
     k = d.khat[np.isfinite(d.khat)]
     alt = f"Pareto k-hat: largest {k.max():.2f}, median {np.median(k):.2f}." if len(k) else "Pareto k-hat: none."
     figures = _figure(
@@ -280,17 +284,10 @@ def _posterior(run: Run, data: Mapping[str, Any], d: Diagnosis, seed: int) -> Se
     )
     if len(d.khat) > 1:
         figures += _figure(khat_figure(d), alt, "k-hat above 0.7 marks rows whose posterior is not to be trusted.")
-    caption = "Posterior of the latents" + _first_of(len(table), len(d.summary))
-    tables = [_table(caption, ["", *map(str, d.summary.columns)], rows)]
+    tables = [_frame_table("Posterior of the latents", d.summary)]
     if len(d.moments.columns) > 2:
-        beside = d.moments.head(ENTRIES)
-        tables.append(
-            _table(
-                "The guide's moments beside better ones" + _first_of(len(beside), len(d.moments)),
-                ["", *(c.replace("_", " ") for c in beside.columns)],
-                [[str(i), *map(float, row)] for i, row in zip(beside.index, beside.values, strict=True)],
-            )
-        )  # fmt: skip
+        moments = d.moments.rename(columns=lambda name: name.replace("_", " "))
+        tables.append(_frame_table("The guide's moments beside better ones", moments))
     for plate, (means, sds) in by_group(d.tree).items():
         each = group_rows(means, sds, ENTRIES)
         caption = f"By {plate}, mean ± sd" + _first_of(len(each), len(means))

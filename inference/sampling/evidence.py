@@ -201,11 +201,7 @@ def _room(bounds: list[Bound]) -> Finding:
 
 
 def _unconstrained(joint: LogJoint, tree: DataTree) -> Tensor:
-    """(chains, draws, dim).
-
-    Raises:
-        PpgenError: other latents, draws of a guide, or no draws.
-    """
+    """(chains, draws, dim)."""
     if not hasattr(tree, "attrs"):
         raise PpgenError(
             f"draws is {type(tree).__name__}; expected a tree of mcmc or infer (ppgen.run.files.read_netcdf)"

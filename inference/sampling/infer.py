@@ -268,12 +268,7 @@ def _said(tried: Sequence[Mapping[str, Any]]) -> str:
 
 def _joint(made: Prepared) -> LogJoint:
     """The log joint, traced; compiled where its calls take so long that it is worth it; as it stands where an operation
-    takes one vector at a time.
-
-    Raises:
-        PpgenError: two calls at one place differ, which two of a single vector may have had the luck not to; a latent
-            that is drawn in some runs only.
-    """
+    takes one vector at a time."""
     joint = somewhere(lambda: log_joint(made.program, made.data))
     u = torch.zeros(BLOCK, joint.dim)
     try:

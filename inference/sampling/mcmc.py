@@ -125,7 +125,7 @@ def mcmc(
         outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         C, S, W = _numbers_of(joint, outer, steps, made.data, kernel, metric, chains, draws, warmup)
-        found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        found = _run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
         if isinstance(outer, Pullback):
@@ -207,7 +207,7 @@ def _coordinates(
     return somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
 
 
-def run_chains(
+def _run_chains(
     joint: LogJoint | LaplaceMarginal | Pullback,
     kernel: str,
     chains: int,
@@ -254,9 +254,6 @@ def _runs_away(
 
     Where every prior is proper, what does not fall is a density that is unbounded somewhere, or draws that are much
     narrower than the posterior: a finding.
-
-    Raises:
-        PpgenError: it does not, and a prior is improper.
     """
     if found.evidence is not None and joint.proper:
         return []  # particles that began at a proper prior cannot run away

@@ -100,10 +100,7 @@ def prepared(
 
 
 def _look_for_parameters(program: Program, data: Mapping[str, Any], learned: bool) -> None:
-    """
-    Raises:
-        PpgenError: where they have to be `learned`: parameters that the log joint depends on, and no run has learned.
-    """
+    """Where they have to be `learned`, refuses parameters that the log joint depends on and no run has learned."""
     free = {n: p for n, p in program.named_parameters() if p.requires_grad}
     if not free:
         return
@@ -130,10 +127,6 @@ def _require_observed(program: Program, data: Mapping[str, Any], n: int, new: bo
 
     Args:
         n: the number of rows.
-
-    Raises:
-        PpgenError: observed values of another shape than their distribution's, which both were repeated to fit each
-            other; an observed value that no draw of its distribution has, whatever the latents are.
     """
     with torch.random.fork_rng(devices=[]):
         with program.collecting() if new else nullcontext():

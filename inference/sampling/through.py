@@ -26,11 +26,7 @@ WEIGHED = 2000  # draws of the guide
 
 
 def through_guide(joint: LogJoint, program: Program) -> Pullback:
-    """The log joint in the coordinates of the program's guide.
-
-    Raises:
-        PpgenError: the guide is no map of one normal vector; its latents, or their sizes on these data, are others.
-    """
+    """The log joint in the coordinates of the program's guide."""
     push, places = coordinates(program._autoguide, program.name)
     sizes = {n: s.stop - s.start for n, s in places.items()}
     here = {n: b.stop - b.start for n, b in joint.blocks.items()}
@@ -52,11 +48,7 @@ def through_guide(joint: LogJoint, program: Program) -> Pullback:
 
 
 def base_starts(target: Density, chains: int, dim: int, generator: torch.Generator) -> Paths:
-    """Draws of N(0, I); of those where the density is not finite others, drawn anew.
-
-    Raises:
-        PpgenError: it is finite at none.
-    """
+    """Draws of N(0, I); of those where the density is not finite others, drawn anew."""
     e = torch.randn(chains, dim, generator=generator)
     lp = target(e)[0]
     for _ in range(TRIES):

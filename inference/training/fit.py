@@ -309,11 +309,7 @@ def _was_eager(state: Mapping[str, Any]) -> bool:
 
 
 def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: str) -> None:
-    """Holds the rows against the fingerprint of those that were fitted, in the precision that they had.
-
-    Raises:
-        PpgenError: others.
-    """
+    """Holds the rows against the fingerprint of those that were fitted, in the precision that they had."""
     recorded, dtype = run.config["data"], dtype_of(precision)
     same = table
     if dtype != run.dtype:
@@ -330,11 +326,7 @@ def _require_same(run: Run, data: Any, table: Mapping[str, Tensor], precision: s
 
 
 def _require_same_valid(run: Run, valid: Any, table: Mapping[str, Tensor] | None, precision: str) -> None:
-    """Holds the held-out rows against those that were followed, in the precision that they had.
-
-    Raises:
-        PpgenError: others, to whose ELBO the best so far says nothing.
-    """
+    """Holds the held-out rows against those that were followed, in the precision that they had."""
     recorded, dtype = run.config["data"], dtype_of(precision)
     followed = recorded.get("valid_rows") or 0
     if followed != (0 if table is None else data_module.n_rows(table)):

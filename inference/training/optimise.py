@@ -52,11 +52,7 @@ def optimizer_names() -> tuple[str, ...]:
 
 
 def make_optimizer(spec: str, parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    """An optimiser of torch.optim by name, with keywords: `AdamW(weight_decay=0.01)`.
-
-    Raises:
-        PpgenError: no such optimiser or keyword, or one that cannot take these parameters.
-    """
+    """An optimiser of torch.optim by name, with keywords: `AdamW(weight_decay=0.01)`."""
     cls, options = _optimizer_call(spec)
     leave_out()
     try:
@@ -103,9 +99,6 @@ def make_fabric(device: str, precision: str) -> Any:
     """Lightning Fabric: devices, precision, processes. Under torchrun it joins the processes there are.
 
     One process on the CPU at a true precision needs none of it, and gets a `_OneProcess`.
-
-    Raises:
-        PpgenError: no such device or precision on this machine.
     """
     accelerator, _, index = device.partition(":")
     world = int(os.environ.get("WORLD_SIZE", 1))

@@ -44,9 +44,6 @@ def refit(
 
     Returns:
         The parameters by name, for each data set.
-
-    Raises:
-        PpgenError: the ELBO of some fit is not finite at the end.
     """
     n = n_rows(data, structure.row_columns)
     bound = Objective(program, structure, n, objective=objective, particles=particles)

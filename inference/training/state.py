@@ -68,11 +68,7 @@ _FORMER = ("seconds", "eager_seconds", "trace_next")
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.safetensors, as `ppgen.inference.training.train` writes it.
-
-    Raises:
-        PpgenError: a file that is no state, with what is missing or of another type.
-    """
+    """state.safetensors, as `ppgen.inference.training.train` writes it."""
     state = read_tree(path)
     if isinstance(state.get("engines"), dict):  # once there were times in it
         state["engines"] = {"settled": []} | {k: v for k, v in state["engines"].items() if k not in _FORMER}
@@ -83,11 +79,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def like(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
-    """Saved tensors with the dtypes and the device of the program's.
-
-    Raises:
-        PpgenError: other names or shapes.
-    """
+    """Saved tensors with the dtypes and the device of the program's."""
     for name in [*saved, *own]:
         a, b = saved.get(name), own.get(name)
         if a is None or b is None or a.shape != b.shape:

@@ -167,11 +167,7 @@ def _begin(run: Run, data: Mapping[str, Tensor], valid: Mapping[str, Tensor] | N
 
 
 def _take_steps(loop: _Loop, whole: Mapping[str, Tensor]) -> float:
-    """Some steps at once, up to the next stop; the learning rate of the last.
-
-    Raises:
-        PpgenError: too many steps in a row without a finite loss.
-    """
+    """Some steps at once, up to the next stop; the learning rate of the last."""
     o, now = loop.options, loop.now
     fall = loop.until.lr_factor if loop.until is not None else 1.0
     rows = [_step_row(o, s, fall) for s in range(now.step, now.step + _steps_together(o, now.step, loop.step.chunk))]

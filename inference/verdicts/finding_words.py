@@ -1,12 +1,14 @@
 """The sentence and the remedy of each finding, by its measure: made from the record's figures, and read by no code.
 
-A new check is one function here, named after its measure, and one place that makes the record.
+A new check is one entry of `TEXTS`, or one function named after its measure where the words hang on more than the
+verdict, and one place that makes the record.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ppgen.errors import first_of
@@ -20,16 +22,103 @@ WEIGH = "Use draws weighted by their importance (posterior(run, data, corrected=
 MORE_DRAWS = "Take more draws."
 
 
-# -- training ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Text:
+    """Templates of `str.format`, of the record f and its details; {fine} is the first of them."""
+
+    fine: str
+    other: str = "{fine}"
+    remedy: str = ""
+    unknown: Words | None = None  # of a figure that is nan
+
+    def __call__(self, f: Finding) -> Words:
+        if self.unknown is not None and math.isnan(f.figure):
+            return self.unknown
+        fine = self.fine.format(f=f, **f.details)
+        if f.verdict == "fine":
+            return fine, ""
+        return self.other.format(f=f, fine=fine, **f.details), self.remedy.format(f=f, **f.details)
 
 
-def _converged(f: Finding) -> Words:
-    if f.verdict == "fine":
-        return "The fit ended where its averaged iterates had stopped moving.", ""
-    return (
+TEXTS: dict[str, Callable[[Finding], Words]] = {
+    # training
+    "converged": _Text(
+        "The fit ended where its averaged iterates had stopped moving.",
         "The fit ended before its averaged iterates stopped moving.",
         "Go on: ppgen fit --resume RUN --steps N, with more steps.",
+    ),
+    "bad_steps": _Text(
+        "{f.figure:.0f} steps had a loss that was not finite, and were skipped.",
+        remedy="Try --clip 1, a smaller --lr, or --precision 64-true.",
+    ),
+    # chains
+    "stuck_chains": _Text(
+        "every chain moved",
+        "chain {chains} never moved in {draws} draws: it sits where no proposal is accepted",
+        "Run with another seed or a longer warm-up, and look at what is narrow there.",
+    ),
+    "chains_apart": _Text(
+        "no chain stands apart from the others",
+        "chain {chains} stands apart from the others, at a mean log joint of {lp:.1f} nats beside {others:.1f}: it is "
+        "stuck, or the posterior has several modes",
+        "Run more chains from other starts (--seed); if they find both places, write a model that has one.",
+    ),
+    "negligible_modes": _Text(
+        "chain {chains} of {of} came to places such as {f.where}, which have at most {f.figure:.1g} of the posterior's "
+        "mass, and in the warm-up began anew from where the others were"
+    ),
+    "e_bfmi": _Text(
+        "E-BFMI is {f.figure:.2f} (good from {f.threshold} on)",
+        "{fine}: the energy moves too slowly for the tails of the posterior, as with heavy tails or a funnel",
+        "Reparametrise.",
+        unknown=("E-BFMI could not be computed: the energy is not finite", "Run with another seed."),
+    ),
+    "evidence_se": _Text(
+        "log p(x) is known to {f.figure:.2g} nats: the islands agree on the mass of what they have found",
+        "log p(x) has a standard error of {f.figure:.2g} nats (good up to {f.threshold}): the islands of particles do "
+        "not agree on it, nor on the mass of separated modes",
+        "Sample with more particles (draws=, --draws).",
+    ),
+    "runs_away": _Text(
+        "up to {sds:.0f} sd of the draws the density does not fall along {f.where}: it is unbounded there, or the "
+        "draws are much narrower than the posterior",
+        remedy="Run a longer warm-up; if that does not help, give what drives it a prior that keeps it from where the "
+        "density is unbounded, such as a scale from 0.",
+    ),
+    "laplace": _Text(
+        "{share:.0%} of the draws of {latents} by Laplace's method are effective (good from {least:.0%} on)",
+        "{fine}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): given the rest the latents are not near normal",
+        "Sample {latents} with the rest: leave marginal (--marginal) out.",
+    ),
+    "through": _Text(
+        "{share:.0%} of the draws of the guide {guide}, where chains begin, are effective",
+        "{fine}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): the posterior reaches beyond the guide, and the "
+        "chains agree about no more than they have come to",
+        "Fit the guide for more steps, take a richer one (--guide 'flow(smooth=True, transforms=4)'), or chains with "
+        "starts of their own (without --through-guide).",
+    ),
+    # predictions and comparison
+    "resolution": _Text(
+        "{f.where} is fitted to its last digits: draws of it spread by {f.figure:.2g}, and numbers of {dtype} are "
+        "{f.threshold:.2g} apart there, so that its scale and all standard errors are of rounding.",
+        remedy="Look whether {f.where} is a function of what it is conditioned on: it is one, to the last digit.",
+    ),
+    "loo_khat": _Text(
+        "{f.figure:.0f} of {rows} rows of {f.where} have a k-hat above {khat_threshold}: its LOO is not to be trusted "
+        "there.",
+        remedy="Compare on held-out rows, or sample the posterior (ppgen mcmc).",
+    ),
+}
+for _part, _where in (("bulk", ""), ("tail", " in the tails")):
+    TEXTS[f"ess_{_part}"] = _Text(
+        "{f.figure:.0f} effective draws" + _where + " of {f.where} (good from {f.threshold:.0f} on)",
+        "only {fine}",
+        MORE_DRAWS,
+        unknown=(f"the effective draws{_where} could not be counted", MORE_DRAWS),
     )
+
+
+# -- where they hang on more -------------------------------------------------------------------------
 
 
 def _elbo_trend(f: Finding) -> Words:
@@ -40,13 +129,6 @@ def _elbo_trend(f: Finding) -> Words:
     return (
         f"The ELBO was still rising at the end: by {f.figure:.3g} {unit} in the last {part} of the steps.",
         "Take more steps (--resume RUN --steps N), or fit with --until converged.",
-    )
-
-
-def _bad_steps(f: Finding) -> Words:
-    return (
-        f"{f.figure:.0f} steps had a loss that was not finite, and were skipped.",
-        "Try --clip 1, a smaller --lr, or --precision 64-true.",
     )
 
 
@@ -198,33 +280,6 @@ def _inactive_units(f: Finding) -> Words:
 # -- chains ------------------------------------------------------------------------------------------
 
 
-def _stuck_chains(f: Finding) -> Words:
-    if f.verdict == "fine":
-        return "every chain moved", ""
-    return (
-        f"chain {f.details['chains']} never moved in {f.details['draws']} draws: it sits where no proposal is accepted",
-        "Run with another seed or a longer warm-up, and look at what is narrow there.",
-    )
-
-
-def _chains_apart(f: Finding) -> Words:
-    if f.verdict == "fine":
-        return "no chain stands apart from the others", ""
-    return (
-        f"chain {f.details['chains']} stands apart from the others, at a mean log joint of {f.details['lp']:.1f} nats "
-        f"beside {f.details['others']:.1f}: it is stuck, or the posterior has several modes",
-        "Run more chains from other starts (--seed); if they find both places, write a model that has one.",
-    )
-
-
-def _negligible_modes(f: Finding) -> Words:
-    return (
-        f"chain {f.details['chains']} of {f.details['of']} came to places such as {f.where}, which have at most "
-        f"{f.figure:.1g} of the posterior's mass, and in the warm-up began anew from where the others were",
-        "",
-    )
-
-
 def _rhat(f: Finding) -> Words:
     if math.isnan(f.figure):
         return "whether chains agree was not checked: R-hat was not computed", "Run several chains that move."
@@ -236,21 +291,6 @@ def _rhat(f: Finding) -> Words:
         f"the chains do not agree: {figure}; do not use the draws as they are",
         "Run a longer warm-up and more draws, or reparametrise.",
     )
-
-
-def _ess_bulk(f: Finding) -> Words:
-    return _effective(f, "")
-
-
-def _ess_tail(f: Finding) -> Words:
-    return _effective(f, " in the tails")
-
-
-def _effective(f: Finding, where: str) -> Words:
-    if math.isnan(f.figure):
-        return f"the effective draws{where} could not be counted", MORE_DRAWS
-    few = "" if f.verdict == "fine" else "only "
-    return f"{few}{f.figure:.0f} effective draws{where} of {f.where} (good from {f.threshold:.0f} on)", MORE_DRAWS
 
 
 def _divergences(f: Finding) -> Words:
@@ -267,67 +307,6 @@ def _divergences(f: Finding) -> Words:
         "Move hierarchical latents non-centred (noncentred='all', --noncentred all), or tighten a prior."
         if f.details.get("centred", "?")
         else through,
-    )
-
-
-def _outside_support(f: Finding) -> Words:
-    why = " and were refused: log p is minus infinity there" if f.figure else ""
-    return f"{f.details['count']} of {f.details['draws']} proposals left the support{why}", ""
-
-
-def _e_bfmi(f: Finding) -> Words:
-    if math.isnan(f.figure):
-        return "E-BFMI could not be computed: the energy is not finite", "Run with another seed."
-    figure = f"E-BFMI is {f.figure:.2f} (good from {f.threshold} on)"
-    if f.verdict == "fine":
-        return figure, ""
-    return (
-        f"{figure}: the energy moves too slowly for the tails of the posterior, as with heavy tails or a funnel",
-        "Reparametrise.",
-    )
-
-
-def _evidence_se(f: Finding) -> Words:
-    if f.verdict == "fine":
-        return f"log p(x) is known to {f.figure:.2g} nats: the islands agree on the mass of what they have found", ""
-    return (
-        f"log p(x) has a standard error of {f.figure:.2g} nats (good up to {f.threshold}): the islands of particles do "
-        "not agree on it, nor on the mass of separated modes",
-        "Sample with more particles (draws=, --draws).",
-    )
-
-
-def _runs_away(f: Finding) -> Words:
-    return (
-        f"up to {f.details['sds']:.0f} sd of the draws the density does not fall along {f.where}: it is unbounded "
-        "there, or the draws are much narrower than the posterior",
-        "Run a longer warm-up; if that does not help, give what drives it a prior that keeps it from where the density "
-        "is unbounded, such as a scale from 0.",
-    )
-
-
-def _laplace(f: Finding) -> Words:
-    d = f.details
-    share = f"{d['share']:.0%} of the draws of {d['latents']} by Laplace's method are effective"
-    said = f"{share} (good from {d['least']:.0%} on)"
-    if f.verdict == "fine":
-        return said, ""
-    return (
-        f"{said}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): given the rest the latents are not near normal",
-        f"Sample {d['latents']} with the rest: leave marginal (--marginal) out.",
-    )
-
-
-def _through(f: Finding) -> Words:
-    d = f.details
-    said = f"{d['share']:.0%} of the draws of the guide {d['guide']}, where chains begin, are effective"
-    if f.verdict == "fine":
-        return said, ""
-    return (
-        f"{said}, k-hat {f.figure:.2f} (good up to {f.threshold:.2f}): the posterior reaches beyond the guide, and the "
-        "chains agree about no more than they have come to",
-        "Fit the guide for more steps, take a richer one (--guide 'flow(smooth=True, transforms=4)'), or chains with "
-        "starts of their own (without --through-guide).",
     )
 
 
@@ -348,6 +327,11 @@ def _tail_khat(f: Finding) -> Words:
         "not determined by any number of draws, and may be infinite",
         "Report its median and quantiles, or give what drives it a prior with lighter tails.",
     )
+
+
+def _outside_support(f: Finding) -> Words:
+    why = " and were refused: log p is minus infinity there" if f.figure else ""
+    return f"{f.details['count']} of {f.details['draws']} proposals left the support{why}", ""
 
 
 def _importance(f: Finding) -> Words:
@@ -444,15 +428,6 @@ def _predictive(f: Finding) -> Words:
     return f"The fitted model does not give data like the observed: {off}.", _other_likelihood(f.details["off"])
 
 
-def _resolution(f: Finding) -> Words:
-    return (
-        f"{f.where} is fitted to its last digits: draws of it spread by {f.figure:.2g}, and numbers of "
-        f"{f.details['dtype']} are {f.threshold:.2g} apart there, so that its scale and all standard errors are of "
-        "rounding.",
-        f"Look whether {f.where} is a function of what it is conditioned on: it is one, to the last digit.",
-    )
-
-
 def _other_likelihood(off: list[dict[str, Any]]) -> str:
     """What to do about statistics that the model does not give."""
     names = {c["statistic"] for c in off}
@@ -532,14 +507,6 @@ def _score_difference(f: Finding) -> Words:
     )
 
 
-def _loo_khat(f: Finding) -> Words:
-    return (
-        f"{f.figure:.0f} of {f.details['rows']} rows of {f.where} have a k-hat above {f.details['khat_threshold']}: "
-        "its LOO is not to be trusted there.",
-        "Compare on held-out rows, or sample the posterior (ppgen mcmc).",
-    )
-
-
 def _bound_kinds(f: Finding) -> Words:
     lower = f.details["lower"]
     return (
@@ -549,12 +516,11 @@ def _bound_kinds(f: Finding) -> Words:
     )
 
 
-WORDS: dict[str, Callable[[Finding], Words]] = {
+WORDS: dict[str, Callable[[Finding], Words]] = TEXTS | {
     fn.__name__[1:]: fn
     for fn in (
-        _converged, _elbo_trend, _bad_steps, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units,
-        _stuck_chains, _chains_apart, _negligible_modes, _rhat, _ess_bulk, _ess_tail, _divergences, _outside_support,
-        _e_bfmi, _evidence_se, _runs_away, _laplace, _through, _tail_khat, _importance, _score, _moved, _bounds,
-        _unseen_modes, _predictive, _resolution, _calibration, _score_difference, _loo_khat, _bound_kinds,
+        _elbo_trend, _guide, _bound_gap, _khat, _ess, _mean_off, _sd_ratio, _inactive_units, _rhat, _divergences,
+        _outside_support, _tail_khat, _importance, _score, _moved, _bounds, _unseen_modes, _predictive, _calibration,
+        _score_difference, _bound_kinds,
     )
 }  # fmt: skip

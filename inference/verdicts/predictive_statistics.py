@@ -21,7 +21,7 @@ MOST_SORTED, FEW_DRAWS = 2**23, 500  # more values, sorted by all columns, are o
 Orders = Mapping[str, np.ndarray]  # of the rows, by name
 
 
-class Residuals(NamedTuple):
+class _Residuals(NamedTuple):
     """What residuals are taken by: the places of values that vary, and of these E and sd, (n,)."""
 
     places: np.ndarray
@@ -63,13 +63,13 @@ def _joined(own: dict[str, np.ndarray], found: list[dict[str, np.ndarray]]) -> d
     return {n: (float(v[0]), np.concatenate([f[n] for f in found])) for n, v in own.items()}
 
 
-def _residuals(x: np.ndarray, drawn: np.ndarray) -> Residuals | None:
+def _residuals(x: np.ndarray, drawn: np.ndarray) -> _Residuals | None:
     """None where no value varies."""
     size = len(drawn) + 1
     loc = sum(b.sum(0) for b in blocks(x[None], drawn)) / size
     scale = np.sqrt(sum(np.square(b - loc).sum(0) for b in blocks(x[None], drawn)) / size)
     places = np.flatnonzero(scale > 0)
-    return Residuals(places, loc[places], scale[places]) if len(places) else None
+    return _Residuals(places, loc[places], scale[places]) if len(places) else None
 
 
 def _plain(values: np.ndarray, counts: bool) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def _of_residuals(residuals: np.ndarray, neighbors: bool) -> dict[str, np.ndarra
     return found | ({of_neighbors: _alike(residuals)} if neighbors else {})
 
 
-def _along(x: np.ndarray, drawn: np.ndarray, residuals: Residuals, by: Orders) -> dict[str, tuple[float, np.ndarray]]:
+def _along(x: np.ndarray, drawn: np.ndarray, residuals: _Residuals, by: Orders) -> dict[str, tuple[float, np.ndarray]]:
     place = np.full(len(x), -1)
     place[residuals.places] = np.arange(len(residuals.places))
     orders = {n: place[o[place[o] >= 0]] for n, o in by.items() if _mixed(x[o[place[o] >= 0]])}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ppgen.cli import options as opt
-from ppgen.cli.options import app, out_option, program_or_run, with_family
+from ppgen.cli.options import app, out_option, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
@@ -44,7 +44,7 @@ def calibrate(
     from ppgen.run.files import write_json
 
     where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
-    target, _, rows = program_or_run(program, with_family(settings, family), data, where)
+    target, _, rows = program_or_run(program, settings, family, data, where)
     if isinstance(target, Run) and guide is None and refit is None and target.program.fixed_rows:
         guide = target.config["program"]["guide"] or None
     other = catalog.build(catalog.find(simulator), {}, rows) if simulator is not None else None

@@ -166,11 +166,7 @@ def _given(ctx: typer.Context, name: str) -> bool:
 
 
 def _changes(ctx: typer.Context) -> dict[str, Any]:
-    """The options beside --resume, by name.
-
-    Raises:
-        PpgenError: one that a run keeps.
-    """
+    """The options beside --resume, by name."""
     from ppgen.inference.training.fit import CHANGEABLE
 
     given = {n: v for n, v in ctx.params.items() if n not in ("resume", "json", "quiet") and _given(ctx, n)}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ppgen.cli import options as opt
-from ppgen.cli.options import app, program_or_run, with_family
+from ppgen.cli.options import app, program_or_run
 from ppgen.console import print_json, print_table, say
 
 
@@ -37,15 +37,12 @@ def gradients(
 
     Of a program before its first step, or of a run at its parameters.
     """
-    import torch
-
     from ppgen import inference
     from ppgen.data import take
     from ppgen.run import Run
 
-    torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "data_dir": data_dir}
-    made, _, table = program_or_run(program, with_family(settings, family), data, where)
+    made, _, table = program_or_run(program, settings, family, data, where, seed)
     run = made if isinstance(made, Run) else inference.fit(made, table, steps=0, seed=seed)
     table = take(table, slice(0, rows))
     how = {"choices": objective} if objective else {}

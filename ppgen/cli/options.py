@@ -94,11 +94,17 @@ def run_and_rows(
 
 
 def program_or_run(
-    spec: str, settings: list[str] | None, data: str | None, where: dict[str, Any]
-) -> tuple[Any, str, Any]:
+    spec: str, settings: list[str] | None, family: str | None, data: str | None, where: dict[str, Any],
+    seed: int | None = None,
+) -> tuple[Any, str, Any]:  # fmt: skip
     """A program made for its data, or a run at its learned parameters; the data in words, and its rows."""
+    import torch
+
     from ppgen.run import Run, sources
 
+    settings = with_family(settings, family)
+    if seed is not None:
+        torch.manual_seed(seed)  # the constructor draws the first parameters
     if is_run(spec):
         if settings:
             raise PpgenError("--set gives arguments to a program, and a run has its own; leave it out")

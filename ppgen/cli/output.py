@@ -11,6 +11,8 @@ from ppgen.console import number, print_json, print_table, say
 from ppgen.errors import first_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from ppgen.data import ColumnType, Table
@@ -55,14 +57,16 @@ def fit(run: Run, seconds: float, json: bool) -> None:
     say(f"run  {run.path}")
 
 
-def keep_columns(tree: Any, columns: str | None) -> None:
-    """In a posterior's tree, which of a file's columns --columns named: `predict` reads another file so."""
+def write_posterior(path: Path, tree: Any, columns: str | None) -> None:
+    """With which of a file's columns --columns named: `predict` reads another file so."""
     from json import dumps
 
     from ppgen.data import parse_columns
+    from ppgen.run.files import write_netcdf
 
     if columns is not None:
         tree.attrs["source_columns"] = dumps(parse_columns(columns))
+    write_netcdf(path, tree)
 
 
 def posterior(shown: Any, title: str, head: Iterable[str]) -> None:
@@ -121,21 +125,11 @@ def diagnosis(found: Any, title: str) -> None:
             [[f"{site}[{i}]", float(kl[i]), "yes" if active[i] else "no"] for i in order],
             title=f"What each dimension carries, nats a row: {kl.sum():.2f} in all{_first(order, kl, 'dimensions')}",
         )
-    table = found.summary
-    shown = table.head(SUMMARY_ROWS)
-    print_table(
-        ["", *map(str, table.columns)],
-        [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)],
-        title=f"{title}: ArviZ summary of the posterior{_first(shown, table, 'entries')}",
-    )
+    _print_frame(found.summary, f"{title}: ArviZ summary of the posterior")
     groups(found.tree)
-    beside = found.moments.head(SUMMARY_ROWS)
-    if len(beside.columns) > 2:
-        print_table(
-            ["", *(c.replace("_", " ") for c in beside.columns)],
-            [[index, *map(float, row)] for index, row in zip(beside.index, beside.values, strict=True)],
-            title="The guide's moments beside better ones" + _first(beside, found.moments, "entries"),
-        )
+    if len(found.moments.columns) > 2:
+        moments = found.moments.rename(columns=lambda name: name.replace("_", " "))
+        _print_frame(moments, "The guide's moments beside better ones")
     k, ess = found.khat[~np.isnan(found.khat)], found.ess
     if len(k):
         quantiles = [0.05, 0.5, 0.95] if len(k) > 1 else [0.5]
@@ -148,6 +142,12 @@ def diagnosis(found: Any, title: str) -> None:
             title="The guide's importance weights" + (", quantiles over the rows" if len(k) > 1 else ""),
         )
     findings(found.findings)
+
+
+def _print_frame(frame: Any, title: str) -> None:
+    shown = frame.head(SUMMARY_ROWS)
+    rows = [[index, *map(float, row)] for index, row in zip(shown.index, shown.values, strict=True)]
+    print_table(["", *map(str, frame.columns)], rows, title=title + _first(shown, frame, "entries"))
 
 
 def groups(tree: Any) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from ppgen.cli import options as opt
 from ppgen.cli import output
-from ppgen.cli.options import app, out_option, posterior_path, program_or_run, with_family
+from ppgen.cli.options import app, out_option, posterior_path, program_or_run
 from ppgen.console import print_json, print_table, say
 
 ANSWERS = {
@@ -43,21 +43,16 @@ def infer(
 
     ppgen infer eight_schools --data eight_schools --out schools.nc
     """
-    import torch
-
     from ppgen import inference
     from ppgen.inference.verdicts.findings import FINE, LOOK, figures, load_findings
-    from ppgen.run.files import write_netcdf
     from ppgen.run.shown import summarized
 
-    torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
-    model, name, table = program_or_run(program, with_family(settings, family), data, where)
+    model, name, table = program_or_run(program, settings, family, data, where, seed)
     path = posterior_path(program, out, "infer.nc")
     show = None if quiet or json else lambda method: say(f"trying {method} ...", sys.stderr)
     tree = inference.infer(model, table, budget=budget, seed=seed, report=show)
-    output.keep_columns(tree, columns)
-    write_netcdf(path, tree)
+    output.write_posterior(path, tree, columns)
     shown = summarized(tree, kind="stats")
     said, tried = load_findings(tree), parse(tree.attrs["tried"])
     if json:
@@ -125,17 +120,13 @@ def mcmc(
 
     ppgen mcmc eight_schools --data eight_schools --out schools.nc
     """
-    import torch
-
     from ppgen import inference
     from ppgen.cli.progress import counter
     from ppgen.inference.verdicts.findings import figures, load_findings
-    from ppgen.run.files import write_netcdf
     from ppgen.run.shown import summarized
 
-    torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "missing": missing, "data_dir": data_dir}
-    model, name, table = program_or_run(program, with_family(settings, family), data, where)
+    model, name, table = program_or_run(program, settings, family, data, where, seed)
     path = posterior_path(program, out, "mcmc.nc")
     with counter("mcmc", sys.stderr, quiet or json) as report:
         tree = inference.mcmc(
@@ -144,8 +135,7 @@ def mcmc(
             noncentred="all" if noncentred == "all" else _names(noncentred),
             report=report,
         )  # fmt: skip
-    output.keep_columns(tree, columns)
-    write_netcdf(path, tree)
+    output.write_posterior(path, tree, columns)
     shown = summarized(tree)
     if json:
         said = figures(load_findings(tree))  # what is not fine is logged, on stderr
@@ -192,16 +182,13 @@ def evidence(
 
     ppgen evidence eight_schools --data eight_schools
     """
-    import torch
-
     from ppgen import inference
     from ppgen.cli.progress import counter
     from ppgen.inference.verdicts.findings import FINE, figures
     from ppgen.run.files import read_netcdf
 
-    torch.manual_seed(seed)
     where = {"split": split, "columns": columns, "types": types, "data_dir": data_dir}
-    model, name, table = program_or_run(program, with_family(settings, family), data, where)
+    model, name, table = program_or_run(program, settings, family, data, where, seed)
     tree = None if draws is None else read_netcdf(draws)
     with counter("smc", sys.stderr, quiet or json) as report:
         found = inference.evidence(

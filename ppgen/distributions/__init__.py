@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ppgen.distributions.censored import Censored, Truncated
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError
 
 __all__ = ["Censored", "DiscretizedLogistic", "Flat", "GridCategorical", "Truncated", "grid"]
 
 
-class Flat(TorchDistribution):
+class Flat(Expanding):
     """The improper prior with density 1 on a support: log p(x) = 0.
 
     Its draws mean nothing: there is no such distribution. They are feasible points to start an
@@ -47,8 +46,6 @@ class Flat(TorchDistribution):
     >>> Flat(constraints.simplex, (4,)).expand([5]).log_prob(torch.full((5, 4), 0.25))
     tensor([0., 0., 0., 0., 0.])
     """
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
         self,
@@ -96,14 +93,6 @@ class Flat(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         return self._support
-
-    def expand(self, batch_shape: Sequence[int], _instance: Flat | None = None) -> Flat:
-        new = self._get_checked_instance(Flat, _instance)
-        for name in ("_support", "_transform", "_free_shape", "_dtype", "_device"):
-            setattr(new, name, getattr(self, name))
-        super(Flat, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Feasible points, of shape sample_shape + batch_shape + event_shape; see the class."""
@@ -155,7 +144,7 @@ class grid(constraints.Constraint):
         return f"grid(low={self.low:g}, high={self.high:g}, levels={self.levels})"
 
 
-class _OnGrid(TorchDistribution):
+class _OnGrid(Expanding):
     """What the distributions on a grid share; a subclass gives `grid`, and p(k) in index units."""
 
     has_enumerate_support = True
@@ -183,6 +172,7 @@ class _LocScaleOnGrid(_OnGrid):
     """Those with a location and a scale."""
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    expanded = {"loc": 0, "scale": 0}
 
     def __init__(
         self,
@@ -200,14 +190,6 @@ class _LocScaleOnGrid(_OnGrid):
     @property
     def _param(self) -> Tensor:
         return self.loc
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        new = self._get_checked_instance(type(self), _instance)
-        shape = torch.Size(batch_shape)
-        new.loc, new.scale, new.grid = self.loc.expand(shape), self.scale.expand(shape), self.grid
-        super(_LocScaleOnGrid, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
 
 class DiscretizedLogistic(_LocScaleOnGrid):
@@ -301,6 +283,7 @@ class GridCategorical(_OnGrid):
     """
 
     arg_constraints = {"logits": constraints.independent(constraints.real, 1)}
+    expanded = {"logits": 1}
 
     def __init__(
         self,
@@ -321,14 +304,6 @@ class GridCategorical(_OnGrid):
     def probs(self) -> Tensor:
         """p(v_k), of shape (*batch, L)."""
         return self.logits.exp()
-
-    def expand(self, batch_shape: Sequence[int], _instance: GridCategorical | None = None) -> GridCategorical:
-        new = self._get_checked_instance(GridCategorical, _instance)
-        shape = torch.Size(batch_shape)
-        new.logits, new.grid = self.logits.expand((*shape, self.grid.levels)), self.grid
-        super(GridCategorical, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value), in nats, of the broadcast shape of value and batch."""

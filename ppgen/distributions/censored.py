@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, biject_to, constraints, transform_to
 
+from ppgen.distributions.expanding import Expanding
 from ppgen.distributions.tails import contains, ends, inner_point, is_discrete, log_between, quantile, tails
 from ppgen.errors import PpgenError
 
@@ -44,10 +44,10 @@ for _to in (biject_to, transform_to):
     _to.register(_LessThanEq, lambda c: biject_to(constraints.less_than(c.upper_bound)))
 
 
-class _Bounded(TorchDistribution):
+class _Bounded(Expanding):
     """A distribution and two bounds; each subclass says what happens at them."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    expanded = {"base": 0, "lower": 0, "upper": 0}
     base: Any
     lower: Tensor
     upper: Tensor
@@ -76,15 +76,6 @@ class _Bounded(TorchDistribution):
             raise PpgenError(
                 f"{type(self).__name__} got a lower bound that is not below the upper one; pass lower < upper"
             )
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        new = self._get_checked_instance(type(self), _instance)
-        shape = torch.Size(batch_shape)
-        new.base, new.bounded = self.base.expand(shape), self.bounded
-        new.lower, new.upper = self.lower.expand(shape), self.upper.expand(shape)
-        super(_Bounded, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @constraints.dependent_property(event_dim=0)
     def support(self) -> constraints.Constraint:

@@ -22,12 +22,13 @@ from torch.distributions import AffineTransform, SigmoidTransform, Transform, co
 
 from ppgen.data import blocks
 from ppgen.distributions import grid
+from ppgen.distributions.expanding import Expanding
 from ppgen.errors import PpgenError, lacking
 
 __all__ = ["Cell", "Quantised", "find_grid", "grid_arguments", "logit_cells"]
 
 
-class Quantised(TorchDistribution):
+class Quantised(Expanding):
     """The level whose cell holds v: a certain event given v, of probability 1 or 0.
 
     Args:
@@ -38,7 +39,7 @@ class Quantised(TorchDistribution):
     tensor([[  0., 254., 255.]])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    expanded = {"v": 1}
 
     def __init__(self, v: Tensor, low: float = 0.0, high: float = 1.0, levels: int = 256, validate_args: Any = None):
         self.v, self.grid = v, grid(low, high, levels)
@@ -47,14 +48,6 @@ class Quantised(TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.grid, 1)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Quantised:
-        new = self._get_checked_instance(Quantised, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.v, new.grid = self.v.expand(batch_shape + self.event_shape), self.grid
-        super(Quantised, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():

@@ -42,11 +42,6 @@ class GridNormal(_LocScaleOnGrid):
         self.window = None if window is None or 2 * window + 1 >= levels else window
         super().__init__(loc, scale, low, high, levels, validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: GridNormal | None = None) -> GridNormal:
-        new = super().expand(batch_shape, _instance)
-        new.window = self.window
-        return new
-
     def _nearby(self) -> tuple[Tensor, Tensor]:
         """Levels that have any mass, (..., n), and their log-weights, −∞ beyond the ends of the grid."""
         top = self.grid.levels - 1

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.distributions.expanding import Expanding
 
-class NormalMixture(TorchDistribution):
+
+class NormalMixture(Expanding):
     r"""A mixture of K diagonal normals, for log_prob at very many points:
 
         p(z) = Σ_k π_k N(z; μ_k, diag(σ_k²))
@@ -40,14 +41,9 @@ class NormalMixture(TorchDistribution):
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(
-        self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: Any = (), validate_args: bool | None = None
-    ):
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None):
         self.logits, self.loc, self.scale = logits, loc, scale
-        super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalMixture:
-        return NormalMixture(self.logits, self.loc, self.scale, batch_shape, validate_args=False)
+        super().__init__(torch.Size(), loc.shape[-1:], validate_args=validate_args)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():

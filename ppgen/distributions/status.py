@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.distributions.expanding import Expanding
 from ppgen.distributions.tails import tails
 
 
-class WithStatus(TorchDistribution):
+class WithStatus(Expanding):
     """A distribution d of values that are seen (0), or censored from the right (1) or from the left (-1), by row.
 
     `Censored` is for bounds that are known of every row; here the recorded value is the bound. Draws are d's, of the
@@ -33,7 +33,7 @@ class WithStatus(TorchDistribution):
     tensor([-1.1931, -1.5000])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    expanded = {"base": 0, "status": 0}
 
     def __init__(self, d: Any, status: Tensor | None = None, validate_args: bool | None = None):
         shape = d.batch_shape if status is None else np.broadcast_shapes(d.batch_shape, status.shape)
@@ -47,14 +47,6 @@ class WithStatus(TorchDistribution):
     @constraints.dependent_property(event_dim=0)
     def support(self) -> Any:
         return self.base.support
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        new = self._get_checked_instance(type(self), _instance)
-        shape = torch.Size(batch_shape)
-        new.base = self.base.expand(shape)
-        new.status = None if self.status is None else self.status.expand(shape)
-        super(WithStatus, new).__init__(shape, validate_args=False)
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         seen = self.base.log_prob(value)

@@ -103,6 +103,15 @@ def matrix(own: Matrix, columns: Mapping[str, Tensor], like: Tensor) -> Tensor:
     return torch.cat([_term(term, columns, like, n) for term in own["terms"]], -1)
 
 
+def width(part: Part) -> int:
+    """How many columns it has."""
+    if "indicators" in part:
+        n, first = part["indicators"]
+        return n - first
+    table = part["contrasts"] if "codes" in part else part["coefs"][0] if "coefs" in part else [[0.0]]
+    return len(table[0])
+
+
 def _term(parts: list[Part], columns: Mapping[str, Tensor], like: Tensor, n: int) -> Tensor:
     return row_product(*(_part(part, columns, like) for part in parts)) if parts else like.new_ones(n, 1)
 

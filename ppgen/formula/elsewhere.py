@@ -50,10 +50,7 @@ _RESPONSES = {
 
 
 def require_own_calls(text: str) -> None:
-    """
-    Raises:
-        PpgenError: a call that another package's formulas have, and these do not.
-    """
+    """Refuses a call that formulas of another package have, and these do not."""
     left, _, right = text.partition("~")
     for name, written in _calls(left):
         if name in _RESPONSES:

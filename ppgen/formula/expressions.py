@@ -80,10 +80,7 @@ def translated(call: str, columns: Mapping[str, Tensor]) -> str:
 
 
 def _finite(text: str, columns: Mapping[str, Tensor]) -> Tensor:
-    """
-    Raises:
-        PpgenError: a logarithm or a root of what has none, a quotient by zero.
-    """
+    """Refuses a logarithm or a root of what has none, a quotient by zero."""
     value = torch.as_tensor(compute(text, columns))
     bad = (~value.isfinite()).nonzero()
     if len(bad):

@@ -13,6 +13,7 @@ Sources: Statistical Analysis with Missing Data (Little & Rubin 2019), chapters 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Gap, Matrix, matrix
+from ppgen.formula.design import Design, Gap, Matrix, matrix, width
 from ppgen.formula.priors import GapPriors
 from ppgen.gaps import COVARIATE
 
@@ -51,9 +52,6 @@ def gaps_of(own: Matrix, table: Mapping[str, Tensor], gone: Mapping[str, Tensor]
         table: columns and codes, gaps filled.
         gone: where cells are missing, by column.
         real: columns that are numbers, though they may have but two values.
-
-    Raises:
-        PpgenError: words of more than two levels; two binary columns.
     """
     places = {name: _place(own, name, int(where.sum())) for name, where in gone.items()}
     binary = [n for n in gone if n not in real and bool(((table[n] == 0) | (table[n] == 1)).all())]
@@ -87,23 +85,11 @@ def _place(own: Matrix, name: str, missing: int) -> int:
         part = term[0]
         if len(term) == 1 and (part.get("x") == name or part.get("codes") == name and part.get("indicators") == [2, 1]):
             return i
-        i += _width(term)
+        i += math.prod(map(width, term))
     raise PpgenError(
         f"the column {name!r} has {missing} missing cells, which are drawn in a column of numbers, or of two words "
         "beside an intercept; leave these rows out (--missing drop), or fill the cells in"
     )
-
-
-def _width(term: Sequence[Mapping[str, Any]]) -> int:
-    n = 1
-    for part in term:
-        if "indicators" in part:
-            n *= part["indicators"][0] - part["indicators"][1]
-        elif "codes" in part:
-            n *= len(part["contrasts"][0])
-        elif "coefs" in part:
-            n *= len(part["coefs"][0][0])
-    return n
 
 
 def filled(gaps: Sequence[Gap], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

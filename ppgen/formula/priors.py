@@ -65,9 +65,6 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
         stated: in place of these: a scale, or a pair (location, scale), of "Intercept", a column by its label, a
             term's columns by its name, or all slopes as "beta"; a scale of "sd" (all), "sd_GROUP", "sigma"; a pair of
             the arguments of another site beside.
-
-    Raises:
-        PpgenError: no mapping; a name that the regression does not have; a scale that is not positive.
     """
     if not isinstance(stated, Mapping | None):
         raise PpgenError(f"priors is {stated!r}; expected scales, or pairs of location and scale, by name: {{'x': 1}}")

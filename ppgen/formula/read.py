@@ -202,11 +202,7 @@ def _squeezed(text: str) -> str:
 
 
 def _written(terms: str) -> dict[str, str]:
-    """The calls of some terms, by their text without parentheses.
-
-    Raises:
-        PpgenError: two that differ by parentheses alone, of which formulae would take one for the other.
-    """
+    """The calls of some terms, by their text without parentheses."""
     calls = [ast.unparse(n) for n in ast.walk(_tree(terms)) if isinstance(n, ast.Call)]
     written = {_squeezed(call): call for call in calls}
     if both := [(call, written[_squeezed(call)]) for call in calls if call != written[_squeezed(call)]]:
@@ -300,11 +296,7 @@ def _group(own: Matrix, factor: tuple[str, ...], correlated: bool, table: CodedT
 
 
 def _named_apart(groups: list[Group]) -> list[Group]:
-    """Two blocks of one factor have names of their own.
-
-    Raises:
-        PpgenError: they have an effect in common, of which the data tell the sum alone.
-    """
+    """Two blocks of one factor have names of their own."""
     seen: dict[str, int] = {}
     effects: dict[str, set[str]] = {}
     for group in groups:

@@ -26,10 +26,7 @@ log = logging.getLogger("ppgen")
 
 
 def response_of(formula: Formula, family: str, table: CodedTable) -> Response:
-    """
-    Raises:
-        PpgenError: a response that the family does not take.
-    """
+    """What a formula observes; refused is a response that the family does not take."""
     kind = FAMILIES[family].kind
     _require_form(formula, family)
     categories = 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Group, Matrix, Part, dimensions
+from ppgen.formula.design import Design, Group, Matrix, Part, dimensions, width
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors
 
@@ -24,9 +24,6 @@ def program_text(formula: str, family: str, design: Design, priors: Priors, name
     Args:
         name: of the class.
         file: that is shown in the usage.
-
-    Raises:
-        PpgenError: a column that is called like a name in the text; columns whose missing cells are drawn.
     """
     if gaps := design.get("gaps"):
         raise PpgenError(
@@ -193,18 +190,11 @@ def _columns(name: str, own: Matrix, rows: str = "") -> list[str]:
     lines = [f"{name} = torch.cat(["]
     for term in own["terms"]:
         parts = [_part(part) for part in term]
-        n = int(np.prod([_width(part) for part in term]))
+        n = math.prod(map(width, term))
         shown, labels = labels[:n], labels[n:]
         text = f"row_product({', '.join(parts)})" if len(parts) > 1 else parts[0] if parts else ""
         lines.append(f"    {text or f'zero.new_ones(len({rows}), 1)'},  # {', '.join(shown)}")
     return [*lines, "], -1)"]
-
-
-def _width(part: Part) -> int:
-    if "indicators" in part:
-        return part["indicators"][0] - part["indicators"][1]
-    table = part["contrasts"] if "codes" in part else part["coefs"][0] if "coefs" in part else [[0.0]]
-    return len(table[0])
 
 
 def _part(part: Part) -> str:

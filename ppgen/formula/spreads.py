@@ -11,12 +11,13 @@ else about 0.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ppgen.formula.design import Matrix, Part, matrix
+from ppgen.formula.design import Matrix, Part, matrix, width
 from ppgen.formula.expressions import as_written
 
 _NOTHING = 1e-9  # of a column, which the others tell all of
@@ -38,7 +39,7 @@ def spreads(own: Matrix, columns: Mapping[str, Tensor], like: Tensor, intercept:
     """
     if not own["terms"]:
         return []
-    parts = [term for term in own["terms"] for _ in range(_width(term, columns, like))]
+    parts = [term for term in own["terms"] for _ in range(math.prod(map(width, term)))]
     x = matrix(own, columns, like)
     constant = 1e-12 * x.abs().amax(0)
     if intercept:
@@ -91,11 +92,6 @@ def _residual(y: Tensor, x: Tensor) -> float:
     for _ in range(2):  # the second time for what rounding left
         y = y - u @ (u.mT @ y)
     return float(y.square().mean().sqrt())
-
-
-def _width(term: list[Part], columns: Mapping[str, Tensor], like: Tensor) -> int:
-    few = {k: v[:1] for k, v in columns.items()}
-    return matrix({"terms": [term], "labels": []}, few, like).shape[1]
 
 
 def _related(a: list[Part], b: list[Part]) -> bool:

@@ -89,11 +89,7 @@ class CodedTable:
 
 
 def _chosen(data: Any, names: Sequence[str]) -> Table:
-    """The columns of these names.
-
-    Raises:
-        PpgenError: one that is not there, or cannot be read.
-    """
+    """The columns of these names."""
     there = list(map(str, data))
     for name in names:
         if name not in there and not (isinstance(data, Table) and name in data.types):
@@ -111,11 +107,7 @@ def _gone(table: Table, fillable: Collection[str]) -> dict[str, Tensor]:
 
 
 def _with_quantiles(name: str, column: Any, gone: Tensor | None, words: bool) -> Any:
-    """A column with quantiles of its seen cells where cells are `gone`, which keeps its mean and spread.
-
-    Raises:
-        PpgenError: no cell is seen.
-    """
+    """A column with quantiles of its seen cells where cells are `gone`, which keeps its mean and spread."""
     if gone is None:
         return column
     seen = column[~gone].sort().values

@@ -48,9 +48,6 @@ class Guide(Started, VectorGuide):
         """
         Args:
             values: where each latent stands in the vectors that `target` takes.
-
-        Raises:
-            PpgenError: the log joint is finite at no start.
         """
         found = best_gaussian(target, self.dim, starts=starts, seed=seed)
         if found is None:

@@ -64,9 +64,6 @@ class Guide(VectorGuide):
         """
         Args:
             values: where each latent stands in the vectors that `target` takes.
-
-        Raises:
-            PpgenError: the log joint is finite at too few draws of any normal around zero.
         """
         found = low_rank_gaussian(target, self.dim, self.factor.shape[1], starts=starts, seed=seed)
         if found is None:

@@ -121,9 +121,6 @@ class Guide(VectorGuide):
         """
         Args:
             values: where each latent stands in the vectors that `target` takes.
-
-        Raises:
-            PpgenError: no path found a normal.
         """
         generator = torch.Generator().manual_seed(seed)
         first = REACH * (2 * torch.rand(starts, self.dim, generator=generator).to(self.means) - 1)

@@ -19,7 +19,8 @@ import inspect
 import io
 import logging
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -396,9 +397,6 @@ def _taken(columns: data_module.Table, program: Program) -> data_module.Table:
     """Without the columns of a table that no argument of the program takes, which the log names.
 
     Those that look like an argument that has no column stay, for the check of columns to ask about.
-
-    Raises:
-        PpgenError: an argument's column is one that cannot be read.
     """
     takes = arguments(program.model)
     free = [n for n in takes.names if n not in columns]
@@ -431,15 +429,12 @@ def dtype_of(precision: str) -> torch.dtype:
     return _DTYPES.get(precision, torch.float32)
 
 
-class default_dtype:
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Within it, new tensors have this dtype; after it, the one they had before."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_default_dtype(self.before)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

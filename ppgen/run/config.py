@@ -113,11 +113,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a run folder, as this version writes it.
-
-    Raises:
-        PpgenError: no run folder; a config of a later version; a key that is missing or of another type.
-    """
+    """config.json of a run folder, as this version writes it."""
     file = path / "config.json"
     if not file.is_file() and path.suffix == ".nc":
         raise PpgenError(

@@ -28,9 +28,6 @@ def read_example(path: Path, given: Mapping[str, Any]) -> Table:
 
     Args:
         given: arguments that no file holds, by name.
-
-    Raises:
-        PpgenError: one of them is missing.
     """
     held = read_tree(path)
     objects = held.pop(_OBJECTS, []) if isinstance(held, dict) else []

@@ -28,11 +28,7 @@ from ppgen.memory import require_memory
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
-    """Writes a temporary file beside `path`, syncs it and renames it: `path` is the old file or the new one.
-
-    Raises:
-        PpgenError: a place that cannot be written to.
-    """
+    """Writes a temporary file beside `path`, syncs it and renames it: `path` is the old file or the new one."""
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -48,10 +44,7 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
 
 
 def make_folder(path: Path, what: str = "the folder") -> None:
-    """
-    Raises:
-        PpgenError: it cannot be made.
-    """
+    """Makes a folder and those that it stands in; refuses where it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -103,11 +96,7 @@ def tree_bytes(tree: Any) -> bytes:
 
 
 def read_tree(path: str | Path) -> Any:
-    """Reads what `write_tree` saved; nothing in the file is ever executed.
-
-    Raises:
-        PpgenError: no such file, or one whose bytes are not those that were written.
-    """
+    """Reads what `write_tree` saved; nothing in the file is ever executed."""
     try:
         with safe_open(str(path), framework="pt") as f:
             header = (f.metadata() or {})["tree"]

@@ -22,11 +22,7 @@ _TEMPORARY = re.compile(rf"\.({'|'.join(map(re.escape, _FILES))})\.\d+\.tmp")  #
 
 
 def free_folder(out: str | Path) -> Path:
-    """The folder of a new run: absent, empty, or with what a fit that was killed before its first checkpoint left.
-
-    Raises:
-        PpgenError: another folder, which would be written into.
-    """
+    """The folder of a new run: absent, empty, or with what a fit that was killed before its first checkpoint left."""
     if not str(out):
         raise PpgenError("out is '', and the name of a folder is expected, as in --out runs/first")
     path = Path(out)

@@ -31,9 +31,6 @@ def locked(folder: Path) -> Iterator[bool]:
 
     Yields:
         Whether this process holds it.
-
-    Raises:
-        PpgenError: a fit is at work in the folder; a folder that cannot be written to.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and int(os.environ.get("RANK", 0)) > 0:
         yield False

@@ -76,9 +76,6 @@ def _choose(
         context: the columns, as in "c+d", that become the argument `context`, what a density is conditioned on.
         rows: of a large file, no more than the first so many: for a look at it.
         types: what columns are, as in "a=ordered:low<high".
-
-    Raises:
-        PpgenError: neither; no such source; a context that is named twice.
     """
     chosen = data.parse_columns(columns) if columns else None
     if context is not None:

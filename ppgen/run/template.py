@@ -25,11 +25,7 @@ def regression_text(
     formula: str, settings: list[str] | None, data: str | None, columns: str | None, file: Path | None,
     missing: str | None = None,
 ) -> str:  # fmt: skip
-    """The text of the program that a formula stands for at some data.
-
-    Raises:
-        PpgenError: no formula, or none that these data have.
-    """
+    """The text of the program that a formula stands for at some data."""
     from ppgen.formula.source import program_text as text_of
     from ppgen.run.sources import program_and_rows
 

@@ -92,9 +92,6 @@ def opened(tree: DataTree, program: Run | Program | Callable | None = None, give
     Args:
         program: where the tree does not say it, or it lies elsewhere now.
         given: data that have the arguments that a tree does not keep: objects, and containers of columns.
-
-    Raises:
-        PpgenError: a program that cannot be found, or whose arguments are not kept; a tree without its latents.
     """
     if "row_columns" not in tree.attrs:
         raise PpgenError(
@@ -140,11 +137,7 @@ def _types_of(tree: DataTree) -> dict[str, ColumnType]:
 
 
 def _not_kept(program: Program, given: Any, example: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that are no tensors, numbers or words: as they are given now, containers with the fitted columns.
-
-    Raises:
-        PpgenError: one that the program needs and that is not given, or is a container of other columns.
-    """
+    """Arguments that are no tensors, numbers or words: as they are given now, containers with the fitted columns."""
     table = as_tensors(given) if isinstance(given, Mapping) else {}
     parts = {argument_of(c, table) for c in table if c not in example and argument_of(c, table) != c}
     objects = {k: v for k, v in table.items() if not isinstance(v, Tensor) and not is_literal(v)}

@@ -70,11 +70,7 @@ def _list() -> Path:
 
 
 def program_text(path: Path, spec: Mapping[str, Any]) -> bytes:
-    """program.py of a run folder.
-
-    Raises:
-        PpgenError: another name than program.py, a link, or no such file.
-    """
+    """program.py of a run folder."""
     if spec["file"] != "program.py":
         raise PpgenError(
             f"{path / 'config.json'} names the program {spec['file']!r}, and a run's program is program.py in its own "
@@ -101,9 +97,6 @@ def find_in_run(path: Path, spec: Mapping[str, Any], *, trusted: bool = False) -
     Args:
         spec: the entry `program` of config.json, with a model or a file.
         trusted: whether the caller trusts it; it does so for this process.
-
-    Raises:
-        PpgenError: a program that nobody has trusted.
     """
     if spec.get("model"):
         return catalog.model(spec["model"])

@@ -127,9 +127,6 @@ def begin(joint: LogJoint, islands: int, prior: Callable[[int], Tensor] | None, 
 
     Args:
         prior: n draws from the prior, unconstrained; None where it is flat somewhere.
-
-    Raises:
-        PpgenError: too many latents; a flat prior, and no place was found.
     """
     dim = joint.dim
     if dim > LARGEST:

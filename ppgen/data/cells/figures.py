@@ -213,11 +213,7 @@ def _fits(some: pd.Series, form: str) -> bool:
 
 
 def read_dates(texts: pd.Series, form: str) -> pd.Series:
-    """Dates in UTC, without it in the texts as they stand; NaT where a text is none.
-
-    Raises:
-        PpgenError: `form` is no format of dates.
-    """
+    """Dates in UTC, without it in the texts as they stand; NaT where a text is none."""
     try:
         found = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
     except ValueError as error:  # of the format: texts that do not have it are NaT

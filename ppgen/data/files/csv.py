@@ -169,11 +169,7 @@ def _is_cut_by_blanks(text: str) -> bool:
 
 
 def named_columns(first: list[str]) -> list[str]:
-    """The names that a first line gives.
-
-    Raises:
-        PpgenError: a line of data, or a title, in the place of the names; a name that stands twice.
-    """
+    """The names that a first line gives."""
     if len(first) > 2 and first[0].strip() and not any(cell.strip() for cell in first[1:]):
         raise PpgenError(
             f"its first line names the first of {len(first)} columns alone ({first[0].strip()!r}), as a title does; "
@@ -214,11 +210,7 @@ def _is_figure(cell: str) -> bool:
 
 
 def _checked_lines(path: Path, separator: str, cells: int, rows: int | None) -> int:
-    """The number of lines, all of which have as many cells.
-
-    Raises:
-        PpgenError: a line with more cells, or fewer.
-    """
+    """The number of lines, all of which have as many cells."""
     found = None if rows is not None or separator == " " else _counted(path, separator, cells)
     return found if found is not None else _read_lines(path, separator, cells, rows)
 
@@ -230,7 +222,7 @@ def _counted(path: Path, separator: str, cells: int) -> int | None:
         quotes = block == 34
         cut, end = block == ord(separator), block == 10
         if quoted or quotes.any():
-            inside = _inside(quotes, quoted)
+            inside = np.logical_xor.accumulate(quotes) != bool(quoted)  # one quote may be open at the beginning
             cut, end = cut & ~inside, end & ~inside
             quoted = int(inside[-1])
         ends = np.flatnonzero(end)
@@ -265,11 +257,6 @@ def _has_zeros(path: Path, separator: str) -> bool:
             return True
         last = whole[-2:]
     return False
-
-
-def _inside(quotes: np.ndarray, quoted: int) -> np.ndarray:
-    """Which bytes stand between quotes, one of which may be open at the beginning."""
-    return (np.logical_xor.accumulate(quotes) != bool(quoted)).astype(bool)
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:

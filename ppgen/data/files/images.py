@@ -36,12 +36,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def read_images(folder: Path) -> dict[str, Any]:
-    """x: bytes; y: the names of the folders that the pictures stand in, where they are folders of the folder.
-
-    Raises:
-        PpgenError: no pictures, some of another size, see-through, of 16 bits, or damaged; some in a folder of their
-            own and others not.
-    """
+    """x: bytes; y: the names of the folders that the pictures stand in, where they are folders of the folder."""
     paths = _pictures_in(folder)
     if not paths:
         deeper = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES), None)

@@ -40,10 +40,7 @@ def compiler() -> str | None:
 
 
 def require_compiler() -> None:
-    """
-    Raises:
-        PpgenError: no C++ compiler.
-    """
+    """Refuses to go on without a C++ compiler."""
     if compiler() is None:
         raise PpgenError(
             "engine 'compile' needs a C++ compiler, and there is none on the PATH; install g++ (apt install g++, "
