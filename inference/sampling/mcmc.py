@@ -125,7 +125,7 @@ def mcmc(
         outer = _coordinates(joint, made.program, inner, through)
         steps = LEAPFROGS_THROUGH if through else LEAPFROGS
         C, S, W = _numbers_of(joint, outer, steps, made.data, kernel, metric, chains, draws, warmup)
-        found = _run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
+        found = run_chains(outer, kernel, C, S, W, structure=structure, metric=metric, seed=seed, report=report)
         target = _density(outer, kernel, C, metric)
         said: list[Finding] = []
         if isinstance(outer, Pullback):
@@ -207,7 +207,7 @@ def _coordinates(
     return somewhere(lambda: LaplaceMarginal(joint, inner)) if inner else joint
 
 
-def _run_chains(
+def run_chains(
     joint: LogJoint | LaplaceMarginal | Pullback,
     kernel: str,
     chains: int,
