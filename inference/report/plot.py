@@ -5,6 +5,7 @@ samples           draws of the model: images, points of a plane, or histograms, 
 density           p(x) itself between data and draws, for points of a plane where nothing is latent
 corner            pairs of 3 to 8 dimensions: regions of the data and of draws
 reconstructions   E[x | z] at z ~ q(z | x) beside x; where a latent is global, the posterior predictive beside x
+interpolation     images between two rows, by the latents between theirs
 latent            posterior means of the rows and KL by dimension; intervals of global latents
 khat              Pareto k-hat and effective draws of the guide, row by row
 
@@ -39,6 +40,7 @@ from ppgen.inference.report.figures import (
     require_format,
     write_figures,
 )
+from ppgen.inference.report.interpolation import interpolation_figure
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
@@ -86,6 +88,7 @@ def plot(
         "samples": sample_plots.samples_figure(run, first, seed=seed),
         **sample_plots.density_figures(run, columns, seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
+        "interpolation": interpolation_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
         **(groups_figures(d.tree) if d is not None else {}),
         "khat": khat_figure(d),
