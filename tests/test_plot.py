@@ -196,6 +196,15 @@ def test_reconstructions(points, images, schools, gaussian):
     assert reconstructions_figure(*gaussian) is None
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"), [("analytic(free_bits=0.5)", "free_bits=0.5, which is none"), ("iwae", "")]
+)
+def test_the_picture_of_the_elbo_says_that_another_thing_was_trained_on(images, objective, said):
+    run = fit(Linear(64, latent=3, bits=True), images[1], steps=4, log_every=1, objective=objective, engine="eager")
+    title = elbo_figure(run).axes[0].get_title()
+    assert title.startswith("A lower bound on log p(x)") and title.endswith(said) and ("trained" in title) == bool(said)
+
+
 def test_interpolation_goes_from_one_row_to_the_next_through_z(points, images, schools, gaussian):
     run, data = images
     tiles = interpolation_figure(run, data).axes[0].images[0].get_array()

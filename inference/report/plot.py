@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
+from ppgen.inference import objectives
 from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
@@ -121,7 +122,10 @@ def elbo_figure(run: Run) -> Figure | None:
     late = np.concatenate([s[len(s) // 10 :] for s in shown])  # the first tenth may start anywhere
     low, high = late.min(), late.max()
     axis.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
-    axis.set(xlabel="step", ylabel="nats" if whole else "nats a row", title="A lower bound on log p(x)")
+    other = objectives.reweighted(run.config["fit"]["objective"], run.program)
+    title = "A lower bound on log p(x)" + (f"; trained on {other}, which is none" if other else "")
+    axis.set(xlabel="step", ylabel="nats" if whole else "nats a row")
+    axis.set_title(title, fontsize=9 if other else None)
     axis.legend(frameon=False, loc="lower right")
     return figure
 

@@ -25,7 +25,7 @@ from ppgen.run import Run, prepare_columns
 
 CHOICES = (
     "analytic", "sampled", "sampled sticking", "sampled score", "iwae", "miwae", "piwae", "ciwae", "dreg", "gdreg",
-    "vimco", "rws", "cubo", "wake_sleep", "tvo", "renyi", "enumerate",
+    "vimco", "rws", "cubo", "wake_sleep", "tvo", "renyi", "enumerate", "tc",
 )  # fmt: skip
 
 
