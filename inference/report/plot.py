@@ -7,6 +7,7 @@ corner            pairs of 3 to 8 dimensions: regions of the data and of draws
 reconstructions   E[x | z] at z ~ q(z | x) beside x; where a latent is global, the posterior predictive beside x
 interpolation     images between two rows, by the latents between theirs
 latent            posterior means of the rows and KL by dimension; intervals of global latents
+ledger_NAME       of a chain within, where the nats of its bound go
 khat              Pareto k-hat and effective draws of the guide, row by row
 
 Each figure is a function of its own, which returns None where it has nothing to show.
@@ -27,12 +28,13 @@ from torch import Tensor
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
 from ppgen.inference import objectives
-from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
+from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
+from ppgen.inference.evaluation.loglik import NoWeights
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report import sample_plots
-from ppgen.inference.report.chain_plots import chain_figures
+from ppgen.inference.report.chain_plots import chain_figures, within_figures
 from ppgen.inference.report.figures import (
     figure_of,
     groups_figures,
@@ -91,6 +93,7 @@ def plot(
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
         "interpolation": interpolation_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
+        **within_figures(run, columns, seed=seed),
         **(groups_figures(d.tree) if d is not None else {}),
         "khat": khat_figure(d),
     }
