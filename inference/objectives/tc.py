@@ -46,9 +46,9 @@ def draw(program: Program, data: Mapping[str, Any], structure: Structure, *, clo
     q = guide_run(program, data)
     terms = one_draw(program, data, structure, closed_form=closed_form, q=q)
     site = q.nodes[structure.latents[0]] if len(structure.latents) == 1 else None
-    fn = site["fn"] if site else None
+    fn: Any = site["fn"] if site else None
     inside = (
-        isinstance(fn, Independent) and fn.event_dim == 1 and fn.base_dist.event_shape == ()
+        isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and fn.base_dist.event_shape == ()
         and len(fn.batch_shape) == 1 and structure.is_local(structure.latents[0])
     )  # fmt: skip
     if site is None or not inside or site["mask"] is not None or site["scale"] != 1.0:
