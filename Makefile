@@ -28,6 +28,7 @@ demo: $(STAMP)
 	ppgen evaluate $(RUN)
 	ppgen plot $(RUN)
 	ppgen diagnose $(RUN)
+	ppgen report $(RUN)
 	@ls -m $(RUN) $(RUN)/plots
 
 test: $(STAMP)

@@ -4,7 +4,8 @@
 
 z ~ N(0, I_2), x | z ~ N(W z + m, 0.5 I_3), 20 rows; the guide is N(A x, diag s), s half as wide again as the posterior.
 The reference is exact: autograd through the closed form of the ELBO, of log p(x), of E_p KL(p(z | x), q) over the
-model's own data, or of the chi-square bound; of the importance-weighted bound it is `iwae` with 40 times the repeats.
+model's own data, of the chi-square bound, of Rényi's bound or of the thermodynamic one, the latter three of infinitely
+many draws; of the importance-weighted bound it is `iwae` with 40 times the repeats, of as many draws as are in a group.
 Bias in standard errors of the mean, largest over the parameters of the group, and relative to the reference's norm;
 variance as a ratio to that of `sampled`.
 """
@@ -12,7 +13,10 @@ variance as a ratio to that of `sampled`.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 from collections.abc import Callable
+from functools import cache
 
 import pyro
 import pyro.distributions as dist
@@ -54,7 +58,7 @@ class Linear(Program):
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         precision = torch.eye(2).double() + self.W.T @ self.W / NOISE**2
-        mean = torch.linalg.solve(precision, self.W.T @ (x - self.m).T / NOISE**2).T
+        mean = torch.linalg.solve(precision, self.W.mT @ (x - self.m).mT / NOISE**2).mT
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     def q(self, x: Tensor) -> dist.MultivariateNormal:
@@ -69,15 +73,31 @@ class Linear(Program):
 
     def chi(self, x: Tensor) -> Tensor:
         """-1/2 log E_q (p(z | x) / q)^2, for the guide."""
+        return -0.5 * self._between(x, 2.0)[0].mean()
+
+    def renyi(self, x: Tensor, alpha: float = 0.5) -> Tensor:
+        """1/(1 - alpha) log E_q (p(x, z) / q)^(1 - alpha)."""
+        return self.evidence(x) + self._between(x, 1 - alpha)[0].mean() / (1 - alpha)
+
+    def thermodynamic(self, x: Tensor, intervals: int = 5, first: float = 0.03) -> Tensor:
+        """The left Riemann sum of E_pi log p(x, z) / q over beta, pi in proportion to q^(1 - beta) p^beta."""
+        betas = [0.0, *torch.logspace(math.log10(first), 0, intervals).tolist()]
+        p, q, total = self.posterior(x), self.q(x), self.evidence(x)
+        for beta, above in itertools.pairwise(betas):
+            pi = self._between(x, beta)[1]
+            for sign, one in ((1, p), (-1, q)):
+                spread = (one.precision_matrix @ pi.covariance_matrix).diagonal(dim1=-2, dim2=-1).sum(-1)
+                total = total + sign * (above - beta) * (one.log_prob(pi.loc) - 0.5 * spread).mean()
+        return total
+
+    def _between(self, x: Tensor, power: float) -> tuple[Tensor, dist.MultivariateNormal]:
+        """log of the integral of q^(1 - power) p(z | x)^power, and the density in proportion to it."""
         p, q = self.posterior(x), self.q(x)
-        a, b = p.precision_matrix, q.precision_matrix
-        c = 2 * a - b
-        h = (2 * a @ p.loc[..., None] - b @ q.loc[..., None])[..., 0]
-        square = (h * torch.linalg.solve(c, h[..., None])[..., 0]).sum(-1)
-        ends = 2 * (p.loc[..., None, :] @ a @ p.loc[..., None])[..., 0, 0]
-        ends = ends - (q.loc[..., None, :] @ b @ q.loc[..., None])[..., 0, 0]
-        log = a.logdet() - 0.5 * b.logdet() - 0.5 * c.logdet() + 0.5 * square - 0.5 * ends
-        return -0.5 * log.mean()
+        a, b = power * p.precision_matrix, (1 - power) * q.precision_matrix
+        h = (a @ p.loc[..., None] + b @ q.loc[..., None])[..., 0]
+        pi = dist.MultivariateNormal(torch.linalg.solve(a + b, h[..., None])[..., 0], precision_matrix=a + b)
+        at = pi.loc
+        return power * p.log_prob(at) + (1 - power) * q.log_prob(at) - pi.log_prob(at), pi
 
     def forward_kl(self, x: Tensor) -> Tensor:
         """-E KL(p(z | x), q) over x from the model, up to what does not depend on the guide."""
@@ -88,11 +108,14 @@ class Linear(Program):
 
 
 THETA, PHI = ("W", "m"), ("A", "log_s")
-EXACT: dict[str, tuple[str | None, str | None]] = {  # the closed form of the gradient of theta, of phi; "": by `iwae`
+# The closed form of the gradient of theta, of phi; "iwae", "iwae of half": by these, and by halves of two
+EXACT: dict[str, tuple[str | None, str | None]] = {
     "analytic": ("elbo", "elbo"), "sampled": ("elbo", "elbo"), "sampled sticking": ("elbo", "elbo"),
-    "sampled score": ("elbo", "elbo"), "iwae": ("", ""), "dreg": ("", ""), "gdreg": ("", ""),
-    "piwae(groups=2)": ("", None), "vimco": ("", ""), "rws": ("evidence", None),
+    "sampled score": ("elbo", "elbo"), "iwae": ("iwae", "iwae"), "dreg": ("iwae", "iwae"), "gdreg": ("iwae", "iwae"),
+    "piwae(groups=2)": ("iwae", "iwae of half"), "vimco": ("iwae", "iwae"), "rws": ("evidence", None),
     "cubo": ("evidence", "chi"), "wake_sleep": ("elbo", "forward_kl"),
+    "miwae(groups=2)": ("iwae of half", "iwae of half"), "ciwae(beta=0.5)": ("elbo, iwae", "elbo, iwae"),
+    "renyi(alpha=0.5)": ("renyi", "renyi"), "tvo": ("thermodynamic", "thermodynamic"),
 }  # fmt: skip
 
 
@@ -109,23 +132,31 @@ def main() -> None:
     program.setup({"x": x}, None)
     structure = check(program, {"x": x})
 
-    def gradients(choice: str, repeats: int) -> dict[str, Tensor]:
+    def gradients(choice: str, repeats: int, particles: int = options.particles) -> dict[str, Tensor]:
         name, _, estimator = choice.partition(" ")
-        bound = Objective(
-            program, structure, 20, objective=name, gradient=estimator or "pathwise", particles=options.particles
-        )
+        bound = Objective(program, structure, 20, objective=name, gradient=estimator or "pathwise", particles=particles)
         return _of(program, lambda: -bound({"x": x})[0], repeats)
 
-    own = {k: g.mean(0) for k, g in gradients("iwae", 40 * options.repeats).items()}
+    @cache
+    def reference(name: str) -> dict[str, Tensor]:
+        if name.startswith("iwae"):
+            k = options.particles // (2 if name.endswith("half") else 1)
+            return {n: g.mean(0) for n, g in gradients("iwae", 40 * options.repeats, k).items()}
+        return {n: g[0] for n, g in _of(program, lambda: getattr(program, name)(x), 1).items()}
+
+    reference("iwae")
     plain = gradients("sampled", options.repeats)
     print("| objective, gradient | theta: bias / s.e. | relative | variance | phi: bias / s.e. | relative | variance |")
     print("|---|" + "--:|" * 6)
-    for choice, references in EXACT.items():
+    for choice, names in EXACT.items():
         found, cells = gradients(choice, options.repeats), []
-        for group, closed in zip((THETA, PHI), references, strict=True):
-            g = torch.cat([found[k].flatten(1) for k in group], 1)
-            base = torch.cat([plain[k].flatten(1) for k in group], 1)
-            cells += _cells(g, base, program, x, group, closed, own)
+        for group, closed in zip((THETA, PHI), names, strict=True):
+            g, base = (torch.cat([one[k].flatten(1) for k in group], 1) for one in (found, plain))
+            parts = [reference(n) for n in closed.split(", ")] if closed else []
+            exact = (
+                torch.cat([(sum(part[k] for part in parts) / len(parts)).flatten() for k in group]) if parts else None
+            )
+            cells += _cells(g, base, exact)
         print(f"| {choice} | {' | '.join(cells)} |", flush=True)
 
 
@@ -139,20 +170,10 @@ def _of(program: Program, value: Callable[[], Tensor], repeats: int) -> dict[str
     }
 
 
-def _cells(
-    g: Tensor,
-    base: Tensor,
-    program: Linear,
-    x: Tensor,
-    group: tuple[str, ...],
-    closed: str | None,
-    own: dict[str, Tensor],
-) -> list[str]:
+def _cells(g: Tensor, base: Tensor, reference: Tensor | None) -> list[str]:
     variance = f"{float(g.var(0).sum() / base.var(0).sum()):.3g}"
-    if closed is None:
+    if reference is None:
         return ["", "", variance]
-    exact = _of(program, lambda: getattr(program, closed)(x), 1) if closed else own
-    reference = torch.cat([(exact[k][0] if closed else exact[k]).flatten() for k in group])
     off, se = g.mean(0) - reference, g.std(0) / len(g) ** 0.5
     worst = float((off.abs() / (se + 1e-12)).max()) if float(off.abs().max()) > 1e-10 else 0.0
     return [f"{worst:.1f}", f"{float(off.norm() / reference.norm()):.1%}", variance]

@@ -423,7 +423,8 @@ def _sample_times(scope: _Scope, columns: Mapping[str, Any]) -> None:
         own = v.expand(batch) if v.dim() < nesting else v.expand(batch + v.shape[nesting:])
         return own.reshape(-1, *own.shape[nesting:])
 
-    for t in scope.program.subsampled_terms({k: as_rows(v) for k, v in columns.items()}, 1):
+    rows = {k: as_rows(v) for k, v in columns.items()}
+    for t in scope.program.subsampled_terms(rows, 1):
         role = "prior" if obs is None and t.role == "likelihood" else t.role
         log_prob, target = (None if v is None else v[0].reshape(batch) for v in (t.log_prob, t.target))
         infer = {"role": role, "target": target, "drawn": True}
@@ -433,6 +434,7 @@ def _sample_times(scope: _Scope, columns: Mapping[str, Any]) -> None:
             pyro.sample(name, at, obs=obs, infer=infer)
         else:
             unit = Unit(log_prob)
+            infer["chain"] = t.site, scope.program, rows
             pyro.sample(f"{name}/{t.site}", unit, obs=unit.sample(), infer=infer)
 
 

@@ -46,6 +46,6 @@ def test_a_picture_of_draws_that_were_made_runs_no_long_chain(monkeypatch):
 def test_a_reweighted_model_says_that_it_was_not_trained_on_the_bound():
     x = normal(20, 2)
     run = fit(Diffusion(2, hidden=(8,), steps=4, weighting="simple"), {"x": x}, steps=1)
-    figure = _elbo_figure(elbo_decomposition(run, {"x": x}), run)
+    figure = _elbo_figure(elbo_decomposition(run, {"x": x}), run.program)
     said = " ".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
     assert "no bound" in said and "nats" in said

@@ -7,7 +7,7 @@ import torch
 from known import GuidedNormalMean, normal
 
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, gradient_noise
+from ppgen.inference import fit, gradient_noise, objectives
 from ppgen.models import Diffusion
 
 X = normal(12).double() + 1.0
@@ -46,6 +46,14 @@ def test_what_does_not_go_with_the_program_is_said(run):
         gradient_noise(run, {"x": X}, choices=["iwea"])
     with pytest.raises(PpgenError, match="needs 2"):
         gradient_noise(run, {"x": X}, repeats=1)
+
+
+def test_all_objectives_are_tried(run):
+    """miwae, piwae, ciwae and gdreg were left out of "all"."""
+    found, refused = gradient_noise(run, {"x": X}, particles=4, repeats=2)
+    assert {c.partition(" ")[0] for c in (*(r.choice for r in found), *refused)} == {*objectives.names()} - {
+        "subsampled"
+    }
 
 
 def test_the_random_state_is_left_alone(run):

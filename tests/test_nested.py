@@ -6,13 +6,14 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from known import KnownChain
 from pyro import poutine
 from pyro.distributions import HalfNormal, Normal
 from torch import nn
 
 import ppgen
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, loglik, mcmc, plot, posterior, sample
+from ppgen.inference import elbo_decomposition, fit, loglik, mcmc, plot, posterior, report, sample
 from ppgen.inference.training.fit import resume
 from ppgen.models import PPCA, VAE, Diffusion, EightSchools, Flow
 from ppgen.terms import run, terms
@@ -675,6 +676,72 @@ def test_the_pictures_of_a_run_name_the_sites_within(tmp_path):
     data = {"x": torch.randn(30, 4)}
     names = {p.stem for p in map(Path, plot(fit(program, data, steps=5, seed=0), data, out=tmp_path))}
     assert {"elbo", "latent"} <= names
+
+
+class KnownPrior(ppgen.Program):
+    """x | z ~ N(z, 0.1² I), z from a chain whose denoiser is exact; the guide has the data's own distribution of z."""
+
+    def __init__(self):
+        super().__init__()
+        self.chain = KnownChain()
+        self.nothing = nn.Parameter(torch.zeros(()).double())
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            z = ppgen.sample("z", self.chain)
+            return pyro.sample("x", Normal(z, 0.1).to_event(1), obs=x)
+
+    def guide(self, x):
+        with ppgen.rows(x):
+            data = self.chain.data
+            pyro.sample("z", data.expand(x.shape[:1]))
+
+
+class Deeper(ppgen.Program):
+    """The same a level down: y is a noisy x."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = KnownPrior()
+
+    def model(self, y=None):
+        with ppgen.rows(y):
+            x = ppgen.sample("x", self.inner)
+            return pyro.sample("y", Normal(x, 0.1).to_event(1), obs=y)
+
+    def guide(self, y):
+        with ppgen.rows(y):
+            pyro.sample("x", Normal(y, 0.1).to_event(1))
+
+
+@pytest.mark.parametrize(("outer", "column", "site"), [(KnownPrior, "x", "z"), (Deeper, "y", "x/z")])
+def test_the_ledger_of_a_chain_within_is_under_its_scope(outer, column, site):
+    """The terms of the bound at draws of p(z): those of the chain alone, in closed form."""
+    torch.manual_seed(0)
+    program = outer().double()
+    data = {column: torch.randn(20_000, 2).double()}
+    program.setup({column: data[column][:4]}, None)
+    prior, steps, reconstruction = (-float(v.sum()) for v in KnownChain().expected_terms().values())
+    found = elbo_decomposition(program, data, within=site, seed=0)
+    for value, se, truth in (
+        (found.prior, found.prior_se, prior),
+        (found.kl.sum(), float((found.kl_se**2).sum()) ** 0.5, steps),
+        (found.reconstruction, found.reconstruction_se, reconstruction),
+    ):
+        assert abs(value - truth) < 4.5 * se + 1e-3 * abs(truth)
+    assert found.elbo_se < 0.02 * abs(found.elbo)
+    with pytest.raises(PpgenError, match=f"no chain 'u'; they are {site}"):
+        elbo_decomposition(program, data, within="u")
+    with pytest.raises(PpgenError, match="is no chain of latents.*within="):
+        elbo_decomposition(program, data)
+
+
+def test_a_long_chain_within_has_pictures_and_a_report(tmp_path):
+    """Both were refused, as diagnose is where there are no weights."""
+    data = {"x": torch.randn(30, 4)}
+    run_ = fit(within(chain(20))(), data, steps=3, seed=0, out=tmp_path / "r")
+    assert {"elbo", "latent", "ledger_z"} <= {p.stem for p in map(Path, plot(run_, data))}
+    assert "close to the posterior cannot be told" in report(run_, data).read_text()
 
 
 class Two(ppgen.Program):

@@ -61,6 +61,7 @@ LAWS = {
     "tvo": "every weight is the evidence",
     "enumerate": "summed",
     "subsampled": "chain",
+    "tc": "rows",
 }
 
 
@@ -559,7 +560,7 @@ def test_a_weighted_objective_sums_out_what_asks_for_it(name):
     assert run.rows[-1]["elbo"] == pytest.approx(float(Asks().double().log_evidence(X)), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law != "chain"])
+@pytest.mark.parametrize("name", [n for n, law in LAWS.items() if law not in ("chain", "rows")])
 def test_a_function_of_weights_needs_all_rows_that_share_latents(name):
     """The mean over batches of log E_q[w^(N/B)]-like figures is above log p(x): only means of terms take batches."""
     o = made(GuidedNormalMean(), X, name, 4)
@@ -583,6 +584,95 @@ def test_what_is_trained_on_with_weighted_latents_is_not_what_is_reported(how):
     assert abs(float(bound) - float(plain)) < 2.0
     kl = 0.5 * (1.5**2 - 1 - 2 * math.log(1.5))  # beside the posterior; the prior's is another
     assert abs(-float(loss) * len(X) - float(bound)) > 0.5 * kl
+
+
+class Planar(Program):
+    """z ~ N(0, I), x | z ~ N(z, I) in the plane; the guide is N(A x, diag s²)."""
+
+    def __init__(self):
+        super().__init__()
+        self.A = torch.nn.Parameter(torch.tensor([[1.0, 0.6], [0.2, 0.9]]).double())
+        self.log_s = torch.nn.Parameter(torch.tensor([-0.5, -0.9]).double())
+
+    def model(self, x=None):
+        with rows(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).to(self.A), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with rows(x):
+            pyro.sample("z", dist.Normal(x @ self.A.T, self.log_s.exp()).to_event(1))
+
+
+def test_the_total_correlation_is_that_of_a_grid():
+    """KL(q(z) ‖ q(z_1) q(z_2)) of the mixture of seven normals, its value and its gradient, by quadrature."""
+    torch.manual_seed(0)
+    x, grid = torch.randn(7, 2).double(), torch.linspace(-6, 6, 301).double()
+    program = Planar()
+    log_q = [
+        dist.Normal((x @ program.A.T)[:, d], program.log_s[d].exp()).log_prob(grid[:, None]) for d in (0, 1)
+    ]  # (grid, rows)
+    joint = torch.logsumexp(log_q[0][:, None] + log_q[1][None], -1) - math.log(7)
+    apart = [torch.logsumexp(v, -1) - math.log(7) for v in log_q]
+    exact = (joint.exp() * (joint - apart[0][:, None] - apart[1][None])).sum() * 0.04**2
+    parameters = (program.A, program.log_s)
+    slopes = torch.cat([g.flatten() for g in torch.autograd.grad(exact, parameters)])
+    program.setup({"x": x}, None)
+    structure = check(program, {"x": x})
+    with_it, without = (Objective(program, structure, 7, objective=f"tc(beta={b})", particles=400) for b in (3.0, 1.0))
+    found, values = [], []
+    for seed in range(30):
+        losses = []
+        for o in (with_it, without):
+            torch.manual_seed(seed)
+            losses.append(o({"x": x}))
+        assert float(losses[0][1]) == float(losses[1][1])  # the ELBO is reported, whatever β is
+        half = 7 * (losses[0][0] - losses[1][0]) / 2  # Σ over rows of log q(z_i) − Σ_d log q(z_id)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(half, parameters)]))
+        values.append(half.detach())
+    for draws, truth in ((torch.stack(values)[:, None], 7 * exact.detach()[None]), (torch.stack(found), 7 * slopes)):
+        se = draws.std(0) / 30**0.5
+        assert ((draws.mean(0) - truth).abs() < 4.5 * se).all()
+        assert float(se.norm()) < 0.02 * float(truth.norm())
+
+
+@pytest.mark.parametrize("engine", ["eager", "trace"])
+def test_a_guide_whose_latents_go_together_over_the_rows_is_trained_apart(engine):
+    torch.manual_seed(0)
+    x = torch.randn(60, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.4]])
+    correlation = {}
+    for beta in (1.0, 30.0):
+        run = fit(Planar(), {"x": x}, steps=300, lr=0.03, objective=f"tc(beta={beta})", engine=engine, seed=0)
+        with torch.no_grad():
+            cov = torch.cov((x @ run.program.A.T.to(x)).T) + (2 * run.program.log_s.to(x)).exp().diag()
+        correlation[beta] = float(cov[0, 1] / (cov[0, 0] * cov[1, 1]) ** 0.5)  # of z over the rows
+    posterior_cov = torch.cov(x.T) / 4 + torch.eye(2) / 2  # of z over the rows, where the guide is the posterior
+    exact = float(posterior_cov[0, 1] / posterior_cov.diagonal().prod() ** 0.5)
+    assert correlation[1.0] == pytest.approx(exact, abs=0.02) and exact > 0.2
+    assert abs(correlation[30.0]) < exact / 4
+
+
+def test_a_total_correlation_is_of_one_vector_a_row():
+    with pytest.raises(PpgenError, match=r"needs a guide of one latent.*has the latents"):
+        fit(GuidedNormalMean(), {"x": X}, steps=1, objective="tc", precision="64-true")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("analytic", ""),
+        ("analytic(beta=1.0)", ""),
+        ("analytic(beta=4, free_bits=0.5)", "analytic with beta=4 and free_bits=0.5"),
+        ("sampled(beta=0.5)", "sampled with beta=0.5"),
+        ("subsampled(free_bits=1)", "subsampled with free_bits=1"),
+        ("ciwae(beta=0.5)", ""),  # a bound
+        ("tc", "tc with beta=6"),
+        ("tc(beta=1)", ""),
+        ("Trace_ELBO", ""),
+    ],
+)
+def test_what_is_trained_on_in_place_of_a_bound_is_said(spec, said):
+    assert objectives.reweighted(spec, Planar()) == said
 
 
 @pytest.mark.parametrize(

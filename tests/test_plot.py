@@ -16,6 +16,7 @@ import ppgen
 from ppgen.inference import diagnose, fit, plot
 from ppgen.inference import sample as draw
 from ppgen.inference.report.figures import save
+from ppgen.inference.report.interpolation import interpolation_figure
 from ppgen.inference.report.plot import GOOD_K, elbo_figure, khat_figure, latent_figure, reconstructions_figure
 from ppgen.inference.report.sample_plots import samples_figure
 from ppgen.models import EightSchools
@@ -95,7 +96,7 @@ def labels(figure):
     ("which", "expected"),
     [
         ("points", {"elbo", "samples", "reconstructions", "latent", "khat"}),
-        ("images", {"elbo", "samples", "reconstructions", "latent", "khat"}),
+        ("images", {"elbo", "samples", "reconstructions", "interpolation", "latent", "khat"}),
         ("schools", {"elbo", "samples", "reconstructions", "latent"}),
         ("gaussian", {"elbo", "samples"}),
     ],
@@ -193,6 +194,32 @@ def test_reconstructions(points, images, schools, gaussian):
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [f"y[{c}]" for c in "ABCDEFGH"]
     np.testing.assert_allclose(figure.axes[0].collections[-1].get_offsets()[:, 0], schools[1]["y"])
     assert reconstructions_figure(*gaussian) is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"), [("analytic(free_bits=0.5)", "free_bits=0.5, which is none"), ("iwae", "")]
+)
+def test_the_picture_of_the_elbo_says_that_another_thing_was_trained_on(images, objective, said):
+    run = fit(Linear(64, latent=3, bits=True), images[1], steps=4, log_every=1, objective=objective, engine="eager")
+    title = elbo_figure(run).axes[0].get_title()
+    assert title.startswith("A lower bound on log p(x)") and title.endswith(said) and ("trained" in title) == bool(said)
+
+
+def test_interpolation_goes_from_one_row_to_the_next_through_z(points, images, schools, gaussian):
+    run, data = images
+    tiles = interpolation_figure(run, data).axes[0].images[0].get_array()
+    assert tiles.shape == (8 * 9 - 1, 11 * 9 - 1)  # eight lines of eleven images, a pixel between them
+    x = data["x"].reshape(-1, 8, 8)
+    np.testing.assert_allclose(tiles[9:17, :8], x[2])
+    np.testing.assert_allclose(tiles[9:17, -8:], x[3])
+    with torch.no_grad():
+        loc, raw = run.program.encoder(data["x"][2:4]).chunk(2, -1)
+        middle = run.program.decoder(loc.mean(0)).reshape(8, 8)
+        shown = torch.logit(tensor(np.array(tiles[9:17, 5 * 9 : 5 * 9 + 8])))
+        # means of 20 draws of both ends: their difference has this standard deviation in each logit
+        sd = ((run.program.decoder.weight**2 @ (raw.exp() ** 2).sum(0)) / (4 * 20)).sqrt().reshape(8, 8)
+    assert (shown - middle).abs().max() < 4.5 * sd.max() and sd.max() < 0.4
+    assert all(interpolation_figure(*other) is None for other in (points, schools, gaussian))
 
 
 def test_latent_shows_kl_and_labels(points):

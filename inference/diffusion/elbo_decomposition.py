@@ -21,13 +21,15 @@ from ppgen.chains.chain import Chain
 from ppgen.chains.chain_terms import reconstruction, terms
 from ppgen.check.agreement import observed_in_support
 from ppgen.data import n_rows, take
-from ppgen.errors import PpgenError
+from ppgen.errors import PpgenError, require_known
 from ppgen.inference.evaluation.estimates import Bound, LogLik
 from ppgen.inference.evaluation.sample import dtype_of_program, program_of, ready
+from ppgen.nested import drawn_times
 from ppgen.program import Program
 from ppgen.run import Run, prepare_columns
+from ppgen.terms import run as run_once
 
-__all__ = ["ElboDecomposition", "chain_elbo", "elbo_decomposition"]
+__all__ = ["ElboDecomposition", "chain_elbo", "chains_within", "elbo_decomposition"]
 
 BLOCK = 2**19  # rows x times x observed values at once
 
@@ -72,21 +74,50 @@ class ElboDecomposition(NamedTuple):
 
 @torch.no_grad()
 def elbo_decomposition(
-    run: Run | Program, data: Mapping[str, Tensor], *, intervals: int = 50, seed: int | None = 0
+    run: Run | Program,
+    data: Mapping[str, Tensor],
+    *,
+    within: str | None = None,
+    intervals: int = 50,
+    seed: int | None = 0,
 ) -> ElboDecomposition:
     """The terms of a chain's bound on data.
 
     Args:
+        within: the site whose distribution is a chain, "z" or "z/u", of a program that has one within
+            (`ppgen.sample`): its bound at one draw of the guides a row.
         intervals: of time, each one draw a row; with T steps at most T.
         seed: of the draws.
 
     Raises:
-        PpgenError: a program that is no chain.
+        PpgenError: a program that is no chain, or that has none at that site.
     """
-    program = require_chain(run)
+    if within is None:
+        program = require_chain(run)
+        columns: Mapping[str, Tensor] = prepare_columns(data, program, dtype_of_program(program))
+    else:
+        found = chains_within(run, data, seed=seed)
+        require_known("chain", within, tuple(found) or ("none",))
+        program, columns = found[within]
+    return _decomposed(program, columns, intervals, seed)
+
+
+def chains_within(
+    run: Run | Program, data: Mapping[str, Tensor], *, seed: int | None = 0
+) -> dict[str, tuple[Chain, dict[str, Tensor]]]:
+    """By site, the chains within a program and their columns, a row for each element of the plates around them, where
+    the guides have drawn their values."""
+    program = program_of(run)
     columns = prepare_columns(data, program, dtype_of_program(program))
+    with ready(run, columns, seed), drawn_times():
+        nodes = run_once(program, columns).p.nodes
+    sites = {n: s["infer"]["chain"] for n, s in nodes.items() if s["type"] == "sample" and "chain" in s["infer"]}
+    return {n.removesuffix(f"/{own}"): (chain, rows) for n, (own, chain, rows) in sites.items()}
+
+
+def _decomposed(program: Chain, columns: Mapping[str, Tensor], intervals: int, seed: int | None) -> ElboDecomposition:
     k = min(intervals, program.steps) if not program.limit else intervals
-    with ready(run, columns, seed, guide=False):
+    with ready(program, columns, seed, guide=False):
         found = [_of_rows(program, batch, k, 1) for batch in _blocks(program, columns, k)]
         cost, start, end = (torch.cat([f[i] for f in found], 1).double() for i in range(3))
         n = cost.shape[1]
@@ -169,5 +200,7 @@ def require_chain(run: Run | Program) -> Chain:
     """The program, which has to be a chain."""
     program = program_of(run)
     if not isinstance(program, Chain):
-        raise PpgenError(f"{program.name} is no chain of latents, which this is for; take model diffusion")
+        part = any(p.is_chain for p in program.inner_programs)
+        remedy = "for one within it take elbo_decomposition(..., within=)" if part else "take model diffusion"
+        raise PpgenError(f"{program.name} is no chain of latents, which this is for; {remedy}")
     return program

@@ -28,7 +28,7 @@ from ppgen.engine import log_joint
 from ppgen.engine.density.joint import in_blocks
 from ppgen.errors import PpgenError
 from ppgen.inference.evaluation.estimates import Evidence, LogLik
-from ppgen.inference.evaluation.loglik import loglik, require_no_point
+from ppgen.inference.evaluation.loglik import NoWeights, loglik, require_no_point
 from ppgen.inference.evaluation.moments import compare_moments
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import pareto_k, tail, threshold
@@ -90,10 +90,6 @@ class Diagnosis(NamedTuple):
         return verdict(self.findings)
 
 
-class NoWeights(PpgenError):
-    """There are no weights that tell how far a guide is from the posterior."""
-
-
 @torch.no_grad()
 def diagnose(
     run: Run,
@@ -116,7 +112,7 @@ def diagnose(
         reference: a DataTree of the same posterior, such as `mcmc` gives, to stand beside the guide's.
 
     Raises:
-        NoWeights: a program that has no latents; a guide without spread.
+        NoWeights: a program that has no latents; a guide without spread; a log-density that is itself drawn.
         PpgenError: a program that was not fitted.
     """
     require_run(run, "diagnose")

@@ -64,6 +64,14 @@ MOST_COMPARED, MOST_RUNS = 2048, 16  # of all sites, and runs of the model
 ODE_DRAWS = 4  # of z_0 and of Hutchinson's noise a row
 
 
+class NoWeights(PpgenError):
+    """There are no weights that tell how far a guide is from the posterior."""
+
+
+class DrawnDensity(NoWeights):
+    """The log-density of a site is itself drawn, as that of a long chain within is."""
+
+
 @torch.no_grad()
 def loglik(
     run: Run | Program,
@@ -87,7 +95,8 @@ def loglik(
 
     Raises:
         PpgenError: data that the program does not take; a guide that is a point, whose ELBO is no bound; weights
-            that are nan, or are asked for where the log-density of a site is itself drawn.
+            that are nan.
+        DrawnDensity: they are asked for where the log-density of a site is itself drawn.
     """
     with _precise(run, data):
         return _evaluated(run, data, particles, seed, keep_weights, ode)
@@ -124,7 +133,7 @@ def _evaluated(
             return LogLik((_no_latents(program, data, structure, particles),), per, n, 1, None, dims)
         drawn, noise = _drawn(program, few, once, per)
         if drawn and keep_weights:
-            raise PpgenError(
+            raise DrawnDensity(
                 f"{drawn}: importance weights, k-hat and bounds by them cannot be formed; report the ELBO (loglik), or "
                 "give the site a log_prob that is a function of its value"
             )

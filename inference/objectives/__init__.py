@@ -10,6 +10,8 @@ A file has
     OF_A_PART   what else is wrong, even of one draw, where the rows of a step are a part of those that share latents
                 (optional)
     GRADIENT    the estimator whose draws it is made of, where that is not the user's choice (optional)
+    REWEIGHTED  (optional) options that make what is trained on another thing than the bound, and the values at which
+                they do not
     DREAMS      whether the guide is fitted to draws of the model: a guide by name is one that reads its rows (optional)
     draw        (optional) its own terms of one draw, in place of an estimator's; with DRAWS, see
                 `ppgen.inference.gradients`
@@ -20,12 +22,13 @@ A name may have keywords: `renyi`, `renyi(alpha=0.3)`. Adding one is adding its 
 (tests/test_objectives.py).
 """
 
+import inspect
 from functools import partial
 from typing import Any
 
 from ppgen.folder import Folder, call_of, require_options
 
-__all__ = ["formula", "named", "names"]
+__all__ = ["formula", "named", "names", "reweighted"]
 
 _FOLDER = Folder(__name__, "objective")
 names, named = _FOLDER.names, _FOLDER.named
@@ -41,3 +44,20 @@ def formula(spec: str) -> partial[Any]:
     name, options = call_of(spec, "objective", "renyi(alpha=0.3)")
     require_options(f"objective {name}", made, options, but=("terms", "s"))
     return partial(made, **options)
+
+
+def reweighted(spec: str, program: Any) -> str:
+    """What is trained on in place of the bound that is shown, in words; "" where it is that bound.
+
+    Args:
+        spec: of an objective, or the name of another loss.
+        program: a chain may weigh its terms by itself.
+    """
+    if spec.partition("(")[0] not in names():
+        return ""
+    part, plain = formula(spec), getattr(named(spec), "REWEIGHTED", {})
+    has = {k: v.default for k, v in inspect.signature(part.func).parameters.items()} | part.keywords
+    changed = [f"{k}={has[k]:g}" for k, v in plain.items() if has[k] != v]
+    if getattr(program, "weighting", "elbo") != "elbo":
+        changed.append(f"weighting={program.weighting!r}")
+    return f"{spec.partition('(')[0]} with {' and '.join(changed)}" if changed else ""

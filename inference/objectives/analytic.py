@@ -20,6 +20,7 @@ SUMMARY = "ELBO, KL in closed form wherever it exists: analytic(beta=1, free_bit
 TERMS = "closed_form"
 PATHWISE = False
 MEAN = True
+REWEIGHTED = {"beta": 1.0, "free_bits": 0.0}
 
 
 def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits: float = 0.0) -> tuple[Tensor, Tensor]:

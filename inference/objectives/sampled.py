@@ -17,6 +17,7 @@ SUMMARY = "ELBO, every term drawn (Pyro's Trace_ELBO)"
 TERMS = "drawn"
 PATHWISE = False
 MEAN = True
+REWEIGHTED = {"beta": 1.0}
 
 
 def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0) -> tuple[Tensor, Tensor]:

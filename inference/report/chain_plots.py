@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ppgen.chains.gaussian_chain import GaussianChain
-from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, elbo_decomposition
+from ppgen.inference.diffusion.elbo_decomposition import ElboDecomposition, chains_within, elbo_decomposition
 from ppgen.inference.diffusion.samplers import chain_of, sample_diffusion
 from ppgen.inference.evaluation.sample import sample
 from ppgen.inference.report.figures import figure_of, image_grid
-from ppgen.inference.report.sample_plots import image_shape, samples_figure
+from ppgen.inference.report.sample_plots import first_rows, image_shape, samples_figure
+from ppgen.program import Program
 from ppgen.run import Run
 from ppgen.style import BLUE, GREY, ORANGE
 
@@ -36,7 +37,20 @@ def chain_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0)
     return {
         "samples": samples_figure(run, data, drawn={"x": drawn}, given=held),
         "chain": _chain_figure(run, given, seed=seed) if gaussian else None,
-        "ledger": _elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run),
+        "ledger": _elbo_figure(elbo_decomposition(run, {k: v[:ROWS] for k, v in data.items()}, seed=seed), run.program),
+    }
+
+
+def within_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0) -> dict[str, Figure | None]:
+    """The ledgers of the chains within a program, each under its site's name."""
+    if not run.program.subsamples:
+        return {}
+    few = first_rows(run, data, ROWS)
+    return {
+        f"ledger_{name.replace('/', '_')}": _elbo_figure(
+            elbo_decomposition(run, few, within=name, seed=seed), chain, name
+        )
+        for name, (chain, _) in chains_within(run, few, seed=seed).items()
     }
 
 
@@ -84,7 +98,7 @@ def _chain_figure(run: Run, given: Mapping[str, Tensor] | None = None, *, seed: 
     return figure
 
 
-def _elbo_figure(found: ElboDecomposition, run: Run | None = None) -> Figure:
+def _elbo_figure(found: ElboDecomposition, program: Program | None = None, name: str = "x") -> Figure:
     """What each interval of time costs, the ends beside it: bits/dim where x is discrete, else nats a row."""
     unit = "nats a row" if found.dims is None else "bits/dim"
 
@@ -98,12 +112,11 @@ def _elbo_figure(found: ElboDecomposition, run: Run | None = None) -> Figure:
     axis.errorbar(found.times[:-1] + width / 2, of(found.kl), 2 * of(found.kl_se), fmt="none", ecolor=GREY, lw=0.8)
     total, se = float(of(-found.elbo)), float(of(found.elbo_se))
     axis.set(xlabel="time t, data at 0", ylabel=f"KL of each interval, {unit}")
-    weighting = getattr(run.program, "weighting", "elbo") if run is not None else "elbo"
+    weighting = getattr(program, "weighting", "elbo")
     trained = "" if weighting == "elbo" else f"; trained by {weighting!r}, which is no bound"
-    axis.set_title(
-        f"−ELBO = {total:.4g} ± {se:.2g} {unit} ({found.rows} rows): an upper bound on −log p(x){trained}", fontsize=9
-    )
-    names, parts = ["prior", "all times", "x given z_0"], [found.prior, found.kl.sum(), found.reconstruction]
+    bound = f"an upper bound on −log p({name}){trained}"
+    axis.set_title(f"−ELBO = {total:.4g} ± {se:.2g} {unit} ({found.rows} rows): {bound}", fontsize=9)
+    names, parts = ["prior", "all times", f"{name} given z_0"], [found.prior, found.kl.sum(), found.reconstruction]
     ends.bar(names, [float(of(p)) for p in parts], color=[GREY, BLUE, ORANGE])
     ends.tick_params(axis="x", labelrotation=60)
     ends.set_ylabel(unit)

@@ -5,7 +5,9 @@ samples           draws of the model: images, points of a plane, or histograms, 
 density           p(x) itself between data and draws, for points of a plane where nothing is latent
 corner            pairs of 3 to 8 dimensions: regions of the data and of draws
 reconstructions   E[x | z] at z ~ q(z | x) beside x; where a latent is global, the posterior predictive beside x
+interpolation     images between two rows, by the latents between theirs
 latent            posterior means of the rows and KL by dimension; intervals of global latents
+ledger_NAME       of a chain within, where the nats of its bound go
 khat              Pareto k-hat and effective draws of the guide, row by row
 
 Each figure is a function of its own, which returns None where it has nothing to show.
@@ -25,12 +27,14 @@ from torch import Tensor
 
 from ppgen import data as data_module
 from ppgen.errors import PpgenError
-from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
+from ppgen.inference import objectives
+from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
+from ppgen.inference.evaluation.loglik import NoWeights
 from ppgen.inference.evaluation.posterior import name_in, posterior
 from ppgen.inference.evaluation.psis import GOOD_K
 from ppgen.inference.evaluation.sample import reconstruct
 from ppgen.inference.report import sample_plots
-from ppgen.inference.report.chain_plots import chain_figures
+from ppgen.inference.report.chain_plots import chain_figures, within_figures
 from ppgen.inference.report.figures import (
     figure_of,
     groups_figures,
@@ -39,6 +43,7 @@ from ppgen.inference.report.figures import (
     require_format,
     write_figures,
 )
+from ppgen.inference.report.interpolation import interpolation_figure
 from ppgen.run import Run, prepare_columns
 from ppgen.run.shown import entry_names, shown, variable
 from ppgen.style import BLUE, GREY, LABELS, ORANGE
@@ -86,7 +91,9 @@ def plot(
         "samples": sample_plots.samples_figure(run, first, seed=seed),
         **sample_plots.density_figures(run, columns, seed=seed),
         "reconstructions": reconstructions_figure(run, columns, seed=seed),
+        "interpolation": interpolation_figure(run, columns, seed=seed),
         "latent": latent_figure(run, columns, d, label, seed=seed),
+        **within_figures(run, columns, seed=seed),
         **(groups_figures(d.tree) if d is not None else {}),
         "khat": khat_figure(d),
     }
@@ -118,7 +125,10 @@ def elbo_figure(run: Run) -> Figure | None:
     late = np.concatenate([s[len(s) // 10 :] for s in shown])  # the first tenth may start anywhere
     low, high = late.min(), late.max()
     axis.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
-    axis.set(xlabel="step", ylabel="nats" if whole else "nats a row", title="A lower bound on log p(x)")
+    other = objectives.reweighted(run.config["fit"]["objective"], run.program)
+    title = "A lower bound on log p(x)" + (f"; trained on {other}, which is none" if other else "")
+    axis.set(xlabel="step", ylabel="nats" if whole else "nats a row")
+    axis.set_title(title, fontsize=9 if other else None)
     axis.legend(frameon=False, loc="lower right")
     return figure
 

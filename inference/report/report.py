@@ -21,9 +21,9 @@ from ppgen import data as data_module
 from ppgen.console import cell, number
 from ppgen.errors import PpgenError
 from ppgen.gaps import in_words
-from ppgen.inference.evaluation.diagnose import Diagnosis, NoWeights, diagnose
+from ppgen.inference.evaluation.diagnose import Diagnosis, diagnose
 from ppgen.inference.evaluation.estimates import LogLik
-from ppgen.inference.evaluation.loglik import loglik
+from ppgen.inference.evaluation.loglik import DrawnDensity, NoWeights, loglik
 from ppgen.inference.evaluation.sample import ready, require_run
 from ppgen.inference.report.chain_plots import chain_figures
 from ppgen.inference.report.figures import rendered
@@ -89,11 +89,13 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
     few = rows
     if not run.structure.globals and not run.program.fixed_rows:
         few = data_module.take(rows, slice(0, ROWS), run.structure.row_columns)
-    d, point = None, False
+    d, unweighed = None, ""
     try:
         d = None if run.program.repeats else diagnose(run, few, draws=draws, seed=seed)
+    except DrawnDensity:
+        unweighed = "drawn"
     except NoWeights:
-        point = bool(run.structure.latents)
+        unweighed = "point" if run.structure.latents else ""
     bounds = d.bounds if d is not None else loglik(run, few, seed=seed)
     checks = predictive_checks(d.tree) if d is not None else []
     file = None if run.path is None else run.path / "calibration.json"
@@ -109,7 +111,7 @@ def _page(run: Run, data: Any, draws: int, seed: int) -> tuple[str, list[Finding
         *([_calibrated(calibration, calibrated)] if calibration is not None else []),
         _details(run),
     ]
-    findings = report_checks(run, d, calibrated if calibration is not None else None, point=point)
+    findings = report_checks(run, d, calibrated if calibration is not None else None, unweighed=unweighed)
     return _render(run, [s for s in sections if s], findings), findings
 
 

@@ -122,7 +122,7 @@ def _image_draws(
     rows = run.structure.row_columns
     given = {k: v[:n].expand(n, *v.shape[1:]) if k in rows and v.dim() else v for k, v in given.items()}
     given |= {k: v.expand(n) for k, v in given.items() if k in rows and not v.dim()}
-    means = _means(run, name, held, n, given) if held else None
+    means = means_at(run, name, held, n, given) if held else None
     panels = 2 if means is not None else 1
     tall = math.ceil(n / math.ceil(math.sqrt(n))) / math.ceil(math.sqrt(n))
     figure, axes = figure_of(4.1 * panels, 4.0 * tall + 0.35, panels)
@@ -137,7 +137,7 @@ def _image_draws(
 
 
 @torch.no_grad()
-def _means(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mapping[str, Tensor]) -> Tensor | None:
+def means_at(run: Run, name: str, held: Mapping[str, Tensor], n: int, given: Mapping[str, Tensor]) -> Tensor | None:
     """E[x | z] at latents that were drawn; None where the model does not say."""
     program = run.program
     with default_dtype(run.dtype), without_validation(), asked_rows(n), torch.random.fork_rng(), holding(held):

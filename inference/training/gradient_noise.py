@@ -24,8 +24,8 @@ from ppgen.inference.objective import Objective
 from ppgen.run import Run, prepare_columns
 
 CHOICES = (
-    "analytic", "sampled", "sampled sticking", "sampled score", "iwae", "dreg", "vimco", "rws", "cubo",
-    "wake_sleep", "tvo", "renyi", "enumerate",
+    "analytic", "sampled", "sampled sticking", "sampled score", "iwae", "miwae", "piwae", "ciwae", "dreg", "gdreg",
+    "vimco", "rws", "cubo", "wake_sleep", "tvo", "renyi", "enumerate", "tc",
 )  # fmt: skip
 
 

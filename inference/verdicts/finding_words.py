@@ -143,6 +143,12 @@ FAULTS = {
 
 
 def _guide(f: Finding) -> Words:
+    if f.details.get("unweighed") == "drawn":
+        return (
+            "Whether the guide is close to the posterior cannot be told: a log-density is itself drawn, as that of a "
+            "long chain within is, and gives no weights.",
+            "Take the ELBO for a bound; where weights are to tell, take a flow or a chain of few steps in its place.",
+        )
     if math.isnan(f.figure):
         return (
             "The guide gives one value of the latents, and its weights cannot tell how far the posterior is.",

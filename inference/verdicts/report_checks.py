@@ -190,16 +190,17 @@ def report_checks(
     diagnosis: _Diagnosed | None = None,
     calibration: Sequence[Finding] | None = None,
     *,
-    point: bool = False,
+    unweighed: str = "",
 ) -> list[Finding]:
     """All findings of a run, the worst first; what was not checked is a "look".
 
     Args:
-        point: whether its guide gives one value of the latents, so that there is no diagnosis.
+        unweighed: why there is no diagnosis: "point", its guide gives one value of the latents; "drawn", a log-density
+            is itself drawn.
     """
     found = _training(run)
-    if point:
-        found.append(Finding("guide", "", np.nan, np.nan, LOOK))
+    if unweighed:
+        found.append(Finding("guide", "", np.nan, np.nan, LOOK, {"unweighed": unweighed}))
     if diagnosis is not None:
         found += diagnosis.findings
     if calibration is not None:

@@ -112,7 +112,7 @@ def plot(
     format: Annotated[str, typer.Option(help="png or svg.")] = "png",
     json: opt.Json = False,
 ) -> None:  # fmt: skip
-    """Pictures: ELBO, samples, reconstructions, latent space, k-hat; those that make sense for the program.
+    """Pictures: ELBO, samples, reconstructions, interpolation, latents, k-hat; those that make sense for the program.
 
     Of a posterior.nc: latents, ranks of the chains, energy, posterior predictive.
     """

@@ -27,6 +27,7 @@ def fit(run: Run, seconds: float, json: bool) -> None:
     """The last row of metrics, or the one whose parameters are kept: nats a row, or of the data set where a latent is
     global."""
     from ppgen.cli.progress import duration
+    from ppgen.inference.objectives import reweighted
 
     last: dict[str, float] = dict(run.rows[-1]) if run.rows else {"step": 0}
     steps = int(last["step"])
@@ -54,6 +55,8 @@ def fit(run: Run, seconds: float, json: bool) -> None:
         unit = "nats" if whole else "nats a row"
         kept = f", of step {int(last['step'])}, which is kept" if last["step"] < steps else ""
         say(f"ELBO {number(elbo, se)} {unit}{held_out}{kept}; {steps} steps in {duration(seconds)}")
+        if other := reweighted(run.config["fit"]["objective"], run.program):
+            say(f"trained on {other}: no bound on log p(x), which the ELBO above is")
     say(f"run  {run.path}")
 
 
