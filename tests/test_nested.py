@@ -8,7 +8,7 @@ import pytest
 import torch
 from known import KnownChain
 from pyro import poutine
-from pyro.distributions import HalfNormal, Normal
+from pyro.distributions import Categorical, HalfNormal, MixtureSameFamily, Normal
 from torch import nn
 
 import ppgen
@@ -51,6 +51,21 @@ def within(prior):
     return Outer
 
 
+class Mixture(ppgen.Program):
+    """Three normals."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits, self.loc = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3, 2))
+
+    def density(self):
+        return MixtureSameFamily(Categorical(logits=self.logits), Normal(self.loc, 0.7).to_event(1))
+
+    def model(self, x=None):
+        with ppgen.rows(x):
+            return pyro.sample("x", self.density(), obs=x)
+
+
 def flow():
     return Flow(2, transforms=1, hidden=(6,))
 
@@ -63,7 +78,7 @@ def chain(steps=8):
     return Diffusion(2, steps=steps, hidden=(6,), loc=[0.0, 0.0], scale=[1.0, 1.0])
 
 
-def by_hand_flow(self):
+def by_hand_density(self):
     return pyro.sample("z", self.prior.density())
 
 
@@ -149,7 +164,8 @@ def pairs():
     x = torch.randn(N, 4).double()
     out = {}
     for name, prior, z, guide in (
-        ("flow", flow(), by_hand_flow, lambda self, z: None),
+        ("flow", flow(), by_hand_density, lambda self, z: None),
+        ("mixture", Mixture(), by_hand_density, lambda self, z: None),
         (
             "PPCA",
             PPCA(2, latent=1),
@@ -170,6 +186,17 @@ def pairs():
                 "z", Normal(by_hand_ppca(s.prior.prior, "z/z") @ s.prior.W.mT + s.prior.mu, s.prior.sigma).to_event(1)
             ),
             lambda s, z: by_hand_ppca_guide(s.prior.prior, "z/z", by_hand_ppca_guide(s.prior, "z", z)),
+        ),
+        (
+            "mixture in PPCA in PPCA",
+            Inside(Mixture()),
+            lambda s: pyro.sample(
+                "z",
+                Normal(pyro.sample("z/z", s.prior.prior.density()) @ s.prior.W.mT + s.prior.mu, s.prior.sigma).to_event(
+                    1
+                ),
+            ),
+            lambda s, z: by_hand_ppca_guide(s.prior, "z", z),
         ),
         (
             "chain in PPCA in PPCA",
@@ -714,7 +741,7 @@ class Deeper(ppgen.Program):
             pyro.sample("x", Normal(y, 0.1).to_event(1))
 
 
-@pytest.mark.parametrize(("outer", "column", "site"), [(KnownPrior, "x", "z"), (Deeper, "y", "x/z")])
+@pytest.mark.parametrize(("outer", "column", "site"), [(KnownPrior, "x", "z"), pytest.param(Deeper, "y", "x/z", marks=pytest.mark.slow)])
 def test_the_ledger_of_a_chain_within_is_under_its_scope(outer, column, site):
     """The terms of the bound at draws of p(z): those of the chain alone, in closed form."""
     torch.manual_seed(0)
