@@ -72,6 +72,16 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize(("terms", "x"), [("g/u", lambda u: u), ("g/log((u + 1) / 2)", lambda u: np.log((u + 1) / 2))])
+def test_a_slope_within_each_level_has_the_columns_of_its_levels(terms, x):
+    program = regression(f"y ~ {terms}", data=TABLE)
+    new = table(15)
+    levels = (new["g"].to_numpy()[:, None] == np.array(list("abcd"))).astype(float)
+    expected = np.hstack([levels[:, 1:], levels * x(new["u"].to_numpy())[:, None]])
+    found = matrix(program.design["matrix"], prepare_columns(new, program, torch.float64), torch.zeros(()).double())
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_parentheses_within_a_call_are_kept(call):
     """formulae's names of calls are without them; of offsets nothing else had been asked."""

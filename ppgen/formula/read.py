@@ -223,8 +223,8 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
     Calls are computed as they are written: the names that formulae gives them have lost the parentheses within, log(a +
     b / 2) of log((a + b) / 2).
     """
-    read = _formulae(terms, table)
     written = _written(terms)
+    read = _apart(_formulae(terms, table), table, written)
     made: Matrix = {"terms": [], "labels": []}
     offsets: list[str] = []
     for term in read.terms.values():
@@ -239,6 +239,19 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
             ]
     _require_same(made, offsets, read, terms, table)
     return made, offsets
+
+
+def _apart(read: Any, table: CodedTable, written: Mapping[str, str]) -> Any:
+    """Terms with components of their own: of g / x formulae has one g in g and in g:x, with the contrasts of the
+    latter, so that they are read again as it has written them out."""
+    terms = [t for t in read.terms.values() if t.kind not in ("intercept", "offset")]
+    components = [c for t in terms for c in t.components]
+    if len(components) == len({id(c) for c in components}):
+        return read
+    kinds = {t.kind for t in read.terms.values()}
+    names = [":".join(written.get(_squeezed(c.name), c.name) for c in t.components) for t in terms]
+    offsets = [written.get(_squeezed(n), n) for n, t in read.terms.items() if t.kind == "offset"]
+    return _formulae(" + ".join(["1" if "intercept" in kinds else "0", *names, *offsets]), table)
 
 
 def _label(label: str, components: Sequence[Any], written: Mapping[str, str]) -> str:
