@@ -178,14 +178,14 @@ def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) 
 
 
 def _require_names(design: Design, family: str) -> None:
-    """Refuses a response or group called like a latent, or by a name that no argument can have."""
+    """Refuses a response or group called like a latent, and a column that formulae takes for the intercept."""
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
     own = {*_OWN, *FAMILIES[family].beside}
     own |= {f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r")}
     for gap in design.get("gaps", []):
         own |= {f"{gap['name']}_unobserved", *(f"{s}_{gap['name']}" for s in ("alpha", "beta", "sigma", "z", "seen"))}
-    if clash := [n for n in names if n in own]:
+    if clash := [n for n in names if n in own] + [n for n in design["arguments"] if n == "Intercept"]:
         raise PpgenError(
             f"the column {clash[0]!r} is called like a site of the regression's own; rename it, as with --columns "
             f"{clash[0]}_={clash[0]}"
