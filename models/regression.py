@@ -30,7 +30,7 @@ from ppgen.data.cells.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError, first_of
 from ppgen.formula.centring import centre, of_latents
-from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
+from ppgen.formula.design import STARTS, Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
@@ -55,7 +55,7 @@ class Regression(ppgen.Program):
         priors: locations and scales, of `ppgen.formula.priors`.
     """
 
-    starts = 4  # its columns are of any units
+    starts = STARTS
 
     def __init__(self, formula: str, family: str, design: Design, priors: Priors):
         super().__init__()
