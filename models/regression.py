@@ -30,11 +30,12 @@ from ppgen.data.cells.levels import Levels
 from ppgen.distributions.status import WithStatus
 from ppgen.errors import PpgenError, first_of
 from ppgen.formula.centring import centre, of_latents
-from ppgen.formula.design import Design, Group, dimensions, exposure, matrix
+from ppgen.formula.design import STARTS, Design, Group, dimensions, exposure, matrix
 from ppgen.formula.expressions import compute
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.gaps import filled, missing_cells
 from ppgen.formula.priors import Priors, described, priors_of
+from ppgen.formula.separation import unbounded
 from ppgen.formula.spreads import far_from_zero, untold
 from ppgen.gaps import require_how
 
@@ -54,7 +55,7 @@ class Regression(ppgen.Program):
         priors: locations and scales, of `ppgen.formula.priors`.
     """
 
-    starts = 4  # its columns are of any units
+    starts = STARTS
 
     def __init__(self, formula: str, family: str, design: Design, priors: Priors):
         super().__init__()
@@ -234,13 +235,7 @@ def regression(
     told = [f"{site} ~ {prior}" for site, prior in made.describe_priors().items()]
     log.info("priors, which priors= states otherwise: %s", first_of(told, _SHOWN))
     rows = _with_response(made, table)
-    centred = design["intercept"] or family == "ordered"
-    if labels := untold(design["matrix"], rows, torch.zeros((), dtype=torch.float64), centred):
-        log.warning(
-            "%s: %s, so that each coefficient alone is what its prior says; leave one out, or report what is predicted",
-            first_of(labels, _SHOWN),
-            "linear functions of each other in these rows" if len(labels) > 1 else "the same in all of these rows",
-        )  # fmt: skip
+    _say_untold(design, family, rows)
     for group in design["groups"]:
         for name, mean, sd in far_from_zero(group["matrix"], table, torch.zeros((), dtype=torch.float64)):
             _far(f"the effects over {group['codes']} are those where {name} is 0, far from its {mean:.6g} ± {sd:.3g}",
@@ -254,6 +249,25 @@ def _with_response(program: Regression, table: Mapping[str, Any]) -> dict[str, T
     own = {k: table[k] for k in inspect.signature(program.model).parameters if table.get(k) is not None}
     whole = {*(program.codes or ()), *program.categories}
     return {k: (v if k in whole else v.double())[~y.isnan()] for k, v in own.items()}
+
+
+def _say_untold(design: Design, family: str, rows: Mapping[str, Tensor]) -> None:
+    """Says which coefficients are what their priors say: linear functions of each other, or without a maximum."""
+    centred = design["intercept"] or family == "ordered"
+    if labels := untold(design["matrix"], rows, torch.zeros((), dtype=torch.float64), centred):
+        log.warning(
+            "%s: %s, so that each coefficient alone is what its prior says; leave one out, or report what is predicted",
+            first_of(labels, _SHOWN),
+            "linear functions of each other in these rows" if len(labels) > 1 else "the same in all of these rows",
+        )  # fmt: skip
+    elif labels := unbounded(design, family, rows):
+        log.warning(
+            "%s: the likelihood has no maximum, as %s, so that how far from 0 their coefficients are is what the "
+            "priors say; state what you mean by priors=, or report what is predicted",
+            first_of(labels, _SHOWN),
+            "censored rows alone tell of some of these" if design["response"]["status"] else
+            "all rows of a level have the same response, or a linear function of the columns separates them",
+        )  # fmt: skip
 
 
 def _far(found: str, too_far: bool, remedy: str) -> None:

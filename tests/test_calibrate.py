@@ -19,6 +19,7 @@ from ppgen import PpgenError, Program, rows
 from ppgen.check import check
 from ppgen.cli import app
 from ppgen.distributions import Flat
+from ppgen.distributions.status import WithStatus
 from ppgen.inference import calibrate, fit
 from ppgen.inference.evaluation.calibrate import _of_guide
 from ppgen.inference.evaluation.ecdf_bands import band, ecdf, p_value
@@ -315,6 +316,15 @@ def test_what_cannot_be_calibrated():
         with rows(x):
             pyro.sample("y", dist.Normal(m, 1.0), obs=x.abs().log())
 
+    def censored(x, c=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with rows(x):
+            pyro.sample("x", WithStatus(dist.Normal(m, 1.0), c), obs=x)
+
+    with pytest.raises(PpgenError, match="2 of 10 values of 'x' are censored, .*; leave out the column"):
+        calibrate(Program.from_pair(censored), X | {"c": torch.tensor([1.0, -1.0] + 8 * [0.0])}, guide="AutoNormal")
+    seen = [X, X | {"c": torch.zeros(10)}]
+    assert all(calibrate(Program.from_pair(censored), d, simulations=20, steps=1, guide="AutoNormal") for d in seen)
     with pytest.raises(PpgenError, match="the prior of 'm' is flat"):
         calibrate(Program.from_pair(flat), X)
     with pytest.raises(PpgenError, match="'y' is no column as it stands"):

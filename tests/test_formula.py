@@ -72,6 +72,16 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize(("terms", "x"), [("g/u", lambda u: u), ("g/log((u + 1) / 2)", lambda u: np.log((u + 1) / 2))])
+def test_a_slope_within_each_level_has_the_columns_of_its_levels(terms, x):
+    program = regression(f"y ~ {terms}", data=TABLE)
+    new = table(15)
+    levels = (new["g"].to_numpy()[:, None] == np.array(list("abcd"))).astype(float)
+    expected = np.hstack([levels[:, 1:], levels * x(new["u"].to_numpy())[:, None]])
+    found = matrix(program.design["matrix"], prepare_columns(new, program, torch.float64), torch.zeros(()).double())
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_parentheses_within_a_call_are_kept(call):
     """formulae's names of calls are without them; of offsets nothing else had been asked."""
@@ -206,6 +216,7 @@ REFUSED = {
     "no such success": ("g['z'] ~ x", "bernoulli", "'g' has 4 values"),
     "effects of a categorical": ("g ~ x + (1 | h)", "categorical", "categorical has no group effects"),
     "a site of the family": ("sigma ~ x", "gaussian", "the column 'sigma' is called like a site"),
+    "the intercept's name": ("y ~ u + Intercept", "gaussian", "the column 'Intercept' is called like a site"),
     "a site's name": ("beta ~ x", "gaussian", "the column 'beta' is called like a site"),
 }
 
@@ -229,7 +240,7 @@ def test_a_response_of_one_value_that_the_effects_cannot_give_has_a_sigma():
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_what_cannot_be_is_one_sentence(case):
     formula, family, message = REFUSED[case]
-    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"], one="k")
+    own = TABLE.assign(gap=[np.nan, *TABLE["x"][1:]], beta=TABLE["y"], sigma=TABLE["y"], one="k", Intercept=TABLE["x"])
     with pytest.raises(PpgenError, match=message) as error:
         regression(formula, family, own)
     assert "\n" not in str(error.value)
@@ -247,6 +258,7 @@ def test_without_formulae_the_pip_line_is_said(monkeypatch):
         ({"z": 1.0}, "nothing called 'z' with a prior.*there are Intercept, x, beta, sigma, sd_g"),
         ({"x": -1.0}, "'x' has the scale -1"),
         ({"x": (1, 2, 3)}, "a scale, or a pair of location and scale"),
+        ({"sd_g": (5, 1)}, "'sd_g' has the location 5, and stands about 0"),
         ({"sigma": (1, 2)}, "1 positive numbers, the mean of Exponential"),
         ('{"x": 0.5', "expected scales, or pairs of location and scale, by name"),
     ],
@@ -261,6 +273,24 @@ def test_stated_priors_stand_in_place_of_those_by_scale():
     said = regression("y ~ x + g + (1 | h)", data=TABLE, priors=stated).describe_priors()
     assert said["Intercept"] == "Normal(1, 2)" and said["x"] == "Normal(0, 0.5)" and said["g[b]"] == "Normal(0, 0.1)"
     assert said["sd_h[Intercept]"] == "HalfNormal(0.3)" and said["sigma"] == "Exponential(0.25)"
+
+
+@pytest.mark.parametrize("missing", ["error", "impute"])
+def test_each_prior_is_stated_by_the_name_that_it_is_said_by(missing):
+    gaps = ["x", "flag"] if missing == "impute" else []
+    own = TABLE.assign(sigma=TABLE["x"] ** 2, flag=TABLE["flag"].astype(float))
+    own.loc[3, gaps] = np.nan
+    asked = (
+        ("y ~ x + flag + sigma + g + (1 + x | h)" if not gaps else "y ~ x + flag + sigma + g + (1 | h)"),
+        "gaussian",
+        own,
+    )
+    said = regression(*asked, missing=missing).describe_priors()
+    assert "beta[sigma]" in said and "sigma" in said and len(said) > 8
+    for name in [n for n in said if not n.startswith("corr")]:
+        stated = regression(*asked, {name: 123.0}, missing=missing).describe_priors()
+        changed = [n for n in said if stated[n] != said[n]]
+        assert changed == [name] and ("123" in stated[name] or "0.00813" in stated[name])  # a mean of 123 is a rate
 
 
 def test_priors_follow_the_scales_of_the_data():

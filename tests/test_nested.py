@@ -741,7 +741,9 @@ class Deeper(ppgen.Program):
             pyro.sample("x", Normal(y, 0.1).to_event(1))
 
 
-@pytest.mark.parametrize(("outer", "column", "site"), [(KnownPrior, "x", "z"), pytest.param(Deeper, "y", "x/z", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("outer", "column", "site"), [(KnownPrior, "x", "z"), pytest.param(Deeper, "y", "x/z", marks=pytest.mark.slow)]
+)
 def test_the_ledger_of_a_chain_within_is_under_its_scope(outer, column, site):
     """The terms of the bound at draws of p(z): those of the chain alone, in closed form."""
     torch.manual_seed(0)

@@ -160,6 +160,14 @@ def test_columns_that_say_the_same_are_said():
     assert not found["g"].notes and not found["x"].notes
 
 
+def test_numbers_far_from_zero_are_held_against_others_by_how_they_vary():
+    """Numbers of 16 digits, such as keys or times; as many bytes had been asked for as they are large."""
+    g = DRAWN.permutation(["a", "b", "c"] * 10)
+    code = 10**16 + pd.Series(g).map({"a": 7, "b": 9, "c": 8})
+    found = as_tensors(pd.DataFrame({"g": g, "code": code})).types
+    assert found["code"].notes == ("goes with 'g' one to one, as its code or its name does",)
+
+
 # -- said otherwise --------------------------------------------------------------------------------
 
 ASKED = {

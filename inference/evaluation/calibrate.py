@@ -33,6 +33,7 @@ from ppgen.check.given_columns import other_values
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, row_columns, take, tensors
 from ppgen.distributions import Flat
+from ppgen.distributions.status import WithStatus
 from ppgen.draws import Many
 from ppgen.engine.density.joint import entry_labels
 from ppgen.errors import PpgenError, whole_number
@@ -123,7 +124,8 @@ def calibrate(
         seed: of everything random.
 
     Raises:
-        PpgenError: a model that cannot simulate: an improper prior, an observed site that is no column; no latents.
+        PpgenError: a model that cannot simulate: an improper prior, an observed site that is no column or has censored
+            values; no latents.
     """
     program = program_of(run)
     simulations, draws = whole_number("simulations", simulations, 20), whole_number("draws", draws, 9)
@@ -138,6 +140,7 @@ def calibrate(
             with running_of(program, data):
                 program.setup(data, named)
         structure = check(program, data, learn=False)
+        _require_uncensored(program, data)
         if not structure.latents:
             raise PpgenError(f"{program.name} has no latent, so there is no posterior to calibrate; look at its PPC")
         made = simulator or program
@@ -200,6 +203,23 @@ def _observed(program: Program, data: Mapping[str, Tensor]) -> dict[str, str]:
                 )
             found[name] = column
     return found
+
+
+def _require_uncensored(program: Program, data: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        PpgenError: rows are censored, by a column that says so of the recorded values and of no draw.
+    """
+    with torch.random.fork_rng(), torch.no_grad(), running_of(program, data):
+        sites = sample_sites(model_run(program, data))
+    for name, site in sites.items():
+        fn = innermost(site["fn"])
+        if isinstance(fn, WithStatus) and fn.status is not None and bool(fn.status.count_nonzero()):
+            n = int(fn.status.expand(fn.batch_shape).count_nonzero())
+            raise PpgenError(
+                f"{n} of {fn.batch_shape.numel()} values of {name!r} are censored, and what censors a simulated one is "
+                "not known; leave out the column that says which (calibrate the program on data where all are seen)"
+            )
 
 
 def _as_numbers(program: Program, data: Mapping[str, Tensor], site: str, given: Tensor) -> str | None:

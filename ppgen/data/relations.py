@@ -63,10 +63,11 @@ def _pattern(array: np.ndarray) -> bytes | None:
     """The rows numbered by the order in which their values first stand; None where there are too many values."""
     if array.dtype.kind != "i" or not array.size:
         return None
-    low = int(array.min())
-    if int(array.max()) - low > MOST_VALUES or low < 0:
+    low, high = int(array.min()), int(array.max())
+    if high - low > MOST_VALUES or low < 0:
         return None
-    first = np.full(int(array.max()) + 1, len(array))
+    array = array - low
+    first = np.full(high - low + 1, len(array))
     first[array[::-1]] = np.arange(len(array))[::-1]  # the last that is written is the first row
     there = np.flatnonzero(first < len(array))
     if len(there) < 3:

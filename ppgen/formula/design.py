@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ppgen.formula.expressions import compute, names, piecewise
 
+STARTS = 4  # of the search that a fit begins at, as columns are of any units
+
 
 class Part(TypedDict):
     """One of: an expression; polynomials between breaks of one; by an argument's codes, the rows of a matrix, or one

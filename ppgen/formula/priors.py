@@ -63,8 +63,8 @@ def priors_of(design: Design, family: str, table: Mapping[str, Tensor], stated: 
     Args:
         table: the columns and codes of the rows that are fitted.
         stated: in place of these: a scale, or a pair (location, scale), of "Intercept", a column by its label, a
-            term's columns by its name, or all slopes as "beta"; a scale of "sd" (all), "sd_GROUP", "sigma"; a pair of
-            the arguments of another site beside.
+            term's columns by its name, or all slopes as "beta"; a scale of "sd" (all), "sd_GROUP", "sd_GROUP[label]",
+            "sigma"; a pair of the arguments of another site beside. "beta[x]" is x, where a site has that name.
     """
     if not isinstance(stated, Mapping | None):
         raise PpgenError(f"priors is {stated!r}; expected scales, or pairs of location and scale, by name: {{'x': 1}}")
@@ -133,41 +133,57 @@ def _rounded(value: float, scale: float | None = None) -> float:
 
 def _state(made: Priors, design: Design, name: str, value: Any) -> None:
     labels, groups = design["matrix"]["labels"], [g["name"] for g in design["groups"]]
+    effects = [(g["name"], i, label) for g in design["groups"] for i, label in enumerate(g["matrix"]["labels"])]
     if name == "Intercept" and design["intercept"]:
         made["intercept"] = _pair(name, value, made["intercept"][0])
     elif name in made["beside"]:
         distribution, arguments = made["beside"][name]
         made["beside"][name] = distribution, _arguments(name, value, distribution, arguments)
-    elif name == "sd" or name.removeprefix("sd_") in groups and name.startswith("sd_"):
-        for group in groups if name == "sd" else [name.removeprefix("sd_")]:
-            made["spread"][group] = [_pair(name, value, 0.0)[1]] * len(made["spread"][group])
-    elif _state_gap(made.get("gaps", {}), name, value):
+    elif varying := [(g, i) for g, i, label in effects if name in ("sd", f"sd_{g}", f"sd_{g}[{label}]")]:
+        for group, i in varying:
+            made["spread"][group][i] = _scale(name, value)
+    elif _state_gap(made, design, name, value):
         return
-    elif columns := [i for i, label in enumerate(labels) if name in ("beta", label, label.partition("[")[0])]:
+    elif columns := [
+        i for i, label in enumerate(labels) if name in ("beta", f"beta[{label}]", label, label.partition("[")[0])
+    ]:
         for i in columns:
             made["slopes"][i] = _pair(name, value, 0.0)
     else:
         known = ["Intercept"] * design["intercept"] + [*labels, "beta"] * bool(labels) + list(made["beside"])
         known += [f"sd_{g}" for g in groups]
-        known += [f"{site}_{gap}" for gap in made.get("gaps", {}) for site in ("alpha", "beta", "sigma")]
+        sites = {gap["name"]: ("alpha", "beta", *["sigma"] * (not gap["binary"])) for gap in design.get("gaps", [])}
+        known += [f"{site}_{gap}" for gap in sites for site in sites[gap]]
         raise PpgenError(
             f"there is nothing called {name!r} with a prior{nearest(name, known)}; there are {', '.join(known)}"
         )
 
 
-def _state_gap(gaps: Mapping[str, GapPriors], name: str, value: Any) -> bool:
+def _state_gap(made: Priors, design: Design, name: str, value: Any) -> bool:
     """alpha_COLUMN, beta_COLUMN or sigma_COLUMN of the model of a column with gaps; whether it was one of them."""
-    site, _, column = name.partition("_")
-    if column not in gaps or site not in ("alpha", "beta", "sigma"):
-        return False
-    own = gaps[column]
-    if site == "alpha":
-        own["alpha"] = _pair(name, value, own["alpha"][0])
-    elif site == "beta":
-        own["slopes"] = [_pair(name, value, 0.0)[1]] * len(own["slopes"])
-    else:
-        own["rate"] = _arguments(name, value, "Exponential", [own["rate"]])[0]
-    return True
+    for gap in design.get("gaps", []):
+        column, own = gap["name"], made["gaps"][gap["name"]]
+        labels = [design["matrix"]["labels"][place] for place in gap["beside"]]
+        slopes = [i for i, label in enumerate(labels) if name in (f"beta_{column}", f"beta_{column}[{label}]")]
+        if name == f"alpha_{column}":
+            own["alpha"] = _pair(name, value, own["alpha"][0])
+        elif name == f"sigma_{column}" and not gap["binary"]:
+            own["rate"] = _arguments(name, value, "Exponential", [own["rate"]])[0]
+        elif slopes:
+            for i in slopes:
+                own["slopes"][i] = _scale(name, value)
+        else:
+            continue
+        return True
+    return False
+
+
+def _scale(name: str, value: Any) -> float:
+    """The scale of a prior whose location is 0."""
+    loc, scale = _pair(name, value, 0.0)
+    if loc:
+        raise PpgenError(f"the prior of {name!r} has the location {loc:g}, and stands about 0; state its scale alone")
+    return scale
 
 
 def _pair(name: str, value: Any, loc: float) -> list[float]:
@@ -195,7 +211,7 @@ def described(design: Design, priors: Priors) -> dict[str, str]:
     if design["intercept"]:
         found["Intercept"] = "Normal({:.10g}, {:g})".format(*priors["intercept"])
     for label, (loc, scale) in zip(design["matrix"]["labels"], priors["slopes"], strict=True):
-        found[label] = f"Normal({loc:g}, {scale:g})"
+        found[f"beta[{label}]" if label in priors["beside"] else label] = f"Normal({loc:g}, {scale:g})"
     for group in design["groups"]:
         for label, scale in zip(group["matrix"]["labels"], priors["spread"][group["name"]], strict=True):
             found[f"sd_{group['name']}[{label}]"] = f"HalfNormal({scale:g})"

@@ -178,14 +178,14 @@ def _arguments(matrices: list[Matrix], offsets: list[str], groups: list[Group]) 
 
 
 def _require_names(design: Design, family: str) -> None:
-    """Refuses a response or group called like a latent, or by a name that no argument can have."""
+    """Refuses a response or group called like a latent, and a column that formulae takes for the intercept."""
     response = design["response"]
     names = [response["y"], *(g["name"] for g in design["groups"])]
     own = {*_OWN, *FAMILIES[family].beside}
     own |= {f"{s}_{g['name']}" for g in design["groups"] for s in ("sd", "chol", "corr", "z", "r")}
     for gap in design.get("gaps", []):
         own |= {f"{gap['name']}_unobserved", *(f"{s}_{gap['name']}" for s in ("alpha", "beta", "sigma", "z", "seen"))}
-    if clash := [n for n in names if n in own]:
+    if clash := [n for n in names if n in own] + [n for n in design["arguments"] if n == "Intercept"]:
         raise PpgenError(
             f"the column {clash[0]!r} is called like a site of the regression's own; rename it, as with --columns "
             f"{clash[0]}_={clash[0]}"
@@ -219,8 +219,8 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
     Calls are computed as they are written: the names that formulae gives them have lost the parentheses within, log(a +
     b / 2) of log((a + b) / 2).
     """
-    read = _formulae(terms, table)
     written = _written(terms)
+    read = _apart(_formulae(terms, table), table, written)
     made: Matrix = {"terms": [], "labels": []}
     offsets: list[str] = []
     for term in read.terms.values():
@@ -235,6 +235,19 @@ def _matrix(terms: str, table: CodedTable) -> tuple[Matrix, list[str]]:
             ]
     _require_same(made, offsets, read, terms, table)
     return made, offsets
+
+
+def _apart(read: Any, table: CodedTable, written: Mapping[str, str]) -> Any:
+    """Terms with components of their own: of g / x formulae has one g in g and in g:x, with the contrasts of the
+    latter, so that they are read again as it has written them out."""
+    terms = [t for t in read.terms.values() if t.kind not in ("intercept", "offset")]
+    components = [c for t in terms for c in t.components]
+    if len(components) == len({id(c) for c in components}):
+        return read
+    kinds = {t.kind for t in read.terms.values()}
+    names = [":".join(written.get(_squeezed(c.name), c.name) for c in t.components) for t in terms]
+    offsets = [written.get(_squeezed(n), n) for n, t in read.terms.items() if t.kind == "offset"]
+    return _formulae(" + ".join(["1" if "intercept" in kinds else "0", *names, *offsets]), table)
 
 
 def _label(label: str, components: Sequence[Any], written: Mapping[str, str]) -> str:

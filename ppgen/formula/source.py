@@ -11,7 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 
 from ppgen.errors import PpgenError
-from ppgen.formula.design import Design, Group, Matrix, Part, dimensions, width
+from ppgen.formula.design import STARTS, Design, Group, Matrix, Part, dimensions, width
 from ppgen.formula.families import FAMILIES
 from ppgen.formula.priors import Priors
 
@@ -40,7 +40,7 @@ def program_text(formula: str, family: str, design: Design, priors: Priors, name
     model = "\n".join(f"        {line}" if line else "" for line in body[1:])
     dims, coords = dimensions(design, family)
     levels = {k: f"Levels({list(c)!r}, {_listed(list(v))}, new={new})" for k, (c, v, new) in design["levels"].items()}
-    attributes = [f"codes = {_mapping(levels)}"]
+    attributes = [f"starts = {STARTS}", f"codes = {_mapping(levels)}"]
     attributes += [f"dims = {_mapping({k: repr(v) for k, v in dims.items()})}"] if dims else []
     attributes += [f"coords = {_mapping({k: _listed(v) for k, v in coords.items() if v})}"]
     if design["response"]["categories"] and design["response"]["y"] not in design["levels"]:
