@@ -292,5 +292,5 @@ def test_draws_of_a_program_with_a_seed_of_its_own_are_said_to_be_one(caplog):
         assert (said in caplog.text) == expected == (float(z.std()) == 0)
         if expected:
             caplog.clear()
-            mcmc(model, {"x": torch.ones(3)}, chains=4, draws=10, warmup=10, prior=False)
+            mcmc(model, {"x": torch.ones(3)}, chains=4, draws=10, warmup=20, prior=False)
             assert said in caplog.text
