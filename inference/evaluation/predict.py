@@ -319,7 +319,7 @@ def _say_across_rows(fitted: Fitted) -> None:
 def _say_fixed(fitted: Fitted, drawn: Collection[str]) -> None:
     """Where a plate of the fitted rows' number has it whatever the rows, so that it may be one of groups."""
     structure = fitted.structure
-    own = () if structure is None or not fitted.example else sorted(structure.of_rows & drawn)
+    own = () if structure is None or not fitted.example else sorted(structure.of_rows & set(drawn))
     if structure is None or not own or longer_run(fitted.program, fitted.example, structure.row_columns, guide=False):
         return
     log.warning(

@@ -264,7 +264,7 @@ def _as_in_float32(check: Any) -> Any:
 
 
 for _lengths in (type(constraints.corr_cholesky), type(pyro_constraints.sphere)):
-    _lengths.check = _as_in_float32(_lengths.check)
+    _lengths.check = _as_in_float32(_lengths.check)  # type: ignore[method-assign]
 
 
 def _shared(support: Any, events: int = 0) -> Any:
