@@ -73,7 +73,8 @@ class Many:
         except Untraceable as e:
             return self._say(str(e))
         if why := _differs(self.one, traced, self.examples, self.gradient):  # of this function: an equal graph tells
-            return self._say(why)  # neither what it draws beside torch's generator nor a gradient of its own
+            _say_own_seed(self.one, traced, self.examples, self.name)  # neither what it draws beside torch's generator
+            return self._say(why)  # nor a gradient of its own
         inputs, each = self.examples[: self.shared], self.examples[self.shared :]
         key = _key(traced, self.shared, self.gradient)
         if new := key not in _recordings:
@@ -265,6 +266,23 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
                 if (g is None) != (traced is None) or g is not None and traced is not None and not _near(g, traced):
                     return "its recorded run has other gradients (a part without gradient, or a gradient of its own)"
     return ""
+
+
+def _say_own_seed(one: One, recorded: Traced, inputs: Sequence[Tensor], name: str) -> None:
+    """Where a program that draws gives the same to the bit from two random states."""
+    if not any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in recorded.graph.graph.nodes):
+        return
+    runs = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            runs.append(one(*inputs))
+    if all(torch.equal(a, b) for a, b in zip(*runs, strict=True)):
+        log.warning(
+            "the draws of %s are all made of the same random numbers, as the program sets the seed itself each time it "
+            "is run (poutine.seed, torch.manual_seed or pyro.set_rng_seed): what they spread is not its distribution; "
+            "take that out of it, and pass the seed: seed= (--seed)", name,
+        )  # fmt: skip
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:

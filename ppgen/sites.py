@@ -11,7 +11,8 @@ from pyro.distributions import Delta, Unit, constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
-import ppgen.distributions.corrected  # noqa: F401 (for every program)
+import ppgen.distributions.corrected
+import ppgen.distributions.gaussian_hmm  # noqa: F401 (both for every program)
 from ppgen.errors import PpgenError
 
 

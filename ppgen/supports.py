@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributions as td
 from pyro import poutine
-from pyro.distributions.transforms import LowerCholeskyAffine
+from pyro.distributions.transforms import CorrMatrixCholeskyTransform, LowerCholeskyAffine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions.transforms import (
@@ -126,7 +126,8 @@ def is_bounded(transform: Any) -> bool:
     """Whether a transform from the reals has a bounded image, as those to an interval or a simplex do."""
     transform = getattr(transform, "base_transform", transform)
     first, *after = getattr(transform, "parts", [transform]) or [transform]
-    return isinstance(first, _BOUNDED) and all(isinstance(t, AffineTransform) for t in after)
+    own = (AffineTransform, CorrMatrixCholeskyTransform)
+    return isinstance(first, _BOUNDED) and all(isinstance(t, own) or isinstance(t.inv, own) for t in after)
 
 
 class Transforms(Messenger):

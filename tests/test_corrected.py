@@ -163,3 +163,24 @@ def test_the_remedy_for_a_direction_works():
 
     turned = pyro.poutine.reparam(model, {"z": ProjectedNormalReparam()})
     fit(Program.from_pair(turned, "AutoNormal"), {"y": torch.tensor(1.0)}, steps=2)
+
+
+def test_directions_in_float32_are_on_the_sphere_in_float64(caplog):
+    """They were refused of ProjectedNormal, and of VonMises3D "what is called log p(x) is none" was said."""
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.tensor([1.0, 0.0, 0.0]) + 0.4 * torch.randn(40, 3), dim=-1)
+    assert bool((x.double().norm(dim=-1) - 1).abs().max() > 1e-9)
+
+    def model(x):
+        direction = pyro.sample("direction", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.ProjectedNormal(direction), obs=x)
+
+    mean = mcmc(model, {"x": x}, chains=8, draws=100, warmup=100, predictive=False).posterior.direction.mean(
+        ("chain", "draw")
+    )
+    towards = x.mean(0) / x.mean(0).norm()  # the posterior's direction, up to its prior, and of 40 rows
+    assert float(mean.values @ towards.double().numpy()) / float((mean.values**2).sum() ** 0.5) > 0.995
+    assert "support" not in caplog.text
+    assert not bool(dist.constraints.sphere.check(1.001 * x.double()).any())
+    assert bool(dist.constraints.corr_cholesky.check(dist.LKJCholesky(4, 1.0).sample((9,)).double()).all())

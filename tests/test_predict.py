@@ -747,3 +747,27 @@ def test_a_column_that_a_factor_alone_reads_is_not_asked_for_at_other_rows():
     sd = np.sqrt(1 + np.einsum("ij,jk,ik->i", at, cov, at))
     assert np.abs((drawn.mean(0) - at @ mean) / sd).max() < 4 / np.sqrt(len(drawn))
     assert np.abs(drawn.std(0) / sd - 1).max() < 4 / np.sqrt(2 * len(drawn))
+
+
+def test_a_plate_of_as_many_groups_as_rows_is_said_to_be_drawn_anew(caplog):
+    """y: (groups, columns) at new columns x had effects of its groups from the prior, without a word."""
+
+    def by_number(x, y=None):
+        with pyro.plate("group", 3, dim=-2):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            with pyro.plate("column", x.shape[-1], dim=-1):
+                return pyro.sample("y", dist.Normal(a + x, 1.0), obs=y)
+
+    def by_rows(x, y=None):
+        with rows(x):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            return pyro.sample("y", dist.Normal(a + x, 1.0), obs=y)
+
+    wide = {"x": torch.ones(1, 5), "y": torch.zeros(3, 5)}, {"x": torch.ones(1, 7)}
+    long = {"x": torch.ones(5), "y": torch.zeros(5)}, {"x": torch.ones(7)}
+    for model, (data, new), said in ((by_number, wide, True), (by_rows, long, False)):
+        run = fit(Program.from_pair(model), data, steps=2)
+        for at, expected in ((data, False), (new, said)):
+            caplog.clear()
+            predict(run, at, draws=5)
+            assert ("is drawn anew, as of other rows" in caplog.text) == expected

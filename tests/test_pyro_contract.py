@@ -22,7 +22,7 @@ from pyro.infer import autoguide
 from torch import nn
 from torch.distributions import constraints
 
-from ppgen.distributions import corrected
+from ppgen.distributions import corrected, gaussian_hmm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -560,6 +560,13 @@ def an_lkj_draws_by_its_beta_which_is_still_wrong_in_torch__ppgen_distributions_
     right, torchs = d._beta.concentration1.tolist(), copy.copy(d)
     corrected._made(torchs, 3, 1.0)
     return right == [0.5, 0.5, 1.0] and torchs._beta.concentration1.tolist() == [0.5, 0.5, 1.5]
+
+
+def a_gaussian_hmm_takes_a_small_difference_of_precisions__ppgen_distributions_gaussian_hmm():
+    eye, walk = torch.eye(1), [dist.Normal(torch.zeros(1), scale).to_event(1) for scale in (1.0, 1.0, 1e-4)]
+    d = dist.GaussianHMM(walk[0], eye, walk[1], eye, walk[2], duration=60)
+    x = torch.linspace(0, 3, 60)[:, None]
+    return {"_init", "_trans", "_obs"} < set(vars(d)) and abs(gaussian_hmm._density(d, x) - d.log_prob(x)) > 1
 
 
 def a_mode_that_is_left_out_is_an_excluded_key__ppgen_engine_trace():

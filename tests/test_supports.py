@@ -17,6 +17,7 @@ from torch.distributions.transforms import (
 
 from ppgen import Program, rows
 from ppgen.inference import fit, loglik, mcmc, posterior
+from ppgen.supports import is_bounded
 
 X = torch.tensor([9.0, 9.5, 9.8, 10.5])
 INFINITY = float("inf")
@@ -144,3 +145,17 @@ def test_chains_stay_within_the_support():
     assert float(tree["sample_stats"]["diverging"].sum()) == 0
     drawn = tree["posterior"]["v"].values
     assert drawn.max() < 10 and drawn.mean() == pytest.approx(mean, abs=0.03)  # sd 0.36, 1000 and more effective draws
+
+
+@pytest.mark.parametrize(
+    "d, bounded",
+    [(dist.LKJ(3, 1.0), True), (dist.LKJCholesky(3, 1.0), True), (dist.Beta(1.0, 1.0), True),
+     (dist.Uniform(-1.0, 2.0), True), (dist.Dirichlet(torch.ones(3)), True), (dist.Gamma(1.0, 1.0), False),
+     (dist.Wishart(torch.tensor(3.0), torch.eye(2)), False), (dist.Normal(0.0, 1.0), False)],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+def test_what_is_bounded_has_draws_within_a_ball(d, bounded):
+    """Matrices of correlations (LKJ) were taken for unbounded, and may be said to have heavy tails."""
+    transform = biject_to(d.support)
+    u = 30 * torch.randn(400, *transform.inverse_shape(d.shape()))
+    assert is_bounded(transform) == bounded == bool(transform(u).abs().max() <= 2.001)

@@ -502,6 +502,7 @@ def tree_from(
         pred_dims=dims,
         pred_coords=coords,
         attrs={"/": made_by | used | attrs, **dict.fromkeys(known, made_by)},
+        check_conventions=False,  # it warns of more chains than draws, as 64 with 15 draws of each
     )
     if "log_prior" in groups:  # it lacks the dimensions of the event, which `from_dict` knows of log-likelihoods only
         named: Any = dims

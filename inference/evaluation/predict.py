@@ -49,7 +49,7 @@ from ppgen.program import Program
 from ppgen.run import Run, default_dtype, prepare_columns
 from ppgen.run.trees import Fitted, opened
 from ppgen.sites import innermost, is_deterministic, observed_columns, sample_sites, stem
-from ppgen.structure import Structure
+from ppgen.structure import Structure, longer_run
 from ppgen.terms import guide_run, holding, latents_of, value_of
 
 if TYPE_CHECKING:  # it takes half a second to import
@@ -259,6 +259,7 @@ def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int
         roles = _roles(structure)
         if not model.same:
             _say_across_rows(fitted)
+            _say_fixed(fitted, {n for n in sites if n not in sample})
         free = any(_free(s, sample, roles) and not s["is_observed"] for s in sites.values())
         kept = conditioned(model.holding, observe, rows, hidden, free, sample, unread)
         model = model._replace(kept=kept)
@@ -313,6 +314,19 @@ def _say_across_rows(fitted: Fitted) -> None:
             "do, fit the new rows among the others, with %r missing there (nan, and --missing mask)",
             found[0], fitted.program.name, found[1], found[0],
         )  # fmt: skip
+
+
+def _say_fixed(fitted: Fitted, drawn: Collection[str]) -> None:
+    """Where a plate of the fitted rows' number has it whatever the rows, so that it may be one of groups."""
+    structure = fitted.structure
+    own = () if structure is None or not fitted.example else sorted(structure.of_rows & set(drawn))
+    if structure is None or not own or longer_run(fitted.program, fitted.example, structure.row_columns, guide=False):
+        return
+    log.warning(
+        "the plate %r of %s has the size of the fitted rows and runs at no other number of them: %r is drawn anew, as "
+        "of other rows, and not what was fitted; if these are the groups of the fit, give the values of a group by a "
+        "column of its number (%s[group])", structure.row_plate, fitted.program.name, own[0], own[0],
+    )  # fmt: skip
 
 
 def _say_point(fitted: Fitted, sample: Mapping[str, Tensor], model: _Model) -> None:

@@ -25,7 +25,7 @@ from ppgen.data import Table, n_rows, row_columns
 from ppgen.draws import Many
 from ppgen.engine import LogJoint
 from ppgen.engine.density.laplace import LaplaceMarginal
-from ppgen.errors import PpgenError, first_of, of_dtypes
+from ppgen.errors import PpgenError, first_line, first_of, of_dtypes
 from ppgen.gaps import find_gaps
 from ppgen.handlers import without_validation
 from ppgen.inference.evaluation.posterior import name_in
@@ -195,7 +195,7 @@ def _dtype(program: Program, data: Any, precision: str | None) -> torch.dtype:
                 site["fn"].sample()
     except Exception as e:  # others are said where the model is run for its draws
         if of_dtypes(e):
-            log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, e)
+            log.info("%s holds float32 tensors, so that it is computed in float32 (%s)", program.name, first_line(e))
             return torch.float32
     return torch.float64
 

@@ -176,8 +176,7 @@ def _fitted(
         path = None
     with nullcontext() if path is None else new_folder(path, ready.example, config["program"], file):
         run = train(run, train_data, valid_data, report=report, fabric=fabric)
-    if by_program:
-        warn_if_rising(run)
+    warn_if_rising(run)
     return run
 
 

@@ -8,6 +8,7 @@ r"""What torch and Pyro have wrong, or lack, of their own distributions: set rig
     transformed supports     x = T(u) with u in (a, b) in (T(a), T(b)): torch says the codomain of the last transform,
                              ℝ for 10 x of x ~ Beta(2, 2), and forgets the order of ordered numbers, as of their eˣ
     supports of mixtures     a bijection from the reals, where all components have one support
+    directions               of length 1 as float32 has it, in which data are; Pyro's check in float64 refuses them
     positive definite        X = L Lᵀ, of L's entries below the diagonal and the logarithms of those on it
 
 tests/test_corrected.py holds draws of every distribution of Pyro against its density.
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import CoalescentTimes
+from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import (
     Beta,
@@ -254,6 +256,15 @@ class _OfEntries(Transform):
 
     def inverse_shape(self, shape: Any) -> torch.Size:
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+
+def _as_in_float32(check: Any) -> Any:
+    """A check of a length, of which what was float32 misses 1 by more than float64 rounds."""
+    return wraps(check)(lambda self, value: check(self, value.float() if value.dtype == torch.float64 else value))
+
+
+for _lengths in (type(constraints.corr_cholesky), type(pyro_constraints.sphere)):
+    _lengths.check = _as_in_float32(_lengths.check)  # type: ignore[method-assign]
 
 
 def _shared(support: Any, events: int = 0) -> Any:
