@@ -1153,3 +1153,23 @@ def test_weights_of_rows_are_those_of_the_posterior(batch_size):
         draws = posterior(fit(program, data, guide="AutoNormal", **how, **SETTINGS), data, seed=0)
     found = draws["posterior"]["m"]
     assert abs(float(found.mean()) - float(mean)) < 0.08 * sd and abs(float(found.std()) / sd - 1) < 0.1
+
+
+def test_a_network_of_discrete_latents_is_drawn_from_as_its_refusal_says():
+    """Rain, a sprinkler, a wet lawn: p(rain | wet) by all eight cases."""
+
+    def lawn(wet):
+        rain = pyro.sample("rain", dist.Bernoulli(0.2))
+        on = pyro.sample("on", dist.Bernoulli(0.01 + 0.39 * (1 - rain)))
+        p = 0.99 * rain * on + 0.8 * rain * (1 - on) + 0.9 * (1 - rain) * on
+        pyro.sample("wet", dist.Bernoulli(p), obs=wet)
+
+    data = {"wet": torch.tensor(1.0)}
+    with pytest.raises(PpgenError, match=r"objective='enumerate', steps=0\) sums it out, and posterior\(run, data\)"):
+        mcmc(lawn, data)
+    run = fit(lawn, data, objective="enumerate", steps=0)
+    rain = posterior(run, data, draws=20_000)["posterior"]["rain"].values
+    joint = {1: 0.2 * (0.01 * 0.99 + 0.99 * 0.8), 0: 0.8 * 0.4 * 0.9}
+    exact = joint[1] / sum(joint.values())
+    assert abs(rain.mean() - exact) < 4 * (exact * (1 - exact) / 20_000) ** 0.5
+    assert float(loglik(run, data).bounds[-1].values[0]) == pytest.approx(math.log(sum(joint.values())), abs=1e-5)

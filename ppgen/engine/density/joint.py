@@ -131,8 +131,9 @@ class LogJoint:
         self._nesting = nesting_of(sample_sites(sites, factors=True).values())
         if summed and not start:
             raise PpgenError(
-                f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous, so there is "
-                "nothing to sample; its exact log p(x) is what fit(objective='enumerate') maximises"
+                f"the latent {summed[0]!r} is discrete, and {program.name} has none that is continuous for a chain to "
+                "move; its posterior is known exactly: run = fit(program, data, objective='enumerate', steps=0) sums "
+                "it out, and posterior(run, data) draws from it (ppgen fit --objective enumerate --steps 0)"
             )
         if not start:
             raise PpgenError(f"{program.name} has no latent; its log-likelihood is a number (ppgen loglik)")
