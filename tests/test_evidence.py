@@ -129,7 +129,9 @@ def test_bayes_factors_are_differences_with_their_error(found):
     how = {"chains": 16, "draws": 200, "warmup": 100, "engine": "trace", "predictive": False, "prior": False}
     wide = partial(mean, width=200.0)
     wide = evidence(wide, {"x": X}, draws=mcmc(wide, {"x": X}, **how))
-    table = bayes_factors({"wide": wide, "narrow": found}).table()
+    factors = bayes_factors({"wide": wide, "narrow": found})
+    table = factors.table()
+    assert str(factors).startswith("narrow: log p(x) ") and "\nwide: log p(x) " in str(factors)
     assert [t["name"] for t in table] == ["narrow", "wide"]
     off = table[1]["log_bayes_factor"] - (exact(200.0) - exact())
     assert abs(off) < 3.5 * table[1]["log_bayes_factor_se"] + 1e-3 < 0.1

@@ -89,6 +89,11 @@ class _Comparison(NamedTuple):
     differences: dict[str, tuple[float, float]]
     findings: list[Finding]
 
+    def __repr__(self) -> str:  # no arrays
+        behind = {n: f", {d:.2f} ± {se:.2g} from the best" for n, (d, se) in self.differences.items() if d}
+        scores = (f"{name}: {s.total:.2f} nats ({s.kind}){behind.get(name, '')}" for name, s in self.scores.items())
+        return "\n".join([*scores, *map(str, self.findings)])
+
     def table(self) -> list[dict[str, Any]]:
         """One dict a model."""
         return [

@@ -84,6 +84,9 @@ class Diagnosis(NamedTuple):
     findings: list[Finding]
     moments: pd.DataFrame
 
+    def __repr__(self) -> str:  # no arrays
+        return "\n".join([self.summary.to_string(), repr(self.bounds), *map(str, self.findings)])
+
     @property
     def verdict(self) -> str:
         """The worst of the findings: fine, look or wrong."""

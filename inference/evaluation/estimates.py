@@ -53,6 +53,12 @@ class Bound(NamedTuple):
     values: np.ndarray
     se: np.ndarray
 
+    def __repr__(self) -> str:  # no arrays
+        kind = {"lower": "lower bound", "upper": "upper bound"}.get(self.kind, self.kind)
+        name = kind if self.name == self.kind else f"{self.name} ({kind})"
+        error = "" if self.kind == "exact" else f" ± {self.mean_se:.2g}"
+        return f"{name}: {self.mean:.2f}{error} nats"
+
     @property
     def mean(self) -> float:
         """Nats, averaged over the values."""
@@ -99,6 +105,9 @@ class LogLik(NamedTuple):
     dims: int | None
     log_w: np.ndarray | None = None
     noise: str = ""
+
+    def __repr__(self) -> str:  # no arrays
+        return "\n".join(f"{b} a {self.per}" for b in self.bounds)
 
     @property
     def best(self) -> Bound:

@@ -286,6 +286,11 @@ class BayesFactors(NamedTuple):
     differences: dict[str, tuple[float, float]]
     flat: tuple[str, ...]
 
+    def __repr__(self) -> str:  # no arrays
+        behind = {n: f", log Bayes factor {d:.2f} ± {se:.2g}" for n, (d, se) in self.differences.items() if d}
+        figures = {n: f"{float(b.values[0]):.2f} ± {float(b.se[0]):.2g}" for n, b in self.log_evidence.items()}
+        return "\n".join(f"{n}: log p(x) {figure}{behind.get(n, '')}" for n, figure in figures.items())
+
     def table(self) -> list[dict[str, Any]]:
         """One dict a model."""
         return [
