@@ -1,10 +1,10 @@
 """Whether the ELBO was still rising where a fit ended.
 
 The gain of its last tenth over the tenth before, beside its standard error; and of the line through its last quarter,
-which noise hides less. Where the learning rate falls, the last
-tenth hardly moves whatever is left to gain, and noise that goes away with the rate is a small gain of its own: there it
-is the last quarter beside the one before, and a gain of a hundredth counts, or of a thirtieth of all that the fit has
-gained: of an ELBO of -2 000 000 that began at -2 500 000 the first is more than is left to see.
+which noise hides less. Where the learning rate falls, the last tenth hardly moves whatever is left to gain, and noise
+that goes away with the rate is a small gain of its own: there it is the last quarter beside the one before, and a gain
+of a hundredth counts, or of a thirtieth of all that the fit has gained: of an ELBO of -2 000 000 that began at
+-2 500 000 the first is more than is left to see.
 """
 
 from __future__ import annotations
