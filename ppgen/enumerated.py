@@ -28,6 +28,7 @@ from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.ops import special
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
 from pyro.ops.packed import broadcast_all, gather, pack, unpack
+from pyro.ops.rings import LogRing
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
@@ -130,7 +131,8 @@ def drawn_discrete(
             site = p.nodes[name]
             symbol, frames = site["infer"]["_enumerate_symbol"], [f for f in site["cond_indep_stack"] if f.vectorized]
             plates = frozenset(p.plate_to_symbol[f.name] for f in frames)
-            logits = contract_to_tensor(factors, dims, target_ordinal=plates, target_dims={symbol})
+            ring = LogRing(dim_to_size={p.plate_to_symbol[f.name]: f.size for f in frames})  # a plate of one has no dim
+            logits = contract_to_tensor(factors, dims, target_ordinal=plates, target_dims={symbol} & dims, ring=ring)
             index = Categorical(logits=_by_plates(logits, symbol, {f.dim: f.size for f in frames}, p)).sample()
             drawn[name] = _values(site["fn"])[index]
             at = pack(index, site["infer"]["_dim_to_symbol"])
@@ -186,7 +188,9 @@ def _scaled(value: Any, scale: Any) -> tuple[Any, Tensor]:
 
 def _by_plates(logits: Tensor, symbol: str, sizes: Mapping[int, int], p: poutine.Trace) -> Tensor:
     """Packed logits as (plates, values): a dimension of each plate in its place, and the latent's own last."""
-    last = unpack(logits, p.symbol_to_dim).movedim(p.symbol_to_dim[symbol], -1)
+    own = p.symbol_to_dim[symbol]
+    last = unpack(logits, p.symbol_to_dim)
+    last = last.reshape((1,) * (-own - last.dim()) + last.shape).movedim(own, -1)  # one value has no dimension either
     n = max((-d for d in sizes), default=0)
     lead = [sizes.get(d, 1) for d in range(-n, 0)]
     return last.reshape(last.shape[-n - 1 :]).expand(*lead, last.shape[-1])
@@ -221,7 +225,7 @@ def require_summable(program: Runnable, data: Mapping[str, Any], nesting: int, n
             summed = partial(summed_terms, program, data, nesting, latents=latents, only=only, power=power)
             try:
                 found, its_ends = repeatable(summed)
-            except (IndexError, RuntimeError, ValueError) as e:
+            except (LookupError, RuntimeError, ValueError) as e:
                 if isinstance(e, PpgenError | LinAlgError):
                     raise
                 raise _not_summable(

@@ -1002,6 +1002,44 @@ def test_a_latent_that_is_read_by_place_is_not_summed_out(model):
         log_joint(Program.from_pair(model), {"y": t(0.1, 3.0, 2.0, -1.0)})
 
 
+def _read_by_place_of_one_group(group, y):
+    with pyro.plate("groups", 1):
+        c = pyro.sample("c", dist.Categorical(torch.ones(2, 1)[pyro.sample("j", dist.Bernoulli(0.5)).long()]))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(_m() + t(0.5)[c[group]] + pyro.sample("k", dist.Bernoulli(0.5)), 1.0), obs=y)
+
+
+def test_the_one_value_of_a_latent_that_is_read_by_place_is_not_summed_out():
+    """It ended in a KeyError."""
+    with pytest.raises(PpgenError, match="cannot sum .*'c'.* out"):
+        log_joint(Program.from_pair(_read_by_place_of_one_group), {"group": torch.zeros(2).long(), "y": t(0.1, 3.0)})
+
+
+@pytest.mark.parametrize("of", ["groups", "rows"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("values", [1, 2, 3])
+def test_draws_of_latents_in_plates_of_one_element_or_of_one_value(of, shape, values):
+    """Pyro's packed tensors lose such dimensions: a draw ended in a KeyError or an AssertionError. The data are 10
+    standard deviations from all values but one."""
+    g, m = shape
+    c = torch.arange(g) % values
+    k = torch.arange(g * m).reshape(shape) % 2
+    y = 10.0 * c[:, None] + 100.0 * k + 0.1
+
+    def model(y):
+        dims = (-2, -1) if of == "groups" else (-1, -2)
+        with pyro.plate("groups", g, dim=dims[0]):
+            c = pyro.sample("c", dist.Categorical(torch.ones(values)))
+            with pyro.plate("inner", m, dim=dims[1]):
+                k = pyro.sample("k", dist.Bernoulli(0.5))
+                pyro.sample("y", dist.Normal(10.0 * c + 100.0 * k, 1.0), obs=y)
+
+    data = {"y": y if of == "groups" else y.T}
+    drawn = drawn_discrete(Program.from_pair(model), data, 2, {}, ["c", "k"])
+    assert torch.equal(drawn["c"], c[:, None] if of == "groups" else c)
+    assert torch.equal(drawn["k"], (k if of == "groups" else k.T).to(drawn["k"].dtype))
+
+
 class Drawn(Program):
     """What draws besides: dropout, of what depends on k and of what does not, and a plate's part of the rows."""
 

@@ -394,3 +394,19 @@ def test_a_guide_may_read_columns_with_missing_cells():
     seen = [row[~row.isnan()].numpy() for row in y]
     exact = [stats.multivariate_normal(np.zeros(len(s)), np.eye(len(s)) + 1).logpdf(s) if len(s) else 0.0 for s in seen]
     assert loglik(run, {"y": y}, particles=3).best.values == pytest.approx(exact, abs=1e-4)
+
+
+def test_a_site_of_missing_cells_alone_is_passed_over():
+    """One site a group, of which one has no observed cell: a posterior ended in "slice step cannot be zero"."""
+
+    def model(y):
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        for g in range(2):
+            with pyro.plate(f"rows_{g}", 3):
+                pyro.sample(f"y_{g}", Normal(m, 1.0), obs=y[:, g])
+
+    program = ppgen.Program.from_pair(model)
+    program.missing = "mask"
+    tree = infer(program, {"y": torch.tensor([[1.0, torch.nan], [2.0, torch.nan], [0.5, torch.nan]])})
+    draws = tree["posterior"]["m"].values.ravel()
+    assert tree.attrs["verdict"] == "fine" and abs(draws.mean() - 3.5 / 4) < 5 * 0.5 / len(draws) ** 0.5

@@ -341,3 +341,13 @@ def test_the_function_of_a_graph_binds_what_is_no_literal_and_lets_values_go():
     made = []
     executable(torch.fx.GraphModule(torch.nn.Module(), graph))(x)
     assert held == [0, 1, 1, 1]
+
+
+def test_a_literal_that_is_folded_keeps_its_strides():
+    """A chain whose table of transitions is written out ended in "view size is not compatible"."""
+
+    def fn(x):
+        return (torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]).t() + x).t().view(6)
+
+    recorded = trace(fn, [torch.tensor(1.0)])
+    assert executable(recorded.graph)(torch.tensor(2.0), *recorded.constants).tolist() == [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]

@@ -252,7 +252,7 @@ def resolution(tree: DataTree) -> list[Finding]:
     found = []
     for name in _observed_and_drawn(tree):
         x, drawn, _ = _compared(tree, name)
-        step = -(-drawn.size // MOST_VALUES)
+        step = max(-(-drawn.size // MOST_VALUES), 1)
         x, drawn = x[::step], drawn[:, ::step].astype(float)
         if not x.size or (drawn == drawn.round()).all():  # counts, which may be certain
             continue

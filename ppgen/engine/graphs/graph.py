@@ -98,7 +98,7 @@ def _fold(graph: fx.GraphModule) -> None:
     for i, (node, value) in enumerate(known.items()):
         if node.op == "call_function" and any(user not in known for user in node.users):
             name = f"_folded_{i}"
-            graph.register_buffer(name, value.contiguous().clone())
+            graph.register_buffer(name, value)
             with g.inserting_before(node):
                 constant = g.get_attr(name)
                 constant.meta = dict(node.meta)
