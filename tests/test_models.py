@@ -71,6 +71,7 @@ from ppgen.inference.objective import Objective
 from ppgen.inference.pyro_objective import PyroObjective
 from ppgen.inference.report.corner import corner_figure
 from ppgen.inference.report.figures import figure_of, save
+from ppgen.inference.report.interpolation import _between, interpolation_figure
 from ppgen.inference.report.model_graph import _edges_of
 from ppgen.inference.report.plot import plot
 from ppgen.inference.report.sample_plots import observed_values
@@ -444,6 +445,12 @@ def of_sample_plots(folder):
     run = fit(NormalMean(), {"x": X}, steps=0)
     seen, _ = observed_values(run, {"x": X})
     assert torch.equal(seen["x"], X)
+
+
+def of_interpolation(folder):
+    """A number is no image; the points of a line are even steps from one row to the other."""
+    assert interpolation_figure(fit(NormalMean(), {"x": X}, steps=0), {"x": X}) is None
+    assert torch.allclose(_between(torch.tensor([[1.0], [9.0]]), 1)[:, 0], torch.arange(1.0, 10.0))
 
 
 def of_loglik(folder):

@@ -763,7 +763,7 @@ def test_a_plate_of_as_many_groups_as_rows_is_said_to_be_drawn_anew(caplog):
             a = pyro.sample("a", dist.Normal(0.0, 1.0))
             return pyro.sample("y", dist.Normal(a + x, 1.0), obs=y)
 
-    wide = {"x": torch.ones(1, 5), "y": torch.zeros(3, 5)}, {"x": torch.ones(1, 7)}
+    wide = {"x": torch.ones(1, 5), "y": torch.zeros(3, 5)}, {"x": torch.zeros(1, 7)}
     long = {"x": torch.ones(5), "y": torch.zeros(5)}, {"x": torch.ones(7)}
     for model, (data, new), said in ((by_number, wide, True), (by_rows, long, False)):
         run = fit(Program.from_pair(model), data, steps=2)

@@ -9,12 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import tensor
 
 from ppgen import Program
 from ppgen.cli.output import _minibatches
 from ppgen.errors import PpgenError
-from ppgen.inference import fit, mcmc, predict
+from ppgen.inference import fit, infer, mcmc, predict
 
 WIDE, SD = 30.0, 0.1
 ROWS = {"x": torch.zeros(4), "a": tensor([10.0, -10.0, 20.0, -20.0])}
@@ -175,3 +176,42 @@ def test_check_says_whether_a_batch_of_rows_can_be_weighed(program, takes):
     assert _minibatches(run).startswith("yes") == takes
     with nullcontext() if takes else pytest.raises(PpgenError):
         fit(Program.from_pair(program), ROWS, steps=1, batch_size=2, engine="eager")
+
+
+def levels(y, lengths=None):
+    """Local levels of several series: z_t ~ N(z_{t-1}, 1), y_t ~ N(z_t, 0.5); of some the last times are not there."""
+    with pyro.plate("series", len(y)):
+        z = torch.zeros(len(y))
+        for t in range(y.shape[1]):
+            there = torch.ones(len(y), dtype=torch.bool) if lengths is None else t < lengths
+            with poutine.mask(mask=there):
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+                pyro.sample(f"y_{t}", dist.Normal(z, 0.5), obs=y[:, t])
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+@pytest.mark.parametrize("by", ["draws", "guide"])
+def test_series_in_a_plate_go_on_from_their_fitted_times(by, by_length):
+    y = tensor([[1.0, 2.0, 4.0], [-1.0, 0.5, -3.0], [8.0, 7.0, 9.0]])
+    data = {"y": y} | ({"lengths": tensor([3, 3, 3])} if by_length else {})
+    new = {"y": torch.cat([y, torch.zeros(3, 2)], 1)} | ({"lengths": tensor([5, 5, 5])} if by_length else {})
+    if by == "draws":
+        found = predict(infer(levels, data), new, program=levels)["predictions"]
+    else:
+        run = fit(levels, data, guide="AutoMultivariateNormal", steps=2000, lr=0.03, schedule="cosine")
+        found = predict(run, new, draws=4000)["predictions"]
+    mean, var = torch.zeros(3), 0.0
+    for t in range(3):  # Kalman's filter
+        gain = (var + 1) / (var + 1 + 0.25)
+        mean, var = mean + gain * (y[:, t] - mean), (1 - gain) * (var + 1)
+    for ahead, name in ((1, "y_3"), (2, "y_4")):
+        drawn, sd = found[name].values.reshape(-1, 3), (var + ahead + 0.25) ** 0.5
+        assert abs(drawn.mean(0) - mean.numpy()).max() < (0.1 if by == "draws" else 0.2)
+        assert abs(drawn.std(0) / sd - 1).max() < 0.06
+
+
+def test_other_series_have_states_of_their_own():
+    y = tensor([[1.0, 2.0, 4.0], [-1.0, 0.5, -3.0]])
+    other = torch.cat([y.flip(0), torch.zeros(2, 1)], 1)
+    drawn = predict(infer(levels, {"y": y}), {"y": other}, program=levels)["predictions"]["y_0"].values.reshape(-1, 2)
+    assert abs(drawn.mean(0)).max() < 5 * 1.25**0.5 / len(drawn) ** 0.5

@@ -39,9 +39,9 @@ from ppgen.inference.evaluation.sample import (
     counts_in_range,
     dtype_of_program,
     forward_sites,
+    is_equal,
     program_of,
     ready,
-    same_rows,
     stand_ins,
     whole_trials,
 )
@@ -173,11 +173,11 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
     """Refuses other rows than the fitted ones, of a model with a latent of their length outside of their plate; says
     that the latents of a loop over the rows, which is no plate, are those of fitted rows."""
     structure = fitted.structure
-    if structure is None or not (structure.lengthening or structure.numbered) or same_rows(rows, fitted.example):
+    if structure is None or not (structure.lengthening or structure.numbered) or _are_fitted(rows, fitted.example):
         return
     sites = forward_sites(lambda given: fitted.program.call("model", given), fitted.example, 1)
     seen = set(observed_columns(sites, fitted.example).values())
-    if structure.lengthening and not same_rows({k: v for k, v in rows.items() if k not in seen}, fitted.example):
+    if structure.lengthening and not _are_fitted({k: v for k, v in rows.items() if k not in seen}, fitted.example):
         raise PpgenError(
             f"the latent {structure.lengthening[0]!r} of {fitted.program.name} has the length of the fitted rows and "
             "stands in no plate, so that its values at other rows are not known; write it within the plate of the "
@@ -185,12 +185,34 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
         )
     n = min(n_rows(t, structure.row_columns) for t in (rows, fitted.example))
     first, old = (take(t, slice(0, n), structure.row_columns) for t in (rows, fitted.example))
-    if structure.numbered and not same_rows(first, old):
+    if structure.numbered and not _are_fitted(first, old):
         log.warning(
             "the latents of %s in its loop over the rows, as %r, are those of the fitted rows, the first new row's of "
             "the first fitted one and so on; for rows of their own write the loop as pyro.plate, and to go on from "
             "the fitted rows pass those first", fitted.program.name, structure.numbered[0],
         )  # fmt: skip
+
+
+def _are_fitted(rows: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
+    """Whether these are the rows that were fitted, or go on from them: series by row with further times."""
+    other = {n: v for n, v in rows.items() if n not in fitted or not is_equal(v, fitted[n])}
+    if not all(isinstance(v, Tensor) and isinstance(fitted.get(n), Tensor) for n, v in other.items()):
+        return False
+    longer = {n for n, v in other.items() if _goes_on(v, fitted[n])}
+    return not other or bool(longer) and all(n in longer or _counts_on(v, fitted[n]) for n, v in other.items())
+
+
+def _goes_on(series: Tensor, fitted: Tensor) -> bool:
+    """Whether each row begins with a fitted one, (rows, times, ...), and has times beyond."""
+    if series.dim() < 2 or fitted.dim() < 2 or series.shape[1] <= fitted.shape[1]:
+        return False
+    return is_equal(series[:, : fitted.shape[1]], fitted)
+
+
+def _counts_on(lengths: Tensor, fitted: Tensor) -> bool:
+    """Whether whole numbers by row, as the lengths of series, are the fitted ones or larger."""
+    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    return whole and lengths.shape == fitted.shape and bool((lengths >= fitted).all())
 
 
 class _Model(NamedTuple):
@@ -240,7 +262,7 @@ class _Model(NamedTuple):
 
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
-    model = _Model(fitted, rows, hidden, same_rows(rows, fitted.example), {}, grow)
+    model = _Model(fitted, rows, hidden, _are_fitted(rows, fitted.example), {}, grow)
     chains, each = _thinned(fitted, rows, draws)
     unread: dict[str, set[str]] = {}
     if fitted.draws is None and not model.same:
@@ -385,7 +407,7 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
     chains, length = next(iter(fitted.draws.values())).shape[:2] if fitted.draws else (1, draws)
     n = min(length, max(1, draws // chains))
     index = torch.linspace(0, length - 1, n).round().long()
-    same = same_rows(rows, fitted.example)
+    same = _are_fitted(rows, fitted.example)
     own = frozenset() if same else fitted.structure.of_rows
     held = {k: v for k, v in fitted.draws.items() if k not in own}
     each = {k: v[:, index].flatten(0, 1) for k, v in held.items()}

@@ -455,14 +455,15 @@ def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool 
 
 def same_rows(rows: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
     """Whether these are the rows that were fitted."""
-    return all(n in fitted and (_equal(v, fitted[n]) or _equal(fitted[n], v)) for n, v in rows.items())
+    return all(n in fitted and is_equal(v, fitted[n]) for n, v in rows.items())
 
 
-def _equal(a: Any, b: Any) -> bool:
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two columns are the same, in the precision of the one that has less."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return a is b or bool(a == b)
-    b = b.to(a.dtype)
-    return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())  # a missing cell is nan
+    both = ((a.to(t.dtype), b.to(t.dtype)) for t in (a, b))
+    return a.shape == b.shape and any(bool(((x == y) | (x != x) & (y != y)).all()) for x, y in both)  # a gap is nan
 
 
 def structure_of(run: Run | Program, data: Mapping[str, Tensor]) -> Structure:
