@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ppgen import PpgenError, Program, rows
 from ppgen.check import check
 from ppgen.cli import app
-from ppgen.distributions import Flat
+from ppgen.distributions import Censored, Flat
 from ppgen.distributions.status import WithStatus
 from ppgen.inference import calibrate, fit
 from ppgen.inference.evaluation.calibrate import _of_guide
@@ -358,3 +358,10 @@ def test_in_the_shell(tmp_path):
     assert out.exit_code == 0 and "p-value" in out.stdout and (tmp_path / "run" / "calibration.json").is_file()
     out = runner.invoke(app, ["report", str(tmp_path / "run"), "--draws", "50", "--json"])
     assert out.exit_code == 0 and 'id="calibration"' in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_shapes_of_distributions_are_torchs():
+    """Those of censored values were tuples, which do not count their entries: torch and Pyro ask."""
+    rate = torch.ones(4)
+    for d in (WithStatus(dist.Exponential(rate), rate), Censored(dist.Exponential(rate), upper=2 * rate)):
+        assert d.batch_shape.numel() == 4 and d.to_event(1).event_shape.numel() == 4

@@ -1,10 +1,13 @@
 """Regressions whose likelihood has no maximum are told, and no others: against scipy's maximum between wide bounds."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 
+from ppgen.formula.separation import _is_bounded
 from ppgen.models import regression
 
 pytest.importorskip("formulae")
@@ -86,3 +89,27 @@ def test_rows_that_most_rows_do_not_tell_of_are_seen(caplog):
     own["rare"] = np.isin(np.arange(50_000), [7, 700, 7000]).astype(float)
     regression("y ~ rare + v0 + v1 + v2 + v3 + v4", "bernoulli", own.assign(y=own["y"] * (own["rare"] == 0)))
     assert told(caplog)[0].startswith("rare: ")
+
+
+def test_designs_of_many_columns_are_told_soon():
+    """200 columns of 3 000 rows took a linear program 3 CPU seconds, one of 40 000 rows more."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(3000), rng.normal(size=(3000, 199))])
+    signs = np.where(rng.random(3000) < 1 / (1 + np.exp(-x[:, 1])), 1.0, -1.0)
+    began = time.process_time()
+    assert _is_bounded(x, signs) and time.process_time() - began < 1
+    assert not _is_bounded(x, np.sign(x[:, 1]))
+
+
+def test_what_newtons_method_calls_bounded_has_no_direction_of_a_linear_program():
+    """Also with rows of both bounds, against a linear program of scipy."""
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(100):
+        n, p = rng.integers(4, 14), rng.integers(1, 4)
+        x = np.column_stack([np.ones(n), rng.integers(-2, 3, (n, p))])
+        signs = rng.integers(-1, 2, n)
+        one, free = signs[:, None] * x, signs == 0
+        found = linprog(-one.sum(0), -one, np.zeros(n), x[free], np.zeros(free.sum()), bounds=(-1, 1))
+        seen.append(-found.fun < 1e-6)
+        assert _is_bounded(x, signs) == seen[-1]
+    assert 10 < sum(seen) < 90

@@ -27,9 +27,9 @@ def objective(terms: Sequence[Term], s: Setting, *, beta: float = 1.0, free_bits
     """The mean over K draws of the sum of all terms.
 
     Args:
-        beta: weight of the latent terms in what is trained on; other than 1 that is **no** bound.
-        free_bits: nats a row that each KL in closed form may cost for nothing in what is trained on, which is then
-            **no** bound. The bound that is reported is the ELBO, whatever is trained on. Rows that are masked have
+        beta: weight of the latent terms in what is trained on: above 1 a looser bound, below it **no** bound.
+        free_bits: nats a row that each KL in closed form costs at least in what is trained on, which is then a looser
+            bound. The bound that is reported is the ELBO, whatever is trained on. Rows that are masked have
             none, those with a weight so many times as many.
 
     Raises:

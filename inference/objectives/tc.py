@@ -3,9 +3,9 @@ r"""The ELBO less a multiple of the total correlation: latents whose dimensions 
     ELBO − (β − 1) KL(q(z) ‖ Π_d q(z_d)),   q(z) = 1/B Σ_j q(z | x_j) over the rows of a step
 
 The KL of the ELBO is mutual information + total correlation + KL of each dimension from its prior, of which β weighs
-the second; `analytic(beta=...)` weighs all three. What is trained on is **no** bound; what is reported is the ELBO. Of
-a batch q(z) is the mixture of its rows, the paper's "minibatch-weighted" estimate, whose total correlation differs
-from that of all rows.
+the second; `analytic(beta=...)` weighs all three. What is trained on is a looser bound above β = 1, as no total
+correlation is below 0, and **no** bound below it; what is reported is the ELBO. Of a batch q(z) is the mixture of its
+rows, the paper's "minibatch-weighted" estimate, whose total correlation differs from that of all rows.
 
 Source: Isolating Sources of Disentanglement in Variational Autoencoders (Chen et al. 2018, arXiv:1802.04942).
 """

@@ -126,7 +126,7 @@ def elbo_figure(run: Run) -> Figure | None:
     low, high = late.min(), late.max()
     axis.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9)
     other = objectives.reweighted(run.config["fit"]["objective"], run.program)
-    title = "A lower bound on log p(x)" + (f"; trained on {other}, which is none" if other else "")
+    title = "A lower bound on log p(x)" + (f"; trained on {other}, not on it" if other else "")
     axis.set(xlabel="step", ylabel="nats" if whole else "nats a row")
     axis.set_title(title, fontsize=9 if other else None)
     axis.legend(frameon=False, loc="lower right")

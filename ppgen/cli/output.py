@@ -56,7 +56,7 @@ def fit(run: Run, seconds: float, json: bool) -> None:
         kept = f", of step {int(last['step'])}, which is kept" if last["step"] < steps else ""
         say(f"ELBO {number(elbo, se)} {unit}{held_out}{kept}; {steps} steps in {duration(seconds)}")
         if other := reweighted(run.config["fit"]["objective"], run.program):
-            say(f"trained on {other}: no bound on log p(x), which the ELBO above is")
+            say(f"trained on {other}, and not on the ELBO above")
     say(f"run  {run.path}")
 
 

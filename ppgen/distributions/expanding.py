@@ -23,6 +23,9 @@ class Expanding(TorchDistribution):
     expanded: Mapping[str, int] = {}
     arg_constraints: dict[str, constraints.Constraint] = {}
 
+    def __init__(self, batch_shape: Sequence[int] = (), event_shape: Sequence[int] = (), validate_args: Any = None):
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         new, shape = copy.copy(self), torch.Size(batch_shape)
         for name, dims in self.expanded.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -100,9 +101,14 @@ def _related(a: list[Part], b: list[Part]) -> bool:
 
 
 def _variables(term: list[Part]) -> set[str]:
-    trees = [ast.parse(part["x"]) for part in term if "x" in part]
-    named = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)} - {"torch"}
+    named = {name for part in term if "x" in part for name in _named(part["x"])}
     return named | {part["codes"] for part in term if "codes" in part}
+
+
+@lru_cache(4096)
+def _named(x: str) -> frozenset[str]:
+    """The names in an expression; terms are compared pair by pair."""
+    return frozenset(n.id for n in ast.walk(ast.parse(x)) if isinstance(n, ast.Name)) - {"torch"}
 
 
 def _level(term: list[Part]) -> bool:

@@ -53,7 +53,8 @@ class CodedTable:
     @property
     def numbers(self) -> dict[str, Tensor]:
         """The columns that are numbers, in double precision."""
-        return {n: v.double() for n, v in self.raw.items() if n not in self.raw.words}
+        words = self.raw.words
+        return {n: v.double() for n, v in self.raw.items() if n not in words}
 
     def values(self, column: str) -> list[str]:
         """The different values as words: in the order of a categorical, else sorted."""
