@@ -73,8 +73,8 @@ class Many:
         except Untraceable as e:
             return self._say(str(e))
         if why := _differs(self.one, traced, self.examples, self.gradient):  # of this function: an equal graph tells
-            _say_own_seed(self.one, traced, self.examples, self.name)  # neither what it draws beside torch's generator
-            return self._say(why)  # nor a gradient of its own
+            _look_for_own_seed(self.one, traced, self.examples, self.name)
+            return self._say(why)  # neither what it draws beside torch's generator nor a gradient of its own
         inputs, each = self.examples[: self.shared], self.examples[self.shared :]
         key = _key(traced, self.shared, self.gradient)
         if new := key not in _recordings:
@@ -268,7 +268,7 @@ def _differs(one: One, recorded: Traced, inputs: Sequence[Tensor], gradient: boo
     return ""
 
 
-def _say_own_seed(one: One, recorded: Traced, inputs: Sequence[Tensor], name: str) -> None:
+def _look_for_own_seed(one: One, recorded: Traced, inputs: Sequence[Tensor], name: str) -> None:
     """Where a program that draws gives the same to the bit from two random states."""
     if not any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in recorded.graph.graph.nodes):
         return
@@ -278,11 +278,15 @@ def _say_own_seed(one: One, recorded: Traced, inputs: Sequence[Tensor], name: st
             torch.manual_seed(seed)
             runs.append(one(*inputs))
     if all(torch.equal(a, b) for a, b in zip(*runs, strict=True)):
-        log.warning(
-            "the draws of %s are all made of the same random numbers, as the program sets the seed itself each time it "
-            "is run (poutine.seed, torch.manual_seed or pyro.set_rng_seed): what they spread is not its distribution; "
-            "take that out of it, and pass the seed: seed= (--seed)", name,
-        )  # fmt: skip
+        say_own_seed(name)
+
+
+def say_own_seed(name: str) -> None:
+    log.warning(
+        "the draws of %s are all made of the same random numbers, as the program sets the seed itself each time it "
+        "is run (poutine.seed, torch.manual_seed or pyro.set_rng_seed): what they spread is not its distribution; "
+        "take that out of it, and pass the seed: seed= (--seed)", name,
+    )  # fmt: skip
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -16,7 +16,7 @@ from ppgen import Program, rows
 from ppgen import draws as draws_module
 from ppgen.check import check
 from ppgen.draws import FEW, Many, ManyTerms, one_draw
-from ppgen.inference import mcmc, sample
+from ppgen.inference import fit, mcmc, posterior, sample
 
 X = normal(6) + 1.0
 
@@ -294,3 +294,7 @@ def test_draws_of_a_program_with_a_seed_of_its_own_are_said_to_be_one(caplog):
             caplog.clear()
             mcmc(model, {"x": torch.ones(3)}, chains=4, draws=10, warmup=20, prior=False)
             assert said in caplog.text
+        caplog.clear()
+        run = fit(model, {"x": torch.ones(3)}, steps=2, guide="AutoNormal", seed=0)
+        posterior(run, {"x": torch.ones(3)}, draws=50)  # the guide, which draws in no seed, hid it
+        assert (said in caplog.text) == expected

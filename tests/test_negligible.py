@@ -59,6 +59,16 @@ def test_a_mode_that_has_mass_keeps_its_chains(share):
     assert found(target, draws(WHICH)) is None
 
 
+@pytest.mark.slow
+def test_chains_on_their_way_into_a_heavy_mode_of_many_dimensions_stay(monkeypatch):
+    """Draws 0.6 times as far from its middle as those of a normal were taken for a mode of 3e-8, which has 0.7."""
+    monkeypatch.setitem(globals(), "FAR", 4.0)
+    target, draws = two(0.7, 150)
+    u = draws(WHICH)
+    u[:, WHICH == 1] = FAR + 0.6 * (u[:, WHICH == 1] - FAR)
+    assert found(target, u) is None
+
+
 @pytest.mark.parametrize("which", [0 * WHICH, 1 + 0 * WHICH])
 def test_chains_that_are_together_are_left_where_they_are(which):
     target, draws = two(1e-7, 3)

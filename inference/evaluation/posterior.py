@@ -27,7 +27,7 @@ from ppgen.check.auxiliary import auxiliary_fault
 from ppgen.check.indices import indexed_sizes, warn_of_negative_indices
 from ppgen.check.missing import validate
 from ppgen.data import n_rows, tensors, words_of
-from ppgen.draws import Many, one_draw
+from ppgen.draws import Many, one_draw, say_own_seed
 from ppgen.enumerated import drawn_discrete
 from ppgen.errors import PpgenError, whole_number
 from ppgen.gaps import COVARIATE, counts, gap_rows, with_gaps
@@ -192,6 +192,10 @@ class Groups:
         out: dict[str, dict[str, Tensor]] = {}
         for (group, name), value in zip(self.names, values, strict=True):
             out.setdefault(group, {})[name] = value
+        prior = [v for g in ("prior", "prior_predictive") for v in out.get(g, {}).values()]
+        unlike = self.given is None and self._many.graph is None and draws > 1 and prior  # the guide's draws differ
+        if unlike and all(torch.equal(v, v[:1].expand_as(v)) for v in prior):
+            say_own_seed(self.program.name)
         return out
 
     def _one(self, *given: Tensor) -> list[Tensor]:

@@ -5,7 +5,9 @@ r"""Chains that sit in a mode of next to no mass: the share of each chain's plac
 
 p̃(u) = p(x, z(u)) |det ∂z/∂u|; q_k are the normals of the places where climbs from the chains end, with heavy tails,
 and q is their mixture. The first is a bound in expectation, and the second as far as a chain's draws are draws of its
-place: together they bound the share Z_c / Z from above, each with its error. A place without a normal near it, as the
+place: together they bound the share Z_c / Z from above, each with its error. Draws that are on their way into their
+place give no bound: in 100 dimensions, where a place is a thin shell, they are off by tens of nats. So the weights of
+the draws of q that are nearest to these chains have to be as small. A place without a normal near it, as the
 neck of a funnel, gives no low bound: its share is not known.
 
 Sources: the two bounds are those of `evidence.py`; the places those of `ppgen/inference/verdicts/mode_search.py`.
@@ -51,7 +53,9 @@ def negligible_modes(target: Density, u: Tensor, lp: Tensor, generator: torch.Ge
     whole = float(log_w.max() + w.mean().log() - SURE * w.std() / w.mean() / WEIGHTS**0.5)
     share = (_from_above(found, u, lp) - whole).exp()
     gone = share < NEGLIGIBLE
-    if not gone.any() or gone.all():
+    mean, sd = u.mean(0), u.var(0).mean(0).sqrt()
+    there = gone[torch.cdist(v / sd, mean / sd).argmin(1)]  # draws of the mixture that are nearest to these chains
+    if not gone.any() or gone.all() or w[there].sum() > NEGLIGIBLE * w.sum():
         return None
     most = int(torch.where(gone, share, -torch.inf).argmax())
     return Begun(gone.nonzero()[:, 0], float(share[most]), u[-1, most])
