@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
+from ppgen.draws import OURS
 from ppgen.handlers import without_validation
 from ppgen.program import Program
 from ppgen.terms import run
 
 log = logging.getLogger("ppgen")
-
-OURS = 0x5EED_0F_99  # a seed that nobody writes into a program
 
 
 def seeds_itself(program: Program, batch: Mapping[str, Any]) -> bool:
