@@ -47,7 +47,13 @@ def main() -> None:
         for name, (t, elbo) in curves.items():
             ax.plot(t, elbo, label=name)
         low = min(np.interp(options.at[0], t, elbo) for t, elbo in curves.values())
-        ax.set(xscale="log", xlabel="CPU seconds of training", ylabel="ELBO, nats a held-out row", ylim=(low, None))
+        ax.set(
+            xscale="log",
+            xlabel="CPU seconds of training",
+            ylabel="ELBO, nats a held-out row",
+            ylim=(low, None),
+            xlim=(options.at[0], None),
+        )
         ax.legend(frameon=False)
         figure.savefig(options.picture, dpi=110)
 
