@@ -1,6 +1,6 @@
 """ELBO of the held-out rows against CPU time, of several runs: a table and a picture.
 
-    python benchmarks/curves.py "mixture prior=RUN:402" "flow prior=RUN:398" [--rows 10000] [--picture FILE]
+    python benchmarks/curves.py "mixture prior=RUN:402" "flow prior=RUN:398" [--picture FILE]
 
 Each run is given with a name and the CPU seconds of its training, as `benchmarks/binarized_mnist.py` prints them; its
 steps are taken to have cost the same. Figures are nats a held-out row.
@@ -9,24 +9,23 @@ steps are taken to have cost the same. Figures are nats a held-out row.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from ppgen.run import Run
 
-def curve(run: Path, seconds: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
+
+def curve(path: str, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """CPU seconds, and the ELBO of a held-out row then."""
-    with open(run / "metrics.csv", newline="") as file:
-        seen = [r for r in csv.DictReader(file) if r["valid_elbo"]]
-    steps, elbo = (np.array([float(r[k]) for r in seen]) for k in ("step", "valid_elbo"))
-    return steps * seconds / steps[-1], elbo / rows
+    run = Run.load(path)
+    steps, elbo = (run.metrics[name][np.isfinite(run.metrics["valid_elbo"])] for name in ("step", "valid_elbo"))
+    return steps * seconds / steps[-1], elbo / run.config["data"]["valid_rows"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN:SECONDS")
-    parser.add_argument("--rows", type=int, default=10_000, help="held-out rows")
     parser.add_argument("--at", type=float, nargs="+", default=[25, 50, 100, 200, 300, 400], help="CPU seconds")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
@@ -34,7 +33,7 @@ def main() -> None:
     for each in options.runs:
         name, rest = each.split("=", 1)
         run, seconds = rest.rsplit(":", 1)
-        curves[name] = curve(Path(run), float(seconds), options.rows)
+        curves[name] = curve(run, float(seconds))
     print("| CPU s | " + " | ".join(f"{s:g}" for s in options.at) + " |")
     print("|---|" + "--:|" * len(options.at))
     for name, (t, elbo) in curves.items():

@@ -39,9 +39,9 @@ from ppgen.inference.evaluation.sample import (
     counts_in_range,
     dtype_of_program,
     forward_sites,
-    is_equal,
     program_of,
     ready,
+    same_column,
     stand_ins,
     whole_trials,
 )
@@ -195,7 +195,7 @@ def _known_here(fitted: Fitted, rows: Table) -> None:
 
 def _are_fitted(rows: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
     """Whether these are the rows that were fitted, or go on from them: series by row with further times."""
-    other = {n: v for n, v in rows.items() if n not in fitted or not is_equal(v, fitted[n])}
+    other = {n: v for n, v in rows.items() if n not in fitted or not same_column(v, fitted[n])}
     if not all(isinstance(v, Tensor) and isinstance(fitted.get(n), Tensor) for n, v in other.items()):
         return False
     longer = {n for n, v in other.items() if _goes_on(v, fitted[n])}
@@ -206,7 +206,7 @@ def _goes_on(series: Tensor, fitted: Tensor) -> bool:
     """Whether each row begins with a fitted one, (rows, times, ...), and has times beyond."""
     if series.dim() < 2 or fitted.dim() < 2 or series.shape[1] <= fitted.shape[1]:
         return False
-    return is_equal(series[:, : fitted.shape[1]], fitted)
+    return same_column(series[:, : fitted.shape[1]], fitted)
 
 
 def _counts_on(lengths: Tensor, fitted: Tensor) -> bool:
@@ -263,7 +263,7 @@ class _Model(NamedTuple):
 def _predictions(fitted: Fitted, rows: Table, hidden: frozenset[str], draws: int, grow: bool) -> DataTree:
     program, structure = fitted.program, fitted.structure
     model = _Model(fitted, rows, hidden, _are_fitted(rows, fitted.example), {}, grow)
-    chains, each = _thinned(fitted, rows, draws)
+    chains, each = _thinned(fitted, model.same, draws)
     unread: dict[str, set[str]] = {}
     if fitted.draws is None and not model.same:
         reads, unread = _reads(fitted, _seen(rows, hidden))
@@ -399,7 +399,7 @@ def _extrapolated(fitted: Fitted, kept: Table) -> list[Beyond]:
     return sorted((b for b in found if b.column not in groups), key=lambda b: -b.widths)
 
 
-def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
+def _thinned(fitted: Fitted, same: bool, draws: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
     """Chains and draws, and of a tree the latents that hold for the new rows too, draws leading."""
     if fitted.draws is None:
         return (1, draws), {}
@@ -407,7 +407,6 @@ def _thinned(fitted: Fitted, rows: Table, draws: int) -> tuple[tuple[int, int], 
     chains, length = next(iter(fitted.draws.values())).shape[:2] if fitted.draws else (1, draws)
     n = min(length, max(1, draws // chains))
     index = torch.linspace(0, length - 1, n).round().long()
-    same = _are_fitted(rows, fitted.example)
     own = frozenset() if same else fitted.structure.of_rows
     held = {k: v for k, v in fitted.draws.items() if k not in own}
     each = {k: v[:, index].flatten(0, 1) for k, v in held.items()}

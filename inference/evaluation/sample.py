@@ -455,10 +455,10 @@ def _subsamples(program: Program, data: Mapping[str, Any], guide: bool) -> bool 
 
 def same_rows(rows: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
     """Whether these are the rows that were fitted."""
-    return all(n in fitted and is_equal(v, fitted[n]) for n, v in rows.items())
+    return all(n in fitted and same_column(v, fitted[n]) for n, v in rows.items())
 
 
-def is_equal(a: Any, b: Any) -> bool:
+def same_column(a: Any, b: Any) -> bool:
     """Whether two columns are the same, in the precision of the one that has less."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return a is b or bool(a == b)

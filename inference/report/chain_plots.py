@@ -47,10 +47,8 @@ def within_figures(run: Run, data: Mapping[str, Tensor], *, seed: int | None = 0
         return {}
     few = first_rows(run, data, ROWS)
     return {
-        f"ledger_{name.replace('/', '_')}": _elbo_figure(
-            elbo_decomposition(run, few, within=name, seed=seed), chain, name
-        )
-        for name, (chain, _) in chains_within(run, few, seed=seed).items()
+        f"ledger_{name.replace('/', '_')}": _elbo_figure(elbo_decomposition(chain, rows, seed=seed), chain, name)
+        for name, (chain, rows) in chains_within(run, few, seed=seed).items()
     }
 
 

@@ -53,10 +53,9 @@ def executable(graph: fx.GraphModule, *, gradient: bool = False) -> Callable[...
         else:
             given = [text(a) for a in node.args] + [f"{k}={text(v)}" for k, v in node.kwargs.items()]
             target = node.target._op if isinstance(node.target, torch._ops.OpOverload) else node.target
-            gone = [values[n] for n in (*dying[node], *(() if node.users else (node,)))]
-            lines.append(
-                f"{values[node]} = {name_of(target)}({', '.join(given)})" + f"; del {', '.join(gone)}" * bool(gone)
-            )
+            lines.append(f"{values[node]} = {name_of(target)}({', '.join(given)})")
+            if gone := [values[n] for n in (dying[node] if node.users else (*dying[node], node))]:
+                lines.append(f"del {', '.join(gone)}")
     exec(compile(f"def forward({', '.join(inputs)}):\n " + "\n ".join(lines), "<traced program>", "exec"), bound)
     forward = bound["forward"]
 
